@@ -1,0 +1,1 @@
+"""From a cache entry to tensors. Needs torch, which nothing else in Tonnage imports."""

@@ -1,0 +1,68 @@
+"""What passes between the two programs: plans (operator to loader) and reports (loader to operator).
+
+Both are JSON with snake_case keys. Unknown fields are ignored, so that neighbouring releases work together; an unknown
+schema version is refused. The operator imports this package and ``tonnage.errors`` and nothing else of the loader.
+"""
+
+from tonnage.contract.plan import (
+    SCHEMA_VERSION,
+    AddressingStyle,
+    FileSelection,
+    HttpSource,
+    Identity,
+    Layout,
+    Limits,
+    ObjectPin,
+    Plan,
+    RankSelection,
+    Reporting,
+    S3Source,
+    Source,
+    Verify,
+    decode_plan,
+    encode_plan,
+)
+from tonnage.contract.report import (
+    Medium,
+    Outcome,
+    Progress,
+    Report,
+    ReportKind,
+    ResolvedSource,
+    decode_report,
+    encode_report,
+    termination_message,
+)
+from tonnage.contract.revision import ENTRY_PATTERN, entry_name, revision_digest, revision_id
+
+__all__ = [
+    "ENTRY_PATTERN",
+    "SCHEMA_VERSION",
+    "AddressingStyle",
+    "FileSelection",
+    "HttpSource",
+    "Identity",
+    "Layout",
+    "Limits",
+    "Medium",
+    "ObjectPin",
+    "Outcome",
+    "Plan",
+    "Progress",
+    "RankSelection",
+    "Report",
+    "ReportKind",
+    "Reporting",
+    "ResolvedSource",
+    "S3Source",
+    "Source",
+    "Verify",
+    "decode_plan",
+    "decode_report",
+    "encode_plan",
+    "encode_report",
+    "entry_name",
+    "revision_digest",
+    "revision_id",
+    "termination_message",
+]

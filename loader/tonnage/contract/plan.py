@@ -1,0 +1,212 @@
+"""The plan: what to load, where from, how to verify it. It holds no secret and no signed URL.
+
+The command line's flags make the same object, so there is one way through the loader.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from tonnage.errors import InvalidPlan
+
+SCHEMA_VERSION = 1
+"""The one schema version of plans and reports that this release reads and writes."""
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+DEFAULT_TENSORS = ("*.tensors",)
+DEFAULT_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*")
+
+
+class Layout(enum.StrEnum):
+    """In which form the cache holds the tensors."""
+
+    SAFETENSORS = "safetensors"
+    """Shards that any engine reads; the default."""
+    TENSORIZER = "tensorizer"
+    """The ``.tensors`` objects, byte for byte."""
+
+
+class Verify(enum.StrEnum):
+    """How far the bytes are checked, from strongest to weakest."""
+
+    SHA256 = "sha256"
+    CRC32 = "crc32"
+    SIZE = "size"
+    NONE = "none"
+
+    @property
+    def strength(self) -> int:
+        """How much is proven; a higher number includes all lower ones."""
+        return {"none": 0, "size": 1, "crc32": 2, "sha256": 3}[self.value]
+
+
+class AddressingStyle(enum.StrEnum):
+    """Where the bucket's name goes in a URL."""
+
+    AUTO = "auto"
+    PATH = "path"
+    VIRTUAL = "virtual"
+
+
+class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything in the contract: immutable, and silent about what has its default."""
+
+
+class ObjectPin(_Wire, frozen=True, kw_only=True):
+    """One object of a revision, as every later request pins it.
+
+    ``etag`` is without quotes; empty where the server gives none. ``version_id`` is empty where the bucket has no
+    versions. ``key`` is the S3 key, or for HTTP the URL without its query string.
+    """
+
+    key: str
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    etag: str = ""
+    version_id: str = ""
+
+
+class S3Source(_Wire, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
+    """Objects of one bucket: either all under ``prefix``, or exactly ``keys``.
+
+    ``endpoint`` empty means AWS. ``ca_bundle`` is a path. ``objects`` pins the revision; None: resolve first.
+    """
+
+    bucket: str
+    prefix: str | None = None
+    keys: tuple[str, ...] | None = None
+    endpoint: str = ""
+    region: str = ""
+    addressing_style: AddressingStyle = AddressingStyle.AUTO
+    ca_bundle: str = ""
+    anonymous: bool = False
+    objects: tuple[ObjectPin, ...] | None = None
+
+
+class HttpSource(_Wire, frozen=True, kw_only=True, tag_field="kind", tag="http"):
+    """Objects by URL. Presigned ones are secrets, so they come from a file or an environment variable.
+
+    Exactly one of ``urls``, ``urls_file`` (a path, one URL a line) and ``urls_env`` (a variable's name, URLs separated
+    by white space) is given.
+    """
+
+    urls: tuple[str, ...] | None = None
+    urls_file: str = ""
+    urls_env: str = ""
+    ca_bundle: str = ""
+    objects: tuple[ObjectPin, ...] | None = None
+
+
+Source = S3Source | HttpSource
+
+
+class RankSelection(_Wire, frozen=True, kw_only=True):
+    """Rank-sharded files: ``pattern`` is a printf pattern of the file's name, with one integer field.
+
+    ``wanted`` are the ranks to load; None means all ``count``, or all that are there when ``count`` is None.
+    """
+
+    pattern: str = "model-rank-%03d.tensors"
+    count: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    wanted: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] | None = None
+
+
+class FileSelection(_Wire, frozen=True, kw_only=True):
+    """Which objects count. Shell patterns, matched against the whole key below the prefix and against its last part."""
+
+    tensors: tuple[str, ...] = DEFAULT_TENSORS
+    companions: tuple[str, ...] = DEFAULT_COMPANIONS
+    exclude: tuple[str, ...] = ()
+    ranks: RankSelection | None = None
+
+
+class Limits(_Wire, frozen=True, kw_only=True):
+    """How much of the machine and the network a load may take. Sizes in bytes, times in seconds; 0 means automatic."""
+
+    workers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    connections: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    part_size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    segment_size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    bandwidth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    timeout: Annotated[float, msgspec.Meta(ge=0)] = 0
+
+
+class Reporting(_Wire, frozen=True, kw_only=True):
+    """Where reports go. ``token_file`` holds the bearer token, which is read anew for each report."""
+
+    url: str
+    ca_bundle: str = ""
+    token_file: str = ""
+    interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+
+
+class Identity(_Wire, frozen=True, kw_only=True):
+    """The ``ModelWeights`` object that a plan was made for."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to load.
+
+    ``entry`` names the cache entry; empty: ``entry_name(revision, layout)``. ``expected_digest`` refuses anything but
+    that revision.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    sources: tuple[Source, ...]
+    entry: str = ""
+    expected_digest: str = ""
+    layout: Layout = Layout.SAFETENSORS
+    verify: Verify = Verify.CRC32
+    files: FileSelection = FileSelection()
+    limits: Limits = Limits()
+    reporting: Reporting | None = None
+    identity: Identity | None = None
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """Returns the plan as one line of JSON."""
+    return msgspec.json.encode(plan)
+
+
+class _Versioned(msgspec.Struct):
+    """Just the field that says whether the rest may be read."""
+
+    schema_version: int
+
+
+def check_version(data: bytes | str, *, what: str) -> None:
+    """Refuses JSON that is not of the schema version of this release.
+
+    Raises:
+        InvalidPlan: It is not a JSON object, has no version, or another one.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).schema_version
+    except msgspec.MsgspecError as error:
+        raise InvalidPlan(f"This {what} is not JSON with a schema_version: {error}.") from error
+    if version != SCHEMA_VERSION:
+        raise InvalidPlan(
+            f"This {what} has schema version {version}; this release of Tonnage reads version {SCHEMA_VERSION} only."
+        )
+
+
+def decode_plan(data: bytes | str) -> Plan:
+    """Reads a plan.
+
+    Raises:
+        InvalidPlan: It is not JSON, of an unknown schema version, or a field is wrong (which one, is said).
+    """
+    check_version(data, what="plan")
+    try:
+        return msgspec.json.decode(data, type=Plan)
+    except msgspec.MsgspecError as error:
+        raise InvalidPlan(f"The plan can't be used: {error}.") from error

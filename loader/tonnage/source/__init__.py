@@ -1,0 +1,1 @@
+"""Object storage: addresses, credentials, listing, pinning, and what its failures mean."""
