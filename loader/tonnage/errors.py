@@ -112,9 +112,7 @@ class RequestTimeTooSkewed(TonnageError):
 
     reason = Reason.REQUEST_TIME_TOO_SKEWED
     exit_code = 15
-    remedy = (
-        "Set this machine's clock (NTP); stores refuse signatures that are more than about 15 minutes off."
-    )
+    remedy = "Set this machine's clock (NTP); stores refuse signatures that are more than about 15 minutes off."
 
 
 class CredentialsMissing(TonnageError):
@@ -122,7 +120,7 @@ class CredentialsMissing(TonnageError):
 
     reason = Reason.CREDENTIALS_MISSING
     exit_code = 16
-    remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role, or pass --anonymous for public objects."
+    remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role; or pass --anonymous."
 
 
 class CredentialsExpired(TonnageError):
@@ -130,9 +128,7 @@ class CredentialsExpired(TonnageError):
 
     reason = Reason.CREDENTIALS_EXPIRED
     exit_code = 17
-    remedy = (
-        "Get fresh credentials or a new presigned URL and start again: what is on disk is kept and resumed."
-    )
+    remedy = "Get fresh credentials or a new presigned URL and start again: what is on disk is kept and resumed."
 
 
 class SourceChanged(TonnageError):
@@ -140,9 +136,7 @@ class SourceChanged(TonnageError):
 
     reason = Reason.SOURCE_CHANGED
     exit_code = 18
-    remedy = (
-        "Start again to load the new revision, or turn on bucket versioning so that old ones stay readable."
-    )
+    remedy = "Start again to load the new revision, or turn on bucket versioning so that old ones stay readable."
 
 
 class DigestMismatch(TonnageError):
@@ -174,9 +168,7 @@ class FormatUnsupported(TonnageError):
 
     reason = Reason.FORMAT_UNSUPPORTED
     exit_code = 22
-    remedy = (
-        "Update Tonnage, write the file with a released tensorizer, or use the layout that the message names."
-    )
+    remedy = "Update Tonnage, write the file with a released tensorizer, or use the layout that the message names."
 
 
 class FormatDamaged(TonnageError):
