@@ -1,0 +1,55 @@
+# Everything here prepares what it needs by itself: see hack/env/setup.sh.
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := sh hack/env/setup.sh
+
+# More arguments for each target, for example: make test PYTEST_ARGS='-k resume -x'
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check lint types test demo bench lock format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Prepare .venv with everything for working on Tonnage
+	@$(SETUP) lint
+
+demo: ## Load a real model from a real S3 server, step by step (about a minute)
+	@$(SETUP) test
+	@$(BIN)/python examples/demo/demo.py $(DEMO_ARGS)
+
+test: ## Run all tests
+	@$(SETUP) test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types ## Everything that CI checks besides the tests
+
+lint: ## Lint, format check and import contracts
+	@$(SETUP) lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: ## Type check (mypy, strict)
+	@$(SETUP) lint
+	$(BIN)/mypy
+
+bench: ## Measure Tonnage beside its peers into docs/performance/ (about 20 minutes)
+	@$(SETUP) bench
+	@$(BIN)/python benchmarks/loader/bench.py $(BENCH_ARGS)
+
+format: ## Mend what ruff can mend
+	@$(SETUP) lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: ## Pin requirements/*.txt anew after a change of pyproject.toml
+	@$(SETUP) lint
+	@sh hack/env/lock.sh
+
+clean: ## Remove .venv, caches and build results
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
