@@ -1,0 +1,465 @@
+"""An HTTP/1.1 server on a real socket that serves objects and misbehaves as told.
+
+    with FaultyServer() as server:
+        server.put("bucket/model.tensors", data)
+        server.fault(Fault(reset_after=1000), key="bucket/model.tensors", skip=2, times=1)
+        … load from server.url …
+        assert server.count(method="GET") == 7
+
+It speaks enough S3 for path-style ``s3://`` sources: HEAD and GET with Range, If-Match, If-Unmodified-Since and
+versionId, ListObjectsV2 with continuation, and XML errors. Signatures are recorded, never checked: that is SeaweedFS's
+part. Every connection has a thread; everything ends with ``close``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import email.utils
+import hashlib
+import socket
+import struct
+import threading
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Self
+from xml.sax.saxutils import escape
+
+from support.faulty_rules import (
+    EXPIRED_TOKEN,
+    NO_FAULT,
+    SLOW_DOWN,
+    Fault,
+    Request,
+    Rule,
+    StoredObject,
+    expired_token,
+    unavailable,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "EXPIRED_TOKEN",
+    "SLOW_DOWN",
+    "Fault",
+    "FaultyServer",
+    "Request",
+    "StoredObject",
+    "expired_token",
+    "unavailable",
+]
+
+BLOCK = 256 * 1024
+LAST_MODIFIED = "Tue, 01 Jul 2025 12:00:00 GMT"
+
+
+class _Hangup(Exception):
+    """This connection ends now, without more words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    status: int
+    reason: str
+    headers: dict[str, str]
+    body: Any = b""
+
+
+class FaultyServer:
+    """The server; see the module. ``url`` is its root, ``endpoint`` the same for S3."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", page_size: int = 1000) -> None:
+        self.requests: list[Request] = []
+        self.objects: dict[str, list[StoredObject]] = {}
+        self.buckets: set[str] = set()
+        self.page_size = page_size
+        self.bytes_sent = 0
+        self.connections = 0
+        self.open_connections = 0
+        self.most_connections = 0
+        self.most_requests = 0
+        self._running = 0
+        self._tls = tls
+        self._rules: list[Rule] = []
+        self._sockets: set[socket.socket] = set()
+        self._released = threading.Event()
+        self._closed = threading.Event()
+        self._changed = threading.Condition()
+        self._listener = socket.create_server((host, 0), backlog=512)
+        self.host = host
+        self.port: int = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, name="faulty-accept", daemon=True)
+        self._threads: list[threading.Thread] = []
+        self._acceptor.start()
+
+    # What tests arrange and ask
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://{'localhost' if self._tls else self.host}:{self.port}"
+
+    endpoint = url
+
+    def put(
+        self,
+        key: str,
+        data: Any,
+        *,
+        etag: str | None = None,
+        last_modified: str = LAST_MODIFIED,
+        version_id: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> StoredObject:
+        """Stores ``data`` (bytes or any buffer) at ``key``, which is ``bucket/key`` for S3 sources.
+
+        ``etag`` is with its quotes, its MD5 when None, and not sent when empty; ``last_modified`` empty: not sent. With
+        a ``version_id`` older versions stay readable by theirs.
+        """
+        digest = hashlib.md5(memoryview(data), usedforsecurity=False).hexdigest() if etag is None else ""
+        stored = StoredObject(
+            data=data,
+            etag=f'"{digest}"' if etag is None else etag,
+            last_modified=last_modified,
+            version_id=version_id,
+            headers=headers or {},
+        )
+        with self._changed:
+            self.buckets.add(key.partition("/")[0])
+            self.objects[key] = [stored, *self.objects.get(key, [])] if version_id else [stored]
+        return stored
+
+    def delete(self, key: str) -> None:
+        """Removes the object, its bucket stays."""
+        with self._changed:
+            del self.objects[key]
+
+    def fault(
+        self,
+        fault: Fault,
+        *,
+        when: Callable[[Request], bool] | None = None,
+        method: str | None = None,
+        key: str | None = None,
+        skip: int = 0,
+        times: int | None = None,
+    ) -> Rule:
+        """Arranges a fault for requests that match all that is given; the first rule that applies wins.
+
+        The first ``skip`` matching requests are answered well, then ``times`` of them badly (None: all).
+        """
+        rule = Rule(fault=fault, when=when, method=method, key=key, skip=skip, times=times)
+        with self._changed:
+            self._rules.append(rule)
+        return rule
+
+    def clear_faults(self) -> None:
+        """From now on everything is answered well; stalled answers stay stalled until ``release``."""
+        with self._changed:
+            self._rules.clear()
+
+    def release(self) -> None:
+        """Lets every stalled answer go on, now and in future."""
+        self._released.set()
+
+    def seen(self, *, method: str | None = None, key: str | None = None) -> list[Request]:
+        """The requests so far, in order of arrival."""
+        with self._changed:
+            return [
+                each
+                for each in self.requests
+                if (method is None or each.method == method) and (key is None or each.key == key)
+            ]
+
+    def count(self, *, method: str | None = None, key: str | None = None) -> int:
+        """How many requests there were."""
+        return len(self.seen(method=method, key=key))
+
+    def wait_for(self, condition: Callable[[FaultyServer], bool], timeout: float = 20.0) -> None:
+        """Waits until ``condition(server)``, looked at whenever a request arrives or bytes were sent.
+
+        Raises:
+            TimeoutError: It did not come true in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition(self), timeout):
+                raise TimeoutError(f"waited {timeout} s; {len(self.requests)} requests, {self.bytes_sent} bytes sent")
+
+    def wait_for_requests(self, count: int, timeout: float = 20.0, **match: str) -> None:
+        """Waits until ``count`` requests of a ``method`` or ``key`` have arrived."""
+        self.wait_for(lambda server: server.count(**match) >= count, timeout)
+
+    def wait_for_bytes(self, count: int, timeout: float = 20.0) -> None:
+        """Waits until ``count`` bytes of bodies were handed to the kernel."""
+        self.wait_for(lambda server: server.bytes_sent >= count, timeout)
+
+    def close(self) -> None:
+        """Ends all connections and threads."""
+        self._closed.set()
+        self._released.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._acceptor.join()
+        with self._changed:
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Connections
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._changed:
+                self.connections += 1
+                number = self.connections
+                self.open_connections += 1
+                self.most_connections = max(self.most_connections, self.open_connections)
+                self._sockets.add(connection)
+                thread = threading.Thread(target=self._serve, args=(connection, number), daemon=True)
+                self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, plain: socket.socket, number: int) -> None:
+        connection = plain
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(plain, server_side=True)
+                with self._changed:
+                    self._sockets.add(connection)
+            with connection.makefile("rb") as stream:
+                while not self._closed.is_set():
+                    request = self._read(stream, number)
+                    if request is None:
+                        break
+                    self._answer(connection, request)
+        except (OSError, ValueError, _Hangup):
+            pass
+        finally:
+            with self._changed:
+                self.open_connections -= 1
+                self._sockets.discard(plain)
+                self._sockets.discard(connection)
+            connection.close()
+            plain.close()
+
+    def _read(self, stream: Any, connection: int) -> Request | None:
+        line = stream.readline(65536).decode("latin-1").rstrip("\r\n")
+        if not line:
+            return None
+        method, target, _ = line.split(" ", 2)
+        headers: dict[str, str] = {}
+        while header := stream.readline(65536).decode("latin-1").rstrip("\r\n"):
+            name, _, value = header.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        path, _, query = target.partition("?")
+        with self._changed:
+            request = Request(len(self.requests), connection, method, path, query, headers, time.monotonic())
+            self.requests.append(request)
+            self._changed.notify_all()
+        return request
+
+    def _answer(self, connection: socket.socket, request: Request) -> None:
+        with self._changed:
+            fault = next((rule.fault for rule in self._rules if rule.take(request)), NO_FAULT)
+            self._running += 1
+            self.most_requests = max(self.most_requests, self._running)
+        try:
+            if fault.stall_before:
+                self._released.wait()
+            if fault.drop or self._closed.is_set():
+                raise _Hangup
+            answer = self._faulty_answer(request, fault)
+            self._send(connection, request, answer, fault)
+        finally:
+            with self._changed:
+                self._running -= 1
+        if fault.close or request.headers.get("connection", "").lower() == "close":
+            raise _Hangup
+
+    # What is said
+
+    def _faulty_answer(self, request: Request, fault: Fault) -> _Answer:
+        if fault.status is not None:
+            answer = _Answer(fault.status, fault.reason, {"Content-Length": str(len(fault.body))}, fault.body)
+        else:
+            answer = self._good_answer(request, fault)
+        headers = dict(answer.headers)
+        for name, value in fault.headers.items():
+            for present in [each for each in headers if each.lower() == name.lower()]:
+                del headers[present]
+            if value is not None:
+                headers[name] = value
+        if fault.close:
+            headers["Connection"] = "close"
+        if fault.announce_extra and "Content-Length" in headers:
+            headers["Content-Length"] = str(int(headers["Content-Length"]) + len(fault.extra))
+        if fault.chunked:
+            headers.pop("Content-Length", None)
+            headers["Transfer-Encoding"] = "chunked"
+        headers.setdefault("Date", email.utils.formatdate(usegmt=True))
+        return dataclasses.replace(answer, headers=headers)
+
+    def _good_answer(self, request: Request, fault: Fault) -> _Answer:
+        if request.query.get("list-type") == "2":
+            return self._listing(request)
+        with self._changed:
+            versions = self.objects.get(request.key, [])
+            buckets = set(self.buckets)
+        if "versionId" in request.query:
+            versions = [each for each in versions if each.version_id == request.query["versionId"]]
+        if not versions:
+            bucket, _, key = request.key.partition("/")
+            if bucket not in buckets:
+                return _error(404, "Not Found", "NoSuchBucket")
+            if not key:
+                return _Answer(200, "OK", {"Content-Length": "0"})
+            return _error(404, "Not Found", "NoSuchVersion" if "versionId" in request.query else "NoSuchKey")
+        return _object_answer(request, _altered(versions[0], fault), fault)
+
+    def _listing(self, request: Request) -> _Answer:
+        bucket = request.key.rstrip("/")
+        if bucket not in self.buckets:
+            return _error(404, "Not Found", "NoSuchBucket")
+        query = request.query
+        prefix = query.get("prefix", "")
+        after = query.get("continuation-token", "")
+        with self._changed:
+            found = {
+                key.removeprefix(f"{bucket}/"): versions[0]
+                for key, versions in self.objects.items()
+                if key.startswith(f"{bucket}/{prefix}")
+            }
+        names = sorted(name for name in found if name > after)
+        limit = min(int(query.get("max-keys", "1000")), self.page_size)
+        page = names[:limit]
+        truncated = len(names) > len(page) and bool(page)
+        quote = urllib.parse.quote if query.get("encoding-type") == "url" else str
+        rows = "".join(
+            f"<Contents><Key>{escape(quote(name))}</Key><Size>{found[name].size}</Size>"
+            f"<ETag>{escape(found[name].etag)}</ETag></Contents>"
+            for name in page
+        )
+        token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if truncated else ""
+        text = (
+            '<?xml version="1.0" encoding="UTF-8"?>'
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{bucket}</Name><IsTruncated>{str(truncated).lower()}</IsTruncated><KeyCount>{len(page)}</KeyCount>"
+            f"{token}{rows}</ListBucketResult>"
+        )
+        data = text.encode()
+        return _Answer(200, "OK", {"Content-Type": "application/xml", "Content-Length": str(len(data))}, data)
+
+    def _send(self, connection: socket.socket, request: Request, answer: _Answer, fault: Fault) -> None:
+        head = [f"HTTP/1.1 {answer.status} {answer.reason}"]
+        head += [f"{name}: {value}" for name, value in answer.headers.items()]
+        connection.sendall(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
+        if request.method == "HEAD":
+            return
+        for block in _blocks(memoryview(answer.body), fault):
+            if block is None:
+                self._released.wait()
+                if self._closed.is_set():
+                    raise _Hangup
+                continue
+            started = time.monotonic()
+            connection.sendall(b"%x\r\n%b\r\n" % (len(block), block) if fault.chunked else block)
+            with self._changed:
+                self.bytes_sent += len(block)
+                self._changed.notify_all()
+            if fault.rate is not None and self._closed.wait(started + len(block) / fault.rate - time.monotonic()):
+                raise _Hangup
+        if fault.reset_after is not None:
+            _reset(connection)
+            raise _Hangup
+        if fault.close_after is not None:
+            raise _Hangup
+        connection.sendall(fault.extra)
+        if fault.chunked:
+            connection.sendall(b"0\r\n\r\n")
+        if fault.extra and not fault.announce_extra:
+            raise _Hangup
+
+
+def _altered(stored: StoredObject, fault: Fault) -> StoredObject:
+    data = stored.data if fault.data is None else fault.data
+    if fault.flip is not None:
+        changed = bytearray(data)
+        changed[fault.flip] ^= 1
+        data = changed
+    return dataclasses.replace(stored, data=data, etag=stored.etag if fault.etag is None else fault.etag)
+
+
+def _object_answer(request: Request, stored: StoredObject, fault: Fault) -> _Answer:
+    wanted = request.headers.get("if-match")
+    if wanted is not None and wanted not in {"*", stored.etag}:
+        return _error(412, "Precondition Failed", "PreconditionFailed")
+    unmodified = request.headers.get("if-unmodified-since")
+    if unmodified is not None and stored.last_modified and _after(stored.last_modified, unmodified):
+        return _error(412, "Precondition Failed", "PreconditionFailed")
+    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **stored.headers}
+    if stored.etag:
+        headers["ETag"] = stored.etag
+    if stored.last_modified:
+        headers["Last-Modified"] = stored.last_modified
+    if stored.version_id:
+        headers["x-amz-version-id"] = stored.version_id
+    whole = memoryview(stored.data)
+    if request.range is None or fault.ignore_range:
+        return _Answer(200, "OK", {**headers, "Content-Length": str(len(whole))}, whole)
+    first, last = request.range
+    last = len(whole) - 1 if last is None else last
+    if first >= len(whole):
+        return _error(416, "Range Not Satisfiable", "InvalidRange", {"Content-Range": f"bytes */{len(whole)}"})
+    first = min(first + fault.shift, len(whole) - 1)
+    last = min(last + fault.shift - fault.shorten, len(whole) - 1)
+    headers["Content-Range"] = f"bytes {first}-{last}/{len(whole) + fault.lie_total}"
+    headers["Content-Length"] = str(last + 1 - first)
+    return _Answer(206, "Partial Content", headers, whole[first : last + 1])
+
+
+def _blocks(body: memoryview, fault: Fault) -> Iterator[memoryview | None]:
+    """The body's pieces as they are sent; None where the server stalls."""
+    stops = [stop for stop in (fault.reset_after, fault.close_after) if stop is not None]
+    end = min([len(body), *stops])
+    step = BLOCK if fault.rate is None else max(1, min(BLOCK, int(fault.rate / 50)))
+    at = 0
+    if fault.stall_after is not None:
+        stall = min(end, fault.stall_after)
+        while at < stall:
+            yield body[at : min(at + step, stall)]
+            at = min(at + step, stall)
+        yield None
+    while at < end:
+        yield body[at : min(at + step, end)]
+        at += step
+
+
+def _error(status: int, reason: str, code: str, headers: dict[str, str] | None = None) -> _Answer:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{reason}</Message></Error>".encode()
+    base = {"Content-Type": "application/xml", "Content-Length": str(len(body))}
+    return _Answer(status, reason, base | (headers or {}), body)
+
+
+def _after(one: str, other: str) -> bool:
+    return email.utils.parsedate_to_datetime(one) > email.utils.parsedate_to_datetime(other)
+
+
+def _reset(connection: socket.socket) -> None:
+    """Makes the coming close an RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

