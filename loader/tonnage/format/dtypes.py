@@ -1,0 +1,124 @@
+"""The element types that tensorizer writes, and what torch and safetensors call them.
+
+tensorizer stores a type as numpy's type string (``<f4``), or, where numpy has no such type, as an opaque width and
+torch's name with a NUL byte between (``<V2`` NUL ``torch.bfloat16``). The table below has every type that was there
+when it was made. tensorizer writes types that torch gained later in the same opaque way, which states all that is
+needed to carry them, so those are taken as stated; anything else is refused by name rather than guessed at.
+
+The safetensors column was checked by writing and reading each type with safetensors 0.8.0 and torch. Three groups have
+no entry there although files may hold them:
+
+* complex32, bcomplex32, complex128, the integers below one byte and the bits types: the format has no word for them;
+* ``float4_e2m1fn_x2``: safetensors' ``F4`` counts half bytes, so the shape in the file would be another one than the
+  tensor's, and a tensor without dimensions could not be said at all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tonnage.errors import FormatUnsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """One element type.
+
+    Attributes:
+        stored: The type as the ``.tensors`` file spells it, with its NUL byte where there is one.
+        item_size: Bytes an element takes in the file, in memory and in safetensors.
+        torch_name: The attribute of ``torch`` that is this type, such as ``bfloat16``.
+        safetensors: The name in a safetensors header, or None where that format can't say this type exactly.
+    """
+
+    stored: str
+    item_size: int
+    torch_name: str
+    safetensors: str | None
+
+
+_LATER = re.compile(rb"(?:\|V1|<V(2|4|8|16))\0torch\.([a-z][a-z0-9_]{0,63})")
+
+
+def _plain(stored: str, torch_name: str, safetensors: str | None) -> Dtype:
+    return Dtype(stored, int(stored[2:]), torch_name, safetensors)
+
+
+def _opaque(item_size: int, torch_name: str, safetensors: str | None = None) -> Dtype:
+    order = "|" if item_size == 1 else "<"
+    return Dtype(f"{order}V{item_size}\0torch.{torch_name}", item_size, torch_name, safetensors)
+
+
+DTYPES: tuple[Dtype, ...] = (
+    _plain("<f2", "float16", "F16"),
+    _plain("<f4", "float32", "F32"),
+    _plain("<f8", "float64", "F64"),
+    _plain("|i1", "int8", "I8"),
+    _plain("<i2", "int16", "I16"),
+    _plain("<i4", "int32", "I32"),
+    _plain("<i8", "int64", "I64"),
+    _plain("|u1", "uint8", "U8"),
+    _plain("<u2", "uint16", "U16"),
+    _plain("<u4", "uint32", "U32"),
+    _plain("<u8", "uint64", "U64"),
+    _plain("|b1", "bool", "BOOL"),
+    _plain("<c8", "complex64", "C64"),
+    _plain("<c16", "complex128", None),
+    _opaque(2, "bfloat16", "BF16"),
+    _opaque(1, "float8_e5m2", "F8_E5M2"),
+    _opaque(1, "float8_e4m3fn", "F8_E4M3"),
+    _opaque(1, "float8_e5m2fnuz", "F8_E5M2FNUZ"),
+    _opaque(1, "float8_e4m3fnuz", "F8_E4M3FNUZ"),
+    _opaque(1, "float8_e8m0fnu", "F8_E8M0"),
+    _opaque(1, "float4_e2m1fn_x2"),
+    _opaque(4, "complex32"),
+    _opaque(4, "bcomplex32"),
+    *(_opaque(1, f"{sign}int{bits}") for sign in ("", "u") for bits in range(1, 8)),
+    _opaque(1, "bits8"),
+    _opaque(1, "bits4x2"),
+    _opaque(1, "bits2x4"),
+    _opaque(1, "bits1x8"),
+    _opaque(2, "bits16"),
+)
+"""Every element type that tensorizer 2.12.1 writes from torch 2.15."""
+
+_BY_STORED = {dtype.stored.encode(): dtype for dtype in DTYPES}
+_TORCH_NAMES = {dtype.torch_name for dtype in DTYPES}
+_BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safetensors is not None}
+
+
+def parse_dtype(stored: bytes, *, where: str) -> Dtype:
+    """Returns the element type that a ``.tensors`` file states.
+
+    Args:
+        stored: The bytes of the dtype field.
+        where: What the error text begins with: the object, and the tensor where it is known.
+
+    Raises:
+        FormatUnsupported: It is none of the types above and not spelled as tensorizer spells later ones.
+    """
+    dtype = _BY_STORED.get(stored)
+    if dtype is not None:
+        return dtype
+    later = _LATER.fullmatch(stored)
+    if later is not None and (torch_name := later[2].decode()) not in _TORCH_NAMES:
+        return _opaque(int(later[1] or 1), torch_name)
+    spelled = stored.decode("ascii", "backslashreplace").replace("\0", " ")
+    raise FormatUnsupported(f"{where}: the dtype {spelled!r} is not one that this release of Tonnage knows.")
+
+
+def from_safetensors(name: str, *, where: str) -> Dtype:
+    """Returns the element type that a safetensors header names.
+
+    Args:
+        name: The header's word, such as ``BF16``.
+        where: What the error text begins with.
+
+    Raises:
+        FormatUnsupported: The name is unknown, or of a type that Tonnage never writes in this layout.
+    """
+    dtype = _BY_SAFETENSORS.get(name)
+    if dtype is None:
+        raise FormatUnsupported(f"{where}: the safetensors dtype {name!r} is not one that Tonnage writes.")
+    return dtype
