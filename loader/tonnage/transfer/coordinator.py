@@ -1,0 +1,426 @@
+"""The coordinator: gives parts to workers, takes their results, decides about failures, until every byte is right."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, assert_never
+
+from tonnage.cache.cgroups import memory_limit
+from tonnage.contract import Verify
+from tonnage.errors import (
+    CacheDamaged,
+    CacheNotWritable,
+    InsufficientSpace,
+    InternalError,
+    Interrupted,
+    LoaderOOMKilled,
+    Timeout,
+    TonnageError,
+    error_for,
+)
+from tonnage.planning.segments import subtract
+from tonnage.source.failures import Retry
+from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
+from tonnage.transfer.job import Done, Job, Outcome, Undone
+from tonnage.transfer.meter import Meter
+from tonnage.transfer.policy import FIRST_CONNECTIONS, MAX_ATTEMPTS, SMALLEST_PART, ConnectionTuner, backoff
+from tonnage.transfer.pool import Death, Member, Pool
+from tonnage.transfer.protocol import (
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Hash,
+    Hashed,
+    Received,
+    Renew,
+    Setup,
+    Tune,
+    WriteFailed,
+)
+from tonnage.transfer.work import Part, WorkQueue
+
+if TYPE_CHECKING:
+    from tonnage.format.tensors_file import TensorEntry
+    from tonnage.planning.segments import Range
+    from tonnage.source.failures import Failure
+    from tonnage.source.target import Credentials
+
+POLL_SECONDS = 0.1
+PREFETCH = 1
+"""Parts a worker has waiting beyond its connections, so that none idles for the length of a message."""
+MAX_RESPAWNS = 3
+MAX_REFRESHES = 2
+"""New credentials in a row that a part may be refused with."""
+CREDENTIAL_CHECK_SECONDS = 20.0
+
+
+def transfer(job: Job) -> Outcome:
+    """Brings every byte of the job's blueprint to its place, verified.
+
+    Raises:
+        TonnageError: Of the reason that stopped it. What is on disk has been recorded.
+    """
+    return _Transfer(job).run()
+
+
+class _Transfer:
+    """The state of one transfer."""
+
+    def __init__(self, job: Job) -> None:
+        from isal import isal_zlib  # noqa: PLC0415  # a hit doesn't need it
+
+        self._job = job
+        self._segments = job.blueprint.segments
+        self._outcome = Outcome()
+        self._ledger = Ledger(
+            job.blueprint.objects, isal_zlib, check_crc32=job.verify.strength >= Verify.CRC32.strength
+        )
+        self._refetched: set[tuple[int, int]] = set()
+        self._to_hash: list[tuple[Hash, int, int]] = []
+        self._next_id = 0
+        self._good = 0
+        self._tensors_verified = 0
+        self._placement = {(place.object, place.tensor): place for place in job.blueprint.placements}
+        done = self._replay()
+        self._queue = WorkQueue(
+            self._segments,
+            done,
+            largest=job.concurrency.part_size,
+            smallest=min(SMALLEST_PART, job.concurrency.part_size),
+        )
+        self._credentials = [source.current() for source in job.credentials]
+        self._generation = 0
+        self._sent_generation: dict[int, int] = {}
+        self._respawns = 0
+        width = job.concurrency
+        most = -(-width.connections // width.workers)
+        self._tuner = ConnectionTuner(first=most if width.fixed else FIRST_CONNECTIONS, most=most)
+        self._meter = Meter(total=job.blueprint.source_bytes, resumed=self._outcome.resumed)
+
+    # -- the loop
+
+    def run(self) -> Outcome:
+        """Runs to the end."""
+        if self._busy:
+            pool = Pool(
+                count=self._job.concurrency.workers,
+                setup=self._setup(),
+                keep=self._job.keep,
+                environment=self._job.environment,
+            )
+            try:
+                self._tune(pool)
+                self._loop(pool)
+            finally:
+                pool.close()
+        self._finish()
+        return self._outcome
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._queue.remaining or self._to_hash)
+
+    def _loop(self, pool: Pool) -> None:
+        checked = time.monotonic()
+        self._dispatch(pool)
+        while self._busy or any(member.parts or member.hashes for member in pool.members.values()):
+            for member, message in pool.events(self._timeout()):
+                self._handle(pool, member, message)
+            now = time.monotonic()
+            self._check_time(now)
+            if now - checked > CREDENTIAL_CHECK_SECONDS:
+                checked = now
+                self._renew(pool, [source.current() for source in self._job.credentials])
+            rate = self._meter.interval_rate(now, ConnectionTuner.INTERVAL)
+            if rate is not None and not self._tuner.settled and self._queue.remaining:
+                self._tuner.measured(rate)
+                self._tune(pool)
+            self._dispatch(pool)
+            self._progress(now)
+
+    def _timeout(self) -> float:
+        due = self._queue.next_time()
+        return POLL_SECONDS if due is None else min(POLL_SECONDS, max(due - time.monotonic(), 0.0))
+
+    def _check_time(self, now: float) -> None:
+        if self._job.cancelled():
+            raise Interrupted("The load was asked to stop; what is on disk is kept.")
+        if self._job.deadline is not None and now > self._job.deadline:
+            total = self._job.blueprint.source_bytes
+            raise Timeout(f"The deadline passed with {self._meter.loaded} of {total} bytes loaded.")
+
+    def _progress(self, now: float) -> None:
+        if self._meter.due(now):
+            self._job.on_progress(
+                self._meter.progress(
+                    now,
+                    verified=self._tensors_verified,
+                    tensors=len(self._placement),
+                    retries=self._outcome.retries,
+                )
+            )
+
+    # -- giving work
+
+    def _setup(self) -> Setup:
+        return Setup(
+            list(self._job.targets),
+            list(self._job.sources),
+            list(self._credentials),
+            list(self._job.paths),
+        )
+
+    def _tune(self, pool: Pool) -> None:
+        count = max(1, len(pool.members)) * self._tuner.connections
+        self._outcome.connections = count
+        speed = -(-self._job.bandwidth // count) if self._job.bandwidth else 0
+        pool.broadcast(Tune(self._tuner.connections, speed))
+
+    def _dispatch(self, pool: Pool) -> None:
+        now = time.monotonic()
+        slots = self._tuner.connections * len(pool.members)
+        for member in pool.members.values():
+            while self._to_hash and not member.hashes:
+                request, index, tensor = self._to_hash.pop()
+                member.hashes[request.id] = (request, index, tensor)
+                member.process.send(request)
+        wanting = list(pool.members.values())
+        while wanting and self._queue.remaining:
+            for member in list(wanting):
+                if len(member.parts) >= self._tuner.connections + PREFETCH:
+                    wanting.remove(member)
+                    continue
+                part = self._queue.take(member.number, slots=slots, now=now)
+                if part is None:
+                    return
+                self._give(member, part)
+
+    def _give(self, member: Member, part: Part) -> None:
+        self._next_id += 1
+        segment = self._segments[part.segment]
+        member.parts[self._next_id] = part
+        self._sent_generation[self._next_id] = self._generation
+        pieces = [(piece.end, int(piece.role), piece.target) for piece in segment.pieces(part.start, part.end)]
+        member.process.send(
+            Fetch(self._next_id, segment.object, segment.file, part.start, part.end, pieces, part.fresh)
+        )
+
+    # -- taking results
+
+    def _handle(self, pool: Pool, member: Member, message: object) -> None:
+        match message:
+            case Received(count):
+                self._outcome.downloaded += count
+                self._meter.received(count)
+            case Fetched():
+                part = member.parts.pop(message.id)
+                del self._sent_generation[message.id]
+                self._take(part, message.end, message.checksums, message.captured)
+            case FetchFailed():
+                part = member.parts.pop(message.id)
+                self._take(part, message.end, message.checksums, message.captured)
+                self._retry(pool, part, message)
+            case WriteFailed(request, error):
+                part = member.parts.pop(request)
+                raise self._write_error(part, error)
+            case Hashed(request, digest):
+                hashed, index, tensor = member.hashes.pop(request)
+                self._check_sha256(hashed, index, tensor, digest)
+            case Death():
+                self._replace(pool, message)
+            case _:
+                raise InternalError(f"A worker sent {type(message).__name__}.")
+
+    def _take(self, part: Part, end: int, checksums: list[int], captured: list[bytes]) -> None:
+        if end <= part.start:
+            return
+        done = Done(part.segment, part.start, end, checksums, captured)
+        self._job.record(done)
+        for outcome in self._add(done):
+            self._queue_again(outcome)
+
+    def _add(self, done: Done) -> list[Wrong]:
+        """Books a range, and returns the tensors that it proved wrong."""
+        segment = self._segments[done.segment]
+        pieces = segment.pieces(done.start, done.end)
+        wrong: list[Wrong] = []
+        for outcome in self._ledger.add(segment.object, pieces, done.checksums, done.captured):
+            if isinstance(outcome, Wrong):
+                wrong.append(outcome)
+            elif isinstance(outcome, Verified):
+                self._settled(outcome)
+            else:
+                assert_never(outcome)
+        return wrong
+
+    def _settled(self, outcome: Verified) -> None:
+        level = Verify.SIZE
+        header = outcome.header
+        source = self._job.blueprint.objects[outcome.object]
+        encrypted = source.tensors is not None and source.tensors.preamble.encrypted
+        wanted = self._job.verify
+        if wanted.strength >= Verify.CRC32.strength and not encrypted:
+            needs_sha256 = wanted is Verify.SHA256 or header.expected_crc32 is None
+            if needs_sha256 and header.expected_sha256 is not None:
+                self._queue_hash(outcome)
+                return
+            if header.expected_crc32 is not None:
+                level = Verify.CRC32
+        self._verified(outcome.object, min(level, wanted, key=lambda verify: verify.strength))
+
+    def _verified(self, index: int, level: Verify) -> None:
+        self._tensors_verified += 1
+        weakest = self._outcome.verified.get(index, level)
+        self._outcome.verified[index] = min(weakest, level, key=lambda verify: verify.strength)
+
+    def _queue_hash(self, outcome: Verified) -> None:
+        place = self._placement[outcome.object, outcome.tensor]
+        length = self._entry(outcome.object, outcome.tensor).length
+        self._next_id += 1
+        request = Hash(self._next_id, max(place.file, 0), place.offset, length, outcome.header.hashed)
+        self._to_hash.append((request, outcome.object, outcome.tensor))
+
+    def _check_sha256(self, request: Hash, index: int, tensor: int, digest: bytes) -> None:
+        if not digest:
+            raise CacheDamaged(f"{self._job.paths[request.file]} was cut short while it was being loaded.")
+        expected = self._ledger.headers[index, tensor].expected_sha256
+        if digest == expected:
+            self._verified(index, Verify.SHA256)
+            return
+        label, name = self._job.blueprint.objects[index].label, self._entry(index, tensor).name
+        place = self._range(index, tensor)
+        self._queue_again(Wrong(index, tensor, place, mismatch(label, name, place, "SHA-256")))
+
+    def _queue_again(self, wrong: Wrong) -> None:
+        """Fetches a wrong tensor once more over other connections; the second time it is an error."""
+        key = (wrong.object, wrong.tensor)
+        self._job.record(Undone(*key))
+        if key in self._refetched:
+            raise wrong.error
+        self._refetched.add(key)
+        self._outcome.retries += 1
+        self._ledger.forget(*key)
+        self._meter.wasted(wrong.range[1] - wrong.range[0])
+        segment = self._segment_at(wrong.object, wrong.range[0])
+        for start, end in _split(wrong.range, self._job.concurrency.part_size):
+            self._queue.delay(Part(segment, start, end, fresh=True), until=0.0)
+
+    # -- failures
+
+    def _retry(self, pool: Pool, part: Part, message: FetchFailed) -> None:
+        failure = message.failure
+        generation = self._sent_generation.pop(message.id)
+        progressed = message.end > part.start
+        attempt = 1 if progressed else part.attempt + 1
+        if failure.retry is Retry.NEVER:
+            raise self._error(failure)
+        if failure.retry is Retry.REFRESH_CREDENTIALS:
+            stale = generation != self._generation
+            if not stale and not self._renew(pool, [source.refresh() for source in self._job.credentials]):
+                raise self._error(failure)
+            if attempt > MAX_REFRESHES:
+                raise self._error(failure)
+            waiting = 0.0
+        else:
+            if attempt > MAX_ATTEMPTS:
+                raise self._error(failure, attempts=attempt)
+            waiting = backoff(attempt, retry_after=failure.retry_after, jitter=random.random())  # noqa: S311
+        self._outcome.retries += 1
+        rest = Part(part.segment, max(message.end, part.start), part.end, attempt, part.fresh)
+        self._queue.delay(rest, until=time.monotonic() + waiting)
+
+    def _error(self, failure: Failure, *, attempts: int = 1) -> TonnageError:
+        again = f" It was tried {attempts} times." if attempts > 1 else ""
+        return error_for(failure.reason, failure.message + again)
+
+    def _renew(self, pool: Pool, credentials: list[Credentials | None]) -> bool:
+        """Tells the workers of credentials that changed; False if none did."""
+        changed = [index for index, new in enumerate(credentials) if new != self._credentials[index]]
+        self._credentials = credentials
+        for index in changed:
+            pool.broadcast(Renew(index, credentials[index]))
+        if changed:
+            self._generation += 1
+            pool.renew(self._setup())
+        return bool(changed)
+
+    def _write_error(self, part: Part, error: int) -> TonnageError:
+        path = self._job.paths[self._segments[part.segment].file]
+        if error in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}:
+            disk = os.statvfs(os.path.dirname(path))  # noqa: PTH120  # a string suffices
+            return InsufficientSpace(
+                f"No room left while writing {path}: {self._queue.remaining} bytes are still to come, "
+                f"{disk.f_bavail * disk.f_frsize} bytes are free."
+            )
+        return CacheNotWritable(f"Writing {path} failed: {os.strerror(error)}.")
+
+    def _replace(self, pool: Pool, death: Death) -> None:
+        """Another worker takes over what a dead one had."""
+        self._respawns += 1
+        if self._respawns > MAX_RESPAWNS:
+            if death.code == -signal.SIGKILL:
+                raise LoaderOOMKilled(
+                    f"Worker processes were killed {self._respawns} times, as the kernel does for want of memory: "
+                    f"{self._queue.remaining} bytes were still to come, the memory limit is "
+                    f"{memory_limit() or 'the machine'}."
+                )
+            raise InternalError(f"Worker processes kept dying, the last with exit code {death.code}.")
+        self._outcome.retries += 1
+        now = time.monotonic()
+        for request, part in death.member.parts.items():
+            self._sent_generation.pop(request, None)
+            self._queue.delay(part, until=now)
+        self._to_hash += death.member.hashes.values()
+        pool.start(death.member.number)
+        self._tune(pool)
+
+    # -- beginning and end
+
+    def _replay(self) -> dict[int, list[Range]]:
+        """Books what an earlier load left on disk; returns the ranges that need not be fetched, by segment."""
+        done: dict[int, list[Range]] = {}
+        for record in self._job.done:
+            if isinstance(record, Undone):
+                self._undo(done, record.object, record.tensor)
+                continue
+            done.setdefault(record.segment, []).append((record.start, record.end))
+            for wrong in self._add(record):
+                self._undo(done, wrong.object, wrong.tensor)
+        self._outcome.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
+        return done
+
+    def _undo(self, done: dict[int, list[Range]], index: int, tensor: int) -> None:
+        self._ledger.forget(index, tensor)
+        hole = self._range(index, tensor)
+        segment = self._segment_at(index, hole[0])
+        done[segment] = [left for kept in done.get(segment, []) for left in subtract(kept, [hole])]
+
+    def _range(self, index: int, tensor: int) -> Range:
+        entry = self._entry(index, tensor)
+        return entry.header_offset, entry.data_end
+
+    def _entry(self, index: int, tensor: int) -> TensorEntry:
+        source = self._job.blueprint.objects[index]
+        if source.tensors is None:
+            raise InternalError(f"{source.label} has no tensors.")
+        return source.tensors.tensors[tensor]
+
+    def _segment_at(self, index: int, offset: int) -> int:
+        for segment in self._segments:
+            if segment.object == index and segment.start <= offset < segment.end:
+                return segment.index
+        raise InternalError(f"No segment holds offset {offset} of object {index}.")
+
+    def _finish(self) -> None:
+        self._outcome.headers = self._ledger.headers
+        missing = len(self._placement) - len(self._ledger.headers)
+        if missing:
+            raise InternalError(f"{missing} tensors were never verified.")
+
+
+def _split(whole: Range, size: int) -> list[Range]:
+    return [(start, min(start + size, whole[1])) for start in range(whole[0], whole[1], size)]

@@ -1,0 +1,139 @@
+"""How many processes and connections a load uses, and when it tries again. Pure functions and one small controller."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tonnage.planning.blueprint import MIB
+
+if TYPE_CHECKING:
+    from tonnage.contract import Limits
+
+MAX_ATTEMPTS = 8
+"""Failures in a row without a byte of progress before a part gives up: about 40 seconds of waiting."""
+FIRST_BACKOFF = 0.2
+LAST_BACKOFF = 15.0
+MAX_RETRY_AFTER = 120.0
+
+PART_SIZE = 16 * MIB
+"""At 90 MB/s a connection and 30 ms to the first byte, 16 MiB keep 86 % of the rate; larger parts cost more on a
+retry."""
+SMALLEST_PART = 2 * MIB
+BYTES_A_WORKER = 64 * MIB
+"""A process for less than this starts later than it helps."""
+MAX_WORKERS = 32
+FIRST_CONNECTIONS = 4
+"""Connections a worker starts with."""
+MAX_CONNECTIONS = 256
+"""Of all workers, unless told otherwise: 23 GB/s at the 90 MB/s that object stores give one connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How wide a load is. ``connections`` is the most of all workers together."""
+
+    workers: int
+    connections: int
+    fixed: bool
+    part_size: int
+
+
+def concurrency(limits: Limits, *, size: int, cores: float) -> Concurrency:
+    """Decides workers, connections and part size.
+
+    Args:
+        limits: What the user wants; 0 means automatic.
+        size: Bytes to fetch.
+        cores: Processors this process may use.
+    """
+    workers = limits.workers or max(1, min(round(cores), MAX_WORKERS, size // BYTES_A_WORKER))
+    connections = limits.connections or MAX_CONNECTIONS
+    workers = max(1, min(workers, connections))
+    return Concurrency(workers, connections, bool(limits.connections), limits.part_size or PART_SIZE)
+
+
+def available_cores() -> float:
+    """Returns how many processors this process may use: affinity, and the cgroup's quota where there is one."""
+    cores = float(len(os.sched_getaffinity(0)))
+    for path, parse in (("/sys/fs/cgroup/cpu.max", _quota_v2), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", _quota_v1)):
+        try:
+            quota = parse(Path(path).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        if quota is not None:
+            cores = min(cores, quota)
+    return max(cores, 1.0)
+
+
+def _quota_v2(text: str) -> float | None:
+    quota, period = text.split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(text: str) -> float | None:
+    quota = int(text)
+    period = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text(encoding="ascii"))
+    return quota / period if quota > 0 else None
+
+
+def backoff(attempt: int, *, retry_after: float | None, jitter: float) -> float:
+    """Returns how many seconds to wait before a part is tried again.
+
+    Args:
+        attempt: Failures in a row, from 1 on.
+        retry_after: What the server asked for, in seconds. It is obeyed, up to two minutes.
+        jitter: A random number from 0 up to 1, so that a fleet doesn't come back at the same moment.
+    """
+    ceiling = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** (attempt - 1))
+    waiting = ceiling * (0.5 + jitter / 2)
+    if retry_after is not None:
+        waiting = max(min(retry_after, MAX_RETRY_AFTER), 0.0) + waiting * 0.1
+    return waiting
+
+
+class ConnectionTuner:
+    """Finds how many connections a worker needs: more as long as more helps.
+
+    A store gives one connection a fixed rate, so over a network many are needed; where processors are the limit a few
+    are best. It starts small, widens by half while the rate follows, and settles one step back when it doesn't.
+
+    Args:
+        first: Connections a worker to begin with.
+        most: The most a worker may have.
+    """
+
+    INTERVAL = 0.3
+    """Seconds of measurement a step."""
+    GAIN = 1.12
+    """What half as many connections more must bring to be kept."""
+
+    def __init__(self, *, first: int, most: int) -> None:
+        self.connections = max(1, min(first, most))
+        self._most = most
+        self._settled = self.connections >= most
+        self._before: tuple[int, float] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has stopped looking."""
+        return self._settled
+
+    def measured(self, rate: float) -> int:
+        """Takes the rate at the present width, and returns the width from now on.
+
+        Args:
+            rate: Bytes a second of all workers over the last interval.
+        """
+        if self._settled:
+            return self.connections
+        if self._before is not None and rate < self._before[1] * self.GAIN:
+            self.connections = self._before[0]
+            self._settled = True
+            return self.connections
+        self._before = (self.connections, rate)
+        self.connections = min(self._most, max(self.connections + 1, self.connections * 3 // 2))
+        self._settled = self.connections == self._before[0]
+        return self.connections

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tonnage.contract import Limits
+from tonnage.transfer.policy import (
+    LAST_BACKOFF,
+    MAX_CONNECTIONS,
+    MAX_RETRY_AFTER,
+    MAX_WORKERS,
+    ConnectionTuner,
+    available_cores,
+    backoff,
+    concurrency,
+)
+
+GIB = 1 << 30
+
+
+@given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
+def test_waiting_grows_with_failures_and_is_never_endless(attempt: int, jitter: float) -> None:
+    waiting = backoff(attempt, retry_after=None, jitter=jitter)
+    assert 0.05 <= waiting <= LAST_BACKOFF
+    assert backoff(attempt + 1, retry_after=None, jitter=jitter) >= waiting
+
+
+@given(st.integers(1, 20), st.floats(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_what_the_server_asks_for_is_waited_but_not_for_hours(attempt: int, asked: float, jitter: float) -> None:
+    waiting = backoff(attempt, retry_after=asked, jitter=jitter)
+    assert min(asked, MAX_RETRY_AFTER) <= waiting <= MAX_RETRY_AFTER + LAST_BACKOFF
+
+
+def test_a_small_model_gets_one_process_and_a_large_one_all_cores() -> None:
+    assert concurrency(Limits(), size=1000, cores=16).workers == 1
+    assert concurrency(Limits(), size=100 * GIB, cores=16).workers == 16
+    assert concurrency(Limits(), size=100 * GIB, cores=400).workers == MAX_WORKERS
+
+
+def test_what_the_user_wants_wins() -> None:
+    width = concurrency(Limits(workers=3, connections=5, part_size=77), size=GIB, cores=16)
+    assert (width.workers, width.connections, width.fixed, width.part_size) == (3, 5, True, 77)
+    assert concurrency(Limits(workers=8, connections=2), size=GIB, cores=16).workers == 2
+    assert not concurrency(Limits(), size=GIB, cores=2).fixed
+    assert concurrency(Limits(), size=GIB, cores=2).connections == MAX_CONNECTIONS
+
+
+def test_the_tuner_widens_while_the_rate_follows_and_then_stays() -> None:
+    tuner = ConnectionTuner(first=2, most=100)
+    while not tuner.settled:
+        tuner.measured(min(tuner.connections, 20) * 90e6)
+    assert 18 <= tuner.connections <= 31
+    assert tuner.measured(1.0) == tuner.connections
+
+
+def test_the_tuner_goes_back_when_more_does_not_help() -> None:
+    tuner = ConnectionTuner(first=4, most=100)
+    assert tuner.measured(1e9) == 6
+    assert tuner.measured(1.01e9) == 4
+    assert tuner.settled
+
+
+def test_the_tuner_never_leaves_its_bounds() -> None:
+    assert ConnectionTuner(first=4, most=2).connections == 2
+    tuner = ConnectionTuner(first=1, most=3)
+    rate = 1.0
+    while not tuner.settled:
+        rate *= 2
+        tuner.measured(rate)
+    assert tuner.connections == 3
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert available_cores() >= 1
