@@ -1,0 +1,209 @@
+"""File locks that die with their process and work across containers: ``flock(2)`` on files that are never removed.
+
+Lock files are readable and writable for everybody (0666): a serving container runs as another user than the loader,
+and must be able to say "in use". The price is that any local user can keep an entry from being removed.
+
+A lock belongs to the open file, so a child process that inherits the descriptor keeps it. Descriptors here are closed
+on exec unless ``make_inheritable`` was called; a process that is forked *without* exec must not outlive its parent.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, Self
+
+from tonnage.cache.holders import describe_holders, holders
+from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError, Interrupted, Timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+LOCK_MODE = 0o666
+"""Permission bits of a lock file."""
+
+FIRST_PAUSE = 0.002
+LONGEST_PAUSE = 0.05
+"""Seconds between two tries. A blocking ``flock`` could neither be canceled nor have a deadline."""
+
+
+class LockKind(enum.StrEnum):
+    """How a lock is held: by any number at once, or by one alone."""
+
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+
+
+_OPERATIONS = {LockKind.SHARED: fcntl.LOCK_SH, LockKind.EXCLUSIVE: fcntl.LOCK_EX}
+
+
+class FileLock:
+    """One lock on one file, held by this object. Not for several threads at once.
+
+    As a context manager it releases at the end; acquiring is explicit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._held: LockKind | None = None
+
+    @property
+    def held(self) -> LockKind | None:
+        """How it is held, None when it isn't."""
+        return self._held
+
+    def fileno(self) -> int:
+        """Returns the descriptor that carries the lock.
+
+        Raises:
+            InternalError: The lock isn't held.
+        """
+        if self._held is None:
+            raise InternalError(f"The lock {self.path} was asked for its descriptor but isn't held.")
+        return self._descriptor
+
+    def try_lock(self, kind: LockKind) -> bool:
+        """Takes the lock if that is possible at once, and says whether it is held now.
+
+        Raises:
+            CacheNotWritable: The lock file can't be made or opened.
+            CacheDamaged: Something that isn't a lock file lies in its place.
+            InternalError: It is held otherwise already. ``flock`` gives a lock up before it converts it, so that
+                somebody else could come between.
+        """
+        if self._held is kind:
+            return True
+        if self._held is not None:
+            raise InternalError(f"The lock {self.path} is held as {self._held} and can't become {kind}.")
+        while True:
+            self._open()
+            try:
+                fcntl.flock(self._descriptor, _OPERATIONS[kind] | fcntl.LOCK_NB)
+            except OSError as error:
+                self.release()
+                if error.errno in {errno.EAGAIN, errno.EACCES}:
+                    return False
+                raise CacheNotWritable(f"The lock {self.path} can't be taken: {error.strerror}.") from error
+            if self._still_there():
+                self._held = kind
+                return True
+            self.release()  # somebody removed the file between open and flock: what was locked is nobody's any more
+
+    def lock(
+        self,
+        kind: LockKind,
+        *,
+        deadline: float | None = None,
+        canceled: Callable[[], bool] | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
+        """Takes the lock, waiting for others to give it up.
+
+        Args:
+            kind: How to hold it.
+            deadline: ``time.monotonic()`` after which it gives up; None waits for ever.
+            canceled: Asked before each try (at most 50 ms apart); True gives up.
+            on_wait: Called once, when the first try failed.
+
+        Raises:
+            Timeout: The deadline passed; the holders that can be seen are named.
+            Interrupted: ``canceled`` said so.
+            CacheNotWritable: The lock file can't be made or opened.
+            CacheDamaged: Something that isn't a lock file lies in its place.
+        """
+        pause = FIRST_PAUSE
+        waiting = False
+        while not self.try_lock(kind):
+            if not waiting and on_wait is not None:
+                on_wait()
+            waiting = True
+            if canceled is not None and canceled():
+                raise Interrupted(f"Interrupted while waiting for {self.path}, which another process holds.")
+            left = LONGEST_PAUSE if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise Timeout(f"The deadline passed while waiting for {self.path}, held by {self._who()}.")
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+
+    def touch(self) -> None:
+        """Marks the file as used now, where this user may: its modification time is what "last used" means."""
+        try:
+            os.utime(self.fileno())
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                raise CacheNotWritable(f"The time of {self.path} can't be set: {error.strerror}.") from error
+
+    def make_inheritable(self) -> int:
+        """Lets the lock survive ``exec`` and returns its descriptor, for a program that goes on holding it.
+
+        Raises:
+            InternalError: The lock isn't held.
+        """
+        descriptor = self.fileno()
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
+        return descriptor
+
+    def release(self) -> None:
+        """Gives the lock up; nothing happens when it isn't held."""
+        descriptor, self._descriptor, self._held = self._descriptor, -1, None
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _open(self) -> None:
+        self._descriptor = open_lock_file(self.path)
+
+    def _still_there(self) -> bool:
+        try:
+            named = self.path.stat()
+        except OSError:
+            return False
+        opened = os.fstat(self._descriptor)
+        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+    def _who(self) -> str:
+        return describe_holders(holders(self.path))
+
+
+def open_lock_file(path: Path) -> int:
+    """Opens a lock file, making it where it is missing; read-only where it can't be written, which ``flock`` accepts.
+
+    Raises:
+        CacheNotWritable: It can't be made or opened.
+        CacheDamaged: Something else lies in its place.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    attempts = (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    while True:
+        failures: list[OSError] = []
+        for attempt in attempts:
+            try:
+                descriptor = os.open(path, flags | attempt, LOCK_MODE)
+            except OSError as error:
+                failures.append(error)
+                continue
+            if attempt & os.O_CREAT:
+                os.fchmod(descriptor, LOCK_MODE)  # the umask took bits away
+            return descriptor
+        codes = {failure.errno for failure in failures}
+        if codes != {errno.ENOENT, errno.EEXIST}:  # these two together: somebody else made it between the tries
+            break
+    telling = next(
+        failure for failure in failures if failure.errno not in {errno.ENOENT, errno.EEXIST} or len(codes) == 1
+    )
+    if telling.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+        raise CacheDamaged(f"{path} is not a lock file: {telling.strerror}.") from telling
+    raise CacheNotWritable(f"The lock file {path} can't be made or opened: {telling.strerror}.") from telling

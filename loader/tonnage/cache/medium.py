@@ -1,0 +1,150 @@
+"""What a cache lies on, and whether a load fits there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tonnage.cache.cgroups import memory_limit
+from tonnage.cache.mounts import PROC, Mount, mount_of
+from tonnage.contract import Medium
+from tonnage.errors import InsufficientSpace
+
+MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+"""Filesystems whose files are memory: nothing to fsync, and pages are charged to whoever writes them."""
+
+_SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
+
+def medium_of(path: Path) -> Medium:
+    """Returns what ``path`` lies on. Where it doesn't exist yet, its nearest parent that does is asked.
+
+    Sizes are 0 where the filesystem states none (a tmpfs without ``size=``).
+
+    Raises:
+        OSError: No parent can be looked at.
+    """
+    place = existing(path)
+    mount = mount_of(place)
+    space = os.statvfs(place)
+    filesystem = mount.filesystem if mount else ""
+    return Medium(
+        filesystem=filesystem,
+        pages=page_kind(mount, shmem_enabled=_read(_SHMEM_ENABLED)) if mount else "",
+        capacity_bytes=space.f_blocks * space.f_frsize,
+        free_bytes=space.f_bavail * space.f_frsize,
+    )
+
+
+def page_kind(mount: Mount, *, shmem_enabled: str = "") -> str:
+    """Returns ``4k``, or how a tmpfs uses huge pages; empty for other filesystems.
+
+    Args:
+        mount: Where the cache lies.
+        shmem_enabled: The kernel's setting of that name, whose ``deny`` and ``force`` overrule every mount
+            (``Documentation/admin-guide/mm/transhuge.rst``).
+    """
+    if mount.filesystem != "tmpfs":
+        return ""
+    if "[deny]" in shmem_enabled:
+        return "4k"
+    if "[force]" in shmem_enabled:
+        return "always"
+    option = next((item.removeprefix("huge=") for item in mount.options if item.startswith("huge=")), "never")
+    return "4k" if option == "never" else option
+
+
+def in_memory(path: Path) -> bool:
+    """Says whether files at ``path`` are memory rather than on a disk. Doubt counts as a disk."""
+    try:
+        mount = mount_of(existing(path))
+    except OSError:
+        return False
+    return mount is not None and mount.filesystem in MEMORY_FILESYSTEMS
+
+
+def check_room(path: Path, needed: int, *, min_free: int = 0) -> None:
+    """Refuses a load that can't fit, before its first byte.
+
+    Args:
+        path: Where the bytes go; needn't exist yet.
+        needed: Bytes that are still to be written.
+        min_free: Bytes that must stay free beside them.
+
+    Raises:
+        InsufficientSpace: The medium has less room, or ``path`` is memory and this process's limit, or the machine, is
+            smaller than ``needed``.
+    """
+    medium = medium_of(path)
+    refusal = lacking_room(
+        path,
+        medium,
+        needed,
+        min_free=min_free,
+        limit=memory_limit() if medium.filesystem in MEMORY_FILESYSTEMS else None,
+        machine=machine_memory() if medium.filesystem in MEMORY_FILESYSTEMS else None,
+    )
+    if refusal:
+        raise InsufficientSpace(refusal)
+
+
+def lacking_room(
+    path: Path, medium: Medium, needed: int, *, min_free: int = 0, limit: int | None = None, machine: int | None = None
+) -> str:
+    """Returns why ``needed`` bytes don't fit, as a sentence; empty when they do. See ``check_room``."""
+    if limit is not None and needed > limit:
+        return (
+            f"{path} is memory ({medium.filesystem}), and {exact_bytes(needed)} are to be written there, but the "
+            f"memory limit of this process is {exact_bytes(limit)}: pages of a memory cache count against whoever "
+            "writes them."
+        )
+    if machine is not None and needed > machine:
+        return (
+            f"{path} is memory ({medium.filesystem}), and {exact_bytes(needed)} are to be written there, but this "
+            f"machine has only {exact_bytes(machine)} of memory and swap."
+        )
+    if medium.capacity_bytes and needed + min_free > medium.free_bytes:
+        kept = f" and {exact_bytes(min_free)} kept free" if min_free else ""
+        return (
+            f"{path} has not enough room: {exact_bytes(needed)} needed{kept}, {exact_bytes(medium.free_bytes)} free of "
+            f"{exact_bytes(medium.capacity_bytes)} ({medium.filesystem or 'unknown filesystem'})."
+        )
+    return ""
+
+
+def machine_memory(proc: Path = PROC) -> int | None:
+    """Returns the bytes of memory and swap of this machine, or None where procfs doesn't say."""
+    found = dict(re.findall(r"^(MemTotal|SwapTotal):\s+(\d+) kB$", _read(proc / "meminfo"), re.MULTILINE))
+    return sum(int(kib) << 10 for kib in found.values()) if "MemTotal" in found else None
+
+
+def existing(path: Path) -> Path:
+    """Returns ``path``, or the nearest of its parents that exists."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place
+
+
+def human_bytes(count: int) -> str:
+    """Returns a size as people read it: ``812 bytes``, ``1.5 MiB``, ``131.4 GiB``."""
+    value = float(count)
+    unit = ""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def exact_bytes(count: int) -> str:
+    """Returns a size for people and for comparing: ``1.5 MiB (1,572,864 bytes)``."""
+    return human_bytes(count) if abs(count) < 1024 else f"{human_bytes(count)} ({count:,} bytes)"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
