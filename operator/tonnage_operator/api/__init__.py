@@ -1,0 +1,1 @@
+"""What people see: the two resources, their names, and the annotations of pods. Models without I/O."""

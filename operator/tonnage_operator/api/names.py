@@ -1,0 +1,76 @@
+"""Names that are part of the API: group, kinds, annotations, labels, finalizer.
+
+Changing one breaks manifests, dashboards or running pods, so they are all in this one place.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "tonnage.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+MODEL_WEIGHTS_KIND: Final = "ModelWeights"
+MODEL_WEIGHTS_PLURAL: Final = "modelweights"
+NODE_CACHE_KIND: Final = "NodeCache"
+NODE_CACHE_PLURAL: Final = "nodecaches"
+
+FINALIZER: Final = f"{GROUP}/finalizer"
+"""Keeps a ``ModelWeights`` until its entries are emptied on the nodes."""
+
+FIELD_MANAGER: Final = "tonnage-operator"
+"""Owner of every field that the operator applies."""
+
+TOKEN_AUDIENCE: Final = GROUP
+"""Audience of the projected tokens with which loaders report."""
+
+# What a pod asks with.
+MODEL: Final = f"{GROUP}/model"
+MODELS: Final = f"{GROUP}/models"
+MOUNT_PATH: Final = f"{GROUP}/mount-path"
+CONTAINERS: Final = f"{GROUP}/containers"
+RANKS: Final = f"{GROUP}/ranks"
+FORM: Final = f"{GROUP}/form"
+SCHEDULING: Final = f"{GROUP}/scheduling"
+ON_FAILURE: Final = f"{GROUP}/on-failure"
+LOADER_CPU: Final = f"{GROUP}/loader-cpu"
+LOADER_MEMORY: Final = f"{GROUP}/loader-memory"
+INJECT: Final = f"{GROUP}/inject"
+
+# What a pod gets.
+INJECTED: Final = f"{GROUP}/injected"
+REVISION: Final = f"{GROUP}/revision"
+ENTRIES: Final = f"{GROUP}/entries"
+"""JSON list of the entries that this pod's loaders hold; see ``domain.claims``."""
+
+# Labels of what the operator makes; the first one selects all of it on the server.
+ROLE: Final = f"{GROUP}/loader"
+"""``resolve``, ``load`` or ``cleanup`` on Jobs and their pods, ``injected`` on pods of users."""
+MODEL_UID: Final = f"{GROUP}/model-uid"
+NODE_HASH: Final = f"{GROUP}/node-hash"
+ENTRY: Final = f"{GROUP}/entry"
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGER: Final = "tonnage-operator"
+
+ROLE_RESOLVE: Final = "resolve"
+ROLE_LOAD: Final = "load"
+ROLE_CLEANUP: Final = "cleanup"
+ROLE_INJECTED: Final = "injected"
+
+# Annotations of Jobs: what they were made for, where a label could not hold it.
+NODE: Final = f"{GROUP}/node"
+BOOT_ID: Final = f"{GROUP}/boot-id"
+ATTEMPT: Final = f"{GROUP}/attempt"
+CACHE_KEY: Final = f"{GROUP}/cache-key"
+MEDIUM: Final = f"{GROUP}/medium"
+MODEL_REF: Final = f"{GROUP}/model-ref"
+SOURCE_HASH: Final = f"{GROUP}/source-hash"
+ROUND: Final = f"{GROUP}/round"
+
+HOSTNAME_LABEL: Final = "kubernetes.io/hostname"
+
+LOADER_CONTAINER: Final = "tonnage-loader"
+VOLUME_PREFIX: Final = "tonnage-"
+
+DEFAULT_MOUNT_PATH: Final = "/models"

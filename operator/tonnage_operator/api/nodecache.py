@@ -1,0 +1,97 @@
+"""``NodeCache``: what lies on one node, written by the controller alone."""
+
+from __future__ import annotations
+
+import enum
+
+from pydantic import Field
+
+from tonnage_operator.api.base import ApiModel, Condition, LongInt, Time
+from tonnage_operator.api.modelweights import Medium, Retention
+
+
+class EntryState(enum.StrEnum):
+    """What an entry is fit for."""
+
+    READY = "Ready"
+    LOADING = "Loading"
+    EVICTING = "Evicting"
+
+
+class MediumState(ApiModel):
+    """Room of one medium of the node."""
+
+    name: Medium = Field(description="Memory or Disk.")
+    capacity_bytes: LongInt = Field(
+        default=0, description="Size of the medium, as a loader last reported it; 0 unknown."
+    )
+    used_bytes: LongInt = Field(default=0, description="Bytes of the entries below.")
+    free_bytes: LongInt = Field(default=0, description="Free bytes, as a loader last reported them.")
+
+
+class CacheEntry(ApiModel):
+    """One revision in the cache of the node."""
+
+    name: str = Field(description="The entry; <namespace>/<entry> where caches are not shared between namespaces.")
+    medium: Medium = Field(description="Where it lies.")
+    state: EntryState = Field(description="Ready, Loading or Evicting.")
+    bytes: LongInt = Field(default=0, description="Its size.")
+    ranks: str | None = Field(default=None, description="The ranks that it holds; absent: all.")
+    models: tuple[str, ...] = Field(
+        default=(), max_length=1000, description="The ModelWeights that refer to it, as namespace/name."
+    )
+    retention: Retention = Field(
+        default=Retention.WHILE_REFERENCED, description="Whether it stays when nothing refers to it any more."
+    )
+    last_used_time: Time | None = Field(default=None, description="When a loader last used it, to the minute.")
+    verified: str | None = Field(default=None, description="How far its bytes were checked.")
+    revision: str | None = Field(default=None, description="The revision that it holds.")
+
+
+class NodeCacheStatus(ApiModel):
+    """What lies on the node."""
+
+    boot_id: str | None = Field(
+        default=None,
+        alias="bootID",
+        description="Boot of the node that Memory entries belong to; another boot forgets them.",
+    )
+    media: tuple[MediumState, ...] | None = Field(
+        default=None,
+        max_length=4,
+        description="Room of each medium.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    entries: tuple[CacheEntry, ...] | None = Field(
+        default=None,
+        max_length=1000,
+        description="What lies there.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "medium"]},
+    )
+    summary: NodeCacheSummary | None = Field(default=None, description="The same for people.")
+    conditions: tuple[Condition, ...] | None = Field(
+        default=None,
+        max_length=8,
+        description="Ready, CapacityPressure.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+
+class NodeCacheSummary(ApiModel):
+    """Columns of ``kubectl get nodecaches``."""
+
+    memory_used: str = Field(default="", description="Bytes of entries in memory.")
+    memory_free: str = Field(default="", description="Free bytes of the memory medium.")
+    disk_used: str = Field(default="", description="Bytes of entries on disk.")
+    entries: int = Field(default=0, description="Entries that are ready.")
+    loading: int = Field(default=0, description="Entries that are being loaded.")
+
+
+class NodeCache(ApiModel):
+    """What lies in the weights cache of one node; the name is the node's."""
+
+    status: NodeCacheStatus | None = Field(default=None, description="What lies there.")
+
+
+NodeCacheStatus.model_rebuild()
+NodeCache.model_rebuild()

@@ -1,0 +1,58 @@
+"""Fixtures of the operator's tests: one control plane a session, one namespace a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operator_support.control_plane import ROOT, ControlPlane, Unavailable, find_programs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_PROGRAMS = pytest.StashKey[dict[str, "Path"]]()
+_LACKING = pytest.StashKey[str]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what the control plane needs before the first test, since a cold build outlasts a test's time limit."""
+    wanted = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly or _PROGRAMS in session.config.stash:
+        return
+    try:
+        session.config.stash[_PROGRAMS] = find_programs()
+    except Unavailable as error:
+        session.config.stash[_LACKING] = str(error)
+
+
+@pytest.fixture(scope="session")
+def control_plane(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A running control plane with Tonnage's CRDs."""
+    if lacking := pytestconfig.stash.get(_LACKING, ""):
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"No control plane: {lacking}")
+        pytest.skip(f"No control plane: {lacking}")
+    plane = ControlPlane(tmp_path_factory.mktemp("control-plane"), pytestconfig.stash[_PROGRAMS])
+    try:
+        plane.start()
+        plane.kubectl("apply", "-f", str(ROOT / "crds"))
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=20s", "-f", str(ROOT / "crds"))
+        yield plane
+    finally:
+        plane.stop()
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> str:
+    """A fresh namespace. It is left behind: the control plane goes as a whole."""
+    name = f"test-{next(_NUMBERS)}"
+    body: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    control_plane.request("POST", "/api/v1/namespaces", body)
+    return name

@@ -1,0 +1,238 @@
+"""Every constraint of the schema on a real API server: what holds is accepted, what doesn't is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import urllib.error
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operator_support.waiting import eventually
+from tonnage_operator.api import crd
+from tonnage_operator.api.modelweights import ModelWeightsSpec
+
+if TYPE_CHECKING:
+    from operator_support.control_plane import ControlPlane
+
+MINIMAL: dict[str, Any] = {"source": {"s3": {"bucket": "models", "prefix": "llama/"}}}
+HTTP = {"source": {"http": {"urls": ["https://host/a.tensors"]}}}
+SHA = "sha256:" + "0" * 64
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    out = copy.deepcopy(base)
+    for key, value in changes.items():
+        out[key] = _merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+        if value is None:
+            del out[key]
+    return out
+
+
+def _create(plane: ControlPlane, namespace: str, spec: Any) -> dict[str, Any]:
+    body = {
+        "apiVersion": "tonnage.dev/v1alpha1",
+        "kind": "ModelWeights",
+        "metadata": {"generateName": "m-"},
+        "spec": spec,
+    }
+    path = f"/apis/tonnage.dev/v1alpha1/namespaces/{namespace}/modelweights?dryRun=All&fieldValidation=Strict"
+    answer: dict[str, Any] = plane.request("POST", path, body)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def tenant(control_plane: ControlPlane) -> str:
+    control_plane.kubectl("create", "namespace", "constraints")
+    return "constraints"
+
+
+VALID: dict[str, dict[str, Any]] = {
+    "source alone": {},
+    "keys": {"source": {"s3": {"prefix": None, "keys": ["a.tensors", "config.json"]}}},
+    "empty prefix": {"source": {"s3": {"prefix": ""}}},
+    "endpoint": {"source": {"s3": {"endpoint": "http://s3.storage:8333", "region": "us-east-1"}}},
+    "endpoint with path": {"source": {"s3": {"endpoint": "https://gw/s3", "addressingStyle": "Path"}}},
+    "ca from config map": {"source": {"s3": {"caBundle": {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}}}},
+    "ca from secret": {"source": {"s3": {"caBundle": {"secretKeyRef": {"name": "ca", "key": "ca.crt"}}}}},
+    "urls": {"source": {"s3": None, **HTTP["source"]}},
+    "urls from": {"source": {"s3": None, "http": {"urlsFrom": {"name": "u", "key": "urls"}}}},
+    "anonymous urls": {"source": {"s3": None, **HTTP["source"]}, "credentials": {"anonymous": {}}},
+    "secret": {"credentials": {"secretRef": {"name": "s3-reader"}}},
+    "account": {"credentials": {"serviceAccountName": "reader"}},
+    "anonymous": {"credentials": {"anonymous": {}}},
+    "no member": {"credentials": {}},
+    "files": {"files": {"tensors": ["a*"], "companions": [], "exclude": ["x"], "ranks": {"count": 8}}},
+    "rank pattern": {"files": {"ranks": {"pattern": "rank-%d.tensors"}}},
+    "track": {"revision": {"policy": "Track", "interval": "1h30m", "update": "Automatic"}},
+    "pin": {"revision": {"policy": "Track", "pin": "r-3f9c2a71b0de"}},
+    "digest": {"revision": {"expectedDigest": SHA}},
+    "shortest interval": {"revision": {"interval": "60s"}},
+    "claim": {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights", "medium": "Disk"}},
+    "empty dir": {"cache": {"delivery": "EmptyDir", "medium": "Memory", "layout": "Tensorizer"}},
+    "retention": {"cache": {"retention": "Evictable"}, "verify": "None"},
+    "count": {"placement": {"prewarm": "Count", "count": 3, "maxConcurrentNodes": 1}},
+    "placement": {
+        "placement": {
+            "prewarm": "AllMatching",
+            "scheduling": "Require",
+            "nodeSelector": {"nvidia.com/gpu.present": "true"},
+            "tolerations": [{"operator": "Exists"}],
+            "nodeAffinity": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["3"]}]}]
+            },
+        }
+    },
+    "part size": {"loader": {"partSize": "16Mi", "bandwidthLimit": "5Gi", "connections": 32, "form": "Init"}},
+    "part size in bytes": {"loader": {"partSize": 1048576}},
+    "resources": {"loader": {"resources": {"requests": {"cpu": 2, "memory": "1Gi"}, "limits": {"cpu": "500m"}}}},
+    "all namespaces": {"access": {"allowedNamespaces": {"from": "All"}}},
+    "some namespaces": {"access": {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"a": "b"}}}}},
+    "suspended": {"suspend": True},
+}
+
+ANNOTATED = "https://host/a.tensors?X-Amz-Signature=1"
+INVALID: dict[str, tuple[dict[str, Any], str]] = {
+    "no source": ({"source": None}, "spec.source: Required"),
+    "empty source": ({"source": {"s3": None}}, "exactly one of s3 and http"),
+    "two sources": (HTTP, "exactly one of s3 and http"),
+    "prefix and keys": ({"source": {"s3": {"keys": ["a"]}}}, "exactly one of prefix and keys"),
+    "neither prefix nor keys": ({"source": {"s3": {"prefix": None}}}, "exactly one of prefix and keys"),
+    "no bucket": ({"source": {"s3": {"bucket": None}}}, "bucket: Required"),
+    "short bucket": ({"source": {"s3": {"bucket": "ab"}}}, "at least 3"),
+    "odd bucket": ({"source": {"s3": {"bucket": "a/b/c"}}}, "spec.source.s3.bucket"),
+    "huge list": ({"source": {"s3": {"prefix": None, "keys": ["k"] * 1001}}}, "at most 1000"),
+    "empty list": ({"source": {"s3": {"prefix": None, "keys": []}}}, "at least 1"),
+    "endpoint with a user": ({"source": {"s3": {"endpoint": "https://me:pw@host"}}}, "endpoint"),
+    "endpoint with a query": ({"source": {"s3": {"endpoint": "https://host/?a=b"}}}, "endpoint"),
+    "endpoint without scheme": ({"source": {"s3": {"endpoint": "host:9000"}}}, "endpoint"),
+    "odd region": ({"source": {"s3": {"region": "US East"}}}, "region"),
+    "odd style": ({"source": {"s3": {"addressingStyle": "path"}}}, "Unsupported value"),
+    "two cas": (
+        {
+            "source": {
+                "s3": {
+                    "caBundle": {
+                        "configMapKeyRef": {"name": "a", "key": "b"},
+                        "secretKeyRef": {"name": "a", "key": "b"},
+                    }
+                }
+            }
+        },
+        "exactly one of configMapKeyRef and secretKeyRef",
+    ),
+    "no ca": ({"source": {"s3": {"caBundle": {}}}}, "exactly one of configMapKeyRef and secretKeyRef"),
+    "odd key": ({"source": {"s3": {"caBundle": {"secretKeyRef": {"name": "a", "key": "b/c"}}}}}, "key"),
+    "presigned url": ({"source": {"s3": None, "http": {"urls": [ANNOTATED]}}}, "urls[0]"),
+    "no urls": ({"source": {"s3": None, "http": {}}}, "exactly one of urls and urlsFrom"),
+    "two kinds of urls": (
+        {"source": {"s3": None, "http": {**HTTP["source"]["http"], "urlsFrom": {"name": "a", "key": "b"}}}},
+        "exactly one of urls and urlsFrom",
+    ),
+    "two identities": (
+        {"credentials": {"secretRef": {"name": "a"}, "anonymous": {}}},
+        "at most one of secretRef, serviceAccountName and anonymous",
+    ),
+    "keys for http": (
+        {"source": {"s3": None, **HTTP["source"]}, "credentials": {"secretRef": {"name": "a"}}},
+        "an http source takes no credentials",
+    ),
+    "odd secret name": ({"credentials": {"secretRef": {"name": "A_b"}}}, "name"),
+    "no tensors": ({"files": {"tensors": []}}, "at least 1"),
+    "pattern without field": ({"files": {"ranks": {"pattern": "rank.tensors"}}}, "pattern"),
+    "pattern with two fields": ({"files": {"ranks": {"pattern": "%d-%d"}}}, "pattern"),
+    "no ranks": ({"files": {"ranks": {"count": 0}}}, "greater than or equal to 1"),
+    "automatic without track": ({"revision": {"update": "Automatic"}}, "needs policy: Track"),
+    "pin and automatic": (
+        {"revision": {"policy": "Track", "update": "Automatic", "pin": "r-3f9c2a71b0de"}},
+        "pin holds one revision",
+    ),
+    "digest and automatic": (
+        {"revision": {"policy": "Track", "update": "Automatic", "expectedDigest": SHA}},
+        "expectedDigest admits one revision",
+    ),
+    "odd pin": ({"revision": {"pin": "v7"}}, "revision.pin"),
+    "odd digest": ({"revision": {"expectedDigest": "md5:1"}}, "expectedDigest"),
+    "interval in days": ({"revision": {"interval": "1d"}}, "interval"),
+    "short interval": ({"revision": {"interval": "59s"}}, "interval must be at least 1m"),
+    "claim without name": ({"cache": {"delivery": "PersistentVolumeClaim"}}, "claimName is given with"),
+    "name without claim": ({"cache": {"claimName": "a"}}, "claimName is given with"),
+    "claim in memory": (
+        {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "a", "medium": "Memory"}},
+        "not memory",
+    ),
+    "odd medium": ({"cache": {"medium": "Tape"}}, "Unsupported value"),
+    "prewarmed empty dir": (
+        {"cache": {"delivery": "EmptyDir"}, "placement": {"prewarm": "AllMatching"}},
+        "nothing to prewarm",
+    ),
+    "required empty dir": (
+        {"cache": {"delivery": "EmptyDir"}, "placement": {"scheduling": "Require"}},
+        "Require needs delivery: HostPath",
+    ),
+    "count missing": ({"placement": {"prewarm": "Count"}}, "count is given with"),
+    "count not asked": ({"placement": {"count": 2}}, "count is given with"),
+    "zero count": ({"placement": {"prewarm": "Count", "count": 0}}, "greater than or equal to 1"),
+    "no node at a time": ({"placement": {"maxConcurrentNodes": 0}}, "greater than or equal to 1"),
+    "odd operator": ({"placement": {"tolerations": [{"operator": "Like"}]}}, "Unsupported value"),
+    "small parts": ({"loader": {"partSize": "512Ki"}}, "between 1Mi and 1Gi"),
+    "small parts in bytes": ({"loader": {"partSize": 1000}}, "between 1Mi and 1Gi"),
+    "large parts": ({"loader": {"partSize": "2Gi"}}, "between 1Mi and 1Gi"),
+    "odd quantity": ({"loader": {"bandwidthLimit": "fast"}}, "bandwidthLimit"),
+    "no connections": ({"loader": {"connections": 0}}, "greater than or equal to 1"),
+    "short timeout": ({"loader": {"timeout": "5s"}}, "timeout must be at least 10s"),
+    "selector missing": ({"access": {"allowedNamespaces": {"from": "Selector"}}}, "selector is given with"),
+    "selector not asked": (
+        {"access": {"allowedNamespaces": {"from": "All", "selector": {"matchLabels": {"a": "b"}}}}},
+        "selector is given with",
+    ),
+    "unknown field": ({"sauce": "tomato"}, 'unknown field "spec.sauce"'),
+    "unknown nested field": ({"cache": {"meduim": "Disk"}}, 'unknown field "spec.cache.meduim"'),
+    "wrong type": ({"suspend": "yes"}, "spec.suspend"),
+}
+
+
+@pytest.mark.parametrize("changes", VALID.values(), ids=VALID)
+def test_a_valid_spec_is_accepted_and_read_back(
+    control_plane: ControlPlane, tenant: str, changes: dict[str, Any]
+) -> None:
+    spec = _merge(MINIMAL, changes)
+    stored = _create(control_plane, tenant, spec)["spec"]
+    assert ModelWeightsSpec.model_validate(stored) == ModelWeightsSpec.model_validate(spec), "defaults differ"
+
+
+@pytest.mark.parametrize(("changes", "sentence"), INVALID.values(), ids=INVALID)
+def test_an_invalid_spec_is_refused_with_a_sentence(
+    control_plane: ControlPlane, tenant: str, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        _create(control_plane, tenant, _merge(MINIMAL, changes))
+    with caught.value as refusal:
+        message = json.loads(refusal.read())["message"]
+    assert sentence in message
+
+
+def test_every_rule_of_the_schema_has_a_refusal_here() -> None:
+    messages: set[str] = set()
+
+    def collect(schema: Any) -> None:
+        if isinstance(schema, dict):
+            messages.update(rule["message"] for rule in schema.get("x-kubernetes-validations", ()))
+            for child in schema.values():
+                collect(child)
+        elif isinstance(schema, list):
+            for child in schema:
+                collect(child)
+
+    collect(crd.definitions())
+    untested = [message for message in messages if not any(part in message for _, part in INVALID.values())]
+    assert not untested
+
+
+def test_explain_has_a_sentence_for_a_deep_field(control_plane: ControlPlane) -> None:
+    def explained() -> bool:
+        field = "modelweights.spec.source.s3.caBundle.configMapKeyRef.key"
+        return "The key within it that holds the value." in control_plane.kubectl("explain", field, check=False).stdout
+
+    eventually(explained, within=20)
