@@ -1,0 +1,284 @@
+"""Tonnage beside its peers, in one run: the same object on the same server, a fresh cache each time.
+
+The contenders take turns, in another order each round. `make bench` runs it with the defaults; see --help for the
+regimes. It writes a table, JSON and a chart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import machine
+import results
+from contenders import CONTENDERS, Contender, Setting, Variant, load_command
+from model_file import make_model
+from results import Result, Row, Sample
+from servers import find_nginx, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+SECONDS_FOR_A_RUN = 600
+WARM_FACTOR = 1.5
+READY_SECONDS = 60
+
+
+def parse_bytes(text: str) -> int:
+    """Reads `512M`, `4G` or a plain number of bytes."""
+    unit = UNITS.get(text[-1:].upper())
+    return int(float(text[:-1]) * unit) if unit else int(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    names = [contender.name for contender in CONTENDERS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--regime", choices=("cpu", "network"), default="cpu", help="what limits: the cores, or a shaped network")
+    add("--rate", type=int, default=400, help="the shaped network's megabytes (10^6) a second")
+    add("--huge", action="store_true", help="caches lie in a tmpfs of huge pages, mounted for the run (root only)")
+    add("--size", type=parse_bytes, help="the model's bytes, such as 2G; default 2G, with a shaped network 4G")
+    add("--repetitions", type=int, default=5)
+    add("--hits", type=int, default=20, help="how many cache hits to time")
+    add("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    add("--no-tuning", dest="tuning", action="store_false", help="peers run in the first of their settings")
+    add(
+        "--server", choices=("auto", "nginx", "sendfile", "seaweedfs"), default="auto", help="auto: nginx if it's there"
+    )
+    add("--nginx", default=find_nginx(), help="path of nginx")
+    add("--server-workers", type=int, default=os.cpu_count(), help="processes of the server")
+    add("--processes", type=int, default=os.cpu_count(), help="of curl and the floor")
+    add("--tonnage", nargs=argparse.REMAINDER, default=[], help="the rest are further options of `tonnage load`")
+    add("--output", type=Path, default=REPOSITORY / "docs" / "performance", help="where table, JSON and chart go")
+    add("--name", help="the files' name; default made of the regime")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the race and writes its results."""
+    arguments = parse_arguments()
+    if arguments.regime == "network":
+        machine.enter_shaped_network(arguments.rate * 10**6)
+    size = arguments.size or (4 << 30 if arguments.regime == "network" else 2 << 30)
+    kind = arguments.server
+    if kind == "auto":
+        kind = "nginx" if arguments.nginx else "sendfile"
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(machine.work_directory(huge=False, size=0))
+        say(f"writing a model of {size / 1e9:.1f} GB")
+        model = make_model(source / "root", size)
+        if "runai" not in arguments.contenders:
+            model.safetensors.unlink()
+        server = stack.enter_context(
+            serve(kind, model, workers=arguments.server_workers, directory=source / "server", nginx=arguments.nginx)
+        )
+        os.environ.update(server.environment)
+        cache = stack.enter_context(machine.work_directory(huge=arguments.huge, size=3 * size))
+        setting = Setting(
+            server=server,
+            model=model,
+            out=cache,
+            processes=arguments.processes,
+            tonnage_options=tuple(arguments.tonnage),
+        )
+        present, absent = choose(arguments.contenders, setting)
+        variants = {contender.name: tune(contender, setting, arguments) for contender in present}
+        samples: dict[str, list[Sample]] = {contender.name: [] for contender in present}
+        for repetition in range(arguments.repetitions):
+            turn = repetition % len(present)
+            for contender in [*present[turn:], *present[:turn]]:
+                sample = run(contender, setting, variants[contender.name])
+                samples[contender.name].append(sample)
+                speed = f"{sample.gigabytes_per_second:.2f} GB/s"
+                say(f"{repetition + 1}/{arguments.repetitions} {contender.label}: {speed}")
+        result = Result(
+            title=title(arguments, size),
+            conditions={**machine.describe(), "server": f"{kind}, {arguments.server_workers} processes, on loopback"},
+            rows=tuple(
+                Row(c.name, c.label, c.verifies, c.target, variants[c.name], tuple(samples[c.name])) for c in present
+            ),
+            absent=absent,
+            extras=extras(setting, samples.get("tonnage", []), arguments.hits),
+        )
+    write(result, arguments)
+    return 0
+
+
+def choose(names: list[str], setting: Setting) -> tuple[list[Contender], dict[str, str]]:
+    """Returns who takes part, and why the others of `names` can't."""
+    present, absent = [], {}
+    for contender in CONTENDERS:
+        if contender.name in names:
+            reason = contender.missing(setting)
+            if reason:
+                absent[contender.label] = reason
+                say(f"without {contender.label}: {reason}")
+            else:
+                present.append(contender)
+    return present, absent
+
+
+def tune(contender: Contender, setting: Setting, arguments: argparse.Namespace) -> Variant:
+    """Runs each variant once and returns the fastest; a contender with one runs too, to be warm like the others."""
+    variants = contender.variants if arguments.tuning else contender.variants[:1]
+    speeds = []
+    for variant in variants:
+        speed = run(contender, setting, variant).gigabytes_per_second
+        say(f"trying {contender.label} {variant or ''}: {speed:.2f} GB/s")
+        speeds.append(speed)
+    return variants[speeds.index(max(speeds))]
+
+
+def run(contender: Contender, setting: Setting, variant: Variant) -> Sample:
+    """Runs a contender once in an empty directory, checks its work, and returns what it took."""
+    with scratch(setting.out) as out:
+        machine.warm_memory(out, int(setting.model.size * WARM_FACTOR))
+        own = replace(setting, out=out / "cache")
+        own.out.mkdir()
+        mark = setting.server.mark()
+        took, output = measure(contender.command(own, variant), out / "result.json", contender.label)
+        problem = contender.check(own, output)
+        if problem:
+            raise SystemExit(f"{contender.label}: {problem}")
+    cpu, seconds = took["user_seconds"] + took["system_seconds"], took["seconds"]
+    if contender.own_clock:
+        clock = json.loads(output.splitlines()[-1])
+        cpu, seconds = clock["cpu_seconds"], clock["seconds"]
+    requests = setting.server.requests_since(mark)
+    gets = [request for request in requests if request.method == "GET"]
+    return Sample(
+        bytes=setting.model.size,
+        seconds=seconds,
+        cpu_seconds=cpu,
+        peak_bytes=int(took["peak_pss_bytes"]),
+        largest_process_bytes=int(took["largest_rss_bytes"]),
+        first_request_ms=1000 * (requests[0].time - took["started"]) if requests else -1,
+        first_get_ms=1000 * (gets[0].time - took["started"]) if gets else -1,
+    )
+
+
+def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, float], str]:
+    """Runs a command under `measure.py` and returns its figures and its standard output."""
+    runner = [sys.executable, str(HERE / "measure.py"), str(result), *command]
+    subprocess.run(runner, check=True, timeout=SECONDS_FOR_A_RUN)
+    took: dict[str, float] = json.loads(result.read_text())
+    output = result.with_suffix(".out").read_text()
+    if took["code"] != 0:
+        errors = result.with_suffix(".err").read_text()[-2000:]
+        raise SystemExit(f"{label} failed with {took['code']}:\n{output[-2000:]}\n{errors}")
+    return took, output
+
+
+def extras(setting: Setting, samples: list[Sample], hits: int) -> dict[str, float | None]:
+    """Returns the figures that only Tonnage has: its first request, a cache hit, and what holding an entry costs."""
+    if not samples:
+        return {}
+    first = {
+        "milliseconds from process start to the first request, median": [s.first_request_ms for s in samples],
+        "milliseconds from process start to the first GET, median": [s.first_get_ms for s in samples],
+    }
+    found: dict[str, float | None] = {
+        meaning: statistics.median(values) if min(values) >= 0 else None for meaning, values in first.items()
+    }
+    with scratch(setting.out) as out:
+        own = replace(setting, out=out)
+        command = load_command(own)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = []
+        for _ in range(hits):
+            began = time.perf_counter()
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+            seconds.append(time.perf_counter() - began)
+            if json.loads(answer.splitlines()[-1])["outcome"] != "hit":
+                raise SystemExit("A second load was no hit.")
+        found[f"milliseconds of a cache hit, whole process, median of {hits}"] = 1000 * statistics.median(seconds)
+        resident, leave = hold(load_command(own, "--hold"))
+    found["MiB resident of a process that holds an entry (--hold)"] = resident / results.MEBI
+    found["milliseconds from SIGTERM to its end"] = 1000 * leave
+    return found
+
+
+def hold(command: list[str]) -> tuple[int, float]:
+    """Returns a holding process's resident bytes, and the seconds it takes to leave after SIGTERM."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    resident, deadline = 0, time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:  # it slims down after its report: take what it settles at
+        time.sleep(0.5)
+        before, resident = resident, resident_bytes(process.pid)
+        if before == resident:
+            break
+    began = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    return resident, time.perf_counter() - began
+
+
+def resident_bytes(pid: int) -> int:
+    """Returns VmRSS in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
+
+
+def title(arguments: argparse.Namespace, size: int) -> str:
+    """Says in one line what the race was about."""
+    limit = f"a network of {arguments.rate} MB/s" if arguments.regime == "network" else "the CPU is the limit"
+    pages = ", cache in huge pages" if arguments.huge else ""
+    return f"Loading {size / 1e9:.1f} GB: {limit}, {os.cpu_count()} cores shared with the server{pages}"
+
+
+def write(result: Result, arguments: argparse.Namespace) -> None:
+    """Writes table, JSON and chart, and prints the table."""
+    name = arguments.name or f"loader-{arguments.regime}{'-huge' if arguments.huge else ''}"
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    target = arguments.output / name
+    text = results.markdown(result)
+    target.with_suffix(".json").write_text(results.as_json(result))
+    try:
+        results.chart(result, target.with_suffix(".svg"))
+    except ImportError:
+        say("no chart: there is no matplotlib here")
+    else:
+        text = text.replace("\n", f"\n\n![the same as a chart]({name}.svg)\n", 1)
+    target.with_suffix(".md").write_text(text)
+    print(text)
+
+
+@contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Gives an empty directory, and removes it with what is in it."""
+    directory = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def say(text: str) -> None:
+    """Tells how far the race is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
+    sys.exit(main())

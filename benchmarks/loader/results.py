@@ -1,0 +1,182 @@
+"""From samples to what people read: medians with their spread, a table in Markdown, JSON, and a chart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+GIGA = 1e9
+MEBI = 1 << 20
+
+HOW_CPU_AND_MEMORY = (
+    "- CPU is user and system time of the contender's whole process tree, the server's left out. Peak memory is the "
+    "sampled peak of the proportional set sizes (PSS) of its processes together."
+)
+HOW_TIME = (
+    "- Tonnage, curl, s5cmd and the floor are timed as whole processes, from start to exit; tensorizer and Run:ai's "
+    "streamer from the call to its return, imports left out. Their memory holds the model itself."
+)
+
+HIGHLIGHT, PLAIN, LIMIT = "#e4572e", "#7b8794", "#b8c0c8"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of one contender. Milliseconds count from its start; -1 where they can't be known."""
+
+    bytes: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    largest_process_bytes: int
+    first_request_ms: float = -1
+    first_get_ms: float = -1
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        return self.bytes / GIGA / self.seconds
+
+    @property
+    def cpu_seconds_per_gigabyte(self) -> float:
+        return self.cpu_seconds / (self.bytes / GIGA)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender's samples, with what the table says about it."""
+
+    name: str
+    label: str
+    verifies: str
+    target: str
+    variant: dict[str, int]
+    samples: tuple[Sample, ...]
+
+    def spread(self, figure: Callable[[Sample], float]) -> tuple[float, float, float]:
+        """Returns median, smallest and largest of a figure."""
+        values = [figure(sample) for sample in self.samples]
+        return statistics.median(values), min(values), max(values)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole race. `extras` are single figures with their meaning as key."""
+
+    title: str
+    conditions: dict[str, str]
+    rows: tuple[Row, ...]
+    absent: dict[str, str]
+    extras: dict[str, float | None]
+
+
+FIGURES: tuple[tuple[str, Callable[[Sample], float]], ...] = (
+    ("GB/s", lambda sample: sample.gigabytes_per_second),
+    ("CPU s per GB", lambda sample: sample.cpu_seconds_per_gigabyte),
+    ("peak memory, MiB", lambda sample: sample.peak_bytes / MEBI),
+    ("largest process, MiB", lambda sample: sample.largest_process_bytes / MEBI),
+)
+
+
+def markdown(result: Result) -> str:
+    """Returns the table with everything that belongs to it."""
+    names = [name for name, _ in FIGURES]
+    lines = [f"# {result.title}", "", "Median (smallest to largest) of each contender's runs.", ""]
+    lines.append(f"| contender | verifies | into | {' | '.join(names)} |")
+    lines.append("|---|---|---|" + "---:|" * len(names))
+    for row in result.rows:
+        cells = [_cell(row.spread(figure)) for _, figure in FIGURES]
+        lines.append(f"| {row.label} | {row.verifies or 'nothing'} | {row.target} | {' | '.join(cells)} |")
+    lines += ["", *_comparisons(result.rows), ""]
+    lines += [f"- {meaning}: {value:.3g}" for meaning, value in result.extras.items() if value is not None]
+    lines += [f"- Not in this run: {name}, because {reason}." for name, reason in result.absent.items()]
+    variants = [f"{row.label} {_variant(row.variant)}" for row in result.rows if row.variant]
+    if variants:
+        lines.append(f"- Each peer ran in the fastest of the settings tried: {'; '.join(variants)}.")
+    lines += [
+        HOW_CPU_AND_MEMORY,
+        HOW_TIME,
+        "",
+        "| condition | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in result.conditions.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(result: Result) -> str:
+    """Returns everything, each single sample included."""
+    return json.dumps(dataclasses.asdict(result), indent=1) + "\n"
+
+
+def chart(result: Result, path: Path) -> None:
+    """Draws throughput, CPU and memory side by side, with whiskers from the smallest to the largest run."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    # A fixed salt and no date: the same figures give the same file.
+    plt.rcParams.update(
+        {"font.family": "sans-serif", "font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}
+    )
+    rows = result.rows[::-1]
+    panels = FIGURES[:3]
+    height = 0.42 * len(rows) + 1.3
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, height), sharey=True, layout="constrained")
+    for axis, (name, value) in zip(axes, panels, strict=True):
+        spreads = [row.spread(value) for row in rows]
+        medians = [median for median, _, _ in spreads]
+        whiskers = [[m - low for m, low, _ in spreads], [high - m for m, _, high in spreads]]
+        axis.barh([row.label for row in rows], medians, color=[_color(row) for row in rows], height=0.62)
+        axis.errorbar(medians, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#333c44", elinewidth=1, capsize=2)
+        for place, (median, _, high) in enumerate(spreads):
+            axis.annotate(_number(median), (high, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.set_title(name, fontsize=10)
+        axis.margins(x=0.16)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(left=False)
+    figure.suptitle(result.title, fontsize=11, fontweight="bold")
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    plt.close(figure)
+
+
+def _comparisons(rows: Sequence[Row]) -> list[str]:
+    """Returns what the medians say about Tonnage beside each other contender."""
+    by_name = {row.name: row for row in rows}
+    ours = by_name.get("tonnage")
+    if ours is None:
+        return []
+    lines = []
+    for row in rows:
+        if row is not ours:
+            speed = ours.spread(FIGURES[0][1])[0] / row.spread(FIGURES[0][1])[0]
+            cpu = ours.spread(FIGURES[1][1])[0] / row.spread(FIGURES[1][1])[0]
+            lines.append(f"- Tonnage verified against {row.label}: {speed:.2f} × its throughput, {cpu:.2f} × its CPU.")
+    return lines
+
+
+def _cell(spread: tuple[float, float, float]) -> str:
+    median, low, high = map(_number, spread)
+    return f"**{median}** ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 20 else f"{value:.2f}"
+
+
+def _variant(variant: dict[str, int]) -> str:
+    return "(" + ", ".join(f"{value} {name}" for name, value in variant.items()) + ")"
+
+
+def _color(row: Row) -> str:
+    if row.name.startswith("tonnage"):
+        return HIGHLIGHT
+    return LIMIT if row.name in {"curl", "floor"} else PLAIN

@@ -1,0 +1,172 @@
+"""The servers that contenders load from: nginx, the sendfile server beside this file, and SeaweedFS.
+
+All of them are on loopback. The first two serve files as a path-style S3 server answers reads, whoever asks, and log
+the moment of each request; so clients sign as in real life, and the server doesn't spend the machine's time on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model_file import ModelFile
+
+HERE = Path(__file__).parent
+
+NGINX_CONFIG = """
+daemon off; worker_processes {workers}; pid {directory}/nginx.pid; error_log {directory}/error.log;
+{user}
+events {{ worker_connections 4096; }}
+http {{
+    log_format requests "$msec $request_time $request_method $status $http_range $uri";
+    access_log {log} requests;
+    sendfile on; sendfile_max_chunk 2m; tcp_nopush on; keepalive_requests 1000000; keepalive_timeout 60s;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    server {{ listen 127.0.0.1:{port} backlog=4096; root {root}; }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as the server saw it: `time` is the wall clock's, in seconds."""
+
+    time: float
+    method: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `tensors_url` needs no credentials; `environment` points S3 clients at the server."""
+
+    kind: str
+    endpoint: str
+    tensors_url: str
+    environment: dict[str, str]
+    log: Path | None
+
+    def mark(self) -> int:
+        """Returns the place in the log up to now."""
+        return self.log.stat().st_size if self.log and self.log.exists() else 0
+
+    def requests_since(self, mark: int) -> list[Request]:
+        """Returns the requests that came after `mark`, earliest first; none where the server keeps no log."""
+        if self.log is None:
+            return []
+        time.sleep(0.1)  # the last lines are written after the client has its answer
+        with self.log.open() as stream:
+            stream.seek(mark)
+            requests = [parse_request(line) for line in stream]
+        return sorted(requests, key=lambda request: request.time)
+
+
+def parse_request(line: str) -> Request:
+    """Reads a line of either log: `END DURATION METHOD STATUS RANGE PATH` or `START METHOD STATUS RANGE PATH`."""
+    moment, *rest = line.split()
+    duration = 0.0 if rest[0].isalpha() else float(rest.pop(0))
+    return Request(time=float(moment) - duration, method=rest[0], path=rest[-1])
+
+
+@contextlib.contextmanager
+def serve(kind: str, model: ModelFile, *, workers: int, directory: Path, nginx: str) -> Iterator[Server]:
+    """Runs a server for the time of the context."""
+    directory.mkdir()
+    if kind == "seaweedfs":
+        with _seaweedfs(model, directory) as server:
+            yield server
+        return
+    port, log = _free_port(), directory / "requests.log"
+    if kind == "nginx":
+        user = "user root;" if os.geteuid() == 0 else ""
+        config = directory / "nginx.conf"
+        config.write_text(
+            NGINX_CONFIG.format(workers=workers, directory=directory, root=model.root, port=port, log=log, user=user)
+        )
+        command = [nginx, "-c", str(config), "-p", str(directory), "-e", f"{directory}/error.log"]
+    else:
+        script = str(HERE / "sendfile_server.py")
+        command = [sys.executable, script, str(model.root), str(port), str(workers), str(log)]
+    process = subprocess.Popen(command)
+    try:
+        _wait_for(port, process)
+        endpoint = f"http://127.0.0.1:{port}"
+        yield Server(
+            kind=kind,
+            endpoint=endpoint,
+            tensors_url=f"{endpoint}/{model.bucket}/{model.tensors_key}",
+            environment=_environment(endpoint, "bench", "anything"),
+            log=log,
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _seaweedfs(model: ModelFile, directory: Path) -> Iterator[Server]:
+    sys.path.insert(0, str(HERE.parents[1] / "tests"))
+    from support.s3_server import start_seaweed
+
+    server = start_seaweed(directory)
+    try:
+        server.client().create_bucket(Bucket=model.bucket)
+        files = [file for file in (model.tensors, model.safetensors) if file.exists()]
+        server.put(model.bucket, {file.name: file for file in files})
+        yield Server(
+            kind="seaweedfs",
+            endpoint=server.endpoint,
+            tensors_url=server.presign(model.bucket, model.tensors_key, expires=86400),
+            environment=_environment(server.endpoint, server.access_key, server.secret_key),
+            log=None,
+        )
+    finally:
+        server.stop()
+
+
+def find_nginx() -> str | None:
+    """Returns the path of nginx, which Debian keeps out of ordinary users' PATH."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def _environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "S3_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"The server {process.args!r} did not come up.")
