@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.cache import publishing
 from tonnage.cache.files import make_folder
-from tonnage.cache.locks import FileLock, LockKind
+from tonnage.cache.locks import FileLock, LockKind, make_lock_file
 from tonnage.cache.manifest import MANIFEST_LIMIT, TABLE_LIMIT, Manifest, TensorTable, decode_manifest, decode_table
 from tonnage.cache.medium import in_memory
 from tonnage.errors import CacheDamaged
@@ -100,7 +100,7 @@ class Entry:
         return self.private.is_dir()
 
     def prepare(self) -> None:
-        """Makes its folders. Does nothing, and needs no permission to write, where they are there.
+        """Makes its folders and locks. Does nothing, and needs no permission to write, where they are there.
 
         Raises:
             CacheNotWritable: They can't be made.
@@ -108,6 +108,8 @@ class Entry:
         """
         for folder in (self.path, self.private, self.model):
             make_folder(folder)
+        for lock in (self.use_path, self.load_path):
+            make_lock_file(lock)
 
     # Locks
 

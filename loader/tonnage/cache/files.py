@@ -151,7 +151,7 @@ def remove_tree(path: Path) -> None:
     Raises:
         CacheNotWritable: Something in it can't be removed.
     """
-    import shutil  # noqa: PLC0415 - not on the path of a hit, and slow to import
+    import shutil
 
     with writing(f"{path} can't be removed"):
         try:

@@ -178,6 +178,17 @@ class FileLock:
         return describe_holders(holders(self.path))
 
 
+def make_lock_file(path: Path) -> None:
+    """Makes a lock file where it is missing, so that users who can't make it find it.
+
+    Raises:
+        CacheNotWritable: It can't be made.
+        CacheDamaged: Something else lies in its place.
+    """
+    if not path.is_file():
+        os.close(open_lock_file(path))
+
+
 def open_lock_file(path: Path) -> int:
     """Opens a lock file, making it where it is missing; read-only where it can't be written, which ``flock`` accepts.
 

@@ -33,7 +33,8 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One object that the entry was made of, as it was pinned.
 
     ``place`` is the bucket, empty for HTTP; ``key`` the S3 key or the URL without query. ``verified`` is how far the
-    bytes of this object were checked when they arrived. ``tensors`` counts those that the entry holds of it.
+    bytes of this object were checked when they arrived, ``strongest`` how far its own hashes allow to check them.
+    ``tensors`` counts those that the entry holds of it.
     """
 
     place: str
@@ -45,6 +46,7 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     rank: int | None = None
     encrypted: bool = False
     verified: Verify = Verify.SIZE
+    strongest: Verify = Verify.SHA256
     tensors: Size = 0
 
 

@@ -78,7 +78,8 @@ def publish(entry: Entry, manifest: Manifest, table: TensorTable, *, checkpoint:
     arrived = _match_files(entry, manifest)
     check_table(table, manifest, where="The new table of tensors")
 
-    manifest = rest_checksums(manifest, table, {path: entry.partial_model / path for path in arrived})
+    known = {} if current is None else {file.path: file.rest_crc32 for file in current.files}
+    manifest = rest_checksums(manifest, table, {path: entry.partial_model / path for path in arrived}, known)
     _finish_files(entry, arrived)
     step("modes")
     if sync:

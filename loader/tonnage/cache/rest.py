@@ -27,13 +27,16 @@ REST_LIMIT = 256 << 20
 _PIECE = 1 << 20
 
 
-def rest_checksums(manifest: Manifest, table: TensorTable, paths: Mapping[str, Path]) -> Manifest:
+def rest_checksums(
+    manifest: Manifest, table: TensorTable, paths: Mapping[str, Path], known: Mapping[str, int | None]
+) -> Manifest:
     """Returns the manifest with ``rest_crc32`` filled in for the files of ``paths`` that have none.
 
     Args:
         manifest: What is about to be published.
         table: Its tensors.
-        paths: Where files lie now, by their path in the manifest.
+        paths: Where new files lie now, by their path in the manifest.
+        known: The checksums of files that are published already and stay.
 
     Raises:
         CacheDamaged: A file can't be read, or tensors overlap.
@@ -41,13 +44,16 @@ def rest_checksums(manifest: Manifest, table: TensorTable, paths: Mapping[str, P
     extents = tensor_extents(table, len(manifest.files))
     files = []
     for index, file in enumerate(manifest.files):
-        path = paths.get(file.path)
-        if path is None or file.rest_crc32 is not None:
+        if file.rest_crc32 is not None:
             files.append(file)
             continue
+        path = paths.get(file.path)
+        if path is None:
+            files.append(msgspec.structs.replace(file, rest_crc32=known.get(file.path)))
+            continue
         ranges = rest_ranges(extents[index], file.size, name=file.path)
-        known = sum(end - start for start, end in ranges) <= REST_LIMIT
-        files.append(msgspec.structs.replace(file, rest_crc32=ranges_crc32(path, ranges) if known else None))
+        small = sum(end - start for start, end in ranges) <= REST_LIMIT
+        files.append(msgspec.structs.replace(file, rest_crc32=ranges_crc32(path, ranges) if small else None))
     return msgspec.structs.replace(manifest, files=tuple(files))
 
 

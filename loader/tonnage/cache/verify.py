@@ -255,7 +255,7 @@ def _digests(tensor: TensorRecord) -> tuple[int | None, str | None]:
 
 
 def _chunk_crc32(path: Path, start: int, end: int, buffer: memoryview) -> int:
-    from isal import isal_zlib  # noqa: PLC0415 - a hit imports none of it
+    from isal import isal_zlib
 
     crc = 0
 
@@ -268,7 +268,7 @@ def _chunk_crc32(path: Path, start: int, end: int, buffer: memoryview) -> int:
 
 
 def _tensor_crc32(tensor: TensorRecord, parts: list[tuple[int, int, int]]) -> int:
-    from isal import isal_zlib  # noqa: PLC0415
+    from isal import isal_zlib
 
     crc: int = isal_zlib.crc32(tensor.header)
     for _, part, length in sorted(parts):
