@@ -234,7 +234,7 @@ def http_date(value: str) -> float | None:
     """Reads an HTTP date into seconds since the epoch; None where it isn't one."""
     if not value:
         return None
-    import email.utils  # noqa: PLC0415  # only failures read dates, and a cache hit has no time for this import
+    import email.utils  # only failures read dates, and a cache hit has no time for this import
 
     try:
         return email.utils.parsedate_to_datetime(value).timestamp()
@@ -258,7 +258,7 @@ def _skew(headers: Mapping[str, str], body: bytes, now: float) -> str:
 
 
 def _iso_date(value: str) -> float | None:
-    import datetime as dt  # noqa: PLC0415  # see http_date
+    import datetime as dt  # see http_date
 
     try:
         return dt.datetime.fromisoformat(value).timestamp()

@@ -1,0 +1,367 @@
+"""Small requests, many at once: HEADs, listings and short ranges over one CurlMulti.
+
+Weights don't pass here. What does is bounded in size, retried as ``classify`` says, and over before the deadline.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+import pycurl
+from msgspec import structs
+
+from tonnage.errors import FormatDamaged, Timeout
+from tonnage.source.answers import check_partial, parse_headers
+from tonnage.source.credentials import CredentialProvider
+from tonnage.source.failures import BODY_LIMIT, Failure, Retry, classify
+from tonnage.source.target import RequestTarget, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tonnage.source.target import Credentials
+
+MOST_CONNECTIONS = 32
+MOST_TRIES = 7
+"""Tries of one request, the first included; waits between them add up to at most half a minute."""
+CONNECT_SECONDS = 3.0
+UNREACHABLE_SECONDS = 6.0
+"""For how long a server that can't be reached is tried again."""
+STALL_SECONDS = 10
+FIRST_WAIT = 0.2
+LONGEST_WAIT = 8.0
+LONGEST_RETRY_AFTER = 120.0
+"""A server that wants to be left alone for longer, in seconds, is given up."""
+HEADERS_LIMIT = 256 * 1024
+SELECT_SECONDS = 1.0
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One small request.
+
+    Attributes:
+        target: What is asked for. Its pin goes along.
+        provider: Who asks.
+        head: HEAD instead of GET.
+        start: First byte wanted; -1: the whole.
+        end: The byte after the last one wanted, with ``start``.
+        limit: The most bytes of body that are taken; a longer answer is cut there, which ``Answer.cut`` tells.
+        exact: Whether the answer must be just the asked range of the pinned revision.
+        pinned: Whether absence means that a pinned revision is gone.
+    """
+
+    target: RequestTarget
+    provider: CredentialProvider
+    head: bool = False
+    start: int = -1
+    end: int = -1
+    limit: int = BODY_LIMIT
+    exact: bool = False
+    pinned: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back: of a success, or in ``failure`` why there is none. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    cut: bool = False
+    failure: Failure | None = None
+
+
+class Client:
+    """Runs small requests on connections that it keeps. Use it as a context, or call ``close``.
+
+    Args:
+        deadline: The moment of ``time.monotonic()`` by which everything must have ended; None: no limit.
+        connections: The most requests that run at once.
+    """
+
+    def __init__(self, *, deadline: float | None = None, connections: int = MOST_CONNECTIONS) -> None:
+        self._deadline = deadline
+        self._connections = connections
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
+        self._handles: list[pycurl.Curl] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for curl in self._handles:
+            curl.close()
+        self._handles.clear()
+        self._multi.close()
+
+    def run(self, requests: Sequence[Request]) -> list[Answer]:
+        """Runs all requests and returns their answers in the same order; failures are answers too.
+
+        Raises:
+            Timeout: The deadline passed; the message names a request that was under way.
+            TonnageError: Credentials could not be had.
+        """
+        return _Run(self._multi, self._take, self._handles, self._connections, self._deadline, requests).result()
+
+    def get_range(self, target: RequestTarget, provider: CredentialProvider, start: int, end: int) -> bytes:
+        """Returns the bytes from ``start`` to ``end`` (exclusive) of a pinned object, checked to be exactly those.
+
+        Raises:
+            TonnageError: Of the reason why they can't be had.
+        """
+        return self.get_ranges([(target, provider, start, end)])[0]
+
+    def get_ranges(self, ranges: Sequence[tuple[RequestTarget, CredentialProvider, int, int]]) -> list[bytes]:
+        """As ``get_range``, several at once: the bytes of each in the same order.
+
+        Raises:
+            TonnageError: Of the first that fails, in their order.
+        """
+        for target, _, start, end in ranges:
+            if not 0 <= start <= end <= target.size:
+                raise FormatDamaged(f"{target.label}: bytes {start} to {end} are outside of its {target.size} bytes.")
+        wanted = [each for each in ranges if each[2] < each[3]]
+        requests = [
+            Request(target=target, provider=provider, start=start, end=end, limit=end - start, exact=True, pinned=True)
+            for target, provider, start, end in wanted
+        ]
+        answers = iter(self.run(requests))
+        bodies = []
+        for _, _, start, end in ranges:
+            if start == end:
+                bodies.append(b"")
+                continue
+            answer = next(answers)
+            if answer.failure is not None:
+                raise answer.failure.error()
+            bodies.append(answer.body)
+        return bodies
+
+    def _take(self) -> pycurl.Curl:
+        return self._handles.pop() if self._handles else pycurl.Curl()
+
+
+class _Task:
+    """One request on its way through tries."""
+
+    def __init__(self, number: int, request: Request) -> None:
+        self.number = number
+        self.request = request
+        self.tries = 0
+        self.refreshed = False
+        self.since = time.monotonic()
+        self.used: Credentials | None = None
+        self.lines: list[bytes] = []
+        self.size_of_lines = 0
+        self.body = bytearray()
+        self.cut = False
+        self.odd: Failure | None = None
+
+    def start(self, curl: pycurl.Curl) -> None:
+        request = self.request
+        self.tries += 1
+        self.lines, self.size_of_lines, self.body, self.cut, self.odd = [], 0, bytearray(), False, None
+        self.used = request.provider.current() if request.target.sigv4 else None
+        prepare(curl, request.target, self.used, connect_seconds=CONNECT_SECONDS, stall_seconds=STALL_SECONDS)
+        if request.head:
+            curl.setopt(pycurl.NOBODY, 1)
+        elif request.start >= 0:
+            curl.setopt(pycurl.RANGE, f"{request.start}-{request.end - 1}")
+        curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
+
+    def _on_header(self, line: bytes) -> int | None:
+        self.size_of_lines += len(line)
+        if self.size_of_lines > HEADERS_LIMIT:
+            return -1
+        self.lines.append(line)
+        return None
+
+    def _on_body(self, data: bytes) -> int | None:
+        if not self.body:
+            self.odd = self._oddity()
+            self.cut = self.odd is None and self._range_ignored()
+            if self.odd is not None or self.cut:
+                return -1
+        room = max(self.request.limit, BODY_LIMIT) - len(self.body)
+        self.body += data[:room]
+        if len(data) > room:
+            self.cut = True
+            return -1
+        return None
+
+    def _oddity(self) -> Failure | None:
+        """Whether this answer is not to the question, so that its body need not be read."""
+        status, headers = parse_headers(self.lines)
+        request = self.request
+        if not request.exact or status >= 300:
+            return None
+        return check_partial(request.target, status=status, headers=headers, start=request.start, end=request.end)
+
+    def _range_ignored(self) -> bool:
+        """Whether the whole object comes where a range was asked for."""
+        return self.request.start >= 0 and not self.request.exact and parse_headers(self.lines)[0] == 200
+
+    def outcome(self, curl: pycurl.Curl, code: int) -> Answer:
+        """Judges an ended try."""
+        status, headers = parse_headers(self.lines)
+        label = self.request.target.label
+        failure = self.odd
+        aborted = self.cut and code == pycurl.E_WRITE_ERROR
+        connected = bool(curl.getinfo(pycurl.PRETRANSFER_TIME))
+        if failure is None and code and not aborted:
+            failure = classify(curl_code=code, status=None, headers={}, body=b"", label=label, connected=connected)
+        if failure is None and not 200 <= status < 300:
+            failure = classify(
+                curl_code=None,
+                status=status,
+                headers=headers,
+                body=bytes(self.body),
+                label=label,
+                pinned=self.request.pinned,
+            )
+        if failure is None and self.request.exact:
+            failure = self._oddity() or self._wrong_length()
+        return Answer(status=status, headers=headers, body=bytes(self.body), cut=self.cut, failure=failure)
+
+    def _wrong_length(self) -> Failure | None:
+        if len(self.body) == self.request.end - self.request.start:
+            return None
+        return classify(
+            curl_code=pycurl.E_PARTIAL_FILE, status=None, headers={}, body=b"", label=self.request.target.label
+        )
+
+
+class _Run:
+    """One call of ``Client.run``: which tasks wait, which run on which handle, which have ended."""
+
+    def __init__(
+        self,
+        multi: pycurl.CurlMulti,
+        take: Callable[[], pycurl.Curl],
+        spare: list[pycurl.Curl],
+        connections: int,
+        deadline: float | None,
+        requests: Sequence[Request],
+    ) -> None:
+        self._multi = multi
+        self._take = take
+        self._spare = spare
+        self._connections = connections
+        self._deadline = deadline
+        self._ready = deque(_Task(number, request) for number, request in enumerate(requests))
+        self._waiting: list[tuple[float, int, _Task]] = []
+        self._running: dict[pycurl.Curl, _Task] = {}
+        self._answers: dict[int, Answer] = {}
+        self._count = len(requests)
+        self._order = itertools.count()
+
+    def result(self) -> list[Answer]:
+        try:
+            while len(self._answers) < self._count:
+                self._start_ready()
+                self._check_deadline()
+                self._drive()
+        finally:
+            for curl in list(self._running):
+                self._release(curl)
+        return [self._answers[number] for number in range(self._count)]
+
+    def _start_ready(self) -> None:
+        now = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= now:
+            self._ready.append(heapq.heappop(self._waiting)[2])
+        while self._ready and len(self._running) < self._connections:
+            task = self._ready.popleft()
+            curl = self._take()
+            task.start(curl)
+            self._running[curl] = task
+            self._multi.add_handle(curl)
+
+    def _drive(self) -> None:
+        while self._multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
+            pass
+        more = 1
+        while more:
+            more, good, bad = self._multi.info_read()
+            for curl in good:
+                self._ended(curl, 0)
+            for curl, code, _ in bad:
+                self._ended(curl, code)
+        if not self._running and self._waiting and not self._ready:
+            time.sleep(min(self._patience(), max(0.0, self._waiting[0][0] - time.monotonic())))
+        elif self._running and self._multi.select(self._patience()) == -1:
+            time.sleep(0.005)  # libcurl has no descriptor yet, for instance while a name is resolved
+
+    def _patience(self) -> float:
+        """For how many seconds at most nothing needs to be done here."""
+        moments = [time.monotonic() + SELECT_SECONDS]
+        moments += [self._waiting[0][0]] if self._waiting else []
+        moments += [self._deadline] if self._deadline is not None else []
+        timeout = self._multi.timeout()
+        soonest = max(0.0, min(moments) - time.monotonic())
+        return min(soonest, timeout / 1000) if timeout >= 0 else soonest
+
+    def _release(self, curl: pycurl.Curl) -> _Task:
+        task = self._running.pop(curl)
+        self._multi.remove_handle(curl)
+        self._spare.append(curl)
+        return task
+
+    def _ended(self, curl: pycurl.Curl, code: int) -> None:
+        task = self._running[curl]
+        answer = task.outcome(curl, code)
+        self._release(curl)
+        failure = answer.failure
+        if failure is not None and self._again(task, failure):
+            return
+        if failure is not None and task.tries > 1:
+            message = f"{failure.message.rstrip('.')}; {task.tries} tries failed."
+            answer = structs.replace(answer, failure=structs.replace(failure, message=message))
+        self._answers[task.number] = answer
+
+    def _again(self, task: _Task, failure: Failure) -> bool:
+        """Arranges another try where one makes sense."""
+        if failure.retry is Retry.REFRESH_CREDENTIALS and not task.refreshed and task.used is not None:
+            task.refreshed = True
+            if task.request.provider.refresh(task.used) == task.used:
+                return False
+            self._ready.append(task)
+            return True
+        if failure.retry is not Retry.BACKOFF or task.tries >= MOST_TRIES:
+            return False
+        now = time.monotonic()
+        wait = backoff_seconds(task.tries, failure.retry_after)
+        if wait > LONGEST_WAIT + LONGEST_RETRY_AFTER:
+            return False
+        unreachable = failure.reason.value in {"EndpointUnreachable", "TLSVerificationFailed"}
+        if unreachable and now + wait - task.since > UNREACHABLE_SECONDS:
+            return False
+        if self._deadline is not None and now + wait >= self._deadline:
+            return False
+        heapq.heappush(self._waiting, (now + wait, next(self._order), task))
+        return True
+
+    def _check_deadline(self) -> None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        tasks = [*self._running.values(), *(each[2] for each in self._waiting), *self._ready]
+        label = tasks[0].request.target.label if tasks else "the last request"
+        raise Timeout(f"The time for the load was over while {label} was being asked for.")
+
+
+def backoff_seconds(tries: int, retry_after: float | None) -> float:
+    """How long to wait after so many tries: full jitter below a doubling bound, and no less than the server asks."""
+    bound = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
+    jitter = random.uniform(0.0, bound)  # noqa: S311  # spreads clients over time, nothing depends on its quality
+    return jitter if retry_after is None else retry_after + jitter / 10

@@ -1,0 +1,183 @@
+"""Who asks: credentials from mounted files, the environment, or botocore's chain, and new ones when they run out.
+
+The simple places are read here, because importing botocore takes longer than a whole cache hit may. Order: anonymous;
+the directory that ``TONNAGE_CREDENTIALS_DIR`` names; ``AWS_ACCESS_KEY_ID`` and its companions, which in botocore too go
+before a profile that ``AWS_PROFILE`` names; then botocore's chain with profiles, assumed roles, SSO, web identity
+(IRSA), container credentials (Pod Identity) and instance metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from tonnage.errors import (
+    AccessDenied,
+    CredentialsExpired,
+    CredentialsMissing,
+    EndpointUnreachable,
+    InvalidPlan,
+    TonnageError,
+)
+from tonnage.source.environment import CREDENTIALS_DIR, mounted_values
+from tonnage.source.failures import scrub
+from tonnage.source.target import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from botocore.exceptions import ClientError
+
+REFRESH_MARGIN = 300.0
+"""How many seconds before they run out credentials are renewed."""
+
+_EXPIRED_ERRORS = {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError", "LoginRefreshRequired"}
+_UNREACHABLE_ERRORS = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
+
+
+class CredentialProvider:
+    """Gives the credentials of one source, renewed before they run out.
+
+    Args:
+        anonymous: Requests go unsigned; there are no credentials.
+        environment: The variables to read. botocore's chain reads the process's own, whatever is given here.
+    """
+
+    def __init__(self, *, anonymous: bool = False, environment: Mapping[str, str] | None = None) -> None:
+        self._anonymous = anonymous
+        self._environment = environment
+        self._current: Credentials | None = None
+        self._chain: Any = None
+
+    def __repr__(self) -> str:
+        return f"CredentialProvider(anonymous={self._anonymous})"
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether requests go unsigned."""
+        return self._anonymous
+
+    def current(self) -> Credentials | None:
+        """Returns credentials good for some minutes at least, as far as that is known; None for anonymous access.
+
+        Raises:
+            CredentialsMissing: No place had any, or what it had is incomplete.
+            CredentialsExpired: A login (SSO) has run out, so that none can be had.
+            AccessDenied: The role that a profile or the pod names may not be assumed.
+            EndpointUnreachable: The service that gives them does not answer.
+            InvalidPlan: The mounted directory can't be read.
+        """
+        if self._anonymous:
+            return None
+        if self._current is None or _runs_out(self._current):
+            self._current = self._load()
+        return self._current
+
+    def refresh(self, failed: Credentials | None = None) -> Credentials | None:
+        """Returns new credentials, or the same where there are no newer ones; None for anonymous access.
+
+        Args:
+            failed: Those that the store refused. When others have been loaded since, those are returned at once, so
+                that many workers who fail together cause one renewal.
+
+        Raises:
+            TonnageError: As ``current``.
+        """
+        if self._anonymous:
+            return None
+        if failed is None or self._current is None or self._current == failed:
+            self._chain = None
+            self._current = self._load()
+        return self._current
+
+    def _load(self) -> Credentials:
+        environment = os.environ if self._environment is None else self._environment
+        mounted = mounted_values(environment)
+        if mounted.get("AWS_ACCESS_KEY_ID"):
+            return _from_values(mounted, place=f"the directory {environment[CREDENTIALS_DIR]}")
+        if environment.get("AWS_ACCESS_KEY_ID"):
+            return _from_values(environment, place="the environment")
+        return self._from_chain(environment)
+
+    def _from_chain(self, environment: Mapping[str, str]) -> Credentials:
+        from botocore.exceptions import BotoCoreError, ClientError  # see the module
+        from botocore.session import Session
+
+        try:
+            if self._chain is None:
+                self._chain = Session().get_credentials()
+            if self._chain is None:
+                raise CredentialsMissing(_looked(environment))
+            frozen = self._chain.get_frozen_credentials()
+        except ClientError as error:
+            raise _service_error(error) from error
+        except BotoCoreError as error:
+            raise _chain_error(error) from error
+        if not frozen.access_key or not frozen.secret_key:
+            raise CredentialsMissing(_looked(environment))
+        expiry = getattr(self._chain, "_expiry_time", None)
+        return Credentials(
+            access_key=frozen.access_key,
+            secret_key=frozen.secret_key,
+            session_token=frozen.token or "",
+            expires_at=None if expiry is None else expiry.timestamp(),
+        )
+
+
+def _from_values(values: Mapping[str, str], *, place: str) -> Credentials:
+    secret = values.get("AWS_SECRET_ACCESS_KEY", "")
+    if not secret:
+        raise CredentialsMissing(f"There is AWS_ACCESS_KEY_ID in {place}, but no AWS_SECRET_ACCESS_KEY.")
+    return Credentials(
+        access_key=values["AWS_ACCESS_KEY_ID"],
+        secret_key=secret,
+        session_token=values.get("AWS_SECURITY_TOKEN") or values.get("AWS_SESSION_TOKEN", ""),
+        expires_at=_moment(values.get("AWS_CREDENTIAL_EXPIRATION", ""), place),
+    )
+
+
+def _moment(text: str, place: str) -> float | None:
+    if not text:
+        return None
+    import datetime as dt  # only credentials that say when they expire need it
+
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidPlan(f"AWS_CREDENTIAL_EXPIRATION in {place} is not an ISO 8601 date.") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+
+
+def _runs_out(credentials: Credentials) -> bool:
+    return credentials.expires_at is not None and credentials.expires_at - time.time() < REFRESH_MARGIN
+
+
+def _looked(environment: Mapping[str, str]) -> str:
+    places = ["AWS_ACCESS_KEY_ID"]
+    if environment.get(CREDENTIALS_DIR):
+        places.insert(0, f"the directory {environment[CREDENTIALS_DIR]}")
+    profile = environment.get("AWS_DEFAULT_PROFILE") or environment.get("AWS_PROFILE") or "default"
+    places += [
+        f"the profile {profile!r} of AWS's config and credentials files",
+        "web identity (AWS_WEB_IDENTITY_TOKEN_FILE)",
+        "container credentials (AWS_CONTAINER_CREDENTIALS_FULL_URI)",
+        "instance metadata",
+    ]
+    return f"No credentials were found in {', '.join(places[:-1])} or {places[-1]}."
+
+
+def _chain_error(error: Exception) -> TonnageError:
+    kind = type(error).__name__
+    text = f"Credentials can't be had: {kind}: {scrub(str(error)).rstrip('.')}."
+    if kind in _EXPIRED_ERRORS:
+        return CredentialsExpired(text)
+    return EndpointUnreachable(text) if kind in _UNREACHABLE_ERRORS else CredentialsMissing(text)
+
+
+def _service_error(error: ClientError) -> TonnageError:
+    said = error.response.get("Error", {})
+    code = str(said.get("Code", ""))
+    text = f"Credentials can't be had: {error.operation_name} answers {code}: {scrub(str(said.get('Message', '')))}"
+    expired = code.startswith("ExpiredToken") or code == "InvalidIdentityToken"
+    return (CredentialsExpired if expired else AccessDenied)(text)
