@@ -217,7 +217,7 @@ def parse_header(text: bytes, *, file_size: int, name: str) -> SafetensorsFile:
         metadata = {} if reserved is None else msgspec.json.decode(reserved, type=dict[str, str])
         decode = msgspec.json.Decoder(_Row).decode
         rows = {key: decode(value) for key, value in raw.items()}
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CacheDamaged(f"{name}: its header is not that of a safetensors file: {error}.") from error
     ordered = sorted(rows.items(), key=lambda item: item[1].data_offsets)
     tensors: dict[str, SafetensorsTensor] = {}

@@ -167,10 +167,10 @@ def _read_hashes(
         raise FormatDamaged(f"{where}: the hash block of {size} bytes reaches beyond the header's end.")
     hashes: dict[HashType, bytes] = {}
     spans: list[tuple[int, int]] = []
-    (count,) = _U8.unpack_from(stored, start)
+    (count,) = _U8.unpack_from(stored[:end], start)
     position = start + 1
     for _ in range(count):
-        number, digest_size = struct.unpack_from("<BB", stored, position)
+        number, digest_size = struct.unpack_from("<BB", stored[:end], position)
         position += 2
         if number not in {HashType.CRC32, HashType.SHA256}:
             raise FormatUnsupported(f"{where}: its hash type {number} is not one that this release of Tonnage knows.")

@@ -1,0 +1,41 @@
+"""Decrypts what tensorizer encrypted by key, so that the hashes of encrypted files can be held against plaintext."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import libnacl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tonnage.format.tensors_file import TensorEntry
+
+
+def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
+    """Returns what makes plaintext of a tensor's data.
+
+    Args:
+        file: The whole file, in whose tensor headers the nonces are.
+        key: 32 bytes.
+    """
+
+    def decrypt(entry: TensorEntry, data: bytes) -> bytes:
+        header = file[entry.header_offset : entry.data_offset]
+        dimensions = len(entry.shape) * (8 if entry.wide else 4)
+        position = 15 + len(entry.raw_name) + len(entry.dtype.stored) + dimensions
+        (hash_block,) = struct.unpack_from("<H", header, position)
+        position += 2 + hash_block + 8
+        count, _, kind, piece, nonce, macs = struct.unpack_from("<HQHQ24sQ", header, position)
+        assert (count, kind) == (1, 2)
+        position += struct.calcsize("<HQHQ24sQ")
+        first = int.from_bytes(nonce, "little")
+        plain = bytearray()
+        for number in range(macs):
+            mac = header[position + 16 * number : position + 16 * (number + 1)]
+            cipher = data if macs == 1 else data[piece * number : piece * (number + 1)]
+            plain += libnacl.crypto_secretbox_open(mac + cipher, (first + number).to_bytes(24, "little"), key)
+        return bytes(plain)
+
+    return decrypt

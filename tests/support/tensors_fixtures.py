@@ -1,0 +1,18 @@
+"""Session fixtures over ``tensors_files``: the corpus is written once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.tensors_files import CorpusFile
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CorpusFile]:
+    """Files written by the real tensorizer, by name; see ``support.tensors_files.tensorizer_corpus``."""
+    from support.tensors_files import tensorizer_corpus
+
+    return {file.name: file for file in tensorizer_corpus(tmp_path_factory.mktemp("corpus"))}

@@ -1,0 +1,75 @@
+"""Reads a whole ``.tensors`` file from memory with the loader's parsers, checking all that can be checked."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from tonnage.errors import ChecksumMismatch
+from tonnage.format.tensor_header import TensorHeader, parse_tensor_header
+from tonnage.format.tensors_file import (
+    PREAMBLE_BYTES,
+    TensorEntry,
+    TensorsFile,
+    check_terminator,
+    parse_index,
+    parse_preamble,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class ReadTensor(NamedTuple):
+    """A tensor that passed."""
+
+    entry: TensorEntry
+    header: TensorHeader
+    data: bytes
+
+
+def read_index(data: bytes, *, name: str = "s3://models/a.tensors") -> TensorsFile:
+    """Reads preamble and index."""
+    preamble = parse_preamble(data[:PREAMBLE_BYTES], object_size=len(data), name=name)
+    return parse_index(preamble, data[PREAMBLE_BYTES : preamble.body_offset], object_size=len(data), name=name)
+
+
+def read_tensors(
+    data: bytes,
+    *,
+    name: str = "s3://models/a.tensors",
+    decrypt: Callable[[TensorEntry, bytes], bytes] | None = None,
+) -> dict[tuple[str | int, ...], ReadTensor]:
+    """Reads everything, with every hash of every tensor.
+
+    Args:
+        data: The file.
+        name: For error texts.
+        decrypt: Makes plaintext; without it the hashes of encrypted tensors are left alone.
+
+    Raises:
+        TonnageError: Whatever is wrong with it.
+    """
+    file = read_index(data, name=name)
+    tensors = {}
+    for entry in file.tensors:
+        header = parse_tensor_header(
+            data[entry.header_offset : entry.data_offset], entry, preamble=file.preamble, name=name
+        )
+        contents = data[entry.data_offset : entry.data_end]
+        if file.preamble.encrypted and entry.length and decrypt is not None:
+            contents = decrypt(entry, contents)
+        if not file.preamble.encrypted or not entry.length or decrypt is not None:
+            _check_hashes(header, contents, f"{name}, tensor {entry.name!r}")
+        tensors[entry.path] = ReadTensor(entry, header, contents)
+    check_terminator(data[file.body_end - 8 : file.body_end], file, name=name)
+    return tensors
+
+
+def _check_hashes(header: TensorHeader, contents: bytes, where: str) -> None:
+    crc32, sha256 = header.expected_crc32, header.expected_sha256
+    if crc32 is not None and crc32 != zlib.crc32(contents, zlib.crc32(header.hashed)):
+        raise ChecksumMismatch(f"{where}: CRC-32")
+    if sha256 is not None and sha256 != hashlib.sha256(header.hashed + contents).digest():
+        raise ChecksumMismatch(f"{where}: SHA-256")
