@@ -1,0 +1,204 @@
+"""NVIDIA GPUs: asynchronous copies by the driver's own functions.
+
+Called through ctypes, which lets go of the interpreter's lock for each call and costs about a microsecond; PyTorch's
+way to the same function costs several, and allocates. PyTorch allocates the memory and knows nothing of the copies, so
+a copy's target must not be in use (``settle``), and nobody may use it before the queues are drained.
+Functions and constants: CUDA driver API, cuda.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+from tonnage.attach.errors import DeviceFailed
+from tonnage.attach.machine import cores_near
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.attach.engine import CopyQueue
+
+_SUCCESS = 0
+_STREAM_NON_BLOCKING = 1
+_EVENT_BLOCKING_SYNC = 1
+_EVENT_DISABLE_TIMING = 2
+_REGISTER_PORTABLE = 1
+_REGISTER_READ_ONLY = 8
+
+_POINTER = ctypes.c_void_p
+_FUNCTIONS: dict[str, Sequence[type]] = {
+    "cuInit": (ctypes.c_uint,),
+    "cuDeviceGet": (_POINTER, ctypes.c_int),
+    "cuDeviceGetPCIBusId": (ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
+    "cuDevicePrimaryCtxRetain": (_POINTER, ctypes.c_int),
+    "cuCtxSetCurrent": (_POINTER,),
+    "cuStreamCreate": (_POINTER, ctypes.c_uint),
+    "cuStreamSynchronize": (_POINTER,),
+    "cuStreamDestroy_v2": (_POINTER,),
+    "cuEventCreate": (_POINTER, ctypes.c_uint),
+    "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventSynchronize": (_POINTER,),
+    "cuEventDestroy_v2": (_POINTER,),
+    "cuMemcpyHtoDAsync_v2": (ctypes.c_uint64, _POINTER, ctypes.c_size_t, _POINTER),
+    "cuMemHostRegister_v2": (_POINTER, ctypes.c_size_t, ctypes.c_uint),
+    "cuMemHostUnregister": (_POINTER,),
+    "cuGetErrorName": (ctypes.c_int, _POINTER),
+}
+
+
+class Driver:
+    """The functions of libcuda that a copy needs, each raising ``DeviceFailed`` unless it succeeds.
+
+    Attributes:
+        raw: The library, for calls whose result is looked at elsewhere.
+    """
+
+    def __init__(self) -> None:
+        """Loads the driver's library.
+
+        Raises:
+            OSError: There is none on this machine.
+        """
+        self.raw = ctypes.CDLL("libcuda.so.1")
+        for name, arguments in _FUNCTIONS.items():
+            function = getattr(self.raw, name)
+            function.argtypes = list(arguments)
+            function.restype = ctypes.c_int
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function.
+
+        Raises:
+            DeviceFailed: It returned an error, which is named.
+        """
+        code = getattr(self.raw, name)(*arguments)
+        if code != _SUCCESS:
+            raise self.failure(name, code)
+
+    def failure(self, name: str, code: int) -> DeviceFailed:
+        """Returns the error for a function's result."""
+        text = ctypes.c_char_p()
+        self.raw.cuGetErrorName(code, ctypes.byref(text))
+        return DeviceFailed(f"{name} failed: {(text.value or b'unknown error').decode()} ({code}).")
+
+
+class CudaQueue:
+    """A stream of one worker thread, and an event for each slot."""
+
+    def __init__(self, driver: Driver, slots: int, *, blocking: bool) -> None:
+        self._driver = driver
+        raw = driver.raw
+        self._memcpy = raw.cuMemcpyHtoDAsync_v2
+        self._record = raw.cuEventRecord
+        self._synchronize = raw.cuEventSynchronize
+        stream = ctypes.c_void_p()
+        driver.call("cuStreamCreate", ctypes.byref(stream), _STREAM_NON_BLOCKING)
+        self._stream = stream
+        self._events: list[ctypes.c_void_p] = []
+        flags = _EVENT_DISABLE_TIMING | (_EVENT_BLOCKING_SYNC if blocking else 0)
+        for _ in range(slots):
+            event = ctypes.c_void_p()
+            driver.call("cuEventCreate", ctypes.byref(event), flags)
+            self._events.append(event)
+
+    def copy(self, target: int, source: int, length: int) -> None:
+        """Starts a copy on the stream."""
+        code = self._memcpy(target, source, length, self._stream)
+        if code:
+            raise self._driver.failure("cuMemcpyHtoDAsync", code)
+
+    def mark(self, slot: int) -> None:
+        """Records the slot's event."""
+        code = self._record(self._events[slot], self._stream)
+        if code:
+            raise self._driver.failure("cuEventRecord", code)
+
+    def wait(self, slot: int) -> None:
+        """Waits for the slot's event; one that was never recorded is past."""
+        code = self._synchronize(self._events[slot])
+        if code:
+            raise self._driver.failure("cuEventSynchronize", code)
+
+    def drain(self) -> None:
+        """Waits for the stream."""
+        self._driver.call("cuStreamSynchronize", self._stream)
+
+    def pin(self, address: int, length: int, *, read_only: bool) -> bool:
+        """Registers the memory with the driver; False where it refuses (limits, virtual machines, WSL)."""
+        flags = _REGISTER_PORTABLE | (_REGISTER_READ_ONLY if read_only else 0)
+        return bool(self._driver.raw.cuMemHostRegister_v2(address, length, flags) == _SUCCESS)
+
+    def unpin(self, address: int) -> None:
+        """Unregisters."""
+        self._driver.call("cuMemHostUnregister", address)
+
+    def close(self) -> None:
+        """Destroys events and stream."""
+        for event in self._events:
+            self._driver.call("cuEventDestroy_v2", event)
+        self._driver.call("cuStreamDestroy_v2", self._stream)
+
+
+class CudaEngine:
+    """One GPU, through its primary context, which is PyTorch's too."""
+
+    name = "cuda"
+
+    def __init__(self, device: torch.device, *, blocking: bool = False) -> None:
+        """Loads the driver's library.
+
+        Args:
+            device: With an index.
+            blocking: Waiting threads sleep instead of spinning. Slower by the time it takes to wake them.
+
+        Raises:
+            OSError: There is none on this machine.
+        """
+        self.device = device
+        self._blocking = blocking
+        self._driver = Driver()
+        self._lock = threading.Lock()
+        self._context: ctypes.c_void_p | None = None
+
+    @property
+    def _index(self) -> int:
+        return self.device.index or 0
+
+    def start(self) -> None:
+        """Makes the GPU's context, where PyTorch hasn't yet, and the calling thread's current one."""
+        with self._lock:
+            if self._context is None:
+                handle = ctypes.c_int()
+                self._driver.call("cuInit", 0)
+                self._driver.call("cuDeviceGet", ctypes.byref(handle), self._index)
+                context = ctypes.c_void_p()
+                self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+                self._context = context
+        self._driver.call("cuCtxSetCurrent", self._context)
+
+    def queue(self, slots: int) -> CopyQueue:
+        """Returns a stream and its events, for the calling thread."""
+        return CudaQueue(self._driver, slots, blocking=self._blocking)
+
+    def empty(self, size: int) -> torch.Tensor:
+        """Allocates on the GPU, from PyTorch's allocator."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def settle(self) -> None:
+        """Waits for PyTorch's current stream, in whose order its allocator reuses memory."""
+        torch.cuda.current_stream(self.device).synchronize()
+
+    def near_cores(self) -> set[int]:
+        """The cores on the GPU's memory node."""
+        name = ctypes.create_string_buffer(32)
+        handle = ctypes.c_int()
+        raw = self._driver.raw
+        if raw.cuInit(0) or raw.cuDeviceGet(ctypes.byref(handle), self._index):
+            return set()
+        if raw.cuDeviceGetPCIBusId(name, len(name), handle):
+            return set()
+        return cores_near(name.value.decode())

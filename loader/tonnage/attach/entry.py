@@ -1,0 +1,164 @@
+"""A cache entry's own account of its tensors: ``.tonnage/``, read under the lock that says "in use"."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from tonnage.attach.catalog import Catalog, add_records, choose_rank, read_files
+from tonnage.attach.errors import EntryBeingRemoved, EntryIncomplete
+from tonnage.attach.files import SourceFile
+from tonnage.attach.records import NO_FILE, Record
+from tonnage.cache.locks import FileLock, LockKind
+from tonnage.cache.manifest import decode_manifest, decode_table
+from tonnage.errors import CacheDamaged, FormatUnsupported, NoTensorFiles
+from tonnage.format.dtypes import parse_dtype
+from tonnage.format.names import shown
+
+if TYPE_CHECKING:
+    from tonnage.cache.manifest import Manifest, TensorRecord
+
+PRIVATE = ".tonnage"
+PUBLIC = "model"
+
+
+def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
+    """Returns the entry that a path belongs to, and where in its ``model/`` folder the path is; None outside of one.
+
+    In a serving container that sees the ``model/`` folder alone there is no entry, just a directory with files.
+    """
+    resolved = path.resolve()
+    for root in (resolved, *resolved.parents):
+        if (root / PRIVATE).is_dir():
+            inside = PurePosixPath(resolved.relative_to(root))
+            if inside == PurePosixPath():
+                return root, PurePosixPath()
+            return (root, inside.relative_to(PUBLIC)) if inside.parts[0] == PUBLIC else None
+    return None
+
+
+def hold_entry(root: Path) -> FileLock:
+    """Takes the entry's lock that keeps others from emptying it. Whoever gets it releases it.
+
+    Raises:
+        EntryBeingRemoved: Somebody is emptying the entry.
+        CacheNotWritable: The lock file can't be opened.
+        CacheDamaged: Something that isn't a lock file lies in its place.
+    """
+    lock = FileLock(root / PRIVATE / "use.lock")
+    if not lock.try_lock(LockKind.SHARED):
+        raise EntryBeingRemoved(f"The entry {root} is being emptied by another process.")
+    return lock
+
+
+def read_entry(root: Path, inside: PurePosixPath, *, rank: int | None) -> Catalog:
+    """Reads what the entry's manifest and table of tensors say, and checks every file's size.
+
+    Args:
+        root: The entry's directory.
+        inside: What part of ``model/`` counts: a folder or a file there, or all of it.
+        rank: Which rank's tensors, where the entry has ranks.
+
+    Raises:
+        EntryIncomplete: The entry was never finished, or was emptied.
+        CacheDamaged: A file is missing or has another size than the manifest says, or the manifest is damaged.
+        RankMissing: The entry has ranks, and this one isn't among them.
+        NoTensorFiles: There are no weights in this part.
+        NameCollision: Two files of this part hold a tensor of the same name.
+        FormatUnsupported: The weights are encrypted.
+    """
+    manifest = _manifest(root)
+    wanted = {
+        number
+        for number, file in enumerate(manifest.files)
+        if file.kind in {"shard", "object"} and PurePosixPath(file.path).is_relative_to(inside)
+    }
+    if not wanted:
+        raise NoTensorFiles(f"The entry {root} holds no weights in {PurePosixPath(PUBLIC) / inside}.")
+    ranks = {rank for number in wanted if (rank := manifest.files[number].rank) is not None}
+    chosen = choose_rank(rank, ranks, where=f"The entry {root}")
+    wanted = {number for number in wanted if manifest.files[number].rank in {None, chosen}}
+    for number in wanted:
+        source = manifest.files[number].source
+        if source is not None and manifest.sources[source].encrypted:
+            raise FormatUnsupported(
+                f"{manifest.files[number].path} in the entry {root} is encrypted; only tensorizer itself, with the "
+                "key, can open it."
+            )
+    said = {
+        "tonnage.revision": manifest.revision,
+        "tonnage.digest": manifest.digest,
+        "tonnage.layout": manifest.layout.value,
+        "tonnage.verified": manifest.verified.value,
+    }
+    if manifest.table is None:
+        found = read_files([root / PUBLIC / manifest.files[number].path for number in sorted(wanted)])
+        return Catalog(found.files, found.records, {**found.metadata, **said})
+    return _by_table(root, manifest, sorted(wanted), said)
+
+
+def _manifest(root: Path) -> Manifest:
+    path = root / PRIVATE / "manifest.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise EntryIncomplete(
+            f"The entry {root} has no manifest: its load is not finished, was cut off, or it was emptied."
+        ) from error
+    except OSError as error:
+        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
+    return decode_manifest(data, where=str(path))
+
+
+def _by_table(root: Path, manifest: Manifest, wanted: list[int], said: dict[str, str]) -> Catalog:
+    if manifest.table is None:  # for the type checker: the caller looked
+        raise CacheDamaged(f"The entry {root} has no table of tensors.")
+    path = root / PRIVATE / manifest.table.name
+    try:
+        table = decode_table(path.read_bytes(), manifest, where=str(path))
+    except OSError as error:
+        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
+    sources = {manifest.files[number].source for number in wanted}
+    position = {number: at for at, number in enumerate(wanted)}
+    records: dict[str, Record] = {}
+    with contextlib.ExitStack() as opened:
+        files = []
+        for number in wanted:
+            file = opened.enter_context(SourceFile(root / PUBLIC / manifest.files[number].path))
+            if file.size != manifest.files[number].size:
+                raise CacheDamaged(
+                    f"{file.path} has {file.size:,} bytes; the manifest says {manifest.files[number].size:,}."
+                )
+            files.append(file)
+        found = (
+            _record(tensor, position, where=str(path))
+            for tensor in table.tensors
+            if tensor.file in position or (tensor.file < 0 and tensor.source in sources)
+        )
+        add_records(records, found, files)
+        opened.pop_all()
+    return Catalog(tuple(files), records, said)
+
+
+def _record(tensor: TensorRecord, position: dict[int, int], *, where: str) -> Record:
+    dtype = parse_dtype(tensor.dtype.encode(), where=f"{where}, tensor {shown(tensor.name)}")
+    empty = 0 in tensor.shape
+    count = 1
+    for dimension in tensor.shape:
+        count *= dimension
+    if tensor.length != count * dtype.item_size and tensor.length != 0:
+        raise CacheDamaged(
+            f"{where}: the tensor {shown(tensor.name)} has {tensor.length:,} bytes for the shape {tensor.shape}."
+        )
+    meta = tensor.length == 0 and not empty
+    return Record(
+        tensor.name,
+        tensor.path or (tensor.name,),
+        dtype.torch_name,
+        dtype.item_size,
+        tensor.shape,
+        NO_FILE if meta or tensor.file < 0 else position[tensor.file],
+        tensor.offset,
+        tensor.length,
+    )

@@ -1,0 +1,157 @@
+"""What one worker does with a chunk: read it into a buffer and copy that on, or copy from the file's own pages."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Protocol
+
+from tonnage.attach.buffers import HUGE_PAGE, HostBuffer
+from tonnage.attach.errors import DeviceFailed
+
+if TYPE_CHECKING:
+    from tonnage.attach.chunks import Chunk
+    from tonnage.attach.engine import CopyQueue
+    from tonnage.attach.files import SourceFile
+    from tonnage.attach.reading import Reader
+
+_SCRATCH_BYTES = 64 << 10
+
+
+class Lane(Protocol):
+    """One worker's way from files to the device. Used by that worker alone.
+
+    Attributes:
+        pinned: Whether the memory that copies read from could be pinned so far.
+    """
+
+    pinned: bool
+
+    def prepare(self, slot: int) -> None:
+        """Does ahead of time what the slot's first use would need."""
+
+    def wait(self, slot: int) -> None:
+        """Returns when the slot's last chunk has arrived."""
+
+    def send(self, slot: int, base: int, chunk: Chunk, reader: Reader) -> None:
+        """Starts bringing a chunk to its group at device address ``base``. The slot is free."""
+
+    def drain(self) -> None:
+        """Returns when all chunks have arrived."""
+
+    def close(self) -> None:
+        """Gives buffers and queue back. Nothing may be under way."""
+
+
+class BounceLane:
+    """Reads into buffers of its own, which stay pinned as long as the lane."""
+
+    def __init__(self, queue: CopyQueue, *, slots: int, slot_bytes: int) -> None:
+        self.pinned = True
+        self._queue = queue
+        self._slot_bytes = slot_bytes
+        self._memory = HostBuffer(slots * slot_bytes)
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._views = [self._memory.view[slot * slot_bytes : (slot + 1) * slot_bytes] for slot in range(slots)]
+        self._prepared = [False] * slots
+        self._addresses: list[int] = []
+
+    def prepare(self, slot: int) -> None:
+        """Touches and pins the slot's buffer."""
+        if not self._prepared[slot]:
+            self._memory.touch(slot * self._slot_bytes, self._slot_bytes)
+            self._pin(slot)
+
+    def _pin(self, slot: int) -> None:
+        self._prepared[slot] = True
+        address = self._memory.address + slot * self._slot_bytes
+        if self._queue.pin(address, self._slot_bytes, read_only=False):
+            self._addresses.append(address)
+        else:
+            self.pinned = False
+
+    def wait(self, slot: int) -> None:
+        """Waits for the copies out of the slot's buffer."""
+        self._queue.wait(slot)
+
+    def send(self, slot: int, base: int, chunk: Chunk, reader: Reader) -> None:
+        """Reads the chunk; pins the buffer after its first use, for reading is what others can do meanwhile."""
+        copies = reader.fill(chunk, self._views[slot], self._scratch)
+        if not self._prepared[slot]:
+            self._pin(slot)
+        address = self._memory.address + slot * self._slot_bytes
+        for offset, target, length in copies:
+            self._queue.copy(base + target, address + offset, length)
+        self._queue.mark(slot)
+
+    def drain(self) -> None:
+        """Waits for all copies."""
+        self._queue.drain()
+
+    def close(self) -> None:
+        """Unpins and frees the buffers."""
+        for address in self._addresses:
+            self._queue.unpin(address)
+        self._queue.close()
+        for view in self._views:
+            view.release()
+        self._memory.close()
+
+
+class RegisteringLane:
+    """Pins the file's own pages for as long as their copy takes. Pays where pages are huge."""
+
+    def __init__(self, queue: CopyQueue, *, slots: int) -> None:
+        self.pinned = True
+        self._queue = queue
+        self._pinned: list[list[tuple[int, int]]] = [[] for _ in range(slots)]
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.mmap.restype = ctypes.c_void_p
+        self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+    def prepare(self, slot: int) -> None:
+        """Nothing can be done ahead."""
+
+    def wait(self, slot: int) -> None:
+        """Waits for the slot's copies and lets go of the pages they read."""
+        self._queue.wait(slot)
+        for address, length in self._pinned[slot]:
+            self._queue.unpin(address)
+            self._libc.munmap(address, length)
+        self._pinned[slot].clear()
+
+    def send(self, slot: int, base: int, chunk: Chunk, reader: Reader) -> None:
+        """Maps and pins the pages under each piece, and copies from there.
+
+        Raises:
+            DeviceFailed: Pages can't be mapped, or the device can't read pages that this process may not write.
+        """
+        for piece in chunk.pieces:
+            begin = piece.source // HUGE_PAGE * HUGE_PAGE
+            length = piece.source + piece.length - begin
+            address = self._map(reader.files[piece.file], begin, length)
+            if not self._queue.pin(address, length, read_only=True):
+                self._libc.munmap(address, length)
+                self.pinned = False
+                raise DeviceFailed("The GPU's driver can't pin pages that are mapped for reading only.")
+            self._pinned[slot].append((address, length))
+            self._queue.copy(base + piece.target, address + piece.source - begin, piece.length)
+        self._queue.mark(slot)
+
+    def _map(self, file: SourceFile, begin: int, length: int) -> int:
+        read, shared, populate = 1, 1, 0x8000
+        file.require(begin + length)
+        address = self._libc.mmap(None, length, read, shared | populate, file.descriptor, begin)
+        if address is None or address == ctypes.c_void_p(-1).value:
+            raise DeviceFailed(f"{file.path} can't be mapped at byte {begin:,} (error {ctypes.get_errno()}).")
+        return int(address)
+
+    def drain(self) -> None:
+        """Waits for all copies and lets go of all pages."""
+        self._queue.drain()
+        for slot in range(len(self._pinned)):
+            self.wait(slot)
+
+    def close(self) -> None:
+        """Lets go of the queue."""
+        self._queue.close()

@@ -1,0 +1,82 @@
+"""How far a copy is: a callback, or a bar on a terminal when it takes long enough to wonder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Progress = Callable[[int, int], None] | Literal["auto", "off"]
+
+_PATIENCE = 1.0
+"""Seconds before the bar shows."""
+
+
+class Reporter:
+    """Tells one copy's progress. A context manager, so that the bar goes away.
+
+    ``progress`` is a callback with (bytes so far, bytes in all), ``auto`` for a bar if standard error is a terminal and
+    the copy takes longer than a second, or ``off``.
+    """
+
+    def __init__(self, progress: Progress, total: int, *, what: str) -> None:
+        self._callback = progress if callable(progress) else None
+        self._bar_wanted = progress == "auto" and sys.stderr.isatty()
+        self._total = total
+        self._what = what
+        self._base = 0
+        self._last = -1
+        self._began = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def phase_ends(self, size: int) -> None:
+        """Says that ``size`` bytes are done for good: later figures count from there."""
+        self._base += size
+        self(0)
+
+    def __call__(self, done: int) -> None:
+        """Takes the bytes of this phase so far."""
+        done = min(self._base + done, self._total)
+        if done == self._last:
+            return
+        self._last = done
+        if self._callback is not None:
+            self._callback(done, self._total)
+        elif self._bar_wanted and (self._bar is not None or time.monotonic() - self._began > _PATIENCE):
+            self._show(done)
+
+    def _show(self, done: int) -> None:
+        if self._bar is None:
+            from rich.console import Console  # most copies never show a bar
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self._what, total=self._total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done)

@@ -1,0 +1,79 @@
+"""Records as CPU tensors: views of mapped files, zeros, and what dtypes are called in torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from tonnage.attach.errors import DtypeUnknown
+from tonnage.format.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.attach.files import SourceFile
+    from tonnage.attach.records import Record
+
+
+def torch_dtype(record: Record) -> torch.dtype:
+    """Returns the record's dtype.
+
+    Raises:
+        DtypeUnknown: This torch has none of that name, or one with another size.
+    """
+    dtype = getattr(torch, record.dtype, None)
+    if not isinstance(dtype, torch.dtype) or dtype.itemsize != record.item_size:
+        raise DtypeUnknown(
+            f"The tensor {shown(record.name)} is of dtype {record.dtype} ({record.item_size} bytes), which PyTorch "
+            f"{torch.__version__} doesn't know."
+        )
+    return dtype
+
+
+def nbytes(record: Record) -> int:
+    """Bytes that the tensor takes in memory: of a meta tensor, those of its zeros."""
+    return math.prod(record.shape) * record.item_size
+
+
+def strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the strides of a contiguous tensor, in elements."""
+    found: list[int] = []
+    step = 1
+    for dimension in reversed(shape):
+        found.append(step)
+        step *= max(dimension, 1)
+    return tuple(reversed(found))
+
+
+def without_data(record: Record, device: torch.device | str, *, meta_tensors: str) -> torch.Tensor:
+    """Makes the tensor of a record that has no bytes: an empty one, or zeros for a meta tensor.
+
+    Args:
+        record: With ``length`` 0.
+        device: Where it is made.
+        meta_tensors: ``zeros``, or ``meta`` to keep meta tensors on the meta device.
+    """
+    dtype = torch_dtype(record)
+    if record.is_meta and meta_tensors == "meta":
+        device = "meta"
+    # Not torch.zeros(dtype=...): some dtypes have no fill kernel, and complex32 warns.
+    raw = torch.zeros(nbytes(record), dtype=torch.uint8, device=device)
+    return raw.view(dtype).as_strided(record.shape, strides(record.shape))
+
+
+def cpu_view(record: Record, file: SourceFile) -> torch.Tensor:
+    """Returns the tensor as a view of the file's mapping, at whatever offset it lies there.
+
+    The tensor keeps the mapping alive.
+    """
+    dtype = torch_dtype(record)
+    count = record.length // record.item_size
+    return torch.frombuffer(file.mapping(), dtype=dtype, count=count, offset=record.start).view(record.shape)
+
+
+def group_view(base: torch.Tensor, record: Record, offset: int) -> torch.Tensor:
+    """Returns the tensor that lies at ``offset`` bytes of a group's allocation (a uint8 tensor)."""
+    typed = base.view(torch_dtype(record))
+    return typed.as_strided(record.shape, strides(record.shape), offset // record.item_size)

@@ -1,0 +1,350 @@
+"""Weights: names to tensors, over whatever holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+
+from tonnage.attach.catalog import read_path
+from tonnage.attach.devices import DeviceLike, engine_for, find_device
+from tonnage.attach.entry import find_entry, hold_entry, read_entry
+from tonnage.attach.errors import KeyNotFound, WeightsClosed
+from tonnage.attach.modules import LoadResult, fill_module
+from tonnage.attach.nested import nest
+from tonnage.attach.progress import Reporter
+from tonnage.attach.upload import Uploader, check_target, converts, on_cpu
+from tonnage.attach.views import torch_dtype
+from tonnage.errors import InvalidPlan
+from tonnage.format.names import shown
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+    from tonnage.attach.catalog import Catalog
+    from tonnage.attach.engine import Engine
+    from tonnage.attach.options import CopyOptions, CopyStats
+    from tonnage.attach.progress import Progress
+    from tonnage.attach.records import Record
+    from tonnage.cache.locks import FileLock
+
+_NAMES_IN_ERROR = 5
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """Tensors by name, without having been read yet: ``tonnage.open`` makes one.
+
+    On the CPU a tensor is a view of the cache's own memory, which all processes share. Writing to one changes a private
+    copy of the pages written, in this process alone; the cache never changes. As a context manager, and with
+    ``close()``, it lets go of files and of the entry's lock. Tensors taken before stay good: the memory is given back
+    when the last of them goes.
+
+    Attributes:
+        path: What was opened.
+        metadata: What the files say about themselves: the headers' metadata, and ``tonnage.revision``,
+            ``tonnage.digest``, ``tonnage.layout`` and ``tonnage.verified`` of a cache entry.
+        nbytes: Bytes of all tensors' data.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        catalog: Catalog,
+        lock: FileLock | None,
+        uploader: Uploader,
+        *,
+        meta_tensors: Literal["zeros", "meta"],
+    ) -> None:
+        self.path = path
+        self.metadata: Mapping[str, str] = types.MappingProxyType(catalog.metadata)
+        self.nbytes = sum(record.length for record in catalog.records.values())
+        self._records = catalog.records
+        self._files = catalog.files
+        self._meta_tensors = meta_tensors
+        self._uploader = uploader
+        uploader.use_files(catalog.files)
+        self._finalizer = weakref.finalize(self, _let_go, catalog, lock, uploader)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return not self._finalizer.alive
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """What is known of each tensor without touching it: dtype, shape, file, offset, length."""
+        return types.MappingProxyType(self._records)
+
+    @property
+    def last_copy(self) -> CopyStats | None:
+        """How the last copy to a device went; None before the first."""
+        return self._uploader.last
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """Returns a tensor on the CPU.
+
+        Raises:
+            KeyNotFound: There is none of this name; a ``KeyError``.
+            WeightsClosed: The weights were closed.
+            DtypeUnknown: This PyTorch doesn't know the tensor's dtype.
+        """
+        self._check_open()
+        try:
+            record = self._records[key]
+        except (KeyError, TypeError):
+            raise self._unknown([key]) from None
+        return on_cpu(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._records
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<Weights {self.path}: {len(self):,} tensors, {self.nbytes:,} bytes{state}>"
+
+    def state_dict(
+        self,
+        device: DeviceLike = "cpu",
+        *,
+        keys: Iterable[str] | None = None,
+        filter: Callable[[str], bool] | None = None,  # noqa: A002  # what people call it
+        dtype: torch.dtype | None = None,
+        nested: bool = False,
+        progress: Progress = "auto",
+    ) -> Any:  # noqa: ANN401  # a dict of tensors, or whatever was nested
+        """Returns tensors by name: views on the CPU, or copies on a device.
+
+        Args:
+            device: Where they shall be. ``meta`` gives shapes without data.
+            keys: Only these, in this order.
+            filter: Only the names for which this is true.
+            dtype: What float16, bfloat16, float32 and float64 tensors are converted to; others are left as they are.
+            nested: Dicts and lists as they were before names were flattened; lists have None for what was left out.
+            progress: Called with (bytes so far, bytes in all); ``auto``: a bar when standard error is a terminal and it
+                takes more than a second; ``off``.
+
+        Raises:
+            KeyNotFound: Some of ``keys`` are not there.
+            DeviceNotFound: There is no such device.
+            DeviceMemoryShort: The device has too little free memory. Nothing was copied.
+            DeviceFailed: The device refused something.
+            CacheDamaged: A file became shorter or can't be read.
+            InvalidPlan: ``dtype`` is not a floating type.
+            WeightsClosed: The weights were closed.
+        """
+        self._check_open()
+        check_target(dtype)
+        where = find_device(device)
+        records = self._choose(keys, filter)
+        tensors = self._load(records, where, dtype, progress)
+        if not nested:
+            return tensors
+        by_path = {self._records[name].path: tensor for name, tensor in tensors.items()}
+        return nest(by_path, every=[record.path for record in self._records.values()])
+
+    def nested(
+        self,
+        device: DeviceLike = "cpu",
+        *,
+        keys: Iterable[str] | None = None,
+        filter: Callable[[str], bool] | None = None,  # noqa: A002
+        dtype: torch.dtype | None = None,
+        progress: Progress = "auto",
+    ) -> Any:  # noqa: ANN401
+        """Returns ``state_dict(..., nested=True)``."""
+        return self.state_dict(device, keys=keys, filter=filter, dtype=dtype, nested=True, progress=progress)
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        device: DeviceLike | None = None,
+        *,
+        strict: bool = True,
+        dtype: torch.dtype | None = None,
+        progress: Progress = "auto",
+    ) -> LoadResult:
+        """Gives a module these weights.
+
+        Parameters and buffers that lie on the device already are overwritten in place; those on the meta device, or
+        elsewhere, get new memory (on the CPU: the cache's own). Parameters that are one object under several names stay
+        one, and only one of the names needs to be among the weights. Buffers that the module doesn't keep in its state
+        are filled where the weights have them. Whether the weights call something a parameter or a buffer doesn't
+        matter, the module decides.
+
+        Args:
+            module: Built from the config that belongs to the weights.
+            device: Where its tensors shall be; None: where each is, and the CPU for those on the meta device.
+            strict: Refuse missing and unexpected names and other dtypes. Without it, what both have is loaded and
+                converted to the module's dtype. Other shapes are refused in any case.
+            dtype: The dtype that floating tensors shall have in the module afterwards.
+            progress: As in ``state_dict``.
+
+        Returns:
+            What was left out, and what is still on the meta device because the weights don't have it.
+
+        Raises:
+            ModuleMismatch: Module and weights disagree; all disagreements are listed, and nothing was changed.
+            DeviceNotFound: There is no such device.
+            DeviceMemoryShort: The device has too little free memory. Nothing was copied.
+            DeviceFailed: The device refused something.
+            CacheDamaged: A file became shorter or can't be read.
+            InvalidPlan: ``dtype`` is not a floating type, or ``device`` is ``meta``.
+            WeightsClosed: The weights were closed.
+        """
+        self._check_open()
+        check_target(dtype)
+        where = None if device is None else find_device(device)
+        if where is not None and where.type == "meta":
+            raise InvalidPlan("A module can't be loaded onto the meta device, which holds no data.")
+        return fill_module(
+            module,
+            self._records,
+            _Source(self, progress),
+            device=where,
+            strict=strict,
+            dtype=dtype,
+            label=str(self.path),
+        )
+
+    def warm_up(self, device: DeviceLike) -> None:
+        """Makes buffers ready in the background for a copy to ``device`` that will come.
+
+        Raises:
+            DeviceNotFound: There is no such device.
+        """
+        self._check_open()
+        where = find_device(device)
+        if where.type not in {"cpu", "meta"}:
+            self._uploader.warm_up(where)
+
+    def close(self) -> None:
+        """Lets go of files, of the entry's lock and of buffers. Tensors taken before stay good. May be called again."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(
+        self, records: list[Record], device: torch.device, dtype: torch.dtype | None, progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        if device.type == "meta":
+            return {
+                record.name: torch.empty(
+                    record.shape, device="meta", dtype=dtype if converts(record, dtype) else torch_dtype(record)
+                )
+                for record in records
+            }
+        if device.type == "cpu":
+            return {
+                record.name: on_cpu(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
+                for record in records
+            }
+        with Reporter(progress, sum(record.length for record in records), what=self.path.name) as reporter:
+            return self._uploader.load(records, device, dtype=dtype, reporter=reporter)
+
+    def _stream(
+        self,
+        records: list[Record],
+        device: torch.device,
+        use: Callable[[Record, torch.Tensor], None],
+        progress: Progress,
+    ) -> None:
+        if device.type == "cpu":
+            for record in records:
+                use(record, on_cpu(record, self._files, dtype=None, meta_tensors="zeros"))
+            return
+        with Reporter(progress, sum(record.length for record in records), what=self.path.name) as reporter:
+            self._uploader.stream(records, device, use, reporter=reporter)
+
+    def _choose(self, keys: Iterable[str] | None, keep: Callable[[str], bool] | None) -> list[Record]:
+        if keys is None:
+            names = list(self._records)
+        else:
+            if isinstance(keys, str):
+                raise InvalidPlan(f"keys={keys!r} is one string; pass a list of names.")
+            names = list(dict.fromkeys(keys))
+            unknown = [name for name in names if name not in self._records]
+            if unknown:
+                raise self._unknown(unknown)
+        return [self._records[name] for name in names if keep is None or keep(name)]
+
+    def _unknown(self, names: list[Any]) -> KeyNotFound:
+        described = []
+        for name in names[:_NAMES_IN_ERROR]:
+            near = difflib.get_close_matches(name, self._records, n=3, cutoff=0.5) if isinstance(name, str) else []
+            hint = f" (nearest: {', '.join(map(shown, near))})" if near else ""
+            described.append(f"{shown(name) if isinstance(name, str) else repr(name)}{hint}")
+        more = f" and {len(names) - _NAMES_IN_ERROR} more" if len(names) > _NAMES_IN_ERROR else ""
+        return KeyNotFound(f"{self.path} has no tensor {', '.join(described)}{more}.")
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise WeightsClosed(f"The weights of {self.path} were closed.")
+
+
+class _Source:
+    """What filling a module needs of weights."""
+
+    def __init__(self, weights: Weights, progress: Progress) -> None:
+        self._weights = weights
+        self._progress = progress
+
+    def load(self, records: list[Record], device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        return self._weights._load(records, device, dtype, self._progress)  # noqa: SLF001
+
+    def stream(self, records: list[Record], device: torch.device, use: Callable[[Record, torch.Tensor], None]) -> None:
+        self._weights._stream(records, device, use, self._progress)  # noqa: SLF001
+
+
+def open_path(
+    path: str | os.PathLike[str],
+    *,
+    rank: int | None,
+    device: DeviceLike | None,
+    meta_tensors: Literal["zeros", "meta"],
+    options: CopyOptions,
+    engine_factory: Callable[[torch.device], Engine | None] = engine_for,
+) -> Weights:
+    """Opens weights; see ``tonnage.attach.open_weights``."""
+    where = Path(path)
+    target = None if device is None else find_device(device)
+    uploader = Uploader(options, meta_tensors=meta_tensors, engine_factory=engine_factory)
+    with contextlib.ExitStack() as undo:
+        undo.callback(uploader.close)
+        if target is not None and target.type not in {"cpu", "meta"}:
+            uploader.warm_up(target)
+        entry = find_entry(where)
+        lock = None
+        if entry is None:
+            catalog = read_path(where, rank=rank)
+        else:
+            lock = hold_entry(entry[0])
+            undo.callback(lock.release)
+            catalog = read_entry(*entry, rank=rank)
+        undo.pop_all()
+    return Weights(where, catalog, lock, uploader, meta_tensors=meta_tensors)
+
+
+def _let_go(catalog: Catalog, lock: FileLock | None, uploader: Uploader) -> None:
+    uploader.close()
+    catalog.close()
+    if lock is not None:
+        lock.release()
