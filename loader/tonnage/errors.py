@@ -53,6 +53,7 @@ class TonnageError(Exception):
         exit_code: What the ``tonnage`` command exits with. 137 and 143 are left to signals, as shells read them.
         remedy: One sentence telling the reader what to do next.
         message: One or two sentences naming the object, tensor and offset where there is one. Never a secret.
+        details: Facts for the report of a load that failed, by the report's field names.
     """
 
     reason: ClassVar[Reason] = Reason.INTERNAL_ERROR
@@ -62,6 +63,7 @@ class TonnageError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.details: dict[str, str | int | float] = {}
 
     def __str__(self) -> str:
         return self.message

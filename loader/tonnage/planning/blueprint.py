@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision
+from tonnage.format.names import check_flat_names, shown
 from tonnage.format.safetensors import ShardTensor, alignment_order, shard_header
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.segments import NOT_WRITTEN, Role, Segment, Span
@@ -29,6 +30,7 @@ SMALLEST_SEGMENT = 256 * MIB
 """A model is cut in up to ``WANTED_SEGMENTS`` pieces of at least this size, whoever loads it: files don't depend on
 the machine."""
 WANTED_SEGMENTS = 16
+FileKind = Literal["shard", "index", "companion", "object"]
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -68,7 +70,7 @@ class OutputFile:
 
     path: str
     size: int
-    kind: str
+    kind: FileKind
     object: int | None
     rank: int | None
     prefix: bytes
@@ -231,7 +233,7 @@ class _Drawing:
             entry = tensors.tensors[number]
             if entry.dtype.safetensors is None:
                 raise DtypeUnsupported(
-                    f"{source.label}: tensor {entry.name[:200]!r} is {entry.dtype.torch_name}, "
+                    f"{source.label}: tensor {shown(entry.name)} is {entry.dtype.torch_name}, "
                     "which the safetensors format can't hold."
                 )
             shard.append(ShardTensor(entry.name, entry.dtype, entry.shape, entry.length))
@@ -256,21 +258,12 @@ class _Drawing:
         self._segment(index, start, end, spans)
 
     def _check_names(self, members: Iterable[int]) -> None:
-        seen: dict[str, tuple[str, bytes]] = {}
+        seen: dict[str, str] = {}
         for index in members:
-            label = self.objects[index].label
-            tensors = self._tensors(index)
+            label, tensors = self.objects[index].label, self._tensors(index)
             if tensors.preamble.encrypted:
                 raise FormatUnsupported(f"{label} is encrypted; only the Tensorizer layout can hold it.")
-            for entry in tensors.tensors:
-                if entry.name == "__metadata__":
-                    raise NameCollision(f"{label}: a tensor is called '__metadata__', which safetensors reserves.")
-                other = seen.setdefault(entry.name, (label, entry.raw_name))
-                if other != (label, entry.raw_name):
-                    raise NameCollision(
-                        f"Two tensors would both be called {entry.name[:200]!r} in the safetensors files: "
-                        f"{_readable(other[1])} of {other[0]} and {_readable(entry.raw_name)} of {label}."
-                    )
+            check_flat_names(tensors.tensors, name=label, seen=seen)
 
     def check_paths(self) -> None:
         """Refuses two files at one path, and a file where another needs a directory."""
@@ -297,10 +290,6 @@ class _Drawing:
         self.segments.append(
             Segment(len(self.segments), index, len(self.files) - 1, start, end, tuple(spans)),
         )
-
-
-def _readable(raw: bytes) -> str:
-    return repr(raw[:200].decode("utf-8", "replace"))
 
 
 def _cut(tensors: TensorsFile, segment_size: int) -> list[tuple[int, int]]:

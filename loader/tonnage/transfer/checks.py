@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from tonnage.errors import ChecksumMismatch, FormatDamaged, TonnageError
+from tonnage.format.names import shown
 from tonnage.format.tensor_header import parse_tensor_header
 from tonnage.planning.segments import Role
 
@@ -148,6 +149,6 @@ class Ledger:
 def mismatch(label: str, tensor: str, place: Range, what: str) -> ChecksumMismatch:
     """Returns the error for a tensor whose bytes don't have the hash that its header states."""
     return ChecksumMismatch(
-        f"{label}: tensor {tensor[:200]!r} (bytes {place[0]} to {place[1] - 1}) does not have the {what} "
+        f"{label}: tensor {shown(tensor)} (bytes {place[0]} to {place[1] - 1}) does not have the {what} "
         "that its header states."
     )

@@ -71,7 +71,7 @@ class _Transfer:
     """The state of one transfer."""
 
     def __init__(self, job: Job) -> None:
-        from isal import isal_zlib  # noqa: PLC0415  # a hit doesn't need it
+        from isal import isal_zlib  # a hit doesn't need it
 
         self._job = job
         self._segments = job.blueprint.segments
@@ -147,7 +147,7 @@ class _Transfer:
         return POLL_SECONDS if due is None else min(POLL_SECONDS, max(due - time.monotonic(), 0.0))
 
     def _check_time(self, now: float) -> None:
-        if self._job.cancelled():
+        if self._job.canceled():
             raise Interrupted("The load was asked to stop; what is on disk is kept.")
         if self._job.deadline is not None and now > self._job.deadline:
             total = self._job.blueprint.source_bytes
@@ -172,6 +172,7 @@ class _Transfer:
             list(self._job.sources),
             list(self._credentials),
             list(self._job.paths),
+            self._job.stall_seconds,
         )
 
     def _tune(self, pool: Pool) -> None:
@@ -320,7 +321,7 @@ class _Transfer:
             raise self._error(failure)
         if failure.retry is Retry.REFRESH_CREDENTIALS:
             stale = generation != self._generation
-            if not stale and not self._renew(pool, [source.refresh() for source in self._job.credentials]):
+            if not stale and not self._renew(pool, self._refreshed()):
                 raise self._error(failure)
             if attempt > MAX_REFRESHES:
                 raise self._error(failure)
@@ -336,6 +337,9 @@ class _Transfer:
     def _error(self, failure: Failure, *, attempts: int = 1) -> TonnageError:
         again = f" It was tried {attempts} times." if attempts > 1 else ""
         return error_for(failure.reason, failure.message + again)
+
+    def _refreshed(self) -> list[Credentials | None]:
+        return [source.refresh(failed) for source, failed in zip(self._job.credentials, self._credentials, strict=True)]
 
     def _renew(self, pool: Pool, credentials: list[Credentials | None]) -> bool:
         """Tells the workers of credentials that changed; False if none did."""

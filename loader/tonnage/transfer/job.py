@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from tonnage.source.target import STALL_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -23,8 +25,8 @@ class CredentialSource(Protocol):
     def current(self) -> Credentials | None:
         """Returns credentials that are good for some minutes; None for anonymous or presigned access."""
 
-    def refresh(self) -> Credentials | None:
-        """Returns new credentials, because the store called the current ones expired."""
+    def refresh(self, failed: Credentials | None = None) -> Credentials | None:
+        """Returns new credentials because the store refused ``failed``, or the same if there are no others."""
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +63,7 @@ class Job:
         keep: Descriptors that workers hold open, so that the entry stays locked while any of them writes.
         bandwidth: Bytes a second of the whole load; 0: no limit.
         deadline: On the monotonic clock; None: no limit.
+        stall_seconds: After how long almost without a byte a request is given up and tried again.
     """
 
     blueprint: Blueprint
@@ -73,11 +76,12 @@ class Job:
     environment: Mapping[str, str]
     bandwidth: int = 0
     deadline: float | None = None
+    stall_seconds: int = STALL_SECONDS
     done: Sequence[Done | Undone] = ()
     keep: Sequence[int] = ()
     record: Callable[[Done | Undone], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
-    cancelled: Callable[[], bool] = lambda: False
+    canceled: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)

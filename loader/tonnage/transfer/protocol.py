@@ -26,13 +26,14 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
     """First message to a worker.
 
     ``targets`` are the objects, ``sources`` the source of each (an index into ``credentials``), ``files`` the absolute
-    paths of the output files, all of which exist already.
+    paths of the output files, all of which exist already, ``stall_seconds`` how long a request may stand still.
     """
 
     targets: list[RequestTarget]
     sources: list[int]
     credentials: list[Credentials | None]
     files: list[str]
+    stall_seconds: int
 
 
 class Fetch(_Message, frozen=True, array_like=True, tag=True):

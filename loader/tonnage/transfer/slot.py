@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import pycurl
 
+from tonnage.errors import Reason
 from tonnage.planning.segments import Role
-from tonnage.source.failures import MAX_ERROR_BODY, Failure, classify, protocol_failure
-from tonnage.source.target import check_range_response, prepare
+from tonnage.source.answers import check_partial, parse_headers
+from tonnage.source.failures import BODY_LIMIT, Failure, Retry, classify
+from tonnage.source.target import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,14 +41,11 @@ class Slot:
     """
 
     __slots__ = (
-        "_base",
         "_checksum",
         "_crc32",
         "_file",
         "_files",
-        "_good",
-        "_headers",
-        "_limit",
+        "_lines",
         "_piece",
         "_piece_end",
         "_plain",
@@ -62,7 +61,6 @@ class Slot:
         "failure",
         "fetch",
         "received",
-        "status",
         "target",
         "write_error",
     )
@@ -72,18 +70,33 @@ class Slot:
         self._crc32 = crc32
         self._files = files
         self._vectors: list[bytes | memoryview] = []
-        self._headers: dict[str, str] = {}
+        self._lines: list[bytes] = []
         self.received = 0
 
-    def start(self, fetch: Fetch, target: RequestTarget, credentials: Credentials | None, speed: int) -> None:
-        """Prepares the handle for a part. The caller adds it to its multi handle."""
+    def start(
+        self,
+        fetch: Fetch,
+        target: RequestTarget,
+        credentials: Credentials | None,
+        *,
+        speed: int,
+        stall_seconds: int,
+    ) -> None:
+        """Prepares the handle for a part. The caller adds it to its multi handle.
+
+        Args:
+            fetch: The part.
+            target: Its object.
+            credentials: Who asks; None: nobody in particular.
+            speed: Bytes a second at most; 0: no limit.
+            stall_seconds: How long almost nothing may come before the request is given up.
+        """
         self.fetch = fetch
         self.target = target
-        self.at = self._good = fetch.start
+        self.at = fetch.start
         self.accepted = False
         self.failure: Failure | None = None
         self.write_error = 0
-        self.status = 0
         self.error_body = bytearray()
         self.checksums: list[int] = []
         self.captured: list[bytes] = []
@@ -94,13 +107,13 @@ class Slot:
         self._plain = False
         self._waiting = 0
         self._write_at = -1
+        self._lines.clear()
         self._next_piece()
         curl = self.curl
-        curl.reset()
-        prepare(curl, target, credentials)
+        prepare(curl, target, credentials, stall_seconds=stall_seconds)
         curl.setopt(pycurl.RANGE, f"{fetch.start}-{fetch.end - 1}")
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
-        curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
         if speed:
             curl.setopt(pycurl.MAX_RECV_SPEED_LARGE, speed)
         if fetch.fresh:
@@ -116,20 +129,20 @@ class Slot:
         After it, ``good_end`` is how far the file can be trusted.
         """
         self._flush()
-        if self.failure is None and not self.accepted and curl_code is None:
-            self._check_response()
-        if self.failure is None and self.accepted and self.at != self.fetch.end and curl_code is None:
-            self.failure = protocol_failure(
-                self.target.label, f"the answer to bytes {self.fetch.start}-{self.fetch.end - 1} ended at {self.at}"
-            )
-        if self.failure is None and (curl_code is not None or not self.accepted):
+        if self.failure is None and not self.accepted:
+            self._accept()
+        if self.failure is None and not (self.accepted and curl_code is None):
+            status, headers = parse_headers(self._lines)
             self.failure = classify(
                 curl_code=curl_code,
-                status=self.status,
-                headers=self._headers,
+                status=status,
+                headers=headers,
                 body=bytes(self.error_body),
                 label=self.target.label,
+                pinned=True,
             )
+        if self.failure is None and self.at != self.fetch.end:
+            self.failure = self._odd(f"ended at byte {self.at}")
         if self._piece < len(self.fetch.pieces) and self.at > self._piece_start():
             self._close_piece()
         return self.failure
@@ -163,8 +176,8 @@ class Slot:
 
     def _on_body(self, data: bytes) -> int | None:
         self.received += len(data)
-        if not self.accepted and not self._check_response():
-            if len(self.error_body) < MAX_ERROR_BODY:
+        if not self.accepted and not self._accept():
+            if len(self.error_body) < BODY_LIMIT:
                 self.error_body += data
             return None if self.failure is None else _STOP
         end = self.at + len(data)
@@ -184,9 +197,7 @@ class Slot:
     def _on_mixed(self, data: memoryview) -> int | None:
         """Bytes that cross pieces, or aren't a tensor's data."""
         if self.at + len(data) > self.fetch.end:
-            self.failure = protocol_failure(
-                self.target.label, f"more than the bytes {self.fetch.start}-{self.fetch.end - 1} that were asked for"
-            )
+            self.failure = self._odd("went on beyond them")
             return _STOP
         while data:
             chunk = data[: self._piece_end - self.at]
@@ -227,27 +238,26 @@ class Slot:
         self._waiting = 0
         self._write_at = at
 
-    def _on_header(self, line: bytes) -> int | None:
-        text = line.decode("latin-1").strip()
-        if text.startswith("HTTP/"):
-            self._headers.clear()
-            fields = text.split(None, 2)
-            self.status = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
-        elif ":" in text:
-            name, _, value = text.partition(":")
-            self._headers[name.strip().lower()] = value.strip()
-        return None
-
-    def _check_response(self) -> bool:
+    def _accept(self) -> bool:
         """Whether the answer is the range that was asked for, of the pinned object.
 
-        Else ``failure`` is set, if the rest of the answer is of no use.
+        Else ``failure`` is set, if the answer claims to be a good one.
         """
-        if self.status not in {200, 206}:
+        status, headers = parse_headers(self._lines)
+        if status not in {200, 206}:
             return False
-        failure = check_range_response(self.status, self._headers, self.target, self.fetch.start, self.fetch.end)
-        if failure is not None:
-            self.failure = failure
-            return False
-        self.accepted = True
-        return True
+        fetch = self.fetch
+        if not (
+            status == 200
+            and fetch.start == 0
+            and headers.get("content-length") == str(self.target.size) == str(fetch.end)
+        ):
+            self.failure = check_partial(self.target, status=status, headers=headers, start=fetch.start, end=fetch.end)
+        self.accepted = self.failure is None
+        return self.accepted
+
+    def _odd(self, what: str) -> Failure:
+        message = (
+            f"{self.target.label}: the answer to a request for bytes {self.fetch.start}-{self.fetch.end - 1} {what}."
+        )
+        return Failure(reason=Reason.RETRIES_EXHAUSTED, message=message, retry=Retry.BACKOFF)

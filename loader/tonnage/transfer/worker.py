@@ -66,6 +66,7 @@ class Worker:
         self._busy: dict[pycurl.Curl, Slot] = {}
         self._connections = 1
         self._speed = 0
+        self._stall_seconds = 0
         self._targets: list[RequestTarget] = []
         self._sources: list[int] = []
         self._credentials: list[Credentials | None] = []
@@ -125,9 +126,9 @@ class Worker:
                 if self._hasher is None:
                     self._hasher = _Hasher(self._descriptor)
                 self._hasher.submit(message)
-            case Setup(targets, sources, credentials, files):
+            case Setup(targets, sources, credentials, files, stall_seconds):
                 self._targets, self._sources, self._credentials = targets, sources, credentials
-                self._paths = files
+                self._paths, self._stall_seconds = files, stall_seconds
             case _:
                 raise TypeError(f"unexpected message {type(message).__name__}")
 
@@ -143,7 +144,13 @@ class Worker:
             slot = self._idle.pop() if self._idle else Slot(isal_zlib.crc32, self._descriptor)
             credentials = self._credentials[self._sources[fetch.target]]
             try:
-                slot.start(fetch, self._targets[fetch.target], credentials, self._speed)
+                slot.start(
+                    fetch,
+                    self._targets[fetch.target],
+                    credentials,
+                    speed=self._speed,
+                    stall_seconds=self._stall_seconds,
+                )
             except OSError as error:
                 self._idle.append(slot)
                 self._send(WriteFailed(fetch.id, error.errno or 5))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_what_is_left_and_what_was_taken_make_up_the_whole(
     covered = {at for start, end in taken for at in range(start, end)}
     assert [at for start, end in left for at in range(start, end)] == [at for at in range(*whole) if at not in covered]
     assert all(start < end for start, end in left)
-    assert all(before[1] < after[0] for before, after in zip(left, left[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(left))
 
 
 @given(st.integers(0, 10**12), st.integers(1, 500), st.integers(1, 10**8), st.integers(1, 10**7))

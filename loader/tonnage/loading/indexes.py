@@ -1,0 +1,75 @@
+"""Reading the indexes of ``.tensors`` objects: their first 256 KiB and a bit, and the rest where they are longer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage.errors import FormatDamaged
+from tonnage.format.tensors_file import PREAMBLE_BYTES, USUAL_HEAD_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import SourceObject
+from tonnage.source.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tonnage.source.resolve import Resolved, ResolvedObject
+
+LARGEST_INDEX = 1 << 30
+"""Bytes; beyond any model's, and about what a million tensors take."""
+
+
+def read_indexes(
+    resolved: Resolved,
+    items: Sequence[ResolvedObject],
+    *,
+    deadline: float | None = None,
+    canceled: Callable[[], bool] | None = None,
+) -> list[SourceObject]:
+    """Fetches and parses the indexes of all ``.tensors`` objects among ``items``.
+
+    Returns:
+        One for each item, in order; companions have no index.
+
+    Raises:
+        NotATensorizerFile: An object is something else.
+        FormatDamaged: An index lies. Lengths are compared with the object's real size before they are trusted.
+        FormatUnsupported: A version or feature that no release writes.
+        TonnageError: A request failed for good.
+    """
+    wanted = [number for number, item in enumerate(items) if item.kind == "tensors"]
+    with Client(deadline=deadline, canceled=canceled) as client:
+
+        def fetch(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
+            requests = [
+                (items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
+                for at, (start, end) in ranges.items()
+            ]
+            return dict(zip(ranges, client.get_ranges(requests), strict=True))
+
+        heads = fetch(dict.fromkeys(wanted, (0, USUAL_HEAD_BYTES)))
+        ends = {at: _index_end(items[at], head) for at, head in heads.items()}
+        rests = fetch({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
+    return [
+        _source_object(item, heads[at] + rests.get(at, b"") if at in heads else None) for at, item in enumerate(items)
+    ]
+
+
+def _index_end(item: ResolvedObject, head: bytes) -> int:
+    """Where the object's index ends, if it can be believed."""
+    label = item.target.label
+    preamble = parse_preamble(head, object_size=item.pin.size, name=label)
+    if preamble.index_length > LARGEST_INDEX:
+        raise FormatDamaged(f"{label} states an index of {preamble.index_length} bytes, at offset 65.")
+    return preamble.body_offset
+
+
+def _source_object(item: ResolvedObject, head: bytes | None) -> SourceObject:
+    label, size = item.target.label, item.pin.size
+    if head is None:
+        return SourceObject(label=label, path=item.path, size=size, rank=item.rank)
+    preamble = parse_preamble(head, object_size=size, name=label)
+    index = head[PREAMBLE_BYTES : preamble.body_offset]
+    tensors = parse_index(preamble, index, object_size=size, name=label)
+    return SourceObject(
+        label=label, path=item.path, size=size, rank=item.rank, tensors=tensors, head=head[: preamble.body_offset]
+    )
