@@ -36,7 +36,7 @@ lint: ## Lint, format check and import contracts
 types: ## Type check (mypy, strict)
 	@$(SETUP) lint
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/loader/*.py
+	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 
 bench: ## Measure Tonnage beside its peers into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench

@@ -1,0 +1,65 @@
+"""A small real model for the demo: a Llama of random weights with a tokenizer of its own, serialized by tensorizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from tensorizer import TensorSerializer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+VOCABULARY = 32000
+SEED = 20
+
+
+def make_model(*, small: bool) -> LlamaForCausalLM:
+    """Returns a Llama in bf16 with the buffers of an int8 KV cache: about 460 MB, or 40 MB where `small`."""
+    torch.manual_seed(SEED)
+    width, layers = (256, 4) if small else (1024, 12)
+    heads = width // 128
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=width * 7 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.eval()
+    for layer in model.model.layers:
+        layer.self_attn.register_buffer("k_scale", torch.rand(heads, dtype=torch.float32))
+        layer.self_attn.register_buffer("v_scale", torch.rand(heads, dtype=torch.float16))
+        layer.self_attn.register_buffer("zero_point", torch.randint(-128, 128, (heads, 64), dtype=torch.int8))
+    return model
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE tokenizer that learned from `texts`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Writes what a person uploads: `model.tensors` by tensorizer, the config and the tokenizer."""
+    directory.mkdir(parents=True)
+    serializer = TensorSerializer(str(directory / "model.tensors"))
+    serializer.write_module(model, include_non_persistent_buffers=False)
+    serializer.close()
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
