@@ -1,0 +1,124 @@
+"""How a load goes, on standard error: a bar where a person looks, a JSON line a second where a program does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from tonnage.cli.output import is_terminal, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from tonnage.contract.report import Progress
+
+SECONDS_BETWEEN_LINES = 1.0
+_MOVING = frozenset({"loading", "verifying"})
+SECONDS_BEFORE_BAR = 0.7
+"""How long resolving or waiting may take before a bar says so: a hit is over before, and needs no bar."""
+
+
+class ProgressView(Protocol):
+    """Something that shows progress. To be used as a context manager; ``show`` may be called by several threads."""
+
+    def show(self, progress: Progress) -> None:
+        """Takes the newest state."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def progress_view(kind: str | None) -> ProgressView:
+    """Returns the view that ``--progress`` names; ``auto`` (or None) is a bar on a terminal and JSON elsewhere."""
+    if kind in {None, "auto"}:
+        kind = "bar" if is_terminal(sys.stderr) else "json"
+    if kind == "bar":
+        return LazyBar()
+    return JsonLines() if kind == "json" else Silent()
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, progress: Progress) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+class JsonLines:
+    """One line for each change of phase, and one a second in between.
+
+    Args:
+        write: Where lines go.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, write: Callable[[str], None] = say, clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._phase = ""
+        self._next = 0.0
+
+    def show(self, progress: Progress) -> None:
+        """Writes the line, if it is time for one."""
+        now = self._clock()
+        if progress.phase == self._phase and now < self._next:
+            return
+        self._phase = progress.phase
+        self._next = now + SECONDS_BETWEEN_LINES
+        self._write(progress_line(progress))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+class LazyBar:
+    """A bar that appears, and is imported, only once there is something to wait for."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._bar: ProgressView | None = None
+
+    def show(self, progress: Progress) -> None:
+        """Passes the state on, once bytes move or resolving takes long."""
+        if self._bar is None:
+            if progress.phase not in _MOVING and self._clock() - self._began < SECONDS_BEFORE_BAR:
+                return
+            from tonnage.cli.progress_bar import Bar
+
+            self._bar = Bar().__enter__()
+        self._bar.show(progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+
+
+def progress_line(progress: Progress) -> str:
+    """Returns the state as one line of JSON, always with all fields."""
+    fields = {name: getattr(progress, name) for name in progress.__struct_fields__}
+    fields["bytes_per_second"] = round(progress.bytes_per_second)
+    fields["remaining_seconds"] = round(progress.remaining_seconds, 1)
+    return msgspec.json.encode({"kind": "progress", **fields}).decode()

@@ -1,0 +1,97 @@
+"""The progress bar. The only place that draws on a terminal while something is going on."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from tonnage.cache.medium import human_bytes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from tonnage.contract.report import Progress
+
+_TITLES = {
+    "resolving": "Resolving",
+    "waiting": "Waiting for another loader",
+    "loading": "Loading",
+    "verifying": "Verifying",
+    "publishing": "Publishing",
+}
+
+
+class Bar:
+    """One line: phase, bar, bytes, rate, time left, tensors verified, retries.
+
+    Args:
+        console: Where it is drawn; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._lock = threading.Lock()
+        self._rich = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            transient=True,
+            expand=True,
+            refresh_per_second=8,
+        )
+        self._task = self._rich.add_task("Starting", total=None, facts="")
+
+    def show(self, progress: Progress) -> None:
+        """Takes the newest state; it is drawn a few times a second."""
+        with self._lock:
+            self._rich.update(
+                self._task,
+                description=title(progress),
+                total=progress.total_bytes or None,
+                completed=progress.loaded_bytes,
+                facts=facts(progress),
+            )
+
+    def __enter__(self) -> Self:
+        self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rich.stop()
+
+
+def title(progress: Progress) -> str:
+    """Returns what is going on, in a word or two."""
+    return _TITLES.get(progress.phase, progress.phase.capitalize())
+
+
+def facts(progress: Progress) -> str:
+    """Returns the figures beside the bar: ``3.1 / 14.2 GiB  1.52 GB/s  0:08 left  112/291 verified  2 retries``."""
+    parts = []
+    if progress.total_bytes:
+        parts.append(f"{human_bytes(progress.loaded_bytes)} / {human_bytes(progress.total_bytes)}")
+    if progress.bytes_per_second > 0:
+        parts.append(f"{progress.bytes_per_second / 1e9:.2f} GB/s")
+    if progress.remaining_seconds >= 0:
+        parts.append(f"{clock_time(progress.remaining_seconds)} left")
+    if progress.tensors:
+        parts.append(f"{progress.tensors_verified}/{progress.tensors} verified")
+    if progress.retries:
+        parts.append("1 retry" if progress.retries == 1 else f"{progress.retries} retries")
+    return "  ".join(parts)
+
+
+def clock_time(seconds: float) -> str:
+    """Returns a time as a clock shows it: ``0:08``, ``12:30``, ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,34 @@
+"""The last gate before anything is printed: known secrets and signatures go, wherever a message got them from."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+_SHORTEST_SECRET = 6
+"""Shorter values would black out ordinary words."""
+_QUERY = re.compile(r"(\bhttps?://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
+_USER = re.compile(r"(\bhttps?://)[^\s/?#@'\"<>]+@", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"(?i)(x-amz-(?:signature|security-token|credential)|signature|authorization)(\s*[=:]\s*)[^\s&'\"]+"
+)
+HIDDEN = "[hidden]"
+
+
+def redact(text: str, environment: Mapping[str, str]) -> str:
+    """Returns ``text`` without the values of secret variables, queries of URLs, their users, and signatures."""
+    for name in _SECRET_VARIABLES:
+        secret = environment.get(name, "")
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, HIDDEN)
+    text = _QUERY.sub(r"\1?" + HIDDEN, _USER.sub(r"\1", text))
+    return _SIGNATURE.sub(r"\1\2" + HIDDEN, text)

@@ -1,0 +1,60 @@
+"""``tonnage resolve``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage.cache.medium import human_bytes
+from tonnage.cli import output
+from tonnage.cli.request import requested_plan
+from tonnage.cli.tables import Column, print_table, printable
+from tonnage.contract.report import encode_report
+from tonnage.loading import resolve_plan
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tonnage.cli.invocation import Invocation
+    from tonnage.contract.report import Report
+
+_COLUMNS = (
+    Column("OBJECT", long=True),
+    Column("BYTES", number=True),
+    Column("ETAG"),
+    Column("VERSION"),
+)
+
+
+def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
+    """Prints the objects of a revision, pinned.
+
+    Raises:
+        TonnageError: They can't be had.
+    """
+    plan = invocation.plan = requested_plan(arguments)
+    report = resolve_plan(plan, environment=invocation.environment, canceled=invocation.cancellation.canceled)
+    if arguments.json:
+        output.write_line(encode_report(report))
+        return 0
+    print_table(_COLUMNS, object_rows(report))
+    for note in report.notes:
+        print(f"note: {printable(note)}")
+    count = sum(len(source.objects) for source in report.resolved or ())
+    print(f"revision {report.revision}: {count} object{'s' if count != 1 else ''}, {human_bytes(report.bytes)}")
+    print(f"digest   {report.digest}")
+    print(f"entry    {report.entry}")
+    return 0
+
+
+def object_rows(report: Report) -> list[list[str]]:
+    """Returns the rows of the table: what it is called, its bytes, ETag and version."""
+    return [
+        [
+            f"s3://{source.place}/{pin.key}" if source.place else pin.key,
+            f"{pin.size:,}",
+            pin.etag or "-",
+            pin.version_id or "-",
+        ]
+        for source in report.resolved or ()
+        for pin in source.objects
+    ]

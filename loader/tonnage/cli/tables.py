@@ -1,0 +1,86 @@
+"""Tables: with lines and colors where a person looks, plain columns where a program does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from tonnage.cli.output import is_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Column(NamedTuple):
+    """One column. ``number`` ones are aligned to the right; the ``long`` one may be folded on a narrow terminal."""
+
+    title: str
+    number: bool = False
+    long: bool = False
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table to standard output.
+
+    Raises:
+        BrokenPipeError: Nobody reads any more.
+    """
+    safe = [[printable(cell) for cell in row] for row in rows]
+    if is_terminal(sys.stdout):
+        _print_rich(columns, safe)
+    else:
+        sys.stdout.write(plain_table(columns, safe))
+
+
+def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+    """Returns the table as text: a line of titles, columns two spaces apart, nothing cut off."""
+    cells = [[column.title for column in columns], *rows]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if column.number else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip() + "\n")
+    return "".join(lines)
+
+
+def printable(text: str) -> str:
+    """Returns ``text`` with control characters escaped: names come from files that anybody may have written."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def age(then: float, now: float | None = None) -> str:
+    """Returns how long ago a Unix time is, in its largest unit: ``8s``, ``5m``, ``3h``, ``12d``; ``-`` for 0."""
+    if then <= 0:
+        return "-"
+    seconds = max(0, int((time.time() if now is None else now) - then))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.number else "left",
+            no_wrap=not column.long,
+            overflow="fold" if column.long else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

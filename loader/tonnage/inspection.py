@@ -1,0 +1,238 @@
+"""Looking into ``.tensors`` files without their weights: tensors, and the segments that a load would cut them into.
+
+Only the files' first bytes are read, as far as the index goes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tonnage.contract import Layout
+from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
+from tonnage.format.tensors_file import PREAMBLE_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import SourceObject, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from tonnage.contract import Plan
+    from tonnage.format.tensors_file import TensorEntry
+    from tonnage.planning.blueprint import Blueprint
+
+KINDS = ("parameter", "buffer", "state_dict")
+"""What the numbers of the format's tensor kinds mean."""
+
+
+class TensorInspection(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor.
+
+    ``dtype`` is torch's name. ``bytes`` and ``offset`` are of its data in the ``.tensors`` file. ``kind`` is
+    ``parameter``, ``buffer`` or ``state_dict``; ``meta``: it has a shape but no data. ``segment`` is a position in the
+    file's segments.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    offset: int
+    kind: str
+    meta: bool
+    segment: int
+
+
+class SegmentInspection(msgspec.Struct, frozen=True, kw_only=True):
+    """A contiguous run of the file that one writer at a time fetches.
+
+    ``start`` (inclusive) and ``end`` (exclusive) are bytes of the object, ``file`` where in the cache its tensors go.
+    """
+
+    file: str
+    start: int
+    end: int
+    tensors: int
+
+
+class FileInspection(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the model. The fields after ``rank`` are of ``.tensors`` files only.
+
+    ``data_bytes`` is what the tensors take, ``index_bytes`` what comes before them.
+    """
+
+    label: str
+    path: str
+    kind: str
+    size: int
+    etag: str = ""
+    version_id: str = ""
+    rank: int | None = None
+    version: int = 0
+    flags: int = 0
+    encrypted: bool = False
+    data_bytes: int = 0
+    index_bytes: int = 0
+    segments: tuple[SegmentInspection, ...] = ()
+    tensors: tuple[TensorInspection, ...] = ()
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole model. ``revision`` and ``digest`` are empty for files on this machine.
+
+    ``layout`` is the one that the segments are for: the one asked for, unless a note says why that can't be.
+    """
+
+    revision: str = ""
+    digest: str = ""
+    layout: Layout
+    notes: tuple[str, ...] = ()
+    files: tuple[FileInspection, ...] = ()
+
+
+def inspect_sources(
+    plan: Plan,
+    *,
+    environment: Mapping[str, str],
+    deadline: float | None = None,
+    canceled: Callable[[], bool] | None = None,
+) -> Inspection:
+    """Looks into the files that a plan names.
+
+    Args:
+        plan: Sources, selection of files, layout and segment size.
+        environment: Where credentials, endpoints and proxies are looked up.
+        deadline: The moment of ``time.monotonic()`` by which it must be done; None: no limit.
+        canceled: Asked several times a second whether to give up.
+
+    Raises:
+        TonnageError: The sources can't be had, or a file is damaged or none of tensorizer's.
+    """
+    from tonnage.loading.indexes import read_indexes
+    from tonnage.source.resolve import resolve
+
+    resolved = resolve(plan, environment=environment, deadline=deadline, canceled=canceled)
+    objects = read_indexes(resolved, resolved.objects, deadline=deadline, canceled=canceled)
+    inspection = inspect_objects(objects, layout=plan.layout, segment_size=plan.limits.segment_size)
+    files = tuple(
+        msgspec.structs.replace(file, etag=item.pin.etag, version_id=item.pin.version_id)
+        for file, item in zip(inspection.files, resolved.objects, strict=True)
+    )
+    return msgspec.structs.replace(
+        inspection,
+        revision=resolved.revision,
+        digest=resolved.digest,
+        notes=(*resolved.notes, *inspection.notes),
+        files=files,
+    )
+
+
+def inspect_files(
+    paths: Iterable[Path | str], *, layout: Layout = Layout.SAFETENSORS, segment_size: int = 0
+) -> Inspection:
+    """Looks into files on this machine; of a folder, into all ``.tensors`` files below it.
+
+    Raises:
+        ObjectNotFound: There is no such file, or it can't be read.
+        NoTensorFiles: A folder has none.
+        FormatDamaged: A file is damaged; see ``tonnage.format`` for the other errors too.
+    """
+    objects = [_local_object(file) for path in paths for file in _local_files(Path(path))]
+    return inspect_objects(objects, layout=layout, segment_size=segment_size)
+
+
+def inspect_objects(objects: Sequence[SourceObject], *, layout: Layout, segment_size: int = 0) -> Inspection:
+    """Describes objects whose indexes were read. Pure.
+
+    Args:
+        objects: Of one model.
+        layout: The form in the cache that segments are cut for. Where it can't hold the model, a note says why, and
+            the Tensorizer layout's are shown.
+        segment_size: Largest segment in bytes; 0 for the default.
+    """
+    notes: tuple[str, ...] = ()
+    try:
+        blueprint = draw(objects, layout=layout, segment_size=segment_size)
+    except (DtypeUnsupported, FormatUnsupported, NameCollision) as error:
+        if layout is Layout.TENSORIZER:
+            raise
+        notes = (f"The {layout.value} layout can't hold this: {error.message}",)
+        layout = Layout.TENSORIZER
+        blueprint = draw(objects, layout=layout, segment_size=segment_size)
+    return Inspection(
+        layout=layout,
+        notes=(*notes, *blueprint.notes),
+        files=tuple(_file(blueprint, index) for index in range(len(objects))),
+    )
+
+
+def _file(blueprint: Blueprint, index: int) -> FileInspection:
+    source = blueprint.objects[index]
+    if source.tensors is None:
+        return FileInspection(
+            label=source.label, path=source.path, kind="companion", size=source.size, rank=source.rank
+        )
+    segments = [segment for segment in blueprint.segments if segment.object == index]
+    where: dict[int, int] = {}
+    described = []
+    for position, segment in enumerate(segments):
+        inside = {span.tensor for span in segment.spans if span.tensor >= 0}
+        where.update(dict.fromkeys(inside, position))
+        described.append(
+            SegmentInspection(
+                file=blueprint.files[segment.file].path, start=segment.start, end=segment.end, tensors=len(inside)
+            )
+        )
+    preamble = source.tensors.preamble
+    return FileInspection(
+        label=source.label,
+        path=source.path,
+        kind="tensors",
+        size=source.size,
+        rank=source.rank,
+        version=preamble.version,
+        flags=preamble.flags,
+        encrypted=preamble.encrypted,
+        data_bytes=preamble.data_bytes,
+        index_bytes=preamble.body_offset,
+        segments=tuple(described),
+        tensors=tuple(_tensor(entry, where.get(at, 0)) for at, entry in enumerate(source.tensors.tensors)),
+    )
+
+
+def _tensor(entry: TensorEntry, segment: int) -> TensorInspection:
+    return TensorInspection(
+        name=entry.name,
+        dtype=entry.dtype.torch_name,
+        shape=entry.shape,
+        bytes=entry.length,
+        offset=entry.data_offset,
+        kind=KINDS[entry.kind],
+        meta=entry.is_meta,
+        segment=segment,
+    )
+
+
+def _local_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.rglob("*.tensors"))
+    if not found:
+        raise NoTensorFiles(f"There is no .tensors file below {path}.")
+    return found
+
+
+def _local_object(path: Path) -> SourceObject:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            label = str(path)
+            head = file.read(PREAMBLE_BYTES)
+            preamble = parse_preamble(head, object_size=size, name=label)
+            index = file.read(preamble.index_length)
+    except OSError as error:
+        raise ObjectNotFound(f"{path} can't be read: {error.strerror}.") from error
+    tensors = parse_index(preamble, index, object_size=size, name=label)
+    return SourceObject(label=label, path=path.name, size=size, tensors=tensors, head=head + index)
