@@ -25,6 +25,7 @@ class Request:
     raw_query: str
     headers: Mapping[str, str]
     time: float
+    body: bytes = b""
 
     @property
     def key(self) -> str:

@@ -268,8 +268,9 @@ class FaultyServer:
             name, _, value = header.partition(":")
             headers[name.strip().lower()] = value.strip()
         path, _, query = target.partition("?")
+        body = stream.read(min(int(headers.get("content-length", "0")), 1 << 20))
         with self._changed:
-            request = Request(len(self.requests), connection, method, path, query, headers, time.monotonic())
+            request = Request(len(self.requests), connection, method, path, query, headers, time.monotonic(), body)
             self.requests.append(request)
             self._changed.notify_all()
         return request

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 import pycurl
 from msgspec import structs
 
-from tonnage.errors import FormatDamaged, Timeout
+from tonnage.errors import FormatDamaged, Interrupted, Reason, Timeout
 from tonnage.source.answers import check_partial, parse_headers
 from tonnage.source.credentials import CredentialProvider
 from tonnage.source.failures import BODY_LIMIT, Failure, Retry, classify
@@ -39,7 +40,7 @@ LONGEST_WAIT = 8.0
 LONGEST_RETRY_AFTER = 120.0
 """A server that wants to be left alone for longer, in seconds, is given up."""
 HEADERS_LIMIT = 256 * 1024
-SELECT_SECONDS = 1.0
+SELECT_SECONDS = 0.2
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,11 +82,19 @@ class Client:
 
     Args:
         deadline: The moment of ``time.monotonic()`` by which everything must have ended; None: no limit.
+        canceled: Asked several times a second whether to give up.
         connections: The most requests that run at once.
     """
 
-    def __init__(self, *, deadline: float | None = None, connections: int = MOST_CONNECTIONS) -> None:
+    def __init__(
+        self,
+        *,
+        deadline: float | None = None,
+        canceled: Callable[[], bool] | None = None,
+        connections: int = MOST_CONNECTIONS,
+    ) -> None:
         self._deadline = deadline
+        self._canceled = canceled
         self._connections = connections
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
@@ -109,46 +118,71 @@ class Client:
 
         Raises:
             Timeout: The deadline passed; the message names a request that was under way.
+            Interrupted: ``canceled`` said so.
             TonnageError: Credentials could not be had.
         """
-        return _Run(self._multi, self._take, self._handles, self._connections, self._deadline, requests).result()
+        limits = _Limits(self._connections, self._deadline, self._canceled)
+        return _Run(self._multi, self._handles, limits, requests).result()
 
-    def get_range(self, target: RequestTarget, provider: CredentialProvider, start: int, end: int) -> bytes:
-        """Returns the bytes from ``start`` to ``end`` (exclusive) of a pinned object, checked to be exactly those.
 
-        Raises:
-            TonnageError: Of the reason why they can't be had.
-        """
-        return self.get_ranges([(target, provider, start, end)])[0]
+class RangeRequest(NamedTuple):
+    """Bytes ``start`` to ``end`` (exclusive) of a pinned object, and who asks."""
 
-    def get_ranges(self, ranges: Sequence[tuple[RequestTarget, CredentialProvider, int, int]]) -> list[bytes]:
-        """As ``get_range``, several at once: the bytes of each in the same order.
+    target: RequestTarget
+    provider: CredentialProvider
+    start: int
+    end: int
 
-        Raises:
-            TonnageError: Of the first that fails, in their order.
-        """
-        for target, _, start, end in ranges:
-            if not 0 <= start <= end <= target.size:
-                raise FormatDamaged(f"{target.label}: bytes {start} to {end} are outside of its {target.size} bytes.")
-        wanted = [each for each in ranges if each[2] < each[3]]
-        requests = [
-            Request(target=target, provider=provider, start=start, end=end, limit=end - start, exact=True, pinned=True)
-            for target, provider, start, end in wanted
-        ]
-        answers = iter(self.run(requests))
-        bodies = []
-        for _, _, start, end in ranges:
-            if start == end:
-                bodies.append(b"")
-                continue
-            answer = next(answers)
-            if answer.failure is not None:
-                raise answer.failure.error()
-            bodies.append(answer.body)
-        return bodies
 
-    def _take(self) -> pycurl.Curl:
-        return self._handles.pop() if self._handles else pycurl.Curl()
+def get_ranges(
+    ranges: Sequence[RangeRequest], *, deadline: float | None = None, canceled: Callable[[], bool] | None = None
+) -> list[bytes]:
+    """Fetches short ranges, all at once; each is checked to be exactly the one asked for, of the pinned revision.
+
+    Args:
+        ranges: What to fetch; it is held in memory.
+        deadline: The moment of ``time.monotonic()`` by which it must be there; None: no limit.
+        canceled: Asked several times a second whether to give up.
+
+    Returns:
+        The bytes of each, in the same order.
+
+    Raises:
+        FormatDamaged: A range is not within its object.
+        TonnageError: The first, in their order, that can't be had.
+    """
+    for target, _, start, end in ranges:
+        if not 0 <= start <= end <= target.size:
+            raise FormatDamaged(f"{target.label}: bytes {start} to {end} are outside of its {target.size} bytes.")
+    requests = [
+        Request(target=target, provider=provider, start=start, end=end, limit=end - start, exact=True, pinned=True)
+        for target, provider, start, end in ranges
+        if start < end
+    ]
+    if not requests:
+        return [b""] * len(ranges)
+    with Client(deadline=deadline, canceled=canceled) as client:
+        answers = iter(client.run(requests))
+    return [_body(next(answers)) if each.start < each.end else b"" for each in ranges]
+
+
+def get_range(
+    target: RequestTarget, provider: CredentialProvider, start: int, end: int, *, deadline: float | None = None
+) -> bytes:
+    """Fetches one short range; see ``get_ranges``."""
+    return get_ranges([RangeRequest(target, provider, start, end)], deadline=deadline)[0]
+
+
+def _body(answer: Answer) -> bytes:
+    if answer.failure is not None:
+        raise answer.failure.error()
+    return answer.body
+
+
+class _Limits(NamedTuple):
+    connections: int
+    deadline: float | None
+    canceled: Callable[[], bool] | None
 
 
 class _Task:
@@ -246,19 +280,11 @@ class _Run:
     """One call of ``Client.run``: which tasks wait, which run on which handle, which have ended."""
 
     def __init__(
-        self,
-        multi: pycurl.CurlMulti,
-        take: Callable[[], pycurl.Curl],
-        spare: list[pycurl.Curl],
-        connections: int,
-        deadline: float | None,
-        requests: Sequence[Request],
+        self, multi: pycurl.CurlMulti, spare: list[pycurl.Curl], limits: _Limits, requests: Sequence[Request]
     ) -> None:
         self._multi = multi
-        self._take = take
         self._spare = spare
-        self._connections = connections
-        self._deadline = deadline
+        self._connections, self._deadline, self._canceled = limits
         self._ready = deque(_Task(number, request) for number, request in enumerate(requests))
         self._waiting: list[tuple[float, int, _Task]] = []
         self._running: dict[pycurl.Curl, _Task] = {}
@@ -270,7 +296,7 @@ class _Run:
         try:
             while len(self._answers) < self._count:
                 self._start_ready()
-                self._check_deadline()
+                self._check_limits()
                 self._drive()
         finally:
             for curl in list(self._running):
@@ -283,7 +309,7 @@ class _Run:
             self._ready.append(heapq.heappop(self._waiting)[2])
         while self._ready and len(self._running) < self._connections:
             task = self._ready.popleft()
-            curl = self._take()
+            curl = self._spare.pop() if self._spare else pycurl.Curl()
             task.start(curl)
             self._running[curl] = task
             self._multi.add_handle(curl)
@@ -334,25 +360,29 @@ class _Run:
         """Arranges another try where one makes sense."""
         if failure.retry is Retry.REFRESH_CREDENTIALS and not task.refreshed and task.used is not None:
             task.refreshed = True
-            if task.request.provider.refresh(task.used) == task.used:
-                return False
-            self._ready.append(task)
-            return True
+            renewed = task.request.provider.refresh(task.used) != task.used
+            if renewed:
+                self._ready.append(task)
+            return renewed
         if failure.retry is not Retry.BACKOFF or task.tries >= MOST_TRIES:
             return False
-        now = time.monotonic()
         wait = backoff_seconds(task.tries, failure.retry_after)
-        if wait > LONGEST_WAIT + LONGEST_RETRY_AFTER:
+        moment = time.monotonic() + wait
+        if wait > LONGEST_WAIT + LONGEST_RETRY_AFTER or moment >= self._latest(task, failure):
             return False
-        unreachable = failure.reason.value in {"EndpointUnreachable", "TLSVerificationFailed"}
-        if unreachable and now + wait - task.since > UNREACHABLE_SECONDS:
-            return False
-        if self._deadline is not None and now + wait >= self._deadline:
-            return False
-        heapq.heappush(self._waiting, (now + wait, next(self._order), task))
+        heapq.heappush(self._waiting, (moment, next(self._order), task))
         return True
 
-    def _check_deadline(self) -> None:
+    def _latest(self, task: _Task, failure: Failure) -> float:
+        """Until when a task may be tried again."""
+        latest = math.inf if self._deadline is None else self._deadline
+        if failure.reason in {Reason.ENDPOINT_UNREACHABLE, Reason.TLS_VERIFICATION_FAILED}:
+            latest = min(latest, task.since + UNREACHABLE_SECONDS)
+        return latest
+
+    def _check_limits(self) -> None:
+        if self._canceled is not None and self._canceled():
+            raise Interrupted("The load was interrupted while the store was being asked.")
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         tasks = [*self._running.values(), *(each[2] for each in self._waiting), *self._ready]

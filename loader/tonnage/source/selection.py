@@ -54,7 +54,14 @@ def kind_of(path: str, files: FileSelection, *, explicit: bool = False) -> Kind 
     return "companion" if explicit or _matches(path, files.companions) else None
 
 
-def select(keys: Iterable[tuple[str, str]], files: FileSelection, *, where: str, explicit: bool = False) -> Selection:
+def select(
+    keys: Iterable[tuple[str, str]],
+    files: FileSelection,
+    *,
+    where: str,
+    explicit: bool = False,
+    need_tensors: bool = True,
+) -> Selection:
     """Selects a model's files.
 
     Args:
@@ -62,9 +69,10 @@ def select(keys: Iterable[tuple[str, str]], files: FileSelection, *, where: str,
         files: Patterns and ranks.
         where: What the source is called in messages.
         explicit: The keys were named one by one.
+        need_tensors: Refuse a source without tensor files.
 
     Raises:
-        NoTensorFiles: There are files, but none of them counts as a tensor file.
+        NoTensorFiles: None of the files counts as a tensor file.
         ObjectNotFound: Ranks are missing that must be there; the message names them.
         NameCollision: A path can't be a file's, or two files want one place.
         InvalidPlan: The pattern of ranks is none.
@@ -82,8 +90,8 @@ def select(keys: Iterable[tuple[str, str]], files: FileSelection, *, where: str,
             continue
         check_path(path, where=where)
         chosen.append((key, path, kind))
-    if not any(kind == "tensors" for _, _, kind in chosen):
-        raise NoTensorFiles(_no_tensors(where, seen))
+    if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
+        raise NoTensorFiles(f"{where}: none of the {seen} objects here is a {TENSORS_SUFFIX} file that counts.")
     chosen.sort(key=lambda each: each[1])
     check_places((path for _, path, _ in chosen), where=where)
     ranks = _ranks([path for _, path, kind in chosen if kind == "tensors"], files.ranks, where=where, notes=notes)
@@ -176,6 +184,8 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 
 def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, notes: list[str]) -> dict[str, int]:
     """The rank of each file that has one."""
+    if not paths:
+        return {}
     pattern = DEFAULT_RANKS if ranks is None else rank_pattern(ranks.pattern)
     found: dict[int, str] = {}
     for path in paths:
@@ -190,7 +200,7 @@ def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, not
         missing = [rank for rank in range(ranks.count or 0) if rank not in found]
         if missing:
             raise ObjectNotFound(
-                f"{where}: {_rank_list(missing)} of {ranks.count} {_verb(missing)} missing (files named {ranks.pattern})."
+                f"{where}: {_rank_list(missing)} of {ranks.count} {_verb(missing)} not there (named {ranks.pattern})."
             )
         if not found:
             raise ObjectNotFound(f"{where}: no file is named as ranks are, {ranks.pattern}.")
@@ -208,9 +218,3 @@ def _rank_list(ranks: Sequence[int]) -> str:
 
 def _verb(ranks: Sequence[int]) -> str:
     return "is" if len(ranks) == 1 else "are"
-
-
-def _no_tensors(where: str, seen: int) -> str:
-    if not seen:
-        return f"{where}: there is nothing here."
-    return f"{where}: none of the {seen} objects here is a {TENSORS_SUFFIX} file that the patterns select."

@@ -1,0 +1,145 @@
+"""What an object is right now: size and validators, by HEAD, or by a GET of one byte where HEAD can't say."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import structs
+
+from tonnage.errors import EndpointUnreachable
+from tonnage.source.answers import strong_etag
+from tonnage.source.client import Request
+from tonnage.source.failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tonnage.source.client import Answer, Client
+    from tonnage.source.credentials import CredentialProvider
+    from tonnage.source.target import RequestTarget
+
+_MUTE = {301, 307, 400, 403, 404, 405, 501}
+"""Statuses that S3 explains in a body, which an answer to HEAD has not; some servers forbid or lack HEAD, too."""
+
+
+class Head(NamedTuple):
+    """One object's validators. ``etag`` is as the header has it; ``last_modified`` and ``version_id`` may be empty."""
+
+    size: int
+    etag: str
+    last_modified: str
+    version_id: str
+
+    @property
+    def identity(self) -> str:
+        """What goes into ``ObjectPin.etag``: the strong ETag without quotes, else whatever tells versions apart."""
+        if strong_etag(self.etag):
+            return strong_etag(self.etag)
+        if self.etag:
+            return self.etag
+        return f"last-modified={self.last_modified}" if self.last_modified else ""
+
+    @property
+    def pin_header(self) -> str:
+        """The header line that makes a server refuse any other version; empty where it gives nothing to pin by."""
+        if strong_etag(self.etag):
+            return f'If-Match: "{strong_etag(self.etag)}"'
+        return f"If-Unmodified-Since: {self.last_modified}" if self.last_modified else ""
+
+
+HeadResult = Head | Failure
+"""What one object is, or why that can't be said."""
+
+
+def head_of(result: HeadResult) -> Head:
+    """Returns the head.
+
+    Raises:
+        TonnageError: There is none; of the failure's reason.
+    """
+    if isinstance(result, Head):
+        return result
+    raise result.error()
+
+
+def read_heads(
+    client: Client,
+    targets: Sequence[RequestTarget],
+    provider: CredentialProvider,
+    *,
+    pinned: bool = False,
+    skip_head: Sequence[bool] = (),
+) -> list[HeadResult]:
+    """Asks for all objects at once; failures are results too, explained as well as the server can.
+
+    Args:
+        client: What runs the requests.
+        targets: The objects; their pins go along.
+        provider: Who asks.
+        pinned: Whether a missing object is a changed one.
+        skip_head: For each object whether HEAD is known to be useless (presigned GET URLs).
+    """
+    skip = list(skip_head) or [False] * len(targets)
+    asked = [at for at in range(len(targets)) if not skip[at]]
+    requests = [Request(target=targets[at], provider=provider, head=True, pinned=pinned) for at in asked]
+    answers = dict(zip(asked, client.run(requests), strict=True))
+    again = [at for at in range(len(targets)) if skip[at] or _says_too_little(answers[at])]
+    results = {at: _result(answer, targets[at]) for at, answer in answers.items() if at not in set(again)}
+    results.update(_by_range(client, {at: targets[at] for at in again}, provider, pinned=pinned))
+    return [results[at] for at in range(len(targets))]
+
+
+def _by_range(
+    client: Client, targets: Mapping[int, RequestTarget], provider: CredentialProvider, *, pinned: bool
+) -> dict[int, HeadResult]:
+    """Asks for the first byte of each. One denial explains the others: asking a thousand times more would not."""
+    results: dict[int, HeadResult] = {}
+    numbers = list(targets)
+    for group in (numbers[:1], numbers[1:]):
+        gets = [Request(target=targets[at], provider=provider, start=0, end=1, pinned=pinned, limit=1) for at in group]
+        for at, answer in zip(group, client.run(gets), strict=True):
+            results[at] = _result(_of_range(answer, targets[at]), targets[at])
+        first = results[numbers[0]] if numbers else None
+        if isinstance(first, Failure):
+            return {at: _same(first, targets[numbers[0]], targets[at]) for at in numbers}
+    return results
+
+
+def _says_too_little(answer: Answer) -> bool:
+    if answer.failure is not None:
+        return answer.status in _MUTE and not answer.failure.region
+    return not answer.headers.get("content-length", "").isdigit()
+
+
+def _of_range(answer: Answer, target: RequestTarget) -> Answer:
+    """The answer to a GET of the first byte as an answer to HEAD: its length is the object's."""
+    total = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", answer.headers.get("content-range", "").strip())
+    if answer.status == 206 and total:
+        return structs.replace(answer, headers={**answer.headers, "content-length": total[1]})
+    if answer.status == 416 and total and total[1] == "0":
+        return structs.replace(answer, headers={**answer.headers, "content-length": "0"}, failure=None)
+    if answer.failure is None and answer.headers.get("content-length") != "0":
+        raise EndpointUnreachable(
+            f"{target.label}: the server answered {answer.status} where one byte was asked for: it ignores ranges."
+        )
+    return answer
+
+
+def _result(answer: Answer, target: RequestTarget) -> HeadResult:
+    if answer.failure is not None:
+        return answer.failure
+    headers = answer.headers
+    if headers.get("accept-ranges", "").strip().lower() == "none":
+        raise EndpointUnreachable(f"{target.label}: the server says that it does not serve ranges.")
+    length = headers.get("content-length", "")
+    if not length.isdigit():
+        raise EndpointUnreachable(f"{target.label}: the server does not say how large the object is.")
+    version = headers.get("x-amz-version-id", "")
+    etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
+    return Head(int(length), etag, modified, "" if version == "null" else version)
+
+
+def _same(failure: Failure, first: RequestTarget, other: RequestTarget) -> Failure:
+    """The failure of one object, said of another."""
+    return structs.replace(failure, message=failure.message.replace(first.label, other.label, 1))

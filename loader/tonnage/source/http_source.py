@@ -1,0 +1,126 @@
+"""Pinning objects by URL, public or presigned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tonnage.contract import ObjectPin
+from tonnage.errors import InvalidPlan, SourceChanged
+from tonnage.source.answers import strong_etag
+from tonnage.source.environment import ca_bundle
+from tonnage.source.heads import head_of, read_heads
+from tonnage.source.pinned import PinnedObject, PinnedSource
+from tonnage.source.selection import select, wanted
+from tonnage.source.target import RequestTarget
+from tonnage.source.urls import is_presigned, redact_url, split_url, unquote
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tonnage.contract import FileSelection, HttpSource
+    from tonnage.source.heads import Head
+    from tonnage.source.pinned import Asker
+
+URLS_LIMIT = 4 << 20
+"""Bytes of a file of URLs."""
+
+
+def pin_http(
+    source: HttpSource,
+    files: FileSelection,
+    asker: Asker,
+    *,
+    need_tensors: bool,
+) -> PinnedSource:
+    """Pins what a source's URLs lead to; each becomes a file named by the last part of its path.
+
+    Raises:
+        TonnageError: Of the reason why that can't be done.
+    """
+    urls = {redact_url(url): _encoded(url) for url in read_urls(source, asker.environment)}
+    if source.objects is not None:
+        missing = [pin.key for pin in source.objects if pin.key not in urls]
+        if missing:
+            raise InvalidPlan(f"There is no URL for the pinned object {missing[0]}.")
+        urls = {pin.key: urls[pin.key] for pin in source.objects}
+    where = next(iter(urls), "the plan's URLs")
+    files_here = [(key, _file_name(key)) for key in urls]
+    selection = select(files_here, files, where=where, explicit=True, need_tensors=need_tensors)
+    objects = wanted(selection.objects, files.ranks, where=where)
+    bundle = ca_bundle(source.ca_bundle, asker.environment)
+    # Pinned objects of other ranks need not be looked at; before pinning all of them make the revision.
+    asked = selection.objects if source.objects is None else objects
+    heads = _heads({each.key: urls[each.key] for each in asked}, bundle, asker, pinned=source.objects is not None)
+    pins = {key: ObjectPin(key=key, size=head.size, etag=head.identity) for key, head in heads.items()}
+    for pin in source.objects or ():
+        if pin.key in pins and pins[pin.key] != pin:
+            raise SourceChanged(f"{pin.key}: it is no longer the object that the plan has pinned.")
+    loose = [key for key, head in heads.items() if not head.pin_header]
+    return PinnedSource(
+        place="",
+        pins=tuple(pins.values()) if source.objects is None else tuple(source.objects),
+        objects=tuple(
+            PinnedObject(each, pins[each.key], _target(urls[each.key], heads[each.key], bundle)) for each in objects
+        ),
+        notes=(*selection.notes, *(f"{key}: only the size is pinned; the server gives no validator." for key in loose)),
+    )
+
+
+def _heads(urls: Mapping[str, str], bundle: str, asker: Asker, *, pinned: bool) -> dict[str, Head]:
+    targets = [RequestTarget(url=url, ca_bundle=bundle, label=key) for key, url in urls.items()]
+    presigned = [is_presigned(url) for url in urls.values()]
+    results = read_heads(asker.client, targets, asker.provider, pinned=pinned, skip_head=presigned)
+    return {target.label: head_of(result) for target, result in zip(targets, results, strict=True)}
+
+
+def _target(url: str, head: Head, bundle: str) -> RequestTarget:
+    return RequestTarget(
+        url=url,
+        ca_bundle=bundle,
+        size=head.size,
+        etag=strong_etag(head.etag),
+        pin_header=head.pin_header,
+        label=redact_url(url),
+    )
+
+
+def read_urls(source: HttpSource, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the source's URLs, wherever it says they are.
+
+    Raises:
+        InvalidPlan: There are none, they can't be read, or one is not an http or https URL. The message shows no query.
+    """
+    if sum((source.urls is not None, bool(source.urls_file), bool(source.urls_env))) != 1:
+        raise InvalidPlan("An HTTP source must have exactly one of urls, urls_file and urls_env.")
+    if source.urls is not None:
+        place, urls = "the plan", list(source.urls)
+    elif source.urls_env:
+        place, urls = f"the variable {source.urls_env}", environment.get(source.urls_env, "").split()
+    else:
+        place = f"the file {source.urls_file}"
+        try:
+            with Path(source.urls_file).open("rb") as file:
+                urls = file.read(URLS_LIMIT).decode().split()
+        except (OSError, ValueError) as error:
+            raise InvalidPlan(f"The file of URLs {source.urls_file} can't be read: {type(error).__name__}.") from error
+    if not urls:
+        raise InvalidPlan(f"There is no URL in {place}.")
+    for url in urls:
+        parts = split_url(url)
+        if parts is None or parts.scheme not in {"http", "https"}:
+            raise InvalidPlan(f"{redact_url(url)!r} in {place} is not a URL beginning with http:// or https://.")
+    if len({redact_url(url) for url in urls}) != len(urls):
+        raise InvalidPlan(f"Two URLs in {place} name the same object.")
+    return tuple(urls)
+
+
+def _file_name(key: str) -> str:
+    parts = split_url(key)
+    return unquote((parts.path if parts else key).rpartition("/")[2])
+
+
+def _encoded(url: str) -> str:
+    """The URL as it can be sent: without fragment, and with what may not stand in a URL encoded."""
+    url = url.partition("#")[0]
+    return "".join(each if "!" <= each <= "~" else "".join(f"%{byte:02X}" for byte in each.encode()) for each in url)

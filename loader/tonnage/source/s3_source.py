@@ -1,0 +1,266 @@
+"""Pinning the objects of one bucket: list, select, HEAD, and look again where a plan has pinned them already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tonnage.contract import ObjectPin
+from tonnage.errors import (
+    BucketNotFound,
+    InvalidPlan,
+    NameCollision,
+    NoTensorFiles,
+    ObjectNotFound,
+    Reason,
+    SourceChanged,
+)
+from tonnage.source.answers import strong_etag
+from tonnage.source.client import Request
+from tonnage.source.environment import s3_settings
+from tonnage.source.failures import Failure
+from tonnage.source.heads import head_of, read_heads
+from tonnage.source.listing import PAGE_LIMIT, Page, list_query, parse_page
+from tonnage.source.pinned import Asker, PinnedObject, PinnedSource
+from tonnage.source.selection import common_directory, select, wanted
+from tonnage.source.target import RequestTarget
+from tonnage.source.urls import bucket_url, check_bucket, quote, quote_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.contract import FileSelection, S3Source
+    from tonnage.source.environment import S3Settings
+    from tonnage.source.heads import Head
+    from tonnage.source.selection import Selected
+
+MOST_OBJECTS = 100_000
+"""More objects below one prefix than any model has: a sign that the prefix is not a model's."""
+
+
+class _WrongRegion(Exception):  # a signal within this module
+    """The store names another region than the one that was asked."""
+
+    def __init__(self, region: str, failure: Failure) -> None:
+        super().__init__(region)
+        self.region = region
+        self.failure = failure
+
+
+def pin_s3(
+    source: S3Source,
+    files: FileSelection,
+    asker: Asker,
+    *,
+    need_tensors: bool,
+) -> PinnedSource:
+    """Finds and pins a source's objects, in the region that the store names if it is another.
+
+    Raises:
+        TonnageError: Of the reason why that can't be done.
+    """
+    if (source.prefix is None) == (source.keys is None):
+        raise InvalidPlan(f"The source in bucket {source.bucket!r} must have either a prefix or keys.")
+    settings = s3_settings(source, asker.environment)
+    check_bucket(source.bucket, aws=settings.aws)
+    try:
+        return _Pinning(source, files, asker, settings, need_tensors).run()
+    except _WrongRegion as wrong:
+        if wrong.region == settings.region:
+            raise wrong.failure.error() from None
+        settings = settings.in_region(wrong.region)
+    try:
+        return _Pinning(source, files, asker, settings, need_tensors).run()
+    except _WrongRegion as wrong:
+        raise wrong.failure.error() from None
+
+
+class _Pinning(NamedTuple):
+    """One attempt, in one region."""
+
+    source: S3Source
+    files: FileSelection
+    asker: Asker
+    settings: S3Settings
+    need_tensors: bool
+
+    @property
+    def base(self) -> str:
+        """What all keys begin with, and paths don't: empty, or a directory with its slash."""
+        if self.source.prefix is None:
+            return common_directory(self.source.keys or ())
+        return self.source.prefix.rstrip("/") + "/" if self.source.prefix.strip("/") else ""
+
+    @property
+    def where(self) -> str:
+        """The source in messages."""
+        keys = self.source.keys
+        return f"s3://{self.source.bucket}/{keys[0] if keys and len(keys) == 1 else self.base}"
+
+    def run(self) -> PinnedSource:
+        source = self.source
+        if source.objects is not None:
+            keys = [pin.key for pin in source.objects]
+        elif source.keys is not None:
+            keys = list(source.keys)
+        else:
+            keys = self._list()
+        base = self.base
+        outside = [key for key in keys if not key.startswith(base)]
+        if outside:
+            raise InvalidPlan(f"{self.where}: the pinned object {outside[0]!r} is not below it.")
+        selection = select(
+            [(key, key[len(base) :]) for key in keys],
+            self.files,
+            where=self.where,
+            explicit=source.keys is not None,
+            need_tensors=self.need_tensors,
+        )
+        self._check_requestable(selection.objects)
+        if source.objects is not None:
+            pins = {pin.key: pin for pin in source.objects}
+            objects = wanted(selection.objects, self.files.ranks, where=self.where)
+            found, notes = self._check_pins([pins[each.key] for each in objects])
+            all_pins = tuple(source.objects)
+        else:
+            found, notes = self._pin(selection.objects)
+            all_pins = tuple(pin for pin, _ in found.values())
+            objects = wanted(selection.objects, self.files.ranks, where=self.where)
+        return PinnedSource(
+            place=source.bucket,
+            pins=all_pins,
+            objects=tuple(PinnedObject(each, *found[each.key]) for each in objects),
+            notes=(*selection.notes, *notes),
+        )
+
+    def _list(self) -> list[str]:
+        """All keys below the prefix, but for the empty objects that stand for directories."""
+        keys: list[str] = []
+        token, listed = "", 0
+        while True:
+            page = self._page(token)
+            listed += len(page.objects)
+            keys += [each.key for each in page.objects if not (each.key.endswith("/") and each.size == 0)]
+            if not page.token or page.token == token:
+                break
+            if len(keys) > MOST_OBJECTS:
+                raise InvalidPlan(f"{self.where}: more than {MOST_OBJECTS} objects are here; name one model's prefix.")
+            token = page.token
+        if not listed and self.base:
+            raise ObjectNotFound(f"{self.where}: there is nothing under this prefix.")
+        if not keys and self.need_tensors:
+            empty = "there are only empty directories" if listed else "the bucket is empty"
+            raise NoTensorFiles(f"{self.where}: {empty}.")
+        return keys
+
+    def _page(self, token: str) -> Page:
+        url = f"{self._bucket_url()}?{list_query(self.base, token=token)}"
+        target = self._target(url, label=self.where)
+        answer = self.asker.client.run([Request(target=target, provider=self.asker.provider, limit=PAGE_LIMIT)])[0]
+        if answer.failure is not None:
+            self._raise_region(answer.failure)
+            if answer.failure.reason is Reason.OBJECT_NOT_FOUND:
+                raise BucketNotFound(f"s3://{self.source.bucket}: there is no such bucket at this endpoint.")
+            raise answer.failure.error()
+        return parse_page(answer.body, label=self.where)
+
+    def _check_requestable(self, objects: Sequence[Selected]) -> None:
+        """Refuses keys that libcurl would change on the way, which it does to signed requests."""
+        for each in objects:
+            if not {".", ".."}.isdisjoint(each.key.split("/")):
+                raise NameCollision(f"{self.where}: the key {each.key!r} has a part that URLs can't have.")
+
+    def _pin(self, objects: Sequence[Selected]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
+        heads = self._heads([self._object_target(each.key) for each in objects])
+        notes = []
+        by_version = any(head.version_id for head in heads)
+        if by_version and not self._may_ask_for_versions(objects, heads):
+            by_version = False
+            notes.append("Versions are pinned by ETag only: this identity may not read them by their ids.")
+        found = {}
+        for each, head in zip(objects, heads, strict=True):
+            pin = ObjectPin(key=each.key, size=head.size, etag=head.identity, version_id=head.version_id)
+            found[each.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
+        return found, notes
+
+    def _may_ask_for_versions(self, objects: Sequence[Selected], heads: Sequence[Head]) -> bool:
+        """Whether GetObjectVersion is allowed, which is another permission than GetObject."""
+        each, head = next((each, head) for each, head in zip(objects, heads, strict=True) if head.version_id)
+        target = self._object_target(each.key, version_id=head.version_id)
+        result = read_heads(self.asker.client, [target], self.asker.provider)[0]
+        if isinstance(result, Failure) and result.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}:
+            return False
+        head_of(result)
+        return True
+
+    def _check_pins(self, pins: Sequence[ObjectPin]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
+        """Asks whether the pinned objects are still there and allowed."""
+        notes: list[str] = []
+        by_version = any(pin.version_id for pin in pins)
+        try:
+            heads = self._heads([self._expected_target(pin, by_version=by_version) for pin in pins], pinned=True)
+        except _VersionsDenied:
+            by_version = False
+            notes.append("Versions are pinned by ETag only: this identity may not read them by their ids.")
+            heads = self._heads([self._expected_target(pin, by_version=False) for pin in pins], pinned=True)
+        found = {}
+        for pin, head in zip(pins, heads, strict=True):
+            if (head.size, head.identity) != (pin.size, pin.etag):
+                raise SourceChanged(f"{self._label(pin.key)}: it is no longer the object that the plan has pinned.")
+            found[pin.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
+        return found, notes
+
+    def _heads(self, targets: Sequence[RequestTarget], *, pinned: bool = False) -> list[Head]:
+        results = read_heads(self.asker.client, targets, self.asker.provider, pinned=pinned)
+        for target, result in zip(targets, results, strict=True):
+            if isinstance(result, Failure):
+                self._raise_region(result)
+                if result.reason is Reason.ACCESS_DENIED and target.version_id:
+                    raise _VersionsDenied
+        return [head_of(result) for result in results]
+
+    def _raise_region(self, failure: Failure) -> None:
+        if failure.region:
+            raise _WrongRegion(failure.region, failure)
+
+    def _expected_target(self, pin: ObjectPin, *, by_version: bool) -> RequestTarget:
+        return self._object_target(pin.key, version_id=pin.version_id if by_version else "")
+
+    def _pinned_target(self, pin: ObjectPin, head: Head, *, by_version: bool) -> RequestTarget:
+        version = pin.version_id if by_version else ""
+        return RequestTarget(
+            url=self._object_url(pin.key, version),
+            sigv4=self._sigv4(),
+            ca_bundle=self.settings.ca_bundle,
+            size=pin.size,
+            etag=strong_etag(head.etag),
+            version_id=version,
+            pin_header=head.pin_header,
+            label=self._label(pin.key),
+        )
+
+    def _object_target(self, key: str, *, version_id: str = "") -> RequestTarget:
+        return self._target(self._object_url(key, version_id), label=self._label(key), version_id=version_id)
+
+    def _target(self, url: str, *, label: str, version_id: str = "") -> RequestTarget:
+        return RequestTarget(
+            url=url, sigv4=self._sigv4(), ca_bundle=self.settings.ca_bundle, version_id=version_id, label=label
+        )
+
+    def _object_url(self, key: str, version_id: str) -> str:
+        query = f"?versionId={quote(version_id)}" if version_id else ""
+        return f"{self._bucket_url()}/{quote_key(key)}{query}"
+
+    def _bucket_url(self) -> str:
+        return bucket_url(
+            self.settings.endpoint, self.source.bucket, self.source.addressing_style, aws=self.settings.aws
+        )
+
+    def _sigv4(self) -> str:
+        return "" if self.asker.provider.anonymous else f"aws:amz:{self.settings.region}:s3"
+
+    def _label(self, key: str) -> str:
+        return f"s3://{self.source.bucket}/{key}"
+
+
+class _VersionsDenied(Exception):  # a signal within this module
+    """The identity may not ask for versions by their ids."""
