@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tonnage.errors import FormatDamaged
 from tonnage.format.tensors_file import PREAMBLE_BYTES, USUAL_HEAD_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject
-from tonnage.source.client import Client
+from tonnage.source.client import RangeRequest, get_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,18 +37,17 @@ def read_indexes(
         TonnageError: A request failed for good.
     """
     wanted = [number for number, item in enumerate(items) if item.kind == "tensors"]
-    with Client(deadline=deadline, canceled=canceled) as client:
 
-        def fetch(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
-            requests = [
-                (items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
-                for at, (start, end) in ranges.items()
-            ]
-            return dict(zip(ranges, client.get_ranges(requests), strict=True))
+    def fetch(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
+        requests = [
+            RangeRequest(items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
+            for at, (start, end) in ranges.items()
+        ]
+        return dict(zip(ranges, get_ranges(requests, deadline=deadline, canceled=canceled), strict=True))
 
-        heads = fetch(dict.fromkeys(wanted, (0, USUAL_HEAD_BYTES)))
-        ends = {at: _index_end(items[at], head) for at, head in heads.items()}
-        rests = fetch({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
+    heads = fetch(dict.fromkeys(wanted, (0, USUAL_HEAD_BYTES)))
+    ends = {at: _index_end(items[at], head) for at, head in heads.items()}
+    rests = fetch({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
     return [
         _source_object(item, heads[at] + rests.get(at, b"") if at in heads else None) for at, item in enumerate(items)
     ]
