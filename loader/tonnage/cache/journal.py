@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from tonnage.cache.files import TEMPORARY
 from tonnage.contract import Layout
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -61,21 +62,33 @@ class Journal:
         self._end = end
 
     @classmethod
-    def create(cls, path: Path, header: JournalHeader) -> Journal:
+    def create(cls, path: Path, header: JournalHeader, records: Iterable[bytes] = ()) -> Journal:
         """Starts a journal at ``path``, in place of whatever is there.
+
+        Args:
+            path: Its file.
+            header: Which plan the records belong to.
+            records: The first records: those of the journal that is replaced which still hold. Until they are all
+                written, the old journal stays, so that kill -9 can't lose them.
 
         Raises:
             CacheNotWritable: The file can't be made.
             InsufficientSpace: There is no room for it.
         """
+        temporary = path.with_name(path.name + TEMPORARY)
         try:
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _failed(path, error) from error
         journal = cls(path, descriptor, header, [], 0)
         try:
-            journal.append(msgspec.json.encode(header))
+            for payload in (msgspec.json.encode(header), *records):
+                journal.append(payload)
+            temporary.rename(path)
+        except OSError as error:
+            journal.close()
+            raise _failed(path, error) from error
         except (CacheNotWritable, InsufficientSpace):
             journal.close()
             raise

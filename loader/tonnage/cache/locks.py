@@ -13,6 +13,7 @@ import enum
 import errno
 import fcntl
 import os
+import stat
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -197,24 +198,28 @@ def open_lock_file(path: Path) -> int:
         CacheDamaged: Something else lies in its place.
     """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    attempts = (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     while True:
-        failures: list[OSError] = []
-        for attempt in attempts:
+        failures: dict[int, OSError] = {}
+        for attempt in (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL):
             try:
                 descriptor = os.open(path, flags | attempt, LOCK_MODE)
             except OSError as error:
-                failures.append(error)
+                failures[error.errno or 0] = error
                 continue
-            if attempt & os.O_CREAT:
-                os.fchmod(descriptor, LOCK_MODE)  # the umask took bits away
-            return descriptor
-        codes = {failure.errno for failure in failures}
-        if codes != {errno.ENOENT, errno.EEXIST}:  # these two together: somebody else made it between the tries
+            return _lock_file(path, descriptor, made=bool(attempt & os.O_CREAT))
+        if set(failures) != {errno.ENOENT, errno.EEXIST}:  # these two together: somebody made it between the tries
             break
-    telling = next(
-        failure for failure in failures if failure.errno not in {errno.ENOENT, errno.EEXIST} or len(codes) == 1
-    )
-    if telling.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+    telling = next((failures[code] for code in failures if code not in {errno.ENOENT, errno.EEXIST}), None)
+    telling = telling or failures[errno.ENOENT]
+    if telling.errno in {errno.ELOOP, errno.ENXIO}:
         raise CacheDamaged(f"{path} is not a lock file: {telling.strerror}.") from telling
     raise CacheNotWritable(f"The lock file {path} can't be made or opened: {telling.strerror}.") from telling
+
+
+def _lock_file(path: Path, descriptor: int, *, made: bool) -> int:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CacheDamaged(f"{path} is not a lock file, but a folder or a device.")
+    if made:
+        os.fchmod(descriptor, LOCK_MODE)  # the umask took bits away
+    return descriptor

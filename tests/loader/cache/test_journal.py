@@ -1,0 +1,189 @@
+"""The journal says what is on disk, and never more, whatever its tail looks like."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support.cache_entries import header, sample
+from support.children import Child, die, in_child
+from tonnage.cache import Journal, boot_id
+from tonnage.cache.journal import make_frame, read_frames
+from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
+
+HEADER = header(sample().manifest)
+RECORDS = [b'{"segment":0,"start":0,"end":4096}', b"", b"line\nbreak", b"\0" * 3000]
+
+
+def written(path: Path, records: list[bytes] = RECORDS) -> Path:
+    with Journal.create(path, HEADER) as journal:
+        for record in records:
+            journal.append(record)
+    return path
+
+
+def replayed(path: Path) -> list[bytes]:
+    journal = Journal.open(path)
+    assert journal is not None
+    with journal:
+        assert journal.header == HEADER
+        return journal.replay()
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    assert replayed(written(tmp_path / "parts")) == RECORDS
+
+
+def test_records_go_on_after_reopening(tmp_path: Path) -> None:
+    path = written(tmp_path / "parts")
+    journal = Journal.open(path)
+    assert journal is not None
+    with journal:
+        journal.append(b"later")
+        journal.sync()
+        assert journal.replay() == RECORDS
+    assert replayed(path) == [*RECORDS, b"later"]
+
+
+def test_where_no_journal_is_none_opens(tmp_path: Path) -> None:
+    assert Journal.open(tmp_path / "parts") is None
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\0" * 4096, b"\xff" * 64, make_frame(b"no header"), make_frame(b"{}")])
+def test_a_journal_without_a_readable_header_is_none(tmp_path: Path, garbage: bytes) -> None:
+    path = tmp_path / "parts"
+    path.write_bytes(garbage)
+    assert Journal.open(path) is None
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_torn_journal_keeps_exactly_the_whole_records(records: list[bytes], data: st.DataObject) -> None:
+    frames = [make_frame(record) for record in records]
+    cut = data.draw(st.integers(0, sum(map(len, frames))))
+    whole, end = read_frames(b"".join(frames)[:cut])
+    assert whole == records[: len(whole)]
+    assert end == sum(map(len, frames[: len(whole)]))
+    assert len(whole) == len(records) or end + len(frames[len(whole)]) > cut
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=6), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_flipped_bit_ends_the_reading_before_its_record(records: list[bytes], data: st.DataObject) -> None:
+    stream = bytearray(b"".join(map(make_frame, records)))
+    bit = data.draw(st.integers(0, len(stream) * 8 - 1))
+    stream[bit // 8] ^= 1 << bit % 8
+    starts = [len(b"".join(map(make_frame, records[:number]))) for number in range(len(records))]
+    hit = max(number for number, start in enumerate(starts) if start <= bit // 8)
+    assert read_frames(bytes(stream)) == (records[:hit], starts[hit])
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 100, b"\x05\0\0\0\0\0\0\0abc", os.urandom(50), b"\xff\xff\xff\xff"])
+def test_a_garbage_tail_is_cut_off_before_more_is_written(tmp_path: Path, tail: bytes) -> None:
+    path = written(tmp_path / "parts")
+    with path.open("ab") as file:
+        file.write(tail)
+    journal = Journal.open(path)
+    assert journal is not None
+    with journal:
+        assert journal.replay() == RECORDS
+        journal.append(b"after")
+    assert replayed(path) == [*RECORDS, b"after"]
+
+
+def test_what_was_appended_survives_kill_9(root: Path) -> None:
+    def work() -> None:
+        with Journal.create(root / "parts", HEADER) as journal:
+            for record in RECORDS:
+                journal.append(record)
+            die()
+
+    assert in_child(work) == -9
+    assert replayed(root / "parts") == RECORDS
+
+
+def test_a_writer_killed_at_any_time_leaves_a_beginning_of_what_it_wrote(memory: Path) -> None:
+    def work(say) -> None:
+        with Journal.create(memory / "parts", HEADER) as journal:
+            for number in range(1_000_000):
+                journal.append(b"%d" % number)
+                if number == 100:
+                    say("going")
+
+    with Child(work) as child:
+        assert child.hear() == "going"
+        assert child.kill() == -9
+    found = replayed(memory / "parts")
+    assert len(found) > 100
+    assert found == [b"%d" % number for number in range(len(found))]
+
+
+def test_replacing_a_journal_never_loses_the_records_that_are_kept(tmp_path: Path) -> None:
+    path = written(tmp_path / "parts")
+
+    def halfway():
+        yield RECORDS[0]
+        die()
+
+    assert in_child(lambda: Journal.create(path, HEADER, halfway())) == -9
+    assert replayed(path) == RECORDS
+    Journal.create(path, HEADER, RECORDS[:2]).close()
+    assert replayed(path) == RECORDS[:2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_medium_is_said_and_leaves_a_readable_journal(tmp_path: Path) -> None:
+    path = tmp_path / "parts"
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with Journal.create(path, HEADER) as journal:
+            journal.append(b"first")
+            size = path.stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
+            with pytest.raises((InsufficientSpace, CacheNotWritable), match="parts can't be written"):
+                journal.append(b"x" * 100)
+            assert path.stat().st_size == size
+            journal.append(b"small")
+
+    assert in_child(work) == 0
+    assert replayed(path) == [b"first", b"small"]
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "parts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheNotWritable):
+        Journal.open(tmp_path / "parts")
+    Journal.create(tmp_path / "parts", HEADER).close()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CacheNotWritable, match="No such file"):
+        Journal.create(tmp_path / "no" / "parts", HEADER)
+
+
+def test_a_closed_journal_refuses_records(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "parts", HEADER)
+    journal.close()
+    journal.close()
+    with pytest.raises(InternalError, match="closed"):
+        journal.append(b"x")
+
+
+def test_plans_are_the_same_but_for_the_boot() -> None:
+    later = msgspec.structs.replace(HEADER, boot_id="another")
+    other = msgspec.structs.replace(HEADER, part_size=2)
+    assert HEADER.same_plan(later)
+    assert not HEADER.same_plan(other)
+
+
+def test_the_boot_has_a_name() -> None:
+    assert boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()

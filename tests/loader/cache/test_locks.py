@@ -1,0 +1,325 @@
+"""Locks between real processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.cache_entries import published_entry
+from support.children import NOBODY, Child, in_child
+from tonnage.cache import Cache, FileLock, Holder, LockKind, holders
+from tonnage.cache.holders import command_name, describe_holders, parse_locks
+from tonnage.cache.usage import evict
+from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InternalError, Interrupted, Timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def holding(path: Path, kind: LockKind) -> Callable:
+    """Makes a child's work: it takes the lock, says so, and keeps it until it is killed."""
+
+    def work(say) -> None:
+        lock = FileLock(path)
+        lock.lock(kind)
+        say("held")
+        time.sleep(60)
+
+    return work
+
+
+def test_any_number_may_share_a_lock_but_not_with_an_exclusive_one(root: Path) -> None:
+    path = root / "lock"
+    with Child(holding(path, LockKind.SHARED)) as one, Child(holding(path, LockKind.SHARED)) as two:
+        assert (one.hear(), two.hear()) == ("held", "held")
+        with FileLock(path) as mine:
+            assert mine.try_lock(LockKind.SHARED)
+        with FileLock(path) as mine:
+            assert not mine.try_lock(LockKind.EXCLUSIVE)
+            one.kill()
+            assert not mine.try_lock(LockKind.EXCLUSIVE)
+            two.kill()
+            assert mine.try_lock(LockKind.EXCLUSIVE)
+            with FileLock(path) as another:
+                assert not another.try_lock(LockKind.SHARED)
+
+
+def test_a_lock_dies_with_its_process(root: Path) -> None:
+    with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+        child.hear()
+        assert not mine.try_lock(LockKind.EXCLUSIVE)
+        child.kill()
+        assert mine.try_lock(LockKind.EXCLUSIVE)
+
+
+def test_who_waits_gets_the_lock_when_the_holder_ends(root: Path) -> None:
+    waits = []
+    with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+        child.hear()
+        mine.lock(LockKind.SHARED, on_wait=lambda: waits.append(child.kill()))
+        assert mine.held is LockKind.SHARED
+    assert waits == [-9]
+
+
+def test_waiting_ends_at_the_deadline_and_names_the_holder(root: Path) -> None:
+    path = root / "lock"
+    with Child(holding(path, LockKind.EXCLUSIVE)) as child, FileLock(path) as mine:
+        child.hear()
+        began = time.monotonic()
+        with pytest.raises(Timeout, match=rf"lock, held by pid {child.pid} \(.+\)\."):
+            mine.lock(LockKind.EXCLUSIVE, deadline=began + 0.1)
+        assert 0.1 <= time.monotonic() - began < 2
+        assert mine.held is None
+
+
+def test_waiting_ends_when_it_is_canceled(root: Path) -> None:
+    asked = []
+    with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+        child.hear()
+        with pytest.raises(Interrupted, match="waiting for"):
+            mine.lock(LockKind.EXCLUSIVE, canceled=lambda: asked.append(1) is None and len(asked) == 3)
+    assert len(asked) == 3
+
+
+def test_a_deadline_that_passed_still_takes_a_free_lock(root: Path) -> None:
+    with FileLock(root / "lock") as mine:
+        mine.lock(LockKind.EXCLUSIVE, deadline=time.monotonic() - 1)
+        assert mine.held is LockKind.EXCLUSIVE
+
+
+def test_a_held_lock_is_not_converted(root: Path) -> None:
+    with FileLock(root / "lock") as mine:
+        assert mine.try_lock(LockKind.SHARED)
+        assert mine.try_lock(LockKind.SHARED)
+        with pytest.raises(InternalError, match="held as shared"):
+            mine.try_lock(LockKind.EXCLUSIVE)
+        assert mine.held is LockKind.SHARED
+    with pytest.raises(InternalError, match="isn't held"):
+        mine.fileno()
+
+
+def test_a_lock_file_that_was_replaced_is_not_mistaken_for_the_new_one(root: Path) -> None:
+    path = root / "lock"
+    old = FileLock(path)
+    assert old.try_lock(LockKind.EXCLUSIVE)
+    path.unlink()
+    with FileLock(path) as new, FileLock(path) as third:
+        assert new.try_lock(LockKind.EXCLUSIVE)
+        assert not third.try_lock(LockKind.EXCLUSIVE)
+    old.release()
+
+
+def test_a_lock_file_can_be_used_by_everybody_whatever_the_umask(root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with FileLock(root / "lock") as mine:
+            mine.try_lock(LockKind.SHARED)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((root / "lock").stat().st_mode) == 0o666
+
+
+@pytest.mark.usefixtures("as_root")
+def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) -> None:
+    path = memory / "lock"
+    for mode in (0o666, 0o444):
+        path.touch()
+        path.chmod(mode)
+
+        def work() -> None:
+            with FileLock(path) as mine:
+                assert mine.try_lock(LockKind.SHARED)
+                mine.touch()
+
+        assert in_child(work, uid=NOBODY) == 0
+    path.chmod(0o600)
+
+    def refused() -> None:
+        with pytest.raises(CacheNotWritable, match="Permission denied"):
+            FileLock(path).try_lock(LockKind.SHARED)
+
+    assert in_child(refused, uid=NOBODY) == 0
+
+
+def test_something_else_in_its_place_is_refused(root: Path) -> None:
+    (root / "folder").mkdir()
+    (root / "link").symlink_to("target")
+    for name in ("folder", "link"):
+        with pytest.raises(CacheDamaged, match=f"{name} is not a lock file"):
+            FileLock(root / name).try_lock(LockKind.SHARED)
+    with pytest.raises(CacheNotWritable, match="No such file"):
+        FileLock(root / "no" / "lock").try_lock(LockKind.SHARED)
+
+
+def test_touching_is_what_last_used_means(root: Path) -> None:
+    path = root / "lock"
+    path.touch()
+    os.utime(path, (1000, 1000))
+    with FileLock(path) as mine:
+        mine.lock(LockKind.SHARED)
+        assert path.stat().st_mtime == 1000
+        mine.touch()
+    assert path.stat().st_mtime > 1000
+
+
+def test_an_inherited_descriptor_keeps_the_lock_across_exec(root: Path) -> None:
+    lock = FileLock(root / "lock")
+    lock.lock(LockKind.SHARED)
+    descriptor = lock.make_inheritable()
+    program = [sys.executable, "-I", "-c", "print(input())"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor]) as child:
+        lock.release()
+        with FileLock(root / "lock") as mine:
+            assert not mine.try_lock(LockKind.EXCLUSIVE)
+            child.communicate(b"end\n")
+            assert mine.try_lock(LockKind.EXCLUSIVE)
+
+
+def test_descriptors_are_closed_on_exec_unless_asked(root: Path) -> None:
+    with FileLock(root / "lock") as lock:
+        lock.lock(LockKind.SHARED)
+        assert not os.get_inheritable(lock.fileno())
+
+
+def test_holders_are_seen_with_their_mode(root: Path) -> None:
+    path = root / "lock"
+    assert holders(path) == []
+    with Child(holding(path, LockKind.SHARED)) as one, Child(holding(path, LockKind.SHARED)) as two:
+        one.hear(), two.hear()
+        found = holders(path)
+        assert [(holder.pid, holder.mode) for holder in found] == sorted((c.pid, "shared") for c in (one, two))
+        assert all(holder.command for holder in found)
+    with Child(holding(path, LockKind.EXCLUSIVE)) as child:
+        child.hear()
+        assert [(holder.pid, holder.mode) for holder in holders(path)] == [(child.pid, "exclusive")]
+    assert holders(path) == []
+
+
+def test_a_range_lock_of_fcntl_is_no_holder(root: Path) -> None:
+    with (root / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        assert holders(root / "lock") == []
+
+
+def test_only_held_flocks_are_read_from_proc_locks() -> None:
+    text = (
+        "1: FLOCK  ADVISORY  WRITE 12 fe:0a:77 0 EOF\n"
+        "1: -> FLOCK  ADVISORY  READ  13 fe:0a:77 0 EOF\n"
+        "2: POSIX  ADVISORY  WRITE 14 fe:0a:77 0 EOF\n"
+        "3: FLOCK  ADVISORY  READ 15 00:1b:9 0 EOF\n"
+        "4: FLOCK  ADVISORY  READ x 00:1b:9 0 EOF\n5: FLOCK\n"
+    )
+    assert [(lock.mode, lock.pid, lock.device, lock.inode) for lock in parse_locks(text)] == [
+        ("exclusive", 12, (0xFE, 0x0A), 77),
+        ("shared", 15, (0, 0x1B), 9),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["/usr/bin/tonnage", "load", "s3://bucket/secret"], "tonnage load"),
+        (["/usr/bin/python3.11", "/usr/bin/tonnage", "load", "https://x/?X-Amz-Signature=1"], "tonnage load"),
+        (["python", "-m", "tonnage", "rm", "r-1"], "tonnage rm"),
+        (["python", "-m", "tonnage.cli.main", "load"], "tonnage load"),
+        (["python3", "-I", "-S", "/x/site-packages/tonnage/cli/hold.py", "5"], "tonnage hold"),
+        (["python3", "-X", "utf8", "-u", "/srv/serve.py", "--token", "hunter2"], "serve.py"),
+        (["python3", "-m", "vllm.entrypoints", "--api-key", "hunter2"], "python3 -m vllm.entrypoints"),
+        (["python3", "-c", "password = 'hunter2'"], "python3"),
+        (["python3", "-cpassword"], "python3"),
+        (["python3", "-", "hunter2"], "python3"),
+        (["python3"], "python3"),
+        (["/bin/mytool", "hunter2"], "mytool"),
+        (["tonnage", "--token=hunter2"], "tonnage"),
+        ([], ""),
+    ],
+)
+def test_a_holder_is_called_by_its_program_and_nothing_secret(arguments: list[str], name: str) -> None:
+    assert command_name(arguments) == name
+
+
+def test_holders_are_put_into_a_sentence() -> None:
+    one, two = Holder(7, "tonnage hold", "shared"), Holder(9, "", "shared")
+    assert describe_holders([one]) == "pid 7 (tonnage hold)"
+    assert describe_holders([one, two]) == "pid 7 (tonnage hold) and pid 9 (gone, but a child of it still holds)"
+    assert describe_holders([one] * 12).endswith("pid 7 (tonnage hold) and 2 more")
+    assert "can't be seen" in describe_holders([])
+
+
+def test_of_two_loaders_one_loads_and_the_other_finds_it_done(root: Path) -> None:
+    entry = Cache(root).entry("r-1")
+    entry.prepare()
+    done = root / "done"
+
+    def load(say) -> None:
+        with entry.use_shared(), entry.load_lock(deadline=time.monotonic() + 20):
+            if not done.exists():
+                time.sleep(0.05)
+                with done.open("x") as file:
+                    file.write("x")
+                say("loaded")
+            else:
+                say("hit")
+
+    children = [Child(load) for _ in range(4)]
+    assert sorted(child.hear() for child in children) == ["hit", "hit", "hit", "loaded"]
+    assert [child.wait() for child in children] == [0] * 4
+
+
+def test_a_removal_is_refused_while_anybody_uses_the_entry(root: Path) -> None:
+    entry = published_entry(root)
+
+    def use(say) -> None:
+        entry.use_shared()
+        say("held")
+        time.sleep(60)
+
+    with Child(use) as one, Child(use) as two:
+        one.hear(), two.hear()
+        for child in (one, two):
+            with pytest.raises(CacheInUse, match=rf"pid {child.pid} \("):
+                evict(entry)
+            assert entry.state == "ready"
+            child.kill()
+    assert evict(entry) > 0
+
+
+def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) -> None:
+    entry = published_entry(root)
+    may_go_on, go_on = os.pipe()
+
+    def remove(say) -> None:
+        removal = entry.try_exclusive()
+        assert removal is not None
+        with removal:
+            say("removing")
+            os.read(may_go_on, 1)
+            entry.clear()
+
+    def come(say) -> None:
+        with entry.use_shared(on_wait=lambda: say("waiting")):
+            say(entry.state)
+
+    with Child(remove) as remover:
+        assert remover.hear() == "removing"
+        with Child(come) as child:
+            assert child.hear() == "waiting"
+            os.write(go_on, b"x")
+            assert child.hear() == "empty"
+        assert remover.wait() == 0
+    os.close(go_on)
+    os.close(may_go_on)
+
+
+def test_a_removal_is_refused_while_the_entry_is_loaded(root: Path) -> None:
+    entry = published_entry(root)
+    with entry.load_lock(), pytest.raises(CacheInUse, match=rf"being loaded by pid {os.getpid()}"):
+        evict(entry)
