@@ -112,7 +112,7 @@ def main() -> int:
                 say(f"{repetition + 1}/{arguments.repetitions} {contender.label}: {speed}")
         result = Result(
             title=title(arguments, size),
-            conditions={**machine.describe(), "server": f"{kind}, {arguments.server_workers} processes, on loopback"},
+            conditions={**machine.describe(), **conditions(arguments, setting)},
             rows=tuple(
                 Row(c.name, c.label, c.verifies, c.target, variants[c.name], tuple(samples[c.name])) for c in present
             ),
@@ -238,6 +238,17 @@ def resident_bytes(pid: int) -> int:
     """Returns VmRSS in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
+
+
+def conditions(arguments: argparse.Namespace, setting: Setting) -> dict[str, str]:
+    """Says how this race was set up."""
+    return {
+        "model": f"{setting.model.size} bytes, {len(setting.model.crcs)} tensors, bf16",
+        "server": f"{setting.server.kind}, {arguments.server_workers} processes, on loopback",
+        "processes of curl and the floor": str(arguments.processes),
+        "options of tonnage": " ".join(arguments.tonnage) or "none",
+        "runs of each contender": str(arguments.repetitions),
+    }
 
 
 def title(arguments: argparse.Namespace, size: int) -> str:
