@@ -19,7 +19,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.cache import publishing
-from tonnage.cache.files import make_folder
+from tonnage.cache.files import files_below, make_folder
 from tonnage.cache.locks import FileLock, LockKind, make_lock_file
 from tonnage.cache.manifest import MANIFEST_LIMIT, TABLE_LIMIT, Manifest, TensorTable, decode_manifest, decode_table
 from tonnage.cache.medium import in_memory
@@ -208,7 +208,7 @@ class Entry:
             if manifest is not None:
                 self.check(manifest)
                 return Finding(State.READY, manifest, "")
-            left = any(_has_items(folder) for folder in (self.partial, self.journal_folder, self.model))
+            left = any(files_below(folder) for folder in (self.partial, self.journal_folder, self.model))
         except CacheDamaged as error:
             return Finding(State.DAMAGED, None, error.message)
         except OSError as error:
@@ -286,10 +286,3 @@ def _read(path: Path, limit: int) -> bytes | None:
         return None
     except OSError as error:
         raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
-
-
-def _has_items(folder: Path) -> bool:
-    try:
-        return any(True for _ in folder.iterdir())
-    except FileNotFoundError:
-        return False

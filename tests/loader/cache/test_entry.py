@@ -1,0 +1,183 @@
+"""Entries and the folder they lie in."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.cache_entries import NAME, fill, published_entry, sample
+from support.children import NOBODY, in_child
+from tonnage.cache import Cache, Entry, State
+from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MADE = sample()
+SHARD = "model-rank-0-part-0.safetensors"
+
+
+def test_a_prepared_entry_is_empty_and_preparing_again_changes_nothing(root: Path) -> None:
+    cache = Cache(root / "deep" / "cache")
+    cache.create()
+    cache.create()
+    entry = cache.entry(NAME)
+    assert not entry.exists()
+    assert entry.state is State.EMPTY
+    entry.prepare()
+    entry.prepare()
+    assert entry.state is State.EMPTY
+    assert cache.entries() == []
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "A", "-a", "a-", "x" * 64, "a\n", "a_b", "a\0"])
+def test_a_name_that_could_lead_elsewhere_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(InvalidPlan, match="can't be a cache entry"):
+        Cache(root).entry(name)
+
+
+def test_only_entries_with_something_in_them_are_listed_damaged_ones_too(root: Path) -> None:
+    cache = Cache(root)
+    published_entry(root)
+    for name in ("r-partial", "r-empty", "r-damaged", "r-strange"):
+        cache.entry(name).prepare()
+    fill(cache.entry("r-partial"), MADE)
+    cache.entry("r-damaged").manifest_path.write_bytes(b"garbage")
+    cache.entry("r-strange").manifest_path.mkdir()
+    (root / "stranger").mkdir()
+    (root / "file").touch()
+    (root / "r-link").symlink_to(root / NAME)
+    assert [(entry.name, entry.state) for entry in cache.entries()] == [
+        (NAME, State.READY),
+        ("r-damaged", State.DAMAGED),
+        ("r-partial", State.PARTIAL),
+        ("r-strange", State.DAMAGED),
+    ]
+
+
+def test_a_cache_that_is_not_there_has_no_entries(root: Path) -> None:
+    assert Cache(root / "no").entries() == []
+
+
+def test_a_root_that_is_a_file_is_said(root: Path) -> None:
+    (root / "file").touch()
+    with pytest.raises(CacheNotWritable, match=r"The cache folder .*file can't be made: File exists"):
+        Cache(root / "file").create()
+    with pytest.raises(CacheNotWritable, match="can't be made: Not a directory"):
+        Cache(root / "file" / "below").create()
+    with pytest.raises(CacheNotWritable, match="can't be read: Not a directory"):
+        Cache(root / "file").entries()
+    with pytest.raises(CacheNotWritable):
+        Entry(root / "file").prepare()
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_root_without_permission_is_said(memory: Path) -> None:
+    memory.chmod(0o755)
+
+    def work() -> None:
+        with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
+            Cache(memory / "cache").create()
+        with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
+            Cache(memory).entry(NAME).prepare()
+
+    assert in_child(work, uid=NOBODY) == 0
+
+
+@pytest.mark.usefixtures("as_root")
+def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Path) -> None:
+    entry = published_entry(memory)
+    entry.private.chmod(0o700)
+
+    def work() -> None:
+        finding = entry.look()
+        assert finding.state is State.DAMAGED
+        assert "Permission denied" in finding.problem
+        assert [found.name for found in Cache(memory).entries()] == [NAME]
+
+    assert in_child(work, uid=NOBODY) == 0
+
+
+@pytest.mark.parametrize("damage", ["shortened", "lengthened", "missing", "link", "folder"])
+def test_a_file_that_is_not_as_published_is_named(root: Path, damage: str) -> None:
+    entry = published_entry(root)
+    victim = entry.model / SHARD
+    if damage in {"shortened", "lengthened"}:
+        os.truncate(victim, 10 if damage == "shortened" else 10_000)
+    else:
+        data = victim.read_bytes()
+        victim.unlink()
+        if damage == "link":
+            (root / "elsewhere").write_bytes(data)
+            victim.symlink_to(root / "elsewhere")
+        elif damage == "folder":
+            victim.mkdir()
+    finding = entry.look()
+    assert finding.state is State.DAMAGED
+    assert str(victim) in finding.problem
+    manifest = entry.read_manifest()
+    assert manifest is not None
+    with pytest.raises(CacheDamaged, match=SHARD):
+        entry.check(manifest)
+
+
+def test_a_lost_table_of_tensors_is_damage(root: Path) -> None:
+    entry = published_entry(root)
+    (entry.private / "tensors.json").unlink()
+    assert entry.state is State.DAMAGED
+    with pytest.raises(CacheDamaged, match=r"tensors\.json is missing"):
+        entry.read_published()
+
+
+def test_a_published_entry_is_read_with_its_tensors(root: Path) -> None:
+    published = published_entry(root).read_published()
+    assert published is not None
+    assert published.table == MADE.table
+    assert published.manifest.revision == NAME
+    assert Cache(root).entry("r-none").read_published() is None
+
+
+def test_a_manifest_of_impossible_size_is_not_read(root: Path) -> None:
+    entry = published_entry(root)
+    os.truncate(entry.manifest_path, 1 << 40)
+    with pytest.raises(CacheDamaged, match="1,099,511,627,776 bytes"):
+        entry.read_manifest()
+
+
+def test_an_entry_is_found_from_its_folder_or_its_model(root: Path) -> None:
+    entry = published_entry(root)
+    for path in (entry.path, entry.model):
+        found = Entry.at(path)
+        assert found is not None
+        assert found.path == entry.path
+    assert Entry.at(entry.model / "tokenizer") is None
+    assert Entry.at(root) is None
+
+
+def test_a_fresh_partial_folder_forgets_what_an_earlier_load_left_and_a_kept_one_does_not(root: Path) -> None:
+    entry = Cache(root).entry(NAME)
+    entry.prepare()
+    fill(entry, MADE)
+    assert (entry.begin_partial(keep=True) / SHARD).exists()
+    assert entry.journal_path.exists()
+    assert list(entry.begin_partial().iterdir()) == []
+    assert not entry.journal_path.exists()
+    assert entry.recover() is State.EMPTY
+
+
+def test_recovering_an_entry_that_was_never_there_does_nothing(root: Path) -> None:
+    assert Cache(root).entry("r-none").recover() is State.EMPTY
+    assert Cache(root).entry("r-none").clear() == 0
+    assert list(root.iterdir()) == []
+
+
+def test_half_written_files_of_our_own_are_swept_away(root: Path) -> None:
+    entry = published_entry(root)
+    (entry.private / "manifest.json.tmp").write_bytes(b"half")
+    (entry.private / "tensors-0123456789ab.json").write_bytes(b"old")
+    (entry.private / "trash").mkdir()
+    assert entry.recover() is State.READY
+    left = sorted(path.name for path in entry.private.iterdir())
+    assert left == ["load.lock", "manifest.json", "tensors.json", "use.lock"]

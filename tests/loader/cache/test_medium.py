@@ -1,0 +1,201 @@
+"""What the cache lies on, and whether a load fits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tonnage.cache import check_room, human_bytes, medium_of, memory_limit
+from tonnage.cache.cgroups import limit_files, parse_limit
+from tonnage.cache.medium import exact_bytes, in_memory, lacking_room, machine_memory, page_kind
+from tonnage.cache.mounts import Mount, mount_of, parse_mountinfo
+from tonnage.contract import Medium
+from tonnage.errors import InsufficientSpace
+
+GIB = 1 << 30
+LINES = (
+    "25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=24684092k,huge=within_size\n"
+    "26 24 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw,discard\n"
+    "27 24 0:24 /a\\040b /mnt/with\\040space\\134 rw shared:9 - tmpfs none rw\n"
+    "not a line\n28 24 0:9 / /x rw - tmpfs\n\n"
+)
+
+
+def tmpfs(*options: str) -> Mount:
+    return Mount(1, "0:1", "/", "/m", "tmpfs", ("rw", *options))
+
+
+def test_mountinfo_is_read_with_optional_fields_and_escapes() -> None:
+    first, second, third = parse_mountinfo(LINES)
+    assert first == Mount(25, "0:23", "/", "/dev/shm", "tmpfs", ("rw", "size=24684092k", "huge=within_size"))
+    assert (second.filesystem, second.device) == ("ext4", "254:0")
+    assert (third.root, third.point) == ("/a b", "/mnt/with space\\")
+
+
+@given(st.text())
+def test_mountinfo_of_any_text_is_no_crash(text: str) -> None:
+    parse_mountinfo(text)
+
+
+@pytest.mark.parametrize(
+    ("mount", "setting", "pages"),
+    [
+        (tmpfs(), "always within_size advise [never] deny force", "4k"),
+        (tmpfs("huge=never"), "", "4k"),
+        (tmpfs("huge=always"), "", "always"),
+        (tmpfs("huge=within_size", "size=1k"), "", "within_size"),
+        (tmpfs("huge=advise"), "", "advise"),
+        (tmpfs("huge=always"), "always within_size advise never [deny] force", "4k"),
+        (tmpfs(), "always within_size advise never deny [force]", "always"),
+        (Mount(1, "8:1", "/", "/", "ext4", ("rw",)), "[force]", ""),
+    ],
+)
+def test_the_pages_of_a_tmpfs_are_named(mount: Mount, setting: str, pages: str) -> None:
+    assert page_kind(mount, shmem_enabled=setting) == pages
+
+
+def test_the_medium_of_a_folder_in_memory(memory: Path) -> None:
+    medium = medium_of(memory)
+    assert medium.filesystem == "tmpfs"
+    assert medium.pages in {"4k", "always", "within_size", "advise"}
+    assert 0 < medium.free_bytes <= medium.capacity_bytes
+    assert in_memory(memory)
+    assert in_memory(memory / "not" / "yet")
+
+
+def test_the_medium_of_a_path_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
+    assert medium_of(tmp_path / "a" / "b").filesystem == medium_of(tmp_path).filesystem
+    found = mount_of(tmp_path)
+    assert found is not None
+    device = tmp_path.stat().st_dev
+    if found.filesystem in {"ext4", "xfs", "tmpfs"}:
+        assert found.device == f"{os.major(device)}:{os.minor(device)}"
+
+
+def test_huge_pages_of_a_mount_are_seen(memory: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tonnage.cache import medium_of; print(medium_of(Path(sys.argv[1])))"
+    )
+    script = f'mount -t tmpfs -o huge=always,size=4M none "$1" && exec {sys.executable} -c "{code}" "$1"'
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3] / "loader")}
+    run = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", str(memory)],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if "huge" in run.stderr or "ermitted" in run.stderr or "ermission" in run.stderr:
+        pytest.skip("can't mount a tmpfs with huge pages here")
+    assert "filesystem='tmpfs', pages='always', capacity_bytes=4194304" in run.stdout, run.stderr
+
+
+def test_a_load_that_fits_is_let_through(root: Path) -> None:
+    check_room(root / "entry", 1000, min_free=1000)
+
+
+def test_a_load_larger_than_the_free_space_is_refused_with_both_numbers(root: Path) -> None:
+    free = medium_of(root).free_bytes
+    with pytest.raises(InsufficientSpace, match=r"GiB \([0-9,]+ bytes\)"):
+        check_room(root, free + (1 << 40))
+
+
+def test_the_refusal_is_a_sentence_with_needed_and_free() -> None:
+    medium = Medium(filesystem="ext4", capacity_bytes=100 * GIB, free_bytes=10 * GIB)
+    assert lacking_room(Path("/c"), medium, 10 * GIB) == ""
+    assert lacking_room(Path("/c"), medium, 12 * GIB, min_free=GIB) == (
+        "/c has not enough room: 12.0 GiB (12,884,901,888 bytes) needed and 1.0 GiB (1,073,741,824 bytes) kept free, "
+        "10.0 GiB (10,737,418,240 bytes) free of 100.0 GiB (107,374,182,400 bytes) (ext4)."
+    )
+
+
+def test_memory_that_the_process_may_not_have_is_no_room() -> None:
+    medium = Medium(filesystem="tmpfs", capacity_bytes=100 * GIB, free_bytes=100 * GIB)
+    assert lacking_room(Path("/c"), medium, 2 * GIB, limit=2 * GIB, machine=2 * GIB) == ""
+    assert "the memory limit of this process is 1.0 GiB" in lacking_room(Path("/c"), medium, 2 * GIB, limit=GIB)
+    assert "this machine has only 1.0 GiB" in lacking_room(Path("/c"), medium, 2 * GIB, machine=GIB)
+
+
+def test_a_medium_of_unknown_size_is_let_through() -> None:
+    assert lacking_room(Path("/c"), Medium(filesystem="ramfs"), 1 << 60) == ""
+
+
+V1 = Mount(1, "0:29", "/", "/sys/fs/cgroup/memory", "cgroup", ("rw", "memory"))
+V2 = Mount(2, "0:30", "/", "/sys/fs/cgroup", "cgroup2", ("rw",))
+
+
+def names(cgroup: str, *mounts: Mount) -> list[str]:
+    return [str(path) for path in limit_files(cgroup, mounts)]
+
+
+def test_limits_of_version_2_are_those_of_the_group_and_its_parents() -> None:
+    assert names("0::/kube/pod/app\n", V2) == [
+        "/sys/fs/cgroup/kube/pod/app/memory.max",
+        "/sys/fs/cgroup/kube/pod/memory.max",
+        "/sys/fs/cgroup/kube/memory.max",
+        "/sys/fs/cgroup/memory.max",
+    ]
+
+
+def test_limits_of_version_1_are_those_of_the_memory_controller() -> None:
+    cgroup = "9:cpu,cpuacct:/other\n4:memory:/docker/abc\n0::/\n"
+    assert names(cgroup, V1) == [
+        "/sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/docker/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+
+
+def test_inside_a_container_the_groups_own_folder_is_the_top() -> None:
+    mounted = V1._replace(root="/docker/abc")
+    assert names("4:memory:/docker/abc\n", mounted) == ["/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+    assert names("0::/../../elsewhere\n", V2._replace(root="/x")) == ["/sys/fs/cgroup/memory.max"]
+
+
+def test_other_controllers_and_garbage_have_no_limits() -> None:
+    assert names("4:memory:/a\n", V1._replace(options=("rw", "cpu"))) == []
+    assert names("garbage\n\n1:\n", V1, V2) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("max\n", None), ("9223372036854771712\n", None), ("2147483648\n", 2 * GIB), ("0", 0), ("", None), ("-1", None)],
+)
+def test_a_limit_file_is_read(text: str, limit: int | None) -> None:
+    assert parse_limit(text) == limit
+
+
+def test_the_smallest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
+    group = tmp_path / "cg" / "pod" / "app"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group.parent / "memory.max").write_text("4096\n")
+    (group.parents[1] / "memory.max").write_text("8192\n")
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self/cgroup").write_text("0::/pod/app\n")
+    (proc / "self/mountinfo").write_text(f"1 0 0:1 / {tmp_path}/cg rw - cgroup2 cgroup2 rw\n")
+    assert memory_limit(proc) == 4096
+    assert memory_limit(tmp_path / "no") is None
+
+
+def test_the_machines_memory_is_known() -> None:
+    found = machine_memory()
+    assert found is not None
+    assert found >= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.9
+    assert machine_memory(Path("/nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5000 << 40, "5000.0 TiB")],
+)
+def test_sizes_are_readable(count: int, text: str) -> None:
+    assert human_bytes(count) == text
+    assert exact_bytes(count).startswith(text)

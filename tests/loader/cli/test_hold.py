@@ -1,0 +1,195 @@
+"""The holder: small, hears every signal, and lets go at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import pytest
+
+from tonnage.cache import FileLock, LockKind, holders
+from tonnage.cli import hold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOADER = Path(__file__).parents[3] / "loader"
+MOST_RESIDENT_KIB = 12 * 1024
+
+BECOME = """
+import os, signal, sys
+from pathlib import Path
+from tonnage.cache import FileLock, LockKind
+from tonnage.cli.hold import become_holder
+lock = FileLock(Path(sys.argv[1]))
+lock.lock(LockKind.SHARED)
+exec(sys.argv[3])
+become_holder([lock.fileno()], ready=int(sys.argv[2]) if sys.argv[2] else None)
+"""
+
+
+class Holder:
+    """A real process that loads nothing, takes the lock and becomes a holder."""
+
+    def __init__(self, path: Path, *, before: str = "", ready: bool = True, prefix: tuple[str, ...] = ()) -> None:
+        self.path = path
+        reading, writing = os.pipe()
+        arguments = [*prefix, sys.executable, "-c", BECOME, str(path), str(writing) if ready else "", before]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(LOADER), "AWS_SECRET_ACCESS_KEY": "hunter2"}
+        self.process = subprocess.Popen(arguments, pass_fds=[writing], env=environment)
+        os.close(writing)
+        self.pid = self.process.pid
+        if ready:
+            assert os.read(reading, 1) == b"\n"
+        os.close(reading)
+
+    def ends_within(self, seconds: float) -> int:
+        return self.process.wait(seconds)
+
+    def proc(self, name: str) -> str:
+        return Path(f"/proc/{self.pid}/{name}").read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Holder]:
+    with Holder(tmp_path / "use.lock") as running:
+        yield running
+
+
+def free(path: Path) -> bool:
+    with FileLock(path) as lock:
+        return lock.try_lock(LockKind.EXCLUSIVE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_holds_until_the_signal_and_leaves_with_0_within_a_second(holder: Holder, number: int) -> None:
+    assert not free(holder.path)
+    began = time.monotonic()
+    holder.process.send_signal(number)
+    assert holder.ends_within(5) == 0
+    assert time.monotonic() - began < 1
+    assert free(holder.path)
+
+
+def test_it_is_at_most_12_mib_resident(holder: Holder) -> None:
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", holder.proc("status"), re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) <= MOST_RESIDENT_KIB
+
+
+def test_it_keeps_no_credentials_and_no_command_line_of_the_load(holder: Holder) -> None:
+    assert "hunter2" not in holder.proc("environ")
+    assert "AWS" not in holder.proc("environ")
+    words = holder.proc("cmdline").split("\0")
+    assert words[1:4] == ["-I", "-S", hold.__file__]
+    assert re.fullmatch(r"[0-9]+", words[4])
+
+
+def test_the_lock_says_that_tonnage_holds_it(holder: Holder) -> None:
+    assert [(found.pid, found.command, found.mode) for found in holders(holder.path)] == [
+        (holder.pid, "tonnage hold", "shared")
+    ]
+
+
+def test_it_does_not_end_by_a_hangup_or_a_child(holder: Holder) -> None:
+    for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGHUP):
+        holder.process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        holder.ends_within(0.2)
+    assert not free(holder.path)
+
+
+def test_kill_9_frees_the_lock_too(holder: Holder) -> None:
+    holder.process.kill()
+    assert holder.ends_within(5) == -9
+    assert free(holder.path)
+
+
+def test_a_signal_between_the_load_and_the_holder_is_not_lost(tmp_path: Path) -> None:
+    arrive = (
+        "import tonnage.cli.hold as hold\n"
+        "real = os.execve\n"
+        "def execve(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    real(*arguments)\n"
+        "hold.os = type('os', (), {**vars(os), 'execve': staticmethod(execve)})\n"
+    )
+    with Holder(tmp_path / "use.lock", before=arrive, ready=False) as running:
+        assert running.ends_within(10) == 0
+
+
+def test_a_signal_that_the_load_ignored_still_ends_the_holder(tmp_path: Path) -> None:
+    with Holder(tmp_path / "use.lock", before="signal.signal(signal.SIGTERM, signal.SIG_IGN)") as running:
+        running.process.terminate()
+        assert running.ends_within(5) == 0
+
+
+def test_nobody_listening_for_readiness_is_no_reason_to_let_go(tmp_path: Path) -> None:
+    before = "r, w = os.pipe(); os.close(r); sys.argv[2] = str(w)"
+    with Holder(tmp_path / "use.lock", before=before, ready=False) as running:
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.ends_within(0.5)
+        running.process.terminate()
+        assert running.ends_within(5) == 0
+
+
+def test_as_the_first_process_of_a_container_it_ends_and_reaps(tmp_path: Path) -> None:
+    path = tmp_path / "use.lock"
+    probe = subprocess.run(["unshare", "-pf", "--mount-proc", "true"], check=False, capture_output=True)
+    if probe.returncode:
+        pytest.skip("can't make a PID namespace here")
+    orphan = (
+        "import subprocess, time\n"
+        "subprocess.run(['sh', '-c', '(read x < ' + sys.argv[1] + '.go) &'])\n"
+        "assert os.getpid() == 1\n"
+    )
+    os.mkfifo(f"{path}.go")
+    with Holder(path, before=orphan, prefix=("unshare", "-pf", "--kill-child", "--mount-proc")) as running:
+        (inside,) = [int(pid) for pid in running.proc(f"task/{running.pid}/children").split()]
+        children = Path(f"/proc/{inside}/task/{inside}/children")
+        assert children.read_text().split()
+        Path(f"{path}.go").write_text("go\n")
+        deadline = time.monotonic() + 5
+        while children.read_text().split():
+            assert time.monotonic() < deadline, "the orphan was not reaped"
+            time.sleep(0.01)
+        os.kill(inside, signal.SIGTERM)
+        assert running.ends_within(5) == 0
+    assert free(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "usage"), (["x"], "usage"), (["99"], "not open"), (["0", "y"], "usage"), (["1,98"], "not open")],
+)
+def test_a_wrong_command_line_is_said(arguments: list[str], words: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", hold.__file__, *arguments], check=False, capture_output=True, text=True, timeout=10
+    )
+    assert run.returncode == 2
+    assert words in run.stderr
+
+
+def test_where_the_interpreter_can_not_be_executed_signals_work_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with FileLock(tmp_path / "use.lock") as lock:
+        lock.lock(LockKind.SHARED)
+        with pytest.raises(FileNotFoundError):
+            hold.become_holder([lock.fileno()])
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
