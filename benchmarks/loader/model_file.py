@@ -101,7 +101,7 @@ def make_model(root: Path, size: int) -> ModelFile:
 
 
 def damage_in_shards(directory: Path, crcs: dict[str, int]) -> str:
-    """Returns what is wrong with the safetensors files in `directory`, or an empty string when every tensor is right."""
+    """Returns what is wrong with the safetensors files in `directory`; an empty string when every tensor is right."""
     from isal.isal_zlib import crc32
 
     missing = dict(crcs)

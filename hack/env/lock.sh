@@ -22,11 +22,11 @@ for file in runtime test lint bench; do
         cat "requirements/$file.txt" >> "$whole"
     fi
 done
-compile "$whole" --extra attach --group build --group test --group lint --group bench
+compile "$whole" --all-extras --group build --group test --group lint --group bench
 rm -f requirements/runtime.txt requirements/test.txt requirements/lint.txt requirements/bench.txt
 compile requirements/runtime.txt --constraints "$whole"
-compile requirements/test.txt --constraints "$whole" --extra attach --group build --group test
-compile requirements/lint.txt --constraints "$whole" --extra attach --group build --group test --group lint
-compile requirements/bench.txt --constraints "$whole" --extra attach --group build --group test --group bench
+compile requirements/test.txt --constraints "$whole" --all-extras --group build --group test
+compile requirements/lint.txt --constraints "$whole" --all-extras --group build --group test --group lint
+compile requirements/bench.txt --constraints "$whole" --all-extras --group build --group test --group bench
 echo 'uv==0.13.9' | "$uv" pip compile - --quiet --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements/uv.txt
