@@ -120,9 +120,9 @@ def machine_memory(proc: Path = PROC) -> int | None:
 
 
 def existing(path: Path) -> Path:
-    """Returns ``path``, or the nearest of its parents that exists."""
+    """Returns ``path``, or the nearest of its parents that exists as far as this user may see."""
     place = path.absolute()
-    while not place.exists() and place != place.parent:
+    while not _is_there(place) and place != place.parent:
         place = place.parent
     return place
 
@@ -141,6 +141,13 @@ def human_bytes(count: int) -> str:
 def exact_bytes(count: int) -> str:
     """Returns a size for people and for comparing: ``1.5 MiB (1,572,864 bytes)``."""
     return human_bytes(count) if abs(count) < 1024 else f"{human_bytes(count)} ({count:,} bytes)"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> str:
