@@ -148,18 +148,16 @@ class CudaEngine:
 
     name = "cuda"
 
-    def __init__(self, device: torch.device, *, blocking: bool = False) -> None:
+    def __init__(self, device: torch.device) -> None:
         """Loads the driver's library.
 
         Args:
             device: With an index.
-            blocking: Waiting threads sleep instead of spinning. Slower by the time it takes to wake them.
 
         Raises:
             OSError: There is none on this machine.
         """
         self.device = device
-        self._blocking = blocking
         self._driver = Driver()
         self._lock = threading.Lock()
         self._context: ctypes.c_void_p | None = None
@@ -180,9 +178,9 @@ class CudaEngine:
                 self._context = context
         self._driver.call("cuCtxSetCurrent", self._context)
 
-    def queue(self, slots: int) -> CopyQueue:
+    def queue(self, slots: int, *, sleep: bool) -> CopyQueue:
         """Returns a stream and its events, for the calling thread."""
-        return CudaQueue(self._driver, slots, blocking=self._blocking)
+        return CudaQueue(self._driver, slots, blocking=sleep)
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates on the GPU, from PyTorch's allocator."""

@@ -42,8 +42,9 @@ def find_device(device: DeviceLike) -> torch.device:
 def _find_cuda(device: torch.device) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        raise DeviceNotFound(f"There is no CUDA device here that PyTorch {torch.__version__} ({built}) can use.")
+        raise DeviceNotFound(
+            f"There is no CUDA device here that PyTorch {torch.__version__} (CUDA: {torch.version.cuda}) can use."
+        )
     index = torch.cuda.current_device() if device.index is None else device.index
     if not 0 <= index < count:
         known = ", ".join(f"cuda:{number}" for number in range(count))
@@ -53,7 +54,7 @@ def _find_cuda(device: torch.device) -> torch.device:
 
 def engine_for(device: torch.device) -> Engine | None:
     """Returns the engine for a device, or None where PyTorch's own copy is the only way."""
-    if device.type != "cuda" or not torch.version.cuda:
+    if device.type != "cuda" or _is_rocm():
         return None
     from tonnage.attach.cuda import CudaEngine  # only where there is a GPU
 
@@ -61,6 +62,10 @@ def engine_for(device: torch.device) -> Engine | None:
         return CudaEngine(device)
     except OSError:
         return None
+
+
+def _is_rocm() -> bool:
+    return torch.version.cuda is None
 
 
 def check_room(device: torch.device, needed: int, *, what: str) -> None:

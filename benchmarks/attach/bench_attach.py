@@ -1,0 +1,387 @@
+"""Tonnage beside its peers, from a cache to a GPU: one machine, one run, fresh processes, rotated order.
+
+Stages, in the order in which they are given (each says in its JSON what it found, also when something failed):
+
+  peers    everybody, on a tmpfs of ordinary pages, and the bus's limit between them: first call and best call
+  tune     this library's own settings against each other
+  huge     the same on a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
+  gpus     one process a GPU, all at once: each its own rank's files, and all of them one model
+  cold     from a disk with an empty page cache (drops it: needs root)
+  correct  every dtype and the whole model, compared on the GPU bit for bit; also misaligned sources
+  report   makes table and chart of JSON files of earlier runs (--in), no GPU needed
+
+Example: bench_attach.py peers correct --out results --rounds 5 --seconds 560
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1] / "loader"), str(HERE)]
+
+import facts  # noqa: E402
+import summary  # noqa: E402
+import synthetic  # noqa: E402
+
+GIB = 1 << 30
+MIB = 1 << 20
+CHILD_SECONDS = 150
+
+PEERS: list[dict[str, Any]] = [
+    {"label": "tonnage", "contender": "tonnage", "memory": True},
+    {"label": "InstantTensor", "contender": "instanttensor", "memory": True},
+    {"label": "pinned limit", "contender": "limit", "calls": 3},
+    {"label": "tonnage, .tensors", "contender": "tonnage", "source": "tensors", "memory": True},
+    {"label": "fastsafetensors, tuned", "contender": "fastsafetensors", "memory": True},
+    {"label": "tensorizer, 8 readers", "contender": "tensorizer", "source": "tensors", "readers": 8},
+    {"label": "tensorizer, 16 readers", "contender": "tensorizer", "source": "tensors", "readers": 16},
+    {"label": "runai-model-streamer", "contender": "runai"},
+    {"label": "safetensors", "contender": "safetensors"},
+    {"label": "tensorizer, 8 readers, verified", "contender": "tensorizer", "source": "tensors", "readers": 8,
+     "verify": True, "calls": 1},
+    {"label": "tensorizer, 16 readers, verified", "contender": "tensorizer", "source": "tensors", "readers": 16,
+     "verify": True, "calls": 1},
+]  # fmt: skip
+
+TUNE: list[dict[str, Any]] = [
+    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB},
+    {"threads": 16, "slots": 2, "slot_bytes": 2 * MIB},
+    {"threads": 16, "slots": 3, "slot_bytes": 2 * MIB},
+    {"threads": 16, "slots": 2, "slot_bytes": 1 * MIB},
+    {"threads": 16, "slots": 2, "slot_bytes": 8 * MIB},
+    {"threads": 14, "slots": 2, "slot_bytes": 4 * MIB},
+    {"threads": 12, "slots": 2, "slot_bytes": 4 * MIB},
+    {"threads": 15, "slots": 3, "slot_bytes": 4 * MIB},
+    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB, "sleep": True},
+    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB, "group_bytes": 2048 * MIB},
+    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB, "group_bytes": 128 * MIB},
+]
+
+HUGE: list[dict[str, Any]] = [
+    {"label": "tonnage", "contender": "tonnage", "memory": True},
+    {"label": "InstantTensor", "contender": "instanttensor"},
+    {"label": "tonnage, registered pages", "contender": "tonnage", "options": {"way": "register"}},
+    {"label": "pinned limit", "contender": "limit", "calls": 3},
+    {"label": "tonnage, registered pages, 8 threads × 64 MiB", "contender": "tonnage",
+     "options": {"way": "register", "threads": 8, "register_bytes": 64 * MIB}},
+    {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
+    {"label": "tonnage, 12 threads", "contender": "tonnage", "options": {"threads": 12}},
+]  # fmt: skip
+
+
+class Bench:
+    """One invocation: where things lie, how much time is left, what was found."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.root = Path(arguments.root)
+        self.deadline = time.monotonic() + arguments.seconds
+        self.records: list[dict[str, Any]] = []
+        self.notes: dict[str, Any] = {"command": " ".join(sys.argv), "facts": facts.gather()}
+        self._bytes = 0
+
+    def left(self) -> float:
+        """Seconds until nothing new is started."""
+        return self.deadline - time.monotonic()
+
+    def model(self, name: str = "model", *, seed: int = 1, rank: int | None = None, under: Path | None = None) -> Path:
+        """The synthetic model, made where it isn't yet."""
+        folder = (under or self.root) / name
+        probe = "*.safetensors" if rank is None else f"model-rank-{rank}-*.safetensors"
+        if not any(folder.glob(probe)):
+            began = time.monotonic()
+            self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
+            say(f"made {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
+        self._bytes = self._bytes or sum(path.stat().st_size for path in folder.glob(probe))
+        return folder
+
+    def tensors_file(self) -> Path | None:
+        """The same model as one ``.tensors`` file; None without tensorizer, or without room."""
+        path = self.root / "model.tensors"
+        if not path.exists():
+            began = time.monotonic()
+            try:
+                synthetic.make_tensors(self.model(), path)
+            except Exception:  # noqa: BLE001  # the other contenders can still be measured
+                path.unlink(missing_ok=True)
+                self.notes["tensors_file"] = traceback.format_exc(limit=3)
+                say(self.notes["tensors_file"])
+                return None
+            say(f"made {path} in {time.monotonic() - began:.1f} s")
+        return path
+
+    def child(self, stage: str, number: int, spec: dict[str, Any]) -> None:
+        """Measures one contender in a process of its own and records what came of it, be it an error."""
+        spec = {"bytes": self._bytes, "device": self.arguments.device, **spec}
+        process = spawn(spec)
+        self.records.append({"stage": stage, "round": number, **spec, **collect(process, spec)})
+        show(self.records[-1])
+
+    def rotate(self, stage: str, specs: list[dict[str, Any]]) -> None:
+        """All contenders, as many rounds as there is time for, the order shifted by a third each round."""
+        for number in range(self.arguments.rounds):
+            shift = number * max(1, len(specs) // 3)
+            for spec in [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]:
+                if self.left() < 0:
+                    say(f"{stage}: out of time in round {number + 1}")
+                    return
+                self.child(stage, number, {**spec, "memory": spec.get("memory", False) and number == 0})
+
+    def stage_peers(self) -> None:
+        """Everybody on ordinary pages."""
+        shards, tensors = self.model(), self.tensors_file()
+        specs = []
+        for spec in PEERS:
+            path = tensors if spec.get("source") == "tensors" else shards
+            if path is not None and (not self.arguments.only or spec["contender"] in self.arguments.only):
+                specs.append({**spec, "path": str(path)})
+        self.rotate("peers", specs)
+
+    def stage_tune(self) -> None:
+        """Settings of the ring."""
+        path = str(self.model())
+        specs: list[dict[str, Any]] = [{"label": "pinned limit", "contender": "limit", "path": path, "calls": 3}]
+        for options in TUNE:
+            label = ", ".join(f"{key} {_short(value)}" for key, value in options.items())
+            specs.append({"label": label, "contender": "tonnage", "path": path, "options": options, "calls": 3})
+        specs.append({"label": "no hint", "contender": "tonnage", "path": path, "hint": False, "calls": 3})
+        self.rotate("tune", specs)
+
+    def stage_huge(self) -> None:
+        """A tmpfs of huge pages."""
+        mount = Path(self.arguments.huge_root)
+        problem = synthetic.mount_tmpfs(mount, gib=int(self.arguments.gib * 1.25) + 2, huge=True)
+        if problem:
+            self.notes["huge"] = problem
+            say(f"huge: can't mount: {problem}")
+            return
+        try:
+            before = facts.huge_pages_in_use()
+            path = self.model(under=mount)
+            self.notes["huge_pages_bytes"] = facts.huge_pages_in_use() - before
+            say(f"huge pages in use: {self.notes['huge_pages_bytes'] / GIB:.1f} GiB")
+            self.rotate("huge", [{**spec, "path": str(path)} for spec in HUGE])
+        finally:
+            synthetic.unmount(mount)
+
+    def stage_gpus(self) -> None:
+        """One process a GPU."""
+        import torch
+
+        there = 2 if self.arguments.device == "cpu" else torch.cuda.device_count()
+        counts = [count for count in (2, 4, 8) if count <= there]
+        everyone = self.model()
+        ranked = self.root / "ranked"
+        for rank in range(max(counts, default=0)):
+            self.model("ranked", seed=100 + rank, rank=rank)
+        plans = [
+            ("pinned limit", "limit", everyone, False),
+            ("tonnage, own rank", "tonnage", ranked, True),
+            ("tonnage, one model for all", "tonnage", everyone, False),
+            ("InstantTensor, own rank", "instanttensor", ranked, True),
+            ("InstantTensor, one model for all", "instanttensor", everyone, False),
+        ]
+        for number in range(self.arguments.rounds):
+            for count in counts:
+                for label, contender, path, ranks in plans:
+                    if self.left() < 0:
+                        say(f"gpus: out of time in round {number + 1}")
+                        return
+                    specs = [
+                        {"label": f"{count} GPUs: {label}", "contender": contender, "path": str(path), "gpu": gpu,
+                         "rank": gpu if ranks else None, "bytes": self._bytes, "gate": True, "gpus": count,
+                         "device": self.arguments.device}
+                        for gpu in range(count)
+                    ]  # fmt: skip
+                    self._together(number, specs)
+
+    def _together(self, number: int, specs: list[dict[str, Any]]) -> None:
+        """Starts all, lets them go at once, and counts from the first start to the last end."""
+        processes = [spawn(spec) for spec in specs]
+        for process in processes:
+            for line in process.stdout:
+                if line.strip() == "ready":
+                    break
+        for process in processes:
+            if process.poll() is None:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+        found = [collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
+        record: dict[str, Any] = {"stage": "gpus", "round": number, **specs[0]}
+        errors = [each["error"] for each in found if "error" in each]
+        if errors:
+            record["error"] = errors[0]
+        else:
+            record["bytes"] = sum(each["bytes"] for each in found)
+            record["calls"] = []
+            for at in range(min(len(each["calls"]) for each in found)):
+                began = min(each["calls"][at]["began"] for each in found)
+                ended = max(each["calls"][at]["ended"] for each in found)
+                slowest = max(each["calls"][at]["seconds"] for each in found)
+                # Later calls are not started together, so they count by the slowest alone.
+                seconds = ended - began if at == 0 else slowest
+                cpu = sum(each["calls"][at]["cpu_seconds"] for each in found)
+                record["calls"].append({"seconds": seconds, "cpu_seconds": cpu})
+        self.records.append(record)
+        show(record)
+
+    def stage_cold(self) -> None:
+        """A disk, with an empty page cache."""
+        folder = Path(self.arguments.disk_root) / "tonnage-cold"
+        shards = self.model()
+        size = synthetic.copy_shards(shards, folder, self.arguments.cold_gib)
+        os.sync()
+        self._bytes, kept = size, self._bytes
+        plans: list[dict[str, Any]] = [
+            {"label": "tonnage", "contender": "tonnage"},
+            {"label": "tonnage, through the page cache", "contender": "tonnage", "options": {"direct": "never"}},
+            {"label": "InstantTensor", "contender": "instanttensor"},
+            {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
+            {"label": "safetensors", "contender": "safetensors"},
+        ]
+        try:
+            for number in range(min(self.arguments.rounds, 3)):
+                for spec in [*plans[number:], *plans[:number]]:
+                    if self.left() < 0:
+                        return
+                    try:
+                        Path("/proc/sys/vm/drop_caches").write_text("1\n")
+                    except OSError as error:
+                        self.notes["cold"] = f"the page cache can't be dropped: {error}"
+                        return
+                    self.child("cold", number, {**spec, "path": str(folder), "calls": 1})
+        finally:
+            self._bytes = kept
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def stage_correct(self) -> None:
+        """Bit for bit."""
+        command = [sys.executable, str(HERE / "correct.py"), str(self.model())]
+        tensors = self.tensors_file()
+        command += [str(tensors)] if tensors is not None else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=environment())
+        say(done.stdout[-3000:] + done.stderr[-2000:])
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        self.notes["correct"] = json.loads(lines[-1][7:]) if lines else {"error": done.stderr[-1500:]}
+
+    def write(self, out: Path, name: str) -> None:
+        """Writes what was found so far."""
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_text(json.dumps({**self.notes, "records": self.records}, indent=1))
+
+
+def _short(value: object) -> str:
+    return f"{value // MIB} MiB" if isinstance(value, int) and value >= MIB else str(value)
+
+
+def environment() -> dict[str, str]:
+    """The children's: this library from the working tree, and whatever PYTHONPATH held."""
+    paths = [str(HERE.parents[1] / "loader"), str(HERE), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
+    """Starts a contender."""
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "contenders.py"), json.dumps(spec)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, Any]:
+    """Waits for a contender and returns its result, or its error."""
+    try:
+        out, errors = process.communicate(timeout=CHILD_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return {"error": f"more than {CHILD_SECONDS} s"}
+    lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
+    if process.returncode or not lines:
+        return {"error": f"ended with {process.returncode}: {errors.strip()[-600:]}"}
+    found: dict[str, Any] = json.loads(lines[-1][7:])
+    if spec["contender"] == "limit":
+        found["calls"] = sorted(found["calls"], key=lambda call: call["seconds"])[:1]
+    return found
+
+
+def show(record: dict[str, Any]) -> None:
+    """One line of progress."""
+    if "error" in record:
+        say(f"{record['stage']} {record['round'] + 1} {record['label']}: FAILED {record['error'][-300:]}")
+        return
+    rates = " ".join(f"{record['bytes'] / call['seconds'] / 1e9:.1f}" for call in record["calls"])
+    extra = record.get("peak_extra_bytes")
+    more = f" peak +{extra / MIB:.0f} MiB" if extra is not None else ""
+    if record.get("stats"):
+        first = record["stats"][0]
+        more += f" (copy {first['seconds'] * 1e3:.0f} ms, allocated after {first['allocate_seconds'] * 1e3:.0f} ms)"
+    say(f"{record['stage']} {record['round'] + 1} {record['label']}: {rates} GB/s{more}")
+
+
+def say(text: str) -> None:
+    """Progress goes to standard output, at once."""
+    print(text, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=["peers", "tune", "huge", "gpus", "cold", "correct", "report"])
+    parser.add_argument("--out", type=Path, required=True, help="directory for JSON, table and chart")
+    parser.add_argument("--in", dest="inputs", type=Path, nargs="*", default=[], help="for report: JSON files")
+    parser.add_argument("--name", default="attach", help="name of the files written")
+    parser.add_argument("--root", default="/dev/shm/tonnage-bench", help="a directory in shared memory")
+    parser.add_argument("--mount-gib", type=int, default=0, help="mount a tmpfs of this size on --root first (root)")
+    parser.add_argument("--huge-root", default="/mnt/tonnage-huge", help="where the tmpfs of huge pages is mounted")
+    parser.add_argument("--disk-root", default="/var/tmp", help="a directory on a disk")
+    parser.add_argument("--gib", type=float, default=16.5, help="size of the model")
+    parser.add_argument("--cold-gib", type=float, default=8.0, help="size of the model on the disk")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=540, help="nothing new is started after this")
+    parser.add_argument("--device", default="", help="cpu: no GPU, just to see that the script works")
+    parser.add_argument("--only", nargs="*", default=[], help="for peers: just these contenders")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the stages."""
+    chosen = arguments()
+    if chosen.stages == ["report"]:
+        summary.write_report([json.loads(path.read_text()) for path in chosen.inputs], chosen.out, chosen.name)
+        return 0
+    if chosen.mount_gib:
+        problem = synthetic.mount_tmpfs(Path(chosen.root), gib=chosen.mount_gib, huge=False)
+        say(f"mount: {problem or 'done'}")
+    bench = Bench(chosen)
+    say(json.dumps(bench.notes["facts"], indent=1))
+    for stage in chosen.stages:
+        if stage == "report":
+            continue
+        try:
+            getattr(bench, f"stage_{stage}")()
+        except Exception:  # noqa: BLE001  # one stage must not cost the others
+            bench.notes[f"{stage}_error"] = traceback.format_exc()
+            say(bench.notes[f"{stage}_error"])
+        bench.write(chosen.out, chosen.name)
+    summary.write_report([{**bench.notes, "records": bench.records}], chosen.out, chosen.name)
+    say((chosen.out / f"{chosen.name}.md").read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,241 @@
+"""What is compared: functions that make a loader, which returns all tensors on the GPU. A fresh process each."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Loader = Callable[[], dict[str, Any]]
+
+MIB = 1 << 20
+
+
+def tonnage(path: Path, device: str, spec: dict[str, Any], notes: dict[str, Any]) -> Loader:
+    """This library. ``options`` of the spec are those of a copy; ``hint`` tells the device when opening."""
+    from tonnage.attach import CopyOptions, open_weights, weights  # noqa: F401  # imported before the clock starts
+
+    options = CopyOptions(**spec.get("options", {}))
+
+    def load() -> dict[str, Any]:
+        hint = device if spec.get("hint", True) else None
+        with open_weights(path, rank=spec.get("rank"), device=hint, options=options) as opened:
+            tensors = opened.state_dict(device, progress="off")
+            stats = opened.last_copy
+            if stats is None:
+                return tensors
+            notes.setdefault("stats", []).append(
+                {
+                    "way": stats.way,
+                    "threads": stats.threads,
+                    "pinned_bytes": stats.pinned_bytes,
+                    "seconds": stats.seconds,
+                    "allocate_seconds": stats.allocate_seconds,
+                }
+            )
+            return tensors
+
+    return load
+
+
+def instanttensor(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+    """InstantTensor with its defaults, which pick the mapping for tmpfs; tensors own their memory."""
+    from instanttensor import safe_open
+
+    files = shards(path, spec)
+
+    def load() -> dict[str, Any]:
+        with safe_open(list(files), framework="pt", device=device) as file:
+            return dict(file.tensors())
+
+    return load
+
+
+def fastsafetensors(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+    """The fastsafetensors library without GPUDirect, tuned: blocks of 160 MiB give its 16 threads something to do."""
+    from fastsafetensors import SafeTensorsFileLoader, SingleGroup
+
+    files = shards(path, spec)
+
+    def load() -> dict[str, Any]:
+        loader = SafeTensorsFileLoader(SingleGroup(), device=device, nogds=True, max_threads=16)
+        loader.add_filenames({0: files})
+        buffer = loader.copy_files_to_device(max_copy_block_size=160 * MIB)
+        tensors = {key: buffer.get_tensor(key) for key in loader.get_keys()}
+        buffer.close()
+        loader.close()
+        return tensors
+
+    return load
+
+
+def tensorizer(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+    """The tensorizer library, from the ``.tensors`` file; ``readers`` and ``verify`` come from the spec."""
+    from tensorizer import TensorDeserializer
+
+    def load() -> dict[str, Any]:
+        deserializer = TensorDeserializer(
+            str(path), device=device, num_readers=spec["readers"], verify_hash=spec.get("verify", False)
+        )
+        tensors = dict(deserializer)
+        deserializer.close()
+        return tensors
+
+    return load
+
+
+def runai(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+    """The runai-model-streamer, 16 threads. What it yields is a view of a buffer that it reuses, hence the clone."""
+    import os
+
+    os.environ["RUNAI_STREAMER_CONCURRENCY"] = "16"
+    from runai_model_streamer import SafetensorsStreamer
+
+    files = shards(path, spec)
+
+    def load() -> dict[str, Any]:
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_files(list(files), device=device)
+            return {name: tensor.clone() for name, tensor in streamer.get_tensors()}
+
+    return load
+
+
+def safetensors(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+    """The safetensors library."""
+    from safetensors.torch import load_file
+
+    files = shards(path, spec)
+
+    def load() -> dict[str, Any]:
+        return {name: tensor for file in files for name, tensor in load_file(file, device=device).items()}
+
+    return load
+
+
+CONTENDERS = {
+    "tonnage": tonnage,
+    "instanttensor": instanttensor,
+    "fastsafetensors": fastsafetensors,
+    "tensorizer": tensorizer,
+    "runai": runai,
+    "safetensors": safetensors,
+}
+
+
+def shards(path: Path, spec: dict[str, Any]) -> list[str]:
+    """The safetensors files of a folder, of one rank where the spec has one."""
+    rank = spec.get("rank")
+    pattern = "*.safetensors" if rank is None else f"model-rank-{rank}-part-*.safetensors"
+    return sorted(map(str, path.glob(pattern)))
+
+
+def run_child(spec: dict[str, Any]) -> dict[str, Any]:
+    """Measures one contender in this process: ``calls`` loads, and one more to watch memory where asked."""
+    import torch
+
+    device = spec.get("device") or f"cuda:{spec.get('gpu', 0)}"
+    if device != "cpu":
+        torch.cuda.set_device(device)
+        torch.ones(1, device=device).add_(1)
+    synchronize(device)
+    if spec["contender"] == "limit":
+        return limit(device, spec)
+    notes: dict[str, Any] = {}
+    load = CONTENDERS[spec["contender"]](Path(spec["path"]), device, spec, notes)
+    calls = []
+    size = 0
+    if spec.get("gate"):
+        print("ready", flush=True)
+        sys.stdin.readline()
+    for _ in range(spec.get("calls", 2)):
+        gc.collect()
+        synchronize(device)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        began = time.monotonic()
+        tensors = load()
+        synchronize(device)
+        ended = time.monotonic()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        calls.append({"seconds": ended - began, "began": began, "ended": ended, "cpu_seconds": cpu})
+        del tensors
+    result: dict[str, Any] = {"bytes": size, "calls": calls}
+    if spec.get("memory") and device != "cpu":
+        result["peak_extra_bytes"] = watch_memory(load, size, device)
+    return result | notes | {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def synchronize(device: str) -> None:
+    """Waits for everything that was started on the device."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def watch_memory(load: Loader, size: int, device: str) -> int:
+    """GPU memory beyond the weights that a load takes at its peak, whoever allocates it. Not timed."""
+    import torch
+
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    lowest = free
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal lowest
+        while not done.is_set():
+            lowest = min(lowest, torch.cuda.mem_get_info(device)[0])
+            done.wait(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    tensors = load()
+    torch.cuda.synchronize()
+    done.set()
+    watcher.join()
+    lowest = min(lowest, torch.cuda.mem_get_info(device)[0])
+    del tensors
+    return free - lowest - size
+
+
+def limit(device: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """What the bus can do: copies of 1 GiB from one pinned buffer, as many as the model has."""
+    import torch
+
+    block = min(1024 * MIB, spec["bytes"])
+    host = torch.empty(block, dtype=torch.uint8, pin_memory=device != "cpu")
+    host.random_(0, 255)
+    target = torch.empty(block, dtype=torch.uint8, device=device)
+    count = max(4, round(spec["bytes"] / block))
+    target.copy_(host, non_blocking=True)
+    synchronize(device)
+    if spec.get("gate"):
+        print("ready", flush=True)
+        sys.stdin.readline()
+    calls = []
+    for _ in range(spec.get("calls", 3)):
+        began = time.monotonic()
+        for _ in range(count):
+            target.copy_(host, non_blocking=True)
+        synchronize(device)
+        ended = time.monotonic()
+        calls.append({"seconds": ended - began, "began": began, "ended": ended, "cpu_seconds": 0.0})
+    return {"bytes": count * block, "calls": calls, "median": statistics.median(call["seconds"] for call in calls)}
+
+
+if __name__ == "__main__":
+    print("RESULT " + json.dumps(run_child(json.loads(sys.argv[1]))), flush=True)

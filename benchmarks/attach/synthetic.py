@@ -1,0 +1,131 @@
+"""Models to measure with: the shapes of a Llama of 8 billion parameters, and as many layers as fill the size asked for.
+
+The bytes are random but not fresh for each tensor: slices of one random pool per process, at changing offsets.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 1 << 30
+HIDDEN, INTERMEDIATE, KV, VOCABULARY = 4096, 14336, 1024, 128256
+POOL = 64 << 20
+
+
+def tensors(gib: float) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes (bfloat16) of a model of at least this size."""
+    layer = [
+        ("input_layernorm.weight", (HIDDEN,)),
+        ("self_attn.q_proj.weight", (HIDDEN, HIDDEN)),
+        ("self_attn.k_proj.weight", (KV, HIDDEN)),
+        ("self_attn.v_proj.weight", (KV, HIDDEN)),
+        ("self_attn.o_proj.weight", (HIDDEN, HIDDEN)),
+        ("post_attention_layernorm.weight", (HIDDEN,)),
+        ("mlp.gate_proj.weight", (INTERMEDIATE, HIDDEN)),
+        ("mlp.up_proj.weight", (INTERMEDIATE, HIDDEN)),
+        ("mlp.down_proj.weight", (HIDDEN, INTERMEDIATE)),
+    ]
+    found = [("model.embed_tokens.weight", (VOCABULARY, HIDDEN))] if gib >= 4 else []
+    size = sum(math.prod(shape) * 2 for _, shape in found)
+    number = 0
+    while size < gib * GIB:
+        found += [(f"model.layers.{number}.{name}", shape) for name, shape in layer]
+        size += sum(math.prod(shape) * 2 for _, shape in layer)
+        number += 1
+    return [*found, ("model.norm.weight", (HIDDEN,))]
+
+
+def make_shards(folder: Path, gib: float, *, seed: int, shards: int = 16, rank: int | None = None) -> int:
+    """Writes a model as safetensors files, each by a process of its own, and an index. Returns its bytes."""
+    from tonnage.planning.partition import linear_partition
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tensors(gib)
+    cuts = linear_partition([math.prod(shape) * 2 for _, shape in model], shards)
+    jobs, weight_map = [], {}
+    for number, (first, last) in enumerate(cuts):
+        name = f"model-{number + 1:05d}-of-{len(cuts):05d}.safetensors"
+        if rank is not None:
+            name = f"model-rank-{rank}-part-{number}.safetensors"
+        jobs.append((folder / name, model[first:last], seed * 1000 + number))
+        weight_map.update({key: name for key, _ in model[first:last]})
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+        total = sum(pool.map(_write_shard, jobs))
+    if rank is None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return total
+
+
+def _write_shard(job: tuple[Path, list[tuple[str, tuple[int, ...]]], int]) -> int:
+    import numpy as np
+
+    from tonnage.format.dtypes import from_safetensors
+    from tonnage.format.safetensors import ShardTensor, shard_header
+
+    path, model, seed = job
+    dtype = from_safetensors("BF16", where="synthetic")
+    header, offsets = shard_header(
+        [ShardTensor(name, dtype, shape, math.prod(shape) * 2) for name, shape in model], metadata={"format": "pt"}
+    )
+    pool = np.random.default_rng(seed).bytes(POOL * 2)
+    view = memoryview(pool)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.pwrite(descriptor, header, 0)
+    written = 0
+    for (_, shape), offset in zip(model, offsets, strict=True):
+        size = math.prod(shape) * 2
+        for start in range(0, size, POOL):
+            skip = (offset // 97 + start // 31) % POOL
+            piece = view[skip : skip + min(POOL, size - start)]
+            os.pwrite(descriptor, piece, offset + start)
+        written += size
+    os.close(descriptor)
+    return written
+
+
+def make_tensors(shards: Path, path: Path) -> None:
+    """Writes the model of ``shards`` as one ``.tensors`` file, with the real tensorizer."""
+    from tensorizer import TensorSerializer
+
+    from tonnage.attach import open_weights
+
+    with open_weights(shards) as weights:
+        serializer = TensorSerializer(str(path))
+        serializer.write_state_dict(dict(weights))
+        serializer.close()
+
+
+def mount_tmpfs(folder: Path, *, gib: int, huge: bool) -> str:
+    """Mounts a tmpfs, and returns an empty text, or says why that is not possible."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = f"size={gib}g" + (",huge=always" if huge else "")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tonnage", str(folder)], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else (done.stderr.strip() or f"mount ended with {done.returncode}")
+
+
+def unmount(folder: Path) -> None:
+    """Takes the mount away, where there is one."""
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+def copy_shards(source: Path, target: Path, gib: float) -> int:
+    """Copies whole shards up to about this size, without an index. Returns their bytes."""
+    target.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for path in sorted(source.glob("*.safetensors")):
+        if total >= gib * GIB:
+            break
+        shutil.copyfile(path, target / path.name)
+        total += path.stat().st_size
+    return total
