@@ -87,10 +87,7 @@ def fetch(
         journal.close()
     entry.begin_partial(keep=bool(done))
     check_room(entry.path, max(0, blueprint.file_bytes - resume.allocated_bytes(entry.partial_model)))
-    journal = Journal.create(entry.journal_path, header)
-    with journal:
-        for record in done:
-            journal.append(msgspec.msgpack.encode(record))
+    with Journal.create(entry.journal_path, header, [msgspec.msgpack.encode(record) for record in done]) as journal:
         paths = resume.make_files(entry, blueprint)
         outcome = transfer(
             Job(

@@ -11,7 +11,7 @@ import msgspec
 from tonnage.cache.medium import medium_of
 from tonnage.cache.root import Cache
 from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
-from tonnage.errors import CacheDamaged, DigestMismatch, InternalError, TonnageError
+from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
 from tonnage.loading.hits import Shortfall, count_segments, shortfall
 from tonnage.source.resolve import resolve
 
@@ -155,7 +155,7 @@ class _Load:
             if manifest is not None:
                 report = self._report(Outcome.HIT, entry, manifest)
             else:
-                use, report = self._fill(entry, resolved, use)
+                report = self._fill(entry, resolved, use)
         except BaseException:
             use.release()
             raise
@@ -178,7 +178,7 @@ class _Load:
             return None
         return manifest if shortfall(manifest, resolved, self._plan.verify) is Shortfall.NOTHING else None
 
-    def _fill(self, entry: Entry, resolved: Resolved, use: FileLock) -> tuple[FileLock, Report]:
+    def _fill(self, entry: Entry, resolved: Resolved, use: FileLock) -> Report:
         """Loads what is missing, as the entry's one loader."""
         waiting = Progress(phase="waiting", total_bytes=sum(item.pin.size for item in resolved.objects))
         with entry.load_lock(
@@ -188,10 +188,10 @@ class _Load:
         ) as lock:
             manifest = self._hit(entry, resolved)
             if manifest is not None:
-                return use, self._report(Outcome.HIT, entry, manifest)
-            use, manifest = self._recovered(entry, resolved, use)
+                return self._report(Outcome.HIT, entry, manifest)
+            manifest = self._recovered(entry, resolved)
             if manifest is not None and shortfall(manifest, resolved, self._plan.verify) is Shortfall.VERIFICATION:
-                return use, self._report(Outcome.HIT, entry, self._verify_again(entry, manifest))
+                return self._report(Outcome.HIT, entry, self._verify_again(entry, manifest))
             from tonnage.loading.fetch import fetch  # a hit needs none of it
 
             fetched = fetch(
@@ -205,28 +205,28 @@ class _Load:
                 canceled=self._callbacks.canceled,
                 keep=(lock.fileno(), use.fileno()),
             )
-            return use, self._report(Outcome.LOADED, entry, fetched.manifest, fetched)
+            return self._report(Outcome.LOADED, entry, fetched.manifest, fetched)
 
-    def _recovered(self, entry: Entry, resolved: Resolved, use: FileLock) -> tuple[FileLock, Manifest | None]:
-        """Puts the entry in order; empties it if it is damaged or of another revision and nobody else uses it."""
+    def _recovered(self, entry: Entry, resolved: Resolved) -> Manifest | None:
+        """Puts the entry in order, and returns the manifest of what is to be kept.
+
+        A damaged entry is emptied although others may use it: what they have open or mapped stays theirs. A whole one
+        of another revision, under a name of the user's own choice, is emptied only if nobody uses it.
+        """
         entry.recover()
         try:
             manifest = entry.read_manifest()
             if manifest is not None:
                 entry.check(manifest)
-            if manifest is None or manifest.digest == resolved.digest:
-                return use, manifest
-            problem = f"It held revision {manifest.revision}."
         except CacheDamaged as error:
-            problem = error.message
-        use.release()
-        exclusive = entry.try_exclusive()
-        if exclusive is None:
-            raise CacheDamaged(f"{entry.path} can't be used, and others use it, so it stays as it is. {problem}")
-        with exclusive:
             entry.clear()
-        self._notes.append(f"The entry was emptied and loaded anew: {problem}")
-        return self._use(entry), None
+            self._notes.append(f"The entry was damaged, so it was loaded anew: {error.message}")
+            return None
+        if manifest is None or manifest.digest == resolved.digest:
+            return manifest
+        raise CacheInUse(
+            f"{entry.path} holds revision {manifest.revision}, and {resolved.revision} is to be loaded under its name."
+        )
 
     def _verify_again(self, entry: Entry, manifest: Manifest) -> Manifest:
         """Checks a complete entry further than it was checked when it was loaded."""

@@ -27,7 +27,7 @@ from tonnage.source.failures import Retry
 from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
 from tonnage.transfer.job import Done, Job, Outcome, Undone
 from tonnage.transfer.meter import Meter
-from tonnage.transfer.policy import FIRST_CONNECTIONS, MAX_ATTEMPTS, SMALLEST_PART, ConnectionTuner, backoff
+from tonnage.transfer.policy import FIRST_CONNECTIONS, MAX_ATTEMPTS, SMALLEST_PART, ConnectionTuner, Pacer, backoff
 from tonnage.transfer.pool import Death, Member, Pool
 from tonnage.transfer.protocol import (
     Fetch,
@@ -99,6 +99,7 @@ class _Transfer:
         width = job.concurrency
         most = -(-width.connections // width.workers)
         self._tuner = ConnectionTuner(first=most if width.fixed else FIRST_CONNECTIONS, most=most)
+        self._pacer = Pacer(job.bandwidth, now=time.monotonic())
         self._meter = Meter(total=job.blueprint.source_bytes, resumed=self._outcome.resumed)
 
     # -- the loop
@@ -143,8 +144,12 @@ class _Transfer:
             self._progress(now)
 
     def _timeout(self) -> float:
+        now = time.monotonic()
         due = self._queue.next_time()
-        return POLL_SECONDS if due is None else min(POLL_SECONDS, max(due - time.monotonic(), 0.0))
+        waits = [POLL_SECONDS, *([due - now] if due is not None else [])]
+        if self._queue.remaining and (pause := self._pacer.wait(now)) > 0:
+            waits.append(pause)
+        return max(min(waits), 0.0)
 
     def _check_time(self, now: float) -> None:
         if self._job.canceled():
@@ -178,8 +183,7 @@ class _Transfer:
     def _tune(self, pool: Pool) -> None:
         count = max(1, len(pool.members)) * self._tuner.connections
         self._outcome.connections = count
-        speed = -(-self._job.bandwidth // count) if self._job.bandwidth else 0
-        pool.broadcast(Tune(self._tuner.connections, speed))
+        pool.broadcast(Tune(self._tuner.connections))
 
     def _dispatch(self, pool: Pool) -> None:
         now = time.monotonic()
@@ -195,9 +199,12 @@ class _Transfer:
                 if len(member.parts) >= self._tuner.connections + PREFETCH:
                     wanting.remove(member)
                     continue
-                part = self._queue.take(member.number, slots=slots, now=now)
+                if self._pacer.wait(now) > 0:
+                    return
+                part = self._queue.take(member.number, slots=slots, now=now, most=self._pacer.most)
                 if part is None:
                     return
+                self._pacer.took(part.end - part.start)
                 self._give(member, part)
 
     def _give(self, member: Member, part: Part) -> None:

@@ -29,7 +29,7 @@ class CredentialSource(Protocol):
         """Returns new credentials because the store refused ``failed``, or the same if there are no others."""
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True):
+class Done(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A range ``[start, end)`` of a segment that is on disk: what the journal keeps.
 
     ``checksums`` and ``captured`` belong to the pieces of that range, in order: CRC-32 of tensor data (else 0), the

@@ -94,6 +94,44 @@ def backoff(attempt: int, *, retry_after: float | None, jitter: float) -> float:
     return waiting
 
 
+class Pacer:
+    """Keeps a load to a bandwidth by asking for parts no faster than they may come.
+
+    libcurl's own limit is one connection's and starts anew with each request, so short requests escape it.
+
+    Args:
+        rate: Bytes a second; 0: no limit.
+        now: The time, in seconds.
+    """
+
+    WINDOW = 0.1
+    """Seconds; as much as comes in this time may come at once."""
+    LEAST = 32 << 10
+
+    def __init__(self, rate: int, *, now: float) -> None:
+        self._rate = rate
+        self._since = now
+        self._tokens = rate * self.WINDOW
+
+    @property
+    def most(self) -> int:
+        """The largest part that keeps the flow even, in bytes."""
+        return max(int(self._rate * self.WINDOW), self.LEAST) if self._rate else 1 << 62
+
+    def wait(self, now: float) -> float:
+        """Returns in how many seconds the next part may be asked for; 0: now."""
+        if not self._rate:
+            return 0.0
+        self._tokens = min(self._rate * self.WINDOW, self._tokens + (now - self._since) * self._rate)
+        self._since = now
+        return max(0.0, -self._tokens / self._rate)
+
+    def took(self, count: int) -> None:
+        """Counts bytes that were asked for."""
+        if self._rate:
+            self._tokens -= count
+
+
 class ConnectionTuner:
     """Finds how many connections a worker needs: more as long as more helps.
 

@@ -70,10 +70,9 @@ class Renew(_Message, frozen=True, array_like=True, tag=True):
 
 
 class Tune(_Message, frozen=True, array_like=True, tag=True):
-    """How many connections to use at once, and how fast each may be in bytes a second (0: no limit)."""
+    """How many connections to use at once."""
 
     connections: int
-    speed: int = 0
 
 
 class Result(_Message, frozen=True, array_like=True):

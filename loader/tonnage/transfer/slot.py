@@ -79,7 +79,6 @@ class Slot:
         target: RequestTarget,
         credentials: Credentials | None,
         *,
-        speed: int,
         stall_seconds: int,
     ) -> None:
         """Prepares the handle for a part. The caller adds it to its multi handle.
@@ -88,7 +87,6 @@ class Slot:
             fetch: The part.
             target: Its object.
             credentials: Who asks; None: nobody in particular.
-            speed: Bytes a second at most; 0: no limit.
             stall_seconds: How long almost nothing may come before the request is given up.
         """
         self.fetch = fetch
@@ -114,8 +112,6 @@ class Slot:
         curl.setopt(pycurl.RANGE, f"{fetch.start}-{fetch.end - 1}")
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
         curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
-        if speed:
-            curl.setopt(pycurl.MAX_RECV_SPEED_LARGE, speed)
         if fetch.fresh:
             curl.setopt(pycurl.FRESH_CONNECT, 1)
             curl.setopt(pycurl.FORBID_REUSE, 1)

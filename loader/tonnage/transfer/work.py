@@ -66,13 +66,14 @@ class WorkQueue:
         self._order = 0
         self.remaining = sum(end - start for left in self._left.values() for start, end in left)
 
-    def take(self, worker: int, *, slots: int, now: float) -> Part | None:
+    def take(self, worker: int, *, slots: int, now: float, most: int = 1 << 62) -> Part | None:
         """Returns the next part for a worker, or None if there is none for it now.
 
         Args:
             worker: Who asks.
             slots: Connections of all workers together.
             now: The time on the clock that ``delay`` was told.
+            most: The most bytes wanted; a part that comes back after a failure may be larger.
         """
         if self._delayed and self._delayed[0].when <= now:
             part = heapq.heappop(self._delayed).part
@@ -81,10 +82,10 @@ class WorkQueue:
         segment = self._choose(worker)
         if segment is None:
             return None
-        size = next_part_size(self.remaining, slots=slots, largest=self._largest, smallest=self._smallest)
+        size = min(most, next_part_size(self.remaining, slots=slots, largest=self._largest, smallest=self._smallest))
         left = self._left[segment]
         start, end = left[0]
-        if end - start <= size + self._smallest // 2:
+        if end - start <= size + min(size, self._smallest) // 2:
             left.pop(0)
             if not left:
                 del self._left[segment]

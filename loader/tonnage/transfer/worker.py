@@ -65,7 +65,6 @@ class Worker:
         self._idle: list[Slot] = []
         self._busy: dict[pycurl.Curl, Slot] = {}
         self._connections = 1
-        self._speed = 0
         self._stall_seconds = 0
         self._targets: list[RequestTarget] = []
         self._sources: list[int] = []
@@ -117,8 +116,8 @@ class Worker:
         match message:
             case Fetch():
                 self._queue.append(message)
-            case Tune(connections, speed):
-                self._connections, self._speed = connections, speed
+            case Tune(connections):
+                self._connections = connections
                 self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
             case Renew(source, credentials):
                 self._credentials[source] = credentials
@@ -148,7 +147,6 @@ class Worker:
                     fetch,
                     self._targets[fetch.target],
                     credentials,
-                    speed=self._speed,
                     stall_seconds=self._stall_seconds,
                 )
             except OSError as error:

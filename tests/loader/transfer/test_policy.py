@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,10 +12,14 @@ from tonnage.transfer.policy import (
     MAX_RETRY_AFTER,
     MAX_WORKERS,
     ConnectionTuner,
+    Pacer,
     available_cores,
     backoff,
     concurrency,
 )
+
+if TYPE_CHECKING:
+    from random import Random
 
 GIB = 1 << 30
 
@@ -72,3 +78,21 @@ def test_the_tuner_never_leaves_its_bounds() -> None:
 
 def test_there_is_at_least_one_core() -> None:
     assert available_cores() >= 1
+
+
+@given(st.integers(10_000, 10**9), st.lists(st.floats(0, 0.5), min_size=1, max_size=20), st.randoms())
+def test_a_pacer_never_lets_more_through_than_its_rate(rate: int, steps: list[float], random: Random) -> None:
+    pacer, now, taken, last = Pacer(rate, now=0.0), 0.0, 0, 0
+    for step in steps:
+        now += step
+        while pacer.wait(now) == 0:
+            last = random.randint(pacer.most // 4, pacer.most)
+            pacer.took(last)
+            taken += last
+    assert taken - last <= rate * (now + 2 * Pacer.WINDOW) + 1
+
+
+def test_without_a_limit_nothing_waits() -> None:
+    pacer = Pacer(0, now=0.0)
+    pacer.took(10**12)
+    assert pacer.wait(0.0) == 0

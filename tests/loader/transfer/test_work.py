@@ -46,7 +46,9 @@ def test_every_byte_that_is_missing_is_given_out_exactly_once(
     }
     assert queue.remaining == len(wanted)
     given_out = [
-        (part.segment, at) for _, part in drain(queue, workers=workers, slots=slots) for at in range(part.start, part.end)
+        (part.segment, at)
+        for _, part in drain(queue, workers=workers, slots=slots)
+        for at in range(part.start, part.end)
     ]
     assert len(given_out) == len(set(given_out))
     assert set(given_out) == wanted

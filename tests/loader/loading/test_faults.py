@@ -1,0 +1,210 @@
+"""What a load does when the server misbehaves, on real sockets."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.faulty_rules import Fault, expired_token, unavailable
+from support.models import file_of, tensors_of
+from tonnage.contract import Outcome
+from tonnage.errors import (
+    AccessDenied,
+    ChecksumMismatch,
+    CredentialsExpired,
+    EndpointUnreachable,
+    FormatDamaged,
+    RequestTimeTooSkewed,
+    RetriesExhausted,
+    SourceChanged,
+    TonnageError,
+)
+from tonnage.transfer import policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+    PartOf = Callable[[Any], bool]
+
+KEY = "bucket/model/weights.tensors"
+
+PASSING = {
+    "500": Fault(status=500, body=b"<Error><Code>InternalError</Code></Error>"),
+    "502 with a page of HTML": Fault(status=502, body=b"<html>bad gateway</html>"),
+    "503 with Retry-After": unavailable(retry_after="1"),
+    "429": Fault(status=429),
+    "a reset in the middle": Fault(reset_after=50_000),
+    "an end in the middle": Fault(close_after=70_001),
+    "no answer at all": Fault(drop=True),
+    "a stall in the middle": Fault(stall_after=60_000),
+    "a stall before the answer": Fault(stall_before=True),
+    "a shorter range": Fault(shorten=1000),
+    "another range": Fault(shift=512),
+    "the whole object instead of a range": Fault(ignore_range=True),
+    "more bytes than announced": Fault(extra=b"x" * 5000, close=True),
+    "more bytes than asked": Fault(extra=b"x" * 5000, announce_extra=True),
+    "chunked encoding": Fault(chunked=True),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+def test_a_failure_that_passes_costs_a_retry_and_nothing_else(site: Site, parts: PartOf, fault: Fault) -> None:
+    site.server.fault(fault, when=parts, skip=2, times=3)
+    report = site.load()
+    assert report.outcome is Outcome.LOADED
+    site.assert_loaded(report)
+
+
+def test_what_came_before_a_reset_is_not_fetched_again(site: Site, parts: PartOf) -> None:
+    site.server.fault(Fault(reset_after=200_000), when=parts, times=2)
+    report = site.load()
+    assert report.retries >= 1
+    starts = [request.range[0] for request in site.server.seen(method="GET", key=KEY) if request.range]
+    assert len(starts) == len(set(starts))
+    assert report.downloaded_bytes < len(site.weights) + 300_000
+
+
+LASTING: dict[str, tuple[Fault, type[TonnageError]]] = {
+    "500": (Fault(status=500), RetriesExhausted),
+    "503": (unavailable(), RetriesExhausted),
+    "Range ignored": (Fault(ignore_range=True), EndpointUnreachable),
+    "another range": (Fault(shift=512), EndpointUnreachable),
+    "access denied": (Fault(status=403, body=b"<Error><Code>AccessDenied</Code></Error>"), AccessDenied),
+    "the clock": (
+        Fault(status=403, body=b"<Error><Code>RequestTimeTooSkewed</Code></Error>"),
+        RequestTimeTooSkewed,
+    ),
+    "another ETag": (Fault(etag='"0123456789abcdef0123456789abcdef"'), SourceChanged),
+    "another size": (Fault(lie_total=1), SourceChanged),
+    "expired for good": (expired_token(), CredentialsExpired),
+}
+
+
+@pytest.mark.parametrize(("fault", "expected"), LASTING.values(), ids=LASTING.keys())
+def test_a_failure_that_stays_has_its_reason_and_leaves_nothing_visible(
+    site: Site, parts: PartOf, fault: Fault, expected: type[TonnageError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tonnage.transfer.coordinator.MAX_ATTEMPTS", 2)
+    site.server.fault(fault, when=parts, skip=2)
+    with pytest.raises(expected) as caught:
+        site.load()
+    assert "s3://bucket/model/weights.tensors" in caught.value.message
+    assert caught.value.details["revision"]
+    site.assert_nothing_visible()
+    site.server.clear_faults()
+    site.assert_loaded(site.load())
+
+
+def test_attempts_are_bounded_so_that_waiting_ends() -> None:
+    waiting = sum(policy.backoff(number, retry_after=None, jitter=0.99) for number in range(1, policy.MAX_ATTEMPTS + 1))
+    assert 10 < waiting < 60
+
+
+def test_an_object_replaced_during_the_load_is_noticed_and_never_mixed(site: Site, parts: PartOf) -> None:
+    replacement = file_of(tensors_of(seed=7))
+    assert len(replacement) == len(site.weights)
+
+    def replace_after_three(request: Any) -> bool:
+        if parts(request) and sum(map(parts, site.server.seen())) == 3:
+            site.server.put(KEY, replacement)
+        return False
+
+    site.server.fault(Fault(), when=replace_after_three)
+    with pytest.raises(SourceChanged):
+        site.load()
+    site.assert_nothing_visible()
+
+
+def test_an_object_deleted_during_the_load_is_a_change_of_the_source(site: Site, parts: PartOf) -> None:
+    def delete_after_three(request: Any) -> bool:
+        if parts(request) and sum(map(parts, site.server.seen())) == 3:
+            site.server.delete(KEY)
+        return False
+
+    site.server.fault(Fault(), when=delete_after_three)
+    with pytest.raises(SourceChanged):
+        site.load()
+
+
+def data_offset(site: Site) -> int:
+    """An offset inside the data of some tensor in the middle."""
+    return 262_217 + (len(site.weights) - 262_217) // 2
+
+
+def test_a_bit_flipped_on_the_way_is_fetched_again_over_another_connection(site: Site, parts: PartOf) -> None:
+    at = data_offset(site)
+
+    def covers(request: Any) -> bool:
+        return parts(request) and request.range[0] <= at <= request.range[1]
+
+    site.server.fault(Fault(flip=at), when=covers, times=1)
+    report = site.load()
+    assert report.retries == 1
+    site.assert_loaded(report)
+    covering = [request for request in site.server.seen() if covers(request)]
+    assert len(covering) == 2
+    assert covering[0].connection != covering[1].connection
+
+
+def test_a_bit_that_is_flipped_in_the_store_names_tensor_object_and_place(site: Site, parts: PartOf) -> None:
+    site.server.fault(Fault(flip=data_offset(site)), when=parts)
+    with pytest.raises(ChecksumMismatch) as caught:
+        site.load()
+    assert re.search(
+        r"s3://bucket/model/weights\.tensors: tensor 'layers\.\d+\.weight' \(bytes \d+ to \d+\)", caught.value.message
+    )
+    site.assert_nothing_visible()
+
+
+def test_without_verification_a_flipped_bit_is_not_noticed_but_said(site: Site, parts: PartOf) -> None:
+    site.server.fault(Fault(flip=data_offset(site)), when=parts)
+    assert site.load(verify="none").verified == "none"
+
+
+def test_with_sha256_a_flipped_bit_is_noticed_too(site: Site, parts: PartOf) -> None:
+    site.server.fault(Fault(flip=data_offset(site)), when=parts)
+    with pytest.raises(ChecksumMismatch):
+        site.load(verify="sha256")
+
+
+def test_a_header_that_disagrees_with_the_index_is_damage(site: Site, parts: PartOf) -> None:
+    first_header = 262_217
+    site.server.fault(Fault(flip=first_header + 12), when=parts)
+    with pytest.raises((FormatDamaged, ChecksumMismatch), match=r"weights\.tensors"):
+        site.load()
+    site.assert_nothing_visible()
+
+
+def test_something_behind_the_last_tensor_instead_of_the_end_mark_is_damage(site: Site, parts: PartOf) -> None:
+    site.server.fault(Fault(flip=len(site.weights) - 3), when=parts)
+    with pytest.raises(FormatDamaged, match="end mark"):
+        site.load()
+
+
+def test_credentials_that_expire_during_the_load_are_renewed(site: Site, parts: PartOf, tmp_path: Path) -> None:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+
+    def write(token: str) -> None:
+        (folder / "AWS_ACCESS_KEY_ID").write_text("AKIDEXAMPLE")
+        (folder / "AWS_SECRET_ACCESS_KEY").write_text("not-a-secret")
+        (folder / "AWS_SESSION_TOKEN").write_text(token)
+
+    write("first")
+
+    def is_old(request: Any) -> bool:
+        old = parts(request) and request.headers.get("x-amz-security-token") == "first"
+        if old and sum(map(parts, site.server.seen())) > 3:
+            write("second")
+            return True
+        return False
+
+    site.server.fault(expired_token(), when=is_old)
+    report = site.load(environment={"TONNAGE_CREDENTIALS_DIR": str(folder)})
+    site.assert_loaded(report)
+    tokens = {request.headers.get("x-amz-security-token") for request in site.server.seen(method="GET", key=KEY)}
+    assert tokens == {"first", "second"}

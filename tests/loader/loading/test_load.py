@@ -1,0 +1,228 @@
+"""What a load does when all goes well."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import tonnage
+from support.models import CONFIG, assert_same, file_of, read_entry, tensors_of
+from tonnage.contract import Limits, Outcome, Progress, Verify
+from tonnage.errors import DigestMismatch, InsufficientSpace, Interrupted, Timeout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.s3_server import SeaweedS3
+    from support.tensors_files import CorpusFile
+
+
+def test_a_model_comes_from_s3_whole_and_verified(site: Site) -> None:
+    report = site.load()
+    site.assert_loaded(report)
+    assert report.outcome is Outcome.LOADED
+    assert report.verified == "crc32"
+    assert report.tensors == len(site.tensors)
+    assert report.downloaded_bytes > 0
+    assert report.resumed_bytes == 0
+    assert report.medium is not None
+
+
+def test_the_second_load_is_a_hit_that_asks_but_does_not_fetch(site: Site) -> None:
+    first = site.load()
+    sent = site.server.bytes_sent
+    gets = site.server.count(method="GET", key="bucket/model/weights.tensors")
+    second = site.load()
+    assert second.outcome is Outcome.HIT
+    assert second.path == first.path
+    assert second.downloaded_bytes == 0
+    assert site.server.count(method="GET", key="bucket/model/weights.tensors") == gets
+    assert site.server.bytes_sent - sent < 4096  # the listing
+
+
+def test_files_are_readable_by_others_and_writable_by_nobody(site: Site) -> None:
+    report = site.load()
+    for path in (site.cache / report.entry / "model").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert stat.S_IMODE((site.cache / report.entry / "model").stat().st_mode) & 0o055 == 0o055
+
+
+@pytest.mark.parametrize("level", list(Verify))
+def test_each_level_of_verification_is_reported_as_what_was_done(site: Site, level: Verify) -> None:
+    report = site.load(verify=level)
+    assert report.verified == level
+    site.assert_loaded(report)
+
+
+def test_an_entry_that_was_checked_less_is_checked_again_when_more_is_wanted(site: Site) -> None:
+    site.load(verify="none")
+    report = site.load(verify="sha256")
+    assert (report.outcome, report.verified) == (Outcome.HIT, "sha256")
+    again = site.load(verify="crc32")
+    assert (again.outcome, again.verified) == (Outcome.HIT, "sha256")
+
+
+def test_the_tensorizer_layout_is_the_object_itself(site: Site) -> None:
+    report = site.load(layout="tensorizer")
+    assert (site.cache / report.entry / "model" / "weights.tensors").read_bytes() == site.weights
+    assert report.entry.endswith("-tensorizer")
+
+
+def test_both_layouts_lie_side_by_side(site: Site) -> None:
+    assert site.load().entry != site.load(layout="tensorizer").entry
+
+
+def test_segments_follow_the_wanted_size(site: Site) -> None:
+    report = site.load(limits=Limits(workers=2, connections=4, part_size=100_000, segment_size=500_000))
+    assert report.segments > 3
+    assert (site.cache / report.entry / "model" / "model.safetensors.index.json").exists()
+    site.assert_loaded(report)
+
+
+def test_progress_goes_from_resolving_to_the_last_byte(site: Site) -> None:
+    seen: list[Progress] = []
+    site.load(on_progress=seen.append, limits=Limits(workers=1, connections=1, part_size=100_000, bandwidth=2_000_000))
+    assert seen[0].phase == "resolving"
+    loading = [progress for progress in seen if progress.phase == "loading"]
+    assert loading
+    assert all(earlier.loaded_bytes <= later.loaded_bytes for earlier, later in itertools.pairwise(loading))
+    assert all(progress.loaded_bytes <= progress.total_bytes for progress in loading)
+    assert any(progress.bytes_per_second > 0 for progress in loading)
+
+
+def test_a_request_to_stop_ends_the_load_and_the_next_one_goes_on(site: Site) -> None:
+    slow = Limits(workers=1, connections=2, part_size=100_000, bandwidth=1_000_000)
+    with pytest.raises(Interrupted):
+        site.load(limits=slow, canceled=lambda: site.server.bytes_sent > 900_000)
+    site.assert_nothing_visible()
+    report = site.load()
+    assert report.resumed_bytes > 0
+    assert report.resumed_bytes + report.downloaded_bytes < len(site.weights) + 700_000
+    site.assert_loaded(report)
+
+
+def test_a_deadline_is_kept(site: Site) -> None:
+    with pytest.raises(Timeout):
+        site.load(limits=Limits(workers=1, connections=1, part_size=100_000, bandwidth=200_000, timeout=1.0))
+    site.assert_nothing_visible()
+
+
+def test_another_digest_than_the_expected_one_is_refused_before_anything_is_fetched(site: Site) -> None:
+    with pytest.raises(DigestMismatch):
+        site.load(expected_digest="sha256:" + "0" * 64)
+    assert site.server.count(method="GET", key="bucket/model/weights.tensors") == 0
+
+
+def test_a_new_version_of_the_object_is_another_entry_beside_the_old_one(site: Site) -> None:
+    first = site.load()
+    others = tensors_of(seed=1)
+    site.server.put("bucket/model/weights.tensors", file_of(others))
+    second = site.load()
+    assert second.outcome is Outcome.LOADED
+    assert second.path != first.path
+    assert_same(read_entry(site.cache / second.entry / "model"), others)
+    site.assert_loaded(first)
+
+
+def test_no_room_is_said_before_the_first_byte_with_both_numbers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs
+
+    def full(path: Any) -> os.statvfs_result:
+        found = list(real(path))
+        found[3] = found[4] = 1
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", full)
+    with pytest.raises(InsufficientSpace, match=r"\d"):
+        site.load()
+    gets = list(site.server.seen(method="GET", key="bucket/model/weights.tensors"))
+    assert all(request.range is not None and request.range[0] == 0 for request in gets)
+
+
+def test_ranks_are_loaded_one_by_one_into_one_entry(site: Site) -> None:
+    files = {rank: tensors_of(seed=rank, count=3) for rank in range(3)}
+    for rank, found in files.items():
+        site.server.put(f"bucket/ranks/model-rank-{rank:03d}.tensors", file_of(found))
+
+    def load(ranks: list[int] | None) -> Any:
+        return tonnage.load(
+            "s3://bucket/ranks/",
+            cache=site.cache,
+            ranks=ranks,
+            anonymous=True,
+            endpoint_url=site.server.endpoint,
+            region="us-east-1",
+            environment={},
+        )
+
+    first, second = load([0]), load([0, 2])
+    assert first.path == second.path
+    assert (first.outcome, second.outcome) == (Outcome.LOADED, Outcome.LOADED)
+    folder = site.cache / first.entry / "model"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model-rank-0-part-0.safetensors",
+        "model-rank-2-part-0.safetensors",
+    ]
+    assert load([2]).outcome is Outcome.HIT
+    everything = load(None)
+    assert everything.outcome is Outcome.LOADED
+    from safetensors.torch import load_file
+
+    for rank, found in files.items():
+        assert_same(load_file(folder / f"model-rank-{rank}-part-0.safetensors"), found)
+
+
+def test_every_file_of_the_corpus_comes_through_a_real_s3_server(
+    corpus: dict[str, CorpusFile], s3: SeaweedS3, tmp_path: Path
+) -> None:
+    bucket = s3.make_bucket()
+    for item in corpus.values():
+        s3.put(bucket, {f"{item.name}/{item.path.name}": item.path})
+    for item in corpus.values():
+        layout = "safetensors" if item.safetensors and not item.encrypted else "tensorizer"
+        report = tonnage.load(
+            f"s3://{bucket}/{item.name}/",
+            cache=tmp_path,
+            layout=layout,
+            endpoint_url=s3.endpoint,
+            environment=s3.environment(),
+            limits=Limits(workers=1),
+        )
+        folder = tmp_path / report.entry / "model"
+        if layout == "tensorizer":
+            assert (folder / item.path.name).read_bytes() == item.path.read_bytes(), item.name
+        else:
+            stored = {item.flat_names[path] for path, tensor in item.tensors.items() if not tensor.is_meta}
+            assert_same(read_entry(folder), {name: item.by_flat_name[name] for name in stored})
+        assert report.verified == ("size" if item.encrypted else "crc32"), item.name
+
+
+def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(site: Site) -> None:
+    site.load()
+    script = (
+        "import sys, tonnage\n"
+        f"report = tonnage.load('s3://bucket/model/', cache={str(site.cache)!r}, anonymous=True, "
+        f"endpoint_url={site.server.endpoint!r}, region='us-east-1', environment={{}})\n"
+        "assert report.outcome == 'hit', report\n"
+        "heavy = {'torch', 'numpy', 'botocore', 'boto3', 'isal', 'rich', 'pydantic', 'asyncio', 'kubernetes'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": "loader", "PATH": os.environ["PATH"]},
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_companion_is_there_as_it_was(site: Site) -> None:
+    report = site.load()
+    assert (site.cache / report.entry / "model" / "config.json").read_bytes() == CONFIG
