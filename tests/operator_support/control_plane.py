@@ -151,11 +151,17 @@ class ControlPlane:
         common += [f"--authorization-kubeconfig={self.kubeconfig}", "--bind-address=127.0.0.1", "--profiling=false"]
         self._run(
             "kube-controller-manager",
-            [*common, f"--service-account-private-key-file={key}", "--use-service-account-credentials=true"]
-            + [f"--root-ca-file={self.ca_file}", f"--secure-port={manager_port}"]
-            # Nodes of these tests are objects without a kubelet, so nobody renews their leases.
-            + ["--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller"]
-            + ["--kube-api-qps=200", "--kube-api-burst=400"],
+            [
+                *common,
+                f"--service-account-private-key-file={key}",
+                "--use-service-account-credentials=true",
+                f"--root-ca-file={self.ca_file}",
+                f"--secure-port={manager_port}",
+                # Nodes of these tests are objects without a kubelet, so nobody renews their leases.
+                "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller",
+                "--kube-api-qps=200",
+                "--kube-api-burst=400",
+            ],
         )
         self._run(
             "kube-scheduler", [*common, f"--secure-port={scheduler_port}", "--kube-api-qps=200", "--kube-api-burst=400"]

@@ -44,6 +44,9 @@ REVISION: Final = f"{GROUP}/revision"
 ENTRIES: Final = f"{GROUP}/entries"
 """JSON list of the entries that this pod's loaders hold; see ``domain.claims``."""
 
+REPORT_CA: Final = f"{GROUP}/report-ca"
+"""PEM of the CA of the report endpoint, for the loaders of this pod."""
+
 # Labels of what the operator makes; the first one selects all of it on the server.
 ROLE: Final = f"{GROUP}/loader"
 """``resolve``, ``load`` or ``cleanup`` on Jobs and their pods, ``injected`` on pods of users."""

@@ -11,10 +11,11 @@ from tonnage_operator.api.modelweights import Medium, Retention
 
 
 class EntryState(enum.StrEnum):
-    """What an entry is fit for."""
+    """What an entry is fit for. Partial: a load ended early, and the next one resumes it."""
 
     READY = "Ready"
     LOADING = "Loading"
+    PARTIAL = "Partial"
     EVICTING = "Evicting"
 
 
@@ -34,7 +35,9 @@ class CacheEntry(ApiModel):
 
     name: str = Field(description="The entry; <namespace>/<entry> where caches are not shared between namespaces.")
     medium: Medium = Field(description="Where it lies.")
-    state: EntryState = Field(description="Ready, Loading or Evicting.")
+    state: EntryState = Field(
+        description="Ready, Loading, Partial (a load ended early; the next resumes it) or Evicting."
+    )
     bytes: LongInt = Field(default=0, description="Its size.")
     ranks: str | None = Field(default=None, description="The ranks that it holds; absent: all.")
     models: tuple[str, ...] = Field(

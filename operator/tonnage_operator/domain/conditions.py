@@ -1,0 +1,93 @@
+"""Conditions and events: what changed, said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api.base import Condition, ConditionStatus
+from tonnage_operator.domain import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A condition without the time of its last transition. ``status`` None: unknown."""
+
+    type: str
+    status: bool | None
+    reason: str
+    message: str = ""
+
+
+def merge(
+    old: Iterable[Condition], observed: Iterable[Observation], *, now: str, generation: int | None
+) -> tuple[Condition, ...]:
+    """Returns the conditions; the transition's time stays where the status did."""
+    before = {condition.type: condition for condition in old}
+    merged = []
+    for each in observed:
+        status = ConditionStatus.UNKNOWN
+        if each.status is not None:
+            status = ConditionStatus.TRUE if each.status else ConditionStatus.FALSE
+        earlier = before.get(each.type)
+        same = earlier is not None and earlier.status is status
+        merged.append(
+            Condition(
+                type=each.type,
+                status=status,
+                reason=each.reason,
+                message=each.message[:32768],
+                last_transition_time=earlier.last_transition_time if earlier and same else now,
+                observed_generation=generation,
+            )
+        )
+    return tuple(merged)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to tell about the object. ``key`` identifies the occurrence: the same one is posted only once."""
+
+    reason: str
+    message: str
+    key: str
+    warning: bool = False
+
+    def name(self, model: str, uid: str) -> str:
+        """Returns the name of the Event object; posting it twice, or from two controllers, makes one."""
+        return f"{model[:200]}.{identity.digest(uid, self.reason, self.key)}"
+
+
+_BY_REASON = frozenset({"Accepted", "Resolved"})
+"""Conditions whose reason is news by itself. Those of the others change with each node."""
+
+_BY_STATUS = frozenset({"Warm", "Ready", "Degraded", "UpdateAvailable"})
+
+_CALM = frozenset({"Resolving", "NotResolved"})
+"""Reasons that are no news: the usual way of a fresh object."""
+
+
+def transitions(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Event, ...]:
+    """Returns an event for each condition that changed in a way worth telling."""
+    before = {condition.type: condition for condition in old}
+    events = []
+    for condition in new:
+        earlier, is_true = before.get(condition.type), condition.status is ConditionStatus.TRUE
+        flipped = earlier.status is not condition.status if earlier else is_true
+        renamed = condition.type in _BY_REASON and (earlier is None or earlier.reason != condition.reason)
+        told = (flipped and condition.type in _BY_REASON | _BY_STATUS) or renamed
+        if not told or condition.reason in _CALM:
+            continue
+        good = not is_true if condition.type == "Degraded" else is_true
+        events.append(
+            Event(
+                reason=condition.reason,
+                message=f"{condition.type} is {condition.status.value}: {condition.message}"[:1000],
+                key=f"{condition.type} {condition.status.value} {condition.reason} {condition.last_transition_time}",
+                warning=not good,
+            )
+        )
+    return tuple(events)

@@ -1,0 +1,220 @@
+"""What the decisions need to know of nodes, Jobs and pods: small, immutable, comparable.
+
+Comparable matters: an object whose facts didn't change wakes nobody. Small matters: whole pods are not kept.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.domain import claims
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.claims import Claim
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as placement sees it."""
+
+    name: str
+    uid: str
+    labels: tuple[tuple[str, str], ...]
+    taints: tuple[Taint, ...]
+    unschedulable: bool
+    ready: bool
+    boot_id: str
+
+    @property
+    def hostname(self) -> str:
+        """Value of the host name's label, which pods' affinity goes by; the node's name where it is missing."""
+        return dict(self.labels).get(names.HOSTNAME_LABEL, self.name)
+
+
+def node_fact(body: Body) -> Node:
+    """Returns what matters of a Node. One without a Ready condition counts as ready: nobody said otherwise."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    ready = [each["status"] for each in status.get("conditions") or () if each["type"] == "Ready"]
+    return Node(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        labels=tuple(sorted((metadata.get("labels") or {}).items())),
+        taints=tuple(Taint(each["key"], each.get("value", ""), each["effect"]) for each in spec.get("taints") or ()),
+        unschedulable=bool(spec.get("unschedulable")),
+        ready=ready in ([], ["True"]),
+        boot_id=(status.get("nodeInfo") or {}).get("bootID", ""),
+    )
+
+
+class JobState(enum.StrEnum):
+    """How far a Job is."""
+
+    ACTIVE = "active"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A Job of ours."""
+
+    namespace: str
+    name: str
+    uid: str
+    role: str
+    model_uid: str
+    model_ref: str
+    key: str
+    """What it resolves for, or the cache key that it loads or empties."""
+    medium: str
+    node: str
+    boot_id: str
+    round: str
+    attempt: int
+    state: JobState
+    reason: str
+    message: str
+    finished: str
+    deleting: bool
+
+
+def job_fact(body: Body) -> Job:
+    """Returns what matters of a Job."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    state, reason, message, finished = JobState.ACTIVE, "", "", ""
+    for condition in status.get("conditions") or ():
+        if condition.get("status") != "True":
+            continue
+        if condition["type"] == "Complete":
+            state = JobState.SUCCEEDED
+            finished = status.get("completionTime") or condition.get("lastTransitionTime") or ""
+        elif condition["type"] == "Failed":
+            state, reason = JobState.FAILED, condition.get("reason", "")
+            message, finished = condition.get("message", ""), condition.get("lastTransitionTime") or ""
+    return Job(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        role=labels.get(names.ROLE, ""),
+        model_uid=labels.get(names.MODEL_UID, ""),
+        model_ref=notes.get(names.MODEL_REF, ""),
+        key=notes.get(names.CACHE_KEY) or notes.get(names.SOURCE_HASH, ""),
+        medium=notes.get(names.MEDIUM, ""),
+        node=notes.get(names.NODE, ""),
+        boot_id=notes.get(names.BOOT_ID, ""),
+        round=notes.get(names.ROUND, ""),
+        attempt=int(notes.get(names.ATTEMPT, "1")),
+        state=state,
+        reason=reason,
+        message=message,
+        finished=finished,
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a container ended."""
+
+    exit_code: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """One loader container of a pod."""
+
+    name: str
+    ready: bool
+    """Its entry is ready: the sidecar's startup probe passed, or the plain container ended with 0."""
+    ended: Ended | None
+    waiting_reason: str
+    waiting_message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of ours, or one of a user with loaders in it."""
+
+    namespace: str
+    name: str
+    uid: str
+    role: str
+    model_uid: str
+    job_uid: str
+    node: str
+    phase: str
+    reason: str
+    message: str
+    created: str
+    unschedulable: str
+    """Why the scheduler finds no node; empty while nothing is wrong."""
+    claims: tuple[Claim, ...]
+    loaders: tuple[Loader, ...]
+    deleting: bool
+
+    @property
+    def over(self) -> bool:
+        """All of its containers ended for good, so it holds nothing any more."""
+        return self.phase in {"Succeeded", "Failed"}
+
+
+def _loader(status: Body) -> Loader:
+    state = status.get("state") or {}
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+    waiting = state.get("waiting") or {}
+    finished = (state.get("terminated") or {}).get("exitCode") == 0
+    running = "running" in state and bool(status.get("started"))
+    return Loader(
+        name=status["name"],
+        ready=running or finished,
+        ended=Ended(ended.get("exitCode", -1), ended.get("reason", ""), ended.get("message", "")) if ended else None,
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+    )
+
+
+def pod_fact(body: Body) -> Pod:
+    """Returns what matters of a pod."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    owners = [each["uid"] for each in metadata.get("ownerReferences") or () if each.get("kind") == "Job"]
+    unplaced = [
+        each.get("message", "")
+        for each in status.get("conditions") or ()
+        if (each["type"], each["status"], each.get("reason")) == ("PodScheduled", "False", "Unschedulable")
+    ]
+    statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        role=labels.get(names.ROLE, ""),
+        model_uid=labels.get(names.MODEL_UID, ""),
+        job_uid=owners[0] if owners else "",
+        node=spec.get("nodeName", ""),
+        phase=status.get("phase", ""),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        created=metadata.get("creationTimestamp") or "",
+        unschedulable=unplaced[0] if unplaced else "",
+        claims=claims.read(notes.get(names.ENTRIES, "")),
+        loaders=tuple(_loader(each) for each in statuses if each["name"].startswith(names.LOADER_CONTAINER)),
+        deleting="deletionTimestamp" in metadata,
+    )

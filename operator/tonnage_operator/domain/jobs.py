@@ -1,0 +1,259 @@
+"""The Jobs that the controller makes, as dicts: resolve, load, clean up. Their names say what they are for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.domain import identity, plans, units
+from tonnage_operator.domain.loader_pod import (
+    CACHE_ROOT,
+    Loading,
+    container,
+    entry_volume,
+    memory_to_write,
+    report_annotations,
+    security_context,
+    support_volumes,
+)
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.status import SeenRevision
+    from tonnage_operator.domain.facts import Node
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.weights import Weights
+
+Body = dict[str, Any]
+
+_REPORT: Final = ("--report", "/dev/termination-log", "--progress", "off")
+_RESOLVE_DEADLINE: Final = 600
+_CLEANUP_DEADLINE: Final = 600
+_LOAD_SLACK: Final = 300
+"""Seconds that a load Job lives longer than its loader's own deadline: time to be placed and to pull the image."""
+
+CLAIM_PREFIX: Final = "pvc/"
+"""What a load into a claim has in place of a node."""
+
+
+def _job(
+    *,
+    name: str,
+    namespace: str,
+    labels: Body,
+    annotations: Body,
+    deadline: int,
+    pod: Body,
+    pod_annotations: Body | None = None,
+) -> Body:
+    labels = {names.MANAGED_BY: names.MANAGER, **labels}
+    notes = {"sidecar.istio.io/inject": "false", **annotations, **(pod_annotations or {})}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": annotations},
+        "spec": {
+            # Retries are the controller's, so that each says why and nodes are not held by a loader that can't work.
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": deadline,
+            "template": {
+                "metadata": {"labels": labels, "annotations": notes},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "terminationGracePeriodSeconds": 10,
+                    **pod,
+                },
+            },
+        },
+    }
+
+
+def _owner(weights: Weights) -> list[Body]:
+    return [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.MODEL_WEIGHTS_KIND,
+            "name": weights.name,
+            "uid": weights.uid,
+            "controller": True,
+            # Foreground deletion of the object must not wait here: its finalizer decides what goes when.
+            "blockOwnerDeletion": False,
+        }
+    ]
+
+
+def _account(weights: Weights, installation: Installation) -> str:
+    credentials = weights.spec.credentials
+    return (credentials and credentials.service_account_name) or installation.job_service_account
+
+
+def _pull_secrets(installation: Installation) -> Body:
+    secrets = [{"name": name} for name in installation.loader.pull_secrets]
+    return {"imagePullSecrets": secrets} if secrets else {}
+
+
+def resolve_job(weights: Weights, installation: Installation, *, round_: str, attempt: int) -> Body:
+    """Returns the Job that lists the source.
+
+    Args:
+        weights: The object.
+        installation: Image and reports.
+        round_: Which look at the source it is; empty for the first of a spec.
+        attempt: From 1.
+    """
+    key = identity.resolve_key(weights.spec)
+    loading = Loading(plan=plans.resolve_plan(weights, installation), arguments=("resolve", *_REPORT))
+    pod = {
+        "serviceAccountName": _account(weights, installation),
+        "containers": [container(weights, loading, installation, mounts_entry=False)],
+        "volumes": support_volumes(weights, loading, installation),
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        **_pull_secrets(installation),
+    }
+    job = _job(
+        name=identity.job_name(names.ROLE_RESOLVE, weights.name, weights.uid, key, round_, attempt),
+        namespace=weights.namespace,
+        labels={names.ROLE: names.ROLE_RESOLVE, names.MODEL_UID: weights.uid},
+        annotations={
+            names.MODEL_REF: weights.ref,
+            names.SOURCE_HASH: key,
+            names.ROUND: round_,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=_RESOLVE_DEADLINE,
+        pod=pod,
+        pod_annotations=report_annotations(installation),
+    )
+    job["metadata"]["ownerReferences"] = _owner(weights)
+    return job
+
+
+def _tolerations(weights: Weights) -> list[Body]:
+    return [
+        each.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for each in weights.spec.placement.tolerations or ()
+    ]
+
+
+def _pinned_to(node: str) -> Body:
+    """Affinity, not ``nodeName``: the scheduler then sees to resources and taints."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def load_job(
+    weights: Weights, seen: SeenRevision, installation: Installation, *, node: Node | None, attempt: int
+) -> Body:
+    """Returns the Job that loads a revision onto a node, or into the object's claim where ``node`` is None."""
+    key = weights.key(seen.revision, installation)
+    medium = weights.medium(installation)
+    loading = Loading(
+        plan=plans.load_plan(weights, seen, installation),
+        arguments=("load", "--cache", CACHE_ROOT, *_REPORT),
+        writes=memory_to_write(weights, seen.total_bytes, installation),
+    )
+    pod: Body = {
+        "serviceAccountName": _account(weights, installation),
+        "containers": [container(weights, loading, installation)],
+        "volumes": [
+            entry_volume(weights, loading, installation, key=key, size=seen.total_bytes),
+            *support_volumes(weights, loading, installation),
+        ],
+        **_pull_secrets(installation),
+    }
+    if tolerations := _tolerations(weights):
+        pod["tolerations"] = tolerations
+    target = node.name if node else f"{CLAIM_PREFIX}{weights.spec.cache.claim_name}"
+    if node:
+        pod["affinity"] = _pinned_to(node.name)
+    else:
+        pod["securityContext"] = {"fsGroup": installation.loader.unprivileged_uid}
+        if weights.spec.placement.node_selector:
+            pod["nodeSelector"] = dict(weights.spec.placement.node_selector)
+    boot = node.boot_id if node and medium is Medium.MEMORY else ""
+    job = _job(
+        name=identity.job_name(names.ROLE_LOAD, weights.name, weights.uid, key, medium.value, target, boot, attempt),
+        namespace=weights.namespace,
+        labels={
+            names.ROLE: names.ROLE_LOAD,
+            names.MODEL_UID: weights.uid,
+            names.NODE_HASH: identity.node_hash(target),
+        },
+        annotations={
+            names.MODEL_REF: weights.ref,
+            names.CACHE_KEY: key,
+            names.MEDIUM: medium.value,
+            names.NODE: target,
+            names.BOOT_ID: boot,
+            names.REVISION: seen.revision,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=int(units.parse_duration(weights.spec.loader.timeout)) + _LOAD_SLACK,
+        pod=pod,
+        pod_annotations=report_annotations(installation),
+    )
+    job["metadata"]["ownerReferences"] = _owner(weights)
+    return job
+
+
+def cleanup_job(
+    installation: Installation, *, key: str, medium: Medium, node: Node, attempt: int, uid: str, model_ref: str
+) -> Body:
+    """Returns the Job that empties one entry on a node. It needs no credentials, so it runs in our own namespace.
+
+    Args:
+        installation: Image, host paths, namespace.
+        key: The entry's cache key.
+        medium: Where it lies.
+        node: The node.
+        attempt: From 1.
+        uid: Of the ``NodeCache``, so that a node of the same name made anew gets Jobs of its own.
+        model_ref: The object that referred to the entry last, for people.
+    """
+    entry = key.rpartition("/")[2]
+    path = f"{installation.media[medium].host_path}/{key}"
+    loader: Body = {
+        "name": names.LOADER_CONTAINER,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        "args": ["rm", "--cache", CACHE_ROOT, entry],
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "securityContext": security_context(Delivery.HOST_PATH, installation),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "tonnage-cache", "mountPath": f"{CACHE_ROOT}/{entry}"}],
+    }
+    pod: Body = {
+        "serviceAccountName": installation.cleanup_service_account,
+        "containers": [loader],
+        "volumes": [{"name": "tonnage-cache", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}],
+        "affinity": _pinned_to(node.name),
+        **_pull_secrets(installation),
+    }
+    if installation.cleanup_tolerate_all:
+        pod["tolerations"] = [{"operator": "Exists"}]
+    return _job(
+        name=identity.job_name(names.ROLE_CLEANUP, entry, uid, node.name, key, medium.value, node.boot_id, attempt),
+        namespace=installation.namespace,
+        labels={names.ROLE: names.ROLE_CLEANUP, names.NODE_HASH: identity.node_hash(node.name)},
+        annotations={
+            names.MODEL_REF: model_ref,
+            names.CACHE_KEY: key,
+            names.MEDIUM: medium.value,
+            names.NODE: node.name,
+            names.BOOT_ID: node.boot_id,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=_CLEANUP_DEADLINE,
+        pod=pod,
+    )
+
+
+def encoded_plan(job: Body) -> contract.Plan:
+    """Returns the plan inside a Job, as its loader will read it."""
+    env = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    return contract.decode_plan(next(each["value"] for each in env if each["name"] == "TONNAGE_PLAN"))

@@ -1,0 +1,222 @@
+"""The loader's container and its volumes: the same in Jobs of ours and in pods of users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.domain import plans, units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tonnage_operator.api.modelweights import ModelWeightsSpec, ResourceAmounts
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.weights import Weights
+
+Body = dict[str, Any]
+
+CACHE_ROOT: Final = "/cache"
+RUN_FOLDER: Final = "/run/tonnage"
+READY_FILE: Final = f"{RUN_FOLDER}/ready"
+STATUS_FILE: Final = f"{RUN_FOLDER}/status"
+
+REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What one loader container is for.
+
+    ``suffix`` tells several loaders of one pod apart and is empty for the only one. ``arguments`` are the command's,
+    without the executable.
+    """
+
+    plan: contract.Plan
+    arguments: tuple[str, ...]
+    suffix: str = ""
+    writes: int = 0
+    """Bytes that it writes into memory; 0 for a disk, or where nothing is written."""
+
+    def name(self, part: str) -> str:
+        """Returns the name of one of its volumes."""
+        return f"{names.VOLUME_PREFIX}{part}{self.suffix}"
+
+
+def _environment(spec: ModelWeightsSpec, loading: Loading) -> list[Body]:
+    env: list[Body] = [
+        {"name": "TONNAGE_PLAN", "value": contract.encode_plan(loading.plan).decode()},
+        {"name": "TONNAGE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "TONNAGE_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+    ]
+    if spec.credentials and (secret := spec.credentials.secret_ref):
+        # Key by key, so that kubelet names the one that is missing, and nothing else of the Secret gets in.
+        for key in (*REQUIRED_KEYS, *OPTIONAL_KEYS):
+            reference: Body = {"name": secret.name, "key": key}
+            if key in OPTIONAL_KEYS:
+                reference["optional"] = True
+            env.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
+    if spec.source.http and (urls := spec.source.http.urls_from):
+        reference = {"name": urls.name, "key": urls.key}
+        env.append({"name": plans.URLS_ENV, "valueFrom": {"secretKeyRef": reference}})
+    return env
+
+
+def resources(
+    asked: ResourceAmounts | None, installation: Installation, *, writes: int, override: Mapping[str, str] | None = None
+) -> Body:
+    """Returns requests and limits of a loader.
+
+    Pages of a memory cache are charged to the container that writes them, so the bytes are requested, and no memory
+    limit stays below them.
+
+    Args:
+        asked: The object's wish, which replaces the installation's.
+        installation: Its defaults and overhead.
+        writes: Bytes that it writes into memory; 0: none.
+        override: Requests of the pod's own annotations, by resource; they win.
+    """
+    amounts = asked or installation.loader.resources
+    requests = {**(installation.loader.resources.requests or {}), **(amounts.requests or {}), **(override or {})}
+    limits = dict(amounts.limits or {})
+    needed = writes + units.parse_quantity(installation.loader.memory_overhead)
+    if writes and not (override and "memory" in override):
+        requests["memory"] = str(max(needed, units.parse_quantity(requests.get("memory", "0"))))
+    if writes and "memory" in limits:
+        limits["memory"] = str(max(needed, units.parse_quantity(limits["memory"])))
+    for name, limit in limits.items():
+        if name in requests and _amount(requests[name]) > _amount(limit):
+            limits[name] = requests[name]
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _amount(quantity: str) -> float:
+    """Returns a quantity for comparing: CPUs in thousandths matter here."""
+    return (
+        units.parse_quantity(quantity[:-1]) / 1000 if quantity.endswith("m") else float(units.parse_quantity(quantity))
+    )
+
+
+def memory_to_write(weights: Weights, total_bytes: int, installation: Installation) -> int:
+    """Returns the bytes for which a loader must be given memory: those of the entry, if it lies in memory.
+
+    None where the administrator reserves the cache's memory outside of what nodes give to pods.
+    """
+    medium = weights.medium(installation)
+    if medium is not Medium.MEMORY:
+        return 0
+    host = installation.media.get(medium)
+    shared = weights.spec.cache.delivery is Delivery.HOST_PATH
+    return 0 if shared and host and host.reserved else total_bytes
+
+
+def security_context(delivery: Delivery, installation: Installation, *, pod_has_user: bool = False) -> Body:
+    """Returns the tightest context that works: the restricted profile wherever no host path is involved."""
+    context: Body = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if delivery is Delivery.HOST_PATH:
+        context["runAsUser"] = installation.loader.uid
+        context["runAsNonRoot"] = installation.loader.uid != 0
+    else:
+        context["runAsNonRoot"] = True
+        if not pod_has_user:
+            context["runAsUser"] = installation.loader.unprivileged_uid
+    return context
+
+
+def container(
+    weights: Weights,
+    loading: Loading,
+    installation: Installation,
+    *,
+    mounts_entry: bool = True,
+    override: Mapping[str, str] | None = None,
+    pod_has_user: bool = False,
+) -> Body:
+    """Returns the loader's container, without what depends on its form."""
+    mounts: list[Body] = [{"name": loading.name("run"), "mountPath": RUN_FOLDER}]
+    if mounts_entry:
+        mounts.append({"name": loading.name("cache"), "mountPath": f"{CACHE_ROOT}/{loading.plan.entry}"})
+    if plans.ca_bundle(weights.spec.source):
+        mounts.append({"name": loading.name("ca"), "mountPath": plans.CA_FOLDER, "readOnly": True})
+    if installation.reports.url:
+        mounts.append({"name": loading.name("token"), "mountPath": plans.TOKEN_FOLDER, "readOnly": True})
+    delivery = weights.spec.cache.delivery if mounts_entry else Delivery.EMPTY_DIR
+    return {
+        "name": names.LOADER_CONTAINER + loading.suffix,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        "args": list(loading.arguments),
+        "env": _environment(weights.spec, loading),
+        "resources": resources(weights.spec.loader.resources, installation, writes=loading.writes, override=override),
+        "securityContext": security_context(delivery, installation, pod_has_user=pod_has_user),
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+
+
+def entry_volume(
+    weights: Weights, loading: Loading, installation: Installation, *, key: str, size: int, node_local: bool = True
+) -> Body:
+    """Returns the volume that holds the entry.
+
+    Args:
+        weights: Says by which kind of volume.
+        loading: Names it.
+        installation: Knows the host paths.
+        key: The entry's cache key: its path below the medium's folder.
+        size: Bytes of the entry, for the limit of an EmptyDir in memory.
+        node_local: False for what isn't on a node's own path.
+    """
+    cache, name = weights.spec.cache, loading.name("cache")
+    medium = weights.medium(installation)
+    if cache.delivery is Delivery.CLAIM:
+        return {"name": name, "persistentVolumeClaim": {"claimName": cache.claim_name}}
+    if cache.delivery is Delivery.EMPTY_DIR or not node_local:
+        folder: Body = {}
+        if medium is Medium.MEMORY:
+            folder = {"medium": "Memory", "sizeLimit": str(size + size // 20 + (64 << 20))}
+        return {"name": name, "emptyDir": folder}
+    path = f"{installation.media[medium].host_path}/{key}"
+    return {"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+
+
+def support_volumes(weights: Weights, loading: Loading, installation: Installation) -> list[Body]:
+    """Returns the volumes beside the entry's: a small private one, the source's CA, the token for reports."""
+    volumes: list[Body] = [{"name": loading.name("run"), "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
+    if bundle := plans.ca_bundle(weights.spec.source):
+        items = {}
+        if reference := bundle.config_map_key_ref:
+            items = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
+        elif reference := bundle.secret_key_ref:
+            items = {"secret": {"secretName": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
+        volumes.append({"name": loading.name("ca"), **items})
+    if installation.reports.url:
+        token = {
+            "audience": names.TOKEN_AUDIENCE,
+            "expirationSeconds": installation.reports.token_seconds,
+            "path": "token",
+        }
+        sources: list[Body] = [{"serviceAccountToken": token}]
+        if installation.reports.ca_pem:
+            # By way of an annotation, since a ConfigMap would be needed in every namespace.
+            field = {"fieldPath": f"metadata.annotations['{names.REPORT_CA}']"}
+            sources.append({"downwardAPI": {"items": [{"path": "ca.crt", "fieldRef": field}]}})
+        volumes.append({"name": loading.name("token"), "projected": {"sources": sources}})
+    return volumes
+
+
+def report_annotations(installation: Installation) -> dict[str, str]:
+    """Returns the annotations that a pod needs for its loaders to report."""
+    pem = installation.reports.ca_pem
+    return {names.REPORT_CA: pem} if installation.reports.url and pem else {}

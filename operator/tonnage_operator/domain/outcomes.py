@@ -1,0 +1,122 @@
+"""How a Job ended, and why, as far as Kubernetes and the loader's last words tell."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tonnage import contract
+from tonnage.errors import InvalidPlan, Reason, error_classes
+from tonnage_operator.domain.facts import JobState
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.facts import Job, Pod
+
+REPORT_LOST: Final = "ReportLost"
+POD_NOT_CREATED: Final = "PodNotCreated"
+UNSCHEDULABLE: Final = "LoaderUnschedulable"
+CONTAINER_NOT_STARTED: Final = "ContainerNotStarted"
+
+MESSAGE_LIMIT: Final = 1000
+"""Characters of one message in a status; loaders' messages are shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something failed: a stable reason, and a sentence."""
+
+    reason: str
+    message: str
+
+
+def last_words(pod: Pod | None) -> contract.Report | None:
+    """Returns the loader's report from its termination message, if there is one that can be read."""
+    for loader in pod.loaders if pod else ():
+        if loader.ended and loader.ended.message.lstrip().startswith("{"):
+            try:
+                return contract.decode_report(loader.ended.message)
+            except InvalidPlan:
+                return None
+    return None
+
+
+def remedy(reason: str) -> str:
+    """Returns what a person can do about a reason of the loader's; empty for others."""
+    known = {str(each): cls.remedy for each, cls in error_classes().items()}
+    return known.get(reason, "")
+
+
+def _killed(pod: Pod) -> Failure | None:
+    """Says whether Kubernetes ended the pod or its loader."""
+    if pod.reason in {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated"}:
+        return Failure(Reason.LOADER_EVICTED, f"The loader's pod was ended by Kubernetes ({pod.reason}). {pod.message}")
+    for loader in pod.loaders:
+        if loader.ended and loader.ended.reason == "OOMKilled":
+            return Failure(
+                Reason.LOADER_OOM_KILLED,
+                "The loader was killed for memory. Pages of a memory cache are charged to it: raise "
+                "spec.loader.resources.limits.memory, or leave it out.",
+            )
+    return None
+
+
+def failure_of(job: Job, pod: Pod | None) -> Failure:
+    """Returns why a failed Job failed."""
+    if pod and (killed := _killed(pod)):
+        return killed
+    report = last_words(pod)
+    if report and report.reason:
+        return Failure(report.reason, report.message[:MESSAGE_LIMIT])
+    if job.reason == "DeadlineExceeded":
+        waiting = waiting_for(pod)
+        return waiting or Failure(Reason.TIMEOUT, "The Job passed its deadline; raise spec.loader.timeout.")
+    ended = next((each.ended for each in pod.loaders if each.ended), None) if pod else None
+    if ended:
+        said = f" It said: {ended.message[:300]}" if ended.message else ""
+        return Failure(Reason.INTERNAL_ERROR, f"The loader ended with exit code {ended.exit_code}.{said}")
+    if pod is None or pod.deleting:
+        return Failure(
+            Reason.LOADER_EVICTED, "The loader's pod is gone: it was evicted or deleted, or its node drained."
+        )
+    return Failure(Reason.INTERNAL_ERROR, f"The Job failed: {job.reason} {job.message}".strip())
+
+
+def waiting_for(pod: Pod | None) -> Failure | None:
+    """Returns why a running Job's loader can't start, or None while nothing is wrong.
+
+    A missing Secret or key is what people meet first, so it is told apart from a missing image.
+    """
+    if pod and pod.unschedulable:
+        return Failure(UNSCHEDULABLE, f"The loader's pod finds no room: {pod.unschedulable}")
+    for loader in pod.loaders if pod else ():
+        if loader.waiting_reason in {"CreateContainerConfigError", "CreateContainerError"}:
+            missing = re.search(r"(?i)secret|configmap", loader.waiting_message)
+            reason = str(Reason.CREDENTIALS_MISSING) if missing else CONTAINER_NOT_STARTED
+            return Failure(reason, f"The loader can't start: {loader.waiting_message}. It starts once that is there.")
+        if loader.waiting_reason in {"ImagePullBackOff", "ErrImagePull", "InvalidImageName"}:
+            return Failure(CONTAINER_NOT_STARTED, f"The loader's image can't be pulled: {loader.waiting_message}")
+    return None
+
+
+def succeeded(job: Job) -> bool:
+    """Returns whether the Job ended well."""
+    return job.state is JobState.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed Job is tried again; without end."""
+
+    base: float
+    cap: float
+
+    def delay(self, attempt: int, spread: str) -> float:
+        """Returns the seconds between the end of attempt ``attempt`` (from 1) and the next one.
+
+        ``spread`` is any text; it moves the result by up to a fifth, so that nodes which failed together don't retry
+        together. The same text gives the same result.
+        """
+        plain = min(self.cap, self.base * 2.0 ** min(attempt - 1, 30))
+        share = int.from_bytes(spread.encode()[-4:], "big") % 1000 / 1000
+        return plain * (1 + 0.2 * share)

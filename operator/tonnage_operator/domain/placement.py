@@ -1,0 +1,91 @@
+"""Which nodes a ``ModelWeights`` wants warm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api.placement import NodeOperator, PrewarmMode, TaintEffect, TolerationOperator
+from tonnage_operator.domain import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from tonnage_operator.api.placement import NodeRequirement, NodeTerm, Placement, Toleration
+    from tonnage_operator.domain.facts import Node, Taint
+
+
+def _tolerates(toleration: Toleration, taint: Taint) -> bool:
+    if toleration.effect is not None and toleration.effect.value != taint.effect:
+        return False
+    if toleration.key is None:
+        return toleration.operator is TolerationOperator.EXISTS
+    if toleration.key != taint.key:
+        return False
+    return toleration.operator is TolerationOperator.EXISTS or (toleration.value or "") == taint.value
+
+
+def _holds(requirement: NodeRequirement, value: str | None) -> bool:
+    values = requirement.values or ()
+    match requirement.operator:
+        case NodeOperator.IN:
+            return value in values
+        case NodeOperator.NOT_IN:
+            return value not in values
+        case NodeOperator.EXISTS:
+            return value is not None
+        case NodeOperator.DOES_NOT_EXIST:
+            return value is None
+        case NodeOperator.GT | NodeOperator.LT:
+            try:
+                actual, bound = int(value or ""), int(values[0])
+            except (ValueError, IndexError):
+                return False
+            return actual > bound if requirement.operator is NodeOperator.GT else actual < bound
+
+
+def _matches_term(term: NodeTerm, node: Node) -> bool:
+    if not term.match_expressions and not term.match_fields:
+        return False  # as the scheduler has it: an empty term matches no node
+    labels = dict(node.labels)
+    return all(_holds(each, labels.get(each.key)) for each in term.match_expressions or ()) and all(
+        _holds(each, node.name if each.key == "metadata.name" else None) for each in term.match_fields or ()
+    )
+
+
+def matches(placement: Placement, node: Node) -> bool:
+    """Returns whether the node is one that the placement names, whatever its state is."""
+    labels = dict(node.labels)
+    if any(labels.get(key) != value for key, value in (placement.node_selector or {}).items()):
+        return False
+    terms = placement.node_affinity.node_selector_terms if placement.node_affinity else None
+    return terms is None or any(_matches_term(term, node) for term in terms)
+
+
+def available(placement: Placement, node: Node) -> bool:
+    """Returns whether a load could run there now: ready, not cordoned, no taint that isn't tolerated."""
+    if node.unschedulable or not node.ready:
+        return False
+    hard = [taint for taint in node.taints if taint.effect != TaintEffect.PREFER_NO_SCHEDULE.value]
+    return all(any(_tolerates(each, taint) for each in placement.tolerations or ()) for taint in hard)
+
+
+def desired_nodes(
+    placement: Placement, nodes: Iterable[Node], *, seed: str, warm: Collection[str], busy: Collection[str]
+) -> tuple[Node, ...]:
+    """Returns the nodes that should be warm now, in the order in which they are to be loaded.
+
+    Args:
+        placement: Of the object.
+        nodes: All nodes.
+        seed: Gives each object an order of its own, so that not all of them start on the same nodes.
+        warm: Names of nodes that are warm; with ``Count`` they come first, so that the choice is stable.
+        busy: Names of nodes that load; they come second.
+    """
+    if placement.prewarm is PrewarmMode.NONE:
+        return ()
+    fit = [node for node in nodes if matches(placement, node) and available(placement, node)]
+    fit.sort(key=lambda node: identity.digest(seed, node.name))
+    if placement.prewarm is PrewarmMode.COUNT:
+        fit.sort(key=lambda node: 0 if node.name in warm else 1 if node.name in busy else 2)
+        fit = fit[: placement.count]
+    return tuple(fit)

@@ -1,0 +1,89 @@
+"""What one ``ModelWeights`` needs: which Jobs should be there, and what its status says.
+
+Level-based: the answer depends on what is, never on what happened. Doing it twice, or half of it before a crash, leads
+to the same end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.domain import loads, resolving, telling
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.status import ModelWeightsStatus
+    from tonnage_operator.domain.conditions import Event
+    from tonnage_operator.domain.facts import Job
+    from tonnage_operator.domain.world import World
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, in this order: post events, apply Jobs, write the status, delete Jobs.
+
+    What is deleted was on record before, so a crash in between repeats a step and never skips one.
+    """
+
+    status: ModelWeightsStatus
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Job, ...] = ()
+    events: tuple[Event, ...] = ()
+    wake_after: float | None = None
+    """Seconds until something is due by time alone; None: nothing is."""
+
+
+def decide(world: World) -> Decision:
+    """Returns what a ``ModelWeights`` that is not being deleted needs."""
+    weights = world.weights
+    if problem := telling.unacceptable(weights, world.installation):
+        status = telling.refused_status(world, problem)
+        return Decision(status, events=telling.status_events(weights, status))
+    resolution = resolving.resolve(world)
+    load = loads.plan_loads(world, resolution)
+    if resolution.staged and load.staged_complete:
+        resolution = resolution.moved()
+        load = loads.plan_loads(world, resolution)
+    status = telling.status(world, resolution, load)
+    due = [each for each in (resolution.wake_after, load.wake_after) if each is not None]
+    return Decision(
+        status=status,
+        apply=(*resolution.apply, *load.apply),
+        delete=(*resolution.delete, *load.delete),
+        events=(*resolution.events, *load.events, *telling.status_events(weights, status)),
+        wake_after=max(0.5, min(due)) if due else None,
+    )
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """What an object that is being deleted needs."""
+
+    delete: tuple[Job, ...] = ()
+    waiting: str = ""
+    """Why it can't go yet; empty: the finalizer may go."""
+
+
+def decide_farewell(world: World) -> Farewell:
+    """Returns which Jobs go, and whether anything still holds the object.
+
+    Entries are emptied by the decision about each node, which drops the object from the entry when that is done or
+    can't be done (the node is not ready, or pods use the entry). So this one just looks whether it is named anywhere.
+    """
+    weights = world.weights
+    shared = weights.spec.cache.delivery is Delivery.HOST_PATH
+    kept = [job for job in world.jobs if job.role == names.ROLE_LOAD and shared and not world.is_recorded(job)]
+    going = tuple(job for job in world.jobs if job not in kept and not job.deleting)
+    named = sorted(
+        node
+        for node, cache in world.caches.items()
+        if node in world.nodes and any(weights.ref in entry.models for entry in cache.entries or ())
+    )
+    waiting = ""
+    if kept:
+        waiting = f"Waiting until {len(kept)} loads are on record, so that their bytes get removed."
+    elif named:
+        waiting = f"Emptying its cache entries on {len(named)} nodes: {', '.join(named[:5])}."
+    return Farewell(going, waiting)

@@ -1,0 +1,235 @@
+"""Which revision a ``ModelWeights`` uses: when to look at the source, what was found, and when to move on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tonnage import contract
+from tonnage.errors import Reason
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import RevisionPolicy, UpdatePolicy
+from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, PinnedObject, SeenRevision
+from tonnage_operator.domain import identity, outcomes, units
+from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.facts import JobState
+from tonnage_operator.domain.jobs import resolve_job
+from tonnage_operator.domain.outcomes import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage_operator.domain.facts import Job
+    from tonnage_operator.domain.weights import Weights
+    from tonnage_operator.domain.world import World
+
+PIN_UNKNOWN = "PinUnknown"
+REPORT_CONTRADICTS = "ReportContradictsItself"
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """The revision in use and those beside it."""
+
+    resolved: SeenRevision | None = None
+    available: SeenRevision | None = None
+    history: tuple[SeenRevision, ...] = ()
+    checked: str = ""
+
+    def using(self, wanted: SeenRevision) -> Revisions:
+        """Returns the same with another revision in use. The newest one seen stays visible as available."""
+        newest = self.available or self.resolved or wanted
+        past = [each for each in (self.resolved, *self.history) if each]
+        kept = [each for each in past if each.revision not in {wanted.revision, newest.revision}]
+        distinct = tuple({each.revision: each for each in kept}.values())[:MAX_HISTORY]
+        return replace(
+            self,
+            resolved=wanted,
+            available=None if newest.revision == wanted.revision else newest,
+            history=distinct,
+        )
+
+    def find(self, revision: str) -> SeenRevision | None:
+        """Returns the revision of that name, if it was seen."""
+        known = (self.resolved, self.available, *self.history)
+        return next((each for each in known if each and each.revision == revision), None)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What is known of the source, and what to do to know more."""
+
+    revisions: Revisions
+    current: bool
+    """The revision in use is of the source that the spec names now."""
+    staged: bool = False
+    """The available revision is to be warmed and then moved to."""
+    problem: Failure | None = None
+    attempts: int = 0
+    running: bool = False
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Job, ...] = ()
+    events: tuple[Event, ...] = ()
+    wake_after: float | None = None
+
+    def moved(self) -> Resolution:
+        """Returns the same after moving to the available revision."""
+        old, new = self.revisions.resolved, self.revisions.available
+        if new is None:
+            return self
+        return replace(self, revisions=self.revisions.using(new), staged=False, events=(*self.events, _moved(old, new)))
+
+
+def _moved(old: SeenRevision | None, new: SeenRevision) -> Event:
+    before = old.revision if old else "nothing"
+    message = f"Now using {new.revision} ({units.human_bytes(new.total_bytes)}) in place of {before}."
+    return Event("RevisionChanged", message, key=f"{before} {new.revision} {new.time}")
+
+
+def seen_revision(report: contract.Report, weights: Weights, *, now: str) -> SeenRevision | Failure:
+    """Returns what a resolve Job found, or why its report can't be believed."""
+    objects = [(source.place, pin) for source in report.resolved or () for pin in source.objects]
+    digest = contract.revision_digest(objects)
+    s3 = weights.spec.source.s3
+    elsewhere = {place for place, _ in objects} - {s3.bucket if s3 else ""}
+    if not objects or digest != report.digest or elsewhere:
+        why = "names other places than the spec does" if elsewhere else "has a digest that is not that of its objects"
+        return Failure(REPORT_CONTRADICTS, f"The resolve Job's report {why}; it is not used.")
+    pins = tuple(
+        PinnedObject(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id) for _, pin in objects
+    )
+    return SeenRevision(
+        revision=contract.revision_id(digest),
+        digest=digest,
+        total_bytes=sum(pin.size for pin in pins),
+        object_count=len(pins),
+        objects=pins if len(pins) <= MAX_OBJECTS else None,
+        source_hash=identity.source_hash(weights.spec),
+        time=now,
+    )
+
+
+def _from_status(weights: Weights) -> Revisions:
+    status, wanted = weights.status, identity.source_hash(weights.spec)
+    of_this_source = [each for each in status.history or () if each.source_hash == wanted]
+    available = status.available if status.available and status.available.source_hash == wanted else None
+    return Revisions(status.resolved, available, tuple(of_this_source), status.last_checked_time or "")
+
+
+def _round(world: World, revisions: Revisions, *, current: bool) -> tuple[str | None, float | None]:
+    """Returns the name of the look at the source that is due, or the seconds until one is."""
+    revision = world.weights.spec.revision
+    if not current:
+        return "", None
+    if revision.policy is not RevisionPolicy.TRACK:
+        return None, None
+    if not revisions.checked:
+        return "first", None
+    passed = (world.now - units.parse_time(revisions.checked)).total_seconds()
+    rest = units.parse_duration(revision.interval) - passed
+    return (revisions.checked, None) if rest <= 0 else (None, rest)
+
+
+def _outcome(world: World, job: Job) -> SeenRevision | Failure:
+    """Returns what an ended resolve Job found, or why it found nothing."""
+    pod = world.pods.get(job.uid)
+    if job.state is JobState.FAILED:
+        return outcomes.failure_of(job, pod)
+    for report in (world.reports.get(job.uid), outcomes.last_words(pod)):
+        if report and report.resolved:
+            return seen_revision(report, world.weights, now=world.time)
+    return Failure(
+        outcomes.REPORT_LOST,
+        "The source was listed, but the list didn't arrive: it is too long for a termination message, and the report "
+        "endpoint couldn't be reached. It is tried again.",
+    )
+
+
+def _integrate(revisions: Revisions, found: SeenRevision, *, current: bool, now: str) -> Revisions:
+    checked = replace(revisions, checked=now)
+    if not current:
+        # Another source: what was seen of the old one can't be loaded any more, but pods may still use it.
+        return Revisions(resolved=found, checked=now)
+    in_use = revisions.resolved
+    if in_use and found.revision == in_use.revision:
+        return replace(checked, available=None)
+    if revisions.available and found.revision == revisions.available.revision:
+        return checked
+    return replace(checked, available=found)
+
+
+def _chosen(weights: Weights, revisions: Revisions) -> tuple[Revisions, Failure | None]:
+    """Applies ``pin`` and ``expectedDigest``."""
+    spec, resolved = weights.spec.revision, revisions.resolved
+    if spec.pin and resolved and spec.pin != resolved.revision:
+        wanted = revisions.find(spec.pin)
+        if wanted is None:
+            seen = ", ".join(each.revision for each in (resolved, revisions.available, *revisions.history) if each)
+            return revisions, Failure(PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but seen were just: {seen}.")
+        revisions = revisions.using(wanted)
+    resolved = revisions.resolved
+    if resolved and spec.expected_digest and resolved.digest != spec.expected_digest:
+        return revisions, Failure(
+            Reason.DIGEST_MISMATCH,
+            f"The source has {resolved.digest}, and spec.revision.expectedDigest is {spec.expected_digest}.",
+        )
+    return revisions, None
+
+
+def resolve(world: World) -> Resolution:
+    """Returns which revisions there are, and the resolve Jobs that should be there."""
+    weights = world.weights
+    before = _from_status(weights)
+    current = weights.current is not None
+    key = identity.resolve_key(weights.spec)
+    mine = [job for job in world.jobs if job.role == names.ROLE_RESOLVE]
+    due, rest = _round(world, before, current=current)
+    asked = [job for job in mine if job.key == key and job.round == due and not job.deleting]
+    latest = max(asked, key=lambda job: job.attempt, default=None)
+    resolution = Resolution(before, current, wake_after=rest)
+    if due is not None:
+        resolution = _look(world, resolution, latest, round_=due)
+    chosen, problem = _chosen(weights, resolution.revisions) if resolution.current else (resolution.revisions, None)
+    events = resolution.events
+    if before.resolved and chosen.resolved and before.resolved.revision != chosen.resolved.revision:
+        events = (*events, _moved(before.resolved, chosen.resolved))
+    spec = weights.spec.revision
+    automatic = spec.policy is RevisionPolicy.TRACK and spec.update is UpdatePolicy.AUTOMATIC
+    return replace(
+        resolution,
+        revisions=chosen,
+        problem=problem or resolution.problem,
+        staged=bool(automatic and resolution.current and chosen.available),
+        delete=_superseded(mine, latest),
+        events=events,
+    )
+
+
+def _superseded(mine: Sequence[Job], latest: Job | None) -> tuple[Job, ...]:
+    keep = latest.uid if latest else ""
+    return tuple(job for job in mine if job.uid != keep and not job.deleting)
+
+
+def _start(world: World, resolution: Resolution, *, round_: str, attempt: int) -> Resolution:
+    if world.weights.spec.suspend:
+        return resolution
+    job = resolve_job(world.weights, world.installation, round_=round_, attempt=attempt)
+    return replace(resolution, running=True, attempts=attempt, apply=(job,))
+
+
+def _look(world: World, resolution: Resolution, latest: Job | None, *, round_: str) -> Resolution:
+    """Takes a look that is due one step further."""
+    if latest is None:
+        return _start(world, resolution, round_=round_, attempt=1)
+    if latest.state is JobState.ACTIVE:
+        waiting = outcomes.waiting_for(world.pods.get(latest.uid))
+        return replace(resolution, running=True, problem=waiting, attempts=latest.attempt)
+    found = _outcome(world, latest)
+    if isinstance(found, SeenRevision):
+        revisions = _integrate(resolution.revisions, found, current=resolution.current, now=world.time)
+        _, rest = _round(world, revisions, current=True)
+        return replace(resolution, revisions=revisions, current=True, wake_after=rest)
+    failed = replace(resolution, problem=found, attempts=latest.attempt)
+    if (wait := world.due(latest)) > 0:
+        return replace(failed, wake_after=wait)
+    return _start(world, failed, round_=round_, attempt=latest.attempt + 1)

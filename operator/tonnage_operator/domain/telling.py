@@ -1,0 +1,241 @@
+"""The status of a ``ModelWeights``: conditions with a reason and a sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api.base import ConditionStatus
+from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.api.placement import PrewarmMode, Scheduling
+from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
+from tonnage_operator.domain import conditions, outcomes, units
+from tonnage_operator.domain.conditions import Event, Observation
+from tonnage_operator.domain.outcomes import Failure
+from tonnage_operator.domain.resolving import PIN_UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage_operator.domain.facts import Pod
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.loads import Load
+    from tonnage_operator.domain.resolving import Resolution
+    from tonnage_operator.domain.weights import Weights
+    from tonnage_operator.domain.world import World
+
+
+def unacceptable(weights: Weights, installation: Installation) -> Failure | None:
+    """Returns why this installation can't serve the object at all, or None."""
+    medium = weights.medium(installation)
+    if weights.spec.cache.delivery is Delivery.HOST_PATH and medium not in installation.media:
+        offered = ", ".join(sorted(each.value for each in installation.media)) or "none"
+        return Failure(
+            "MediumNotConfigured",
+            f"spec.cache.medium is {medium.value}, which this installation doesn't offer on host paths (it offers: "
+            f"{offered}). Choose another medium or delivery, or ask the administrator.",
+        )
+    return None
+
+
+def describe_source(weights: Weights) -> str:
+    """Returns where the objects are, for people; never a query string."""
+    if s3 := weights.spec.source.s3:
+        if s3.keys is not None:
+            return f"s3://{s3.bucket}/{s3.keys[0]}" + (f" (+{len(s3.keys) - 1})" if len(s3.keys) > 1 else "")
+        return f"s3://{s3.bucket}/{s3.prefix or ''}"
+    http = weights.spec.source.http
+    if http and http.urls:
+        return http.urls[0] + (f" (+{len(http.urls) - 1})" if len(http.urls) > 1 else "")
+    return f"URLs of secret {http.urls_from.name}" if http and http.urls_from else ""
+
+
+def refused_status(world: World, problem: Failure) -> ModelWeightsStatus:
+    """Returns the status of an object that can't be served; what was known stays."""
+    weights = world.weights
+    observed = (
+        Observation("Accepted", status=False, reason=problem.reason, message=problem.message),
+        Observation("Ready", status=False, reason=problem.reason, message=problem.message),
+        Observation(
+            "Progressing", status=False, reason=problem.reason, message="Nothing is done until this is solved."
+        ),
+    )
+    return weights.status.model_copy(
+        update={
+            "observed_generation": weights.generation,
+            "source": describe_source(weights),
+            "progress": None,
+            "progress_summary": None,
+            "conditions": conditions.merge(
+                weights.status.conditions or (), observed, now=world.time, generation=weights.generation
+            ),
+        }
+    )
+
+
+def _with_remedy(failure: Failure) -> str:
+    remedy = outcomes.remedy(failure.reason)
+    return f"{failure.message} {remedy}".strip() if remedy and remedy not in failure.message else failure.message
+
+
+def _resolved(weights: Weights, resolution: Resolution) -> Observation:
+    problem, revision = resolution.problem, resolution.revisions.resolved
+    if resolution.current and revision and (problem is None or problem.reason not in {"DigestMismatch", PIN_UNKNOWN}):
+        size = units.human_bytes(revision.total_bytes)
+        said = f"{revision.object_count} objects, {size}, {revision.digest}."
+        if problem:
+            said += f" The last look at the source failed: {problem.reason}: {problem.message}"
+        return Observation("Resolved", status=True, reason="Resolved", message=said)
+    if problem:
+        tried = f" (attempt {resolution.attempts}; it is tried again)" if resolution.attempts else ""
+        return Observation("Resolved", status=False, reason=problem.reason, message=_with_remedy(problem) + tried)
+    for before in weights.status.conditions or ():
+        again = resolution.attempts > 1 and before.status is ConditionStatus.FALSE
+        if before.type == "Resolved" and again and before.observed_generation == weights.generation:
+            return Observation("Resolved", status=False, reason=before.reason, message=before.message)
+    return Observation("Resolved", status=False, reason="Resolving", message="A Job lists the source.")
+
+
+def _progressing(weights: Weights, resolution: Resolution, load: Load) -> Observation:
+    name = "Progressing"
+    if load.loading or load.apply:
+        count = load.loading + len(load.apply)
+        reason = "Updating" if resolution.staged else "Loading"
+        what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
+        said = f"{count} nodes load {what.revision if what else ''}."
+        return Observation(name, status=True, reason=reason, message=said)
+    if weights.spec.suspend:
+        return Observation(
+            name, status=False, reason="Suspended", message="spec.suspend is set: nothing new is started."
+        )
+    if resolution.running:
+        return Observation(name, status=True, reason="Resolving", message="A Job lists the source.")
+    if load.backing_off or (resolution.problem and resolution.wake_after is not None):
+        return Observation(name, status=False, reason="Backoff", message="What failed is tried again after a while.")
+    return Observation(name, status=False, reason="Idle", message="Nothing is left to do.")
+
+
+def _warm(weights: Weights, resolution: Resolution, load: Load) -> Observation:
+    name, desired = "Warm", len(load.desired)
+    if not resolution.current or resolution.revisions.resolved is None:
+        return Observation(name, status=False, reason="NotResolved", message="The revision isn't known yet.")
+    if weights.spec.placement.prewarm is PrewarmMode.NONE:
+        said = "spec.placement.prewarm is None: the first pod on a node loads."
+        return Observation(name, status=True, reason="NothingToPrewarm", message=said)
+    if not desired:
+        said = "No node matches spec.placement: check nodeSelector and nodeAffinity."
+        if load.matching:
+            said = (
+                f"{load.matching} nodes match, but all are cordoned, not ready, or have taints that aren't tolerated."
+            )
+        return Observation(name, status=False, reason="NoMatchingNodes", message=said)
+    return _partly_warm(weights, load, desired)
+
+
+def _partly_warm(weights: Weights, load: Load, desired: int) -> Observation:
+    name, asked = "Warm", weights.spec.placement.count or 0
+    if load.warm == desired and desired >= asked:
+        return Observation(name, status=True, reason="AllNodesWarm", message=f"All {desired} nodes have it.")
+    if load.failures:
+        first = load.failures[0]
+        said = f"{load.warm} of {desired} nodes have it. {first.node}: {first.reason}: {first.message}"
+        return Observation(name, status=False, reason=first.reason, message=said)
+    if load.warm == desired:
+        said = f"{desired} nodes have it, {asked} are asked for, and no more match."
+        return Observation(name, status=False, reason="TooFewNodes", message=said)
+    return Observation(name, status=False, reason="PartiallyWarm", message=f"{load.warm} of {desired} nodes have it.")
+
+
+def _ready(weights: Weights, resolved: Observation, warm: Observation, load: Load) -> Observation:
+    name, spec = "Ready", weights.spec.placement
+    if not resolved.status:
+        return Observation(name, status=False, reason=resolved.reason, message=resolved.message)
+    lazy = spec.prewarm is PrewarmMode.NONE
+    if load.warm or load.anywhere:
+        return Observation(name, status=True, reason="Warm", message="Pods on warm nodes attach at once.")
+    if lazy and spec.scheduling is not Scheduling.REQUIRE:
+        return Observation(name, status=True, reason="LoadedOnDemand", message="The first pod on a node loads it.")
+    if lazy:
+        said = "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can ever start."
+        return Observation(name, status=False, reason="NoWarmNode", message=said)
+    return Observation(name, status=False, reason=warm.reason, message=warm.message)
+
+
+def _degraded(load: Load) -> Observation:
+    if not load.failures:
+        return Observation("Degraded", status=False, reason="AllNodesHealthy", message="No node's last load failed.")
+    named = ", ".join(f"{each.node} ({each.reason})" for each in load.failures[:5])
+    more = f" and {len(load.failures) - 5} more" if len(load.failures) > 5 else ""
+    return Observation("Degraded", status=True, reason="NodeLoadFailed", message=f"Loads failed on {named}{more}.")
+
+
+def _update(resolution: Resolution) -> Observation:
+    available = resolution.revisions.available
+    if available is None:
+        return Observation("UpdateAvailable", status=False, reason="UpToDate", message="Nothing newer was seen.")
+    said = f"The source has {available.revision}. Set spec.revision.pin to it to move on."
+    if resolution.staged:
+        said = f"The source has {available.revision}; it is warmed beside the revision in use, then used."
+    return Observation("UpdateAvailable", status=True, reason="SourceChanged", message=said)
+
+
+def _consumers(pods: Sequence[Pod]) -> Consumers:
+    alive = [pod for pod in pods if not pod.over]
+    return Consumers(pods=len(alive), namespaces=len({pod.namespace for pod in alive}))
+
+
+def status(world: World, resolution: Resolution, load: Load) -> ModelWeightsStatus:
+    """Returns the whole status."""
+    weights, revisions = world.weights, resolution.revisions
+    resolved = _resolved(weights, resolution)
+    warm = _warm(weights, resolution, load)
+    observed = (
+        Observation("Accepted", status=True, reason="Accepted", message="The spec can be served."),
+        resolved,
+        _progressing(weights, resolution, load),
+        warm,
+        _ready(weights, resolved, warm, load),
+        _degraded(load),
+        _update(resolution),
+    )
+    percent = f"{load.progress.percent}%" if load.progress and load.progress.percent >= 0 else None
+    return ModelWeightsStatus(
+        observed_generation=weights.generation,
+        resolved=revisions.resolved,
+        available=revisions.available,
+        history=revisions.history or None,
+        last_checked_time=revisions.checked or None,
+        medium=weights.medium(world.installation),
+        source=describe_source(weights),
+        size=units.human_bytes(revisions.resolved.total_bytes) if revisions.resolved else None,
+        nodes=NodeCounts(
+            desired=len(load.desired),
+            warm=load.warm,
+            loading=load.loading,
+            failed=len(load.failures),
+            summary=f"{load.warm}/{len(load.desired)}",
+        ),
+        progress=load.progress,
+        progress_summary=percent,
+        consumers=_consumers(world.consumers),
+        failures=load.failures[:MAX_FAILURES] or None,
+        conditions=conditions.merge(
+            weights.status.conditions or (), observed, now=world.time, generation=weights.generation
+        ),
+    )
+
+
+def status_events(weights: Weights, new: ModelWeightsStatus) -> tuple[Event, ...]:
+    """Returns what to tell about the step from the old status to the new one."""
+    events = list(conditions.transitions(weights.status.conditions or (), new.conditions or ()))
+    known = {(each.node, each.reason) for each in weights.status.failures or ()}
+    events.extend(
+        Event(
+            reason=each.reason,
+            message=f"{each.node}: {each.message}"[:1000],
+            key=f"{each.node} {each.reason} {weights.generation}",
+            warning=True,
+        )
+        for each in new.failures or ()
+        if (each.node, each.reason) not in known
+    )
+    return tuple(events)

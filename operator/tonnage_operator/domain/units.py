@@ -1,0 +1,81 @@
+"""Quantities, durations and times, as Kubernetes writes them and as people read them."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+_SCALE: Final = {
+    "m": Decimal("0.001"), "": Decimal(1),
+    "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9),
+    "T": Decimal(10**12), "P": Decimal(10**15), "E": Decimal(10**18),
+    "Ki": Decimal(1 << 10), "Mi": Decimal(1 << 20), "Gi": Decimal(1 << 30),
+    "Ti": Decimal(1 << 40), "Pi": Decimal(1 << 50), "Ei": Decimal(1 << 60),
+}  # fmt: skip
+
+_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_quantity(text: str) -> int:
+    """Returns a quantity in base units (bytes; whole CPUs), rounded up.
+
+    Raises:
+        ValueError: It isn't a quantity, or below 0.
+    """
+    match = re.fullmatch(r"([0-9.]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity such as 500m, 2 or 16Gi")
+    try:
+        return math.ceil(Decimal(match[1]) * _SCALE[match[2] or ""])
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is not a quantity such as 500m, 2 or 16Gi") from error
+
+
+def parse_duration(text: str) -> float:
+    """Returns the seconds of ``1h30m`` and the like; the schema has checked the form.
+
+    Raises:
+        ValueError: It isn't such a text.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None or not text:
+        raise ValueError(f"{text!r} is not a duration such as 90s, 10m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
+
+
+def format_time(moment: datetime) -> str:
+    """Returns the moment as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: str) -> datetime:
+    """Reads what Kubernetes writes; fractions of seconds are allowed."""
+    return datetime.fromisoformat(text)
+
+
+def human_bytes(count: int) -> str:
+    """Returns ``131.5Gi`` and the like: at most one decimal, binary units; empty for 0."""
+    if count <= 0:
+        return ""
+    size, unit = float(count), ""
+    for unit in ("", "Ki", "Mi", "Gi", "Ti", "Pi"):  # noqa: B007
+        if size < 1024:
+            break
+        size /= 1024
+    text = f"{size:.1f}".removesuffix(".0") if size < 100 else f"{size:.0f}"
+    return text + unit
+
+
+def human_seconds(seconds: float) -> str:
+    """Returns ``2m10s`` and the like; empty below 0, which means unknown."""
+    if seconds < 0:
+        return ""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}h{minutes}m"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -1,0 +1,91 @@
+"""A ``ModelWeights`` as read from the API, with what follows from spec and installation alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from tonnage_operator.api.modelweights import Delivery, Medium, ModelWeightsSpec, RevisionPolicy, UpdatePolicy
+from tonnage_operator.api.status import ModelWeightsStatus, SeenRevision
+from tonnage_operator.domain import identity
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.installation import Installation
+
+
+class Unreadable(Exception):
+    """The object doesn't fit this operator's models: an older or newer CRD is installed."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One object."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleting: bool
+    finalizers: tuple[str, ...]
+    spec: ModelWeightsSpec
+    status: ModelWeightsStatus
+
+    @property
+    def ref(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    def medium(self, installation: Installation) -> Medium:
+        """The medium in effect. A claim is a disk, wherever it comes from."""
+        if self.spec.cache.delivery is Delivery.CLAIM:
+            return Medium.DISK
+        return self.spec.cache.medium or installation.default_medium
+
+    @property
+    def current(self) -> SeenRevision | None:
+        """The revision in use, if it is one of the source and files that the spec names now."""
+        resolved = self.status.resolved
+        return resolved if resolved and resolved.source_hash == identity.source_hash(self.spec) else None
+
+    def key(self, revision: str, installation: Installation) -> str:
+        """The cache key of one of its revisions."""
+        entry = identity.entry(revision, self.spec.cache.layout)
+        return identity.cache_key(entry, namespace=self.namespace, sharing=installation.sharing)
+
+    def references(self, installation: Installation) -> frozenset[tuple[str, Medium]]:
+        """(cache key, medium) of the entries that must stay: of the revision in use, and of the one being moved to."""
+        if self.deleting or self.spec.cache.delivery is not Delivery.HOST_PATH:
+            return frozenset()
+        kept = [self.status.resolved]
+        if self.spec.revision.update is UpdatePolicy.AUTOMATIC and self.spec.revision.policy is RevisionPolicy.TRACK:
+            kept.append(self.status.available)
+        medium = self.medium(installation)
+        return frozenset((self.key(seen.revision, installation), medium) for seen in kept if seen)
+
+
+def read_weights(body: dict[str, Any]) -> Weights:
+    """Reads an object.
+
+    Raises:
+        Unreadable: Its spec doesn't fit; says which field and why.
+    """
+    metadata = body["metadata"]
+    try:
+        spec = ModelWeightsSpec.model_validate(body.get("spec") or {})
+        status = ModelWeightsStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Unreadable(f"{where}: {first['msg']}") from error
+    return Weights(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        deleting="deletionTimestamp" in metadata,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        spec=spec,
+        status=status,
+    )

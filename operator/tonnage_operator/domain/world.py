@@ -1,0 +1,70 @@
+"""All that a decision about one ``ModelWeights`` looks at, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import EntryState
+from tonnage_operator.domain import outcomes, units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from tonnage import contract
+    from tonnage_operator.api.nodecache import CacheEntry, NodeCacheStatus
+    from tonnage_operator.domain.facts import Job, Node, Pod
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.weights import Weights
+
+
+@dataclass(frozen=True)
+class World:
+    """A moment, as one object sees it."""
+
+    now: datetime
+    installation: Installation
+    weights: Weights
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    caches: Mapping[str, NodeCacheStatus] = field(default_factory=dict)
+    jobs: Sequence[Job] = ()
+    """Those of this object, in any state."""
+    pods: Mapping[str, Pod] = field(default_factory=dict)
+    """The latest pod of each Job, by the Job's uid."""
+    consumers: Sequence[Pod] = ()
+    """Pods of users that were admitted with this object."""
+    reports: Mapping[str, contract.Report] = field(default_factory=dict)
+    """The latest report of each Job, by the Job's uid. A restart loses them, and that must not matter."""
+
+    @property
+    def time(self) -> str:
+        """Now, as Kubernetes writes it."""
+        return units.format_time(self.now)
+
+    def due(self, job: Job) -> float:
+        """Returns the seconds until a failed Job is tried again; 0 or less: now."""
+        policy = outcomes.RetryPolicy(self.installation.retry_base, self.installation.retry_cap)
+        waited = (self.now - units.parse_time(job.finished)).total_seconds() if job.finished else 0.0
+        return policy.delay(job.attempt, job.name) - waited
+
+    def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
+        """Returns the record of an entry on a node, whatever its state is."""
+        cache = self.caches.get(node)
+        entries = cache.entries if cache else None
+        return next((each for each in entries or () if (each.name, each.medium) == (key, medium)), None)
+
+    def is_warm(self, node: Node, key: str, medium: Medium) -> bool:
+        """Returns whether the node has the entry ready, in its present boot."""
+        cache = self.caches.get(node.name)
+        if cache is None or (medium is Medium.MEMORY and cache.boot_id != node.boot_id):
+            return False
+        entry = self.entry(node.name, key, medium)
+        return entry is not None and entry.state is EntryState.READY
+
+    def is_recorded(self, job: Job) -> bool:
+        """Returns whether the bytes that a load Job may have written are on record, to be removed one day."""
+        if job.node not in self.nodes or not job.medium:
+            return True  # the node is gone, or nothing lies on one
+        return self.entry(job.node, job.key, Medium(job.medium)) is not None

@@ -1,0 +1,135 @@
+"""Objects for tests of decisions: short to write, real in form."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.domain import facts
+from tonnage_operator.domain.installation import Installation
+from tonnage_operator.domain.weights import Weights, read_weights
+
+GIB = 1 << 30
+UID = "11111111-2222-3333-4444-555555555555"
+
+INSTALLATION = Installation.model_validate(
+    {
+        "namespace": "tonnage-system",
+        "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
+        "loader": {"image": "tonnage-loader:1"},
+        "reports": {"url": "https://tonnage-controller.tonnage-system.svc:8443/v1/reports", "caPem": "PEM"},
+    }
+)
+
+SOURCE: dict[str, Any] = {"s3": {"bucket": "models", "prefix": "llama/", "endpoint": "http://s3:8333"}}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns ``base`` with the changes, dicts merged at any depth."""
+    out = copy.deepcopy(base)
+    for key, value in changes.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def body(
+    spec: dict[str, Any] | None = None,
+    *,
+    name: str = "llama",
+    namespace: str = "serving",
+    uid: str = UID,
+    status: dict[str, Any] | None = None,
+    **metadata: Any,
+) -> dict[str, Any]:
+    """Returns a ``ModelWeights`` as the API has it."""
+    return {
+        "apiVersion": "tonnage.dev/v1alpha1",
+        "kind": "ModelWeights",
+        "metadata": {"name": name, "namespace": namespace, "uid": uid, "generation": 1, **metadata},
+        "spec": merged({"source": SOURCE}, spec or {}),
+        "status": status or {},
+    }
+
+
+def weights(spec: dict[str, Any] | None = None, **more: Any) -> Weights:
+    """Returns a ``ModelWeights`` as decisions have it."""
+    return read_weights(body(spec, **more))
+
+
+def pins(version: str = "1", count: int = 2) -> tuple[contract.ObjectPin, ...]:
+    """Returns the objects of a revision; another version has other tags."""
+    tensors = [
+        contract.ObjectPin(key=f"llama/model-{index}.tensors", size=GIB, etag=f"{version}-{index}")
+        for index in range(count)
+    ]
+    return (contract.ObjectPin(key="llama/config.json", size=1000, etag=version), *tensors)
+
+
+def resolved_report(version: str = "1", *, bucket: str = "models", count: int = 2) -> contract.Report:
+    """Returns what a resolve Job reports."""
+    objects = pins(version, count)
+    digest = contract.revision_digest((bucket, pin) for pin in objects)
+    return contract.Report(
+        kind=contract.ReportKind.RESOLVED,
+        digest=digest,
+        revision=contract.revision_id(digest),
+        resolved=(contract.ResolvedSource(place=bucket, objects=objects),),
+    )
+
+
+def failed_report(reason: str, message: str = "It failed.") -> contract.Report:
+    """Returns what a loader says that failed."""
+    return contract.Report(outcome=contract.Outcome.FAILED, reason=reason, message=message)
+
+
+def node(name: str, *, labels: dict[str, str] | None = None, boot: str = "boot-1", **spec: Any) -> dict[str, Any]:
+    """Returns a Node as the API has it."""
+    ready = spec.pop("ready", True)
+    return {
+        "metadata": {
+            "name": name,
+            "uid": f"uid-{name}",
+            "labels": {names.HOSTNAME_LABEL: name, **(labels or {})},
+        },
+        "spec": spec,
+        "status": {
+            "nodeInfo": {"bootID": boot},
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }
+
+
+def as_stored(job: dict[str, Any]) -> dict[str, Any]:
+    """Returns a Job as the API server would store it."""
+    stored = copy.deepcopy(job)
+    stored["metadata"]["uid"] = "job-" + job["metadata"]["name"]
+    return stored
+
+
+def ended_pod(
+    job: dict[str, Any], report: contract.Report | None, *, exit_code: int = 0, reason: str = ""
+) -> facts.Pod:
+    """Returns the pod of a Job whose loader ended."""
+    said = contract.termination_message(report).decode() if report else ""
+    return facts.pod_fact(
+        {
+            "metadata": {
+                "namespace": job["metadata"]["namespace"],
+                "name": job["metadata"]["name"] + "-x",
+                "uid": "pod-" + job["metadata"]["name"],
+                "labels": job["metadata"]["labels"],
+                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"]}],
+            },
+            "status": {
+                "phase": "Failed" if exit_code else "Succeeded",
+                "containerStatuses": [
+                    {
+                        "name": names.LOADER_CONTAINER,
+                        "state": {"terminated": {"exitCode": exit_code, "reason": reason, "message": said}},
+                    }
+                ],
+            },
+        }
+    )

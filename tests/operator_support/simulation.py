@@ -1,0 +1,199 @@
+"""A cluster in memory that obeys decisions: what they want comes true at once, without an API server.
+
+Time is a number that tests move. Jobs end when a test says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from operator_support import objects
+from tonnage_operator.api import names
+from tonnage_operator.api.nodecache import NodeCacheStatus
+from tonnage_operator.domain import facts
+from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
+from tonnage_operator.domain.reconcile import Decision, Farewell, decide, decide_farewell
+from tonnage_operator.domain.units import format_time
+from tonnage_operator.domain.weights import Weights, read_weights
+from tonnage_operator.domain.world import World
+
+if TYPE_CHECKING:
+    from tonnage import contract
+    from tonnage_operator.domain.installation import Installation
+
+
+@dataclass
+class Simulation:
+    """One ``ModelWeights`` and some nodes."""
+
+    spec: dict[str, Any] = field(default_factory=dict)
+    node_bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    installation: Installation = objects.INSTALLATION
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    status: dict[str, Any] = field(default_factory=dict)
+    deleting: bool = False
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pods: dict[str, facts.Pod] = field(default_factory=dict)
+    reports: dict[str, contract.Report] = field(default_factory=dict)
+    caches: dict[str, NodeCacheStatus] = field(default_factory=dict)
+    consumers: list[facts.Pod] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    posted: set[str] = field(default_factory=set)
+    started: list[str] = field(default_factory=list)
+
+    def add_nodes(self, *names_: str, **more: Any) -> None:
+        """Adds nodes of the same kind."""
+        for name in names_:
+            self.node_bodies[name] = objects.node(name, **more)
+
+    @property
+    def weights(self) -> Weights:
+        """The object as it is now."""
+        more = {"deletionTimestamp": "now"} if self.deleting else {}
+        return read_weights(objects.body(self.spec, status=copy.deepcopy(self.status), **more))
+
+    @property
+    def nodes(self) -> dict[str, facts.Node]:
+        """The nodes' facts."""
+        return {name: facts.node_fact(body) for name, body in self.node_bodies.items()}
+
+    def world(self) -> World:
+        """What the object's decision sees."""
+        return World(
+            now=self.now,
+            installation=self.installation,
+            weights=self.weights,
+            nodes=self.nodes,
+            caches=self.caches,
+            jobs=[job for job in map(facts.job_fact, self.jobs.values()) if job.model_uid == objects.UID],
+            pods=self.pods,
+            consumers=self.consumers,
+            reports=self.reports,
+        )
+
+    def step(self) -> Decision:
+        """Decides once, does it, and lets each node record what is."""
+        decision = decide(self.world())
+        self._apply(decision.apply)
+        for event in decision.events:
+            name = event.name("llama", objects.UID)
+            if name not in self.posted:
+                self.posted.add(name)
+                self.events.append(event.reason)
+        self.status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for job in decision.delete:
+            self.jobs.pop(job.name, None)
+        self.record()
+        return decision
+
+    def settle(self) -> Decision:
+        """Steps until nothing changes any more."""
+        for _ in range(50):
+            before = (copy.deepcopy(self.status), set(self.jobs), dict(self.caches))
+            decision = self.step()
+            if before == (self.status, set(self.jobs), self.caches):
+                return decision
+        raise AssertionError("it never comes to rest")
+
+    def farewell(self) -> Farewell:
+        """Decides about the deletion once, and does it."""
+        self.deleting = True
+        decision = decide_farewell(self.world())
+        for job in decision.delete:
+            self.jobs.pop(job.name, None)
+        self.record()
+        return decision
+
+    def record(self) -> None:
+        """Lets each node's record follow."""
+        for name, node in self.nodes.items():
+            decision = self.node_decision(name)
+            if decision.status is not None:
+                self.caches[name] = decision.status
+            self._apply(decision.apply)
+            for job in decision.delete:
+                self.jobs.pop(job.name, None)
+            del node
+
+    def node_decision(self, name: str) -> NodeDecision:
+        """Returns what one node's decision is now."""
+        weights = self.weights
+        return decide_node(
+            NodeWorld(
+                now=self.now,
+                installation=self.installation,
+                node=self.nodes[name],
+                uid="cache-uid" if name in self.caches else "",
+                status=self.caches.get(name) or NodeCacheStatus(),
+                referrers=[
+                    Referrer(
+                        weights.ref,
+                        weights.deleting,
+                        weights.references(self.installation),
+                        weights.spec.cache.retention,
+                    )
+                ],
+                jobs=[job for job in map(facts.job_fact, self.jobs.values()) if job.node == name],
+                pods=self.pods,
+                consumers=[pod for pod in self.consumers if pod.node == name],
+            )
+        )
+
+    def _apply(self, wanted: tuple[dict[str, Any], ...]) -> None:
+        for job in wanted:
+            name = job["metadata"]["name"]
+            if name not in self.jobs:
+                self.jobs[name] = objects.as_stored(job)
+                self.started.append(name)
+
+    def active(self, role: str) -> list[dict[str, Any]]:
+        """Returns the Jobs of a role that haven't ended."""
+        return [
+            job for job in self.jobs.values() if job["metadata"]["labels"][names.ROLE] == role and not job.get("status")
+        ]
+
+    def target(self, job: dict[str, Any]) -> str:
+        """Returns the node that a Job is for."""
+        node: str = job["metadata"]["annotations"].get(names.NODE, "")
+        return node
+
+    def end(
+        self, job: dict[str, Any], report: contract.Report | None = None, *, code: int = 0, reason: str = ""
+    ) -> None:
+        """Ends a Job's loader and the Job."""
+        kind = "Failed" if code else "Complete"
+        when = format_time(self.now)
+        job["status"] = {"conditions": [{"type": kind, "status": "True", "lastTransitionTime": when}]}
+        self.pods[job["metadata"]["uid"]] = objects.ended_pod(job, report, exit_code=code, reason=reason)
+
+    def resolve(self, version: str = "1") -> None:
+        """Lets the resolve Job that runs succeed."""
+        self.settle()
+        (job,) = self.active(names.ROLE_RESOLVE)
+        self.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
+        self.end(job)
+        self.settle()
+
+    def finish_loads(self, *only: str) -> None:
+        """Lets load Jobs that run succeed: all, or those for some nodes."""
+        for job in self.active(names.ROLE_LOAD):
+            if not only or self.target(job) in only:
+                self.end(job, objects.contract.Report(outcome=objects.contract.Outcome.LOADED, bytes=2 * objects.GIB))
+        self.settle()
+
+    def wait(self, seconds: float) -> None:
+        """Moves the clock and settles."""
+        self.now += timedelta(seconds=seconds)
+        self.settle()
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        """Returns (status, reason) of a condition."""
+        found = next(each for each in self.status["conditions"] if each["type"] == kind)
+        return found["status"], found["reason"]
+
+    def loading_nodes(self) -> set[str]:
+        """Returns the nodes with a running load Job."""
+        return {self.target(job) for job in self.active(names.ROLE_LOAD)}
