@@ -51,6 +51,7 @@ __all__ = [
     "Weights",
     "WeightsClosed",
     "open_weights",
+    "require_torch",
 ]
 
 
@@ -88,13 +89,18 @@ def open_weights(
         NameCollision: Two files hold a tensor of the same name.
         DeviceNotFound: There is no such device.
     """
-    _require_torch()
+    require_torch()
     from tonnage.attach.weights import open_path  # imports PyTorch
 
     return open_path(path, rank=rank, device=device, meta_tensors=meta_tensors, options=options or CopyOptions())
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Says what to install where PyTorch isn't.
+
+    Raises:
+        TorchMissing: PyTorch isn't installed.
+    """
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -103,7 +109,7 @@ def _require_torch() -> None:
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name in {"Weights", "LoadResult", "Record"}:
-        _require_torch()
+        require_torch()
         from tonnage.attach import modules, records, weights
 
         return {"Weights": weights.Weights, "LoadResult": modules.LoadResult, "Record": records.Record}[name]

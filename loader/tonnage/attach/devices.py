@@ -45,7 +45,8 @@ def _find_cuda(device: torch.device) -> torch.device:
         raise DeviceNotFound(
             f"There is no CUDA device here that PyTorch {torch.__version__} (CUDA: {torch.version.cuda}) can use."
         )
-    index = torch.cuda.current_device() if device.index is None else device.index
+    named: int | None = device.index  # PyTorch's own annotation leaves the None out
+    index = torch.cuda.current_device() if named is None else named
     if not 0 <= index < count:
         known = ", ".join(f"cuda:{number}" for number in range(count))
         raise DeviceNotFound(f"There is no device cuda:{index} here; there is {known}.")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from tonnage.attach.catalog import Catalog
     from tonnage.attach.engine import Engine
+    from tonnage.attach.files import SourceFile
     from tonnage.attach.options import CopyOptions, CopyStats
     from tonnage.attach.progress import Progress
     from tonnage.attach.records import Record
@@ -81,6 +82,11 @@ class Weights(Mapping[str, torch.Tensor]):
     def records(self) -> Mapping[str, Record]:
         """What is known of each tensor without touching it: dtype, shape, file, offset, length."""
         return types.MappingProxyType(self._records)
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The files that hold the tensors, open until the weights are closed."""
+        return self._files
 
     @property
     def last_copy(self) -> CopyStats | None:

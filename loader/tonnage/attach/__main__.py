@@ -1,0 +1,51 @@
+"""``python -m tonnage.attach bench PATH``: how fast this machine loads these weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from tonnage.errors import TonnageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, 2 for wrong arguments, or that of the error's reason."""
+    parser = argparse.ArgumentParser(prog="python -m tonnage.attach", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    bench = commands.add_parser("bench", help="load weights a few times, beside what the bus can do")
+    bench.add_argument("path", help="a cache entry, a directory of safetensors files, or one .tensors file")
+    bench.add_argument("--device", help="for example cuda:1; default: the first GPU, or none")
+    bench.add_argument("--rank", type=int, help="which rank's weights, where they are sharded by rank")
+    bench.add_argument("--repeat", type=int, default=3, help="how often (default 3)")
+    bench.add_argument("--way", choices=["auto", "ring", "register", "plain"], default="auto", help="how to copy")
+    bench.add_argument("--threads", type=int, default=0, help="worker threads; default: by the cores")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args(arguments)
+    try:
+        text = _bench(chosen)
+    except TonnageError as error:
+        sys.stderr.write(f"{error.reason}: {error}\n{error.remedy}\n")
+        return error.exit_code
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _bench(chosen: argparse.Namespace) -> str:
+    from tonnage.attach import CopyOptions, require_torch
+
+    require_torch()
+    from tonnage.attach.bench import as_json, describe, measure  # imports PyTorch
+
+    result = measure(
+        chosen.path,
+        device=chosen.device,
+        repeat=chosen.repeat,
+        rank=chosen.rank,
+        options=CopyOptions(way=chosen.way, threads=chosen.threads),
+    )
+    return json.dumps(as_json(result), indent=1) if chosen.json else describe(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
