@@ -296,10 +296,13 @@ def place() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--small", action="store_true", help="a model of 40 MB instead of 460 MB")
+    parser.add_argument("--directory", help="where the temporary directory goes; default: memory, if there is room")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # of torch and transformers; this is no test of theirs
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="tonnage-demo-", dir=place(), ignore_cleanup_errors=True) as work:
+    with tempfile.TemporaryDirectory(
+        prefix="tonnage-demo-", dir=arguments.directory or place(), ignore_cleanup_errors=True
+    ) as work:
         try:
             tell_story(Path(work), Narrator(), small=arguments.small)
         except DemoFailed as error:

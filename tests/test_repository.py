@@ -1,0 +1,262 @@
+"""The repository itself: its layout, its pins, its links, and that what the documentation says can be done."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tensorizer import TensorSerializer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from support.s3_server import SeaweedS3
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+BLOCK = re.compile(r"<!-- run: (\w+).*?-->\n```(\w+)\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"^```(console|python)$", re.MULTILINE)
+DOCUMENTED_CACHE = "/dev/shm/tonnage"
+
+
+def blocks(kind: str) -> list[str]:
+    """Returns the README's blocks that are marked to be run as ``kind``."""
+    return [text for how, _, text in BLOCK.findall((ROOT / "README.md").read_text()) if how == kind]
+
+
+def commands(block: str) -> list[str]:
+    """Returns the command lines of a console block."""
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def run(command: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command and returns what it printed; fails with its output unless it exits with 0."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+# Layout
+
+
+def test_no_package_file_shadows_the_standard_library():
+    assert not (ROOT / "operator" / "__init__.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_source_files_stay_readable_in_one_sitting():
+    sources = [*(ROOT / "loader").rglob("*.py"), *(ROOT / "operator").rglob("*.py")]
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in sources}
+    assert not {name: length for name, length in lengths.items() if length > 500}
+
+
+def test_shell_scripts_are_well_formed():
+    for script in [*(ROOT / "hack").rglob("*.sh"), ROOT / ".ci" / "run"]:
+        run(["bash", "-n", str(script)])
+        assert os.access(script, os.X_OK), script
+
+
+def test_ci_runs_every_check_and_all_tests():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "set -eu" in script
+    assert script.index("make check") < script.index("make test")
+
+
+def test_the_license_is_apache_2():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+# Pins
+
+
+@pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda file: file.name)
+def test_requirements_are_exact_hashed_and_name_no_index(file: Path):
+    text = file.read_text()
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--find-links" not in text
+    for requirement in re.split(r"\n(?=\S)", text.strip()):
+        assert re.match(r"[a-z0-9._-]+(\[[a-z0-9,_-]+\])?==[^ ]+ ", requirement), requirement
+        assert "--hash=sha256:" in requirement, requirement
+
+
+def test_everything_that_the_package_needs_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    extras = [name for extra in project["project"]["optional-dependencies"].values() for name in extra]
+    runtime = project["project"]["dependencies"]
+    needed = {
+        "runtime": runtime,
+        "test": [*runtime, *extras, *groups["build"], *groups["test"]],
+        "lint": [*runtime, *extras, *groups["lint"], *groups["test"]],
+        "bench": [*runtime, *extras, *groups["bench"]],
+    }
+    for name, requirements in needed.items():
+        pinned = (ROOT / "requirements" / f"{name}.txt").read_text()
+        for requirement in requirements:
+            package = re.match(r"[A-Za-z0-9._-]+", requirement)
+            assert package
+            assert re.search(rf"^{re.escape(package[0])}==", pinned, re.MULTILINE), (
+                f"make lock: {package[0]} in {name}.txt"
+            )
+
+
+# Documentation
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(file: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text()):
+        if "://" not in target:
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_every_block_of_the_readme_says_how_it_is_run():
+    text = (ROOT / "README.md").read_text()
+    assert len(BLOCK.findall(text)) == len(FENCE.findall(text))
+    assert {how for how, _, _ in BLOCK.findall(text)} == {"make", "wheel", "shell", "python", "never"}
+
+
+def test_documented_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for block in blocks("make"):
+        for command in commands(block):
+            assert command.split()[1] in targets
+    for file in (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "performance" / "README.md"):
+        for words in re.findall(r"`make ([a-z ]+)", file.read_text()):
+            assert set(words.split()) <= targets, words
+
+
+def test_help_lists_every_target_of_the_makefile():
+    listed = set(re.findall(r"^  make ([a-z]+)", run(["make", "help"], cwd=ROOT).stdout, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert listed == set(phony[1].split())
+
+
+def test_the_picture_is_what_its_script_draws(tmp_path: Path):
+    script = shutil.copy(ROOT / "docs" / "images" / "flow.py", tmp_path)
+    run([sys.executable, str(script)])
+    assert (tmp_path / "flow.svg").read_text() == (ROOT / "docs" / "images" / "flow.svg").read_text()
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path):
+    assert [command.split("#")[0].split()[:2] for command in commands(blocks("wheel")[0])] == [["pip", "install"]] * 2
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."], cwd=ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "tonnage/py.typed" in names
+    assert "tonnage/cli/main.py" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"tonnage", "tonnage_operator"}
+
+
+@pytest.fixture
+def documented(s3: SeaweedS3, tmp_path: Path) -> Mapping[str, str]:
+    """Where the README's examples work: `s3://models/llama/` is there, `tonnage` and `jq` are on PATH."""
+    serializer = TensorSerializer(str(tmp_path / "model.tensors"))
+    serializer.write_state_dict({f"layers.{n}.weight": torch.rand(64, 64) for n in range(4)})
+    serializer.close()
+    s3.client().create_bucket(Bucket="models")
+    s3.put("models", {"llama/model.tensors": tmp_path / "model.tensors", "llama/config.json": b"{}"})
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if not shutil.which("jq"):
+        jq = programs / "jq"
+        jq.write_text(
+            f"#!{sys.executable}\nimport json, sys\nprint(json.load(sys.stdin)[sys.argv[2].removeprefix('.')])\n"
+        )
+        jq.chmod(0o755)
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, **s3.environment(), "PATH": path}
+
+
+@pytest.mark.timeout(300)
+def test_the_readme_commands_work(documented: Mapping[str, str], tmp_path: Path):
+    for block in blocks("shell"):
+        script = "\n".join(["set -euo pipefail", *commands(block)]).replace(DOCUMENTED_CACHE, str(tmp_path / "cache"))
+        done = run(["bash", "-c", script], env=documented, cwd=tmp_path)
+    assert done.stdout.split() == ["config.json", "model.safetensors"]
+    (python,) = blocks("python")
+    script = python.replace(DOCUMENTED_CACHE, str(tmp_path / "cache"))
+    done = run([sys.executable, "-c", script], env=documented, cwd=tmp_path)
+    assert done.stdout.startswith("hit r-")
+    assert "4 tensors" in done.stdout
+
+
+# The demo and the benchmark
+
+
+def demo(directory: Path) -> subprocess.Popen[str]:
+    """Starts the small demo, its temporary directory below ``directory``."""
+    command = [sys.executable, str(ROOT / "examples" / "demo" / "demo.py"), "--small", "--directory", str(directory)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.timeout(300)
+def test_the_demo_tells_its_whole_story_and_cleans_up(tmp_path: Path):
+    with demo(tmp_path) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert re.findall(r"^(\d)/9 ", output, re.MULTILINE) == list("123456789")
+    assert output.endswith("All of it was as it must be.\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals):
+    with demo(tmp_path) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "It answers at" in line:
+                break
+        port = line.strip().rstrip(".").rpartition(":")[2]
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir())
+    deadline = time.monotonic() + 10
+    while listens(int(port)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not listens(int(port))
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on this port of loopback."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
+
+
+@pytest.mark.timeout(300)
+def test_the_benchmark_measures_and_writes_its_results(tmp_path: Path):
+    script = str(ROOT / "benchmarks" / "loader" / "bench.py")
+    size = ["--size", "24M", "--repetitions", "1", "--hits", "1", "--no-tuning"]
+    contenders = ["--contenders", "floor", "tonnage", "tonnage-unverified", "--server", "sendfile"]
+    done = run([sys.executable, script, *size, *contenders, "--output", str(tmp_path), "--name", "small"])
+    table = (tmp_path / "small.md").read_text()
+    assert done.stdout.startswith(table)
+    assert "| Tonnage | CRC-32 | tmpfs |" in table
+    assert "× its throughput" in table
+    assert "of a cache hit, whole process" in table
+    assert '"first_request_ms"' in (tmp_path / "small.json").read_text()
