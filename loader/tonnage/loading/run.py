@@ -211,9 +211,11 @@ class _Load:
         """Puts the entry in order, and returns the manifest of what is to be kept.
 
         A damaged entry is emptied although others may use it: what they have open or mapped stays theirs. A whole one
-        of another revision, under a name of the user's own choice, is emptied only if nobody uses it.
+        of another revision, under a name of the user's own choice, is left alone.
+
+        Raises:
+            CacheInUse: The name is taken by another revision.
         """
-        entry.recover()
         try:
             manifest = entry.read_manifest()
             if manifest is not None:
@@ -221,11 +223,13 @@ class _Load:
         except CacheDamaged as error:
             entry.clear()
             self._notes.append(f"The entry was damaged, so it was loaded anew: {error.message}")
-            return None
+        entry.recover()
+        manifest = entry.read_manifest()
         if manifest is None or manifest.digest == resolved.digest:
             return manifest
         raise CacheInUse(
-            f"{entry.path} holds revision {manifest.revision}, and {resolved.revision} is to be loaded under its name."
+            f"{entry.path} holds revision {manifest.revision}, and {resolved.revision} is to be loaded under its name: "
+            f"remove it with `tonnage rm {entry.name}` first."
         )
 
     def _verify_again(self, entry: Entry, manifest: Manifest) -> Manifest:

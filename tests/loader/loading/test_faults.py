@@ -24,11 +24,10 @@ from tonnage.errors import (
 from tonnage.transfer import policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from support.load_site import PartOf, Site
 
-    PartOf = Callable[[Any], bool]
 
 KEY = "bucket/model/weights.tensors"
 

@@ -19,6 +19,7 @@ from tonnage.errors import DigestMismatch, InsufficientSpace, Interrupted, Timeo
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.load_site import Site
     from support.s3_server import SeaweedS3
     from support.tensors_files import CorpusFile
 

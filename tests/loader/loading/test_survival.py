@@ -1,0 +1,282 @@
+"""Loads as real processes: killed at any moment, started together, held, and out of room."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.load_site import PartOf, Site
+
+LOADER = Path(__file__).parents[3] / "loader"
+INTERRUPTED = 32
+IN_USE = 30
+
+
+def command(site: Site, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "tonnage", "load", "s3://bucket/model/", "--cache", str(site.cache), "--anonymous"),
+        *("--endpoint-url", site.server.endpoint, "--region", "us-east-1", "--part-size", "128Ki", "--workers", "2"),
+        *("--connections", "4", "--progress", "off", *options),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(LOADER), "HOME": "/nonexistent"}
+
+
+def start(site: Site, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(site, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=50)
+    assert out, err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.3, 0.6, 0.95])
+def test_after_kill_9_nothing_is_visible_and_the_next_load_goes_on(site: Site, moment: float) -> None:
+    with ended(start(site, "--bandwidth-limit", "2MB")) as process:
+        site.server.wait_for_bytes(int(262_217 + moment * (len(site.weights) - 262_217)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    visible = [path for path in site.cache.glob("*/model/**/*") if path.is_file()]
+    if visible:
+        assert moment > 0.9
+    report = site.load()
+    site.assert_loaded(report)
+    if moment > 0.2:
+        assert report.resumed_bytes > 0 or report.outcome == "hit"
+    assert report.downloaded_bytes <= (1.05 - moment) * len(site.weights) + 1_200_000
+
+
+def test_killed_again_and_again_it_still_ends_with_the_right_bytes(site: Site) -> None:
+    chance = random.Random(4)
+    for _ in range(6):
+        with ended(start(site, "--bandwidth-limit", "4MB")) as process:
+            site.server.wait_for_bytes(site.server.bytes_sent + chance.randrange(50_000, 500_000))
+            process.kill()
+            process.wait()
+        visible = [path for path in site.cache.glob("*/model/**/*") if path.is_file()]
+        if visible:
+            break
+    site.assert_loaded(site.load())
+
+
+def test_a_killed_worker_is_replaced(site: Site) -> None:
+    with ended(start(site, "--bandwidth-limit", "1MB")) as process:
+        site.server.wait_for_bytes(600_000)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        os.kill(int(children[0]), signal.SIGKILL)
+        report = report_of(process)
+    assert (report["outcome"], report["reason"]) == ("loaded", "")
+    assert report["retries"] >= 1
+    site.assert_loaded(site.load())
+
+
+def test_workers_do_not_outlive_a_killed_loader(site: Site) -> None:
+    with ended(start(site, "--bandwidth-limit", "500KB")) as process:
+        site.server.wait_for_bytes(500_000)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 10
+    while any(is_running(int(child)) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.02)  # a stranger's end can't be awaited
+    assert not any(is_running(int(child)) for child in children)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_load_soon_with_its_reason_and_keeps_what_is_there(
+    site: Site, number: signal.Signals
+) -> None:
+    with ended(start(site, "--bandwidth-limit", "1MB")) as process:
+        site.server.wait_for_bytes(800_000)
+        process.send_signal(number)
+        sent = time.monotonic()
+        report = report_of(process)
+        assert time.monotonic() - sent < 5
+        assert process.returncode == INTERRUPTED
+    assert (report["outcome"], report["reason"]) == ("failed", "Interrupted")
+    site.assert_nothing_visible()
+    again = site.load()
+    assert again.resumed_bytes > 0
+    site.assert_loaded(again)
+
+
+def test_loads_started_together_download_the_bytes_once(site: Site, parts: PartOf) -> None:
+    processes = [start(site) for _ in range(5)]
+    reports = [report_of(process) for process in processes]
+    assert sorted(report["outcome"] for report in reports) == ["hit"] * 4 + ["loaded"]
+    assert len({report["path"] for report in reports}) == 1
+    fetched = sum(
+        request.range[1] - request.range[0] + 1 for request in site.server.seen() if parts(request) and request.range
+    )
+    assert fetched == len(site.weights) - 262_217
+    assert sum(report["downloaded_bytes"] for report in reports) < len(site.weights) + 10_000
+
+
+def test_a_held_entry_is_in_use_until_the_signal_and_small(site: Site) -> None:
+    with ended(start(site, "--hold")) as process:
+        assert process.stdout is not None
+        report = json.loads(process.stdout.readline())
+        assert report["outcome"] == "loaded"
+        wait_until_small(process.pid)
+        refused = subprocess.run(
+            [sys.executable, "-m", "tonnage", "rm", report["entry"], "--cache", str(site.cache)],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=False,
+        )
+        assert refused.returncode == IN_USE
+        assert str(process.pid) in refused.stderr
+        site.assert_loaded(site.load())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=1.0) == 0
+    removed = subprocess.run(
+        [sys.executable, "-m", "tonnage", "rm", report["entry"], "--cache", str(site.cache)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert removed.returncode == 0, removed.stderr
+    site.assert_nothing_visible()
+
+
+def wait_until_small(pid: int) -> None:
+    """The report comes before the program makes itself small; then it must be at most 12 MiB."""
+    deadline = time.monotonic() + 5
+    while resident_kib(pid) > 12 << 10 and time.monotonic() < deadline:
+        time.sleep(0.01)  # no event tells of an exec
+    assert resident_kib(pid) <= 12 << 10
+
+
+def resident_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+def test_a_full_medium_is_said_with_numbers_and_the_next_load_goes_on(site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    size = len(site.weights) + (1 << 20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
+    try:
+        site.cache = folder / "cache"
+        filler = folder / "filler"
+        with ended(start(site, "--bandwidth-limit", "2MB")) as process:
+            site.server.wait_for_bytes(800_000)
+            fill(filler)
+            report = report_of(process)
+        assert report["reason"] == "InsufficientSpace"
+        assert "bytes" in report["message"]
+        site.assert_nothing_visible()
+        early = report_of(start(site))
+        assert early["reason"] == "InsufficientSpace"
+        assert early["downloaded_bytes"] == 0
+        filler.unlink()
+        again = site.load()
+        assert again.resumed_bytes > 0
+        site.assert_loaded(again)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(path: Path) -> None:
+    """Takes all the room that is left, against a loader that takes it too."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def damage_shard(entry: Path) -> None:
+    shard = next((entry / "model").glob("*.safetensors"))
+    os.truncate(shard, 1000)
+
+
+def damage_manifest(entry: Path) -> None:
+    (entry / ".tonnage" / "manifest.json").write_text("{garbage")
+
+
+@pytest.mark.parametrize("damage", [damage_shard, damage_manifest])
+def test_a_damaged_entry_is_named_by_verify_and_loaded_anew_by_load(site: Site, damage: Any) -> None:
+    entry = site.cache / site.load().entry
+    damage(entry)
+    checked = subprocess.run(
+        [sys.executable, "-m", "tonnage", "verify", entry.name, "--cache", str(site.cache)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert checked.returncode == 29
+    assert "CacheDamaged" in checked.stderr
+    report = site.load()
+    assert report.outcome == "loaded"
+    assert any("damaged" in note for note in report.notes)
+    site.assert_loaded(report)
+
+
+def test_no_secret_is_in_any_output_or_argument(site: Site) -> None:
+    secrets = {"AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIsecret", "AWS_SESSION_TOKEN": "FwoGZXIvYXdzTOKEN"}
+    options = [option for option in command(site, "--bandwidth-limit", "1MB") if option != "--anonymous"]
+    process = subprocess.Popen(
+        options,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | secrets | {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE"},
+    )
+    with ended(process):
+        site.server.wait_for_bytes(500_000)
+        pids = [process.pid, *map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
+        arguments = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+        workers = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in pids[1:])
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    tokens = {request.headers.get("x-amz-security-token") for request in site.server.seen()}
+    assert tokens == {secrets["AWS_SESSION_TOKEN"]}
+    for secret in (*secrets.values(), "Signature="):
+        assert secret not in out + err
+        assert secret.encode() not in arguments + workers
