@@ -350,18 +350,19 @@ class FaultyServer:
         limit = min(int(query.get("max-keys", "1000")), self.page_size)
         page = names[:limit]
         truncated = len(names) > len(page) and bool(page)
-        quote = urllib.parse.quote if query.get("encoding-type") == "url" else str
+        quote = urllib.parse.quote_plus if query.get("encoding-type") == "url" else str
         rows = "".join(
             f"<Contents><Key>{escape(quote(name))}</Key><Size>{found[name].size}</Size>"
             f"<ETag>{escape(found[name].etag)}</ETag></Contents>"
             for name in page
         )
+        encoding = "<EncodingType>url</EncodingType>" if query.get("encoding-type") == "url" else ""
         token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if truncated else ""
         text = (
             '<?xml version="1.0" encoding="UTF-8"?>'
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"<Name>{bucket}</Name><IsTruncated>{str(truncated).lower()}</IsTruncated><KeyCount>{len(page)}</KeyCount>"
-            f"{token}{rows}</ListBucketResult>"
+            f"{encoding}{token}{rows}</ListBucketResult>"
         )
         data = text.encode()
         return _Answer(200, "OK", {"Content-Type": "application/xml", "Content-Length": str(len(data))}, data)

@@ -16,6 +16,7 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _URL = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
 )
+_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _DNS_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _DNS_BUCKET_WITH_DOTS = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
@@ -56,14 +57,8 @@ def unquote(text: str, *, plus: bool = False) -> str:
     """Decodes ``%XX``; with ``plus``, also a plus sign to a space. Bytes that aren't UTF-8 become U+FFFD."""
     if plus:
         text = text.replace("+", " ")
-    head, *rest = text.split("%")
-    parts = [head.encode()]
-    for piece in rest:
-        try:
-            parts.append(bytes.fromhex(piece[:2]) + piece[2:].encode())
-        except ValueError:
-            parts.append(b"%" + piece.encode())
-    return b"".join(parts).decode("utf-8", "replace")
+    decoded = _ENCODED.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode())
+    return decoded.decode("utf-8", "replace")
 
 
 def split_url(url: str) -> SplitUrl | None:

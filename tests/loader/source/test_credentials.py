@@ -1,0 +1,227 @@
+"""Where credentials come from, and how they are renewed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support.faulty_server import Fault
+from tonnage.errors import AccessDenied, CredentialsExpired, CredentialsMissing, InvalidPlan
+from tonnage.source.credentials import CredentialProvider
+from tonnage.source.target import Credentials, RequestTarget
+
+STATIC = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "SECRET"}
+LOADER = Path(__file__).parents[3] / "loader"
+
+
+def iso(seconds_from_now):
+    return dt.datetime.fromtimestamp(time.time() + seconds_from_now, dt.UTC).isoformat()
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """A process without any AWS setting, whose files are in ``tmp_path``."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "TONNAGE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return monkeypatch
+
+
+def mount(directory: Path, values: dict[str, str], generation: str) -> None:
+    """Writes values as the kubelet does: a new directory, and one rename that makes it current."""
+    new = directory / generation
+    new.mkdir(parents=True)
+    for name, value in values.items():
+        (new / name).write_text(value)
+    link = directory / "..data_tmp"
+    link.symlink_to(generation)
+    link.rename(directory / "..data")
+    for name in values:
+        if not (directory / name).is_symlink():
+            (directory / name).symlink_to(f"..data/{name}")
+
+
+def test_the_environment_is_used_with_its_session_token():
+    environment = {**STATIC, "AWS_SESSION_TOKEN": "token"}
+    found = CredentialProvider(environment=environment).current()
+    assert (found.access_key, found.secret_key, found.session_token, found.expires_at) == (
+        "key",
+        "SECRET",
+        "token",
+        None,
+    )
+
+
+def test_the_environment_goes_before_a_profile_as_in_botocore():
+    assert CredentialProvider(environment={**STATIC, "AWS_PROFILE": "other"}).current().access_key == "key"
+
+
+def test_the_environment_may_say_when_its_credentials_expire():
+    environment = {**STATIC, "AWS_CREDENTIAL_EXPIRATION": "2025-06-15T15:06:40Z"}
+    assert CredentialProvider(environment=environment).current().expires_at == 1_750_000_000.0
+
+
+def test_an_expiration_that_is_no_date_is_refused():
+    with pytest.raises(InvalidPlan, match="AWS_CREDENTIAL_EXPIRATION"):
+        CredentialProvider(environment={**STATIC, "AWS_CREDENTIAL_EXPIRATION": "soon"}).current()
+
+
+def test_a_key_without_its_secret_is_named():
+    with pytest.raises(CredentialsMissing, match="no AWS_SECRET_ACCESS_KEY"):
+        CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "key"}).current()
+
+
+def test_anonymous_has_none_and_asks_nobody():
+    provider = CredentialProvider(anonymous=True, environment={})
+    assert provider.current() is None
+    assert provider.refresh() is None
+
+
+def test_a_mounted_secret_goes_first_and_is_read_again_when_rotated(tmp_path):
+    mount(tmp_path, {"AWS_ACCESS_KEY_ID": "one\n", "AWS_SECRET_ACCESS_KEY": "s1\n"}, "..1")
+    provider = CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
+    first = provider.current()
+    mount(tmp_path, {"AWS_ACCESS_KEY_ID": "two", "AWS_SECRET_ACCESS_KEY": "s2", "AWS_SESSION_TOKEN": "t"}, "..2")
+    assert provider.current() == first == Credentials(access_key="one", secret_key="s1")
+    assert provider.refresh(first) == Credentials(access_key="two", secret_key="s2", session_token="t")
+
+
+def test_mounted_credentials_that_run_out_are_read_again_in_time(tmp_path):
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
+    (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(60))
+    provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
+    assert provider.current().access_key == "one"
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("two")
+    (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(3600))
+    assert provider.current().access_key == "two"
+
+
+def test_a_directory_without_keys_leaves_the_word_to_the_environment(tmp_path):
+    (tmp_path / "AWS_REGION").write_text("r")
+    assert (
+        CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)}).current().access_key
+        == "key"
+    )
+
+
+def test_a_mounted_directory_that_is_not_there_is_named():
+    with pytest.raises(InvalidPlan, match="TONNAGE_CREDENTIALS_DIR names /nowhere"):
+        CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": "/nowhere"}).current()
+
+
+def test_workers_that_fail_together_cause_one_renewal(tmp_path):
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
+    provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
+    old = provider.current()
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("two")
+    new = provider.refresh(old)
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("three")
+    assert provider.refresh(old) == new
+
+
+@pytest.mark.usefixtures("bare")
+def test_an_empty_chain_says_where_it_looked():
+    with pytest.raises(CredentialsMissing) as caught:
+        CredentialProvider().current()
+    for place in ("AWS_ACCESS_KEY_ID", "'default'", "web identity", "container", "instance metadata"):
+        assert place in str(caught.value)
+
+
+def test_a_profile_of_the_shared_files_is_found(bare, tmp_path):
+    (tmp_path / "credentials").write_text("[models]\naws_access_key_id = pk\naws_secret_access_key = ps\n")
+    bare.setenv("AWS_PROFILE", "models")
+    assert CredentialProvider().current() == Credentials(access_key="pk", secret_key="ps")
+
+
+def test_a_profile_that_is_not_there_is_named(bare):
+    bare.setenv("AWS_PROFILE", "nope")
+    with pytest.raises(CredentialsMissing, match="nope"):
+        CredentialProvider().current()
+
+
+def test_container_credentials_are_fetched_and_renewed_on_demand(bare, faulty):
+    def serve(key):
+        answer = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t", "Expiration": iso(3600)}
+        faulty.put("creds", json.dumps(answer).encode())
+
+    serve("one")
+    bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{faulty.url}/creds")
+    bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "pod-identity")
+    provider = CredentialProvider()
+    first = provider.current()
+    assert (first.access_key, first.session_token) == ("one", "t")
+    assert first.expires_at == pytest.approx(time.time() + 3600, abs=60)
+    assert provider.current() is first
+    serve("two")
+    assert provider.refresh(first).access_key == "two"
+    assert faulty.seen()[0].headers["authorization"] == "pod-identity"
+
+
+def assume(bare, faulty, tmp_path, fault):
+    token = tmp_path / "token"
+    token.write_text("header.payload.signature")
+    bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/models")
+    bare.setenv("AWS_ENDPOINT_URL_STS", faulty.url)
+    bare.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    faulty.fault(fault, method="POST")
+    return CredentialProvider().current()
+
+
+def test_web_identity_assumes_its_role(bare, faulty, tmp_path):
+    body = (
+        "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>wk</AccessKeyId>"
+        f"<SecretAccessKey>ws</SecretAccessKey><SessionToken>wt</SessionToken><Expiration>{iso(3600)}</Expiration>"
+        "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+    )
+    found = assume(bare, faulty, tmp_path, Fault(status=200, body=body.encode()))
+    assert (found.access_key, found.session_token) == ("wk", "wt")
+    assert b"header.payload.signature" in faulty.seen()[0].body
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("AccessDenied", AccessDenied), ("ExpiredTokenException", CredentialsExpired)]
+)
+def test_a_role_that_may_not_be_assumed_is_told(bare, faulty, tmp_path, code, error):
+    body = f"<ErrorResponse><Error><Code>{code}</Code><Message>Not authorized</Message></Error></ErrorResponse>"
+    with pytest.raises(error, match=f"AssumeRoleWithWebIdentity answers {code}: Not authorized"):
+        assume(bare, faulty, tmp_path, Fault(status=403, body=body.encode()))
+
+
+def test_nothing_secret_is_in_what_is_printed():
+    shown = [
+        repr(Credentials(access_key="KEYSECRET", secret_key="SECRET", session_token="SECRET")),
+        repr(RequestTarget(url="https://h/x?X-Amz-Signature=SECRET", label="https://h/x")),
+        str(Credentials(access_key="KEYSECRET", secret_key="SECRET").__rich_repr__()),
+        repr(CredentialProvider(environment=STATIC)),
+    ]
+    assert not any("SECRET" in text for text in shown)
+
+
+def test_simple_credentials_and_resolving_import_nothing_heavy():
+    program = (
+        "import sys\n"
+        "from tonnage.source import resolve, uri\n"
+        "from tonnage.source.credentials import CredentialProvider\n"
+        "CredentialProvider(environment={'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b'}).current()\n"
+        "heavy = {'botocore', 'boto3', 'asyncio', 'logging', 'http.client', 'urllib.request', 'ssl', 'torch', 'rich',"
+        " 'email', 'xml', 'isal', 'socket'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    environment = {"PYTHONPATH": str(LOADER), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"],
+                          env=environment, capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,268 @@
+"""Resolving against a real S3 server."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import pytest
+from msgspec import structs
+
+from support.s3_server import ADMIN, NOBODY, READER
+from tonnage.contract import AddressingStyle, FileSelection, Plan, RankSelection, S3Source
+from tonnage.errors import (
+    AccessDenied,
+    BucketNotFound,
+    CredentialsExpired,
+    NameCollision,
+    NoTensorFiles,
+    ObjectNotFound,
+    SourceChanged,
+)
+from tonnage.source.client import RangeRequest, get_ranges
+from tonnage.source.listing import list_query
+from tonnage.source.resolve import resolve
+from tonnage.source.uri import parse_sources
+
+ODD_KEYS = (
+    "a b.tensors",
+    "plus+equals=.tensors",
+    "100%.tensors",
+    "per%2Fcent.tensors",
+    "brackets[0]{1}.tensors",
+    "question?.tensors",
+    "hash#.tensors",
+    "and&;,@:$!*'().tensors",
+    "ünïcode€/日本.tensors",
+    " leading.tensors",
+    "tilde~-_..tensors",
+    "new\nline.tensors",
+)
+
+
+def plan_of(*texts, **more):
+    return Plan(sources=parse_sources(texts), **more)
+
+
+def pinned(plan, resolved):
+    """The same plan with what was resolved, as the operator hands it on."""
+    pairs = zip(plan.sources, resolved.sources, strict=True)
+    return structs.replace(plan, sources=tuple(structs.replace(each, objects=found.objects) for each, found in pairs))
+
+
+def read(resolved):
+    asked = [RangeRequest(each.target, resolved.providers[each.source], 0, each.pin.size) for each in resolved.objects]
+    return {each.path: body for each, body in zip(resolved.objects, get_ranges(asked), strict=True)}
+
+
+@pytest.fixture
+def model(s3):
+    """A bucket with a small model below ``m/``."""
+    bucket = s3.make_bucket()
+    s3.put(bucket, {"m/a.tensors": b"aaaa", "m/config.json": b"{}", "m/README.md": b"-", "other/b.tensors": b"bb"})
+    return bucket
+
+
+def test_a_prefix_gives_its_tensor_files_and_companions(s3, model):
+    resolved = resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment())
+    assert [(each.path, each.kind, each.pin.size, each.place) for each in resolved.objects] == [
+        ("a.tensors", "tensors", 4, model),
+        ("config.json", "companion", 2, model),
+    ]
+    assert read(resolved) == {"a.tensors": b"aaaa", "config.json": b"{}"}
+    assert resolved.revision == "r-" + resolved.digest.removeprefix("sha256:")[:12]
+
+
+def test_a_bucket_alone_is_all_of_it(s3, model):
+    resolved = resolve(plan_of(f"s3://{model}"), environment=s3.environment())
+    assert [each.path for each in resolved.objects] == ["m/a.tensors", "m/config.json", "other/b.tensors"]
+
+
+def test_keys_are_just_those(s3, model):
+    resolved = resolve(plan_of(f"s3://{model}/m/a.tensors", f"s3://{model}/m/README.md"), environment=s3.environment())
+    assert [(each.path, each.kind) for each in resolved.objects] == [
+        ("README.md", "companion"),
+        ("a.tensors", "tensors"),
+    ]
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_keys_with_special_characters_are_signed_and_read(s3, versioned):
+    bucket = s3.make_bucket(versioned=versioned)
+    wanted = {f"m [x]?#%+/{key}": key.encode() for key in ODD_KEYS}
+    s3.put(bucket, wanted)
+    source = S3Source(bucket=bucket, prefix="m [x]?#%+/")
+    resolved = resolve(Plan(sources=(source,)), environment=s3.environment())
+    assert read(resolved) == {key: key.encode() for key in ODD_KEYS}
+    keys = S3Source(bucket=bucket, keys=tuple(wanted))
+    assert read(resolve(Plan(sources=(keys,)), environment=s3.environment())) == read(resolved)
+
+
+def test_virtual_hosted_addressing_is_signed_for_its_host(s3, model):
+    source = S3Source(bucket=model, prefix="m/", endpoint=s3.virtual_endpoint, addressing_style=AddressingStyle.VIRTUAL)
+    resolved = resolve(Plan(sources=(source,)), environment=s3.environment())
+    assert resolved.objects[0].target.url.startswith(f"http://{model}.s3.localhost:")
+    assert read(resolved)["a.tensors"] == b"aaaa"
+
+
+def test_versions_are_pinned_and_stay_readable(s3):
+    bucket = s3.make_bucket(versioned=True)
+    s3.put(bucket, {"a.tensors": b"first"})
+    resolved = resolve(plan_of(f"s3://{bucket}/"), environment=s3.environment())
+    s3.put(bucket, {"a.tensors": b"other"})
+    assert resolved.objects[0].pin.version_id
+    assert read(resolved) == {"a.tensors": b"first"}
+    again = resolve(pinned(plan_of(f"s3://{bucket}/"), resolved), environment=s3.environment())
+    assert again.digest == resolved.digest
+    assert read(again) == {"a.tensors": b"first"}
+
+
+def test_a_replaced_object_is_noticed_by_its_pin(s3, model):
+    plan = plan_of(f"s3://{model}/m/")
+    resolved = resolve(plan, environment=s3.environment())
+    s3.put(model, {"m/a.tensors": b"bbbb"})
+    with pytest.raises(SourceChanged, match=r"m/a\.tensors"):
+        read(resolved)
+    with pytest.raises(SourceChanged, match=r"m/a\.tensors"):
+        resolve(pinned(plan, resolved), environment=s3.environment())
+    assert resolve(plan, environment=s3.environment()).digest != resolved.digest
+
+
+def test_a_deleted_object_is_a_change_once_pinned(s3, model):
+    plan = plan_of(f"s3://{model}/m/")
+    resolved = resolve(plan, environment=s3.environment())
+    s3.client().delete_object(Bucket=model, Key="m/a.tensors")
+    with pytest.raises(SourceChanged, match=r"m/a\.tensors: the pinned revision is no longer there"):
+        resolve(pinned(plan, resolved), environment=s3.environment())
+
+
+def test_the_same_objects_are_the_same_revision_however_they_are_reached(s3, model):
+    environment = s3.environment()
+    one = resolve(plan_of(f"s3://{model}/m/"), environment=environment)
+    two = resolve(plan_of(f"s3://{model}/m/config.json", f"s3://{model}/m/a.tensors"), environment=environment)
+    assert one.digest == two.digest
+
+
+def test_a_pinned_plan_gives_what_was_resolved(s3, model):
+    plan = plan_of(f"s3://{model}/m/")
+    resolved = resolve(plan, environment=s3.environment())
+    again = resolve(pinned(plan, resolved), environment=s3.environment())
+    assert (again.objects, again.digest) == (resolved.objects, resolved.digest)
+
+
+def test_wanted_ranks_are_loaded_and_the_revision_is_of_all(s3):
+    bucket = s3.make_bucket()
+    s3.put(bucket, {f"model-rank-{rank:03d}.tensors": b"x" * rank for rank in range(3)})
+    everything = resolve(plan_of(f"s3://{bucket}"), environment=s3.environment())
+    files = FileSelection(ranks=RankSelection(count=3, wanted=(1,)))
+    resolved = resolve(plan_of(f"s3://{bucket}", files=files), environment=s3.environment())
+    assert [each.rank for each in everything.objects] == [0, 1, 2]
+    assert [each.rank for each in resolved.objects] == [1]
+    assert resolved.digest == everything.digest
+    again = resolve(pinned(plan_of(f"s3://{bucket}", files=files), resolved), environment=s3.environment())
+    assert (again.objects, again.digest) == (resolved.objects, resolved.digest)
+
+
+def test_empty_objects_and_directory_markers(s3):
+    bucket = s3.make_bucket()
+    s3.put(bucket, {"m/": b"", "m/a.tensors": b"a", "m/empty.json": b""})
+    resolved = resolve(plan_of(f"s3://{bucket}/m/"), environment=s3.environment())
+    assert [(each.path, each.pin.size) for each in resolved.objects] == [("a.tensors", 1), ("empty.json", 0)]
+
+
+def test_listings_are_continued_with_signed_tokens(s3, monkeypatch):
+    monkeypatch.setattr("tonnage.source.s3_source.list_query", functools.partial(list_query, most=7))
+    bucket = s3.make_bucket()
+    s3.put(bucket, {f"m/{number:02d} +&=.tensors": b"x" for number in range(30)})
+    assert len(resolve(plan_of(f"s3://{bucket}/m/"), environment=s3.environment()).objects) == 30
+
+
+def test_many_objects_are_resolved_quickly(s3):
+    bucket = s3.make_bucket()
+    s3.put(bucket, {f"{number:04d}.tensors": b"x" for number in range(120)})
+    started = time.monotonic()
+    resolved = resolve(plan_of(f"s3://{bucket}"), environment=s3.environment())
+    assert len(resolved.objects) == 120
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("s3://{model}/m/nope.tensors", ObjectNotFound, "m/nope.tensors"),
+        ("s3://{model}/nope/", ObjectNotFound, "nothing under this prefix"),
+        ("s3://no-such-bucket/x.tensors", BucketNotFound, "no such bucket"),
+        ("s3://no-such-bucket/x/", BucketNotFound, "no such bucket"),
+        ("s3://{model}/m/config.json", NoTensorFiles, "none of the 1 objects"),
+    ],
+)
+def test_what_is_not_there_is_named(s3, model, text, error, words):
+    with pytest.raises(error, match=words):
+        resolve(plan_of(text.format(model=model)), environment=s3.environment())
+
+
+def test_an_empty_bucket_is_said_to_be_empty(s3):
+    with pytest.raises(NoTensorFiles, match="the bucket is empty"):
+        resolve(plan_of(f"s3://{s3.make_bucket()}"), environment=s3.environment())
+
+
+@pytest.mark.parametrize("text", ["s3://{model}/m/", "s3://{model}/m/a.tensors"])
+def test_an_identity_without_permission_is_denied(s3, model, text):
+    with pytest.raises(AccessDenied, match="access is denied"):
+        resolve(plan_of(text.format(model=model)), environment=s3.environment(NOBODY))
+
+
+def test_an_identity_that_may_not_list_can_still_read_keys(s3, model):
+    with pytest.raises(AccessDenied):
+        resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment(READER))
+    resolved = resolve(plan_of(f"s3://{model}/m/a.tensors"), environment=s3.environment(READER))
+    assert read(resolved) == {"a.tensors": b"aaaa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "unknown"}, "does not know the access key"),
+        ({"AWS_SECRET_ACCESS_KEY": "WRONGSECRET"}, "signature does not match"),
+    ],
+)
+def test_wrong_keys_are_told_apart_and_not_repeated(s3, model, change, words):
+    with pytest.raises(AccessDenied, match=words) as caught:
+        resolve(plan_of(f"s3://{model}/m/"), environment={**s3.environment(), **change})
+    assert not any(value in str(caught.value) for value in (*change.values(), ADMIN.access_key, ADMIN.secret_key))
+
+
+def test_anonymous_requests_are_not_signed(s3, model):
+    with pytest.raises(AccessDenied):
+        resolve(Plan(sources=parse_sources([f"s3://{model}/m/"], anonymous=True)), environment=s3.environment())
+
+
+def test_presigned_urls_need_no_credentials(s3, model):
+    url = s3.presign(model, "m/a.tensors")
+    resolved = resolve(plan_of(url), environment={})
+    assert resolved.objects[0].pin.key == url.partition("?")[0]
+    assert read(resolved) == {"a.tensors": b"aaaa"}
+    assert "Signature" not in repr(resolved)
+
+
+def test_an_expired_presigned_url_is_told(s3, model):
+    url = s3.presign(model, "m/a.tensors", expires=1)
+    time.sleep(2.1)  # nothing but time makes a signature expire
+    with pytest.raises(CredentialsExpired) as caught:
+        resolve(plan_of(url), environment={})
+    assert "Signature" not in str(caught.value)
+
+
+def test_sources_together_may_be_one_model(s3, model):
+    other = s3.make_bucket()
+    s3.put(other, {"config.json": b"[]"})
+    resolved = resolve(plan_of(f"s3://{model}/m/a.tensors", f"s3://{other}/config.json"), environment=s3.environment())
+    assert [(each.source, each.path) for each in resolved.objects] == [(0, "a.tensors"), (1, "config.json")]
+    assert len(resolved.sources) == len(resolved.providers) == 2
+
+
+def test_two_sources_with_one_path_collide(s3, model):
+    other = s3.make_bucket()
+    s3.put(other, {"a.tensors": b"x"})
+    with pytest.raises(NameCollision, match=r"a\.tensors"):
+        resolve(plan_of(f"s3://{model}/m/a.tensors", f"s3://{other}/a.tensors"), environment=s3.environment())

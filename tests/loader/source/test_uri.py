@@ -1,0 +1,65 @@
+"""What people type as a source."""
+
+from __future__ import annotations
+
+import pytest
+
+from tonnage.contract import AddressingStyle, HttpSource, S3Source
+from tonnage.errors import InvalidPlan
+from tonnage.source.uri import parse_sources, public_source
+
+PRESIGNED = "https://h/b/a.tensors?X-Amz-Signature=SECRET"
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix", "keys"),
+    [
+        ("s3://b", "", None),
+        ("s3://b/", "", None),
+        ("s3://b/llama/v7/", "llama/v7/", None),
+        ("s3://b/llama/v7", "llama/v7/", None),
+        ("s3://b/llama/a.tensors", None, ("llama/a.tensors",)),
+        ("s3://b/llama/config.json", None, ("llama/config.json",)),
+        ("s3://b/tokenizer_x", None, ("tokenizer_x",)),
+        ("S3://b/odd?key#with%20[x].tensors", None, ("odd?key#with%20[x].tensors",)),
+    ],
+)
+def test_a_text_is_a_prefix_or_a_key(text, prefix, keys):
+    assert parse_sources([text]) == (S3Source(bucket="b", prefix=prefix, keys=keys),)
+
+
+def test_keys_of_one_bucket_are_one_source_and_urls_another():
+    sources = parse_sources(["s3://b/x.tensors", PRESIGNED, "s3://b/y.tensors", "s3://c/m/", "http://h/z.tensors"])
+    assert sources == (
+        S3Source(bucket="b", keys=("x.tensors", "y.tensors")),
+        HttpSource(urls=(PRESIGNED, "http://h/z.tensors")),
+        S3Source(bucket="c", prefix="m/"),
+    )
+
+
+def test_options_go_to_every_source():
+    options = {"region": "r", "addressing_style": AddressingStyle.VIRTUAL, "ca_bundle": "/ca", "anonymous": True}
+    s3, http = parse_sources(["s3://b", "https://h/x"], endpoint="http://h:1/", **options)
+    assert (s3.endpoint, s3.region, s3.addressing_style, s3.anonymous) == ("http://h:1", "r", "virtual", True)
+    assert s3.ca_bundle == http.ca_bundle == "/ca"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [[], ["b/x"], ["s3://"], ["s3:///x"], ["s3://b?x/y"], ["ftp://h/x"], ["https://"], ["s3://b/x.tensors"] * 2],
+)
+def test_what_is_no_source_is_refused(texts):
+    with pytest.raises(InvalidPlan):
+        parse_sources(texts)
+
+
+def test_refusals_do_not_repeat_secrets():
+    with pytest.raises(InvalidPlan) as caught:
+        parse_sources([PRESIGNED, PRESIGNED])
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_source_that_is_shown_has_no_signature():
+    source = parse_sources([PRESIGNED])[0]
+    assert public_source(source) == HttpSource(urls=("https://h/b/a.tensors",))
+    assert public_source(S3Source(bucket="b", prefix="")) == S3Source(bucket="b", prefix="")
