@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from tonnage.source.target import RequestTarget
 
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+
 
 def parse_headers(lines: list[bytes]) -> tuple[int, dict[str, str]]:
     """Returns status and headers (names in lower case) of the last block of raw header lines, as curl hands them out.
@@ -25,7 +27,7 @@ def parse_headers(lines: list[bytes]) -> tuple[int, dict[str, str]]:
         line = raw.decode("latin-1").strip()
         if line.startswith("HTTP/"):
             words = line.split(" ", 2)
-            status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+            status = int(words[1]) if len(words) > 1 and re.fullmatch(r"[0-9]{3}", words[1]) else 0
             headers = {}
         elif line:
             name, _, value = line.partition(":")
@@ -48,7 +50,9 @@ def check_partial(
         end: The byte after the last one asked for. A server that ignores ranges will do where this is the whole object.
     """
     asked = f"bytes {start}-{end - 1}"
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", "").strip())
+    match = re.fullmatch(
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", headers.get("content-range", "").strip()
+    )
     change = _change(target, headers, "*" if match is None else match[3])
     if change:
         message = f"{target.label}: the object was replaced: {change}."

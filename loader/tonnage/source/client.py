@@ -193,7 +193,7 @@ class _Task:
         self.request = request
         self.tries = 0
         self.refreshed = False
-        self.since = time.monotonic()
+        self.since = 0.0
         self.used: Credentials | None = None
         self.lines: list[bytes] = []
         self.size_of_lines = 0
@@ -203,6 +203,8 @@ class _Task:
 
     def start(self, curl: pycurl.Curl) -> None:
         request = self.request
+        if not self.tries:
+            self.since = time.monotonic()
         self.tries += 1
         self.lines, self.size_of_lines, self.body, self.cut, self.odd = [], 0, bytearray(), False, None
         self.used = request.provider.current() if request.target.sigv4 else None

@@ -8,6 +8,7 @@ before a profile that ``AWS_PROFILE`` names; then botocore's chain with profiles
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -70,8 +71,14 @@ class CredentialProvider:
         """
         if self._anonymous:
             return None
-        if self._current is None or _runs_out(self._current):
+        if self._current is None:
             self._current = self._load()
+        elif _lasts(self._current) < REFRESH_MARGIN:
+            try:
+                self._current = self._load()
+            except TonnageError:
+                if _lasts(self._current) <= 0:
+                    raise
         return self._current
 
     def refresh(self, failed: Credentials | None = None) -> Credentials | None:
@@ -126,13 +133,13 @@ class CredentialProvider:
 
 
 def _from_values(values: Mapping[str, str], *, place: str) -> Credentials:
-    secret = values.get("AWS_SECRET_ACCESS_KEY", "")
+    secret = values.get("AWS_SECRET_ACCESS_KEY", "").strip()
     if not secret:
         raise CredentialsMissing(f"There is AWS_ACCESS_KEY_ID in {place}, but no AWS_SECRET_ACCESS_KEY.")
     return Credentials(
-        access_key=values["AWS_ACCESS_KEY_ID"],
+        access_key=values["AWS_ACCESS_KEY_ID"].strip(),
         secret_key=secret,
-        session_token=values.get("AWS_SECURITY_TOKEN") or values.get("AWS_SESSION_TOKEN", ""),
+        session_token=(values.get("AWS_SECURITY_TOKEN") or values.get("AWS_SESSION_TOKEN", "")).strip(),
         expires_at=_moment(values.get("AWS_CREDENTIAL_EXPIRATION", ""), place),
     )
 
@@ -149,8 +156,9 @@ def _moment(text: str, place: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
-def _runs_out(credentials: Credentials) -> bool:
-    return credentials.expires_at is not None and credentials.expires_at - time.time() < REFRESH_MARGIN
+def _lasts(credentials: Credentials) -> float:
+    """For how many more seconds the credentials are good, as far as they say."""
+    return math.inf if credentials.expires_at is None else credentials.expires_at - time.time()
 
 
 def _looked(environment: Mapping[str, str]) -> str:

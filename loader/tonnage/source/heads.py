@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tonnage.source.credentials import CredentialProvider
     from tonnage.source.target import RequestTarget
 
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _MUTE = {301, 307, 400, 403, 404, 405, 501}
 """Statuses that S3 explains in a body, which an answer to HEAD has not; some servers forbid or lack HEAD, too."""
 
@@ -108,13 +109,14 @@ def _by_range(
 
 def _says_too_little(answer: Answer) -> bool:
     if answer.failure is not None:
-        return answer.status in _MUTE and not answer.failure.region
-    return not answer.headers.get("content-length", "").isdigit()
+        named = answer.failure.region and answer.status in {301, 307}
+        return answer.status in _MUTE and not named
+    return _LENGTH.fullmatch(answer.headers.get("content-length", "")) is None
 
 
 def _of_range(answer: Answer, target: RequestTarget) -> Answer:
     """The answer to a GET of the first byte as an answer to HEAD: its length is the object's."""
-    total = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", answer.headers.get("content-range", "").strip())
+    total = re.fullmatch(r"bytes (?:[0-9]+-[0-9]+|\*)/([0-9]{1,18})", answer.headers.get("content-range", "").strip())
     if answer.status == 206 and total:
         return structs.replace(answer, headers={**answer.headers, "content-length": total[1]})
     if answer.status == 416 and total and total[1] == "0":
@@ -133,7 +135,7 @@ def _result(answer: Answer, target: RequestTarget) -> HeadResult:
     if headers.get("accept-ranges", "").strip().lower() == "none":
         raise EndpointUnreachable(f"{target.label}: the server says that it does not serve ranges.")
     length = headers.get("content-length", "")
-    if not length.isdigit():
+    if _LENGTH.fullmatch(length) is None:
         raise EndpointUnreachable(f"{target.label}: the server does not say how large the object is.")
     version = headers.get("x-amz-version-id", "")
     etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()

@@ -23,7 +23,7 @@ from tonnage.source.listing import PAGE_LIMIT, Page, list_query, parse_page
 from tonnage.source.pinned import Asker, PinnedObject, PinnedSource
 from tonnage.source.selection import common_directory, select, wanted
 from tonnage.source.target import RequestTarget
-from tonnage.source.urls import bucket_url, check_bucket, quote, quote_key
+from tonnage.source.urls import bucket_url, check_bucket, quote, quote_key, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,15 +86,16 @@ class _Pinning(NamedTuple):
     @property
     def base(self) -> str:
         """What all keys begin with, and paths don't: empty, or a directory with its slash."""
-        if self.source.prefix is None:
+        prefix = self.source.prefix
+        if prefix is None:
             return common_directory(self.source.keys or ())
-        return self.source.prefix.rstrip("/") + "/" if self.source.prefix.strip("/") else ""
+        return prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
     @property
     def where(self) -> str:
         """The source in messages."""
         keys = self.source.keys
-        return f"s3://{self.source.bucket}/{keys[0] if keys and len(keys) == 1 else self.base}"
+        return f"s3://{self.source.bucket}/{shown(keys[0] if keys and len(keys) == 1 else self.base)}"
 
     def run(self) -> PinnedSource:
         source = self.source
@@ -259,7 +260,7 @@ class _Pinning(NamedTuple):
         return "" if self.asker.provider.anonymous else f"aws:amz:{self.settings.region}:s3"
 
     def _label(self, key: str) -> str:
-        return f"s3://{self.source.bucket}/{key}"
+        return f"s3://{self.source.bucket}/{shown(key)}"
 
 
 class _VersionsDenied(Exception):  # a signal within this module

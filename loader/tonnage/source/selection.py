@@ -109,13 +109,13 @@ def wanted(objects: Sequence[Selected], ranks: RankSelection | None, *, where: s
     """Returns those of the selected objects that this load is for: all, or companions and the wanted ranks.
 
     Raises:
-        ObjectNotFound: A wanted rank is not there.
+        ObjectNotFound: A wanted rank is not there, in a source that has tensor files.
     """
     if ranks is None or ranks.wanted is None:
         return tuple(objects)
     there = {each.rank for each in objects}
     missing = [rank for rank in ranks.wanted if rank not in there]
-    if missing:
+    if missing and any(each.kind == "tensors" for each in objects):
         raise ObjectNotFound(f"{where}: there is no file of {_rank_list(missing)}, which {_verb(missing)} asked for.")
     return tuple(each for each in objects if each.rank is None or each.rank in ranks.wanted)
 

@@ -5,6 +5,7 @@ It stays light on purpose: pycurl, msgspec and the error classes are all it need
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -92,12 +93,13 @@ def prepare(
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second.
     """
     curl.reset()
-    curl.setopt(pycurl.URL, target.url)
+    # Bytes throughout: pycurl takes only ASCII as text, but a store may say anything in an ETag.
+    curl.setopt(pycurl.URL, target.url.encode())
     headers = [target.pin_header] if target.pin_header else []
     if target.sigv4 and credentials is not None:
         curl.setopt(pycurl.AWS_SIGV4, target.sigv4)
-        curl.setopt(pycurl.USERNAME, credentials.access_key)
-        curl.setopt(pycurl.PASSWORD, credentials.secret_key)
+        curl.setopt(pycurl.USERNAME, credentials.access_key.encode())
+        curl.setopt(pycurl.PASSWORD, credentials.secret_key.encode())
         if credentials.session_token:
             headers.append(f"x-amz-security-token: {credentials.session_token}")
     else:
@@ -109,7 +111,7 @@ def prepare(
     secure_only = target.url[:6].lower() == "https:"
     curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     curl.setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTPS | (0 if secure_only else pycurl.PROTO_HTTP))
-    curl.setopt(pycurl.HTTPHEADER, headers)
+    curl.setopt(pycurl.HTTPHEADER, [header.encode("latin-1", "replace") for header in headers])
     curl.setopt(pycurl.USERAGENT, USER_AGENT)
     curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     curl.setopt(pycurl.HTTP09_ALLOWED, 0)
@@ -121,4 +123,4 @@ def prepare(
     curl.setopt(pycurl.BUFFERSIZE, RECEIVE_BUFFER)
     curl.setopt(pycurl.TCP_KEEPALIVE, 1)
     if target.ca_bundle:
-        curl.setopt(pycurl.CAINFO, target.ca_bundle)
+        curl.setopt(pycurl.CAINFO, os.fsencode(target.ca_bundle))

@@ -71,6 +71,11 @@ def split_url(url: str) -> SplitUrl | None:
     return SplitUrl(match["scheme"].lower(), userinfo, host, match["path"], query)
 
 
+def shown(text: str) -> str:
+    """Returns the text with whatever can't be printed as an escape, so that a key can't forge lines of a log."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def redact_url(url: str) -> str:
     """Returns the URL without user information, query and fragment: what may be shown, and what names an object."""
     parts = split_url(url)

@@ -84,3 +84,9 @@ def test_lines_that_are_no_headers_do_no_harm():
 @pytest.mark.parametrize(("header", "etag"), [('"a"', "a"), ("a", "a"), ('W/"a"', ""), ("", ""), (' "a-2" ', "a-2")])
 def test_strong_etags_lose_their_quotes(header, etag):
     assert strong_etag(header) == etag
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\xb2"])
+def test_numbers_without_end_or_of_another_script_are_no_numbers(number):
+    assert check(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
+    assert parse_headers([f"HTTP/1.1 {number} x".encode("latin-1")])[0] == 0

@@ -225,3 +225,22 @@ def test_simple_credentials_and_resolving_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"],
                           env=environment, capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_credentials_that_still_last_are_kept_when_renewal_fails(tmp_path):
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
+    (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(60))
+    provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
+    first = provider.current()
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").unlink()
+    assert provider.current() is first
+    with pytest.raises(CredentialsMissing):
+        provider.refresh(first)
+
+
+def test_stray_white_space_never_reaches_a_header():
+    environment = {name: f" {value}\n" for name, value in {**STATIC, "AWS_SESSION_TOKEN": "t"}.items()}
+    assert CredentialProvider(environment=environment).current() == Credentials(
+        access_key="key", secret_key="SECRET", session_token="t"
+    )

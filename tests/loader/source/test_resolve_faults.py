@@ -18,11 +18,13 @@ from tonnage.errors import (
     InvalidPlan,
     NameCollision,
     NoTensorFiles,
+    ObjectNotFound,
     RequestTimeTooSkewed,
     SourceChanged,
     Timeout,
     TLSVerificationFailed,
 )
+from tonnage.source.client import get_range
 from tonnage.source.resolve import resolve
 
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
@@ -259,3 +261,29 @@ def test_nothing_secret_is_in_an_error(server):
     with pytest.raises(AccessDenied) as caught:
         ask(server)
     assert "SECRET" not in str(caught.value)
+
+
+def test_an_etag_of_any_characters_pins(faulty):
+    faulty.put("b/a.tensors", b"aaaa", etag='"\xe9\xff"')
+    resolved = ask(faulty)
+    assert get_range(resolved.objects[0].target, resolved.providers[0], 0, 4) == b"aaaa"
+
+
+def test_a_bad_request_without_words_is_explained_even_if_it_names_a_region(server):
+    server.fault(Fault(status=400, headers={"x-amz-bucket-region": "us-east-1"}), method="HEAD")
+    server.fault(expired_token(), method="GET", key="b/a.tensors")
+    with pytest.raises(CredentialsExpired):
+        ask(server, keys=("a.tensors",))
+
+
+def test_keys_can_not_forge_lines_of_a_message(faulty):
+    faulty.put("b/x.tensors", b"x")
+    with pytest.raises(ObjectNotFound) as caught:
+        ask(faulty, keys=("a\nb.tensors",))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_length_that_is_none_is_no_length(faulty):
+    faulty.put("b/a.tensors", b"aaaa")
+    faulty.fault(Fault(headers={"Content-Length": None}), method="HEAD")
+    assert ask(faulty).objects[0].pin.size == 4

@@ -181,3 +181,9 @@ def test_what_printf_makes_is_recognized(rank):
 )
 def test_the_common_directory_ends_with_a_slash(keys, directory):
     assert common_directory(keys) == directory
+
+
+def test_a_source_of_companions_alone_lacks_no_rank():
+    ranks = RankSelection(wanted=(1,))
+    objects = pick("config.json", files=FileSelection(ranks=ranks), need_tensors=False).objects
+    assert wanted(objects, ranks, where=WHERE) == objects

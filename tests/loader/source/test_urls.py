@@ -19,6 +19,7 @@ from tonnage.source.urls import (
     quote,
     quote_key,
     redact_url,
+    shown,
     split_url,
     unquote,
 )
@@ -132,3 +133,7 @@ def test_other_stores_may_have_freer_names():
     check_bucket("Tenant:Bucket_1", aws=False)
     with pytest.raises(InvalidPlan):
         check_bucket("a/b", aws=False)
+
+
+def test_what_can_not_be_printed_is_shown_as_an_escape():
+    assert shown("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"
