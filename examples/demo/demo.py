@@ -38,8 +38,10 @@ PREFIX = "demo-llama/"
 SOURCE = f"s3://{BUCKET}/{PREFIX}"
 KILL_AT = 0.4
 """Part of the bytes after which the load is killed."""
-SLOW_SECONDS = 6
+SLOW_SECONDS = 8
 """How long the load that is killed would take."""
+SHOW_CURSOR = "\033[?25h"
+"""What a killed progress bar leaves to be done on the terminal."""
 MEMORY_NEEDED = 2 << 30
 """Room in /dev/shm for the cache to lie there."""
 
@@ -72,16 +74,17 @@ class Narrator:
 class Tonnage:
     """Runs `tonnage` with the server's environment, as a person would in a shell."""
 
-    def __init__(self, environment: Mapping[str, str], cache: Path, narrator: Narrator) -> None:
+    def __init__(self, environment: Mapping[str, str], cache: Path, narrator: Narrator, *, segment_size: str) -> None:
         self._environment = {**os.environ, **environment}
         self._cache = cache
+        self._source = [SOURCE, "--segment-size", segment_size]
         self._narrator = narrator
         self._program = str(Path(sys.executable).with_name("tonnage"))
 
     def load(self, *options: str) -> tuple[dict[str, Any], float]:
         """Loads the model, progress on the terminal; returns the report and the seconds of the whole process."""
         began = time.perf_counter()
-        output = self._run("load", SOURCE, *options)
+        output = self._run("load", *self._source, *options)
         seconds = time.perf_counter() - began
         report: dict[str, Any] = json.loads(output.splitlines()[-1])
         return report, seconds
@@ -90,26 +93,28 @@ class Tonnage:
         """Runs another command and shows what it prints."""
         self._narrator.tell(self._run(*arguments))
 
-    def kill_in_the_middle(self, total: int) -> int:
-        """Loads slowly, kills the process with SIGKILL part of the way, and returns the bytes it had by then."""
-        limit = ["--bandwidth-limit", str(total // SLOW_SECONDS), "--progress", "json", "--part-size", "1MiB"]
-        arguments = self._arguments("load", SOURCE, *limit)
+    def kill_in_the_middle(self, total: int) -> None:
+        """Loads slowly, and kills the process with SIGKILL part of the way; on a terminal the bar is seen until then."""
+        watched = sys.stderr.isatty()
+        kind = "bar" if watched else "json"
+        limit = ["--bandwidth-limit", str(total // SLOW_SECONDS), "--part-size", "1MiB", "--progress", kind]
+        command = [self._program, *self._arguments("load", *self._source, *limit)]
+        errors = None if watched else subprocess.PIPE
         with subprocess.Popen(
-            [self._program, *arguments],
-            env=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, env=self._environment, stdout=subprocess.DEVNULL, stderr=errors, text=True
         ) as process:
-            assert process.stderr
             try:
-                for line in process.stderr:
-                    loaded = loaded_bytes(line)
-                    if loaded > KILL_AT * total:
-                        return loaded
+                if process.stderr:
+                    next((line for line in process.stderr if loaded_bytes(line) > KILL_AT * total), "")
+                else:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(KILL_AT * SLOW_SECONDS)
+                killed = process.poll() is None
             finally:
                 process.kill()
-        raise DemoFailed("The load was over before it could be killed.")
+        if watched:
+            print(SHOW_CURSOR, file=sys.stderr, flush=True)
+        expect(killed, "the load was over before it could be killed")
 
     def _arguments(self, command: str, *arguments: str) -> list[str]:
         whole = [command, *arguments, "--cache", str(self._cache)]
@@ -157,7 +162,8 @@ def tell_story(work: Path, narrator: Narrator, *, small: bool) -> None:
         server.put(BUCKET, {PREFIX + file.name: file for file in sorted((work / "files").iterdir())})
         narrator.tell(f"{megabytes(total)} uploaded.")
 
-        tonnage = Tonnage(server.environment(), work / "cache", narrator)
+        segment_size = "16MiB" if small else "128MiB"  # so that there are several, as in a large model
+        tonnage = Tonnage(server.environment(), work / "cache", narrator, segment_size=segment_size)
         narrator.step("Load it into a cache: in parallel, every tensor's checksum verified while it arrives.")
         report, seconds = tonnage.load()
         expect(report["outcome"] == "loaded" and report["verified"] == "crc32", f"an unexpected report: {report}")
@@ -177,8 +183,8 @@ def tell_story(work: Path, narrator: Narrator, *, small: bool) -> None:
 
         narrator.step("Remove it, load it again slowly, and kill -9 the load in the middle.")
         tonnage.show("rm", "--all")
-        loaded = tonnage.kill_in_the_middle(total)
-        narrator.tell(f"Killed after {megabytes(loaded)} of {megabytes(total)}.")
+        tonnage.kill_in_the_middle(total)
+        narrator.tell("Killed.")
         visible = list((work / "cache").glob("*/model/*"))
         expect(not visible, f"a half-written model can be seen: {visible}")
         narrator.tell("No engine can see a half-written model: nothing is in the entry's model folder.")
@@ -186,7 +192,7 @@ def tell_story(work: Path, narrator: Narrator, *, small: bool) -> None:
         narrator.step("Load once more: it goes on where the killed one stopped.")
         report, seconds = tonnage.load("--part-size", "1MiB")
         kept, fetched = report["resumed_bytes"], report["downloaded_bytes"]
-        expect(report["outcome"] == "loaded" and kept > 0, f"nothing was resumed: {report}")
+        expect(report["outcome"] == "loaded" and kept > 0 and fetched > 0, f"nothing was resumed: {report}")
         narrator.tell(f"{megabytes(kept)} were on disk and kept (resumed_bytes), {megabytes(fetched)} downloaded.")
         compare_tensors(Path(report["path"]), original, narrator)
 
