@@ -94,7 +94,7 @@ class Tonnage:
         self._narrator.tell(self._run(*arguments))
 
     def kill_in_the_middle(self, total: int) -> None:
-        """Loads slowly, and kills the process with SIGKILL part of the way; on a terminal the bar is seen until then."""
+        """Loads slowly, and kills the process (SIGKILL) part of the way; on a terminal the bar is seen until then."""
         watched = sys.stderr.isatty()
         kind = "bar" if watched else "json"
         limit = ["--bandwidth-limit", str(total // SLOW_SECONDS), "--part-size", "1MiB", "--progress", kind]
