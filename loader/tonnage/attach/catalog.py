@@ -102,22 +102,27 @@ def read_files(paths: Sequence[Path]) -> Catalog:
 def add_records(records: dict[str, Record], found: Iterable[Record], files: Sequence[SourceFile]) -> None:
     """Adds ``found`` to ``records``.
 
+    Where flat names collide although nested paths differ (``{"a": {"b": …}, "a.b": …}``), the nested one is called by
+    its path, as JSON.
+
     Raises:
-        NameCollision: A name is there already.
+        NameCollision: A tensor is there already.
     """
     for record in found:
-        other = records.setdefault(record.name, record)
-        if other is record:
-            continue
-        places = [str(files[each.file].path) if each.file != NO_FILE else "no file" for each in (other, record)]
-        if record.path != other.path:
+        other = records.get(record.name)
+        if other is None:
+            records[record.name] = record
+        elif record.path == other.path:
+            places = [str(files[each.file].path) if each.file != NO_FILE else "no file" for each in (other, record)]
             raise NameCollision(
-                f"Two tensors would both be called {shown(record.name)}: {other.path} ({places[0]}) and {record.path} "
-                f"({places[1]})."
+                f"The tensor {shown(record.name)} is in {places[0]} and in {places[1]}: open one of them."
             )
-        raise NameCollision(
-            f"The tensor {shown(record.name)} is in {places[0]} and in {places[1]}: open a folder or file of its own."
-        )
+        else:
+            renamed, keeps = (record, other) if len(record.path) > 1 else (other, record)
+            records[keeps.name] = keeps
+            renamed = renamed._replace(name=json.dumps(renamed.path, ensure_ascii=False))
+            if records.setdefault(renamed.name, renamed) is not renamed:
+                raise NameCollision(f"Two tensors are called {shown(renamed.name)}.")
 
 
 def _files_of(directory: Path) -> list[Path]:
@@ -255,7 +260,7 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[Record], dict[str
     return [
         Record(
             entry.name,
-            entry.path if len(entry.path) > 1 else (entry.name,),
+            (entry.name,) if _is_flat(entry.path) else entry.path,
             entry.dtype.torch_name,
             entry.dtype.item_size,
             entry.shape,
@@ -265,3 +270,7 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[Record], dict[str
         )
         for entry in index.tensors
     ], {}
+
+
+def _is_flat(path: tuple[str | int, ...]) -> bool:
+    return len(path) == 1 and isinstance(path[0], str)

@@ -6,21 +6,18 @@ import contextlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from tonnage.attach.catalog import Catalog, add_records, choose_rank, read_files
+from tonnage.attach.catalog import Catalog, add_records, choose_rank
 from tonnage.attach.errors import EntryBeingRemoved, EntryIncomplete
 from tonnage.attach.files import SourceFile
 from tonnage.attach.records import NO_FILE, Record
+from tonnage.cache.entry import MODEL_FOLDER, PRIVATE_FOLDER, Entry
 from tonnage.cache.locks import FileLock, LockKind
-from tonnage.cache.manifest import decode_manifest, decode_table
 from tonnage.errors import CacheDamaged, FormatUnsupported, NoTensorFiles
 from tonnage.format.dtypes import parse_dtype
 from tonnage.format.names import shown
 
 if TYPE_CHECKING:
-    from tonnage.cache.manifest import Manifest, TensorRecord
-
-PRIVATE = ".tonnage"
-PUBLIC = "model"
+    from tonnage.cache.manifest import TensorRecord
 
 
 def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
@@ -30,11 +27,11 @@ def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
     """
     resolved = path.resolve()
     for root in (resolved, *resolved.parents):
-        if (root / PRIVATE).is_dir():
+        if (root / PRIVATE_FOLDER).is_dir():
             inside = PurePosixPath(resolved.relative_to(root))
             if inside == PurePosixPath():
                 return root, PurePosixPath()
-            return (root, inside.relative_to(PUBLIC)) if inside.parts[0] == PUBLIC else None
+            return (root, inside.relative_to(MODEL_FOLDER)) if inside.parts[0] == MODEL_FOLDER else None
     return None
 
 
@@ -46,9 +43,10 @@ def hold_entry(root: Path) -> FileLock:
         CacheNotWritable: The lock file can't be opened.
         CacheDamaged: Something that isn't a lock file lies in its place.
     """
-    lock = FileLock(root / PRIVATE / "use.lock")
+    lock = FileLock(Entry(root).use_path)
     if not lock.try_lock(LockKind.SHARED):
         raise EntryBeingRemoved(f"The entry {root} is being emptied by another process.")
+    lock.touch()
     return lock
 
 
@@ -68,15 +66,21 @@ def read_entry(root: Path, inside: PurePosixPath, *, rank: int | None) -> Catalo
         NameCollision: Two files of this part hold a tensor of the same name.
         FormatUnsupported: The weights are encrypted.
     """
-    manifest = _manifest(root)
+    entry = Entry(root)
+    published = entry.read_published()
+    if published is None:
+        raise EntryIncomplete(
+            f"The entry {root} has nothing published: its load is not finished, was cut off, or it was emptied."
+        )
+    manifest = published.manifest
     wanted = {
         number
         for number, file in enumerate(manifest.files)
         if file.kind in {"shard", "object"} and PurePosixPath(file.path).is_relative_to(inside)
     }
     if not wanted:
-        raise NoTensorFiles(f"The entry {root} holds no weights in {PurePosixPath(PUBLIC) / inside}.")
-    ranks = {rank for number in wanted if (rank := manifest.files[number].rank) is not None}
+        raise NoTensorFiles(f"The entry {root} holds no weights in {PurePosixPath(MODEL_FOLDER) / inside}.")
+    ranks = {own for number in wanted if (own := manifest.files[number].rank) is not None}
     chosen = choose_rank(rank, ranks, where=f"The entry {root}")
     wanted = {number for number in wanted if manifest.files[number].rank in {None, chosen}}
     for number in wanted:
@@ -92,48 +96,22 @@ def read_entry(root: Path, inside: PurePosixPath, *, rank: int | None) -> Catalo
         "tonnage.layout": manifest.layout.value,
         "tonnage.verified": manifest.verified.value,
     }
-    if manifest.table is None:
-        found = read_files([root / PUBLIC / manifest.files[number].path for number in sorted(wanted)])
-        return Catalog(found.files, found.records, {**found.metadata, **said})
-    return _by_table(root, manifest, sorted(wanted), said)
-
-
-def _manifest(root: Path) -> Manifest:
-    path = root / PRIVATE / "manifest.json"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise EntryIncomplete(
-            f"The entry {root} has no manifest: its load is not finished, was cut off, or it was emptied."
-        ) from error
-    except OSError as error:
-        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
-    return decode_manifest(data, where=str(path))
-
-
-def _by_table(root: Path, manifest: Manifest, wanted: list[int], said: dict[str, str]) -> Catalog:
-    if manifest.table is None:  # for the type checker: the caller looked
-        raise CacheDamaged(f"The entry {root} has no table of tensors.")
-    path = root / PRIVATE / manifest.table.name
-    try:
-        table = decode_table(path.read_bytes(), manifest, where=str(path))
-    except OSError as error:
-        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
+    where = str(entry.private / manifest.table.name) if manifest.table is not None else str(entry.private)
     sources = {manifest.files[number].source for number in wanted}
-    position = {number: at for at, number in enumerate(wanted)}
+    position = {number: at for at, number in enumerate(sorted(wanted))}
     records: dict[str, Record] = {}
     with contextlib.ExitStack() as opened:
         files = []
-        for number in wanted:
-            file = opened.enter_context(SourceFile(root / PUBLIC / manifest.files[number].path))
+        for number in position:
+            file = opened.enter_context(SourceFile(entry.model / manifest.files[number].path))
             if file.size != manifest.files[number].size:
                 raise CacheDamaged(
                     f"{file.path} has {file.size:,} bytes; the manifest says {manifest.files[number].size:,}."
                 )
             files.append(file)
         found = (
-            _record(tensor, position, where=str(path))
-            for tensor in table.tensors
+            _record(tensor, position, where=where)
+            for tensor in published.table.tensors
             if tensor.file in position or (tensor.file < 0 and tensor.source in sources)
         )
         add_records(records, found, files)

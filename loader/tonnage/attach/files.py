@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-_MAP_NORESERVE = 0x4000
+MAP_NORESERVE = 0x4000
 """Linux's flag, which the mmap module knows from Python 3.13 on: don't count the private mapping as memory in use, for
 a model may be larger than the machine's memory when its cache is on disk."""
 
@@ -74,7 +74,7 @@ class SourceFile:
                     self._mapping = mmap.mmap(
                         self.descriptor,
                         self.size,
-                        flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+                        flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
                         prot=mmap.PROT_READ | mmap.PROT_WRITE,
                     )
                 except (OSError, ValueError) as error:

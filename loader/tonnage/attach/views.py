@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import TYPE_CHECKING
 
 import torch
 
-from tonnage.attach.errors import DtypeUnknown
+from tonnage.attach.errors import DeviceMemoryShort, DtypeUnknown
+from tonnage.attach.files import MAP_NORESERVE
 from tonnage.format.names import shown
 
 if TYPE_CHECKING:
@@ -58,9 +60,23 @@ def without_data(record: Record, device: torch.device | str, *, meta_tensors: st
     dtype = torch_dtype(record)
     if record.is_meta and meta_tensors == "meta":
         device = "meta"
-    # Not torch.zeros(dtype=...): some dtypes have no fill kernel, and complex32 warns.
-    raw = torch.zeros(nbytes(record), dtype=torch.uint8, device=device)
+    # Bytes first: some dtypes can't be filled, and complex32 warns.
+    raw = _zeros(nbytes(record), device, record)
     return raw.view(dtype).as_strided(record.shape, strides(record.shape))
+
+
+def _zeros(size: int, device: torch.device | str, record: Record) -> torch.Tensor:
+    """Zero bytes. On the CPU pages come when they are touched, for a few bytes of a file can claim any shape."""
+    if torch.device(device).type != "cpu" or size < mmap.PAGESIZE:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    except (OSError, OverflowError, ValueError) as error:
+        raise DeviceMemoryShort(
+            f"The tensor {shown(record.name)} has no data but the shape {record.shape}: there is no room for {size:,} "
+            "bytes of zeros."
+        ) from error
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def cpu_view(record: Record, file: SourceFile) -> torch.Tensor:

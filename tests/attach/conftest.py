@@ -1,0 +1,195 @@
+"""Weights in all forms in which they are found: files, directories, and entries as a load leaves them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tonnage.attach import CopyOptions
+from tonnage.attach.engine import CpuEngine
+from tonnage.attach.weights import open_path
+from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
+from tonnage.contract import Layout, Verify
+from tonnage.format.tensors_file import PREAMBLE_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import SourceObject, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from tonnage.attach import Weights
+    from tonnage.cache import Entry
+
+    MakeEntry = Callable[..., Entry]
+
+SMALL = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20)
+"""A ring so small that small tensors go around it many times."""
+
+
+def _source(path: Path, rank: int | None, name: str | None = None) -> SourceObject:
+    data = path.read_bytes()
+    preamble = parse_preamble(data, object_size=len(data), name=path.name)
+    end = PREAMBLE_BYTES + preamble.index_length
+    index = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), name=path.name)
+    return SourceObject(f"s3://bucket/{path.name}", name or path.name, len(data), rank, index, data[:end])
+
+
+def build_entry(
+    root: Path,
+    files: Sequence[Path],
+    *,
+    layout: Layout = Layout.SAFETENSORS,
+    ranks: bool = False,
+    names: Sequence[str] = (),
+    segment_size: int = 0,
+) -> Entry:
+    """Publishes an entry of these ``.tensors`` files, laid out by the loader's own blueprint."""
+    sources = [
+        _source(path, number if ranks else None, names[number] if names else None) for number, path in enumerate(files)
+    ]
+    blueprint = draw(sources, layout=layout, segment_size=segment_size)
+    entry = Cache(root).entry("r-0123456789ab")
+    entry.path.mkdir(parents=True)
+    entry.prepare()
+    with entry.load_lock():
+        model = entry.begin_partial()
+        for file in blueprint.files:
+            (model / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (model / file.path).write_bytes(file.prefix.ljust(file.size, b"\0"))
+        for segment in blueprint.segments:
+            data = files[segment.object].read_bytes()
+            with (model / blueprint.files[segment.file].path).open("r+b") as out:
+                for piece in segment.pieces(segment.start, segment.end):
+                    if piece.target >= 0:
+                        os.pwrite(out.fileno(), data[piece.start : piece.end], piece.target)
+        entry.publish(*_records(blueprint, sources))
+    return entry
+
+
+def _records(blueprint, sources) -> tuple[Manifest, TensorTable]:
+    manifest = Manifest(
+        revision="r-0123456789ab", digest="sha256:00", layout=blueprint.layout, verified=Verify.CRC32, created=1.0,
+        tonnage_version="0.1", bytes=blueprint.file_bytes,
+        sources=tuple(
+            SourceRecord(
+                place="bucket", key=source.path, size=source.size, kind="tensors", rank=source.rank,
+                encrypted=source.tensors.preamble.encrypted,
+            )
+            for source in sources
+        ),
+        files=tuple(
+            FileRecord(path=file.path, size=file.size, kind=file.kind, source=file.object, rank=file.rank)
+            for file in blueprint.files
+        ),
+    )  # fmt: skip
+    tensors = []
+    for placed in blueprint.placements:
+        tensor = sources[placed.object].tensors.tensors[placed.tensor]
+        path = None if tensor.path == (tensor.name,) else tensor.path
+        tensors.append(
+            TensorRecord(
+                tensor.name, path, placed.object, tensor.kind, tensor.dtype.stored, tensor.shape, placed.file,
+                placed.offset, tensor.length, tensor.header_offset, b"",
+            )
+        )  # fmt: skip
+    return manifest, TensorTable(tensors=tuple(tensors))
+
+
+@pytest.fixture
+def make_entry(tmp_path: Path) -> MakeEntry:
+    """Publishes entries below a cache root of their own: ``make_entry(files, layout=…, ranks=…)``."""
+    roots = iter(range(1000))
+    return lambda files, **kwargs: build_entry(tmp_path / f"cache-{next(roots)}", files, **kwargs)
+
+
+def sample_tensors() -> dict[str, torch.Tensor]:
+    """A few hundred KB in several dtypes, with everything that needs care."""
+    generator = torch.Generator().manual_seed(3)
+    found = {f"layers.{n}.weight": torch.randn(301 + n, 129, generator=generator).bfloat16() for n in range(8)}
+    found |= {f"layers.{n}.bias": torch.randn(7, generator=generator) for n in range(8)}
+    found["embed"] = torch.randn(1003, 101, generator=generator)
+    found["scale"] = torch.tensor(2.5, dtype=torch.float16)
+    found["none"] = torch.zeros(0, 4, dtype=torch.bfloat16)
+    found["ids"] = torch.arange(1001)
+    found["spin"] = torch.randn(5, dtype=torch.complex64, generator=generator)
+    found["quantized"] = torch.randn(3, 5, generator=generator).to(torch.float8_e4m3fn)
+    return found
+
+
+@pytest.fixture(scope="session")
+def tensors() -> dict[str, torch.Tensor]:
+    return sample_tensors()
+
+
+@pytest.fixture
+def shard(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """One safetensors file, written by the safetensors library."""
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tensors_file(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch.Tensor]) -> Path:
+    """The same as a ``.tensors`` file, written by tensorizer. Most of its tensors are misaligned."""
+    from tensorizer import TensorSerializer
+
+    path = tmp_path_factory.mktemp("written") / "model.tensors"
+    serializer = TensorSerializer(str(path))
+    serializer.write_state_dict(tensors)
+    serializer.close()
+    return path
+
+
+@pytest.fixture
+def attach() -> Iterator[Callable[..., Weights]]:
+    """Opens weights whose copies to "meta-less" devices go through the ring, with the CPU as the device."""
+    opened = []
+
+    def open_(path, *, options: CopyOptions = SMALL, engine=None, **kwargs) -> Weights:
+        weights = open_path(
+            path,
+            rank=kwargs.pop("rank", None),
+            device=kwargs.pop("device", None),
+            meta_tensors=kwargs.pop("meta_tensors", "zeros"),
+            options=options,
+            engine_factory=lambda device: engine or CpuEngine(),
+        )
+        assert not kwargs
+        opened.append(weights)
+        return weights
+
+    yield open_
+    for weights in opened:
+        weights.close()
+
+
+@pytest.fixture
+def ring_load() -> Callable[..., dict[str, torch.Tensor]]:
+    """Loads through the ring as a GPU would be loaded."""
+
+    def load(weights: Weights, *, dtype=None, progress="off") -> dict[str, torch.Tensor]:
+        from tonnage.attach.progress import Reporter
+
+        with Reporter(progress, weights.nbytes, what="test") as reporter:
+            return weights._uploader.load(
+                list(weights.records.values()), torch.device("cpu"), dtype=dtype, reporter=reporter
+            )
+
+    return load
+
+
+@pytest.fixture
+def same() -> Callable[[torch.Tensor, torch.Tensor], bool]:
+    """Whether dtype, shape and every bit agree; NaN equals itself."""
+
+    def compare(one: torch.Tensor, other: torch.Tensor) -> bool:
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))
+
+    return compare

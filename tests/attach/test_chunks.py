@@ -1,0 +1,72 @@
+"""Where tensors go on a device."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tonnage.attach.chunks import ALIGNMENT, chunks_of, pack, total_bytes
+from tonnage.attach.records import Record
+
+layouts = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 300), st.integers(1, 2000)), min_size=1, max_size=60
+)  # file, gap before, length
+
+
+def records_of(layout) -> list[Record]:
+    ends = [0, 0, 0]
+    found = []
+    for number, (file, gap, length) in enumerate(layout):
+        start = ends[file] + gap
+        ends[file] = start + length
+        found.append(Record(f"t{number}", (f"t{number}",), "uint8", 1, (length,), file, start, length))
+    return found
+
+
+@given(layouts, st.integers(64, 5000), st.integers(1, 3000))
+@settings(deadline=None, max_examples=200)
+def test_chunks_bring_each_byte_to_its_place_once(layout, group_bytes, chunk_bytes):
+    records = records_of(layout)
+    where = {}
+    for group in pack(records, group_bytes=group_bytes):
+        placed = bytearray(group.size)
+        memory = {}
+        for chunk in chunks_of(group, chunk_bytes=chunk_bytes):
+            assert chunk.length <= chunk_bytes
+            for file, source, target, length in chunk.pieces:
+                assert chunk.target <= target
+                assert target + length <= chunk.target + chunk.length
+                for at in range(length):
+                    assert not placed[target + at]
+                    placed[target + at] = 1
+                    memory[target + at] = (file, source + at)
+        for record, offset in group.slots:
+            assert offset % ALIGNMENT == 0
+            got = [memory[offset + at] for at in range(record.length)]
+            assert got == [(record.file, record.start + at) for at in range(record.length)]
+            where[record.name] = group
+    assert set(where) == {record.name for record in records}
+
+
+@given(layouts, st.integers(64, 5000))
+@settings(deadline=None, max_examples=100)
+def test_groups_hold_what_was_asked_for_and_little_more(layout, group_bytes):
+    records = records_of(layout)
+    groups = pack(records, group_bytes=group_bytes)
+    for group in groups:
+        assert group.size % ALIGNMENT == 0
+        assert group.size <= group_bytes + ALIGNMENT or len(group.slots) == 1
+    assert total_bytes(groups) < sum(record.length for record in records) + ALIGNMENT * len(records) + 1
+
+
+def test_neighbors_in_a_file_travel_as_one():
+    records = [Record(f"t{n}", (f"t{n}",), "uint8", 1, (640,), 0, 4096 + 640 * n, 640) for n in range(10)]
+    (group,) = pack(reversed(records), group_bytes=1 << 20)
+    assert group.runs == ((0, 4096, 0, 6400),)
+
+
+def test_a_tensor_larger_than_a_group_gets_one_of_its_own():
+    records = [
+        Record(f"t{n}", (f"t{n}",), "uint8", 1, (size,), 0, 10_000 * n, size) for n, size in enumerate((5, 900, 5))
+    ]
+    assert [group.size for group in pack(records, group_bytes=128)] == [64, 960, 64]

@@ -1,0 +1,91 @@
+"""What closing does, and what eviction may do meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tonnage.attach import WeightsClosed, open_weights
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_tensors_outlive_their_weights(shard, tensors, same):
+    with open_weights(shard) as weights:
+        embed = weights["embed"]
+    del weights
+    gc.collect()
+    assert same(embed, tensors["embed"])
+
+
+def test_closed_weights_refuse_everything(shard):
+    weights = open_weights(shard)
+    weights.close()
+    weights.close()
+    assert weights.closed
+    for use in (lambda: weights["embed"], weights.state_dict, weights.nested, lambda: weights.warm_up("cpu")):
+        with pytest.raises(WeightsClosed, match="were closed"):
+            use()
+
+
+def test_forgotten_weights_give_their_files_back(shard):
+    before = descriptors()
+    weights = open_weights(shard)
+    assert descriptors() > before
+    del weights
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_a_failed_open_leaves_no_file_open(shard, corpus, make_entry, tmp_path):
+    entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
+    next(entry.model.glob("*-of-*.safetensors")).unlink()
+    before = descriptors()
+    for path in (entry.path, tmp_path / "gone", corpus["encrypted-module"].path):
+        with pytest.raises(Exception, match="."):
+            open_weights(path)
+    assert descriptors() == before
+
+
+def test_an_open_entry_can_not_be_evicted(corpus, make_entry):
+    entry = make_entry([corpus["state-dict"].path])
+    weights = open_weights(entry.path)
+    assert entry.try_exclusive() is None
+    weights.close()
+    lock = entry.try_exclusive()
+    assert lock is not None
+    lock.release()
+
+
+def test_tensors_survive_the_eviction_of_a_closed_entry(corpus, make_entry, same):
+    file = corpus["mixed-large"]
+    entry = make_entry([file.path])
+    with open_weights(entry.path) as weights:
+        state = weights.state_dict()
+    lock = entry.try_exclusive()
+    entry.clear()
+    lock.release()
+    assert all(same(state[name], tensor) for name, tensor in file.by_flat_name.items())
+
+
+def test_a_process_that_uses_tensors_after_everything_is_closed_does_not_crash(shard):
+    program = """
+import gc, sys
+sys.path.insert(0, sys.argv[2])
+import tonnage
+with tonnage.open(sys.argv[1]) as weights:
+    state = weights.state_dict()
+    views = [tensor.flatten()[1:] for tensor in state.values() if tensor.numel() > 1]
+del weights, state
+gc.collect()
+print(sum(float(view.to(dtype=view.dtype).abs().float().nan_to_num().sum()) for view in views) > 0)
+"""
+    loader = next(path for path in sys.path if path.endswith("loader"))
+    done = subprocess.run([sys.executable, "-c", program, shard, loader], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -1,0 +1,74 @@
+"""Cores: quotas and lists, read from files as kernels write them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tonnage.attach.machine import cores_near, parse_cpu_list, usable_cores
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def tree(root, files: dict[str, str]):
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return {"proc": root / "proc", "sys": root / "sys"}
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, CORES),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, CORES),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "9900000 100000\n"}, CORES),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "gibberish\n"}, CORES),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/pod\n1:memory:/pod\n",
+                "sys/fs/cgroup/cpu/pod/cpu.cfs_quota_us": "100000\n",
+                "sys/fs/cgroup/cpu/pod/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/pod\n",
+                "sys/fs/cgroup/cpu/pod/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/pod/cpu.cfs_period_us": "100000\n",
+            },
+            CORES,
+        ),
+    ],
+)
+def test_cores_are_those_of_affinity_and_quota(tmp_path, files, cores):
+    assert usable_cores(**tree(tmp_path, files)) == cores
+
+
+def test_cpu_lists_are_read():
+    assert parse_cpu_list("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
+    assert parse_cpu_list("\n") == set()
+    assert parse_cpu_list("a-b") == set()
+
+
+def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path):
+    folder = "sys/bus/pci/devices/0000:1b:00.0"
+    mine = ",".join(map(str, os.sched_getaffinity(0)))
+    sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": mine})["sys"]
+    assert cores_near("0000:1B:00.0", sys=sys) == set()
+    tree(tmp_path, {f"{folder}/numa_node": "-1\n"})
+    assert cores_near("0000:1B:00.0", sys=sys) == set()
+    assert cores_near("0000:ff:00.0", sys=sys) == set()
+
+
+@pytest.mark.skipif(CORES < 2, reason="needs two cores")
+def test_cores_near_a_device_are_those_of_its_node_that_may_be_used(tmp_path):
+    first = min(os.sched_getaffinity(0))
+    folder = "sys/bus/pci/devices/0000:1b:00.0"
+    sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": f"{first},4000"})["sys"]
+    assert cores_near("0000:1B:00.0", sys=sys) == {first}

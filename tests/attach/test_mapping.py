@@ -1,0 +1,130 @@
+"""Weights as a mapping, and state dicts on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from tonnage.attach import DeviceMemoryShort, KeyNotFound, open_weights
+from tonnage.errors import InvalidPlan
+
+
+@pytest.fixture(params=["safetensors", "tensors"])
+def path(request, shard, tensors_file):
+    return shard if request.param == "safetensors" else tensors_file
+
+
+def test_it_is_a_mapping(path, tensors, same):
+    with open_weights(path) as weights:
+        assert isinstance(weights, Mapping)
+        assert set(weights.keys()) == set(tensors)
+        assert len(weights) == len(tensors)
+        assert "embed" in weights
+        assert "other" not in weights
+        assert weights.get("other") is None
+        assert all(same(tensor, tensors[name]) for name, tensor in weights.items())
+        assert weights.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+        assert str(path) in repr(weights)
+
+
+def test_tensors_are_views_of_one_mapping(path):
+    with open_weights(path) as weights:
+        assert weights["embed"].data_ptr() == weights["embed"].data_ptr()
+        assert weights["embed"].data_ptr() == weights.state_dict()["embed"].data_ptr()
+
+
+def test_writing_to_a_view_changes_neither_the_file_nor_what_others_see(path, tensors, same):
+    before = path.read_bytes()
+    with open_weights(path) as weights, open_weights(path) as others:
+        weights["embed"].zero_()
+        assert weights["embed"].count_nonzero() == 0
+        assert same(others["embed"], tensors["embed"])
+    assert path.read_bytes() == before
+
+
+def test_a_key_that_is_not_there_is_a_key_error_with_the_nearest_names(path):
+    with open_weights(path) as weights:
+        with pytest.raises(KeyNotFound, match=r"'layers\.3\.wieght' \(nearest: 'layers\.3\.weight'") as caught:
+            weights["layers.3.wieght"]
+        assert isinstance(caught.value, KeyError)
+        with pytest.raises(KeyNotFound, match="has no tensor 5"):
+            weights[5]
+        with pytest.raises(KeyNotFound, match=r"'x', 'y'"):
+            weights.state_dict(keys=["embed", "x", "y"])
+
+
+def test_a_subset_by_names_or_by_filter(path):
+    with open_weights(path) as weights:
+        assert list(weights.state_dict(keys=["scale", "embed", "scale"])) == ["scale", "embed"]
+        assert set(weights.state_dict(filter=lambda name: name.endswith(".bias"))) == {
+            f"layers.{n}.bias" for n in range(8)
+        }
+        assert list(weights.state_dict(keys=["scale", "embed"], filter=lambda name: name != "scale")) == ["embed"]
+        assert weights.state_dict(keys=[]) == {}
+        with pytest.raises(InvalidPlan, match="one string"):
+            weights.state_dict(keys="embed")
+
+
+def test_conversion_touches_ordinary_floats_alone(path, tensors, same):
+    with open_weights(path) as weights:
+        found = weights.state_dict(dtype=torch.bfloat16)
+    for name, tensor in tensors.items():
+        changes = tensor.dtype in {torch.float16, torch.float32, torch.float64, torch.bfloat16}
+        assert same(found[name], tensor.to(torch.bfloat16) if changes else tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "bfloat16"])
+def test_conversion_to_what_is_no_float_is_refused(path, dtype):
+    with open_weights(path) as weights, pytest.raises(InvalidPlan, match="not a floating type"):
+        weights.state_dict(dtype=dtype)
+
+
+def test_the_meta_device_gives_shapes_without_data(path, tensors):
+    with open_weights(path) as weights:
+        found = weights.state_dict("meta", dtype=torch.float16)
+    assert all(tensor.is_meta and tensor.shape == tensors[name].shape for name, tensor in found.items())
+    assert found["embed"].dtype == torch.float16
+
+
+def test_meta_tensors_are_zeros_or_stay_on_the_meta_device(corpus):
+    path = corpus["meta-bfloat16"].path
+    with open_weights(path) as weights:
+        assert weights["absent"].dtype == torch.bfloat16
+        assert weights["absent"].tolist() == torch.zeros(3, 4).tolist()
+    with open_weights(path, meta_tensors="meta") as weights:
+        assert weights["absent"].is_meta
+        assert weights["absent"].shape == (3, 4)
+
+
+def test_zeros_of_a_huge_meta_tensor_cost_nothing_until_they_are_touched(corpus):
+    with open_weights(corpus["long"].path) as weights:
+        assert weights["long"].shape == ((1 << 32) + 5,)
+        assert weights["long"][-1] == 0
+
+
+def test_zeros_beyond_any_memory_are_refused(corpus):
+    with open_weights(corpus["meta"].path) as weights:
+        record = weights.records["absent"]._replace(shape=(1 << 60,))
+        weights._records["absent"] = record
+        with pytest.raises(DeviceMemoryShort, match="no room for"):
+            weights["absent"]
+
+
+def test_metadata_comes_from_the_header(shard):
+    with open_weights(shard) as weights:
+        assert weights.metadata["format"] == "pt"
+
+
+def test_records_say_what_is_there_without_touching_it(path, tensors):
+    with open_weights(path) as weights:
+        record = weights.records["embed"]
+        assert (record.shape, record.dtype, record.length) == ((1003, 101), "float32", tensors["embed"].nbytes)
+
+
+def test_a_dtype_that_this_torch_lacks_is_named(shard):
+    with open_weights(shard) as weights:
+        weights._records["embed"] = weights.records["embed"]._replace(dtype="float2_nice")
+        with pytest.raises(Exception, match=r"'embed' is of dtype float2_nice .* doesn't know"):
+            weights["embed"]

@@ -1,0 +1,70 @@
+"""Nested names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tonnage.attach import open_weights
+from tonnage.attach.nested import nest
+from tonnage.errors import FormatDamaged
+
+trees = st.recursive(
+    st.integers(),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=4) | st.dictionaries(st.text(max_size=3), inner, min_size=1, max_size=4)
+    ),
+    max_leaves=20,
+).filter(lambda tree: not isinstance(tree, int))
+
+
+def flatten(tree, path=()):
+    if isinstance(tree, int):
+        return {path: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {key: value for step, child in items for key, value in flatten(child, (*path, step)).items()}
+
+
+@given(trees)
+@settings(deadline=None, max_examples=100)
+def test_nesting_undoes_flattening(tree):
+    assert nest(flatten(tree)) == tree
+
+
+def test_a_part_keeps_positions_in_lists():
+    every = [("a", 0, "w"), ("a", 1, "w"), ("b", "x"), ("c", 0)]
+    assert nest({("a", 1, "w"): 5}, every=every) == {"a": [None, {"w": 5}]}
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ([("a",), ("a", "b")], "goes through what is itself a tensor"),
+        ([("a", "b"), ("a",)], "both a tensor and a collection"),
+        ([("a", "b"), ("a", 0)], "names and positions side by side"),
+        ([("a", 10**12)], "not numbered from 0"),
+    ],
+)
+def test_names_that_are_no_tree_are_refused(paths, message):
+    with pytest.raises(FormatDamaged, match=message):
+        nest(dict.fromkeys(paths, 1))
+
+
+@pytest.mark.parametrize("name", ["nested", "list", "unicode-nested"])
+def test_weights_nest_as_they_were(corpus, make_entry, name):
+    file = corpus[name]
+    for path in (file.path, make_entry([file.path]).path):
+        with open_weights(path) as weights:
+            tree = weights.nested()
+            for keys, tensor in file.tensors.items():
+                node = tree
+                for key in keys:
+                    assert isinstance(node, list if isinstance(key, int) else dict)
+                    node = node[key]
+                assert node.tolist() == tensor.tolist()
+
+
+def test_flat_names_nest_to_one_dict(shard):
+    with open_weights(shard) as weights:
+        assert weights.state_dict(nested=True).keys() == weights.state_dict().keys()

@@ -1,0 +1,251 @@
+"""What can be opened, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tonnage.attach import (
+    EntryBeingRemoved,
+    EntryIncomplete,
+    PathNotFound,
+    RankMissing,
+    open_weights,
+)
+from tonnage.cache import Cache
+from tonnage.contract import Layout
+from tonnage.errors import (
+    CacheDamaged,
+    CacheInUse,
+    FormatDamaged,
+    FormatUnsupported,
+    NameCollision,
+    NoTensorFiles,
+    TonnageError,
+)
+
+PLAIN = [
+    "module-float32", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-sayable", "dtypes-unsayable",
+    "scalar", "strided", "empty", "empty-bfloat16", "many-dimensions", "meta", "meta-bfloat16", "nested", "list",
+    "unicode", "unicode-nested", "longest-name", "mixed-large", "many", "reserved",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_tensorizers_files_open_with_every_tensor_as_it_was(corpus, name, same):
+    file = corpus[name]
+    with open_weights(file.path) as weights:
+        assert list(weights) == list(file.flat_names.values())
+        for path, tensor in file.tensors.items():
+            expected = torch.zeros(tensor.shape).to(tensor.dtype) if tensor.is_meta else tensor
+            assert same(weights[file.flat_names[path]], expected), path
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize(
+    "name", ["module-bfloat16", "nested", "meta", "empty", "mixed-large", "dtypes-sayable", "list"]
+)
+def test_entries_of_both_layouts_hold_the_same_tensors(corpus, make_entry, layout, name, same):
+    file = corpus[name]
+    entry = make_entry([file.path], layout=layout, segment_size=1 << 20)
+    for path in (entry.path, entry.model):
+        with open_weights(path) as weights:
+            assert list(weights) == list(file.flat_names.values())
+            for flat, tensor in file.by_flat_name.items():
+                assert same(weights[flat], tensor), flat
+            assert weights.metadata["tonnage.layout"] == layout.value
+
+
+def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(corpus, make_entry, tmp_path, same):
+    file = corpus["mixed-large"]
+    entry = make_entry([file.path], segment_size=1 << 20)
+    shutil.copytree(entry.model, tmp_path / "models" / "llama")
+    with open_weights(tmp_path / "models" / "llama") as weights:
+        assert set(weights) == set(file.by_flat_name)
+        assert all(same(weights[name], tensor) for name, tensor in file.by_flat_name.items())
+
+
+def test_one_file_of_an_entry_opens_alone(corpus, make_entry):
+    entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
+    first = sorted(entry.model.glob("*.safetensors"))[0]
+    with open_weights(first) as weights:
+        assert 0 < len(weights) < len(corpus["mixed-large"].tensors)
+
+
+def test_a_folder_of_an_entry_opens_alone(corpus, make_entry):
+    one, other = corpus["scalar"].path, corpus["one-float32"].path
+    entry = make_entry([one, other], names=["unet/model.tensors", "vae/model.tensors"])
+    with open_weights(entry.model / "vae") as weights:
+        assert list(weights) == ["w"]
+    with open_weights(entry.path) as weights:
+        assert set(weights) == {"scalar", "one", "w"}
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_one_rank_of_a_sharded_entry(corpus, make_entry, layout):
+    files = [corpus["one-float32"].path, corpus["one-bfloat16"].path]
+    names = ["model-rank-000.tensors", "model-rank-001.tensors"]
+    entry = make_entry(files, ranks=True, layout=layout, names=names)
+    with open_weights(entry.path, rank=1) as weights:
+        assert weights["w"].dtype == torch.bfloat16
+    with open_weights(entry.path, rank=0) as weights:
+        assert weights["w"].dtype == torch.float32
+    with pytest.raises(RankMissing, match=r"2 ranks \(0, 1\): say which with rank="):
+        open_weights(entry.path)
+    with pytest.raises(RankMissing, match="no rank 2; it holds 0, 1"):
+        open_weights(entry.path, rank=2)
+
+
+def test_ranks_are_known_from_file_names_without_an_entry(corpus, make_entry, tmp_path):
+    files = [corpus["one-float32"].path, corpus["one-bfloat16"].path]
+    entry = make_entry(files, ranks=True, names=["model-rank-000.tensors", "model-rank-001.tensors"])
+    shutil.copytree(entry.model, tmp_path / "alone")
+    with open_weights(tmp_path / "alone", rank=1) as weights:
+        assert weights["w"].dtype == torch.bfloat16
+    with pytest.raises(RankMissing, match="say which"):
+        open_weights(tmp_path / "alone")
+
+
+def test_a_missing_part_of_a_rank_is_noticed(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "model-rank-0-part-0.safetensors")
+    save_file({"b": torch.ones(2)}, tmp_path / "model-rank-0-part-2.safetensors")
+    with pytest.raises(CacheDamaged, match="lacks part 1 of rank 0"):
+        open_weights(tmp_path)
+
+
+def test_a_rank_of_weights_without_ranks_is_refused(shard):
+    with pytest.raises(RankMissing, match="not sharded by rank"):
+        open_weights(shard.parent, rank=0)
+
+
+def test_an_index_decides_which_files_count(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    with open_weights(tmp_path) as weights:
+        assert weights["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not an index"),
+        ("[]", "is not an index"),
+        ('{"weight_map": {"a": 5}}', "names the file 5"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "not below its own directory"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "isn't there: the directory is incomplete"),
+    ],
+)
+def test_an_index_that_can_not_be_is_refused(tmp_path, text, message):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CacheDamaged, match=message):
+        open_weights(tmp_path)
+
+
+def test_a_name_in_two_files_is_refused_naming_both(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "two.safetensors")
+    with pytest.raises(NameCollision, match=r"'a' is in .*one\.safetensors and in .*two\.safetensors"):
+        open_weights(tmp_path)
+
+
+def test_names_that_collide_when_flat_stay_apart(corpus, same):
+    file = corpus["colliding"]
+    with open_weights(file.path) as weights:
+        assert set(weights) == {"a.b", '["a", "b"]'}
+        assert same(weights["a.b"], file.tensors["a.b",])
+        assert same(weights['["a", "b"]'], file.tensors["a", "b"])
+        assert same(weights.nested()["a"]["b"], file.tensors["a", "b"])
+
+
+def test_nothing_at_the_path_is_a_file_not_found(tmp_path):
+    with pytest.raises(PathNotFound, match="nothing at"):
+        open_weights(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError):
+        open_weights(tmp_path / "gone")
+
+
+def test_what_holds_no_weights_is_refused(tmp_path):
+    with pytest.raises(NoTensorFiles, match=r"holds no \.safetensors and no \.tensors file"):
+        open_weights(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(NoTensorFiles, match="neither a directory nor"):
+        open_weights(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("name", ["encrypted-module", "encrypted-meta"])
+def test_encrypted_weights_are_refused_before_anything_is_read(corpus, make_entry, name):
+    with pytest.raises(FormatUnsupported, match="encrypted"):
+        open_weights(corpus[name].path)
+    entry = make_entry([corpus[name].path], layout=Layout.TENSORIZER)
+    with pytest.raises(FormatUnsupported, match="encrypted"):
+        open_weights(entry.path)
+
+
+@pytest.mark.parametrize("left", [0, 4, 100, -1])
+def test_a_shard_shorter_than_its_header_says_is_refused(shard, left):
+    data = shard.read_bytes()
+    shard.write_bytes(data[:left])
+    with pytest.raises(CacheDamaged, match=str(shard)):
+        open_weights(shard)
+
+
+@pytest.mark.parametrize("left", [10, 300_000, -1, -9])
+def test_a_tensors_file_that_is_cut_off_is_refused(tensors_file, tmp_path, left):
+    path = tmp_path / "cut.tensors"
+    path.write_bytes(tensors_file.read_bytes()[:left])
+    with pytest.raises(FormatDamaged, match=r"cut\.tensors"):
+        open_weights(path)
+
+
+def test_an_entry_file_of_another_size_is_refused(corpus, make_entry):
+    entry = make_entry([corpus["state-dict"].path])
+    shard = next(entry.model.glob("*.safetensors"))
+    shard.chmod(0o644)
+    with shard.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CacheDamaged, match="the manifest says"):
+        open_weights(entry.path)
+    shard.unlink()
+    with pytest.raises(CacheDamaged, match="can't be opened"):
+        open_weights(entry.path)
+
+
+def test_an_entry_that_was_never_finished_is_refused(tmp_path):
+    entry = Cache(tmp_path).entry("r-0123456789ab")
+    entry.path.mkdir()
+    entry.prepare()
+    with pytest.raises(EntryIncomplete, match="not finished") as caught:
+        open_weights(entry.path)
+    assert isinstance(caught.value, CacheDamaged)
+
+
+def test_an_emptied_entry_is_refused(corpus, make_entry):
+    entry = make_entry([corpus["state-dict"].path])
+    exclusive = entry.try_exclusive()
+    entry.clear()
+    exclusive.release()
+    with pytest.raises(EntryIncomplete):
+        open_weights(entry.path)
+
+
+def test_an_entry_that_is_being_emptied_is_refused(corpus, make_entry):
+    entry = make_entry([corpus["state-dict"].path])
+    exclusive = entry.try_exclusive()
+    with pytest.raises(EntryBeingRemoved, match="being emptied") as caught:
+        open_weights(entry.path)
+    assert isinstance(caught.value, CacheInUse)
+    exclusive.release()
+    open_weights(entry.path).close()
+
+
+def test_every_error_of_opening_says_what_to_do(tmp_path, corpus):
+    for path in (tmp_path / "gone", tmp_path, corpus["encrypted-module"].path):
+        with pytest.raises(TonnageError) as caught:
+            open_weights(path)
+        assert caught.value.remedy
+        assert str(path) in str(caught.value)
