@@ -29,7 +29,7 @@ from results import Result, Row, Sample
 from servers import find_nginx, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -39,6 +39,10 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SECONDS_FOR_A_RUN = 600
 WARM_FACTOR = 1.5
 READY_SECONDS = 60
+
+
+class ContenderFailed(Exception):
+    """A run ended badly, or its work is wrong. The last line says most."""
 
 
 def parse_bytes(text: str) -> int:
@@ -101,23 +105,14 @@ def main() -> int:
             tonnage_options=tuple(arguments.tonnage),
         )
         present, absent = choose(arguments.contenders, setting)
-        variants = {contender.name: tune(contender, setting, arguments) for contender in present}
-        samples: dict[str, list[Sample]] = {contender.name: [] for contender in present}
-        for repetition in range(arguments.repetitions):
-            turn = repetition % len(present)
-            for contender in [*present[turn:], *present[:turn]]:
-                sample = run(contender, setting, variants[contender.name])
-                samples[contender.name].append(sample)
-                speed = f"{sample.gigabytes_per_second:.2f} GB/s"
-                say(f"{repetition + 1}/{arguments.repetitions} {contender.label}: {speed}")
+        rows = race(present, absent, setting, arguments)
+        ours = next((row.samples for row in rows if row.name == "tonnage"), ())
         result = Result(
             title=title(arguments, size),
             conditions={**machine.describe(), **conditions(arguments, setting)},
-            rows=tuple(
-                Row(c.name, c.label, c.verifies, c.target, variants[c.name], tuple(samples[c.name])) for c in present
-            ),
+            rows=rows,
             absent=absent,
-            extras=extras(setting, samples.get("tonnage", []), arguments.hits),
+            extras=extras(setting, ours, arguments.hits),
         )
     write(result, arguments)
     return 0
@@ -135,6 +130,39 @@ def choose(names: list[str], setting: Setting) -> tuple[list[Contender], dict[st
             else:
                 present.append(contender)
     return present, absent
+
+
+def race(
+    present: list[Contender], absent: dict[str, str], setting: Setting, arguments: argparse.Namespace
+) -> tuple[Row, ...]:
+    """Lets everybody run in turn and returns their rows. A peer that fails is out, and `absent` says why."""
+    variants: dict[str, Variant] = {}
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in present}
+
+    def drop(contender: Contender, error: ContenderFailed) -> None:
+        if contender.name.startswith("tonnage"):
+            raise error
+        say(str(error))
+        absent[contender.label] = "it failed: " + str(error).strip().splitlines()[-1].rstrip(".")
+        present.remove(contender)
+
+    for contender in list(present):
+        try:
+            variants[contender.name] = tune(contender, setting, arguments)
+        except ContenderFailed as error:
+            drop(contender, error)
+    for repetition in range(arguments.repetitions):
+        turn = repetition % len(present)
+        for contender in [*present[turn:], *present[:turn]]:
+            try:
+                sample = run(contender, setting, variants[contender.name])
+            except ContenderFailed as error:
+                drop(contender, error)
+                continue
+            samples[contender.name].append(sample)
+            speed = f"{sample.gigabytes_per_second:.2f} GB/s"
+            say(f"{repetition + 1}/{arguments.repetitions} {contender.label}: {speed}")
+    return tuple(Row(c.name, c.label, c.verifies, c.target, variants[c.name], tuple(samples[c.name])) for c in present)
 
 
 def tune(contender: Contender, setting: Setting, arguments: argparse.Namespace) -> Variant:
@@ -158,7 +186,7 @@ def run(contender: Contender, setting: Setting, variant: Variant) -> Sample:
         took, output = measure(contender.command(own, variant), out / "result.json", contender.label)
         problem = contender.check(own, output)
         if problem:
-            raise SystemExit(f"{contender.label}: {problem}")
+            raise ContenderFailed(f"{contender.label}: {problem}")
     cpu, seconds = took["user_seconds"] + took["system_seconds"], took["seconds"]
     if contender.own_clock:
         clock = json.loads(output.splitlines()[-1])
@@ -184,11 +212,11 @@ def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, flo
     output = result.with_suffix(".out").read_text()
     if took["code"] != 0:
         errors = result.with_suffix(".err").read_text()[-2000:]
-        raise SystemExit(f"{label} failed with {took['code']}:\n{output[-2000:]}\n{errors}")
+        raise ContenderFailed(f"{label} failed with {took['code']}:\n{output[-2000:]}\n{errors}")
     return took, output
 
 
-def extras(setting: Setting, samples: list[Sample], hits: int) -> dict[str, float | None]:
+def extras(setting: Setting, samples: Sequence[Sample], hits: int) -> dict[str, float | None]:
     """Returns the figures that only Tonnage has: its first request, a cache hit, and what holding an entry costs."""
     if not samples:
         return {}
@@ -209,7 +237,7 @@ def extras(setting: Setting, samples: list[Sample], hits: int) -> dict[str, floa
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             seconds.append(time.perf_counter() - began)
             if json.loads(answer.splitlines()[-1])["outcome"] != "hit":
-                raise SystemExit("A second load was no hit.")
+                raise ContenderFailed("A second load was no hit.")
         found[f"milliseconds of a cache hit, whole process, median of {hits}"] = 1000 * statistics.median(seconds)
         resident, leave = hold(load_command(own, "--hold"))
     found["MiB resident of a process that holds an entry (--hold)"] = resident / results.MEBI

@@ -90,7 +90,6 @@ def make_model(root: Path, size: int) -> ModelFile:
     header, end = {}, 0
     for name, shape in wanted.items():
         start, end = end, end + BF16_BYTES * _count(shape)
-        start, end = end, end + BF16_BYTES * _count(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with model.safetensors.open("wb") as out:
