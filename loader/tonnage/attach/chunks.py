@@ -46,10 +46,14 @@ class Group(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one buffer holds: its range in the group, and the pieces that fill it (with gaps where padding is)."""
+    """What one buffer holds: its range in the group, and the pieces that fill it, which are ``size`` bytes together.
+
+    ``size`` is less than ``length`` where there is padding between tensors.
+    """
 
     target: int
     length: int
+    size: int
     pieces: tuple[Run, ...]
 
 
@@ -96,7 +100,7 @@ def chunks_of(group: Group, *, chunk_bytes: int) -> Iterator[Chunk]:
                 start = target + done
             room = start + chunk_bytes - (target + done)
             if room <= 0 or (pieces and room < min(length - done, chunk_bytes // 16)):
-                yield Chunk(start, end - start, tuple(pieces))
+                yield _chunk(start, end, pieces)
                 pieces = []
                 continue
             size = min(room, length - done)
@@ -104,7 +108,12 @@ def chunks_of(group: Group, *, chunk_bytes: int) -> Iterator[Chunk]:
             done += size
             end = target + done
     if pieces:
-        yield Chunk(start, end - start, tuple(pieces))
+        yield _chunk(start, end, pieces)
+
+
+def _chunk(start: int, end: int, pieces: list[Run]) -> Chunk:
+    size = pieces[0].length if len(pieces) == 1 else sum(piece.length for piece in pieces)
+    return Chunk(start, end - start, size, tuple(pieces))
 
 
 def total_bytes(groups: Sequence[Group]) -> int:

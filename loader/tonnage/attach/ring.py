@@ -55,6 +55,7 @@ class Ring:
         self._stop = False
         self._used = False
         self._started = 0
+        self._alive = 0
         self._pinned = True
         near = engine.near_cores()
         self._near = near if len(near) >= _ENOUGH_CORES else set()
@@ -75,6 +76,7 @@ class Ring:
         for number in range(self.threads):
             self._pool.submit(self._worker, number)
             self._started += 1
+            self._alive += 1
 
     def run(
         self,
@@ -188,10 +190,9 @@ class Ring:
         """Waits until every worker has drained its copies, so that nobody writes to the device any more."""
         for _ in range(self._started):
             self._work.put(None)
-        left = self._started
-        while left:
+        while self._alive:
             if self._ended.acquire(timeout=_LOOK_SECONDS):
-                left -= 1
+                self._alive -= 1
             elif progress is not None and not quiet:
                 progress(sum(self._counts))
         if progress is not None and not self._failures:
@@ -247,7 +248,7 @@ class Ring:
             self._tell(holding, slot)
             lane.send(slot, base, chunk, self._reader)
             holding[slot] = group
-            self._counts[number] += chunk.length
+            self._counts[number] += chunk.size
             slot = (slot + 1) % slots
         lane.drain()
         for slot in range(slots):

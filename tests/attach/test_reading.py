@@ -1,0 +1,107 @@
+"""Reading chunks: gathering pieces, and going past the page cache."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tonnage.attach.buffers import HUGE_PAGE, HostBuffer
+from tonnage.attach.chunks import chunks_of, pack
+from tonnage.attach.files import SourceFile
+from tonnage.attach.reading import DISK_BLOCK, Reader
+from tonnage.attach.records import Record
+from tonnage.errors import CacheDamaged
+
+SIZE = 3 << 20
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("read") / "file"
+    path.write_bytes(data)
+    with SourceFile(path) as opened:
+        yield opened
+
+
+def arrive(reader: Reader, records: list[Record], chunk_bytes: int) -> dict[str, bytes]:
+    buffer = memoryview(HostBuffer(chunk_bytes + 2 * DISK_BLOCK).view)
+    scratch = memoryview(bytearray(64 << 10))
+    found = {}
+    for group in pack(records, group_bytes=1 << 30):
+        memory = bytearray(group.size)
+        for chunk in chunks_of(group, chunk_bytes=chunk_bytes):
+            for offset, target, length in reader.fill(chunk, buffer, scratch):
+                memory[target : target + length] = buffer[offset : offset + length]
+        found |= {record.name: bytes(memory[at : at + record.length]) for record, at in group.slots}
+    return found
+
+
+pieces = st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 60_000)), min_size=1, max_size=25)
+
+
+@pytest.mark.parametrize("direct", ["auto", "never", "always"])
+@given(layout=pieces, chunk_bytes=st.sampled_from([64 << 10, (1 << 20) + 4096, 2 << 20]))
+@settings(deadline=None, max_examples=30)
+def test_pieces_arrive_wherever_they_lie(file, data, direct, layout, chunk_bytes):
+    records, at = [], 0
+    for number, (gap, length) in enumerate(layout):
+        at += gap
+        records.append(Record(str(number), (str(number),), "uint8", 1, (length,), 0, at, length))
+        at += length
+    assert at <= SIZE
+    reader = Reader([file], direct=direct)
+    found = arrive(reader, records, chunk_bytes)
+    reader.close()
+    assert all(found[record.name] == data[record.start : record.start + record.length] for record in records)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4095, 4096, 100_003])
+def test_direct_reads_reach_the_end_of_the_file(file, data, start):
+    reader = Reader([file], direct="always")
+    record = Record("all", ("all",), "uint8", 1, (SIZE - start,), 0, start, SIZE - start)
+    assert arrive(reader, [record], 4 << 20)["all"] == data[start:]
+    reader.close()
+
+
+def test_a_cold_file_is_read_right(tmp_path, data):
+    path = tmp_path / "cold"
+    path.write_bytes(data)
+    with SourceFile(path) as file:
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        reader = Reader([file])
+        record = Record("all", ("all",), "uint8", 1, (SIZE - 77,), 0, 77, SIZE - 77)
+        assert arrive(reader, [record], 1 << 20)["all"] == data[77:]
+        reader.close()
+
+
+def test_a_file_that_ended_early_is_named_with_the_offset(tmp_path):
+    path = tmp_path / "short"
+    path.write_bytes(b"x" * 1000)
+    with SourceFile(path) as file:
+        os.truncate(path, 400)
+        record = Record("all", ("all",), "uint8", 1, (1000,), 0, 0, 1000)
+        with pytest.raises(CacheDamaged, match=r"short ended at byte 400 .* had 1,000"):
+            arrive(Reader([file]), [record], 1 << 20)
+
+
+def test_buffers_begin_at_huge_pages():
+    buffer = HostBuffer(3 << 20)
+    assert buffer.address % HUGE_PAGE == 0
+    assert len(buffer.view) == 3 << 20
+    buffer.touch(1 << 20, 2 << 20)
+    buffer.view[-1] = 5
+    buffer.close()
+
+
+def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(CacheDamaged, match="not a regular file"):
+        SourceFile(tmp_path)
