@@ -33,7 +33,6 @@ def describe() -> dict[str, str]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "cores": str(os.cpu_count()),
         "processor": model,
@@ -41,7 +40,7 @@ def describe() -> dict[str, str]:
         "kernel": platform.release(),
         "shmem_enabled": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         **versions,
     }
 
@@ -108,6 +107,15 @@ def enter_shaped_network(rate: int) -> None:
     ]
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(shape, check=True)
+
+
+def _commit() -> str:
+    """Returns the short name of the commit, or an empty string where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _lines(path: str) -> list[str]:
