@@ -1,0 +1,81 @@
+"""``python -m tonnage.attach bench``, the bar, and the benchmark's tables."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tonnage.attach.__main__ import main
+from tonnage.attach.progress import Reporter
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks/attach"
+
+
+@NO_GPU
+def test_without_a_gpu_it_says_so_and_measures_reading(shard, capsys):
+    assert main(["bench", str(shard), "--repeat", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "There is no GPU here" in out
+    assert "read 2:" in out
+
+
+@NO_GPU
+def test_as_json(tensors_file, tensors, capsys):
+    assert main(["bench", str(tensors_file), "--json", "--repeat", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tensor_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert found["pinned_limit_gb_s"] is None
+    assert len(found["gb_s"]) == 1
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["gone"], 11), (["gone", "--repeat", "0"], 2)])
+def test_errors_end_it_with_their_code_and_a_remedy(tmp_path, capsys, arguments, code):
+    assert main(["bench", str(tmp_path / arguments[0]), *arguments[1:]]) == code
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Reporter("auto", 100, what="llama") as reporter:
+        reporter(1)
+        assert terminal.getvalue() == ""
+        reporter._began -= 5
+        reporter(50)
+        reporter.phase_ends(60)
+    assert "llama" in terminal.getvalue()
+
+
+def test_no_bar_where_nobody_looks(capsys):
+    with Reporter("auto", 100, what="llama") as reporter:
+        reporter._began -= 5
+        reporter(50)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_benchmarks_table_survives_failures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import summary
+
+    call = {"seconds": 0.5, "cpu_seconds": 2.0}
+    record = {"stage": "peers", "round": 0, "bytes": 10**10, "calls": [call, {"seconds": 0.4, "cpu_seconds": 1.0}]}
+    stats = [{"pinned_bytes": 128 << 20}]
+    records = [
+        {**record, "label": "tonnage", "contender": "tonnage", "peak_extra_bytes": 1 << 20, "stats": stats},
+        {**record, "label": "pinned limit", "contender": "limit"},
+        {"stage": "peers", "round": 0, "label": "other", "contender": "runai", "error": "ended with 1:\nno | module"},
+    ]
+    summary.write_report([{"facts": {}, "records": records}], tmp_path, "attach")
+    text = (tmp_path / "attach.md").read_text()
+    assert "| **tonnage** | 1 | 20.0 (20.0–20.0) | 1.00 | 25.0 (25.0–25.0) | 0.20 | 1 MiB | 128 MiB |" in text
+    assert "failed: no / module" in text
