@@ -40,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     Args:
         words: The command line without the program's name; that of this process by default.
     """
+    output.replace_missing_streams()
     with Cancellation() as cancellation:
         invocation = Invocation(sys.argv[1:] if words is None else words, dict(os.environ), cancellation)
         try:
@@ -54,7 +55,9 @@ def _run(invocation: Invocation) -> int:
     try:
         arguments = invocation.arguments = parse(invocation.words, invocation.environment)
         command = cast("Command", importlib.import_module(f"tonnage.cli.{arguments.command}_command"))
-        return command.run(arguments, invocation)
+        exit_code = command.run(arguments, invocation)
+        sys.stdout.flush()  # here, where nobody reading any more is expected
+        return exit_code
     except SystemExit as leaving:  # help or the version, which argparse has printed
         sys.stdout.flush()
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -101,6 +101,20 @@ def write_file(path: Path, data: bytes) -> None:
         raise
 
 
+def replace_missing_streams() -> None:
+    """Gives a process that was started without standard output or error one that goes nowhere.
+
+    The descriptor is taken too: otherwise the next file that is opened would be standard output.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            if sink != number:
+                os.dup2(sink, number)
+                os.close(sink)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  # for good
+
+
 def silence_broken_stdout() -> None:
     """Keeps Python's own flush at exit from complaining that nobody reads."""
     with contextlib.suppress(OSError, ValueError):

@@ -1,0 +1,117 @@
+"""What every run of the command promises, whatever it is about: streams, exit codes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.cache_entries import published_entry
+from support.command import command_environment, run_tonnage, start_tonnage
+from tonnage._version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_version_is_told_in_both_ways() -> None:
+    assert run_tonnage("--version").out == f"tonnage {__version__}\n"
+    assert run_tonnage("version").out == f"tonnage {__version__}\n"
+    assert json.loads(run_tonnage("version", "--json").out)["tonnage"] == __version__
+
+
+def test_help_goes_to_standard_output_and_succeeds() -> None:
+    finished = run_tonnage("load", "--help")
+    assert (finished.code, finished.err) == (0, "")
+    assert "tonnage load s3://" in finished.out
+
+
+def test_a_load_that_cannot_be_understood_still_ends_with_a_report() -> None:
+    finished = run_tonnage("load", "s3://b/k/", "--cache", "/c", "--part-size", "many")
+    assert finished.code == 2
+    assert finished.report["outcome"] == "failed"
+    assert finished.report["reason"] == "InvalidPlan"
+    assert finished.out.count("\n") == 1
+    assert finished.err.startswith("tonnage: InvalidPlan: ")
+    assert "\n  → See `tonnage load --help`." in finished.err
+
+
+def test_other_commands_print_nothing_on_standard_output_when_they_fail(tmp_path: Path) -> None:
+    finished = run_tonnage("ls", "--cache", tmp_path / "gone")
+    assert (finished.code, finished.out) == (2, "")
+    assert "is not a folder" in finished.err
+
+
+def test_other_commands_say_failures_in_json_where_that_was_asked_for(tmp_path: Path) -> None:
+    finished = run_tonnage("verify", "r-1", "--cache", tmp_path, "--json")
+    assert finished.code == 11
+    assert json.loads(finished.out)["reason"] == "ObjectNotFound"
+    assert json.loads(finished.out)["remedy"]
+
+
+def test_no_command_at_all_names_them() -> None:
+    finished = run_tonnage()
+    assert finished.code == 2
+    for name in ("load", "resolve", "inspect", "ls", "verify", "rm"):
+        assert name in finished.err
+
+
+def test_a_plan_comes_from_standard_input_too(tmp_path: Path) -> None:
+    finished = run_tonnage("load", "--plan", "-", "--cache", tmp_path, given='{"schema_version": 99, "sources": []}')
+    assert finished.code == 2
+    assert "schema version 99" in finished.report["message"]
+
+
+def test_report_file_and_termination_message_tell_of_failures(tmp_path: Path) -> None:
+    report, log = tmp_path / "report.json", tmp_path / "log"
+    environment = {"TONNAGE_TERMINATION_LOG": str(log)}
+    finished = run_tonnage("load", "gopher://x", "--cache", tmp_path, "--report", report, environment=environment)
+    assert json.loads(report.read_text()) == finished.report == json.loads(log.read_text())
+
+
+def test_a_reader_that_leaves_ends_a_table_quietly(tmp_path: Path) -> None:
+    published_entry(tmp_path)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with start_tonnage("ls", "--cache", tmp_path, stdout=writing) as process:
+        os.close(writing)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (141, "")
+
+
+def test_a_reader_that_leaves_does_not_change_how_a_load_ends() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with start_tonnage("load", "gopher://x", "--cache", "/c", stdout=writing) as process:
+        os.close(writing)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "Broken" not in err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_reason_to_crash(tmp_path: Path, closed: str) -> None:
+    line = f"exec {sys.executable} -m tonnage load gopher://x --cache {tmp_path} --report {tmp_path}/report {closed}"
+    finished = subprocess.run(
+        ["sh", "-c", line], env=command_environment(), capture_output=True, check=False, text=True
+    )
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert json.loads((tmp_path / "report").read_text())["reason"] == "InvalidPlan"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_defect_is_reported_as_one(tmp_path: Path, debug: bool) -> None:
+    """A module that cannot be imported stands for any defect."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tonnage.loading'] = None\n")
+    loader = command_environment()["PYTHONPATH"]
+    environment = {"PYTHONPATH": f"{tmp_path}:{loader}", **({"TONNAGE_DEBUG": "1"} if debug else {})}
+    finished = run_tonnage("load", "s3://b/k/", "--cache", tmp_path, environment=environment)
+    assert finished.code == 70
+    assert finished.report["reason"] == "InternalError"
+    assert "ModuleNotFoundError" in finished.report["message"]
+    assert ("Traceback" in finished.err) is debug

@@ -1,0 +1,76 @@
+"""The first signal asks for an orderly end, the second ends at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.command import command_environment, start_tonnage
+from support.faulty_rules import Fault
+from tonnage.cli.signals import Cancellation
+from tonnage.errors import Interrupted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.faulty_server import FaultyServer
+
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def test_a_signal_is_an_answer_where_it_is_asked_for() -> None:
+    with Cancellation() as cancellation:
+        assert not cancellation.canceled()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert cancellation.canceled()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_is_an_error_where_nobody_asks() -> None:
+    with Cancellation(), pytest.raises(Interrupted, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["load", "resolve", "inspect"])
+def test_a_signal_during_a_request_is_an_interruption_with_its_own_code(
+    faulty: FaultyServer, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    faulty.put("b/x.tensors", b"|TZR|")
+    faulty.fault(Fault(stall_before=True))
+    words = ["--cache", tmp_path] if command == "load" else ["--json"]
+    with start_tonnage(
+        command, "s3://b/x.tensors", "--endpoint-url", faulty.url, *words, environment=ENVIRONMENT
+    ) as process:
+        faulty.wait_for_requests(1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == Interrupted.exit_code == 32
+    assert json.loads(out)["reason"] == "Interrupted"
+    assert "tonnage: Interrupted: " in err
+    assert "Traceback" not in err
+
+
+def test_the_second_signal_ends_a_program_that_does_not_come_to_its_end() -> None:
+    program = (
+        "import time; from tonnage.cli.signals import Cancellation\n"
+        "with Cancellation() as asked:\n"
+        "    print(asked.canceled(), flush=True)\n"
+        "    while not asked.canceled(): time.sleep(0.01)\n"
+        "    print(asked.canceled(), flush=True)\n"
+        "    time.sleep(50)\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=command_environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "False\n"
+        process.terminate()
+        assert process.stdout.readline() == "True\n"
+        process.terminate()
+        assert process.wait(30) == -signal.SIGTERM
