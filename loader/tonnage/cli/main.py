@@ -56,8 +56,6 @@ def _run(invocation: Invocation) -> int:
         arguments = invocation.arguments = parse(invocation.words, invocation.environment)
         command = cast("Command", importlib.import_module(f"tonnage.cli.{arguments.command}_command"))
         exit_code = command.run(arguments, invocation)
-        sys.stdout.flush()  # here, where nobody reading any more is expected
-        return exit_code
     except SystemExit as leaving:  # help or the version, which argparse has printed
         sys.stdout.flush()
         return leaving.code if isinstance(leaving.code, int) else 0
@@ -69,6 +67,9 @@ def _run(invocation: Invocation) -> int:
         error = Interrupted("SIGINT asked for an end.")
     except Exception as failure:  # noqa: BLE001  # whatever it is, the caller gets a report and an exit code
         error = invocation.unexpected(failure)
+    else:
+        sys.stdout.flush()  # here, where nobody reading any more is expected
+        return exit_code
     invocation.cancellation.canceled()  # from here on a signal must not cut the report off
     return invocation.fail(error)
 

@@ -81,7 +81,7 @@ def ranks(text: str) -> tuple[int, ...]:
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if last < first:
-            raise ArgumentTypeError(f"{text!r} has a range that runs backwards: {part.strip()}")
+            raise ArgumentTypeError(f"{text!r} has a range of ranks that runs backwards: {part.strip()}")
         if last > LARGEST_RANK:
             raise ArgumentTypeError(f"{text!r} has a rank above {LARGEST_RANK}")
         found.update(range(first, last + 1))

@@ -1,0 +1,39 @@
+"""Tables for programs and for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage.cli.tables import Column, age, plain_table, print_table, printable
+
+if TYPE_CHECKING:
+    import pytest
+
+COLUMNS = (Column("NAME", long=True), Column("BYTES", number=True), Column("NOTE"))
+
+
+def test_plain_columns_are_aligned_and_nothing_is_cut() -> None:
+    rows = [["a" * 120, "7", ""], ["b", "1,000", "x"]]
+    title, first, second = plain_table(COLUMNS, rows).splitlines()
+    assert title.split() == ["NAME", "BYTES", "NOTE"]
+    assert first == "a" * 120 + "      7"
+    assert second.split() == ["b", "1,000", "x"]
+    assert title.index("BYTES") == second.index("1,000")
+
+
+def test_a_pipe_gets_no_colors(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, [["n", "1", "x"]])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_names_from_files_cannot_play_tricks_on_a_terminal() -> None:
+    assert printable("a\x1b[31m\nb\u202e") == r"a\x1b[31m\nb\u202e"
+    assert printable("größe 層") == "größe 層"
+
+
+def test_ages_are_in_their_largest_unit() -> None:
+    assert [age(1000, 1000 + seconds) for seconds in (0, 8, 119, 120, 7199, 7200, 172_800)] == [
+        "0s", "8s", "119s", "2m", "119m", "2h", "2d",
+    ]  # fmt: skip
+    assert age(0) == "-"
+    assert age(1000, 900) == "0s"
