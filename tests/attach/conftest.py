@@ -157,7 +157,7 @@ def attach() -> Iterator[Callable[..., Weights]]:
             device=kwargs.pop("device", None),
             meta_tensors=kwargs.pop("meta_tensors", "zeros"),
             options=options,
-            engine_factory=lambda device: engine or CpuEngine(),
+            engine_factory=lambda _: engine or CpuEngine(),
         )
         assert not kwargs
         opened.append(weights)

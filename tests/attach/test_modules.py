@@ -51,7 +51,7 @@ def saved(tmp_path):
 
 @pytest.fixture
 def serialized(tmp_path):
-    """The model as tensorizer writes modules: the tied weight twice, all buffers, and a dot before names of the root."""
+    """The model as tensorizer writes modules: the tied weight twice, all buffers, and a dot before the root's names."""
     from tensorizer import TensorSerializer
 
     path = tmp_path / "model.tensors"
@@ -271,14 +271,14 @@ def test_filling_through_the_ring(attach, saved, meta, dtype, monkeypatch):
     monkeypatch.setattr(
         type(weights),
         "_load",
-        lambda self, records, device, dtype, progress: uploader.load(
+        lambda _self, records, device, dtype, _progress: uploader.load(
             records, device, dtype=dtype, reporter=Reporter("off", 1, what="")
         ),
     )
     monkeypatch.setattr(
         type(weights),
         "_stream",
-        lambda self, records, device, use, progress: uploader.stream(
+        lambda _self, records, device, use, _progress: uploader.stream(
             records, device, use, reporter=Reporter("off", 1, what="")
         ),
     )

@@ -71,7 +71,7 @@ def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(corpus, make_en
 
 def test_one_file_of_an_entry_opens_alone(corpus, make_entry):
     entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
-    first = sorted(entry.model.glob("*.safetensors"))[0]
+    first = min(entry.model.glob("*.safetensors"))
     with open_weights(first) as weights:
         assert 0 < len(weights) < len(corpus["mixed-large"].tensors)
 

@@ -1,0 +1,48 @@
+"""A transformers model on the CPU, over the cache's own memory: nothing is copied, all processes share the pages.
+
+    python examples/attach/transformers_cpu.py /models/llama-70b --tokens 8
+
+The path is a cache entry (or any directory of safetensors files) with a config.json beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+import tonnage
+
+
+def load(path: Path) -> transformers.PreTrainedModel:
+    """Returns the model. Its parameters are views of the cache; writing to one copies the pages written."""
+    folder = path if (path / "config.json").exists() else path / "model"
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, config.architectures[0])
+    with tonnage.open(path) as weights:
+        # The mapping lives as long as a tensor of it does, so leaving the context is safe.
+        return model_class.from_pretrained(None, config=config, state_dict=weights.state_dict()).eval()
+
+
+def main() -> None:
+    """Loads the model and lets it go on from a few token ids."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--prompt", type=int, nargs="+", default=[1, 2, 3], help="token ids")
+    parser.add_argument("--tokens", type=int, default=8, help="how many more")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    model = load(arguments.path)
+    print(f"{type(model).__name__} after {time.perf_counter() - began:.2f} s")
+    with torch.inference_mode():
+        ids = model.generate(
+            torch.tensor([arguments.prompt]), max_new_tokens=arguments.tokens, do_sample=False, pad_token_id=0
+        )
+    print(" ".join(map(str, ids[0].tolist())))
+
+
+if __name__ == "__main__":
+    main()

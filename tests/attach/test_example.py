@@ -1,0 +1,68 @@
+"""The example with a small random model of transformers, from a directory and from an entry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tonnage
+
+EXAMPLE = Path(__file__).parents[2] / "examples/attach/transformers_cpu.py"
+LOADER = next(path for path in sys.path if path.endswith("loader"))
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def directory(tmp_path, model) -> Path:
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    return tmp_path
+
+
+def test_it_generates_what_the_model_itself_does(directory, model):
+    done = subprocess.run(
+        [sys.executable, EXAMPLE, directory, "--tokens", "5"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": LOADER, "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin", "HOME": str(directory)},
+    )
+    assert done.returncode == 0, done.stderr
+    expected = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert done.stdout.splitlines()[-1] == " ".join(map(str, expected[0].tolist()))
+
+
+def test_its_parameters_are_the_caches_own_memory(directory, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    from transformers_cpu import load
+
+    loaded = load(directory)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with tonnage.open(directory) as weights:
+        assert torch.equal(loaded.state_dict()[name], weights[name])
+    assert torch.equal(load_file(directory / "model.safetensors")[name], loaded.state_dict()[name])
+    assert "model.safetensors" in next(
+        line for line in Path("/proc/self/maps").read_text().splitlines() if _covers(line, loaded.state_dict()[name])
+    )
+
+
+def _covers(line: str, tensor: torch.Tensor) -> bool:
+    start, end = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+    return start <= tensor.data_ptr() < end
