@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from tonnage.contract.report import Progress
 
 SECONDS_BETWEEN_LINES = 1.0
-_MOVING = frozenset({"loading", "verifying"})
+_WORTH_A_BAR = frozenset({"waiting", "loading", "verifying", "publishing"})
 SECONDS_BEFORE_BAR = 0.7
-"""How long resolving or waiting may take before a bar says so: a hit is over before, and needs no bar."""
+"""How long resolving may take before a bar says so: a hit is over before, and needs no bar."""
 
 
 class ProgressView(Protocol):
@@ -89,31 +90,56 @@ class JsonLines:
 
 
 class LazyBar:
-    """A bar that appears, and is imported, only once there is something to wait for."""
+    """A bar that appears, and is imported, only once there is something to wait for.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began = clock()
+    Args:
+        patience: Seconds after which also resolving gets a bar.
+    """
+
+    def __init__(self, patience: float = SECONDS_BEFORE_BAR) -> None:
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._newest: Progress | None = None
         self._bar: ProgressView | None = None
+        self._over = False
 
     def show(self, progress: Progress) -> None:
-        """Passes the state on, once bytes move or resolving takes long."""
-        if self._bar is None:
-            if progress.phase not in _MOVING and self._clock() - self._began < SECONDS_BEFORE_BAR:
-                return
-            from tonnage.cli.progress_bar import Bar
-
-            self._bar = Bar().__enter__()
-        self._bar.show(progress)
+        """Passes the state on; the bar appears when bytes move or another loader is waited for."""
+        with self._lock:
+            self._newest = progress
+            if self._bar is not None or progress.phase in _WORTH_A_BAR:
+                self._draw(progress)
 
     def __enter__(self) -> Self:
+        self._timer = threading.Timer(self._patience, self._out_of_patience)
+        self._timer.daemon = True
+        self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._bar is not None:
+                self._bar.__exit__(kind, error, trace)
+
+    def _out_of_patience(self) -> None:
+        with self._lock:
+            if self._newest is not None and not self._over:
+                self._draw(self._newest)
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            from tonnage.cli.progress_bar import Bar
+
+            self._bar = Bar()
+            self._bar.show(progress)
+            self._bar.__enter__()
+        self._bar.show(progress)
 
 
 def progress_line(progress: Progress) -> str:

@@ -68,15 +68,21 @@ def test_auto_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(progress_view("auto")) is LazyBar
 
 
-def test_a_bar_appears_only_when_bytes_move_or_waiting_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_appears_only_when_there_is_something_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    clock = Clock()
-    bar = LazyBar(clock)
-    with bar:
+    with LazyBar() as bar:
         bar.show(Progress(phase="resolving"))
         assert bar._bar is None
-        clock.now += 2
         bar.show(Progress(phase="waiting"))
+        assert bar._bar is not None
+
+
+def test_resolving_that_takes_long_gets_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with LazyBar(patience=0.0) as bar:
+        bar.show(Progress(phase="resolving"))
+        assert bar._timer is not None
+        bar._out_of_patience()
         assert bar._bar is not None
 
 
