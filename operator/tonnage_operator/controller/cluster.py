@@ -1,0 +1,220 @@
+"""The cluster as the controller knows it: local pictures of all kinds, indexed, and who is to be woken by a change."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.api.nodecache import NodeCacheStatus
+from tonnage_operator.domain import facts
+from tonnage_operator.domain.nodecache import NodeWorld, Referrer
+from tonnage_operator.domain.weights import Unreadable, Weights, read_weights
+from tonnage_operator.domain.world import World
+from tonnage_operator.kube.reflector import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from tonnage import contract
+    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.domain.installation import Installation
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """A ``ModelWeights`` with what writing it needs. ``weights`` is None when it can't be read; then ``problem`` is."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: str
+    finalizers: tuple[str, ...]
+    deleting: bool
+    generation: int
+    weights: Weights | None
+    problem: str
+
+
+def weights_record(body: dict[str, Any]) -> WeightsRecord:
+    """Reads an object as far as it can be read."""
+    metadata = body["metadata"]
+    weights, problem = None, ""
+    try:
+        weights = read_weights(body)
+    except Unreadable as error:
+        problem = str(error)
+    return WeightsRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleting="deletionTimestamp" in metadata,
+        generation=metadata.get("generation", 0),
+        weights=weights,
+        problem=problem,
+    )
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """A ``NodeCache`` with what writing it needs."""
+
+    name: str
+    uid: str
+    version: str
+    hostname: str
+    status: NodeCacheStatus
+
+
+def cache_record(body: dict[str, Any]) -> CacheRecord:
+    """Reads a ``NodeCache``."""
+    metadata = body["metadata"]
+    return CacheRecord(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        hostname=(metadata.get("labels") or {}).get(names.HOSTNAME_LABEL, ""),
+        status=NodeCacheStatus.model_validate(body.get("status") or {}),
+    )
+
+
+class Index:
+    """Uids by some key of the object, kept up to date by a store's changes."""
+
+    def __init__(self, keys: Callable[[Any], Iterable[str]]) -> None:
+        self._keys = keys
+        self._uids: dict[str, set[str]] = defaultdict(set)
+
+    def changed(self, before: Any, after: Any) -> None:  # noqa: ANN401 - of whatever kind the store is
+        """Takes in one change."""
+        for key in self._keys(before) if before else ():
+            self._uids[key].discard(before.uid)
+            if not self._uids[key]:
+                del self._uids[key]
+        for key in self._keys(after) if after else ():
+            self._uids[key].add(after.uid)
+
+    def __getitem__(self, key: str) -> tuple[str, ...]:
+        return tuple(sorted(self._uids.get(key, ())))
+
+
+class Cluster:
+    """Everything that is known, and nothing that is decided."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.installation = installation
+        self.weights = Store(weights_record)
+        self.nodes = Store(facts.node_fact)
+        self.jobs = Store(facts.job_fact)
+        self.pods = Store(facts.pod_fact)
+        self.caches = Store(cache_record)
+        self.reports: dict[str, contract.Report] = {}
+        """The latest report of each Job, by its uid."""
+        self.media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
+        self.jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
+        self.jobs_of_node = Index(lambda job: (job.node,) if job.node else ())
+        self.pods_of_job = Index(lambda pod: (pod.job_uid,) if pod.job_uid else ())
+        self.pods_of_model = Index(lambda pod: {claim.uid for claim in pod.claims})
+        self.pods_of_node = Index(lambda pod: (pod.node,) if pod.claims and pod.node else ())
+        self.pods_pending = Index(lambda pod: ("",) if pod.claims and not pod.node and not pod.over else ())
+        self._node_by_name: dict[str, facts.Node] = {}
+        self._cache_by_name: dict[str, CacheRecord] = {}
+        for index in (self.jobs_of_model, self.jobs_of_node):
+            self.jobs.listen(index.changed)
+        for index in (self.pods_of_job, self.pods_of_model, self.pods_of_node, self.pods_pending):
+            self.pods.listen(index.changed)
+        self.nodes.listen(self._node_changed)
+        self.caches.listen(self._cache_changed)
+        self.jobs.listen(self._job_changed)
+
+    def _node_changed(self, before: facts.Node | None, after: facts.Node | None) -> None:
+        if after:
+            self._node_by_name[after.name] = after
+        elif before and self._node_by_name.get(before.name) == before:
+            del self._node_by_name[before.name]
+
+    def _cache_changed(self, before: CacheRecord | None, after: CacheRecord | None) -> None:
+        if after:
+            self._cache_by_name[after.name] = after
+        elif before and self._cache_by_name.get(before.name) == before:
+            del self._cache_by_name[before.name]
+
+    def _job_changed(self, before: facts.Job | None, after: facts.Job | None) -> None:
+        if after is None and before:
+            self.reports.pop(before.uid, None)
+
+    def node(self, name: str) -> facts.Node | None:
+        """Returns a node by name."""
+        return self._node_by_name.get(name)
+
+    def cache(self, name: str) -> CacheRecord | None:
+        """Returns a node's ``NodeCache``."""
+        return self._cache_by_name.get(name)
+
+    def _jobs(self, uids: Iterable[str]) -> list[facts.Job]:
+        return [job for uid in uids if (job := self.jobs.get(uid))]
+
+    def _pods(self, uids: Iterable[str]) -> list[facts.Pod]:
+        return [pod for uid in uids if (pod := self.pods.get(uid))]
+
+    def _pods_by_job(self, jobs: Iterable[facts.Job]) -> dict[str, facts.Pod]:
+        found = {}
+        for job in jobs:
+            if pods := self._pods(self.pods_of_job[job.uid]):
+                found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
+        return found
+
+    def jobs_on(self, node: str) -> list[facts.Job]:
+        """Returns the Jobs for a node."""
+        return self._jobs(self.jobs_of_node[node])
+
+    def world(self, record: WeightsRecord, weights: Weights, now: datetime) -> World:
+        """Returns what a decision about one object looks at."""
+        jobs = self._jobs(self.jobs_of_model[record.uid])
+        return World(
+            now=now,
+            installation=self.installation,
+            weights=weights,
+            nodes=self._node_by_name,
+            caches={name: cache.status for name, cache in self._cache_by_name.items()},
+            jobs=jobs,
+            pods=self._pods_by_job(jobs),
+            consumers=self._pods(self.pods_of_model[record.uid]),
+            reports=self.reports,
+        )
+
+    def referrers(self) -> list[Referrer]:
+        """Returns all objects, as far as nodes care."""
+        return [
+            Referrer(
+                each.weights.ref,
+                each.deleting,
+                each.weights.references(self.installation),
+                each.weights.spec.cache.retention,
+            )
+            for each in self.weights
+            if each.weights
+        ]
+
+    def node_world(self, node: facts.Node, now: datetime) -> NodeWorld:
+        """Returns what a decision about one node looks at."""
+        cache = self.cache(node.name)
+        jobs = self._jobs(self.jobs_of_node[node.name])
+        pending = self._pods(self.pods_pending[""])
+        return NodeWorld(
+            now=now,
+            installation=self.installation,
+            node=node,
+            uid=cache.uid if cache else "",
+            status=cache.status if cache else NodeCacheStatus(),
+            referrers=self.referrers(),
+            jobs=jobs,
+            pods=self._pods_by_job(jobs),
+            consumers=self._pods(self.pods_of_node[node.name]),
+            pending=frozenset((claim.key, claim.medium) for pod in pending for claim in pod.claims),
+            media=self.media.get(node.name, {}),
+        )

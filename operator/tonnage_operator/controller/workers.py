@@ -1,0 +1,123 @@
+"""Runs one task a key, never two at once for the same key: the heart of a level-based controller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+_LOG = logging.getLogger("tonnage.workers")
+
+_TOO_LONG: Final = 300.0
+_CAP: Final = 60.0
+
+
+class Forget(Exception):
+    """Raised by a reconcile whose object is gone."""
+
+
+Reconcile = Callable[[str], Awaitable[float | None]]
+"""Brings one key's world in order. Returns the seconds until it should be called again; None: when it is woken."""
+
+
+@dataclass
+class _Worker:
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    failures: int = 0
+
+
+class Workers:
+    """Workers of one kind of keys.
+
+    A key that is woken while it works is worked on once more. Errors are logged and tried again, with growing delays.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reconcile: Reconcile,
+        *,
+        settle: float = 0.1,
+        limit: int = 16,
+        on_result: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._reconcile = reconcile
+        self._settle = settle
+        self._limit = asyncio.Semaphore(limit)
+        self._workers: dict[str, _Worker] = {}
+        self._on_result = on_result or (lambda *_: None)
+        self._closed = False
+
+    def wake(self, key: str) -> None:
+        """Has the key worked on soon."""
+        if self._closed:
+            return
+        worker = self._workers.get(key)
+        if worker is None:
+            worker = self._workers[key] = _Worker()
+            worker.task = asyncio.create_task(self._run(key, worker), name=f"{self._name} {key}")
+        worker.event.set()
+
+    async def close(self) -> None:
+        """Ends all workers; a request that is under way is given up."""
+        self._closed = True
+        tasks = [worker.task for worker in self._workers.values() if worker.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody has been woken and not come to rest yet."""
+        return not any(worker.event.is_set() for worker in self._workers.values())
+
+    async def _run(self, key: str, worker: _Worker) -> None:
+        wait: float | None = None
+        while True:
+            try:
+                async with asyncio.timeout(wait):
+                    await worker.event.wait()
+                await asyncio.sleep(self._settle)  # what comes together is worked on together
+            except TimeoutError:
+                pass
+            worker.event.clear()
+            try:
+                wait = await self._once(key, worker)
+            except Forget:
+                if not worker.event.is_set():
+                    del self._workers[key]
+                    return
+                wait = None
+
+    async def _once(self, key: str, worker: _Worker) -> float | None:
+        started = time.monotonic()
+        try:
+            async with self._limit, asyncio.timeout(_TOO_LONG):
+                wait = await self._reconcile(key)
+        except Forget:
+            self._on_result("gone", time.monotonic() - started)
+            raise
+        except Exception as error:  # noqa: BLE001 - one object's trouble must not end the others' work
+            worker.failures += 1
+            delay = min(_CAP, 2.0 ** min(worker.failures, 10) / 4) * (0.75 + random.random() / 2)  # noqa: S311
+            expected = hasattr(error, "status")
+            _LOG.log(
+                logging.WARNING if expected else logging.ERROR,
+                "%s %s failed and is tried again in %.1f s: %s",
+                self._name,
+                key,
+                delay,
+                error,
+                exc_info=None if expected else error,
+            )
+            self._on_result("error", time.monotonic() - started)
+            return delay
+        worker.failures = 0
+        self._on_result("ok", time.monotonic() - started)
+        return wait

@@ -1,0 +1,117 @@
+"""HTTP servers of both processes: TLS that takes up a renewed certificate without dropping a connection, and health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from tonnage_operator.telemetry import Metrics
+
+_LOG = logging.getLogger("tonnage.serving")
+
+CHECK_INTERVAL: Final = 5.0
+"""Seconds between two looks at the certificate's files."""
+
+
+class Certificate:
+    """A certificate on disk, and the TLS context that always has the last good one.
+
+    New connections get the new certificate, open ones go on. Files that don't make a pair, as happens while they are
+    being replaced, or that are garbage, change nothing: the old one stays, and that is said.
+    """
+
+    def __init__(self, cert: Path, key: Path, metrics: Metrics) -> None:
+        self._cert = cert
+        self._key = key
+        self._metrics = metrics
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.load_cert_chain(cert, key)
+        self._digest = self._read()
+
+    def _read(self) -> str:
+        digest = hashlib.sha256()
+        for path in (self._cert, self._key):
+            with contextlib.suppress(OSError):
+                digest.update(path.read_bytes() + b"\0")
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Takes up what is on disk, if it changed and is good."""
+        digest = self._read()
+        if digest == self._digest:
+            return
+        self._digest = digest
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._cert, self._key)
+            self.context.load_cert_chain(self._cert, self._key)
+        except (ssl.SSLError, OSError) as error:
+            self._metrics.certificate_reloads.labels("failure").inc()
+            _LOG.error("The certificate in %s can't be used, the old one stays in use: %s", self._cert, error)
+        else:
+            self._metrics.certificate_reloads.labels("success").inc()
+            _LOG.info("Took up the new certificate in %s", self._cert)
+
+    async def watch(self) -> None:
+        """Checks now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL)
+            self.check()
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    app: web.Application, *, host: str, port: int, certificate: Certificate | None = None
+) -> AsyncIterator[int]:
+    """Serves an application; gives the port, which is chosen by the system where 0 was asked for."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=10)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port, ssl_context=certificate.context if certificate else None, backlog=512)
+    await site.start()
+    watcher = asyncio.create_task(certificate.watch()) if certificate else None
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        if watcher:
+            watcher.cancel()
+        await runner.cleanup()
+
+
+def add_health(
+    app: web.Application, metrics: Metrics, *, ready: Callable[[], bool], before: Callable[[], None] | None = None
+) -> None:
+    """Adds ``/healthz``, ``/readyz`` and ``/metrics``.
+
+    Args:
+        app: To it.
+        metrics: What ``/metrics`` shows.
+        ready: Whether ``/readyz`` answers 200 or 503.
+        before: Called before metrics are shown.
+    """
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n") if ready() else web.Response(text="not yet\n", status=503)
+
+    async def show(_: web.Request) -> web.Response:
+        if before:
+            before()
+        body = generate_latest(metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", show)

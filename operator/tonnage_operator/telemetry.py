@@ -1,0 +1,101 @@
+"""Metrics and logs. Labels are bounded: no pods, no uids, no paths, no nodes; the revision only in ``tonnage_info``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tonnage_operator import __version__
+
+if TYPE_CHECKING:
+    from tonnage_operator.kube.resources import Resource
+
+_LOAD_BUCKETS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+_ADMISSION_BUCKETS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"tonnage_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"tonnage_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"tonnage_{name}", text, labels, registry=registry, buckets=buckets)
+
+        model = ("namespace", "name")
+        gauge("build_info", "The running version.", "version").labels(__version__).set(1)
+        self.info = gauge("info", "The revision in use.", *model, "revision")
+        self.condition = gauge("condition", "1 for the status that a condition has.", *model, "type", "status")
+        self.desired = gauge("desired_nodes", "Nodes that should be warm.", *model)
+        self.warm = gauge("warm_nodes", "Desired nodes that are warm.", *model)
+        self.failed = gauge("failed_nodes", "Nodes whose last load failed.", *model)
+        self.reconciles = counter("reconcile_total", "Decisions that were carried out.", "kind", "result")
+        self.reconcile_seconds = histogram(
+            "reconcile_duration_seconds", "Time of one decision with its requests.", _ADMISSION_BUCKETS, "kind"
+        )
+        self.resolves = counter("source_resolve_total", "Ended looks at a source.", "result", "reason")
+        self.loads_started = counter("load_started_total", "Load Jobs that were made.", *model)
+        self.loads_finished = counter("load_finished_total", "Load Jobs that ended.", "result", "reason")
+        self.load_seconds = histogram("load_duration_seconds", "Time of loads that succeeded.", _LOAD_BUCKETS, "medium")
+        self.load_bytes = counter("load_bytes_total", "Bytes that loads fetched.", "medium")
+        self.evictions = counter("evictions_total", "Cleanup Jobs that were made.", "medium")
+        self.cache_capacity = gauge("cache_capacity_bytes", "Capacity of all nodes' media, as reported.", "medium")
+        self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' ready entries.", "medium")
+        self.cache_entries = gauge("cache_entries", "Entries on all nodes.", "medium", "state")
+        self.reports = counter("reports_total", "Reports that arrived.", "kind", "result")
+        self.requests = counter("api_requests_total", "Requests to the API server.", "verb", "resource", "code")
+        self.events = counter("events_total", "Events that were posted.", "reason")
+        self.admissions = counter("admission_requests_total", "Admission reviews.", "result")
+        self.admission_seconds = histogram(
+            "admission_duration_seconds", "Time of an admission review inside the server.", _ADMISSION_BUCKETS
+        )
+        self.certificate_reloads = counter("certificate_reload_total", "Changes of the serving certificate.", "result")
+
+    def observe_request(self, verb: str, resource: Resource, label: str, status: int) -> None:
+        """Counts one request to the API server; status 0: it wasn't answered."""
+        self.requests.labels(verb, label or resource.plural, str(status)).inc()
+
+    def forget_model(self, namespace: str, name: str) -> None:
+        """Drops the series of an object that is gone."""
+        for metric in (self.info, self.condition, self.desired, self.warm, self.failed, self.loads_started):
+            metric.remove_by_labels({"namespace": namespace, "name": name})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; what is given as ``extra={"tonnage": {...}}`` becomes fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "tonnage", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(*, json_lines: bool, level: str) -> None:
+    """Sends all logs to stderr, as JSON lines or for people."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if json_lines else plain)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -1,0 +1,46 @@
+"""One controller and one kubelet for the tests that don't need them for themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from operator_support.fleet import ControllerThread, Fleet, admin_access, installation
+from operator_support.kubelet import Kubelet, Loaders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from operator_support.control_plane import ControlPlane
+
+
+@pytest.fixture
+def fleet(control_plane: ControlPlane, namespace: str) -> Iterator[Fleet]:
+    """A namespace with nodes to come, which are removed afterwards."""
+    made = Fleet(control_plane, namespace)
+    yield made
+    control_plane.kubectl("delete", "nodes", "-l", f"fleet={namespace}", "--wait=false")
+
+
+@pytest.fixture
+def loaders(control_plane: ControlPlane) -> Iterator[Loaders]:
+    """What loaders do, with a kubelet that makes it so."""
+    script = Loaders()
+    with Kubelet(control_plane, script):
+        yield script
+
+
+@pytest.fixture(scope="session")
+def operator_namespace(control_plane: ControlPlane) -> str:
+    """The operator's own namespace."""
+    control_plane.kubectl("create", "namespace", "tonnage-system")
+    return "tonnage-system"
+
+
+@pytest.fixture
+def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator[ControllerThread]:
+    """A running controller."""
+    del operator_namespace
+    with ControllerThread(admin_access(control_plane), installation()) as running:
+        yield running

@@ -1,0 +1,225 @@
+"""The controller on a real control plane."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from operator_support import objects
+from operator_support.kubelet import Ending
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from operator_support.fleet import ControllerThread, Fleet
+    from operator_support.kubelet import Loaders
+
+pytestmark = pytest.mark.usefixtures("controller")
+
+
+def test_the_source_alone_becomes_ready(fleet: Fleet, loaders: Loaders) -> None:
+    del loaders
+    fleet.add_nodes("a")
+    fleet.create({"placement": {"prewarm": "None"}})
+    fleet.until("Ready", "True", "LoadedOnDemand")
+    status = fleet.status()
+    assert status["resolved"]["revision"].startswith("r-")
+    assert status["observedGeneration"] == 1
+    eventually(lambda: not fleet.jobs())
+
+
+def test_matching_nodes_become_warm_and_kubectl_reads_like_a_dashboard(fleet: Fleet, loaders: Loaders) -> None:
+    del loaders
+    nodes = fleet.add_nodes("a", "b")
+    fleet.create()
+    fleet.until("Warm")
+    fleet.until("Progressing", "False", "Idle")
+    revision = fleet.status()["resolved"]["revision"]
+    for node in nodes:
+        assert fleet.entries(node) == {revision: "Ready"}
+    columns = fleet.plane.kubectl("get", "mw", "-n", fleet.namespace).stdout.splitlines()
+    assert columns[0].split() == ["NAME", "READY", "REVISION", "SIZE", "WARM", "PROGRESS", "PODS", "AGE"]
+    assert columns[1].split()[:5] == ["llama", "True", revision, "2Gi", "2/2"]
+    wide = fleet.plane.kubectl("get", "mw", "-n", fleet.namespace, "-o", "wide").stdout.splitlines()
+    assert wide[0].split()[-4:] == ["MEDIUM", "ETA", "REASON", "SOURCE"]
+    assert wide[1].split()[-1] == f"s3://{fleet.namespace}/llama/"
+    caches = fleet.plane.kubectl("get", "nodecaches", nodes[0]).stdout.splitlines()
+    assert caches[0].split() == [
+        "NAME",
+        "READY",
+        "MEMORY-USED",
+        "MEMORY-FREE",
+        "DISK-USED",
+        "ENTRIES",
+        "LOADING",
+        "AGE",
+    ]
+    assert caches[1].split()[:3] == [nodes[0], "True", "2Gi"]
+    for condition in ("Ready", "Warm"):
+        done = fleet.plane.kubectl("wait", f"--for=condition={condition}", "-n", fleet.namespace, "mw/llama")
+        assert "condition met" in done.stdout
+    story = fleet.plane.kubectl("describe", "mw", "-n", fleet.namespace, "llama").stdout
+    assert "All 2 nodes have it." in story
+    assert "LoadCompleted" in story
+
+
+def test_an_idle_cluster_costs_no_writes(fleet: Fleet, loaders: Loaders, controller: ControllerThread) -> None:
+    del loaders
+    (node,) = fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    eventually(lambda: controller.controller.idle and not fleet.jobs())
+    version = fleet.get()["metadata"]["resourceVersion"]
+    before = controller.writes()
+    # Heartbeats, as kubelets send them, and a change that means nothing to us.
+    for beat in range(5):
+        fleet.patch_node(node, {"metadata": {"annotations": {"beat": str(beat)}}})
+        fleet.set_node_status(node)
+    controller.loop.call_soon_threadsafe(controller.wake_all)
+    eventually(lambda: controller.controller.idle)
+    assert controller.writes() == before
+    assert fleet.get()["metadata"]["resourceVersion"] == version
+
+
+def test_the_spec_is_never_written(fleet: Fleet, loaders: Loaders) -> None:
+    del loaders
+    fleet.add_nodes("a")
+    made = fleet.create()
+    fleet.until("Warm")
+    after = fleet.get()
+    assert after["spec"] == made["spec"]
+    assert after["metadata"]["generation"] == made["metadata"]["generation"]
+    assert not after["metadata"].get("annotations")
+
+
+def test_a_failing_node_is_named_and_recovers_by_itself(fleet: Fleet, loaders: Loaders) -> None:
+    good, bad = fleet.add_nodes("good", "bad")
+    said = objects.failed_report("InsufficientSpace", "Needs 2 GiB, 1 GiB is free.")
+    loaders.broken[bad] = Ending(said, code=27)
+    fleet.create()
+    fleet.until("Degraded", "True", "NodeLoadFailed")
+    fleet.until("Ready", "True")
+    (failure,) = fleet.status()["failures"]
+    assert (failure["node"], failure["reason"]) == (bad, "InsufficientSpace")
+    eventually(lambda: fleet.status()["failures"][0]["attempts"] >= 2)
+    assert fleet.status()["nodes"]["summary"] == "1/2"
+    loaders.broken.clear()
+    fleet.until("Warm")
+    fleet.until("Degraded", "False")
+    assert fleet.events().count("InsufficientSpace") == 1
+    assert fleet.entries(good)
+
+
+def test_an_oom_kill_is_named(fleet: Fleet, loaders: Loaders) -> None:
+    (node,) = fleet.add_nodes("a")
+    loaders.broken[node] = Ending(None, code=137, reason="OOMKilled")
+    fleet.create()
+    fleet.until("Warm", "False", "LoaderOOMKilled")
+
+
+def test_a_missing_secret_is_named_and_the_job_goes_on_once_it_is_there(fleet: Fleet, loaders: Loaders) -> None:
+    fleet.add_nodes("a")
+    loaders.waiting[names.ROLE_RESOLVE] = 'secret "s3-reader" not found'
+    fleet.create({"credentials": {"secretRef": {"name": "s3-reader"}}})
+    fleet.until("Resolved", "False", "CredentialsMissing")
+    (condition,) = [each for each in fleet.status()["conditions"] if each["type"] == "Resolved"]
+    assert 'secret "s3-reader" not found' in condition["message"]
+    loaders.waiting.clear()
+    fleet.until("Warm")
+
+
+def test_nodes_that_come_go_and_reboot_are_followed(fleet: Fleet, loaders: Loaders) -> None:
+    (first,) = fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    (second,) = fleet.add_nodes("b")
+    eventually(lambda: fleet.status()["nodes"]["summary"] == "2/2")
+    loaders.hold = True
+    fleet.set_node_status(second, boot="boot-2")
+    eventually(lambda: fleet.status()["nodes"]["summary"] == "1/2")
+    eventually(lambda: list(fleet.entries(second).values()) == ["Loading"])
+    loaders.hold = False
+    fleet.until("Warm")
+    fleet.patch_node(second, {"spec": {"unschedulable": True}})
+    eventually(lambda: fleet.status()["nodes"]["summary"] == "1/1")
+    fleet.delete_node(second)
+    eventually(lambda: not fleet.cache(second))
+    fleet.patch_node(first, {"metadata": {"labels": {"fleet": None}}})
+    fleet.until("Warm", "False", "NoMatchingNodes")
+    fleet.delete_node(first)
+
+
+def test_deletion_empties_the_nodes_first(fleet: Fleet, loaders: Loaders) -> None:
+    nodes = fleet.add_nodes("a", "b")
+    fleet.create()
+    fleet.until("Warm")
+    fleet.delete()
+    eventually(fleet.gone, within=25)
+    assert {node for role, node in loaders.ended if role == names.ROLE_CLEANUP and node in nodes} == set(nodes)
+    assert not any(fleet.entries(node) for node in nodes)
+
+
+def test_deletion_is_not_stuck_on_a_dead_node(fleet: Fleet, loaders: Loaders) -> None:
+    del loaders
+    (node,) = fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    fleet.set_node_status(node, ready=False)
+    fleet.delete()
+    eventually(fleet.gone)
+    assert fleet.entries(node)
+    fleet.set_node_status(node)
+    eventually(lambda: not fleet.entries(node), within=25)
+
+
+def test_a_namespace_with_objects_can_be_deleted(fleet: Fleet, loaders: Loaders) -> None:
+    del loaders
+    (node,) = fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    fleet.plane.kubectl("delete", "namespace", fleet.namespace, "--timeout=40s")
+    eventually(lambda: not fleet.entries(node))
+
+
+def test_a_pin_moves_to_what_was_seen_and_back(fleet: Fleet, loaders: Loaders) -> None:
+    fleet.add_nodes("a")
+    fleet.create({"revision": {"policy": "Track", "interval": "1m"}})
+    fleet.until("Warm")
+    old = fleet.status()["resolved"]["revision"]
+    loaders.version = "2"
+    body = fleet.get()
+    body["status"]["lastCheckedTime"] = "2020-01-01T00:00:00Z"
+    fleet.plane.request("PUT", fleet.path() + "/status", body)
+    fleet.until("UpdateAvailable", "True", "SourceChanged")
+    new = fleet.status()["available"]["revision"]
+    fleet.patch({"revision": {"pin": new}})
+    eventually(lambda: fleet.status()["resolved"]["revision"] == new)
+    fleet.until("Warm")
+    assert old != new
+    assert "RevisionChanged" in fleet.events()
+
+
+def test_an_object_with_a_name_of_250_characters_works(fleet: Fleet, loaders: Loaders) -> None:
+    del loaders
+    fleet.add_nodes("a")
+    name = "m" * 250
+    fleet.create(name=name)
+    fleet.until("Warm", name=name)
+
+
+def test_what_the_status_says_fits_the_schema(fleet: Fleet, loaders: Loaders) -> None:
+    (node,) = fleet.add_nodes("a")
+    loaders.broken[node] = Ending(objects.failed_report("AccessDenied"), code=10)
+    fleet.create()
+    fleet.until("Degraded")
+
+    def replaced() -> bool:
+        body = fleet.get()
+        command = ("replace", "--validate=strict", "--subresource=status", "--dry-run=server", "-f", "-")
+        answer = fleet.plane.kubectl(*command, stdin=json.dumps(body), check=False)
+        assert answer.returncode == 0 or "Conflict" in answer.stderr, answer.stderr
+        return answer.returncode == 0
+
+    eventually(replaced)

@@ -1,0 +1,305 @@
+"""Nodes, objects and controllers on a real control plane, in few words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from operator_support import objects
+from operator_support.control_plane import ROOT
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+from tonnage_operator.config import Listening
+from tonnage_operator.controller.running import Controller
+from tonnage_operator.domain.installation import Installation
+from tonnage_operator.kube.access import Access, from_kubeconfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+
+GROUP_PATH = "/apis/tonnage.dev/v1alpha1"
+
+
+def installation(**changes: Any) -> Installation:
+    """Returns the tests' installation: quick retries."""
+    plain = {
+        "namespace": "tonnage-system",
+        "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
+        "loader": {"image": "tonnage-loader:1", "memoryOverhead": "16Mi", "resources": {"requests": {"cpu": "1m"}}},
+        "retryBase": 0.5,
+        "retryCap": 2.0,
+    }
+    return Installation.model_validate({**plain, **changes})
+
+
+class Fleet:
+    """A namespace and some nodes of one test."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self.plane = plane
+        self.namespace = namespace
+
+    def add_nodes(self, *wanted: str, labels: dict[str, str] | None = None, boot: str = "boot-1") -> list[str]:
+        """Adds nodes, named after the namespace so that tests don't share them."""
+        made = []
+        for short in wanted:
+            name = f"{self.namespace}-{short}"
+            body = {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": name,
+                    "labels": {names.HOSTNAME_LABEL: name, "fleet": self.namespace, **(labels or {})},
+                },
+            }
+            self.plane.request("POST", "/api/v1/nodes", body)
+            # Admission taints each new node, and nobody else is there to take that back.
+            self.patch_node(name, {"spec": {"taints": None}})
+            self.set_node_status(name, boot=boot)
+            made.append(name)
+        return made
+
+    def patch_node(self, name: str, patch: dict[str, Any]) -> None:
+        """Changes a node."""
+        self.plane.request("PATCH", f"/api/v1/nodes/{name}", patch, content_type="application/merge-patch+json")
+
+    def set_node_status(self, name: str, *, boot: str = "boot-1", ready: bool = True) -> None:
+        """Says what its kubelet would."""
+        amounts = {"cpu": "64", "memory": "512Gi", "pods": "500"}
+        status = {
+            "capacity": amounts,
+            "allocatable": amounts,
+            "nodeInfo": {"bootID": boot},
+            "conditions": [
+                {"type": "Ready", "status": "True" if ready else "False", "reason": "Test", "message": "as told"}
+            ],
+        }
+        self.plane.request(
+            "PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, content_type="application/merge-patch+json"
+        )
+
+    def delete_node(self, name: str) -> None:
+        """Removes a node."""
+        self.plane.request("DELETE", f"/api/v1/nodes/{name}")
+
+    def create(self, spec: dict[str, Any] | None = None, *, name: str = "llama") -> dict[str, Any]:
+        """Creates a ``ModelWeights`` that prewarms this fleet's nodes, unless the spec says otherwise."""
+        placement = {"placement": {"prewarm": "AllMatching", "nodeSelector": {"fleet": self.namespace}}}
+        # A bucket of its own, or entries would be shared with other tests.
+        source = objects.merged(objects.SOURCE, {"s3": {"bucket": self.namespace}})
+        full = objects.merged(objects.merged({"source": source}, placement), spec or {})
+        body = {
+            "apiVersion": "tonnage.dev/v1alpha1",
+            "kind": "ModelWeights",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": full,
+        }
+        made: dict[str, Any] = self.plane.request(
+            "POST", f"{GROUP_PATH}/namespaces/{self.namespace}/modelweights", body
+        )
+        return made
+
+    def path(self, name: str = "llama") -> str:
+        """Returns an object's path."""
+        return f"{GROUP_PATH}/namespaces/{self.namespace}/modelweights/{name}"
+
+    def get(self, name: str = "llama") -> dict[str, Any]:
+        """Returns an object."""
+        body: dict[str, Any] = self.plane.request("GET", self.path(name))
+        return body
+
+    def patch(self, spec: dict[str, Any], name: str = "llama") -> None:
+        """Changes an object's spec."""
+        self.plane.request("PATCH", self.path(name), {"spec": spec}, content_type="application/merge-patch+json")
+
+    def delete(self, name: str = "llama") -> None:
+        """Deletes an object, without waiting."""
+        self.plane.request("DELETE", self.path(name))
+
+    def gone(self, name: str = "llama") -> bool:
+        """Whether an object is gone."""
+        return not any(item["metadata"]["name"] == name for item in self._list("modelweights"))
+
+    def _list(self, plural: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.plane.request("GET", f"{GROUP_PATH}/namespaces/{self.namespace}/{plural}")[
+            "items"
+        ]
+        return items
+
+    def status(self, name: str = "llama") -> dict[str, Any]:
+        """Returns an object's status."""
+        return self.get(name).get("status") or {}
+
+    def condition(self, kind: str, name: str = "llama") -> tuple[str, str]:
+        """Returns (status, reason) of a condition; empty while there is none."""
+        for each in self.status(name).get("conditions") or ():
+            if each["type"] == kind:
+                return each["status"], each["reason"]
+        return "", ""
+
+    def until(
+        self, kind: str, status: str = "True", reason: str = "", *, name: str = "llama", within: float = 25
+    ) -> None:
+        """Waits for a condition."""
+
+        def holds() -> bool:
+            found = self.condition(kind, name)
+            return found[0] == status and (not reason or found[1] == reason)
+
+        try:
+            eventually(holds, within=within)
+        except AssertionError:
+            raise AssertionError(
+                f"{kind} is not {status} {reason}: {json.dumps(self.status(name), indent=1)}"
+            ) from None
+
+    def cache(self, node: str) -> dict[str, Any]:
+        """Returns a node's cache status; empty while there is none."""
+        try:
+            return self.plane.request("GET", f"{GROUP_PATH}/nodecaches/{node}").get("status") or {}
+        except urllib.error.HTTPError as error:
+            with error:
+                return {}
+
+    def entries(self, node: str) -> dict[str, str]:
+        """Returns the state of each entry of a node."""
+        return {entry["name"]: entry["state"] for entry in self.cache(node).get("entries") or ()}
+
+    def jobs(self, role: str = "") -> list[dict[str, Any]]:
+        """Returns the Jobs of this namespace."""
+        selector = f"?labelSelector={names.ROLE}%3D{role}" if role else ""
+        items: list[dict[str, Any]] = self.plane.request(
+            "GET", f"/apis/batch/v1/namespaces/{self.namespace}/jobs{selector}"
+        )["items"]
+        return items
+
+    def events(self) -> list[str]:
+        """Returns the reasons of all events about objects of this namespace."""
+        items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/events")["items"]
+        return [each["reason"] for each in items if each["involvedObject"]["kind"] == "ModelWeights"]
+
+
+class ControllerThread:
+    """A controller in a thread of its own, with its own event loop."""
+
+    def __init__(self, access: Access, settings: Installation) -> None:
+        self._access = access
+        self._settings = settings
+        self._thread = threading.Thread(target=self._run, name="controller")
+        self._started = threading.Event()
+        self.controller: Controller
+        self.loop: asyncio.AbstractEventLoop
+        self.problem: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(10)
+        eventually(lambda: self.problem or self.controller.ready.is_set(), within=20)
+        if self.problem:
+            raise self.problem
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.controller.stopping.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the controller doesn't end"
+        if self.problem:
+            raise self.problem
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self.loop = asyncio.get_running_loop()
+            self.controller = Controller(self._access, self._settings, Listening("127.0.0.1", 0, 0))
+            self._started.set()
+            await self.controller.run()
+            await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background
+
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 - told by the test's thread
+            self.problem = error
+            self._started.set()
+
+    def wake_all(self) -> None:
+        """Has everything looked at again; to be called in the controller's loop."""
+        for record in self.controller.cluster.weights:
+            self.controller.weights_workers.wake(record.uid)
+        for node in self.controller.cluster.nodes:
+            self.controller.node_workers.wake(node.name)
+
+    def writes(self) -> int:
+        """Returns how many writing requests it has sent."""
+        total = 0.0
+        for metric in self.controller.metrics.requests.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total") and sample.labels["verb"] in {"create", "apply", "patch", "delete"}:
+                    total += sample.value
+        return int(total)
+
+
+class ControllerProcess:
+    """A controller as people run it, which can be killed."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, **settings: Any) -> None:
+        self._plane = plane
+        self._folder = folder
+        config = installation(**settings).model_dump(mode="json", by_alias=True)
+        (folder / "installation.yaml").write_text(yaml.safe_dump(config))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it."""
+        command = [
+            sys.executable,
+            "-m",
+            "tonnage_operator",
+            "controller",
+            "--config",
+            str(self._folder / "installation.yaml"),
+        ]
+        command += [
+            "--kubeconfig",
+            str(self._plane.kubeconfig),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--health-port",
+            "0",
+        ]
+        path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
+        with (self._folder / "controller.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        """Kills it, as a node's crash would."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def admin_access(plane: ControlPlane) -> Access:
+    """Returns the administrator's access."""
+    return from_kubeconfig(plane.kubeconfig)
