@@ -40,7 +40,7 @@ environment:
   instance roles: credentials, as every AWS tool finds them
   AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION, AWS_CA_BUNDLE: the server
   TONNAGE_CREDENTIALS_DIR: a folder, such as a mounted Secret, with files of these names
-  HTTPS_PROXY, HTTP_PROXY, NO_PROXY: proxies
+  HTTPS_PROXY, http_proxy (in small letters, as curl has it), NO_PROXY: proxies
   TONNAGE_<OPTION>: any option above, for example TONNAGE_CACHE, TONNAGE_PART_SIZE=32Mi,
   TONNAGE_ANONYMOUS=true, TONNAGE_EXCLUDE='*.bin,*.md'. The command line has precedence.
 """

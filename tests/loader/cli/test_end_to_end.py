@@ -231,6 +231,22 @@ def test_a_load_that_is_told_to_stop_says_so_and_the_next_one_goes_on(s3: Seawee
     assert again.report["resumed_bytes"] + again.report["downloaded_bytes"] >= 48 << 20
 
 
+def test_a_load_that_waits_for_another_says_so_and_ends_as_a_hit(s3: SeaweedS3, tmp_path: Path) -> None:
+    bucket = s3.make_bucket()
+    tensors = [RawTensor(f"t{number}".encode(), b"|u1", (4 << 20,), bytes(4 << 20)) for number in range(4)]
+    s3.put(bucket, {"m/model.tensors": bytes(build_tensors_file(tensors).data)})
+    words = ["load", f"s3://{bucket}/m/", "--cache", tmp_path]
+    with start_tonnage(*words, "--bandwidth-limit", "8MiB", environment=s3.environment()) as first:
+        assert first.stderr is not None
+        while json.loads(first.stderr.readline())["phase"] != "loading":
+            pass
+        second = run_tonnage(*words, environment=s3.environment())
+        out, _ = first.communicate(timeout=30)
+    assert json.loads(out)["outcome"] == "loaded"
+    assert [json.loads(line)["phase"] for line in second.err.splitlines()] == ["resolving", "waiting"]
+    assert (second.code, second.report["outcome"]) == (0, "hit")
+
+
 def test_a_person_at_a_terminal_sees_one_friendly_line(loaded: tuple[Path, Finished], model: Model) -> None:
     leading, following = os.openpty()
     environment = command_environment({**model.environment, "TERM": "xterm", "COLUMNS": "140"})
