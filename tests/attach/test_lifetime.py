@@ -90,3 +90,23 @@ print(sum(float(view.to(dtype=view.dtype).abs().float().nan_to_num().sum()) for 
     loader = next(path for path in sys.path if path.endswith("loader"))
     done = subprocess.run([sys.executable, "-c", program, shard, loader], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_a_program_that_never_closes_its_weights_still_ends(shard):
+    program = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import torch
+from tonnage.attach import CopyOptions
+from tonnage.attach.engine import CpuEngine
+from tonnage.attach.weights import open_path
+options = dict(rank=None, device=None, meta_tensors="zeros", options=CopyOptions())
+weights = open_path(sys.argv[1], engine_factory=lambda _: CpuEngine(), **options)
+weights._uploader.warm_up(torch.device("cpu"))
+print("done", flush=True)
+"""
+    loader = next(path for path in sys.path if path.endswith("loader"))
+    done = subprocess.run(
+        [sys.executable, "-c", program, shard, loader], capture_output=True, text=True, check=True, timeout=40
+    )
+    assert done.stdout.strip() == "done"

@@ -11,6 +11,8 @@ HUGE_PAGE = 2 << 20
 class HostBuffer:
     """Anonymous memory that begins at a huge page, so that pinning it touches few pages.
 
+    It is given back when the last view of it goes: the traceback of an error may hold one longer than anybody planned.
+
     Attributes:
         address: Of its first byte.
         view: Its bytes, writable.
@@ -28,9 +30,3 @@ class HostBuffer:
     def touch(self, start: int, length: int) -> None:
         """Has the kernel provide the pages of a range, without holding the interpreter's lock."""
         ctypes.memset(self.address + start, 0, length)
-
-    def close(self) -> None:
-        """Gives the memory back. No view of it may be in use."""
-        self.view.release()
-        del self._anchor
-        self._mapping.close()

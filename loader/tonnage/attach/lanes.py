@@ -88,13 +88,11 @@ class BounceLane:
         self._queue.drain()
 
     def close(self) -> None:
-        """Unpins and frees the buffers."""
+        """Unpins the buffers, which go with the lane."""
         for address in self._addresses:
             self._queue.unpin(address)
+        self._addresses.clear()
         self._queue.close()
-        for view in self._views:
-            view.release()
-        self._memory.close()
 
 
 class RegisteringLane:

@@ -8,14 +8,15 @@ to copy and make their buffers ready meanwhile; they give them back after the ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from tonnage.attach.chunks import Chunk, chunks_of
+from tonnage.attach.errors import DeviceFailed
 from tonnage.attach.lanes import BounceLane, Lane, RegisteringLane
 from tonnage.attach.machine import usable_cores
 from tonnage.attach.reading import DISK_BLOCK, Reader
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _ENOUGH_CORES = 8
 """Fewer than this near the device, and the others are worth their longer way."""
+_IDLE_SECONDS = 0.5
+"""How often a worker without work looks whether the program has ended."""
 _LOOK_SECONDS = 0.1
 """How often the caller looks after its workers and tells the progress."""
 
@@ -61,7 +64,6 @@ class Ring:
         self._near = near if len(near) >= _ENOUGH_CORES else set()
         self.threads = options.threads_for(min(usable_cores(), len(self._near) or usable_cores()))
         self._counts = [0] * self.threads
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tonnage-copy")
         self.allocated_at = 0.0
 
     @property
@@ -74,7 +76,7 @@ class Ring:
     def start(self) -> None:
         """Starts the workers."""
         for number in range(self.threads):
-            self._pool.submit(self._worker, number)
+            threading.Thread(target=self._worker, args=(number,), name=f"tonnage-copy-{number}").start()
             self._started += 1
             self._alive += 1
 
@@ -94,7 +96,8 @@ class Ring:
             groups: In the order in which they shall come.
             on_group: Called with each group and its allocation in the caller's thread. With ``window`` 0 as soon as the
                 allocation is made, when its contents still mean nothing; else when they have arrived.
-            window: How many groups may be allocated and not yet handed to ``on_group``; 0: all.
+            window: How many bytes of groups may be allocated and not yet handed to ``on_group``, where one group alone
+                isn't more; 0: no limit.
             progress: Called now and then with the bytes so far, in the caller's thread.
 
         Raises:
@@ -131,7 +134,6 @@ class Ring:
         if not self._used:
             self._used = True
             self._finish(None, quiet=True)
-        self._pool.shutdown(wait=False)
 
     def _place(self, number: int, group: Group) -> tuple[torch.Tensor, int]:
         """Allocates a group and hands its chunks out; returns the allocation and how many chunks it has."""
@@ -162,11 +164,11 @@ class Ring:
         missing: list[int] = []
         live = 0
         while len(missing) < len(groups) or live:
-            while live < window and len(missing) < len(groups):
+            while len(missing) < len(groups) and (not live or live + groups[len(missing)].size <= window):
+                live += groups[len(missing)].size
                 base, count = self._place(len(missing), groups[len(missing)])
                 bases.append(base)
                 missing.append(count)
-                live += 1
             if self._failures:
                 return
             try:
@@ -183,7 +185,7 @@ class Ring:
                 if ready is not None:
                     on_group(groups[number], ready)
                 del ready
-                live -= 1
+                live -= groups[number].size
         self.allocated_at = time.perf_counter()
 
     def _finish(self, progress: Progress | None, *, quiet: bool = False) -> None:
@@ -212,7 +214,8 @@ class Ring:
             self._drain(lane)
             self._ended.release()
         if lane is not None:
-            lane.close()
+            with contextlib.suppress(DeviceFailed):  # the caller has long had what it wanted, or a better error
+                lane.close()
 
     def _lane(self) -> Lane:
         self._engine.start()
@@ -263,7 +266,13 @@ class Ring:
                 lane.drain()
                 for slot in range(len(holding)):
                     self._tell(holding, slot)
-        return self._work.get()
+        while True:
+            try:
+                return self._work.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                # A program that ends without closing its weights would otherwise wait for its workers for ever.
+                if not threading.main_thread().is_alive():
+                    return None
 
     def _tell(self, holding: list[int], slot: int) -> None:
         if holding[slot] >= 0 and self._arrived is not None:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from tonnage.attach.progress import Reporter
     from tonnage.attach.records import Record
 
-WINDOW_BYTES = 32 << 20
+PASSING_BYTES = 32 << 20
 """Size of the groups that exist only until their tensors are converted, or copied to where they belong."""
-WINDOW = 4
-"""How many of those there are at once."""
+WINDOW = 240 << 20
+"""Bytes of such groups that exist at once: two of the largest matrices of common models."""
 
 _CONVERTIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -177,7 +177,7 @@ class Uploader:
             for record, offset in group.slots:
                 use(record, group_view(base, record, offset))
 
-        groups = pack(records, group_bytes=WINDOW_BYTES)
+        groups = pack(records, group_bytes=PASSING_BYTES)
         return self._run(groups, device, hand_out, reporter, window=WINDOW)
 
     def _run(
@@ -288,4 +288,4 @@ def _room(
 
 def _window_room(records: Sequence[Record]) -> int:
     """Bytes of device memory for the groups that are there at once, at most."""
-    return sum(max(size, WINDOW_BYTES) for size in sorted((record.length for record in records), reverse=True)[:WINDOW])
+    return max(WINDOW, max((record.length for record in records), default=0) + ALIGNMENT)
