@@ -134,6 +134,7 @@ def _chart(stages: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
     )  # fmt: skip
     for (title, rows), axis in zip(stages, axes[:, 0], strict=True):
         bars = [row for row in rows if not row["limit"] and row["first"]][::-1]
+        widest = max((row["best"] for row in rows if row["best"]), default=1.0)
         for at, row in enumerate(bars):
             ours = row["label"].split(": ")[-1].startswith("tonnage")
             color = "#0b6e4f" if ours else "#8a8f98"
@@ -141,7 +142,9 @@ def _chart(stages: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
             low, high = row["first_range"]
             axis.barh(at, row["first"], color=color, height=0.7)
             axis.plot([low, high], [at, at], color="black", linewidth=1)
-            axis.text(max(row["best"], high), at, f" {row['first']:.1f}", va="center", fontsize=8)
+            inside = row["first"] > widest / 8
+            place, color, side = (low * 0.98, "white", "right") if inside else (row["best"], "black", "left")
+            axis.text(place, at, f" {row['first']:.1f}", va="center", ha=side, color=color, fontsize=8)
         axis.set_yticks(range(len(bars)), [row["label"] for row in bars], fontsize=8)
         for row in rows:
             if row["limit"]:
