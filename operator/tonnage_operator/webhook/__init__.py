@@ -1,0 +1,1 @@
+"""The process that answers admission reviews: stateless, several replicas, no kopf."""
