@@ -260,7 +260,7 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[Record], dict[str
     return [
         Record(
             entry.name,
-            (entry.name,) if _is_flat(entry.path) else entry.path,
+            (entry.name,) if is_flat(entry.path) else entry.path,
             entry.dtype.torch_name,
             entry.dtype.item_size,
             entry.shape,
@@ -272,5 +272,6 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[Record], dict[str
     ], {}
 
 
-def _is_flat(path: tuple[str | int, ...]) -> bool:
+def is_flat(path: tuple[str | int, ...]) -> bool:
+    """Says whether a path is just a name. Its flat name is then what counts: it has lost a root module's leading dot."""
     return len(path) == 1 and isinstance(path[0], str)

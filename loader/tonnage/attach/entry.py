@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from tonnage.attach.catalog import Catalog, add_records, choose_rank
+from tonnage.attach.catalog import Catalog, add_records, choose_rank, is_flat
 from tonnage.attach.errors import EntryBeingRemoved, EntryIncomplete
 from tonnage.attach.files import SourceFile
 from tonnage.attach.records import NO_FILE, Record
@@ -132,7 +132,7 @@ def _record(tensor: TensorRecord, position: dict[int, int], *, where: str) -> Re
     meta = tensor.length == 0 and not empty
     return Record(
         tensor.name,
-        tensor.path or (tensor.name,),
+        (tensor.name,) if tensor.path is None or is_flat(tensor.path) else tensor.path,
         dtype.torch_name,
         dtype.item_size,
         tensor.shape,
