@@ -273,5 +273,5 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[Record], dict[str
 
 
 def is_flat(path: tuple[str | int, ...]) -> bool:
-    """Says whether a path is just a name. Its flat name is then what counts: it has lost a root module's leading dot."""
+    """Says whether a path is just a name. Its flat name then counts, which has lost a root module's leading dot."""
     return len(path) == 1 and isinstance(path[0], str)
