@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -284,7 +284,7 @@ def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
     ],
 )
 def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None:
-    with pytest.raises(Refusal, match="tonnage-loader|tonnage-cache|mounts something else"):
+    with pytest.raises(Refusal, match=r"tonnage-loader|tonnage-cache|mounts something else"):
         _inject(_pod(**taken))
 
 

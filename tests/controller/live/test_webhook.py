@@ -1,0 +1,365 @@
+"""The webhook on a real API server: what people apply is what is admitted, refused, or left alone."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import ssl
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operator_support import objects
+from operator_support.fleet import Fleet, admin_access, installation
+from operator_support.waiting import eventually
+from operator_support.webhooks import WebhookThread
+from tonnage_operator.api import names
+from tonnage_operator.domain.resolving import seen_revision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from operator_support.control_plane import ControlPlane
+
+CONTAINERS: list[dict[str, Any]] = [{"name": "server", "image": "vllm"}]
+
+
+@pytest.fixture(scope="module")
+def webhook(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookThread]:
+    with WebhookThread(admin_access(control_plane), installation(), tmp_path_factory.mktemp("webhook")) as running:
+        running.register(control_plane)
+        yield running
+        running.unregister(control_plane)
+
+
+@pytest.fixture
+def model(fleet: Fleet, webhook: WebhookThread) -> Fleet:
+    """A fleet with a resolved model, as the controller would have left it."""
+    del webhook
+    make_resolved(fleet)
+    return fleet
+
+
+def make_resolved(fleet: Fleet, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
+    body = fleet.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
+    weights = objects.read_weights(body)
+    seen = seen_revision(objects.resolved_report(bucket=fleet.namespace), weights, now="2026-01-01T00:00:00Z")
+    assert not hasattr(seen, "message")
+    body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}  # type: ignore[union-attr]
+    fleet.plane.request("PUT", fleet.path(name) + "/status", body)
+    revision: str = body["status"]["resolved"]["revision"]
+    return revision
+
+
+def pod_template(notes: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"labels": {"app": "a"}, "annotations": {names.MODEL: "llama"} if notes is None else notes},
+        "spec": {"containers": copy.deepcopy(CONTAINERS), **spec},
+    }
+
+
+def create_pod(fleet: Fleet, notes: dict[str, str] | None = None, *, query: str = "", **spec: Any) -> dict[str, Any]:
+    template = pod_template(notes, **spec)
+    template["metadata"]["generateName"] = "p-"
+    body = {"apiVersion": "v1", "kind": "Pod", **template}
+    made: dict[str, Any] = fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/pods{query}", body)
+    return made
+
+
+def refused(fleet: Fleet, notes: dict[str, str] | None = None, **spec: Any) -> str:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        create_pod(fleet, notes, **spec)
+    with caught.value as answer:
+        message: str = json.loads(answer.read())["message"]
+    return message
+
+
+def inits(pod: dict[str, Any]) -> list[str]:
+    return [each["name"] for each in pod["spec"].get("initContainers") or ()]
+
+
+def test_a_pod_that_asks_is_injected_and_valid(model: Fleet) -> None:
+    pod = create_pod(model)
+    assert inits(pod) == [names.LOADER_CONTAINER]
+    assert pod["metadata"]["annotations"][names.REVISION].startswith("llama=r-")
+
+
+def test_dry_run_is_injected_too_and_leaves_nothing(model: Fleet) -> None:
+    pod = create_pod(model, query="?dryRun=All")
+    assert inits(pod) == [names.LOADER_CONTAINER]
+    assert not model.plane.request("GET", f"/api/v1/namespaces/{model.namespace}/pods")["items"]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "Job", "DaemonSet"])
+def test_workloads_of_every_kind_get_injected_pods(model: Fleet, kind: str) -> None:
+    if kind == "DaemonSet":
+        model.add_nodes("a")
+    group = "batch" if kind == "Job" else "apps"
+    template = pod_template()
+    spec: dict[str, Any] = {"template": template}
+    if kind == "Job":
+        template["spec"]["restartPolicy"] = "Never"
+    else:
+        spec["selector"] = {"matchLabels": {"app": "a"}}
+    if kind == "StatefulSet":
+        spec["serviceName"] = "a"
+    body = {"apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": "workload"}, "spec": spec}
+    plural = f"{kind.lower()}s"
+    model.plane.request("POST", f"/apis/{group}/v1/namespaces/{model.namespace}/{plural}", body)
+    path = f"/api/v1/namespaces/{model.namespace}/pods"
+    pods = eventually(lambda: model.plane.request("GET", path)["items"])
+    assert inits(pods[0]) == [names.LOADER_CONTAINER]
+
+
+def test_a_pod_that_asks_for_nothing_never_reaches_us(model: Fleet, webhook: WebhookThread) -> None:
+    before = _admissions(webhook)
+    pod = create_pod(model, {})
+    assert not inits(pod)
+    assert _admissions(webhook) == before
+
+
+def _admissions(webhook: WebhookThread) -> float:
+    found = [sample.value for metric in webhook.webhook.metrics.admissions.collect() for sample in metric.samples]
+    return sum(found)
+
+
+def test_opting_out_works_for_pods_and_for_namespaces(model: Fleet) -> None:
+    assert not inits(create_pod(model, {names.MODEL: "llama", names.INJECT: "false"}))
+    model.plane.kubectl("label", "namespace", model.namespace, "tonnage.dev/inject=false")
+    assert not inits(create_pod(model))
+
+
+def test_neighbours_stay_as_they_were(model: Fleet) -> None:
+    pod = create_pod(
+        model,
+        initContainers=[
+            {"name": "istio-init", "image": "mesh"},
+            {"name": "proxy", "image": "mesh", "restartPolicy": "Always"},
+            {"name": "migrate", "image": "db"},
+        ],
+        volumes=[{"name": "mine", "emptyDir": {}}],
+        securityContext={"runAsUser": 1000, "fsGroup": 1000},
+        automountServiceAccountToken=False,
+    )
+    assert inits(pod) == ["istio-init", names.LOADER_CONTAINER, "proxy", "migrate"]
+    assert "mine" in [each["name"] for each in pod["spec"]["volumes"]]
+    assert pod["spec"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 1000}
+
+
+def test_a_pod_is_admitted_under_the_restricted_profile_without_host_paths(
+    fleet: Fleet, webhook: WebhookThread
+) -> None:
+    del webhook
+    fleet.plane.kubectl("label", "namespace", fleet.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    make_resolved(fleet, {"cache": {"delivery": "EmptyDir"}})
+    context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    pod = create_pod(
+        fleet,
+        containers=[{**CONTAINERS[0], "securityContext": context}],
+        securityContext={"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    )
+    assert inits(pod) == [names.LOADER_CONTAINER]
+
+
+@pytest.mark.parametrize(
+    ("notes", "sentence"),
+    [
+        ({names.MODEL: "nothing"}, "does not exist"),
+        ({names.MODEL: "elsewhere/llama"}, "does not exist, or pods of namespace"),
+        ({names.MODEL: "llama", names.FORM: "daemon"}, "tonnage.dev/form"),
+        ({names.MODEL: "llama", names.SCHEDULING: "require"}, "No node has"),
+        ({names.MODEL: "llama", names.CONTAINERS: "nobody"}, "no container named nobody"),
+    ],
+)
+def test_a_pod_that_cannot_be_served_is_refused_with_a_sentence(
+    model: Fleet, notes: dict[str, str], sentence: str
+) -> None:
+    assert sentence in refused(model, notes)
+
+
+def test_a_model_that_is_not_resolved_yet_is_refused(fleet: Fleet, webhook: WebhookThread) -> None:
+    del webhook
+    fleet.create({"placement": {"prewarm": "None"}})
+    assert "is not resolved" in refused(fleet)
+
+
+def test_going_on_without_weights_is_possible(model: Fleet) -> None:
+    pod = create_pod(model, {names.MODEL: "nothing", names.ON_FAILURE: "continue"})
+    assert not inits(pod)
+    env = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
+    assert env["TONNAGE_STATUS"] == "failed"
+    assert "does not exist" in env["TONNAGE_REASON"]
+
+
+def test_another_namespace_may_use_it_only_where_it_is_allowed(model: Fleet, control_plane: ControlPlane) -> None:
+    guest = Fleet(control_plane, f"{model.namespace}-guest")
+    control_plane.kubectl("create", "namespace", guest.namespace)
+    notes = {names.MODEL: f"{model.namespace}/llama"}
+    assert "may not use it" in refused(guest, notes)
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": guest.namespace}}
+    model.patch({"access": {"allowedNamespaces": {"from": "Selector", "selector": selector}}})
+    assert inits(create_pod(guest, notes)) == [names.LOADER_CONTAINER]
+
+
+def test_warm_nodes_are_preferred_and_can_be_required(model: Fleet) -> None:
+    (node,) = model.add_nodes("a")
+    revision = model.status()["resolved"]["revision"]
+    cache = {
+        "apiVersion": "tonnage.dev/v1alpha1",
+        "kind": "NodeCache",
+        "metadata": {"name": node, "labels": {names.HOSTNAME_LABEL: node}},
+    }
+    path = "/apis/tonnage.dev/v1alpha1/nodecaches"
+    made = model.plane.request("POST", path, cache)
+    made["status"] = {"entries": [{"name": revision, "medium": "Memory", "state": "Ready"}]}
+    model.plane.request("PUT", f"{path}/{node}/status", made)
+
+    def hosts() -> list[str]:
+        affinity = create_pod(model, query="?dryRun=All")["spec"].get("affinity", {}).get("nodeAffinity", {})
+        preferred = affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or [
+            {"preference": {"matchExpressions": [{"values": []}]}}
+        ]
+        found: list[str] = preferred[0]["preference"]["matchExpressions"][0]["values"]
+        return found
+
+    eventually(lambda: hosts() == [node])
+    pod = create_pod(model, {names.MODEL: "llama", names.SCHEDULING: "Require"})
+    placed = eventually(
+        lambda: model.plane.request("GET", f"/api/v1/namespaces/{model.namespace}/pods/{pod['metadata']['name']}")[
+            "spec"
+        ].get("nodeName")
+    )
+    assert placed == node
+    model.plane.request("DELETE", f"{path}/{node}")
+
+
+def _post(webhook: WebhookThread, data: bytes, path: str = "/inject") -> tuple[int, bytes]:
+    request = urllib.request.Request(webhook.url + path, data=data, method="POST")
+    context = ssl.create_default_context()
+    webhook.ca.configure_trust(context)
+    try:
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def _review(pod: Any, *, namespace: str | None = "serving", operation: str = "CREATE") -> bytes:
+    request = {"uid": "u", "kind": {"version": "v1", "kind": "Pod"}, "operation": operation, "object": pod}
+    if namespace:
+        request["namespace"] = namespace
+    return json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
+
+
+def _answer(webhook: WebhookThread, data: bytes) -> dict[str, Any]:
+    status, body = _post(webhook, data)
+    assert status == 200
+    response: dict[str, Any] = json.loads(body)["response"]
+    assert response["uid"] == "u"
+    return response
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {},
+        {"metadata": None, "spec": {}},
+        {"metadata": {"annotations": None}},
+        {"metadata": {"annotations": "x"}},
+        {"metadata": []},
+        {"metadata": {"annotations": {"a": 1}}, "spec": None},
+        None,
+    ],
+)
+def test_a_pod_that_asks_for_nothing_is_never_refused_however_odd(webhook: WebhookThread, pod: Any) -> None:
+    assert _answer(webhook, _review(pod)) == {"uid": "u", "allowed": True}
+
+
+def test_an_update_is_left_alone(webhook: WebhookThread) -> None:
+    pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": []}}
+    assert _answer(webhook, _review(pod, operation="UPDATE")) == {"uid": "u", "allowed": True}
+
+
+def test_a_review_without_namespace_is_refused_with_a_sentence(webhook: WebhookThread) -> None:
+    pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": CONTAINERS}}
+    answer = _answer(webhook, _review(pod, namespace=None))
+    assert not answer["allowed"]
+    assert "names no namespace" in answer["status"]["message"]
+
+
+def test_a_review_of_3_megabytes_is_answered(model: Fleet, webhook: WebhookThread) -> None:
+    pod = pod_template({names.MODEL: "llama", "big": "x" * (3 << 20)})
+    answer = _answer(webhook, _review(pod, namespace=model.namespace))
+    assert answer["allowed"]
+    assert b"tonnage-loader" in base64.b64decode(answer["patch"])
+
+
+def test_a_defect_of_ours_is_counted_and_refuses_just_the_pod_that_asked(model: Fleet, webhook: WebhookThread) -> None:
+    pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": [1, 2]}}
+    answer = _answer(webhook, _review(pod, namespace=model.namespace))
+    assert (answer["allowed"], answer["status"]["code"]) == (False, 500)
+    assert webhook.webhook.metrics.admissions.labels("error")._value.get() >= 1
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"[]", b"{}", b'{"request": null}', b'{"request": {"uid": 7}}'])
+def test_what_is_no_review_is_answered_with_400(webhook: WebhookThread, data: bytes) -> None:
+    assert _post(webhook, data)[0] == 400
+
+
+def test_health_and_metrics_are_there(webhook: WebhookThread) -> None:
+    context = ssl.create_default_context()
+    webhook.ca.configure_trust(context)
+    for path in ("/healthz", "/readyz", "/metrics"):
+        with urllib.request.urlopen(webhook.url + path, timeout=5, context=context) as answer:
+            assert answer.status == 200
+    with urllib.request.urlopen(f"http://127.0.0.1:{webhook.webhook.health_port}/metrics", timeout=5) as answer:
+        assert b"tonnage_admission_duration_seconds_bucket" in answer.read()
+
+
+def _served(webhook: WebhookThread) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", webhook.webhook.port))
+
+
+def test_a_renewed_certificate_is_served_without_a_failed_request(webhook: WebhookThread) -> None:
+    before = _served(webhook)
+    webhook.renew()
+    for _ in range(20):
+        assert _post(webhook, _review({}))[0] == 200
+    webhook.check_certificate()
+    assert _served(webhook) != before
+    assert _post(webhook, _review({}))[0] == 200
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another key", "missing"])
+def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(webhook: WebhookThread, damage: str) -> None:
+    before = _served(webhook)
+    failures = webhook.webhook.metrics.certificate_reloads.labels("failure")
+    count = failures._value.get()
+    if damage == "garbage":
+        webhook.cert.write_text("not a certificate")
+    elif damage == "another key":
+        webhook.key.write_bytes(webhook.ca.issue_cert("other").private_key_pem.bytes())
+    else:
+        webhook.cert.unlink()
+    webhook.check_certificate()
+    assert failures._value.get() == count + 1
+    assert _served(webhook) == before
+    assert _post(webhook, _review({}))[0] == 200
+    webhook.renew()
+    webhook.check_certificate()
+    assert _served(webhook) != before
+
+
+def test_an_api_server_that_is_away_refuses_those_who_ask_and_nobody_else(
+    webhook: WebhookThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook._access, "server", "https://127.0.0.1:1")
+    pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": CONTAINERS}}
+    answer = _answer(webhook, _review(pod))
+    assert answer["status"]["code"] == 503
+    assert "try again" in answer["status"]["message"]
+    assert _answer(webhook, _review({}))["allowed"]
