@@ -38,7 +38,7 @@ class Bar:
         self._lock = threading.Lock()
         self._rich = RichProgress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[facts]}"),
             console=self._console,
@@ -71,6 +71,8 @@ class Bar:
 
 def title(progress: Progress) -> str:
     """Returns what is going on, in a word or two."""
+    if progress.waiting_for:
+        return f"Waiting for {progress.waiting_for}"
     return _TITLES.get(progress.phase, progress.phase.capitalize())
 
 

@@ -9,22 +9,18 @@ from typing import TYPE_CHECKING
 
 from tonnage.cli.parser import UsageError, is_given
 from tonnage.contract.plan import (
-    DEFAULT_COMPANIONS,
-    DEFAULT_TENSORS,
     AddressingStyle,
-    FileSelection,
     Layout,
     Limits,
     Plan,
-    RankSelection,
     Verify,
     decode_plan,
+    file_selection,
 )
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from tonnage.contract.plan import Source
 
@@ -146,23 +142,6 @@ def sources_of(arguments: argparse.Namespace) -> tuple[Source, ...]:
         addressing_style=arguments.addressing_style or AddressingStyle.AUTO,
         ca_bundle=arguments.ca_bundle or "",
         anonymous=arguments.anonymous,
-    )
-
-
-def file_selection(
-    include: Sequence[str], exclude: Sequence[str], ranks: tuple[int, ...] | None = None
-) -> FileSelection:
-    """Returns which files ``--include``, ``--exclude`` and ``--ranks`` choose.
-
-    Patterns that end in ``.tensors`` choose among the tensor files; others add companions to the usual ones.
-    """
-    tensors = tuple(glob for glob in include if glob.endswith(".tensors"))
-    companions = tuple(glob for glob in include if not glob.endswith(".tensors"))
-    return FileSelection(
-        tensors=tensors or DEFAULT_TENSORS,
-        companions=tuple(dict.fromkeys((*DEFAULT_COMPANIONS, *companions))),
-        exclude=tuple(exclude),
-        ranks=None if ranks is None else RankSelection(wanted=ranks),
     )
 
 

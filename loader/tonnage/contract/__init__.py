@@ -21,6 +21,7 @@ from tonnage.contract.plan import (
     Verify,
     decode_plan,
     encode_plan,
+    file_selection,
 )
 from tonnage.contract.report import (
     Medium,
@@ -62,6 +63,7 @@ __all__ = [
     "encode_plan",
     "encode_report",
     "entry_name",
+    "file_selection",
     "revision_digest",
     "revision_id",
     "termination_message",

@@ -6,11 +6,14 @@ The command line's flags make the same object, so there is one way through the l
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from tonnage.errors import InvalidPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SCHEMA_VERSION = 1
 """The one schema version of plans and reports that this release reads and writes."""
@@ -61,7 +64,8 @@ class ObjectPin(_Wire, frozen=True, kw_only=True):
     """One object of a revision, as every later request pins it.
 
     ``etag`` is without quotes; empty where the server gives none. ``version_id`` is empty where the bucket has no
-    versions. ``key`` is the S3 key, or for HTTP the URL without its query string.
+    versions. ``key`` is the S3 key, or for HTTP the URL without its query string. An HTTP server without strong ETags
+    has its weak one here, with its ``W/``, or ``last-modified=`` and the date.
     """
 
     key: str
@@ -122,6 +126,23 @@ class FileSelection(_Wire, frozen=True, kw_only=True):
     companions: tuple[str, ...] = DEFAULT_COMPANIONS
     exclude: tuple[str, ...] = ()
     ranks: RankSelection | None = None
+
+
+def file_selection(
+    include: Sequence[str], exclude: Sequence[str], ranks: tuple[int, ...] | None = None
+) -> FileSelection:
+    """Returns which files lists of patterns to include and to leave out choose, and a list of ranks.
+
+    Patterns that end in ``.tensors`` choose among the tensor files; others add companions to the usual ones.
+    """
+    tensors = tuple(glob for glob in include if glob.endswith(".tensors"))
+    companions = tuple(glob for glob in include if not glob.endswith(".tensors"))
+    return FileSelection(
+        tensors=tensors or DEFAULT_TENSORS,
+        companions=tuple(dict.fromkeys((*DEFAULT_COMPANIONS, *companions))),
+        exclude=tuple(exclude),
+        ranks=None if ranks is None else RankSelection(wanted=ranks),
+    )
 
 
 class Limits(_Wire, frozen=True, kw_only=True):

@@ -49,7 +49,10 @@ class Medium(_Wire, frozen=True, kw_only=True):
 
 
 class Progress(_Wire, frozen=True, kw_only=True):
-    """How far a load is. ``remaining_seconds`` is -1 while it can't be known."""
+    """How far a load is. ``remaining_seconds`` is -1 while it can't be known.
+
+    ``waiting_for`` names the processes that this one waits for, as far as they can be seen.
+    """
 
     phase: str
     """``resolving``, ``waiting`` (for another loader of the entry), ``loading``, ``verifying`` or ``publishing``."""
@@ -60,6 +63,7 @@ class Progress(_Wire, frozen=True, kw_only=True):
     tensors_verified: int = 0
     tensors: int = 0
     retries: int = 0
+    waiting_for: str = ""
 
 
 class ResolvedSource(_Wire, frozen=True, kw_only=True):

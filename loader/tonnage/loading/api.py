@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from tonnage.contract import FileSelection, Layout, Limits, Plan, RankSelection, Report, Verify
+from tonnage.contract import Layout, Limits, Plan, Report, Verify, file_selection
 from tonnage.contract.plan import AddressingStyle
 from tonnage.loading.run import load_plan, resolve_plan
 from tonnage.source.uri import parse_sources
@@ -39,16 +39,6 @@ def make_plan(
         InvalidPlan: An argument can't be used.
     """
     texts = [sources] if isinstance(sources, str) else list(sources)
-    selection = FileSelection(exclude=tuple(exclude))
-    if include:
-        selection = FileSelection(tensors=tuple(include), companions=tuple(include), exclude=tuple(exclude))
-    if ranks is not None:
-        selection = FileSelection(
-            tensors=selection.tensors,
-            companions=selection.companions,
-            exclude=selection.exclude,
-            ranks=RankSelection(wanted=tuple(ranks)),
-        )
     return Plan(
         sources=parse_sources(
             texts,
@@ -60,7 +50,7 @@ def make_plan(
         ),
         layout=Layout(layout),
         verify=Verify(verify),
-        files=selection,
+        files=file_selection(include, exclude, None if ranks is None else tuple(ranks)),
         limits=limits or Limits(),
         expected_digest=expected_digest,
     )
@@ -95,7 +85,8 @@ def load(
         cache: The cache's root directory, in shared memory or on a disk.
         layout: ``safetensors`` (shards that any engine reads) or ``tensorizer`` (the objects as they are).
         verify: ``crc32``, ``sha256``, ``size`` or ``none``.
-        include: Shell patterns of keys to take; default: tensors and the usual companions.
+        include: Shell patterns: those that end in ``.tensors`` choose among the tensor files, others add companions
+            to the usual ones.
         exclude: Shell patterns of keys to leave out.
         ranks: Of a rank-sharded model, which to take; None: all.
         endpoint_url: Of an S3 server that is not AWS.

@@ -180,11 +180,10 @@ class _Load:
 
     def _fill(self, entry: Entry, resolved: Resolved, use: FileLock) -> Report:
         """Loads what is missing, as the entry's one loader."""
-        waiting = Progress(phase="waiting", total_bytes=sum(item.pin.size for item in resolved.objects))
         with entry.load_lock(
             deadline=self._deadline,
             canceled=self._callbacks.canceled,
-            on_wait=lambda: self._callbacks.on_progress(waiting),
+            on_wait=lambda: self._tell_waiting(entry, resolved),
         ) as lock:
             manifest = self._hit(entry, resolved)
             if manifest is not None:
@@ -206,6 +205,17 @@ class _Load:
                 keep=(lock.fileno(), use.fileno()),
             )
             return self._report(Outcome.LOADED, entry, fetched.manifest, fetched)
+
+    def _tell_waiting(self, entry: Entry, resolved: Resolved) -> None:
+        from tonnage.cache.holders import describe_holders, holders
+
+        self._callbacks.on_progress(
+            Progress(
+                phase="waiting",
+                total_bytes=sum(item.pin.size for item in resolved.objects),
+                waiting_for=describe_holders(holders(entry.load_path)),
+            )
+        )
 
     def _recovered(self, entry: Entry, resolved: Resolved) -> Manifest | None:
         """Puts the entry in order, and returns the manifest of what is to be kept.

@@ -109,6 +109,8 @@ def subtract(whole: Range, taken: list[Range]) -> list[Range]:
     for start, end in sorted(taken):
         if start >= whole[1]:
             break
+        if start >= end:
+            continue
         if start > at:
             left.append((at, start))
         at = max(at, end)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tonnage.cli.parser import parse
-from tonnage.cli.request import cache_folder, file_selection, requested_plan
-from tonnage.contract import HttpSource, Layout, Plan, S3Source, Verify, encode_plan
+from tonnage.cli.request import cache_folder, requested_plan
+from tonnage.contract import HttpSource, Layout, Plan, S3Source, Verify, encode_plan, file_selection
 from tonnage.contract.plan import DEFAULT_COMPANIONS, DEFAULT_TENSORS
 from tonnage.errors import InvalidPlan
 

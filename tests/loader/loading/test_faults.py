@@ -191,7 +191,8 @@ def test_credentials_that_expire_during_the_load_are_renewed(site: Site, parts: 
     def write(token: str) -> None:
         (folder / "AWS_ACCESS_KEY_ID").write_text("AKIDEXAMPLE")
         (folder / "AWS_SECRET_ACCESS_KEY").write_text("not-a-secret")
-        (folder / "AWS_SESSION_TOKEN").write_text(token)
+        (folder / "new").write_text(token)
+        (folder / "new").rename(folder / "AWS_SESSION_TOKEN")
 
     write("first")
 
