@@ -26,6 +26,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 
 
+_AUDIT_POLICY = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+  userGroups: ["system:serviceaccounts:tonnage-system"]
+- level: None
+"""
+"""Just what service accounts of the operator's namespace do: tests compare it with their roles."""
+
+
 class Unavailable(Exception):
     """This machine lacks what a control plane needs; the text says what."""
 
@@ -102,6 +114,7 @@ class ControlPlane:
         client_port, peer_port, api_port, manager_port, scheduler_port = free_ports(5)
         self.url = f"https://127.0.0.1:{api_port}"
         self._make_keys()
+        (self.folder / "audit.yaml").write_text(_AUDIT_POLICY)
         (self.folder / "tokens.csv").write_text(f'{self.token},admin,admin,"system:masters"\n')
         self._write_kubeconfig()
         etcd = f"http://127.0.0.1:{client_port}"
@@ -137,6 +150,8 @@ class ControlPlane:
                 "--enable-aggregator-routing=true",
                 "--api-audiences=https://kubernetes.default.svc",
                 "--profiling=false",
+                f"--audit-policy-file={self.folder / 'audit.yaml'}",
+                f"--audit-log-path={self.folder / 'audit.log'}",
                 "--feature-gates=WatchList=false",
                 "--advertise-address=10.255.255.254",
                 "--endpoint-reconciler-type=none",
@@ -198,6 +213,12 @@ class ControlPlane:
             text=True,
             timeout=60,
         )
+
+    def audited(self, user: str) -> list[dict[str, Any]]:
+        """Returns what a service account of the operator's namespace did, from the audit log."""
+        lines = (self.folder / "audit.log").read_text().splitlines()
+        wanted = f"system:serviceaccount:tonnage-system:{user}"
+        return [event for event in map(json.loads, lines) if event["user"]["username"] == wanted]
 
     def request(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Any:
         """Sends one request as the administrator and returns the answer's JSON.

@@ -61,22 +61,13 @@ class WeightsLoop:
             return await self._reconcile(record)
         except ApiError as error:
             if error.not_found:
-                # Gone meanwhile; if it was something else that is missing, the next event brings us back.
-                current = await self._still_there(record)
-                if not current:
-                    self._cluster.weights.remove(uid)
+                # Gone meanwhile, perhaps; a whole list tells, and what isn't in it is forgotten.
+                items, _ = await self._gateway.list(MODEL_WEIGHTS)
+                self._cluster.weights.replace(items)
+                if self._cluster.weights.get(uid) is None:
                     self._metrics.forget_model(record.namespace, record.name)
                     raise Forget from error
             raise
-
-    async def _still_there(self, record: WeightsRecord) -> bool:
-        try:
-            body = await self._gateway.get(MODEL_WEIGHTS, record.name, record.namespace)
-        except ApiError as error:
-            if error.not_found:
-                return False
-            raise
-        return bool(body["metadata"]["uid"] == record.uid)
 
     async def _reconcile(self, record: WeightsRecord) -> float | None:
         now = self._clock()

@@ -1,0 +1,154 @@
+"""Each process with exactly its role: nothing it needs is forbidden, and nothing it may do goes unused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from operator_support.control_plane import ROOT
+from operator_support.fleet import ControllerThread, installation
+from operator_support.waiting import eventually
+from operator_support.webhooks import WebhookThread
+from tonnage_operator.api import names
+from tonnage_operator.controller.release import release_all
+from tonnage_operator.kube.access import Access
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+    from operator_support.fleet import Fleet
+    from operator_support.kubelet import Loaders
+
+Rule = tuple[str, str, str]
+
+
+def _role(name: str) -> dict[str, Any]:
+    role: dict[str, Any] = yaml.safe_load((ROOT / "operator" / "rbac" / f"{name}.yaml").read_text())
+    return role
+
+
+def _granted(role: dict[str, Any]) -> set[Rule]:
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def _access(plane: ControlPlane, name: str) -> Access:
+    """Makes a service account that has exactly the role."""
+    account, space = f"role-{name}", "tonnage-system"
+    plane.kubectl("create", "serviceaccount", account, "-n", space)
+    plane.kubectl("apply", "-f", str(ROOT / "operator" / "rbac" / f"{name}.yaml"))
+    plane.kubectl(
+        "create", "clusterrolebinding", account, f"--clusterrole=tonnage-{name}", f"--serviceaccount={space}:{account}"
+    )
+    token = plane.kubectl("create", "token", account, "-n", space).stdout.strip()
+    return Access(plane.url, ca_file=str(plane.ca_file), token=token)
+
+
+def _did(plane: ControlPlane, name: str) -> tuple[set[Rule], list[str]]:
+    """Returns what was used and what was forbidden."""
+    used: set[Rule] = set()
+    forbidden = []
+    for event in plane.audited(f"role-{name}"):
+        target = event.get("objectRef")
+        if event["responseStatus"].get("code") == 403:
+            forbidden.append(f"{event['verb']} {event['requestURI']}")
+        if not target or "resource" not in target:
+            continue  # discovery
+        resource = "/".join(part for part in (target["resource"], target.get("subresource")) if part)
+        used.add((target.get("apiGroup", ""), resource, event["verb"]))
+        if event["verb"] == "patch" and event["responseStatus"].get("code") == 201:
+            used.add((target.get("apiGroup", ""), resource, "create"))
+    return used, forbidden
+
+
+def test_roles_have_no_wildcards_and_no_secrets() -> None:
+    for path in (ROOT / "operator" / "rbac").iterdir():
+        granted = _granted(yaml.safe_load(path.read_text()))
+        assert not any("*" in part for rule in granted for part in rule)
+        assert not any(resource.startswith("secrets") for _, resource, _ in granted)
+
+
+def test_the_controller_needs_its_role_and_nothing_else(
+    fleet: Fleet, loaders: Loaders, operator_namespace: str
+) -> None:
+    del loaders, operator_namespace
+    access = _access(fleet.plane, "controller")
+    with ControllerThread(access, installation()) as running:
+        fleet.add_nodes("a", "b")
+        fleet.create()
+        fleet.until("Warm")
+        # Anyone's token is reviewed, and this one is refused for what it is.
+        url = f"http://127.0.0.1:{running.controller.report_port}/v1/reports"
+        request = urllib.request.Request(url, data=b"{}", headers={"Authorization": "Bearer x"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        with caught.value as answer:
+            assert answer.code == 401
+        fleet.delete()
+        eventually(fleet.gone, within=25)
+    used, forbidden = _did(fleet.plane, "controller")
+    granted = _granted(_role("controller"))
+    assert not forbidden
+    assert used == granted
+
+
+def test_the_webhook_needs_its_role_and_nothing_else(fleet: Fleet, operator_namespace: str, tmp_path: Path) -> None:
+    del operator_namespace
+    access = _access(fleet.plane, "webhook")
+    fleet.create({"access": {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"a": "b"}}}}})
+    with WebhookThread(access, installation(), tmp_path) as webhook:
+        webhook.register(fleet.plane)
+        with contextlib.ExitStack() as stack:
+            stack.callback(webhook.unregister, fleet.plane)
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "p", "annotations": {names.MODEL: f"{fleet.namespace}/llama"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            }
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                fleet.plane.request("POST", "/api/v1/namespaces/default/pods", pod)
+            with caught.value as answer:
+                assert "may not use it" in json.loads(answer.read())["message"]
+    used, forbidden = _did(fleet.plane, "webhook")
+    assert not forbidden
+    assert used == _granted(_role("webhook"))
+
+
+async def _release(access: Access) -> int:
+    return await release_all(access)
+
+
+def test_released_objects_can_be_deleted_without_an_operator(
+    fleet: Fleet, loaders: Loaders, operator_namespace: str
+) -> None:
+    del operator_namespace, loaders
+    access = _access(fleet.plane, "release")
+    body = fleet.create()
+    fleet.plane.request(
+        "PATCH",
+        fleet.path(),
+        {"metadata": {"finalizers": [names.FINALIZER]}},
+        content_type="application/merge-patch+json",
+    )
+    fleet.delete()
+    assert not fleet.gone()
+    assert asyncio.run(_release(access)) >= 1
+    eventually(fleet.gone)
+    used, forbidden = _did(fleet.plane, "release")
+    assert not forbidden
+    assert used == _granted(_role("release"))
+    assert body
