@@ -54,17 +54,18 @@ PEERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 TUNE: list[dict[str, Any]] = [
-    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB},
-    {"threads": 16, "slots": 2, "slot_bytes": 2 * MIB},
-    {"threads": 16, "slots": 3, "slot_bytes": 2 * MIB},
-    {"threads": 16, "slots": 2, "slot_bytes": 1 * MIB},
-    {"threads": 16, "slots": 2, "slot_bytes": 8 * MIB},
-    {"threads": 14, "slots": 2, "slot_bytes": 4 * MIB},
-    {"threads": 12, "slots": 2, "slot_bytes": 4 * MIB},
-    {"threads": 15, "slots": 3, "slot_bytes": 4 * MIB},
-    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB, "sleep": True},
-    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB, "group_bytes": 2048 * MIB},
-    {"threads": 16, "slots": 2, "slot_bytes": 4 * MIB, "group_bytes": 128 * MIB},
+    {"threads": 16, "read": "preadv"},
+    {"threads": 14, "read": "preadv"},
+    {"threads": 13, "read": "preadv"},
+    {"threads": 12, "read": "preadv"},
+    {"threads": 14, "read": "preadv", "slots": 3},
+    {"threads": 14, "read": "preadv", "group_bytes": 2048 * MIB},
+    {"threads": 15, "read": "map"},
+    {"threads": 14, "read": "map"},
+    {"threads": 12, "read": "map"},
+    {"threads": 10, "read": "map"},
+    {"threads": 12, "read": "map", "slots": 3},
+    {"threads": 14, "read": "map", "group_bytes": 2048 * MIB},
 ]
 
 HUGE: list[dict[str, Any]] = [

@@ -17,6 +17,7 @@ from tonnage.errors import CacheDamaged, FormatUnsupported, NameCollision, NoTen
 from tonnage.format.names import shown
 from tonnage.format.safetensors import read_header
 from tonnage.format.tensors_file import PREAMBLE_BYTES, USUAL_HEAD_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import META_KEY, PATHS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,11 +26,6 @@ SAFETENSORS = ".safetensors"
 TENSORS = ".tensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 MAIN_INDEX = "model" + INDEX_SUFFIX
-
-PATHS_KEY = "tonnage.paths"
-"""Key of a shard's metadata: JSON, flat name to nested path, for the names that are nested."""
-META_KEY = "tonnage.meta"
-"""Key of a shard's metadata: JSON, flat name to ``[dtype, shape]``, for tensors without data."""
 
 _RANK_NAME = re.compile(r"-rank-(\d+)(?:-part-(\d+))?\.(?:safetensors|tensors)\Z")
 _LARGEST_INDEX = 1 << 30

@@ -21,7 +21,7 @@ from tonnage.planning.segments import NOT_WRITTEN, Role, Segment, Span
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tonnage.format.tensors_file import TensorsFile
+    from tonnage.format.tensors_file import TensorEntry, TensorsFile
 
 MIB = 1 << 20
 LARGEST_SEGMENT = 4 << 30
@@ -30,6 +30,10 @@ SMALLEST_SEGMENT = 256 * MIB
 """A model is cut in up to ``WANTED_SEGMENTS`` pieces of at least this size, whoever loads it: files don't depend on
 the machine."""
 WANTED_SEGMENTS = 16
+PATHS_KEY = "tonnage.paths"
+"""Key of a shard's metadata: JSON, flat name to nested path, for the names that are nested."""
+META_KEY = "tonnage.meta"
+"""Key of a shard's metadata: JSON, flat name to ``[dtype, item size, shape]``, for tensors without data."""
 FileKind = Literal["shard", "index", "companion", "object"]
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -238,7 +242,8 @@ class _Drawing:
                 )
             shard.append(ShardTensor(entry.name, entry.dtype, entry.shape, entry.length))
         order = alignment_order(shard)
-        header, offsets = shard_header([shard[at] for at in order], metadata={"format": "pt"})
+        metadata = {"format": "pt", **_extra_metadata(tensors.tensors[cut[0] : cut[1]])}
+        header, offsets = shard_header([shard[at] for at in order], metadata=metadata)
         target = {stored[at]: offset for at, offset in zip(order, offsets, strict=True)}
         size = len(header) + sum(tensor.length for tensor in shard)
         self.files.append(OutputFile(path, size, "shard", index, source.rank, header))
@@ -290,6 +295,16 @@ class _Drawing:
         self.segments.append(
             Segment(len(self.segments), index, len(self.files) - 1, start, end, tuple(spans)),
         )
+
+
+def _extra_metadata(entries: Sequence[TensorEntry]) -> dict[str, str]:
+    """What safetensors has no words for, so that whoever sees the shards alone can have it too."""
+    paths = {entry.name: entry.path for entry in entries if len(entry.path) > 1}
+    metas = {
+        entry.name: [entry.dtype.torch_name, entry.dtype.item_size, entry.shape] for entry in entries if entry.is_meta
+    }
+    found = {PATHS_KEY: paths, META_KEY: metas}
+    return {key: json.dumps(value) for key, value in found.items() if value}
 
 
 def _cut(tensors: TensorsFile, segment_size: int) -> list[tuple[int, int]]:
