@@ -54,18 +54,15 @@ PEERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 TUNE: list[dict[str, Any]] = [
-    {"threads": 16, "read": "preadv"},
-    {"threads": 14, "read": "preadv"},
-    {"threads": 13, "read": "preadv"},
-    {"threads": 12, "read": "preadv"},
-    {"threads": 14, "read": "preadv", "slots": 3},
-    {"threads": 14, "read": "preadv", "group_bytes": 2048 * MIB},
-    {"threads": 15, "read": "map"},
-    {"threads": 14, "read": "map"},
-    {"threads": 12, "read": "map"},
-    {"threads": 10, "read": "map"},
-    {"threads": 12, "read": "map", "slots": 3},
-    {"threads": 14, "read": "map", "group_bytes": 2048 * MIB},
+    {"threads": 14},
+    {"threads": 12},
+    {"threads": 10},
+    {"threads": 14, "slots": 3},
+    {"threads": 14, "slot_bytes": 2 * MIB},
+    {"threads": 12, "slots": 3, "slot_bytes": 2 * MIB},
+    {"threads": 12, "slots": 4, "slot_bytes": 1 * MIB},
+    {"threads": 12, "slots": 3, "sleep": True},
+    {"threads": 12, "slots": 3, "group_bytes": 2048 * MIB},
 ]
 
 HUGE: list[dict[str, Any]] = [

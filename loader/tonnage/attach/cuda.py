@@ -1,7 +1,8 @@
 """NVIDIA GPUs: asynchronous copies by the driver's own functions.
 
-Called through ctypes, which lets go of the interpreter's lock for each call and costs about a microsecond; PyTorch's
-way to the same function costs several, and allocates. PyTorch allocates the memory and knows nothing of the copies, so
+Called through ctypes, which costs about a microsecond; PyTorch's way to the same function costs several, and allocates.
+Calls that may take long let go of the interpreter's lock. Those that never do keep it: getting it back among a dozen
+busy threads takes tens of microseconds, and at five calls a chunk that alone bounded the ring. PyTorch allocates the memory and knows nothing of the copies, so
 a copy's target must not be in use (``settle``), and nobody may use it before the queues are drained.
 Functions and constants: CUDA driver API, cuda.h.
 """
@@ -41,6 +42,7 @@ _FUNCTIONS: dict[str, Sequence[type]] = {
     "cuStreamDestroy_v2": (_POINTER,),
     "cuEventCreate": (_POINTER, ctypes.c_uint),
     "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventQuery": (_POINTER,),
     "cuEventSynchronize": (_POINTER,),
     "cuEventDestroy_v2": (_POINTER,),
     "cuMemcpyHtoDAsync_v2": (ctypes.c_uint64, _POINTER, ctypes.c_size_t, _POINTER),
@@ -55,6 +57,7 @@ class Driver:
 
     Attributes:
         raw: The library, for calls whose result is looked at elsewhere.
+        quick: The same, called without letting go of the interpreter's lock.
     """
 
     def __init__(self) -> None:
@@ -64,10 +67,12 @@ class Driver:
             OSError: There is none on this machine.
         """
         self.raw = ctypes.CDLL("libcuda.so.1")
-        for name, arguments in _FUNCTIONS.items():
-            function = getattr(self.raw, name)
-            function.argtypes = list(arguments)
-            function.restype = ctypes.c_int
+        self.quick = ctypes.PyDLL("libcuda.so.1")
+        for library in (self.raw, self.quick):
+            for name, arguments in _FUNCTIONS.items():
+                function = getattr(library, name)
+                function.argtypes = list(arguments)
+                function.restype = ctypes.c_int
 
     def call(self, name: str, *arguments: object) -> None:
         """Calls a function.
@@ -92,8 +97,9 @@ class CudaQueue:
     def __init__(self, driver: Driver, slots: int, *, blocking: bool) -> None:
         self._driver = driver
         raw = driver.raw
-        self._memcpy = raw.cuMemcpyHtoDAsync_v2
-        self._record = raw.cuEventRecord
+        self._memcpy = driver.quick.cuMemcpyHtoDAsync_v2
+        self._record = driver.quick.cuEventRecord
+        self._query = driver.quick.cuEventQuery
         self._synchronize = raw.cuEventSynchronize
         stream = ctypes.c_void_p()
         driver.call("cuStreamCreate", ctypes.byref(stream), _STREAM_NON_BLOCKING)
@@ -119,7 +125,10 @@ class CudaQueue:
 
     def wait(self, slot: int) -> None:
         """Waits for the slot's event; one that was never recorded is past."""
-        code = self._synchronize(self._events[slot])
+        event = self._events[slot]
+        if self._query(event) == _SUCCESS:
+            return
+        code = self._synchronize(event)
         if code:
             raise self._driver.failure("cuEventSynchronize", code)
 

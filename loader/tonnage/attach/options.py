@@ -13,7 +13,6 @@ GIB = 1 << 30
 MOST_PINNED = GIB
 """Bytes of host memory that a copy may pin at once."""
 
-Read = Literal["auto", "preadv", "map"]
 Way = Literal["auto", "ring", "register", "plain"]
 
 
@@ -31,8 +30,6 @@ class CopyOptions:
         register_bytes: How much of a file is pinned at a time with ``register``.
         group_bytes: Size of the device allocations that tensors share. One is freed when the last of its tensors goes.
         sleep: Threads that wait for the device sleep instead of spinning: kinder to others, and slower.
-        read: How threads get bytes that are in memory: ``preadv`` asks the kernel for a copy, ``map`` copies from a
-            mapping whose pages it has the kernel enter in bulk; ``auto``: what was measured faster.
         direct: Whether to read files on disks past the page cache: ``auto`` (what isn't in it), ``never``, ``always``.
     """
 
@@ -43,7 +40,6 @@ class CopyOptions:
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
     sleep: bool = False
-    read: Read = "auto"
     direct: Literal["auto", "never", "always"] = "auto"
 
     def __post_init__(self) -> None:

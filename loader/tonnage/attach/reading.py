@@ -7,7 +7,6 @@ import os
 import threading
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tonnage.attach.mapped import Mapped
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from tonnage.attach.chunks import Chunk, Run
     from tonnage.attach.files import SourceFile
-    from tonnage.attach.options import Read
 
 Direct = Literal["auto", "never", "always"]
 
@@ -43,9 +41,8 @@ class Reader:
         files: What pieces refer to by number.
     """
 
-    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto", read: Read = "auto") -> None:
+    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto") -> None:
         self.files = files
-        self._mapped = Mapped(files) if read == "map" else None
         self._direct = direct
         self._cached_only = [direct == "never" or (direct == "auto" and not _can_tell(file)) for file in files]
         self._descriptors: dict[int, int] = {}
@@ -76,9 +73,7 @@ class Reader:
             copies = self._past_the_cache(pieces, buffer)
             if copies is not None:
                 return copies
-        if len(pieces) == 1 and self._mapped is not None and self._cached_only[first.file]:
-            self._mapped.copy(first.file, first.source, first.length, buffer)
-        elif len(pieces) == 1:
+        if len(pieces) == 1:
             self._read(first.file, first.source, [buffer[: first.length]], first.length)
         else:
             self._gather(chunk, buffer, scratch)

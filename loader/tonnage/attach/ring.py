@@ -107,7 +107,7 @@ class Ring:
         if self._used:
             raise InternalError("A ring was run twice.")
         self._used = True
-        self._reader = Reader(files, direct=self._options.direct, read=self._options.read)
+        self._reader = Reader(files, direct=self._options.direct)
         bases: list[torch.Tensor | None] = []  # keeps every target alive until the workers have ended
         try:
             if window:
