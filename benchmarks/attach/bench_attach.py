@@ -54,15 +54,14 @@ PEERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 TUNE: list[dict[str, Any]] = [
-    {"threads": 14},
-    {"threads": 12},
-    {"threads": 10},
-    {"threads": 14, "slots": 3},
-    {"threads": 14, "slot_bytes": 2 * MIB},
-    {"threads": 12, "slots": 3, "slot_bytes": 2 * MIB},
-    {"threads": 12, "slots": 4, "slot_bytes": 1 * MIB},
-    {"threads": 12, "slots": 3, "sleep": True},
-    {"threads": 12, "slots": 3, "group_bytes": 2048 * MIB},
+    {"threads": 10, "streams": 1},
+    {"threads": 12, "streams": 1},
+    {"threads": 10, "streams": 2},
+    {"threads": 12, "streams": 1, "slots": 3},
+    {"threads": 10, "streams": 1, "slots": 3, "slot_bytes": 2 * MIB},
+    {"threads": 12, "streams": 1, "slots": 3, "slot_bytes": 2 * MIB},
+    {"threads": 12, "streams": 1, "slots": 4, "slot_bytes": 1 * MIB},
+    {"threads": 10, "streams": 0},
 ]
 
 HUGE: list[dict[str, Any]] = [

@@ -92,7 +92,7 @@ class Counting(CpuEngine):
         self.most_pinned = 0
         self._lock = threading.Lock()
 
-    def queue(self, slots: int, *, sleep: bool) -> CpuQueue:
+    def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
         return CpuQueue(self._pin)
 
     def _pin(self, size: int) -> None:
@@ -152,7 +152,7 @@ class Unpinnable(CpuQueue):
 
 def test_memory_that_can_not_be_pinned_makes_it_slower_not_wrong(attach, ring_load, shard, tensors, same):
     class Engine(CpuEngine):
-        def queue(self, slots: int, *, sleep: bool) -> CpuQueue:
+        def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
             return Unpinnable(lambda size: None)
 
     weights = attach(shard, engine=Engine())
@@ -162,7 +162,7 @@ def test_memory_that_can_not_be_pinned_makes_it_slower_not_wrong(attach, ring_lo
 
 def test_pages_that_can_not_be_registered_are_an_error(attach, ring_load, shard):
     class Engine(CpuEngine):
-        def queue(self, slots: int, *, sleep: bool) -> CpuQueue:
+        def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
             return Unpinnable(lambda size: None)
 
     with pytest.raises(DeviceFailed, match="can't pin pages"):
@@ -186,7 +186,7 @@ def test_a_device_that_fails_midway_ends_the_load_with_its_error(attach, ring_lo
     Broken.copies = 0
 
     class Engine(Counting):
-        def queue(self, slots: int, *, sleep: bool) -> CpuQueue:
+        def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
             return Broken(self._pin)
 
     engine = Engine()

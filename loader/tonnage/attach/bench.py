@@ -192,7 +192,7 @@ class _Nowhere:
     def start(self) -> None:
         """Nothing to get ready."""
 
-    def queue(self, slots: int, *, sleep: bool) -> CopyQueue:  # noqa: ARG002
+    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:  # noqa: ARG002
         return _Drop()
 
     def empty(self, size: int) -> torch.Tensor:  # noqa: ARG002

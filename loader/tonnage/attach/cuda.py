@@ -2,8 +2,9 @@
 
 Called through ctypes, which costs about a microsecond; PyTorch's way to the same function costs several, and allocates.
 Calls that may take long let go of the interpreter's lock. Those that never do keep it: getting it back among a dozen
-busy threads takes tens of microseconds, and at five calls a chunk that alone bounded the ring. PyTorch allocates the memory and knows nothing of the copies, so
-a copy's target must not be in use (``settle``), and nobody may use it before the queues are drained.
+busy threads takes tens of microseconds, and at five calls a chunk that alone bounded the ring. PyTorch allocates the
+memory and knows nothing of the copies, so a copy's target must not be in use (``settle``), and nobody may use it before
+the queues are drained.
 Functions and constants: CUDA driver API, cuda.h.
 """
 
@@ -91,19 +92,50 @@ class Driver:
         return DeviceFailed(f"{name} failed: {(text.value or b'unknown error').decode()} ({code}).")
 
 
-class CudaQueue:
-    """A stream of one worker thread, and an event for each slot."""
+class Streams:
+    """The streams that worker threads share, in turn; each lives as long as somebody uses it."""
 
-    def __init__(self, driver: Driver, slots: int, *, blocking: bool) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._lock = threading.Lock()
+        self._streams: dict[int, tuple[ctypes.c_void_p, int]] = {}
+        self._next = 0
+
+    def take(self, count: int) -> tuple[int, ctypes.c_void_p]:
+        """Returns a number to give back and one of ``count`` streams; with 0 one of its own."""
+        with self._lock:
+            number = self._next % count if count else -1 - self._next
+            self._next += 1
+            if number not in self._streams:
+                stream = ctypes.c_void_p()
+                self._driver.call("cuStreamCreate", ctypes.byref(stream), _STREAM_NON_BLOCKING)
+                self._streams[number] = (stream, 0)
+            stream, users = self._streams[number]
+            self._streams[number] = (stream, users + 1)
+            return number, stream
+
+    def give_back(self, number: int) -> None:
+        """Destroys the stream with its last user."""
+        with self._lock:
+            stream, users = self._streams.pop(number)
+            if users > 1:
+                self._streams[number] = (stream, users - 1)
+            else:
+                self._driver.call("cuStreamDestroy_v2", stream)
+
+
+class CudaQueue:
+    """A worker thread's place on a stream, and an event for each slot."""
+
+    def __init__(self, driver: Driver, slots: int, streams: Streams, *, shared: int, blocking: bool) -> None:
+        self._driver = driver
+        self._streams = streams
         raw = driver.raw
         self._memcpy = driver.quick.cuMemcpyHtoDAsync_v2
         self._record = driver.quick.cuEventRecord
         self._query = driver.quick.cuEventQuery
         self._synchronize = raw.cuEventSynchronize
-        stream = ctypes.c_void_p()
-        driver.call("cuStreamCreate", ctypes.byref(stream), _STREAM_NON_BLOCKING)
-        self._stream = stream
+        self._number, self._stream = streams.take(shared)
         self._events: list[ctypes.c_void_p] = []
         flags = _EVENT_DISABLE_TIMING | (_EVENT_BLOCKING_SYNC if blocking else 0)
         for _ in range(slots):
@@ -146,10 +178,10 @@ class CudaQueue:
         self._driver.call("cuMemHostUnregister", address)
 
     def close(self) -> None:
-        """Destroys events and stream."""
+        """Destroys the events and gives the stream back."""
         for event in self._events:
             self._driver.call("cuEventDestroy_v2", event)
-        self._driver.call("cuStreamDestroy_v2", self._stream)
+        self._streams.give_back(self._number)
 
 
 class CudaEngine:
@@ -168,6 +200,7 @@ class CudaEngine:
         """
         self.device = device
         self._driver = Driver()
+        self._streams = Streams(self._driver)
         self._lock = threading.Lock()
         self._context: ctypes.c_void_p | None = None
 
@@ -187,9 +220,9 @@ class CudaEngine:
                 self._context = context
         self._driver.call("cuCtxSetCurrent", self._context)
 
-    def queue(self, slots: int, *, sleep: bool) -> CopyQueue:
-        """Returns a stream and its events, for the calling thread."""
-        return CudaQueue(self._driver, slots, blocking=sleep)
+    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:
+        """Returns a place on a stream and events, for the calling thread."""
+        return CudaQueue(self._driver, slots, self._streams, shared=streams, blocking=sleep)
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates on the GPU, from PyTorch's allocator."""

@@ -59,8 +59,8 @@ class Engine(Protocol):
     def start(self) -> None:
         """Gets the device ready; called once, by any thread, before all else."""
 
-    def queue(self, slots: int, *, sleep: bool) -> CopyQueue:
-        """Returns the calling thread's queue, with room for this many slots; ``sleep``: see ``CopyOptions``."""
+    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:
+        """Returns the calling thread's queue, with room for this many slots; for the rest see ``CopyOptions``."""
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates ``size`` bytes as a uint8 tensor, aligned for every dtype."""
@@ -133,7 +133,7 @@ class CpuEngine:
     def start(self) -> None:
         """Nothing needs to be got ready."""
 
-    def queue(self, slots: int, *, sleep: bool) -> CopyQueue:  # noqa: ARG002
+    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:  # noqa: ARG002
         """Returns a queue of deferred copies."""
         return CpuQueue(lambda length: None)  # noqa: ARG005
 

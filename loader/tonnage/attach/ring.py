@@ -219,7 +219,7 @@ class Ring:
 
     def _lane(self) -> Lane:
         self._engine.start()
-        queue = self._engine.queue(self._options.slots, sleep=self._options.sleep)
+        queue = self._engine.queue(self._options.slots, sleep=self._options.sleep, streams=self._options.streams)
         if self._options.way == "register":
             return RegisteringLane(queue, slots=self._options.slots)
         return BounceLane(queue, slots=self._options.slots, slot_bytes=self._options.slot_bytes)
