@@ -133,7 +133,7 @@ def test_no_setting_pins_more_than_a_gigabyte():
     ):
         each = options.register_bytes if options.way == "register" else options.slot_bytes
         assert options.threads_for(1000) * options.slots * each <= MOST_PINNED
-    assert CopyOptions().threads_for(64) == 16
+    assert CopyOptions().threads_for(64) == 12
     assert CopyOptions().threads_for(3) == 3
 
 

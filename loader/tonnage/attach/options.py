@@ -10,6 +10,8 @@ from tonnage.errors import InvalidPlan
 MIB = 1 << 20
 GIB = 1 << 30
 
+MOST_THREADS = 12
+"""Beyond it, threads wait for each other and for the interpreter's lock more than they copy."""
 MOST_PINNED = GIB
 """Bytes of host memory that a copy may pin at once."""
 
@@ -24,7 +26,7 @@ class CopyOptions:
         way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned for the while (worth a
             try where they are huge); ``plain``: PyTorch's own copy, tensor by tensor; ``auto``: the ring where the
             device has one.
-        threads: Worker threads, each on a core of its own; 0: as many as there are cores, at most 16.
+        threads: Worker threads, each on a core of its own; 0: twelve, or as many as leave two cores to others.
         slots: Buffers of each thread.
         slot_bytes: Size of each buffer, a multiple of 4096.
         register_bytes: How much of a file is pinned at a time with ``register``.
@@ -40,7 +42,7 @@ class CopyOptions:
     slot_bytes: int = 4 * MIB
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
-    streams: int = 0
+    streams: int = 1
     sleep: bool = False
     direct: Literal["auto", "never", "always"] = "auto"
 
@@ -63,7 +65,7 @@ class CopyOptions:
     def threads_for(self, cores: int) -> int:
         """Returns how many workers to run on this many cores, within what may be pinned."""
         each = self.slots * (self.register_bytes + 2 * MIB if self.way == "register" else self.slot_bytes)
-        return max(1, min(self.threads or min(16, cores), MOST_PINNED // each))
+        return max(1, min(self.threads or min(MOST_THREADS, max(cores - 2, 1)), MOST_PINNED // each))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

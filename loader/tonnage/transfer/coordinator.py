@@ -27,7 +27,15 @@ from tonnage.source.failures import Retry
 from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
 from tonnage.transfer.job import Done, Job, Outcome, Undone
 from tonnage.transfer.meter import Meter
-from tonnage.transfer.policy import FIRST_CONNECTIONS, MAX_ATTEMPTS, SMALLEST_PART, ConnectionTuner, Pacer, backoff
+from tonnage.transfer.policy import (
+    FIRST_CONNECTIONS,
+    MAX_ATTEMPTS,
+    PART_SECONDS,
+    SMALLEST_PART,
+    ConnectionTuner,
+    Pacer,
+    backoff,
+)
 from tonnage.transfer.pool import Death, Member, Pool
 from tonnage.transfer.protocol import (
     Fetch,
@@ -136,12 +144,21 @@ class _Transfer:
             if now - checked > CREDENTIAL_CHECK_SECONDS:
                 checked = now
                 self._renew(pool, [source.current() for source in self._job.credentials])
-            rate = self._meter.interval_rate(now, ConnectionTuner.INTERVAL)
-            if rate is not None and not self._tuner.settled and self._queue.remaining:
-                self._tuner.measured(rate)
-                self._tune(pool)
+            self._adapt(pool, now)
             self._dispatch(pool)
             self._progress(now)
+
+    def _adapt(self, pool: Pool, now: float) -> None:
+        """Fits connections and part size to the rate."""
+        rate = self._meter.interval_rate(now, skip=ConnectionTuner.SETTLING, seconds=ConnectionTuner.INTERVAL)
+        if rate is None or not self._queue.remaining:
+            return
+        width = self._job.concurrency
+        each = rate / max(1, self._tuner.connections * len(pool.members))
+        self._queue.largest = int(min(max(width.part_size, each * PART_SECONDS), width.largest_part))
+        if not self._tuner.settled:
+            self._tuner.measured(rate)
+            self._tune(pool)
 
     def _timeout(self) -> float:
         now = time.monotonic()

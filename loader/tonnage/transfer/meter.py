@@ -28,6 +28,7 @@ class Meter:
         self._reported = 0.0
         self._window = [(now, 0)]
         self._interval = (now, 0)
+        self._measuring = False
 
     @property
     def loaded(self) -> int:
@@ -42,11 +43,22 @@ class Meter:
         """Counts bytes that are fetched again."""
         self._wasted += count
 
-    def interval_rate(self, now: float, seconds: float) -> float | None:
-        """Returns bytes a second since this last returned a number; None until ``seconds`` have gone by."""
+    def interval_rate(self, now: float, *, skip: float, seconds: float) -> float | None:
+        """Returns bytes a second since this last returned a number; None until ``skip + seconds`` have gone by.
+
+        The first ``skip`` seconds, and all before the first byte, don't count.
+        """
         since, count = self._interval
+        if not self._measuring:
+            if self._received > count and now - since >= skip:
+                self._measuring = True
+                self._interval = (now, self._received)
+            elif self._received == count:
+                self._interval = (now, count)
+            return None
         if now - since < seconds:
             return None
+        self._measuring = False
         self._interval = (now, self._received)
         return (self._received - count) / (now - since)
 

@@ -25,8 +25,11 @@ SMALLEST_PART = 2 * MIB
 BYTES_A_WORKER = 64 * MIB
 """A process for less than this starts later than it helps."""
 MAX_WORKERS = 32
-FIRST_CONNECTIONS = 4
-"""Connections a worker starts with."""
+FIRST_CONNECTIONS = 2
+"""Connections a worker starts with: the best number where the store is so fast that processors are the limit."""
+LARGEST_PART = 64 * MIB
+PART_SECONDS = 0.25
+"""A part is made large enough to take a connection this long, up to ``LARGEST_PART``: each request costs some work."""
 MAX_CONNECTIONS = 256
 """Of all workers, unless told otherwise: 23 GB/s at the 90 MB/s that object stores give one connection."""
 
@@ -39,6 +42,7 @@ class Concurrency:
     connections: int
     fixed: bool
     part_size: int
+    largest_part: int
 
 
 def concurrency(limits: Limits, *, size: int, cores: float) -> Concurrency:
@@ -52,7 +56,9 @@ def concurrency(limits: Limits, *, size: int, cores: float) -> Concurrency:
     workers = limits.workers or max(1, min(round(cores), MAX_WORKERS, size // BYTES_A_WORKER))
     connections = limits.connections or MAX_CONNECTIONS
     workers = max(1, min(workers, connections))
-    return Concurrency(workers, connections, bool(limits.connections), limits.part_size or PART_SIZE)
+    part_size = limits.part_size or PART_SIZE
+    largest = limits.part_size or LARGEST_PART
+    return Concurrency(workers, connections, bool(limits.connections), part_size, largest)
 
 
 def available_cores() -> float:
@@ -136,7 +142,7 @@ class ConnectionTuner:
     """Finds how many connections a worker needs: more as long as more helps.
 
     A store gives one connection a fixed rate, so over a network many are needed; where processors are the limit a few
-    are best. It starts small, widens by half while the rate follows, and settles one step back when it doesn't.
+    are best. It starts small, widens while the rate follows, and settles one step back when it doesn't.
 
     Args:
         first: Connections a worker to begin with.
@@ -145,8 +151,12 @@ class ConnectionTuner:
 
     INTERVAL = 0.3
     """Seconds of measurement a step."""
-    GAIN = 1.12
-    """What half as many connections more must bring to be kept."""
+    SETTLING = 0.15
+    """Seconds after a change that aren't measured."""
+    KEPT = 0.25
+    """What share of the widening the rate must follow by for the wider setting to be kept."""
+    STEEP = 0.7
+    """Where the rate follows by this much, the next step doubles; else it adds half."""
 
     def __init__(self, *, first: int, most: int) -> None:
         self.connections = max(1, min(first, most))
@@ -167,11 +177,16 @@ class ConnectionTuner:
         """
         if self._settled:
             return self.connections
-        if self._before is not None and rate < self._before[1] * self.GAIN:
-            self.connections = self._before[0]
-            self._settled = True
-            return self.connections
+        factor = 2.0
+        if self._before is not None:
+            width, known = self._before
+            followed = (rate / known - 1) / (self.connections / width - 1) if known > 0 else 1.0
+            if followed < self.KEPT:
+                self.connections = width
+                self._settled = True
+                return self.connections
+            factor = 2.0 if followed >= self.STEEP else 1.5
         self._before = (self.connections, rate)
-        self.connections = min(self._most, max(self.connections + 1, self.connections * 3 // 2))
+        self.connections = min(self._most, max(self.connections + 1, int(self.connections * factor)))
         self._settled = self.connections == self._before[0]
         return self.connections

@@ -42,7 +42,7 @@ class _Delayed:
 
 
 class WorkQueue:
-    """The parts of a load that nobody fetches at the moment.
+    """The parts of a load that nobody fetches at the moment. ``largest`` may be changed as it goes.
 
     Args:
         segments: All segments.
@@ -59,7 +59,7 @@ class WorkQueue:
             for segment in segments
             if (left := subtract((segment.start, segment.end), done.get(segment.index, [])))
         }
-        self._largest = largest
+        self.largest = largest
         self._smallest = smallest
         self._owner: dict[int, int] = {}
         self._delayed: list[_Delayed] = []
@@ -82,7 +82,7 @@ class WorkQueue:
         segment = self._choose(worker)
         if segment is None:
             return None
-        size = min(most, next_part_size(self.remaining, slots=slots, largest=self._largest, smallest=self._smallest))
+        size = min(most, next_part_size(self.remaining, slots=slots, largest=self.largest, smallest=self._smallest))
         left = self._left[segment]
         start, end = left[0]
         if end - start <= size + min(size, self._smallest) // 2:
