@@ -39,8 +39,7 @@ def control_plane(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPath
     plane = ControlPlane(tmp_path_factory.mktemp("control-plane"), pytestconfig.stash[_PROGRAMS])
     try:
         plane.start()
-        plane.kubectl("apply", "-f", str(ROOT / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=20s", "-f", str(ROOT / "crds"))
+        plane.install_crds(ROOT / "crds")
         yield plane
     finally:
         plane.stop()

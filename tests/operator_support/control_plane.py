@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 
@@ -213,6 +215,23 @@ class ControlPlane:
             text=True,
             timeout=60,
         )
+
+    def install_crds(self, folder: Path) -> None:
+        """Installs the CRDs and returns when they are served."""
+        for path in sorted(folder.iterdir()):
+            crd = yaml.safe_load(path.read_text())
+            self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        deadline = time.monotonic() + 30
+        for plural in ("modelweights", "nodecaches"):
+            while True:
+                try:
+                    self.request("GET", f"/apis/tonnage.dev/v1alpha1/{plural}")
+                    break
+                except urllib.error.HTTPError as error:
+                    error.close()
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
 
     def audited(self, user: str) -> list[dict[str, Any]]:
         """Returns what a service account of the operator's namespace did, from the audit log."""

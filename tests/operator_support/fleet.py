@@ -197,7 +197,7 @@ class ControllerThread:
     def __init__(self, access: Access, settings: Installation) -> None:
         self._access = access
         self._settings = settings
-        self._thread = threading.Thread(target=self._run, name="controller")
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._started = threading.Event()
         self.controller: Controller
         self.loop: asyncio.AbstractEventLoop
@@ -206,7 +206,11 @@ class ControllerThread:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(10)
-        eventually(lambda: self.problem or self.controller.ready.is_set(), within=20)
+        try:
+            eventually(lambda: self.problem or self.controller.ready.is_set(), within=20)
+        except AssertionError:
+            self.__exit__()
+            raise
         if self.problem:
             raise self.problem
         return self
@@ -253,9 +257,13 @@ class ControllerThread:
 class ControllerProcess:
     """A controller as people run it, which can be killed."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, **settings: Any) -> None:
-        self._plane = plane
+    def __init__(self, plane: ControlPlane, folder: Path, *, server: str = "", **settings: Any) -> None:
         self._folder = folder
+        self._kubeconfig = folder / "kubeconfig"
+        access = json.loads(plane.kubeconfig.read_text())
+        if server:
+            access["clusters"][0]["cluster"] = {"server": server}
+        self._kubeconfig.write_text(json.dumps(access))
         config = installation(**settings).model_dump(mode="json", by_alias=True)
         (folder / "installation.yaml").write_text(yaml.safe_dump(config))
         self.process: subprocess.Popen[bytes] | None = None
@@ -272,7 +280,7 @@ class ControllerProcess:
         ]
         command += [
             "--kubeconfig",
-            str(self._plane.kubeconfig),
+            str(self._kubeconfig),
             "--host",
             "127.0.0.1",
             "--port",

@@ -31,7 +31,7 @@ class WebhookThread:
         self.cert = folder / "tls.crt"
         self.key = folder / "tls.key"
         self.renew()
-        self._thread = threading.Thread(target=self._run, name="webhook")
+        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._started = threading.Event()
         self.webhook: Webhook
         self.loop: asyncio.AbstractEventLoop

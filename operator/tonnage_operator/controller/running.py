@@ -22,7 +22,7 @@ from tonnage_operator.controller.reports import ReportEndpoint
 from tonnage_operator.controller.waking import Waking
 from tonnage_operator.controller.weights_loop import WeightsLoop
 from tonnage_operator.controller.workers import Workers
-from tonnage_operator.kube.gateway import Gateway
+from tonnage_operator.kube.gateway import ApiError, Gateway
 from tonnage_operator.kube.reflector import Reflector
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 from tonnage_operator.serving import Certificate, add_health, serve
@@ -73,13 +73,16 @@ class Controller:
             stack.push_async_callback(self.node_workers.close)
             stack.push_async_callback(self.weights_workers.close)
             await self._serve(stack, gateway, node_loop)
-            tasks = await self._start_watching(stack, gateway)
+            stop = asyncio.create_task(self.stopping.wait(), name="stop")
+            stack.callback(stop.cancel)
+            tasks = await self._start_watching(stack, gateway, stop)
+            if stop.done():
+                return
             waking = Waking(self.cluster, wake_weights=self.weights_workers.wake, wake_node=self.node_workers.wake)
             waking.connect()
             waking.wake_all()
             tasks.append(asyncio.create_task(self._resync(gateway, waking), name="resync"))
             tasks.append(asyncio.create_task(self._run_kopf(), name="kopf"))
-            stop = asyncio.create_task(self.stopping.wait(), name="stop")
             tasks.append(stop)
             self.ready.set()
             _LOG.info("The controller runs")
@@ -118,8 +121,10 @@ class Controller:
             serve(app, host=listening.host, port=listening.port, certificate=certificate)
         )
 
-    async def _start_watching(self, stack: contextlib.AsyncExitStack, gateway: Gateway) -> list[asyncio.Task[Any]]:
-        """Starts all pictures and returns when each is complete: nothing may be decided before."""
+    async def _start_watching(
+        self, stack: contextlib.AsyncExitStack, gateway: Gateway, stop: asyncio.Task[Any]
+    ) -> list[asyncio.Task[Any]]:
+        """Starts all pictures and returns when each is complete: nothing may be decided before. Or when told to end."""
         cluster = self.cluster
         managed = f"{names.MANAGED_BY}={names.MANAGER}"
         reflectors: list[Reflector[Any]] = [
@@ -133,18 +138,34 @@ class Controller:
         ]
         for task in tasks:
             stack.callback(task.cancel)
+        complete = asyncio.create_task(self._complete(gateway, reflectors), name="first lists")
+        stack.callback(complete.cancel)
+        await asyncio.wait({complete, stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (complete, *tasks):
+            if task.done():
+                task.result()
+        return tasks
+
+    async def _complete(self, gateway: Gateway, reflectors: list[Reflector[Any]]) -> None:
         for each in reflectors:
             await each.synced.wait()
-        items, _ = await gateway.list(MODEL_WEIGHTS)
-        cluster.weights.replace(items)
-        return tasks
+        while True:
+            try:
+                items, _ = await gateway.list(MODEL_WEIGHTS)
+            except ApiError as error:
+                _LOG.warning("Listing ModelWeights: %s", error.message)
+                await asyncio.sleep(2)
+            else:
+                self.cluster.weights.replace(items)
+                return
 
     async def _resync(self, gateway: Gateway, waking: Waking) -> None:
         while True:
             await asyncio.sleep(_RESYNC)
             try:
                 items, _ = await gateway.list(MODEL_WEIGHTS)
-            except Exception as error:  # noqa: BLE001 - the next one will do; the watch is alive meanwhile
+            except ApiError as error:
+                # The next one will do; the watch is alive meanwhile.
                 _LOG.warning("Listing everything failed: %s", error)
                 continue
             self.cluster.weights.replace(items)

@@ -81,12 +81,14 @@ def transitions(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Eve
         told = (flipped and condition.type in _BY_REASON | _BY_STATUS) or renamed
         if not told or condition.reason in _CALM:
             continue
+        # Named by what was before, which is on record: a crash before the new status is written tells nothing twice.
+        since = earlier.last_transition_time if earlier else ""
         good = not is_true if condition.type == "Degraded" else is_true
         events.append(
             Event(
                 reason=condition.reason,
                 message=f"{condition.type} is {condition.status.value}: {condition.message}"[:1000],
-                key=f"{condition.type} {condition.status.value} {condition.reason} {condition.last_transition_time}",
+                key=f"{condition.type} {condition.status.value} {condition.reason} {since}",
                 warning=not good,
             )
         )

@@ -44,7 +44,7 @@ def decide(world: World) -> Decision:
     resolution = resolving.resolve(world)
     load = loads.plan_loads(world, resolution)
     if resolution.staged and load.staged_complete:
-        resolution = resolution.moved()
+        resolution = resolution.moved(weights.generation)
         load = loads.plan_loads(world, resolution)
     status = telling.status(world, resolution, load)
     due = [each for each in (resolution.wake_after, load.wake_after) if each is not None]

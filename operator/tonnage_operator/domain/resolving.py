@@ -72,18 +72,20 @@ class Resolution:
     events: tuple[Event, ...] = ()
     wake_after: float | None = None
 
-    def moved(self) -> Resolution:
-        """Returns the same after moving to the available revision."""
+    def moved(self, generation: int) -> Resolution:
+        """Returns the same after moving to the available revision, for an object of this generation."""
         old, new = self.revisions.resolved, self.revisions.available
         if new is None:
             return self
-        return replace(self, revisions=self.revisions.using(new), staged=False, events=(*self.events, _moved(old, new)))
+        return replace(
+            self, revisions=self.revisions.using(new), staged=False, events=(*self.events, _moved(old, new, generation))
+        )
 
 
-def _moved(old: SeenRevision | None, new: SeenRevision) -> Event:
+def _moved(old: SeenRevision | None, new: SeenRevision, generation: int) -> Event:
     before = old.revision if old else "nothing"
     message = f"Now using {new.revision} ({units.human_bytes(new.total_bytes)}) in place of {before}."
-    return Event("RevisionChanged", message, key=f"{before} {new.revision} {new.time}")
+    return Event("RevisionChanged", message, key=f"{before} {new.revision} {generation}")
 
 
 def seen_revision(report: contract.Report, weights: Weights, *, now: str) -> SeenRevision | Failure:
@@ -192,7 +194,7 @@ def resolve(world: World) -> Resolution:
     chosen, problem = _chosen(weights, resolution.revisions) if resolution.current else (resolution.revisions, None)
     events = resolution.events
     if before.resolved and chosen.resolved and before.resolved.revision != chosen.resolved.revision:
-        events = (*events, _moved(before.resolved, chosen.resolved))
+        events = (*events, _moved(before.resolved, chosen.resolved, weights.generation))
     spec = weights.spec.revision
     automatic = spec.policy is RevisionPolicy.TRACK and spec.update is UpdatePolicy.AUTOMATIC
     return replace(

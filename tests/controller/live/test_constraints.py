@@ -8,12 +8,16 @@ import urllib.error
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
+from operator_support.control_plane import ROOT
 from operator_support.waiting import eventually
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from operator_support.control_plane import ControlPlane
 
 MINIMAL: dict[str, Any] = {"source": {"s3": {"bucket": "models", "prefix": "llama/"}}}
@@ -211,6 +215,15 @@ def test_an_invalid_spec_is_refused_with_a_sentence(
     with caught.value as refusal:
         message = json.loads(refusal.read())["message"]
     assert sentence in message
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "modelweights").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_each_example_is_accepted(control_plane: ControlPlane, tenant: str, path: Path) -> None:
+    documents = [each for each in yaml.safe_load_all(path.read_text()) if each["kind"] == "ModelWeights"]
+    for document in documents:
+        assert _create(control_plane, tenant, document["spec"])["spec"]
 
 
 def test_every_rule_of_the_schema_has_a_refusal_here() -> None:

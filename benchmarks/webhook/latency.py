@@ -1,0 +1,108 @@
+"""Latency of the webhook: pods a second against a real API server, times from the server's own histogram.
+
+    PYTHONPATH=operator:loader:tests python benchmarks/webhook/latency.py --rate 50 --seconds 30
+
+Reviews are posted straight to the webhook, so that the figures are its own; it reads each object from the API server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import ssl
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from operator_support import objects
+from operator_support.control_plane import ROOT, ControlPlane, find_programs
+from operator_support.fleet import Fleet, admin_access, installation
+from operator_support.webhooks import WebhookThread
+from tonnage_operator.api import names
+from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.domain.weights import read_weights
+
+
+def _review(namespace: str) -> bytes:
+    pod = {
+        "metadata": {"generateName": "p-", "annotations": {names.MODEL: "llama"}},
+        "spec": {"containers": [{"name": "server", "image": "vllm"}]},
+    }
+    request = {"uid": "u", "kind": {"kind": "Pod"}, "operation": "CREATE", "namespace": namespace, "object": pod}
+    return json.dumps({"request": request}).encode()
+
+
+async def _drive(webhook: WebhookThread, namespace: str, rate: float, seconds: float) -> list[float]:
+    context = ssl.create_default_context()
+    webhook.ca.configure_trust(context)
+    times: list[float] = []
+    body = _review(namespace)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+
+        async def once() -> None:
+            started = time.perf_counter()
+            async with session.post(webhook.url + "/inject", data=body) as answer:
+                assert (await answer.json())["response"]["allowed"]
+            times.append(time.perf_counter() - started)
+
+        tasks = []
+        begun = time.perf_counter()
+        for index in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, begun + index / rate - time.perf_counter()))
+            tasks.append(asyncio.create_task(once()))
+        await asyncio.gather(*tasks)
+    return sorted(times)
+
+
+def _share_within(webhook: WebhookThread, bound: float) -> float:
+    counts: dict[float, float] = {}
+    for metric in webhook.webhook.metrics.admission_seconds.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_bucket"):
+                counts[float(sample.labels["le"])] = sample.value
+    return counts[bound] / counts[float("inf")]
+
+
+def run(rate: float, seconds: float) -> dict[str, Any]:
+    """Runs once and returns milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        plane = ControlPlane(Path(folder), find_programs())
+        try:
+            plane.start()
+            plane.install_crds(ROOT / "crds")
+            plane.kubectl("create", "namespace", "bench")
+            fleet = Fleet(plane, "bench")
+            body = fleet.create({"placement": {"prewarm": "None"}})
+            seen = seen_revision(
+                objects.resolved_report(bucket="bench", count=30), read_weights(body), now="2026-01-01T00:00:00Z"
+            )
+            body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}
+            plane.request("PUT", fleet.path() + "/status", body)
+            with WebhookThread(admin_access(plane), installation(), Path(folder)) as webhook:
+                times = asyncio.run(_drive(webhook, "bench", rate, seconds))
+                share = _share_within(webhook, 0.02)
+        finally:
+            plane.stop()
+    return {
+        "rate": rate,
+        "reviews": len(times),
+        "client_ms": {f"p{part}": round(times[int(len(times) * part / 100)] * 1000, 1) for part in (50, 90, 99)},
+        "share_within_20_ms_inside_the_server": round(share, 4),
+    }
+
+
+def main() -> None:
+    """Parses the command line and prints the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rate", type=float, default=50, help="pods a second")
+    parser.add_argument("--seconds", type=float, default=30)
+    options = parser.parse_args()
+    print(json.dumps(run(options.rate, options.seconds)))
+
+
+if __name__ == "__main__":
+    main()

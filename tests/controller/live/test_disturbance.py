@@ -1,0 +1,167 @@
+"""The controller when things go wrong around it: killed, doubled, refused, cut off."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from operator_support.faulty_proxy import FaultyProxy, Refusal
+from operator_support.fleet import ControllerProcess, ControllerThread, admin_access, installation
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+from tonnage_operator.kube.access import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+    from operator_support.fleet import Fleet
+    from operator_support.kubelet import Loaders
+
+
+@pytest.fixture
+def proxy(control_plane: ControlPlane, operator_namespace: str) -> Iterator[FaultyProxy]:
+    del operator_namespace
+    with FaultyProxy(control_plane) as running:
+        yield running
+
+
+def _loads(loaders: Loaders, nodes: list[str]) -> Counter[tuple[str, str]]:
+    return Counter(each for each in loaders.ended if each[1] in nodes)
+
+
+@pytest.mark.timeout(180)
+def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
+    fleet: Fleet, loaders: Loaders, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    """Each process is killed at its first write, when the server has done it and the process doesn't know."""
+    process = ControllerProcess(fleet.plane, tmp_path, server=proxy.url)
+    killed = threading.Event()
+    kills: list[str] = []
+
+    def kill(method: str, path: str) -> bool:
+        kills.append(f"{method} {path}")
+        killed.set()
+        return True  # it never learns that its write was done
+
+    proxy.after_write = kill
+    nodes = fleet.add_nodes("a")
+
+    def live_through(done: str) -> None:
+        for _ in range(60):
+            killed.clear()
+            process.start()
+            while not killed.wait(0.1):
+                if done == "warm" and fleet.condition("Progressing") == ("False", "Idle") and not fleet.jobs():
+                    return
+                if done == "gone" and fleet.gone():
+                    return
+            process.kill()
+        raise AssertionError(f"never {done}: " + "\n".join(kills))
+
+    try:
+        fleet.create()
+        live_through("warm")
+        process.kill()
+        assert fleet.condition("Warm") == ("True", "AllNodesWarm")
+        assert _loads(loaders, nodes) == {(names.ROLE_RESOLVE, nodes[0]): 1, (names.ROLE_LOAD, nodes[0]): 1}
+        fleet.delete()
+        live_through("gone")
+    finally:
+        process.kill()
+    assert _loads(loaders, nodes)[names.ROLE_CLEANUP, nodes[0]] == 1
+    assert not fleet.entries(nodes[0])
+    assert len(kills) >= 12, kills
+    assert len(fleet.events()) == len(set(fleet.events())), "each event once"
+
+
+def test_two_controllers_at_once_do_no_harm(fleet: Fleet, loaders: Loaders, operator_namespace: str) -> None:
+    del operator_namespace
+    access = admin_access(fleet.plane)
+    nodes = fleet.add_nodes("a", "b", "c")
+    with ControllerThread(access, installation()) as first, ControllerThread(access, installation()) as second:
+        fleet.create({"placement": {"maxConcurrentNodes": 1}})
+        fleet.until("Warm", within=40)
+        eventually(lambda: not fleet.jobs() and first.controller.idle and second.controller.idle)
+        done = _loads(loaders, nodes)
+        assert sum(count for (role, _), count in done.items() if role == names.ROLE_RESOLVE) == 1
+        assert [done[names.ROLE_LOAD, node] for node in nodes] == [1, 1, 1]
+        before = first.writes() + second.writes()
+        for each in (first, second):
+            each.loop.call_soon_threadsafe(each.wake_all)
+        eventually(lambda: first.controller.idle and second.controller.idle)
+        assert first.writes() + second.writes() == before
+        fleet.delete()
+        eventually(fleet.gone, within=25)
+
+
+def test_refusals_and_broken_watches_only_cost_time(fleet: Fleet, loaders: Loaders, proxy: FaultyProxy) -> None:
+    numbers = itertools.count()
+    kinds = [Refusal(500), Refusal(429, {"Retry-After": "1"}), Refusal(503), Refusal(409)]
+    writes = {"POST", "PATCH", "DELETE"}
+
+    def judge(method: str, path: str) -> Refusal | None:
+        if method not in writes or "/events" in path:
+            return None
+        number = next(numbers)
+        return kinds[number // 2 % len(kinds)] if number % 2 else None
+
+    proxy.judge = judge
+    nodes = fleet.add_nodes("a", "b")
+    with ControllerThread(Access(proxy.url), installation()) as running:
+        fleet.create()
+        fleet.until("Resolved", within=40)
+        loaders.hold = True
+        proxy.drop_watches()
+        loaders.hold = False
+        fleet.until("Warm", within=50)
+        proxy.judge = lambda method, path: Refusal(410) if method == "GET" and "watch=" in path else None
+        proxy.drop_watches()
+        proxy.judge = lambda _method, _path: None
+        (third,) = fleet.add_nodes("c")
+        eventually(lambda: bool(fleet.entries(third)), within=40)
+        fleet.until("Warm", within=40)
+        assert running.problem is None
+    done = _loads(loaders, [*nodes, third])
+    assert all(done[names.ROLE_LOAD, node] == 1 for node in (*nodes, third))
+
+
+def test_an_object_that_this_operator_cannot_read_is_told_so_and_the_others_go_on(
+    fleet: Fleet, loaders: Loaders, operator_namespace: str
+) -> None:
+    """As after an upgrade of the CRD alone: here an enum's value that the operator doesn't know."""
+    del loaders, operator_namespace
+    plane = fleet.plane
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonnage.dev"
+    original = plane.request("GET", path)
+    changed = json.loads(json.dumps(original))
+    spec = changed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    spec["verify"]["enum"].append("Blake3")
+    plane.request("PUT", path, changed)
+    try:
+        eventually(lambda: _created(fleet))
+        with ControllerThread(admin_access(plane), installation()):
+            fleet.until("Accepted", "False", "InvalidSpec", name="newer")
+            fleet.add_nodes("a")
+            fleet.create()
+            fleet.until("Warm")
+            fleet.delete("newer")
+            eventually(lambda: fleet.gone("newer"))
+    finally:
+        restored = plane.request("GET", path)
+        restored["spec"] = original["spec"]
+        plane.request("PUT", path, restored)
+
+
+def _created(fleet: Fleet) -> bool:
+    try:
+        fleet.create({"verify": "Blake3"}, name="newer")
+    except OSError:
+        return False
+    return True
