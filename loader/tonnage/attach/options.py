@@ -12,6 +12,8 @@ GIB = 1 << 30
 
 MOST_THREADS = 12
 """Beyond it, threads wait for each other and for the interpreter's lock more than they copy."""
+MANY_CORES = 8
+"""From here on two cores are left to the thread that allocates and to whatever else runs."""
 MOST_PINNED = GIB
 """Bytes of host memory that a copy may pin at once."""
 
@@ -26,7 +28,8 @@ class CopyOptions:
         way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned for the while (worth a
             try where they are huge); ``plain``: PyTorch's own copy, tensor by tensor; ``auto``: the ring where the
             device has one.
-        threads: Worker threads, each on a core of its own; 0: twelve, or as many as leave two cores to others.
+        threads: Worker threads, each on a core of its own; 0: as many as there are cores, two fewer from eight cores
+            on, and twelve at most.
         slots: Buffers of each thread.
         slot_bytes: Size of each buffer, a multiple of 4096.
         register_bytes: How much of a file is pinned at a time with ``register``.
@@ -65,7 +68,8 @@ class CopyOptions:
     def threads_for(self, cores: int) -> int:
         """Returns how many workers to run on this many cores, within what may be pinned."""
         each = self.slots * (self.register_bytes + 2 * MIB if self.way == "register" else self.slot_bytes)
-        return max(1, min(self.threads or min(MOST_THREADS, max(cores - 2, 1)), MOST_PINNED // each))
+        spare = 2 if cores >= MANY_CORES else 0
+        return max(1, min(self.threads or min(MOST_THREADS, cores - spare), MOST_PINNED // each))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
