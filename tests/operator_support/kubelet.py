@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import urllib.error
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -74,6 +73,8 @@ class Kubelet:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubelet")
         self.problem: BaseException | None = None
+        self._ended: set[str] = set()
+        """Uids of pods that were ended: the lists come from a cache and may be a moment old."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -103,7 +104,7 @@ class Kubelet:
             self._plane.request("DELETE", path, {"gracePeriodSeconds": 0})
             return
         role = metadata.get("labels", {}).get(names.ROLE)
-        if phase in {"Succeeded", "Failed"}:
+        if phase in {"Succeeded", "Failed"} or metadata["uid"] in self._ended:
             return
         if role == names.ROLE_INJECTED:
             self._serve(path, pod)
@@ -127,6 +128,7 @@ class Kubelet:
         reason = ending.reason or ("Error" if ending.code else "Completed")
         ended = {"terminated": {"exitCode": ending.code, "reason": reason, "message": said}}
         self._set(path, "Failed" if ending.code else "Succeeded", ended)
+        self._ended.add(pod["metadata"]["uid"])
         self.loaders.ended.append((role, pod["spec"]["nodeName"]))
 
     def _serve(self, path: str, pod: Pod) -> None:
@@ -161,6 +163,3 @@ def _status(name: str, state: dict[str, Any]) -> dict[str, Any]:
         "restartCount": 0,
         "state": state,
     }
-
-
-Check = Callable[[], Any]

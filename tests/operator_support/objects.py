@@ -101,10 +101,11 @@ def node(name: str, *, labels: dict[str, str] | None = None, boot: str = "boot-1
     }
 
 
-def as_stored(job: dict[str, Any]) -> dict[str, Any]:
-    """Returns a Job as the API server would store it."""
+def as_stored(job: dict[str, Any], created: str = "") -> dict[str, Any]:
+    """Returns a Job as the API server would store it; one without a time of creation is never missed a pod."""
     stored = copy.deepcopy(job)
     stored["metadata"]["uid"] = "job-" + job["metadata"]["name"]
+    stored["metadata"]["creationTimestamp"] = created
     return stored
 
 

@@ -89,6 +89,7 @@ class Job:
     reason: str
     message: str
     finished: str
+    created: str
     deleting: bool
 
 
@@ -123,6 +124,7 @@ def job_fact(body: Body) -> Job:
         reason=reason,
         message=message,
         finished=finished,
+        created=metadata.get("creationTimestamp") or "",
         deleting="deletionTimestamp" in metadata,
     )
 

@@ -26,7 +26,7 @@ class HostMedium(ApiModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    host_path: str = Field(pattern=r"^/[^\s]+[^/\s]$", description="Folder on the nodes.")
+    host_path: str = Field(pattern=r"^/[^\s]*[^/\s]$", description="Folder on the nodes.")
     reserved: bool = False
 
 

@@ -162,7 +162,7 @@ def _sort_in(world: World, tally: _Tally, node: Node | None, job: Job | None) ->
         tally.recording += 1
     elif job.state is JobState.ACTIVE:
         tally.active.append(job)
-        if waiting := outcomes.waiting_for(pod):
+        if waiting := world.waiting(job):
             since = pod.created if pod else world.time
             tally.failures.append(_failure(job, waiting, since))
         else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.domain import loads, resolving, telling
+from tonnage_operator.domain.world import POD_PATIENCE
 
 if TYPE_CHECKING:
     from tonnage_operator.api.status import ModelWeightsStatus
@@ -48,6 +49,7 @@ def decide(world: World) -> Decision:
         load = loads.plan_loads(world, resolution)
     status = telling.status(world, resolution, load)
     due = [each for each in (resolution.wake_after, load.wake_after) if each is not None]
+    due += [POD_PATIENCE - age for job in world.jobs if 0 <= (age := world.podless(job)) < POD_PATIENCE]
     return Decision(
         status=status,
         apply=(*resolution.apply, *load.apply),

@@ -224,7 +224,7 @@ def _look(world: World, resolution: Resolution, latest: Job | None, *, round_: s
     if latest is None:
         return _start(world, resolution, round_=round_, attempt=1)
     if latest.state is JobState.ACTIVE:
-        waiting = outcomes.waiting_for(world.pods.get(latest.uid))
+        waiting = world.waiting(latest)
         return replace(resolution, running=True, problem=waiting, attempts=latest.attempt)
     found = _outcome(world, latest)
     if isinstance(found, SeenRevision):

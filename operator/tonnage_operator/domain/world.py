@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain import outcomes, units
+from tonnage_operator.domain.facts import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.facts import Job, Node, Pod
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.weights import Weights
+
+
+POD_PATIENCE = 15.0
+"""Seconds after which a Job without a pod is taken for one that gets none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class World:
         policy = outcomes.RetryPolicy(self.installation.retry_base, self.installation.retry_cap)
         waited = (self.now - units.parse_time(job.finished)).total_seconds() if job.finished else 0.0
         return policy.delay(job.attempt, job.name) - waited
+
+    def waiting(self, job: Job) -> outcomes.Failure | None:
+        """Returns why a running Job's loader can't start, or None while nothing is wrong."""
+        pod = self.pods.get(job.uid)
+        if pod is None and self.podless(job) >= POD_PATIENCE:
+            return outcomes.Failure(
+                outcomes.POD_NOT_CREATED,
+                f"Job {job.namespace}/{job.name} has no pod: its ServiceAccount is missing, or a quota or the "
+                "namespace's pod security forbids it. `kubectl describe job` on it says which.",
+            )
+        return outcomes.waiting_for(pod)
+
+    def podless(self, job: Job) -> float:
+        """Returns the seconds since a Job was made that has no pod; -1 for one that has, or has ended."""
+        if job.uid in self.pods or job.state is not JobState.ACTIVE or job.deleting or not job.created:
+            return -1.0
+        return (self.now - units.parse_time(job.created)).total_seconds()
 
     def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
         """Returns the record of an entry on a node, whatever its state is."""

@@ -13,6 +13,7 @@ from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain import facts, jobs
 from tonnage_operator.domain.claims import Claim
 from tonnage_operator.domain.reconcile import decide_farewell
+from tonnage_operator.domain.units import format_time
 
 ALL = {"placement": {"prewarm": "AllMatching"}}
 
@@ -142,6 +143,20 @@ def test_a_secret_that_is_missing_is_named_while_the_job_waits_for_it() -> None:
     assert simulation.condition("Resolved") == ("False", "CredentialsMissing")
     (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
     assert "AWS_SECRET_ACCESS_KEY in Secret serving/s3-reader" in resolved["message"]
+
+
+def test_a_job_that_gets_no_pod_is_told() -> None:
+    simulation = Simulation({"credentials": {"serviceAccountName": "nobody"}})
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    job["metadata"]["creationTimestamp"] = format_time(simulation.now)
+    assert simulation.settle().wake_after == 15
+    simulation.wait(15)
+    assert simulation.condition("Resolved") == ("False", "PodNotCreated")
+    simulation.reports[job["metadata"]["uid"]] = objects.resolved_report()
+    simulation.end(job)
+    simulation.settle()
+    assert simulation.condition("Ready")[0] == "True"
 
 
 def test_at_most_so_many_nodes_load_at_once_and_in_the_end_all_are_warm() -> None:

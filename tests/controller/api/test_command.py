@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tonnage_operator.api import crd
+from tonnage_operator.cli import main
+from tonnage_operator.kube.access import NoAccess, find_access, from_kubeconfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("command", ["controller", "webhook", "crd", "release"])
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"tonnage-operator {command}" in capsys.readouterr().out
+
+
+def test_the_crds_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["crd", "--output", str(tmp_path / "new")]) == 0
+    assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == crd.files()
+    assert main(["crd"]) == 0
+    assert "kind: CustomResourceDefinition" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("loader: {}", "loader.image"),
+        ("loader: {image: x}\nmeida: {}", "meida"),
+        ("loader: {image: x}\nmedia: {Disk: {hostPath: /a}}", "defaultMedium Memory is not among media"),
+        ("loader: {image: x}\nmedia: {Memory: {hostPath: relative}}", "media.Memory.hostPath"),
+        ("{", "is no YAML"),
+    ],
+)
+def test_a_bad_installation_file_is_named_with_its_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
+) -> None:
+    path = tmp_path / "installation.yaml"
+    path.write_text(text)
+    assert main(["controller", "--config", str(path), "--kubeconfig", str(tmp_path / "none")]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_without_a_cluster_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(NoAccess, match="KUBECONFIG"):
+        find_access()
+
+
+async def test_a_kubeconfig_may_run_a_command_for_its_token(tmp_path: Path) -> None:
+    script = tmp_path / "token.sh"
+    script.write_text('#!/bin/sh\necho "{\\"status\\": {\\"token\\": \\"$WHO-$1\\"}}"\n')
+    script.chmod(0o755)
+    user = {"exec": {"command": str(script), "args": ["a"], "env": [{"name": "WHO", "value": "me"}]}}
+    path = tmp_path / "config"
+    path.write_text(
+        json.dumps(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+                "clusters": [{"name": "k", "cluster": {"server": "https://host:6443/", "certificate-authority": "ca"}}],
+                "users": [{"name": "u", "user": user}],
+            }
+        )
+    )
+    access = from_kubeconfig(path)
+    assert (access.server, access.ca_file) == ("https://host:6443", str(tmp_path / "ca"))
+    assert await access.bearer() == "me-a"
+    with pytest.raises(NoAccess, match="no context named other"):
+        from_kubeconfig(path, "other")
