@@ -27,8 +27,8 @@ _BOOT = (
     "from tonnage.transfer.worker import main;main(int(sys.argv[1]))"
 )
 _QUIET_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_TOP_PAD_": str(8 << 20)}
-"""A worker frees a MiB of received bytes a thousand times a second. glibc would give it back to the kernel each time and
-fault it in again, which took a tenth of the worker's processor time."""
+"""A worker frees a MiB of received bytes a thousand times a second. glibc would give it back to the kernel each time
+and fault it in again, which took a tenth of the worker's processor time."""
 RECEIVE_BYTES = 1 << 18
 EXIT_SECONDS = 2.0
 
