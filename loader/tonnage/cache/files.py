@@ -51,13 +51,21 @@ def make_folder(path: Path) -> None:
         CacheNotWritable: It can't be made, or something else lies there.
     """
     with writing(f"The cache folder {path} can't be made"):
-        try:
-            path.mkdir(FOLDER_MODE)
-        except FileExistsError:
-            if path.is_dir():
+        for last in (False, False, False, True):
+            try:
+                path.mkdir(FOLDER_MODE)
+                path.chmod(FOLDER_MODE)
+            except FileExistsError:
+                # An eviction renames the model's folder away, so what existed a moment ago may be gone by now.
+                if path.is_dir():
+                    return
+                if last:
+                    raise
+            except FileNotFoundError:
+                if last or not path.parent.is_dir():
+                    raise
+            else:
                 return
-            raise
-        path.chmod(FOLDER_MODE)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: bool) -> None:
