@@ -77,11 +77,14 @@ def manifest_and_table(
         created: Unix time.
     """
     at_most_size = min(wanted, Verify.SIZE, key=lambda level: level.strength)
+    headers_of: dict[int, list[TensorHeader]] = {}
+    for (index, _), header in headers.items():
+        headers_of.setdefault(index, []).append(header)
     sources = tuple(
         source_record(
             item,
             blueprint.objects[index].tensors,
-            [header for (of, _), header in headers.items() if of == index],
+            headers_of.get(index, []),
             verified.get(index, at_most_size),
         )
         for index, item in enumerate(loaded)
