@@ -13,6 +13,7 @@ from tonnage_operator.controller.workers import Forget
 from tonnage_operator.domain import conditions, outcomes, units
 from tonnage_operator.domain.conditions import Event, Observation
 from tonnage_operator.domain.facts import JobState
+from tonnage_operator.domain.reasons import ConditionReason, EventReason
 from tonnage_operator.domain.reconcile import decide, decide_farewell
 from tonnage_operator.kube.gateway import ApiError
 from tonnage_operator.kube.resources import EVENTS, JOBS, MODEL_WEIGHTS
@@ -126,8 +127,8 @@ class WeightsLoop:
         """Says that an object can't be read; just the conditions, since the rest isn't understood either."""
         message = f"This operator can't read the spec: {record.problem}. Are operator and CRD of one release?"
         observed = (
-            Observation("Accepted", status=False, reason="InvalidSpec", message=message),
-            Observation("Ready", status=False, reason="InvalidSpec", message=message),
+            Observation("Accepted", status=False, reason=ConditionReason.INVALID_SPEC, message=message),
+            Observation("Ready", status=False, reason=ConditionReason.INVALID_SPEC, message=message),
         )
         merged = conditions.merge((), observed, now=units.format_time(now), generation=record.generation)
         await self._write_status(record, ModelWeightsStatus(observed_generation=record.generation, conditions=merged))
@@ -138,7 +139,7 @@ class WeightsLoop:
         farewell = decide_farewell(world)
         await self._delete(farewell.delete)
         if farewell.waiting:
-            event = Event("DeletionWaiting", farewell.waiting, key=farewell.waiting)
+            event = Event(EventReason.DELETION_WAITING, farewell.waiting, key=farewell.waiting)
             await self._post(record, (event,))
             return _LOOK_AGAIN
         await self._release(record)

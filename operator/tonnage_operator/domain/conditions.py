@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tonnage_operator.api.base import Condition, ConditionStatus
 from tonnage_operator.domain import identity
+from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,7 +67,7 @@ _BY_REASON = frozenset({"Accepted", "Resolved"})
 
 _BY_STATUS = frozenset({"Warm", "Ready", "Degraded", "UpdateAvailable"})
 
-_CALM = frozenset({"Resolving", "NotResolved"})
+_CALM = frozenset({ConditionReason.RESOLVING, ConditionReason.NOT_RESOLVED})
 """Reasons that are no news: the usual way of a fresh object."""
 
 

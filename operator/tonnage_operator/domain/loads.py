@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryState
@@ -14,6 +15,7 @@ from tonnage_operator.domain import outcomes, placement, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.jobs import CLAIM_PREFIX, load_job
+from tonnage_operator.domain.reasons import EventReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,7 +70,7 @@ def plan_loads(world: World, resolution: Resolution) -> Load:
     mine = [job for job in world.jobs if job.role == names.ROLE_LOAD]
     in_use = revisions.resolved if resolution.current else None
     goal = revisions.available if resolution.staged else in_use
-    if goal is None or (resolution.problem and resolution.problem.reason == "DigestMismatch"):
+    if goal is None or (resolution.problem and resolution.problem.reason == Reason.DIGEST_MISMATCH):
         return Load(delete=_deletable(world, mine, set()))
     if weights.spec.cache.delivery is not Delivery.HOST_PATH:
         return _plan_claim(world, goal, mine) if weights.spec.cache.delivery is Delivery.CLAIM else _nothing(mine)
@@ -135,7 +137,13 @@ def _begun(world: World, goal: SeenRevision, tally: _Tally) -> tuple[Event, ...]
     if world.weights.spec.suspend or not tally.fresh or tally.active or tally.ready:
         return ()
     size = units.human_bytes(goal.total_bytes)
-    return (Event("LoadStarted", f"Loading {goal.revision} ({size}) on {len(tally.fresh)} nodes.", key=goal.revision),)
+    return (
+        Event(
+            EventReason.LOAD_STARTED,
+            f"Loading {goal.revision} ({size}) on {len(tally.fresh)} nodes.",
+            key=goal.revision,
+        ),
+    )
 
 
 def _done(job: Job, key: str) -> bool:
@@ -235,7 +243,7 @@ def _completed(world: World, goal: SeenRevision, job: Job) -> Event:
     if report and report.seconds > 0 and report.downloaded_bytes:
         rate = units.human_bytes(round(report.downloaded_bytes / report.seconds))
         told = f": {units.human_bytes(report.downloaded_bytes)} in {report.seconds:.1f} s, {rate}/s"
-    return Event("LoadCompleted", f"{job.node} has {goal.revision}{told}.", key=job.uid)
+    return Event(EventReason.LOAD_COMPLETED, f"{job.node} has {goal.revision}{told}.", key=job.uid)
 
 
 def _plan_claim(world: World, goal: SeenRevision, mine: Sequence[Job]) -> Load:

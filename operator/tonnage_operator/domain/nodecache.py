@@ -16,6 +16,7 @@ from tonnage_operator.domain import conditions, outcomes, units
 from tonnage_operator.domain.conditions import Observation
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.jobs import cleanup_job
+from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -331,13 +332,17 @@ def _status(world: NodeWorld, entries: Mapping[Key, CacheEntry]) -> NodeCacheSta
         for state in media
         if state.capacity_bytes and state.free_bytes < state.capacity_bytes * _PRESSURE
     ]
-    ready = Observation("Ready", status=True, reason="NodeReady", message="Loads can run here.")
+    ready = Observation("Ready", status=True, reason=ConditionReason.NODE_READY, message="Loads can run here.")
     if not world.node.ready:
-        ready = Observation("Ready", status=False, reason="NodeNotReady", message="The node is not ready.")
-    pressure = Observation("CapacityPressure", status=False, reason="RoomLeft", message="There is room left.")
+        ready = Observation(
+            "Ready", status=False, reason=ConditionReason.NODE_NOT_READY, message="The node is not ready."
+        )
+    pressure = Observation(
+        "CapacityPressure", status=False, reason=ConditionReason.ROOM_LEFT, message="There is room left."
+    )
     if tight:
         said = f"Less than 5% is free on {', '.join(tight)}: delete what is not needed, or enlarge the medium."
-        pressure = Observation("CapacityPressure", status=True, reason="AlmostFull", message=said)
+        pressure = Observation("CapacityPressure", status=True, reason=ConditionReason.ALMOST_FULL, message=said)
     return NodeCacheStatus(
         bootID=world.node.boot_id or None,
         media=media or None,

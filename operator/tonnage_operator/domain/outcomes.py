@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Final
 from tonnage import contract
 from tonnage.errors import InvalidPlan, Reason, error_classes
 from tonnage_operator.domain.facts import JobState
+from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
     from tonnage_operator.domain.facts import Job, Pod
 
-REPORT_LOST: Final = "ReportLost"
-POD_NOT_CREATED: Final = "PodNotCreated"
-UNSCHEDULABLE: Final = "LoaderUnschedulable"
-CONTAINER_NOT_STARTED: Final = "ContainerNotStarted"
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of one message in a status; loaders' messages are shorter."""
@@ -88,14 +85,16 @@ def waiting_for(pod: Pod | None) -> Failure | None:
     A missing Secret or key is what people meet first, so it is told apart from a missing image.
     """
     if pod and pod.unschedulable:
-        return Failure(UNSCHEDULABLE, f"The loader's pod finds no room: {pod.unschedulable}")
+        return Failure(FailureReason.LOADER_UNSCHEDULABLE, f"The loader's pod finds no room: {pod.unschedulable}")
     for loader in pod.loaders if pod else ():
         if loader.waiting_reason in {"CreateContainerConfigError", "CreateContainerError"}:
             missing = re.search(r"(?i)secret|configmap", loader.waiting_message)
-            reason = str(Reason.CREDENTIALS_MISSING) if missing else CONTAINER_NOT_STARTED
+            reason = str(Reason.CREDENTIALS_MISSING) if missing else FailureReason.CONTAINER_NOT_STARTED
             return Failure(reason, f"The loader can't start: {loader.waiting_message}. It starts once that is there.")
         if loader.waiting_reason in {"ImagePullBackOff", "ErrImagePull", "InvalidImageName"}:
-            return Failure(CONTAINER_NOT_STARTED, f"The loader's image can't be pulled: {loader.waiting_message}")
+            return Failure(
+                FailureReason.CONTAINER_NOT_STARTED, f"The loader's image can't be pulled: {loader.waiting_message}"
+            )
     return None
 
 

@@ -15,6 +15,7 @@ from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.jobs import resolve_job
 from tonnage_operator.domain.outcomes import Failure
+from tonnage_operator.domain.reasons import EventReason, FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.facts import Job
     from tonnage_operator.domain.weights import Weights
     from tonnage_operator.domain.world import World
-
-PIN_UNKNOWN = "PinUnknown"
-REPORT_CONTRADICTS = "ReportContradictsItself"
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Resolution:
 def _moved(old: SeenRevision | None, new: SeenRevision, generation: int) -> Event:
     before = old.revision if old else "nothing"
     message = f"Now using {new.revision} ({units.human_bytes(new.total_bytes)}) in place of {before}."
-    return Event("RevisionChanged", message, key=f"{before} {new.revision} {generation}")
+    return Event(EventReason.REVISION_CHANGED, message, key=f"{before} {new.revision} {generation}")
 
 
 def seen_revision(report: contract.Report, weights: Weights, *, now: str) -> SeenRevision | Failure:
@@ -96,7 +94,7 @@ def seen_revision(report: contract.Report, weights: Weights, *, now: str) -> See
     elsewhere = {place for place, _ in objects} - {s3.bucket if s3 else ""}
     if not objects or digest != report.digest or elsewhere:
         why = "names other places than the spec does" if elsewhere else "has a digest that is not that of its objects"
-        return Failure(REPORT_CONTRADICTS, f"The resolve Job's report {why}; it is not used.")
+        return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is not used.")
     pins = tuple(
         PinnedObject(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id) for _, pin in objects
     )
@@ -141,7 +139,7 @@ def _outcome(world: World, job: Job) -> SeenRevision | Failure:
         if report and report.resolved:
             return seen_revision(report, world.weights, now=world.time)
     return Failure(
-        outcomes.REPORT_LOST,
+        FailureReason.REPORT_LOST,
         "The source was listed, but the list didn't arrive: it is too long for a termination message, and the report "
         "endpoint couldn't be reached. It is tried again.",
     )
@@ -167,7 +165,9 @@ def _chosen(weights: Weights, revisions: Revisions) -> tuple[Revisions, Failure 
         wanted = revisions.find(spec.pin)
         if wanted is None:
             seen = ", ".join(each.revision for each in (resolved, revisions.available, *revisions.history) if each)
-            return revisions, Failure(PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but seen were just: {seen}.")
+            return revisions, Failure(
+                FailureReason.PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but seen were just: {seen}."
+            )
         revisions = revisions.using(wanted)
     resolved = revisions.resolved
     if resolved and spec.expected_digest and resolved.digest != spec.expected_digest:

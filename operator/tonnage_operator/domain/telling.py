@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tonnage.errors import Reason
 from tonnage_operator.api.base import ConditionStatus
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.api.placement import PrewarmMode, Scheduling
@@ -11,7 +12,7 @@ from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsSta
 from tonnage_operator.domain import conditions, outcomes, units
 from tonnage_operator.domain.conditions import Event, Observation
 from tonnage_operator.domain.outcomes import Failure
-from tonnage_operator.domain.resolving import PIN_UNKNOWN
+from tonnage_operator.domain.reasons import ConditionReason, FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ def unacceptable(weights: Weights, installation: Installation) -> Failure | None
     if weights.spec.cache.delivery is Delivery.HOST_PATH and medium not in installation.media:
         offered = ", ".join(sorted(each.value for each in installation.media)) or "none"
         return Failure(
-            "MediumNotConfigured",
+            ConditionReason.MEDIUM_NOT_CONFIGURED,
             f"spec.cache.medium is {medium.value}, which this installation doesn't offer on host paths (it offers: "
             f"{offered}). Choose another medium or delivery, or ask the administrator.",
         )
@@ -79,12 +80,16 @@ def _with_remedy(failure: Failure) -> str:
 
 def _resolved(weights: Weights, resolution: Resolution) -> Observation:
     problem, revision = resolution.problem, resolution.revisions.resolved
-    if resolution.current and revision and (problem is None or problem.reason not in {"DigestMismatch", PIN_UNKNOWN}):
+    if (
+        resolution.current
+        and revision
+        and (problem is None or problem.reason not in {Reason.DIGEST_MISMATCH, FailureReason.PIN_UNKNOWN})
+    ):
         size = units.human_bytes(revision.total_bytes)
         said = f"{revision.object_count} objects, {size}, {revision.digest}."
         if problem:
             said += f" The last look at the source failed: {problem.reason}: {problem.message}"
-        return Observation("Resolved", status=True, reason="Resolved", message=said)
+        return Observation("Resolved", status=True, reason=ConditionReason.RESOLVED, message=said)
     if problem:
         tried = f" (attempt {resolution.attempts}; it is tried again)" if resolution.attempts else ""
         return Observation("Resolved", status=False, reason=problem.reason, message=_with_remedy(problem) + tried)
@@ -92,57 +97,65 @@ def _resolved(weights: Weights, resolution: Resolution) -> Observation:
         again = resolution.attempts > 1 and before.status is ConditionStatus.FALSE
         if before.type == "Resolved" and again and before.observed_generation == weights.generation:
             return Observation("Resolved", status=False, reason=before.reason, message=before.message)
-    return Observation("Resolved", status=False, reason="Resolving", message="A Job lists the source.")
+    return Observation("Resolved", status=False, reason=ConditionReason.RESOLVING, message="A Job lists the source.")
 
 
 def _progressing(weights: Weights, resolution: Resolution, load: Load) -> Observation:
     name = "Progressing"
     if load.loading or load.apply:
         count = load.loading + len(load.apply)
-        reason = "Updating" if resolution.staged else "Loading"
+        reason = ConditionReason.UPDATING if resolution.staged else ConditionReason.LOADING
         what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
         said = f"{count} nodes load {what.revision if what else ''}."
         return Observation(name, status=True, reason=reason, message=said)
     if weights.spec.suspend:
         return Observation(
-            name, status=False, reason="Suspended", message="spec.suspend is set: nothing new is started."
+            name, status=False, reason=ConditionReason.SUSPENDED, message="spec.suspend is set: nothing new is started."
         )
     if resolution.running:
-        return Observation(name, status=True, reason="Resolving", message="A Job lists the source.")
+        return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job lists the source.")
     if load.backing_off or (resolution.problem and resolution.wake_after is not None):
-        return Observation(name, status=False, reason="Backoff", message="What failed is tried again after a while.")
-    return Observation(name, status=False, reason="Idle", message="Nothing is left to do.")
+        return Observation(
+            name, status=False, reason=ConditionReason.BACKOFF, message="What failed is tried again after a while."
+        )
+    return Observation(name, status=False, reason=ConditionReason.IDLE, message="Nothing is left to do.")
 
 
 def _warm(weights: Weights, resolution: Resolution, load: Load) -> Observation:
     name, desired = "Warm", len(load.desired)
     if not resolution.current or resolution.revisions.resolved is None:
-        return Observation(name, status=False, reason="NotResolved", message="The revision isn't known yet.")
+        return Observation(
+            name, status=False, reason=ConditionReason.NOT_RESOLVED, message="The revision isn't known yet."
+        )
     if weights.spec.placement.prewarm is PrewarmMode.NONE:
         said = "spec.placement.prewarm is None: the first pod on a node loads."
-        return Observation(name, status=True, reason="NothingToPrewarm", message=said)
+        return Observation(name, status=True, reason=ConditionReason.NOTHING_TO_PREWARM, message=said)
     if not desired:
         said = "No node matches spec.placement: check nodeSelector and nodeAffinity."
         if load.matching:
             said = (
                 f"{load.matching} nodes match, but all are cordoned, not ready, or have taints that aren't tolerated."
             )
-        return Observation(name, status=False, reason="NoMatchingNodes", message=said)
+        return Observation(name, status=False, reason=ConditionReason.NO_MATCHING_NODES, message=said)
     return _partly_warm(weights, load, desired)
 
 
 def _partly_warm(weights: Weights, load: Load, desired: int) -> Observation:
     name, asked = "Warm", weights.spec.placement.count or 0
     if load.warm == desired and desired >= asked:
-        return Observation(name, status=True, reason="AllNodesWarm", message=f"All {desired} nodes have it.")
+        return Observation(
+            name, status=True, reason=ConditionReason.ALL_NODES_WARM, message=f"All {desired} nodes have it."
+        )
     if load.failures:
         first = load.failures[0]
         said = f"{load.warm} of {desired} nodes have it. {first.node}: {first.reason}: {first.message}"
         return Observation(name, status=False, reason=first.reason, message=said)
     if load.warm == desired:
         said = f"{desired} nodes have it, {asked} are asked for, and no more match."
-        return Observation(name, status=False, reason="TooFewNodes", message=said)
-    return Observation(name, status=False, reason="PartiallyWarm", message=f"{load.warm} of {desired} nodes have it.")
+        return Observation(name, status=False, reason=ConditionReason.TOO_FEW_NODES, message=said)
+    return Observation(
+        name, status=False, reason=ConditionReason.PARTIALLY_WARM, message=f"{load.warm} of {desired} nodes have it."
+    )
 
 
 def _ready(weights: Weights, resolved: Observation, warm: Observation, load: Load) -> Observation:
@@ -151,31 +164,39 @@ def _ready(weights: Weights, resolved: Observation, warm: Observation, load: Loa
         return Observation(name, status=False, reason=resolved.reason, message=resolved.message)
     lazy = spec.prewarm is PrewarmMode.NONE
     if load.warm or load.anywhere:
-        return Observation(name, status=True, reason="Warm", message="Pods on warm nodes attach at once.")
+        return Observation(name, status=True, reason=ConditionReason.WARM, message="Pods on warm nodes attach at once.")
     if lazy and spec.scheduling is not Scheduling.REQUIRE:
-        return Observation(name, status=True, reason="LoadedOnDemand", message="The first pod on a node loads it.")
+        return Observation(
+            name, status=True, reason=ConditionReason.LOADED_ON_DEMAND, message="The first pod on a node loads it."
+        )
     if lazy:
         said = "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can ever start."
-        return Observation(name, status=False, reason="NoWarmNode", message=said)
+        return Observation(name, status=False, reason=ConditionReason.NO_WARM_NODE, message=said)
     return Observation(name, status=False, reason=warm.reason, message=warm.message)
 
 
 def _degraded(load: Load) -> Observation:
     if not load.failures:
-        return Observation("Degraded", status=False, reason="AllNodesHealthy", message="No node's last load failed.")
+        return Observation(
+            "Degraded", status=False, reason=ConditionReason.ALL_NODES_HEALTHY, message="No node's last load failed."
+        )
     named = ", ".join(f"{each.node} ({each.reason})" for each in load.failures[:5])
     more = f" and {len(load.failures) - 5} more" if len(load.failures) > 5 else ""
-    return Observation("Degraded", status=True, reason="NodeLoadFailed", message=f"Loads failed on {named}{more}.")
+    return Observation(
+        "Degraded", status=True, reason=ConditionReason.NODE_LOAD_FAILED, message=f"Loads failed on {named}{more}."
+    )
 
 
 def _update(resolution: Resolution) -> Observation:
     available = resolution.revisions.available
     if available is None:
-        return Observation("UpdateAvailable", status=False, reason="UpToDate", message="Nothing newer was seen.")
+        return Observation(
+            "UpdateAvailable", status=False, reason=ConditionReason.UP_TO_DATE, message="Nothing newer was seen."
+        )
     said = f"The source has {available.revision}. Set spec.revision.pin to it to move on."
     if resolution.staged:
         said = f"The source has {available.revision}; it is warmed beside the revision in use, then used."
-    return Observation("UpdateAvailable", status=True, reason="SourceChanged", message=said)
+    return Observation("UpdateAvailable", status=True, reason=ConditionReason.SOURCE_CHANGED, message=said)
 
 
 def _consumers(pods: Sequence[Pod]) -> Consumers:
@@ -189,7 +210,7 @@ def status(world: World, resolution: Resolution, load: Load) -> ModelWeightsStat
     resolved = _resolved(weights, resolution)
     warm = _warm(weights, resolution, load)
     observed = (
-        Observation("Accepted", status=True, reason="Accepted", message="The spec can be served."),
+        Observation("Accepted", status=True, reason=ConditionReason.ACCEPTED, message="The spec can be served."),
         resolved,
         _progressing(weights, resolution, load),
         warm,

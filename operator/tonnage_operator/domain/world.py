@@ -9,6 +9,7 @@ from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain import outcomes, units
 from tonnage_operator.domain.facts import JobState
+from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ class World:
         pod = self.pods.get(job.uid)
         if pod is None and self.podless(job) >= POD_PATIENCE:
             return outcomes.Failure(
-                outcomes.POD_NOT_CREATED,
+                FailureReason.POD_NOT_CREATED,
                 f"Job {job.namespace}/{job.name} has no pod: its ServiceAccount is missing, or a quota or the "
                 "namespace's pod security forbids it. `kubectl describe job` on it says which.",
             )

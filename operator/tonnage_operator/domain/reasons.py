@@ -1,0 +1,60 @@
+"""The operator's own reasons, all in one place. Names are part of the API: scripts and alerts go by them.
+
+``docs/operations.md`` has a row for each, and a test keeps it so. The loader's reasons are in ``tonnage.errors``.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ConditionReason(enum.StrEnum):
+    """Reasons of conditions, of ``ModelWeights`` and ``NodeCache``, that name a state."""
+
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    MEDIUM_NOT_CONFIGURED = "MediumNotConfigured"
+    RESOLVED = "Resolved"
+    RESOLVING = "Resolving"
+    NOT_RESOLVED = "NotResolved"
+    LOADING = "Loading"
+    UPDATING = "Updating"
+    SUSPENDED = "Suspended"
+    BACKOFF = "Backoff"
+    IDLE = "Idle"
+    NOTHING_TO_PREWARM = "NothingToPrewarm"
+    NO_MATCHING_NODES = "NoMatchingNodes"
+    ALL_NODES_WARM = "AllNodesWarm"
+    TOO_FEW_NODES = "TooFewNodes"
+    PARTIALLY_WARM = "PartiallyWarm"
+    WARM = "Warm"
+    LOADED_ON_DEMAND = "LoadedOnDemand"
+    NO_WARM_NODE = "NoWarmNode"
+    ALL_NODES_HEALTHY = "AllNodesHealthy"
+    NODE_LOAD_FAILED = "NodeLoadFailed"
+    UP_TO_DATE = "UpToDate"
+    SOURCE_CHANGED = "SourceChanged"
+    NODE_READY = "NodeReady"
+    NODE_NOT_READY = "NodeNotReady"
+    ROOM_LEFT = "RoomLeft"
+    ALMOST_FULL = "AlmostFull"
+
+
+class FailureReason(enum.StrEnum):
+    """Why a Job failed or waits, where the loader could not say it: in conditions, failures and events."""
+
+    REPORT_LOST = "ReportLost"
+    REPORT_CONTRADICTS_ITSELF = "ReportContradictsItself"
+    PIN_UNKNOWN = "PinUnknown"
+    POD_NOT_CREATED = "PodNotCreated"
+    LOADER_UNSCHEDULABLE = "LoaderUnschedulable"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
+
+
+class EventReason(enum.StrEnum):
+    """Reasons of events that stand for no condition."""
+
+    LOAD_STARTED = "LoadStarted"
+    LOAD_COMPLETED = "LoadCompleted"
+    REVISION_CHANGED = "RevisionChanged"
+    DELETION_WAITING = "DeletionWaiting"
