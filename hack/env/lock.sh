@@ -12,7 +12,14 @@ trap 'rm -f "$whole"' EXIT
 compile() {
     output=$1
     shift
-    "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+    groups_alone "$output" pyproject.toml "$@"
+}
+
+# The same for dependency groups without the project itself.
+groups_alone() {
+    output=$1
+    shift
+    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file "$output" "$@"
 }
 
@@ -23,10 +30,13 @@ for file in runtime test lint bench; do
     fi
 done
 compile "$whole" --all-extras --group build --group test --group lint --group bench
-rm -f requirements/runtime.txt requirements/test.txt requirements/lint.txt requirements/bench.txt
+rm -f requirements/runtime.txt requirements/test.txt requirements/lint.txt requirements/bench.txt requirements/image-*.txt
 compile requirements/runtime.txt --constraints "$whole"
 compile requirements/test.txt --constraints "$whole" --all-extras --group build --group test
 compile requirements/lint.txt --constraints "$whole" --all-extras --group build --group test --group lint
 compile requirements/bench.txt --constraints "$whole" --all-extras --group build --group test --group bench
+# The images: what the loader's needs is runtime.txt.
+compile requirements/image-operator.txt --constraints "$whole" --extra operator
+groups_alone requirements/image-build.txt --constraints "$whole" --group build
 echo 'uv==0.13.9' | "$uv" pip compile - --quiet --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements/uv.txt

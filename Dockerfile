@@ -1,0 +1,115 @@
+# Two images from one file: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). docs/images.md tells
+# how they are built; `hack/images/build.py` does it.
+#
+# What a machine needs for building (an index, a proxy's CA, options of apt) comes as build secrets and never stays in
+# an image: `pip.conf`, `ca.pem`, `apt.conf`, each only if there is one.
+
+# A build that is published names the digest: --build-arg BASE=docker.io/library/debian:bookworm-slim@sha256:…
+ARG BASE=docker.io/library/debian:bookworm-slim
+
+# Python, trusted CAs and a user: what both images have beside their packages. Distribution packages are pinned to the
+# upstream version, so that security fixes of the release still come in.
+FROM ${BASE} AS runtime
+ENV LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
+    export DEBIAN_FRONTEND=noninteractive \
+    && apt-get update -qq \
+    && apt-get install -qq -y --no-install-recommends 'python3=3.11.2-*' 'ca-certificates=20230311*' \
+    && groupadd --gid 65532 tonnage \
+    && useradd --uid 65532 --gid tonnage --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tonnage \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
+        /var/log/apt /var/log/*.log /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
+
+# pip and the build backend, which no image keeps, and an environment without them, which the images get.
+FROM runtime AS tools
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+COPY requirements/image-build.txt /build/
+RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    apt-get update -qq \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends 'python3-venv=3.11.2-*' \
+    && python3 -m venv --without-pip /opt/tonnage \
+    && python3 -m venv /build/venv \
+    && /build/venv/bin/pip install --quiet --only-binary :all: --require-hashes --requirement /build/image-build.txt
+
+# Packages of the loader, compiled so that nothing has to be at start or could be in a read-only root. The compiled
+# files aren't compared with the sources at each start: images don't change.
+FROM tools AS loader-packages
+COPY requirements/runtime.txt /build/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    mkdir -p /out/loader/opt && cp -a /opt/tonnage /out/loader/opt/ \
+    && /build/venv/bin/pip --python /opt/tonnage/bin/python install --quiet --root /out/loader --no-compile \
+        --only-binary :all: --require-hashes --requirement /build/runtime.txt \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /out/loader -p / /out/loader
+
+# What the operator has in addition: all of its packages without those of the loader, so that images share a layer.
+FROM loader-packages AS operator-packages
+COPY requirements/image-operator.txt /build/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    /build/venv/bin/pip --python /opt/tonnage/bin/python install --quiet --root /out/operator --no-compile \
+        --only-binary :all: --require-hashes --requirement /build/image-operator.txt \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /out/operator -p / /out/operator \
+    && find /out/loader ! -type d -printf '/out/operator/%P\0' | xargs -0 rm -f \
+    && find /out/operator -type d -empty -delete
+
+# Tonnage itself: whole for the operator, and as a package without the operator's half for the loader.
+FROM tools AS package
+WORKDIR /build/source
+COPY pyproject.toml README.md LICENSE ./
+COPY loader loader
+COPY operator operator
+COPY hack/images/launch.py /build/
+RUN for image in operator loader; do \
+        if [ "$image" = loader ]; then \
+            sed -i -e '/^tonnage-operator = /d' -e 's|, "operator/tonnage_operator"||' pyproject.toml; \
+        fi \
+        && /build/venv/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir "/build/$image" . \
+        && /build/venv/bin/pip --python /opt/tonnage/bin/python install --quiet --root "/out/$image" --no-compile \
+            --no-deps --no-index "/build/$image"/*.whl \
+        && install -D -m 0755 /build/launch.py "/out/$image/usr/local/bin/tonnage" \
+        && python3 -m compileall -q --invalidation-mode unchecked-hash -s "/out/$image" -p / "/out/$image/opt" \
+        || exit 1; \
+    done \
+    && ln -s tonnage /out/operator/usr/local/bin/tonnage-operator
+
+FROM runtime AS packaged
+COPY --from=loader-packages /out/loader /
+
+# The loader. A pod says as which user it runs: root where it writes to a host path, anybody elsewhere.
+FROM packaged AS loader
+COPY --from=package /out/loader /
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tonnage-loader" \
+    org.opencontainers.image.description="Brings model weights from object storage into a verified cache on the node" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+USER 65532:65532
+# It loads and ends, or holds: there is nothing to ask it. Pods have a probe for "loaded".
+HEALTHCHECK NONE
+ENTRYPOINT ["tonnage"]
+CMD ["--help"]
+
+# The operator: controller and webhook.
+FROM packaged AS operator
+COPY --from=operator-packages /out/operator /
+COPY --from=package /out/operator /
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tonnage-operator" \
+    org.opencontainers.image.description="Keeps model weights warm on the nodes of a cluster, and injects them into pods" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+USER 65532:65532
+EXPOSE 8443 8080
+# For engines without probes of their own. Kubernetes doesn't look at this; the chart has probes.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["/opt/tonnage/bin/python", "-IB", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+ENTRYPOINT ["tonnage-operator"]
+CMD ["--help"]

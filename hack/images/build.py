@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Builds the images of Tonnage into archives outside of the clone, unless they are there already.
+
+    hack/images/build.py                          JSON: names, archives, IDs
+    hack/images/build.py --format lines           one line an image: its target, its name, its archive
+    hack/images/build.py --engine docker          with Docker and the real base image
+
+An archive is a tar file for `ctr images import` or `docker load`. All that the images are made of is in the name of the
+archives' folder, so a second call takes a moment, and an edit of Tonnage's sources builds just the last layer anew.
+docs/images.md tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import engines
+import host
+import inputs
+import standin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TARGETS = ("loader", "operator")
+_KEPT_BUILDS = 3
+_KEPT_SECONDS = 3600.0
+"""A build that somebody asked for in this time may be being read, and stays."""
+
+Result = dict[str, Any]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    options = _parser().parse_args(words)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tonnage" / "images"
+    try:
+        result = obtain(options, cache)
+    except host.Lacking as error:
+        host.say(str(error))
+        return host.EXIT_LACKING
+    except engines.BuildFailed as error:
+        host.say(str(error))
+        return 1
+    if options.format == "json":
+        print(json.dumps(result, indent=2))
+    else:
+        for target, image in result["images"].items():
+            print(target, image["name"], image["archive"])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Builds the images of Tonnage, unless they are there already.")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "buildah", "docker", "podman"),
+        default="auto",
+        help="what builds; auto: docker or podman where --base is given and they answer, else buildah",
+    )
+    parser.add_argument("--base", help="base image for docker and podman; without a digest, that of today is used")
+    parser.add_argument("--prefix", default="", help="what image names begin with, such as registry.example/team/")
+    parser.add_argument("--format", choices=("json", "lines"), default="json")
+    return parser
+
+
+def obtain(options: argparse.Namespace, cache: Path) -> Result:
+    """Returns the images for these options, built now or before.
+
+    Raises:
+        Lacking: They can't be built on this machine.
+        BuildFailed: They can't be built at all.
+    """
+    key = inputs.key_of(options.engine, options.base or standin.name(), options.prefix)
+    if result := _known(cache / key):
+        return result
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache):
+        if result := _known(cache / key):  # built by whom this one waited for
+            return result
+        engine = engines.choose(options.engine, base=options.base, cache=cache)
+        engine.prepare()
+        result = _build(engine, options.prefix, cache / key)
+        engine.tidy()
+        _forget_old(cache)
+    return result
+
+
+def _known(folder: Path) -> Result | None:
+    try:
+        result: Result = json.loads((folder / "images.json").read_text())
+        os.utime(folder / "images.json")
+    except FileNotFoundError:
+        return None
+    return result
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Lets one build run at a time."""
+    with (cache / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            host.say("another build is running; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(engine: engines.Engine, prefix: str, folder: Path) -> Result:
+    version = inputs.version()
+    arguments = {"VERSION": version, "REVISION": inputs.revision()}
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    images: dict[str, dict[str, str]] = {}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tonnage-build-") as private:
+        secrets = host.build_secrets(Path(private))
+        for target in (*engine.stages, *TARGETS):
+            host.say(f"building {target}")
+            name = f"{prefix}tonnage-{target}:{version}"
+            engine.build(target, name, arguments, secrets)
+            if target in TARGETS:
+                image_id = engine.save(name, part / f"{target}.tar")
+                images[target] = {"name": name, "archive": str(folder / f"{target}.tar"), "id": image_id}
+    host.say(f"built in {time.monotonic() - started:.0f} s")
+    result = {"version": version, "base": engine.base, "images": images}
+    (part / "images.json").write_text(json.dumps(result))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return result
+
+
+def _forget_old(cache: Path) -> None:
+    """Removes builds that nobody asked for lately."""
+    builds = sorted(cache.glob("*/images.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in builds[_KEPT_BUILDS:]:
+        if time.time() - file.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(file.parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What this machine is: which programs it has, and the settings with which it reaches package indexes.
+
+Run it to install programs: ``python3 hack/images/host.py runc``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+EXIT_LACKING = 3
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+_PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
+_CA_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_CA_IN_BUILD = "/run/secrets/ca.pem"
+_APT_SETTING = re.compile(r"^Acquire::(Check-|Retries|ForceIPv4|https?::(Proxy|Timeout))")
+
+
+class Lacking(Exception):
+    """This machine can't do it; the text says what is missing and what to do."""
+
+
+def say(sentence: str) -> None:
+    """Tells the person what is going on, on standard error."""
+    print(f"images: {sentence}", file=sys.stderr, flush=True)
+
+
+def require(programs: Sequence[str]) -> None:
+    """Sees to it that programs are there: by apt-get, if it may; Debian's packages have their names.
+
+    Raises:
+        Lacking: They aren't, and can't be installed.
+    """
+    missing = [name for name in programs if not shutil.which(name, path=_path())]
+    if not missing:
+        return
+    command = f"apt-get install {' '.join(missing)}"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Lacking(f"{', '.join(missing)} not found; please install (as root): {command}")
+    say(f"installing {', '.join(missing)} (apt-get)")
+    settings = ["-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment, stdout=sys.stderr)
+        subprocess.run(["apt-get", "install", *settings, *missing], check=True, env=environment, stdout=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        raise Lacking(f"{command} failed; its messages are above.") from error
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def build_secrets(folder: Path) -> dict[str, Path]:
+    """Writes this machine's settings for pip and apt into files and returns them by the names the Dockerfile knows.
+
+    Args:
+        folder: A private one, removed after the build.
+    """
+    secrets: dict[str, Path] = {}
+    pip = pip_settings()
+    authority = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), pip.pop("cert", ""))
+    pip.pop("cert", None)
+    if authority and Path(authority).is_file():
+        secrets["ca.pem"] = Path(authority)
+        pip["cert"] = _CA_IN_BUILD
+    if pip:
+        secrets["pip.conf"] = folder / "pip.conf"
+        lines = [f"{name} = {value}" for name, value in pip.items()]
+        secrets["pip.conf"].write_text("\n".join(["[global]", *lines, ""]))
+    if apt := apt_settings():
+        secrets["apt.conf"] = folder / "apt.conf"
+        secrets["apt.conf"].write_text("\n".join([*apt, ""]))
+    return secrets
+
+
+def pip_settings() -> dict[str, str]:
+    """Returns pip's settings on this machine that make sense elsewhere; those of the environment win."""
+    home = Path.home()
+    files = [
+        "/etc/pip.conf",
+        home / ".pip/pip.conf",
+        home / ".config/pip/pip.conf",
+        os.environ.get("PIP_CONFIG_FILE", ""),
+    ]
+    parser = configparser.RawConfigParser()
+    parser.read(file for file in files if file)
+    found: dict[str, str] = {}
+    for section in ("global", "install"):
+        if parser.has_section(section):
+            found |= {name: value for name, value in parser[section].items() if name in {*_PIP_SETTINGS, "cert"}}
+    if index := os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL"):
+        found["index-url"] = index
+    for name in _PIP_SETTINGS:
+        if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
+            found[name] = value
+    return {name: value.replace("\n", "\n    ") for name, value in found.items()}
+
+
+def apt_settings() -> list[str]:
+    """Returns apt's settings on this machine for reaching a mirror, as lines of a configuration file."""
+    if not shutil.which("apt-config"):
+        return []
+    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if _APT_SETTING.match(line) and not line.endswith(' "";')]
+
+
+def proxy_variables(environment: Mapping[str, str]) -> list[str]:
+    """Returns the names of the proxy variables that are set, in the spelling that they are set in."""
+    return [name for lower in _PROXIES for name in (lower, lower.upper()) if environment.get(name)]
+
+
+if __name__ == "__main__":
+    try:
+        require(sys.argv[1:])
+    except Lacking as failure:
+        say(str(failure))
+        sys.exit(EXIT_LACKING)

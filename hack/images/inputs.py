@@ -1,0 +1,80 @@
+"""What the images are made of, and a key that changes when any of it does."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+INPUTS = (
+    ".dockerignore",
+    "Dockerfile",
+    "LICENSE",
+    "README.md",
+    "hack/images",
+    "loader",
+    "operator/tonnage_operator",
+    "pyproject.toml",
+    "requirements/image-build.txt",
+    "requirements/image-operator.txt",
+    "requirements/runtime.txt",
+)
+_VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
+
+
+def input_files() -> Iterator[Path]:
+    """Yields the files that the images depend on, in a fixed order.
+
+    Raises:
+        FileNotFoundError: One is missing.
+    """
+    for name in INPUTS:
+        path = ROOT / name
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.is_file() and file.parent.name != "__pycache__")
+        else:
+            path.stat()
+            yield path
+
+
+def key_of(*settings: str) -> str:
+    """Returns 16 hex digits over all inputs and ``settings``."""
+    digest = hashlib.sha256("\0".join(settings).encode())
+    for file in input_files():
+        digest.update(f"\0{file.relative_to(ROOT)}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def version() -> str:
+    """Returns the version that the package states.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    file = ROOT / "loader" / "tonnage" / "_version.py"
+    found = _VERSION.search(file.read_text())
+    if not found:
+        raise ValueError(f"{file} states no version.")
+    return found[1]
+
+
+def revision() -> str:
+    """Returns the last commit that touched an input, with ``-dirty`` where files differ from it, or ``unknown``."""
+    try:
+        commit = _git("log", "-1", "--format=%H", "--", *INPUTS)
+        changed = _git("status", "--porcelain", "--", *INPUTS)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if commit and changed else commit or "unknown"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

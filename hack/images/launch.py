@@ -1,0 +1,29 @@
+#!/usr/bin/env -S --block-signal=TERM --block-signal=INT /opt/tonnage/bin/python -IB
+"""Starts ``tonnage`` or ``tonnage-operator``, by the name that it is called by, as a container's first process.
+
+The kernel drops a signal to PID 1 that has no handler, and Python takes a while until one is there; whoever stops the
+container in that moment would wait for the whole grace period. So ``env`` blocks the signals before Python starts, and
+they are let through as soon as somebody listens.
+"""
+
+import os
+import signal
+import sys
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def _leave(number: int, _: object) -> None:
+    os._exit(128 + number)
+
+
+for _number in _ENDING:
+    signal.signal(_number, _leave)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+if sys.argv[0].endswith("-operator"):
+    from tonnage_operator.cli import main
+else:
+    from tonnage.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""A root that stands in for the base image where no registry can be reached: Debian's own packages, from a mirror.
+
+It has what the official slim image has: the required packages and apt, no documentation but copyrights. An image built
+on it is for tests and says so in a label.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SUITE = "bookworm"
+PROGRAMS = ("mmdebstrap",)
+_ARCHIVE = re.compile(r"^(bookworm|bookworm-updates|bookworm-security) main (https?://\S+)$")
+_EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def name() -> str:
+    """Returns the stand-in's name: a new one each month, so that security fixes come in."""
+    return f"localhost/tonnage-base:{SUITE}-{time.strftime('%Y-%m', time.gmtime())}"
+
+
+def make(archive: Path) -> None:
+    """Makes the root and writes it to ``archive``, a tar file.
+
+    Raises:
+        Lacking: It can't be made here.
+    """
+    host.require(PROGRAMS)
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=tar"]
+    command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
+    command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
+    command += [f"--aptopt={line}" for line in host.apt_settings()]
+    # Settings of this machine are for now only; the Dockerfile gets them as a secret.
+    command += ["--customize-hook=rm -f $1/etc/apt/apt.conf.d/99mmdebstrap $1/etc/resolv.conf $1/etc/hostname"]
+    host.say(f"making a root of Debian {SUITE} that stands in for the base image (half a minute)")
+    done = subprocess.run([*command, SUITE, str(archive), "-"], input=sources(), text=True, check=False)
+    if done.returncode:
+        raise host.Lacking("mmdebstrap could not make a Debian root; its messages are above.")
+
+
+def sources() -> str:
+    """Returns lines for apt: this machine's own mirrors of the suite, else Debian's."""
+    found = dict.fromkeys(_own_mirrors())
+    if SUITE not in {suite for suite, _ in found}:
+        found = dict.fromkeys(
+            [
+                (SUITE, "http://deb.debian.org/debian"),
+                (f"{SUITE}-updates", "http://deb.debian.org/debian"),
+                (f"{SUITE}-security", "http://deb.debian.org/debian-security"),
+            ]
+        )
+    return "".join(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite, mirror in found)
+
+
+def _own_mirrors() -> list[tuple[str, str]]:
+    if not shutil.which("apt-get"):
+        return []
+    command = ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    matches = [_ARCHIVE.match(line) for line in done.stdout.splitlines()]
+    return [(match[1], match[2]) for match in matches if match]
