@@ -63,7 +63,7 @@ class TonnageError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.details: dict[str, str | int | float] = {}
+        self.details: dict[str, object] = {}
 
     def __str__(self) -> str:
         return self.message

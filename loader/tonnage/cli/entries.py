@@ -31,11 +31,15 @@ def cache_of(arguments: argparse.Namespace) -> Cache:
     return Cache(root)
 
 
-def wanted_entries(arguments: argparse.Namespace) -> list[Entry]:
+def wanted_entries(arguments: argparse.Namespace, *, ignore_not_found: bool = False) -> list[Entry]:
     """Returns the entries that the words of the command line mean, once each, in their order.
 
     A word with a slash is the path of an entry, or of its ``model`` folder; any other is a name in ``--cache``, or the
     beginning of just one.
+
+    Args:
+        arguments: The command line.
+        ignore_not_found: Leave out what isn't there.
 
     Raises:
         ObjectNotFound: There is no such entry.
@@ -45,8 +49,13 @@ def wanted_entries(arguments: argparse.Namespace) -> list[Entry]:
     known = cache_of(arguments).entries() if names else []
     found: dict[Path, Entry] = {}
     for word in arguments.entries:
-        entry = entry_named(word, known, arguments.cache) if "/" not in word else _entry_at(word)
-        found.setdefault(entry.path, entry)
+        try:
+            entry = entry_named(word, known, arguments.cache) if "/" not in word else _entry_at(word)
+        except ObjectNotFound:
+            if not ignore_not_found:
+                raise
+        else:
+            found.setdefault(entry.path, entry)
     return list(found.values())
 
 

@@ -47,7 +47,7 @@ environment:
 
 _LOAD_ENVIRONMENT = """\
   TONNAGE_PLAN: a file as in --plan, or the plan's JSON itself
-  TONNAGE_TERMINATION_LOG: a file that gets the report in at most 4096 bytes, for Kubernetes
+  TONNAGE_NODE, TONNAGE_POD: are copied into the report, for Kubernetes
   TONNAGE_DEBUG=1: a traceback with an InternalError
 """
 

@@ -1,9 +1,11 @@
 """Keeps locks that it inherits until it is told to end: what ``tonnage load --hold`` becomes after success.
 
-Run as ``python -I -S hold.py FD[,FD…] [READY_FD]``. It imports only what is built into the interpreter, for it stays as
-long as a model server does and is to be as small as it can be. So it is one file, and knows nothing of Tonnage.
+Run as ``python -I -S hold.py FD[,FD…]|- [READY_FD|- [COMMAND…]]``, with ``-`` for none. It imports only what is built
+into the interpreter, for it stays as long as a model server does and is to be as small as it can be. So it is one file,
+and knows nothing of Tonnage.
 
-It leaves with 0 on SIGTERM and SIGINT, ignores SIGHUP, and as PID 1 of a container reaps the children of others.
+On SIGTERM and SIGINT it lets the locks go and leaves with 0, or becomes COMMAND. It ignores SIGHUP, and as PID 1 of a
+container it reaps the children of others.
 Signals are blocked before ``exec`` and waited for, not handled: there is no moment in which one could be lost, or, as
 PID 1, be ignored.
 """
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 ENDING = {signal.SIGTERM, signal.SIGINT}
 WAITED_FOR = {*ENDING, signal.SIGHUP, signal.SIGCHLD}
 EXIT_USAGE = 2
+NONE = "-"
 
 
-def become_holder(descriptors: Sequence[int], *, ready: int | None = None) -> NoReturn:
+def become_holder(descriptors: Sequence[int], *, ready: int | None = None, afterwards: Sequence[str] = ()) -> NoReturn:
     """Replaces this process by one that holds ``descriptors`` open, and with them the locks that they carry.
 
     Call it on the main thread, with no other thread that may receive signals. The environment is left behind, so that
@@ -33,15 +36,16 @@ def become_holder(descriptors: Sequence[int], *, ready: int | None = None) -> No
     Args:
         descriptors: What to keep: ``FileLock.fileno()``. They become inheritable.
         ready: A descriptor to which one byte is written, and which is closed, when the holder waits for its end.
+        afterwards: The command that the holder becomes when it is told to end. No secret may be in it.
 
     Raises:
         OSError: The interpreter can't be executed; signals are unblocked again.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
     kept = [*descriptors, *([] if ready is None else [ready])]
-    arguments = [sys.executable, "-I", "-S", __file__, ",".join(map(str, descriptors))]
-    if ready is not None:
-        arguments.append(str(ready))
+    arguments = [sys.executable, "-I", "-S", __file__, ",".join(map(str, descriptors)) or NONE]
+    if ready is not None or afterwards:
+        arguments += [NONE if ready is None else str(ready), *afterwards]
     try:
         for descriptor in kept:
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
@@ -66,6 +70,8 @@ def hold(descriptors: Sequence[int], ready: int | None = None) -> int:
     while True:
         received = signal.sigwait(WAITED_FOR)
         if received in ENDING:
+            for descriptor in descriptors:
+                os.close(descriptor)
             return 0
         if received == signal.SIGCHLD:
             reap()
@@ -91,18 +97,24 @@ def reap() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command line ``FD[,FD…] [READY_FD]``."""
+    """Runs the command line ``FD[,FD…]|- [READY_FD|- [COMMAND…]]``."""
     try:
-        descriptors = [int(word) for word in arguments[0].split(",")]
-        ready = int(arguments[1]) if len(arguments) > 1 else None
+        descriptors = [] if arguments[0] == NONE else [int(word) for word in arguments[0].split(",")]
+        ready = None if arguments[1:2] in ([], [NONE]) else int(arguments[1])
     except (IndexError, ValueError):
-        os.write(2, b"usage: hold.py FD[,FD...] [READY_FD]\n")
+        os.write(2, b"usage: hold.py FD[,FD...]|- [READY_FD|- [COMMAND...]]\n")
         return EXIT_USAGE
     try:
-        return hold(descriptors, ready)
+        code = hold(descriptors, ready)
     except OSError as error:
         os.write(2, f"hold.py: a descriptor to hold is not open: {error.strerror}.\n".encode())
         return EXIT_USAGE
+    if command := list(arguments[2:]):
+        try:
+            os.execv(command[0], command)  # noqa: S606 - no shell is the point
+        except OSError:
+            return code
+    return code
 
 
 if __name__ == "__main__":

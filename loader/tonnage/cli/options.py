@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tonnage.cli.parser import Parser
 
 PROGRESS_KINDS = ("auto", "bar", "json", "off")
+FAILURE_MODES = ("fail", "continue")
 
 _PLACE = "s3://bucket/key.tensors, s3://bucket/prefix/ or an http(s):// URL"
 
@@ -47,13 +48,14 @@ def add_load(parser: Parser) -> None:
     )
     after = parser.add_argument_group("output and afterwards")
     _progress(parser, after)
-    _add(parser, after, "--report", "FILE", str, "write the report there too")
+    _report(parser, after)
     parser.option(
         after,
         "--hold",
         action="store_true",
         help="after success keep the entry in use until SIGTERM, so that nobody removes it",
     )
+    _in_a_pod(parser)
     _help(parser, after)
 
 
@@ -66,6 +68,7 @@ def add_resolve(parser: Parser) -> None:
     other = parser.add_argument_group("output")
     _timeout_of_requests(parser, other)
     _json(parser, other, "print the report (kind resolved) as one line of JSON")
+    _report(parser, other)
     _help(parser, other)
 
 
@@ -120,6 +123,12 @@ def add_rm(parser: Parser) -> None:
     other = parser.add_argument_group("options")
     _cache(parser, other)
     parser.option(other, "--all", variable=False, action="store_true", help="every entry that nobody uses")
+    parser.option(
+        other,
+        "--ignore-not-found",
+        action="store_true",
+        help="an entry that is not there is no failure: there is nothing to remove",
+    )
     _json(parser, other, "print what was removed and what was not as one line of JSON")
     _help(parser, other)
 
@@ -157,9 +166,22 @@ def progress_kind(text: str) -> str:
     Raises:
         ArgumentTypeError: It is none of them.
     """
+    return _one_of(text, PROGRESS_KINDS)
+
+
+def on_failure(text: str) -> str:
+    """Returns what is to become of a pod whose load fails.
+
+    Raises:
+        ArgumentTypeError: It is none of the possibilities.
+    """
+    return _one_of(text, FAILURE_MODES)
+
+
+def _one_of(text: str, words: tuple[str, ...]) -> str:
     word = text.strip().lower()
-    if word not in PROGRESS_KINDS:
-        raise ArgumentTypeError(f"{text!r} is none of {', '.join(PROGRESS_KINDS)}")
+    if word not in words:
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
     return word
 
 
@@ -259,6 +281,26 @@ def _timeout_of_requests(parser: Parser, group: argparse._ArgumentGroup) -> None
 
 def _json(parser: Parser, group: argparse._ArgumentGroup, help_text: str) -> None:
     parser.option(group, "--json", action="store_true", help=help_text)
+
+
+def _report(parser: Parser, group: argparse._ArgumentGroup) -> None:
+    _add(parser, group, "--report", "FILE", str, "write the report there too")
+    help_text = "write it there in at most 4096 bytes, in place: /dev/termination-log of a Kubernetes container"
+    _add(parser, group, "--termination-log", "FILE", str, help_text)
+
+
+def _in_a_pod(parser: Parser) -> None:
+    group = parser.add_argument_group("in a pod")
+    _add(parser, group, "--ready-file", "FILE", str, "made when the pod may go on, removed at the start; for a probe")
+    parser.option(
+        group,
+        "--status-file",
+        variable=False,  # an application has a variable of this name, which must not become an option of ours
+        metavar="FILE",
+        help="tells applications how it ended: ready; or failed, the reason and the sentence, a line each",
+    )
+    help_text = "fail (default); or continue: let the pod start without its weights, and leave with 0 or --hold nothing"
+    _add(parser, group, "--on-failure", "WHAT", on_failure, help_text)
 
 
 def _help(parser: Parser, group: argparse._ArgumentGroup) -> None:

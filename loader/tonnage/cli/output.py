@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tonnage.contract.report import Report
     from tonnage.errors import TonnageError
 
-TERMINATION_VARIABLE = "TONNAGE_TERMINATION_LOG"
 BROKEN_PIPE_EXIT = 141
 """What a shell says of a program that SIGPIPE ended."""
 
@@ -63,19 +62,19 @@ def show_error(error: TonnageError, environment: Mapping[str, str]) -> None:
     say(f"tonnage: {error.reason.value}: {redact(error.message, environment)}\n  → {error.remedy}")
 
 
-def leave_report(report: Report, path: str, environment: Mapping[str, str]) -> None:
-    """Writes the report to ``path`` (where one is given) and the termination message. A failure is said, not raised."""
+def leave_report(report: Report, path: str, termination_log: str) -> None:
+    """Writes the report and the termination message, each where a path is given. A failure is said, not raised."""
     if path:
         try:
             write_file(Path(path), encode_report(report) + b"\n")
         except OSError as error:
             say(f"tonnage: the report can't be written to {path}: {error.strerror}")
-    log = environment.get(TERMINATION_VARIABLE, "")
-    if log:
+    if termination_log:
         try:
-            Path(log).write_bytes(termination_message(report))
+            # In place: Kubernetes mounts this very file.
+            Path(termination_log).write_bytes(termination_message(report))
         except OSError as error:
-            say(f"tonnage: the termination message can't be written to {log}: {error.strerror}")
+            say(f"tonnage: the termination message can't be written to {termination_log}: {error.strerror}")
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tonnage.cache.medium import human_bytes
 from tonnage.cli import output
+from tonnage.cli.invocation import LONG_PATIENCE
 from tonnage.cli.request import requested_plan
 from tonnage.cli.tables import Column, print_table, printable
 from tonnage.contract.report import encode_report
@@ -32,10 +33,18 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
         TonnageError: They can't be had.
     """
     plan = invocation.plan = requested_plan(arguments)
+    invocation.start_reporting()
     report = resolve_plan(plan, environment=invocation.environment, canceled=invocation.cancellation.canceled)
+    report = invocation.leave_files(report)
+    invocation.send(report, patience=LONG_PATIENCE)
     if arguments.json:
         output.write_line(encode_report(report))
-        return 0
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: Report) -> None:
     print_table(_COLUMNS, object_rows(report))
     for note in report.notes:
         print(f"note: {printable(note)}")
@@ -43,7 +52,6 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
     print(f"revision {report.revision}: {count} object{'s' if count != 1 else ''}, {human_bytes(report.bytes)}")
     print(f"digest   {report.digest}")
     print(f"entry    {report.entry}")
-    return 0
 
 
 def object_rows(report: Report) -> list[list[str]]:

@@ -50,4 +50,4 @@ def _entries(arguments: argparse.Namespace) -> list[Entry]:
         return cache_of(arguments).entries()
     if not arguments.entries:
         raise UsageError("Which entries? Name them, or give --all.", command="tonnage rm")
-    return wanted_entries(arguments)
+    return wanted_entries(arguments, ignore_not_found=arguments.ignore_not_found)

@@ -49,7 +49,7 @@ class Cancellation:
         if self.signal is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            return
+            os._exit(128 + number)  # the first process of a container outlives signals that it doesn't handle
         self.signal = number
         if not self._polled:
             raise Interrupted(f"{signal.Signals(number).name} asked for an end.")

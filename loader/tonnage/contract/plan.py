@@ -157,12 +157,16 @@ class Limits(_Wire, frozen=True, kw_only=True):
 
 
 class Reporting(_Wire, frozen=True, kw_only=True):
-    """Where reports go. ``token_file`` holds the bearer token, which is read anew for each report."""
+    """Where reports go.
+
+    ``url`` is the whole address of the endpoint. ``token_file`` holds the bearer token, which is read anew for each
+    report. ``interval`` is the time between two reports of progress, in seconds.
+    """
 
     url: str
     ca_bundle: str = ""
     token_file: str = ""
-    interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    interval: Annotated[float, msgspec.Meta(gt=0)] = 2.0
 
 
 class Identity(_Wire, frozen=True, kw_only=True):

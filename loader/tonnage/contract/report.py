@@ -11,6 +11,8 @@ from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that Kubernetes keeps of a container's termination message."""
+LIST_LEFT_OUT = "The list of objects is too long for a termination message; only the report endpoint got it."
+"""What a termination message says in place of the list of what was resolved."""
 
 
 class Outcome(enum.StrEnum):
@@ -127,14 +129,44 @@ def decode_report(data: bytes | str) -> Report:
 
 
 def termination_message(report: Report) -> bytes:
-    """Returns the report cut to what Kubernetes keeps, still valid JSON.
+    """Returns the report in at most ``TERMINATION_MESSAGE_LIMIT`` bytes, still valid JSON.
 
-    Lists go first, then the message is shortened, so that outcome and reason always survive.
+    Fields that have their defaults are left out, since of a pod with more than three containers Kubernetes keeps only
+    its share of 12 KiB. Then lists go, which is noted, then what is longest is shortened: kind, outcome and reason
+    always survive.
     """
-    data = encode_report(report)
-    if len(data) <= TERMINATION_MESSAGE_LIMIT:
-        return data
-    slim = msgspec.structs.replace(report, resolved=None, entries=None, notes=())
-    while len(data := encode_report(slim)) > TERMINATION_MESSAGE_LIMIT and slim.message:
-        slim = msgspec.structs.replace(slim, message=slim.message[: len(slim.message) // 2])
+    data = _brief(report)
+    if len(data) > TERMINATION_MESSAGE_LIMIT and report.resolved is not None:
+        report = msgspec.structs.replace(report, resolved=None, notes=(*report.notes, LIST_LEFT_OUT))
+    less: list[dict[str, object]] = [
+        {"entries": None},
+        {"notes": report.notes[-1:]},
+        {"notes": ()},
+        {"progress": None},
+    ]
+    while len(data) > TERMINATION_MESSAGE_LIMIT:
+        report = msgspec.structs.replace(report, **(less.pop(0) if less else _shortened(report)))
+        data = _brief(report)
     return data
+
+
+def _shortened(report: Report) -> dict[str, object]:
+    """Returns the longest text, cut in half; when all are short, what else can go."""
+    longest = max(_TEXTS, key=lambda name: len(getattr(report, name)))
+    text = getattr(report, longest)
+    return {longest: text[: len(text) // 2]} if len(text) > _SHORTEST_TEXT else {"identity": None, "medium": None}
+
+
+_TEXTS = ("message", "remedy", "path", "entry", "revision", "digest", "verified", "node", "pod", "reason")
+_SHORTEST_TEXT = 32
+"""Characters, of up to 6 bytes each: as many texts of this length always fit."""
+
+
+def _brief(report: Report) -> bytes:
+    """Returns the report without the fields that say nothing."""
+    plain = Report()
+    fields = {name: getattr(report, name) for name in report.__struct_fields__}
+    needed = {"schema_version", "kind"}
+    return msgspec.json.encode(
+        {name: value for name, value in fields.items() if name in needed or value != getattr(plain, name)}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -137,6 +138,8 @@ class _Load:
                 error.details.setdefault("digest", self._resolved.digest)
             if self._entry is not None:
                 error.details.setdefault("entry", self._entry.name)
+                with contextlib.suppress(OSError):
+                    error.details.setdefault("medium", medium_of(self._entry.path))
             raise
 
     def _run(self, *, keep_lock: bool) -> LoadResult:

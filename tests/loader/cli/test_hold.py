@@ -37,10 +37,18 @@ become_holder([lock.fileno()], ready=int(sys.argv[2]) if sys.argv[2] else None)
 class Holder:
     """A real process that loads nothing, takes the lock and becomes a holder."""
 
-    def __init__(self, path: Path, *, before: str = "", ready: bool = True, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        before: str = "",
+        ready: bool = True,
+        prefix: tuple[str, ...] = (),
+        program: str = BECOME,
+    ) -> None:
         self.path = path
         reading, writing = os.pipe()
-        arguments = [*prefix, sys.executable, "-c", BECOME, str(path), str(writing) if ready else "", before]
+        arguments = [*prefix, sys.executable, "-c", program, str(path), str(writing) if ready else "", before]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(LOADER), "AWS_SECRET_ACCESS_KEY": "hunter2"}
         self.process = subprocess.Popen(arguments, pass_fds=[writing], env=environment)
         os.close(writing)
@@ -142,6 +150,27 @@ def test_nobody_listening_for_readiness_is_no_reason_to_let_go(tmp_path: Path) -
     with Holder(tmp_path / "use.lock", before=before, ready=False) as running:
         with pytest.raises(subprocess.TimeoutExpired):
             running.ends_within(0.5)
+        running.process.terminate()
+        assert running.ends_within(5) == 0
+
+
+def test_it_becomes_what_it_is_told_once_the_locks_are_free(tmp_path: Path) -> None:
+    path = tmp_path / "use.lock"
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    last = f"afterwards=['/bin/sh', '-c', 'cat {told}; exit 7']"
+    program = BECOME.replace("ready=int", f"{last}, ready=int")
+    with Holder(path, program=program) as running:
+        assert not free(path)
+        running.process.terminate()
+        told.write_text("go on")
+        assert free(path)
+        assert running.ends_within(5) == 7
+
+
+def test_it_may_hold_nothing_at_all(tmp_path: Path) -> None:
+    with Holder(tmp_path / "use.lock", program=BECOME.replace("[lock.fileno()]", "[]")) as running:
+        assert free(running.path)
         running.process.terminate()
         assert running.ends_within(5) == 0
 

@@ -23,7 +23,7 @@ REPORT = Report(outcome=Outcome.LOADED, revision="r-0123456789ab", notes=("n" * 
 def test_a_report_file_is_replaced_in_one_step_and_leaves_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    leave_report(REPORT, str(path), {})
+    leave_report(REPORT, str(path), "")
     assert decode_report(path.read_bytes()) == REPORT
     assert list(tmp_path.iterdir()) == [path]
 
@@ -42,7 +42,9 @@ def test_a_report_can_go_into_a_pipe(tmp_path: Path) -> None:
 def test_the_termination_message_is_cut_to_what_kubernetes_keeps(tmp_path: Path) -> None:
     log = tmp_path / "termination-log"
     log.touch()
-    leave_report(REPORT, "", {"TONNAGE_TERMINATION_LOG": str(log)})
+    place = log.stat().st_ino
+    leave_report(REPORT, "", str(log))
+    assert log.stat().st_ino == place, "Kubernetes mounts this very file"
     assert log.stat().st_size <= 4096
     assert decode_report(log.read_bytes()).revision == REPORT.revision
 
@@ -51,7 +53,7 @@ def test_a_report_that_cannot_be_written_is_said_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = tmp_path / "gone" / "x"
-    leave_report(REPORT, str(gone), {"TONNAGE_TERMINATION_LOG": str(gone)})
+    leave_report(REPORT, str(gone), str(gone))
     shown = capsys.readouterr().err
     assert shown.count(str(gone)) == 2
     assert "No such file or directory" in shown
@@ -72,6 +74,12 @@ def test_a_failed_report_has_what_plan_and_loader_knew() -> None:
     report = invocation.failed_report(error)
     assert (report.outcome, report.reason, report.entry) == (Outcome.FAILED, "AccessDenied", "mine")
     assert (report.revision, report.downloaded_bytes, report.verified) == ("r-0123456789ab", 7, "none")
+
+
+def test_a_failed_report_says_where_it_comes_from() -> None:
+    invocation = Invocation(["load"], {"TONNAGE_NODE": "node-1", "TONNAGE_POD": "server-0"}, Cancellation())
+    report = invocation.failed_report(AccessDenied("No."))
+    assert (report.node, report.pod) == ("node-1", "server-0")
 
 
 def test_a_defect_is_an_internal_error_without_secrets_and_with_a_traceback_on_request(

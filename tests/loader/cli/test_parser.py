@@ -12,6 +12,7 @@ ISSUE_OPTIONS = {
     "--cache", "--layout", "--include", "--exclude", "--ranks", "--verify", "--endpoint-url", "--region",
     "--addressing-style", "--ca-bundle", "--anonymous", "--workers", "--connections", "--part-size", "--segment-size",
     "--bandwidth-limit", "--timeout", "--hold", "--plan", "--report", "--progress",
+    "--termination-log", "--ready-file", "--status-file", "--on-failure",
 }  # fmt: skip
 
 COMMANDS = build()[1]

@@ -74,3 +74,19 @@ def test_the_second_signal_ends_a_program_that_does_not_come_to_its_end() -> Non
         assert process.stdout.readline() == "True\n"
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM
+
+
+def test_the_second_signal_ends_the_first_process_of_a_container_too() -> None:
+    if subprocess.run(["unshare", "-pf", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("can't make a PID namespace here")
+    program = (
+        "import os, signal; from tonnage.cli.signals import Cancellation\n"
+        "with Cancellation() as asked:\n"
+        "    asked.canceled()\n"
+        "    assert os.getpid() == 1\n"
+        "    os.kill(1, signal.SIGTERM)\n"
+        "    os.kill(1, signal.SIGTERM)\n"
+    )
+    command = ["unshare", "-pf", sys.executable, "-c", program]
+    finished = subprocess.run(command, env=command_environment(), capture_output=True, check=False, timeout=30)
+    assert (finished.returncode, finished.stderr) == (128 + signal.SIGTERM, b"")

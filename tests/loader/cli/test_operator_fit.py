@@ -1,0 +1,277 @@
+"""The operator's own Jobs and pods, run by the real loader, which reports to the operator's own endpoint over TLS.
+
+Kubernetes is left out: a container's arguments and environment are taken as they are, with its mounts moved into a
+folder of the test, and one call of the API server, TokenReview, is answered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from operator_support import objects
+from operator_support.waiting import soon
+from support.command import Finished, run_tonnage, start_tonnage
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.status import SeenRevision
+from tonnage_operator.controller.cluster import Cluster
+from tonnage_operator.controller.reports import ReportEndpoint
+from tonnage_operator.domain import facts, jobs
+from tonnage_operator.domain.inject import available, inject
+from tonnage_operator.domain.requests import read_request
+from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.serving import Certificate, serve
+from tonnage_operator.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from conftest import Model
+    from support.tls import TestAuthority
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.weights import Weights
+
+NOW = "2026-01-01T00:00:00Z"
+TOKEN_FOLDER = "/var/run/secrets/tonnage.dev"
+MOVED = ("/cache", "/run/tonnage", "/dev/termination-log", TOKEN_FOLDER)
+
+Body = dict[str, Any]
+
+
+class Reviews:
+    """TokenReview: a token is its pod's uid."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def create(self, _: object, body: Body) -> Body:
+        pod = self._cluster.pods.get(body["spec"]["token"])
+        if pod is None:
+            return {"status": {"authenticated": False}}
+        extra = {
+            "authentication.kubernetes.io/pod-name": [pod.name],
+            "authentication.kubernetes.io/pod-uid": [pod.uid],
+        }
+        user = {"username": f"system:serviceaccount:{pod.namespace}:default", "extra": extra}
+        return {"status": {"authenticated": True, "audiences": [names.TOKEN_AUDIENCE], "user": user}}
+
+
+@dataclasses.dataclass
+class Operator:
+    """The receiving end, and the machine that pods run on."""
+
+    folder: Path
+    cluster: Cluster
+    metrics: Metrics
+    installation: Installation
+    weights: Weights
+    secrets: Mapping[str, str]
+    woken: list[str]
+
+    def counted(self, kind: str, result: str = "accepted") -> float:
+        found: float = self.metrics.reports.labels(kind, result)._value.get()
+        return found
+
+    @property
+    def refused(self) -> dict[str, float]:
+        found = {}
+        for metric in self.metrics.reports.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total") and sample.labels["result"] != "accepted":
+                    found[str(sample.labels)] = sample.value
+        return found
+
+    def admit(self, pod: Body) -> None:
+        """Lets the cluster know a pod that is about to run."""
+        self.cluster.pods.put({**pod, "status": {}})
+
+    def start_job(self, job: Body) -> str:
+        """Does what the API server and the Job's controller do; returns the Job's uid."""
+        stored = objects.as_stored(job)
+        stored["metadata"]["resourceVersion"] = "1"
+        self.cluster.jobs.put(stored)
+        template, uid = job["spec"]["template"], f"pod-{job['metadata']['name']}"
+        self.admit({
+            "metadata": {
+                **template["metadata"],
+                "name": uid,
+                "uid": uid,
+                "namespace": job["metadata"]["namespace"],
+                "resourceVersion": "1",
+                "ownerReferences": [{"kind": "Job", "uid": stored["metadata"]["uid"]}],
+            },
+            "spec": {**template["spec"], "nodeName": "node-1"},
+        })  # fmt: skip
+        self.token(uid)
+        uid_of_job: str = stored["metadata"]["uid"]
+        return uid_of_job
+
+    def token(self, pod_uid: str) -> None:
+        folder = self.moved(TOKEN_FOLDER)
+        (folder / "token").write_text(pod_uid)
+
+    def moved(self, path: str) -> Path:
+        return self.folder / path.strip("/").replace("/", "-")
+
+    def text(self, text: str) -> str:
+        """Returns an argument or a variable with the mounts where they are here."""
+        for path in MOVED:
+            text = text.replace(path, str(self.moved(path)))
+        return text
+
+    def words(self, container: Body) -> list[str]:
+        assert container["command"] == ["tonnage"]
+        for mount in container["volumeMounts"]:
+            if mount["mountPath"].startswith("/cache/"):
+                self.moved("/cache").joinpath(mount["mountPath"].removeprefix("/cache/")).mkdir(exist_ok=True)
+        return [self.text(word) for word in container["args"]]
+
+    def environment(self, container: Body, pod: str = "server-0") -> dict[str, str]:
+        fields = {"spec.nodeName": "node-1", "metadata.name": pod}
+        environment = {}
+        for each in container.get("env", ()):
+            source = each.get("valueFrom", {})
+            if "fieldRef" in source:
+                environment[each["name"]] = fields[source["fieldRef"]["fieldPath"]]
+            elif "secretKeyRef" in source:
+                if source["secretKeyRef"]["key"] in self.secrets:
+                    environment[each["name"]] = self.secrets[source["secretKeyRef"]["key"]]
+            else:
+                environment[each["name"]] = self.text(each["value"])
+        return environment
+
+    async def run(self, container: Body) -> Finished:
+        words, environment = self.words(container), self.environment(container)
+        return await asyncio.to_thread(run_tonnage, *words, environment=environment)
+
+    async def run_job(self, job: Body) -> Finished:
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        return await self.run(container)
+
+    def last_words(self) -> contract.Report:
+        return contract.decode_report(self.moved("/dev/termination-log").read_bytes())
+
+    async def resolved(self) -> SeenRevision:
+        """Runs the resolve Job, and returns what the controller makes of its report."""
+        uid = self.start_job(job := jobs.resolve_job(self.weights, self.installation, round_="", attempt=1))
+        finished = await self.run_job(job)
+        assert (finished.code, finished.err) == (0, "")
+        seen = seen_revision(self.cluster.reports[uid], self.weights, now=NOW)
+        assert seen == seen_revision(self.last_words(), self.weights, now=NOW)
+        assert isinstance(seen, SeenRevision)
+        return seen
+
+    def with_revision(self, seen: SeenRevision) -> Weights:
+        """Returns the object as it is once its revision is known."""
+        status = self.weights.status.model_copy(update={"resolved": seen})
+        return dataclasses.replace(self.weights, status=status)
+
+    def injected(self, weights: Weights, **annotations: str) -> Body:
+        """Returns the loader's container of a pod of a user's, which the cluster knows now."""
+        notes = {names.MODEL: "llama", **annotations}
+        pod = {"metadata": {"name": "server-0", "namespace": "serving", "annotations": notes},
+               "spec": {"containers": [{"name": "server", "image": "vllm"}], "nodeName": "node-1"}}  # fmt: skip
+        request = read_request(notes, namespace="serving")
+        made = inject(pod, (available(request.models[0], weights, ()),), request, self.installation)
+        made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1"}
+        self.admit(made)
+        self.token("pod-server-0")
+        (container,) = made["spec"]["initContainers"]
+        return dict(container)
+
+
+@pytest.fixture
+async def operator(tmp_path: Path, authority: TestAuthority, model: Model) -> AsyncIterator[Operator]:
+    """An endpoint with its certificate, and an object that names a model on a real S3 server."""
+    cluster, metrics, woken = Cluster(objects.INSTALLATION), Metrics(), list[str]()
+    endpoint = ReportEndpoint(cluster, Reviews(cluster), metrics, wake=woken.append)  # type: ignore[arg-type]
+    app = web.Application()
+    app.router.add_post("/v1/reports", endpoint.handle)
+    async with serve(app, host="127.0.0.1", port=0, certificate=certificate(tmp_path, authority, metrics)) as port:
+        reports = {"url": f"https://localhost:{port}/v1/reports", "interval": 0.05}
+        installation = objects.INSTALLATION.model_copy(
+            update={"reports": objects.INSTALLATION.reports.model_copy(update=reports)}
+        )
+        s3 = {"bucket": model.bucket, "prefix": "tiny/", "endpoint": model.environment["AWS_ENDPOINT_URL_S3"]}
+        weights = objects.weights({"source": {"s3": s3}, "credentials": {"secretRef": {"name": "s3-reader"}}})
+        made = Operator(tmp_path, cluster, metrics, installation, weights, model.environment, woken)
+        for path in ("/cache", "/run/tonnage", TOKEN_FOLDER):
+            made.moved(path).mkdir()
+        made.moved("/dev/termination-log").touch()
+        (made.moved(TOKEN_FOLDER) / "ca.crt").write_bytes(authority.bundle.read_bytes())
+        yield made
+        assert made.refused == {}
+
+
+def certificate(folder: Path, authority: TestAuthority, metrics: Metrics) -> Certificate:
+    issued = authority.ca.issue_cert("localhost")
+    cert, key = folder / "tls.crt", folder / "tls.key"
+    issued.private_key_pem.write_to_path(str(key))
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(str(cert), append=True)
+    return Certificate(cert, key, metrics)
+
+
+async def test_what_a_resolve_job_finds_is_what_the_status_gets(operator: Operator) -> None:
+    seen = await operator.resolved()
+    assert [pin.key for pin in seen.objects or ()] == ["tiny/config.json", "tiny/model.tensors"]
+    assert operator.counted("resolved") == 1
+    assert operator.woken
+
+
+async def test_a_load_job_tells_how_it_goes_and_what_the_node_has(operator: Operator) -> None:
+    seen = await operator.resolved()
+    weights = operator.with_revision(seen)
+    node = facts.node_fact(objects.node("node-1"))
+    uid = operator.start_job(job := jobs.load_job(weights, seen, operator.installation, node=node, attempt=1))
+    finished = await operator.run_job(job)
+    assert (finished.code, finished.err) == (0, "")
+    assert operator.counted("progress") >= 1
+    assert operator.counted("finished") == 1
+    report = operator.cluster.reports[uid]
+    assert (report.outcome, report.revision, report.node, report.pod) == ("loaded", seen.revision, "node-1", "server-0")
+    assert operator.cluster.media["node-1"][Medium.MEMORY] == report.medium == operator.last_words().medium
+
+
+async def test_a_sidecar_of_a_users_pod_is_ready_holds_and_takes_its_leave(operator: Operator) -> None:
+    seen = await operator.resolved()
+    weights = operator.with_revision(seen)
+    container = operator.injected(weights)
+    probe = [operator.text(word) for word in container["startupProbe"]["exec"]["command"]]
+    assert await asyncio.to_thread(run_probe, probe) == 1
+    node = facts.node_fact(objects.node("node-1"))
+    clean = jobs.cleanup_job(
+        operator.installation, key=seen.revision, medium=Medium.MEMORY, node=node, attempt=1, uid="u", model_ref="s/l"
+    )
+    with start_tonnage(*operator.words(container), environment=operator.environment(container)) as process:
+        await soon(lambda: run_probe(probe) == 0)
+        await soon(lambda: operator.counted("finished") == 1)
+        assert (await operator.run_job(clean)).code == 30
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 10) == 0
+    assert operator.counted("released") == 1
+    assert operator.last_words().outcome == "loaded"
+    assert [(await operator.run_job(clean)).code for _ in range(2)] == [0, 0]
+    assert not list(operator.moved("/cache").glob("*/model/*"))
+
+
+async def test_a_pod_that_goes_on_without_its_weights_is_told_so_in_its_file(operator: Operator) -> None:
+    seen = await operator.resolved()
+    operator.secrets = {**operator.secrets, "AWS_SECRET_ACCESS_KEY": "no-longer-valid"}
+    container = operator.injected(operator.with_revision(seen), **{names.ON_FAILURE: "continue", names.FORM: "Init"})
+    finished = await operator.run(container)
+    assert finished.code == 0
+    assert operator.moved("/run/tonnage").joinpath("status").read_text().startswith("failed\nAccessDenied\n")
+    assert operator.last_words().outcome == "failed"
+
+
+def run_probe(command: list[str]) -> int:
+    return subprocess.run(command, check=False, timeout=10).returncode

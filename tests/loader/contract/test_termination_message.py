@@ -1,0 +1,90 @@
+"""The termination message: never longer than Kubernetes keeps, always JSON, and its point always in it."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tonnage.contract import (
+    Identity,
+    Medium,
+    ObjectPin,
+    Outcome,
+    Progress,
+    Report,
+    ReportKind,
+    ResolvedSource,
+    decode_report,
+    termination_message,
+)
+from tonnage.contract.report import LIST_LEFT_OUT, TERMINATION_MESSAGE_LIMIT
+from tonnage.errors import Reason
+
+texts = st.text(max_size=30) | st.text(min_size=1, max_size=10).map(lambda text: text * 900)
+numbers = st.integers(0, 1 << 62)
+pins = st.builds(ObjectPin, key=texts, size=numbers, etag=texts)
+sources = st.builds(ResolvedSource, place=texts, objects=st.tuples(pins))
+reports = st.builds(
+    Report,
+    kind=st.sampled_from(ReportKind),
+    outcome=st.sampled_from(Outcome),
+    reason=st.sampled_from(["", *Reason]),
+    message=texts,
+    remedy=texts,
+    revision=texts,
+    digest=texts,
+    entry=texts,
+    path=texts,
+    bytes=numbers,
+    seconds=st.floats(0, 1e9),
+    verified=texts,
+    notes=st.lists(texts, max_size=20).map(tuple),
+    medium=st.none() | st.builds(Medium, filesystem=texts, pages=texts, capacity_bytes=numbers),
+    progress=st.none() | st.builds(Progress, phase=texts, waiting_for=texts),
+    resolved=st.none() | st.lists(sources, max_size=50).map(tuple),
+    entries=st.none() | st.lists(texts, max_size=20).map(tuple),
+    identity=st.none() | st.builds(Identity, namespace=texts, name=texts, uid=texts, generation=numbers),
+    node=texts,
+    pod=texts,
+)  # fmt: skip
+
+
+@given(reports)
+@settings(max_examples=300, deadline=None)
+def test_any_report_fits_and_keeps_kind_outcome_and_reason(report: Report) -> None:
+    data = termination_message(report)
+    assert len(data) <= TERMINATION_MESSAGE_LIMIT
+    kept = decode_report(data)
+    assert (kept.kind, kept.outcome, kept.reason) == (report.kind, report.outcome, report.reason)
+
+
+@given(reports)
+@settings(max_examples=100, deadline=None)
+def test_one_that_fits_loses_nothing(report: Report) -> None:
+    if len(msgspec.json.encode(report)) <= TERMINATION_MESSAGE_LIMIT:
+        assert decode_report(termination_message(report)) == report
+
+
+def test_what_says_nothing_is_left_out() -> None:
+    """A pod with many containers keeps only a share of each message."""
+    report = Report(outcome=Outcome.LOADED, revision="r-0123456789ab", bytes=7)
+    assert json.loads(termination_message(report)) == {
+        "schema_version": 1, "kind": "finished", "outcome": "loaded", "revision": "r-0123456789ab", "bytes": 7,
+    }  # fmt: skip
+
+
+def test_a_list_that_is_too_long_is_said_to_be() -> None:
+    objects = tuple(
+        ObjectPin(key=f"model/shard-{number:05}.tensors", size=1 << 30, etag="e" * 32) for number in range(100)
+    )
+    report = Report(
+        kind=ReportKind.RESOLVED, digest="sha256:" + "0" * 64, revision="r-0123456789ab",
+        resolved=(ResolvedSource(place="models", objects=objects),), notes=("Files were left out: x.bin.",),
+    )  # fmt: skip
+    kept = decode_report(termination_message(report))
+    assert kept.resolved is None
+    assert kept.notes == ("Files were left out: x.bin.", LIST_LEFT_OUT)
+    assert (kept.digest, kept.revision) == (report.digest, report.revision)

@@ -1,0 +1,178 @@
+"""Reports reach the endpoint when that can be done in passing, and nothing waits where it can't."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.tls import make_authority
+from tonnage.contract import Identity, Outcome, Progress, Report, Reporting
+from tonnage.reporting.reporter import Reporter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.report_desk import ReportDesk
+
+IDENTITY = Identity(namespace="serving", name="llama", uid="u-1", generation=3)
+TEMPLATE = Report(entry="r-0123456789ab", identity=IDENTITY, node="node-1", pod="server-0")
+FINISHED = Report(outcome=Outcome.LOADED, identity=IDENTITY)
+
+
+def loading(count: int) -> Progress:
+    return Progress(phase="loading", loaded_bytes=count, total_bytes=100)
+
+
+def poll_until_received(reporter: Reporter, desk: ReportDesk, count: int) -> None:
+    """Turns as the load's loop does."""
+    deadline = time.monotonic() + 10
+    while len(desk.received) < count:
+        assert time.monotonic() < deadline, desk.kinds
+        reporter.poll()
+        time.sleep(0.002)
+
+
+def test_progress_goes_out_while_the_loop_turns_and_says_whose_it_is(desk: ReportDesk) -> None:
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        reporter.progress(loading(1))
+        poll_until_received(reporter, desk, 1)
+    (received,) = desk.received
+    assert (received.path, received.token) == ("/v1/reports", "first-token")
+    assert received.report.kind == "progress"
+    assert received.report.progress == loading(1)
+    assert received.report.identity == IDENTITY
+    assert (received.report.node, received.report.pod, received.report.entry) == ("node-1", "server-0", TEMPLATE.entry)
+
+
+def test_reports_keep_their_distance_and_the_newest_state_wins(desk: ReportDesk) -> None:
+    with Reporter(desk.reporting(interval=0.3), TEMPLATE) as reporter:
+        began = time.monotonic()
+        count = 0
+        while len(desk.received) < 3:
+            assert time.monotonic() - began < 10
+            count += 1
+            reporter.progress(loading(count))
+            time.sleep(0.005)
+    assert time.monotonic() - began >= 0.6
+    loaded = [each.report.progress.loaded_bytes for each in desk.received if each.report.progress]
+    assert loaded[0] == 1
+    assert loaded[1] > 20
+    assert desk.connections == 1
+
+
+def test_resolving_alone_is_not_worth_a_report(desk: ReportDesk) -> None:
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        reporter.progress(Progress(phase="resolving"))
+        reporter.poll()
+        assert reporter.send(FINISHED, patience=5) is None
+    assert desk.kinds == ["finished"]
+
+
+def test_the_token_is_read_anew_for_each_report(desk: ReportDesk) -> None:
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        assert reporter.send(FINISHED, patience=5) is None
+        desk.token_file.write_text("second-token")
+        assert reporter.send(FINISHED, patience=5) is None
+    assert [each.token for each in desk.received] == ["first-token", "second-token"]
+
+
+def test_an_endpoint_that_does_not_answer_costs_the_loop_nothing(desk: ReportDesk) -> None:
+    desk.silent = True
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        slowest = 0.0
+        until = time.monotonic() + 0.4
+        while time.monotonic() < until:
+            began = time.monotonic()
+            reporter.progress(loading(1))
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.002)
+        assert slowest < 0.1
+        began = time.monotonic()
+        failure = reporter.send(FINISHED, patience=0.6)
+        assert failure is not None
+        assert "in time" in failure.message or "stalled" in failure.message
+        assert 0.4 < time.monotonic() - began < 1.2
+
+
+def test_the_last_report_comes_after_progress_that_is_under_way(desk: ReportDesk) -> None:
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        reporter.progress(loading(1))
+        assert reporter.send(FINISHED, patience=5) is None
+    assert desk.kinds == ["progress", "finished"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_the_last_report_is_tried_again_where_that_may_help(desk: ReportDesk, status: int) -> None:
+    desk.answers = [status, status]
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        assert reporter.send(FINISHED, patience=5) is None
+    assert desk.kinds == ["finished"]
+
+
+def test_a_refusal_for_good_is_told_at_once_in_the_endpoints_words(desk: ReportDesk) -> None:
+    desk.answers = [400] * 9
+    began = time.monotonic()
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        failure = reporter.send(FINISHED, patience=5)
+    assert failure == ("it answers 400: This desk says no", True)
+    assert time.monotonic() - began < 2
+
+
+def test_patience_bounds_all_tries_together() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    began = time.monotonic()
+    with Reporter(Reporting(url=f"http://127.0.0.1:{port}/"), TEMPLATE) as reporter:
+        failure = reporter.send(FINISHED, patience=0.5)
+    assert failure is not None
+    assert "no connection" in failure.message
+    assert time.monotonic() - began < 1
+
+
+def test_a_signal_ends_the_waiting(desk: ReportDesk) -> None:
+    desk.silent = True
+    began = time.monotonic()
+    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+        assert reporter.send(FINISHED, patience=10, canceled=lambda: time.monotonic() - began > 0.2) is not None
+    assert time.monotonic() - began < 1
+
+
+def test_an_endpoint_that_another_authority_vouches_for_gets_no_token(desk: ReportDesk, tmp_path: Path) -> None:
+    other = make_authority(tmp_path, "other")
+    reporting = Reporting(url=desk.url, ca_bundle=str(other.bundle), token_file=str(desk.token_file))
+    with Reporter(reporting, TEMPLATE) as reporter:
+        failure = reporter.send(FINISHED, patience=0.3)
+    assert failure is not None
+    assert "not trusted" in failure.message
+    assert desk.received == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two words", b"line\r\nX-Evil: yes", b"\xff"])
+def test_a_token_that_is_none_is_said_and_nothing_is_sent(
+    desk: ReportDesk, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "other-token"
+    if content is not None:
+        path.write_bytes(content)
+    reporting = Reporting(url=desk.url, ca_bundle=desk.reporting().ca_bundle, token_file=str(path))
+    with Reporter(reporting, TEMPLATE) as reporter:
+        failure = reporter.send(FINISHED, patience=0.1)
+    assert failure is not None
+    assert str(path) in failure.message
+    assert "words" not in failure.message
+    assert desk.received == []
+
+
+def test_a_bundle_that_is_missing_is_no_error_of_the_load(desk: ReportDesk, tmp_path: Path) -> None:
+    reporting = Reporting(url=desk.url, ca_bundle=str(tmp_path / "gone"), token_file=str(desk.token_file))
+    with Reporter(reporting, TEMPLATE) as reporter:
+        reporter.progress(loading(1))
+        assert reporter.send(FINISHED, patience=0.3) is not None
+
+
+def test_the_place_is_shown_without_its_query() -> None:
+    with Reporter(Reporting(url="http://user:pw@h.test/r?key=1"), TEMPLATE) as reporter:
+        assert reporter.place == "http://h.test/r"
