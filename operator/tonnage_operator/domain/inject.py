@@ -12,7 +12,7 @@ from tonnage_operator.api.modelweights import Delivery, LoaderForm
 from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain import claims, loader_pod, plans
 from tonnage_operator.domain.claims import Claim
-from tonnage_operator.domain.loader_pod import CACHE_ROOT, READY_FILE, STATUS_FILE, Loading
+from tonnage_operator.domain.loader_pod import CACHE_ROOT, READY_FILE, STATUS_FILE, TERMINATION_LOG, Loading
 from tonnage_operator.domain.requests import OnFailure
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _loading(supply: Supply, request: Request, installation: Installation) -> tu
     weights, seen, wanted = supply.weights, supply.seen, supply.wanted
     form = request.form or weights.spec.loader.form
     shared = weights.spec.cache.delivery is Delivery.HOST_PATH
-    arguments = ["load", "--cache", CACHE_ROOT, "--report", "/dev/termination-log", "--progress", "off"]
+    arguments = ["load", "--cache", CACHE_ROOT, "--termination-log", TERMINATION_LOG, "--progress", "off"]
     if form is LoaderForm.SIDECAR:
         arguments += ["--hold", "--ready-file", READY_FILE]
     if request.on_failure is OnFailure.CONTINUE:
@@ -219,8 +219,8 @@ def _mount(container: dict[str, Any], supply: Supply, loading: Loading, request:
     mounts = container["volumeMounts"] = list(container.get("volumeMounts") or ())
     mounts.append({"name": loading.name("cache"), "mountPath": path, "subPath": "model", "readOnly": True})
     if request.on_failure is OnFailure.CONTINUE:
-        status = f"{request.mount_path}/{_STATUS_FOLDER}/{supply.wanted.alias}"
-        mounts.append({"name": loading.name("run"), "mountPath": status, "readOnly": True})
+        folder = _status_file(request, supply.wanted).rpartition("/")[0]
+        mounts.append({"name": loading.name("run"), "mountPath": folder, "readOnly": True})
 
 
 def _variables(supplies: tuple[Supply, ...], request: Request) -> dict[str, str]:
@@ -234,9 +234,16 @@ def _variables(supplies: tuple[Supply, ...], request: Request) -> dict[str, str]
         variables[f"TONNAGE_MODEL_PATH_{wanted.variable}"] = f"{request.mount_path}/{wanted.alias}"
         if len(supplies) > 1:
             variables[f"TONNAGE_REVISION_{wanted.variable}"] = supply.seen.revision
+        if request.on_failure is OnFailure.CONTINUE:
+            variables[f"TONNAGE_STATUS_FILE_{wanted.variable}"] = _status_file(request, wanted)
     if request.on_failure is OnFailure.CONTINUE:
-        variables["TONNAGE_STATUS_FILE"] = f"{request.mount_path}/{_STATUS_FOLDER}/{first.wanted.alias}/status"
+        variables["TONNAGE_STATUS_FILE"] = _status_file(request, first.wanted)
     return variables
+
+
+def _status_file(request: Request, wanted: Wanted) -> str:
+    """Returns where an application finds whether it has the model: its environment can't change while it runs."""
+    return f"{request.mount_path}/{_STATUS_FOLDER}/{wanted.alias}/status"
 
 
 def _set_env(container: dict[str, Any], variables: Mapping[str, str]) -> None:

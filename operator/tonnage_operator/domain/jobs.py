@@ -10,6 +10,7 @@ from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.domain import identity, plans, units
 from tonnage_operator.domain.loader_pod import (
     CACHE_ROOT,
+    TERMINATION_LOG,
     Loading,
     container,
     entry_volume,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Body = dict[str, Any]
 
-_REPORT: Final = ("--report", "/dev/termination-log", "--progress", "off")
+_REPORT: Final = ("--termination-log", TERMINATION_LOG)
 _RESOLVE_DEADLINE: Final = 600
 _CLEANUP_DEADLINE: Final = 600
 _LOAD_SLACK: Final = 300
@@ -153,7 +154,7 @@ def load_job(
     medium = weights.medium(installation)
     loading = Loading(
         plan=plans.load_plan(weights, seen, installation),
-        arguments=("load", "--cache", CACHE_ROOT, *_REPORT),
+        arguments=("load", "--cache", CACHE_ROOT, *_REPORT, "--progress", "off"),
         writes=memory_to_write(weights, seen.total_bytes, installation),
     )
     pod: Body = {
@@ -221,7 +222,8 @@ def cleanup_job(
         "image": installation.loader.image,
         "imagePullPolicy": installation.loader.pull_policy,
         "command": ["tonnage"],
-        "args": ["rm", "--cache", CACHE_ROOT, entry],
+        # An earlier attempt may have emptied it and not been heard.
+        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", entry],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         "securityContext": security_context(Delivery.HOST_PATH, installation),
         "terminationMessagePolicy": "FallbackToLogsOnError",

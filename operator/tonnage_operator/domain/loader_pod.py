@@ -23,6 +23,7 @@ CACHE_ROOT: Final = "/cache"
 RUN_FOLDER: Final = "/run/tonnage"
 READY_FILE: Final = f"{RUN_FOLDER}/ready"
 STATUS_FILE: Final = f"{RUN_FOLDER}/status"
+TERMINATION_LOG: Final = "/dev/termination-log"
 
 REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -159,7 +160,7 @@ def container(
         "env": _environment(weights.spec, loading),
         "resources": resources(weights.spec.loader.resources, installation, writes=loading.writes, override=override),
         "securityContext": security_context(delivery, installation, pod_has_user=pod_has_user),
-        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
