@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# Builds the Kubernetes programs that the tests run, once, into a cache outside of the clone, and prints that folder.
+# Builds the programs of a Kubernetes that tests and the local cluster run, once, into a cache outside of the clone, and
+# prints that folder.
 #
 #   hack/kubernetes/build.sh                      the control plane: API server, controller manager, scheduler, kubectl
-#   hack/kubernetes/build.sh kubelet kube-proxy   just these, in addition to whatever is there already
+#   hack/kubernetes/build.sh kubelet helm         just these, in addition to whatever is there already
+#   hack/kubernetes/build.sh --missing NAME...    builds nothing, prints which of them would be built
+#   hack/kubernetes/build.sh --has-go             builds nothing, exits with 3 where there is no Go that could
 #
 # A program that KUBEBUILDER_ASSETS already has (the name that envtest uses) is not built. A cold build of the control
-# plane takes 5 to 6 minutes on 2 cores; a later call takes milliseconds.
+# plane takes 5 to 6 minutes on 2 cores, all others about 3 more; a later call takes milliseconds.
 set -euo pipefail
 
 version=v1.34.4
+helm_version=v3.19.5
 built=2026-02-10T12:53:36Z
+oldest_go=1.24
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 target=${XDG_CACHE_HOME:-$HOME/.cache}/tonnage/kubernetes/$version
+only_list=
+if [ "${1:-}" = --missing ]; then
+  only_list=yes
+  shift
+fi
 programs=("$@")
 if [ ${#programs[@]} -eq 0 ]; then
   programs=(kube-apiserver kube-controller-manager kube-scheduler kubectl)
@@ -26,23 +36,85 @@ stamp() {
   done
 }
 
+# source_of PROGRAM: sets where it is built, from what, its link flags, and what it is made of if not of $version alone.
+source_of() {
+  made_of=()
+  case $1 in
+  helm)
+    module=$here/helm package=helm.sh/helm/v3/cmd/helm
+    flags="-X helm.sh/helm/v3/internal/version.version=$helm_version"
+    made_of=("$here/helm/go.mod")
+    ;;
+  coredns)
+    module=$here/coredns package=. flags=
+    made_of=("$here/coredns/go.mod" "$here/coredns/main.go")
+    ;;
+  pause | logging-proxy)
+    module=$here package=./$1 flags=
+    made_of=("$here/$1/main.go")
+    ;;
+  *)
+    module=$here package=k8s.io/kubernetes/cmd/$1
+    flags=$(stamp)
+    ;;
+  esac
+}
+
+# digest: names what a program is made of, so that a change of it is built.
+digest() { if [ ${#made_of[@]} -gt 0 ]; then cat "${made_of[@]}" | cksum; fi; }
+
+is_there() {
+  [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/$1" ] ||
+    { [ -x "$target/$1" ] && [ "$(cat "$target/.$1.made-of" 2>/dev/null || true)" = "$(digest)" ]; }
+}
+
+# find_go: prints the Go that builds. Distributions often have one that is too old.
+find_go() {
+  local go found
+  for go in "$(command -v go || true)" /usr/local/go/bin/go; do
+    [ -x "$go" ] || continue
+    found=$(GOTOOLCHAIN=local "$go" env GOVERSION)
+    if [ "$(printf '%s\n' "$oldest_go" "${found#go}" | sort -V | head -n 1)" = "$oldest_go" ]; then
+      echo "$go"
+      return
+    fi
+  done
+  return 1
+}
+
+if [ -n "$only_list" ]; then
+  for program in "${programs[@]}"; do
+    source_of "$program"
+    is_there "$program" || echo "$program"
+  done
+  exit
+fi
+
+if [ "${1:-}" = --has-go ]; then
+  find_go >/dev/null || exit 3
+  exit
+fi
+
 mkdir -p "$target"
 exec 9>"$target/.lock"
 flock 9
 for program in "${programs[@]}"; do
-  if [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/$program" ] || [ -x "$target/$program" ]; then
+  source_of "$program"
+  if is_there "$program"; then
     continue
   fi
-  if ! command -v go >/dev/null; then
-    echo "build.sh: $program is not in KUBEBUILDER_ASSETS nor in $target, and there is no Go to build it." >&2
+  if ! go=$(find_go); then
+    echo "build.sh: $program is not in KUBEBUILDER_ASSETS nor in $target, and there is no Go $oldest_go or newer to build" \
+      "it, neither on PATH nor in /usr/local/go (see https://go.dev/dl)." >&2
     exit 3
   fi
-  echo "build.sh: building $program $version, once" >&2
+  echo "build.sh: building $program, once" >&2
   (
-    cd "$here"
+    cd "$module"
     env CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off nice -n 10 \
-      go build -trimpath -buildvcs=false -ldflags "-s -w $(stamp)" -o "$target/.$program.part" "k8s.io/kubernetes/cmd/$program"
+      "$go" build -trimpath -buildvcs=false -ldflags "-s -w $flags" -o "$target/.$program.part" "$package"
   )
   mv "$target/.$program.part" "$target/$program"
+  digest >"$target/.$program.made-of"
 done
 echo "$target"

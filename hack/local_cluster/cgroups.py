@@ -1,0 +1,88 @@
+"""Control groups of the cluster's pods: one below the root of each hierarchy, whether cgroup v1, v2 or both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from local_cluster.errors import StartFailed
+
+NAME = "tonnage-cluster"
+_NEEDED = ("cpu", "cpuset", "memory", "pids")
+_REMOVE_TIMEOUT = 15.0
+
+
+def hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
+    """Returns where each hierarchy is mounted, with its type ``cgroup`` or ``cgroup2``, from a mountinfo's text."""
+    found: dict[Path, str] = {}
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        kind = after.split(" ", 1)[0]
+        if kind in {"cgroup", "cgroup2"}:
+            found.setdefault(Path(before.split(" ")[4]), kind)
+    return list(found.items())
+
+
+def missing(mountinfo: str) -> list[str]:
+    """Returns the controllers that pods need and this machine doesn't offer."""
+    offered: set[str] = set()
+    for path, kind in hierarchies(mountinfo):
+        if kind == "cgroup2":
+            with contextlib.suppress(OSError):
+                offered |= set((path / "cgroup.controllers").read_text().split())
+        else:
+            offered |= set(path.name.split(","))
+    return [name for name in _NEEDED if name not in offered]
+
+
+def make() -> None:
+    """Makes the cluster's group in each hierarchy.
+
+    Raises:
+        StartFailed: The kernel refused.
+    """
+    for path, kind in hierarchies(_mountinfo()):
+        group = path / NAME
+        try:
+            if kind == "cgroup2":
+                _delegate(path)
+            group.mkdir(exist_ok=True)
+            # A new group of cgroup v1 has no processors and no memory until it is told.
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if kind == "cgroup" and (group / name).exists():
+                    (group / name).write_text((path / name).read_text())
+        except OSError as error:
+            raise StartFailed(f"Can't make the control group {group}: {error.strerror}.") from error
+
+
+def remove() -> None:
+    """Removes the cluster's groups, whose processes must be ending.
+
+    Raises:
+        StartFailed: Some process stays in one of them.
+    """
+    deadline = time.monotonic() + _REMOVE_TIMEOUT
+    for path, _ in hierarchies(_mountinfo()):
+        group = path / NAME
+        while group.exists():
+            for folder, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
+            if not group.exists():
+                break
+            if time.monotonic() > deadline:
+                raise StartFailed(f"The control group {group} is still in use.")
+            time.sleep(0.05)  # the kernel has no event for an ended process that has left its group
+
+
+def _delegate(root: Path) -> None:
+    """Has the groups below the root of cgroup v2 offer the controllers that it has."""
+    for name in (root / "cgroup.controllers").read_text().split():
+        if name in (*_NEEDED, "hugetlb", "io"):
+            (root / "cgroup.subtree_control").write_text(f"+{name}")
+
+
+def _mountinfo() -> str:
+    return Path("/proc/self/mountinfo").read_text()

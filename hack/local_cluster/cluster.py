@@ -1,0 +1,276 @@
+"""The cluster as tests and the command use it.
+
+with start(folder) as cluster:
+    cluster.kubectl("get", "nodes")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from local_cluster import addresses, cgroups, parts, requirements, state
+from local_cluster.errors import FolderInUse, NotRunning
+from local_cluster.identity import all_pids, children, command_line
+from local_cluster.machine import Machine, find_running
+from local_cluster.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from local_cluster.object_storage import ObjectStorage
+    from local_cluster.process import Process
+
+
+class Cluster:
+    """A one-node cluster in a folder. Make one by ``start`` or ``attach``."""
+
+    node_name = addresses.NODE_NAME
+    node_address = addresses.NODE_ADDRESS
+    """The node's address. The S3 server, the API server and node ports are there, for pods and for this machine."""
+    host_address = addresses.HOST_ADDRESS
+    """This machine's address on the cable to the node: pods reach here what listens on it."""
+
+    def __init__(self, folder: Path, machine: Machine, known: state.State, progress: Progress) -> None:
+        self.folder = folder
+        self._machine = machine
+        self._state = known
+        self._progress = progress
+        self._parts = parts.Parts(folder, {name: Path(path) for name, path in known.programs.items()}, machine)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self._parts.clients.kubeconfig
+
+    @property
+    def program_folder(self) -> Path:
+        """The folder that has kubectl and helm."""
+        return self._parts.clients.kubectl_program.parent
+
+    def environment(self) -> dict[str, str]:
+        """Returns variables that point kubectl and helm at the cluster, over those of this process."""
+        return self._parts.clients.environment()
+
+    @property
+    def object_storage(self) -> ObjectStorage:
+        """The cluster's S3 server."""
+        return self._parts.object_storage
+
+    @property
+    def boot_id(self) -> str:
+        """The node's boot ID, another one after each ``reboot_node``."""
+        return self._machine.boot_id
+
+    @property
+    def runs(self) -> bool:
+        """Whether the node's machine is on."""
+        return self._machine.is_on
+
+    def processes(self) -> dict[str, Process]:
+        """Returns all programs of the cluster by name."""
+        return dict(self._parts.processes)
+
+    def process(self, name: str) -> Process:
+        """Returns a program of the cluster: ``kubelet``, ``containerd``, ``kube-apiserver`` and so on."""
+        return self._parts.processes[name]
+
+    def kubectl(self, *args: str, input: str | None = None, timeout: float = 60) -> str:  # noqa: A002
+        """Runs kubectl as the administrator and returns what it printed.
+
+        Args:
+            args: Its arguments.
+            input: What it reads, for ``-f -``.
+            timeout: Seconds after which it is ended.
+
+        Raises:
+            CommandFailed: It exited with an error, or ran out of time; with what it wrote to stderr.
+        """
+        return self._parts.clients.kubectl(*args, text=input, timeout=timeout)
+
+    def helm(self, *args: str, timeout: float = 300) -> str:
+        """Runs helm as the administrator and returns what it printed.
+
+        Raises:
+            CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
+        """
+        return self._parts.clients.helm(*args, timeout=timeout)
+
+    def import_image(self, archive: Path) -> None:
+        """Gives the node the images of a docker-archive, under the names in it. Pods must not always pull them.
+
+        Raises:
+            CommandFailed: containerd refused; with what it says.
+        """
+        self._parts.import_image(archive)
+
+    def shim_pids(self, pod_uid: str) -> list[int]:
+        """Returns the ids of the containerd shims that hold a pod's containers."""
+        shims = [pid for pid in all_pids() if any("containerd-shim" in each for each in command_line(pid)[:1])]
+        return [pid for pid in shims if any(f"pod{pod_uid}/" in _groups(child) for child in children(pid))]
+
+    def node_path(self, path: str) -> Path:
+        """Returns where a path of the node is seen from here, until the node reboots. Don't resolve it.
+
+        The node's /run, /dev/shm, /var/lib and /var/log are its own, everything else is this machine's.
+        """
+        return self._machine.root / path.lstrip("/")
+
+    def reboot_node(self) -> None:
+        """Cuts the node's power and switches it on again, with a new boot ID.
+
+        All processes end at once, the control plane and the S3 server among them, and what was in the node's memory is
+        lost; its disk stays. Returns when the node is ready again and says the new boot ID.
+        """
+        self._machine.power_off()
+        cgroups.remove()
+        self._up()
+
+    def stop(self) -> None:
+        """Ends the cluster and removes all that it made, its folder included where it made that. May be repeated."""
+        self._machine.power_off()
+        self._parts.reap()
+        self._machine.release()
+        cgroups.remove()
+        _empty(self.folder, self._state.made_folders)
+
+    def _up(self) -> None:
+        step = self._progress.step
+        try:
+            with step("the node's machine"):
+                cgroups.make()
+                self._machine.boot()
+                self._remember()
+            self._parts.start(step)
+        finally:
+            self._remember()
+
+    def _remember(self) -> None:
+        self._state.boot_id = self._machine.boot_id
+        self._state.holder, self._state.init = self._machine.holder, self._machine.init
+        self._state.processes = {name: process.identity for name, process in self._parts.processes.items()}
+        self._state.write(self.folder)
+
+
+def start(folder: Path, *, keep: bool = False, progress: Progress | None = None) -> Cluster:
+    """Starts a cluster whose files all lie in ``folder``, which must be empty or not there.
+
+    Args:
+        folder: Where it keeps its files.
+        keep: Whether it outlives the thread that starts it. Otherwise it ends with that, however that ends.
+        progress: Is told what happens.
+
+    Raises:
+        Lacking: This machine can't run one; the message names everything that is missing.
+        ClusterExists: Another one runs: there can be one on a machine.
+        FolderInUse: There is something else in the folder.
+        StartFailed: Some part did not come up. Nothing is left behind.
+    """
+    folder = folder.absolute()
+    progress = progress or Progress()
+    machine = Machine(folder, dies_with_starter=not keep)
+    clean(folder)
+    known = state.State(made_folders=_make(folder))
+    cluster = None
+    try:
+        requirements.ensure(folder, progress.tell)
+        found = parts.find_programs()
+        known.programs = {name: str(path) for name, path in found.items()}
+        known.keep = [str(path) for path in parts.kept_folders(found)]
+        machine.keep = [Path(path) for path in known.keep]
+        machine.reserve()
+        cgroups.remove()
+        known.write(folder)
+        cluster = Cluster(folder, machine, known, progress)
+        cluster._parts.make_files()  # noqa: SLF001
+        cluster._up()  # noqa: SLF001
+    except BaseException:
+        if cluster is not None:
+            cluster.stop()
+        else:
+            machine.release()
+            _empty(folder, known.made_folders)
+        raise
+    return cluster
+
+
+def attach(folder: Path) -> Cluster:
+    """Returns the cluster in ``folder`` that an earlier ``start(keep=True)`` left running, or of which parts are left.
+
+    Raises:
+        NotRunning: There is none.
+    """
+    folder = folder.absolute()
+    known = state.read(folder)
+    if known is None:
+        raise NotRunning(f"There is no local cluster in {folder}.", "Start it: python -m local_cluster up")
+    machine = Machine(folder, [Path(path) for path in known.keep], dies_with_starter=False)
+    machine.boot_id, machine.holder, machine.init = known.boot_id, known.holder, known.init
+    if not machine.is_on:
+        # Its starter may have been killed before it could note whom it started.
+        holder, where = find_running()
+        machine.holder = holder if where == folder else None
+        machine.init = None
+    cluster = Cluster(folder, machine, known, Progress())
+    for name, identity in known.processes.items():
+        if name in cluster._parts.processes:  # noqa: SLF001
+            cluster._parts.processes[name].identity = identity  # noqa: SLF001
+    return cluster
+
+
+def clean(folder: Path) -> None:
+    """Removes what is left of a cluster in ``folder`` whose machine is off; does nothing where there is none.
+
+    Raises:
+        ClusterExists: It runs.
+        FolderInUse: There is something else in the folder.
+    """
+    try:
+        rest = attach(folder)
+    except NotRunning:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.") from None
+        return
+    if rest.runs:
+        rest._machine.reserve()  # noqa: SLF001 - says who has it
+    rest.stop()
+
+
+def _make(folder: Path) -> list[str]:
+    made: list[str] = []
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            each.mkdir(mode=0o700)
+            made.append(str(each))
+    return made
+
+
+def _empty(folder: Path, made: Sequence[str]) -> None:
+    """Removes all in ``folder``, and those of the folders that the cluster made which are empty then."""
+    if folder.exists():
+        for each in folder.iterdir():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            else:
+                each.unlink()
+    for path in reversed(made):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()
+
+
+def _groups(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -1,0 +1,182 @@
+"""etcd, API server, controller manager and scheduler: their arguments, and how to tell that they are ready.
+
+Used for the local cluster's node, and for tests that need no more than an API server on loopback.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from local_cluster.errors import StartFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from local_cluster.process import Process
+
+_ISSUER = "https://kubernetes.default.svc"
+_POLL = 0.1
+"""Seconds between two questions whether something is ready."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the control plane listens; all but ``api`` on loopback."""
+
+    etcd: int = 2379
+    etcd_peer: int = 2380
+    api: int = 6443
+    controller_manager: int = 10257
+    scheduler: int = 10259
+
+
+@dataclass(frozen=True)
+class ControlPlaneSettings:
+    """What a control plane is made of.
+
+    ``folder`` holds all of its files. ``kubeconfigs`` are those of its own clients, by program. ``more`` are further
+    arguments by program.
+    """
+
+    folder: Path
+    address: str
+    service_range: str
+    ports: Ports
+    authorization: str
+    kubeconfigs: Mapping[str, Path]
+    audit_policy: str = ""
+    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where the API server answers."""
+        return f"https://{self.address}:{self.ports.api}"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate that signs the API server's (itself: it is self-signed)."""
+        return self.folder / "serving" / "apiserver.crt"
+
+    @property
+    def tokens_file(self) -> Path:
+        """Static bearer tokens, in the API server's format."""
+        return self.folder / "tokens.csv"
+
+    @property
+    def account_key(self) -> Path:
+        """The key that signs service-account tokens."""
+        return self.folder / "service-account.key"
+
+    @property
+    def audit_log(self) -> Path:
+        """What the audit policy asked for, one JSON object a line."""
+        return self.folder / "audit.log"
+
+
+def commands(settings: ControlPlaneSettings) -> dict[str, list[str]]:
+    """Returns the arguments of each program, by its name."""
+    made = {
+        "etcd": _etcd(settings),
+        "kube-apiserver": _api_server(settings),
+        "kube-controller-manager": _controller_manager(settings),
+        "kube-scheduler": _scheduler(settings),
+    }
+    return {name: [*arguments, *settings.more.get(name, ())] for name, arguments in made.items()}
+
+
+def await_api_server(settings: ControlPlaneSettings, token: str, process: Process, *, timeout: float = 60) -> None:
+    """Returns when the API server says that it is ready.
+
+    Raises:
+        StartFailed: It ended, or wasn't ready after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        if not process.runs:
+            raise StartFailed(f"The API server ended:\n{process.tail()}")
+        try:
+            request = urllib.request.Request(f"{settings.url}/readyz")
+            request.add_header("Authorization", f"Bearer {token}")
+            context = ssl.create_default_context(cafile=str(settings.ca_file))
+            with urllib.request.urlopen(request, timeout=10, context=context):
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            raise StartFailed(f"The API server was not ready after {timeout:.0f} s:\n{process.tail()}")
+        time.sleep(_POLL)
+
+
+def _etcd(settings: ControlPlaneSettings) -> list[str]:
+    client = f"http://127.0.0.1:{settings.ports.etcd}"
+    peer = f"http://127.0.0.1:{settings.ports.etcd_peer}"
+    return [
+        "--name=one",
+        f"--data-dir={settings.folder / 'etcd'}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=one={peer}",
+        "--unsafe-no-fsync",
+    ]
+
+
+def _api_server(settings: ControlPlaneSettings) -> list[str]:
+    arguments = [
+        f"--etcd-servers=http://127.0.0.1:{settings.ports.etcd}",
+        f"--bind-address={settings.address}",
+        f"--secure-port={settings.ports.api}",
+        f"--cert-dir={settings.ca_file.parent}",
+        f"--token-auth-file={settings.tokens_file}",
+        f"--authorization-mode={settings.authorization}",
+        f"--service-account-key-file={settings.account_key}",
+        f"--service-account-signing-key-file={settings.account_key}",
+        f"--service-account-issuer={_ISSUER}",
+        f"--api-audiences={_ISSUER}",
+        f"--service-cluster-ip-range={settings.service_range}",
+        "--allow-privileged=true",
+        # Webhooks are then called at their pods, with no need of kube-proxy where the API server runs.
+        "--enable-aggregator-routing=true",
+        "--profiling=false",
+    ]
+    if settings.audit_policy:
+        policy = settings.folder / "audit.yaml"
+        arguments += [f"--audit-policy-file={policy}", f"--audit-log-path={settings.audit_log}"]
+    return arguments
+
+
+def _controller_manager(settings: ControlPlaneSettings) -> list[str]:
+    return [
+        *_client("kube-controller-manager", settings, settings.ports.controller_manager),
+        f"--service-account-private-key-file={settings.account_key}",
+        "--use-service-account-credentials=true",
+        f"--root-ca-file={settings.ca_file}",
+    ]
+
+
+def _scheduler(settings: ControlPlaneSettings) -> list[str]:
+    return _client("kube-scheduler", settings, settings.ports.scheduler)
+
+
+def _client(program: str, settings: ControlPlaneSettings, port: int) -> list[str]:
+    kubeconfig = settings.kubeconfigs[program]
+    return [
+        f"--kubeconfig={kubeconfig}",
+        f"--authentication-kubeconfig={kubeconfig}",
+        f"--authorization-kubeconfig={kubeconfig}",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        "--kube-api-qps=200",
+        "--kube-api-burst=400",
+        "--profiling=false",
+    ]

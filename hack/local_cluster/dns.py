@@ -1,0 +1,50 @@
+"""Names of Services for pods: CoreDNS on the node's address, with the API server as its source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from local_cluster import addresses
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+USER = "system:coredns"
+READY_URL = "http://127.0.0.1:8181/ready"
+"""On the node's machine: answers 200 as soon as the server knows the Services."""
+
+
+def corefile(kubeconfig: Path) -> str:
+    """Returns the server's configuration. A name outside of the cluster does not exist, and pods learn so at once."""
+    return f"""\
+.:{addresses.DNS_PORT} {{
+    bind {addresses.NODE_ADDRESS}
+    errors
+    ready 127.0.0.1:8181
+    kubernetes {addresses.DOMAIN} {{
+        kubeconfig {kubeconfig}
+        ttl 2
+    }}
+    template ANY ANY {{
+        rcode NXDOMAIN
+    }}
+}}
+"""
+
+
+ROLE = f"""\
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {{name: "{USER}"}}
+rules:
+- {{apiGroups: [""], resources: [endpoints, services, pods, namespaces], verbs: [list, watch]}}
+- {{apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{name: "{USER}"}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "{USER}"}}
+subjects:
+- {{apiGroup: rbac.authorization.k8s.io, kind: User, name: "{USER}"}}
+"""
+"""What the server may read, as manifests."""

@@ -1,0 +1,96 @@
+"""Processes by id and start time, so that an id that the kernel gave to another process is never touched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STATE = 0
+_PARENT = 1
+_STARTED = 19
+"""Fields of ``/proc/<pid>/stat`` after the name in parentheses."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process for all time: its id, and when it started, in clock ticks since the boot."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Identity | None:
+        """Returns who has this id now, or None."""
+        fields = _stat(pid)
+        return cls(pid, int(fields[_STARTED])) if fields else None
+
+    def runs(self) -> bool:
+        """Whether it is still there and not just waiting for its parent to notice its end."""
+        fields = _stat(self.pid)
+        return bool(fields) and int(fields[_STARTED]) == self.started and fields[_STATE] not in "ZX"
+
+    def send(self, number: int) -> bool:
+        """Sends a signal; False when the process is gone."""
+        with self._handle() as handle:
+            if handle is None or not self.runs():
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, number)
+                return True
+            return False
+
+    def await_end(self, timeout: float) -> bool:
+        """Waits up to ``timeout`` seconds until it has ended; False when it has not."""
+        with self._handle() as handle:
+            if handle is None or not self.runs():
+                return True
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            return bool(poll.poll(timeout * 1000))
+
+    @contextlib.contextmanager
+    def _handle(self) -> Iterator[int | None]:
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            yield None
+            return
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def children(pid: int) -> list[int]:
+    """Returns the ids of the processes whose parent is ``pid``."""
+    return [each for each in all_pids() if (fields := _stat(each)) and int(fields[_PARENT]) == pid]
+
+
+def all_pids() -> list[int]:
+    """Returns the ids of all processes that run now."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def command_line(pid: int) -> list[str]:
+    """Returns the arguments of a process, the program's name first; empty when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rstrip("\0").split("\0") if text else []
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,166 @@
+"""What makes the machine a node: the files that containerd, kubelet, kube-proxy and CNI read, and their arguments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from local_cluster import addresses, cgroups
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+"""On the node's machine, which has a /run of its own."""
+PAUSE_IMAGE = "tonnage.dev/pause:1"
+
+
+@dataclass(frozen=True)
+class NodeFiles:
+    """Where the node's configuration lies."""
+
+    folder: Path
+
+    @property
+    def containerd(self) -> Path:
+        """Containerd's configuration."""
+        return self.folder / "containerd.toml"
+
+    @property
+    def networks(self) -> Path:
+        """The folder of CNI configurations."""
+        return self.folder / "cni"
+
+    @property
+    def kubelet(self) -> Path:
+        """The kubelet's configuration."""
+        return self.folder / "kubelet.json"
+
+    @property
+    def kube_proxy(self) -> Path:
+        """kube-proxy's configuration."""
+        return self.folder / "kube-proxy.json"
+
+    @property
+    def resolv_conf(self) -> Path:
+        """Names for pods that ask for the node's own resolution: there is none beyond the cluster."""
+        return self.folder / "resolv.conf"
+
+    def kubeconfig(self, program: str) -> Path:
+        """Returns the kubeconfig of ``program``."""
+        return self.folder / f"{program}.kubeconfig"
+
+
+def write_files(files: NodeFiles, *, cni_programs: Path, kubelet_clients: Path) -> None:
+    """Writes all of them. ``kubelet_clients`` is the authority of who may call the kubelet by certificate."""
+    files.networks.mkdir(exist_ok=True)
+    (files.networks / "10-pods.conflist").write_text(json.dumps(_network(), indent=1))
+    files.containerd.write_text(_containerd(cni_programs, files.networks))
+    files.resolv_conf.write_text("")
+    files.kubelet.write_text(json.dumps(_kubelet(kubelet_clients, files.resolv_conf), indent=1))
+    files.kube_proxy.write_text(json.dumps(_kube_proxy(files.kubeconfig("kube-proxy")), indent=1))
+
+
+def commands(files: NodeFiles) -> dict[str, list[str]]:
+    """Returns the arguments of each program, by its name."""
+    return {
+        "containerd": [f"--config={files.containerd}"],
+        "kubelet": [
+            f"--config={files.kubelet}",
+            f"--kubeconfig={files.kubeconfig('kubelet')}",
+            f"--hostname-override={addresses.NODE_NAME}",
+            f"--node-ip={addresses.NODE_ADDRESS}",
+        ],
+        "kube-proxy": [f"--config={files.kube_proxy}"],
+    }
+
+
+def _network() -> dict[str, Any]:
+    """Each pod gets a cable of its own to the node, which routes: no bridge, and kube-proxy sees all that passes."""
+    ranges = [[{"subnet": addresses.POD_RANGE}]]
+    cable = {
+        "type": "ptp",
+        "ipMasq": True,
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
+    }
+    host_ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+    return {"cniVersion": "0.4.0", "name": "pods", "plugins": [cable, host_ports]}
+
+
+def _containerd(cni_programs: Path, networks: Path) -> str:
+    runtimes = "plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc"
+    return f"""\
+version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+
+[grpc]
+address = "{CONTAINERD_SOCKET}"
+
+[plugins.'io.containerd.grpc.v1.cri']
+sandbox_image = "{PAUSE_IMAGE}"
+# A machine without CAP_SYS_RESOURCE can't lower a process's OOM score; without this line no sandbox starts there.
+restrict_oom_score_adj = true
+# A profile would be loaded into the kernel and outlive the cluster.
+disable_apparmor = true
+
+[plugins.'io.containerd.grpc.v1.cri'.cni]
+bin_dir = "{cni_programs}"
+conf_dir = "{networks}"
+
+[plugins.'io.containerd.grpc.v1.cri'.containerd]
+snapshotter = "overlayfs"
+default_runtime_name = "runc"
+
+[{runtimes}]
+runtime_type = "io.containerd.runc.v2"
+
+[{runtimes}.options]
+SystemdCgroup = false
+"""
+
+
+def _kubelet(clients: Path, resolv_conf: Path) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": addresses.NODE_ADDRESS,
+        "port": addresses.KUBELET_PORT,
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(clients)},
+        },
+        "authorization": {"mode": "Webhook"},
+        "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{cgroups.NAME}",
+        "failSwapOn": False,
+        "clusterDNS": [addresses.NODE_ADDRESS],
+        "clusterDomain": addresses.DOMAIN,
+        "resolvConf": str(resolv_conf),
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        # Images can't be pulled again, so none is ever collected.
+        "imageGCHighThresholdPercent": 100,
+        "evictionHard": {
+            "memory.available": "50Mi",
+            "nodefs.available": "1%",
+            "nodefs.inodesFree": "1%",
+            "imagefs.available": "1%",
+            "imagefs.inodesFree": "1%",
+        },
+    }
+
+
+def _kube_proxy(kubeconfig: Path) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "iptables",
+        "clientConnection": {"kubeconfig": str(kubeconfig)},
+        "hostnameOverride": addresses.NODE_NAME,
+        "clusterCIDR": addresses.POD_RANGE,
+        # The limits of connection tracking belong to the whole kernel: they stay as they are.
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+    }

@@ -1,0 +1,202 @@
+"""The programs that make up the cluster, in the order in which they come up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from local_cluster import addresses, credentials, dns, node, object_storage, pause_image, programs
+from local_cluster.clients import Clients
+from local_cluster.control_plane import ControlPlaneSettings, Ports, await_api_server
+from local_cluster.control_plane import commands as control_plane_commands
+from local_cluster.errors import CommandFailed, StartFailed
+from local_cluster.object_storage import ObjectStorage
+from local_cluster.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from local_cluster.credentials import User
+    from local_cluster.machine import Machine
+
+_USERS: dict[str, User] = {
+    credentials.ADMIN: ("admin", ("system:masters",)),
+    "kube-controller-manager": ("system:kube-controller-manager", ()),
+    "kube-scheduler": ("system:kube-scheduler", ()),
+    "kube-proxy": ("system:kube-proxy", ()),
+    "kubelet": (f"system:node:{addresses.NODE_NAME}", ("system:nodes",)),
+    "coredns": (dns.USER, ()),
+}
+"""Who calls the API server, by program."""
+_OF_MACHINE = ("etcd", "containerd", "ctr", "weed")
+_READY_TIMEOUT = 90
+
+
+def find_programs() -> dict[str, Path]:
+    """Returns the path of every program, building those that are missing (minutes, the first time).
+
+    The machine's own must have been found there before (see ``requirements``).
+    """
+    found = programs.built([*programs.CONTROL_PLANE, *programs.NODE, *programs.CLIENTS])
+    for name in (*_OF_MACHINE, "cni"):
+        path = programs.cni_programs() if name == "cni" else programs.of_machine(name)
+        assert path
+        found[name] = path
+    return found
+
+
+def kept_folders(found: Mapping[str, Path]) -> list[Path]:
+    """Returns the folders that programs on the node's machine need at their paths."""
+    folders = {path if path.is_dir() else path.parent for path in found.values()}
+    return sorted({*folders, Path(sys.prefix), Path(sys.base_prefix), programs.ROOT})
+
+
+class Parts:
+    """All programs of a cluster, started or not. ``folder`` holds their files."""
+
+    def __init__(self, folder: Path, found: Mapping[str, Path], machine: Machine) -> None:
+        self._folder = folder
+        self._found = found
+        self._machine = machine
+        self._node = node.NodeFiles(folder / "node")
+        self._storage = folder / "object-storage"
+        self._settings = self._control_plane_settings()
+        self._corefile = folder / "node" / "Corefile"
+        self.clients = Clients(found["kubectl"], found["helm"], folder / "admin.kubeconfig", folder / "clients")
+        self.processes = self._processes()
+        self.object_storage = ObjectStorage(
+            self._storage, self.processes[object_storage.SERVER], self.processes[object_storage.PROXY]
+        )
+
+    def make_files(self) -> None:
+        """Writes keys and configurations, once in a cluster's life."""
+        for name in ("control-plane", "node", "logs", "clients"):
+            (self._folder / name).mkdir()
+        object_storage.write_files(self._storage)
+        credentials.make_account_key(self._settings.account_key)
+        authority, key = self._kubelet_client
+        credentials.make_client_certificate(authority, key, name="kube-apiserver", groups=["system:masters"])
+        tokens = credentials.make_tokens(_USERS, self._settings.tokens_file)
+        for name, token in tokens.items():
+            file = self.clients.kubeconfig if name == credentials.ADMIN else self._node.kubeconfig(name)
+            credentials.write_kubeconfig(file, url=self._settings.url, ca_file=self._settings.ca_file, token=token)
+        credentials.write_private(self._token_file, tokens[credentials.ADMIN])
+        node.write_files(self._node, cni_programs=self._found["cni"], kubelet_clients=authority)
+        self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns")))
+        pause_image.write(self._pause_archive, self._found["pause"], node.PAUSE_IMAGE)
+
+    def start(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
+        """Starts all programs on the machine, which is on; returns when pods can run.
+
+        Raises:
+            StartFailed: One ended early or did not become ready; the message ends with its log.
+        """
+        for process in self.processes.values():
+            process.enter = self._machine.enter
+        with step("etcd, API server"):
+            for name in ("etcd", "kube-apiserver", "containerd", object_storage.SERVER, object_storage.PROXY):
+                self.processes[name].start()
+            token = self._token_file.read_text()
+            await_api_server(self._settings, token, self.processes["kube-apiserver"])
+        with step("containerd with its pause image"):
+            self._await_containerd()
+            self.import_image(self._pause_archive)
+        with step("DNS, controllers, scheduler, kubelet and kube-proxy"):
+            self.clients.kubectl("apply", "--server-side", "-f", "-", text=dns.ROLE)
+            for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"):
+                self.processes[name].start()
+        with step("S3 server"):
+            self.object_storage.await_ready()
+        with step("node ready"):
+            self._await_node()
+
+    def import_image(self, archive: Path) -> None:
+        """Gives containerd the images of a docker-archive."""
+        command = [*self._machine.enter, str(self._found["ctr"]), "--namespace=k8s.io", "images", "import", "-"]
+        with archive.open("rb") as content:
+            done = subprocess.run(command, stdin=content, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise CommandFailed(["ctr", "images", "import", str(archive)], done.returncode, done.stderr)
+
+    def reap(self) -> None:
+        """Takes note of programs that have ended with their machine."""
+        for process in self.processes.values():
+            process.stop()
+
+    def _processes(self) -> dict[str, Process]:
+        commands = {
+            **control_plane_commands(self._settings),
+            **node.commands(self._node),
+            **object_storage.commands(self._storage),
+            "coredns": [f"-conf={self._corefile}"],
+        }
+        environment = {"PATH": programs.search_path()}
+        return {
+            name: Process(
+                name,
+                [self._found.get("weed" if name == object_storage.SERVER else name, Path(name)), *arguments],
+                self._folder / "logs" / f"{name}.log",
+                environment=environment,
+            )
+            for name, arguments in commands.items()
+        }
+
+    def _control_plane_settings(self) -> ControlPlaneSettings:
+        certificate, key = self._kubelet_client
+        return ControlPlaneSettings(
+            folder=self._folder / "control-plane",
+            address=addresses.NODE_ADDRESS,
+            service_range=addresses.SERVICE_RANGE,
+            ports=Ports(api=addresses.API_PORT),
+            authorization="Node,RBAC",
+            kubeconfigs={name: self._node.kubeconfig(name) for name in _USERS},
+            more={
+                "kube-apiserver": [
+                    "--enable-admission-plugins=NodeRestriction",
+                    f"--advertise-address={addresses.NODE_ADDRESS}",
+                    "--kubelet-preferred-address-types=InternalIP",
+                    f"--kubelet-client-certificate={certificate}",
+                    f"--kubelet-client-key={key}",
+                ],
+            },
+        )
+
+    @property
+    def _kubelet_client(self) -> tuple[Path, Path]:
+        folder = self._folder / "control-plane"
+        return folder / "kubelet-client.crt", folder / "kubelet-client.key"
+
+    @property
+    def _token_file(self) -> Path:
+        return self._folder / "control-plane" / "admin-token"
+
+    @property
+    def _pause_archive(self) -> Path:
+        return self._folder / "node" / "pause.tar"
+
+    def _await_containerd(self) -> None:
+        version = [self._found["ctr"], "--connect-timeout=30s", "version"]
+        done = self._machine.run(*version)
+        if done.returncode:
+            raise StartFailed(f"containerd does not answer:\n{self.processes['containerd'].tail()}")
+
+    def _await_node(self) -> None:
+        name, boot = f"node/{addresses.NODE_NAME}", self._machine.boot_id
+        waits = [
+            [name, "--for=create"],
+            [name, f"--for=jsonpath={{.status.nodeInfo.bootID}}={boot}"],
+            [name, "--for=condition=Ready"],
+            ["serviceaccount/default", "--for=create"],
+        ]
+        for wait in waits:
+            try:
+                self.clients.kubectl("wait", f"--timeout={_READY_TIMEOUT}s", *wait, timeout=_READY_TIMEOUT + 30)
+            except CommandFailed as error:
+                raise StartFailed(f"{error}\n{self._tails()}") from error
+
+    def _tails(self) -> str:
+        ended = [process for process in self.processes.values() if not process.runs]
+        return "\n".join(f"{each.name}:\n{each.tail()}" for each in ended or [self.processes["kubelet"]])

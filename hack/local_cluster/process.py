@@ -1,0 +1,116 @@
+"""One long-running program: started in a process group of its own, remembered by id and start time, ended by id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from local_cluster.errors import NotRunning, StartFailed
+from local_cluster.identity import Identity, children
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_END_TIMEOUT = 10.0
+"""Seconds that a program gets to end after SIGTERM before it is killed."""
+_LOG_TAIL = 3000
+"""Characters of a log that an error quotes."""
+
+
+@dataclass
+class Process:
+    """A program with its arguments and its log.
+
+    ``enter`` is put in front of the command to have it run elsewhere (see ``machine``); that command must start the
+    program as its only child and end with it.
+    """
+
+    name: str
+    command: Sequence[str | Path]
+    log: Path
+    enter: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    identity: Identity | None = None
+    _starter: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The program's process id on this machine.
+
+        Raises:
+            NotRunning: It was never started.
+        """
+        if self.identity is None:
+            raise NotRunning(f"{self.name} was not started.")
+        return self.identity.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether the program runs now."""
+        if self._starter is not None:
+            self._starter.poll()
+        return self.identity is not None and self.identity.runs()
+
+    def start(self) -> None:
+        """Starts the program; its log is continued. Returns when its process exists.
+
+        Raises:
+            StartFailed: It ended before it could be seen.
+        """
+        command = [*self.enter, *map(str, self.command)]
+        with self.log.open("ab") as log:
+            self._starter = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+        self.identity = self._find(self._starter)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to the program. After SIGKILL, returns when it has ended."""
+        if self.identity is None or not self.identity.send(number):
+            return
+        if number == signal.SIGKILL:
+            self._await_end(_END_TIMEOUT)
+
+    def stop(self) -> None:
+        """Ends the program: asks it, and after 10 seconds kills it. Does nothing when it has ended already."""
+        self.kill(signal.SIGTERM)
+        if not self._await_end(_END_TIMEOUT):
+            self.kill(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Ends the program if it runs, and starts it again with the same arguments."""
+        self.stop()
+        self.start()
+
+    def tail(self) -> str:
+        """Returns the end of the log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return text[-_LOG_TAIL:]
+
+    def _await_end(self, timeout: float) -> bool:
+        ended = self.identity is None or self.identity.await_end(timeout)
+        if ended and self._starter is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._starter.wait(_END_TIMEOUT)
+        return ended
+
+    def _find(self, starter: subprocess.Popen[bytes]) -> Identity:
+        """Returns the program itself, which is a child of ``starter`` where something else starts it."""
+        deadline = time.monotonic() + _END_TIMEOUT
+        while starter.poll() is None and time.monotonic() < deadline:
+            pids = children(starter.pid) if self.enter else [starter.pid]
+            if pids and (identity := Identity.of(pids[0])):
+                return identity
+            time.sleep(0.002)  # the kernel has no event for "it forked"
+        raise StartFailed(f"{self.name} ended at once:\n{self.tail()}")

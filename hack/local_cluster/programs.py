@@ -1,0 +1,90 @@
+"""Where the programs of a cluster are: built once from Go modules, from KUBEBUILDER_ASSETS, or of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from local_cluster.errors import Lacking, StartFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "hack" / "kubernetes" / "build.sh"
+CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+NODE = ("kubelet", "kube-proxy", "coredns", "pause", "logging-proxy")
+CLIENTS = ("helm",)
+
+_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+_NO_GO = 3
+"""The exit status of build.sh where there is nothing to build with."""
+
+
+def built(names: Sequence[str]) -> dict[str, Path]:
+    """Returns the path of each program, building those that are missing (minutes, the first time).
+
+    Raises:
+        Lacking: Something has to be built and there is no Go.
+        StartFailed: A build failed; its output went to stderr.
+    """
+    assets = _assets()
+    found = {name: assets / name for name in names if (assets / name).exists()}
+    if missing := [name for name in names if name not in found]:
+        done = subprocess.run([SCRIPT, *missing], check=False, stdout=subprocess.PIPE, text=True)
+        if done.returncode == _NO_GO:
+            raise Lacking([no_go(missing)])
+        if done.returncode:
+            raise StartFailed(f"hack/kubernetes/build.sh failed with {done.returncode}.")
+        folder = Path(done.stdout.strip())
+        found |= {name: folder / name for name in missing}
+    return found
+
+
+def to_build(names: Sequence[str]) -> list[str]:
+    """Returns which of these programs have to be built first."""
+    done = subprocess.run([SCRIPT, "--missing", *names], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
+
+
+def has_go() -> bool:
+    """Whether there is a Go that can build the programs."""
+    return subprocess.run([SCRIPT, "--has-go"], check=False, capture_output=True).returncode == 0
+
+
+def no_go(missing: Sequence[str]) -> tuple[str, str]:
+    """Returns what to say where programs have to be built and there is no Go."""
+    remedy = (
+        "Install it from https://go.dev/dl so that it is on PATH or in /usr/local/go, "
+        "or set KUBEBUILDER_ASSETS to a folder that has them"
+    )
+    return f"Go 1.24 or newer, to build {', '.join(missing)}", f"{remedy}."
+
+
+def of_machine(name: str) -> Path | None:
+    """Returns where this machine (or KUBEBUILDER_ASSETS, or this Python's environment) has a program, or None."""
+    for folder in (_assets(), Path(sys.executable).parent):
+        if os.access(folder / name, os.X_OK):
+            return folder / name
+    found = shutil.which(name, path=search_path())
+    return Path(found) if found else None
+
+
+def cni_programs() -> Path | None:
+    """Returns the folder of the CNI plugins, or None."""
+    return next((Path(folder) for folder in _CNI_FOLDERS if os.access(f"{folder}/ptp", os.X_OK)), None)
+
+
+def search_path() -> str:
+    """Returns PATH with the folders of system programs, which a user's own PATH often lacks."""
+    own = os.environ.get("PATH", "").split(":")
+    return ":".join(dict.fromkeys(folder for folder in (*own, *_SYSTEM_FOLDERS) if folder))
+
+
+def _assets() -> Path:
+    return Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")

@@ -1,0 +1,33 @@
+"""Telling a person what happens, and how long each step took."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Progress:
+    """Silent; ``Printed`` is the one that tells."""
+
+    def tell(self, sentence: str) -> None:
+        """Says something."""
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Announces a step and, at its end, the seconds that it took."""
+        started = time.monotonic()
+        yield
+        self.tell(f"{time.monotonic() - started:5.1f} s  {name}")
+
+
+class Printed(Progress):
+    """Tells on stderr, line by line."""
+
+    def tell(self, sentence: str) -> None:
+        """Prints a line."""
+        print(sentence, file=sys.stderr, flush=True)

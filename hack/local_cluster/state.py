@@ -1,0 +1,55 @@
+"""What a later command must know of a running cluster: one JSON file in its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from local_cluster.identity import Identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "cluster.json"
+_VERSION = 1
+
+
+@dataclass
+class State:
+    """The machine's holder and the programs by name, with what outlives the cluster unless it is removed.
+
+    ``made_folders`` are those that the cluster made, the innermost last.
+    """
+
+    made_folders: list[str] = field(default_factory=list)
+    programs: dict[str, str] = field(default_factory=dict)
+    keep: list[str] = field(default_factory=list)
+    boot_id: str = ""
+    holder: Identity | None = None
+    init: Identity | None = None
+    processes: dict[str, Identity | None] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Replaces the file in ``folder``."""
+        part = folder / f".{FILE}"
+        part.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1))
+        part.replace(folder / FILE)
+
+
+def read(folder: Path) -> State | None:
+    """Returns the state in ``folder``, or None where there is none (or one of another version)."""
+    try:
+        fields = json.loads((folder / FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    if fields.pop("version", None) != _VERSION:
+        return None
+    for name in ("holder", "init"):
+        fields[name] = _identity(fields[name])
+    fields["processes"] = {name: _identity(each) for name, each in fields["processes"].items()}
+    return State(**fields)
+
+
+def _identity(fields: dict[str, int] | None) -> Identity | None:
+    return Identity(**fields) if fields else None
