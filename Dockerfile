@@ -56,22 +56,20 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && find /out/loader ! -type d -printf '/out/operator/%P\0' | xargs -0 rm -f \
     && find /out/operator -type d -empty -delete
 
-# Tonnage itself: whole for the operator, and as a package without the operator's half for the loader.
+# Tonnage itself: whole for the operator, and as a package without the operator's half for the loader. There is a list of
+# what comes along: .dockerignore. A wheel of Python files alone is installed by unpacking it.
 FROM tools AS package
 WORKDIR /build/source
-COPY pyproject.toml README.md LICENSE ./
-COPY loader loader
-COPY operator operator
-COPY hack/images/launch.py /build/
+COPY . .
 RUN for image in operator loader; do \
-        if [ "$image" = loader ]; then \
+        site="/out/$image/opt/tonnage/lib/python3.11/site-packages" \
+        && if [ "$image" = loader ]; then \
             sed -i -e '/^tonnage-operator = /d' -e 's|, "operator/tonnage_operator"||' pyproject.toml; \
         fi \
-        && /build/venv/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir "/build/$image" . \
-        && /build/venv/bin/pip --python /opt/tonnage/bin/python install --quiet --root "/out/$image" --no-compile \
-            --no-deps --no-index "/build/$image"/*.whl \
-        && install -D -m 0755 /build/launch.py "/out/$image/usr/local/bin/tonnage" \
-        && python3 -m compileall -q --invalidation-mode unchecked-hash -s "/out/$image" -p / "/out/$image/opt" \
+        && /build/venv/bin/hatchling build -t wheel -d "/build/$image" >/dev/null \
+        && python3 -m zipfile -e "/build/$image"/*.whl "$site" \
+        && python3 -m compileall -q --invalidation-mode unchecked-hash -s "/out/$image" -p / "$site" \
+        && install -D -m 0755 hack/images/launch.py "/out/$image/usr/local/bin/tonnage" \
         || exit 1; \
     done \
     && ln -s tonnage /out/operator/usr/local/bin/tonnage-operator
@@ -81,6 +79,11 @@ COPY --from=loader-packages /out/loader /
 
 # The loader. A pod says as which user it runs: root where it writes to a host path, anybody elsewhere.
 FROM packaged AS loader
+USER 65532:65532
+# It loads and ends, or holds: there is nothing to ask it. Pods have a probe for "loaded".
+HEALTHCHECK NONE
+ENTRYPOINT ["tonnage"]
+CMD ["--help"]
 COPY --from=package /out/loader /
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -89,15 +92,17 @@ LABEL org.opencontainers.image.title="tonnage-loader" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
-USER 65532:65532
-# It loads and ends, or holds: there is nothing to ask it. Pods have a probe for "loaded".
-HEALTHCHECK NONE
-ENTRYPOINT ["tonnage"]
-CMD ["--help"]
 
 # The operator: controller and webhook.
 FROM packaged AS operator
 COPY --from=operator-packages /out/operator /
+USER 65532:65532
+EXPOSE 8443 8080
+# For engines without probes of their own. Kubernetes doesn't look at this; the chart has probes.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["/opt/tonnage/bin/python", "-IB", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+ENTRYPOINT ["tonnage-operator"]
+CMD ["--help"]
 COPY --from=package /out/operator /
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -106,10 +111,3 @@ LABEL org.opencontainers.image.title="tonnage-operator" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
-USER 65532:65532
-EXPOSE 8443 8080
-# For engines without probes of their own. Kubernetes doesn't look at this; the chart has probes.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["/opt/tonnage/bin/python", "-IB", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
-ENTRYPOINT ["tonnage-operator"]
-CMD ["--help"]

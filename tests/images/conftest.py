@@ -1,0 +1,53 @@
+"""The real images, built or found by `hack/images/build.py`, and unpacked once for all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.containers import unpack
+
+if TYPE_CHECKING:
+    from support.containers import Image
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "hack" / "images"
+LACKING = 3
+"""The tools' exit code where a machine hasn't got what they need."""
+
+
+def _tool(*words: str) -> str:
+    """Runs one of the tools and returns what it printed; skips, in its words, where this machine can't do it."""
+    done = subprocess.run([sys.executable, *words], cwd=TOOLS, capture_output=True, text=True, check=False)
+    if done.returncode == LACKING:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def built() -> dict[str, Any]:
+    """What `hack/images/build.py` says about the images."""
+    if os.geteuid() != 0:
+        pytest.skip("containers are run as root here, and this user isn't")
+    _tool("host.py", "runc")
+    result: dict[str, Any] = json.loads(_tool("build.py"))
+    return result
+
+
+@pytest.fixture(scope="session")
+def loader(built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The loader's image."""
+    return unpack(Path(built["images"]["loader"]["archive"]), tmp_path_factory.mktemp("loader"))
+
+
+@pytest.fixture(scope="session")
+def operator(built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The operator's image."""
+    return unpack(Path(built["images"]["operator"]["archive"]), tmp_path_factory.mktemp("operator"))

@@ -1,0 +1,151 @@
+"""The Dockerfile and what it is built from, read without building."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "hack" / "images"
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Returns the Dockerfile's instructions, comments left out and continued lines joined."""
+    lines = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def shell_commands() -> list[list[str]]:
+    """Returns the words of all commands that are run."""
+    commands = []
+    for name, text in instructions():
+        if name == "RUN":
+            for part in re.split(r"&&|\|\||;|\|", text):
+                words = [word for word in shlex.split(part) if not word.startswith("--mount=")]
+                commands.append(words)
+    return commands
+
+
+def calls(*words: str) -> list[list[str]]:
+    """Returns the commands that have these words one after the other."""
+    return [command for command in shell_commands() if " ".join(words) in " ".join(command)]
+
+
+def test_stages_come_from_one_base_that_can_be_pinned():
+    stages = set()
+    for name, text in instructions():
+        if name == "FROM":
+            base, _, stage = text.split()
+            assert base == "${BASE}" or base in stages, text
+            stages.add(stage)
+    assert {"loader", "operator"} <= stages
+    assert ("ARG", "BASE=docker.io/library/debian:bookworm-slim") in instructions()
+
+
+def test_distribution_packages_are_pinned():
+    installs = calls("apt-get install")
+    assert installs
+    for command in installs:
+        packages = [word for word in command[command.index("install") + 1 :] if not word.startswith("-")]
+        assert packages
+        assert all(re.fullmatch(r"[a-z0-9.-]+=[0-9][^*]*(-\*|\*)?", package) for package in packages), packages
+
+
+def test_python_packages_come_by_hash_or_from_here():
+    installs = calls("pip", "install") + [command for command in shell_commands() if "wheel" in command]
+    assert len(installs) >= 4
+    for command in installs:
+        if any("pip" in word for word in command) and {"install", "wheel"} & set(command):
+            assert "--require-hashes" in command or {"--no-index", "--no-deps"} <= set(command), command
+
+
+def test_nothing_is_downloaded_otherwise():
+    for name, text in instructions():
+        assert name != "ADD"
+        assert not re.search(r"\b(curl|wget|git)\b|https?://(?!127\.0\.0\.1)", text), text
+
+
+def test_no_setting_of_a_machine_is_written_down():
+    for name, text in instructions():
+        if name in {"ARG", "ENV"}:
+            assert not re.search(r"index|proxy|mirror|token|password|://", text, re.IGNORECASE), text
+
+
+def test_users_are_numbers():
+    users = [text for name, text in instructions() if name == "USER"]
+    assert users == ["65532:65532"] * 2
+
+
+def copied() -> set[str]:
+    """Returns what is copied from the repository."""
+    found = set()
+    for name, text in instructions():
+        if name == "COPY" and "--from=" not in text:
+            found |= set(text.split()[:-1])
+    return found
+
+
+def test_the_context_holds_what_is_copied_and_nothing_else():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    assert lines[1] == "*"
+    for path in copied():
+        assert (ROOT / path).exists()
+        assert any(Path(path).match(rule) or rule.startswith(path) for rule in rules), path
+
+
+def test_the_operator_gets_the_loaders_versions():
+    def pins(name: str) -> set[str]:
+        text = (ROOT / "requirements" / name).read_text()
+        return set(re.findall(r"^([a-z0-9._-]+==[^ ]+)", text, re.MULTILINE))
+
+    assert pins("runtime.txt") <= pins("image-operator.txt")
+    assert pins("image-operator.txt") <= pins("test.txt")
+    assert pins("image-build.txt") <= pins("test.txt")
+    assert {pin.partition("==")[0] for pin in pins("image-build.txt")} >= {"hatchling"}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of all that the images are made of."""
+    script = "import inputs; print(*inputs.input_files(), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=TOOLS, capture_output=True, text=True, check=True)
+    for file in map(Path, done.stdout.splitlines()):
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    return tmp_path
+
+
+def key(clone: Path) -> str:
+    command = [sys.executable, "-c", "import inputs; print(inputs.key_of('settings'))"]
+    return subprocess.run(
+        command, cwd=clone / "hack" / "images", capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_all_that_is_copied_counts_for_the_key(clone: Path):
+    for path in copied():
+        assert (clone / path).exists(), path
+    keys = {key(clone)}
+    for name in ("loader/tonnage/errors.py", "requirements/runtime.txt", "Dockerfile"):
+        with (clone / name).open("a") as file:
+            file.write("\n")
+        keys.add(key(clone))
+    assert len(keys) == 4
+
+
+def test_what_running_leaves_behind_does_not_count_for_the_key(clone: Path):
+    before = key(clone)
+    folder = clone / "loader" / "tonnage" / "__pycache__"
+    folder.mkdir(exist_ok=True)
+    (folder / "errors.cpython-311.pyc").write_bytes(b"compiled")
+    assert key(clone) == before

@@ -1,0 +1,176 @@
+"""The loader's image at work: real containers, a real S3 server, a file that tensorizer wrote."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from tensorizer import TensorSerializer
+
+from support.containers import run_container, start_container
+from support.models import assert_same, read_entry
+from tonnage import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.containers import Image
+    from support.s3_server import SeaweedS3
+
+pytestmark = pytest.mark.timeout(600)
+
+STRANGER = 12345
+"""A user whom /etc/passwd doesn't know."""
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    """A small model."""
+    generator = torch.Generator().manual_seed(7)
+    return {f"layers.{number}.weight": torch.randn((64, 64), generator=generator) for number in range(4)}
+
+
+@pytest.fixture(scope="module")
+def source(s3: SeaweedS3, tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model in a bucket, with a companion."""
+    file = tmp_path_factory.mktemp("model") / "model.tensors"
+    serializer = TensorSerializer(str(file))
+    serializer.write_state_dict(tensors)
+    serializer.close()
+    bucket = s3.make_bucket()
+    s3.put(bucket, {"tiny/model.tensors": file, "tiny/config.json": b"{}"})
+    return f"s3://{bucket}/tiny/"
+
+
+@pytest.fixture
+def environment(s3: SeaweedS3) -> dict[str, str]:
+    """What the loader needs to reach the server, and nothing of this machine's."""
+    return s3.environment()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """An empty cache."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
+def last_line(text: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(text.strip().rpartition("\n")[2])
+    return report
+
+
+@pytest.mark.parametrize("user", [0, 65532, STRANGER])
+def test_any_user_loads_in_a_read_only_root_without_capabilities(
+    user: int,
+    loader: Image,
+    source: str,
+    environment: dict[str, str],
+    tensors: dict[str, torch.Tensor],
+    cache: Path,
+    tmp_path: Path,
+):
+    # Root without capabilities is no more than the owner of its files.
+    import os
+
+    os.chown(cache, user, user)
+    words = ["load", source, "--cache", "/cache", "--progress", "off"]
+    settings: dict[str, Any] = {"user": user, "environment": environment, "mounts": {"/cache": cache}}
+    code, out, err = run_container(loader, tmp_path, *words, **settings)
+    assert code == 0, err
+    report = last_line(out)
+    assert report["outcome"] == "loaded"
+    assert report["verified"] == "crc32"
+    assert_same(read_entry(cache / report["entry"] / "model"), tensors)
+    code, out, err = run_container(loader, tmp_path, *words, **settings)
+    assert code == 0, err
+    assert last_line(out)["outcome"] == "hit"
+
+
+def test_it_loads_without_a_home(loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path):
+    cache.chmod(0o777)
+    del environment["AWS_CONFIG_FILE"], environment["AWS_SHARED_CREDENTIALS_FILE"], environment["AWS_REGION"]
+    command = ["env", "-u", "HOME", "tonnage", "load", source, "--cache", "/cache", "--progress", "off"]
+    with start_container(
+        loader, tmp_path, command=command, user=STRANGER, environment=environment, mounts={"/cache": cache}
+    ) as container:
+        code, out, err = container.finish()
+    assert code == 0, err
+    assert last_line(out)["outcome"] == "loaded"
+
+
+def test_a_hit_as_a_whole_process_is_quick(
+    loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
+):
+    words = ["load", source, "--cache", "/cache", "--progress", "off"]
+    settings: dict[str, Any] = {"user": 0, "environment": environment, "mounts": {"/cache": cache}}
+    assert run_container(loader, tmp_path, *words, **settings)[0] == 0
+    timed = (
+        "import subprocess, sys, time; start = time.perf_counter(); done = subprocess.run(sys.argv[1:]); "
+        "print(time.perf_counter() - start); sys.exit(done.returncode)"
+    )
+    command = ["python3", "-c", timed, "tonnage", *words]
+    with start_container(loader, tmp_path, command=command, **settings) as container:
+        code, out, err = container.finish()
+    assert code == 0, err
+    assert float(out.strip().rpartition("\n")[2]) < 2  # 0.15 on a quiet machine; this one may be busy
+
+
+def test_holding_as_the_first_process_ends_at_sigterm(
+    loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
+):
+    command = ["tonnage", "load", source, "--cache", "/cache", "--progress", "off", "--hold"]
+    with start_container(
+        loader, tmp_path, command=command, user=0, environment=environment, mounts={"/cache": cache}
+    ) as container:
+        assert container.process.stdout
+        report = json.loads(container.process.stdout.readline())
+        assert report["outcome"] == "loaded"
+        first = container.execute("cat", "/proc/1/cmdline").stdout.split("\0")
+        assert "hold.py" in first[3]
+        container.kill(signal.SIGTERM)
+        started = time.monotonic()
+        code, _, err = container.finish(timeout=10)
+        assert (code, err) == (0, "")
+        assert time.monotonic() - started < 2
+
+
+def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path: Path, cache: Path):
+    # The address answers nobody, so that only the signal ends it.
+    command = ["tonnage", "load", "http://192.0.2.1/model.tensors", "--cache", "/cache", "--progress", "off"]
+    for _ in range(3):
+        with start_container(loader, tmp_path, command=command, user=0, mounts={"/cache": cache}) as container:
+            started = None
+            while started is None:
+                try:
+                    container.kill(signal.SIGTERM)
+                    started = time.monotonic()
+                except subprocess.CalledProcessError:
+                    assert container.process.poll() is None
+            container.finish(timeout=10)
+            assert time.monotonic() - started < 2
+            assert container.process.returncode in {32, 143}
+
+
+def test_it_says_which_version_it_is(loader: Image, tmp_path: Path):
+    code, out, err = run_container(loader, tmp_path, "version", "--json")
+    assert code == 0, err
+    assert json.loads(out)["tonnage"] == __version__
+
+
+def test_without_arguments_it_says_what_it_can_do(loader: Image, tmp_path: Path):
+    with start_container(loader, tmp_path) as container:
+        code, out, _ = container.finish()
+    assert code == 0
+    assert "load" in out
+
+
+def test_what_startup_probes_run_is_there(loader: Image, tmp_path: Path):
+    with start_container(loader, tmp_path, command=["test", "-e", "/usr/local/bin/tonnage"]) as container:
+        assert container.finish()[0] == 0

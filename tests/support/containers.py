@@ -1,0 +1,188 @@
+"""Images as they come out of the build, and containers of them, run by runc as containerd does: for tests as root."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_NUMBERS = itertools.count()
+_TIMEOUT = 30.0
+_NAMESPACES = ("pid", "ipc", "uts", "mount")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, unpacked. ``layers`` are the bytes of the files of each layer, the base's first."""
+
+    name: str
+    config: dict[str, Any]
+    root: Path
+    layers: tuple[int, ...]
+
+    @property
+    def command(self) -> list[str]:
+        """What a container runs that names nothing itself."""
+        return [*self.config["Entrypoint"], *self.config["Cmd"]]
+
+    def python_packages(self) -> dict[str, str]:
+        """Returns the installed distributions, with their versions, by normalized name."""
+        found = {}
+        for folder in self.root.glob("opt/tonnage/lib/python3.*/site-packages/*.dist-info"):
+            name, _, version = folder.name.removesuffix(".dist-info").partition("-")
+            found[name.lower().replace("_", "-").replace(".", "-")] = version
+        return found
+
+
+def unpack(archive: Path, folder: Path) -> Image:
+    """Unpacks a ``docker-archive`` with one image, layer upon layer, as an engine does."""
+    with tarfile.open(archive) as outer:
+        outer.extractall(folder / "archive", filter="data")
+    (manifest,) = json.loads((folder / "archive" / "manifest.json").read_text())
+    config = json.loads((folder / "archive" / manifest["Config"]).read_text())
+    root = folder / "root"
+    root.mkdir()
+    sizes = []
+    for name in manifest["Layers"]:
+        layer = folder / "archive" / name
+        subprocess.run(["tar", "--numeric-owner", "-xpf", str(layer), "-C", str(root)], check=True)
+        for mark in root.rglob(".wh.*"):
+            _remove(mark.with_name(mark.name.removeprefix(".wh.")))
+            mark.unlink()
+        with tarfile.open(layer) as members:
+            sizes.append(sum(member.size for member in members))
+    shutil.rmtree(folder / "archive")
+    return Image(manifest["RepoTags"][0], config["config"], root, tuple(sizes))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass
+class Container:
+    """A running container."""
+
+    name: str
+    process: subprocess.Popen[str]
+    state: Path
+    _runc: list[str] = field(default_factory=list)
+
+    def kill(self, number: signal.Signals) -> None:
+        """Sends a signal to its first process."""
+        subprocess.run([*self._runc, "kill", self.name, str(int(number))], check=True, capture_output=True)
+
+    def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs another command in it."""
+        command = [*self._runc, "exec", self.name, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+
+    def finish(self, timeout: float = _TIMEOUT) -> tuple[int, str, str]:
+        """Waits for its end and returns the exit code, standard output and standard error.
+
+        Raises:
+            TimeoutExpired: It goes on for longer than that many seconds.
+        """
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+
+@contextlib.contextmanager
+def start_container(
+    image: Image,
+    folder: Path,
+    *,
+    command: Sequence[str] = (),
+    user: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    mounts: Mapping[str, Path] | None = None,
+    own_network: bool = False,
+) -> Iterator[Container]:
+    """Starts a container as Tonnage's pods are: read-only root, no capability, no new privileges.
+
+    Args:
+        image: What of.
+        folder: A private one, for runc.
+        command: What to run; the image's own by default.
+        user: As whom, with a group of the same number; the image's own by default.
+        environment: Besides the image's own.
+        mounts: Folders of this machine by their paths in the container, writable.
+        own_network: With loopback alone, instead of the machine's network.
+    """
+    bundle = folder / f"bundle-{next(_NUMBERS)}"
+    bundle.mkdir()
+    name = f"tonnage-test-{os.getpid()}-{bundle.name}"
+    uid = int(image.config["User"].split(":")[0]) if user is None else user
+    variables = [*image.config["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
+    namespaces = (*_NAMESPACES, "network") if own_network else _NAMESPACES
+    specification = {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": uid, "gid": uid},
+            "args": list(command) or image.command,
+            "env": variables,
+            "cwd": image.config.get("WorkingDir") or "/",
+            "capabilities": {},
+            "noNewPrivileges": True,
+        },
+        "root": {"path": str(image.root), "readonly": True},
+        "mounts": [*_system_mounts(), *(_bind(where, what) for where, what in (mounts or {}).items())],
+        "linux": {"namespaces": [{"type": kind} for kind in namespaces], "maskedPaths": ["/proc/kcore"]},
+    }
+    (bundle / "config.json").write_text(json.dumps(specification))
+    runc = ["runc", "--root", str(folder / "runc")]
+    process = subprocess.Popen(
+        [*runc, "run", "--bundle", str(bundle), name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield Container(name, process, bundle, runc)
+        finally:
+            subprocess.run([*runc, "delete", "--force", name], check=False, capture_output=True)
+            process.kill()
+
+
+def _bind(where: str, what: Path) -> dict[str, Any]:
+    return {"destination": where, "source": str(what), "type": "bind", "options": ["rbind", "rw"]}
+
+
+def _system_mounts() -> list[dict[str, Any]]:
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        },
+    ]
+
+
+def run_container(image: Image, folder: Path, *words: str, **settings: Any) -> tuple[int, str, str]:
+    """Runs the image's program with ``words`` to its end; see ``start_container`` and ``Container.finish``."""
+    with start_container(image, folder, command=[*image.config["Entrypoint"], *words], **settings) as container:
+        return container.finish()
