@@ -40,8 +40,6 @@ CHILD_SECONDS = 150
 PEERS: list[dict[str, Any]] = [
     {"label": "tonnage", "contender": "tonnage", "memory": True},
     {"label": "InstantTensor", "contender": "instanttensor", "memory": True},
-    {"label": "tonnage, buffers of 8 MiB", "contender": "tonnage", "options": {"slot_bytes": 8 * MIB}},
-    {"label": "tonnage, 10 threads, 2 streams", "contender": "tonnage", "options": {"threads": 10, "streams": 2}},
     {"label": "pinned limit", "contender": "limit", "calls": 3},
     {"label": "tonnage, .tensors", "contender": "tonnage", "source": "tensors", "memory": True},
     {"label": "fastsafetensors, tuned", "contender": "fastsafetensors", "memory": True},
@@ -71,10 +69,7 @@ HUGE: list[dict[str, Any]] = [
     {"label": "InstantTensor", "contender": "instanttensor"},
     {"label": "tonnage, registered pages", "contender": "tonnage", "options": {"way": "register"}},
     {"label": "pinned limit", "contender": "limit", "calls": 3},
-    {"label": "tonnage, registered pages, 8 threads × 64 MiB", "contender": "tonnage",
-     "options": {"way": "register", "threads": 8, "register_bytes": 64 * MIB}},
     {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
-    {"label": "tonnage, 12 threads", "contender": "tonnage", "options": {"threads": 12}},
 ]  # fmt: skip
 
 
@@ -249,8 +244,9 @@ class Bench:
             {"label": "safetensors", "contender": "safetensors"},
         ]
         try:
-            for number in range(min(self.arguments.rounds, 3)):
-                for spec in [*plans[number:], *plans[:number]]:
+            for number in range(self.arguments.rounds):
+                turn = number % len(plans)
+                for spec in [*plans[turn:], *plans[:turn]]:
                     if self.left() < 0:
                         return
                     try:

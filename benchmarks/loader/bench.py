@@ -59,11 +59,19 @@ def parse_arguments() -> argparse.Namespace:
     add("--regime", choices=("cpu", "network"), default="cpu", help="what limits: the cores, or a shaped network")
     add("--rate", type=int, default=400, help="the shaped network's megabytes (10^6) a second")
     add("--huge", action="store_true", help="caches lie in a tmpfs of huge pages, mounted for the run (root only)")
-    add("--size", type=parse_bytes, help="the model's bytes, such as 2G; default 2G, with a shaped network 4G")
+    add("--size", type=parse_bytes, help="the model's bytes, such as 2G (default: 4G)")
     add("--repetitions", type=int, default=5)
     add("--hits", type=int, default=20, help="how many cache hits to time")
     add("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     add("--no-tuning", dest="tuning", action="store_false", help="peers run in the first of their settings")
+    add(
+        "--settings",
+        nargs="+",
+        default=[],
+        type=lambda text: tuple(text.split("=", 1)),
+        metavar="KEY=VALUE",
+        help="of the peers' settings try just those with this value, such as readers=16",
+    )
     add(
         "--server", choices=("auto", "nginx", "sendfile", "seaweedfs"), default="auto", help="auto: nginx if it's there"
     )
@@ -81,7 +89,7 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.regime == "network":
         machine.enter_shaped_network(arguments.rate * 10**6)
-    size = arguments.size or (4 << 30 if arguments.regime == "network" else 2 << 30)
+    size = arguments.size or 4 << 30
     kind = arguments.server
     if kind == "auto":
         kind = "nginx" if arguments.nginx else "sendfile"
@@ -167,7 +175,10 @@ def race(
 
 def tune(contender: Contender, setting: Setting, arguments: argparse.Namespace) -> Variant:
     """Runs each variant once and returns the fastest; a contender with one runs too, to be warm like the others."""
-    variants = contender.variants if arguments.tuning else contender.variants[:1]
+    wanted = [
+        v for v in contender.variants if all(str(v.get(key, value)) == value for key, value in arguments.settings)
+    ]
+    variants = (wanted or contender.variants)[: None if arguments.tuning else 1]
     speeds = []
     for variant in variants:
         speed = run(contender, setting, variant).gigabytes_per_second
