@@ -1,4 +1,4 @@
-"""Control groups of the cluster's pods: one below the root of each hierarchy, whether cgroup v1, v2 or both."""
+"""Control groups of a cluster's pods: one below the root of each hierarchy, whether cgroup v1, v2 or both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from local_cluster.errors import StartFailed
 
-NAME = "tonnage-cluster"
 _NEEDED = ("cpu", "cpuset", "memory", "pids")
 _REMOVE_TIMEOUT = 15.0
 
@@ -37,35 +36,35 @@ def missing(mountinfo: str) -> list[str]:
     return [name for name in _NEEDED if name not in offered]
 
 
-def make() -> None:
-    """Makes the cluster's group in each hierarchy.
+def make(name: str) -> None:
+    """Makes a cluster's group in each hierarchy.
 
     Raises:
         StartFailed: The kernel refused.
     """
     for path, kind in hierarchies(_mountinfo()):
-        group = path / NAME
+        group = path / name
         try:
             if kind == "cgroup2":
                 _delegate(path)
             group.mkdir(exist_ok=True)
             # A new group of cgroup v1 has no processors and no memory until it is told.
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                if kind == "cgroup" and (group / name).exists():
-                    (group / name).write_text((path / name).read_text())
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if kind == "cgroup" and (group / file).exists():
+                    (group / file).write_text((path / file).read_text())
         except OSError as error:
             raise StartFailed(f"Can't make the control group {group}: {error.strerror}.") from error
 
 
-def remove() -> None:
-    """Removes the cluster's groups, whose processes must be ending.
+def remove(name: str) -> None:
+    """Removes a cluster's groups, whose processes must be ending.
 
     Raises:
         StartFailed: Some process stays in one of them.
     """
     deadline = time.monotonic() + _REMOVE_TIMEOUT
     for path, _ in hierarchies(_mountinfo()):
-        group = path / NAME
+        group = path / name
         while group.exists():
             for folder, _, _ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):

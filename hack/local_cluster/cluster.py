@@ -11,10 +11,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from local_cluster import addresses, cgroups, parts, requirements, state
-from local_cluster.errors import FolderInUse, NotRunning
+from local_cluster import network, parts, requirements, state
+from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
 from local_cluster.identity import all_pids, children, command_line
-from local_cluster.machine import Machine, find_running
+from local_cluster.machine import Machine, running
 from local_cluster.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 class Cluster:
     """A one-node cluster in a folder. Make one by ``start`` or ``attach``."""
 
-    node_name = addresses.NODE_NAME
-    node_address = addresses.NODE_ADDRESS
-    """The node's address. The S3 server, the API server and node ports are there, for pods and for this machine."""
-    host_address = addresses.HOST_ADDRESS
-    """This machine's address on the cable to the node: pods reach here what listens on it."""
+    node_name = network.NODE_NAME
 
     def __init__(self, folder: Path, machine: Machine, known: state.State, progress: Progress) -> None:
         self.folder = folder
@@ -45,9 +41,22 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def node_address(self) -> str:
+        """The node's address. The S3 server, the API server and node ports are there, for pods and for this machine."""
+        return self._machine.network.node_address
+
+    @property
+    def host_address(self) -> str:
+        """This machine's address on its cable to the node: pods reach here what listens on it."""
+        return self._machine.network.host_address
 
     @property
     def kubeconfig(self) -> Path:
@@ -134,22 +143,21 @@ class Cluster:
         lost; its disk stays. Returns when the node is ready again and says the new boot ID.
         """
         self._machine.power_off()
-        cgroups.remove()
         self._up()
 
     def stop(self) -> None:
         """Ends the cluster and removes all that it made, its folder included where it made that. May be repeated."""
         self._machine.power_off()
         self._parts.reap()
-        self._machine.release()
-        cgroups.remove()
+        if self._machine.reserve_again():
+            self._machine.clear()
+            self._machine.release()
         _empty(self.folder, self._state.made_folders)
 
     def _up(self) -> None:
         step = self._progress.step
         try:
             with step("the node's machine"):
-                cgroups.make()
                 self._machine.boot()
                 self._remember()
             self._parts.start(step)
@@ -173,7 +181,7 @@ def start(folder: Path, *, keep: bool = False, progress: Progress | None = None)
 
     Raises:
         Lacking: This machine can't run one; the message names everything that is missing.
-        ClusterExists: Another one runs: there can be one on a machine.
+        ClusterExists: There is one in the folder, or there are 16 on this machine.
         FolderInUse: There is something else in the folder.
         StartFailed: Some part did not come up. Nothing is left behind.
     """
@@ -190,7 +198,7 @@ def start(folder: Path, *, keep: bool = False, progress: Progress | None = None)
         known.keep = [str(path) for path in parts.kept_folders(found)]
         machine.keep = [Path(path) for path in known.keep]
         machine.reserve()
-        cgroups.remove()
+        known.slot = machine.slot
         known.write(folder)
         cluster = Cluster(folder, machine, known, progress)
         cluster._parts.make_files()  # noqa: SLF001
@@ -214,13 +222,20 @@ def attach(folder: Path) -> Cluster:
     folder = folder.absolute()
     known = state.read(folder)
     if known is None:
-        raise NotRunning(f"There is no local cluster in {folder}.", "Start it: python -m local_cluster up")
+        raise NotRunning(
+            f"There is no local cluster in {folder}.",
+            "Start it: python -m local_cluster up",
+        )
     machine = Machine(folder, [Path(path) for path in known.keep], dies_with_starter=False)
-    machine.boot_id, machine.holder, machine.init = known.boot_id, known.holder, known.init
+    machine.slot, machine.boot_id, machine.holder, machine.init = (
+        known.slot,
+        known.boot_id,
+        known.holder,
+        known.init,
+    )
     if not machine.is_on:
         # Its starter may have been killed before it could note whom it started.
-        holder, where = find_running()
-        machine.holder = holder if where == folder else None
+        machine.holder = next((holder for holder, where in running() if where == folder), None)
         machine.init = None
     cluster = Cluster(folder, machine, known, Progress())
     for name, identity in known.processes.items():
@@ -240,10 +255,16 @@ def clean(folder: Path) -> None:
         rest = attach(folder)
     except NotRunning:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.") from None
+            raise FolderInUse(
+                f"{folder} is not empty, and there is no cluster in it.",
+                "Choose another one.",
+            ) from None
         return
     if rest.runs:
-        rest._machine.reserve()  # noqa: SLF001 - says who has it
+        raise ClusterExists(
+            f"A local cluster runs in {folder}.",
+            "End it first, or choose another folder.",
+        )
     rest.stop()
 
 

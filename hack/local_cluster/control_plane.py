@@ -150,7 +150,10 @@ def _api_server(settings: ControlPlaneSettings) -> list[str]:
     ]
     if settings.audit_policy:
         policy = settings.folder / "audit.yaml"
-        arguments += [f"--audit-policy-file={policy}", f"--audit-log-path={settings.audit_log}"]
+        arguments += [
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={settings.audit_log}",
+        ]
     return arguments
 
 

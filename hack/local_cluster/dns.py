@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from local_cluster import addresses
+from local_cluster import network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,14 +14,14 @@ READY_URL = "http://127.0.0.1:8181/ready"
 """On the node's machine: answers 200 as soon as the server knows the Services."""
 
 
-def corefile(kubeconfig: Path) -> str:
+def corefile(kubeconfig: Path, address: str) -> str:
     """Returns the server's configuration. A name outside of the cluster does not exist, and pods learn so at once."""
     return f"""\
-.:{addresses.DNS_PORT} {{
-    bind {addresses.NODE_ADDRESS}
+.:{network.DNS_PORT} {{
+    bind {address}
     errors
     ready 127.0.0.1:8181
-    kubernetes {addresses.DOMAIN} {{
+    kubernetes {network.DOMAIN} {{
         kubeconfig {kubeconfig}
         ttl 2
     }}

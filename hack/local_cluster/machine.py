@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local_cluster import addresses
-from local_cluster.errors import ClusterExists, StartFailed
+from local_cluster import cgroups, network
+from local_cluster.errors import ClusterExists, NotRunning, StartFailed
 from local_cluster.identity import Identity, all_pids, children, command_line
+from local_cluster.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _INIT = Path(__file__).with_name("machine.sh")
-_LOCK = "\0tonnage-local-cluster"
+_LOCK = "\0tonnage-local-cluster-{slot}"
 """An abstract socket: the kernel gives it to one process at a time and frees it with the last one that holds it."""
 _END_TIMEOUT = 60.0
 
@@ -42,6 +43,7 @@ class Machine:
     folder: Path
     keep: Sequence[Path] = ()
     dies_with_starter: bool = True
+    slot: int | None = None
     holder: Identity | None = None
     init: Identity | None = None
     boot_id: str = ""
@@ -68,21 +70,36 @@ class Machine:
         assert self.init
         return Path(f"/proc/{self.init.pid}/root")
 
-    def reserve(self) -> None:
-        """Makes sure that this is the only local cluster on this machine, until ``release`` and the machine's end.
+    @property
+    def network(self) -> Network:
+        """The addresses, which come with the slot.
 
         Raises:
-            ClusterExists: Another one runs; the message says which.
+            NotRunning: No slot was taken.
         """
-        self._lock = socket.socket(socket.AF_UNIX)
-        try:
-            self._lock.bind(_LOCK)
-        except OSError as error:
-            self.release()
-            holder, folder = find_running()
-            where = f" in {folder} (process {holder.pid})" if holder else ", which is starting or ending"
-            remedy = f"End it first: python -m local_cluster down --folder {folder}" if holder else "Try again soon."
-            raise ClusterExists(f"This machine has a local cluster already{where}.", remedy) from error
+        if self.slot is None:
+            raise NotRunning("The machine has no slot.")
+        return Network(self.slot)
+
+    def reserve(self) -> None:
+        """Takes a slot, until ``release`` and the machine's end.
+
+        Raises:
+            ClusterExists: All are taken; the message says where clusters run.
+        """
+        for slot in range(network.SLOTS):
+            if self._take(slot):
+                self.slot = slot
+                return
+        folders = ", ".join(str(folder) for _, folder in running())
+        raise ClusterExists(
+            f"All {network.SLOTS} local clusters that a machine can have are there: {folders}.",
+            "End one: python -m local_cluster --folder FOLDER down",
+        )
+
+    def reserve_again(self) -> bool:
+        """Takes its own slot; False when another cluster has it by now."""
+        return self.slot is not None and (self._lock is not None or self._take(self.slot))
 
     def release(self) -> None:
         """Gives the reservation back, as far as this process holds it."""
@@ -90,20 +107,48 @@ class Machine:
             self._lock.close()
             self._lock = None
 
+    def _take(self, slot: int) -> bool:
+        lock = socket.socket(socket.AF_UNIX)
+        try:
+            lock.bind(_LOCK.format(slot=slot))
+        except OSError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
     def boot(self) -> None:
         """Switches the machine on, with a boot ID of its own, and connects it.
 
         Raises:
+            ClusterExists: Another cluster has its slot.
             StartFailed: The kernel refused something; the message says what.
         """
-        if self._lock is None:
-            self.reserve()
-        assert self._lock
+        if not self.reserve_again() or self._lock is None:
+            raise ClusterExists(
+                "Another local cluster has taken this one's network.",
+                "End that one first.",
+            )
+        self.clear()
+        cgroups.make(self.network.control_group)
         self.boot_id = str(uuid.uuid4())
         log = self.folder / "machine.log"
         spaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--mount-proc"]
-        command = [*_tied(self.dies_with_starter), _tool("unshare"), *spaces, "--fork", "--kill-child=KILL", "--"]
-        command += [str(_INIT), str(self.folder), self.boot_id, addresses.NODE_NAME, *map(str, self.keep)]
+        command = [
+            *_tied(self.dies_with_starter),
+            _tool("unshare"),
+            *spaces,
+            "--fork",
+            "--kill-child=KILL",
+            "--",
+        ]
+        command += [
+            str(_INIT),
+            str(self.folder),
+            self.boot_id,
+            network.NODE_NAME,
+            *map(str, self.keep),
+        ]
         with log.open("ab") as output:
             self._starter = subprocess.Popen(
                 command,
@@ -139,43 +184,61 @@ class Machine:
         if self._starter is not None:
             self._starter.wait()
         self.holder = self.init = self._starter = None
-        disconnect()
+
+    def clear(self) -> None:
+        """Removes what can outlive the machine outside of its folder. It must be off, and its slot reserved."""
+        with contextlib.suppress(StartFailed):  # mostly the kernel was quicker
+            _ip("link", "delete", self.network.host_link)
+        cgroups.remove(self.network.control_group)
 
     def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Runs a command on the machine and returns how it ended."""
         return subprocess.run(
-            [*self.enter, *map(str, command)], check=False, capture_output=True, text=True, timeout=timeout
+            [*self.enter, *map(str, command)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     def _connect(self) -> None:
         assert self.init
-        disconnect()
-        size = addresses.PREFIX_LENGTH
-        here, there = addresses.HOST_LINK, addresses.NODE_LINK
-        _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", str(self.init.pid))
-        _ip("address", "add", f"{addresses.HOST_ADDRESS}/{size}", "dev", here)
+        net, size = self.network, network.PREFIX_LENGTH
+        here, there = net.host_link, network.NODE_LINK
+        _ip(
+            "link",
+            "add",
+            here,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            there,
+            "netns",
+            str(self.init.pid),
+        )
+        _ip("address", "add", f"{net.host_address}/{size}", "dev", here)
         _ip("link", "set", here, "up")
-        inside = [f"address add {addresses.NODE_ADDRESS}/{size} dev {there}", f"link set {there} up", "link set lo up"]
+        inside = [
+            f"address add {net.node_address}/{size} dev {there}",
+            f"link set {there} up",
+            "link set lo up",
+        ]
         for arguments in inside:
             done = self.run(_tool("ip"), *arguments.split())
             if done.returncode:
                 raise StartFailed(f"ip {arguments} failed on the node: {done.stderr.strip()}")
 
 
-def find_running() -> tuple[Identity, Path] | tuple[None, None]:
-    """Returns who holds the machine that runs on this machine, and its folder."""
+def running() -> list[tuple[Identity, Path]]:
+    """Returns who holds each machine of a cluster that runs on this machine, and its folder."""
+    found = []
     for pid in all_pids():
         arguments = command_line(pid)
         scripts = [place for place, each in enumerate(arguments) if each.endswith("/local_cluster/machine.sh")]
         if scripts and "--kill-child=KILL" in arguments and (holder := Identity.of(pid)):
-            return holder, Path(arguments[scripts[0] + 1])
-    return None, None
-
-
-def disconnect() -> None:
-    """Takes away this machine's end of the cable, and with it the other."""
-    with contextlib.suppress(StartFailed):
-        _ip("link", "delete", addresses.HOST_LINK)
+            found.append((holder, Path(arguments[scripts[0] + 1])))
+    return found
 
 
 def _ip(*arguments: str) -> None:

@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from local_cluster import addresses, cgroups
+from local_cluster import network
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from local_cluster.network import Network
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 """On the node's machine, which has a /run of its own."""
@@ -52,25 +54,25 @@ class NodeFiles:
         return self.folder / f"{program}.kubeconfig"
 
 
-def write_files(files: NodeFiles, *, cni_programs: Path, kubelet_clients: Path) -> None:
+def write_files(files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_clients: Path) -> None:
     """Writes all of them. ``kubelet_clients`` is the authority of who may call the kubelet by certificate."""
     files.networks.mkdir(exist_ok=True)
     (files.networks / "10-pods.conflist").write_text(json.dumps(_network(), indent=1))
     files.containerd.write_text(_containerd(cni_programs, files.networks))
     files.resolv_conf.write_text("")
-    files.kubelet.write_text(json.dumps(_kubelet(kubelet_clients, files.resolv_conf), indent=1))
+    files.kubelet.write_text(json.dumps(_kubelet(net, kubelet_clients, files.resolv_conf), indent=1))
     files.kube_proxy.write_text(json.dumps(_kube_proxy(files.kubeconfig("kube-proxy")), indent=1))
 
 
-def commands(files: NodeFiles) -> dict[str, list[str]]:
+def commands(files: NodeFiles, net: Network) -> dict[str, list[str]]:
     """Returns the arguments of each program, by its name."""
     return {
         "containerd": [f"--config={files.containerd}"],
         "kubelet": [
             f"--config={files.kubelet}",
             f"--kubeconfig={files.kubeconfig('kubelet')}",
-            f"--hostname-override={addresses.NODE_NAME}",
-            f"--node-ip={addresses.NODE_ADDRESS}",
+            f"--hostname-override={network.NODE_NAME}",
+            f"--node-ip={net.node_address}",
         ],
         "kube-proxy": [f"--config={files.kube_proxy}"],
     }
@@ -78,11 +80,15 @@ def commands(files: NodeFiles) -> dict[str, list[str]]:
 
 def _network() -> dict[str, Any]:
     """Each pod gets a cable of its own to the node, which routes: no bridge, and kube-proxy sees all that passes."""
-    ranges = [[{"subnet": addresses.POD_RANGE}]]
+    ranges = [[{"subnet": network.POD_RANGE}]]
     cable = {
         "type": "ptp",
         "ipMasq": True,
-        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
+        "ipam": {
+            "type": "host-local",
+            "ranges": ranges,
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
     }
     host_ports = {"type": "portmap", "capabilities": {"portMappings": True}}
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [cable, host_ports]}
@@ -121,12 +127,12 @@ SystemdCgroup = false
 """
 
 
-def _kubelet(clients: Path, resolv_conf: Path) -> dict[str, Any]:
+def _kubelet(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": addresses.NODE_ADDRESS,
-        "port": addresses.KUBELET_PORT,
+        "address": net.node_address,
+        "port": network.KUBELET_PORT,
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
@@ -135,10 +141,10 @@ def _kubelet(clients: Path, resolv_conf: Path) -> dict[str, Any]:
         "authorization": {"mode": "Webhook"},
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{cgroups.NAME}",
+        "cgroupRoot": f"/{net.control_group}",
         "failSwapOn": False,
-        "clusterDNS": [addresses.NODE_ADDRESS],
-        "clusterDomain": addresses.DOMAIN,
+        "clusterDNS": [net.node_address],
+        "clusterDomain": network.DOMAIN,
         "resolvConf": str(resolv_conf),
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         # Images can't be pulled again, so none is ever collected.
@@ -159,8 +165,13 @@ def _kube_proxy(kubeconfig: Path) -> dict[str, Any]:
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
         "clientConnection": {"kubeconfig": str(kubeconfig)},
-        "hostnameOverride": addresses.NODE_NAME,
-        "clusterCIDR": addresses.POD_RANGE,
+        "hostnameOverride": network.NODE_NAME,
+        "clusterCIDR": network.POD_RANGE,
         # The limits of connection tracking belong to the whole kernel: they stay as they are.
-        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
     }

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from local_cluster import addresses
+from local_cluster import network
 from local_cluster.credentials import write_private
 from local_cluster.errors import StartFailed
 
@@ -54,9 +54,10 @@ class S3Request:
 
 @dataclass
 class ObjectStorage:
-    """The cluster's S3 server, path style, SigV4."""
+    """The cluster's S3 server, path style, SigV4, on the node's ``address``."""
 
     folder: Path
+    address: str
     server: Process
     proxy: Process
     region: str = REGION
@@ -64,7 +65,7 @@ class ObjectStorage:
     @property
     def endpoint(self) -> str:
         """Its URL, for pods and for this machine."""
-        return f"http://{addresses.NODE_ADDRESS}:{addresses.S3_PORT}"
+        return f"http://{self.address}:{network.S3_PORT}"
 
     @property
     def access_key(self) -> str:
@@ -128,7 +129,7 @@ class ObjectStorage:
     def _answers(self) -> bool:
         """Whether an unsigned request is refused by the server itself, which means that it knows its users."""
         try:
-            with socket.create_connection((addresses.NODE_ADDRESS, addresses.S3_PORT), timeout=5) as connection:
+            with socket.create_connection((self.address, network.S3_PORT), timeout=5) as connection:
                 connection.sendall(b"GET / HTTP/1.0\r\nHost: s3\r\n\r\n")
                 status = connection.recv(64).split(b" ")
         except OSError:
@@ -159,12 +160,16 @@ def request_log(folder: Path) -> Path:
 def write_files(folder: Path) -> None:
     """Makes the server's folder and users with new keys."""
     (folder / "data").mkdir(parents=True)
-    users = {"admin": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"], "stranger": []}
+    users = {
+        "admin": ["Admin", "Read", "Write", "List", "Tagging"],
+        "reader": ["Read", "List"],
+        "stranger": [],
+    }
     identities = [{"name": name, "credentials": [_keys(name)], "actions": actions} for name, actions in users.items()]
     write_private(folder / "s3.json", json.dumps({"identities": identities}))
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, address: str) -> dict[str, list[str]]:
     """Returns the arguments of each program, by its name."""
     ports = {"master": 19333, "volume": 18080, "filer": 18888}
     listening = [f"-{name}.port={port}" for name, port in ports.items()]
@@ -192,9 +197,15 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "-s3.port.lance=0",
         "-s3.localSocket=/run/seaweedfs-s3.sock",
     ]
-    listen = f"{addresses.NODE_ADDRESS}:{addresses.S3_PORT}"
-    return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))]}
+    listen = f"{address}:{network.S3_PORT}"
+    return {
+        SERVER: server,
+        PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))],
+    }
 
 
 def _keys(name: str) -> dict[str, str]:
-    return {"accessKey": f"TONNAGE{name.upper()}", "secretKey": secrets.token_urlsafe(24)}
+    return {
+        "accessKey": f"TONNAGE{name.upper()}",
+        "secretKey": secrets.token_urlsafe(24),
+    }

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local_cluster import addresses, credentials, dns, node, object_storage, pause_image, programs
+from local_cluster import (
+    credentials,
+    dns,
+    network,
+    node,
+    object_storage,
+    pause_image,
+    programs,
+)
 from local_cluster.clients import Clients
 from local_cluster.control_plane import ControlPlaneSettings, Ports, await_api_server
 from local_cluster.control_plane import commands as control_plane_commands
@@ -27,7 +35,7 @@ _USERS: dict[str, User] = {
     "kube-controller-manager": ("system:kube-controller-manager", ()),
     "kube-scheduler": ("system:kube-scheduler", ()),
     "kube-proxy": ("system:kube-proxy", ()),
-    "kubelet": (f"system:node:{addresses.NODE_NAME}", ("system:nodes",)),
+    "kubelet": (f"system:node:{network.NODE_NAME}", ("system:nodes",)),
     "coredns": (dns.USER, ()),
 }
 """Who calls the API server, by program."""
@@ -61,14 +69,23 @@ class Parts:
         self._folder = folder
         self._found = found
         self._machine = machine
+        self._net = machine.network
         self._node = node.NodeFiles(folder / "node")
         self._storage = folder / "object-storage"
         self._settings = self._control_plane_settings()
         self._corefile = folder / "node" / "Corefile"
-        self.clients = Clients(found["kubectl"], found["helm"], folder / "admin.kubeconfig", folder / "clients")
+        self.clients = Clients(
+            found["kubectl"],
+            found["helm"],
+            folder / "admin.kubeconfig",
+            folder / "clients",
+        )
         self.processes = self._processes()
         self.object_storage = ObjectStorage(
-            self._storage, self.processes[object_storage.SERVER], self.processes[object_storage.PROXY]
+            self._storage,
+            self._net.node_address,
+            self.processes[object_storage.SERVER],
+            self.processes[object_storage.PROXY],
         )
 
     def make_files(self) -> None:
@@ -82,10 +99,20 @@ class Parts:
         tokens = credentials.make_tokens(_USERS, self._settings.tokens_file)
         for name, token in tokens.items():
             file = self.clients.kubeconfig if name == credentials.ADMIN else self._node.kubeconfig(name)
-            credentials.write_kubeconfig(file, url=self._settings.url, ca_file=self._settings.ca_file, token=token)
+            credentials.write_kubeconfig(
+                file,
+                url=self._settings.url,
+                ca_file=self._settings.ca_file,
+                token=token,
+            )
         credentials.write_private(self._token_file, tokens[credentials.ADMIN])
-        node.write_files(self._node, cni_programs=self._found["cni"], kubelet_clients=authority)
-        self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns")))
+        node.write_files(
+            self._node,
+            self._net,
+            cni_programs=self._found["cni"],
+            kubelet_clients=authority,
+        )
+        self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns"), self._net.node_address))
         pause_image.write(self._pause_archive, self._found["pause"], node.PAUSE_IMAGE)
 
     def start(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
@@ -97,7 +124,13 @@ class Parts:
         for process in self.processes.values():
             process.enter = self._machine.enter
         with step("etcd, API server"):
-            for name in ("etcd", "kube-apiserver", "containerd", object_storage.SERVER, object_storage.PROXY):
+            for name in (
+                "etcd",
+                "kube-apiserver",
+                "containerd",
+                object_storage.SERVER,
+                object_storage.PROXY,
+            ):
                 self.processes[name].start()
             token = self._token_file.read_text()
             await_api_server(self._settings, token, self.processes["kube-apiserver"])
@@ -106,7 +139,13 @@ class Parts:
             self.import_image(self._pause_archive)
         with step("DNS, controllers, scheduler, kubelet and kube-proxy"):
             self.clients.kubectl("apply", "--server-side", "-f", "-", text=dns.ROLE)
-            for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"):
+            for name in (
+                "kube-controller-manager",
+                "kube-scheduler",
+                "kubelet",
+                "kube-proxy",
+                "coredns",
+            ):
                 self.processes[name].start()
         with step("S3 server"):
             self.object_storage.await_ready()
@@ -115,7 +154,14 @@ class Parts:
 
     def import_image(self, archive: Path) -> None:
         """Gives containerd the images of a docker-archive."""
-        command = [*self._machine.enter, str(self._found["ctr"]), "--namespace=k8s.io", "images", "import", "-"]
+        command = [
+            *self._machine.enter,
+            str(self._found["ctr"]),
+            "--namespace=k8s.io",
+            "images",
+            "import",
+            "-",
+        ]
         with archive.open("rb") as content:
             done = subprocess.run(command, stdin=content, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -129,15 +175,18 @@ class Parts:
     def _processes(self) -> dict[str, Process]:
         commands = {
             **control_plane_commands(self._settings),
-            **node.commands(self._node),
-            **object_storage.commands(self._storage),
+            **node.commands(self._node, self._net),
+            **object_storage.commands(self._storage, self._net.node_address),
             "coredns": [f"-conf={self._corefile}"],
         }
         environment = {"PATH": programs.search_path()}
         return {
             name: Process(
                 name,
-                [self._found.get("weed" if name == object_storage.SERVER else name, Path(name)), *arguments],
+                [
+                    self._found.get("weed" if name == object_storage.SERVER else name, Path(name)),
+                    *arguments,
+                ],
                 self._folder / "logs" / f"{name}.log",
                 environment=environment,
             )
@@ -148,15 +197,15 @@ class Parts:
         certificate, key = self._kubelet_client
         return ControlPlaneSettings(
             folder=self._folder / "control-plane",
-            address=addresses.NODE_ADDRESS,
-            service_range=addresses.SERVICE_RANGE,
-            ports=Ports(api=addresses.API_PORT),
+            address=self._net.node_address,
+            service_range=network.SERVICE_RANGE,
+            ports=Ports(api=network.API_PORT),
             authorization="Node,RBAC",
             kubeconfigs={name: self._node.kubeconfig(name) for name in _USERS},
             more={
                 "kube-apiserver": [
                     "--enable-admission-plugins=NodeRestriction",
-                    f"--advertise-address={addresses.NODE_ADDRESS}",
+                    f"--advertise-address={self._net.node_address}",
                     "--kubelet-preferred-address-types=InternalIP",
                     f"--kubelet-client-certificate={certificate}",
                     f"--kubelet-client-key={key}",
@@ -178,13 +227,12 @@ class Parts:
         return self._folder / "node" / "pause.tar"
 
     def _await_containerd(self) -> None:
-        version = [self._found["ctr"], "--connect-timeout=30s", "version"]
-        done = self._machine.run(*version)
+        done = self._machine.run(self._found["ctr"], "--connect-timeout=30s", "version")
         if done.returncode:
             raise StartFailed(f"containerd does not answer:\n{self.processes['containerd'].tail()}")
 
     def _await_node(self) -> None:
-        name, boot = f"node/{addresses.NODE_NAME}", self._machine.boot_id
+        name, boot = f"node/{network.NODE_NAME}", self._machine.boot_id
         waits = [
             [name, "--for=create"],
             [name, f"--for=jsonpath={{.status.nodeInfo.bootID}}={boot}"],
@@ -193,7 +241,12 @@ class Parts:
         ]
         for wait in waits:
             try:
-                self.clients.kubectl("wait", f"--timeout={_READY_TIMEOUT}s", *wait, timeout=_READY_TIMEOUT + 30)
+                self.clients.kubectl(
+                    "wait",
+                    f"--timeout={_READY_TIMEOUT}s",
+                    *wait,
+                    timeout=_READY_TIMEOUT + 30,
+                )
             except CommandFailed as error:
                 raise StartFailed(f"{error}\n{self._tails()}") from error
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "cluster.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -25,6 +25,7 @@ class State:
     made_folders: list[str] = field(default_factory=list)
     programs: dict[str, str] = field(default_factory=dict)
     keep: list[str] = field(default_factory=list)
+    slot: int | None = None
     boot_id: str = ""
     holder: Identity | None = None
     init: Identity | None = None
