@@ -190,10 +190,10 @@ class _ConfigFile:
 
     def _plain(self) -> str:
         if self._text is None:
-            path = Path(self._environment.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+            path = Path(self._environment.get("AWS_CONFIG_FILE") or "~/.aws/config")
             try:
-                self._text = path.read_text(errors="replace")
-            except OSError:
+                self._text = path.expanduser().read_text(errors="replace")
+            except (OSError, RuntimeError):  # the latter where a user has no home at all, as in containers
                 self._text = ""
         return self._text
 
