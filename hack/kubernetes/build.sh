@@ -49,7 +49,7 @@ source_of() {
     module=$here/coredns package=. flags=
     made_of=("$here/coredns/go.mod" "$here/coredns/main.go")
     ;;
-  pause | logging-proxy)
+  pause | logging-proxy | probe)
     module=$here package=./$1 flags=
     made_of=("$here/$1/main.go")
     ;;

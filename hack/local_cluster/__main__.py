@@ -51,12 +51,12 @@ def _up(options: argparse.Namespace) -> int:
 A one-node cluster runs ({time.monotonic() - began:.0f} s). In a shell:
 
   export KUBECONFIG={cluster.kubeconfig}
-  export PATH={cluster.program_folder}:$PATH
+  export PATH={cluster.clients.kubectl_program.parent}:$PATH
   kubectl get pods -A
 
 S3 server, for pods and for this machine: {storage.endpoint} (its users: {cluster.folder}/object-storage/s3.json)
 Logs: {cluster.folder}/logs
-End it, and leave nothing: {_OWN} down""")
+End it, and leave nothing: {_command(options.folder)} down""")
     return 0
 
 
@@ -89,8 +89,13 @@ def _reboot(options: argparse.Namespace) -> int:
 
 def _client(options: argparse.Namespace) -> NoReturn:
     cluster = _started(options.folder)
-    program = cluster.program_folder / options.program
-    os.execvpe(program, [str(program), *options.arguments], cluster.environment())
+    program = getattr(cluster.clients, options.program + "_program")
+    os.execvpe(program, [options.program, *options.arguments], cluster.clients.environment())
+
+
+def _command(folder: Path) -> str:
+    """Returns how to call this command for the cluster in ``folder``."""
+    return _OWN if folder == default_folder() else f"{_OWN} --folder {folder}"
 
 
 def _running(folder: Path) -> clusters.Cluster | None:
@@ -103,7 +108,7 @@ def _running(folder: Path) -> clusters.Cluster | None:
 def _started(folder: Path) -> clusters.Cluster:
     cluster = clusters.attach(folder)
     if not cluster.runs:
-        raise NotRunning(f"The cluster in {folder} does not run.", f"Start it: {_OWN} up")
+        raise NotRunning(f"The cluster in {folder} does not run.", f"Start it: {_command(folder)} up")
     return cluster
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from local_cluster.clients import Clients
     from local_cluster.object_storage import ObjectStorage
     from local_cluster.process import Process
 
@@ -64,13 +66,9 @@ class Cluster:
         return self._parts.clients.kubeconfig
 
     @property
-    def program_folder(self) -> Path:
-        """The folder that has kubectl and helm."""
-        return self._parts.clients.kubectl_program.parent
-
-    def environment(self) -> dict[str, str]:
-        """Returns variables that point kubectl and helm at the cluster, over those of this process."""
-        return self._parts.clients.environment()
+    def clients(self) -> Clients:
+        """Where kubectl and helm are, and the environment that points them at the cluster."""
+        return self._parts.clients
 
     @property
     def object_storage(self) -> ObjectStorage:
@@ -169,6 +167,21 @@ class Cluster:
         self._state.holder, self._state.init = self._machine.holder, self._machine.init
         self._state.processes = {name: process.identity for name, process in self._parts.processes.items()}
         self._state.write(self.folder)
+
+
+def prepare(progress: Progress | None = None) -> dict[str, Path]:
+    """Installs and builds what a cluster needs, so that ``start`` takes seconds; minutes, the first time.
+
+    Returns:
+        Where each program is, by its name.
+
+    Raises:
+        Lacking: This machine can't run a cluster; the message names everything that is missing.
+        StartFailed: A build failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tonnage-") as folder:
+        requirements.ensure(Path(folder), (progress or Progress()).tell)
+    return parts.find_programs()
 
 
 def start(folder: Path, *, keep: bool = False, progress: Progress | None = None) -> Cluster:

@@ -7,15 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local_cluster import (
-    credentials,
-    dns,
-    network,
-    node,
-    object_storage,
-    pause_image,
-    programs,
-)
+from local_cluster import credentials, dns, images, network, node, object_storage, programs
 from local_cluster.clients import Clients
 from local_cluster.control_plane import ControlPlaneSettings, Ports, await_api_server
 from local_cluster.control_plane import commands as control_plane_commands
@@ -113,7 +105,7 @@ class Parts:
             kubelet_clients=authority,
         )
         self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns"), self._net.node_address))
-        pause_image.write(self._pause_archive, self._found["pause"], node.PAUSE_IMAGE)
+        images.write(self._pause_archive, self._found["pause"], node.PAUSE_IMAGE)
 
     def start(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
         """Starts all programs on the machine, which is on; returns when pods can run.

@@ -1,4 +1,4 @@
-"""The image of the process that holds a pod's namespaces: one static program in one layer."""
+"""Images of one static program in one layer, such as the one that holds a pod's namespaces."""
 
 from __future__ import annotations
 
