@@ -1,4 +1,4 @@
-"""The command ``tonnage-operator``: ``controller``, ``webhook``, ``crd``, ``release``."""
+"""The command ``tonnage-operator``: ``controller``, ``webhook``, ``check``, ``crd``, ``release``, ``wipe``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from tonnage_operator import __version__
 from tonnage_operator.config import BadConfig, Listening, read_installation
 from tonnage_operator.kube.access import NoAccess, find_access
+from tonnage_operator.kube.gateway import ApiError
 from tonnage_operator.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_FAILED = 1
 _USAGE = 2
 
 
@@ -51,10 +53,27 @@ def _parser() -> argparse.ArgumentParser:
         "release",
         help="let objects go before an uninstall",
         description="Removes the operator's finalizer from every ModelWeights, so that nothing hangs once the "
-        "operator is "
-        "gone. Entries on nodes that aren't emptied yet stay where they are.",
+        "operator is gone. Entries on nodes that aren't emptied yet stay where they are.",
     )
     _add_cluster(release)
+    wipe = commands.add_parser(
+        "wipe",
+        help="empty the cluster before an uninstall",
+        description="Deletes every ModelWeights, and waits until the controller, which must run, has emptied the "
+        "nodes. Exits with 1 and names what is left when the time is up.",
+    )
+    wipe.add_argument("--within", type=float, default=240, metavar="SECONDS", help="how long to wait; default 240")
+    _add_cluster(wipe)
+    check = commands.add_parser(
+        "check",
+        help="ask webhook and controller whether they answer",
+        description="Asks over the network, as the API server and loaders do. Exits with 1 and says who is silent.",
+    )
+    check.add_argument("--webhook", metavar="URL", help="the webhook's /readyz")
+    check.add_argument("--webhook-ca", type=Path, metavar="FILE", help="PEM that signs its certificate")
+    check.add_argument("--reports", metavar="URL", help="where loaders send reports")
+    check.add_argument("--reports-ca", type=Path, metavar="FILE", help="PEM that signs its certificate")
+    check.add_argument("--within", type=float, default=60, metavar="SECONDS", help="how long to try; default 60")
     return parser
 
 
@@ -67,16 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        match options.command:
-            case "crd":
-                return _crd(options)
-            case "release":
-                return asyncio.run(_release(options))
-            case _:
-                return asyncio.run(_run(options))
+        if options.command == "crd":
+            return _crd(options)
+        commands = {"release": _release, "wipe": _wipe, "check": _check}
+        return asyncio.run(commands.get(options.command, _run)(options))
     except (BadConfig, NoAccess) as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
         return _USAGE
+    except ApiError as error:
+        sys.stderr.write(f"tonnage-operator: the API server refused: {error.message or error.reason}\n")
+        return _FAILED
 
 
 def _crd(options: argparse.Namespace) -> int:
@@ -112,11 +131,37 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 async def _release(options: argparse.Namespace) -> int:
-    from tonnage_operator.controller.release import release_all
+    from tonnage_operator.controller.release import StillHeld, release_all
 
-    released = await release_all(find_access(options.kubeconfig, options.context))
+    try:
+        released = await release_all(find_access(options.kubeconfig, options.context))
+    except StillHeld as error:
+        sys.stderr.write(f"tonnage-operator: {error}\n")
+        return _FAILED
     sys.stdout.write(f"Released {released} objects.\n")
     return 0
+
+
+async def _wipe(options: argparse.Namespace) -> int:
+    from tonnage_operator.controller.wiping import wipe_all
+
+    left = await wipe_all(find_access(options.kubeconfig, options.context), within=options.within)
+    for each in left:
+        sys.stderr.write(f"Left: {each.text}.\n")
+    blocking = any(each.blocking for each in left)
+    sys.stdout.write("" if blocking else "All objects are gone, and all nodes within reach are empty.\n")
+    return _FAILED if blocking else 0
+
+
+async def _check(options: argparse.Namespace) -> int:
+    from tonnage_operator.checking import Question, check
+
+    questions = [Question.webhook(options.webhook, options.webhook_ca)] if options.webhook else []
+    questions += [Question.reports(options.reports, options.reports_ca)] if options.reports else []
+    wrong = await check(questions, within=options.within)
+    for question in questions:
+        sys.stdout.write(f"{question.what}: {wrong.get(question.what) or 'answers'}\n")
+    return _FAILED if wrong else 0
 
 
 if TYPE_CHECKING:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from tonnage_operator.domain.installation import Installation
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class BadConfig(Exception):
@@ -37,7 +35,7 @@ def read_installation(path: Path) -> Installation:
     """
     try:
         content = yaml.safe_load(path.read_text())
-        return Installation.model_validate(content)
+        installation = Installation.model_validate(content)
     except OSError as error:
         raise BadConfig(f"{path} can't be read: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -46,3 +44,23 @@ def read_installation(path: Path) -> Installation:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadConfig(f"{path}: {where}: {first['msg']}") from error
+    if ca_file := installation.reports.ca_file:
+        return installation.trusting(read_ca(Path(ca_file)))
+    return installation
+
+
+def read_ca(path: Path) -> str:
+    """Returns the PEM of a file, which holds at least one CA.
+
+    Raises:
+        BadConfig: It is missing, or holds none.
+    """
+    try:
+        pem = path.read_text()
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except OSError as error:
+        # ssl.SSLError is one too, and has no strerror worth showing.
+        raise BadConfig(f"{path} can't be read as a CA: {error.strerror or error}") from error
+    except ValueError as error:
+        raise BadConfig(f"{path} holds no CA in PEM: {error}") from error
+    return pem

@@ -19,6 +19,7 @@ from tonnage_operator.api import names
 from tonnage_operator.controller.cluster import Cluster
 from tonnage_operator.controller.node_loop import NodeLoop
 from tonnage_operator.controller.reports import ReportEndpoint
+from tonnage_operator.controller.tally import show_nodes
 from tonnage_operator.controller.waking import Waking
 from tonnage_operator.controller.weights_loop import WeightsLoop
 from tonnage_operator.controller.workers import Workers
@@ -27,6 +28,7 @@ from tonnage_operator.kube.reflector import Reflector
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 from tonnage_operator.serving import Certificate, add_health, serve
 from tonnage_operator.telemetry import Metrics
+from tonnage_operator.trust import ReportCa
 
 if TYPE_CHECKING:
     from tonnage_operator.config import Listening
@@ -72,7 +74,7 @@ class Controller:
             self.node_workers = Workers("NodeCache", node_loop.reconcile, settle=0.3, on_result=self._measure("node"))
             stack.push_async_callback(self.node_workers.close)
             stack.push_async_callback(self.weights_workers.close)
-            await self._serve(stack, gateway, node_loop)
+            await self._serve(stack, gateway)
             stop = asyncio.create_task(self.stopping.wait(), name="stop")
             stack.callback(stop.cancel)
             tasks = await self._start_watching(stack, gateway, stop)
@@ -83,6 +85,8 @@ class Controller:
             waking.wake_all()
             tasks.append(asyncio.create_task(self._resync(gateway, waking), name="resync"))
             tasks.append(asyncio.create_task(self._run_kopf(), name="kopf"))
+            if self._installation.reports.ca_file:
+                tasks.append(asyncio.create_task(self._follow_ca(), name="following the CA"))
             tasks.append(stop)
             self.ready.set()
             _LOG.info("The controller runs")
@@ -104,14 +108,23 @@ class Controller:
 
         return measure
 
-    async def _serve(self, stack: contextlib.AsyncExitStack, gateway: Gateway, node_loop: NodeLoop) -> None:
+    def _show_nodes(self) -> None:
+        show_nodes(self.metrics, (cache.status for cache in self.cluster.caches))
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, gateway: Gateway) -> None:
         listening = self._listening
         health = web.Application()
-        add_health(health, self.metrics, ready=self.ready.is_set, before=node_loop.gauges)
+        add_health(health, self.metrics, ready=self.ready.is_set, before=self._show_nodes)
         self.health_port = await stack.enter_async_context(
             serve(health, host=listening.host, port=listening.health_port)
         )
-        endpoint = ReportEndpoint(self.cluster, gateway, self.metrics, wake=self.weights_workers.wake)
+        endpoint = ReportEndpoint(
+            self.cluster,
+            gateway,
+            self.metrics,
+            wake=self.weights_workers.wake,
+            wake_node=self.node_workers.wake,
+        )
         app = web.Application()
         app.router.add_post("/v1/reports", endpoint.handle)
         certificate = None
@@ -158,6 +171,12 @@ class Controller:
             else:
                 self.cluster.weights.replace(items)
                 return
+
+    async def _follow_ca(self) -> None:
+        def use(installation: Installation) -> None:
+            self.cluster.installation = installation
+
+        await ReportCa(self._installation, use).watch()
 
     async def _resync(self, gateway: Gateway, waking: Waking) -> None:
         while True:

@@ -35,10 +35,11 @@ class Reports(ApiModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str = Field(default="", description="Base URL of the controller's report endpoint; empty: no reports.")
+    url: str = Field(default="", description="URL of the controller's /v1/reports; empty: no reports.")
     ca_pem: str = Field(default="", description="PEM of the CA that signs the endpoint's certificate; goes into pods.")
+    ca_file: str = Field(default="", description="File with that PEM, which is read again when it changes.")
     token_seconds: int = Field(default=3600, ge=600)
-    interval: float = Field(default=5.0, gt=0)
+    interval: float = Field(default=2.0, gt=0, description="Seconds between two reports of progress.")
 
 
 class LoaderImage(ApiModel):
@@ -71,6 +72,10 @@ class Installation(ApiModel):
     cleanup_tolerate_all: bool = True
     retry_base: float = Field(default=10.0, gt=0, description="Seconds before the first retry; doubles each time.")
     retry_cap: float = Field(default=300.0, gt=0, description="Seconds that a retry waits at most.")
+
+    def trusting(self, ca_pem: str) -> Installation:
+        """Returns the same with another CA of the report endpoint."""
+        return self.model_copy(update={"reports": self.reports.model_copy(update={"ca_pem": ca_pem})})
 
     @model_validator(mode="after")
     def _default_is_there(self) -> Installation:

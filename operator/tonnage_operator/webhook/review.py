@@ -74,7 +74,7 @@ class Reviewer:
     def __init__(self, gateway: Gateway, warmth: Warmth, installation: Installation, metrics: Metrics) -> None:
         self._gateway = gateway
         self._warmth = warmth
-        self._installation = installation
+        self.installation = installation
         self._metrics = metrics
 
     async def answer(self, data: bytes) -> bytes:
@@ -131,7 +131,7 @@ class Reviewer:
             raise Refusal("The review names no namespace, so it can't be known which model is meant.")
         request = read_request(notes, namespace=namespace)
         supplies = tuple([await self._supply(wanted, namespace) for wanted in request.models])
-        return inject.inject(pod, supplies, request, self._installation)
+        return inject.inject(pod, supplies, request, self.installation)
 
     async def _supply(self, wanted: Wanted, namespace: str) -> inject.Supply:
         absent = Refusal(
@@ -153,8 +153,8 @@ class Reviewer:
         if not access.may_use(weights, namespace, labels):
             raise absent
         seen = weights.current
-        key = weights.key(seen.revision, self._installation) if seen else ""
-        return inject.available(wanted, weights, self._warmth.hosts(key, weights.medium(self._installation)))
+        key = weights.key(seen.revision, self.installation) if seen else ""
+        return inject.available(wanted, weights, self._warmth.hosts(key, weights.medium(self.installation)))
 
 
 def _annotations(pod: Body) -> dict[str, str]:

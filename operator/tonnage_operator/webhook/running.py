@@ -15,6 +15,7 @@ from tonnage_operator.kube.reflector import Reflector
 from tonnage_operator.kube.resources import NODE_CACHES
 from tonnage_operator.serving import Certificate, add_health, serve
 from tonnage_operator.telemetry import Metrics
+from tonnage_operator.trust import ReportCa
 from tonnage_operator.webhook.review import NotAReview, Reviewer
 from tonnage_operator.webhook.warmth import Warmth
 
@@ -58,6 +59,9 @@ class Webhook:
             watching = asyncio.create_task(reflector.run(), name="watching node caches")
             stack.callback(watching.cancel)
             reviewer = Reviewer(gateway, warmth, self._installation, self.metrics)
+            if self._installation.reports.ca_file:
+                following = asyncio.create_task(self._follow_ca(reviewer), name="following the CA")
+                stack.callback(following.cancel)
             app = web.Application(client_max_size=BODY_LIMIT)
             app.router.add_post(PATH, self._handler(reviewer))
             add_health(app, self.metrics, ready=self.ready.is_set)
@@ -83,6 +87,12 @@ class Webhook:
             stop.cancel()
             if watching.done() and not watching.cancelled():
                 watching.result()
+
+    async def _follow_ca(self, reviewer: Reviewer) -> None:
+        def use(installation: Installation) -> None:
+            reviewer.installation = installation
+
+        await ReportCa(self._installation, use).watch()
 
     @staticmethod
     def _handler(reviewer: Reviewer) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -1,0 +1,143 @@
+{{/*
+Names, labels, images: what several templates share. "Component" is controller, webhook, cleanup, release, wipe or test.
+*/}}
+
+{{- define "tonnage.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Short enough that a component's name fits behind it. */}}
+{{- define "tonnage.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "tonnage.name" . -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 45 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "tonnage.controllerName" -}}
+{{- printf "%s-controller" (include "tonnage.fullname" .) -}}
+{{- end -}}
+
+{{- define "tonnage.webhookName" -}}
+{{- printf "%s-webhook" (include "tonnage.fullname" .) -}}
+{{- end -}}
+
+{{- define "tonnage.installationName" -}}
+{{- printf "%s-installation" (include "tonnage.fullname" .) -}}
+{{- end -}}
+
+{{/* Labels of one component's pods that never change. Takes root, component. */}}
+{{- define "tonnage.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tonnage.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/*
+Labels and annotations of an object. Takes root, and where there are: component, further labels, further annotations.
+*/}}
+{{- define "tonnage.metadata" -}}
+labels:
+  helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+  app.kubernetes.io/name: {{ include "tonnage.name" .root }}
+  app.kubernetes.io/instance: {{ .root.Release.Name }}
+  {{- with .component }}
+  app.kubernetes.io/component: {{ . }}
+  {{- end }}
+  app.kubernetes.io/part-of: tonnage
+  app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+  app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+  {{- with mergeOverwrite (deepCopy .root.Values.commonLabels) (.labels | default dict) }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) (.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of a pod. Takes root, component, settings. */}}
+{{- define "tonnage.podLabels" -}}
+{{- $own := dict -}}
+{{- if hasKey . "settings" -}}
+{{- $own = .settings.podLabels -}}
+{{- end -}}
+{{- mergeOverwrite (deepCopy .root.Values.commonLabels) $own (include "tonnage.selectorLabels" . | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* Takes root, component. */}}
+{{- define "tonnage.serviceAccountName" -}}
+{{- $made := printf "%s-%s" (include "tonnage.fullname" .root) .component -}}
+{{- $account := (get .root.Values .component).serviceAccount -}}
+{{- $account.name | default (ternary $made "default" $account.create) -}}
+{{- end -}}
+
+{{/* Takes root, image. */}}
+{{- define "tonnage.image" -}}
+{{- $registry := .root.Values.global.imageRegistry | default .root.Values.image.registry | trimSuffix "/" -}}
+{{- $name := ternary (printf "%s/%s" $registry .image.repository) .image.repository (ne $registry "") -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $name .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (.image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A JSON list of names. */}}
+{{- define "tonnage.pullSecrets" -}}
+{{- concat .Values.global.imagePullSecrets .Values.image.pullSecrets | uniq | toJson -}}
+{{- end -}}
+
+{{/* The member "imagePullSecrets" of a pod, or nothing. */}}
+{{- define "tonnage.imagePullSecrets" -}}
+{{- with include "tonnage.pullSecrets" . | fromJsonArray -}}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where a pod runs, as members of its spec. Takes root and, where a component has settings of its own, settings. */}}
+{{- define "tonnage.scheduling" -}}
+{{- $own := .settings | default dict -}}
+{{- $general := .root.Values -}}
+{{- $wanted := dict
+    "nodeSelector" ($own.nodeSelector | default $general.nodeSelector)
+    "tolerations" ($own.tolerations | default $general.tolerations)
+    "affinity" $own.affinity
+    "priorityClassName" ($own.priorityClassName | default $general.priorityClassName) -}}
+{{- $found := dict -}}
+{{- range $member, $value := $wanted -}}
+{{- if $value -}}{{- $_ := set $found $member $value -}}{{- end -}}
+{{- end -}}
+{{- with $found -}}{{- toYaml . -}}{{- end -}}
+{{- end -}}
+
+{{/* Environment that a component's settings add to its container, as members of it. Takes the settings. */}}
+{{- define "tonnage.environment" -}}
+{{- $found := dict -}}
+{{- with .extraEnv -}}{{- $_ := set $found "env" . -}}{{- end -}}
+{{- with .extraEnvFrom -}}{{- $_ := set $found "envFrom" . -}}{{- end -}}
+{{- with $found -}}{{- toYaml . -}}{{- end -}}
+{{- end -}}
+
+{{/* How kubelet asks a process whether it is well. */}}
+{{- define "tonnage.probes" -}}
+startupProbe:
+  httpGet: {path: /healthz, port: health}
+  periodSeconds: 1
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /healthz, port: health}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: health}
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: 3
+{{- end -}}

@@ -1,0 +1,47 @@
+{{/*
+The installation's file: values in the words of tonnage_operator/domain/installation.py.
+*/}}
+{{- define "tonnage.installation" -}}
+namespace: {{ .Release.Namespace }}
+media:
+  {{- $media := dict }}
+  {{- with .Values.cache.memory }}
+  {{- if .enabled }}
+  {{- $_ := set $media "Memory" (dict "hostPath" .hostPath "reserved" .reserved) }}
+  {{- end }}
+  {{- end }}
+  {{- with .Values.cache.disk }}
+  {{- if .enabled }}
+  {{- $_ := set $media "Disk" (dict "hostPath" .hostPath) }}
+  {{- end }}
+  {{- end }}
+  {{- toYaml $media | nindent 2 }}
+defaultMedium: {{ .Values.cache.defaultMedium }}
+sharing: {{ .Values.cache.sharing }}
+loader:
+  image: {{ include "tonnage.image" (dict "root" . "image" .Values.image.loader) }}
+  pullPolicy: {{ .Values.image.pullPolicy }}
+  pullSecrets: {{ include "tonnage.pullSecrets" . }}
+  uid: {{ int .Values.loader.uid }}
+  unprivilegedUid: {{ int .Values.loader.unprivilegedUid }}
+  memoryOverhead: {{ .Values.loader.memoryOverhead | quote }}
+  resources:
+    {{- range $kind, $amounts := .Values.loader.resources }}
+    {{ $kind }}:
+      {{- range $resource, $amount := $amounts }}
+      {{ $resource }}: {{ $amount | quote }}
+      {{- end }}
+    {{- end }}
+{{- if .Values.reports.enabled }}
+reports:
+  url: {{ include "tonnage.reportsUrl" . }}
+  caFile: /etc/tonnage/reports-ca/ca.crt
+  tokenSeconds: {{ int .Values.reports.tokenSeconds }}
+  interval: {{ .Values.reports.intervalSeconds }}
+{{- end }}
+jobServiceAccount: {{ .Values.loader.serviceAccountName }}
+cleanupServiceAccount: {{ include "tonnage.serviceAccountName" (dict "root" . "component" "cleanup") }}
+cleanupTolerateAll: {{ .Values.cleanup.tolerateAll }}
+retryBase: {{ .Values.retry.baseSeconds }}
+retryCap: {{ .Values.retry.capSeconds }}
+{{- end -}}

@@ -1,0 +1,64 @@
+{{/*
+What the pods of controller and webhook have in common.
+*/}}
+
+{{/* The metadata of a pod template. Takes root, component, settings. */}}
+{{- define "tonnage.podMetadata" -}}
+labels:
+  {{- include "tonnage.podLabels" . | nindent 2 }}
+annotations:
+  # The installation's file is read at the start alone. Certificates are not here: they are taken up while running.
+  tonnage.dev/installation: {{ include "tonnage.installation" .root | sha256sum | trunc 16 }}
+  {{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) .settings.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* Arguments of the command. Takes component, settings. */}}
+{{- define "tonnage.arguments" -}}
+- {{ .component }}
+- --config=/etc/tonnage/installation/installation.yaml
+- --port=8443
+- --health-port=8080
+- --tls-cert=/etc/tonnage/tls/tls.crt
+- --tls-key=/etc/tonnage/tls/tls.key
+- --log-level={{ .settings.logLevel }}
+- --log-format={{ .settings.logFormat }}
+{{- with .settings.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "tonnage.volumeMounts" -}}
+- {name: installation, mountPath: /etc/tonnage/installation, readOnly: true}
+- {name: tls, mountPath: /etc/tonnage/tls, readOnly: true}
+{{- if .root.Values.reports.enabled }}
+- {name: reports-ca, mountPath: /etc/tonnage/reports-ca, readOnly: true}
+{{- end }}
+{{- with .settings.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Takes root, endpoint, settings. */}}
+{{- define "tonnage.volumes" -}}
+- name: installation
+  configMap:
+    name: {{ include "tonnage.installationName" .root }}
+    items:
+    - {key: installation.yaml, path: installation.yaml}
+- name: tls
+  secret:
+    secretName: {{ include "tonnage.tlsSecretName" . }}
+    defaultMode: 0440
+    items:
+    - {key: tls.crt, path: tls.crt}
+    - {key: tls.key, path: tls.key}
+{{- if .root.Values.reports.enabled }}
+- name: reports-ca
+  {{- include "tonnage.caVolume" (dict "root" .root "endpoint" "reports") | nindent 2 }}
+{{- end }}
+{{- with .settings.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,76 @@
+"""Fixtures of the chart's tests: Helm, and one API server for all, with nothing on it but what Helm installs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chart_support.helm import Helm, find_helm
+from operator_support.control_plane import ControlPlane, Unavailable, find_programs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_HELM = pytest.StashKey["Path"]()
+_PROGRAMS = pytest.StashKey[dict[str, "Path"]]()
+_LACKING = pytest.StashKey[str]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what is needed before the first test, since a cold build outlasts a test's time limit."""
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    stash = session.config.stash
+    if session.config.option.collectonly or "helm" not in names or _HELM in stash:
+        return
+    try:
+        stash[_HELM] = find_helm()
+        if "plane" in names:
+            stash[_PROGRAMS] = find_programs()
+    except Unavailable as error:
+        stash[_LACKING] = str(error)
+
+
+@pytest.fixture(scope="package")
+def helm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Helm without a cluster."""
+    if lacking := pytestconfig.stash.get(_LACKING, ""):
+        if os.environ.get("CI") == "true":
+            pytest.fail(lacking)
+        pytest.skip(lacking)
+    return Helm(pytestconfig.stash[_HELM], tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="package")
+def plane(helm: Helm, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A running control plane without nodes and without CRDs."""
+    del helm
+    made = ControlPlane(tmp_path_factory.mktemp("chart-plane"), pytestconfig.stash[_PROGRAMS])
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def cluster(helm: Helm, plane: ControlPlane) -> Iterator[Helm]:
+    """Helm with that cluster. Afterwards it is as before, whatever the test installed."""
+    found = Helm(helm.program, helm.home, plane.kubeconfig)
+    yield found
+    clear(found, plane)
+
+
+def clear(helm: Helm, plane: ControlPlane) -> None:
+    """Removes the release, its namespace's leftovers, and the CRDs with all objects."""
+    if "tonnage" in helm.run("list", "--all", "--short", "--namespace", "tonnage-system"):
+        helm.uninstall("--no-hooks")
+    plane.kubectl("delete", "jobs,pods,secrets", "--all", "-n", "tonnage-system", "--wait=false", "--force")
+    for kind in ("modelweights", "nodecaches"):
+        crd = f"crd/{kind}.tonnage.dev"
+        if plane.kubectl("get", crd, "--ignore-not-found").stdout:
+            found = plane.kubectl("get", kind, "-A", "-o", "name", check=False).stdout
+            assert not found, f"a test left {found}"
+            plane.kubectl("delete", crd)

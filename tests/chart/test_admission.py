@@ -1,0 +1,114 @@
+"""What a real API server says to every combination of values: its schema, its validation, its Pod Security."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chart_support.helm import NAMESPACE, Helm, Object, Refused, pod_template
+from chart_support.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from operator_support.control_plane import ControlPlane
+
+FOREIGN = ("cert-manager.io/", "monitoring.coreos.com/")
+LEVEL = "pod-security.kubernetes.io"
+
+
+@pytest.fixture(scope="module")
+def restricted(plane: ControlPlane) -> str:
+    """A namespace that enforces the restricted profile."""
+    labels = {f"{LEVEL}/enforce": "restricted", f"{LEVEL}/warn": "restricted"}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "restricted", "labels": labels}}
+    plane.request("POST", "/api/v1/namespaces", body)
+    return "restricted"
+
+
+def _dry_run(plane: ControlPlane, objects: list[Object]) -> str:
+    done = plane.kubectl(
+        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-",
+        stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_api_server_takes_every_object_and_warns_of_none(
+    helm: Helm, plane: ControlPlane, restricted: str, name: str
+) -> None:
+    objects = helm.template(VARIANTS[name], namespace=restricted)
+    # Bare pods are the next test's: here they would ask for an account that a dry run doesn't make.
+    ours = [body for body in objects if body["kind"] != "Pod" and not body["apiVersion"].startswith(FOREIGN)]
+    assert not _dry_run(plane, ours)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_pod_keeps_to_the_restricted_profile(helm: Helm, plane: ControlPlane, restricted: str, name: str) -> None:
+    objects = helm.template(VARIANTS[name], namespace=restricted)
+    pods = []
+    for body in objects:
+        if template := pod_template(body):
+            spec = dict(template["spec"])
+            spec.pop("serviceAccountName")  # it isn't there in a dry run
+            spec.pop("priorityClassName", None)
+            metadata = {**template["metadata"], "name": body["metadata"]["name"], "namespace": restricted}
+            pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    assert len(pods) >= 3
+    assert not _dry_run(plane, pods)
+    for pod in pods:
+        (container,) = pod["spec"]["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["resources"]["limits"]["memory"]
+        assert "hostPath" not in str(pod["spec"].get("volumes"))
+
+
+@pytest.mark.parametrize("level", ["baseline", "restricted"])
+def test_a_namespace_that_forbids_host_paths_is_refused_with_a_way_out(
+    cluster: Helm, plane: ControlPlane, level: str
+) -> None:
+    plane.kubectl("create", "namespace", NAMESPACE, check=False)
+    plane.kubectl("label", "namespace", NAMESPACE, f"{LEVEL}/enforce={level}")
+    try:
+        with pytest.raises(Refused, match=f"enforces the {level} Pod Security level, which forbids host paths"):
+            cluster.install()
+        cluster.install(VARIANTS["no host paths"], "--dry-run=server")
+    finally:
+        plane.kubectl("label", "namespace", NAMESPACE, f"{LEVEL}/enforce-")
+
+
+def _may(plane: ControlPlane, account: str, verb: str, resource: str) -> bool:
+    user = f"--as=system:serviceaccount:{NAMESPACE}:tonnage-{account}"
+    done = plane.kubectl("auth", "can-i", verb, resource, user, "-A", check=False)
+    return done.stdout.strip() == "yes"
+
+
+def test_no_account_may_read_secrets_or_write_nodes(cluster: Helm, plane: ControlPlane) -> None:
+    cluster.install()
+    assert _may(plane, "controller", "list", "pods")
+    assert _may(plane, "webhook", "get", "modelweights.tonnage.dev")
+    for account in ("controller", "webhook", "cleanup"):
+        for verb in ("get", "list", "watch"):
+            assert not _may(plane, account, verb, "secrets"), account
+        for verb, resource in (("patch", "nodes"), ("create", "pods"), ("get", "pods/log"), ("create", "pods/exec")):
+            assert not _may(plane, account, verb, resource), (account, verb, resource)
+
+
+def test_people_who_may_edit_may_write_models(cluster: Helm, plane: ControlPlane) -> None:
+    cluster.install()
+
+    def may(role: str, verb: str) -> bool:
+        rules: list[dict[str, Any]] = plane.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{role}")[
+            "rules"
+        ]
+        return any(verb in rule["verbs"] for rule in rules if "modelweights" in rule.get("resources", ()))
+
+    def aggregated() -> bool:
+        return may("edit", "create") and may("admin", "delete") and may("view", "list")
+
+    from operator_support.waiting import eventually
+
+    eventually(aggregated)
+    assert not may("view", "create")

@@ -1,0 +1,151 @@
+"""Certificates: made once, kept, renewed before they end, and never a moment in which nobody trusts anybody."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chart_support import tls
+from chart_support.helm import NAMESPACE, Helm, Object, one
+from chart_support.variants import PEM, VARIANTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+
+WEBHOOK = f"tonnage-webhook.{NAMESPACE}.svc"
+CONTROLLER = f"tonnage-controller.{NAMESPACE}.svc"
+
+
+def _ca_bundle(registration: Object) -> str:
+    return base64.b64decode(registration["webhooks"][0]["clientConfig"]["caBundle"]).decode()
+
+
+def _secret(plane: ControlPlane, name: str = "webhook") -> Object:
+    found: Object = plane.request("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/tonnage-{name}-tls")
+    return found
+
+
+def _registered(plane: ControlPlane) -> str:
+    path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/tonnage-webhook"
+    return _ca_bundle(plane.request("GET", path))
+
+
+def test_the_api_server_trusts_the_webhook(helm: Helm, tmp_path: Path) -> None:
+    objects = helm.template()
+    secret = one(objects, "Secret", "webhook-tls")
+    bundle = _ca_bundle(one(objects, "MutatingWebhookConfiguration"))
+    for name in (WEBHOOK, f"tonnage-webhook.{NAMESPACE}", "tonnage-webhook"):
+        seen = tls.handshake(secret, trusting=bundle, name=name, folder=tmp_path)
+    ends = datetime.strptime(seen["notAfter"], "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
+    assert timedelta(days=3649) < ends - datetime.now(UTC) < timedelta(days=3651)
+    stated = datetime.fromisoformat(secret["metadata"]["annotations"]["tonnage.dev/expires"])
+    assert abs(ends - stated) < timedelta(minutes=1)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        tls.handshake(secret, trusting=bundle, name=CONTROLLER, folder=tmp_path)
+
+
+def test_loaders_trust_the_controller_and_nobody_else(helm: Helm, tmp_path: Path) -> None:
+    objects = helm.template(VARIANTS["no DNS"])
+    secret = one(objects, "Secret", "reports-tls")
+    for name in (CONTROLLER, "10.0.0.50"):
+        tls.handshake(secret, trusting=tls.data(secret, "ca.crt"), name=name, folder=tmp_path)
+    other = tls.data(one(objects, "Secret", "webhook-tls"), "ca.crt")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        tls.handshake(secret, trusting=other, name=CONTROLLER, folder=tmp_path)
+
+
+def test_no_secret_holds_the_key_of_a_ca(helm: Helm) -> None:
+    secrets = [body for body in helm.template() if body["kind"] == "Secret"]
+    assert len(secrets) == 2
+    for secret in secrets:
+        assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
+        assert "PRIVATE KEY" not in tls.data(secret, "ca.crt")
+
+
+def test_an_upgrade_keeps_certificates(cluster: Helm, plane: ControlPlane) -> None:
+    cluster.install()
+    before = [_secret(plane, name)["data"] for name in ("webhook", "reports")]
+    cluster.install({"webhook": {"replicas": 3}})
+    assert [_secret(plane, name)["data"] for name in ("webhook", "reports")] == before
+    assert _registered(plane) == tls.data(_secret(plane), "ca.crt")
+
+
+@pytest.mark.parametrize("cause", ["almost over", "another generation", "other names", "damaged"])
+def test_an_upgrade_makes_new_ones_and_both_old_and_new_are_trusted_meanwhile(
+    cluster: Helm, plane: ControlPlane, tmp_path: Path, cause: str
+) -> None:
+    cluster.install()
+    old = _secret(plane, "reports")
+    values: dict[str, Any] = {}
+    if cause == "almost over":
+        values = {"certificates": {"selfSigned": {"renewBeforeDays": 3660, "validityDays": 3670}}}
+    elif cause == "another generation":
+        values = {"certificates": {"selfSigned": {"generation": 2}}}
+    elif cause == "other names":
+        values = {"reports": {"host": "tonnage.example.com"}}
+    else:
+        patch = {"metadata": {"annotations": {"tonnage.dev/expires": "soon"}}}
+        path = f"/api/v1/namespaces/{NAMESPACE}/secrets/tonnage-reports-tls"
+        plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+    cluster.install(values)
+    new = _secret(plane, "reports")
+    assert new["data"]["tls.key"] != old["data"]["tls.key"]
+    bundle = tls.data(new, "ca.crt")
+    for secret in (old, new):
+        tls.handshake(secret, trusting=bundle, name=CONTROLLER, folder=tmp_path)
+    cluster.install(values)
+    assert _secret(plane, "reports")["data"] == new["data"]
+
+
+def test_the_ca_before_the_last_one_is_forgotten(cluster: Helm, plane: ControlPlane, tmp_path: Path) -> None:
+    made = []
+    for generation in (1, 2, 3):
+        cluster.install({"certificates": {"selfSigned": {"generation": generation}}})
+        made.append(_secret(plane))
+    bundle = _registered(plane)
+    assert bundle.count("BEGIN CERTIFICATE") == 2
+    for secret in made[1:]:
+        tls.handshake(secret, trusting=bundle, name=WEBHOOK, folder=tmp_path)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        tls.handshake(made[0], trusting=bundle, name=WEBHOOK, folder=tmp_path)
+
+
+def test_own_certificates_are_used_and_none_is_made(helm: Helm) -> None:
+    objects = helm.template(VARIANTS["own certificates"])
+    assert not any(body["kind"] == "Secret" for body in objects)
+    assert _ca_bundle(one(objects, "MutatingWebhookConfiguration")) == PEM
+    text = json.dumps(one(objects, "Deployment", "controller"))
+    assert '"secretName": "my-reports"' in text
+    assert '"secretName": "my-webhook"' in json.dumps(one(objects, "Deployment", "webhook"))
+    assert one(objects, "ConfigMap")["data"]["reports-ca.crt"] == PEM
+
+
+def test_cert_manager_signs_for_both_services_with_a_ca_that_stays(helm: Helm) -> None:
+    objects = helm.template(VARIANTS["cert-manager"])
+    certificates = {body["metadata"]["name"]: body["spec"] for body in objects if body["kind"] == "Certificate"}
+    assert set(certificates) == {"tonnage-ca", "tonnage-webhook-tls", "tonnage-reports-tls"}
+    assert certificates["tonnage-webhook-tls"]["dnsNames"][0] == WEBHOOK
+    assert certificates["tonnage-reports-tls"]["dnsNames"][0] == CONTROLLER
+    for name in ("tonnage-webhook-tls", "tonnage-reports-tls"):
+        assert certificates[name]["secretName"] == name
+        assert certificates[name]["issuerRef"] == {"group": "cert-manager.io", "kind": "Issuer", "name": "tonnage-ca"}
+    registration = one(objects, "MutatingWebhookConfiguration")
+    assert registration["metadata"]["annotations"] == {
+        "cert-manager.io/inject-ca-from": f"{NAMESPACE}/tonnage-webhook-tls"
+    }
+    assert "caBundle" not in registration["webhooks"][0]["clientConfig"]
+
+
+def test_cert_manager_may_be_told_who_signs(helm: Helm) -> None:
+    objects = helm.template(VARIANTS["cert-manager, a given issuer"])
+    assert not any(body["kind"] == "Issuer" for body in objects)
+    for body in objects:
+        if body["kind"] == "Certificate":
+            assert body["spec"]["issuerRef"] == {"name": "corp", "kind": "ClusterIssuer"}

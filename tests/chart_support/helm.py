@@ -1,0 +1,126 @@
+"""Real Helm, with a home of its own, and what it renders as dicts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from operator_support.control_plane import ROOT, Unavailable
+
+CHART = ROOT / "charts" / "tonnage"
+NAMESPACE = "tonnage-system"
+
+Object = dict[str, Any]
+Values = dict[str, Any]
+
+
+def find_helm() -> Path:
+    """Returns Helm's path, building it where it is missing."""
+    assets = Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")
+    if (assets / "helm").exists():
+        return assets / "helm"
+    script = ROOT / "hack" / "kubernetes" / "build.sh"
+    done = subprocess.run([script, "helm"], check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode == 3:
+        raise Unavailable("helm: neither in KUBEBUILDER_ASSETS nor buildable (there is no Go)")
+    if done.returncode:
+        raise RuntimeError(f"hack/kubernetes/build.sh failed with {done.returncode}")
+    return Path(done.stdout.strip()) / "helm"
+
+
+class Refused(Exception):
+    """Helm refused; the text is what it said."""
+
+
+@dataclass
+class Helm:
+    """Helm, for one cluster or for none."""
+
+    program: Path
+    home: Path
+    kubeconfig: Path | None = None
+    _rendered: dict[str, list[Object]] = field(default_factory=dict, repr=False)
+
+    def run(self, *arguments: str | Path, values: Values | None = None) -> str:
+        """Runs it and returns what it printed.
+
+        Raises:
+            Refused: It exited with another code than 0.
+        """
+        command: list[str | Path] = [self.program, *arguments]
+        if values is not None:
+            command += ["--values", "-"]
+        folders = {f"HELM_{kind}_HOME": str(self.home / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+        kubeconfig = str(self.kubeconfig or "/nonexistent")
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), **folders, "KUBECONFIG": kubeconfig}
+        done = subprocess.run(
+            command,
+            input=json.dumps(values) if values is not None else None,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        if done.returncode:
+            raise Refused(done.stderr)
+        return done.stdout
+
+    def template(self, values: Values | None = None, *arguments: str, namespace: str = NAMESPACE) -> list[Object]:
+        """Returns all objects, hooks included, that the chart makes of values; without looking at a cluster.
+
+        What was rendered once is not rendered again.
+        """
+        key = json.dumps([values, arguments, namespace], sort_keys=True)
+        if key not in self._rendered:
+            self._rendered[key] = self.render(values, *arguments, namespace=namespace)
+        return copy.deepcopy(self._rendered[key])
+
+    def render(self, values: Values | None = None, *arguments: str, namespace: str = NAMESPACE) -> list[Object]:
+        """Does what ``template`` does, anew each time."""
+        text = self.run(
+            "template", "tonnage", CHART, "--namespace", namespace, "--kube-version", "1.34.4", *arguments,
+            values=values or {},
+        )  # fmt: skip
+        return [each for each in yaml.safe_load_all(text) if each]
+
+    def install(self, values: Values | None = None, *arguments: str, chart: Path = CHART) -> str:
+        """Installs or upgrades the release ``tonnage``."""
+        return self.run(
+            "upgrade", "--install", "tonnage", chart, "--namespace", NAMESPACE, "--create-namespace", *arguments,
+            values=values or {},
+        )  # fmt: skip
+
+    def uninstall(self, *arguments: str) -> str:
+        """Uninstalls it; hooks have half a minute."""
+        return self.run("uninstall", "tonnage", "--namespace", NAMESPACE, "--timeout", "30s", *arguments)
+
+
+def one(objects: list[Object], kind: str, name: str = "") -> Object:
+    """Returns the one object of this kind whose name ends so."""
+    found = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(name)]
+    assert len(found) == 1, f"{len(found)} of {kind} {name}"
+    return found[0]
+
+
+def pod_template(body: Object) -> Object | None:
+    """Returns the metadata and spec of the pods that an object makes; None where it makes none."""
+    if body["kind"] == "Pod":
+        return {"metadata": {**body["metadata"]}, "spec": body["spec"]}
+    if body["kind"] in {"Deployment", "Job"}:
+        template: Object = body["spec"]["template"]
+        return template
+    return None
+
+
+def values_of_chart() -> Values:
+    """Returns the chart's defaults."""
+    values: Values = yaml.safe_load((CHART / "values.yaml").read_text())
+    return values

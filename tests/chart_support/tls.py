@@ -1,0 +1,43 @@
+"""Looks at certificates by using them: a handshake in memory, as a client and a server would do it."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def data(secret: dict[str, Any], key: str) -> str:
+    """Returns one key of a Secret as text."""
+    return base64.b64decode(secret["data"][key]).decode()
+
+
+def handshake(secret: dict[str, Any], *, trusting: str, name: str, folder: Path) -> dict[str, Any]:
+    """Returns the certificate that a client verified, which trusts some PEM and asks for some name.
+
+    Raises:
+        ssl.SSLError: The client did not trust the server.
+    """
+    cert, key = folder / "tls.crt", folder / "tls.key"
+    cert.write_text(data(secret, "tls.crt"))
+    key.write_text(data(secret, "tls.key"))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(cert, key)
+    client = ssl.create_default_context(cadata=trusting)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = client.wrap_bio(to_client, to_server, server_hostname=name)
+    other = server.wrap_bio(to_server, to_client, server_side=True)
+    pending = [one, other]
+    for _ in range(10):
+        for each in list(pending):
+            try:
+                each.do_handshake()
+                pending.remove(each)
+            except ssl.SSLWantReadError:
+                continue
+        if not pending:
+            return dict(one.getpeercert() or {})
+    raise AssertionError("the handshake doesn't end")

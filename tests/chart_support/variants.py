@@ -1,0 +1,125 @@
+"""Values as administrators combine them: what is tested of each must hold for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+_PLACED: dict[str, Any] = {
+    "annotations": {"example.com/of": "deployment"},
+    "podAnnotations": {"example.com/of": "pod"},
+    "podLabels": {"example.com/team": "ml"},
+    "nodeSelector": {"example.com/pool": "system"},
+    "tolerations": [{"key": "example.com/only", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]
+            }
+        }
+    },
+    "priorityClassName": "system-cluster-critical",
+    "extraEnv": [{"name": "A", "value": "b"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+    "extraEnvFrom": [{"configMapRef": {"name": "more"}}],
+    "extraVolumes": [{"name": "more", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+    "service": {"annotations": {"example.com/of": "service"}},
+    "serviceAccount": {"annotations": {"example.com/of": "account"}},
+    "logLevel": "debug",
+    "logFormat": "text",
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "registry and digests": {
+        "image": {
+            "registry": "registry.example.com:5000/ml/",
+            "pullPolicy": "Always",
+            "pullSecrets": ["login"],
+            "operator": {"digest": DIGEST},
+            "loader": {"repository": "other/loader", "tag": "1.2.3"},
+        },
+        "global": {"imagePullSecrets": ["parent"]},
+    },
+    "everything placed": {
+        "controller": _PLACED,
+        "webhook": {**_PLACED, "replicas": 3, "podDisruptionBudget": {"maxUnavailable": "34%"}},
+        "nodeSelector": {"general": "yes"},
+        "tolerations": [{"operator": "Exists"}],
+        "priorityClassName": "system-node-critical",
+        "commonLabels": {"example.com/cost": "center"},
+        "commonAnnotations": {"example.com/owner": "someone"},
+    },
+    "one webhook, spread by hand": {
+        "webhook": {
+            "replicas": 1,
+            "failurePolicy": "Ignore",
+            "timeoutSeconds": 10,
+            "drainSeconds": 0,
+            "excludedNamespaces": [],
+            "namespaceSelector": [{"key": "models", "operator": "Exists"}],
+            "objectSelector": [{"key": "app", "operator": "In", "values": ["server"]}],
+            "topologySpreadConstraints": [
+                {"topologyKey": "a", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+            ],
+        }
+    },
+    "memory alone, reserved": {
+        "cache": {"memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True}, "disk": {"enabled": False}}
+    },
+    "no host paths": {"cache": {"memory": {"enabled": False}, "disk": {"enabled": False}, "sharing": "Namespace"}},
+    "disk by default": {
+        "cache": {"defaultMedium": "Disk"},
+        "loader": {
+            "uid": 1000,
+            "memoryOverhead": "1Gi",
+            "serviceAccountName": "models",
+            "resources": {"requests": {"cpu": 2}, "limits": {"memory": "8Gi"}},
+        },
+        "cleanup": {"tolerateAll": False, "serviceAccount": {"create": False}},
+        "retry": {"baseSeconds": 1.5, "capSeconds": 60},
+    },
+    "no reports": {"reports": {"enabled": False}},
+    "no DNS": {"controller": {"service": {"clusterIP": "10.0.0.50"}}, "reports": {"host": "10.0.0.50"}},
+    "own certificates": {
+        "certificates": {
+            "mode": "Secret",
+            "secret": {
+                "webhook": {"name": "my-webhook", "caBundle": PEM},
+                "reports": {"name": "my-reports", "caBundle": PEM},
+            },
+        }
+    },
+    "cert-manager": {"certificates": {"mode": "CertManager"}},
+    "cert-manager, a given issuer": {
+        "certificates": {"mode": "CertManager", "certManager": {"issuerRef": {"name": "corp", "kind": "ClusterIssuer"}}}
+    },
+    "closed network": {
+        "networkPolicy": {
+            "enabled": True,
+            "apiServer": {"cidrs": ["10.0.0.1/32", "fd00::1/128"], "ports": [6443]},
+            "webhookFrom": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
+            "metricsFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
+        }
+    },
+    "open network policies": {"networkPolicy": {"enabled": True}},
+    "watched": {
+        "metrics": {
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "namespace": "monitoring"},
+            "prometheusRule": {"enabled": True, "alertLabels": {"team": "ml"}},
+        }
+    },
+    "wiped at the end": {"uninstall": {"policy": "Wipe"}, "crds": {"keep": False}},
+    "just the programs": {
+        "crds": {"enabled": False},
+        "rbac": {"create": False, "aggregate": False},
+        "uninstall": {"hook": False},
+        "controller": {"serviceAccount": {"create": False, "name": "mine"}},
+    },
+    "users of the platform's choice": {
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
+    },
+    "renamed": {"fullnameOverride": "a-very-long-name-for-an-installation-of-this", "nameOverride": "weights"},
+}
