@@ -25,6 +25,7 @@ RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
 FROM runtime AS tools
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 COPY requirements/image-build.txt /build/
+# hadolint ignore=DL3009
 RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
@@ -53,7 +54,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /build/venv/bin/pip --python /opt/tonnage/bin/python install --quiet --root /out/operator --no-compile \
         --only-binary :all: --require-hashes --requirement /build/image-operator.txt \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /out/operator -p / /out/operator \
-    && find /out/loader ! -type d -printf '/out/operator/%P\0' | xargs -0 rm -f \
+    && find /out/loader ! -type d -printf '/out/operator/%P\0' >/build/shared \
+    && xargs -0 -a /build/shared rm -f \
     && find /out/operator -type d -empty -delete
 
 # Tonnage itself: whole for the operator, and as a package without the operator's half for the loader. There is a list of
