@@ -95,6 +95,7 @@ class ReportDesk:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 5
+            disable_nagle_algorithm = True  # as servers that people use have it
 
             def setup(self) -> None:
                 desk.connections += 1

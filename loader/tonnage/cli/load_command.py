@@ -69,11 +69,6 @@ def _load_reporting(arguments: argparse.Namespace, invocation: Invocation) -> Lo
 
     reporter = invocation.start_reporting()
 
-    def canceled() -> bool:
-        if reporter is not None:
-            reporter.poll()
-        return invocation.cancellation.canceled()
-
     def on_progress(progress: Progress) -> None:
         view.show(progress)
         if reporter is not None:
@@ -85,7 +80,7 @@ def _load_reporting(arguments: argparse.Namespace, invocation: Invocation) -> Lo
             cache=cache,
             environment=invocation.environment,
             on_progress=on_progress,
-            canceled=canceled,
+            canceled=invocation.cancellation.canceled,
             keep_lock=arguments.hold,
         )
 

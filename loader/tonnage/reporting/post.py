@@ -18,8 +18,6 @@ CONNECT_SECONDS = 2.0
 ANSWER_LIMIT = 2048
 """Bytes of an answer that are read: a refusal is a sentence."""
 TOKEN_LIMIT = 64 * 1024
-QUICK_EXIT = 322
-"""CURLOPT_QUICK_EXIT, which pycurl has no name for: closing doesn't wait for a name that is being looked up."""
 _PERMANENT = frozenset({400, 404, 405, 413})
 """Answers that the same report will get again."""
 
@@ -50,36 +48,45 @@ def read_token(path: str) -> str | Failure:
 
 
 class Post:
-    """A handle that sends reports, one after the other, over a connection that it keeps."""
+    """Sends reports, one after the other, over a connection that it keeps."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._answer = bytearray()
-        self.curl = pycurl.Curl()
+        self._curl = pycurl.Curl()
 
-    def prepare(self, body: bytes, *, seconds: float) -> Failure | None:
-        """Makes ``curl`` ready to send a report; returns why that can't be.
+    def send(self, body: bytes, *, seconds: float) -> Failure | None:
+        """Sends a report and waits for the answer.
 
         Args:
             body: The report.
             seconds: How long it may take in all.
+
+        Returns:
+            Why it did not arrive; None: it was taken.
         """
-        endpoint = self._endpoint
+        if seconds <= 0:
+            return Failure("there was no answer in time")
         headers = ["Content-Type: application/json", "Expect:"]
-        if endpoint.token_file:
-            token = read_token(endpoint.token_file)
+        if self._endpoint.token_file:
+            token = read_token(self._endpoint.token_file)
             if isinstance(token, Failure):
                 return token
             headers.append(f"Authorization: Bearer {token}")
         self._answer.clear()
+        code = 0
         try:
-            self._set(headers, body, seconds)
+            self._prepare(headers, body, seconds)
         except pycurl.error as error:  # whatever libcurl thinks of a plan's URL or bundle, no load fails for it
             return Failure(f"libcurl refuses to send it ({error.args[0]})", permanent=True)
-        return None
+        try:
+            self._curl.perform()
+        except pycurl.error as error:
+            code = error.args[0]
+        return self._outcome(code)
 
-    def _set(self, headers: list[str], body: bytes, seconds: float) -> None:
-        endpoint, curl = self._endpoint, self.curl
+    def _prepare(self, headers: list[str], body: bytes, seconds: float) -> None:
+        endpoint, curl = self._endpoint, self._curl
         curl.reset()
         curl.setopt(pycurl.URL, endpoint.url.encode())
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
@@ -89,7 +96,6 @@ class Post:
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         curl.setopt(SUPPRESS_CONNECT_HEADERS, 1)
         curl.setopt(pycurl.NOSIGNAL, 1)
-        curl.setopt(QUICK_EXIT, 1)
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(min(seconds, CONNECT_SECONDS) * 1000)))
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(seconds * 1000)))
         curl.setopt(pycurl.WRITEFUNCTION, self._on_answer)
@@ -99,19 +105,14 @@ class Post:
     def _on_answer(self, data: bytes) -> None:
         self._answer += data[: ANSWER_LIMIT - len(self._answer)]
 
-    def outcome(self, code: int) -> Failure | None:
-        """Judges a report that was sent; None: it was taken.
-
-        Args:
-            code: libcurl's error; 0 for none.
-        """
+    def _outcome(self, code: int) -> Failure | None:
         if code:
             from tonnage.source.failures import classify  # only failures need it
 
-            connected = bool(self.curl.getinfo(pycurl.PRETRANSFER_TIME))
+            connected = bool(self._curl.getinfo(pycurl.PRETRANSFER_TIME))
             failure = classify(curl_code=code, status=None, headers={}, body=b"", label="", connected=connected)
             return Failure(failure.message.removeprefix(": ").rstrip("."))
-        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+        status = self._curl.getinfo(pycurl.RESPONSE_CODE)
         if 200 <= status < 300:
             return None
         said = re.search(rb'"message"\s*:\s*"([^"\\]{1,300})"', self._answer)
@@ -120,5 +121,5 @@ class Post:
         return Failure(f"it answers {status}" + (f": {words.rstrip('.')}" if words else ""), status in _PERMANENT)
 
     def close(self) -> None:
-        """Closes the connection."""
-        self.curl.close()
+        """Closes the connection. It waits for a name that is still being looked up."""
+        self._curl.close()

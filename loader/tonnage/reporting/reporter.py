@@ -1,13 +1,17 @@
-"""Sends the reports of one load: progress in passing, and the last word with a little patience."""
+"""Sends the reports of one load: progress in passing, and the last word with a little patience.
+
+A thread does it, which nobody waits for longer than is said: a name that can't be looked up, for one, keeps libcurl for
+ten seconds. It costs the load nothing, since its bytes pass through other processes.
+"""
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-import pycurl
 
 from tonnage.contract.report import ReportKind, encode_report
 from tonnage.reporting.post import Endpoint, Failure, Post
@@ -21,21 +25,28 @@ if TYPE_CHECKING:
     from tonnage.contract.plan import Reporting
     from tonnage.contract.report import Progress, Report
 
-PROGRESS_SECONDS = 5.0
+PROGRESS_SECONDS = 2.0
 """How long a report of progress may take before it is given up for a newer one."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
-SELECT_SECONDS = 0.05
+LOOK_SECONDS = 0.05
 """How soon a signal is noticed while the last report is being sent."""
 QUIET_PHASES = frozenset({"resolving"})
 """Phases that are not told: of a hit there is no other, and it has no time to spare."""
+_ENDING = {signal.SIGTERM, signal.SIGINT}
+
+
+class _Last(NamedTuple):
+    """The report that ends it all, and the moment after which nobody waits for it."""
+
+    body: bytes
+    deadline: float
 
 
 class Reporter:
     """Sends reports about one plan. Use it as a context, or call ``close``.
 
-    Progress goes out while the load's own loop turns: ``progress`` keeps the newest state, ``poll`` moves bytes; both
-    may be called by any thread, and neither ever waits. What can't be sent in time is replaced by what is newer.
+    Of progress only the newest state is kept, so that what can't be sent in time is replaced, not queued.
 
     Args:
         reporting: Where to, and how often.
@@ -48,13 +59,13 @@ class Reporter:
         self.endpoint = Endpoint(reporting.url, bundle, reporting.token_file)
         self._template = template
         self._interval = reporting.interval
-        self._post = Post(self.endpoint)
-        self._multi = pycurl.CurlMulti()
-        self._lock = threading.Lock()
-        self._under_way = False
-        self._failure: Failure | None = None
+        self._changed = threading.Condition()
         self._newest: Progress | None = None
-        self._due = 0.0
+        self._last: _Last | None = None
+        self._ended = threading.Event()
+        self._failure: Failure | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,28 +79,15 @@ class Reporter:
         return redact_url(self.endpoint.url)
 
     def progress(self, progress: Progress) -> None:
-        """Takes the newest state, to be sent when it is time."""
-        if progress.phase not in QUIET_PHASES:
+        """Takes the newest state, to be sent when it is time. Never waits; any thread may call it."""
+        if progress.phase in QUIET_PHASES:
+            return
+        with self._changed:
             self._newest = progress
-            self.poll()
-
-    def poll(self) -> None:
-        """Goes on with what is under way, and starts what is due. Never waits."""
-        if not self._lock.acquire(blocking=False):
-            return  # another thread is at it
-        try:
-            newest = self._newest
-            if not self._under_way and newest is not None and (now := time.monotonic()) >= self._due:
-                self._due = now + self._interval
-                self._newest = None
-                report = msgspec.structs.replace(self._template, kind=ReportKind.PROGRESS, progress=newest)
-                self._start(encode_report(report), seconds=PROGRESS_SECONDS)
-            self._drive()
-        finally:
-            self._lock.release()
+            self._wake()
 
     def send(self, report: Report, *, patience: float, canceled: Callable[[], bool] = lambda: False) -> Failure | None:
-        """Sends a report that matters, again if need be, and waits until it has arrived.
+        """Sends the last report, again if need be, and waits until it has arrived.
 
         Args:
             report: What to say.
@@ -99,72 +97,67 @@ class Reporter:
         Returns:
             Why it did not arrive; None: it did.
         """
-        began = time.monotonic()
-        deadline = began + patience
-        body = encode_report(report)
-        pause = FIRST_PAUSE
-        with self._lock:
-            # Progress that is under way must not arrive after the end.
-            self._wait(began + patience / 3, canceled)
-            while True:
-                failure = self._try(body, deadline, canceled)
-                if failure is None or failure.permanent or canceled() or time.monotonic() + pause >= deadline:
-                    return failure
-                _sleep(pause, canceled)
-                pause = min(pause * 2, LONGEST_PAUSE)
-
-    def close(self) -> None:
-        """Gives up what is under way and closes the connection."""
-        with self._lock:
+        deadline = time.monotonic() + patience
+        with self._changed:
             self._newest = None
-            self._abandon()
-            self._multi.close()
-            self._post.close()
-
-    def _try(self, body: bytes, deadline: float, canceled: Callable[[], bool]) -> Failure | None:
-        failure = self._start(body, seconds=deadline - time.monotonic())
-        if failure is not None:
-            return failure
-        return self._wait(deadline, canceled)
-
-    def _start(self, body: bytes, *, seconds: float) -> Failure | None:
-        failure = self._post.prepare(body, seconds=seconds)
-        if failure is None:
-            self._multi.add_handle(self._post.curl)
-            self._under_way = True
-            self._failure = None
-        return failure
-
-    def _wait(self, deadline: float, canceled: Callable[[], bool]) -> Failure | None:
-        """Waits for what is under way, gives it up when that takes too long, and returns why it did not arrive."""
-        while self._drive():
-            left = deadline - time.monotonic()
-            if left <= 0 or canceled():
-                self._abandon()
+            self._ended.clear()
+            self._last = _Last(encode_report(report), deadline)
+            self._wake()
+        while not self._ended.wait(LOOK_SECONDS):
+            if time.monotonic() > deadline + LOOK_SECONDS or canceled():  # the thread knows better why
                 return Failure("there was no answer in time")
-            if self._multi.select(min(left, SELECT_SECONDS)) == -1:
-                time.sleep(0.005)  # libcurl has no descriptor yet, for instance while a name is resolved
         return self._failure
 
-    def _drive(self) -> bool:
-        """Moves bytes as far as that goes without waiting; returns whether there are more to come."""
-        if not self._under_way:
-            return False
-        while self._multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
-            pass
-        _, good, bad = self._multi.info_read()
-        if good or bad:
-            self._abandon()
-            self._failure = self._post.outcome(bad[0][1] if bad else 0)
-        return self._under_way
+    def close(self) -> None:
+        """Ends it. What is under way is left to itself, and ends with the process at the latest."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
-    def _abandon(self) -> None:
-        if self._under_way:
-            self._under_way = False
-            self._multi.remove_handle(self._post.curl)
+    def _wake(self) -> None:
+        """Has the thread look, and starts it when there is something for it for the first time."""
+        self._changed.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="reports", daemon=True)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # signals are the main thread's
+            self._thread.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _work(self) -> None:
+        # Nobody else may have the handle: it could not be closed while a name is being looked up.
+        post = Post(self.endpoint)
+        due = 0.0
+        while (task := self._next(due)) is not None:
+            if isinstance(task, _Last):
+                self._failure = _deliver(post, task)
+                self._ended.set()
+            else:
+                due = time.monotonic() + self._interval
+                report = msgspec.structs.replace(self._template, kind=ReportKind.PROGRESS, progress=task)
+                post.send(encode_report(report), seconds=PROGRESS_SECONDS)
+        post.close()
+
+    def _next(self, due: float) -> Progress | _Last | None:
+        """Waits for what is to be sent next: progress not before ``due``. None: it is over."""
+        with self._changed:
+            while True:
+                if self._last is not None:
+                    last, self._last = self._last, None
+                    return last
+                if self._closed:
+                    return None
+                left = due - time.monotonic()
+                if self._newest is not None and left <= 0:
+                    newest, self._newest = self._newest, None
+                    return newest
+                self._changed.wait(left if self._newest is not None else None)
 
 
-def _sleep(seconds: float, canceled: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not canceled():
-        time.sleep(min(left, SELECT_SECONDS))
+def _deliver(post: Post, last: _Last) -> Failure | None:
+    pause = FIRST_PAUSE
+    while True:
+        failure = post.send(last.body, seconds=last.deadline - time.monotonic())
+        if failure is None or failure.permanent or time.monotonic() + pause >= last.deadline:
+            return failure
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)

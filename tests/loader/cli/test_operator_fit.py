@@ -192,7 +192,9 @@ class Operator:
 async def operator(tmp_path: Path, authority: TestAuthority, model: Model) -> AsyncIterator[Operator]:
     """An endpoint with its certificate, and an object that names a model on a real S3 server."""
     cluster, metrics, woken = Cluster(objects.INSTALLATION), Metrics(), list[str]()
-    endpoint = ReportEndpoint(cluster, Reviews(cluster), metrics, wake=woken.append)  # type: ignore[arg-type]
+    endpoint = ReportEndpoint(  # type: ignore[arg-type]
+        cluster, Reviews(cluster), metrics, wake=woken.append, wake_node=woken.append
+    )
     app = web.Application()
     app.router.add_post("/v1/reports", endpoint.handle)
     async with serve(app, host="127.0.0.1", port=0, certificate=certificate(tmp_path, authority, metrics)) as port:
@@ -249,7 +251,14 @@ async def test_a_sidecar_of_a_users_pod_is_ready_holds_and_takes_its_leave(opera
     assert await asyncio.to_thread(run_probe, probe) == 1
     node = facts.node_fact(objects.node("node-1"))
     clean = jobs.cleanup_job(
-        operator.installation, key=seen.revision, medium=Medium.MEMORY, node=node, attempt=1, uid="u", model_ref="s/l"
+        operator.installation,
+        key=seen.revision,
+        medium=Medium.MEMORY,
+        node=node,
+        attempt=1,
+        uid="u",
+        model_ref="s/l",
+        cause="Unreferenced",
     )
     with start_tonnage(*operator.words(container), environment=operator.environment(container)) as process:
         await soon(lambda: run_probe(probe) == 0)

@@ -26,19 +26,10 @@ def loading(count: int) -> Progress:
     return Progress(phase="loading", loaded_bytes=count, total_bytes=100)
 
 
-def poll_until_received(reporter: Reporter, desk: ReportDesk, count: int) -> None:
-    """Turns as the load's loop does."""
-    deadline = time.monotonic() + 10
-    while len(desk.received) < count:
-        assert time.monotonic() < deadline, desk.kinds
-        reporter.poll()
-        time.sleep(0.002)
-
-
-def test_progress_goes_out_while_the_loop_turns_and_says_whose_it_is(desk: ReportDesk) -> None:
+def test_progress_goes_out_and_says_whose_it_is(desk: ReportDesk) -> None:
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
         reporter.progress(loading(1))
-        poll_until_received(reporter, desk, 1)
+        desk.wait_for(1)
     (received,) = desk.received
     assert (received.path, received.token) == ("/v1/reports", "first-token")
     assert received.report.kind == "progress"
@@ -66,7 +57,6 @@ def test_reports_keep_their_distance_and_the_newest_state_wins(desk: ReportDesk)
 def test_resolving_alone_is_not_worth_a_report(desk: ReportDesk) -> None:
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
         reporter.progress(Progress(phase="resolving"))
-        reporter.poll()
         assert reporter.send(FINISHED, patience=5) is None
     assert desk.kinds == ["finished"]
 
@@ -79,7 +69,7 @@ def test_the_token_is_read_anew_for_each_report(desk: ReportDesk) -> None:
     assert [each.token for each in desk.received] == ["first-token", "second-token"]
 
 
-def test_an_endpoint_that_does_not_answer_costs_the_loop_nothing(desk: ReportDesk) -> None:
+def test_an_endpoint_that_does_not_answer_costs_the_load_nothing(desk: ReportDesk) -> None:
     desk.silent = True
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
         slowest = 0.0
@@ -97,9 +87,11 @@ def test_an_endpoint_that_does_not_answer_costs_the_loop_nothing(desk: ReportDes
         assert 0.4 < time.monotonic() - began < 1.2
 
 
-def test_the_last_report_comes_after_progress_that_is_under_way(desk: ReportDesk) -> None:
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+def test_the_last_report_replaces_progress_that_nobody_has_sent_yet(desk: ReportDesk) -> None:
+    with Reporter(desk.reporting(interval=60), TEMPLATE) as reporter:
         reporter.progress(loading(1))
+        desk.wait_for(1)
+        reporter.progress(loading(2))
         assert reporter.send(FINISHED, patience=5) is None
     assert desk.kinds == ["progress", "finished"]
 
