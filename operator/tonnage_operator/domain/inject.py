@@ -217,7 +217,8 @@ def _check_free(spec: dict[str, Any], loading: Loading, claim: Claim, targets: l
 def _mount(container: dict[str, Any], supply: Supply, loading: Loading, request: Request) -> None:
     path = f"{request.mount_path}/{supply.wanted.alias}"
     mounts = container["volumeMounts"] = list(container.get("volumeMounts") or ())
-    mounts.append({"name": loading.name("cache"), "mountPath": path, "subPath": "model", "readOnly": True})
+    folder = f"{loader_pod.folder_in_volume(supply.weights, loading.plan.entry)}/model".lstrip("/")
+    mounts.append({"name": loading.name("cache"), "mountPath": path, "subPath": folder, "readOnly": True})
     if request.on_failure is OnFailure.CONTINUE:
         folder = _status_file(request, supply.wanted).rpartition("/")[0]
         mounts.append({"name": loading.name("run"), "mountPath": folder, "readOnly": True})

@@ -145,7 +145,9 @@ def container(
     """Returns the loader's container, without what depends on its form."""
     mounts: list[Body] = [{"name": loading.name("run"), "mountPath": RUN_FOLDER}]
     if mounts_entry:
-        mounts.append({"name": loading.name("cache"), "mountPath": f"{CACHE_ROOT}/{loading.plan.entry}"})
+        path = f"{CACHE_ROOT}/{loading.plan.entry}"
+        folder = {"subPath": below} if (below := folder_in_volume(weights, loading.plan.entry)) else {}
+        mounts.append({"name": loading.name("cache"), "mountPath": path, **folder})
     if plans.ca_bundle(weights.spec.source):
         mounts.append({"name": loading.name("ca"), "mountPath": plans.CA_FOLDER, "readOnly": True})
     if installation.reports.url:
@@ -164,6 +166,14 @@ def container(
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
+
+
+def folder_in_volume(weights: Weights, entry: str) -> str:
+    """Returns the entry's folder in its volume; empty where the volume is the entry alone.
+
+    A claim may hold several models, and of each the old revision beside the new one.
+    """
+    return entry if weights.spec.cache.delivery is Delivery.CLAIM else ""
 
 
 def entry_volume(

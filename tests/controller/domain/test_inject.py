@@ -256,6 +256,16 @@ def test_without_host_paths_the_loader_fits_the_restricted_profile(cache: dict[s
     assert claim.key == ""
 
 
+def test_a_claim_has_a_folder_for_each_revision_of_each_model() -> None:
+    weights = _resolved({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
+    revision = weights.status.resolved.revision if weights.status.resolved else ""
+    pod = _inject(_pod(), weights)
+    (mount,) = [each for each in _loader(pod)["volumeMounts"] if each["name"] == "tonnage-cache"]
+    assert mount == {"name": "tonnage-cache", "mountPath": f"/cache/{revision}", "subPath": revision}
+    (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
+    assert mount["subPath"] == f"{revision}/model"
+
+
 def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so() -> None:
     installation = Installation.model_validate(
         {**objects.INSTALLATION.model_dump(mode="json", by_alias=True), "sharing": "Namespace"}
