@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tonnage_operator.kube.resources import Resource
 
 _LOAD_BUCKETS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+_RESOLVE_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_WAIT_BUCKETS: Final = (0.1, 0.25, 0.5, *_LOAD_BUCKETS)
 _ADMISSION_BUCKETS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -45,16 +47,28 @@ class Metrics:
             "reconcile_duration_seconds", "Time of one decision with its requests.", _ADMISSION_BUCKETS, "kind"
         )
         self.resolves = counter("source_resolve_total", "Ended looks at a source.", "result", "reason")
+        self.resolve_seconds = histogram(
+            "source_resolve_duration_seconds", "Time of looks at a source that succeeded.", _RESOLVE_BUCKETS
+        )
         self.loads_started = counter("load_started_total", "Load Jobs that were made.", *model)
         self.loads_finished = counter("load_finished_total", "Load Jobs that ended.", "result", "reason")
         self.load_seconds = histogram("load_duration_seconds", "Time of loads that succeeded.", _LOAD_BUCKETS, "medium")
         self.load_bytes = counter("load_bytes_total", "Bytes that loads fetched.", "medium")
-        self.evictions = counter("evictions_total", "Cleanup Jobs that were made.", "medium")
+        self.load_retries = counter("load_retries_total", "Requests for parts that were repeated.")
+        self.verified = counter("verify_total", "Loads whose bytes were checked.", "level", "result")
+        self.cache_requests = counter("cache_requests_total", "Pods that asked for weights.", *model, "result")
+        self.bytes_saved = counter("bytes_saved_total", "Bytes that pods found and need not fetch.", *model)
+        self.pod_wait_seconds = histogram(
+            "pod_wait_seconds", "Time that a pod's loader took until the pod could go on.", _WAIT_BUCKETS, "result"
+        )
+        self.evictions = counter("evictions_total", "Cleanup Jobs that were made.", "medium", "cause")
+        self.evicted_bytes = counter("evicted_bytes_total", "Bytes of entries that were emptied.", "medium")
         self.cache_capacity = gauge("cache_capacity_bytes", "Capacity of all nodes' media, as reported.", "medium")
         self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' ready entries.", "medium")
         self.cache_entries = gauge("cache_entries", "Entries on all nodes.", "medium", "state")
         self.reports = counter("reports_total", "Reports that arrived.", "kind", "result")
         self.requests = counter("api_requests_total", "Requests to the API server.", "verb", "resource", "code")
+        self.watch_restarts = counter("watch_restarts_total", "Watches that broke and began anew.", "resource")
         self.events = counter("events_total", "Events that were posted.", "reason")
         self.admissions = counter("admission_requests_total", "Admission reviews.", "result")
         self.admission_seconds = histogram(
@@ -66,9 +80,14 @@ class Metrics:
         """Counts one request to the API server; status 0: it wasn't answered."""
         self.requests.labels(verb, label or resource.plural, str(status)).inc()
 
+    def watch_broke(self, resource: str) -> None:
+        """Counts a watch that broke."""
+        self.watch_restarts.labels(resource).inc()
+
     def forget_model(self, namespace: str, name: str) -> None:
         """Drops the series of an object that is gone."""
-        for metric in (self.info, self.condition, self.desired, self.warm, self.failed, self.loads_started):
+        of_models = (self.info, self.condition, self.desired, self.warm, self.failed)
+        for metric in (*of_models, self.loads_started, self.cache_requests, self.bytes_saved):
             metric.remove_by_labels({"namespace": namespace, "name": name})
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from operator_support import objects
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
-from tonnage_operator.domain import facts
+from tonnage_operator.domain import facts, outcomes
+from tonnage_operator.domain.caches import Caches
 from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
 from tonnage_operator.domain.reconcile import Decision, Farewell, decide, decide_farewell
 from tonnage_operator.domain.units import format_time
@@ -67,8 +68,8 @@ class Simulation:
             installation=self.installation,
             weights=self.weights,
             nodes=self.nodes,
-            caches=self.caches,
-            jobs=[job for job in map(facts.job_fact, self.jobs.values()) if job.model_uid == objects.UID],
+            caches=Caches(self.caches),
+            jobs=[job for job in self._known_jobs() if job.model_uid == objects.UID],
             pods=self.pods,
             consumers=self.consumers,
             reports=self.reports,
@@ -136,11 +137,15 @@ class Simulation:
                         weights.spec.cache.retention,
                     )
                 ],
-                jobs=[job for job in map(facts.job_fact, self.jobs.values()) if job.node == name],
+                jobs=[job for job in self._known_jobs() if job.node == name],
                 pods=self.pods,
                 consumers=[pod for pod in self.consumers if pod.node == name],
             )
         )
+
+    def _known_jobs(self) -> list[facts.Job]:
+        found = map(facts.job_fact, self.jobs.values())
+        return [outcomes.as_known(job, self.pods.get(job.uid), self.now) for job in found]
 
     def _apply(self, wanted: tuple[dict[str, Any], ...]) -> None:
         for job in wanted:

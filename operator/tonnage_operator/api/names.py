@@ -70,6 +70,8 @@ MEDIUM: Final = f"{GROUP}/medium"
 MODEL_REF: Final = f"{GROUP}/model-ref"
 SOURCE_HASH: Final = f"{GROUP}/source-hash"
 ROUND: Final = f"{GROUP}/round"
+CAUSE: Final = f"{GROUP}/cause"
+"""Why an entry is emptied: ``Unreferenced`` or ``Pressure``."""
 
 HOSTNAME_LABEL: Final = "kubernetes.io/hostname"
 

@@ -1,4 +1,4 @@
-"""The cluster as the controller knows it: local pictures of all kinds, indexed, and who is to be woken by a change."""
+"""The cluster as the controller knows it: local pictures of all kinds, indexed, so that a change costs little."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import NodeCacheStatus
-from tonnage_operator.domain import facts
-from tonnage_operator.domain.nodecache import NodeWorld, Referrer
+from tonnage_operator.controller.referrers import Referrers
+from tonnage_operator.domain import facts, outcomes
+from tonnage_operator.domain.caches import Caches
+from tonnage_operator.domain.nodecache import NodeWorld
 from tonnage_operator.domain.weights import Unreadable, Weights, read_weights
 from tonnage_operator.domain.world import World
 from tonnage_operator.kube.reflector import Store
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tonnage import contract
-    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.domain.caches import Key
     from tonnage_operator.domain.installation import Installation
 
 
@@ -36,6 +39,14 @@ class WeightsRecord:
     generation: int
     weights: Weights | None
     problem: str
+    """Why it can't be read: a sentence for its conditions."""
+    problem_told: bool = False
+    """That is what its conditions say already."""
+
+    @property
+    def ref(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
 
 
 def weights_record(body: dict[str, Any]) -> WeightsRecord:
@@ -45,7 +56,8 @@ def weights_record(body: dict[str, Any]) -> WeightsRecord:
     try:
         weights = read_weights(body)
     except Unreadable as error:
-        problem = str(error)
+        problem = f"This operator can't read the spec: {error}. Are operator and CRD of one release?"
+    said = [each.get("message") for each in (body.get("status") or {}).get("conditions") or ()]
     return WeightsRecord(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -56,6 +68,7 @@ def weights_record(body: dict[str, Any]) -> WeightsRecord:
         generation=metadata.get("generation", 0),
         weights=weights,
         problem=problem,
+        problem_told=said.count(problem) >= 2,
     )
 
 
@@ -112,40 +125,62 @@ class Cluster:
         self.jobs = Store(facts.job_fact)
         self.pods = Store(facts.pod_fact)
         self.caches = Store(cache_record)
+        self.contents = Caches()
+        """What the records of ``caches`` say, to be looked up."""
+        self.referrers = Referrers(installation)
         self.reports: dict[str, contract.Report] = {}
         """The latest report of each Job, by its uid."""
+        self.told: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
+        """How loads of pods of users ended, as reported, by the pod's uid and the entry's name."""
         self.media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
-        self.jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
-        self.jobs_of_node = Index(lambda job: (job.node,) if job.node else ())
-        self.pods_of_job = Index(lambda pod: (pod.job_uid,) if pod.job_uid else ())
-        self.pods_of_model = Index(lambda pod: {claim.uid for claim in pod.claims})
-        self.pods_of_node = Index(lambda pod: (pod.node,) if pod.claims and pod.node else ())
-        self.pods_pending = Index(lambda pod: ("",) if pod.claims and not pod.node and not pod.over else ())
+        self._jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
+        self._jobs_of_node = Index(lambda job: (job.node,) if job.node else ())
+        self._pods_of_job = Index(lambda pod: (pod.job_uid,) if pod.job_uid else ())
+        self._pods_of_model = Index(lambda pod: {claim.uid for claim in pod.claims})
+        self._pods_of_node = Index(lambda pod: (pod.node,) if pod.claims and pod.node else ())
+        self._pods_pending = Index(lambda pod: ("",) if pod.claims and not pod.node and not pod.over else ())
         self._node_by_name: dict[str, facts.Node] = {}
         self._cache_by_name: dict[str, CacheRecord] = {}
-        for index in (self.jobs_of_model, self.jobs_of_node):
+        for index in (self._jobs_of_model, self._jobs_of_node):
             self.jobs.listen(index.changed)
-        for index in (self.pods_of_job, self.pods_of_model, self.pods_of_node, self.pods_pending):
+        for index in (self._pods_of_job, self._pods_of_model, self._pods_of_node, self._pods_pending):
             self.pods.listen(index.changed)
+        self.weights.listen(self._weights_changed)
         self.nodes.listen(self._node_changed)
         self.caches.listen(self._cache_changed)
         self.jobs.listen(self._job_changed)
+        self.pods.listen(self._pod_changed)
+
+    def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
+        if after and after.weights:
+            self.referrers.put(after.uid, after.weights)
+        elif after:
+            self.referrers.put_unreadable(after.uid, after.ref, deleting=after.deleting)
+        elif before:
+            self.referrers.drop(before.uid)
 
     def _node_changed(self, before: facts.Node | None, after: facts.Node | None) -> None:
         if after:
             self._node_by_name[after.name] = after
         elif before and self._node_by_name.get(before.name) == before:
             del self._node_by_name[before.name]
+            self.media.pop(before.name, None)
 
     def _cache_changed(self, before: CacheRecord | None, after: CacheRecord | None) -> None:
         if after:
             self._cache_by_name[after.name] = after
+            self.contents.put(after.name, after.status)
         elif before and self._cache_by_name.get(before.name) == before:
             del self._cache_by_name[before.name]
+            self.contents.drop(before.name)
 
     def _job_changed(self, before: facts.Job | None, after: facts.Job | None) -> None:
         if after is None and before:
             self.reports.pop(before.uid, None)
+
+    def _pod_changed(self, before: facts.Pod | None, after: facts.Pod | None) -> None:
+        if after is None and before:
+            self.told.pop(before.uid, None)
 
     def node(self, name: str) -> facts.Node | None:
         """Returns a node by name."""
@@ -164,57 +199,54 @@ class Cluster:
     def _pods_by_job(self, jobs: Iterable[facts.Job]) -> dict[str, facts.Pod]:
         found = {}
         for job in jobs:
-            if pods := self._pods(self.pods_of_job[job.uid]):
+            if pods := self._pods(self._pods_of_job[job.uid]):
                 found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
         return found
 
     def jobs_on(self, node: str) -> list[facts.Job]:
         """Returns the Jobs for a node."""
-        return self._jobs(self.jobs_of_node[node])
+        return self._jobs(self._jobs_of_node[node])
 
     def world(self, record: WeightsRecord, weights: Weights, now: datetime) -> World:
         """Returns what a decision about one object looks at."""
-        jobs = self._jobs(self.jobs_of_model[record.uid])
+        jobs = self._jobs(self._jobs_of_model[record.uid])
+        pods = self._pods_by_job(jobs)
         return World(
             now=now,
             installation=self.installation,
             weights=weights,
             nodes=self._node_by_name,
-            caches={name: cache.status for name, cache in self._cache_by_name.items()},
-            jobs=jobs,
-            pods=self._pods_by_job(jobs),
-            consumers=self._pods(self.pods_of_model[record.uid]),
+            caches=self.contents,
+            jobs=[outcomes.as_known(job, pods.get(job.uid), now) for job in jobs],
+            pods=pods,
+            consumers=self._pods(self._pods_of_model[record.uid]),
             reports=self.reports,
         )
-
-    def referrers(self) -> list[Referrer]:
-        """Returns all objects, as far as nodes care."""
-        return [
-            Referrer(
-                each.weights.ref,
-                each.deleting,
-                each.weights.references(self.installation),
-                each.weights.spec.cache.retention,
-            )
-            for each in self.weights
-            if each.weights
-        ]
 
     def node_world(self, node: facts.Node, now: datetime) -> NodeWorld:
         """Returns what a decision about one node looks at."""
         cache = self.cache(node.name)
-        jobs = self._jobs(self.jobs_of_node[node.name])
-        pending = self._pods(self.pods_pending[""])
+        status = cache.status if cache else NodeCacheStatus()
+        jobs = self.jobs_on(node.name)
+        pods = self._pods_by_job(jobs)
+        consumers = self._pods(self._pods_of_node[node.name])
+        keys: set[Key] = {(entry.name, entry.medium) for entry in status.entries or ()}
+        keys |= {(job.key, Medium(job.medium)) for job in jobs}
+        keys |= {(claim.key, claim.medium) for pod in consumers for claim in pod.claims}
+        pending = self._pods(self._pods_pending[""])
         return NodeWorld(
             now=now,
             installation=self.installation,
             node=node,
             uid=cache.uid if cache else "",
-            status=cache.status if cache else NodeCacheStatus(),
-            referrers=self.referrers(),
-            jobs=jobs,
-            pods=self._pods_by_job(jobs),
-            consumers=self._pods(self.pods_of_node[node.name]),
+            status=status,
+            referrers=self.referrers.of(keys),
+            jobs=[outcomes.as_known(job, pods.get(job.uid), now) for job in jobs],
+            pods=pods,
+            consumers=consumers,
             pending=frozenset((claim.key, claim.medium) for pod in pending for claim in pod.claims),
+            told={
+                (pod.uid, entry): outcome for pod in consumers for entry, outcome in self.told.get(pod.uid, {}).items()
+            },
             media=self.media.get(node.name, {}),
         )

@@ -19,6 +19,7 @@ from tonnage.contract import ReportKind
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.controller.tally import Tally
 from tonnage_operator.kube.gateway import ApiError
 from tonnage_operator.kube.resources import TOKEN_REVIEWS
 
@@ -61,11 +62,21 @@ class Refused(Exception):
 class ReportEndpoint:
     """The handler of ``POST /v1/reports``."""
 
-    def __init__(self, cluster: Cluster, gateway: Gateway, metrics: Metrics, *, wake: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        gateway: Gateway,
+        metrics: Metrics,
+        *,
+        wake: Callable[[str], None],
+        wake_node: Callable[[str], None],
+    ) -> None:
         self._cluster = cluster
         self._gateway = gateway
         self._metrics = metrics
+        self._tally = Tally(metrics)
         self._wake = wake
+        self._wake_node = wake_node
         self._senders: dict[str, tuple[float, Sender]] = {}
         self._told: dict[str, float] = {}
 
@@ -124,15 +135,29 @@ class ReportEndpoint:
         pod = self._cluster.pods.get(sender.uid)
         if pod is None or (pod.namespace, pod.name) != (sender.namespace, sender.pod):
             raise Refused(403, "unknown_pod", "This pod has no loader that the operator knows of.")
-        identity = report.identity
         if pod.job_uid:
-            self._take_from_job(pod, report, identity)
-        elif not identity or not any(claim.uid == identity.uid for claim in pod.claims):
-            raise Refused(403, "other_object", "This pod was not admitted with the object that the report is about.")
+            self._take_from_job(pod, report, report.identity)
+        else:
+            self._take_from_user(pod, report)
         if report.medium and pod.node and report.kind in {ReportKind.FINISHED, ReportKind.INVENTORY}:
             self._remember_medium(pod, report.medium, report)
-        for claim in pod.claims:
-            self._wake(claim.uid)
+
+    def _take_from_user(self, pod: Pod, report: contract.Report) -> None:
+        """Takes what a loader in a pod of a user says."""
+        about = report.identity.uid if report.identity else ""
+        claims = [claim for claim in pod.claims if claim.uid == about]
+        if not claims:
+            raise Refused(403, "other_object", "This pod was not admitted with the object that the report is about.")
+        if report.kind is not ReportKind.FINISHED or report.outcome is None:
+            return
+        for claim in claims:
+            entry = claim.key.rpartition("/")[2]
+            if not claim.key or not report.entry or entry == report.entry:
+                self._tally.heard(pod, claim, report)
+                self._cluster.told[pod.uid][entry] = report.outcome
+        self._wake(about)
+        if pod.node:
+            self._wake_node(pod.node)
 
     def _take_from_job(self, pod: Pod, report: contract.Report, identity: contract.Identity | None) -> None:
         job = self._cluster.jobs.get(pod.job_uid)

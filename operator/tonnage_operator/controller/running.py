@@ -140,11 +140,12 @@ class Controller:
         """Starts all pictures and returns when each is complete: nothing may be decided before. Or when told to end."""
         cluster = self.cluster
         managed = f"{names.MANAGED_BY}={names.MANAGER}"
+        broken = self.metrics.watch_broke
         reflectors: list[Reflector[Any]] = [
-            Reflector(gateway, NODES, cluster.nodes),
-            Reflector(gateway, JOBS, cluster.jobs, selector=managed),
-            Reflector(gateway, PODS, cluster.pods, selector=names.ROLE),
-            Reflector(gateway, NODE_CACHES, cluster.caches),
+            Reflector(gateway, NODES, cluster.nodes, on_break=broken),
+            Reflector(gateway, JOBS, cluster.jobs, selector=managed, on_break=broken),
+            Reflector(gateway, PODS, cluster.pods, selector=names.ROLE, on_break=broken),
+            Reflector(gateway, NODE_CACHES, cluster.caches, on_break=broken),
         ]
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(each.run(), name=f"watching {index}") for index, each in enumerate(reflectors)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tonnage_operator.api import names
 from tonnage_operator.api.placement import PrewarmMode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.api.nodecache import EntryState
     from tonnage_operator.controller.cluster import CacheRecord, Cluster, WeightsRecord
+    from tonnage_operator.domain.caches import Key
     from tonnage_operator.domain.facts import Job, Node, Pod
 
 Wake = Callable[[str], None]
@@ -43,16 +49,16 @@ class Waking:
         if record is None:
             return
         self._weights(record.uid)
-        old = before.weights.references(self._cluster.installation) if before and before.weights else frozenset()
-        new = after.weights.references(self._cluster.installation) if after and after.weights else frozenset()
+        old, new = self._references(before), self._references(after)
         was_going, is_going = bool(before and before.deleting), bool(after and after.deleting)
         if old == new and was_going == is_going and (before is None) == (after is None):
             return
-        ref = f"{record.namespace}/{record.name}"
-        for cache in self._cluster.caches:
-            entries = cache.status.entries or ()
-            if any(ref in each.models or (each.name, each.medium) in old | new for each in entries):
-                self._node(cache.name)
+        self._wake_holders(old | new)
+        for node in self._cluster.contents.naming(record.ref):
+            self._node(node)
+
+    def _references(self, record: WeightsRecord | None) -> frozenset[Key]:
+        return record.weights.references(self._cluster.installation) if record and record.weights else frozenset()
 
     def _node_changed(self, before: Node | None, after: Node | None) -> None:
         node = after or before
@@ -76,10 +82,8 @@ class Waking:
         pod = after or before
         if pod is None:
             return
-        if pod.model_uid:
-            self._weights(pod.model_uid)
-            if pod.node:
-                self._node(pod.node)
+        if pod.role != names.ROLE_INJECTED:
+            self._loader_changed(pod, ended=_ended(before) != _ended(after))
         for claim in pod.claims:
             self._weights(claim.uid)
         if pod.claims:
@@ -87,34 +91,44 @@ class Waking:
             for node in {each.node for each in (before, after) if each and each.node}:
                 self._node(node)
             if moved and after is None and not pod.node:
-                self._wake_holders({claim.key for claim in pod.claims})
+                self._wake_holders((claim.key, claim.medium) for claim in pod.claims)
 
-    def _wake_holders(self, keys: set[str]) -> None:
-        for cache in self._cluster.caches:
-            if any(entry.name in keys for entry in cache.status.entries or ()):
-                self._node(cache.name)
+    def _loader_changed(self, pod: Pod, *, ended: bool) -> None:
+        """Wakes whom the pod of a Job concerns: its object always, its node when its last words are in."""
+        if pod.model_uid:
+            self._weights(pod.model_uid)
+        job = self._cluster.jobs.get(pod.job_uid)
+        if ended and job and job.node:
+            self._node(job.node)
+
+    def _wake_holders(self, keys: Iterable[Key]) -> None:
+        for key, medium in keys:
+            for node in self._cluster.contents.holders(key, medium):
+                self._node(node)
 
     def _cache_changed(self, before: CacheRecord | None, after: CacheRecord | None) -> None:
         cache = after or before
         if cache is None:
             return
         self._node(cache.name)
-        old = {
-            (each.name, each.medium, each.state, each.models)
-            for each in (before.status.entries if before else None) or ()
-        }
-        new = {
-            (each.name, each.medium, each.state, each.models)
-            for each in (after.status.entries if after else None) or ()
-        }
-        changed = {(name, medium) for name, medium, _, _ in old ^ new}
-        refs = {ref for _, _, _, models in old ^ new for ref in models}
+        old, new = _essence(before), _essence(after)
+        changed = old ^ new
         rebooted = before is not None and after is not None and before.status.boot_id != after.status.boot_id
-        for record in self._cluster.weights:
-            if record.weights is None:
-                continue
-            concerned = rebooted or record.weights.ref in refs
-            if concerned or record.weights.references(self._cluster.installation) & changed:
-                self._weights(record.uid)
+        if rebooted:
+            changed = old | new
+        keys = {(name, medium) for name, medium, _, _, _ in changed}
+        refs = {ref for _, _, _, _, models in changed for ref in models}
+        for uid in self._cluster.referrers.uids_of(keys, refs):
+            self._weights(uid)
         for uid in {job.model_uid for job in self._cluster.jobs_on(cache.name) if job.model_uid} if changed else ():
             self._weights(uid)
+
+
+def _ended(pod: Pod | None) -> bool:
+    return pod is not None and (pod.over or any(each.ended for each in pod.loaders))
+
+
+def _essence(cache: CacheRecord | None) -> set[tuple[str, Medium, EntryState, str | None, tuple[str, ...]]]:
+    """Returns what objects care about in a node's record."""
+    entries = (cache.status.entries if cache else None) or ()
+    return {(each.name, each.medium, each.state, each.ranks, each.models) for each in entries}

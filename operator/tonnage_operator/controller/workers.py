@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from tonnage_operator.controller.pace import Pace
+
 _LOG = logging.getLogger("tonnage.workers")
 
 _TOO_LONG: Final = 300.0
@@ -18,6 +20,10 @@ _CAP: Final = 60.0
 
 class Forget(Exception):
     """Raised by a reconcile whose object is gone."""
+
+
+class Outdated(Exception):
+    """Raised by a reconcile that found its picture of the world older than the world: it looks again shortly."""
 
 
 Reconcile = Callable[[str], Awaitable[float | None]]
@@ -29,6 +35,7 @@ class _Worker:
     event: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     failures: int = 0
+    busy: bool = False
 
 
 class Workers:
@@ -44,11 +51,13 @@ class Workers:
         *,
         settle: float = 0.1,
         limit: int = 16,
+        pace: Pace | None = None,
         on_result: Callable[[str, float], None] | None = None,
     ) -> None:
         self._name = name
         self._reconcile = reconcile
         self._settle = settle
+        self._pace = pace or Pace(burst=10, every=1.0)
         self._limit = asyncio.Semaphore(limit)
         self._workers: dict[str, _Worker] = {}
         self._on_result = on_result or (lambda *_: None)
@@ -75,7 +84,7 @@ class Workers:
     @property
     def idle(self) -> bool:
         """Nobody has been woken and not come to rest yet."""
-        return not any(worker.event.is_set() for worker in self._workers.values())
+        return not any(worker.event.is_set() or worker.busy for worker in self._workers.values())
 
     async def _run(self, key: str, worker: _Worker) -> None:
         wait: float | None = None
@@ -83,17 +92,24 @@ class Workers:
             try:
                 async with asyncio.timeout(wait):
                     await worker.event.wait()
-                await asyncio.sleep(self._settle)  # what comes together is worked on together
             except TimeoutError:
-                pass
+                await asyncio.sleep(self._pace.wait(key))
+            else:
+                # What comes together is worked on together.
+                await asyncio.sleep(max(self._settle, self._pace.wait(key)))
+            self._pace.spend(key)
+            worker.busy = True
             worker.event.clear()
             try:
                 wait = await self._once(key, worker)
             except Forget:
                 if not worker.event.is_set():
                     del self._workers[key]
+                    self._pace.forget(key)
                     return
                 wait = None
+            finally:
+                worker.busy = False
 
     async def _once(self, key: str, worker: _Worker) -> float | None:
         started = time.monotonic()
@@ -103,9 +119,13 @@ class Workers:
         except Forget:
             self._on_result("gone", time.monotonic() - started)
             raise
+        except Outdated:
+            worker.failures += 1
+            self._on_result("outdated", time.monotonic() - started)
+            return _delay(worker.failures)
         except Exception as error:  # noqa: BLE001 - one object's trouble must not end the others' work
             worker.failures += 1
-            delay = min(_CAP, 2.0 ** min(worker.failures, 10) / 4) * (0.75 + random.random() / 2)  # noqa: S311
+            delay = _delay(worker.failures)
             expected = hasattr(error, "status")
             _LOG.log(
                 logging.WARNING if expected else logging.ERROR,
@@ -121,3 +141,8 @@ class Workers:
         worker.failures = 0
         self._on_result("ok", time.monotonic() - started)
         return wait
+
+
+def _delay(failures: int) -> float:
+    """Returns the seconds until the next try: about 0.5, 1, 2, … up to ``_CAP``."""
+    return min(_CAP, 2.0 ** min(failures, 10) / 4) * (0.75 + random.random() / 2)  # noqa: S311

@@ -21,6 +21,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bytes: int = 0
     ranks: str = ""
     verify: str = ""
+    optional: bool = False
+    """The pod starts without its weights as well, so that its start proves nothing about them."""
 
     @property
     def ref(self) -> str:

@@ -13,6 +13,8 @@ from tonnage_operator.api import names
 from tonnage_operator.domain import claims
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tonnage_operator.domain.claims import Claim
 
 Body = dict[str, Any]
@@ -33,7 +35,7 @@ class Node:
 
     name: str
     uid: str
-    labels: tuple[tuple[str, str], ...]
+    labels: Mapping[str, str]
     taints: tuple[Taint, ...]
     unschedulable: bool
     ready: bool
@@ -42,7 +44,7 @@ class Node:
     @property
     def hostname(self) -> str:
         """Value of the host name's label, which pods' affinity goes by; the node's name where it is missing."""
-        return dict(self.labels).get(names.HOSTNAME_LABEL, self.name)
+        return self.labels.get(names.HOSTNAME_LABEL, self.name)
 
 
 def node_fact(body: Body) -> Node:
@@ -52,7 +54,7 @@ def node_fact(body: Body) -> Node:
     return Node(
         name=metadata["name"],
         uid=metadata["uid"],
-        labels=tuple(sorted((metadata.get("labels") or {}).items())),
+        labels=metadata.get("labels") or {},
         taints=tuple(Taint(each["key"], each.get("value", ""), each["effect"]) for each in spec.get("taints") or ()),
         unschedulable=bool(spec.get("unschedulable")),
         ready=ready in ([], ["True"]),

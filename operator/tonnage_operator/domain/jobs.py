@@ -202,7 +202,15 @@ def load_job(
 
 
 def cleanup_job(
-    installation: Installation, *, key: str, medium: Medium, node: Node, attempt: int, uid: str, model_ref: str
+    installation: Installation,
+    *,
+    key: str,
+    medium: Medium,
+    node: Node,
+    attempt: int,
+    uid: str,
+    model_ref: str,
+    cause: str,
 ) -> Body:
     """Returns the Job that empties one entry on a node. It needs no credentials, so it runs in our own namespace.
 
@@ -214,6 +222,7 @@ def cleanup_job(
         attempt: From 1.
         uid: Of the ``NodeCache``, so that a node of the same name made anew gets Jobs of its own.
         model_ref: The object that referred to the entry last, for people.
+        cause: Why it is emptied: ``Unreferenced`` or ``Pressure``.
     """
     entry = key.rpartition("/")[2]
     path = f"{installation.media[medium].host_path}/{key}"
@@ -248,6 +257,7 @@ def cleanup_job(
             names.MEDIUM: medium.value,
             names.NODE: node.name,
             names.BOOT_ID: node.boot_id,
+            names.CAUSE: cause,
             names.ATTEMPT: str(attempt),
         },
         deadline=_CLEANUP_DEADLINE,

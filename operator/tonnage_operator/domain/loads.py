@@ -11,7 +11,7 @@ from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.api.placement import PrewarmMode
 from tonnage_operator.api.status import LoadProgress, NodeFailure
-from tonnage_operator.domain import outcomes, placement, units
+from tonnage_operator.domain import identity, outcomes, placement, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.jobs import CLAIM_PREFIX, load_job
@@ -84,12 +84,13 @@ def _nothing(mine: Sequence[Job]) -> Load:
 def _plan_nodes(world: World, goal: SeenRevision, in_use: SeenRevision, mine: Sequence[Job]) -> Load:
     weights, medium = world.weights, world.weights.medium(world.installation)
     key, used_key = weights.key(goal.revision, world.installation), weights.key(in_use.revision, world.installation)
-    warm = {node.name for node in world.nodes.values() if world.is_warm(node, key, medium)}
-    used = {node.name for node in world.nodes.values() if world.is_warm(node, used_key, medium)}
+    warm = world.warm_nodes(key, medium)
+    used = warm if used_key == key else world.warm_nodes(used_key, medium)
     jobs = _latest(job for job in mine if job.key == key and job.medium == medium.value and not job.deleting)
     busy = {node for node, job in jobs.items() if job.state is JobState.ACTIVE}
     spec = weights.spec.placement
-    desired = placement.desired_nodes(spec, world.nodes.values(), seed=weights.uid, warm=warm, busy=busy)
+    matching = [node for node in world.nodes.values() if placement.matches(spec, node)]
+    desired = placement.desired_nodes(spec, matching, seed=weights.uid, warm=warm, busy=busy)
     leaving = {job.node for job in mine if job.deleting}
     tally = _Tally()
     for node in desired:
@@ -118,7 +119,7 @@ def _plan_nodes(world: World, goal: SeenRevision, in_use: SeenRevision, mine: Se
         warm=sum(node.name in used for node in desired),
         anywhere=len(used),
         loading=len(tally.active) + tally.recording,
-        matching=sum(placement.matches(spec, node) for node in world.nodes.values()),
+        matching=len(matching),
         failures=tuple(sorted(tally.failures, key=lambda each: (each.time, each.node), reverse=True)),
         backing_off=len(tally.waits),
         progress=_slowest(world, goal, tally.active),
@@ -127,7 +128,7 @@ def _plan_nodes(world: World, goal: SeenRevision, in_use: SeenRevision, mine: Se
         delete=_deletable(world, mine, tally.keep),
         events=(
             *_begun(world, goal, tally),
-            *(_completed(world, goal, job) for job in mine if job.node in warm and _done(job, key)),
+            *_completed(world, goal, [job for job in mine if job.node in warm and _done(job, key)]),
         ),
         wake_after=min(tally.waits, default=None),
     )
@@ -237,7 +238,22 @@ def _progress(job: Job, report: contract.Report) -> LoadProgress:
     )
 
 
-def _completed(world: World, goal: SeenRevision, job: Job) -> Event:
+MANY = 5
+"""Nodes that are told of one by one when they become warm together; more of them share one event."""
+
+
+def _completed(world: World, goal: SeenRevision, done: Sequence[Job]) -> tuple[Event, ...]:
+    if len(done) <= MANY:
+        return tuple(_completed_one(world, goal, job) for job in done)
+    nodes = sorted(job.node for job in done)
+    named = f"{', '.join(nodes[:MANY])} and {len(nodes) - MANY} more nodes"
+    reports = [report for job in done if (report := outcomes.last_words(world.pods.get(job.uid)))]
+    told = f", the slowest in {max(report.seconds for report in reports):.1f} s" if reports else ""
+    key = identity.digest(sorted(job.uid for job in done))
+    return (Event(EventReason.LOAD_COMPLETED, f"{named} have {goal.revision}{told}.", key=key),)
+
+
+def _completed_one(world: World, goal: SeenRevision, job: Job) -> Event:
     report = outcomes.last_words(world.pods.get(job.uid))
     told = ""
     if report and report.seconds > 0 and report.downloaded_bytes:
@@ -277,6 +293,6 @@ def _plan_claim(world: World, goal: SeenRevision, mine: Sequence[Job]) -> Load:
         staged_complete=done,
         apply=_start(world, goal, tally),
         delete=tuple(each for each in mine if each.uid not in tally.keep and not each.deleting),
-        events=(_completed(world, goal, job),) if done and job else (),
+        events=(_completed_one(world, goal, job),) if done and job else (),
         wake_after=min(tally.waits, default=None),
     )

@@ -8,28 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tonnage.errors import Reason
+from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Medium, Retention
+from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumState, NodeCacheStatus, NodeCacheSummary
 from tonnage_operator.domain import conditions, outcomes, units
 from tonnage_operator.domain.conditions import Observation
+from tonnage_operator.domain.eviction import evict, key_of
 from tonnage_operator.domain.facts import JobState
-from tonnage_operator.domain.jobs import cleanup_job
+from tonnage_operator.domain.ranks import joined
 from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from tonnage import contract
+    from tonnage_operator.api.modelweights import Retention
+    from tonnage_operator.domain.caches import Key
+    from tonnage_operator.domain.claims import Claim
     from tonnage_operator.domain.facts import Job, Node, Pod
     from tonnage_operator.domain.installation import Installation
-
-Key = tuple[str, Medium]
-
-GIVE_UP_AFTER = 3
-"""Failed cleanups after which a deleted object is let go; the entry stays on record and is tried on."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Referrer:
     references: frozenset[Key]
     retention: Retention
     known: bool = True
+    """False: the object can't be read by this release, so what names it stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,17 @@ class NodeWorld:
     """Of its NodeCache; empty while there is none."""
     status: NodeCacheStatus
     referrers: Sequence[Referrer] = ()
+    """Objects that refer to what is or may be here, and those that are being deleted; others don't matter."""
     jobs: Sequence[Job] = ()
-    """Load and cleanup Jobs for this node."""
+    """Load and cleanup Jobs for this node, as ``outcomes.as_known`` has them."""
     pods: Mapping[str, Pod] = field(default_factory=dict)
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()
     """Pods of users on this node."""
     pending: frozenset[Key] = frozenset()
     """Entries that pods without a node yet were admitted with."""
+    told: Mapping[tuple[str, str], contract.Outcome] = field(default_factory=dict)
+    """How loads of pods of users ended, as reported since this process began, by the pod's uid and the entry's name."""
     media: Mapping[Medium, contract.Medium] = field(default_factory=dict)
     """What loaders reported of the node's media since this process began."""
 
@@ -84,25 +86,21 @@ def decide_node(world: NodeWorld) -> NodeDecision:
     entries = _loaded(world, entries)
     entries = _used(world, entries)
     entries = _settled(world, entries)
-    entries = {key: _referred(world, entry) for key, entry in entries.items()}
-    entries, apply, waits = _evicted(world, entries, cleanups)
-    wanted = {key for key, entry in entries.items() if entry.state is EntryState.EVICTING}
+    eviction = evict(world, entries, cleanups)
+    wanted = {key for key, entry in eviction.entries.items() if entry.state is EntryState.EVICTING}
     delete = tuple(
         job
         for job in world.jobs
         if job.role == names.ROLE_CLEANUP
         and not job.deleting
-        and (_key(job) not in wanted or job is not cleanups.get(_key(job)))
+        and (key_of(job) not in wanted or job is not cleanups.get(key_of(job)))
         and job.state is not JobState.ACTIVE
     )
-    status = _status(world, entries)
-    if not world.uid and not entries:
+    if not world.uid and not eviction.entries:
         return NodeDecision(None, delete=delete)
-    return NodeDecision(status, apply, delete, min(waits, default=None))
-
-
-def _key(job: Job) -> Key:
-    return job.key, Medium(job.medium)
+    waits = [*eviction.waits]
+    waits += [rest for job in world.jobs if (rest := outcomes.unsettled(job, world.pods.get(job.uid), world.now))]
+    return NodeDecision(_status(world, eviction.entries), eviction.apply, delete, min(waits, default=None))
 
 
 def _kept(world: NodeWorld) -> dict[Key, CacheEntry]:
@@ -119,9 +117,9 @@ def _latest_cleanups(world: NodeWorld) -> dict[Key, Job]:
     latest: dict[Key, Job] = {}
     for job in world.jobs:
         if job.role == names.ROLE_CLEANUP and not job.deleting and job.boot_id == world.node.boot_id:
-            before = latest.get(_key(job))
+            before = latest.get(key_of(job))
             if before is None or before.attempt < job.attempt:
-                latest[_key(job)] = job
+                latest[key_of(job)] = job
     return latest
 
 
@@ -136,19 +134,21 @@ def _cleaned(world: NodeWorld, entries: dict[Key, CacheEntry], cleanups: dict[Ke
 
 
 def _loaded(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, CacheEntry]:
-    """Adds what load Jobs did or do."""
+    """Adds what load Jobs did or do. They load all ranks."""
     entries = dict(entries)
     for job in world.jobs:
         if job.role != names.ROLE_LOAD or (job.medium == Medium.MEMORY.value and job.boot_id != world.node.boot_id):
             continue
-        key = _key(job)
-        entry = entries.get(key) or CacheEntry(name=key[0], medium=key[1], state=EntryState.PARTIAL)
-        if job.state is JobState.SUCCEEDED and entry.state in {EntryState.PARTIAL, EntryState.LOADING}:
+        key = key_of(job)
+        entry = entries.get(key) or _fresh(key)
+        unfinished = entry.state in {EntryState.PARTIAL, EntryState.LOADING}
+        if job.state is JobState.SUCCEEDED and (unfinished or (entry.state is EntryState.READY and entry.ranks)):
             report = outcomes.last_words(world.pods.get(job.uid))
             entry = entry.model_copy(
                 update={
                     "state": EntryState.READY,
                     "bytes": report.bytes if report else entry.bytes,
+                    "ranks": None,
                     "verified": (report.verified if report else "") or entry.verified,
                     "revision": (report.revision if report else "") or entry.revision,
                     "last_used_time": job.finished or units.format_time(world.now),
@@ -160,27 +160,22 @@ def _loaded(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, Cache
     return entries
 
 
+def _fresh(key: Key) -> CacheEntry:
+    return CacheEntry(name=key[0], medium=key[1], state=EntryState.PARTIAL)
+
+
 def _used(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, CacheEntry]:
     """Adds what pods of users hold: their loaders load, too."""
     entries = dict(entries)
     for pod in world.consumers:
-        ready = {loader.name for loader in pod.loaders if loader.ready}
         for claim in pod.claims:
             key = (claim.key, claim.medium)
             if not claim.key or (pod.over and key not in entries):
                 continue
-            entry = entries.get(key) or CacheEntry(name=key[0], medium=key[1], state=EntryState.PARTIAL)
-            if claim.container in ready and entry.state in {EntryState.PARTIAL, EntryState.LOADING}:
-                entry = entry.model_copy(
-                    update={
-                        "state": EntryState.READY,
-                        "bytes": claim.bytes or entry.bytes,
-                        "ranks": claim.ranks or None,
-                        "verified": claim.verify or entry.verified,
-                        "revision": claim.revision,
-                    }
-                )
-            elif not pod.over and not pod.deleting and entry.state is EntryState.PARTIAL:
+            entry = entries.get(key) or _fresh(key)
+            if _has_loaded(world, pod, claim):
+                entry = _held(entry, claim)
+            elif _may_load(world, pod, claim) and entry.state is EntryState.PARTIAL:
                 entry = entry.model_copy(update={"state": EntryState.LOADING})
             if pod.created and pod.created > (entry.last_used_time or ""):
                 entry = entry.model_copy(update={"last_used_time": pod.created})
@@ -188,120 +183,54 @@ def _used(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, CacheEn
     return entries
 
 
-def _holders(world: NodeWorld) -> set[Key]:
-    """Returns the entries that pods on this node hold or are about to."""
-    held = {(claim.key, claim.medium) for pod in world.consumers if not pod.over for claim in pod.claims}
-    return held | set(world.pending)
+def _has_loaded(world: NodeWorld, pod: Pod, claim: Claim) -> bool:
+    """Returns whether a loader of the pod has brought its entry."""
+    loader = next((each for each in pod.loaders if each.name == claim.container and each.ready), None)
+    if loader is None or not claim.optional:
+        return loader is not None
+    return _outcome(world, pod, claim) in {contract.Outcome.LOADED, contract.Outcome.HIT}
+
+
+def _may_load(world: NodeWorld, pod: Pod, claim: Claim) -> bool:
+    """Returns whether a loader of the pod may be at work: one that has given up lets its pod run without the entry."""
+    return not pod.over and not pod.deleting and _outcome(world, pod, claim) is not contract.Outcome.FAILED
+
+
+def _outcome(world: NodeWorld, pod: Pod, claim: Claim) -> contract.Outcome | None:
+    """Returns how the load ended, by its last words or its report; None: that isn't known."""
+    words = next((outcomes.words_of(each) for each in pod.loaders if each.name == claim.container), None)
+    return (words and words.outcome) or world.told.get((pod.uid, claim.key.rpartition("/")[2]))
+
+
+def _held(entry: CacheEntry, claim: Claim) -> CacheEntry:
+    """Returns the entry with what a pod has loaded into it."""
+    if entry.state is EntryState.READY and entry.ranks:
+        return entry.model_copy(update={"ranks": joined(entry.ranks, claim.ranks)})
+    if entry.state in {EntryState.READY, EntryState.EVICTING}:
+        return entry
+    return entry.model_copy(
+        update={
+            "state": EntryState.READY,
+            "bytes": claim.bytes or entry.bytes,
+            "ranks": claim.ranks or None,
+            "verified": claim.verify or entry.verified,
+            "revision": claim.revision,
+        }
+    )
 
 
 def _settled(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, CacheEntry]:
     """Marks what was loading and isn't any more: its bytes are there, and the next loader resumes from them."""
-    active = {_key(job) for job in world.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
-    active |= {(claim.key, claim.medium) for pod in world.consumers if not pod.over for claim in pod.claims}
+    active = {key_of(job) for job in world.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
+    active |= {
+        (claim.key, claim.medium) for pod in world.consumers for claim in pod.claims if _may_load(world, pod, claim)
+    }
     return {
         key: entry.model_copy(update={"state": EntryState.PARTIAL})
         if entry.state is EntryState.LOADING and key not in active
         else entry
         for key, entry in entries.items()
     }
-
-
-def _referred(world: NodeWorld, entry: CacheEntry) -> CacheEntry:
-    """Brings the names of those who refer to the entry up to date.
-
-    Objects that are being deleted stay named until their entry is dealt with: that holds their finalizer.
-    """
-    key = (entry.name, entry.medium)
-    alive = {each.ref for each in world.referrers if key in each.references}
-    going = {each.ref for each in world.referrers if each.deleting and each.ref in entry.models}
-    # An object that wrote here but was deleted before anything was on record is still asked for by its Job.
-    going |= {
-        job.model_ref
-        for job in world.jobs
-        if job.role == names.ROLE_LOAD
-        and _key(job) == key
-        and any(each.deleting and each.ref == job.model_ref for each in world.referrers)
-    }
-    keeping = [each.retention for each in world.referrers if each.ref in alive | going]
-    retention = entry.retention
-    if keeping:
-        retention = Retention.EVICTABLE if Retention.EVICTABLE in keeping else Retention.WHILE_REFERENCED
-    models = alive or going
-    return entry.model_copy(update={"models": tuple(sorted(models)), "retention": retention})
-
-
-def _evicted(
-    world: NodeWorld, entries: dict[Key, CacheEntry], cleanups: dict[Key, Job]
-) -> tuple[dict[Key, CacheEntry], tuple[dict[str, Any], ...], list[float]]:
-    """Decides which entries are emptied, and lets objects go whose entries can't be."""
-    held = _holders(world)
-    busy = {_key(job) for job in world.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
-    alive = {key for each in world.referrers for key in each.references}
-    kept, apply, waits = {}, [], []
-    needed = alive | held | busy
-    sacrificed = _sacrificed(world, entries, needed)
-    for key, entry in entries.items():
-        job = cleanups.get(key)
-        running = job is not None and job.state is JobState.ACTIVE
-        stays = entry.retention is Retention.EVICTABLE and key not in sacrificed
-        if key in needed or stays:
-            state = entry.state
-            if state is EntryState.EVICTING and not running:
-                # Nobody knows what a cleanup left that failed half-way, so the next loader looks.
-                state = EntryState.PARTIAL
-            let_go = key not in alive and (key in held or stays)
-            models = () if let_go else entry.models
-            kept[key] = entry.model_copy(update={"state": state, "models": models})
-        elif key[1] not in world.installation.media or not world.node.ready:
-            kept[key] = entry.model_copy(update={"models": ()})  # it is emptied when the node comes back
-        else:
-            kept[key], wish, wait = _evict(world, key, entry, job)
-            apply.extend(wish)
-            waits.extend(wait)
-    return kept, tuple(apply), waits
-
-
-def _sacrificed(world: NodeWorld, entries: Mapping[Key, CacheEntry], needed: set[Key]) -> set[Key]:
-    """Returns the evictable entries that make room: the longest unused, for each medium that a load found full."""
-    chosen: set[Key] = set()
-    for medium in world.installation.media:
-        ours = [(key, entry) for key, entry in entries.items() if key[1] is medium and key not in needed]
-        chosen |= {key for key, entry in ours if entry.state is EntryState.EVICTING}
-        full = any(
-            job.role == names.ROLE_LOAD
-            and job.medium == medium.value
-            and job.state is JobState.FAILED
-            and outcomes.failure_of(job, world.pods.get(job.uid)).reason == Reason.INSUFFICIENT_SPACE
-            for job in world.jobs
-        )
-        spare = [(entry.last_used_time or "", key) for key, entry in ours if entry.retention is Retention.EVICTABLE]
-        if full and spare and not any(entry.state is EntryState.EVICTING for _, entry in ours):
-            chosen.add(min(spare)[1])
-    return chosen
-
-
-def _evict(
-    world: NodeWorld, key: Key, entry: CacheEntry, job: Job | None
-) -> tuple[CacheEntry, list[dict[str, Any]], list[float]]:
-    attempt = 1
-    models = entry.models
-    waits: list[float] = []
-    if job is not None and entry.state is EntryState.EVICTING:
-        if job.state is not JobState.FAILED:
-            return entry, [], []
-        policy = outcomes.RetryPolicy(world.installation.retry_base, world.installation.retry_cap)
-        waited = (world.now - units.parse_time(job.finished)).total_seconds() if job.finished else 0.0
-        if job.attempt >= GIVE_UP_AFTER:
-            models = ()
-        if (rest := policy.delay(job.attempt, job.name) - waited) > 0:
-            return entry.model_copy(update={"models": models}), [], [rest]
-        attempt = job.attempt + 1
-    evicting = entry.model_copy(update={"state": EntryState.EVICTING, "models": models})
-    ref = entry.models[0] if entry.models else ""
-    wish = cleanup_job(
-        world.installation, key=key[0], medium=key[1], node=world.node, attempt=attempt, uid=world.uid, model_ref=ref
-    )
-    return evicting, [wish], waits
 
 
 def _media(world: NodeWorld, entries: Iterable[CacheEntry]) -> tuple[MediumState, ...]:

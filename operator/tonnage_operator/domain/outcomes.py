@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tonnage import contract
 from tonnage.errors import InvalidPlan, Reason, error_classes
+from tonnage_operator.domain import units
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
-    from tonnage_operator.domain.facts import Job, Pod
+    from datetime import datetime
+
+    from tonnage_operator.domain.facts import Job, Loader, Pod
 
 
+LAST_WORDS_PATIENCE: Final = 15.0
+"""Seconds for which the end of a pod may be known later than the end of its Job: they are watched apart."""
 MESSAGE_LIMIT: Final = 1000
 """Characters of one message in a status; loaders' messages are shorter."""
 
@@ -27,15 +32,36 @@ class Failure:
     message: str
 
 
-def last_words(pod: Pod | None) -> contract.Report | None:
-    """Returns the loader's report from its termination message, if there is one that can be read."""
-    for loader in pod.loaders if pod else ():
-        if loader.ended and loader.ended.message.lstrip().startswith("{"):
-            try:
-                return contract.decode_report(loader.ended.message)
-            except InvalidPlan:
-                return None
+def unsettled(job: Job, pod: Pod | None, now: datetime) -> float:
+    """Returns for how many seconds more the last words of an ended Job are waited for; 0: they are known, or lost.
+
+    Without this a pod whose end is seen late would count as one that said nothing.
+    """
+    if not job.finished or (pod and (pod.over or pod.deleting or any(each.ended for each in pod.loaders))):
+        return 0.0
+    age = (now - units.parse_time(job.finished)).total_seconds()
+    # A time in the future means that clocks differ, and then nothing can be said of it.
+    return LAST_WORDS_PATIENCE - age if -5.0 < age < LAST_WORDS_PATIENCE else 0.0
+
+
+def as_known(job: Job, pod: Pod | None, now: datetime) -> Job:
+    """Returns the Job as decisions take it: one that ended goes on until its pod's last words are in."""
+    return replace(job, state=JobState.ACTIVE) if unsettled(job, pod, now) else job
+
+
+def words_of(loader: Loader) -> contract.Report | None:
+    """Returns a loader's report from its termination message, if there is one that can be read."""
+    if loader.ended and loader.ended.message.lstrip().startswith("{"):
+        try:
+            return contract.decode_report(loader.ended.message)
+        except InvalidPlan:
+            return None
     return None
+
+
+def last_words(pod: Pod | None) -> contract.Report | None:
+    """Returns the report of the pod's first loader that left one."""
+    return next((report for loader in (pod.loaders if pod else ()) if (report := words_of(loader))), None)
 
 
 def remedy(reason: str) -> str:

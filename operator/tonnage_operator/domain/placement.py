@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api.placement import NodeOperator, PrewarmMode, TaintEffect, TolerationOperator
-from tonnage_operator.domain import identity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -46,16 +46,14 @@ def _holds(requirement: NodeRequirement, value: str | None) -> bool:
 def _matches_term(term: NodeTerm, node: Node) -> bool:
     if not term.match_expressions and not term.match_fields:
         return False  # as the scheduler has it: an empty term matches no node
-    labels = dict(node.labels)
-    return all(_holds(each, labels.get(each.key)) for each in term.match_expressions or ()) and all(
+    return all(_holds(each, node.labels.get(each.key)) for each in term.match_expressions or ()) and all(
         _holds(each, node.name if each.key == "metadata.name" else None) for each in term.match_fields or ()
     )
 
 
 def matches(placement: Placement, node: Node) -> bool:
     """Returns whether the node is one that the placement names, whatever its state is."""
-    labels = dict(node.labels)
-    if any(labels.get(key) != value for key, value in (placement.node_selector or {}).items()):
+    if any(node.labels.get(key) != value for key, value in (placement.node_selector or {}).items()):
         return False
     terms = placement.node_affinity.node_selector_terms if placement.node_affinity else None
     return terms is None or any(_matches_term(term, node) for term in terms)
@@ -65,27 +63,33 @@ def available(placement: Placement, node: Node) -> bool:
     """Returns whether a load could run there now: ready, not cordoned, no taint that isn't tolerated."""
     if node.unschedulable or not node.ready:
         return False
+    if not node.taints:
+        return True
     hard = [taint for taint in node.taints if taint.effect != TaintEffect.PREFER_NO_SCHEDULE.value]
     return all(any(_tolerates(each, taint) for each in placement.tolerations or ()) for taint in hard)
 
 
 def desired_nodes(
-    placement: Placement, nodes: Iterable[Node], *, seed: str, warm: Collection[str], busy: Collection[str]
+    placement: Placement, matching: Iterable[Node], *, seed: str, warm: Collection[str], busy: Collection[str]
 ) -> tuple[Node, ...]:
     """Returns the nodes that should be warm now, in the order in which they are to be loaded.
 
     Args:
         placement: Of the object.
-        nodes: All nodes.
+        matching: The nodes that it names.
         seed: Gives each object an order of its own, so that not all of them start on the same nodes.
         warm: Names of nodes that are warm; with ``Count`` they come first, so that the choice is stable.
         busy: Names of nodes that load; they come second.
     """
     if placement.prewarm is PrewarmMode.NONE:
         return ()
-    fit = [node for node in nodes if matches(placement, node) and available(placement, node)]
-    fit.sort(key=lambda node: identity.digest(seed, node.name))
+    fit = [node for node in matching if available(placement, node)]
+    fit.sort(key=lambda node: _order(seed, node.name))
     if placement.prewarm is PrewarmMode.COUNT:
         fit.sort(key=lambda node: 0 if node.name in warm else 1 if node.name in busy else 2)
         fit = fit[: placement.count]
     return tuple(fit)
+
+
+def _order(seed: str, node: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{node}".encode(), digest_size=8).digest()

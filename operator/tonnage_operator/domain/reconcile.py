@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery
-from tonnage_operator.domain import loads, resolving, telling
+from tonnage_operator.domain import loads, outcomes, resolving, telling
 from tonnage_operator.domain.world import POD_PATIENCE
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def decide(world: World) -> Decision:
     status = telling.status(world, resolution, load)
     due = [each for each in (resolution.wake_after, load.wake_after) if each is not None]
     due += [POD_PATIENCE - age for job in world.jobs if 0 <= (age := world.podless(job)) < POD_PATIENCE]
+    due += [rest for job in world.jobs if (rest := outcomes.unsettled(job, world.pods.get(job.uid), world.now))]
     return Decision(
         status=status,
         apply=(*resolution.apply, *load.apply),
@@ -78,11 +79,7 @@ def decide_farewell(world: World) -> Farewell:
     shared = weights.spec.cache.delivery is Delivery.HOST_PATH
     kept = [job for job in world.jobs if job.role == names.ROLE_LOAD and shared and not world.is_recorded(job)]
     going = tuple(job for job in world.jobs if job not in kept and not job.deleting)
-    named = sorted(
-        node
-        for node, cache in world.caches.items()
-        if node in world.nodes and any(weights.ref in entry.models for entry in cache.entries or ())
-    )
+    named = sorted(node for node in world.caches.naming(weights.ref) if node in world.nodes)
     waiting = ""
     if kept:
         waiting = f"Waiting until {len(kept)} loads are on record, so that their bytes get removed."

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Final
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import LoaderForm
 from tonnage_operator.api.placement import Scheduling
-from tonnage_operator.domain import units
+from tonnage_operator.domain import ranks, units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ALIAS: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_RANGE: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 _MAX_MODELS: Final = 16
-_MAX_RANK: Final = 4096
 
 
 class BadRequest(Exception):
@@ -105,14 +103,10 @@ def _models(annotations: Mapping[str, str], namespace: str) -> tuple[Wanted, ...
 
 
 def _ranks(text: str) -> tuple[int, ...]:
-    ranks: set[int] = set()
-    for part in text.split(","):
-        match = _RANGE.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or last >= _MAX_RANK:
-            raise BadRequest(f"{names.RANKS}: {text!r} is not a list of ranks such as 0-3 or 0,2; below {_MAX_RANK}.")
-        ranks.update(range(first, last + 1))
-    return tuple(sorted(ranks))
+    try:
+        return ranks.parse(text)
+    except ValueError as error:
+        raise BadRequest(f"{names.RANKS}: {error}.") from error
 
 
 def _choice(annotations: Mapping[str, str], key: str, values: type[enum.StrEnum]) -> enum.StrEnum | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain import outcomes, units
-from tonnage_operator.domain.facts import JobState
+from tonnage_operator.domain.caches import Caches
 from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tonnage import contract
-    from tonnage_operator.api.nodecache import CacheEntry, NodeCacheStatus
+    from tonnage_operator.api.nodecache import CacheEntry
     from tonnage_operator.domain.facts import Job, Node, Pod
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.weights import Weights
@@ -34,9 +34,9 @@ class World:
     installation: Installation
     weights: Weights
     nodes: Mapping[str, Node] = field(default_factory=dict)
-    caches: Mapping[str, NodeCacheStatus] = field(default_factory=dict)
+    caches: Caches = field(default_factory=Caches)
     jobs: Sequence[Job] = ()
-    """Those of this object, in any state."""
+    """Those of this object, in any state, as ``outcomes.as_known`` has them."""
     pods: Mapping[str, Pod] = field(default_factory=dict)
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()
@@ -68,23 +68,31 @@ class World:
 
     def podless(self, job: Job) -> float:
         """Returns the seconds since a Job was made that has no pod; -1 for one that has, or has ended."""
-        if job.uid in self.pods or job.state is not JobState.ACTIVE or job.deleting or not job.created:
+        if job.uid in self.pods or job.finished or job.deleting or not job.created:
             return -1.0
         return (self.now - units.parse_time(job.created)).total_seconds()
 
     def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
         """Returns the record of an entry on a node, whatever its state is."""
-        cache = self.caches.get(node)
-        entries = cache.entries if cache else None
-        return next((each for each in entries or () if (each.name, each.medium) == (key, medium)), None)
+        return self.caches.entry(node, key, medium)
 
-    def is_warm(self, node: Node, key: str, medium: Medium) -> bool:
-        """Returns whether the node has the entry ready, in its present boot."""
-        cache = self.caches.get(node.name)
-        if cache is None or (medium is Medium.MEMORY and cache.boot_id != node.boot_id):
-            return False
-        entry = self.entry(node.name, key, medium)
-        return entry is not None and entry.state is EntryState.READY
+    def warm_nodes(self, key: str, medium: Medium) -> frozenset[str]:
+        """Returns the names of the nodes that have the entry ready, with all ranks, in their present boot."""
+        return frozenset(
+            name
+            for name, entry in self.caches.holders(key, medium).items()
+            if entry.state is EntryState.READY
+            and not entry.ranks
+            and name in self.nodes
+            and self._survived(name, medium)
+        )
+
+    def _survived(self, name: str, medium: Medium) -> bool:
+        """Returns whether what is on record of a node is of its present boot, where that matters."""
+        cache = self.caches.get(name)
+        return medium is not Medium.MEMORY or (
+            cache is not None and cache.boot_id == (self.nodes[name].boot_id or None)
+        )
 
     def is_recorded(self, job: Job) -> bool:
         """Returns whether the bytes that a load Job may have written are on record, to be removed one day."""

@@ -7,12 +7,14 @@ models that server-side apply doesn't want.
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import random
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -24,6 +26,9 @@ Body = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
+_JSON: Final = "application/json"
+_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+_CONNECTIONS: Final = 32
 _ATTEMPTS: Final = 5
 _TIMEOUT: Final = 30.0
 _PAGE: Final = 500
@@ -65,9 +70,9 @@ class ApiError(Exception):
 
 def _error(status: int, text: bytes) -> ApiError:
     try:
-        body = json.loads(text)
+        body = msgspec.json.decode(text)
         return ApiError(status, body.get("reason") or "", body.get("message") or "", body.get("details"))
-    except (ValueError, AttributeError):
+    except (msgspec.MsgspecError, AttributeError):
         return ApiError(status, "", text[:300].decode(errors="replace"))
 
 
@@ -89,7 +94,7 @@ class Gateway:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(ssl=self._access.ssl_context() or True, limit=64)
+        connector = aiohttp.TCPConnector(ssl=self._access.ssl_context() or True, limit=_CONNECTIONS)
         self._session = aiohttp.ClientSession(connector=connector, headers={"User-Agent": self._agent})
         return self
 
@@ -100,6 +105,25 @@ class Gateway:
     async def get(self, resource: Resource, name: str, namespace: str = "", *, timeout: float = _TIMEOUT) -> Body:  # noqa: ASYNC109
         """Returns one object."""
         return await self._send("get", resource, "GET", resource.path(namespace, name), timeout=timeout)
+
+    async def find(self, resource: Resource, name: str, namespace: str = "") -> Body | None:
+        """Returns one object, or None where there is none."""
+        try:
+            return await self.get(resource, name, namespace)
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+
+    async def version(self, resource: Resource, name: str, namespace: str = "") -> str:
+        """Returns the version of one object as it is now, asking for no more than that; empty where there is none."""
+        try:
+            body = await self._send("get", resource, "GET", resource.path(namespace, name), accept=_METADATA)
+        except ApiError as error:
+            if error.not_found:
+                return ""
+            raise
+        return str(body["metadata"]["resourceVersion"])
 
     async def list(self, resource: Resource, *, selector: str = "") -> tuple[list[Body], str]:
         """Returns all objects, page by page, and the resource version to watch from."""
@@ -113,15 +137,27 @@ class Gateway:
                 return items, metadata["resourceVersion"]
             query["continue"] = metadata["continue"]
 
-    async def create(self, resource: Resource, body: Body, namespace: str = "") -> Body:
+    async def create(
+        self,
+        resource: Resource,
+        body: Body,
+        namespace: str = "",
+        *,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - of all attempts together
+        attempts: int = _ATTEMPTS,
+    ) -> Body:
         """Creates an object."""
-        return await self._send("create", resource, "POST", resource.path(namespace), body=body)
+        path = resource.path(namespace)
+        return await self._send("create", resource, "POST", path, body=body, timeout=timeout, attempts=attempts)
 
-    async def apply(self, resource: Resource, body: Body, *, subresource: str = "") -> Body:
-        """Makes the object, or a part of it, as the body says: server-side apply, taking fields over from others."""
+    async def apply(self, resource: Resource, body: Body, *, subresource: str = "", manager: str = "") -> Body:
+        """Makes the object, or a part of it, as the body says: server-side apply, taking fields over from others.
+
+        ``manager`` owns the fields in place of the gateway's own name: what that one wrote before stays then.
+        """
         metadata = body["metadata"]
         path = resource.path(metadata.get("namespace", ""), metadata["name"], subresource)
-        query = {"fieldManager": self._manager, "force": "true"}
+        query = {"fieldManager": manager or self._manager, "force": "true"}
         label = f"{resource.plural}/{subresource}" if subresource else ""
         return await self._send(
             "apply", resource, "PATCH", path, body=body, content_type=_APPLY, query=query, label=label
@@ -155,9 +191,8 @@ class Gateway:
         if selector:
             query["labelSelector"] = selector
         try:
-            async with self._open(
-                "GET", resource.path(), query=query, timeout=aiohttp.ClientTimeout(sock_read=_WATCH_SILENCE)
-            ) as response:
+            call = _Call.of("GET", resource.path(), query=query)
+            async with self._open(call, aiohttp.ClientTimeout(sock_read=_WATCH_SILENCE)) as response:
                 self._observe("watch", resource, "", response.status)
                 if response.status != 200:
                     raise _error(response.status, await response.read())
@@ -165,25 +200,13 @@ class Gateway:
                 async for chunk in response.content.iter_any():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
-                        event = json.loads(line)
+                        event = msgspec.json.decode(line)
                         if event["type"] == "ERROR":
                             status = event["object"]
                             raise ApiError(status.get("code", 0), status.get("reason", ""), status.get("message", ""))
                         yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             raise ApiError(0, "WatchBroken", f"The watch of {resource.plural} broke: {error!r}") from error
-
-    def _open(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: dict[str, str] | None = None,
-        body: Body | None = None,
-        content_type: str = "application/json",
-        timeout: aiohttp.ClientTimeout,
-    ) -> _Opening:
-        return _Opening(self, method, path, query, body, content_type, timeout)
 
     async def _send(
         self,
@@ -194,28 +217,24 @@ class Gateway:
         *,
         query: dict[str, str] | None = None,
         body: Body | None = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
+        accept: str = _JSON,
         timeout: float = _TIMEOUT,  # noqa: ASYNC109 - of all attempts together
+        attempts: int = _ATTEMPTS,
         label: str = "",
     ) -> Body:
         """Sends one request until it is answered for good, the attempts are used up, or time is."""
+        call = _Call.of(method, path, query=query, body=body, content_type=content_type, accept=accept)
         deadline = time.monotonic() + timeout
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             left = max(0.1, deadline - time.monotonic())
             wait = min(8.0, 0.2 * 2.0**attempt) * (0.5 + random.random())  # noqa: S311
             try:
-                async with self._open(
-                    method,
-                    path,
-                    query=query,
-                    body=body,
-                    content_type=content_type,
-                    timeout=aiohttp.ClientTimeout(total=left),
-                ) as response:
+                async with self._open(call, aiohttp.ClientTimeout(total=left)) as response:
                     text = await response.read()
                     self._observe(verb, resource, label, response.status)
                     if response.status < 300:
-                        return json.loads(text)  # type: ignore[no-any-return]
+                        return msgspec.json.decode(text)  # type: ignore[no-any-return]
                     error = _error(response.status, text)
                     after = response.headers.get("Retry-After", "")
                     wait = max(wait, float(after)) if after.isdecimal() else wait
@@ -223,59 +242,59 @@ class Gateway:
                 self._observe(verb, resource, label, 0)
                 error = ApiError(0, "Unreachable", f"{method} {path}: {broken!r}")
             retried = error.passing or error.status == 401
-            if not retried or attempt == _ATTEMPTS or time.monotonic() + wait > deadline:
+            if not retried or attempt == attempts or time.monotonic() + wait > deadline:
                 raise error
             await asyncio.sleep(wait)
         raise AssertionError  # the last attempt returns or raises
 
-
-class _Opening:
-    """One attempt at a request, with a token; a refused token is replaced once."""
-
-    def __init__(
-        self,
-        gateway: Gateway,
-        method: str,
-        path: str,
-        query: dict[str, str] | None,
-        body: Body | None,
-        content_type: str,
-        timeout: aiohttp.ClientTimeout,
-    ) -> None:
-        self._gateway = gateway
-        self._method = method
-        self._path = path
-        self._query = query
-        self._data = None if body is None else json.dumps(body).encode()
-        self._type = content_type
-        self._timeout = timeout
-        self._response: aiohttp.ClientResponse | None = None
-
-    async def __aenter__(self) -> aiohttp.ClientResponse:
-        response = await self._attempt(fresh=False)
+    @contextlib.asynccontextmanager
+    async def _open(self, call: _Call, timeout: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:  # noqa: ASYNC109
+        """Makes one attempt; a token that is refused is replaced once."""
+        response = await self._attempt(call, timeout, fresh=False)
         if response.status == 401:
             response.release()
-            response = await self._attempt(fresh=True)
-        self._response = response
-        return response
+            response = await self._attempt(call, timeout, fresh=True)
+        try:
+            yield response
+        finally:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
 
-    async def __aexit__(self, *_: object) -> None:
-        if self._response:
-            self._response.close() if not self._response.content.at_eof() else self._response.release()
-
-    async def _attempt(self, *, fresh: bool) -> aiohttp.ClientResponse:
-        gateway = self._gateway
-        if gateway._session is None:  # noqa: SLF001 - one thing in two classes
+    async def _attempt(self, call: _Call, timeout: aiohttp.ClientTimeout, *, fresh: bool) -> aiohttp.ClientResponse:  # noqa: ASYNC109
+        if self._session is None:
             raise RuntimeError("use the gateway as a context manager")
-        access = gateway._access  # noqa: SLF001
-        headers = {"Content-Type": self._type} if self._data is not None else {}
-        if token := await access.bearer(fresh=fresh):
-            headers["Authorization"] = f"Bearer {token}"
-        return await gateway._session.request(  # noqa: SLF001
-            self._method,
-            access.server + self._path,
-            params=self._query,
-            data=self._data,
-            headers=headers,
-            timeout=self._timeout,
+        token = await self._access.bearer(fresh=fresh)
+        headers = {**call.headers, "Authorization": f"Bearer {token}"} if token else call.headers
+        url = self._access.server + call.path
+        return await self._session.request(
+            call.method, url, params=call.query, data=call.data, headers=headers, timeout=timeout
         )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One request, as each attempt at it sends it."""
+
+    method: str
+    path: str
+    query: dict[str, str] | None
+    data: bytes | None
+    headers: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Body | None = None,
+        content_type: str = _JSON,
+        accept: str = _JSON,
+    ) -> _Call:
+        headers = {"Accept": accept}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        return cls(method, path, query, None if body is None else msgspec.json.encode(body), headers)

@@ -90,13 +90,21 @@ class Store(Generic[T]):
 class Reflector(Generic[T]):
     """Keeps a store like the server."""
 
-    def __init__(self, gateway: Gateway, resource: Resource, store: Store[T], *, selector: str = "") -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        resource: Resource,
+        store: Store[T],
+        *,
+        selector: str = "",
+        on_break: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._gateway = gateway
         self._resource = resource
         self._selector = selector
+        self._on_break = on_break
         self.store = store
         self.synced = asyncio.Event()
-        self.restarts = 0
 
     async def run(self) -> None:
         """Lists and watches until cancelled; whatever goes wrong is tried again."""
@@ -116,7 +124,7 @@ class Reflector(Generic[T]):
                     elif kind != "BOOKMARK":
                         self.store.put(body)
             except ApiError as error:
-                self.restarts += 1
+                self._on_break(self._resource.plural)
                 failures += 1
                 if error.reason != "WatchBroken" or failures > 1:
                     version = ""  # too old, refused, or broken twice: list again

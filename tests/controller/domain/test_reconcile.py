@@ -354,6 +354,8 @@ def test_a_job_whose_pod_vanished_counts_as_evicted() -> None:
     simulation.end(job, code=1)
     simulation.pods.clear()
     simulation.settle()
+    assert "failures" not in simulation.status, "its last words may still come"
+    simulation.wait(15)
     assert simulation.status["failures"][0]["reason"] == "LoaderEvicted"
 
 

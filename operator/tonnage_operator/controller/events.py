@@ -1,0 +1,65 @@
+"""Posts events about objects. The same occurrence has the same name, so it is posted once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.domain import units
+from tonnage_operator.kube.gateway import ApiError
+from tonnage_operator.kube.resources import EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tonnage_operator.controller.cluster import WeightsRecord
+    from tonnage_operator.controller.loop import Clock
+    from tonnage_operator.domain.conditions import Event
+    from tonnage_operator.kube.gateway import Gateway
+    from tonnage_operator.telemetry import Metrics
+
+_LOG = logging.getLogger("tonnage.weights")
+
+
+class Storyteller:
+    """Tells what happened to an object, for ``kubectl describe``."""
+
+    def __init__(self, gateway: Gateway, metrics: Metrics, clock: Clock) -> None:
+        self._gateway = gateway
+        self._metrics = metrics
+        self._clock = clock
+
+    async def tell(self, record: WeightsRecord, events: Iterable[Event]) -> None:
+        """Posts events. One that is there already was posted before a restart, or by another controller."""
+        for event in events:
+            try:
+                await self._gateway.create(EVENTS, self._body(record, event), record.namespace)
+                self._metrics.events.labels(event.reason).inc()
+            except ApiError as error:
+                if not error.conflict:
+                    # An event is a courtesy: a quota or a namespace that ends must not stop the work.
+                    about = {"tonnage": {"object": record.ref}}
+                    _LOG.warning("Event %s was not posted: %s", event.reason, error.message, extra=about)
+
+    def _body(self, record: WeightsRecord, event: Event) -> dict[str, Any]:
+        now = units.format_time(self._clock())
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": event.name(record.name, record.uid), "namespace": record.namespace},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.MODEL_WEIGHTS_KIND,
+                "namespace": record.namespace,
+                "name": record.name,
+                "uid": record.uid,
+            },
+            "reason": event.reason,
+            "message": event.message,
+            "type": "Warning" if event.warning else "Normal",
+            "source": {"component": names.MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }

@@ -1,0 +1,79 @@
+"""Starts Jobs, each once, even where two controllers run by accident.
+
+Names are deterministic, so the same Job can't be there twice at a time. It could be made anew after the other
+controller has recorded its outcome and removed it, by one whose picture is a moment behind. So the last look before a
+Job is made is at the server: first that there is no such Job, then that the records which ask for it are still as they
+were. A Job that was removed before the first look had its outcome recorded before the second; and one that is made
+after the first look can't have ended before ours is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage_operator.controller.workers import Outdated
+from tonnage_operator.kube.gateway import ApiError
+from tonnage_operator.kube.resources import JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tonnage_operator.controller.cluster import Cluster
+    from tonnage_operator.kube.gateway import Gateway
+    from tonnage_operator.kube.resources import Resource
+
+_TIMEOUT: Final = 5.0
+"""Seconds for making a Job: less than any Job takes from its creation to its record."""
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Word:
+    """The version of a record on whose word a Job is started; empty: there is no record."""
+
+    resource: Resource
+    name: str
+    version: str
+    namespace: str = ""
+
+
+class Launcher:
+    """Makes Jobs."""
+
+    def __init__(self, cluster: Cluster, gateway: Gateway) -> None:
+        self._cluster = cluster
+        self._gateway = gateway
+
+    async def start(self, job: Body, words: Iterable[Word]) -> bool:
+        """Makes a Job and returns whether it is new.
+
+        Args:
+            job: The whole object.
+            words: The records that ask for it.
+
+        Raises:
+            Outdated: One of them is another by now.
+            ApiError: It can't be made.
+        """
+        name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+        if await self._take_in(name, namespace):
+            return False
+        for word in words:
+            if await self._gateway.version(word.resource, word.name, word.namespace) != word.version:
+                raise Outdated
+        try:
+            made = await self._gateway.create(JOBS, job, namespace, timeout=_TIMEOUT, attempts=1)
+        except ApiError as error:
+            if error.conflict and await self._take_in(name, namespace):
+                return False
+            raise
+        self._cluster.jobs.put(made)
+        return True
+
+    async def _take_in(self, name: str, namespace: str) -> bool:
+        found = await self._gateway.find(JOBS, name, namespace)
+        if found:
+            self._cluster.jobs.put(found)
+        return found is not None
