@@ -1,0 +1,119 @@
+"""The policy that docs/security.md offers admits what Tonnage injects, and nothing else that mounts a host path."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import urllib.error
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operator_support import objects
+from operator_support.control_plane import ROOT
+from operator_support.fleet import installation
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+from tonnage_operator.domain import inject
+from tonnage_operator.domain.requests import read_request
+from tonnage_operator.domain.resolving import seen_revision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from operator_support.control_plane import ControlPlane
+
+Pod = dict[str, Any]
+
+PLAIN: Pod = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"generateName": "p-", "annotations": {names.MODEL: "llama"}},
+    "spec": {"containers": [{"name": "server", "image": "vllm"}]},
+}
+
+
+def injected() -> Pod:
+    """Returns a pod as the webhook makes it."""
+    weights = objects.weights({"cache": {"medium": "Memory"}})
+    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    request = read_request(PLAIN["metadata"]["annotations"], namespace="serving")
+    supply = inject.Supply(request.models[0], weights, seen)  # type: ignore[arg-type]
+    return inject.inject(PLAIN, (supply,), request, installation())
+
+
+def host_path(path: str) -> Pod:
+    """Returns a pod of somebody who mounts a host path by hand."""
+    pod = copy.deepcopy(PLAIN)
+    pod["spec"]["volumes"] = [{"name": "own", "hostPath": {"path": path}}]
+    pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "own", "mountPath": "/mnt"}]
+    return pod
+
+
+def with_writable_cache() -> Pod:
+    """Returns a pod whose server mounts the injected volume as a whole."""
+    pod = injected()
+    pod["spec"]["containers"][0]["volumeMounts"].append({"name": "tonnage-cache", "mountPath": "/entry"})
+    return pod
+
+
+def with_another_loader() -> Pod:
+    """Returns a pod whose loader is somebody's own program."""
+    pod = injected()
+    pod["spec"]["initContainers"][0]["image"] = "shell"
+    return pod
+
+
+@pytest.fixture
+def guarded(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
+    """A namespace under the policy."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    (policy,) = [
+        each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "ValidatingAdmissionPolicy" in each
+    ]
+    policy = policy.replace("'tonnage-loader:0.1.0'", f"'{installation().loader.image}'")
+    control_plane.kubectl("label", "namespace", namespace, "example.com/serving=true")
+    control_plane.kubectl("apply", "-f", "-", stdin=policy)
+    eventually(lambda: refusal(control_plane, namespace, host_path("/etc")), within=30)
+    yield namespace
+    control_plane.kubectl("delete", "-f", "-", stdin=policy)
+
+
+def create(plane: ControlPlane, namespace: str, pod: Pod) -> Pod:
+    made: Pod = plane.request("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
+    return made
+
+
+def refusal(plane: ControlPlane, namespace: str, pod: Pod) -> str:
+    """Returns with which words a pod is refused; empty when it isn't."""
+    try:
+        plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
+    except urllib.error.HTTPError as error:
+        with error:
+            return str(json.loads(error.read())["message"])
+    return ""
+
+
+def test_the_policy_lets_only_loaders_write_to_host_paths(control_plane: ControlPlane, guarded: str) -> None:
+    plain = copy.deepcopy(PLAIN)
+    assert not refusal(control_plane, guarded, plain)
+    assert not refusal(control_plane, guarded, injected())
+    assert "Host paths other than" in refusal(control_plane, guarded, host_path("/etc"))
+    assert "mounted read-only" in refusal(control_plane, guarded, host_path("/dev/shm/tonnage/r-3f9c2a71b0de"))
+    assert "mounted read-only" in refusal(control_plane, guarded, with_writable_cache())
+    assert "runs the loader" in refusal(control_plane, guarded, with_another_loader())
+
+
+def test_the_policy_keeps_ephemeral_containers_off_the_cache(control_plane: ControlPlane, guarded: str) -> None:
+    pod = create(control_plane, guarded, injected())
+    debug = {"name": "debug", "image": "shell", "volumeMounts": [{"name": "tonnage-cache", "mountPath": "/entry"}]}
+    path = f"/api/v1/namespaces/{guarded}/pods/{pod['metadata']['name']}/ephemeralcontainers"
+    pod["spec"]["ephemeralContainers"] = [debug]
+    del pod["metadata"]["resourceVersion"]  # the scheduler writes to it, too
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        control_plane.request("PUT", path, pod)
+    with caught.value as answer:
+        assert "mounted read-only" in json.loads(answer.read())["message"]
+    del debug["volumeMounts"]
+    control_plane.request("PUT", path, pod)

@@ -1,0 +1,36 @@
+"""What is published names no machine of ours: no private path, no registry of packages."""
+
+from __future__ import annotations
+
+import re
+
+from support.documents import ROOT, tracked_files
+
+PRIVATE = re.compile(
+    r"(?<![\w./-])/(?:work|root|home/\w+|Users/\w+|tmp/w)/"
+    r"|(?:pypi\.org|pythonhosted\.org|npmjs\.(?:org|com)|proxy\.golang\.org|sum\.golang\.org)"
+    r"|--(?:extra-)?index-url[= ]\S"
+)
+MEASURED = ROOT / "docs" / "performance"
+"""Results say with which command they were made, wherever that was."""
+
+
+def test_no_tracked_file_names_a_private_path_or_a_registry_of_packages() -> None:
+    found = []
+    for file in tracked_files():
+        if file == ROOT / "tests" / "docs" / "test_privacy.py" or (file.parent == MEASURED and file.suffix == ".json"):
+            continue
+        try:
+            text = file.read_text()
+        except UnicodeDecodeError:
+            continue
+        lines = enumerate(text.splitlines(), 1)
+        found += [f"{file.relative_to(ROOT)}:{number}" for number, line in lines if PRIVATE.search(line)]
+    assert not found
+
+
+def test_what_is_private_is_recognized() -> None:
+    private = ("see /work/x", "in /root/out", "/home/me/x", "https://pypi.org/simple", "--index-url https://x")
+    assert all(PRIVATE.search(text) for text in private)
+    harmless = ("/var/lib/tonnage", "network/", "https://example.com/work/x", "no-emit-index-url", "tonnage/root/x")
+    assert not any(PRIVATE.search(text) for text in harmless)
