@@ -1,0 +1,265 @@
+"""Install, upgrade, uninstall and install again, on a real API server."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+import urllib.error
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from chart_support.helm import CHART, NAMESPACE, Helm, Object, Refused
+from chart_support.hooks import HookRunner
+from operator_support.fleet import ControllerThread, Fleet, installation
+from operator_support.kubelet import Kubelet, Loaders
+from operator_support.waiting import eventually
+from tonnage_operator import __version__
+from tonnage_operator.api import names
+from tonnage_operator.kube.access import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+
+MERGE = "application/merge-patch+json"
+_NUMBERS = itertools.count(1)
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonnage.dev"
+
+
+@pytest.fixture
+def hooks(plane: ControlPlane, tmp_path: Path) -> Iterator[HookRunner]:
+    """Runs the pods of hooks."""
+    with HookRunner(plane, tmp_path) as runner:
+        yield runner
+
+
+@pytest.fixture
+def fleet(cluster: Helm, plane: ControlPlane) -> Iterator[Fleet]:
+    """A namespace with objects, which are gone afterwards; made before the chart's CRDs are removed."""
+    del cluster
+    name = f"models-{next(_NUMBERS)}"
+    plane.kubectl("create", "namespace", name)
+    yield (made := Fleet(plane, name))
+    plane.kubectl("delete", "nodes", "-l", f"fleet={name}", "--wait=false")
+    if plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout:
+        for each in plane.request("GET", made.path("").rstrip("/"))["items"]:
+            free = {"metadata": {"finalizers": None}}
+            plane.request("PATCH", made.path(each["metadata"]["name"]), free, content_type=MERGE)
+        plane.kubectl("delete", "mw", "--all", "-n", name)
+        plane.kubectl("delete", "nodecaches", "--all")
+
+
+def _held(fleet: Fleet, name: str = "llama") -> bool:
+    return names.FINALIZER in (fleet.get(name)["metadata"].get("finalizers") or ())
+
+
+def _create_held(fleet: Fleet) -> None:
+    """Makes an object as a controller leaves it that was killed."""
+    eventually(lambda: _served(fleet.plane))
+    fleet.create()
+    fleet.plane.request(
+        "PATCH",
+        fleet.path(),
+        {"metadata": {"finalizers": [names.FINALIZER]}},
+        content_type=MERGE,
+    )
+
+
+def _served(plane: ControlPlane) -> bool:
+    try:
+        plane.request("GET", "/apis/tonnage.dev/v1alpha1/modelweights")
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+    return True
+
+
+def _controller(plane: ControlPlane) -> ControllerThread:
+    """Returns a controller that has just the rights which the chart gives it."""
+    token = plane.kubectl("create", "token", "tonnage-controller", "-n", NAMESPACE).stdout.strip()
+    return ControllerThread(Access(plane.url, ca_file=str(plane.ca_file), token=token), installation())
+
+
+@pytest.fixture
+def older(helm: Helm, tmp_path: Path) -> Path:
+    """A chart of an older version, as a package. None was released yet, so it is this one with an older CRD."""
+    copy = tmp_path / "tonnage"
+    shutil.copytree(CHART, copy)
+    path = copy / "files" / "crds" / "modelweights.yaml"
+    crd = yaml.safe_load(path.read_text())
+    del crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["suspend"]
+    path.write_text(yaml.safe_dump(crd))
+    helm.run("package", copy, "--version", "0.0.9", "--app-version", "0.0.9", "--destination", tmp_path)
+    return tmp_path / "tonnage-0.0.9.tgz"
+
+
+def test_an_upgrade_from_an_older_version_brings_its_crds_and_keeps_all_objects(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, older: Path
+) -> None:
+    def fields() -> Object:
+        schema: Object = plane.request("GET", CRD)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        found: Object = schema["properties"]["spec"]["properties"]
+        return found
+
+    cluster.install(chart=older)
+    assert "suspend" not in fields()
+    _create_held(fleet)
+    before = fleet.get()["metadata"]
+    cluster.install()
+    assert "suspend" in fields()
+    assert fleet.get()["metadata"] == before
+    assert plane.request("GET", CRD)["metadata"]["labels"]["app.kubernetes.io/version"] == __version__
+    deployments = plane.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")["items"]
+    images = {each["spec"]["template"]["spec"]["containers"][0]["image"] for each in deployments}
+    assert images == {f"tonnage-operator:{__version__}"}
+
+
+def test_an_upgrade_that_changes_nothing_restarts_nothing(cluster: Helm, plane: ControlPlane) -> None:
+    def generations() -> list[int]:
+        items = plane.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")["items"]
+        return [each["metadata"]["generation"] for each in items]
+
+    cluster.install()
+    before = generations()
+    cluster.install()
+    assert generations() == before == [1, 1]
+
+
+def test_only_pods_that_ask_wait_for_a_webhook_that_is_down(cluster: Helm, plane: ControlPlane) -> None:
+    cluster.install()
+    plane.kubectl("create", "namespace", "left-alone")
+    plane.kubectl("label", "namespace", "left-alone", "tonnage.dev/inject=false")
+
+    def create(namespace: str, annotations: dict[str, str]) -> Any:
+        metadata = {"generateName": "p-", "annotations": annotations}
+        spec = {"containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": False}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        return plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
+
+    def refused() -> bool:
+        try:
+            create("default", {names.MODEL: "llama"})
+        except urllib.error.HTTPError as error:
+            with error:
+                return 'failed calling webhook "inject.tonnage.dev"' in json.loads(error.read())["message"]
+        return False
+
+    for namespace in ("default", "kube-system", "left-alone", NAMESPACE):
+        plane.kubectl("create", "serviceaccount", "default", "-n", namespace, check=False)
+    eventually(refused)
+    assert create("default", {"some": "thing"})
+    for namespace in ("kube-system", "left-alone", NAMESPACE):
+        assert create(namespace, {names.MODEL: "llama"})
+
+
+def test_without_a_controller_an_uninstall_lets_go_and_deleting_never_hangs(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    cluster.install()
+    _create_held(fleet)
+    started = time.monotonic()
+    cluster.uninstall()
+    assert time.monotonic() - started < 25
+    assert hooks.ended == [("release", 0, "Released 1 objects.\n")]
+    assert not _held(fleet)
+    rest = plane.kubectl("get", "all,secrets,configmaps,serviceaccounts", "-n", NAMESPACE, "-o", "name").stdout.split()
+    assert not [each for each in rest if "tonnage" in each]
+    for kind in ("clusterroles", "clusterrolebindings", "mutatingwebhookconfigurations"):
+        assert "tonnage" not in plane.kubectl("get", kind, "-o", "name").stdout
+    fleet.delete()
+    assert fleet.gone()
+
+
+def test_a_running_controller_does_not_take_hold_again(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    cluster.install()
+    _create_held(fleet)
+    with _controller(plane) as running:
+        eventually(lambda: running.controller.idle)
+        cluster.uninstall()
+        assert [code for _, code, _ in hooks.ended] == [0]
+        assert not _held(fleet)
+        fleet.delete()
+        assert fleet.gone()
+
+
+def test_a_later_install_goes_on_with_objects_and_crds(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    cluster.install()
+    _create_held(fleet)
+    uid = plane.request("GET", CRD)["metadata"]["uid"]
+    cluster.uninstall()
+    assert hooks.ended
+    cluster.install()
+    assert plane.request("GET", CRD)["metadata"]["uid"] == uid
+    assert fleet.get()["spec"]
+    with _controller(plane):
+        eventually(lambda: _held(fleet))
+
+
+def test_crds_go_with_the_chart_where_that_is_wanted(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    cluster.install({"crds": {"keep": False}})
+    _create_held(fleet)
+    cluster.uninstall()
+    assert hooks.ended
+    eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
+
+
+def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 20}, "crds": {"keep": False}})
+    eventually(lambda: _served(plane))
+    (node,) = fleet.add_nodes("a")
+    with Kubelet(plane, Loaders()), _controller(plane):
+        fleet.create()
+        fleet.create({"source": {"s3": {"bucket": "other"}}, "cache": {"retention": "Evictable"}}, name="kept")
+        fleet.until("Warm")
+        fleet.until("Warm", name="kept")
+        assert len(fleet.entries(node)) == 2
+        cluster.uninstall()
+    assert [(arguments, code) for arguments, code, _ in hooks.ended] == [("wipe --within=20", 0), ("release", 0)]
+    assert "all nodes within reach are empty" in hooks.ended[0][2]
+    eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
+
+
+def test_a_wipe_that_can_not_finish_says_what_is_left_and_takes_nothing_away(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 3}})
+    _create_held(fleet)
+    with pytest.raises(Refused, match="job tonnage-wipe failed: BackoffLimitExceeded"):
+        cluster.uninstall()
+    ((_, code, said),) = hooks.ended
+    assert code == 1
+    assert f"Left: ModelWeights {fleet.namespace}/llama is being deleted." in said
+    assert plane.kubectl("get", "deployment/tonnage-controller", "-n", NAMESPACE, "-o", "name").stdout
+    bound = plane.kubectl("get", "clusterrolebinding/tonnage-controller", "-o", "jsonpath={.subjects[*].name}").stdout
+    assert bound == "tonnage-controller"
+
+
+def test_an_uninstall_whose_hook_never_runs_ends_with_an_error(cluster: Helm, fleet: Fleet) -> None:
+    cluster.install()
+    _create_held(fleet)
+    started = time.monotonic()
+    with pytest.raises(Refused, match=r"timed out|pre-delete"):
+        cluster.uninstall("--timeout", "4s")
+    assert time.monotonic() - started < 20
+    cluster.uninstall("--no-hooks")
+
+
+def test_without_the_hook_nothing_runs_at_an_uninstall(cluster: Helm, fleet: Fleet) -> None:
+    cluster.install({"uninstall": {"hook": False}})
+    _create_held(fleet)
+    cluster.uninstall()
+    assert _held(fleet)
