@@ -99,6 +99,8 @@ class Controller:
                 await asyncio.gather(*tasks, return_exceptions=True)
             for task in done - {stop}:
                 error = None if task.cancelled() else task.exception()
+                if error is None and self.stopping.is_set():
+                    continue
                 raise RuntimeError(f"{task.get_name()} ended unexpectedly") from error
 
     def _measure(self, kind: str) -> Any:  # noqa: ANN401 - a callback
@@ -228,3 +230,5 @@ class Controller:
         await kopf.operator(
             registry=registry, settings=settings, clusterwide=True, standalone=True, stop_flag=self.stopping
         )
+        # Kopf takes SIGTERM for itself where it runs in the main thread, and then just returns.
+        self.stopping.set()
