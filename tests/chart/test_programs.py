@@ -1,0 +1,166 @@
+"""The programs, run with exactly what the chart gives them: arguments, files, certificates, rights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from chart_support.programs import PYTHONPATH, Program, write_volumes
+from operator_support.waiting import eventually
+from tonnage_operator.cli import main
+from tonnage_operator.config import BadConfig, read_installation
+from tonnage_operator.trust import ReportCa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from chart_support.helm import Helm, Object
+    from operator_support.control_plane import ControlPlane
+    from tonnage_operator.domain.installation import Installation
+
+HERE = {"service": {"clusterIP": "127.0.0.1"}}
+VALUES: dict[str, Any] = {"controller": HERE, "webhook": HERE, "reports": {"host": "127.0.0.1"}}
+"""Certificates for this machine; such Services could not be installed."""
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+    except OSError:
+        return 0, ""
+
+
+@pytest.fixture
+def objects(helm: Helm) -> list[Object]:
+    return helm.template(VALUES)
+
+
+@pytest.fixture
+def programs(cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[Object]) -> Iterator[dict[str, Program]]:
+    """Controller and webhook, ready."""
+    cluster.install()
+    made = {}
+    for name in ("controller", "webhook"):
+        (tmp_path / name).mkdir()
+        made[name] = Program.of(plane, tmp_path / name, objects, "Deployment", name)
+        made[name].start()
+    try:
+        for name, program in made.items():
+            ready = f"http://127.0.0.1:{program.ports['health']}/readyz"
+            process = program.process
+            assert process
+            eventually(lambda url=ready, of=process: of.poll() is not None or _get(url)[0] == 200, within=30)  # type: ignore[misc]
+            assert process.poll() is None, f"{name}: {program.log}"
+        yield made
+    finally:
+        codes = {name: program.stop() for name, program in made.items()}
+    assert codes == {"controller": 0, "webhook": 0}
+
+
+def _check(plane: ControlPlane, folder: Path, objects: list[Object], programs: dict[str, Program]) -> tuple[int, str]:
+    """Runs what `helm test` runs."""
+    folder.mkdir()
+    command = Program.of(plane, folder, objects, "Pod", "test").command()
+    ports = (("webhook", 443), ("reports", 8443))
+    for (endpoint, port), program in zip(ports, (programs["webhook"], programs["controller"]), strict=True):
+        (index,) = [index for index, each in enumerate(command) if each.startswith(f"--{endpoint}=")]
+        path = command[index].partition(f":{port}")[2]
+        command[index] = f"--{endpoint}=https://127.0.0.1:{program.ports[endpoint]}{path}"
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([*command, "--within=1"], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_they_start_answer_and_take_up_new_certificates(
+    programs: dict[str, Program], plane: ControlPlane, helm: Helm, objects: list[Object], tmp_path: Path
+) -> None:
+    assert _check(plane, tmp_path / "first", objects, programs) == (0, "webhook: answers\ncontroller: answers\n")
+    for program in programs.values():
+        status, text = _get(f"http://127.0.0.1:{program.ports['health']}/metrics")
+        assert status == 200
+        assert "tonnage_build_info" in text
+
+    renewed = helm.render(VALUES)
+    code, said = _check(plane, tmp_path / "second", renewed, programs)
+    assert code == 1
+    assert said.count("did not answer") == 2
+    assert "CERTIFICATE_VERIFY_FAILED" in said
+
+    for program in programs.values():
+        write_volumes(renewed, program.pod, program.root)
+    for program in programs.values():
+        eventually(lambda log=program: "Took up the new CA" in log.log and "new certificate" in log.log)  # type: ignore[misc]
+    assert _check(plane, tmp_path / "third", renewed, programs)[0] == 0
+
+
+def test_check_says_who_is_silent_and_who_answers_otherwise(
+    programs: dict[str, Program], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ca = programs["webhook"].root / "etc/tonnage/reports-ca/ca.crt"
+    url = f"https://127.0.0.1:{programs['controller'].ports['reports']}"
+    assert main(["check", "--webhook", "https://127.0.0.1:1/readyz", "--within", "0"]) == 1
+    assert "webhook: https://127.0.0.1:1/readyz did not answer" in capsys.readouterr().out
+    assert main(["check", "--reports", f"{url}/elsewhere", "--reports-ca", str(ca), "--within", "0"]) == 1
+    assert "answered 404 and not 401" in capsys.readouterr().out
+    assert main(["check", "--webhook", url, "--webhook-ca", str(tmp_path / "none")]) == 2
+    assert "the CA of the webhook, can't be used" in capsys.readouterr().err
+
+
+# The CA of the report endpoint
+
+
+@pytest.fixture
+def ca_file(tmp_path: Path) -> Path:
+    path = tmp_path / "ca.crt"
+    path.write_bytes(trustme.CA().cert_pem.bytes())
+    return path
+
+
+def _installation(ca_file: Path) -> Installation:
+    path = ca_file.parent / "installation.yaml"
+    path.write_text(f"loader: {{image: x}}\nreports: {{url: 'https://c', caFile: {ca_file}}}\n")
+    return read_installation(path)
+
+
+def test_the_ca_is_read_from_its_file(ca_file: Path) -> None:
+    assert _installation(ca_file).reports.ca_pem == ca_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", None]
+)
+def test_a_file_without_a_ca_is_named(ca_file: Path, content: str | None) -> None:
+    ca_file.unlink()
+    if content is not None:
+        ca_file.write_text(content)
+    with pytest.raises(BadConfig, match=r"ca\.crt"):
+        _installation(ca_file)
+
+
+def test_a_new_ca_is_taken_up_and_a_damaged_one_changes_nothing(
+    ca_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken: list[Installation] = []
+    follower = ReportCa(_installation(ca_file), taken.append)
+    follower.check()
+    assert not taken
+    ca_file.write_text("no PEM")
+    follower.check()
+    follower.check()
+    assert not taken
+    assert len(caplog.records) == 1
+    ca_file.write_bytes(trustme.CA().cert_pem.bytes())
+    follower.check()
+    assert [each.reports.ca_pem for each in taken] == [ca_file.read_text()]
+    assert taken[0].reports.url == "https://c"
