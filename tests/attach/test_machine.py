@@ -1,4 +1,4 @@
-"""Cores: quotas and lists, read from files as kernels write them."""
+"""Cores near a device, read from files as kernels write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tonnage.attach.machine import cores_near, parse_cpu_list, usable_cores
+from tonnage.attach.machine import cores_near, parse_cpu_list
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -16,38 +16,6 @@ def tree(root, files: dict[str, str]):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     return {"proc": root / "proc", "sys": root / "sys"}
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, CORES),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, CORES),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "9900000 100000\n"}, CORES),
-        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "gibberish\n"}, CORES),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/pod\n1:memory:/pod\n",
-                "sys/fs/cgroup/cpu/pod/cpu.cfs_quota_us": "100000\n",
-                "sys/fs/cgroup/cpu/pod/cpu.cfs_period_us": "100000\n",
-            },
-            1,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu:/pod\n",
-                "sys/fs/cgroup/cpu/pod/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/pod/cpu.cfs_period_us": "100000\n",
-            },
-            CORES,
-        ),
-    ],
-)
-def test_cores_are_those_of_affinity_and_quota(tmp_path, files, cores):
-    assert usable_cores(**tree(tmp_path, files)) == cores
 
 
 def test_cpu_lists_are_read():

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from tonnage.attach.chunks import Chunk, chunks_of
 from tonnage.attach.errors import DeviceFailed
 from tonnage.attach.lanes import BounceLane, Lane, RegisteringLane
-from tonnage.attach.machine import usable_cores
 from tonnage.attach.reading import DISK_BLOCK, Reader
+from tonnage.cache.cgroups import usable_cores
 from tonnage.errors import InternalError
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Ring:
         self._pinned = True
         near = engine.near_cores()
         self._near = near if len(near) >= _ENOUGH_CORES else set()
-        self.threads = options.threads_for(min(usable_cores(), len(self._near) or usable_cores()))
+        cores = int(usable_cores())  # rounded down: more threads than cores make a copy slower
+        self.threads = options.threads_for(min(cores, len(self._near) or cores))
         self._counts = [0] * self.threads
         self.allocated_at = 0.0
 

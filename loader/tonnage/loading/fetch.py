@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.journal import Journal
 from tonnage.cache.medium import check_room
 from tonnage.loading import records, resume
@@ -17,7 +18,7 @@ from tonnage.planning.blueprint import Blueprint, draw
 from tonnage.source.target import STALL_SECONDS
 from tonnage.transfer.coordinator import transfer
 from tonnage.transfer.job import Job
-from tonnage.transfer.policy import available_cores, concurrency
+from tonnage.transfer.policy import concurrency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,7 @@ def fetch(
                 sources=[item.source for item in items],
                 credentials=resolved.providers,
                 verify=plan.verify,
-                concurrency=concurrency(plan.limits, size=blueprint.source_bytes, cores=available_cores()),
+                concurrency=concurrency(plan.limits, size=blueprint.source_bytes, cores=usable_cores()),
                 environment=environment,
                 bandwidth=plan.limits.bandwidth,
                 deadline=deadline,

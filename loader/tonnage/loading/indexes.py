@@ -12,6 +12,7 @@ from tonnage.source.client import RangeRequest, get_ranges
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tonnage.format.tensors_file import Preamble
     from tonnage.source.resolve import Resolved, ResolvedObject
 
 LARGEST_INDEX = 1 << 30
@@ -46,29 +47,29 @@ def read_indexes(
         return dict(zip(ranges, get_ranges(requests, deadline=deadline, canceled=canceled), strict=True))
 
     heads = fetch(dict.fromkeys(wanted, (0, USUAL_HEAD_BYTES)))
-    ends = {at: _index_end(items[at], head) for at, head in heads.items()}
+    preambles = {at: _preamble(items[at], head) for at, head in heads.items()}
+    ends = {at: preamble.body_offset for at, preamble in preambles.items()}
     rests = fetch({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
     return [
-        _source_object(item, heads[at] + rests.get(at, b"") if at in heads else None) for at, item in enumerate(items)
+        _source_object(item, preambles[at], heads[at] + rests.get(at, b"")) if at in heads else _companion(item)
+        for at, item in enumerate(items)
     ]
 
 
-def _index_end(item: ResolvedObject, head: bytes) -> int:
-    """Where the object's index ends, if it can be believed."""
+def _preamble(item: ResolvedObject, head: bytes) -> Preamble:
+    """Reads the preamble, if it can be believed."""
     label = item.target.label
     preamble = parse_preamble(head, object_size=item.pin.size, name=label)
     if preamble.index_length > LARGEST_INDEX:
         raise FormatDamaged(f"{label} states an index of {preamble.index_length} bytes, at offset 65.")
-    return preamble.body_offset
+    return preamble
 
 
-def _source_object(item: ResolvedObject, head: bytes | None) -> SourceObject:
-    label, size = item.target.label, item.pin.size
-    if head is None:
-        return SourceObject(label=label, path=item.path, size=size, rank=item.rank)
-    preamble = parse_preamble(head, object_size=size, name=label)
-    index = head[PREAMBLE_BYTES : preamble.body_offset]
-    tensors = parse_index(preamble, index, object_size=size, name=label)
-    return SourceObject(
-        label=label, path=item.path, size=size, rank=item.rank, tensors=tensors, head=head[: preamble.body_offset]
-    )
+def _source_object(item: ResolvedObject, preamble: Preamble, head: bytes) -> SourceObject:
+    label, size, end = item.target.label, item.pin.size, preamble.body_offset
+    tensors = parse_index(preamble, head[PREAMBLE_BYTES:end], object_size=size, name=label)
+    return SourceObject(label=label, path=item.path, size=size, rank=item.rank, tensors=tensors, head=head[:end])
+
+
+def _companion(item: ResolvedObject) -> SourceObject:
+    return SourceObject(label=item.target.label, path=item.path, size=item.pin.size, rank=item.rank)

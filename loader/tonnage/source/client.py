@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import random
 import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -22,6 +21,7 @@ from tonnage.source.answers import check_partial, parse_headers
 from tonnage.source.credentials import CredentialProvider
 from tonnage.source.failures import BODY_LIMIT, Failure, Retry, classify
 from tonnage.source.target import RequestTarget, prepare
+from tonnage.source.waiting import LONGEST_RETRY_AFTER, backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,10 +35,7 @@ CONNECT_SECONDS = 3.0
 UNREACHABLE_SECONDS = 6.0
 """For how long a server that can't be reached is tried again."""
 STALL_SECONDS = 10
-FIRST_WAIT = 0.2
 LONGEST_WAIT = 8.0
-LONGEST_RETRY_AFTER = 120.0
-"""A server that wants to be left alone for longer, in seconds, is given up."""
 HEADERS_LIMIT = 256 * 1024
 SELECT_SECONDS = 0.2
 
@@ -368,9 +365,9 @@ class _Run:
             return renewed
         if failure.retry is not Retry.BACKOFF or task.tries >= MOST_TRIES:
             return False
-        wait = backoff_seconds(task.tries, failure.retry_after)
-        moment = time.monotonic() + wait
-        if wait > LONGEST_WAIT + LONGEST_RETRY_AFTER or moment >= self._latest(task, failure):
+        moment = time.monotonic() + backoff(task.tries, longest=LONGEST_WAIT, retry_after=failure.retry_after)
+        for_ages = (failure.retry_after or 0.0) > LONGEST_RETRY_AFTER
+        if for_ages or moment >= self._latest(task, failure):
             return False
         heapq.heappush(self._waiting, (moment, next(self._order), task))
         return True
@@ -390,10 +387,3 @@ class _Run:
         tasks = [*self._running.values(), *(each[2] for each in self._waiting), *self._ready]
         label = tasks[0].request.target.label if tasks else "the last request"
         raise Timeout(f"The time for the load was over while {label} was being asked for.")
-
-
-def backoff_seconds(tries: int, retry_after: float | None) -> float:
-    """How long to wait after so many tries: full jitter below a doubling bound, and no less than the server asks."""
-    bound = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
-    jitter = random.uniform(0.0, bound)  # noqa: S311  # spreads clients over time, nothing depends on its quality
-    return jitter if retry_after is None else retry_after + jitter / 10

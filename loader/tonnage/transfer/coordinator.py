@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
 import os
-import random
 import signal
 import time
 from typing import TYPE_CHECKING, assert_never
@@ -24,17 +24,18 @@ from tonnage.errors import (
 )
 from tonnage.planning.segments import subtract
 from tonnage.source.failures import Retry
+from tonnage.source.waiting import backoff
 from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
 from tonnage.transfer.job import Done, Job, Outcome, Undone
 from tonnage.transfer.meter import Meter
 from tonnage.transfer.policy import (
     FIRST_CONNECTIONS,
+    LONGEST_WAIT,
     MAX_ATTEMPTS,
     PART_SECONDS,
     SMALLEST_PART,
     ConnectionTuner,
     Pacer,
-    backoff,
 )
 from tonnage.transfer.pool import Death, Member, Pool
 from tonnage.transfer.protocol import (
@@ -83,6 +84,7 @@ class _Transfer:
 
         self._job = job
         self._segments = job.blueprint.segments
+        self._by_start = sorted(self._segments, key=lambda segment: (segment.object, segment.start))
         self._outcome = Outcome()
         self._ledger = Ledger(
             job.blueprint.objects, isal_zlib, check_crc32=job.verify.strength >= Verify.CRC32.strength
@@ -353,7 +355,7 @@ class _Transfer:
         else:
             if attempt > MAX_ATTEMPTS:
                 raise self._error(failure, attempts=attempt)
-            waiting = backoff(attempt, retry_after=failure.retry_after, jitter=random.random())  # noqa: S311
+            waiting = backoff(attempt, longest=LONGEST_WAIT, retry_after=failure.retry_after)
         self._outcome.retries += 1
         rest = Part(part.segment, max(message.end, part.start), part.end, attempt, part.fresh)
         self._queue.delay(rest, until=time.monotonic() + waiting)
@@ -438,10 +440,11 @@ class _Transfer:
         return source.tensors.tensors[tensor]
 
     def _segment_at(self, index: int, offset: int) -> int:
-        for segment in self._segments:
-            if segment.object == index and segment.start <= offset < segment.end:
-                return segment.index
-        raise InternalError(f"No segment holds offset {offset} of object {index}.")
+        at = bisect.bisect_right(self._by_start, (index, offset), key=lambda segment: (segment.object, segment.start))
+        segment = self._by_start[at - 1] if at else None
+        if segment is None or segment.object != index or offset >= segment.end:
+            raise InternalError(f"No segment holds offset {offset} of object {index}.")
+        return segment.index
 
     def _finish(self) -> None:
         self._outcome.headers = self._ledger.headers

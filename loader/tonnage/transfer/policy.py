@@ -1,10 +1,8 @@
-"""How many processes and connections a load uses, and when it tries again. Pure functions and one small controller."""
+"""How many processes and connections a load uses, and how long it goes on trying. Pure."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tonnage.planning.blueprint import MIB
@@ -14,9 +12,7 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 8
 """Failures in a row without a byte of progress before a part gives up: about 40 seconds of waiting."""
-FIRST_BACKOFF = 0.2
-LAST_BACKOFF = 15.0
-MAX_RETRY_AFTER = 120.0
+LONGEST_WAIT = 15.0
 
 PART_SIZE = 16 * MIB
 """At 90 MB/s a connection and 30 ms to the first byte, 16 MiB keep 86 % of the rate; larger parts cost more on a
@@ -59,45 +55,6 @@ def concurrency(limits: Limits, *, size: int, cores: float) -> Concurrency:
     part_size = limits.part_size or PART_SIZE
     largest = limits.part_size or LARGEST_PART
     return Concurrency(workers, connections, bool(limits.connections), part_size, largest)
-
-
-def available_cores() -> float:
-    """Returns how many processors this process may use: affinity, and the cgroup's quota where there is one."""
-    cores = float(len(os.sched_getaffinity(0)))
-    for path, parse in (("/sys/fs/cgroup/cpu.max", _quota_v2), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", _quota_v1)):
-        try:
-            quota = parse(Path(path).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-        if quota is not None:
-            cores = min(cores, quota)
-    return max(cores, 1.0)
-
-
-def _quota_v2(text: str) -> float | None:
-    quota, period = text.split()
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def _quota_v1(text: str) -> float | None:
-    quota = int(text)
-    period = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text(encoding="ascii"))
-    return quota / period if quota > 0 else None
-
-
-def backoff(attempt: int, *, retry_after: float | None, jitter: float) -> float:
-    """Returns how many seconds to wait before a part is tried again.
-
-    Args:
-        attempt: Failures in a row, from 1 on.
-        retry_after: What the server asked for, in seconds. It is obeyed, up to two minutes.
-        jitter: A random number from 0 up to 1, so that a fleet doesn't come back at the same moment.
-    """
-    ceiling = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** (attempt - 1))
-    waiting = ceiling * (0.5 + jitter / 2)
-    if retry_after is not None:
-        waiting = max(min(retry_after, MAX_RETRY_AFTER), 0.0) + waiting * 0.1
-    return waiting
 
 
 class Pacer:

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.cache import check_room, human_bytes, medium_of, memory_limit
-from tonnage.cache.cgroups import limit_files, parse_limit
+from tonnage.cache import check_room, human_bytes, medium_of
 from tonnage.cache.medium import exact_bytes, in_memory, lacking_room, machine_memory, page_kind
 from tonnage.cache.mounts import Mount, mount_of, parse_mountinfo
 from tonnage.contract import Medium
@@ -124,65 +123,6 @@ def test_memory_that_the_process_may_not_have_is_no_room() -> None:
 
 def test_a_medium_of_unknown_size_is_let_through() -> None:
     assert lacking_room(Path("/c"), Medium(filesystem="ramfs"), 1 << 60) == ""
-
-
-V1 = Mount(1, "0:29", "/", "/sys/fs/cgroup/memory", "cgroup", ("rw", "memory"))
-V2 = Mount(2, "0:30", "/", "/sys/fs/cgroup", "cgroup2", ("rw",))
-
-
-def names(cgroup: str, *mounts: Mount) -> list[str]:
-    return [str(path) for path in limit_files(cgroup, mounts)]
-
-
-def test_limits_of_version_2_are_those_of_the_group_and_its_parents() -> None:
-    assert names("0::/kube/pod/app\n", V2) == [
-        "/sys/fs/cgroup/kube/pod/app/memory.max",
-        "/sys/fs/cgroup/kube/pod/memory.max",
-        "/sys/fs/cgroup/kube/memory.max",
-        "/sys/fs/cgroup/memory.max",
-    ]
-
-
-def test_limits_of_version_1_are_those_of_the_memory_controller() -> None:
-    cgroup = "9:cpu,cpuacct:/other\n4:memory:/docker/abc\n0::/\n"
-    assert names(cgroup, V1) == [
-        "/sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/docker/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ]
-
-
-def test_inside_a_container_the_groups_own_folder_is_the_top() -> None:
-    mounted = V1._replace(root="/docker/abc")
-    assert names("4:memory:/docker/abc\n", mounted) == ["/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-    assert names("0::/../../elsewhere\n", V2._replace(root="/x")) == ["/sys/fs/cgroup/memory.max"]
-
-
-def test_other_controllers_and_garbage_have_no_limits() -> None:
-    assert names("4:memory:/a\n", V1._replace(options=("rw", "cpu"))) == []
-    assert names("garbage\n\n1:\n", V1, V2) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [("max\n", None), ("9223372036854771712\n", None), ("2147483648\n", 2 * GIB), ("0", 0), ("", None), ("-1", None)],
-)
-def test_a_limit_file_is_read(text: str, limit: int | None) -> None:
-    assert parse_limit(text) == limit
-
-
-def test_the_smallest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
-    group = tmp_path / "cg" / "pod" / "app"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    (group.parent / "memory.max").write_text("4096\n")
-    (group.parents[1] / "memory.max").write_text("8192\n")
-    proc = tmp_path / "proc"
-    (proc / "self").mkdir(parents=True)
-    (proc / "self/cgroup").write_text("0::/pod/app\n")
-    (proc / "self/mountinfo").write_text(f"1 0 0:1 / {tmp_path}/cg rw - cgroup2 cgroup2 rw\n")
-    assert memory_limit(proc) == 4096
-    assert memory_limit(tmp_path / "no") is None
 
 
 def test_the_machines_memory_is_known() -> None:

@@ -22,6 +22,7 @@ from tonnage.errors import (
     SourceChanged,
     TonnageError,
 )
+from tonnage.source.waiting import backoff
 from tonnage.transfer import policy
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def test_a_failure_that_stays_has_its_reason_and_leaves_nothing_visible(
 
 
 def test_attempts_are_bounded_so_that_waiting_ends() -> None:
-    waiting = sum(policy.backoff(number, retry_after=None, jitter=0.99) for number in range(1, policy.MAX_ATTEMPTS + 1))
+    tries = range(1, policy.MAX_ATTEMPTS + 1)
+    waiting = sum(backoff(number, longest=policy.LONGEST_WAIT, jitter=0.99) for number in tries)
     assert 10 < waiting < 60
 
 

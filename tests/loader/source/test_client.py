@@ -17,7 +17,7 @@ from tonnage.errors import (
     Timeout,
     TLSVerificationFailed,
 )
-from tonnage.source.client import Client, RangeRequest, Request, backoff_seconds, get_range, get_ranges
+from tonnage.source.client import Client, RangeRequest, Request, get_range, get_ranges
 from tonnage.source.credentials import CredentialProvider
 from tonnage.source.target import RequestTarget
 
@@ -138,7 +138,7 @@ def test_a_server_that_wants_too_long_a_rest_is_given_up(faulty, target):
 
 
 def test_tries_end_and_are_counted(faulty, target, monkeypatch):
-    monkeypatch.setattr("tonnage.source.client.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("tonnage.source.waiting.FIRST_WAIT", 0.001)
     faulty.fault(Fault(status=500))
     with pytest.raises(RetriesExhausted, match="7 tries failed"):
         get_range(target, ANYBODY, 0, 10)
@@ -183,7 +183,7 @@ def test_a_body_is_cut_at_its_limit(target):
 
 
 def test_headers_without_end_are_not_taken(faulty, target, monkeypatch):
-    monkeypatch.setattr("tonnage.source.client.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("tonnage.source.waiting.FIRST_WAIT", 0.001)
     faulty.fault(Fault(headers={f"x-{number}": "y" * 8000 for number in range(60)}))
     with Client() as client:
         answer = client.run([Request(target=target, provider=ANYBODY)])[0]
@@ -252,8 +252,3 @@ def test_a_certificate_of_a_trusted_authority_is_fine(faulty_tls, authority):
         url=f"{faulty_tls.url}/b/k", size=len(DATA), ca_bundle=str(authority.bundle), label="s3://b/k"
     )
     assert get_range(target, ANYBODY, 0, 10) == DATA[:10]
-
-
-def test_waits_grow_and_never_undercut_the_server():
-    assert all(backoff_seconds(tries, None) <= 8.0 for tries in range(1, 40))
-    assert backoff_seconds(1, 5.0) >= 5.0

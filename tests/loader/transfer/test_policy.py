@@ -7,14 +7,10 @@ from hypothesis import strategies as st
 
 from tonnage.contract import Limits
 from tonnage.transfer.policy import (
-    LAST_BACKOFF,
     MAX_CONNECTIONS,
-    MAX_RETRY_AFTER,
     MAX_WORKERS,
     ConnectionTuner,
     Pacer,
-    available_cores,
-    backoff,
     concurrency,
 )
 
@@ -22,19 +18,6 @@ if TYPE_CHECKING:
     from random import Random
 
 GIB = 1 << 30
-
-
-@given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
-def test_waiting_grows_with_failures_and_is_never_endless(attempt: int, jitter: float) -> None:
-    waiting = backoff(attempt, retry_after=None, jitter=jitter)
-    assert 0.05 <= waiting <= LAST_BACKOFF
-    assert backoff(attempt + 1, retry_after=None, jitter=jitter) >= waiting
-
-
-@given(st.integers(1, 20), st.floats(0, 10_000), st.floats(0, 1, exclude_max=True))
-def test_what_the_server_asks_for_is_waited_but_not_for_hours(attempt: int, asked: float, jitter: float) -> None:
-    waiting = backoff(attempt, retry_after=asked, jitter=jitter)
-    assert min(asked, MAX_RETRY_AFTER) <= waiting <= MAX_RETRY_AFTER + LAST_BACKOFF
 
 
 def test_a_small_model_gets_one_process_and_a_large_one_all_cores() -> None:
@@ -74,10 +57,6 @@ def test_the_tuner_never_leaves_its_bounds() -> None:
         rate *= 2
         tuner.measured(rate)
     assert tuner.connections == 3
-
-
-def test_there_is_at_least_one_core() -> None:
-    assert available_cores() >= 1
 
 
 @given(st.integers(10_000, 10**9), st.lists(st.floats(0, 0.5), min_size=1, max_size=20), st.randoms())
