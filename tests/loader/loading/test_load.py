@@ -227,3 +227,8 @@ def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(site: Site) -> N
 def test_the_companion_is_there_as_it_was(site: Site) -> None:
     report = site.load()
     assert (site.cache / report.entry / "model" / "config.json").read_bytes() == CONFIG
+
+
+def test_an_option_that_does_not_exist_is_an_error_and_not_ignored(site: Site) -> None:
+    with pytest.raises(TypeError, match="no option 'anonymus'; there are .*anonymous"):
+        site.load(anonymus=True)
