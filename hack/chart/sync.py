@@ -11,7 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "tonnage"
-sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "loader")]
 
 
 def wanted() -> dict[Path, str]:
@@ -34,6 +33,7 @@ def stale() -> list[Path]:
 
 def main() -> int:
     """Writes what differs, removes what is stale, and names both."""
+    sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "loader")]
     for path, text in wanted().items():
         if not path.exists() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)

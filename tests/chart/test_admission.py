@@ -9,6 +9,7 @@ import pytest
 
 from chart_support.helm import NAMESPACE, Helm, Object, Refused, pod_template
 from chart_support.variants import VARIANTS
+from operator_support.waiting import eventually
 
 if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
@@ -48,7 +49,7 @@ def test_the_api_server_takes_every_object_and_warns_of_none(
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_pod_keeps_to_the_restricted_profile(helm: Helm, plane: ControlPlane, restricted: str, name: str) -> None:
     objects = helm.template(VARIANTS[name], namespace=restricted)
-    pods = []
+    pods: list[Object] = []
     for body in objects:
         if template := pod_template(body):
             spec = dict(template["spec"])
@@ -107,8 +108,6 @@ def test_people_who_may_edit_may_write_models(cluster: Helm, plane: ControlPlane
 
     def aggregated() -> bool:
         return may("edit", "create") and may("admin", "delete") and may("view", "list")
-
-    from operator_support.waiting import eventually
 
     eventually(aggregated)
     assert not may("view", "create")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from chart_support import audit
 from chart_support.helm import CHART, NAMESPACE, Helm, Object, Refused
 from chart_support.hooks import HookRunner
 from operator_support.fleet import ControllerThread, Fleet, installation
@@ -167,6 +168,7 @@ def test_without_a_controller_an_uninstall_lets_go_and_deleting_never_hangs(
     cluster.uninstall()
     assert time.monotonic() - started < 25
     assert hooks.ended == [("release", 0, "Released 1 objects.\n")]
+    assert audit.used(plane, "tonnage-release") == audit.granted("release")
     assert not _held(fleet)
     rest = plane.kubectl("get", "all,secrets,configmaps,serviceaccounts", "-n", NAMESPACE, "-o", "name").stdout.split()
     assert not [each for each in rest if "tonnage" in each]
@@ -223,13 +225,17 @@ def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
     (node,) = fleet.add_nodes("a")
     with Kubelet(plane, Loaders()), _controller(plane):
         fleet.create()
-        fleet.create({"source": {"s3": {"bucket": "other"}}, "cache": {"retention": "Evictable"}}, name="kept")
-        fleet.until("Warm")
-        fleet.until("Warm", name="kept")
-        assert len(fleet.entries(node)) == 2
+        for name in ("kept", "orphaned"):
+            fleet.create({"source": {"s3": {"bucket": name}}, "cache": {"retention": "Evictable"}}, name=name)
+        for name in ("llama", "kept", "orphaned"):
+            fleet.until("Warm", name=name)
+        fleet.delete("orphaned")
+        eventually(lambda: fleet.gone("orphaned"))
+        assert len(fleet.entries(node)) == 3
         cluster.uninstall()
     assert [(arguments, code) for arguments, code, _ in hooks.ended] == [("wipe --within=20", 0), ("release", 0)]
     assert "all nodes within reach are empty" in hooks.ended[0][2]
+    assert audit.used(plane, "tonnage-wipe") == audit.granted("wipe")
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
 
