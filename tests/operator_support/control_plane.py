@@ -198,6 +198,10 @@ class ControlPlane:
                 process.wait()
         self._running.clear()
 
+    def pids(self) -> dict[str, int]:
+        """Returns the process of each program."""
+        return {Path(str(process.args[0])).name: process.pid for process in self._running}  # type: ignore[index]
+
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:

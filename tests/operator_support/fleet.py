@@ -257,8 +257,11 @@ class ControllerThread:
 class ControllerProcess:
     """A controller as people run it, which can be killed."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, *, server: str = "", **settings: Any) -> None:
+    def __init__(
+        self, plane: ControlPlane, folder: Path, *, server: str = "", health_port: int = 0, **settings: Any
+    ) -> None:
         self._folder = folder
+        self.health_port = health_port
         self._kubeconfig = folder / "kubeconfig"
         access = json.loads(plane.kubeconfig.read_text())
         if server:
@@ -286,13 +289,19 @@ class ControllerProcess:
             "--port",
             "0",
             "--health-port",
-            "0",
+            str(self.health_port),
         ]
         path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
         with (self._folder / "controller.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
             )
+
+    @property
+    def pid(self) -> int:
+        """The process that runs."""
+        assert self.process is not None
+        return self.process.pid
 
     def kill(self) -> None:
         """Kills it, as a node's crash would."""

@@ -79,13 +79,13 @@ class Simulation:
         """Decides once, does it, and lets each node record what is."""
         decision = decide(self.world())
         self._apply(decision.apply)
-        for event in decision.events:
+        for event in (*decision.events, *decision.with_status):
             name = event.name("llama", objects.UID)
             if name not in self.posted:
                 self.posted.add(name)
                 self.events.append(event.reason)
         self.status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for job in decision.delete:
+        for job in (*decision.delete, *decision.delete_with_status):
             self.jobs.pop(job.name, None)
         self.record()
         return decision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tonnage_operator.api.base import ApiModel, Condition, LongInt, Time
 from tonnage_operator.api.modelweights import Medium, Retention
@@ -32,6 +32,9 @@ class MediumState(ApiModel):
 
 class CacheEntry(ApiModel):
     """One revision in the cache of the node."""
+
+    # One writer, so no field of it needs an owner of its own: a hundred entries would have a thousand of them.
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
 
     name: str = Field(description="The entry; <namespace>/<entry> where caches are not shared between namespaces.")
     medium: Medium = Field(description="Where it lies.")

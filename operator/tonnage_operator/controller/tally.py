@@ -32,6 +32,7 @@ class Tally:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._counted: set[str] = set()
+        self._revisions: dict[tuple[str, str], str] = {}
 
     def _is_new(self, what: str) -> bool:
         """Returns True the first time."""
@@ -100,13 +101,22 @@ class Tally:
             self._metrics.desired.labels(*labels).set(status.nodes.desired)
             self._metrics.warm.labels(*labels).set(status.nodes.warm)
             self._metrics.failed.labels(*labels).set(status.nodes.failed)
-        self._metrics.info.remove_by_labels({"namespace": weights.namespace, "name": weights.name})
-        if status.resolved:
-            self._metrics.info.labels(*labels, status.resolved.revision).set(1)
+        self._show_revision(labels, status.resolved.revision if status.resolved else "")
+
+    def _show_revision(self, labels: tuple[str, str], revision: str) -> None:
+        before = self._revisions.get(labels, "")
+        if before == revision:
+            return
+        if before:
+            self._metrics.info.remove(*labels, before)
+        if revision:
+            self._metrics.info.labels(*labels, revision).set(1)
+        self._revisions[labels] = revision
 
     def forget(self, namespace: str, name: str) -> None:
         """Drops the series of an object that is gone."""
         self._metrics.forget_model(namespace, name)
+        self._revisions.pop((namespace, name), None)
 
 
 _RESULTS: Final = {

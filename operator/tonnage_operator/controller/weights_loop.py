@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from tonnage_operator.controller.cluster import Cluster, WeightsRecord
     from tonnage_operator.controller.loop import Clock
-    from tonnage_operator.domain.reconcile import Decision
     from tonnage_operator.domain.weights import Weights
     from tonnage_operator.domain.world import World
     from tonnage_operator.kube.gateway import Gateway
@@ -36,8 +35,8 @@ _LOG = logging.getLogger("tonnage.weights")
 
 _LOOK_AGAIN: Final = 30.0
 """Seconds after which a deletion that waits looks again, though every change wakes it anyway."""
-_COUNTS_EVERY: Final = 5.0
-"""Seconds between two status writes of one object that bring other counts and no news, once a few were at once."""
+_COUNTS_EVERY: Final = 10.0
+"""Seconds between two status writes of one object that bring other counts and no news, once some were at once."""
 
 Body = dict[str, Any]
 
@@ -49,7 +48,7 @@ class WeightsLoop(Loop):
         super().__init__(cluster, gateway, metrics, clock=clock)
         self._story = Storyteller(gateway, metrics, clock)
         self._tally = Tally(metrics)
-        self._counts_pace = Pace(burst=4, every=_COUNTS_EVERY)
+        self._counts_pace = Pace(burst=6, every=_COUNTS_EVERY)
 
     async def reconcile(self, uid: str) -> float | None:
         """Brings one object in order. See ``Workers``."""
@@ -97,21 +96,24 @@ class WeightsLoop(Loop):
         decision = decide(world)
         await self._story.tell(record, decision.events)
         await self._start(record, decision.apply)
-        rest = await self._report(record, record.weights, decision)
+        rest = self._patience(record, record.weights, decision.status)
+        if not rest:
+            await self._story.tell(record, decision.with_status)
+            if decision.status != record.weights.status:
+                await self._write_status(record, decision.status)
+            await self._delete(decision.delete_with_status)
         await self._delete(decision.delete)
         self._tally.show(record.weights, decision.status)
-        return min((each for each in (rest, decision.wake_after) if each is not None), default=None)
+        return min((each for each in (rest, decision.wake_after) if each), default=None)
 
-    async def _report(self, record: WeightsRecord, weights: Weights, decision: Decision) -> float | None:
-        """Writes the status, or returns the seconds until it should be written."""
-        if decision.status == weights.status:
-            return None
-        if not news.is_news(weights.status, decision.status):
-            if wait := self._counts_pace.wait(record.uid):
-                return wait
+    def _patience(self, record: WeightsRecord, weights: Weights, status: ModelWeightsStatus) -> float:
+        """Returns the seconds until a status should be written that brings other counts and no news; 0: now."""
+        if status == weights.status or news.is_news(weights.status, status):
+            return 0.0
+        wait = self._counts_pace.wait(record.uid)
+        if not wait:
             self._counts_pace.spend(record.uid)
-        await self._write_status(record, decision.status)
-        return None
+        return wait
 
     async def _start(self, record: WeightsRecord, jobs: tuple[Body, ...]) -> None:
         if not jobs:

@@ -46,6 +46,8 @@ class Load:
     apply: tuple[dict[str, Any], ...] = ()
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
+    completions: tuple[Event, ...] = ()
+    """Of nodes that became warm."""
     wake_after: float | None = None
 
 
@@ -126,10 +128,8 @@ def _plan_nodes(world: World, goal: SeenRevision, in_use: SeenRevision, mine: Se
         staged_complete=not desired or (tally.ready > 0 and tally.ready + len(tried) >= len(desired)),
         apply=_start(world, goal, tally),
         delete=_deletable(world, mine, tally.keep),
-        events=(
-            *_begun(world, goal, tally),
-            *_completed(world, goal, [job for job in mine if job.node in warm and _done(job, key)]),
-        ),
+        events=_begun(world, goal, tally),
+        completions=_completed(world, goal, [job for job in mine if job.node in warm and _done(job, key)]),
         wake_after=min(tally.waits, default=None),
     )
 
@@ -262,6 +262,11 @@ def _completed_one(world: World, goal: SeenRevision, job: Job) -> Event:
     return Event(EventReason.LOAD_COMPLETED, f"{job.node} has {goal.revision}{told}.", key=job.uid)
 
 
+def _was_warm(world: World) -> bool:
+    nodes = world.weights.status.nodes
+    return nodes is not None and nodes.warm > 0
+
+
 def _plan_claim(world: World, goal: SeenRevision, mine: Sequence[Job]) -> Load:
     """Plans the one load into a claim. Its Job stays when it is done: it is the only record."""
     weights, medium = world.weights, Medium.DISK
@@ -293,6 +298,7 @@ def _plan_claim(world: World, goal: SeenRevision, mine: Sequence[Job]) -> Load:
         staged_complete=done,
         apply=_start(world, goal, tally),
         delete=tuple(each for each in mine if each.uid not in tally.keep and not each.deleting),
-        events=(_completed_one(world, goal, job),) if done and job else (),
+        # The Job stays, so the status says whether this was told.
+        completions=(_completed_one(world, goal, job),) if done and job and not _was_warm(world) else (),
         wake_after=min(tally.waits, default=None),
     )

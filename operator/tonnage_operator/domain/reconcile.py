@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.domain import loads, outcomes, resolving, telling
+from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.world import POD_PATIENCE
 
 if TYPE_CHECKING:
@@ -25,13 +26,18 @@ if TYPE_CHECKING:
 class Decision:
     """What to do, in this order: post events, apply Jobs, write the status, delete Jobs.
 
-    What is deleted was on record before, so a crash in between repeats a step and never skips one.
+    What is deleted was on record before, so a crash in between repeats a step and never skips one. What is told and
+    deleted with the next status may wait for it.
     """
 
     status: ModelWeightsStatus
     apply: tuple[dict[str, Any], ...] = ()
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
+    with_status: tuple[Event, ...] = ()
+    """Events about nodes that became warm."""
+    delete_with_status: tuple[Job, ...] = ()
+    """Load Jobs that succeeded: those events tell of them."""
     wake_after: float | None = None
     """Seconds until something is due by time alone; None: nothing is."""
 
@@ -54,8 +60,10 @@ def decide(world: World) -> Decision:
     return Decision(
         status=status,
         apply=(*resolution.apply, *load.apply),
-        delete=(*resolution.delete, *load.delete),
+        delete=(*resolution.delete, *(job for job in load.delete if job.state is not JobState.SUCCEEDED)),
         events=(*resolution.events, *load.events, *telling.status_events(weights, status)),
+        with_status=load.completions,
+        delete_with_status=tuple(job for job in load.delete if job.state is JobState.SUCCEEDED),
         wake_after=max(0.5, min(due)) if due else None,
     )
 

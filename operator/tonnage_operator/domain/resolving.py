@@ -104,13 +104,13 @@ def seen_revision(report: contract.Report, weights: Weights, *, now: str) -> See
         total_bytes=sum(pin.size for pin in pins),
         object_count=len(pins),
         objects=pins if len(pins) <= MAX_OBJECTS else None,
-        source_hash=identity.source_hash(weights.spec),
+        source_hash=weights.source_hash,
         time=now,
     )
 
 
 def _from_status(weights: Weights) -> Revisions:
-    status, wanted = weights.status, identity.source_hash(weights.spec)
+    status, wanted = weights.status, weights.source_hash
     of_this_source = [each for each in status.history or () if each.source_hash == wanted]
     available = status.available if status.available and status.available.source_hash == wanted else None
     return Revisions(status.resolved, available, tuple(of_this_source), status.last_checked_time or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,16 @@ class Weights:
             return Medium.DISK
         return self.spec.cache.medium or installation.default_medium
 
+    @functools.cached_property
+    def source_hash(self) -> str:
+        """What a revision of it was resolved for."""
+        return identity.source_hash(self.spec)
+
     @property
     def current(self) -> SeenRevision | None:
         """The revision in use, if it is one of the source and files that the spec names now."""
         resolved = self.status.resolved
-        return resolved if resolved and resolved.source_hash == identity.source_hash(self.spec) else None
+        return resolved if resolved and resolved.source_hash == self.source_hash else None
 
     def key(self, revision: str, installation: Installation) -> str:
         """The cache key of one of its revisions."""

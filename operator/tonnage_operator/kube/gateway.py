@@ -163,9 +163,9 @@ class Gateway:
             "apply", resource, "PATCH", path, body=body, content_type=_APPLY, query=query, label=label
         )
 
-    async def merge(self, resource: Resource, name: str, namespace: str, patch: Body) -> Body:
+    async def merge(self, resource: Resource, name: str, namespace: str, patch: Body, *, subresource: str = "") -> Body:
         """Changes some fields of an object; lists are replaced, so give a resource version with them."""
-        path = resource.path(namespace, name)
+        path = resource.path(namespace, name, subresource)
         query = {"fieldManager": self._manager}
         return await self._send("patch", resource, "PATCH", path, body=patch, content_type=_MERGE, query=query)
 
