@@ -116,7 +116,8 @@ def test_the_installation_says_what_the_values_say(helm: Helm) -> None:
         "Disk": "/var/lib/tonnage",
     }
     memory = read("memory alone, reserved")
-    assert [(medium.value, media.reserved) for medium, media in memory.media.items()] == [("Memory", True)]
+    media = [(medium.value, each.reserved, each.min_free) for medium, each in memory.media.items()]
+    assert media == [("Memory", True, "16Gi")]
     assert not read("no host paths").media
     assert read("no host paths").sharing.value == "Namespace"
     disk = read("disk by default")

@@ -67,7 +67,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
     "memory alone, reserved": {
-        "cache": {"memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True}, "disk": {"enabled": False}}
+        "cache": {
+            "memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True, "minFree": "16Gi"},
+            "disk": {"enabled": False},
+        }
     },
     "no host paths": {"cache": {"memory": {"enabled": False}, "disk": {"enabled": False}, "sharing": "Namespace"}},
     "disk by default": {

@@ -7,12 +7,12 @@ media:
   {{- $media := dict }}
   {{- with .Values.cache.memory }}
   {{- if .enabled }}
-  {{- $_ := set $media "Memory" (dict "hostPath" .hostPath "reserved" .reserved) }}
+  {{- $_ := set $media "Memory" (dict "hostPath" .hostPath "minFree" (toString .minFree) "reserved" .reserved) }}
   {{- end }}
   {{- end }}
   {{- with .Values.cache.disk }}
   {{- if .enabled }}
-  {{- $_ := set $media "Disk" (dict "hostPath" .hostPath) }}
+  {{- $_ := set $media "Disk" (dict "hostPath" .hostPath "minFree" (toString .minFree)) }}
   {{- end }}
   {{- end }}
   {{- toYaml $media | nindent 2 }}

@@ -146,7 +146,10 @@ def file_selection(
 
 
 class Limits(_Wire, frozen=True, kw_only=True):
-    """How much of the machine and the network a load may take. Sizes in bytes, times in seconds; 0 means automatic."""
+    """How much of the machine and the network a load may take. Sizes in bytes, times in seconds; 0 means automatic.
+
+    ``min_free`` are bytes of the cache's file system that must stay free; a load that would take of them is refused.
+    """
 
     workers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     connections: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
@@ -154,6 +157,7 @@ class Limits(_Wire, frozen=True, kw_only=True):
     segment_size: Annotated[int, msgspec.Meta(ge=0)] = 0
     bandwidth: Annotated[int, msgspec.Meta(ge=0)] = 0
     timeout: Annotated[float, msgspec.Meta(ge=0)] = 0
+    min_free: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Reporting(_Wire, frozen=True, kw_only=True):

@@ -87,7 +87,8 @@ def fetch(
     if journal is not None:
         journal.close()
     entry.begin_partial(keep=bool(done))
-    check_room(entry.path, max(0, blueprint.file_bytes - resume.allocated_bytes(entry.partial_model)))
+    needed = max(0, blueprint.file_bytes - resume.allocated_bytes(entry.partial_model))
+    check_room(entry.path, needed, min_free=plan.limits.min_free)
     with Journal.create(entry.journal_path, header, [msgspec.msgpack.encode(record) for record in done]) as journal:
         paths = resume.make_files(entry, blueprint)
         outcome = transfer(

@@ -21,13 +21,14 @@ class HostMedium(ApiModel):
     """One medium of the nodes.
 
     ``reserved`` says that the administrator keeps the cache's memory outside of the nodes' allocatable memory, so that
-    loaders request their overhead alone.
+    loaders request their overhead alone. ``min_free`` are bytes of the folder's file system that loads leave alone.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     host_path: str = Field(pattern=r"^/[^\s]*[^/\s]$", description="Folder on the nodes.")
     reserved: bool = False
+    min_free: Quantity = "0"
 
 
 class Reports(ApiModel):

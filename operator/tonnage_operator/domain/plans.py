@@ -20,6 +20,8 @@ TOKEN_FOLDER: Final = "/var/run/secrets/tonnage.dev"  # noqa: S105
 TOKEN_FILE: Final = f"{TOKEN_FOLDER}/token"
 REPORT_CA_FILE: Final = f"{TOKEN_FOLDER}/ca.crt"
 URLS_ENV: Final = "TONNAGE_URLS"
+URLS_FOLDER: Final = "/etc/tonnage/urls"
+URLS_FILE: Final = f"{URLS_FOLDER}/urls"
 
 PLAN_LIMIT: Final = 96 * 1024
 """Bytes of a plan; Linux takes 128 KiB in one environment variable. Beyond it the pins go and the digest stays."""
@@ -61,7 +63,7 @@ def _source(weights: Weights, objects: tuple[contract.ObjectPin, ...] | None) ->
     http = spec.source.http
     return contract.HttpSource(
         urls=http.urls if http else None,
-        urls_env=URLS_ENV if http and http.urls_from else "",
+        urls_file=URLS_FILE if http and http.urls_from else "",
         ca_bundle=ca,
         objects=objects,
     )
@@ -78,12 +80,20 @@ def _files(files: api.Files, wanted: tuple[int, ...] | None) -> contract.FileSel
     )
 
 
-def _limits(loader: api.LoaderSettings) -> contract.Limits:
+def _kept_free(weights: Weights, installation: Installation) -> int:
+    """Returns the bytes that the administrator wants kept free where the entry goes; elsewhere than on nodes: none."""
+    host = installation.media.get(weights.medium(installation))
+    shared = weights.spec.cache.delivery is api.Delivery.HOST_PATH
+    return units.parse_quantity(host.min_free) if host and shared else 0
+
+
+def _limits(loader: api.LoaderSettings, *, min_free: int = 0) -> contract.Limits:
     return contract.Limits(
         connections=loader.connections or 0,
         part_size=units.parse_quantity(loader.part_size) if loader.part_size else 0,
         bandwidth=units.parse_quantity(loader.bandwidth_limit) if loader.bandwidth_limit else 0,
         timeout=units.parse_duration(loader.timeout),
+        min_free=min_free,
     )
 
 
@@ -143,7 +153,7 @@ def load_plan(
             layout=identity.LAYOUTS[weights.spec.cache.layout],
             verify=_VERIFY[weights.spec.verify],
             files=_files(weights.spec.files, ranks),
-            limits=_limits(weights.spec.loader),
+            limits=_limits(weights.spec.loader, min_free=_kept_free(weights, installation)),
             reporting=_reporting(installation),
             identity=_identity(weights),
         )

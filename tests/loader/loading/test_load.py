@@ -146,6 +146,11 @@ def test_no_room_is_said_before_the_first_byte_with_both_numbers(site: Site, mon
     assert all(request.range is not None and request.range[0] == 0 for request in gets)
 
 
+def test_room_that_must_stay_free_is_not_taken(site: Site) -> None:
+    with pytest.raises(InsufficientSpace, match="kept free"):
+        site.load(limits=Limits(min_free=1 << 60))
+
+
 def test_ranks_are_loaded_one_by_one_into_one_entry(site: Site) -> None:
     files = {rank: tensors_of(seed=rank, count=3) for rank in range(3)}
     for rank, found in files.items():
@@ -230,5 +235,5 @@ def test_the_companion_is_there_as_it_was(site: Site) -> None:
 
 
 def test_an_option_that_does_not_exist_is_an_error_and_not_ignored(site: Site) -> None:
-    with pytest.raises(TypeError, match="no option 'anonymus'; there are .*anonymous"):
+    with pytest.raises(TypeError, match=r"no option 'anonymus'; there are .*anonymous"):
         site.load(anonymus=True)
