@@ -15,6 +15,7 @@ from tonnage.loading import records, resume
 from tonnage.loading.hits import missing
 from tonnage.loading.indexes import read_indexes
 from tonnage.planning.blueprint import Blueprint, draw
+from tonnage.source.renewal import renewed_targets
 from tonnage.source.target import STALL_SECONDS
 from tonnage.transfer.coordinator import transfer
 from tonnage.transfer.job import Job
@@ -96,6 +97,7 @@ def fetch(
                 blueprint=blueprint,
                 paths=paths,
                 targets=[item.target for item in items],
+                renewed_targets=lambda: renewed_targets(plan, items, environment),
                 sources=[item.source for item in items],
                 credentials=resolved.providers,
                 verify=plan.verify,

@@ -38,7 +38,7 @@ def pin_http(
     Raises:
         TonnageError: Of the reason why that can't be done.
     """
-    urls = {redact_url(url): _encoded(url) for url in read_urls(source, asker.environment)}
+    urls = {redact_url(url): sendable(url) for url in read_urls(source, asker.environment)}
     if source.objects is not None:
         missing = [pin.key for pin in source.objects if pin.key not in urls]
         if missing:
@@ -120,7 +120,7 @@ def _file_name(key: str) -> str:
     return unquote((parts.path if parts else key).rpartition("/")[2])
 
 
-def _encoded(url: str) -> str:
-    """The URL as it can be sent: without fragment, and with what may not stand in a URL encoded."""
+def sendable(url: str) -> str:
+    """Returns the URL as it can be sent: without fragment, and with what may not stand in a URL encoded."""
     url = url.partition("#")[0]
     return "".join(each if "!" <= each <= "~" else "".join(f"%{byte:02X}" for byte in each.encode()) for each in url)

@@ -18,6 +18,7 @@ from tonnage.errors import (
     InternalError,
     Interrupted,
     LoaderOOMKilled,
+    Reason,
     Timeout,
     TonnageError,
     error_for,
@@ -25,6 +26,7 @@ from tonnage.errors import (
 from tonnage.planning.segments import subtract
 from tonnage.source.failures import Retry
 from tonnage.source.waiting import backoff
+from tonnage.transfer.access import Access
 from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
 from tonnage.transfer.job import Done, Job, Outcome, Undone
 from tonnage.transfer.meter import Meter
@@ -45,8 +47,6 @@ from tonnage.transfer.protocol import (
     Hash,
     Hashed,
     Received,
-    Renew,
-    Setup,
     Tune,
     WriteFailed,
 )
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from tonnage.format.tensors_file import TensorEntry
     from tonnage.planning.segments import Range
     from tonnage.source.failures import Failure
-    from tonnage.source.target import Credentials
 
 POLL_SECONDS = 0.1
 PREFETCH = 1
@@ -102,8 +101,7 @@ class _Transfer:
             largest=job.concurrency.part_size,
             smallest=min(SMALLEST_PART, job.concurrency.part_size),
         )
-        self._credentials = [source.current() for source in job.credentials]
-        self._generation = 0
+        self._access = Access(job)
         self._sent_generation: dict[int, int] = {}
         self._respawns = 0
         width = job.concurrency
@@ -119,7 +117,7 @@ class _Transfer:
         if self._busy:
             pool = Pool(
                 count=self._job.concurrency.workers,
-                setup=self._setup(),
+                setup=self._access.setup(),
                 keep=self._job.keep,
                 environment=self._job.environment,
             )
@@ -145,7 +143,7 @@ class _Transfer:
             self._check_time(now)
             if now - checked > CREDENTIAL_CHECK_SECONDS:
                 checked = now
-                self._renew(pool, [source.current() for source in self._job.credentials])
+                self._access.keep_fresh(pool)
             self._adapt(pool, now)
             self._dispatch(pool)
             self._progress(now)
@@ -190,15 +188,6 @@ class _Transfer:
 
     # -- giving work
 
-    def _setup(self) -> Setup:
-        return Setup(
-            list(self._job.targets),
-            list(self._job.sources),
-            list(self._credentials),
-            list(self._job.paths),
-            self._job.stall_seconds,
-        )
-
     def _tune(self, pool: Pool) -> None:
         count = max(1, len(pool.members)) * self._tuner.connections
         self._outcome.connections = count
@@ -230,7 +219,7 @@ class _Transfer:
         self._next_id += 1
         segment = self._segments[part.segment]
         member.parts[self._next_id] = part
-        self._sent_generation[self._next_id] = self._generation
+        self._sent_generation[self._next_id] = self._access.generation
         pieces = [(piece.end, int(piece.role), piece.target) for piece in segment.pieces(part.start, part.end)]
         member.process.send(
             Fetch(self._next_id, segment.object, segment.file, part.start, part.end, pieces, part.fresh)
@@ -343,15 +332,13 @@ class _Transfer:
         generation = self._sent_generation.pop(message.id)
         progressed = message.end > part.start
         attempt = 1 if progressed else part.attempt + 1
-        if failure.retry is Retry.NEVER:
-            raise self._error(failure)
-        if failure.retry is Retry.REFRESH_CREDENTIALS:
-            stale = generation != self._generation
-            if not stale and not self._renew(pool, self._refreshed()):
-                raise self._error(failure)
-            if attempt > MAX_REFRESHES:
+        refused = failure.retry is Retry.REFRESH_CREDENTIALS or failure.reason is Reason.ACCESS_DENIED
+        if refused:
+            if attempt > MAX_REFRESHES or not self._access.may_ask_again(pool, failure, generation):
                 raise self._error(failure)
             waiting = 0.0
+        elif failure.retry is Retry.NEVER:
+            raise self._error(failure)
         else:
             if attempt > MAX_ATTEMPTS:
                 raise self._error(failure, attempts=attempt)
@@ -363,20 +350,6 @@ class _Transfer:
     def _error(self, failure: Failure, *, attempts: int = 1) -> TonnageError:
         again = f" It was tried {attempts} times." if attempts > 1 else ""
         return error_for(failure.reason, failure.message + again)
-
-    def _refreshed(self) -> list[Credentials | None]:
-        return [source.refresh(failed) for source, failed in zip(self._job.credentials, self._credentials, strict=True)]
-
-    def _renew(self, pool: Pool, credentials: list[Credentials | None]) -> bool:
-        """Tells the workers of credentials that changed; False if none did."""
-        changed = [index for index, new in enumerate(credentials) if new != self._credentials[index]]
-        self._credentials = credentials
-        for index in changed:
-            pool.broadcast(Renew(index, credentials[index]))
-        if changed:
-            self._generation += 1
-            pool.renew(self._setup())
-        return bool(changed)
 
     def _write_error(self, part: Part, error: int) -> TonnageError:
         path = self._job.paths[self._segments[part.segment].file]

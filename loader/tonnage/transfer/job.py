@@ -57,6 +57,7 @@ class Job:
     Attributes:
         paths: Absolute paths of the blueprint's files; they exist, with their final size.
         targets: How to request each of the blueprint's objects.
+        renewed_targets: Asked for the same anew when the store refuses a request.
         sources: For each object the index of its credentials.
         done: What an earlier load left on disk, in the journal's order.
         record: Called with each range that has come to disk, before it counts.
@@ -74,6 +75,7 @@ class Job:
     verify: Verify
     concurrency: Concurrency
     environment: Mapping[str, str]
+    renewed_targets: Callable[[], Sequence[RequestTarget]] | None = None
     bandwidth: int = 0
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS

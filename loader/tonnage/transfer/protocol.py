@@ -69,6 +69,13 @@ class Renew(_Message, frozen=True, array_like=True, tag=True):
     credentials: Credentials | None
 
 
+class Retarget(_Message, frozen=True, array_like=True, tag=True):
+    """Another way to request an object: its presigned URL was renewed."""
+
+    object: int
+    target: RequestTarget
+
+
 class Tune(_Message, frozen=True, array_like=True, tag=True):
     """How many connections to use at once."""
 
@@ -118,7 +125,7 @@ class Received(_Message, frozen=True, array_like=True, tag=True):
     count: int
 
 
-ToWorker = Setup | Fetch | Hash | Renew | Tune
+ToWorker = Setup | Fetch | Hash | Renew | Retarget | Tune
 ToCoordinator = Fetched | FetchFailed | WriteFailed | Hashed | Received
 
 _LENGTH = struct.Struct("<I")

@@ -27,6 +27,7 @@ from tonnage.transfer.protocol import (
     Hashed,
     Received,
     Renew,
+    Retarget,
     Setup,
     ToCoordinator,
     ToWorker,
@@ -121,6 +122,8 @@ class Worker:
                 self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
             case Renew(source, credentials):
                 self._credentials[source] = credentials
+            case Retarget(index, target):
+                self._targets[index] = target
             case Hash():
                 if self._hasher is None:
                     self._hasher = _Hasher(self._descriptor)

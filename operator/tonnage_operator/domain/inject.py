@@ -201,7 +201,7 @@ def _check_free(spec: dict[str, Any], loading: Loading, claim: Claim, targets: l
     everywhere = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     if any(each["name"] == claim.container for each in everywhere):
         raise Refusal(f"The pod has a container named {claim.container}, which is reserved for Tonnage: rename it.")
-    ours = {loading.name(part) for part in ("cache", "run", "ca", "token")}
+    ours = {loading.name(part) for part in ("cache", "run", "ca", "urls", "token")}
     taken = sorted(ours & {each["name"] for each in spec.get("volumes") or ()})
     if taken:
         raise Refusal(f"The pod has a volume named {taken[0]}, which is reserved for Tonnage: rename it.")

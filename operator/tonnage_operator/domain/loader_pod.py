@@ -13,6 +13,7 @@ from tonnage_operator.domain import plans, units
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tonnage_operator.api.base import KeyReference
     from tonnage_operator.api.modelweights import ModelWeightsSpec, ResourceAmounts
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.weights import Weights
@@ -61,10 +62,15 @@ def _environment(spec: ModelWeightsSpec, loading: Loading) -> list[Body]:
             if key in OPTIONAL_KEYS:
                 reference["optional"] = True
             env.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
-    if spec.source.http and (urls := spec.source.http.urls_from):
+    if urls := _urls(spec):
+        # They are read from a file, which follows the Secret. This is so that kubelet names what is missing.
         reference = {"name": urls.name, "key": urls.key}
         env.append({"name": plans.URLS_ENV, "valueFrom": {"secretKeyRef": reference}})
     return env
+
+
+def _urls(spec: ModelWeightsSpec) -> KeyReference | None:
+    return spec.source.http.urls_from if spec.source.http else None
 
 
 def resources(
@@ -150,6 +156,8 @@ def container(
         mounts.append({"name": loading.name("cache"), "mountPath": path, **folder})
     if plans.ca_bundle(weights.spec.source):
         mounts.append({"name": loading.name("ca"), "mountPath": plans.CA_FOLDER, "readOnly": True})
+    if _urls(weights.spec):
+        mounts.append({"name": loading.name("urls"), "mountPath": plans.URLS_FOLDER, "readOnly": True})
     if installation.reports.url:
         mounts.append({"name": loading.name("token"), "mountPath": plans.TOKEN_FOLDER, "readOnly": True})
     delivery = weights.spec.cache.delivery if mounts_entry else Delivery.EMPTY_DIR
@@ -203,7 +211,7 @@ def entry_volume(
 
 
 def support_volumes(weights: Weights, loading: Loading, installation: Installation) -> list[Body]:
-    """Returns the volumes beside the entry's: a small private one, the source's CA, the token for reports."""
+    """Returns the volumes beside the entry's: a private one, the source's CA, presigned URLs, the token for reports."""
     volumes: list[Body] = [{"name": loading.name("run"), "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
     if bundle := plans.ca_bundle(weights.spec.source):
         items = {}
@@ -212,6 +220,9 @@ def support_volumes(weights: Weights, loading: Loading, installation: Installati
         elif reference := bundle.secret_key_ref:
             items = {"secret": {"secretName": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
         volumes.append({"name": loading.name("ca"), **items})
+    if urls := _urls(weights.spec):
+        secret = {"secretName": urls.name, "items": [{"key": urls.key, "path": "urls"}], "optional": True}
+        volumes.append({"name": loading.name("urls"), "secret": secret})
     if installation.reports.url:
         token = {
             "audience": names.TOKEN_AUDIENCE,

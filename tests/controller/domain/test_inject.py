@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from operator_support import objects
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import claims, identity
+from tonnage_operator.domain import claims, identity, jobs
 from tonnage_operator.domain.access import may_use
 from tonnage_operator.domain.inject import Refusal, Supply, available, inject, without_weights
 from tonnage_operator.domain.installation import Installation
@@ -254,6 +254,21 @@ def test_without_host_paths_the_loader_fits_the_restricted_profile(cache: dict[s
     }
     (claim,) = claims.read(pod["metadata"]["annotations"][names.ENTRIES])
     assert claim.key == ""
+
+
+def test_presigned_urls_come_from_a_file_that_follows_the_secret() -> None:
+    http = {"http": {"urlsFrom": {"name": "llama-urls", "key": "list"}}}
+    weights = objects.weights({"source": {"s3": None, **http}})
+    job = jobs.resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)["spec"]["template"]["spec"]
+    (loader,) = job["containers"]
+    (source,) = contract.decode_plan(_env(loader)["TONNAGE_PLAN"]).sources
+    assert isinstance(source, contract.HttpSource)
+    (mount,) = [each for each in loader["volumeMounts"] if each["name"] == "tonnage-urls"]
+    assert source.urls_file == f"{mount['mountPath']}/urls"
+    (volume,) = [each for each in job["volumes"] if each["name"] == "tonnage-urls"]
+    assert volume["secret"]["items"] == [{"key": "list", "path": "urls"}]
+    gate = next(each for each in loader["env"] if "secretKeyRef" in each.get("valueFrom", {}))
+    assert gate["valueFrom"]["secretKeyRef"] == {"name": "llama-urls", "key": "list"}
 
 
 def test_a_claim_has_a_folder_for_each_revision_of_each_model() -> None:

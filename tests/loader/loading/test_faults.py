@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from support.faulty_rules import Fault, expired_token, unavailable
-from support.models import file_of, tensors_of
-from tonnage.contract import Outcome
+from support.load_site import SMALL
+from support.models import assert_same, file_of, read_entry, tensors_of
+from tonnage.contract import HttpSource, Outcome, Plan
 from tonnage.errors import (
     AccessDenied,
     ChecksumMismatch,
@@ -22,12 +24,11 @@ from tonnage.errors import (
     SourceChanged,
     TonnageError,
 )
+from tonnage.loading import load_plan
 from tonnage.source.waiting import backoff
 from tonnage.transfer import policy
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from support.load_site import PartOf, Site
 
 
@@ -208,3 +209,40 @@ def test_credentials_that_expire_during_the_load_are_renewed(site: Site, parts: 
     site.assert_loaded(report)
     tokens = {request.headers.get("x-amz-security-token") for request in site.server.seen(method="GET", key=KEY)}
     assert tokens == {"first", "second"}
+
+
+EXPIRED_URL = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+
+
+@pytest.mark.parametrize("words", [EXPIRED_URL, b"AuthenticationFailed"])
+def test_a_presigned_url_that_runs_out_is_read_anew_from_the_plans_file(
+    site: Site, parts: PartOf, tmp_path: Path, words: bytes
+) -> None:
+    urls, renewed = tmp_path / "urls", tmp_path / "renewed"
+    urls.write_text(f"{site.server.url}/{KEY}?X-Amz-Signature=old\n")
+    renewed.write_text(f"{site.server.url}/{KEY}?X-Amz-Signature=new\n")
+
+    def is_old(request: Any) -> bool:
+        old = parts(request) and "old" in request.raw_query
+        if old and sum(map(parts, site.server.seen())) > 3:
+            with contextlib.suppress(FileNotFoundError):  # another request was first
+                renewed.rename(urls)
+            return True
+        return False
+
+    site.server.fault(Fault(status=403, reason="Forbidden", body=words), when=is_old)
+    plan = Plan(sources=(HttpSource(urls_file=str(urls)),), limits=SMALL)
+    report = load_plan(plan, cache=site.cache, environment={}).report
+    assert_same(read_entry(Path(report.path)), site.tensors)
+    assert report.retries >= 1
+    queries = [request.raw_query.rpartition("=")[2] for request in site.server.seen(method="GET", key=KEY)]
+    assert set(queries) == {"old", "new"}
+
+
+def test_a_presigned_url_that_nobody_renews_is_an_error(site: Site, parts: PartOf, tmp_path: Path) -> None:
+    (tmp_path / "urls").write_text(f"{site.server.url}/{KEY}?X-Amz-Signature=secret\n")
+    site.server.fault(Fault(status=403, reason="Forbidden", body=EXPIRED_URL), when=parts, skip=2)
+    plan = Plan(sources=(HttpSource(urls_file=str(tmp_path / "urls")),), limits=SMALL)
+    with pytest.raises(CredentialsExpired) as caught:
+        load_plan(plan, cache=site.cache, environment={})
+    assert "secret" not in caught.value.message
