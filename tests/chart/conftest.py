@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from chart_support import foreign
 from chart_support.helm import Helm, find_helm
 from operator_support.control_plane import ControlPlane, Unavailable, find_programs
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _HELM = pytest.StashKey["Path"]()
+_FOREIGN = pytest.StashKey[list["Path"]]()
 _PROGRAMS = pytest.StashKey[dict[str, "Path"]]()
 _LACKING = pytest.StashKey[str]()
 
@@ -29,6 +31,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         stash[_HELM] = find_helm()
         if "plane" in names:
             stash[_PROGRAMS] = find_programs()
+        if "foreign_crds" in names:
+            stash[_FOREIGN] = foreign.download()
     except Unavailable as error:
         stash[_LACKING] = str(error)
 
@@ -41,6 +45,13 @@ def helm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
             pytest.fail(lacking)
         pytest.skip(lacking)
     return Helm(pytestconfig.stash[_HELM], tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="package")
+def foreign_crds(helm: Helm, pytestconfig: pytest.Config) -> list[Path]:
+    """The files of the CRDs of other operators."""
+    del helm
+    return pytestconfig.stash[_FOREIGN]
 
 
 @pytest.fixture(scope="package")

@@ -1,0 +1,52 @@
+"""Real CRDs of operators for which the chart makes objects: cert-manager and the Prometheus operator."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from operator_support.control_plane import ROOT, Unavailable
+
+_FOLDER = ROOT / "hack" / "chart" / "foreign"
+_WANTED = {
+    "github.com/cert-manager/cert-manager": ("deploy/crds/crd-certificates.yaml", "deploy/crds/crd-issuers.yaml"),
+    "github.com/prometheus-operator/prometheus-operator": tuple(
+        f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml"
+        for kind in ("prometheusrules", "servicemonitors")
+    ),
+}
+
+
+def download() -> list[Path]:
+    """Returns the files, fetching the Go modules that carry them where this machine has them not yet."""
+    if not shutil.which("go"):
+        raise Unavailable("CRDs of other operators: there is no Go to fetch them")
+    done = subprocess.run(
+        ["go", "mod", "download", "-json", *_WANTED],
+        cwd=_FOLDER,
+        env={**os.environ, "GOWORK": "off", "GOFLAGS": "-mod=readonly"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"go mod download failed: {done.stderr or done.stdout}")
+    modules = json.loads("[" + done.stdout.replace("}\n{", "},{") + "]")
+    return [Path(each["Dir"]) / name for each in modules for name in _WANTED[each["Path"]]]
+
+
+def definitions(files: list[Path]) -> list[dict[str, Any]]:
+    """Returns the CRDs, without the labels that are templates of their own chart."""
+    found = []
+    for path in files:
+        body = yaml.safe_load(path.read_text())
+        body["metadata"] = {"name": body["metadata"]["name"]}
+        body["spec"].pop("conversion", None)
+        found.append(body)
+    return found
