@@ -119,12 +119,7 @@ def _interrupt(number: int, _frame: object) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m local_cluster", description=__doc__)
     folder = default_folder()
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=folder,
-        help=f"where its files are (default: {folder})",
-    )
+    parser.add_argument("--folder", type=Path, default=folder, help=f"where its files are (default: {folder})")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, help_text in (
         ("up", _up, "start a cluster and leave it running"),

@@ -29,16 +29,8 @@ class Clients:
         Raises:
             CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
         """
-        own = [
-            f"--kubeconfig={self.kubeconfig}",
-            f"--cache-dir={self.folder / 'kubectl'}",
-        ]
-        return run(
-            [str(self.kubectl_program), *own, *args],
-            said=["kubectl", *args],
-            text=text,
-            timeout=timeout,
-        )
+        own = [f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.folder / 'kubectl'}"]
+        return run([str(self.kubectl_program), *own, *args], said=["kubectl", *args], text=text, timeout=timeout)
 
     def helm(self, *args: str, timeout: float = 300) -> str:
         """Runs helm and returns what it printed.
@@ -47,12 +39,7 @@ class Clients:
             CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
         """
         command = [str(self.helm_program), *args]
-        return run(
-            command,
-            said=["helm", *args],
-            timeout=timeout,
-            environment=self.environment(),
-        )
+        return run(command, said=["helm", *args], timeout=timeout, environment=self.environment())
 
     def environment(self) -> dict[str, str]:
         """Returns variables that point kubectl and helm at the cluster, over those of this process."""
@@ -81,6 +68,7 @@ def run(
             check=False,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:

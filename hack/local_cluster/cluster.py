@@ -43,10 +43,7 @@ class Cluster:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
 
@@ -130,7 +127,7 @@ class Cluster:
     def node_path(self, path: str) -> Path:
         """Returns where a path of the node is seen from here, until the node reboots. Don't resolve it.
 
-        The node's /run, /dev/shm, /var/lib and /var/log are its own, everything else is this machine's.
+        The node's /run, /tmp, /dev/shm, /var/lib and /var/log are its own, everything else is this machine's.
         """
         return self._machine.root / path.lstrip("/")
 
@@ -235,17 +232,9 @@ def attach(folder: Path) -> Cluster:
     folder = folder.absolute()
     known = state.read(folder)
     if known is None:
-        raise NotRunning(
-            f"There is no local cluster in {folder}.",
-            "Start it: python -m local_cluster up",
-        )
+        raise NotRunning(f"There is no local cluster in {folder}.", "Start it: python -m local_cluster up")
     machine = Machine(folder, [Path(path) for path in known.keep], dies_with_starter=False)
-    machine.slot, machine.boot_id, machine.holder, machine.init = (
-        known.slot,
-        known.boot_id,
-        known.holder,
-        known.init,
-    )
+    machine.slot, machine.boot_id, machine.holder, machine.init = (known.slot, known.boot_id, known.holder, known.init)
     if not machine.is_on:
         # Its starter may have been killed before it could note whom it started.
         machine.holder = next((holder for holder, where in running() if where == folder), None)
@@ -268,16 +257,10 @@ def clean(folder: Path) -> None:
         rest = attach(folder)
     except NotRunning:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FolderInUse(
-                f"{folder} is not empty, and there is no cluster in it.",
-                "Choose another one.",
-            ) from None
+            raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.") from None
         return
     if rest.runs:
-        raise ClusterExists(
-            f"A local cluster runs in {folder}.",
-            "End it first, or choose another folder.",
-        )
+        raise ClusterExists(f"A local cluster runs in {folder}.", "End it first, or choose another folder.")
     rest.stop()
 
 

@@ -34,12 +34,7 @@ def write_kubeconfig(file: Path, *, url: str, ca_file: Path, token: str, name: s
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": name,
-        "clusters": [
-            {
-                "name": name,
-                "cluster": {"server": url, "certificate-authority": str(ca_file)},
-            }
-        ],
+        "clusters": [{"name": name, "cluster": {"server": url, "certificate-authority": str(ca_file)}}],
         "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
     }
@@ -56,18 +51,7 @@ def make_client_certificate(certificate: Path, key: Path, *, name: str, groups: 
     """Makes a client certificate that is its own authority: who trusts it trusts nobody else by that."""
     subject = "".join(f"/O={group}" for group in groups) + f"/CN={name}"
     made = ["-keyout", str(key), "-out", str(certificate)]
-    _openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        _DAYS,
-        "-subj",
-        subject,
-        *made,
-    )
+    _openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", _DAYS, "-subj", subject, *made)
     key.chmod(0o600)
 
 

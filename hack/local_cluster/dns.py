@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 USER = "system:coredns"
-READY_URL = "http://127.0.0.1:8181/ready"
-"""On the node's machine: answers 200 as soon as the server knows the Services."""
+_READY_PORT = 8181
 
 
 def corefile(kubeconfig: Path, address: str) -> str:
@@ -20,7 +19,7 @@ def corefile(kubeconfig: Path, address: str) -> str:
 .:{network.DNS_PORT} {{
     bind {address}
     errors
-    ready 127.0.0.1:8181
+    ready {address}:{_READY_PORT}
     kubernetes {network.DOMAIN} {{
         kubeconfig {kubeconfig}
         ttl 2
@@ -30,6 +29,11 @@ def corefile(kubeconfig: Path, address: str) -> str:
     }}
 }}
 """
+
+
+def ready_url(address: str) -> str:
+    """Returns the URL that answers 200 as soon as the server on ``address`` knows the Services."""
+    return f"http://{address}:{_READY_PORT}/ready"
 
 
 ROLE = f"""\

@@ -28,20 +28,12 @@ def write(archive: Path, program: Path, name: str, arguments: Sequence[str] = ()
             "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
             "config": {"Entrypoint": [entrypoint, *arguments]},
-            "rootfs": {
-                "type": "layers",
-                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
-            },
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
     manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
-    archive.write_bytes(
-        _tar(
-            {"manifest.json": manifest, config_name: config, "layer.tar": layer},
-            mode=0o644,
-        )
-    )
+    archive.write_bytes(_tar({"manifest.json": manifest, config_name: config, "layer.tar": layer}, mode=0o644))
 
 
 def _tar(files: Mapping[str, bytes], *, mode: int) -> bytes:

@@ -55,20 +55,23 @@ class Machine:
         """Whether the machine runs."""
         return self.holder is not None and self.holder.runs()
 
-    @property
     def enter(self) -> tuple[str, ...]:
-        """What to put in front of a command for it to run on the machine, as a child."""
-        assert self.init
-        return (
-            *(_tool("nsenter"), f"--target={self.init.pid}"),
-            *("--mount", "--net", "--pid", "--uts", "--ipc", "--"),
-        )
+        """Returns what to put in front of a command for it to run on the machine, as a child.
+
+        Raises:
+            NotRunning: The machine is off.
+        """
+        spaces = ("--mount", "--net", "--pid", "--uts", "--ipc")
+        return (_tool("nsenter"), f"--target={self._first().pid}", *spaces, "--")
 
     @property
     def root(self) -> Path:
-        """The machine's file system, seen from here. Goes away with the machine; don't resolve it."""
-        assert self.init
-        return Path(f"/proc/{self.init.pid}/root")
+        """The machine's file system, seen from here. Goes away with the machine; don't resolve it.
+
+        Raises:
+            NotRunning: The machine is off.
+        """
+        return Path(f"/proc/{self._first().pid}/root")
 
     @property
     def network(self) -> Network:
@@ -125,30 +128,14 @@ class Machine:
             StartFailed: The kernel refused something; the message says what.
         """
         if not self.reserve_again() or self._lock is None:
-            raise ClusterExists(
-                "Another local cluster has taken this one's network.",
-                "End that one first.",
-            )
+            raise ClusterExists("Another local cluster has taken this one's network.", "End that one first.")
         self.clear()
         cgroups.make(self.network.control_group)
         self.boot_id = str(uuid.uuid4())
         log = self.folder / "machine.log"
         spaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--mount-proc"]
-        command = [
-            *_tied(self.dies_with_starter),
-            _tool("unshare"),
-            *spaces,
-            "--fork",
-            "--kill-child=KILL",
-            "--",
-        ]
-        command += [
-            str(_INIT),
-            str(self.folder),
-            self.boot_id,
-            network.NODE_NAME,
-            *map(str, self.keep),
-        ]
+        command = [*_tied(self.dies_with_starter), _tool("unshare"), *spaces, "--fork", "--kill-child=KILL", "--"]
+        command += [str(_INIT), str(self.folder), self.boot_id, network.NODE_NAME, *map(str, self.keep)]
         with log.open("ab") as output:
             self._starter = subprocess.Popen(
                 command,
@@ -194,36 +181,21 @@ class Machine:
     def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Runs a command on the machine and returns how it ended."""
         return subprocess.run(
-            [*self.enter, *map(str, command)],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+            [*self.enter(), *map(str, command)], check=False, capture_output=True, text=True, timeout=timeout
         )
 
+    def _first(self) -> Identity:
+        if self.init is None or not self.init.runs():
+            raise NotRunning("The node's machine is off.")
+        return self.init
+
     def _connect(self) -> None:
-        assert self.init
         net, size = self.network, network.PREFIX_LENGTH
         here, there = net.host_link, network.NODE_LINK
-        _ip(
-            "link",
-            "add",
-            here,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            there,
-            "netns",
-            str(self.init.pid),
-        )
+        _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", str(self._first().pid))
         _ip("address", "add", f"{net.host_address}/{size}", "dev", here)
         _ip("link", "set", here, "up")
-        inside = [
-            f"address add {net.node_address}/{size} dev {there}",
-            f"link set {there} up",
-            "link set lo up",
-        ]
+        inside = [f"address add {net.node_address}/{size} dev {there}", f"link set {there} up", "link set lo up"]
         for arguments in inside:
             done = self.run(_tool("ip"), *arguments.split())
             if done.returncode:

@@ -40,11 +40,12 @@ done
 mount --bind /run/keep/1/disk/var-lib /var/lib
 mount --bind /run/keep/1/disk/var-log /var/log
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /tmp
 number=0
 for path in "$folder" "$@"; do
     number=$((number + 1))
     case $path in
-    /var/lib/* | /var/log/* | /dev/shm/*)
+    /var/lib/* | /var/log/* | /dev/shm/* | /tmp/*)
         mkdir -p "$path"
         mount --rbind "/run/keep/$number" "$path"
         ;;

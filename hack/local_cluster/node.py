@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 """On the node's machine, which has a /run of its own."""
 PAUSE_IMAGE = "tonnage.dev/pause:1"
+_KUBELET_HEALTH_PORT = 10248
+_PROXY_HEALTH_PORT = 10256
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def write_files(files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_c
     files.containerd.write_text(_containerd(cni_programs, files.networks))
     files.resolv_conf.write_text("")
     files.kubelet.write_text(json.dumps(_kubelet(net, kubelet_clients, files.resolv_conf), indent=1))
-    files.kube_proxy.write_text(json.dumps(_kube_proxy(files.kubeconfig("kube-proxy")), indent=1))
+    files.kube_proxy.write_text(json.dumps(_kube_proxy(net, files.kubeconfig("kube-proxy")), indent=1))
 
 
 def commands(files: NodeFiles, net: Network) -> dict[str, list[str]]:
@@ -78,17 +80,19 @@ def commands(files: NodeFiles, net: Network) -> dict[str, list[str]]:
     }
 
 
+def health_urls(net: Network) -> dict[str, str]:
+    """Returns the URL that answers 200 while a program does its work, by the program's name."""
+    ports = {"kubelet": _KUBELET_HEALTH_PORT, "kube-proxy": _PROXY_HEALTH_PORT}
+    return {name: f"http://{net.node_address}:{port}/healthz" for name, port in ports.items()}
+
+
 def _network() -> dict[str, Any]:
     """Each pod gets a cable of its own to the node, which routes: no bridge, and kube-proxy sees all that passes."""
     ranges = [[{"subnet": network.POD_RANGE}]]
     cable = {
         "type": "ptp",
         "ipMasq": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": ranges,
-            "routes": [{"dst": "0.0.0.0/0"}],
-        },
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
     }
     host_ports = {"type": "portmap", "capabilities": {"portMappings": True}}
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [cable, host_ports]}
@@ -133,6 +137,8 @@ def _kubelet(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
         "kind": "KubeletConfiguration",
         "address": net.node_address,
         "port": network.KUBELET_PORT,
+        "healthzBindAddress": net.node_address,
+        "healthzPort": _KUBELET_HEALTH_PORT,
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
@@ -159,19 +165,17 @@ def _kubelet(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
     }
 
 
-def _kube_proxy(kubeconfig: Path) -> dict[str, Any]:
+def _kube_proxy(net: Network, kubeconfig: Path) -> dict[str, Any]:
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
+        "iptables": {"minSyncPeriod": "0s"},
+        "healthzBindAddress": f"{net.node_address}:{_PROXY_HEALTH_PORT}",
+        "metricsBindAddress": "127.0.0.1:10249",
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         "hostnameOverride": network.NODE_NAME,
         "clusterCIDR": network.POD_RANGE,
         # The limits of connection tracking belong to the whole kernel: they stay as they are.
-        "conntrack": {
-            "maxPerCore": 0,
-            "min": 0,
-            "tcpEstablishedTimeout": "0s",
-            "tcpCloseWaitTimeout": "0s",
-        },
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     }

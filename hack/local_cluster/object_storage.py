@@ -5,16 +5,15 @@ Both run on the node's machine, so pods and this machine reach it at the same UR
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import socket
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from local_cluster import network
 from local_cluster.credentials import write_private
-from local_cluster.errors import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +25,7 @@ REGION = "us-east-1"
 SERVER = "seaweedfs"
 PROXY = "logging-proxy"
 _BEHIND = 18333
-_START_TIMEOUT = 60.0
+_READY_BUCKET = "tonnage-ready"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class ObjectStorage:
         raise KeyError(name)
 
     def requests(self) -> list[S3Request]:
-        """Returns all requests that were answered since the cluster's start, the oldest first."""
+        """Returns all requests that were answered since the cluster's start, the oldest first, but for its own."""
         return list(self._requests())
 
     def gets(self, bucket: str, key: str) -> int:
@@ -108,33 +107,57 @@ class ObjectStorage:
         Raises:
             StartFailed: It did not within 60 seconds.
         """
-        if not self.server.runs:
-            self.server.start()
-        if not self.proxy.runs:
-            self.proxy.start()
+        for process in (self.server, self.proxy):
+            if not process.runs:
+                process.start()
+        self.proxy.await_ready()
 
-    def await_ready(self) -> None:
-        """Returns when the server answers.
+    def client(self, name: str = "admin") -> Any:  # noqa: ANN401 - botocore makes its type
+        """Returns a botocore client of a user; it tries once, so that a test sees what happens."""
+        from botocore.config import Config
+        from botocore.session import Session
 
-        Raises:
-            StartFailed: It ended, or did not answer within 60 seconds.
-        """
-        deadline = time.monotonic() + _START_TIMEOUT
-        while not self._answers():
-            for process in (self.server, self.proxy):
-                if not process.runs or time.monotonic() > deadline:
-                    raise StartFailed(f"The S3 server does not answer; the log of {process.name}:\n{process.tail()}")
-            time.sleep(0.1)
+        user = self.identity(name)
+        return Session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=user.access_key,
+            aws_secret_access_key=user.secret_key,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                retries={"total_max_attempts": 1},
+                connect_timeout=5,
+                proxies={},
+            ),
+        )
 
-    def _answers(self) -> bool:
-        """Whether an unsigned request is refused by the server itself, which means that it knows its users."""
+    def answers(self) -> bool:
+        """Whether the server takes an object. It does so a moment later than it answers."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if not self._listens():
+            return False
+        client, key = self.client(), {"Bucket": _READY_BUCKET, "Key": "ready"}
         try:
-            with socket.create_connection((self.address, network.S3_PORT), timeout=5) as connection:
-                connection.sendall(b"GET / HTTP/1.0\r\nHost: s3\r\n\r\n")
-                status = connection.recv(64).split(b" ")
+            with contextlib.suppress(ClientError):  # an earlier try may have made it
+                client.create_bucket(Bucket=_READY_BUCKET)
+            client.put_object(**key, Body=b"ready")
+            client.delete_object(**key)
+            client.delete_bucket(Bucket=_READY_BUCKET)
+        except (BotoCoreError, ClientError):
+            return False
+        finally:
+            client.close()
+        return True
+
+    def _listens(self) -> bool:
+        try:
+            with socket.create_connection((self.address, network.S3_PORT), timeout=5):
+                return True
         except OSError:
             return False
-        return len(status) > 1 and status[1] == b"403"
 
     def _served(self, bucket: str, key: str) -> Iterator[S3Request]:
         path = f"/{bucket}/{key}"
@@ -149,6 +172,8 @@ class ObjectStorage:
         if file.exists():
             for line in file.read_text().splitlines():
                 fields: dict[str, Any] = json.loads(line)
+                if fields["path"].split("/")[1] == _READY_BUCKET:
+                    continue
                 yield S3Request(fields["method"], fields["path"], fields["status"], fields["bytes"])
 
 
@@ -160,11 +185,7 @@ def request_log(folder: Path) -> Path:
 def write_files(folder: Path) -> None:
     """Makes the server's folder and users with new keys."""
     (folder / "data").mkdir(parents=True)
-    users = {
-        "admin": ["Admin", "Read", "Write", "List", "Tagging"],
-        "reader": ["Read", "List"],
-        "stranger": [],
-    }
+    users = {"admin": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"], "stranger": []}
     identities = [{"name": name, "credentials": [_keys(name)], "actions": actions} for name, actions in users.items()]
     write_private(folder / "s3.json", json.dumps({"identities": identities}))
 
@@ -198,14 +219,8 @@ def commands(folder: Path, address: str) -> dict[str, list[str]]:
         "-s3.localSocket=/run/seaweedfs-s3.sock",
     ]
     listen = f"{address}:{network.S3_PORT}"
-    return {
-        SERVER: server,
-        PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))],
-    }
+    return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))]}
 
 
 def _keys(name: str) -> dict[str, str]:
-    return {
-        "accessKey": f"TONNAGE{name.upper()}",
-        "secretKey": secrets.token_urlsafe(24),
-    }
+    return {"accessKey": f"TONNAGE{name.upper()}", "secretKey": secrets.token_urlsafe(24)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local_cluster import credentials, dns, images, network, node, object_storage, programs
+from local_cluster import credentials, dns, images, network, node, object_storage, probing, programs
 from local_cluster.clients import Clients
-from local_cluster.control_plane import ControlPlaneSettings, Ports, await_api_server
+from local_cluster.control_plane import ControlPlaneSettings, Ports, api_server_answers
 from local_cluster.control_plane import commands as control_plane_commands
 from local_cluster.errors import CommandFailed, StartFailed
 from local_cluster.object_storage import ObjectStorage
@@ -66,19 +67,11 @@ class Parts:
         self._storage = folder / "object-storage"
         self._settings = self._control_plane_settings()
         self._corefile = folder / "node" / "Corefile"
-        self.clients = Clients(
-            found["kubectl"],
-            found["helm"],
-            folder / "admin.kubeconfig",
-            folder / "clients",
-        )
+        self.clients = Clients(found["kubectl"], found["helm"], folder / "admin.kubeconfig", folder / "clients")
         self.processes = self._processes()
-        self.object_storage = ObjectStorage(
-            self._storage,
-            self._net.node_address,
-            self.processes[object_storage.SERVER],
-            self.processes[object_storage.PROXY],
-        )
+        server, proxy = self.processes[object_storage.SERVER], self.processes[object_storage.PROXY]
+        self.object_storage = ObjectStorage(self._storage, self._net.node_address, server, proxy)
+        self._watch()
 
     def make_files(self) -> None:
         """Writes keys and configurations, once in a cluster's life."""
@@ -91,19 +84,9 @@ class Parts:
         tokens = credentials.make_tokens(_USERS, self._settings.tokens_file)
         for name, token in tokens.items():
             file = self.clients.kubeconfig if name == credentials.ADMIN else self._node.kubeconfig(name)
-            credentials.write_kubeconfig(
-                file,
-                url=self._settings.url,
-                ca_file=self._settings.ca_file,
-                token=token,
-            )
+            credentials.write_kubeconfig(file, url=self._settings.url, ca_file=self._settings.ca_file, token=token)
         credentials.write_private(self._token_file, tokens[credentials.ADMIN])
-        node.write_files(
-            self._node,
-            self._net,
-            cni_programs=self._found["cni"],
-            kubelet_clients=authority,
-        )
+        node.write_files(self._node, self._net, cni_programs=self._found["cni"], kubelet_clients=authority)
         self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns"), self._net.node_address))
         images.write(self._pause_archive, self._found["pause"], node.PAUSE_IMAGE)
 
@@ -113,47 +96,27 @@ class Parts:
         Raises:
             StartFailed: One ended early or did not become ready; the message ends with its log.
         """
-        for process in self.processes.values():
-            process.enter = self._machine.enter
         with step("etcd, API server"):
-            for name in (
-                "etcd",
-                "kube-apiserver",
-                "containerd",
-                object_storage.SERVER,
-                object_storage.PROXY,
-            ):
+            for name in ("etcd", "kube-apiserver", "containerd", object_storage.SERVER, object_storage.PROXY):
                 self.processes[name].start()
-            token = self._token_file.read_text()
-            await_api_server(self._settings, token, self.processes["kube-apiserver"])
+            self.processes["kube-apiserver"].await_ready()
         with step("containerd with its pause image"):
-            self._await_containerd()
+            self.processes["containerd"].await_ready()
             self.import_image(self._pause_archive)
         with step("DNS, controllers, scheduler, kubelet and kube-proxy"):
             self.clients.kubectl("apply", "--server-side", "-f", "-", text=dns.ROLE)
-            for name in (
-                "kube-controller-manager",
-                "kube-scheduler",
-                "kubelet",
-                "kube-proxy",
-                "coredns",
-            ):
+            for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"):
                 self.processes[name].start()
         with step("S3 server"):
-            self.object_storage.await_ready()
+            self.processes[object_storage.PROXY].await_ready()
         with step("node ready"):
+            for name in ("kubelet", "kube-proxy", "coredns"):
+                self.processes[name].await_ready()
             self._await_node()
 
     def import_image(self, archive: Path) -> None:
         """Gives containerd the images of a docker-archive."""
-        command = [
-            *self._machine.enter,
-            str(self._found["ctr"]),
-            "--namespace=k8s.io",
-            "images",
-            "import",
-            "-",
-        ]
+        command = [*self._machine.enter(), str(self._found["ctr"]), "--namespace=k8s.io", "images", "import", "-"]
         with archive.open("rb") as content:
             done = subprocess.run(command, stdin=content, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -175,11 +138,9 @@ class Parts:
         return {
             name: Process(
                 name,
-                [
-                    self._found.get("weed" if name == object_storage.SERVER else name, Path(name)),
-                    *arguments,
-                ],
+                [self._found.get("weed" if name == object_storage.SERVER else name, Path(name)), *arguments],
                 self._folder / "logs" / f"{name}.log",
+                enter=self._machine.enter,
                 environment=environment,
             )
             for name, arguments in commands.items()
@@ -201,7 +162,7 @@ class Parts:
                     "--kubelet-preferred-address-types=InternalIP",
                     f"--kubelet-client-certificate={certificate}",
                     f"--kubelet-client-key={key}",
-                ],
+                ]
             },
         )
 
@@ -218,10 +179,20 @@ class Parts:
     def _pause_archive(self) -> Path:
         return self._folder / "node" / "pause.tar"
 
-    def _await_containerd(self) -> None:
-        done = self._machine.run(self._found["ctr"], "--connect-timeout=30s", "version")
-        if done.returncode:
-            raise StartFailed(f"containerd does not answer:\n{self.processes['containerd'].tail()}")
+    def _watch(self) -> None:
+        """Says of the programs how they answer."""
+        urls = {**node.health_urls(self._net), "coredns": dns.ready_url(self._net.node_address)}
+        for name, url in urls.items():
+            self.processes[name].answers = partial(probing.ok, url)
+        self.processes["containerd"].answers = self._containerd_answers
+        self.processes["kube-apiserver"].answers = self._api_server_answers
+        self.processes[object_storage.PROXY].answers = self.object_storage.answers
+
+    def _api_server_answers(self) -> bool:
+        return api_server_answers(self._settings, self._token_file.read_text())
+
+    def _containerd_answers(self) -> bool:
+        return not self._machine.run(self._found["ctr"], "--connect-timeout=1s", "version").returncode
 
     def _await_node(self) -> None:
         name, boot = f"node/{network.NODE_NAME}", self._machine.boot_id
@@ -233,12 +204,7 @@ class Parts:
         ]
         for wait in waits:
             try:
-                self.clients.kubectl(
-                    "wait",
-                    f"--timeout={_READY_TIMEOUT}s",
-                    *wait,
-                    timeout=_READY_TIMEOUT + 30,
-                )
+                self.clients.kubectl("wait", f"--timeout={_READY_TIMEOUT}s", *wait, timeout=_READY_TIMEOUT + 30)
             except CommandFailed as error:
                 raise StartFailed(f"{error}\n{self._tails()}") from error
 

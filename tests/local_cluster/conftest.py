@@ -1,0 +1,71 @@
+"""A real cluster for the session, and an image of a small program for its pods."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from local_cluster import images, programs
+from local_cluster.cluster import prepare, start
+from local_cluster.errors import Lacking
+from local_cluster_support.pods import IMAGE, Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from local_cluster.cluster import Cluster
+
+_LACKING = pytest.StashKey[str]()
+_NUMBERS = itertools.count(1)
+_TIME_LIMIT = 180
+"""Seconds for a test that may start a cluster, on a machine that does other things, too."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the programs before the first test, since a cold build outlasts a test's time limit."""
+    wanted = [item for item in session.items if "able" in getattr(item, "fixturenames", ())]
+    for item in wanted:
+        item.add_marker(pytest.mark.timeout(_TIME_LIMIT))
+    if not wanted or session.config.option.collectonly:
+        return
+    try:
+        prepare()
+        programs.built(["probe"])
+    except Lacking as error:
+        session.config.stash[_LACKING] = str(error)
+
+
+@pytest.fixture(scope="session")
+def able(pytestconfig: pytest.Config) -> None:
+    """Asks for a machine that can run a cluster. In CI each can."""
+    if lacking := pytestconfig.stash.get(_LACKING, ""):
+        if os.environ.get("CI") == "true":
+            pytest.fail(lacking)
+        pytest.skip(lacking)
+
+
+@pytest.fixture(scope="session")
+def probe_image(able: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    """The docker-archive of ``IMAGE``, which serves and fetches by HTTP."""
+    archive = tmp_path_factory.mktemp("images") / "probe.tar"
+    images.write(archive, programs.built(["probe"])["probe"], IMAGE)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def cluster(probe_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cluster for all tests that leave it as it was."""
+    with start(tmp_path_factory.mktemp("cluster")) as running:
+        running.import_image(probe_image)
+        yield running
+
+
+@pytest.fixture
+def space(cluster: Cluster) -> Iterator[Workspace]:
+    """A namespace of the test's own."""
+    with Workspace.make(cluster, f"test-{next(_NUMBERS)}") as made:
+        yield made
