@@ -70,12 +70,13 @@ def pins(version: str = "1", count: int = 2) -> tuple[contract.ObjectPin, ...]:
 def resolved_report(version: str = "1", *, bucket: str = "models", count: int = 2) -> contract.Report:
     """Returns what a resolve Job reports."""
     objects = pins(version, count)
-    digest = contract.revision_digest((bucket, pin) for pin in objects)
+    place = contract.place_of(SOURCE["s3"]["endpoint"], bucket)
+    digest = contract.revision_digest((place, pin) for pin in objects)
     return contract.Report(
         kind=contract.ReportKind.RESOLVED,
         digest=digest,
         revision=contract.revision_id(digest),
-        resolved=(contract.ResolvedSource(place=bucket, objects=objects),),
+        resolved=(contract.ResolvedSource(place=place, objects=objects),),
     )
 
 
@@ -101,11 +102,10 @@ def node(name: str, *, labels: dict[str, str] | None = None, boot: str = "boot-1
     }
 
 
-def as_stored(job: dict[str, Any], created: str = "") -> dict[str, Any]:
-    """Returns a Job as the API server would store it; one without a time of creation is never missed a pod."""
+def as_stored(job: dict[str, Any]) -> dict[str, Any]:
+    """Returns a Job as the API server would store it. Nobody looks after it yet, so it isn't missed a pod."""
     stored = copy.deepcopy(job)
     stored["metadata"]["uid"] = "job-" + job["metadata"]["name"]
-    stored["metadata"]["creationTimestamp"] = created
     return stored
 
 

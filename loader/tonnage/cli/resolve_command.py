@@ -54,11 +54,16 @@ def _print(report: Report) -> None:
     print(f"entry    {report.entry}")
 
 
+def _address(place: str, key: str) -> str:
+    """Returns what an object is called: below its bucket, which ends the place of an S3 source; or by its URL."""
+    return f"s3://{place.rpartition('/')[2]}/{key}" if place else key
+
+
 def object_rows(report: Report) -> list[list[str]]:
     """Returns the rows of the table: what it is called, its bytes, ETag and version."""
     return [
         [
-            f"s3://{source.place}/{pin.key}" if source.place else pin.key,
+            _address(source.place, pin.key),
             f"{pin.size:,}",
             pin.etag or "-",
             pin.version_id or "-",

@@ -34,7 +34,7 @@ from tonnage.contract.report import (
     encode_report,
     termination_message,
 )
-from tonnage.contract.revision import ENTRY_PATTERN, entry_name, revision_digest, revision_id
+from tonnage.contract.revision import ENTRY_PATTERN, entry_name, place_of, revision_digest, revision_id
 
 __all__ = [
     "ENTRY_PATTERN",
@@ -64,6 +64,7 @@ __all__ = [
     "encode_report",
     "entry_name",
     "file_selection",
+    "place_of",
     "revision_digest",
     "revision_id",
     "termination_message",

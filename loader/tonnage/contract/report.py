@@ -69,7 +69,7 @@ class Progress(_Wire, frozen=True, kw_only=True):
 
 
 class ResolvedSource(_Wire, frozen=True, kw_only=True):
-    """The pinned objects of one source of the plan, in its order. ``place`` is the bucket, or empty for HTTP."""
+    """The pinned objects of one source of the plan, in its order. ``place`` is that of `place_of`; empty for HTTP."""
 
     place: str
     objects: tuple[ObjectPin, ...]

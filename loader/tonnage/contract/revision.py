@@ -22,11 +22,25 @@ def revision_digest(objects: Iterable[tuple[str, ObjectPin]]) -> str:
     """Returns ``sha256:<hex>`` over the objects of a revision.
 
     Args:
-        objects: Pairs of the place (bucket; empty for HTTP, whose keys are whole URLs) and the pinned object, in any
-            order. Endpoint and credentials don't take part: the same bucket reached otherwise is the same revision.
+        objects: Pairs of the place (see `place_of`; empty for HTTP, whose keys are whole URLs) and the pinned object, in
+            any order. Credentials don't take part: who may read it doesn't change what it is.
     """
     rows = sorted([place, pin.key, pin.size, pin.etag, pin.version_id] for place, pin in objects)
     return "sha256:" + hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def place_of(endpoint: str, bucket: str) -> str:
+    """Returns where an S3 source's objects are: the bucket, after the endpoint unless that is AWS's own.
+
+    The endpoint belongs to it, since another server can say the same names, sizes and ETags of other bytes.
+
+    Args:
+        endpoint: URL of a custom endpoint; empty: AWS, whose buckets' names are unique.
+        bucket: The bucket's name.
+    """
+    scheme, _, rest = endpoint.rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host.lower()}{slash}{path}/{bucket}" if endpoint else bucket
 
 
 def revision_id(digest: str) -> str:

@@ -33,7 +33,7 @@ class PinnedObject(NamedTuple):
 class PinnedSource(NamedTuple):
     """A source. ``pins`` are those of all its objects, ``objects`` only what this load is for (its ranks).
 
-    ``place`` is the bucket, empty for HTTP.
+    ``place`` is endpoint and bucket, empty for HTTP.
     """
 
     place: str

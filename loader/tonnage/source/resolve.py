@@ -29,7 +29,7 @@ class ResolvedObject:
 
     Attributes:
         source: Which of the plan's sources it is from, from 0.
-        place: The bucket; empty for HTTP.
+        place: Endpoint and bucket; empty for HTTP.
         pin: Its revision.
         kind: ``tensors`` or ``companion``.
         path: Its file below the model's directory: relative, and safe to join.

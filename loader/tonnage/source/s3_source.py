@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.contract import ObjectPin
+from tonnage.contract import ObjectPin, place_of
 from tonnage.errors import (
     BucketNotFound,
     InvalidPlan,
@@ -127,7 +127,7 @@ class _Pinning(NamedTuple):
             all_pins = tuple(pin for pin, _ in found.values())
             objects = wanted(selection.objects, self.files.ranks, where=self.where)
         return PinnedSource(
-            place=source.bucket,
+            place=place_of("" if self.settings.derived else self.settings.endpoint, source.bucket),
             pins=all_pins,
             objects=tuple(PinnedObject(each, *found[each.key]) for each in objects),
             notes=(*selection.notes, *notes),

@@ -16,6 +16,7 @@ from tonnage_operator.domain.nodecache import NodeWorld
 from tonnage_operator.domain.weights import Unreadable, Weights, read_weights
 from tonnage_operator.domain.world import World
 from tonnage_operator.kube.reflector import Store
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tonnage import contract
     from tonnage_operator.domain.caches import Key
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.kube.resources import Resource
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,11 @@ class Cluster:
         if after is None and before:
             self.told.pop(before.uid, None)
 
+    def store(self, resource: Resource) -> Store[Any]:
+        """Returns the picture of the records of one kind."""
+        stores: dict[Resource, Store[Any]] = {MODEL_WEIGHTS: self.weights, NODE_CACHES: self.caches}
+        return stores[resource]
+
     def node(self, name: str) -> facts.Node | None:
         """Returns a node by name."""
         return self._node_by_name.get(name)
@@ -199,7 +206,9 @@ class Cluster:
     def _pods_by_job(self, jobs: Iterable[facts.Job]) -> dict[str, facts.Pod]:
         found = {}
         for job in jobs:
-            if pods := self._pods(self._pods_of_job[job.uid]):
+            # Whoever may create pods somewhere can name any owner in them; just those of the Job's namespace are its own.
+            pods = [pod for pod in self._pods(self._pods_of_job[job.uid]) if pod.namespace == job.namespace]
+            if pods:
                 found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
         return found
 

@@ -161,7 +161,7 @@ class ReportEndpoint:
 
     def _take_from_job(self, pod: Pod, report: contract.Report, identity: contract.Identity | None) -> None:
         job = self._cluster.jobs.get(pod.job_uid)
-        if job is None or job.model_uid != pod.model_uid:
+        if job is None or (job.namespace, job.model_uid) != (pod.namespace, pod.model_uid):
             raise Refused(403, "unknown_pod", "This pod belongs to no Job of the operator.")
         if not identity or identity.uid != job.model_uid:
             raise Refused(403, "other_object", "The report is about another object than the Job is.")

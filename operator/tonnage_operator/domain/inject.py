@@ -201,10 +201,12 @@ def _check_free(spec: dict[str, Any], loading: Loading, claim: Claim, targets: l
     everywhere = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     if any(each["name"] == claim.container for each in everywhere):
         raise Refusal(f"The pod has a container named {claim.container}, which is reserved for Tonnage: rename it.")
-    ours = {loading.name(part) for part in ("cache", "run", "ca", "urls", "token")}
-    taken = sorted(ours & {each["name"] for each in spec.get("volumes") or ()})
+    ours = {loading.name(part) for part in loader_pod.VOLUME_PARTS}
+    mounted = {mount["name"] for each in everywhere for mount in each.get("volumeMounts") or ()}
+    taken = sorted(ours & ({each["name"] for each in spec.get("volumes") or ()} | mounted))
     if taken:
-        raise Refusal(f"The pod has a volume named {taken[0]}, which is reserved for Tonnage: rename it.")
+        # A mount alone would give that container the whole entry, to write to.
+        raise Refusal(f"The pod has a volume or a mount named {taken[0]}, which is reserved for Tonnage: rename it.")
     for container in targets:
         for mount in container.get("volumeMounts") or ():
             if mount["mountPath"].rstrip("/") == path:

@@ -305,11 +305,13 @@ def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
     [
         {"initContainers": [{"name": "tonnage-loader"}]},
         {"volumes": [{"name": "tonnage-cache"}]},
+        {"containers": [{"name": "s", "volumeMounts": [{"name": "tonnage-cache", "mountPath": "/all"}]}]},
+        {"initContainers": [{"name": "i", "volumeMounts": [{"name": "tonnage-urls", "mountPath": "/urls"}]}]},
         {"containers": [{"name": "s", "volumeMounts": [{"name": "x", "mountPath": "/models/llama/"}]}]},
     ],
 )
 def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None:
-    with pytest.raises(Refusal, match=r"tonnage-loader|tonnage-cache|mounts something else"):
+    with pytest.raises(Refusal, match=r"tonnage-loader|tonnage-cache|tonnage-urls|mounts something else"):
         _inject(_pod(**taken))
 
 

@@ -87,6 +87,17 @@ def test_a_pod_that_asks_is_injected_and_valid(model: Fleet) -> None:
     assert pod["metadata"]["annotations"][names.REVISION].startswith("llama=r-")
 
 
+def test_the_loader_does_not_get_the_token_that_the_pod_has(model: Fleet) -> None:
+    pod = create_pod(model, automountServiceAccountToken=True)
+    folder = "/var/run/secrets/kubernetes.io/serviceaccount"
+    (loader,) = pod["spec"]["initContainers"]
+    (server,) = pod["spec"]["containers"]
+    (own,) = [each["name"] for each in server["volumeMounts"] if each["mountPath"] == folder]
+    (shadow,) = [each["name"] for each in loader["volumeMounts"] if each["mountPath"] == folder]
+    assert shadow == "tonnage-run"
+    assert own not in {each["name"] for each in loader["volumeMounts"]}
+
+
 def test_dry_run_is_injected_too_and_leaves_nothing(model: Fleet) -> None:
     pod = create_pod(model, query="?dryRun=All")
     assert inits(pod) == [names.LOADER_CONTAINER]

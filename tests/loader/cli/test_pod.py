@@ -278,7 +278,7 @@ def test_a_resolve_job_reports_what_it_found(pod: Pod, model: Model) -> None:
     assert received.report.kind == "resolved"
     assert received.report.resolved is not None
     assert [pin.key for pin in received.report.resolved[0].objects] == ["tiny/config.json", "tiny/model.tensors"]
-    assert received.report.resolved[0].place == model.bucket
+    assert received.report.resolved[0].place.endswith(f"/{model.bucket}")
     assert decode_report(pod.log.read_bytes()) == received.report
 
 

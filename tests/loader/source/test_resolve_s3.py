@@ -66,11 +66,19 @@ def model(s3):
 def test_a_prefix_gives_its_tensor_files_and_companions(s3, model):
     resolved = resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment())
     assert [(each.path, each.kind, each.pin.size, each.place) for each in resolved.objects] == [
-        ("a.tensors", "tensors", 4, model),
-        ("config.json", "companion", 2, model),
+        ("a.tensors", "tensors", 4, f"{s3.endpoint}/{model}"),
+        ("config.json", "companion", 2, f"{s3.endpoint}/{model}"),
     ]
     assert read(resolved) == {"a.tensors": b"aaaa", "config.json": b"{}"}
     assert resolved.revision == "r-" + resolved.digest.removeprefix("sha256:")[:12]
+
+
+def test_the_same_names_at_another_endpoint_are_another_revision(s3, model):
+    elsewhere = {**s3.environment(), "AWS_ENDPOINT_URL_S3": s3.endpoint.replace("127.0.0.1", "localhost")}
+    here = resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment())
+    there = resolve(plan_of(f"s3://{model}/m/"), environment=elsewhere)
+    assert [each.pin for each in there.objects] == [each.pin for each in here.objects]
+    assert there.revision != here.revision
 
 
 def test_a_bucket_alone_is_all_of_it(s3, model):

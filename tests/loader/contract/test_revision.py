@@ -1,0 +1,32 @@
+"""What makes a revision: where its objects are, and which they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from tonnage.contract import ObjectPin, place_of, revision_digest
+
+PIN = ObjectPin(key="llama/model.tensors", size=10, etag="tag")
+
+
+@pytest.mark.parametrize("endpoint", ["http://s3.storage:8333", "HTTP://S3.Storage:8333/", "http://s3.storage:8333//"])
+def test_spellings_of_one_endpoint_are_one_place(endpoint: str) -> None:
+    assert place_of(endpoint, "models") == "http://s3.storage:8333/models"
+
+
+def test_the_path_of_a_gateway_keeps_its_case() -> None:
+    assert place_of("https://Gateway.test/S3/", "models") == "https://gateway.test/S3/models"
+
+
+def test_a_bucket_of_aws_is_its_own_place() -> None:
+    assert place_of("", "models") == "models"
+
+
+def test_another_server_with_the_same_names_and_tags_has_another_revision() -> None:
+    places = ["models", "http://a.test/models", "https://a.test/models", "http://b.test/models"]
+    assert len({revision_digest([(place, PIN)]) for place in places}) == len(places)
+
+
+def test_the_order_of_objects_does_not_matter() -> None:
+    other = ObjectPin(key="llama/config.json", size=1, etag="other")
+    assert revision_digest([("m", PIN), ("m", other)]) == revision_digest([("m", other), ("m", PIN)])
