@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("loader", "operator")
 _KEPT_BUILDS = 3
-_KEPT_SECONDS = 3600.0
+_KEPT_SECONDS = 600.0
 """A build that somebody asked for in this time may be being read, and stays."""
 
 Result = dict[str, Any]
@@ -81,16 +81,19 @@ def obtain(options: argparse.Namespace, cache: Path) -> Result:
         Lacking: They can't be built on this machine.
         BuildFailed: They can't be built at all.
     """
-    key = inputs.key_of(options.engine, options.base or standin.name(), options.prefix)
-    if result := _known(cache / key):
+    settings = (options.engine, options.base or standin.name(), options.prefix)
+    if result := _known(cache / inputs.key_of(*settings)):
         return result
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache):
-        if result := _known(cache / key):  # built by whom this one waited for
+    with _alone(cache), tempfile.TemporaryDirectory(prefix="tonnage-build-") as private:
+        source = Path(private, "source")
+        inputs.copy_to(source)
+        folder = cache / inputs.key_of(*settings, root=source)
+        if result := _known(folder):  # built by whom this one waited for
             return result
         engine = engines.choose(options.engine, base=options.base, cache=cache)
         engine.prepare()
-        result = _build(engine, options.prefix, cache / key)
+        result = _build(engine, options.prefix, source, folder)
         engine.tidy()
         _forget_old(cache)
     return result
@@ -117,23 +120,23 @@ def _alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def _build(engine: engines.Engine, prefix: str, folder: Path) -> Result:
-    version = inputs.version()
+def _build(engine: engines.Engine, prefix: str, source: Path, folder: Path) -> Result:
+    """Builds both images of the sources in ``source`` and puts their archives into ``folder``."""
+    version = inputs.version(source)
     arguments = {"VERSION": version, "REVISION": inputs.revision()}
+    secrets = host.build_secrets(source.parent)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     images: dict[str, dict[str, str]] = {}
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="tonnage-build-") as private:
-        secrets = host.build_secrets(Path(private))
-        for target in (*engine.stages, *TARGETS):
-            host.say(f"building {target}")
-            name = f"{prefix}tonnage-{target}:{version}"
-            engine.build(target, name, arguments, secrets)
-            if target in TARGETS:
-                image_id = engine.save(name, part / f"{target}.tar")
-                images[target] = {"name": name, "archive": str(folder / f"{target}.tar"), "id": image_id}
+    for target in (*engine.stages, *TARGETS):
+        host.say(f"building {target}")
+        name = f"{prefix}tonnage-{target}:{version}"
+        engine.build(target, name, source, arguments, secrets)
+        if target in TARGETS:
+            image_id = engine.save(name, part / f"{target}.tar")
+            images[target] = {"name": name, "archive": str(folder / f"{target}.tar"), "id": image_id}
     host.say(f"built in {time.monotonic() - started:.0f} s")
     result = {"version": version, "base": engine.base, "images": images}
     (part / "images.json").write_text(json.dumps(result))

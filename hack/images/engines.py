@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import host
 import standin
-from inputs import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,8 +36,10 @@ class Engine(Protocol):
             Lacking: This machine hasn't got it.
         """
 
-    def build(self, target: str, tag: str, arguments: Mapping[str, str], secrets: Mapping[str, Path]) -> None:
-        """Builds one target.
+    def build(
+        self, target: str, tag: str, source: Path, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+    ) -> None:
+        """Builds one target of the Dockerfile in ``source``.
 
         Raises:
             BuildFailed: It can't be built.
@@ -56,12 +57,12 @@ class BuildFailed(Exception):
 
 
 def run(command: Sequence[str]) -> str:
-    """Runs a command in the repository and returns its standard output, without the last line's end.
+    """Runs a command and returns its standard output, without the last line's end.
 
     Raises:
         BuildFailed: It exits with another code than 0.
     """
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         printed = (done.stdout + done.stderr)[-_TAIL:]
         raise BuildFailed(f"{command[0]} exited with {done.returncode}:\n{printed}")
@@ -72,7 +73,7 @@ def build_options(
     target: str, tag: str, arguments: Mapping[str, str], secrets: Mapping[str, Path], *, base: str
 ) -> list[str]:
     """Returns the options of a build that all engines share. Proxies go by name, so that no value is in an argument."""
-    options = [f"--target={target}", f"--tag={tag}", f"--build-arg=BASE={base}", "--file=Dockerfile"]
+    options = [f"--target={target}", f"--tag={tag}", f"--build-arg=BASE={base}"]
     options += [f"--build-arg={name}={value}" for name, value in arguments.items()]
     options += [f"--build-arg={name}" for name in host.proxy_variables(os.environ)]
     options += [f"--secret=id={name},src={path}" for name, path in secrets.items()]
@@ -82,7 +83,7 @@ def build_options(
 class Buildah:
     """buildah with a storage of its own below the cache folder, and a base made here."""
 
-    stages = ("operator-packages",)
+    stages: tuple[str, ...] = ("operator-packages",)
     """The last one that an edit of Tonnage's own sources leaves as it is; with a name it isn't tidied away."""
 
     def __init__(self, cache: Path) -> None:
@@ -93,7 +94,7 @@ class Buildah:
     def prepare(self) -> None:
         if os.geteuid() != 0:
             raise host.Lacking("buildah is used as root here; run this as root, or with --engine docker.")
-        host.require(["buildah"])
+        host.require(["buildah", *standin.PROGRAMS])
         self._global = self._storage()
         if not self._images(self.base):
             self._make_base()
@@ -121,10 +122,12 @@ class Buildah:
         finally:
             shutil.rmtree(folder)
 
-    def build(self, target: str, tag: str, arguments: Mapping[str, str], secrets: Mapping[str, Path]) -> None:
+    def build(
+        self, target: str, tag: str, source: Path, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+    ) -> None:
         options = ["--isolation=chroot", "--format=docker", "--layers", "--pull-never"]
         shared = build_options(target, tag, arguments, secrets, base=self.base)
-        self._buildah("bud", *options, *shared, ".")
+        self._buildah("bud", *options, *shared, str(source))
 
     def save(self, tag: str, archive: Path) -> str:
         self._buildah("push", "--quiet", tag, f"docker-archive:{archive}:{tag}")
@@ -153,7 +156,7 @@ class Docker:
         base: The base image; without a digest, that of today is looked up.
     """
 
-    stages = ()
+    stages: tuple[str, ...] = ()
 
     def __init__(self, program: str, base: str) -> None:
         self._program = program
@@ -168,13 +171,15 @@ class Docker:
             self.base = f"{self.base}@{digest.rpartition('@')[2]}"
             host.say(f"the base of today is {self.base}")
 
-    def build(self, target: str, tag: str, arguments: Mapping[str, str], secrets: Mapping[str, Path]) -> None:
+    def build(
+        self, target: str, tag: str, source: Path, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+    ) -> None:
         name, _, digest = self.base.partition("@")
         options = build_options(target, tag, arguments, secrets, base=self.base)
         options += [f"--label=org.opencontainers.image.base.name={name}"]
         options += [f"--label=org.opencontainers.image.base.digest={digest}"]
         os.environ.setdefault("DOCKER_BUILDKIT", "1")
-        run([self._program, "build", *options, "."])
+        run([self._program, "build", *options, str(source)])
 
     def save(self, tag: str, archive: Path) -> str:
         run([self._program, "save", "--output", str(archive), tag])

@@ -48,12 +48,17 @@ def require(programs: Sequence[str]) -> None:
         raise Lacking(f"{', '.join(missing)} not found; please install (as root): {command}")
     say(f"installing {', '.join(missing)} (apt-get)")
     settings = ["-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment, stdout=sys.stderr)
-        subprocess.run(["apt-get", "install", *settings, *missing], check=True, env=environment, stdout=sys.stderr)
-    except subprocess.CalledProcessError as error:
-        raise Lacking(f"{command} failed; its messages are above.") from error
+    for words in (["update", "-qq"], ["install", *settings, *missing]):
+        done = subprocess.run(
+            ["apt-get", *words],
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise Lacking(f"{done.stdout[-2000:]}\n{command} failed, as said above.")
 
 
 def _path() -> str:
@@ -86,14 +91,9 @@ def build_secrets(folder: Path) -> dict[str, Path]:
 def pip_settings() -> dict[str, str]:
     """Returns pip's settings on this machine that make sense elsewhere; those of the environment win."""
     home = Path.home()
-    files = [
-        "/etc/pip.conf",
-        home / ".pip/pip.conf",
-        home / ".config/pip/pip.conf",
-        os.environ.get("PIP_CONFIG_FILE", ""),
-    ]
+    own = os.environ.get("PIP_CONFIG_FILE") or os.devnull
     parser = configparser.RawConfigParser()
-    parser.read(file for file in files if file)
+    parser.read(["/etc/pip.conf", home / ".pip/pip.conf", home / ".config/pip/pip.conf", own])
     found: dict[str, str] = {}
     for section in ("global", "install"):
         if parser.has_section(section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,37 +29,45 @@ INPUTS = (
 _VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
 
 
-def input_files() -> Iterator[Path]:
+def input_files(root: Path = ROOT) -> Iterator[Path]:
     """Yields the files that the images depend on, in a fixed order.
 
     Raises:
         FileNotFoundError: One is missing.
     """
     for name in INPUTS:
-        path = ROOT / name
+        path = root / name
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file() and file.parent.name != "__pycache__")
+            yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
         else:
             path.stat()
             yield path
 
 
-def key_of(*settings: str) -> str:
+def key_of(*settings: str, root: Path = ROOT) -> str:
     """Returns 16 hex digits over all inputs and ``settings``."""
     digest = hashlib.sha256("\0".join(settings).encode())
-    for file in input_files():
-        digest.update(f"\0{file.relative_to(ROOT)}\0".encode())
+    for file in input_files(root):
+        digest.update(f"\0{file.relative_to(root)}\0".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
-def version() -> str:
+def copy_to(folder: Path) -> None:
+    """Copies all inputs, so that edits during a build can't make an image of a state that never was."""
+    for file in input_files():
+        copy = folder / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def version(root: Path = ROOT) -> str:
     """Returns the version that the package states.
 
     Raises:
         ValueError: It doesn't.
     """
-    file = ROOT / "loader" / "tonnage" / "_version.py"
+    file = root / "loader" / "tonnage" / "_version.py"
     found = _VERSION.search(file.read_text())
     if not found:
         raise ValueError(f"{file} states no version.")

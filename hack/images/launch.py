@@ -22,8 +22,10 @@ for _number in _ENDING:
 signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 if sys.argv[0].endswith("-operator"):
-    from tonnage_operator.cli import main
-else:
-    from tonnage.cli.main import main
+    from tonnage_operator import cli
 
-sys.exit(main())
+    sys.exit(cli.main())
+else:
+    from tonnage.cli import main
+
+    sys.exit(main.main())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SUITE = "bookworm"
 PROGRAMS = ("mmdebstrap",)
+"""What ``make`` runs."""
 _ARCHIVE = re.compile(r"^(bookworm|bookworm-updates|bookworm-security) main (https?://\S+)$")
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -35,7 +36,6 @@ def make(archive: Path) -> None:
     Raises:
         Lacking: It can't be made here.
     """
-    host.require(PROGRAMS)
     command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=tar"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
     command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]

@@ -76,8 +76,7 @@ def cluster(helm: Helm, plane: ControlPlane) -> Iterator[Helm]:
 
 def clear(helm: Helm, plane: ControlPlane) -> None:
     """Removes the release, its namespace's leftovers, and the CRDs with all objects."""
-    if "tonnage" in helm.run("list", "--all", "--short", "--namespace", "tonnage-system"):
-        helm.uninstall("--no-hooks")
+    helm.uninstall("--no-hooks", "--ignore-not-found")
     plane.kubectl("delete", "jobs,pods,secrets", "--all", "-n", "tonnage-system", "--wait=false", "--force")
     for kind in ("modelweights", "nodecaches"):
         crd = f"crd/{kind}.tonnage.dev"

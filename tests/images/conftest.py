@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +34,11 @@ def _tool(*words: str) -> str:
 
 @pytest.fixture(scope="session")
 def built() -> dict[str, Any]:
-    """What `hack/images/build.py` says about the images."""
+    """What `hack/images/build.py` says about the images; TONNAGE_IMAGE_OPTIONS can hold more of its options."""
     if os.geteuid() != 0:
         pytest.skip("containers are run as root here, and this user isn't")
     _tool("host.py", "runc")
-    result: dict[str, Any] = json.loads(_tool("build.py"))
+    result: dict[str, Any] = json.loads(_tool("build.py", *shlex.split(os.environ.get("TONNAGE_IMAGE_OPTIONS", ""))))
     return result
 
 

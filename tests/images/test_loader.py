@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -146,13 +145,9 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path:
     command = ["tonnage", "load", "http://192.0.2.1/model.tensors", "--cache", "/cache", "--progress", "off"]
     for _ in range(3):
         with start_container(loader, tmp_path, command=command, user=0, mounts={"/cache": cache}) as container:
-            started = None
-            while started is None:
-                try:
-                    container.kill(signal.SIGTERM)
-                    started = time.monotonic()
-                except subprocess.CalledProcessError:
-                    assert container.process.poll() is None
+            container.wait_until_running()
+            container.kill(signal.SIGTERM)
+            started = time.monotonic()
             container.finish(timeout=10)
             assert time.monotonic() - started < 2
             assert container.process.returncode in {32, 143}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -85,13 +84,9 @@ def test_the_health_check_tells_when_it_serves_and_sigterm_ends_it(running: Cont
 def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configuration: Path, tmp_path: Path):
     command = ["tonnage-operator", "controller", "--config", "/config/installation.yaml"]
     with start_container(operator, tmp_path, command=command, mounts={"/config": configuration}) as container:
-        started = None
-        while started is None:
-            try:
-                container.kill(signal.SIGTERM)
-                started = time.monotonic()
-            except subprocess.CalledProcessError:
-                assert container.process.poll() is None
+        container.wait_until_running()
+        container.kill(signal.SIGTERM)
+        started = time.monotonic()
         container.finish(timeout=10)
         assert time.monotonic() - started < 5
         assert container.process.returncode in {0, 128 + signal.SIGTERM}

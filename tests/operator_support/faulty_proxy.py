@@ -40,6 +40,8 @@ class FaultyProxy:
         self.judge: Judge = lambda _method, _path: None
         self.after_write: Callable[[str, str], bool] = lambda _method, _path: False
         """Called when the server has done a write; True: the answer is withheld for good."""
+        self.late: Callable[[str], bool] = lambda _path: False
+        """Says by path whether what a watch brings is kept back for now."""
         self.url = ""
         self.seen: list[tuple[str, str]] = []
         self.problem: BaseException | None = None
@@ -132,6 +134,8 @@ class FaultyProxy:
         try:
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 async for chunk in answer.content.iter_any():
+                    while self.late(request.path):  # noqa: ASYNC110 - asked of a test, in another thread
+                        await asyncio.sleep(0.05)
                     await response.write(chunk)
         finally:
             self._watches.discard(task) if task else None

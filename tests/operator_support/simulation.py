@@ -156,9 +156,8 @@ class Simulation:
 
     def active(self, role: str) -> list[dict[str, Any]]:
         """Returns the Jobs of a role that haven't ended."""
-        return [
-            job for job in self.jobs.values() if job["metadata"]["labels"][names.ROLE] == role and not job.get("status")
-        ]
+        found = [job for job in self.jobs.values() if job["metadata"]["labels"][names.ROLE] == role]
+        return [job for job in found if "conditions" not in job.get("status", {})]
 
     def target(self, job: dict[str, Any]) -> str:
         """Returns the node that a Job is for."""

@@ -82,6 +82,18 @@ class Container:
     state: Path
     _runc: list[str] = field(default_factory=list)
 
+    def wait_until_running(self) -> None:
+        """Waits until runc has handed over to the container's own first process.
+
+        Raises:
+            RuntimeError: It ended before.
+        """
+        while self.process.poll() is None:
+            asked = subprocess.run([*self._runc, "state", self.name], capture_output=True, text=True, check=False)
+            if asked.returncode == 0 and json.loads(asked.stdout)["status"] == "running":
+                return
+        raise RuntimeError(f"The container ended: {self.finish()}")
+
     def kill(self, number: signal.Signals) -> None:
         """Sends a signal to its first process."""
         subprocess.run([*self._runc, "kill", self.name, str(int(number))], check=True, capture_output=True)

@@ -22,7 +22,7 @@ def revision_digest(objects: Iterable[tuple[str, ObjectPin]]) -> str:
     """Returns ``sha256:<hex>`` over the objects of a revision.
 
     Args:
-        objects: Pairs of the place (see `place_of`; empty for HTTP, whose keys are whole URLs) and the pinned object, in
+        objects: Pairs of the place (see `place_of`; empty for HTTP, whose keys are URLs) and the pinned object, in
             any order. Credentials don't take part: who may read it doesn't change what it is.
     """
     rows = sorted([place, pin.key, pin.size, pin.etag, pin.version_id] for place, pin in objects)

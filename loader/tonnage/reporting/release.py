@@ -6,7 +6,6 @@ locks go and replaces itself by this program, which takes about a tenth of a sec
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ _BOOT = (
 
 def command(endpoint: Endpoint, report: bytes) -> list[str]:
     """Returns the command line that sends ``report`` once. It holds no secret, only the token's file."""
-    return [sys.executable, "-I", "-S", "-c", _BOOT, json.dumps(sys.path), *endpoint, report.decode()]
+    return [sys.executable, "-I", "-S", "-c", _BOOT, *endpoint, report.decode(), *sys.path]
 
 
 def main(arguments: Sequence[str]) -> NoReturn:

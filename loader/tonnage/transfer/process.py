@@ -7,7 +7,6 @@ gigabytes. Nothing secret is in their arguments or environment; credentials come
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 
     from tonnage.transfer.protocol import ToWorker
 
-_BOOT = (
-    "import sys,json;sys.path[:]=json.loads(sys.argv[2]);"
-    "from tonnage.transfer.worker import main;main(int(sys.argv[1]))"
-)
+_BOOT = "import sys;sys.path[:]=sys.argv[2:];from tonnage.transfer.worker import main;main(int(sys.argv[1]))"
 _QUIET_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_TOP_PAD_": str(8 << 20)}
 """A worker frees a MiB of received bytes a thousand times a second. glibc would give it back to the kernel each time
 and fault it in again, which took a tenth of the worker's processor time."""
@@ -47,7 +43,7 @@ class WorkerProcess:
         self._unframer = Unframer(ToCoordinator)
         with other:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own code
-                [sys.executable, "-I", "-S", "-c", _BOOT, str(other.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-I", "-S", "-c", _BOOT, str(other.fileno()), *sys.path],
                 pass_fds=(other.fileno(), *keep),
                 env=_harmless(environment),
                 stdin=subprocess.DEVNULL,

@@ -7,12 +7,8 @@ and reports. It ends when the coordinator's socket closes, whatever the reason.
 from __future__ import annotations
 
 import collections
-import hashlib
 import os
-import queue
 import select
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -24,7 +20,6 @@ from tonnage.transfer.protocol import (
     Fetched,
     FetchFailed,
     Hash,
-    Hashed,
     Received,
     Renew,
     Retarget,
@@ -40,24 +35,27 @@ from tonnage.transfer.slot import Slot
 
 if TYPE_CHECKING:
     from tonnage.source.target import Credentials, RequestTarget
+    from tonnage.transfer.hasher import Hasher
 
 RECEIVE_BYTES = 1 << 18
 TICK_SECONDS = 0.2
 """How often bytes in flight are reported, so that progress moves between the ends of parts."""
-HASH_CHUNK = 4 << 20
 
 
 def main(descriptor: int) -> None:
     """Runs a worker on an inherited socket until the other side closes it."""
-    with socket.socket(fileno=descriptor) as control:
-        Worker(control).run()
+    Worker(descriptor).run()
 
 
 class Worker:
-    """The state of one worker process."""
+    """The state of one worker process.
 
-    def __init__(self, control: socket.socket) -> None:
-        control.settimeout(0)
+    Args:
+        control: The socket's descriptor. It is read and written as such: the module for sockets takes time to import.
+    """
+
+    def __init__(self, control: int) -> None:
+        os.set_blocking(control, False)  # noqa: FBT003 - positional only
         self._control = control
         self._unframer = Unframer(ToWorker)
         self._outgoing = bytearray()
@@ -73,7 +71,7 @@ class Worker:
         self._paths: list[str] = []
         self._descriptors: dict[int, int] = {}
         self._reported = time.monotonic()
-        self._hasher: _Hasher | None = None
+        self._hasher: Hasher | None = None
 
     def run(self) -> None:
         """Serves the coordinator until it goes away."""
@@ -104,7 +102,7 @@ class Worker:
         if self._control not in readable:
             return True
         try:
-            data = self._control.recv(RECEIVE_BYTES)
+            data = os.read(self._control, RECEIVE_BYTES)
         except BlockingIOError:
             return True
         except OSError:
@@ -126,7 +124,9 @@ class Worker:
                 self._targets[index] = target
             case Hash():
                 if self._hasher is None:
-                    self._hasher = _Hasher(self._descriptor)
+                    from tonnage.transfer.hasher import Hasher
+
+                    self._hasher = Hasher(self._descriptor)
                 self._hasher.submit(message)
             case Setup(targets, sources, credentials, files, stall_seconds):
                 self._targets, self._sources, self._credentials = targets, sources, credentials
@@ -200,49 +200,10 @@ class Worker:
     def _flush(self) -> None:
         while self._outgoing:
             try:
-                sent = self._control.send(self._outgoing)
+                sent = os.write(self._control, self._outgoing)
             except BlockingIOError:
                 return
             except OSError:
                 self._outgoing.clear()
                 return
             del self._outgoing[:sent]
-
-
-class _Hasher:
-    """One thread that computes SHA-256 of tensors on disk; hashlib lets the transfer's thread run meanwhile."""
-
-    def __init__(self, descriptor: object) -> None:
-        self._descriptor = descriptor
-        self._requests: queue.SimpleQueue[tuple[Hash, int]] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Hashed] = queue.SimpleQueue()
-        self.wake, self._bell = socket.socketpair()
-        self.wake.settimeout(0)
-        threading.Thread(target=self._work, name="sha256", daemon=True).start()
-
-    def submit(self, request: Hash) -> None:
-        """Queues a tensor."""
-        self._requests.put((request, self._descriptor(request.file)))  # type: ignore[operator]
-
-    def finished(self) -> list[Hashed]:
-        """Returns the answers so far."""
-        self.wake.recv(4096)
-        answers = []
-        while not self._answers.empty():
-            answers.append(self._answers.get())
-        return answers
-
-    def _work(self) -> None:
-        buffer = memoryview(bytearray(HASH_CHUNK))
-        while True:
-            request, descriptor = self._requests.get()
-            digest = hashlib.sha256(request.prefix)
-            at, end = request.offset, request.offset + request.length
-            while at < end:
-                count = os.preadv(descriptor, [buffer[: min(HASH_CHUNK, end - at)]], at)
-                if not count:
-                    break
-                digest.update(buffer[:count])
-                at += count
-            self._answers.put(Hashed(request.id, digest.digest() if at == end else b""))
-            self._bell.send(b"1")

@@ -206,7 +206,7 @@ class Cluster:
     def _pods_by_job(self, jobs: Iterable[facts.Job]) -> dict[str, facts.Pod]:
         found = {}
         for job in jobs:
-            # Whoever may create pods somewhere can name any owner in them; just those of the Job's namespace are its own.
+            # Who may create pods anywhere can name any owner in them: just those of the Job's namespace are its own.
             pods = [pod for pod in self._pods(self._pods_of_job[job.uid]) if pod.namespace == job.namespace]
             if pods:
                 found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))

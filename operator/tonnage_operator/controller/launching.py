@@ -61,8 +61,7 @@ class Launcher:
         if await self._take_in(name, namespace):
             return False
         for word in words:
-            if await self._gateway.version(word.resource, word.name, word.namespace) != word.version:
-                raise Outdated
+            await self.check(word)
         try:
             made = await self._gateway.create(JOBS, job, namespace, timeout=_TIMEOUT, attempts=1)
         except ApiError as error:
@@ -71,6 +70,18 @@ class Launcher:
             raise
         self._cluster.jobs.put(made)
         return True
+
+    async def check(self, word: Word) -> None:
+        """Looks whether a record is as it was known, and takes it in where it isn't.
+
+        Raises:
+            Outdated: It is another by now.
+        """
+        if await self._gateway.version(word.resource, word.name, word.namespace) == word.version:
+            return
+        if body := await self._gateway.find(word.resource, word.name, word.namespace):
+            self._cluster.store(word.resource).put(body)
+        raise Outdated
 
     async def _take_in(self, name: str, namespace: str) -> bool:
         found = await self._gateway.find(JOBS, name, namespace)

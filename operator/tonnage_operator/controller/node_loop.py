@@ -56,15 +56,8 @@ class NodeLoop(Loop):
         except ApiError as error:
             if not error.conflict:
                 raise
-            await self._refresh(name)
+            await self._launcher.check(_word(node, self._cluster.cache(name)))
             raise Outdated from error
-        except Outdated:
-            await self._refresh(name)
-            raise
-
-    async def _refresh(self, name: str) -> None:
-        if body := await self._gateway.find(NODE_CACHES, name):
-            self._cluster.caches.put(body)
 
     async def _reconcile(self, node: Node) -> float | None:
         decision = decide_node(self._cluster.node_world(node, self._clock()))
@@ -92,7 +85,7 @@ class NodeLoop(Loop):
         return max(0.0, self._begun.setdefault(name, now) + _BEGINNING - now)
 
     async def _start(self, node: Node, cache: CacheRecord | None, decision: NodeDecision) -> None:
-        own = Word(NODE_CACHES, node.name, cache.version if cache else "")
+        own = _word(node, cache)
 
         async def start(job: dict[str, Any]) -> None:
             if not await self._launcher.start(job, [own]):
@@ -157,3 +150,7 @@ class NodeLoop(Loop):
         if cache is None:
             raise Forget
         return cache
+
+
+def _word(node: Node, cache: CacheRecord | None) -> Word:
+    return Word(NODE_CACHES, node.name, cache.version if cache else "")

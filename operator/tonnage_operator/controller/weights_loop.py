@@ -67,16 +67,9 @@ class WeightsLoop(Loop):
                     self._tally.forget(record.namespace, record.name)
                     raise Forget from error
             elif error.conflict:
-                await self._refresh(record)
+                await self._launcher.check(_word(record))
                 raise Outdated from error
             raise
-        except Outdated:
-            await self._refresh(record)
-            raise
-
-    async def _refresh(self, record: WeightsRecord) -> None:
-        if body := await self._gateway.find(MODEL_WEIGHTS, record.name, record.namespace):
-            self._cluster.weights.put(body)
 
     async def _reconcile(self, record: WeightsRecord) -> float | None:
         now = self._clock()
@@ -118,9 +111,8 @@ class WeightsLoop(Loop):
     async def _start(self, record: WeightsRecord, jobs: tuple[Body, ...]) -> None:
         if not jobs:
             return
-        own = Word(MODEL_WEIGHTS, record.name, record.version, record.namespace)
-        if await self._gateway.version(own.resource, own.name, own.namespace) != own.version:
-            raise Outdated
+        own = _word(record)
+        await self._launcher.check(own)
 
         async def start(job: Body) -> None:
             notes, role = job["metadata"]["annotations"], job["metadata"]["labels"][names.ROLE]
@@ -199,3 +191,7 @@ class WeightsLoop(Loop):
             self._cluster.weights.remove(record.uid, int(body["metadata"]["resourceVersion"]))
         else:
             self._cluster.weights.put(body)
+
+
+def _word(record: WeightsRecord) -> Word:
+    return Word(MODEL_WEIGHTS, record.name, record.version, record.namespace)

@@ -91,7 +91,8 @@ class Job:
     reason: str
     message: str
     finished: str
-    created: str
+    started: str
+    """When Kubernetes first looked after it; empty: not yet, as happens where there are many."""
     deleting: bool
 
 
@@ -126,7 +127,7 @@ def job_fact(body: Body) -> Job:
         reason=reason,
         message=message,
         finished=finished,
-        created=metadata.get("creationTimestamp") or "",
+        started=status.get("startTime") or "",
         deleting="deletionTimestamp" in metadata,
     )
 

@@ -25,7 +25,7 @@ RUN_FOLDER: Final = "/run/tonnage"
 READY_FILE: Final = f"{RUN_FOLDER}/ready"
 VOLUME_PARTS: Final = ("cache", "run", "ca", "urls", "token")
 """What a loader's volumes are for, and so are called."""
-API_TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where Kubernetes mounts a pod's own API token into each container that mounts nothing there itself."""
 STATUS_FILE: Final = f"{RUN_FOLDER}/status"
 TERMINATION_LOG: Final = "/dev/termination-log"
@@ -156,7 +156,7 @@ def container(
     mounts: list[Body] = [
         {"name": loading.name("run"), "mountPath": RUN_FOLDER},
         # An empty folder, so that the pod's token doesn't get in: the loader never talks to the API.
-        {"name": loading.name("run"), "mountPath": API_TOKEN_FOLDER, "subPath": "no-api-token", "readOnly": True},
+        {"name": loading.name("run"), "mountPath": ACCOUNT_FOLDER, "subPath": "no-api-token", "readOnly": True},
     ]
     if mounts_entry:
         path = f"{CACHE_ROOT}/{loading.plan.entry}"

@@ -172,7 +172,7 @@ def _sort_in(world: World, tally: _Tally, node: Node | None, job: Job | None) ->
     elif job.state is JobState.ACTIVE:
         tally.active.append(job)
         if waiting := world.waiting(job):
-            since = pod.created if pod else world.time
+            since = pod.created if pod else job.started or world.time
             tally.failures.append(_failure(job, waiting, since))
         else:
             before = [each for each in world.weights.status.failures or () if each.node == job.node]

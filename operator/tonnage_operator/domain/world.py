@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 POD_PATIENCE = 15.0
-"""Seconds after which a Job without a pod is taken for one that gets none."""
+"""Seconds after which a Job that Kubernetes looks after, and that has no pod, is taken for one that gets none."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class World:
         return outcomes.waiting_for(pod)
 
     def podless(self, job: Job) -> float:
-        """Returns the seconds since a Job was made that has no pod; -1 for one that has, or has ended."""
-        if job.uid in self.pods or job.finished or job.deleting or not job.created:
+        """Returns the seconds since Kubernetes looked after a Job that has no pod; -1 for all others."""
+        if job.uid in self.pods or job.finished or job.deleting or not job.started:
             return -1.0
-        return (self.now - units.parse_time(job.created)).total_seconds()
+        return (self.now - units.parse_time(job.started)).total_seconds()
 
     def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
         """Returns the record of an entry on a node, whatever its state is."""

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from operator_support import objects
-
 from tonnage_operator.api import names
 from tonnage_operator.controller.cluster import Cluster
 from tonnage_operator.domain import jobs

@@ -149,7 +149,9 @@ def test_a_job_that_gets_no_pod_is_told() -> None:
     simulation = Simulation({"credentials": {"serviceAccountName": "nobody"}})
     simulation.settle()
     (job,) = simulation.active(names.ROLE_RESOLVE)
-    job["metadata"]["creationTimestamp"] = format_time(simulation.now)
+    simulation.wait(60)
+    assert simulation.condition("Resolved") == ("False", "Resolving"), "Kubernetes may have much to do"
+    job["status"] = {"startTime": format_time(simulation.now)}
     assert simulation.settle().wake_after == 15
     simulation.wait(15)
     assert simulation.condition("Resolved") == ("False", "PodNotCreated")
