@@ -1,0 +1,186 @@
+"""What becomes of entries on one node: who keeps them, who makes room, what proves that they are there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from operator_support import objects
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium, Retention
+from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
+from tonnage_operator.domain import facts, jobs
+from tonnage_operator.domain.claims import Claim
+from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
+from tonnage_operator.domain.resolving import SeenRevision, seen_revision
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ENTRY = "r-111111111111"
+KEY = (ENTRY, Medium.MEMORY)
+REF = "serving/llama"
+
+
+def _entry(name: str = ENTRY, **fields: Any) -> CacheEntry:
+    plain = {"name": name, "medium": Medium.MEMORY, "state": EntryState.READY, "models": (REF,), "bytes": 100}
+    return CacheEntry.model_validate({**plain, **fields})
+
+
+def _referrer(ref: str = REF, **fields: Any) -> Referrer:
+    plain: dict[str, Any] = {"deleting": False, "references": frozenset({KEY}), "retention": Retention.WHILE_REFERENCED}
+    return Referrer(ref, **{**plain, **fields})
+
+
+def _decide(*entries: CacheEntry, **more: Any) -> NodeDecision:
+    node = facts.node_fact(objects.node("n0"))
+    status = NodeCacheStatus(bootID="boot-1", entries=entries)
+    return decide_node(
+        NodeWorld(now=NOW, installation=objects.INSTALLATION, node=node, uid="cache", status=status, **more)
+    )
+
+
+def _states(decision: NodeDecision) -> dict[str, EntryState]:
+    assert decision.status is not None
+    return {entry.name: entry.state for entry in decision.status.entries or ()}
+
+
+def _pod(claim: Claim, *, started: bool = True, **fields: Any) -> facts.Pod:
+    loader = facts.Loader(claim.container, ready=started, ended=None, waiting_reason="", waiting_message="")
+    plain: dict[str, Any] = {
+        "namespace": "serving",
+        "name": "server",
+        "uid": "pod",
+        "role": names.ROLE_INJECTED,
+        "model_uid": "",
+        "job_uid": "",
+        "node": "n0",
+        "phase": "Running",
+        "reason": "",
+        "message": "",
+        "created": "2026-01-01T00:00:00Z",
+        "unschedulable": "",
+        "claims": (claim,),
+        "loaders": (loader,),
+        "deleting": False,
+    }
+    return facts.Pod(**{**plain, **fields})
+
+
+def _claim(**fields: Any) -> Claim:
+    plain: dict[str, Any] = {
+        "container": names.LOADER_CONTAINER,
+        "namespace": "serving",
+        "name": "llama",
+        "uid": objects.UID,
+        "revision": ENTRY,
+        "key": ENTRY,
+        "bytes": 100,
+    }
+    return Claim(**{**plain, **fields})
+
+
+def test_what_an_object_refers_to_stays_and_what_nobody_refers_to_goes() -> None:
+    other = _entry("r-222222222222")
+    decision = _decide(_entry(), other, referrers=[_referrer()])
+    assert _states(decision) == {ENTRY: EntryState.READY, other.name: EntryState.EVICTING}
+    (job,) = decision.apply
+    assert job["metadata"]["annotations"][names.CAUSE] == "Unreferenced"
+
+
+def test_an_object_that_cannot_be_read_keeps_what_names_it() -> None:
+    unread = _referrer(references=frozenset(), known=False)
+    decision = _decide(_entry(), referrers=[unread])
+    assert _states(decision) == {ENTRY: EntryState.READY}
+    assert decision.status is not None
+    assert [entry.models for entry in decision.status.entries or ()] == [(REF,)]
+    assert not decision.apply
+
+
+def test_what_a_finished_load_left_is_not_emptied_before_the_job_is_gone() -> None:
+    job = _ended_load()
+    assert not _decide(_entry(state=EntryState.READY, models=()), jobs=[job]).apply
+    assert _decide(_entry(models=()), jobs=[]).apply
+
+
+def _ended_load() -> facts.Job:
+    weights = objects.weights()
+    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    assert isinstance(seen, SeenRevision)
+    made = jobs.load_job(weights, seen, objects.INSTALLATION, node=facts.node_fact(objects.node("n0")), attempt=1)
+    made["metadata"]["annotations"][names.CACHE_KEY] = ENTRY
+    stored = objects.as_stored(made)
+    stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    return facts.job_fact(stored)
+
+
+def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> None:
+    first = _decide(_entry(models=()))
+    (job,) = first.apply
+    stored = objects.as_stored(job)
+    stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    done = facts.job_fact(stored)
+    # Loaded anew meanwhile, and unreferenced again, while the old Job is still there.
+    again = _decide(_entry(models=()), jobs=[done])
+    assert _states(again) == {ENTRY: EntryState.READY}
+    assert (again.apply, again.delete) == ((), (done,))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (None, EntryState.LOADING),
+        (contract.Outcome.FAILED, EntryState.PARTIAL),
+        (contract.Outcome.LOADED, EntryState.READY),
+        (contract.Outcome.HIT, EntryState.READY),
+    ],
+)
+def test_a_pod_that_starts_without_its_weights_as_well_proves_nothing_by_starting(
+    outcome: contract.Outcome | None, state: EntryState
+) -> None:
+    told = {("pod", ENTRY): outcome} if outcome else {}
+    decision = _decide(referrers=[_referrer()], consumers=[_pod(_claim(optional=True))], told=told)
+    assert _states(decision) == {ENTRY: state}
+
+
+def test_a_pod_that_needs_its_weights_proves_them_by_starting() -> None:
+    decision = _decide(referrers=[_referrer()], consumers=[_pod(_claim())])
+    assert _states(decision) == {ENTRY: EntryState.READY}
+
+
+def test_ranks_that_pods_bring_add_up() -> None:
+    one, two = _pod(_claim(ranks="0-3"), uid="one"), _pod(_claim(ranks="4,5"), uid="two")
+    decision = _decide(referrers=[_referrer()], consumers=[one, two])
+    assert decision.status is not None
+    assert [entry.ranks for entry in decision.status.entries or ()] == ["0-5"]
+
+
+def test_a_load_of_all_ranks_completes_what_pods_brought_in_part() -> None:
+    decision = _decide(_entry(ranks="0-3"), referrers=[_referrer()], jobs=[_ended_load()])
+    assert decision.status is not None
+    assert [entry.ranks for entry in decision.status.entries or ()] == [None]
+
+
+def test_room_is_made_by_the_longest_unused_and_one_at_a_time() -> None:
+    full = _failed_load("InsufficientSpace")
+    evictable = {"retention": Retention.EVICTABLE, "models": ()}
+    old = _entry("r-0ld", last_used_time="2026-01-01T00:00:00Z", **evictable)
+    recent = _entry("r-recent", last_used_time="2026-01-02T00:00:00Z", **evictable)
+    job, pod = full
+    decision = _decide(old, recent, jobs=[job], pods={job.uid: pod})
+    assert _states(decision)["r-0ld"] is EntryState.EVICTING
+    assert _states(decision)["r-recent"] is EntryState.READY
+    (made,) = decision.apply
+    assert made["metadata"]["annotations"][names.CAUSE] == "Pressure"
+    assert not _decide(old, recent).apply, "nobody needs room"
+
+
+def _failed_load(reason: str) -> tuple[facts.Job, facts.Pod]:
+    weights = objects.weights()
+    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    assert isinstance(seen, SeenRevision)
+    node = facts.node_fact(objects.node("n0"))
+    stored = objects.as_stored(jobs.load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1))
+    stored["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+    return facts.job_fact(stored), objects.ended_pod(stored, objects.failed_report(reason), exit_code=27)
