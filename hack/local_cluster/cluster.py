@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from local_cluster.clients import Clients
+    from local_cluster.network import Network
     from local_cluster.object_storage import ObjectStorage
     from local_cluster.process import Process
 
@@ -48,14 +49,19 @@ class Cluster:
         self.stop()
 
     @property
+    def network(self) -> Network:
+        """What is the cluster's own among the clusters of this machine."""
+        return self._machine.network
+
+    @property
     def node_address(self) -> str:
         """The node's address. The S3 server, the API server and node ports are there, for pods and for this machine."""
-        return self._machine.network.node_address
+        return self.network.node_address
 
     @property
     def host_address(self) -> str:
         """This machine's address on its cable to the node: pods reach here what listens on it."""
-        return self._machine.network.host_address
+        return self.network.host_address
 
     @property
     def kubeconfig(self) -> Path:

@@ -135,4 +135,4 @@ class Process:
             if pids and (identity := Identity.of(pids[0])):
                 return identity
             time.sleep(0.002)  # the kernel has no event for "it forked"
-        raise StartFailed(f"{self.name} ended at once:\n{self.tail()}")
+        raise StartFailed(f"{self.name} ended:\n{self.tail()}")

@@ -1,0 +1,176 @@
+"""A cluster leaves nothing, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from local_cluster import cgroups
+from local_cluster.cluster import attach, start
+from local_cluster.errors import ClusterExists, FolderInUse, NotRunning, StartFailed
+from local_cluster.identity import Identity, all_pids
+from local_cluster.machine import Machine
+from local_cluster.programs import ROOT, SCRIPT
+from local_cluster_support import traces
+from local_cluster_support.pods import Workspace
+
+if TYPE_CHECKING:
+    from local_cluster.cluster import Cluster
+
+pytestmark = pytest.mark.usefixtures("able")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+FORGETFUL = """
+import sys, time
+from pathlib import Path
+from local_cluster.machine import Machine
+machine = Machine(Path(sys.argv[1]))
+machine.reserve()
+machine.boot()
+print(machine.slot, machine.holder.pid, flush=True)
+time.sleep(300)
+"""
+"""Boots a machine that shall die with it."""
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "local_cluster", "--folder", str(folder), *arguments]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command; it must exit with 0."""
+    done = subprocess.run(
+        command(folder, *arguments), env=ENVIRONMENT, cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def namespace_of(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_path: Path, probe_image: Path):
+    folder = tmp_path / "not" / "there"
+    assert "not/there" in run(folder, "up").stdout
+    assert "runs (0 s)" in run(folder, "up").stdout
+    cluster = attach(folder)
+    slot = cluster.network.slot
+    inside = namespace_of(cluster.process("kubelet").pid)
+
+    cluster.import_image(probe_image)
+    space = Workspace.make(cluster, "stays")
+    volume = {"name": "cache", "hostPath": {"path": "/dev/shm/cache", "type": "DirectoryOrCreate"}}
+    disk = {"name": "disk", "hostPath": {"path": "/var/lib/on-disk", "type": "DirectoryOrCreate"}}
+    mounts = [{"name": name, "mountPath": f"/{name}"} for name in ("cache", "disk")]
+    space.serve("server", mounts=mounts, volumes=[volume, disk])
+    cluster.object_storage.client().create_bucket(Bucket="stays")
+    cluster.node_path("/dev/shm/cache/weights").write_text("in memory")
+    cluster.node_path("/var/lib/on-disk/weights").write_text("on disk")
+
+    boot_id = cluster.boot_id
+    run(folder, "reboot")
+    cluster = attach(folder)
+    node = run(folder, "kubectl", "get", "node", "-o", "jsonpath={.items[0].status.nodeInfo.bootID}").stdout
+    assert node == cluster.boot_id != boot_id
+    space = Workspace(cluster, "stays")
+    space.kubectl("wait", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "pod/server", "--timeout=60s")
+    space.await_ready("server")
+    assert not cluster.node_path("/dev/shm/cache/weights").exists()
+    assert cluster.node_path("/var/lib/on-disk/weights").read_text() == "on disk"
+    assert cluster.object_storage.client().list_buckets()["Buckets"][0]["Name"] == "stays"
+
+    assert "kubelet" in run(folder, "status").stdout
+    run(folder, "down")
+    assert not {line for line in traces.take(folder, slot) if str(folder) in line or f"tonnage{slot}" in line}
+    assert inside not in map(namespace_of, all_pids())
+    assert not (tmp_path / "not").exists()
+    run(folder, "down")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path, number: signal.Signals):
+    folder = tmp_path / "cluster"
+    before = traces.take(folder, None)
+    with subprocess.Popen(command(folder, "up"), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stderr
+        for line in up.stderr:
+            if "the node's machine" in line:
+                break
+        slot = attach(folder).network.slot
+        assert f"tonnage{slot}" in " ".join(traces.take(folder, slot) - before)
+        up.send_signal(number)
+        up.communicate()
+    if number == signal.SIGKILL:
+        assert folder.exists()
+        run(folder, "down")
+    assert traces.take(folder, slot) == before
+    assert not folder.exists()
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    (assets / "kube-apiserver").write_text("#!/bin/sh\necho no such luck\nexit 1\n")
+    (assets / "kube-apiserver").chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    folder = tmp_path / "cluster"
+    before = traces.take(folder, None)
+    with pytest.raises(StartFailed, match="kube-apiserver ended:\nno such luck"):
+        start(folder)
+    assert traces.take(folder, None) == before
+    assert not folder.exists()
+
+
+def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path):
+    script = [sys.executable, "-c", FORGETFUL, str(tmp_path)]
+    with subprocess.Popen(script, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout
+        slot, pid = map(int, starter.stdout.readline().split())
+        holder = Identity.of(pid)
+        assert holder
+        starter.kill()
+    assert holder.await_end(10)
+    # Whoever takes the slot next removes what is left in the kernel.
+    cgroups.remove(Machine(tmp_path, slot=slot).network.control_group)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
+    (tmp_path / "letter").write_text("dear")
+    with pytest.raises(FolderInUse, match="not empty"):
+        start(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter"]
+
+
+def test_a_folder_has_one_cluster_at_a_time(cluster: Cluster):
+    with pytest.raises(ClusterExists, match=str(cluster.folder)):
+        start(cluster.folder)
+    assert cluster.runs
+
+
+def test_where_there_is_no_cluster_status_says_so_and_what_to_do(tmp_path: Path):
+    with pytest.raises(NotRunning) as caught:
+        attach(tmp_path)
+    assert "local_cluster up" in caught.value.remedy
+
+
+def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled():
+    with subprocess.Popen(["sleep", "60"]) as other:
+        now = Identity.of(other.pid)
+        assert now
+        former = Identity(now.pid, now.started - 1)
+        assert not former.runs()
+        assert not former.send(signal.SIGKILL)
+        assert former.await_end(0)
+        assert other.poll() is None
+        assert now.send(signal.SIGKILL)
+        assert now.await_end(10)
