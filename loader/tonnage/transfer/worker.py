@@ -55,7 +55,7 @@ class Worker:
     """
 
     def __init__(self, control: int) -> None:
-        os.set_blocking(control, False)  # noqa: FBT003 - positional only
+        os.set_blocking(control, False)
         self._control = control
         self._unframer = Unframer(ToWorker)
         self._outgoing = bytearray()

@@ -1,0 +1,16 @@
+"""Each load starts a worker process a core: what one imports is paid that many times."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+DEAR = {"json", "hashlib", "socket", "threading", "queue", "subprocess", "asyncio", "botocore", "tonnage.loading"}
+
+
+def test_a_worker_imports_nothing_that_it_can_do_without() -> None:
+    program = "import sys; sys.path[:] = sys.argv[1:]; import tonnage.transfer.worker; print(*sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", program, *sys.path]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "tonnage.transfer.worker" in found
+    assert not DEAR & set(found)
