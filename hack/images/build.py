@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ Result = dict[str, Any]
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(words)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tonnage" / "images"
     try:
         result = obtain(options, cache)
@@ -146,7 +148,9 @@ def _build(engine: engines.Engine, prefix: str, source: Path, folder: Path) -> R
 
 
 def _forget_old(cache: Path) -> None:
-    """Removes builds that nobody asked for lately."""
+    """Removes builds that nobody asked for lately, and what interrupted ones left."""
+    for part in cache.glob(".*.part"):
+        shutil.rmtree(part)
     builds = sorted(cache.glob("*/images.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in builds[_KEPT_BUILDS:]:
         if time.time() - file.stat().st_mtime > _KEPT_SECONDS:
