@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from tonnage_operator.x509 import not_after
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
@@ -39,6 +41,7 @@ class Certificate:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.load_cert_chain(cert, key)
         self._digest = self._read()
+        self._tell_end()
 
     def _read(self) -> str:
         digest = hashlib.sha256()
@@ -46,6 +49,13 @@ class Certificate:
             with contextlib.suppress(OSError):
                 digest.update(path.read_bytes() + b"\0")
         return digest.hexdigest()
+
+    def _tell_end(self) -> None:
+        try:
+            self._metrics.certificate_end.set(not_after(self._cert.read_text()).timestamp())
+        except (OSError, ValueError) as error:
+            # OpenSSL could use it, so this is a matter of metrics alone.
+            _LOG.warning("When the certificate in %s ends can't be read: %s", self._cert, error)
 
     def check(self) -> None:
         """Takes up what is on disk, if it changed and is good."""
@@ -60,6 +70,7 @@ class Certificate:
             self._metrics.certificate_reloads.labels("failure").inc()
             _LOG.error("The certificate in %s can't be used, the old one stays in use: %s", self._cert, error)
         else:
+            self._tell_end()
             self._metrics.certificate_reloads.labels("success").inc()
             _LOG.info("Took up the new certificate in %s", self._cert)
 

@@ -74,6 +74,9 @@ class Metrics:
         self.admission_seconds = histogram(
             "admission_duration_seconds", "Time of an admission review inside the server.", _ADMISSION_BUCKETS
         )
+        self.certificate_end = gauge(
+            "certificate_expiry_timestamp_seconds", "When the serving certificate ends; 0 without one."
+        )
         self.certificate_reloads = counter("certificate_reload_total", "Changes of the serving certificate.", "result")
 
     def observe_request(self, verb: str, resource: Resource, label: str, status: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -90,6 +92,8 @@ def test_they_start_answer_and_take_up_new_certificates(
         status, text = _get(f"http://127.0.0.1:{program.ports['health']}/metrics")
         assert status == 200
         assert "tonnage_build_info" in text
+        (end,) = re.findall(r"^tonnage_certificate_expiry_timestamp_seconds (.*)$", text, re.MULTILINE)
+        assert abs(float(end) - time.time() - 3650 * 86400) < 3600
 
     renewed = helm.render(VALUES)
     code, said = _check(plane, tmp_path / "second", renewed, programs)

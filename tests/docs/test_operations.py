@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "operations.md"
 ALERTS = ROOT / "charts" / "tonnage" / "templates" / "monitoring" / "_alerts.tpl"
 NOT_OURS = {"up", "apiserver_admission_webhook_rejection_count"}
 """Series of Prometheus and Kubernetes that alerts look at."""
-FUNCTIONS = {"absent", "by", "histogram_quantile", "increase", "le", "max", "rate", "sum", "without"}
+FUNCTIONS = {"absent", "by", "histogram_quantile", "increase", "le", "max", "min", "rate", "sum", "time", "without"}
 
 
 def rows(title: str) -> list[list[str]]:

@@ -44,6 +44,12 @@
   annotations:
     summary: {{ `Nodes can't load {{ $labels.namespace }}/{{ $labels.name }}` }}
     description: {{ `The last load failed on {{ $value }} nodes. kubectl describe modelweights -n {{ $labels.namespace }} {{ $labels.name }} names them.` }}
+- alert: TonnageCertificateEnds
+  expr: min by (namespace, service) (tonnage_certificate_expiry_timestamp_seconds > 0) - time() < 1209600
+  labels: {severity: warning}
+  annotations:
+    summary: {{ `The certificate of {{ $labels.service }} ends within two weeks` }}
+    description: {{ `Then the API server, or loaders, trust it no more. It ends in {{ $value | humanizeDuration }}.` }}
 - alert: TonnageCertificateNotTakenUp
   expr: sum by (namespace, pod) (increase(tonnage_certificate_reload_total{result="failure"}[15m])) > 0
   labels: {severity: warning}
