@@ -38,7 +38,8 @@ class Cluster:
         self._machine = machine
         self._state = known
         self._progress = progress
-        self._parts = parts.Parts(folder, {name: Path(path) for name, path in known.programs.items()}, machine)
+        found = {name: Path(path) for name, path in known.programs.items()}
+        self._parts = parts.Parts(folder, found, machine, audited=known.audited)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +78,11 @@ class Cluster:
     def object_storage(self) -> ObjectStorage:
         """The cluster's S3 server."""
         return self._parts.object_storage
+
+    @property
+    def audit_log(self) -> Path:
+        """What the audit policy that the cluster was started with asked for, one JSON object a line."""
+        return self._parts.audit_log
 
     @property
     def boot_id(self) -> str:
@@ -187,12 +193,13 @@ def prepare(progress: Progress | None = None) -> dict[str, Path]:
     return parts.find_programs()
 
 
-def start(folder: Path, *, keep: bool = False, progress: Progress | None = None) -> Cluster:
+def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress: Progress | None = None) -> Cluster:
     """Starts a cluster whose files all lie in ``folder``, which must be empty or not there.
 
     Args:
         folder: Where it keeps its files.
         keep: Whether it outlives the thread that starts it. Otherwise it ends with that, however that ends.
+        audit_policy: What the API server notes in ``audit_log``, as a manifest; empty: nothing.
         progress: Is told what happens.
 
     Raises:
@@ -205,7 +212,7 @@ def start(folder: Path, *, keep: bool = False, progress: Progress | None = None)
     progress = progress or Progress()
     machine = Machine(folder, dies_with_starter=not keep)
     clean(folder)
-    known = state.State(made_folders=_make(folder))
+    known = state.State(made_folders=_make(folder), audited=bool(audit_policy))
     cluster = None
     try:
         requirements.ensure(folder, progress.tell)
@@ -217,7 +224,7 @@ def start(folder: Path, *, keep: bool = False, progress: Progress | None = None)
         known.slot = machine.slot
         known.write(folder)
         cluster = Cluster(folder, machine, known, progress)
-        cluster._parts.make_files()  # noqa: SLF001
+        cluster._parts.make_files(audit_policy)  # noqa: SLF001
         cluster._up()  # noqa: SLF001
     except BaseException:
         if cluster is not None:

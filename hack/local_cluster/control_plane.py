@@ -34,7 +34,8 @@ class ControlPlaneSettings:
     """What a control plane is made of.
 
     ``folder`` holds all of its files. ``kubeconfigs`` are those of its own clients, by program. ``more`` are further
-    arguments by program.
+    arguments by program. ``audit_policy`` is a file that
+    says what is noted in ``audit_log``; None: nothing is.
     """
 
     folder: Path
@@ -43,7 +44,7 @@ class ControlPlaneSettings:
     ports: Ports
     authorization: str
     kubeconfigs: Mapping[str, Path]
-    audit_policy: str = ""
+    audit_policy: Path | None = None
     more: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -126,8 +127,7 @@ def _api_server(settings: ControlPlaneSettings) -> list[str]:
         "--profiling=false",
     ]
     if settings.audit_policy:
-        policy = settings.folder / "audit.yaml"
-        arguments += [f"--audit-policy-file={policy}", f"--audit-log-path={settings.audit_log}"]
+        arguments += [f"--audit-policy-file={settings.audit_policy}", f"--audit-log-path={settings.audit_log}"]
     return arguments
 
 

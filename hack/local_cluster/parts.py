@@ -58,14 +58,14 @@ def kept_folders(found: Mapping[str, Path]) -> list[Path]:
 class Parts:
     """All programs of a cluster, started or not. ``folder`` holds their files."""
 
-    def __init__(self, folder: Path, found: Mapping[str, Path], machine: Machine) -> None:
+    def __init__(self, folder: Path, found: Mapping[str, Path], machine: Machine, *, audited: bool) -> None:
         self._folder = folder
         self._found = found
         self._machine = machine
         self._net = machine.network
         self._node = node.NodeFiles(folder / "node")
         self._storage = folder / "object-storage"
-        self._settings = self._control_plane_settings()
+        self._settings = self._control_plane_settings(audited=audited)
         self._corefile = folder / "node" / "Corefile"
         self.clients = Clients(found["kubectl"], found["helm"], folder / "admin.kubeconfig", folder / "clients")
         self.processes = self._processes()
@@ -73,10 +73,17 @@ class Parts:
         self.object_storage = ObjectStorage(self._storage, self._net.node_address, server, proxy)
         self._watch()
 
-    def make_files(self) -> None:
+    @property
+    def audit_log(self) -> Path:
+        """What the API server notes, if it does."""
+        return self._settings.audit_log
+
+    def make_files(self, audit_policy: str) -> None:
         """Writes keys and configurations, once in a cluster's life."""
         for name in ("control-plane", "node", "logs", "clients"):
             (self._folder / name).mkdir()
+        if self._settings.audit_policy:
+            self._settings.audit_policy.write_text(audit_policy)
         object_storage.write_files(self._storage)
         credentials.make_account_key(self._settings.account_key)
         authority, key = self._kubelet_client
@@ -146,7 +153,7 @@ class Parts:
             for name, arguments in commands.items()
         }
 
-    def _control_plane_settings(self) -> ControlPlaneSettings:
+    def _control_plane_settings(self, *, audited: bool) -> ControlPlaneSettings:
         certificate, key = self._kubelet_client
         return ControlPlaneSettings(
             folder=self._folder / "control-plane",
@@ -155,6 +162,7 @@ class Parts:
             ports=Ports(api=network.API_PORT),
             authorization="Node,RBAC",
             kubeconfigs={name: self._node.kubeconfig(name) for name in _USERS},
+            audit_policy=self._folder / "control-plane" / "audit-policy.yaml" if audited else None,
             more={
                 "kube-apiserver": [
                     "--enable-admission-plugins=NodeRestriction",

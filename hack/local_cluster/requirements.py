@@ -141,6 +141,19 @@ def ensure(folder: Path, tell: Callable[[str], None]) -> None:
         raise Lacking(missing)
 
 
+def provide(program: str) -> Path:
+    """Returns where this machine has a program; installs its Debian package first where it may.
+
+    Raises:
+        Lacking: It is not there.
+    """
+    if programs.of_machine(program) is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        install([PACKAGES[program]])
+    if path := programs.of_machine(program):
+        return path
+    raise Lacking([(program, f"As root: apt-get install {PACKAGES[program]}, or set KUBEBUILDER_ASSETS")])
+
+
 def missing_packages() -> list[str]:
     """Returns the Debian packages of the programs that this machine lacks."""
     names = [package for program, package in PACKAGES.items() if programs.of_machine(program) is None]

@@ -26,6 +26,7 @@ class State:
     programs: dict[str, str] = field(default_factory=dict)
     keep: list[str] = field(default_factory=list)
     slot: int | None = None
+    audited: bool = False
     boot_id: str = ""
     holder: Identity | None = None
     init: Identity | None = None

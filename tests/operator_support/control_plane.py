@@ -1,16 +1,13 @@
 """A real Kubernetes control plane on loopback: etcd, API server, controller manager, scheduler. No node, no root.
 
-The programs are built once by ``hack/kubernetes/build.sh``, or come from ``KUBEBUILDER_ASSETS``. Each runs in a process
-group of its own and is ended by its id.
+The programs are built once by ``hack/kubernetes/build.sh``, or come from ``KUBEBUILDER_ASSETS``. How they are called is
+in ``local_cluster.control_plane``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
-import shutil
 import signal
 import socket
 import ssl
@@ -19,14 +16,18 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+from local_cluster import credentials, programs, requirements
+from local_cluster.control_plane import ControlPlaneSettings, Ports, api_server_answers, commands
+from local_cluster.errors import Lacking
+from local_cluster.process import Process
 
+ROOT = Path(__file__).resolve().parents[2]
 
 _AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
@@ -46,36 +47,10 @@ class Unavailable(Exception):
 
 def find_programs() -> dict[str, Path]:
     """Returns the path of each program, building those that are missing."""
-    assets = Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")
-    found = {name: assets / name for name in PROGRAMS if (assets / name).exists()}
-    if missing := [name for name in PROGRAMS if name not in found]:
-        script = ROOT / "hack" / "kubernetes" / "build.sh"
-        done = subprocess.run([script, *missing], check=False, stdout=subprocess.PIPE, text=True)
-        if done.returncode == 3:
-            raise Unavailable(f"{', '.join(missing)}: neither in KUBEBUILDER_ASSETS nor buildable (there is no Go)")
-        if done.returncode:
-            raise RuntimeError(f"hack/kubernetes/build.sh failed with {done.returncode}")
-        folder = Path(done.stdout.strip())
-        found |= {name: folder / name for name in missing}
-    found["etcd"] = _find_etcd(assets)
-    return found
-
-
-def _find_etcd(assets: Path) -> Path:
-    if (assets / "etcd").exists():
-        return assets / "etcd"
-    if path := shutil.which("etcd"):
-        return Path(path)
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["install", "-y", "--no-install-recommends", "etcd-server"]
-        for arguments in (install, ["update"], install):
-            done = subprocess.run(["apt-get", *arguments], env=environment, check=False, capture_output=True)
-            if arguments is install and not done.returncode:
-                break
-        if path := shutil.which("etcd"):
-            return Path(path)
-    raise Unavailable("etcd: neither in KUBEBUILDER_ASSETS nor on PATH (Debian: apt-get install etcd-server)")
+    try:
+        return {**programs.built(programs.CONTROL_PLANE), "etcd": requirements.provide("etcd")}
+    except Lacking as error:
+        raise Unavailable(str(error)) from error
 
 
 def free_ports(count: int) -> list[int]:
@@ -89,22 +64,46 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class ControlPlane:
-    """A running control plane.
-
-    ``tokens`` are static bearer tokens by user; ``admin`` is in ``system:masters``.
-    """
+    """A running control plane, whose administrator has ``token``."""
 
     folder: Path
     programs: dict[str, Path]
-    url: str = ""
-    token: str = field(default_factory=lambda: secrets.token_hex(16))
-    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _apiserver: tuple[list[str | Path], str] | None = None
+    token: str = ""
+    _running: list[Process] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> ControlPlaneSettings:
+        """What it is made of."""
+        own = ("kube-controller-manager", "kube-scheduler")
+        # Nodes of these tests are objects without a kubelet, so nobody renews their leases.
+        without = "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller"
+        return ControlPlaneSettings(
+            folder=self.folder,
+            address="127.0.0.1",
+            service_range="10.0.0.0/24",
+            ports=Ports(*free_ports(5)),
+            authorization="RBAC",
+            kubeconfigs=dict.fromkeys(own, self.kubeconfig),
+            audit_policy=self.folder / "audit-policy.yaml",
+            more={
+                "kube-apiserver": [
+                    "--feature-gates=WatchList=false",
+                    "--advertise-address=10.255.255.254",
+                    "--endpoint-reconciler-type=none",
+                ],
+                "kube-controller-manager": [without],
+            },
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the API server answers."""
+        return self.settings.url
 
     @property
     def ca_file(self) -> Path:
-        """The certificate that signs the API server's (itself: it is self-signed)."""
-        return self.folder / "serving" / "apiserver.crt"
+        """The certificate that signs the API server's."""
+        return self.settings.ca_file
 
     @property
     def kubeconfig(self) -> Path:
@@ -113,94 +112,31 @@ class ControlPlane:
 
     def start(self) -> None:
         """Starts everything and returns when the API server is ready."""
-        client_port, peer_port, api_port, manager_port, scheduler_port = free_ports(5)
-        self.url = f"https://127.0.0.1:{api_port}"
-        self._make_keys()
-        (self.folder / "audit.yaml").write_text(_AUDIT_POLICY)
-        (self.folder / "tokens.csv").write_text(f'{self.token},admin,admin,"system:masters"\n')
-        self._write_kubeconfig()
-        etcd = f"http://127.0.0.1:{client_port}"
-        peer = f"http://127.0.0.1:{peer_port}"
-        self._run(
-            "etcd",
-            [
-                "--name=one",
-                f"--data-dir={self.folder / 'etcd'}",
-                f"--listen-client-urls={etcd}",
-                f"--advertise-client-urls={etcd}",
-                f"--listen-peer-urls={peer}",
-                f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=one={peer}",
-                "--unsafe-no-fsync",
-            ],
-        )
-        key = self.folder / "service-account.key"
-        self._run(
-            "kube-apiserver",
-            [
-                f"--etcd-servers={etcd}",
-                "--bind-address=127.0.0.1",
-                f"--secure-port={api_port}",
-                f"--cert-dir={self.folder / 'serving'}",
-                f"--token-auth-file={self.folder / 'tokens.csv'}",
-                "--authorization-mode=RBAC",
-                f"--service-account-key-file={key}",
-                f"--service-account-signing-key-file={key}",
-                "--service-account-issuer=https://kubernetes.default.svc",
-                "--service-cluster-ip-range=10.0.0.0/24",
-                "--allow-privileged=true",
-                "--enable-aggregator-routing=true",
-                "--api-audiences=https://kubernetes.default.svc",
-                "--profiling=false",
-                f"--audit-policy-file={self.folder / 'audit.yaml'}",
-                f"--audit-log-path={self.folder / 'audit.log'}",
-                "--feature-gates=WatchList=false",
-                "--advertise-address=10.255.255.254",
-                "--endpoint-reconciler-type=none",
-            ],
-        )
-        self._await_ready()
-        common = [
-            f"--kubeconfig={self.kubeconfig}",
-            f"--authentication-kubeconfig={self.kubeconfig}",
-            "--leader-elect=false",
-        ]
-        common += [f"--authorization-kubeconfig={self.kubeconfig}", "--bind-address=127.0.0.1", "--profiling=false"]
-        self._run(
-            "kube-controller-manager",
-            [
-                *common,
-                f"--service-account-private-key-file={key}",
-                "--use-service-account-credentials=true",
-                f"--root-ca-file={self.ca_file}",
-                f"--secure-port={manager_port}",
-                # Nodes of these tests are objects without a kubelet, so nobody renews their leases.
-                "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller",
-                "--kube-api-qps=200",
-                "--kube-api-burst=400",
-            ],
-        )
-        self._run(
-            "kube-scheduler", [*common, f"--secure-port={scheduler_port}", "--kube-api-qps=200", "--kube-api-burst=400"]
-        )
+        settings = self.settings
+        (self.folder / "audit-policy.yaml").write_text(_AUDIT_POLICY)
+        credentials.make_account_key(settings.account_key)
+        tokens = credentials.make_tokens({"admin": ("admin", ("system:masters",))}, settings.tokens_file)
+        self.token = tokens["admin"]
+        credentials.write_kubeconfig(self.kubeconfig, url=self.url, ca_file=self.ca_file, token=self.token)
+        for name, arguments in commands(settings).items():
+            process = Process(name, [self.programs[name], *arguments], self.folder / f"{name}.log")
+            self._running.append(process)
+            process.start()
+            if name == "kube-apiserver":
+                process.answers = partial(api_server_answers, settings, self.token)
+                process.await_ready()
 
     def stop(self) -> None:
         """Ends everything that was started, the last first."""
         for process in reversed(self._running):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 10
+            process.kill(signal.SIGTERM)
         for process in reversed(self._running):
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.stop()
         self._running.clear()
 
     def pids(self) -> dict[str, int]:
         """Returns the process of each program."""
-        return {Path(str(process.args[0])).name: process.pid for process in self._running}  # type: ignore[index]
+        return {process.name: process.pid for process in self._running}
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -239,7 +175,7 @@ class ControlPlane:
 
     def audited(self, user: str) -> list[dict[str, Any]]:
         """Returns what a service account of the operator's namespace did, from the audit log."""
-        lines = (self.folder / "audit.log").read_text().splitlines()
+        lines = self.settings.audit_log.read_text().splitlines()
         wanted = f"system:serviceaccount:tonnage-system:{user}"
         return [event for event in map(json.loads, lines) if event["user"]["username"] == wanted]
 
@@ -257,45 +193,3 @@ class ControlPlane:
         context = ssl.create_default_context(cafile=str(self.ca_file))
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:
             return json.loads(answer.read() or b"null")
-
-    def _run(self, program: str, arguments: list[str]) -> None:
-        log = (self.folder / f"{program}.log").open("wb")
-        with log:
-            process = subprocess.Popen(
-                [self.programs[program], *arguments],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._running.append(process)
-
-    def _await_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            if self._running[-1].poll() is not None:
-                raise RuntimeError(f"The API server ended:\n{(self.folder / 'kube-apiserver.log').read_text()[-4000:]}")
-            try:
-                self.request("GET", "/readyz?verbose=0")
-            except json.JSONDecodeError:
-                return
-            except (OSError, urllib.error.URLError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    def _make_keys(self) -> None:
-        subprocess.run(
-            ["openssl", "genrsa", "-out", self.folder / "service-account.key", "2048"], check=True, capture_output=True
-        )
-
-    def _write_kubeconfig(self) -> None:
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url, "certificate-authority": str(self.ca_file)}}],
-            "users": [{"name": "admin", "user": {"token": self.token}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-        }
-        self.kubeconfig.write_text(json.dumps(config))
