@@ -36,7 +36,6 @@ PREFERENCE: Final = 80
 MOST_PREFERRED: Final = 256
 """Warm nodes that a preference names; more would make pods large, and any of these is as good."""
 _STATUS_FOLDER: Final = ".tonnage"
-_API_ACCESS_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 class Refusal(Exception):
@@ -185,8 +184,6 @@ def _loader(
     override = {name: value for name, value in (("cpu", request.cpu), ("memory", request.memory)) if value}
     has_user = "runAsUser" in (spec.get("securityContext") or {})
     container = loader_pod.container(supply.weights, loading, installation, override=override, pod_has_user=has_user)
-    # Admission puts the pod's own API token into every container, unless something else is mounted there.
-    container["volumeMounts"].append({"name": loading.name("run"), "mountPath": _API_ACCESS_FOLDER, "readOnly": True})
     if (request.form or supply.weights.spec.loader.form) is LoaderForm.SIDECAR:
         container["restartPolicy"] = "Always"
         container["startupProbe"] = {

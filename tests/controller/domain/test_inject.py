@@ -112,13 +112,6 @@ def test_applied_twice_is_applied_once() -> None:
     assert _inject(copy.deepcopy(once)) == once
 
 
-def test_the_pods_own_api_token_is_kept_out_of_the_loader() -> None:
-    (loader,) = _inject(_pod())["spec"]["initContainers"]
-    folder = "/var/run/secrets/kubernetes.io/serviceaccount"
-    (mount,) = [mount for mount in loader["volumeMounts"] if mount["mountPath"] == folder]
-    assert mount == {"name": "tonnage-run", "mountPath": folder, "readOnly": True}
-
-
 def test_annotations_copied_from_an_injected_pod_do_not_count() -> None:
     notes = _inject(_pod())["metadata"]["annotations"]
     assert _loader(_inject(_pod(annotations=dict(notes))))
