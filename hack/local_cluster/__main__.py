@@ -51,7 +51,7 @@ def _up(options: argparse.Namespace) -> int:
 A one-node cluster runs ({time.monotonic() - began:.0f} s). In a shell:
 
   export KUBECONFIG={cluster.kubeconfig}
-  export PATH={cluster.clients.kubectl_program.parent}:$PATH
+  export PATH={cluster.program_folder}:$PATH
   kubectl get pods -A
 
 S3 server, for pods and for this machine: {storage.endpoint} (its users: {cluster.folder}/object-storage/s3.json)

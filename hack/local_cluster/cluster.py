@@ -75,6 +75,11 @@ class Cluster:
         return self._parts.clients
 
     @property
+    def program_folder(self) -> Path:
+        """The folder that has kubectl and helm."""
+        return self.clients.kubectl_program.parent
+
+    @property
     def object_storage(self) -> ObjectStorage:
         """The cluster's S3 server."""
         return self._parts.object_storage
