@@ -123,6 +123,7 @@ def ended_pod(
                 "labels": job["metadata"]["labels"],
                 "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"]}],
             },
+            "spec": job["spec"]["template"]["spec"],
             "status": {
                 "phase": "Failed" if exit_code else "Succeeded",
                 "containerStatuses": [

@@ -41,6 +41,7 @@ class Simulation:
     reports: dict[str, contract.Report] = field(default_factory=dict)
     caches: dict[str, NodeCacheStatus] = field(default_factory=dict)
     consumers: list[facts.Pod] = field(default_factory=list)
+    neighbours: frozenset[str] = frozenset()
     events: list[str] = field(default_factory=list)
     posted: set[str] = field(default_factory=set)
     started: list[str] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Simulation:
             jobs=[job for job in self._known_jobs() if job.model_uid == objects.UID],
             pods=self.pods,
             consumers=self.consumers,
+            neighbours=self.neighbours,
             reports=self.reports,
         )
 
@@ -103,6 +105,8 @@ class Simulation:
         """Decides about the deletion once, and does it."""
         self.deleting = True
         decision = decide_farewell(self.world())
+        self._apply(decision.apply)
+        self.events += [event.reason for event in decision.events]
         for job in decision.delete:
             self.jobs.pop(job.name, None)
         self.record()

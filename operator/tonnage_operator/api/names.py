@@ -63,8 +63,12 @@ ROLE_INJECTED: Final = "injected"
 
 # Annotations of Jobs: what they were made for, where a label could not hold it.
 NODE: Final = f"{GROUP}/node"
+CLAIM_PREFIX: Final = "pvc/"
+"""What stands before a claim's name where otherwise there is a node's."""
 BOOT_ID: Final = f"{GROUP}/boot-id"
 ATTEMPT: Final = f"{GROUP}/attempt"
+BYTES: Final = f"{GROUP}/bytes"
+"""Bytes that a load Job is to bring."""
 CACHE_KEY: Final = f"{GROUP}/cache-key"
 MEDIUM: Final = f"{GROUP}/medium"
 MODEL_REF: Final = f"{GROUP}/model-ref"

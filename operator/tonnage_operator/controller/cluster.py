@@ -136,7 +136,7 @@ class Cluster:
         """How loads of pods of users ended, as reported, by the pod's uid and the entry's name."""
         self.media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
         self._jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
-        self._jobs_of_node = Index(lambda job: (job.node,) if job.node else ())
+        self._jobs_of_node = Index(lambda job: (job.host,) if job.host else ())
         self._pods_of_job = Index(lambda pod: (pod.job_uid,) if pod.job_uid else ())
         self._pods_of_model = Index(lambda pod: {claim.uid for claim in pod.claims})
         self._pods_of_node = Index(lambda pod: (pod.node,) if pod.claims and pod.node else ())
@@ -229,8 +229,17 @@ class Cluster:
             jobs=[outcomes.as_known(job, pods.get(job.uid), now) for job in jobs],
             pods=pods,
             consumers=self._pods(self._pods_of_model[record.uid]),
+            neighbours=self._neighbours(weights),
             reports=self.reports,
         )
+
+    def _neighbours(self, weights: Weights) -> frozenset[str]:
+        """Returns the entries that other objects refer to in the object's claim."""
+        claim = weights.claim
+        if not any(claim):
+            return frozenset()
+        others = [each.weights for each in self.weights if each.weights and each.uid != weights.uid]
+        return frozenset().union(*(each.claim_entries() for each in others if each.claim == claim))
 
     def node_world(self, node: facts.Node, now: datetime) -> NodeWorld:
         """Returns what a decision about one node looks at."""

@@ -184,6 +184,8 @@ class ReportEndpoint:
 
     def _remember_medium(self, pod: Pod, medium: contract.Medium, report: contract.Report) -> None:
         job = self._cluster.jobs.get(pod.job_uid) if pod.job_uid else None
+        if job and job.node.startswith(names.CLAIM_PREFIX):
+            return  # a claim is no medium of the node
         if job and job.medium:
             self._cluster.media[pod.node][Medium(job.medium)] = medium
             return

@@ -75,8 +75,8 @@ class Waking:
             return
         if job.model_uid:
             self._weights(job.model_uid)
-        if job.node:
-            self._node(job.node)
+        if job.host:
+            self._node(job.host)
 
     def _pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         pod = after or before
@@ -98,8 +98,8 @@ class Waking:
         if pod.model_uid:
             self._weights(pod.model_uid)
         job = self._cluster.jobs.get(pod.job_uid)
-        if ended and job and job.node:
-            self._node(job.node)
+        if ended and job and job.host:
+            self._node(job.host)
 
     def _wake_holders(self, keys: Iterable[Key]) -> None:
         for key, medium in keys:

@@ -83,7 +83,7 @@ class WeightsLoop(Loop):
         self._tally.count_ended(world)
         if record.deleting:
             return await self._say_farewell(record, world)
-        if record.weights.spec.cache.delivery is Delivery.HOST_PATH and names.FINALIZER not in record.finalizers:
+        if record.weights.spec.cache.delivery is not Delivery.EMPTY_DIR and names.FINALIZER not in record.finalizers:
             await self._set_finalizers(record, (*record.finalizers, names.FINALIZER))
             return 0.0  # the record is another one now
         decision = decide(world)
@@ -169,11 +169,20 @@ class WeightsLoop(Loop):
         if names.FINALIZER not in record.finalizers:
             return None
         farewell = decide_farewell(world)
+        waiting = farewell.waiting
+        try:
+            await self._start(record, farewell.apply)
+        except ApiError as error:
+            if error.status not in {403, 404, 422}:
+                raise
+            # The namespace goes as well, or forbids it: nothing more can be done, and nothing may hang.
+            _LOG.warning("A deleted object's claim can't be emptied: %s", error.message, extra=self._about(record))
+            waiting = ""
         await self._delete(farewell.delete)
-        if farewell.waiting:
-            event = Event(EventReason.DELETION_WAITING, farewell.waiting, key=farewell.waiting)
-            await self._story.tell(record, (event,))
-            return _LOOK_AGAIN
+        await self._story.tell(record, farewell.events)
+        if waiting:
+            await self._story.tell(record, (Event(EventReason.DELETION_WAITING, waiting, key=waiting),))
+            return min(_LOOK_AGAIN, farewell.wake_after or _LOOK_AGAIN)
         await self._release(record)
         self._tally.forget(record.namespace, record.name)
         return None

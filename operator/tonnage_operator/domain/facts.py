@@ -84,6 +84,8 @@ class Job:
     """What it resolves for, or the cache key that it loads or empties."""
     medium: str
     node: str
+    """Where it loads or empties: a node's name, or ``pvc/<claim>``."""
+    cause: str
     boot_id: str
     round: str
     attempt: int
@@ -93,7 +95,14 @@ class Job:
     finished: str
     started: str
     """When Kubernetes first looked after it; empty: not yet, as happens where there are many."""
+    bytes: int
+    """What it is to load; 0: nothing, or unknown."""
     deleting: bool
+
+    @property
+    def host(self) -> str:
+        """Name of the node that it is for; empty where it is for a claim, or for nothing of the kind."""
+        return "" if self.node.startswith(names.CLAIM_PREFIX) else self.node
 
 
 def job_fact(body: Body) -> Job:
@@ -120,6 +129,7 @@ def job_fact(body: Body) -> Job:
         key=notes.get(names.CACHE_KEY) or notes.get(names.SOURCE_HASH, ""),
         medium=notes.get(names.MEDIUM, ""),
         node=notes.get(names.NODE, ""),
+        cause=notes.get(names.CAUSE, ""),
         boot_id=notes.get(names.BOOT_ID, ""),
         round=notes.get(names.ROUND, ""),
         attempt=int(notes.get(names.ATTEMPT, "1")),
@@ -128,6 +138,7 @@ def job_fact(body: Body) -> Job:
         message=message,
         finished=finished,
         started=status.get("startTime") or "",
+        bytes=int(notes.get(names.BYTES, "0")),
         deleting="deletionTimestamp" in metadata,
     )
 
@@ -151,6 +162,8 @@ class Loader:
     ended: Ended | None
     waiting_reason: str
     waiting_message: str
+    memory_limit: str = ""
+    """As the pod states it; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +193,7 @@ class Pod:
         return self.phase in {"Succeeded", "Failed"}
 
 
-def _loader(status: Body) -> Loader:
+def _loader(status: Body, container: Body) -> Loader:
     state = status.get("state") or {}
     ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
     waiting = state.get("waiting") or {}
@@ -192,6 +205,7 @@ def _loader(status: Body) -> Loader:
         ended=Ended(ended.get("exitCode", -1), ended.get("reason", ""), ended.get("message", "")) if ended else None,
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
+        memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
     )
 
 
@@ -206,6 +220,7 @@ def pod_fact(body: Body) -> Pod:
         if (each["type"], each["status"], each.get("reason")) == ("PodScheduled", "False", "Unschedulable")
     ]
     statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    containers = {each["name"]: each for part in ("initContainers", "containers") for each in spec.get(part) or ()}
     return Pod(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -220,6 +235,10 @@ def pod_fact(body: Body) -> Pod:
         created=metadata.get("creationTimestamp") or "",
         unschedulable=unplaced[0] if unplaced else "",
         claims=claims.read(notes.get(names.ENTRIES, "")),
-        loaders=tuple(_loader(each) for each in statuses if each["name"].startswith(names.LOADER_CONTAINER)),
+        loaders=tuple(
+            _loader(each, containers.get(each["name"]) or {})
+            for each in statuses
+            if each["name"].startswith(names.LOADER_CONTAINER)
+        ),
         deleting="deletionTimestamp" in metadata,
     )

@@ -31,11 +31,9 @@ Body = dict[str, Any]
 _REPORT: Final = ("--termination-log", TERMINATION_LOG)
 _RESOLVE_DEADLINE: Final = 600
 _CLEANUP_DEADLINE: Final = 600
+_CLEANUP_RESOURCES: Final = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
 _LOAD_SLACK: Final = 300
 """Seconds that a load Job lives longer than its loader's own deadline: time to be placed and to pull the image."""
-
-CLAIM_PREFIX: Final = "pvc/"
-"""What a load into a claim has in place of a node."""
 
 
 def _job(
@@ -168,7 +166,7 @@ def load_job(
     }
     if tolerations := _tolerations(weights):
         pod["tolerations"] = tolerations
-    target = node.name if node else f"{CLAIM_PREFIX}{weights.spec.cache.claim_name}"
+    target = node.name if node else f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
     if node:
         pod["affinity"] = _pinned_to(node.name)
     else:
@@ -191,6 +189,7 @@ def load_job(
             names.NODE: target,
             names.BOOT_ID: boot,
             names.REVISION: seen.revision,
+            names.BYTES: str(seen.total_bytes),
             names.ATTEMPT: str(attempt),
         },
         deadline=int(units.parse_duration(weights.spec.loader.timeout)) + _LOAD_SLACK,
@@ -233,7 +232,7 @@ def cleanup_job(
         "command": ["tonnage"],
         # An earlier attempt may have emptied it and not been heard.
         "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", entry],
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": _CLEANUP_RESOURCES,
         "securityContext": security_context(Delivery.HOST_PATH, installation),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "tonnage-cache", "mountPath": f"{CACHE_ROOT}/{entry}"}],
@@ -263,6 +262,67 @@ def cleanup_job(
         deadline=_CLEANUP_DEADLINE,
         pod=pod,
     )
+
+
+def claim_cleanup_job(
+    weights: Weights, installation: Installation, *, keys: tuple[str, ...], attempt: int, cause: str
+) -> Body:
+    """Returns the Job that empties entries in the object's claim: in its namespace, and with no credentials at all.
+
+    Args:
+        weights: The object.
+        installation: Image and users.
+        keys: Cache keys of the entries.
+        attempt: From 1.
+        cause: ``Unreferenced`` or ``Deleted``.
+    """
+    claim = weights.spec.cache.claim_name
+    entries = sorted(key.rpartition("/")[2] for key in keys)
+    loader: Body = {
+        "name": names.LOADER_CONTAINER,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", *entries],
+        "resources": _CLEANUP_RESOURCES,
+        "securityContext": security_context(Delivery.CLAIM, installation),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "tonnage-cache", "mountPath": CACHE_ROOT}],
+    }
+    pod: Body = {
+        "serviceAccountName": installation.job_service_account,
+        "containers": [loader],
+        "volumes": [{"name": "tonnage-cache", "persistentVolumeClaim": {"claimName": claim}}],
+        "securityContext": {"fsGroup": installation.loader.unprivileged_uid},
+        **_pull_secrets(installation),
+    }
+    if weights.spec.placement.node_selector:
+        pod["nodeSelector"] = dict(weights.spec.placement.node_selector)
+    if tolerations := _tolerations(weights):
+        pod["tolerations"] = tolerations
+    target = f"{names.CLAIM_PREFIX}{claim}"
+    key = ",".join(sorted(keys))
+    job = _job(
+        name=identity.job_name(names.ROLE_CLEANUP, weights.name, weights.uid, cause, target, key, attempt),
+        namespace=weights.namespace,
+        labels={
+            names.ROLE: names.ROLE_CLEANUP,
+            names.MODEL_UID: weights.uid,
+            names.NODE_HASH: identity.node_hash(target),
+        },
+        annotations={
+            names.MODEL_REF: weights.ref,
+            names.CACHE_KEY: key,
+            names.MEDIUM: Medium.DISK.value,
+            names.NODE: target,
+            names.CAUSE: cause,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=_CLEANUP_DEADLINE,
+        pod=pod,
+    )
+    job["metadata"]["ownerReferences"] = _owner(weights)
+    return job
 
 
 def encoded_plan(job: Body) -> contract.Plan:

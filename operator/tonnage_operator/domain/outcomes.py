@@ -70,15 +70,17 @@ def remedy(reason: str) -> str:
     return known.get(reason, "")
 
 
-def _killed(pod: Pod) -> Failure | None:
+def _killed(job: Job, pod: Pod) -> Failure | None:
     """Says whether Kubernetes ended the pod or its loader."""
     if pod.reason in {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated"}:
         return Failure(Reason.LOADER_EVICTED, f"The loader's pod was ended by Kubernetes ({pod.reason}). {pod.message}")
     for loader in pod.loaders:
         if loader.ended and loader.ended.reason == "OOMKilled":
+            limit = f"its limit is {loader.memory_limit}" if loader.memory_limit else "the node had no more"
+            size = f", and {units.human_bytes(job.bytes)} are to be written" if job.bytes else ""
             return Failure(
                 Reason.LOADER_OOM_KILLED,
-                "The loader was killed for memory. Pages of a memory cache are charged to it: raise "
+                f"The loader was killed for memory: {limit}{size}. Pages of a memory cache are charged to it: raise "
                 "spec.loader.resources.limits.memory, or leave it out.",
             )
     return None
@@ -86,7 +88,7 @@ def _killed(pod: Pod) -> Failure | None:
 
 def failure_of(job: Job, pod: Pod | None) -> Failure:
     """Returns why a failed Job failed."""
-    if pod and (killed := _killed(pod)):
+    if pod and (killed := _killed(job, pod)):
         return killed
     report = last_words(pod)
     if report and report.reason:

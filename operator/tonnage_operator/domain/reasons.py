@@ -58,3 +58,4 @@ class EventReason(enum.StrEnum):
     LOAD_COMPLETED = "LoadCompleted"
     REVISION_CHANGED = "RevisionChanged"
     DELETION_WAITING = "DeletionWaiting"
+    CLAIM_NOT_EMPTIED = "ClaimNotEmptied"

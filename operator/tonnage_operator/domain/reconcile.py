@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery
-from tonnage_operator.domain import loads, outcomes, resolving, telling
+from tonnage_operator.domain import claim_volumes, loads, outcomes, resolving, telling
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.world import POD_PATIENCE
 
@@ -75,6 +75,9 @@ class Farewell:
     delete: tuple[Job, ...] = ()
     waiting: str = ""
     """Why it can't go yet; empty: the finalizer may go."""
+    apply: tuple[dict[str, Any], ...] = ()
+    events: tuple[Event, ...] = ()
+    wake_after: float | None = None
 
 
 def decide_farewell(world: World) -> Farewell:
@@ -84,6 +87,10 @@ def decide_farewell(world: World) -> Farewell:
     can't be done (the node is not ready, or pods use the entry). So this one just looks whether it is named anywhere.
     """
     weights = world.weights
+    if weights.spec.cache.delivery is Delivery.CLAIM:
+        leaving = claim_volumes.leave(world)
+        going = tuple(job for job in world.jobs if job.role != names.ROLE_CLEANUP and not job.deleting)
+        return Farewell(going, leaving.waiting, leaving.apply, leaving.left, leaving.wake_after)
     shared = weights.spec.cache.delivery is Delivery.HOST_PATH
     kept = [job for job in world.jobs if job.role == names.ROLE_LOAD and shared and not world.is_recorded(job)]
     going = tuple(job for job in world.jobs if job not in kept and not job.deleting)

@@ -60,6 +60,19 @@ class Weights:
         entry = identity.entry(revision, self.spec.cache.layout)
         return identity.cache_key(entry, namespace=self.namespace, sharing=installation.sharing)
 
+    @property
+    def claim(self) -> tuple[str, str]:
+        """Namespace and name of the claim that holds its entries; empty where none does."""
+        cache = self.spec.cache
+        return (self.namespace, cache.claim_name or "") if cache.delivery is Delivery.CLAIM else ("", "")
+
+    def claim_entries(self) -> frozenset[str]:
+        """The entries in its claim that must stay on its account."""
+        if self.deleting or self.spec.cache.delivery is not Delivery.CLAIM:
+            return frozenset()
+        kept = (self.status.resolved, self.status.available)
+        return frozenset(identity.entry(seen.revision, self.spec.cache.layout) for seen in kept if seen)
+
     def references(self, installation: Installation) -> frozenset[tuple[str, Medium]]:
         """(cache key, medium) of the entries that must stay: of the revision in use, and of the one being moved to."""
         if self.deleting or self.spec.cache.delivery is not Delivery.HOST_PATH:

@@ -41,6 +41,8 @@ class World:
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()
     """Pods of users that were admitted with this object."""
+    neighbours: frozenset[str] = frozenset()
+    """Entries that other objects refer to in the same claim."""
     reports: Mapping[str, contract.Report] = field(default_factory=dict)
     """The latest report of each Job, by the Job's uid. A restart loses them, and that must not matter."""
 

@@ -339,6 +339,16 @@ def test_a_failing_node_is_named_with_its_reason_and_recovers_by_itself(
     assert simulation.condition("Degraded") == ("False", "AllNodesHealthy")
 
 
+def test_a_loader_that_was_killed_for_memory_is_told_of_with_its_numbers() -> None:
+    simulation = _fleet(1, {"cache": {"medium": "Disk"}, "loader": {"resources": {"limits": {"memory": "1Gi"}}}})
+    simulation.resolve()
+    (job,) = simulation.active(names.ROLE_LOAD)
+    simulation.end(job, code=137, reason="OOMKilled")
+    simulation.settle()
+    (failure,) = simulation.status["failures"]
+    assert "its limit is 1Gi, and 2Gi are to be written" in failure["message"]
+
+
 def test_a_failing_node_does_not_hold_up_the_others() -> None:
     simulation = _fleet(3, {"placement": {"maxConcurrentNodes": 1}})
     simulation.resolve()
@@ -512,17 +522,6 @@ def test_a_huge_list_is_pinned_by_its_digest() -> None:
     plan = jobs.encoded_plan(load)
     assert plan.expected_digest == report.digest
     assert plan.sources[0].objects is None
-
-
-def test_a_claim_is_loaded_once() -> None:
-    spec = {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}}
-    simulation = _fleet(3, spec)
-    simulation.resolve()
-    assert simulation.loading_nodes() == {"pvc/weights"}
-    simulation.finish_loads()
-    assert simulation.condition("Warm") == ("True", "AllNodesWarm")
-    assert simulation.condition("Ready") == ("True", "Warm")
-    assert len(simulation.started) == 2
 
 
 def _consumer(simulation: Simulation, node: str, *, started: bool = True) -> facts.Pod:
