@@ -93,7 +93,7 @@ def lacks(found: Found) -> list[tuple[str, str]]:
     """Returns what is missing, each with what to do about it; packages only where they can't be installed."""
     result: list[tuple[str, str]] = []
     if not found.root:
-        result.append(("root's permissions: a node mounts, makes links and control groups", "Run it by sudo."))
+        result.append(("root's permissions: a node mounts, makes links and control groups", "Run it with sudo."))
     if found.packages and not found.can_install:
         names = " ".join(found.packages)
         result.append((f"programs of the packages {names} (Debian's names)", f"As root: apt-get install {names}"))

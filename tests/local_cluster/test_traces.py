@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,3 +175,14 @@ def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled():
         assert other.poll() is None
         assert now.send(signal.SIGKILL)
         assert now.await_end(10)
+
+
+def test_the_documented_commands_and_the_documented_example_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = (ROOT / "docs" / "local-cluster.md").read_text()
+    documented = re.findall(r"^\$ PYTHONPATH=hack \.venv/bin/python -m local_cluster (\w+)", text, re.MULTILINE)
+    known = subprocess.run(command(tmp_path, "--help"), env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert documented == ["up", "status", "kubectl", "reboot", "down"]
+    assert all(re.search(rf"^ +{name} ", known.stdout, re.MULTILINE) for name in documented)
+    (example,) = re.findall(r"<!-- run: python -->\n```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(example, "docs/local-cluster.md", "exec"), {"folder": str(tmp_path / "cluster")})
+    assert "0 GETs of that object so far" in capsys.readouterr().out
