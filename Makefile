@@ -7,12 +7,16 @@ SETUP := sh hack/env/setup.sh
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+IMAGES_ARGS ?=
+
+# What the programs in hack/ import: each other, the product, and the tests' support.
+HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test demo bench lock format clean
+.PHONY: help setup check lint types test e2e demo demo-cluster cluster-up cluster-down images bench lock format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Prepare .venv with everything for working on Tonnage
 	@$(SETUP) lint
@@ -24,6 +28,26 @@ demo: ## Load a real model from a real S3 server, step by step (about a minute)
 test: ## Run all tests
 	@$(SETUP) test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+e2e: ## Run the tests that need a real node: real images, chart, kubelet and pods (part of make test)
+	@$(SETUP) test
+	@$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
+
+demo-cluster: ## Tell the story of Tonnage on a real one-node cluster (as root; about three minutes)
+	@$(SETUP) test
+	@$(HACK) -m demo_cluster story $(DEMO_ARGS)
+
+cluster-up: ## Start a real one-node cluster with Tonnage, an S3 server and a model in it (as root)
+	@$(SETUP) test
+	@$(HACK) -m demo_cluster up $(DEMO_ARGS)
+
+cluster-down: ## End that cluster and leave nothing behind
+	@$(SETUP) test
+	@$(HACK) -m local_cluster down
+
+images: ## Build the container images of loader and operator
+	@$(SETUP) test
+	@$(BIN)/python hack/images/build.py $(IMAGES_ARGS)
 
 check: lint types ## Everything that CI checks besides the tests
 
