@@ -155,6 +155,7 @@ class Cluster:
         lost; its disk stays. Returns when the node is ready again and says the new boot ID.
         """
         self._machine.power_off()
+        self._parts.reap()
         self._up()
 
     def stop(self) -> None:
