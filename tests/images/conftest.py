@@ -24,9 +24,12 @@ LACKING = 3
 
 
 def _tool(*words: str) -> str:
-    """Runs one of the tools and returns what it printed; skips, in its words, where this machine can't do it."""
+    """Runs one of the tools and returns what it printed; skips, in its words, where this machine can't do it.
+
+    In CI that is a failure.
+    """
     done = subprocess.run([sys.executable, *words], cwd=TOOLS, capture_output=True, text=True, check=False)
-    if done.returncode == LACKING:
+    if done.returncode == LACKING and os.environ.get("CI") != "true":
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
     return done.stdout
