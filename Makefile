@@ -46,8 +46,7 @@ cluster-down: ## End that cluster and leave nothing behind
 	@$(HACK) -m local_cluster down
 
 images: ## Build the container images of loader and operator
-	@$(SETUP) test
-	@$(BIN)/python hack/images/build.py $(IMAGES_ARGS)
+	@python3 hack/images/build.py $(IMAGES_ARGS)
 
 check: lint types ## Everything that CI checks besides the tests
 
@@ -56,11 +55,13 @@ lint: ## Lint, format check and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 types: ## Type check (mypy, strict)
 	@$(SETUP) lint
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
+	$(BIN)/mypy hack/images/*.py
 
 bench: ## Measure Tonnage beside its peers into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench
