@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import shutil
 import time
 import urllib.error
@@ -15,9 +16,11 @@ import yaml
 from chart_support import audit
 from chart_support.helm import CHART, NAMESPACE, Helm, Object, Refused
 from chart_support.hooks import HookRunner
+from operator_support.control_plane import ROOT
 from operator_support.fleet import ControllerThread, Fleet, installation
 from operator_support.kubelet import Kubelet, Loaders
 from operator_support.waiting import eventually
+from support.documents import blocks
 from tonnage_operator import __version__
 from tonnage_operator.api import names
 from tonnage_operator.kube.access import Access
@@ -269,3 +272,29 @@ def test_without_the_hook_nothing_runs_at_an_uninstall(cluster: Helm, fleet: Fle
     _create_held(fleet)
     cluster.uninstall()
     assert _held(fleet)
+
+
+def test_the_commands_of_the_page_do_what_it_says(
+    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+) -> None:
+    page = ROOT / "docs" / "helm.md"
+    text = "\n".join(block.text for block in blocks(page) if block.language == "console")
+    commands = [shlex.split(line)[2:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("$ helm ")]
+    commands = [command for command in commands if command[0] != "test"]  # that needs a node: see tests/cluster
+    assert [command[0] for command in commands] == ["install", "upgrade", "uninstall", "upgrade", "uninstall"]
+
+    def run(command: list[str]) -> None:
+        cluster.run(*[str(CHART) if word == "charts/tonnage" else word for word in command])
+
+    install, upgrade, uninstall, prepare, wipe = commands
+    run(install)
+    _create_held(fleet)
+    run(upgrade)
+    run(uninstall)
+    assert not _held(fleet)
+    run(install)
+    run(prepare)
+    with Kubelet(plane, Loaders()), _controller(plane):
+        run(wipe)
+    assert [arguments.split()[0] for arguments, _, _ in hooks.ended] == ["release", "wipe", "release"]
+    eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)

@@ -25,10 +25,12 @@ _WANTED = {
 
 def download() -> list[Path]:
     """Returns the files, fetching the Go modules that carry them where this machine has them not yet."""
-    if not shutil.which("go"):
+    # Where hack/kubernetes/build.sh looks for it, too.
+    go = shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")
+    if not go:
         raise Unavailable("CRDs of other operators: there is no Go to fetch them")
     done = subprocess.run(
-        ["go", "mod", "download", "-json", *_WANTED],
+        [go, "mod", "download", "-json", *_WANTED],
         cwd=_FOLDER,
         env={**os.environ, "GOWORK": "off", "GOFLAGS": "-mod=readonly"},
         check=False,

@@ -7,12 +7,16 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from local_cluster import programs
+from local_cluster.errors import Lacking
 from operator_support.control_plane import ROOT, Unavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHART = ROOT / "charts" / "tonnage"
 NAMESPACE = "tonnage-system"
@@ -23,16 +27,10 @@ Values = dict[str, Any]
 
 def find_helm() -> Path:
     """Returns Helm's path, building it where it is missing."""
-    assets = Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")
-    if (assets / "helm").exists():
-        return assets / "helm"
-    script = ROOT / "hack" / "kubernetes" / "build.sh"
-    done = subprocess.run([script, "helm"], check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode == 3:
-        raise Unavailable("helm: neither in KUBEBUILDER_ASSETS nor buildable (there is no Go)")
-    if done.returncode:
-        raise RuntimeError(f"hack/kubernetes/build.sh failed with {done.returncode}")
-    return Path(done.stdout.strip()) / "helm"
+    try:
+        return programs.built(programs.CLIENTS)["helm"]
+    except Lacking as error:
+        raise Unavailable(str(error)) from error
 
 
 class Refused(Exception):

@@ -104,6 +104,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "enabled": True,
             "apiServer": {"cidrs": ["10.0.0.1/32", "fd00::1/128"], "ports": [6443]},
             "webhookFrom": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
+            "reportsFrom": [{"podSelector": {}}],
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
         }
     },
