@@ -7,14 +7,16 @@ in ``local_cluster.control_plane``.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import json
 import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -70,6 +72,8 @@ class ControlPlane:
     programs: dict[str, Path]
     token: str = ""
     _running: list[Process] = field(default_factory=list)
+    _local: threading.local = field(default_factory=threading.local)
+    _connections: list[http.client.HTTPSConnection] = field(default_factory=list)
 
     @cached_property
     def settings(self) -> ControlPlaneSettings:
@@ -128,6 +132,8 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Ends everything that was started, the last first."""
+        for connection in self._connections:
+            connection.close()
         for process in reversed(self._running):
             process.kill(signal.SIGTERM)
         for process in reversed(self._running):
@@ -185,11 +191,33 @@ class ControlPlane:
         Raises:
             urllib.error.HTTPError: The server refused; its body is in ``fp``.
         """
-        request = urllib.request.Request(self.url + path, method=method)
-        request.add_header("Authorization", f"Bearer {self.token}")
+        headers = {"Authorization": f"Bearer {self.token}"}
+        data = None
         if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", content_type)
-        context = ssl.create_default_context(cafile=str(self.ca_file))
-        with urllib.request.urlopen(request, timeout=30, context=context) as answer:
-            return json.loads(answer.read() or b"null")
+            data, headers["Content-Type"] = json.dumps(body).encode(), content_type
+        try:
+            answer, text = self._send(self._connection(), method, path, data, headers)
+        except (http.client.BadStatusLine, ConnectionError):  # the server has closed what was idle
+            answer, text = self._send(self._connection(fresh=True), method, path, data, headers)
+        if answer.status >= 400:
+            refused = io.BytesIO(text)
+            raise urllib.error.HTTPError(self.url + path, answer.status, answer.reason, answer.headers, refused)
+        return json.loads(text or b"null")
+
+    @staticmethod
+    def _send(
+        connection: http.client.HTTPSConnection, method: str, path: str, data: bytes | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        connection.request(method, path, body=data, headers=headers)
+        answer = connection.getresponse()
+        return answer, answer.read()
+
+    def _connection(self, *, fresh: bool = False) -> http.client.HTTPSConnection:
+        """Returns this thread's connection: a handshake for each request would cost more than the requests."""
+        made: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
+        if made is None or fresh:
+            context = ssl.create_default_context(cafile=str(self.ca_file))
+            address = self.url.removeprefix("https://")
+            made = self._local.connection = http.client.HTTPSConnection(address, timeout=30, context=context)
+            self._connections.append(made)
+        return made

@@ -48,7 +48,7 @@ class WeightsLoop(Loop):
         super().__init__(cluster, gateway, metrics, clock=clock)
         self._story = Storyteller(gateway, metrics, clock)
         self._tally = Tally(metrics)
-        self._counts_pace = Pace(burst=6, every=_COUNTS_EVERY)
+        self._counts_pace = Pace(burst=10, every=_COUNTS_EVERY)
 
     async def reconcile(self, uid: str) -> float | None:
         """Brings one object in order. See ``Workers``."""

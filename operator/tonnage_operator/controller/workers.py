@@ -57,7 +57,7 @@ class Workers:
         self._name = name
         self._reconcile = reconcile
         self._settle = settle
-        self._pace = pace or Pace(burst=10, every=1.0)
+        self._pace = pace or Pace(burst=20, every=1.0)
         self._limit = asyncio.Semaphore(limit)
         self._workers: dict[str, _Worker] = {}
         self._on_result = on_result or (lambda *_: None)

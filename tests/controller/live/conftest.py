@@ -8,6 +8,7 @@ import pytest
 
 from operator_support.fleet import ControllerThread, Fleet, admin_access, installation
 from operator_support.kubelet import Kubelet, Loaders
+from operator_support.webhooks import WebhookThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,3 +45,12 @@ def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator
     del operator_namespace
     with ControllerThread(admin_access(control_plane), installation()) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def webhook(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookThread]:
+    """A running webhook, and its configuration on the API server."""
+    with WebhookThread(admin_access(control_plane), installation(), tmp_path_factory.mktemp("webhook")) as running:
+        running.register(control_plane)
+        yield running
+        running.unregister(control_plane)

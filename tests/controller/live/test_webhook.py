@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import ssl
 import urllib.error
@@ -13,26 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from operator_support import objects
-from operator_support.fleet import Fleet, admin_access, installation
+from operator_support.fleet import Fleet
+from operator_support.pods import CONTAINERS, create_pod, inits, pod_template
 from operator_support.waiting import eventually
-from operator_support.webhooks import WebhookThread
 from tonnage_operator.api import names
 from tonnage_operator.domain.resolving import seen_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from operator_support.control_plane import ControlPlane
-
-CONTAINERS: list[dict[str, Any]] = [{"name": "server", "image": "vllm"}]
-
-
-@pytest.fixture(scope="module")
-def webhook(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookThread]:
-    with WebhookThread(admin_access(control_plane), installation(), tmp_path_factory.mktemp("webhook")) as running:
-        running.register(control_plane)
-        yield running
-        running.unregister(control_plane)
+    from operator_support.webhooks import WebhookThread
 
 
 @pytest.fixture
@@ -54,31 +42,12 @@ def make_resolved(fleet: Fleet, spec: dict[str, Any] | None = None, *, name: str
     return revision
 
 
-def pod_template(notes: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    return {
-        "metadata": {"labels": {"app": "a"}, "annotations": {names.MODEL: "llama"} if notes is None else notes},
-        "spec": {"containers": copy.deepcopy(CONTAINERS), **spec},
-    }
-
-
-def create_pod(fleet: Fleet, notes: dict[str, str] | None = None, *, query: str = "", **spec: Any) -> dict[str, Any]:
-    template = pod_template(notes, **spec)
-    template["metadata"]["generateName"] = "p-"
-    body = {"apiVersion": "v1", "kind": "Pod", **template}
-    made: dict[str, Any] = fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/pods{query}", body)
-    return made
-
-
 def refused(fleet: Fleet, notes: dict[str, str] | None = None, **spec: Any) -> str:
     with pytest.raises(urllib.error.HTTPError) as caught:
         create_pod(fleet, notes, **spec)
     with caught.value as answer:
         message: str = json.loads(answer.read())["message"]
     return message
-
-
-def inits(pod: dict[str, Any]) -> list[str]:
-    return [each["name"] for each in pod["spec"].get("initContainers") or ()]
 
 
 def test_a_pod_that_asks_is_injected_and_valid(model: Fleet) -> None:

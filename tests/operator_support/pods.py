@@ -1,0 +1,51 @@
+"""Pods of users on a real control plane."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from operator_support.fleet import Fleet
+
+CONTAINERS: list[dict[str, Any]] = [{"name": "server", "image": "vllm"}]
+
+
+def pod_template(notes: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    """Returns the template of a pod that asks for the model ``llama``, unless other annotations are given."""
+    return {
+        "metadata": {"labels": {"app": "a"}, "annotations": {names.MODEL: "llama"} if notes is None else notes},
+        "spec": {"containers": copy.deepcopy(CONTAINERS), **spec},
+    }
+
+
+def create_pod(fleet: Fleet, notes: dict[str, str] | None = None, *, query: str = "", **spec: Any) -> dict[str, Any]:
+    """Creates such a pod, and returns what was admitted."""
+    template = pod_template(notes, **spec)
+    template["metadata"]["generateName"] = "p-"
+    body = {"apiVersion": "v1", "kind": "Pod", **template}
+    made: dict[str, Any] = fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/pods{query}", body)
+    return made
+
+
+def delete_pod(fleet: Fleet, pod: dict[str, Any]) -> None:
+    """Deletes a pod, as far as the API server goes; its kubelet ends it."""
+    fleet.plane.request("DELETE", f"/api/v1/namespaces/{fleet.namespace}/pods/{pod['metadata']['name']}")
+
+
+def inits(pod: dict[str, Any]) -> list[str]:
+    """Returns the names of a pod's init containers."""
+    return [each["name"] for each in pod["spec"].get("initContainers") or ()]
+
+
+def revision_of(pod: dict[str, Any]) -> str:
+    """Returns the revision that a pod of one model was admitted with."""
+    revision: str = pod["metadata"]["annotations"][names.REVISION].partition("=")[2]
+    return revision
+
+
+def volumes(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns a pod's volumes by name."""
+    return {each["name"]: each for each in pod["spec"]["volumes"]}
