@@ -5,9 +5,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"time"
@@ -23,9 +25,8 @@ func main() {
 			fmt.Fprintln(writer, "here is", name)
 		})))
 	case "get":
-		client := http.Client{Timeout: 10 * time.Second}
 		for _, url := range os.Args[2:] {
-			answer, err := client.Get(url)
+			answer, err := get(url)
 			if err != nil {
 				log.Fatal(err)
 			}
@@ -38,5 +39,20 @@ func main() {
 		}
 	default:
 		log.Fatal("usage: probe serve ADDRESS | get URL...")
+	}
+}
+
+// get asks again for some seconds while there is a name but nobody answers: a Service is reached a moment after it is
+// made, when the node's packet filter knows of it.
+func get(url string) (*http.Response, error) {
+	client := http.Client{Timeout: 10 * time.Second}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		answer, err := client.Get(url)
+		var unknown *net.DNSError
+		if err == nil || errors.As(err, &unknown) || time.Now().After(deadline) {
+			return answer, err
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
