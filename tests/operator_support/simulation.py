@@ -15,6 +15,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.domain import facts, outcomes
 from tonnage_operator.domain.caches import Caches
+from tonnage_operator.domain.claims import Claim
 from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
 from tonnage_operator.domain.reconcile import Decision, Farewell, decide, decide_farewell
 from tonnage_operator.domain.units import format_time
@@ -205,3 +206,41 @@ class Simulation:
     def loading_nodes(self) -> set[str]:
         """Returns the nodes with a running load Job."""
         return {self.target(job) for job in self.active(names.ROLE_LOAD)}
+
+
+def prewarming(count: int = 4, spec: dict[str, Any] | None = None) -> Simulation:
+    """Returns an object that wants all of so many nodes warm."""
+    simulation = Simulation(objects.merged({"placement": {"prewarm": "AllMatching"}}, spec or {}))
+    simulation.add_nodes(*(f"n{index}" for index in range(count)))
+    return simulation
+
+
+def consumer(simulation: Simulation, node: str, *, started: bool = True) -> facts.Pod:
+    """Returns a pod on a node that was admitted with the revision in use."""
+    revision = simulation.status["resolved"]["revision"]
+    claim = Claim(
+        container=names.LOADER_CONTAINER,
+        namespace="serving",
+        name="llama",
+        uid=objects.UID,
+        revision=revision,
+        key=revision,
+        bytes=2 * objects.GIB,
+    )
+    return facts.Pod(
+        namespace="serving",
+        name="p",
+        uid="pu",
+        role=names.ROLE_INJECTED,
+        model_uid="",
+        job_uid="",
+        node=node,
+        phase="Running",
+        reason="",
+        message="",
+        created="2026-01-01T00:00:00Z",
+        unschedulable="",
+        claims=(claim,),
+        loaders=(facts.Loader(names.LOADER_CONTAINER, started, None, "", ""),),
+        deleting=False,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from tonnage_operator.api.modelweights import Retention
+from tonnage_operator.api.modelweights import AccessFrom, Retention
 from tonnage_operator.domain.nodecache import Referrer
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Referrers:
     def put(self, uid: str, weights: Weights) -> None:
         """Takes in an object."""
         references, retention = weights.references(self._installation), weights.spec.cache.retention
-        self._put(uid, Referrer(weights.ref, weights.deleting, references, retention))
+        guests = weights.spec.access.allowed_namespaces.from_ is not AccessFrom.SAME
+        self._put(uid, Referrer(weights.ref, weights.deleting, references, retention, guests=guests))
 
     def put_unreadable(self, uid: str, ref: str, *, deleting: bool) -> None:
         """Takes in an object of which nothing but its name is understood."""

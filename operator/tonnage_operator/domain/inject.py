@@ -174,6 +174,7 @@ def _loading(supply: Supply, request: Request, installation: Installation) -> tu
         bytes=seen.total_bytes,
         ranks=request.ranks_text,
         verify=weights.spec.verify.value,
+        optional=request.on_failure is OnFailure.CONTINUE,
     )
     return loading, claim
 

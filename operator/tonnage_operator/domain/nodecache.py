@@ -40,6 +40,12 @@ class Referrer:
     retention: Retention
     known: bool = True
     """False: the object can't be read by this release, so what names it stays as it is."""
+    guests: bool = False
+    """Pods of other namespaces may use it."""
+
+    def speaks_for(self, key: Key, namespace: str) -> bool:
+        """Returns whether pods of a namespace may have loaded an entry on this object's account."""
+        return key in self.references and (self.guests or self.ref.partition("/")[0] == namespace)
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ def _used(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, CacheEn
             if not claim.key or (pod.over and key not in entries):
                 continue
             entry = entries.get(key) or _fresh(key)
-            if _has_loaded(world, pod, claim):
+            if _is_credible(world, pod, key) and _has_loaded(world, pod, claim):
                 entry = _held(entry, claim)
             elif _may_load(world, pod, claim) and entry.state is EntryState.PARTIAL:
                 entry = entry.model_copy(update={"state": EntryState.LOADING})
@@ -181,6 +187,11 @@ def _used(world: NodeWorld, entries: dict[Key, CacheEntry]) -> dict[Key, CacheEn
                 entry = entry.model_copy(update={"last_used_time": pod.created})
             entries[key] = entry
     return entries
+
+
+def _is_credible(world: NodeWorld, pod: Pod, key: Key) -> bool:
+    """Returns whether the pod's word counts: anyone may write annotations, so an object has to stand behind it."""
+    return any(each.speaks_for(key, pod.namespace) for each in world.referrers)
 
 
 def _has_loaded(world: NodeWorld, pod: Pod, claim: Claim) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import time
@@ -19,15 +20,15 @@ from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
 
 if TYPE_CHECKING:
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.domain.requests import Wanted
+    from tonnage_operator.domain.requests import Request, Wanted
     from tonnage_operator.kube.gateway import Gateway
     from tonnage_operator.telemetry import Metrics
     from tonnage_operator.webhook.warmth import Warmth
 
 _LOG = logging.getLogger("tonnage.webhook")
 
-_LOOKUP_TIMEOUT: Final = 3.0
-"""Seconds for reading one object; the API server waits longer for us as a whole."""
+_LOOKUP_TIMEOUT: Final = 2.0
+"""Seconds for reading one object, of which at most two are read one after the other: the API server waits longer."""
 
 Body = dict[str, Any]
 
@@ -130,10 +131,10 @@ class Reviewer:
         if not namespace:
             raise Refusal("The review names no namespace, so it can't be known which model is meant.")
         request = read_request(notes, namespace=namespace)
-        supplies = tuple([await self._supply(wanted, namespace) for wanted in request.models])
-        return inject.inject(pod, supplies, request, self.installation)
+        found = await asyncio.gather(*(self._supply(wanted, namespace, request) for wanted in request.models))
+        return inject.inject(pod, tuple(found), request, self.installation)
 
-    async def _supply(self, wanted: Wanted, namespace: str) -> inject.Supply:
+    async def _supply(self, wanted: Wanted, namespace: str, request: Request) -> inject.Supply:
         absent = Refusal(
             f"ModelWeights {wanted.namespace}/{wanted.name} does not exist"
             + ("." if wanted.namespace == namespace else f", or pods of namespace {namespace} may not use it.")
@@ -154,7 +155,8 @@ class Reviewer:
             raise absent
         seen = weights.current
         key = weights.key(seen.revision, self.installation) if seen else ""
-        return inject.available(wanted, weights, self._warmth.hosts(key, weights.medium(self.installation)))
+        hosts = self._warmth.hosts(key, weights.medium(self.installation), request.ranks_text)
+        return inject.available(wanted, weights, hosts)
 
 
 def _annotations(pod: Body) -> dict[str, str]:

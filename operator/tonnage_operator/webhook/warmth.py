@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState, NodeCacheStatus
+from tonnage_operator.domain import ranks
 from tonnage_operator.kube.reflector import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
 Key = tuple[str, Medium]
 
@@ -22,7 +23,8 @@ class WarmNode:
 
     uid: str
     hostname: str
-    entries: frozenset[Key]
+    entries: Mapping[Key, str | None]
+    """The ranks of each; None: all."""
 
 
 def warm_node(body: dict[str, Any]) -> WarmNode:
@@ -33,7 +35,7 @@ def warm_node(body: dict[str, Any]) -> WarmNode:
     return WarmNode(
         uid=metadata["uid"],
         hostname=(metadata.get("labels") or {}).get(names.HOSTNAME_LABEL, metadata["name"]),
-        entries=frozenset((entry.name, entry.medium) for entry in ready),
+        entries={(entry.name, entry.medium): entry.ranks for entry in ready},
     )
 
 
@@ -42,22 +44,19 @@ class Warmth:
 
     def __init__(self) -> None:
         self.store = Store(warm_node)
-        self._hosts: dict[Key, set[str]] = {}
+        self._hosts: dict[Key, dict[str, str | None]] = {}
         self.store.listen(self._changed)
 
     def _changed(self, before: WarmNode | None, after: WarmNode | None) -> None:
-        for key in _entries(before):
-            hosts = self._hosts.get(key, set())
-            hosts.discard(before.hostname if before else "")
+        for key in before.entries if before else ():
+            hosts = self._hosts.get(key, {})
+            hosts.pop(before.hostname if before else "", None)
             if not hosts:
                 self._hosts.pop(key, None)
-        for key in _entries(after):
-            self._hosts.setdefault(key, set()).add(after.hostname if after else "")
+        for key, held in after.entries.items() if after else ():
+            self._hosts.setdefault(key, {})[after.hostname if after else ""] = held
 
-    def hosts(self, key: str, medium: Medium) -> tuple[str, ...]:
-        """Returns the host names of the nodes that have an entry, sorted."""
-        return tuple(sorted(self._hosts.get((key, medium), ())))
-
-
-def _entries(node: WarmNode | None) -> Iterable[Key]:
-    return node.entries if node else ()
+    def hosts(self, key: str, medium: Medium, wanted: str = "") -> tuple[str, ...]:
+        """Returns the host names of the nodes that have an entry with the wanted ranks (empty: all), sorted."""
+        found = self._hosts.get((key, medium), {})
+        return tuple(sorted(host for host, held in found.items() if ranks.covers(held, wanted)))

@@ -149,6 +149,15 @@ def test_a_pod_that_needs_its_weights_proves_them_by_starting() -> None:
     assert _states(decision) == {ENTRY: EntryState.READY}
 
 
+def test_a_pod_whose_claim_no_object_stands_behind_proves_nothing() -> None:
+    stranger = _pod(_claim(), namespace="elsewhere")
+    held = _decide(referrers=[_referrer()], consumers=[stranger])
+    assert _states(held) == {ENTRY: EntryState.LOADING}
+    invited = _decide(referrers=[_referrer(guests=True)], consumers=[stranger])
+    assert _states(invited) == {ENTRY: EntryState.READY}
+    assert _states(_decide(consumers=[_pod(_claim())])) == {ENTRY: EntryState.LOADING}
+
+
 def test_ranks_that_pods_bring_add_up() -> None:
     one, two = _pod(_claim(ranks="0-3"), uid="one"), _pod(_claim(ranks="4,5"), uid="two")
     decision = _decide(referrers=[_referrer()], consumers=[one, two])

@@ -1,0 +1,142 @@
+"""What pods ask by their annotations, and what they may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from operator_support import objects
+from operator_support.injecting import asking_pod, environment_of, injected, loader_of, resolved
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.domain import claims, identity
+from tonnage_operator.domain.access import may_use
+from tonnage_operator.domain.inject import Refusal, Supply, available, without_weights
+from tonnage_operator.domain.requests import BadRequest, asks, read_request
+
+
+def test_only_the_named_containers_get_the_mount() -> None:
+    pod = asking_pod({names.MODEL: "llama", names.CONTAINERS: "server"})
+    pod["spec"]["containers"].append({"name": "logs"})
+    server, logs = injected(pod)["spec"]["containers"]
+    assert server["volumeMounts"]
+    assert "volumeMounts" not in logs
+    assert "env" not in logs
+
+
+def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
+    notes = {
+        names.MODEL: "llama",
+        names.MOUNT_PATH: "/weights/",
+        names.FORM: "init",
+        names.RANKS: "0-2,7",
+        names.LOADER_CPU: "3",
+        names.LOADER_MEMORY: "5Gi",
+    }
+    pod = injected(asking_pod(notes))
+    loader = loader_of(pod)
+    assert "restartPolicy" not in loader
+    assert "--hold" not in loader["args"]
+    assert loader["resources"]["requests"] == {"cpu": "3", "memory": "5Gi"}
+    assert contract.decode_plan(environment_of(loader)["TONNAGE_PLAN"]).files.ranks == contract.RankSelection(
+        wanted=(0, 1, 2, 7)
+    )
+    assert pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] == "/weights/llama"
+
+
+def test_a_container_that_is_missing_is_named() -> None:
+    with pytest.raises(Refusal, match="no container named nobody"):
+        injected(asking_pod({names.MODEL: "llama", names.CONTAINERS: "nobody"}))
+
+
+def test_going_on_without_weights_is_told_to_the_containers() -> None:
+    env = environment_of(without_weights(asking_pod(), "No such model.")["spec"]["containers"][0])
+    assert env == {"TONNAGE_STATUS": "failed", "TONNAGE_REASON": "No such model."}
+
+
+def test_going_on_at_run_time_is_told_by_a_file() -> None:
+    pod = injected(asking_pod({names.MODEL: "llama", names.ON_FAILURE: "continue"}))
+    assert loader_of(pod)["args"][-4:-2] == ["--on-failure", "continue"]
+    (server,) = pod["spec"]["containers"]
+    assert environment_of(server)["TONNAGE_STATUS_FILE"] == "/models/.tonnage/llama/status"
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {names.MODEL: "a", names.MODELS: "b=c"},
+        {names.MODEL: ""},
+        {names.MODEL: "a/b/c"},
+        {names.MODEL: "UPPER"},
+        {names.MODELS: "noalias"},
+        {names.MODELS: "a=x,a=y"},
+        {names.MODELS: "a-b=x,a--b=y,A=z"},
+        {names.MODELS: ",".join(f"a{index}=x" for index in range(17))},
+        {names.MODEL: "a", names.MOUNT_PATH: "models"},
+        {names.MODEL: "a", names.MOUNT_PATH: "/a/../b"},
+        {names.MODEL: "a", names.CONTAINERS: " , "},
+        {names.MODEL: "a", names.RANKS: "3-1"},
+        {names.MODEL: "a", names.RANKS: "x"},
+        {names.MODEL: "a", names.RANKS: "0-99999"},
+        {names.MODEL: "a", names.FORM: "daemon"},
+        {names.MODEL: "a", names.SCHEDULING: "maybe"},
+        {names.MODEL: "a", names.ON_FAILURE: "panic"},
+        {names.MODEL: "a", names.LOADER_CPU: "lots"},
+        {names.MODEL: "a", names.LOADER_MEMORY: "-1Gi"},
+    ],
+)
+def test_an_annotation_that_makes_no_sense_is_named(notes: dict[str, str]) -> None:
+    with pytest.raises(BadRequest, match=r"tonnage\.dev/"):
+        read_request(notes, namespace="serving")
+
+
+def test_opting_out_wins() -> None:
+    assert not asks({names.MODEL: "llama", names.INJECT: "false"})
+    assert not asks({})
+    assert asks({names.MODEL: "llama"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "same", "other"),
+    [
+        ({"from": "Same"}, True, False),
+        ({"from": "All"}, True, True),
+        ({"from": "Selector", "selector": {"matchLabels": {"team": "a"}}}, True, True),
+        ({"from": "Selector", "selector": {"matchLabels": {"team": "b"}}}, True, False),
+        (
+            {"from": "Selector", "selector": {"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}},
+            True,
+            False,
+        ),
+    ],
+)
+def test_access_of_other_namespaces(rule: dict[str, Any], same: bool, other: bool) -> None:
+    weights = objects.weights({"access": {"allowedNamespaces": rule}})
+    assert may_use(weights, "serving", {}) is same
+    assert may_use(weights, "elsewhere", {"team": "a"}) is other
+
+
+def test_an_annotation_of_claims_that_is_nonsense_is_nothing() -> None:
+    for text in ("", "x", "{}", '[{"container": 1}]', "[[[["):
+        assert claims.read(text) == ()
+
+
+def test_what_is_not_resolved_is_refused() -> None:
+    request = read_request({names.MODEL: "llama"}, namespace="serving")
+    with pytest.raises(Refusal, match="has not been listed yet"):
+        available(request.models[0], objects.weights(), ())
+    other = resolved()
+    moved = objects.weights(
+        {"source": {"s3": {"prefix": "other/"}}},
+        status=other.status.model_dump(mode="json", by_alias=True, exclude_none=True),
+    )
+    with pytest.raises(Refusal, match="is not resolved"):
+        available(request.models[0], moved, ())
+
+
+def test_supply_needs_a_revision_of_this_source() -> None:
+    weights = resolved()
+    assert weights.current is not None
+    assert weights.current.source_hash == identity.source_hash(weights.spec)
+    assert isinstance(available(read_request({names.MODEL: "x"}, namespace="a").models[0], weights, ()), Supply)

@@ -1,0 +1,164 @@
+"""Deletion, and what pods of users keep."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from operator_support import objects
+from operator_support.simulation import Simulation, consumer, prewarming
+from tonnage_operator.api import names
+from tonnage_operator.api.nodecache import EntryState
+from tonnage_operator.domain import jobs
+from tonnage_operator.domain.reconcile import decide_farewell
+
+
+def test_a_pod_that_loaded_by_itself_makes_its_node_warm() -> None:
+    simulation = Simulation()
+    simulation.add_nodes("n0")
+    simulation.resolve()
+    simulation.consumers = [consumer(simulation, "n0", started=False)]
+    simulation.settle()
+    (entry,) = simulation.caches["n0"].entries or ()
+    assert entry.state is EntryState.LOADING
+    simulation.consumers = [consumer(simulation, "n0")]
+    simulation.settle()
+    (entry,) = simulation.caches["n0"].entries or ()
+    assert (entry.state, entry.bytes, entry.models) == (EntryState.READY, 2 * objects.GIB, ("serving/llama",))
+    assert simulation.status["consumers"] == {"pods": 1, "namespaces": 1}
+    assert simulation.condition("Ready") == ("True", "Warm")
+
+
+def test_deletion_empties_every_node_and_then_lets_go() -> None:
+    simulation = prewarming(2)
+    simulation.resolve()
+    simulation.finish_loads()
+    assert "Emptying its cache entries on 2 nodes" in simulation.farewell().waiting
+    cleanups = simulation.active(names.ROLE_CLEANUP)
+    assert {simulation.target(job) for job in cleanups} == {"n0", "n1"}
+    for job in cleanups:
+        simulation.end(job)
+    simulation.farewell()
+    assert simulation.farewell().waiting == ""
+    assert not simulation.jobs
+    assert all(not cache.entries for cache in simulation.caches.values())
+
+
+def test_deletion_in_the_middle_of_a_load_leaves_no_bytes_behind() -> None:
+    simulation = prewarming(1)
+    simulation.resolve()
+    simulation.farewell()
+    assert simulation.loading_nodes() == set()
+    simulation.farewell()
+    (job,) = simulation.active(names.ROLE_CLEANUP)
+    simulation.end(job)
+    simulation.farewell()
+    assert simulation.farewell().waiting == ""
+
+
+def test_deletion_waits_until_a_running_load_is_on_record() -> None:
+    simulation = prewarming(1)
+    simulation.resolve()
+    simulation.caches.clear()
+    simulation.deleting = True
+    farewell = decide_farewell(simulation.world())
+    assert farewell.delete == ()
+    assert "on record" in farewell.waiting
+
+
+@pytest.mark.parametrize("dead", ["gone", "not ready"])
+def test_deletion_is_never_stuck_on_a_dead_node(dead: str) -> None:
+    simulation = prewarming(1)
+    simulation.resolve()
+    simulation.finish_loads()
+    if dead == "gone":
+        del simulation.node_bodies["n0"]
+    else:
+        simulation.node_bodies["n0"] = objects.node("n0", ready=False)
+    simulation.farewell()
+    assert simulation.farewell().waiting == ""
+    if dead == "not ready":
+        (entry,) = simulation.caches["n0"].entries or ()
+        assert entry.models == ()
+        simulation.node_bodies["n0"] = objects.node("n0")
+        simulation.record()
+        assert len(simulation.active(names.ROLE_CLEANUP)) == 1, "it is emptied when the node comes back"
+
+
+def test_deletion_lets_pods_keep_their_bytes_and_empties_them_later() -> None:
+    simulation = prewarming(1)
+    simulation.resolve()
+    simulation.finish_loads()
+    simulation.consumers = [consumer(simulation, "n0")]
+    simulation.farewell()
+    assert simulation.farewell().waiting == ""
+    assert not simulation.active(names.ROLE_CLEANUP)
+    (entry,) = simulation.caches["n0"].entries or ()
+    assert entry.state is EntryState.READY
+    simulation.consumers = []
+    simulation.record()
+    assert len(simulation.active(names.ROLE_CLEANUP)) == 1
+
+
+def test_deletion_gives_up_on_a_node_where_cleaning_fails_but_the_node_goes_on_trying() -> None:
+    simulation = prewarming(1)
+    simulation.resolve()
+    simulation.finish_loads()
+    for _ in range(3):
+        assert simulation.farewell().waiting or simulation.active(names.ROLE_CLEANUP)
+        simulation.record()
+        (job,) = simulation.active(names.ROLE_CLEANUP)
+        simulation.end(job, code=30)
+        simulation.now += timedelta(seconds=400)
+    simulation.farewell()
+    assert simulation.farewell().waiting == ""
+    assert simulation.active(names.ROLE_CLEANUP)
+
+
+def test_the_old_revision_is_emptied_once_no_pod_holds_it() -> None:
+    simulation = prewarming(1, {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}})
+    simulation.resolve()
+    simulation.finish_loads()
+    old = simulation.status["resolved"]["revision"]
+    simulation.consumers = [consumer(simulation, "n0")]
+    simulation.wait(601)
+    simulation.resolve("2")
+    simulation.finish_loads()
+    assert simulation.status["resolved"]["revision"] != old
+    assert not simulation.active(names.ROLE_CLEANUP)
+    simulation.consumers = []
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_CLEANUP)
+    assert job["metadata"]["annotations"][names.CACHE_KEY] == old
+    simulation.end(job)
+    simulation.settle()
+    assert [entry.name for entry in simulation.caches["n0"].entries or ()] == [
+        simulation.status["resolved"]["revision"]
+    ]
+    assert not simulation.jobs
+
+
+def test_an_evictable_entry_stays_until_its_room_is_needed() -> None:
+    simulation = prewarming(1, {"cache": {"retention": "Evictable"}})
+    simulation.resolve()
+    simulation.finish_loads()
+    old = simulation.status["resolved"]["revision"]
+    simulation.spec["source"] = {"s3": {"bucket": "models", "prefix": "other/"}}
+    simulation.resolve("2")
+    assert not simulation.active(names.ROLE_CLEANUP)
+    (job,) = simulation.active(names.ROLE_LOAD)
+    simulation.end(job, objects.failed_report("InsufficientSpace"), code=27)
+    simulation.settle()
+    (cleanup,) = simulation.active(names.ROLE_CLEANUP)
+    assert cleanup["metadata"]["annotations"][names.CACHE_KEY] == old
+
+
+def test_names_that_do_not_fit_labels_are_cut_and_stay_distinct() -> None:
+    first = objects.weights(name="a" * 250 + ".x")
+    second = objects.weights(name="a" * 250 + ".y", uid="other")
+    made = [jobs.resolve_job(each, objects.INSTALLATION, round_="", attempt=1) for each in (first, second)]
+    names_ = {job["metadata"]["name"] for job in made}
+    assert len(names_) == 2
+    assert all(len(name) <= 63 for name in names_)
+    assert all(len(value) <= 63 for job in made for value in job["metadata"]["labels"].values())

@@ -1,0 +1,115 @@
+"""The loader itself: what it may take, what it is given, as whom it runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from operator_support import objects
+from operator_support.injecting import RESERVED, asking_pod, environment_of, injected, loader_of, resolved
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.domain import claims, jobs
+from tonnage_operator.domain.installation import Installation
+
+
+def test_memory_that_is_written_is_requested_and_no_limit_is_below_it() -> None:
+    needed = 2 * objects.GIB + 1000 + (512 << 20)
+    assert loader_of(injected(asking_pod()))["resources"]["requests"]["memory"] == str(needed)
+    limited = resolved({"loader": {"resources": {"limits": {"memory": "1Gi"}}}})
+    assert loader_of(injected(asking_pod(), limited))["resources"]["limits"]["memory"] == str(needed)
+    assert "limits" not in loader_of(injected(asking_pod()))["resources"]
+    on_disk = resolved({"cache": {"medium": "Disk"}})
+    assert loader_of(injected(asking_pod(), on_disk))["resources"]["requests"]["memory"] == "512Mi"
+    assert loader_of(injected(asking_pod(), installation=RESERVED))["resources"]["requests"]["memory"] == "512Mi"
+
+
+@pytest.mark.parametrize(
+    ("cache", "kind"),
+    [
+        ({"delivery": "EmptyDir"}, "emptyDir"),
+        ({"delivery": "PersistentVolumeClaim", "claimName": "weights"}, "persistentVolumeClaim"),
+    ],
+)
+def test_without_host_paths_the_loader_fits_the_restricted_profile(cache: dict[str, str], kind: str) -> None:
+    pod = injected(asking_pod(), resolved({"cache": cache}))
+    volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-cache")
+    assert kind in volume
+    assert loader_of(pod)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    (claim,) = claims.read(pod["metadata"]["annotations"][names.ENTRIES])
+    assert claim.key == ""
+
+
+def test_presigned_urls_come_from_a_file_that_follows_the_secret() -> None:
+    http = {"http": {"urlsFrom": {"name": "llama-urls", "key": "list"}}}
+    weights = objects.weights({"source": {"s3": None, **http}})
+    job = jobs.resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)["spec"]["template"]["spec"]
+    (loader,) = job["containers"]
+    (source,) = contract.decode_plan(environment_of(loader)["TONNAGE_PLAN"]).sources
+    assert isinstance(source, contract.HttpSource)
+    (mount,) = [each for each in loader["volumeMounts"] if each["name"] == "tonnage-urls"]
+    assert source.urls_file == f"{mount['mountPath']}/urls"
+    (volume,) = [each for each in job["volumes"] if each["name"] == "tonnage-urls"]
+    assert volume["secret"]["items"] == [{"key": "list", "path": "urls"}]
+    gate = next(each for each in loader["env"] if "secretKeyRef" in each.get("valueFrom", {}))
+    assert gate["valueFrom"]["secretKeyRef"] == {"name": "llama-urls", "key": "list"}
+
+
+def test_a_claim_has_a_folder_for_each_revision_of_each_model() -> None:
+    weights = resolved({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
+    revision = weights.status.resolved.revision if weights.status.resolved else ""
+    pod = injected(asking_pod(), weights)
+    (mount,) = [each for each in loader_of(pod)["volumeMounts"] if each["name"] == "tonnage-cache"]
+    assert mount == {"name": "tonnage-cache", "mountPath": f"/cache/{revision}", "subPath": revision}
+    (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
+    assert mount["subPath"] == f"{revision}/model"
+
+
+def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so() -> None:
+    installation = Installation.model_validate(
+        {**objects.INSTALLATION.model_dump(mode="json", by_alias=True), "sharing": "Namespace"}
+    )
+    pod = injected(asking_pod(), installation=installation)
+    volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-cache")
+    assert volume["hostPath"]["path"].startswith("/dev/shm/tonnage/serving/r-")
+
+
+def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
+    pod = injected(asking_pod())
+    volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-token")
+    token, ca = volume["projected"]["sources"]
+    assert token["serviceAccountToken"]["audience"] == "tonnage.dev"
+    path = ca["downwardAPI"]["items"][0]["fieldRef"]["fieldPath"]
+    assert path == "metadata.annotations['tonnage.dev/report-ca']"
+    assert pod["metadata"]["annotations"]["tonnage.dev/report-ca"] == "PEM"
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "installation", "requested"),
+    [
+        ("Prefer", objects.INSTALLATION, "bytes"),
+        ("Ignore", objects.INSTALLATION, "bytes"),
+        ("Require", objects.INSTALLATION, "overhead"),
+        ("Prefer", RESERVED, "overhead"),
+        ("Require", RESERVED, "overhead"),
+    ],
+)
+def test_a_pod_requests_the_bytes_unless_it_writes_none_or_they_are_set_aside(
+    scheduling: str, installation: Installation, requested: str
+) -> None:
+    """Also where nodes are warm: with Prefer it may land on one that isn't."""
+    notes = {names.MODEL: "llama", names.SCHEDULING: scheduling}
+    pod = injected(asking_pod(notes), warm=("n0", "n1"), installation=installation)
+    memory = loader_of(pod)["resources"]["requests"]["memory"]
+    assert memory == ("512Mi" if requested == "overhead" else str(2 * objects.GIB + 1000 + (512 << 20)))
+
+
+def test_who_knows_better_says_so_by_an_annotation() -> None:
+    pod = injected(asking_pod({names.MODEL: "llama", names.LOADER_MEMORY: "1Gi"}), warm=("n0",))
+    assert loader_of(pod)["resources"]["requests"]["memory"] == "1Gi"

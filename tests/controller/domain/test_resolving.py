@@ -1,0 +1,149 @@
+"""Looks at the source: when, what they find, what is told when they fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from operator_support import objects
+from operator_support.simulation import Simulation
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.domain import facts
+from tonnage_operator.domain.units import format_time
+
+
+def test_the_source_alone_is_resolved_and_then_ready() -> None:
+    simulation = Simulation()
+    simulation.add_nodes("n0")
+    simulation.settle()
+    assert simulation.condition("Resolved") == ("False", "Resolving")
+    simulation.resolve()
+    assert simulation.condition("Ready") == ("True", "LoadedOnDemand")
+    assert simulation.condition("Warm") == ("True", "NothingToPrewarm")
+    assert simulation.status["size"] == "2Gi"
+    assert simulation.status["resolved"]["objectCount"] == 3
+    assert not simulation.jobs
+
+
+def test_a_resolve_job_is_found_again_after_a_restart_and_not_made_twice() -> None:
+    simulation = Simulation()
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.status = {}
+    simulation.settle()
+    assert simulation.started == [job["metadata"]["name"]]
+
+
+def test_a_list_that_fits_comes_by_the_termination_message_when_the_report_is_lost() -> None:
+    simulation = Simulation()
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.end(job, objects.resolved_report())
+    simulation.settle()
+    assert simulation.condition("Resolved")[0] == "True"
+
+
+def test_a_list_that_got_lost_is_asked_for_again() -> None:
+    simulation = Simulation()
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.end(job, None)
+    simulation.settle()
+    assert simulation.condition("Resolved") == ("False", "ReportLost")
+    simulation.wait(20)
+    assert len(simulation.active(names.ROLE_RESOLVE)) == 1
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        contract.Report(digest="sha256:" + "0" * 64, resolved=objects.resolved_report().resolved),
+        objects.resolved_report(bucket="elsewhere"),
+    ],
+    ids=["wrong digest", "another bucket"],
+)
+def test_a_resolve_report_that_lies_is_not_used(lie: contract.Report) -> None:
+    simulation = Simulation()
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.reports[job["metadata"]["uid"]] = lie
+    simulation.end(job)
+    simulation.settle()
+    assert simulation.condition("Resolved") == ("False", "ReportContradictsItself")
+    assert "resolved" not in simulation.status
+
+
+def test_a_failed_resolve_is_retried_with_growing_delays_without_end_and_without_noise() -> None:
+    simulation = Simulation()
+    delays = []
+    for _ in range(12):
+        simulation.settle()
+        (job,) = simulation.active(names.ROLE_RESOLVE)
+        simulation.end(job, objects.failed_report("AccessDenied", "s3://models/llama/ says no."), code=10)
+        decision = simulation.settle()
+        assert decision.wake_after is not None
+        delays.append(decision.wake_after)
+        assert simulation.condition("Resolved") == ("False", "AccessDenied")
+        simulation.wait(decision.wake_after)
+    for index, delay in enumerate(delays):
+        plain = min(300, 10 * 2**index)
+        assert plain <= delay <= 1.2 * plain
+    assert simulation.events.count("AccessDenied") == 1
+    simulation.resolve()
+    assert simulation.condition("Ready")[0] == "True"
+
+
+def test_new_credentials_are_tried_at_once() -> None:
+    simulation = Simulation({"credentials": {"secretRef": {"name": "old"}}})
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.end(job, objects.failed_report("AccessDenied"), code=10)
+    simulation.settle()
+    simulation.spec = {"credentials": {"secretRef": {"name": "new"}}}
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    assert job["metadata"]["annotations"][names.ATTEMPT] == "1"
+
+
+def test_a_secret_that_is_missing_is_named_while_the_job_waits_for_it() -> None:
+    simulation = Simulation({"credentials": {"secretRef": {"name": "s3-reader"}}})
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    body = {
+        "metadata": {"namespace": "serving", "name": "p", "uid": "u"},
+        "status": {
+            "phase": "Pending",
+            "containerStatuses": [
+                {
+                    "name": names.LOADER_CONTAINER,
+                    "state": {
+                        "waiting": {
+                            "reason": "CreateContainerConfigError",
+                            "message": "couldn't find key AWS_SECRET_ACCESS_KEY in Secret serving/s3-reader",
+                        }
+                    },
+                }
+            ],
+        },
+    }
+    simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
+    simulation.settle()
+    assert simulation.condition("Resolved") == ("False", "CredentialsMissing")
+    (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
+    assert "AWS_SECRET_ACCESS_KEY in Secret serving/s3-reader" in resolved["message"]
+
+
+def test_a_job_that_gets_no_pod_is_told() -> None:
+    simulation = Simulation({"credentials": {"serviceAccountName": "nobody"}})
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.wait(60)
+    assert simulation.condition("Resolved") == ("False", "Resolving"), "Kubernetes may have much to do"
+    job["status"] = {"startTime": format_time(simulation.now)}
+    assert simulation.settle().wake_after == 15
+    simulation.wait(15)
+    assert simulation.condition("Resolved") == ("False", "PodNotCreated")
+    simulation.reports[job["metadata"]["uid"]] = objects.resolved_report()
+    simulation.end(job)
+    simulation.settle()
+    assert simulation.condition("Ready")[0] == "True"

@@ -1,0 +1,94 @@
+"""When a key is worked on: at once while little happens, together where much does, again after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operator_support.waiting import soon
+from tonnage_operator.controller.pace import Pace
+from tonnage_operator.controller.workers import Forget, Outdated, Workers
+
+
+@given(st.lists(st.floats(0, 3), max_size=60))
+def test_a_pace_allows_a_burst_and_then_its_rate(gaps: list[float]) -> None:
+    now = [100.0]
+    pace = Pace(burst=3, every=2.0, clock=lambda: now[0])
+    runs: list[float] = []
+    for gap in gaps:
+        now[0] += gap
+        if not pace.wait("a"):
+            pace.spend("a")
+            runs.append(now[0])
+    for index, first in enumerate(runs):
+        for last in runs[index:]:
+            count = sum(first <= run <= last for run in runs)
+            assert count <= 3 + (last - first) / 2 + 1e-6
+
+
+def test_a_pace_says_how_long_to_wait_and_knows_keys_apart() -> None:
+    now = [0.0]
+    pace = Pace(burst=1, every=5.0, clock=lambda: now[0])
+    pace.spend("a")
+    assert (pace.wait("a"), pace.wait("b")) == (5.0, 0.0)
+    now[0] = 4.0
+    assert pace.wait("a") == 1.0
+    pace.forget("a")
+    assert pace.wait("a") == 0.0
+
+
+async def test_what_comes_in_a_flood_is_worked_on_together() -> None:
+    seen: Counter[str] = Counter()
+
+    async def reconcile(key: str) -> None:
+        seen[key] += 1
+
+    workers = Workers("test", reconcile, settle=0.0, pace=Pace(burst=2, every=60.0))
+    for _ in range(200):
+        workers.wake("a")
+        await asyncio.sleep(0)
+    workers.wake("b")
+    await soon(lambda: seen["b"] == 1)
+    assert 1 <= seen["a"] <= 2
+    assert not workers.idle, "what was held back is not forgotten"
+    await workers.close()
+
+
+async def test_a_key_is_never_worked_on_twice_at_once_and_once_more_if_woken_meanwhile() -> None:
+    running, most, runs = 0, 0, 0
+    go_on = asyncio.Event()
+
+    async def reconcile(_: str) -> None:
+        nonlocal running, most, runs
+        running, runs = running + 1, runs + 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+
+    workers = Workers("test", reconcile, settle=0.0)
+    workers.wake("a")
+    await soon(lambda: running == 1)
+    for _ in range(5):
+        workers.wake("a")
+    assert not workers.idle
+    go_on.set()
+    await soon(lambda: workers.idle)
+    assert (most, runs) == (1, 2)
+    await workers.close()
+
+
+async def test_failures_and_old_pictures_are_tried_again_and_what_is_gone_is_forgotten() -> None:
+    results: list[str] = []
+    plan = iter([ValueError("a defect"), Outdated(), Forget()])
+
+    async def reconcile(_: str) -> None:
+        raise next(plan)
+
+    workers = Workers("test", reconcile, settle=0.0, on_result=lambda result, _: results.append(result))
+    workers.wake("a")
+    await soon(lambda: results == ["error", "outdated", "gone"])
+    assert workers.idle
+    await workers.close()

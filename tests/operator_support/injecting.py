@@ -1,0 +1,70 @@
+"""Pods and what is injected into them, for tests of decisions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from operator_support import objects
+from tonnage_operator.api import names
+from tonnage_operator.domain.inject import available, inject
+from tonnage_operator.domain.requests import read_request
+from tonnage_operator.domain.resolving import seen_revision
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.weights import Weights
+
+RESERVED = objects.INSTALLATION.model_copy(
+    update={
+        "media": {
+            medium: host.model_copy(update={"reserved": True}) for medium, host in objects.INSTALLATION.media.items()
+        }
+    }
+)
+"""An installation whose memory medium lies outside of what nodes give to pods."""
+
+
+def resolved(spec: dict[str, Any] | None = None, **more: Any) -> Weights:
+    """Returns an object with a revision in use."""
+    fresh = objects.weights(spec, **more)
+    seen = seen_revision(objects.resolved_report(), fresh, now="2026-01-01T00:00:00Z")
+    status = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}  # type: ignore[union-attr]
+    return objects.weights(spec, status=status, **more)
+
+
+def asking_pod(annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    """Returns a pod that asks for the model ``llama``, unless other annotations are given."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": "server-",
+            "namespace": "serving",
+            "annotations": annotations if annotations is not None else {names.MODEL: "llama"},
+        },
+        "spec": {"containers": [{"name": "server", "image": "vllm"}], **spec},
+    }
+
+
+def injected(
+    pod: dict[str, Any],
+    *models: Weights,
+    warm: tuple[str, ...] = (),
+    installation: Installation = objects.INSTALLATION,
+) -> dict[str, Any]:
+    """Returns the pod with what it asks for."""
+    request = read_request(pod["metadata"]["annotations"], namespace="serving")
+    chosen = models or (resolved(),)
+    supplies = tuple(available(*pair, warm) for pair in zip(request.models, chosen, strict=True))
+    return inject(pod, supplies, request, installation)
+
+
+def loader_of(pod: dict[str, Any], name: str = names.LOADER_CONTAINER) -> dict[str, Any]:
+    """Returns a pod's loader."""
+    found: dict[str, Any] = next(each for each in pod["spec"]["initContainers"] if each["name"] == name)
+    return found
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    """Returns a container's variables that have plain values."""
+    return {each["name"]: each.get("value", "") for each in container["env"]}
