@@ -62,11 +62,10 @@ End it, and leave nothing: {_command(options.folder)} down""")
 
 def _down(options: argparse.Namespace) -> int:
     try:
-        cluster = clusters.attach(options.folder)
+        clusters.end(options.folder)
     except NotRunning as error:
         print(error, file=sys.stderr)
         return 0
-    cluster.stop()
     print("The cluster is gone.", file=sys.stderr)
     return 0
 

@@ -6,20 +6,17 @@ with start(folder) as cluster:
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from local_cluster import network, parts, requirements, state
+from local_cluster import folders, network, parts, requirements, state
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
 from local_cluster.identity import all_pids, children, command_line
 from local_cluster.machine import Machine, running
 from local_cluster.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
     from local_cluster.clients import Clients
@@ -165,7 +162,8 @@ class Cluster:
         if self._machine.reserve_again():
             self._machine.clear()
             self._machine.release()
-        _empty(self.folder, self._state.made_folders)
+        folders.empty(self.folder)
+        folders.remove(self._state.made_folders)
 
     def _up(self) -> None:
         step = self._progress.step
@@ -215,31 +213,42 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
         StartFailed: Some part did not come up. Nothing is left behind.
     """
     folder = folder.absolute()
-    progress = progress or Progress()
-    machine = Machine(folder, dies_with_starter=not keep)
-    clean(folder)
-    known = state.State(made_folders=_make(folder), audited=bool(audit_policy))
-    cluster = None
-    try:
-        requirements.ensure(folder, progress.tell)
-        found = parts.find_programs()
-        known.programs = {name: str(path) for name, path in found.items()}
-        known.keep = [str(path) for path in parts.kept_folders(found)]
-        machine.keep = [Path(path) for path in known.keep]
-        machine.reserve()
-        known.slot = machine.slot
-        known.write(folder)
-        cluster = Cluster(folder, machine, known, progress)
-        cluster._parts.make_files(audit_policy)  # noqa: SLF001
-        cluster._up()  # noqa: SLF001
-    except BaseException:
-        if cluster is not None:
-            cluster.stop()
-        else:
-            machine.release()
-            _empty(folder, known.made_folders)
-        raise
+    made = folders.make(folder)
+    with folders.exclusive(folder):
+        known = state.State(made_folders=_clear(folder) or made, audited=bool(audit_policy))
+        machine = Machine(folder, dies_with_starter=not keep)
+        cluster = None
+        try:
+            machine.reserve()
+            known.slot = machine.slot
+            known.write(folder)
+            cluster = _assemble(machine, known, progress or Progress())
+            cluster._parts.make_files(audit_policy)  # noqa: SLF001
+            cluster._up()  # noqa: SLF001
+        except BaseException:
+            if cluster is not None:
+                cluster.stop()
+            else:
+                machine.release()
+                folders.empty(folder)
+                folders.remove(known.made_folders)
+            raise
     return cluster
+
+
+def end(folder: Path) -> None:
+    """Ends the cluster in ``folder``, or what is left of one, and removes all that it made.
+
+    Raises:
+        NotRunning: There is none.
+        ClusterExists: Another command works on it.
+    """
+    folder = folder.absolute()
+    if (known := state.read(folder)) is None:
+        raise NotRunning(f"There is no local cluster in {folder}.")
+    with folders.exclusive(folder):
+        _remove(folder, known)
+        folders.remove(known.made_folders)
 
 
 def attach(folder: Path) -> Cluster:
@@ -252,6 +261,8 @@ def attach(folder: Path) -> Cluster:
     known = state.read(folder)
     if known is None:
         raise NotRunning(f"There is no local cluster in {folder}.", "Start it: python -m local_cluster up")
+    if not known.programs:
+        raise NotRunning(f"The cluster in {folder} has not come up yet.", "Remove it: python -m local_cluster down")
     machine = Machine(folder, [Path(path) for path in known.keep], dies_with_starter=False)
     machine.slot, machine.boot_id, machine.holder, machine.init = (known.slot, known.boot_id, known.holder, known.init)
     if not machine.is_on:
@@ -265,44 +276,41 @@ def attach(folder: Path) -> Cluster:
     return cluster
 
 
-def clean(folder: Path) -> None:
-    """Removes what is left of a cluster in ``folder`` whose machine is off; does nothing where there is none.
+def _assemble(machine: Machine, known: state.State, progress: Progress) -> Cluster:
+    """Returns the cluster, all programs at hand, nothing started."""
+    requirements.ensure(machine.folder, progress.tell)
+    found = parts.find_programs()
+    known.programs = {name: str(path) for name, path in found.items()}
+    machine.keep = parts.kept_folders(found)
+    known.keep = [str(path) for path in machine.keep]
+    known.write(machine.folder)
+    return Cluster(machine.folder, machine, known, progress)
+
+
+def _clear(folder: Path) -> list[str]:
+    """Removes what is left of a cluster in ``folder``; returns the folders that it had made, which stay.
 
     Raises:
         ClusterExists: It runs.
         FolderInUse: There is something else in the folder.
     """
-    try:
+    if rest := state.read(folder):
+        if rest.programs and attach(folder).runs:
+            raise ClusterExists(f"A local cluster runs in {folder}.", "End it first, or choose another folder.")
+        _remove(folder, rest)
+        return rest.made_folders
+    if any(folder.iterdir()):
+        raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.")
+    return []
+
+
+def _remove(folder: Path, known: state.State) -> None:
+    """Ends the cluster, which may have got no further than to look for its programs, and empties its folder."""
+    if known.programs:
         rest = attach(folder)
-    except NotRunning:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.") from None
-        return
-    if rest.runs:
-        raise ClusterExists(f"A local cluster runs in {folder}.", "End it first, or choose another folder.")
-    rest.stop()
-
-
-def _make(folder: Path) -> list[str]:
-    made: list[str] = []
-    for each in (*reversed(folder.parents), folder):
-        if not each.exists():
-            each.mkdir(mode=0o700)
-            made.append(str(each))
-    return made
-
-
-def _empty(folder: Path, made: Sequence[str]) -> None:
-    """Removes all in ``folder``, and those of the folders that the cluster made which are empty then."""
-    if folder.exists():
-        for each in folder.iterdir():
-            if each.is_dir() and not each.is_symlink():
-                shutil.rmtree(each)
-            else:
-                each.unlink()
-    for path in reversed(made):
-        with contextlib.suppress(OSError):
-            Path(path).rmdir()
+        rest._state.made_folders = []  # noqa: SLF001 - the caller's business
+        rest.stop()
+    folders.empty(folder)
 
 
 def _groups(pid: int) -> str:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from local_cluster import cgroups
-from local_cluster.cluster import attach, start
+from local_cluster import cgroups, folders
+from local_cluster.cluster import attach, end, start
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning, StartFailed
 from local_cluster.identity import Identity, all_pids
 from local_cluster.machine import Machine
 from local_cluster.programs import ROOT, SCRIPT
+from local_cluster.state import State
 from local_cluster_support import traces
 from local_cluster_support.pods import Workspace
 
@@ -149,6 +150,8 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
     (tmp_path / "letter").write_text("dear")
     with pytest.raises(FolderInUse, match="not empty"):
         start(tmp_path)
+    with pytest.raises(FolderInUse, match="no folder"):
+        start(tmp_path / "letter")
     assert [path.name for path in tmp_path.iterdir()] == ["letter"]
 
 
@@ -186,3 +189,25 @@ def test_the_documented_commands_and_the_documented_example_work(tmp_path: Path,
     (example,) = re.findall(r"<!-- run: python -->\n```python\n(.*?)```", text, re.DOTALL)
     exec(compile(example, "docs/local-cluster.md", "exec"), {"folder": str(tmp_path / "cluster")})
     assert "0 GETs of that object so far" in capsys.readouterr().out
+
+
+def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_path: Path):
+    folder = tmp_path / "cluster"
+    State(made_folders=folders.make(folder), slot=3).write(folder)
+    (folder / "probe").mkdir()
+    with pytest.raises(NotRunning, match="not come up"):
+        attach(folder)
+    run(folder, "down")
+    assert not folder.exists()
+
+
+def test_two_commands_never_work_on_one_cluster_at_once(tmp_path: Path):
+    State().write(tmp_path)
+    with folders.exclusive(tmp_path):
+        with pytest.raises(ClusterExists, match="Another command"):
+            start(tmp_path)
+        with pytest.raises(ClusterExists, match="Another command"):
+            end(tmp_path)
+    assert (tmp_path / "cluster.json").exists()
+    end(tmp_path)
+    assert not list(tmp_path.iterdir())
