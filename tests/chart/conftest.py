@@ -37,7 +37,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         stash[_LACKING] = str(error)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def helm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """Helm without a cluster."""
     if lacking := pytestconfig.stash.get(_LACKING, ""):
@@ -47,14 +47,14 @@ def helm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
     return Helm(pytestconfig.stash[_HELM], tmp_path_factory.mktemp("helm"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def foreign_crds(helm: Helm, pytestconfig: pytest.Config) -> list[Path]:
     """The files of the CRDs of other operators."""
     del helm
     return pytestconfig.stash[_FOREIGN]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def plane(helm: Helm, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane without nodes and without CRDs."""
     del helm
