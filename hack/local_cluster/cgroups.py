@@ -36,6 +36,11 @@ def missing(mountinfo: str) -> list[str]:
     return [name for name in _NEEDED if name not in offered]
 
 
+def exists(name: str) -> bool:
+    """Whether a cluster's group is there in some hierarchy."""
+    return any((path / name).exists() for path, _ in hierarchies(_mountinfo()))
+
+
 def make(name: str) -> None:
     """Makes a cluster's group in each hierarchy.
 

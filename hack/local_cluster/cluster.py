@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from local_cluster import folders, network, parts, requirements, state
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
 from local_cluster.identity import all_pids, children, command_line
-from local_cluster.machine import Machine, running
+from local_cluster.machine import Machine, running, sweep
 from local_cluster.progress import Progress
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
         machine = Machine(folder, dies_with_starter=not keep)
         cluster = None
         try:
+            sweep()
             machine.reserve()
             known.slot = machine.slot
             known.write(folder)
@@ -249,6 +250,7 @@ def end(folder: Path) -> None:
     with folders.exclusive(folder):
         _remove(folder, known)
         folders.remove(known.made_folders)
+    sweep()
 
 
 def attach(folder: Path) -> Cluster:

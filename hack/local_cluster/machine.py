@@ -202,6 +202,16 @@ class Machine:
                 raise StartFailed(f"ip {arguments} failed on the node: {done.stderr.strip()}")
 
 
+def sweep() -> None:
+    """Removes what clusters whose starter was killed have left outside of their folders."""
+    for slot in range(network.SLOTS):
+        if cgroups.exists(Network(slot).control_group):
+            rest = Machine(Path("/nonexistent"), slot=slot)
+            if rest.reserve_again():
+                rest.clear()
+                rest.release()
+
+
 def running() -> list[tuple[Identity, Path]]:
     """Returns who holds each machine of a cluster that runs on this machine, and its folder."""
     found = []

@@ -16,7 +16,8 @@ from local_cluster import cgroups, folders
 from local_cluster.cluster import attach, end, start
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning, StartFailed
 from local_cluster.identity import Identity, all_pids
-from local_cluster.machine import Machine
+from local_cluster.machine import sweep
+from local_cluster.network import Network
 from local_cluster.programs import ROOT, SCRIPT
 from local_cluster.state import State
 from local_cluster_support import traces
@@ -142,8 +143,10 @@ def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path):
         assert holder
         starter.kill()
     assert holder.await_end(10)
-    # Whoever takes the slot next removes what is left in the kernel.
-    cgroups.remove(Machine(tmp_path, slot=slot).network.control_group)
+    group = Network(slot).control_group
+    assert cgroups.exists(group)
+    sweep()  # as each start and each end of a cluster does
+    assert not cgroups.exists(group)
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
