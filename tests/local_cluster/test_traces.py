@@ -36,7 +36,7 @@ from local_cluster.machine import Machine
 machine = Machine(Path(sys.argv[1]))
 machine.reserve()
 machine.boot()
-print(machine.slot, machine.holder.pid, flush=True)
+print(machine.slot, machine.holder.pid, machine.init.pid, flush=True)
 time.sleep(300)
 """
 """Boots a machine that shall die with it."""
@@ -138,11 +138,10 @@ def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path):
     script = [sys.executable, "-c", FORGETFUL, str(tmp_path)]
     with subprocess.Popen(script, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout
-        slot, pid = map(int, starter.stdout.readline().split())
-        holder = Identity.of(pid)
-        assert holder
+        slot, *pids = map(int, starter.stdout.readline().split())
+        processes = [Identity.of(pid) for pid in pids]
         starter.kill()
-    assert holder.await_end(10)
+    assert all(process and process.await_end(10) for process in processes)
     group = Network(slot).control_group
     assert cgroups.exists(group)
     sweep()  # as each start and each end of a cluster does
