@@ -13,7 +13,7 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test e2e demo demo-cluster cluster-up cluster-down images bench lock format clean
+.PHONY: help setup check lint types test e2e demo demo-cluster cluster-up cluster-down images chart bench lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ cluster-down: ## End that cluster and leave nothing behind
 
 images: ## Build the container images of loader and operator
 	@python3 hack/images/build.py $(IMAGES_ARGS)
+
+chart: ## Bring the chart's copies of CRDs and roles, and its table of values, up to date
+	@$(SETUP) test
+	@$(BIN)/python hack/chart/sync.py
+	@$(BIN)/python hack/chart/values_table.py
 
 check: lint types ## Everything that CI checks besides the tests
 
