@@ -1,6 +1,6 @@
 """All kubelets and loaders of the benchmark's nodes, in a process of their own: pods end at once, nothing runs.
 
-PYTHONPATH=operator:loader:tests python benchmarks/operator/kubelets.py KUBECONFIG
+PYTHONPATH=operator:loader:tests:hack python benchmarks/operator/kubelets.py KUBECONFIG
 """
 
 from __future__ import annotations

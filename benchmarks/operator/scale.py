@@ -1,6 +1,6 @@
 """How the controller does with many objects and nodes: 100 ModelWeights on 200 nodes, on one machine.
 
-    PYTHONPATH=operator:loader:tests python benchmarks/operator/scale.py --models 100 --nodes 200
+    PYTHONPATH=operator:loader:tests:hack python benchmarks/operator/scale.py --models 100 --nodes 200
 
 A real control plane; nodes are objects, and their loaders end at once. The controller runs as people run it, in a
 process of its own. Prints a JSON line: the time to converge, the controller's peak memory and requests, the processor
@@ -81,7 +81,7 @@ def _peak_mib(pid: int) -> int:
 @contextlib.contextmanager
 def _kubelets(plane: ControlPlane) -> Iterator[int]:
     command = [sys.executable, str(Path(__file__).parent / "kubelets.py"), str(plane.kubeconfig)]
-    path = os.pathsep.join(str(ROOT / part) for part in ("operator", "loader", "tests"))
+    path = os.pathsep.join(str(ROOT / part) for part in ("operator", "loader", "tests", "hack"))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
         yield process.pid

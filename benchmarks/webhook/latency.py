@@ -1,6 +1,6 @@
 """Latency of the webhook: pods a second against a real API server, times from the server's own histogram.
 
-    PYTHONPATH=operator:loader:tests python benchmarks/webhook/latency.py --rate 50 --seconds 30
+    PYTHONPATH=operator:loader:tests:hack python benchmarks/webhook/latency.py --rate 50 --seconds 30
 
 Reviews are posted straight to the webhook, so that the figures are its own; it reads each object from the API server.
 """

@@ -122,6 +122,7 @@ class WeightsLoop(Loop):
             if await self._launcher.start(job, here):
                 self._tally.started(record.namespace, record.name, role)
                 about = self._about(record, job=job["metadata"]["name"], node=node or None)
+                about["tonnage"]["revision"] = notes.get(names.REVISION)
                 _LOG.info("Started a %s job", role, extra=about)
 
         await together(start, jobs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -18,6 +19,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from aiohappyeyeballs import AddrInfoType
 
     from tonnage_operator.kube.access import Access
     from tonnage_operator.kube.resources import Resource
@@ -33,8 +36,9 @@ _ATTEMPTS: Final = 5
 _TIMEOUT: Final = 30.0
 _PAGE: Final = 500
 _WATCH_SECONDS: Final = 300
-_WATCH_SILENCE: Final = 120.0
-"""Seconds without a line, bookmarks included (they come each minute), after which a watch is taken for dead."""
+"""Seconds after which the server ends a watch, up to a minute more. Where nothing happens it may be silent for as long:
+bookmarks come just where versions move. A server that is gone is told by the kernel's probes long before."""
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
 class ApiError(Exception):
@@ -76,6 +80,16 @@ def _error(status: int, text: bytes) -> ApiError:
         return ApiError(status, "", text[:300].decode(errors="replace"))
 
 
+def _probed_socket(address: AddrInfoType) -> socket.socket:
+    """Returns a socket on which the kernel finds out within a minute that the other side is gone."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
+
+
 class Gateway:
     """A connection to one API server. Use as an async context manager."""
 
@@ -94,7 +108,8 @@ class Gateway:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(ssl=self._access.ssl_context() or True, limit=_CONNECTIONS)
+        context = self._access.ssl_context() or True
+        connector = aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS, socket_factory=_probed_socket)
         self._session = aiohttp.ClientSession(connector=connector, headers={"User-Agent": self._agent})
         return self
 
@@ -187,12 +202,13 @@ class Gateway:
             ApiError: It was refused, broke, or said that the version is too old.
         """
         query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
-        query["timeoutSeconds"] = str(_WATCH_SECONDS + random.randrange(60))  # noqa: S311 - spreads reconnects
+        seconds = _WATCH_SECONDS + random.randrange(60)  # noqa: S311 - spreads reconnects
+        query["timeoutSeconds"] = str(seconds)
         if selector:
             query["labelSelector"] = selector
         try:
             call = _Call.of("GET", resource.path(), query=query)
-            async with self._open(call, aiohttp.ClientTimeout(sock_read=_WATCH_SILENCE)) as response:
+            async with self._open(call, aiohttp.ClientTimeout(sock_read=seconds + 30.0)) as response:
                 self._observe("watch", resource, "", response.status)
                 if response.status != 200:
                     raise _error(response.status, await response.read())

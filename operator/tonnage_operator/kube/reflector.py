@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tonnage_operator.kube.gateway import ApiError
@@ -23,6 +24,8 @@ _LOG = logging.getLogger("tonnage.watch")
 T = TypeVar("T")
 
 _RETRY_CAP: Final = 30.0
+_GOOD: Final = 10.0
+"""Seconds after which a watch has been a good one, so that its end is no failure upon failure."""
 
 
 class Store(Generic[T]):
@@ -111,23 +114,25 @@ class Reflector(Generic[T]):
         failures = 0
         version = ""
         while True:
+            began = time.monotonic()
             try:
                 if not version:
                     items, version = await self._gateway.list(self._resource, selector=self._selector)
                     self.store.replace(items)
                     self.synced.set()
                 async for kind, body in self._gateway.watch(self._resource, version, selector=self._selector):
-                    failures = 0
                     version = body["metadata"]["resourceVersion"]
                     if kind == "DELETED":
                         self.store.remove(body["metadata"]["uid"], int(version))
                     elif kind != "BOOKMARK":
                         self.store.put(body)
+                await asyncio.sleep(max(0.0, began + 1.0 - time.monotonic()))  # as a rule it has lasted minutes
             except ApiError as error:
                 self._on_break(self._resource.plural)
-                failures += 1
+                failures = 1 if time.monotonic() - began > _GOOD else failures + 1
                 if error.reason != "WatchBroken" or failures > 1:
                     version = ""  # too old, refused, or broken twice: list again
                 if not error.expired:
-                    _LOG.warning("Watching %s: %s", self._resource.plural, error.message)
+                    level = logging.INFO if failures == 1 else logging.WARNING
+                    _LOG.log(level, "Watching %s: %s", self._resource.plural, error.message)
                     await asyncio.sleep(min(_RETRY_CAP, 0.5 * 2.0**failures) * (0.5 + random.random() / 2))  # noqa: S311

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from operator_support import objects
 from operator_support.kubelet import Ending
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
+from tonnage_operator.telemetry import JsonFormatter
 
 if TYPE_CHECKING:
     from operator_support.fleet import ControllerThread, Fleet
@@ -81,6 +83,31 @@ def test_an_idle_cluster_costs_no_writes(fleet: Fleet, loaders: Loaders, control
     eventually(lambda: controller.controller.idle)
     assert controller.writes() == before
     assert fleet.get()["metadata"]["resourceVersion"] == version
+
+
+def test_health_metrics_and_logs_say_what_goes_on(
+    fleet: Fleet, loaders: Loaders, controller: ControllerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    del loaders
+    caplog.set_level("INFO")
+    fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    address = f"http://127.0.0.1:{controller.controller.health_port}"
+    for path in ("/healthz", "/readyz"):
+        with urllib.request.urlopen(address + path, timeout=5) as answer:
+            assert answer.status == 200
+
+    def shown() -> bool:
+        with urllib.request.urlopen(address + "/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        labels = f'{{name="llama",namespace="{fleet.namespace}"}}'
+        return f"tonnage_warm_nodes{labels} 1.0" in text and f"tonnage_load_started_total{labels} 1.0" in text
+
+    eventually(shown)
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    told = {each["message"]: each for each in lines if each.get("object") == f"{fleet.namespace}/llama"}
+    assert told["Started a load job"]["revision"] == fleet.status()["resolved"]["revision"]
 
 
 def test_the_spec_is_never_written(fleet: Fleet, loaders: Loaders) -> None:

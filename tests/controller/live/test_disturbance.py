@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tonnage_operator.api import names
 from tonnage_operator.kube.access import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
@@ -160,10 +161,17 @@ def test_refusals_and_broken_watches_only_cost_time(fleet: Fleet, loaders: Loade
         proxy.judge = lambda _method, _path: None
         (third,) = fleet.add_nodes("c")
         eventually(lambda: bool(fleet.entries(third)), within=40)
+        # Away for a while, as in an upgrade of the control plane.
+        proxy.judge = lambda _method, _path: Refusal(503)
+        proxy.drop_watches()
+        (fourth,) = fleet.add_nodes("d")
+        assert not fleet.entries(fourth)
+        proxy.judge = lambda _method, _path: None
+        eventually(lambda: bool(fleet.entries(fourth)), within=40)
         fleet.until("Warm", within=40)
         assert running.problem is None
-    done = _loads(loaders, [*nodes, third])
-    assert all(done[names.ROLE_LOAD, node] == 1 for node in (*nodes, third))
+    nodes += [third, fourth]
+    assert all(_loads(loaders, nodes)[names.ROLE_LOAD, node] == 1 for node in nodes)
 
 
 def test_an_object_that_this_operator_cannot_read_is_told_so_and_the_others_go_on(
@@ -172,30 +180,72 @@ def test_an_object_that_this_operator_cannot_read_is_told_so_and_the_others_go_o
     """As after an upgrade of the CRD alone: here an enum's value that the operator doesn't know."""
     del loaders, operator_namespace
     plane = fleet.plane
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonnage.dev"
-    original = plane.request("GET", path)
-    changed = json.loads(json.dumps(original))
-    spec = changed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    spec["verify"]["enum"].append("Blake3")
-    plane.request("PUT", path, changed)
-    try:
-        eventually(lambda: _created(fleet))
-        with ControllerThread(admin_access(plane), installation()):
+    with _changed_schema(plane, lambda spec: spec["verify"]["enum"].append("Blake3")):
+        eventually(lambda: _created(fleet, {"verify": "Blake3"}, "newer"))
+        with ControllerThread(admin_access(plane), installation()) as running:
             fleet.until("Accepted", "False", "InvalidSpec", name="newer")
             fleet.add_nodes("a")
             fleet.create()
             fleet.until("Warm")
+            eventually(lambda: running.controller.idle and not fleet.jobs())
+            before = running.writes()
+            running.loop.call_soon_threadsafe(running.wake_all)
+            eventually(lambda: running.controller.idle)
+            assert running.writes() == before, "it was told once"
             fleet.delete("newer")
             eventually(lambda: fleet.gone("newer"))
+
+
+def test_an_object_that_an_older_release_stored_goes_on_after_an_upgrade(
+    fleet: Fleet, loaders: Loaders, operator_namespace: str
+) -> None:
+    """Its schema had no such fields, so nothing of them is stored: neither values nor defaults."""
+    del loaders, operator_namespace
+    plane = fleet.plane
+
+    def older(spec: dict[str, Any]) -> None:
+        for field in ("verify", "loader", "access", "suspend"):
+            del spec[field]
+        for field in ("retention", "layout"):
+            del spec["cache"]["properties"][field]
+            del spec["cache"]["default"][field]
+
+    nodes = fleet.add_nodes("a")
+    with _changed_schema(plane, older):
+        eventually(lambda: _created(fleet, {}, "old"))
+        eventually(lambda: "verify" not in fleet.get("old")["spec"])
+    with ControllerThread(admin_access(plane), installation()):
+        fleet.until("Warm", name="old")
+        fleet.patch({"loader": {"connections": 8}}, name="old")
+        eventually(lambda: fleet.status("old")["observedGeneration"] == fleet.get("old")["metadata"]["generation"])
+        fleet.delete("old")
+        eventually(lambda: fleet.gone("old"), within=25)
+    assert not fleet.entries(nodes[0])
+
+
+@contextlib.contextmanager
+def _changed_schema(plane: ControlPlane, change: Callable[[dict[str, Any]], object]) -> Iterator[None]:
+    """Lets the API server have another schema of specs for a while."""
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonnage.dev"
+    original = plane.request("GET", path)
+    changed = json.loads(json.dumps(original))
+    schema = changed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    change(schema["properties"])
+    del schema["x-kubernetes-validations"]
+    plane.request("PUT", path, changed)
+    try:
+        yield
     finally:
         restored = plane.request("GET", path)
         restored["spec"] = original["spec"]
         plane.request("PUT", path, restored)
 
 
-def _created(fleet: Fleet) -> bool:
+def _created(fleet: Fleet, spec: dict[str, Any], name: str) -> bool:
+    with contextlib.suppress(OSError):
+        fleet.delete(name)
     try:
-        fleet.create({"verify": "Blake3"}, name="newer")
+        made = fleet.create(spec, name=name)
     except OSError:
         return False
-    return True
+    return made["spec"].items() >= spec.items() and ("verify" in made["spec"]) == ("verify" in spec)

@@ -52,6 +52,20 @@ def test_an_automatic_update_goes_beside_the_old_revision_and_pods_keep_theirs(f
     assert [role for role, where in loaders.ended if where == node].count(names.ROLE_CLEANUP) == 1
 
 
+@pytest.mark.usefixtures("controller", "webhook", "loaders")
+def test_a_deleted_object_lets_pods_keep_their_bytes(fleet: Fleet) -> None:
+    (node,) = fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    pod = create_pod(fleet, nodeSelector={"fleet": fleet.namespace})
+    eventually(lambda: fleet.status()["consumers"]["pods"] == 1)
+    fleet.delete()
+    eventually(fleet.gone)
+    assert list(fleet.entries(node).values()) == ["Ready"]
+    delete_pod(fleet, pod)
+    eventually(lambda: not fleet.entries(node))
+
+
 @pytest.mark.usefixtures("controller")
 def test_an_evictable_entry_outlives_its_object_until_its_room_is_needed(fleet: Fleet, loaders: Loaders) -> None:
     (node,) = fleet.add_nodes("a")

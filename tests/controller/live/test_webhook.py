@@ -67,6 +67,16 @@ def test_the_loader_does_not_get_the_token_that_the_pod_has(model: Fleet) -> Non
     assert own not in {each["name"] for each in loader["volumeMounts"]}
 
 
+def test_a_pod_that_was_injected_before_stays_as_it_is(model: Fleet) -> None:
+    """As when another webhook changes it and ours is called again, or when someone applies what the API server has."""
+    pod = create_pod(model)
+    kept = {key: pod["metadata"][key] for key in ("labels", "annotations", "generateName")}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": kept, "spec": pod["spec"]}
+    again = model.plane.request("POST", f"/api/v1/namespaces/{model.namespace}/pods", body)
+    assert again["spec"] == pod["spec"]
+    assert again["metadata"]["annotations"] == pod["metadata"]["annotations"]
+
+
 def test_dry_run_is_injected_too_and_leaves_nothing(model: Fleet) -> None:
     pod = create_pod(model, query="?dryRun=All")
     assert inits(pod) == [names.LOADER_CONTAINER]
