@@ -1,0 +1,34 @@
+"""What docs/operator.md tells people to write is what the operator reads."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import yaml
+
+from operator_support.control_plane import ROOT
+from tonnage_operator.cli import _parser
+from tonnage_operator.config import read_installation
+from tonnage_operator.domain.installation import Installation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = (ROOT / "docs" / "operator.md").read_text()
+
+
+def test_the_installation_of_the_page_can_be_used(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(namespace: .*?)```", PAGE, re.DOTALL)
+    path = tmp_path / "installation.yaml"
+    path.write_text(text)
+    installation = read_installation(path)
+    assert installation.media
+    assert yaml.safe_load(text).keys() <= {field.alias for field in Installation.model_fields.values()}
+
+
+def test_each_command_of_the_page_is_understood() -> None:
+    commands = re.findall(r"^tonnage-operator (.*)$", PAGE, re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"controller", "release"}
+    for command in commands:
+        assert _parser().parse_args(command.split())
