@@ -107,6 +107,7 @@ def test_there_are_commands_of_all_programs_that_matter() -> None:
 def check(words: list[str]) -> None:
     """Checks one call, as far as its program is known."""
     program, *arguments = words
+    program = program.removeprefix(".venv/bin/")
     assert program in PROGRAMS | WORDS_OF_SHELLS, f"{program} is no program that documents use"
     if program in CHECKS:
         CHECKS[program](arguments)

@@ -58,6 +58,8 @@ class SeaweedS3:
     access_key: str = ADMIN.access_key
     secret_key: str = ADMIN.secret_key
     region: str = REGION
+    sockets: tuple[Path, ...] = ()
+    """Files that SeaweedFS makes outside of its directory, and leaves there."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -126,6 +128,8 @@ class SeaweedS3:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for socket_file in self.sockets:
+            socket_file.unlink(missing_ok=True)
 
 
 def start_seaweed(directory: Path) -> SeaweedS3:
@@ -181,7 +185,9 @@ def _launch(directory: Path, log_path: Path) -> SeaweedS3:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, start_new_session=True
         )
-    return SeaweedS3(process=process, port=ports[6])
+    parts = zip(("master", "volume", "filer", "s3"), ports[1::2], strict=True)
+    sockets = tuple(Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock") for part, port in parts)
+    return SeaweedS3(process=process, port=ports[6], sockets=sockets)
 
 
 def _ready(server: SeaweedS3) -> bool:
