@@ -1,0 +1,93 @@
+"""Clusters with Tonnage: one that stays, and one for the story."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from cluster_support.images import build_images
+from cluster_support.site import BUCKET, Site
+from demo_cluster.manifests import quickstart
+from local_cluster import errors
+from local_cluster.cluster import attach, start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cluster_support.images import Images
+    from local_cluster.cluster import Cluster
+
+PREFIX = "quickstart/"
+_INSTALL = "helm upgrade --install tonnage charts/tonnage -n tonnage-system --create-namespace --wait"
+
+
+def up(folder: Path, work: Path, *, small: bool) -> None:
+    """Starts a cluster that stays, with Tonnage and a model in a bucket, and says what to do with it.
+
+    It may be repeated: then Tonnage is upgraded to what the sources are now.
+    """
+    images = build_images()
+    cluster = _standing(folder)
+    if cluster is None:
+        print("Starting a real one-node Kubernetes, with an S3 server beside it …", flush=True)
+        cluster = start(folder, keep=True)
+    site = install(cluster, work, images)
+    put_model(site, work / "model", "v1", PREFIX, small=small)
+    manifest = folder / "quickstart.yaml"
+    manifest.write_text(quickstart(site, PREFIX))
+    print(f"""
+Tonnage is installed, and a model lies in s3://{BUCKET}/{PREFIX}. In a shell:
+
+  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.program_folder}:$PATH
+  kubectl apply -f {manifest}
+  kubectl get mw,pods -n quickstart -w
+
+The manifest is examples/quickstart.yaml with this cluster's bucket and keys.
+`make demo-cluster` tells the whole story on this cluster, `make cluster-down` ends it and leaves nothing.""")
+
+
+@contextlib.contextmanager
+def story_cluster(folder: Path, work: Path) -> Iterator[Site]:
+    """The cluster that stays, where it runs; else one of the story's own, which ends with it."""
+    images = build_images()
+    if cluster := _standing(folder):
+        print(f"Using the cluster in {folder}.", flush=True)
+        yield install(cluster, work, images)
+        return
+    print("Starting a real one-node Kubernetes, with an S3 server beside it …", flush=True)
+    began = time.monotonic()
+    with start(work / "cluster") as cluster:
+        print(f"    up after {time.monotonic() - began:.0f} s", flush=True)
+        yield install(cluster, work, images)
+
+
+def install(cluster: Cluster, work: Path, images: Images) -> Site:
+    """Gives the node the images and installs the chart."""
+    for archive in images.archives:
+        cluster.import_image(archive)
+    site = Site(cluster, work, images)
+    with contextlib.suppress(site.s3.exceptions.BucketAlreadyOwnedByYou, site.s3.exceptions.BucketAlreadyExists):
+        site.s3.create_bucket(Bucket=BUCKET)
+    print(f"    $ {_INSTALL}", flush=True)
+    site.release.install()
+    return site
+
+
+def put_model(site: Site, folder: Path, version: str, prefix: str, *, small: bool) -> int:
+    """Makes a model as training would leave it, puts it into the bucket and returns its bytes."""
+    command = [sys.executable, "-W", "ignore", "-m", "demo_cluster.write_model", str(folder), version]
+    subprocess.run([*command, *(["--small"] if small else [])], check=True, stdout=subprocess.DEVNULL)
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    site.put(prefix, files)
+    return sum(path.stat().st_size for path in files.values())
+
+
+def _standing(folder: Path) -> Cluster | None:
+    with contextlib.suppress(errors.NotRunning):
+        cluster = attach(folder)
+        return cluster if cluster.runs else None
+    return None

@@ -1,0 +1,70 @@
+"""What the demo applies, as a person would write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from cluster_support.pods import server_pod
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from cluster_support.site import Site
+
+NAMESPACE = "demo"
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart.yaml"
+
+
+def model_weights(site: Site, version: str) -> str:
+    """Returns the reader's Secret and the ``ModelWeights``."""
+    metadata = {"name": "s3-reader", "namespace": NAMESPACE}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": site.credentials}
+    source = {"s3": {"bucket": site.bucket, "prefix": f"demo/{version}/", "endpoint": site.storage.endpoint}}
+    weights = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.MODEL_WEIGHTS_KIND,
+        "metadata": {"name": "demo", "namespace": NAMESPACE},
+        "spec": {
+            "source": source,
+            "credentials": {"secretRef": {"name": "s3-reader"}},
+            "placement": {"prewarm": "AllMatching"},
+        },
+    }
+    return yaml.safe_dump_all([secret, weights], sort_keys=False)
+
+
+def deployment(site: Site, replicas: int) -> str:
+    """Returns a Deployment of servers that check that their model is whole, and wait."""
+    pod = server_pod("", NAMESPACE, site.images.loader, notes={names.MODEL: "demo"})
+    template = {
+        "metadata": {"labels": {"app": "server"}, "annotations": pod["metadata"]["annotations"]},
+        "spec": pod["spec"],
+    }
+    body = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "server", "namespace": NAMESPACE},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "server"}}, "template": template},
+    }
+    return yaml.safe_dump(body, sort_keys=False)
+
+
+def quickstart(site: Site, prefix: str) -> str:
+    """Returns examples/quickstart.yaml with this cluster's bucket, keys and an image that is on the node."""
+    keys = site.credentials
+    edits = {
+        "edit-access-key": keys["AWS_ACCESS_KEY_ID"],
+        "edit-secret-key": keys["AWS_SECRET_ACCESS_KEY"],
+        "edit-bucket": site.bucket,
+        "edit-prefix/": prefix,
+        "http://edit-endpoint:8333": site.storage.endpoint,
+        "python:3.11-slim": site.images.loader,
+    }
+    text = QUICKSTART.read_text()
+    for before, after in edits.items():
+        if text.count(before) != 1:
+            raise ValueError(f"{QUICKSTART.name} should have {before} once.")
+        text = text.replace(before, after)
+    return text

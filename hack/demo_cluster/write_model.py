@@ -1,0 +1,31 @@
+"""Writes one version of the demo's model: ``python -m demo_cluster.write_model FOLDER VERSION [--small]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Writes the files, as the loader's demo does."""
+    sys.path.append(str(ROOT / "examples" / "demo"))
+    from model import make_model, make_tokenizer, save
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("version")
+    parser.add_argument("--small", action="store_true")
+    arguments = parser.parse_args()
+    model = make_model(small=arguments.small)
+    # So that versions differ in their weights and in nothing else.
+    next(model.parameters()).data[0, 0] = float(arguments.version.removeprefix("v"))
+    texts = [(ROOT / name).read_text() for name in ("README.md", "LICENSE")]
+    arguments.folder.parent.mkdir(parents=True, exist_ok=True)
+    save(model, make_tokenizer(texts), arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

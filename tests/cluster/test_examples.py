@@ -1,0 +1,163 @@
+"""The examples are taken by a real API server as they stand, and those that need no GPU are run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from cluster_support.api import condition
+from cluster_support.claims import make_claim
+from cluster_support.pods import PYTHON, SERVER, Pod
+from cluster_support.workspace import Workspace
+from demo_cluster.manifests import quickstart
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cluster_support.site import Site
+
+Object = dict[str, Any]
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MANIFESTS = sorted(EXAMPLES.rglob("*.yaml"))
+TEMPLATES = {"leaderTemplate", "workerTemplate", "template"}
+
+
+def documents(path: Path) -> list[Object]:
+    """Returns the objects of a manifest."""
+    return [each for each in yaml.safe_load_all(path.read_text()) if each]
+
+
+def pod_templates(document: object) -> Iterator[Object]:
+    """Yields the pod templates inside of an object."""
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if key in TEMPLATES and "containers" in value.get("spec", {}):
+                yield value
+            else:
+                yield from pod_templates(value)
+
+
+def test_the_examples_are_listed() -> None:
+    listed = set(re.findall(r"\]\(([^)]+)\)", (EXAMPLES / "README.md").read_text()))
+    for path in MANIFESTS:
+        place = str(path.relative_to(EXAMPLES))
+        assert place in listed or path.parent.name == "modelweights", f"{place} is not in examples/README.md"
+
+
+@pytest.fixture(scope="module")
+def shop(site: Site) -> Iterator[Workspace]:
+    """A namespace for all that is only looked at."""
+    space = Workspace.make(site, "examples")
+    yield space
+    space.leave()
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_an_example_is_valid_on_a_real_api_server(path: Path, shop: Workspace, site: Site) -> None:
+    for document in documents(path):
+        body = document
+        if document["kind"] != "Namespace":
+            document["metadata"]["namespace"] = shop.namespace
+        if document["apiVersion"].startswith("leaderworkerset"):
+            continue  # its API isn't here; what it makes of its templates is injected in the test below
+        site.api.apply(body, dryRun="All", fieldValidation="Strict")
+
+
+def test_pods_of_examples_come_back_injected(shop: Workspace, site: Site) -> None:
+    specs: dict[str, Object] = {}
+    for path in MANIFESTS:
+        for document in documents(path):
+            if document["kind"] == "ModelWeights":
+                specs.setdefault(document["metadata"]["name"], document["spec"])
+    templates = [(path, template) for path in MANIFESTS for each in documents(path) for template in pod_templates(each)]
+    asked = {name for _, template in templates for name in models_of(template).values()}
+    models = [
+        shop.model(name, files=files_for(specs[name], site), spec=kept(specs[name]), wait=False) for name in asked
+    ]
+    for model in models:
+        model.until("Ready")
+    for number, (path, template) in enumerate(templates):
+        metadata = {**template["metadata"], "name": f"pod-{number}", "namespace": shop.namespace}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": copy.deepcopy(template["spec"])}
+        body["spec"].pop("serviceAccountName", None)
+        pod = site.api.create(body, dryRun="All", fieldValidation="Strict")
+        loaders = [each for each in pod["spec"]["initContainers"] if each["name"].startswith(names.LOADER_CONTAINER)]
+        assert len(loaders) == len(models_of(template)), path
+        for container in pod["spec"]["containers"]:
+            known = {each["name"] for each in container.get("env") or ()}
+            assert set(re.findall(r"\$\((TONNAGE_\w+)\)", json.dumps(container))) <= known, path
+
+
+def models_of(template: Object) -> dict[str, str]:
+    """Returns the models that a template asks for, by alias."""
+    notes = template["metadata"]["annotations"]
+    if names.MODEL in notes:
+        return {"": notes[names.MODEL]}
+    return dict(part.split("=") for part in notes[names.MODELS].split(","))
+
+
+def files_for(spec: Object, site: Site) -> dict[str, Path]:
+    """Returns files as an object's ``files`` expects them."""
+    small = dict(site.sources.small)
+    if ranks := spec.get("files", {}).get("ranks"):
+        return {ranks["pattern"] % rank: small["model.tensors"] for rank in range(ranks["count"])}
+    return small
+
+
+def kept(spec: Object) -> Object:
+    """Returns what of an example's spec doesn't depend on where its objects are."""
+    return {key: spec[key] for key in ("files", "cache", "loader") if key in spec}
+
+
+def test_the_readmes_commands_install_and_read_the_quickstarts_weights(site: Site) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    block = re.search(r"<!-- run: cluster -->\n```console\n(.*?)```", readme, re.DOTALL)
+    assert block
+    commands = [
+        line.removeprefix("$ ").split("#")[0].split() for line in block[1].splitlines() if line.startswith("$ ")
+    ]
+    assert commands[0][:2] == ["helm", "install"]
+    assert set(commands[0][2:]) <= set(site.release.arguments()), "other tests install it in another way"
+    assert commands[1] == ["kubectl", "apply", "-f", "examples/quickstart.yaml"]
+    site.put("quickstart/", site.sources.small)
+    try:
+        site.kubectl("apply", "-f", "-", stdin=quickstart(site, "quickstart/"))
+        for command in commands[2:]:
+            said = site.kubectl(*command[1:], timeout=120)
+    finally:
+        Workspace(site, "quickstart").leave()
+    assert re.search(r"/models/demo/model\S*\.safetensors: 4 tensors", said)
+    assert re.search(r"Read r-[0-9a-f]{12} from /models/demo\.", said)
+
+
+def test_the_restricted_namespace_of_the_examples_is_served_from_its_claim(
+    make_space: Callable[..., Workspace], site: Site
+) -> None:
+    found = {each["kind"]: each for each in documents(EXAMPLES / "access" / "restricted-claim.yaml")}
+    space = make_space(labels=found["Namespace"]["metadata"]["labels"])
+    claim, model, deployment = (found[kind] for kind in ("PersistentVolumeClaim", "ModelWeights", "Deployment"))
+    make_claim(site, space.namespace)
+    assert claim["metadata"]["name"] == model["spec"]["cache"]["claimName"] == "weights"
+    site.put(f"{space.namespace}/", site.sources.small)
+    s3 = {"bucket": site.bucket, "prefix": f"{space.namespace}/", "endpoint": site.storage.endpoint}
+    model["spec"]["source"]["s3"] = s3
+    deployment["spec"]["template"]["spec"]["containers"][0] |= {
+        "image": site.images.loader,
+        "command": [PYTHON, "-c", SERVER],
+    }
+    for document in (model, deployment):
+        document["metadata"]["namespace"] = space.namespace
+        site.api.create(document)
+    name = deployment["metadata"]["name"]
+    site.api.until("Deployment", name, space.namespace, lambda body: condition(body, "Available")[0] == "True")
+    (pod,) = space.pods(labelSelector=f"app.kubernetes.io/name={name}")
+    eventually(lambda: "serving r-" in Pod(site, pod["metadata"]["name"], space.namespace).logs())
