@@ -9,6 +9,8 @@ from tonnage.contract import Progress
 REPORT_SECONDS = 0.2
 RATE_SECONDS = 3.0
 """Time over which the shown rate averages."""
+SETTLED_SECONDS = 1.0
+"""Time after the first byte before which a rate says nothing about the rest: connections are still being made."""
 
 
 class Meter:
@@ -72,17 +74,18 @@ class Meter:
     def progress(self, now: float, *, verified: int, tensors: int, retries: int) -> Progress:
         """Returns the present state."""
         self._window.append((now, self._received))
-        while len(self._window) > 2 and now - self._window[0][0] > RATE_SECONDS:
+        while len(self._window) > 2 and (now - self._window[0][0] > RATE_SECONDS or not self._window[1][1]):
             self._window.pop(0)
         since, count = self._window[0]
         rate = (self._received - count) / (now - since) if now > since else 0.0
         left = self._total - self.loaded
+        settled = rate > 0 and now - since >= SETTLED_SECONDS
         return Progress(
             phase="loading",
             loaded_bytes=self.loaded,
             total_bytes=self._total,
             bytes_per_second=rate,
-            remaining_seconds=left / rate if rate > 0 else -1.0,
+            remaining_seconds=left / rate if settled else -1.0,
             tensors_verified=verified,
             tensors=tensors,
             retries=retries,
