@@ -77,11 +77,11 @@ def test_a_server_reads_its_model_and_cannot_write_it(serving: Pod) -> None:
 
 
 def test_another_namespace_gets_a_model_only_where_access_says_so(
-    make_space: Callable[..., Workspace], site: Site
+    space: Workspace, make_space: Callable[..., Workspace]
 ) -> None:
-    owner, friend, stranger = make_space(), make_space(labels={"team": "research"}), make_space()
+    owner, friend, stranger = space, make_space(labels={"team": "research"}), make_space()
     selector = {"from": "Selector", "selector": {"matchLabels": {"team": "research"}}}
-    owner.model(spec={"access": {"allowedNamespaces": selector}})
+    owner.model().patch({"access": {"allowedNamespaces": selector}})
     asked = f"{owner.namespace}/llama"
     pod = friend.pod(model=asked)
     pod.until_ready()
@@ -90,14 +90,13 @@ def test_another_namespace_gets_a_model_only_where_access_says_so(
         stranger.pod(model=asked)
     with pytest.raises(Refused, match="does not exist"):
         stranger.pod(model="llama")
-    del site
 
 
 def test_a_pod_of_another_namespace_opens_the_bucket_with_its_own_credentials(
-    make_space: Callable[..., Workspace], site: Site
+    space: Workspace, make_space: Callable[..., Workspace], site: Site
 ) -> None:
-    owner, other = make_space(), make_space()
-    owner.model(spec=OPEN)
+    owner, other = space, make_space()
+    owner.model().patch(OPEN)
     owner.pod().until_ready()  # the node has it now
     other.secret(SECRET, site.credentials_of("stranger"))
     pod = other.pod(model=f"{owner.namespace}/llama")
