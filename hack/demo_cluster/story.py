@@ -71,10 +71,10 @@ class Story:
         step("Roll to a new version: the node is warmed first, then pods are replaced one by one.")
         second = self._roll(first)
         step("The old version goes when its last pod is gone.")
-        self._until_entries({second})
+        self._until_emptied(first)
         self._kubectl("get", "nodecaches")
         step("Delete it all: the node is clean.")
-        self._leave()
+        self._leave(second)
 
     def _fill_bucket(self) -> None:
         for version in ("v1", "v2"):
@@ -105,12 +105,10 @@ class Story:
         self._show_replicas(new)
         return new
 
-    def _leave(self) -> None:
+    def _leave(self, last: str) -> None:
         self._kubectl("delete", "-n", NAMESPACE, "deployment/server", "modelweights/demo")
-        self._until_entries(set())
+        self._until_emptied(last)
         self._kubectl("get", "nodecaches")
-        left = [path for path in self._site.media["Memory"].rglob("model/*") if path.is_file()]
-        self._expect(not left, f"files are left: {left}")
         self._narrator.tell("No weights are left in the node's memory.")
 
     def _kubectl(self, *arguments: str, text: str = "") -> None:
@@ -154,11 +152,13 @@ class Story:
                 f"the server started {1000 * took.init:.0f} ms after it did"
             )
 
-    def _until_entries(self, wanted: set[str]) -> None:
+    def _until_emptied(self, revision: str) -> None:
         def holds(body: Object) -> bool:
-            return {each["name"] for each in body["status"].get("entries") or ()} == wanted
+            return revision not in {each["name"] for each in body["status"].get("entries") or ()}
 
-        self._site.api.until("NodeCache", self._site.node, "", holds, within=120, what=f"the entries {wanted}")
+        self._site.api.until("NodeCache", self._site.node, "", holds, within=120, what=f"{revision} to go")
+        left = list((self._site.media["Memory"] / revision).glob("model/*"))
+        self._expect(not left, f"files are left: {left}")
 
     def _served(self, version: str) -> int:
         return self._site.storage.bytes_served(BUCKET, f"demo/{version}/model.tensors")

@@ -19,8 +19,9 @@ _IMAGES = pytest.StashKey[images.Images]()
 _LACKING = pytest.StashKey[str]()
 _SITE = pytest.StashKey[Site]()
 _NUMBERS = itertools.count(1)
+_IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 _TIME_LIMIT = 240
-MOST_STOCKED = 12
+MOST_STOCKED = 20
 """Namespaces that are made ahead; more would take as long as they save."""
 
 
@@ -48,7 +49,7 @@ def _needs_node(item: pytest.Item) -> bool:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds images and programs before the first test, since that outlasts a test's time limit."""
     wanted = any(map(_needs_node, session.items))
-    if not wanted or session.config.option.collectonly:
+    if not wanted or session.config.option.collectonly or _IN_PARALLEL:
         return
     from local_cluster.errors import Lacking
 
@@ -62,6 +63,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def site(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The running cluster."""
+    if _IN_PARALLEL:
+        pytest.skip("Several processes would each start a cluster: run `make e2e`, or make test without -n.")
     if lacking := pytestconfig.stash.get(_LACKING, ""):
         if os.environ.get("CI") == "true":
             pytest.fail(f"No cluster: {lacking}")
@@ -99,24 +102,20 @@ def make_space(site: Site, request: pytest.FixtureRequest) -> Iterator[Callable[
 
 
 @pytest.fixture
-def space(
-    stocked: list[Workspace], make_space: Callable[..., Workspace], request: pytest.FixtureRequest
-) -> Iterator[Workspace]:
+def space(stocked: list[Workspace], make_space: Callable[..., Workspace], request: pytest.FixtureRequest) -> Workspace:
     """The test's namespace."""
     if not stocked:
-        yield make_space()
-        return
-    taken = stocked.pop()
-    request.node.spaces.append(taken)
-    yield taken
-    taken.leave()
+        return make_space()
+    request.node.spaces.append(stocked.pop())
+    taken: Workspace = request.node.spaces[-1]
+    return taken
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
     """Adds what the cluster says to the report of a test that failed."""
     report: pytest.TestReport = yield
-    if report.when == "call" and report.failed and (running := item.config.stash.get(_SITE, None)):
+    if report.when in {"setup", "call"} and report.failed and (running := item.config.stash.get(_SITE, None)):
         for space in getattr(item, "spaces", ()):
             report.sections.append((f"cluster, namespace {space.namespace}", dump.gather(running, space.namespace)))
     del call

@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from cluster_support.api import condition
-from cluster_support.claims import make_claim
-from cluster_support.pods import PYTHON, SERVER, Pod
 from cluster_support.workspace import Workspace
 from demo_cluster.manifests import quickstart
-from operator_support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cluster_support.site import Site
 
@@ -137,27 +133,3 @@ def test_the_readmes_commands_install_and_read_the_quickstarts_weights(site: Sit
         Workspace(site, "quickstart").leave()
     assert re.search(r"/models/demo/model\S*\.safetensors: 4 tensors", said)
     assert re.search(r"Read r-[0-9a-f]{12} from /models/demo\.", said)
-
-
-def test_the_restricted_namespace_of_the_examples_is_served_from_its_claim(
-    make_space: Callable[..., Workspace], site: Site
-) -> None:
-    found = {each["kind"]: each for each in documents(EXAMPLES / "access" / "restricted-claim.yaml")}
-    space = make_space(labels=found["Namespace"]["metadata"]["labels"])
-    claim, model, deployment = (found[kind] for kind in ("PersistentVolumeClaim", "ModelWeights", "Deployment"))
-    make_claim(site, space.namespace)
-    assert claim["metadata"]["name"] == model["spec"]["cache"]["claimName"] == "weights"
-    site.put(f"{space.namespace}/", site.sources.small)
-    s3 = {"bucket": site.bucket, "prefix": f"{space.namespace}/", "endpoint": site.storage.endpoint}
-    model["spec"]["source"]["s3"] = s3
-    deployment["spec"]["template"]["spec"]["containers"][0] |= {
-        "image": site.images.loader,
-        "command": [PYTHON, "-c", SERVER],
-    }
-    for document in (model, deployment):
-        document["metadata"]["namespace"] = space.namespace
-        site.api.create(document)
-    name = deployment["metadata"]["name"]
-    site.api.until("Deployment", name, space.namespace, lambda body: condition(body, "Available")[0] == "True")
-    (pod,) = space.pods(labelSelector=f"app.kubernetes.io/name={name}")
-    eventually(lambda: "serving r-" in Pod(site, pod["metadata"]["name"], space.namespace).logs())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from cluster_support.api import Refused
 from cluster_support.claims import make_claim
+from cluster_support.pods import PYTHON, SERVER, Pod
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "access" / "restricted-claim.yaml"
+PREWARM = {"placement": {"prewarm": "AllMatching"}}
 ENFORCED = {"pod-security.kubernetes.io/enforce": "restricted"}
 GROUP = 65532
 SECURITY = {"runAsNonRoot": True, "fsGroup": GROUP, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -46,13 +51,21 @@ def test_each_pod_can_have_a_copy_of_its_own(restricted: Workspace) -> None:
     assert pod.run("id", "-u", container=names.LOADER_CONTAINER).strip() == str(GROUP)
 
 
-def test_one_job_fills_a_claim_and_pods_find_it_filled(restricted: Workspace, site: Site) -> None:
-    make_claim(site, restricted.namespace)
-    cache = {"delivery": "PersistentVolumeClaim", "claimName": "weights"}
-    model = restricted.model(spec={"cache": cache, "placement": {"prewarm": "AllMatching"}}, wait=False)
-    model.until("Warm")
-    pods = [restricted.pod(securityContext=SECURITY) for _ in range(2)]
-    for pod in pods:
+def test_one_job_fills_a_claim_and_pods_find_it_filled(make_space: Callable[..., Workspace], site: Site) -> None:
+    found = {each["kind"]: each for each in yaml.safe_load_all(EXAMPLE.read_text())}
+    namespace, model, deployment = (found[kind] for kind in ("Namespace", "ModelWeights", "Deployment"))
+    space = make_space(labels=namespace["metadata"]["labels"])
+    make_claim(site, space.namespace, found["PersistentVolumeClaim"])
+    weights = space.model(model["metadata"]["name"], spec={"cache": model["spec"]["cache"], **PREWARM}, wait=False)
+    assert model["spec"]["placement"] == PREWARM["placement"]
+    weights.until("Warm")
+    template = deployment["spec"]["template"]
+    template["spec"]["containers"][0] |= {"image": site.images.loader, "command": [PYTHON, "-c", SERVER]}
+    for number in range(2):
+        metadata = {**template["metadata"], "name": f"server-{number}", "namespace": space.namespace}
+        site.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    for number in range(2):
+        pod = Pod(site, f"server-{number}", space.namespace)
         pod.until_ready()
         assert pod.report().outcome is Outcome.HIT
-        assert f"serving {model.revision}" in pod.logs()
+        assert f"serving {weights.revision}" in pod.logs()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
 
@@ -10,23 +10,24 @@ if TYPE_CHECKING:
     from cluster_support.site import Site
 
 
-def make_claim(site: Site, namespace: str) -> None:
-    """Makes a claim and the local volume that it gets."""
+def make_claim(site: Site, namespace: str, claim: dict[str, Any]) -> None:
+    """Applies a claim in a namespace, with a local volume that it gets."""
     path = f"/var/lib/volumes/{namespace}"
     (site.root / path.lstrip("/")).mkdir(parents=True)
+    name, spec = claim["metadata"]["name"], claim["spec"]
     term = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": [site.node]}
-    common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     volume = {
-        **common,
-        "capacity": {"storage": "1Gi"},
+        "accessModes": spec["accessModes"],
+        "capacity": spec["resources"]["requests"],
+        "storageClassName": "",
         "persistentVolumeReclaimPolicy": "Retain",
-        "claimRef": {"name": "weights", "namespace": namespace},
+        "claimRef": {"name": name, "namespace": namespace},
         "local": {"path": path},
         "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [term]}]}},
     }
     site.api.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume})
-    claim = {**common, "volumeName": namespace, "resources": {"requests": {"storage": "1Gi"}}}
-    metadata = {"name": "weights", "namespace": namespace}
-    site.api.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim})
-    name = "PersistentVolumeClaim"
-    site.api.until(name, "weights", namespace, lambda each: each["status"]["phase"] == "Bound", what="its volume")
+    # There is no storage class here, of which a claim would get the default one.
+    spec |= {"storageClassName": "", "volumeName": namespace}
+    site.api.create({**claim, "metadata": {"name": name, "namespace": namespace}})
+    kind = "PersistentVolumeClaim"
+    site.api.until(kind, name, namespace, lambda each: each["status"]["phase"] == "Bound", what="its volume")

@@ -10,12 +10,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from transformers import PreTrainedTokenizerFast
 
 PROMPT = "Model weights from object storage into a verified cache"
 SEED = 20
@@ -101,7 +99,8 @@ def _write_llama(folder: Path) -> tuple[str, str]:
         tie_word_embeddings=False,
         dtype="bfloat16",
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    make_model: Any = AutoModelForCausalLM.from_config
+    model = make_model(config, dtype=torch.bfloat16).eval()
     serializer = TensorSerializer(str(folder / "model.tensors"))
     serializer.write_module(model, include_non_persistent_buffers=False)
     serializer.close()
@@ -112,10 +111,10 @@ def _write_llama(folder: Path) -> tuple[str, str]:
     with torch.inference_mode():
         logits = model(**asked).logits
         found = model.generate(**asked, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    return tokenizer.decode(found[0][asked["input_ids"].shape[1] :]), digest_of(logits)
+    return str(tokenizer.decode(found[0][asked["input_ids"].shape[1] :])), digest_of(logits)
 
 
-def _make_tokenizer() -> PreTrainedTokenizerFast:
+def _make_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -128,7 +127,8 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     learned.train_from_iterator([PROMPT], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=learned, bos_token="<s>", eos_token="</s>")
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=learned, bos_token="<s>", eos_token="</s>")
 
 
 def digest_of(logits: object) -> str:

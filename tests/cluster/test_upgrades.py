@@ -102,7 +102,11 @@ def test_the_charts_own_test_passes(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("installed_again")
-def test_an_uninstall_keeps_objects_and_bytes_or_wipes_them_as_it_is_told(space: Workspace, site: Site) -> None:
+def test_an_uninstall_keeps_objects_and_bytes_or_wipes_them_as_it_is_told(
+    space: Workspace, stocked: list[Workspace], site: Site
+) -> None:
+    while stocked:  # what is wiped is no good for other tests
+        stocked.pop().leave()
     model = space.model()
     pod = space.pod()
     pod.until_ready()
