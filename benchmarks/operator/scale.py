@@ -47,7 +47,7 @@ def _requests(controller: ControllerProcess) -> dict[str, int]:
 
 
 def _writes(requests: dict[str, int]) -> int:
-    verbs = ("create", "apply", "patch", "delete")
+    verbs = ("create", "apply", "update", "patch", "delete")
     return sum(count for what, count in requests.items() if what.startswith(verbs))
 
 

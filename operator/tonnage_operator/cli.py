@@ -111,9 +111,9 @@ def _crd(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    configure_logging(json_lines=options.log_format == "json", level=options.log_level)
     installation = read_installation(options.config)
     access = find_access(options.kubeconfig, options.context)
+    configure_logging(json_lines=options.log_format == "json", level=options.log_level)
     listening = Listening(options.host, options.port, options.health_port, options.tls_cert, options.tls_key)
     if options.command == "controller":
         from tonnage_operator.controller.running import Controller

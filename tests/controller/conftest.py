@@ -49,9 +49,16 @@ _NUMBERS = itertools.count(1)
 
 
 @pytest.fixture
-def namespace(control_plane: ControlPlane) -> str:
-    """A fresh namespace. It is left behind: the control plane goes as a whole."""
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A fresh namespace. It is left behind, since the control plane goes as a whole; its pods are not.
+
+    They would be placed on the nodes of later tests.
+    """
     name = f"test-{next(_NUMBERS)}"
     body: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     control_plane.request("POST", "/api/v1/namespaces", body)
-    return name
+    yield name
+    for kinds in ("apps/v1/{}/deployments", "apps/v1/{}/statefulsets", "apps/v1/{}/daemonsets", "batch/v1/{}/jobs"):
+        path = kinds.format(f"namespaces/{name}")
+        control_plane.request("DELETE", f"/apis/{path}?propagationPolicy=Background")
+    control_plane.request("DELETE", f"/api/v1/namespaces/{name}/pods?gracePeriodSeconds=0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import yaml
 
@@ -25,10 +26,12 @@ from tonnage_operator.domain.installation import Installation
 from tonnage_operator.kube.access import Access, from_kubeconfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
 
+T = TypeVar("T")
 GROUP_PATH = "/apis/tonnage.dev/v1alpha1"
 
 
@@ -131,6 +134,17 @@ class Fleet:
     def gone(self, name: str = "llama") -> bool:
         """Whether an object is gone."""
         return not any(item["metadata"]["name"] == name for item in self._list("modelweights"))
+
+    def clear(self) -> None:
+        """Removes what is left of objects and nodes, so that controllers of later tests don't look after it."""
+        for item in self._list("modelweights"):
+            name = item["metadata"]["name"]
+            with contextlib.suppress(urllib.error.HTTPError):
+                self.delete(name)
+                no_finalizers = {"metadata": {"finalizers": None}}
+                self.plane.request("PATCH", self.path(name), no_finalizers, content_type="application/merge-patch+json")
+        selector = f"labelSelector=fleet%3D{self.namespace}"
+        self.plane.request("DELETE", f"/api/v1/nodes?{selector}")
 
     def _list(self, plural: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = self.plane.request("GET", f"{GROUP_PATH}/namespaces/{self.namespace}/{plural}")[
@@ -237,19 +251,43 @@ class ControllerThread:
             self.problem = error
             self._started.set()
 
-    def wake_all(self) -> None:
-        """Has everything looked at again; to be called in the controller's loop."""
-        for record in self.controller.cluster.weights:
-            self.controller.weights_workers.wake(record.uid)
-        for node in self.controller.cluster.nodes:
-            self.controller.node_workers.wake(node.name)
+    def ask(self, question: Callable[[], T]) -> T:
+        """Returns what a function returns in the controller's loop, where nothing changes meanwhile."""
+
+        async def answer() -> T:
+            return question()
+
+        return asyncio.run_coroutine_threadsafe(answer(), self.loop).result(10)
+
+    def look_at_all(self) -> None:
+        """Has everything looked at again, and returns when that is done."""
+
+        def wake() -> None:
+            for record in self.controller.cluster.weights:
+                self.controller.weights_workers.wake(record.uid)
+            for node in self.controller.cluster.nodes:
+                self.controller.node_workers.wake(node.name)
+
+        self.ask(wake)
+        eventually(lambda: self.ask(lambda: self.controller.idle))
+
+    def knows_jobs_of(self, namespace: str) -> bool:
+        """Returns whether it knows of a Job for an object of a namespace."""
+        prefix = f"{namespace}/"
+        return self.ask(lambda: any(job.model_ref.startswith(prefix) for job in self.controller.cluster.jobs))
 
     def writes(self) -> int:
         """Returns how many writing requests it has sent."""
         total = 0.0
         for metric in self.controller.metrics.requests.collect():
             for sample in metric.samples:
-                if sample.name.endswith("_total") and sample.labels["verb"] in {"create", "apply", "patch", "delete"}:
+                if sample.name.endswith("_total") and sample.labels["verb"] in {
+                    "create",
+                    "apply",
+                    "update",
+                    "patch",
+                    "delete",
+                }:
                     total += sample.value
         return int(total)
 

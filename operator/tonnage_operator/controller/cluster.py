@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
@@ -44,6 +44,8 @@ class WeightsRecord:
     """Why it can't be read: a sentence for its conditions."""
     problem_told: bool = False
     """That is what its conditions say already."""
+    raw_status: dict[str, Any] = field(default_factory=dict)
+    """The status of an object that can't be read, as it is."""
 
     @property
     def ref(self) -> str:
@@ -71,6 +73,7 @@ def weights_record(body: dict[str, Any]) -> WeightsRecord:
         weights=weights,
         problem=problem,
         problem_told=said.count(problem) >= 2,
+        raw_status=(body.get("status") or {}) if problem else {},
     )
 
 

@@ -17,9 +17,9 @@ from tonnage_operator.kube.gateway import ApiError
 from tonnage_operator.kube.resources import JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from tonnage_operator.api.nodecache import EntryState
     from tonnage_operator.controller.cluster import Cluster
+    from tonnage_operator.domain.caches import Key
     from tonnage_operator.kube.gateway import Gateway
     from tonnage_operator.kube.resources import Resource
 
@@ -31,12 +31,16 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Word:
-    """The version of a record on whose word a Job is started; empty: there is no record."""
+    """The version of a record on whose word a Job is started; empty: there is no record.
+
+    ``about`` is the entry of a node's record that the Job is for: what else changes there doesn't matter.
+    """
 
     resource: Resource
     name: str
     version: str
     namespace: str = ""
+    about: Key | None = None
 
 
 class Launcher:
@@ -46,22 +50,21 @@ class Launcher:
         self._cluster = cluster
         self._gateway = gateway
 
-    async def start(self, job: Body, words: Iterable[Word]) -> bool:
+    async def start(self, job: Body, word: Word) -> bool:
         """Makes a Job and returns whether it is new.
 
         Args:
             job: The whole object.
-            words: The records that ask for it.
+            word: The record that asks for it.
 
         Raises:
-            Outdated: One of them is another by now.
+            Outdated: That says something else by now.
             ApiError: It can't be made.
         """
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         if await self._take_in(name, namespace):
             return False
-        for word in words:
-            await self.check(word)
+        await self.check(word)
         try:
             made = await self._gateway.create(JOBS, job, namespace, timeout=_TIMEOUT, attempts=1)
         except ApiError as error:
@@ -75,13 +78,19 @@ class Launcher:
         """Looks whether a record is as it was known, and takes it in where it isn't.
 
         Raises:
-            Outdated: It is another by now.
+            Outdated: It says something else by now.
         """
         if await self._gateway.version(word.resource, word.name, word.namespace) == word.version:
             return
+        before = self._state(word)
         if body := await self._gateway.find(word.resource, word.name, word.namespace):
             self._cluster.store(word.resource).put(body)
-        raise Outdated
+        if word.about is None or self._state(word) != before:
+            raise Outdated
+
+    def _state(self, word: Word) -> EntryState | None:
+        entry = self._cluster.contents.entry(word.name, *word.about) if word.about else None
+        return entry.state if entry else None
 
     async def _take_in(self, name: str, namespace: str) -> bool:
         found = await self._gateway.find(JOBS, name, namespace)

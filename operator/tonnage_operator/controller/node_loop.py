@@ -88,7 +88,7 @@ class NodeLoop(Loop):
         own = _word(node, cache)
 
         async def start(job: dict[str, Any]) -> None:
-            if not await self._launcher.start(job, [own]):
+            if not await self._launcher.start(job, own):
                 return
             notes = job["metadata"]["annotations"]
             self._metrics.evictions.labels(notes[names.MEDIUM], notes[names.CAUSE]).inc()
@@ -116,15 +116,12 @@ class NodeLoop(Loop):
             cache = await self._create(node)
         if cache.status == status:
             return cache
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.NODE_CACHE_KIND,
-            # The version keeps two controllers from undoing each other's records: the later one looks again.
-            "metadata": {"name": cache.name, "uid": cache.uid, "resourceVersion": cache.version},
-            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
-        }
-        before = cache.status
-        self._cluster.caches.put(await self._gateway.apply(NODE_CACHES, body, subresource="status"))
+        before, said = cache.status, status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # The version keeps two controllers from undoing each other's records: the later one looks again.
+        body = await self._gateway.update_status(
+            NODE_CACHES, cache.name, "", uid=cache.uid, version=cache.version, status=said
+        )
+        self._cluster.caches.put(body)
         self._count_emptied(before, status)
         return self._cluster.cache(node.name) or cache
 

@@ -41,8 +41,8 @@ class Waking:
         """Has everything looked at: after the start, and now and then for safety."""
         for record in self._cluster.weights:
             self._weights(record.uid)
-        for node in self._cluster.nodes:
-            self._node(node.name)
+        for name in {node.name for node in self._cluster.nodes} | {job.host for job in self._cluster.jobs if job.host}:
+            self._node(name)  # Jobs may be there still for nodes that are gone
 
     def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
         record = after or before

@@ -6,8 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Delivery
-from tonnage_operator.api.status import ModelWeightsStatus
+from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.controller.events import Storyteller
 from tonnage_operator.controller.launching import Word
 from tonnage_operator.controller.loop import Loop, together, utc_now
@@ -24,6 +23,7 @@ from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.controller.cluster import Cluster, WeightsRecord
     from tonnage_operator.controller.loop import Clock
     from tonnage_operator.domain.weights import Weights
@@ -93,7 +93,8 @@ class WeightsLoop(Loop):
         if not rest:
             await self._story.tell(record, decision.with_status)
             if decision.status != record.weights.status:
-                await self._write_status(record, decision.status)
+                status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+                await self._write_status(record, status)
             await self._delete(decision.delete_with_status)
         await self._delete(decision.delete)
         self._tally.show(record.weights, decision.status)
@@ -118,7 +119,10 @@ class WeightsLoop(Loop):
             notes, role = job["metadata"]["annotations"], job["metadata"]["labels"][names.ROLE]
             node = notes.get(names.NODE, "")
             cache = self._cluster.cache(node)
-            here = [Word(NODE_CACHES, node, cache.version if cache else "")] if self._cluster.node(node) else [own]
+            here = own
+            if self._cluster.node(node):
+                entry = notes[names.CACHE_KEY], Medium(notes[names.MEDIUM])
+                here = Word(NODE_CACHES, node, cache.version if cache else "", about=entry)
             if await self._launcher.start(job, here):
                 self._tally.started(record.namespace, record.name, role)
                 about = self._about(record, job=job["metadata"]["name"], node=node or None)
@@ -132,39 +136,25 @@ class WeightsLoop(Loop):
         resolved = record.weights.status.resolved if record.weights else None
         return {"tonnage": {"object": record.ref, "revision": resolved.revision if resolved else None, **more}}
 
-    async def _write_status(self, record: WeightsRecord, status: ModelWeightsStatus) -> None:
-        body = self._status_body(record, status)
-        self._cluster.weights.put(await self._gateway.apply(MODEL_WEIGHTS, body, subresource="status"))
-
-    @staticmethod
-    def _status_body(record: WeightsRecord, status: ModelWeightsStatus) -> Body:
-        return {
-            "apiVersion": names.API_VERSION,
-            "kind": names.MODEL_WEIGHTS_KIND,
-            # The uid keeps us from writing into another object that took the name, the version from undoing what
-            # another controller has just recorded.
-            "metadata": {
-                "name": record.name,
-                "namespace": record.namespace,
-                "uid": record.uid,
-                "resourceVersion": record.version,
-            },
-            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
-        }
+    async def _write_status(self, record: WeightsRecord, status: Body) -> None:
+        # The uid keeps us from writing into another object that took the name, the version from undoing what another
+        # controller has just recorded.
+        body = await self._gateway.update_status(
+            MODEL_WEIGHTS, record.name, record.namespace, uid=record.uid, version=record.version, status=status
+        )
+        self._cluster.weights.put(body)
 
     async def _refuse(self, record: WeightsRecord, now: datetime) -> None:
-        """Says that an object can't be read; just the conditions, since the rest isn't understood either.
-
-        Under another manager's name, or all else that we have ever written there would go.
-        """
+        """Says that an object can't be read; just by conditions, since the rest isn't understood either and stays."""
         observed = [
             Observation(kind, status=False, reason=ConditionReason.INVALID_SPEC, message=record.problem)
             for kind in ("Accepted", "Ready")
         ]
         merged = conditions.merge((), observed, now=units.format_time(now), generation=record.generation)
-        body = self._status_body(record, ModelWeightsStatus(conditions=merged))
-        manager = f"{names.FIELD_MANAGER}-unread"
-        self._cluster.weights.put(await self._gateway.apply(MODEL_WEIGHTS, body, subresource="status", manager=manager))
+        told = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in merged]
+        kinds = {each.type for each in merged}
+        others = [each for each in record.raw_status.get("conditions") or () if each.get("type") not in kinds]
+        await self._write_status(record, {**record.raw_status, "conditions": [*told, *others]})
 
     async def _say_farewell(self, record: WeightsRecord, world: World) -> float | None:
         if names.FINALIZER not in record.finalizers:

@@ -109,16 +109,16 @@ async def _let_go(gateway: Gateway, body: Body) -> None:
         return
     changed = tuple(entry.model_copy(update={"retention": Retention.WHILE_REFERENCED}) for entry in entries)
     metadata = body["metadata"]
-    record = {
-        "apiVersion": names.API_VERSION,
-        "kind": names.NODE_CACHE_KIND,
-        "metadata": {"name": metadata["name"], "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
-        "status": status.model_copy(update={"entries": changed}).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        ),
-    }
+    record = status.model_copy(update={"entries": changed})
     try:
-        await gateway.apply(NODE_CACHES, record, subresource="status")
+        await gateway.update_status(
+            NODE_CACHES,
+            metadata["name"],
+            "",
+            uid=metadata["uid"],
+            version=metadata["resourceVersion"],
+            status=record.model_dump(mode="json", by_alias=True, exclude_none=True),
+        )
     except ApiError as error:
         # The controller wrote meanwhile: the next look decides anew.
         if not error.not_found and not error.conflict:

@@ -165,17 +165,28 @@ class Gateway:
         path = resource.path(namespace)
         return await self._send("create", resource, "POST", path, body=body, timeout=timeout, attempts=attempts)
 
-    async def apply(self, resource: Resource, body: Body, *, subresource: str = "", manager: str = "") -> Body:
-        """Makes the object, or a part of it, as the body says: server-side apply, taking fields over from others.
+    async def apply(self, resource: Resource, body: Body) -> Body:
+        """Makes the object as the body says: server-side apply, taking fields over from others."""
+        path = resource.path(body["metadata"].get("namespace", ""), body["metadata"]["name"])
+        query = {"fieldManager": self._manager, "force": "true"}
+        return await self._send("apply", resource, "PATCH", path, body=body, content_type=_APPLY, query=query)
 
-        ``manager`` owns the fields in place of the gateway's own name: what that one wrote before stays then.
+    async def update_status(
+        self, resource: Resource, name: str, namespace: str, *, uid: str, version: str, status: Body
+    ) -> Body:
+        """Replaces an object's status, if the object is the one of that uid and version.
+
+        All of a status has one writer, so nothing is gained by an owner for each of its fields, and for a list of a
+        hundred items server-side apply costs the API server half as much again.
         """
-        metadata = body["metadata"]
-        path = resource.path(metadata.get("namespace", ""), metadata["name"], subresource)
-        query = {"fieldManager": manager or self._manager, "force": "true"}
-        label = f"{resource.plural}/{subresource}" if subresource else ""
+        metadata = {"name": name, "uid": uid, "resourceVersion": version}
+        if namespace:
+            metadata["namespace"] = namespace
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
+        path = resource.path(namespace, name, "status")
+        query = {"fieldManager": self._manager}
         return await self._send(
-            "apply", resource, "PATCH", path, body=body, content_type=_APPLY, query=query, label=label
+            "update", resource, "PUT", path, body=body, query=query, label=f"{resource.plural}/status"
         )
 
     async def merge(self, resource: Resource, name: str, namespace: str, patch: Body, *, subresource: str = "") -> Body:

@@ -21,7 +21,7 @@ def fleet(control_plane: ControlPlane, namespace: str) -> Iterator[Fleet]:
     """A namespace with nodes to come, which are removed afterwards."""
     made = Fleet(control_plane, namespace)
     yield made
-    control_plane.kubectl("delete", "nodes", "-l", f"fleet={namespace}", "--wait=false")
+    made.clear()
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def operator_namespace(control_plane: ControlPlane) -> str:
     return "tonnage-system"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator[ControllerThread]:
-    """A running controller."""
+    """A running controller, for all tests of a module: those that need one of their own are in other modules."""
     del operator_namespace
     with ControllerThread(admin_access(control_plane), installation()) as running:
         yield running

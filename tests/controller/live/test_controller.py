@@ -79,8 +79,7 @@ def test_an_idle_cluster_costs_no_writes(fleet: Fleet, loaders: Loaders, control
     for beat in range(5):
         fleet.patch_node(node, {"metadata": {"annotations": {"beat": str(beat)}}})
         fleet.set_node_status(node)
-    controller.loop.call_soon_threadsafe(controller.wake_all)
-    eventually(lambda: controller.controller.idle)
+    controller.look_at_all()
     assert controller.writes() == before
     assert fleet.get()["metadata"]["resourceVersion"] == version
 

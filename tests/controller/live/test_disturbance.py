@@ -71,7 +71,8 @@ def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
         live_through("warm")
         process.kill()
         assert fleet.condition("Warm") == ("True", "AllNodesWarm")
-        assert _loads(loaders, nodes) == {(names.ROLE_RESOLVE, nodes[0]): 1, (names.ROLE_LOAD, nodes[0]): 1}
+        once = {(names.ROLE_RESOLVE, nodes[0]): 1, (names.ROLE_LOAD, nodes[0]): 1}
+        assert _loads(loaders, nodes) == once, "\n".join(kills)
         fleet.delete()
         live_through("gone")
     finally:
@@ -91,9 +92,8 @@ def test_two_controllers_at_once_make_each_job_once(fleet: Fleet, loaders: Loade
         fleet.until("Warm", within=40)
         eventually(lambda: not fleet.jobs() and first.controller.idle and second.controller.idle)
         before = first.writes() + second.writes()
-        for each in (first, second):
-            each.loop.call_soon_threadsafe(each.wake_all)
-        eventually(lambda: first.controller.idle and second.controller.idle)
+        first.look_at_all()
+        second.look_at_all()
         assert first.writes() + second.writes() == before
         fleet.delete()
         eventually(fleet.gone, within=25)
@@ -114,24 +114,19 @@ def test_a_controller_whose_picture_is_behind_starts_nothing_that_was_done(
         ControllerThread(admin_access(fleet.plane), installation()) as first,
         ControllerThread(Access(proxy.url), installation()) as behind,
     ):
-
-        def look() -> None:
-            behind.loop.call_soon_threadsafe(behind.wake_all)
-            eventually(lambda: behind.controller.idle)
-
         fleet.create()
-        eventually(lambda: len(behind.controller.cluster.jobs) and first.controller.idle)
+        eventually(lambda: behind.knows_jobs_of(fleet.namespace) and first.controller.idle)
         proxy.late = lambda path: path.endswith(records)
         loaders.hold_resolve = False
         fleet.until("Warm")
-        eventually(lambda: not fleet.jobs() and not len(behind.controller.cluster.jobs))
-        look()
+        eventually(lambda: not fleet.jobs() and not behind.knows_jobs_of(fleet.namespace))
+        behind.look_at_all()
         fleet.delete()
         eventually(fleet.gone, within=25)
-        eventually(lambda: not len(behind.controller.cluster.jobs))
-        look()
+        eventually(lambda: not behind.knows_jobs_of(fleet.namespace))
+        behind.look_at_all()
         proxy.late = lambda _path: False
-        look()
+        behind.look_at_all()
     assert _loads(loaders, nodes) == {(role, nodes[0]): 1 for role in ("resolve", "load", "cleanup")}
     assert not fleet.entries(nodes[0])
 
@@ -139,7 +134,7 @@ def test_a_controller_whose_picture_is_behind_starts_nothing_that_was_done(
 def test_refusals_and_broken_watches_only_cost_time(fleet: Fleet, loaders: Loaders, proxy: FaultyProxy) -> None:
     numbers = itertools.count()
     kinds = [Refusal(500), Refusal(429, {"Retry-After": "1"}), Refusal(503), Refusal(409)]
-    writes = {"POST", "PATCH", "DELETE"}
+    writes = {"POST", "PUT", "PATCH", "DELETE"}
 
     def judge(method: str, path: str) -> Refusal | None:
         if method not in writes or "/events" in path:
@@ -189,8 +184,7 @@ def test_an_object_that_this_operator_cannot_read_is_told_so_and_the_others_go_o
             fleet.until("Warm")
             eventually(lambda: running.controller.idle and not fleet.jobs())
             before = running.writes()
-            running.loop.call_soon_threadsafe(running.wake_all)
-            eventually(lambda: running.controller.idle)
+            running.look_at_all()
             assert running.writes() == before, "it was told once"
             fleet.delete("newer")
             eventually(lambda: fleet.gone("newer"))
