@@ -48,7 +48,7 @@ WORDS_OF_SHELLS = {
     "while",
 }
 SHELLS = {"sh", "shell", "bash"}
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def lines(block: Block) -> list[str]:
