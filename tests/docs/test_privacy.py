@@ -30,7 +30,8 @@ def test_no_tracked_file_names_a_private_path_or_a_registry_of_packages() -> Non
 
 def test_what_is_private_is_recognized() -> None:
     folders = (f"see /{name}/x" for name in ("work", "root", "home/me"))
-    private = (*folders, f"https://{'.'.join(('pypi', 'org'))}/simple", "--index-url https://x")
+    registry = "https://python.example/simple".replace("python.example", "pypi" + ".org")
+    private = (*folders, registry, "--index-url https://x")
     assert all(PRIVATE.search(text) for text in private)
     harmless = ("/var/lib/tonnage", "network/", "https://example.com/work/x", "no-emit-index-url", "tonnage/root/x")
     assert not any(PRIVATE.search(text) for text in harmless)
