@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster_support.images import build_images
@@ -16,7 +17,6 @@ from local_cluster.cluster import attach, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from cluster_support.images import Images
     from local_cluster.cluster import Cluster
@@ -79,7 +79,8 @@ def install(cluster: Cluster, work: Path, images: Images) -> Site:
 
 def put_model(site: Site, folder: Path, version: str, prefix: str, *, small: bool) -> int:
     """Makes a model as training would leave it, puts it into the bucket and returns its bytes."""
-    command = [sys.executable, "-W", "ignore", "-m", "demo_cluster.write_model", str(folder), version]
+    script = Path(__file__).with_name("write_model.py")
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), version]
     subprocess.run([*command, *(["--small"] if small else [])], check=True, stdout=subprocess.DEVNULL)
     files = {path.name: path for path in sorted(folder.iterdir())}
     site.put(prefix, files)
