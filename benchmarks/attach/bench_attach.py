@@ -4,6 +4,7 @@ Stages, in the order in which they are given (each says in its JSON what it foun
 
   peers    everybody, on a tmpfs of ordinary pages, and the bus's limit between them: first call and best call
   tune     this library's own settings against each other
+  fresh    files in shared memory that nobody has read since they were written
   huge     the same on a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
   gpus     one process a GPU, all at once: each its own rank's files, and all of them one model
   cold     from a disk with an empty page cache (drops it: needs root)
@@ -95,6 +96,7 @@ class Bench:
         if not any(folder.glob(probe)):
             began = time.monotonic()
             self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
+            synthetic.read_once(folder.glob(probe))
             say(f"made {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
         self._bytes = self._bytes or sum(path.stat().st_size for path in folder.glob(probe))
         return folder
@@ -111,6 +113,7 @@ class Bench:
                 self.notes["tensors_file"] = traceback.format_exc(limit=3)
                 say(self.notes["tensors_file"])
                 return None
+            synthetic.read_once([path])
             say(f"made {path} in {time.monotonic() - began:.1f} s")
         return path
 
@@ -167,6 +170,27 @@ class Bench:
             self.rotate("huge", [{**spec, "path": str(path)} for spec in HUGE])
         finally:
             synthetic.unmount(mount)
+
+    def stage_fresh(self) -> None:
+        """Files that nobody has read since they were written, as the first pod finds them."""
+        folder = self.root / "fresh"
+        specs: list[dict[str, Any]] = [
+            {"label": "tonnage", "contender": "tonnage"},
+            {"label": "InstantTensor", "contender": "instanttensor"},
+            {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
+        ]
+        specs = [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
+        try:
+            for number in range(self.arguments.rounds):
+                turn = number % len(specs)
+                for spec in [*specs[turn:], *specs[:turn]]:
+                    if self.left() < 0:
+                        return
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=1)
+                    self.child("fresh", number, {**spec, "path": str(folder)})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def stage_gpus(self) -> None:
         """One process a GPU."""
@@ -243,6 +267,7 @@ class Bench:
             {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
             {"label": "safetensors", "contender": "safetensors"},
         ]
+        plans = [plan for plan in plans if not self.arguments.only or plan["contender"] in self.arguments.only]
         try:
             for number in range(self.arguments.rounds):
                 turn = number % len(plans)
@@ -336,7 +361,8 @@ def say(text: str) -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=["peers", "tune", "huge", "gpus", "cold", "correct", "report"])
+    stages = ["peers", "tune", "fresh", "huge", "gpus", "cold", "correct", "report"]
+    parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--out", type=Path, required=True, help="directory for JSON, table and chart")
     parser.add_argument("--in", dest="inputs", type=Path, nargs="*", default=[], help="for report: JSON files")
     parser.add_argument("--name", default="attach", help="name of the files written")
@@ -349,7 +375,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=540, help="nothing new is started after this")
     parser.add_argument("--device", default="", help="cpu: no GPU, just to see that the script works")
-    parser.add_argument("--only", nargs="*", default=[], help="for peers: just these contenders")
+    parser.add_argument("--only", nargs="*", default=[], help="for peers, fresh and cold: just these contenders")
     return parser.parse_args()
 
 

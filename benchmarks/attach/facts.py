@@ -31,6 +31,7 @@ def gather() -> dict[str, Any]:
         "memory": _line("/proc/meminfo", "MemTotal"),
         "shmem_enabled": _text("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "thp_enabled": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "multi_generational_lru": _text("/sys/kernel/mm/lru_gen/enabled") or "none",
         "gpus": _nvidia("name,memory.total,driver_version,pcie.link.gen.current,pcie.link.width.current,pci.bus_id"),
         "topology": _nvidia_topology(),
         "packages": {name: _version(name) for name in PACKAGES},

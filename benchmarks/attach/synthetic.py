@@ -10,10 +10,11 @@ import math
 import os
 import shutil
 import subprocess
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 GIB = 1 << 30
@@ -102,6 +103,23 @@ def make_tensors(shards: Path, path: Path) -> None:
         serializer = TensorSerializer(str(path))
         serializer.write_state_dict(dict(weights))
         serializer.close()
+
+
+def read_once(paths: Iterable[Path]) -> None:
+    """Reads files from end to end.
+
+    The first reading of a tmpfs page moves it to another list of the kernel's (see ``tonnage/attach/mapped.py``), and
+    whoever came first would pay.
+    """
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(_read, paths))
+
+
+def _read(path: Path) -> None:
+    buffer = bytearray(4 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 def mount_tmpfs(folder: Path, *, gib: int, huge: bool) -> str:

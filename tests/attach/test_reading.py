@@ -33,13 +33,14 @@ def file(tmp_path_factory, data):
 
 
 def arrive(reader: Reader, records: list[Record], chunk_bytes: int) -> dict[str, bytes]:
-    buffer = memoryview(HostBuffer(chunk_bytes + 2 * DISK_BLOCK).view)
+    host = HostBuffer(chunk_bytes + 2 * DISK_BLOCK)
+    buffer = memoryview(host.view)
     scratch = memoryview(bytearray(64 << 10))
     found = {}
     for group in pack(records, group_bytes=1 << 30):
         memory = bytearray(group.size)
         for chunk in chunks_of(group, chunk_bytes=chunk_bytes):
-            for offset, target, length in reader.fill(chunk, buffer, scratch):
+            for offset, target, length in reader.fill(chunk, buffer, scratch, address=host.address):
                 memory[target : target + length] = buffer[offset : offset + length]
         found |= {record.name: bytes(memory[at : at + record.length]) for record, at in group.slots}
     return found

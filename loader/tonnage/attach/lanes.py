@@ -75,10 +75,10 @@ class BounceLane:
 
     def send(self, slot: int, base: int, chunk: Chunk, reader: Reader) -> None:
         """Reads the chunk; pins the buffer after its first use, for reading is what others can do meanwhile."""
-        copies = reader.fill(chunk, self._views[slot], self._scratch)
+        address = self._memory.address + slot * self._slot_bytes
+        copies = reader.fill(chunk, self._views[slot], self._scratch, address=address)
         if not self._prepared[slot]:
             self._pin(slot)
-        address = self._memory.address + slot * self._slot_bytes
         for offset, target, length in copies:
             self._queue.copy(base + target, address + offset, length)
         self._queue.mark(slot)

@@ -42,7 +42,7 @@ class CopyOptions:
     way: Way = "auto"
     threads: int = 0
     slots: int = 2
-    slot_bytes: int = 4 * MIB
+    slot_bytes: int = 6 * MIB
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
     streams: int = 1

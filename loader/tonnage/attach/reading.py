@@ -1,12 +1,15 @@
-"""Reads the pieces of a chunk into a buffer: from the page cache, or past it where the file is on a disk and cold."""
+"""Reads the pieces of a chunk into a buffer: from memory, or past it where a file on a disk is cold."""
 
 from __future__ import annotations
 
 import errno
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tonnage.attach.mapped import Mappings, first_reads_are_slow
+from tonnage.attach.trial import Trial
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ SMALLEST_DIRECT = 1 << 20
 _LARGEST_GAP = 16 << 10
 """Bytes between two pieces of a file up to which one system call reads both, and throws what is between away."""
 _LARGEST_VECTOR = 512
+_MOST_MAPPED_PIECES = 64
+"""Chunks of more pieces are read by system calls, which take many at a time."""
+_READ, _MAP = 0, 1
 
 
 class Copy(NamedTuple):
@@ -41,10 +47,23 @@ class Reader:
         files: What pieces refer to by number.
     """
 
-    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto") -> None:
+    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto", may_map: bool | None = None) -> None:
+        """Looks where the files lie.
+
+        Args:
+            files: What pieces refer to by number.
+            direct: Whether to go past the page cache: where a file isn't in it, never, or always.
+            may_map: Whether files in memory may also be read through a mapping; None: where it can be quicker.
+        """
         self.files = files
         self._direct = direct
-        self._cached_only = [direct == "never" or (direct == "auto" and not _can_tell(file)) for file in files]
+        in_memory = [not _can_tell(file) for file in files]
+        self._cached_only = [direct == "never" or (direct == "auto" and here) for here in in_memory]
+        if may_map is None:
+            may_map = first_reads_are_slow()
+        self._may_map = may_map and direct != "always" and all(in_memory)
+        self._mappings = Mappings(files)
+        self._trial = Trial()
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -53,12 +72,13 @@ class Reader:
         """Whether some file may be read past the page cache, so that buffers need room for alignment."""
         return not all(self._cached_only)
 
-    def fill(self, chunk: Chunk, buffer: memoryview, scratch: memoryview) -> list[Copy]:
+    def fill(self, chunk: Chunk, buffer: memoryview, scratch: memoryview, *, address: int) -> list[Copy]:
         """Reads a chunk.
 
         Args:
             chunk: What to read.
             buffer: Where to, at least the chunk's length.
+            address: Of the buffer.
             scratch: At least 16 KiB that nobody looks at.
 
         Returns:
@@ -73,10 +93,10 @@ class Reader:
             copies = self._past_the_cache(pieces, buffer)
             if copies is not None:
                 return copies
-        if len(pieces) == 1:
-            self._read(first.file, first.source, [buffer[: first.length]], first.length)
+        if self._may_map and len(pieces) <= _MOST_MAPPED_PIECES:
+            self._in_the_quicker_way(chunk, buffer, scratch, address)
         else:
-            self._gather(chunk, buffer, scratch)
+            self._by_calls(chunk, buffer, scratch)
         return [Copy(0, chunk.target, chunk.length)]
 
     def close(self) -> None:
@@ -86,6 +106,27 @@ class Reader:
                 if descriptor >= 0:
                     os.close(descriptor)
             self._descriptors.clear()
+
+    def give_back(self) -> None:
+        """Gives back what reading took and nobody needs any more; each thread may help with it."""
+        self._mappings.give_back()
+
+    def _in_the_quicker_way(self, chunk: Chunk, buffer: memoryview, scratch: memoryview, address: int) -> None:
+        way = self._trial.choose()
+        began = time.perf_counter()
+        if way == _READ:
+            self._by_calls(chunk, buffer, scratch)
+        else:
+            for piece in chunk.pieces:
+                self._mappings.read(piece.file, piece.source, piece.length, address + piece.target - chunk.target)
+        self._trial.took(way, chunk.size, time.perf_counter() - began)
+
+    def _by_calls(self, chunk: Chunk, buffer: memoryview, scratch: memoryview) -> None:
+        first = chunk.pieces[0]
+        if len(chunk.pieces) == 1:
+            self._read(first.file, first.source, [buffer[: first.length]], first.length)
+        else:
+            self._gather(chunk, buffer, scratch)
 
     def _gather(self, chunk: Chunk, buffer: memoryview, scratch: memoryview) -> None:
         """Reads neighboring pieces in one call each, at their aligned places, and headers between them to nowhere."""
@@ -127,8 +168,8 @@ class Reader:
         wanted = sum(piece.length for piece in pieces)
         if pieces[-1].file != number or not wanted <= end - start <= min(2 * wanted, len(buffer)):
             return None
-        if self._direct == "auto" and self._in_memory(number, start, end - start, buffer):
-            return [Copy(piece.source - start, piece.target, piece.length) for piece in pieces]
+        if self._direct == "auto" and self._mappings.in_memory(number, start, end - start):
+            return None
         begin = start // DISK_BLOCK * DISK_BLOCK
         size = -(-(end - begin) // DISK_BLOCK) * DISK_BLOCK
         if size > len(buffer) or self._cached_only[number]:
@@ -153,15 +194,6 @@ class Reader:
             path = self.files[number].path
             raise CacheDamaged(f"Reading {path} at byte {offset + done:,} failed: {error.strerror}.") from error
         return descriptor >= 0
-
-    def _in_memory(self, number: int, offset: int, length: int, buffer: memoryview) -> bool:
-        """Reads a range if all of it is in the page cache, and says whether it did."""
-        try:
-            return os.preadv(self.files[number].descriptor, [buffer[:length]], offset, os.RWF_NOWAIT) == length
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                self._cached_only[number] = True
-            return False
 
     def _descriptor(self, number: int) -> int:
         """A descriptor for direct reads; -1 where the file system has none."""

@@ -9,6 +9,7 @@ to copy and make their buffers ready meanwhile; they give them back after the ca
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from tonnage.cache.cgroups import usable_cores
 from tonnage.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -57,7 +58,6 @@ class Ring:
         self._failures: list[BaseException] = []
         self._stop = False
         self._used = False
-        self._started = 0
         self._alive = 0
         self._pinned = True
         near = engine.near_cores()
@@ -75,11 +75,18 @@ class Ring:
         return self.threads * options.slots * each if self._pinned else 0
 
     def start(self) -> None:
-        """Starts the workers."""
+        """Starts the workers, and doesn't keep the caller meanwhile: to start a thread is to wait until it runs."""
+        self._alive = self.threads
+        threading.Thread(target=self._start_workers, name="tonnage-copy-start").start()
+
+    def _start_workers(self) -> None:
         for number in range(self.threads):
-            threading.Thread(target=self._worker, args=(number,), name=f"tonnage-copy-{number}").start()
-            self._started += 1
-            self._alive += 1
+            try:
+                threading.Thread(target=self._worker, args=(number,), name=f"tonnage-copy-{number}").start()
+            except RuntimeError as error:  # no more threads, or the program is ending
+                self._fail(error)
+                self._ended.release(self.threads - number)
+                return
 
     def run(
         self,
@@ -111,16 +118,9 @@ class Ring:
         self._reader = Reader(files, direct=self._options.direct)
         bases: list[torch.Tensor | None] = []  # keeps every target alive until the workers have ended
         try:
-            if window:
-                self._run_windowed(groups, bases, on_group, window, progress)
-            else:
-                for number, group in enumerate(groups):
-                    bases.append(self._place(number, group)[0])
-                    on_group(group, bases[-1])  # type: ignore[arg-type]
-                    if self._failures:
-                        break
-                self.allocated_at = time.perf_counter()
-            self._finish(progress)
+            with _no_collection():
+                self._hand_out(groups, bases, on_group, window, progress)
+                self._finish(progress)
         except BaseException:
             self._stop = True
             self._finish(None, quiet=True)
@@ -129,6 +129,25 @@ class Ring:
             self._reader.close()
         if self._failures:
             raise self._failures[0]
+
+    def _hand_out(
+        self,
+        groups: Sequence[Group],
+        bases: list[torch.Tensor | None],
+        on_group: OnGroup,
+        window: int,
+        progress: Progress | None,
+    ) -> None:
+        if window:
+            self._run_windowed(groups, bases, on_group, window, progress)
+            return
+        for number, group in enumerate(groups):
+            base, _ = self._place(number, group)
+            bases.append(base)
+            on_group(group, base)
+            if self._failures:
+                break
+        self.allocated_at = time.perf_counter()
 
     def close(self) -> None:
         """Lets the workers end, if they haven't; returns without waiting for them to give their buffers back."""
@@ -191,7 +210,7 @@ class Ring:
 
     def _finish(self, progress: Progress | None, *, quiet: bool = False) -> None:
         """Waits until every worker has drained its copies, so that nobody writes to the device any more."""
-        for _ in range(self._started):
+        for _ in range(self._alive):
             self._work.put(None)
         while self._alive:
             if self._ended.acquire(timeout=_LOOK_SECONDS):
@@ -209,14 +228,19 @@ class Ring:
             lane = self._lane()
             self._feed(lane, number)
         except BaseException as error:  # noqa: BLE001  # whatever it is, the caller's thread raises it
-            self._failures.append(error)
-            self._stop = True
+            self._fail(error)
         finally:
             self._drain(lane)
             self._ended.release()
+        if self._reader is not None:
+            self._reader.give_back()
         if lane is not None:
             with contextlib.suppress(DeviceFailed):  # the caller has long had what it wanted, or a better error
                 lane.close()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failures.append(error)
+        self._stop = True
 
     def _lane(self) -> Lane:
         self._engine.start()
@@ -279,3 +303,15 @@ class Ring:
         if holding[slot] >= 0 and self._arrived is not None:
             self._arrived.put(holding[slot])
         holding[slot] = -1
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Puts the garbage collector off: among many objects it holds the interpreter's lock for 50 ms and more."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

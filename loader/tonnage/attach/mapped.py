@@ -1,0 +1,107 @@
+"""Files through a mapping: to read what lies in memory, and to ask whether it does.
+
+A tmpfs page that was written and never read moves to another list of the kernel's with its first ``read``, under one
+lock for all: a dozen threads then read at half their speed. A mapping that is marked as read in sequence spares that,
+and so does the multi-generational LRU; but page tables cost more than a ``read`` of pages that have moved already
+(Linux: mm/swap.c ``folio_mark_accessed``, mm_inline.h ``vma_has_recency``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tonnage.attach.files import MAP_NORESERVE
+from tonnage.errors import CacheDamaged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.attach.files import SourceFile
+
+LRU = Path("/sys/kernel/mm/lru_gen/enabled")
+MOST_KEPT = 64 << 30
+"""Bytes whose page tables (a 512th of it) are kept until the end, when giving them back costs nobody time."""
+
+
+def first_reads_are_slow(lru: Path = LRU) -> bool:
+    """Says whether this kernel keeps pages in two lists."""
+    try:
+        return not int(lru.read_text(), 16) & 1
+    except (OSError, ValueError):
+        return True
+
+
+class Mappings:
+    """A mapping of each file, made when it is first needed, unmapped with this object. Used by all threads."""
+
+    def __init__(self, files: Sequence[SourceFile]) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._maps: dict[int, tuple[mmap.mmap, ctypes.c_char]] = {}
+        self._kept: list[tuple[int, int]] = []
+        self._kept_bytes = 0
+        self._libc = ctypes.CDLL(None)
+        self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+
+    def read(self, file: int, start: int, length: int, address: int) -> None:
+        """Copies bytes of a file to a memory address.
+
+        Raises:
+            CacheDamaged: The file has become shorter, or can't be mapped.
+        """
+        self._files[file].require(start + length)  # touching a mapping beyond its file's end would end the process
+        base = self._address(file)
+        ctypes.memmove(address, base + start, length)
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._kept.append((base + first, last - first))
+        self._kept_bytes += length
+        if self._kept_bytes > MOST_KEPT:
+            self.give_back()
+
+    def in_memory(self, file: int, start: int, length: int) -> bool:
+        """Says whether all of a range is in the page cache.
+
+        The kernel tells those alone who own the file or may write it; to others it says yes.
+        """
+        base = self._address(file)
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        pages = -(-(start + length - first) // mmap.PAGESIZE)
+        found = ctypes.create_string_buffer(pages)
+        if self._libc.mincore(base + first, start + length - first, found):
+            return True
+        return all(byte & 1 for byte in found.raw)
+
+    def give_back(self) -> None:
+        """Gives the page tables back that reading took. Several threads may do it together."""
+        while self._kept:
+            try:
+                address, length = self._kept.pop()
+            except IndexError:
+                return
+            self._libc.madvise(address, length, mmap.MADV_DONTNEED)
+
+    def _address(self, file: int) -> int:
+        with self._lock:
+            if file not in self._maps:
+                self._maps[file] = self._map(self._files[file])
+            return ctypes.addressof(self._maps[file][1])
+
+    @staticmethod
+    def _map(file: SourceFile) -> tuple[mmap.mmap, ctypes.c_char]:
+        try:
+            mapping = mmap.mmap(
+                file.descriptor,
+                file.size,
+                flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,  # ctypes tells the address of writable memory only
+            )
+        except (OSError, ValueError) as error:
+            raise CacheDamaged(f"{file.path} can't be mapped: {error}.") from error
+        mapping.madvise(mmap.MADV_SEQUENTIAL)
+        return mapping, ctypes.c_char.from_buffer(mapping)

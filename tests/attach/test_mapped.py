@@ -1,0 +1,169 @@
+"""Reading through mappings, and choosing between that and ``read``."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tonnage.attach import reading
+from tonnage.attach.buffers import HostBuffer
+from tonnage.attach.chunks import chunks_of, pack
+from tonnage.attach.files import SourceFile
+from tonnage.attach.mapped import Mappings, first_reads_are_slow
+from tonnage.attach.reading import Reader
+from tonnage.attach.records import Record
+from tonnage.attach.trial import SAMPLES, UNCOUNTED, Trial
+from tonnage.errors import CacheDamaged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = 3 << 20
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return random.Random(2).randbytes(SIZE)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[SourceFile]:
+    path = tmp_path_factory.mktemp("mapped") / "file"
+    path.write_bytes(data)
+    with SourceFile(path) as opened:
+        yield opened
+
+
+@given(start=st.integers(0, SIZE - 1), length=st.integers(1, SIZE))
+def test_any_range_arrives(file: SourceFile, data: bytes, start: int, length: int) -> None:
+    length = min(length, SIZE - start)
+    buffer = HostBuffer(SIZE)
+    mappings = Mappings([file])
+    mappings.read(0, start, length, buffer.address)
+    mappings.give_back()
+    assert buffer.view[:length] == data[start : start + length]
+
+
+def test_page_tables_are_given_back_and_the_data_stays_readable(file: SourceFile, data: bytes) -> None:
+    buffer = HostBuffer(SIZE)
+    mappings = Mappings([file])
+    mappings.read(0, 0, SIZE, buffer.address)
+    assert resident(file) == SIZE // 1024
+    mappings.give_back()
+    assert resident(file) == 0
+    mappings.read(0, 5, 100, buffer.address)
+    assert buffer.view[:100] == data[5:105]
+
+
+def resident(file: SourceFile) -> int:
+    """KiB of the file's mappings that this process has page tables for."""
+    found, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()
+        if "-" in head[0] and len(head) >= 5:
+            counts = line.endswith(str(file.path))
+        elif counts and head[0] == "Rss:":
+            found += int(head[1])
+    return found
+
+
+def test_a_file_that_became_shorter_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 20_000)
+    with SourceFile(path) as file:
+        mappings = Mappings([file])
+        buffer = ctypes.create_string_buffer(20_000)
+        mappings.read(0, 0, 20_000, ctypes.addressof(buffer))
+        os.truncate(path, 5000)
+        with pytest.raises(CacheDamaged, match="should have at least 20,000 bytes"):
+            mappings.read(0, 0, 20_000, ctypes.addressof(buffer))
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> Iterator[SourceFile]:
+    path = tmp_path / "cold"
+    path.write_bytes(os.urandom(SIZE))
+    with SourceFile(path) as file:
+        os.fsync(file.descriptor)
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        yield file
+
+
+def test_what_is_in_memory_is_known_without_reading_it(cold: SourceFile) -> None:
+    mappings = Mappings([cold])
+    if mappings.in_memory(0, 0, SIZE):
+        pytest.skip("this file system doesn't let go of pages")
+    assert not mappings.in_memory(0, 1 << 20, SIZE - (1 << 20)), "asking has read it"
+    os.pread(cold.descriptor, SIZE, 0)
+    assert mappings.in_memory(0, 0, SIZE)
+    assert mappings.in_memory(0, 4097, 4096)
+
+
+@pytest.mark.parametrize(("text", "slow"), [("0x0007\n", False), ("0x0000\n", True), ("0x0006\n", True), ("?", True)])
+def test_the_kernels_lists_of_pages_are_known(tmp_path: Path, text: str, slow: bool) -> None:
+    (tmp_path / "enabled").write_text(text)
+    assert first_reads_are_slow(tmp_path / "enabled") is slow
+    assert first_reads_are_slow(tmp_path / "missing")
+
+
+def decide(first: float, second: float) -> int:
+    trial = Trial()
+    for _ in range(UNCOUNTED + 2 * SAMPLES):
+        way = trial.choose()
+        trial.took(way, 100, (first, second)[way] * 100)
+    return trial.choose()
+
+
+@given(first=st.floats(0.001, 10), second=st.floats(0.001, 10))
+def test_the_clearly_quicker_way_wins(first: float, second: float) -> None:
+    assert decide(first, second) == int(second < 0.9 * first)
+
+
+def test_a_trial_begins_with_the_usual_way_and_tries_each_way_enough() -> None:
+    trial = Trial()
+    ways = []
+    for _ in range(UNCOUNTED + 2 * SAMPLES):
+        ways.append(trial.choose())
+        trial.took(ways[-1], 1, 1.0)
+    assert ways == [0] * (UNCOUNTED + SAMPLES) + [1] * SAMPLES
+
+
+def test_a_sleeping_thread_does_not_decide() -> None:
+    trial = Trial()
+    for number in range(UNCOUNTED + 2 * SAMPLES):
+        way = trial.choose()
+        trial.took(way, 1, 100.0 if number == UNCOUNTED + 3 else 2.0 - way)
+    assert trial.choose() == 1
+
+
+def test_both_ways_bring_the_same_bytes(file: SourceFile, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = set()
+
+    class Turns(Trial):
+        def took(self, way: int, size: int, seconds: float) -> None:  # noqa: ARG002
+            used.add(way)
+
+    monkeypatch.setattr(reading, "Trial", Turns)
+    monkeypatch.setattr(reading, "_can_tell", lambda _: False)
+    reader = Reader([file], may_map=True)
+    size = SIZE // 300
+    records = [Record(str(n), (str(n),), "uint8", 1, (size - 7,), 0, n * size + 3, size - 7) for n in range(300)]
+    buffer = HostBuffer(64 << 10)
+    scratch = memoryview(bytearray(64 << 10))
+    for group in pack(records, group_bytes=1 << 30):
+        memory = bytearray(group.size)
+        for chunk in chunks_of(group, chunk_bytes=len(buffer.view)):
+            for offset, target, length in reader.fill(chunk, buffer.view, scratch, address=buffer.address):
+                memory[target : target + length] = buffer.view[offset : offset + length]
+        for record, at in group.slots:
+            assert memory[at : at + record.length] == data[record.start : record.start + record.length]
+    reader.close()
+    reader.give_back()
+    assert used == {0, 1}
