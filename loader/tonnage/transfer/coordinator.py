@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import bisect
 import errno
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from tonnage.cache.cgroups import memory_limit
-from tonnage.contract import Verify
 from tonnage.errors import (
-    CacheDamaged,
     CacheNotWritable,
     InsufficientSpace,
     InternalError,
@@ -23,11 +20,9 @@ from tonnage.errors import (
     TonnageError,
     error_for,
 )
-from tonnage.planning.segments import subtract
 from tonnage.source.failures import Retry
 from tonnage.source.waiting import backoff
 from tonnage.transfer.access import Access
-from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
 from tonnage.transfer.job import Done, Job, Outcome, Undone
 from tonnage.transfer.meter import Meter
 from tonnage.transfer.policy import (
@@ -44,18 +39,18 @@ from tonnage.transfer.protocol import (
     Fetch,
     Fetched,
     FetchFailed,
-    Hash,
     Hashed,
     Received,
     Tune,
     WriteFailed,
 )
+from tonnage.transfer.verification import Verification
 from tonnage.transfer.work import Part, WorkQueue
 
 if TYPE_CHECKING:
-    from tonnage.format.tensors_file import TensorEntry
     from tonnage.planning.segments import Range
     from tonnage.source.failures import Failure
+    from tonnage.transfer.checks import Wrong
 
 POLL_SECONDS = 0.1
 PREFETCH = 1
@@ -79,22 +74,12 @@ class _Transfer:
     """The state of one transfer."""
 
     def __init__(self, job: Job) -> None:
-        from isal import isal_zlib  # a hit doesn't need it
-
         self._job = job
         self._segments = job.blueprint.segments
-        self._by_start = sorted(self._segments, key=lambda segment: (segment.object, segment.start))
         self._outcome = Outcome()
-        self._ledger = Ledger(
-            job.blueprint.objects, isal_zlib, check_crc32=job.verify.strength >= Verify.CRC32.strength
-        )
-        self._refetched: set[tuple[int, int]] = set()
-        self._to_hash: list[tuple[Hash, int, int]] = []
+        self._verification = Verification(job, self._outcome)
         self._next_id = 0
-        self._good = 0
-        self._tensors_verified = 0
-        self._placement = {(place.object, place.tensor): place for place in job.blueprint.placements}
-        done = self._replay()
+        done = self._verification.replay()
         self._queue = WorkQueue(
             self._segments,
             done,
@@ -126,12 +111,13 @@ class _Transfer:
                 self._loop(pool)
             finally:
                 pool.close()
-        self._finish()
+        self._verification.check_complete()
+        self._outcome.headers = self._verification.headers
         return self._outcome
 
     @property
     def _busy(self) -> bool:
-        return bool(self._queue.remaining or self._to_hash)
+        return bool(self._queue.remaining or self._verification.to_hash)
 
     def _loop(self, pool: Pool) -> None:
         checked = time.monotonic()
@@ -180,8 +166,8 @@ class _Transfer:
             self._job.on_progress(
                 self._meter.progress(
                     now,
-                    verified=self._tensors_verified,
-                    tensors=len(self._placement),
+                    verified=self._verification.verified,
+                    tensors=self._verification.tensors,
                     retries=self._outcome.retries,
                 )
             )
@@ -197,10 +183,10 @@ class _Transfer:
         now = time.monotonic()
         slots = self._tuner.connections * len(pool.members)
         for member in pool.members.values():
-            while self._to_hash and not member.hashes:
-                request, index, tensor = self._to_hash.pop()
-                member.hashes[request.id] = (request, index, tensor)
-                member.process.send(request)
+            while self._verification.to_hash and not member.hashes:
+                wanted = self._verification.to_hash.pop()
+                member.hashes[wanted.request.id] = wanted
+                member.process.send(wanted.request)
         wanting = list(pool.members.values())
         while wanting and self._queue.remaining:
             for member in list(wanting):
@@ -244,8 +230,9 @@ class _Transfer:
                 part = member.parts.pop(request)
                 raise self._write_error(part, error)
             case Hashed(request, digest):
-                hashed, index, tensor = member.hashes.pop(request)
-                self._check_sha256(hashed, index, tensor, digest)
+                wrong = self._verification.hashed(member.hashes.pop(request), digest)
+                if wrong is not None:
+                    self._queue_again(wrong)
             case Death():
                 self._replace(pool, message)
             case _:
@@ -256,72 +243,15 @@ class _Transfer:
             return
         done = Done(part.segment, part.start, end, checksums, captured)
         self._job.record(done)
-        for outcome in self._add(done):
-            self._queue_again(outcome)
-
-    def _add(self, done: Done) -> list[Wrong]:
-        """Books a range, and returns the tensors that it proved wrong."""
-        segment = self._segments[done.segment]
-        pieces = segment.pieces(done.start, done.end)
-        wrong: list[Wrong] = []
-        for outcome in self._ledger.add(segment.object, pieces, done.checksums, done.captured):
-            if isinstance(outcome, Wrong):
-                wrong.append(outcome)
-            elif isinstance(outcome, Verified):
-                self._settled(outcome)
-            else:
-                assert_never(outcome)
-        return wrong
-
-    def _settled(self, outcome: Verified) -> None:
-        level = Verify.SIZE
-        header = outcome.header
-        source = self._job.blueprint.objects[outcome.object]
-        encrypted = source.tensors is not None and source.tensors.preamble.encrypted
-        wanted = self._job.verify
-        if wanted.strength >= Verify.CRC32.strength and not encrypted:
-            needs_sha256 = wanted is Verify.SHA256 or header.expected_crc32 is None
-            if needs_sha256 and header.expected_sha256 is not None:
-                self._queue_hash(outcome)
-                return
-            if header.expected_crc32 is not None:
-                level = Verify.CRC32
-        self._verified(outcome.object, min(level, wanted, key=lambda verify: verify.strength))
-
-    def _verified(self, index: int, level: Verify) -> None:
-        self._tensors_verified += 1
-        weakest = self._outcome.verified.get(index, level)
-        self._outcome.verified[index] = min(weakest, level, key=lambda verify: verify.strength)
-
-    def _queue_hash(self, outcome: Verified) -> None:
-        place = self._placement[outcome.object, outcome.tensor]
-        length = self._entry(outcome.object, outcome.tensor).length
-        self._next_id += 1
-        request = Hash(self._next_id, max(place.file, 0), place.offset, length, outcome.header.hashed)
-        self._to_hash.append((request, outcome.object, outcome.tensor))
-
-    def _check_sha256(self, request: Hash, index: int, tensor: int, digest: bytes) -> None:
-        if not digest:
-            raise CacheDamaged(f"{self._job.paths[request.file]} was cut short while it was being loaded.")
-        expected = self._ledger.headers[index, tensor].expected_sha256
-        if digest == expected:
-            self._verified(index, Verify.SHA256)
-            return
-        label, name = self._job.blueprint.objects[index].label, self._entry(index, tensor).name
-        place = self._range(index, tensor)
-        self._queue_again(Wrong(index, tensor, place, mismatch(label, name, place, "SHA-256")))
+        for wrong in self._verification.add(done):
+            self._queue_again(wrong)
 
     def _queue_again(self, wrong: Wrong) -> None:
         """Fetches a wrong tensor once more over other connections; the second time it is an error."""
-        key = (wrong.object, wrong.tensor)
-        self._job.record(Undone(*key))
-        if key in self._refetched:
-            raise wrong.error
-        self._refetched.add(key)
+        self._job.record(Undone(wrong.object, wrong.tensor))
+        segment = self._verification.forget(wrong)
         self._outcome.retries += 1
-        self._ledger.forget(*key)
         self._meter.wasted(wrong.range[1] - wrong.range[0])
-        segment = self._segment_at(wrong.object, wrong.range[0])
         for start, end in _split(wrong.range, self._job.concurrency.part_size):
             self._queue.delay(Part(segment, start, end, fresh=True), until=0.0)
 
@@ -377,53 +307,9 @@ class _Transfer:
         for request, part in death.member.parts.items():
             self._sent_generation.pop(request, None)
             self._queue.delay(part, until=now)
-        self._to_hash += death.member.hashes.values()
+        self._verification.to_hash += death.member.hashes.values()
         pool.start(death.member.number)
         self._tune(pool)
-
-    # -- beginning and end
-
-    def _replay(self) -> dict[int, list[Range]]:
-        """Books what an earlier load left on disk; returns the ranges that need not be fetched, by segment."""
-        done: dict[int, list[Range]] = {}
-        for record in self._job.done:
-            if isinstance(record, Undone):
-                self._undo(done, record.object, record.tensor)
-                continue
-            done.setdefault(record.segment, []).append((record.start, record.end))
-            for wrong in self._add(record):
-                self._undo(done, wrong.object, wrong.tensor)
-        self._outcome.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
-        return done
-
-    def _undo(self, done: dict[int, list[Range]], index: int, tensor: int) -> None:
-        self._ledger.forget(index, tensor)
-        hole = self._range(index, tensor)
-        segment = self._segment_at(index, hole[0])
-        done[segment] = [left for kept in done.get(segment, []) for left in subtract(kept, [hole])]
-
-    def _range(self, index: int, tensor: int) -> Range:
-        entry = self._entry(index, tensor)
-        return entry.header_offset, entry.data_end
-
-    def _entry(self, index: int, tensor: int) -> TensorEntry:
-        source = self._job.blueprint.objects[index]
-        if source.tensors is None:
-            raise InternalError(f"{source.label} has no tensors.")
-        return source.tensors.tensors[tensor]
-
-    def _segment_at(self, index: int, offset: int) -> int:
-        at = bisect.bisect_right(self._by_start, (index, offset), key=lambda segment: (segment.object, segment.start))
-        segment = self._by_start[at - 1] if at else None
-        if segment is None or segment.object != index or offset >= segment.end:
-            raise InternalError(f"No segment holds offset {offset} of object {index}.")
-        return segment.index
-
-    def _finish(self) -> None:
-        self._outcome.headers = self._ledger.headers
-        missing = len(self._placement) - len(self._ledger.headers)
-        if missing:
-            raise InternalError(f"{missing} tensors were never verified.")
 
 
 def _split(whole: Range, size: int) -> list[Range]:

@@ -11,7 +11,8 @@ from tonnage.transfer.process import WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tonnage.transfer.protocol import Hash, Setup, ToWorker
+    from tonnage.transfer.protocol import Setup, ToWorker
+    from tonnage.transfer.verification import HashWanted
     from tonnage.transfer.work import Part
 
 
@@ -22,7 +23,7 @@ class Member:
     number: int
     process: WorkerProcess
     parts: dict[int, Part] = field(default_factory=dict)
-    hashes: dict[int, tuple[Hash, int, int]] = field(default_factory=dict)
+    hashes: dict[int, HashWanted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,179 @@
+"""What of a transfer has proven right, tensor by tensor, to which level; and what must be hashed or fetched again.
+
+The ledger (``checks``) decides by headers and CRC-32 from the ranges alone. This adds what the job asked for: SHA-256
+over what is on disk, one more fetch of a tensor that proved wrong, and what an earlier load had already brought.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import TYPE_CHECKING, NamedTuple, assert_never
+
+from tonnage.contract import Verify
+from tonnage.errors import CacheDamaged, InternalError
+from tonnage.planning.segments import subtract
+from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
+from tonnage.transfer.job import Undone
+from tonnage.transfer.protocol import Hash
+
+if TYPE_CHECKING:
+    from tonnage.format.tensor_header import TensorHeader
+    from tonnage.format.tensors_file import TensorEntry
+    from tonnage.planning.segments import Range
+    from tonnage.transfer.job import Done, Job, Outcome
+
+
+class HashWanted(NamedTuple):
+    """A worker is to hash this tensor."""
+
+    request: Hash
+    object: int
+    tensor: int
+
+
+class Verification:
+    """Takes ranges and hashes in, and writes into the outcome to which level each object is verified.
+
+    Attributes:
+        tensors: How many there are.
+        verified: How many have proven right so far.
+        to_hash: Tensors that workers are to hash; whoever gives one out takes it from here.
+    """
+
+    def __init__(self, job: Job, outcome: Outcome) -> None:
+        from isal import isal_zlib  # a hit doesn't need it
+
+        self._job = job
+        self._outcome = outcome
+        self._segments = job.blueprint.segments
+        self._by_start = sorted(self._segments, key=lambda segment: (segment.object, segment.start))
+        self._ledger = Ledger(
+            job.blueprint.objects, isal_zlib, check_crc32=job.verify.strength >= Verify.CRC32.strength
+        )
+        self._placement = {(place.object, place.tensor): place for place in job.blueprint.placements}
+        self._refetched: set[tuple[int, int]] = set()
+        self._hashes = 0
+        self.tensors = len(self._placement)
+        self.verified = 0
+        self.to_hash: list[HashWanted] = []
+
+    @property
+    def headers(self) -> dict[tuple[int, int], TensorHeader]:
+        """The headers of the tensors that proved right, by object and tensor."""
+        return self._ledger.headers
+
+    def replay(self) -> dict[int, list[Range]]:
+        """Books what an earlier load left on disk; returns the ranges that need not be fetched, by segment."""
+        done: dict[int, list[Range]] = {}
+        for record in self._job.done:
+            if isinstance(record, Undone):
+                self._undo(done, record.object, record.tensor)
+                continue
+            done.setdefault(record.segment, []).append((record.start, record.end))
+            for wrong in self.add(record):
+                self._undo(done, wrong.object, wrong.tensor)
+        self._outcome.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
+        return done
+
+    def add(self, done: Done) -> list[Wrong]:
+        """Books a range, and returns the tensors that it proved wrong."""
+        segment = self._segments[done.segment]
+        pieces = segment.pieces(done.start, done.end)
+        wrong: list[Wrong] = []
+        for outcome in self._ledger.add(segment.object, pieces, done.checksums, done.captured):
+            if isinstance(outcome, Wrong):
+                wrong.append(outcome)
+            elif isinstance(outcome, Verified):
+                self._settle(outcome)
+            else:
+                assert_never(outcome)
+        return wrong
+
+    def hashed(self, wanted: HashWanted, digest: bytes) -> Wrong | None:
+        """Takes a tensor's SHA-256 in, and returns it where it is wrong.
+
+        Raises:
+            CacheDamaged: The file was cut short meanwhile.
+        """
+        _, index, tensor = wanted
+        if not digest:
+            raise CacheDamaged(f"{self._job.paths[wanted.request.file]} was cut short while it was being loaded.")
+        if digest == self._ledger.headers[index, tensor].expected_sha256:
+            self._count(index, Verify.SHA256)
+            return None
+        label, name = self._job.blueprint.objects[index].label, self._entry(index, tensor).name
+        place = self._range(index, tensor)
+        return Wrong(index, tensor, place, mismatch(label, name, place, "SHA-256"))
+
+    def forget(self, wrong: Wrong) -> int:
+        """Unbooks a wrong tensor, so that it can be fetched once more; returns the segment that it lies in.
+
+        Raises:
+            ChecksumMismatch: It was fetched twice already.
+        """
+        key = (wrong.object, wrong.tensor)
+        if key in self._refetched:
+            raise wrong.error
+        self._refetched.add(key)
+        self._ledger.forget(*key)
+        return self._segment_at(wrong.object, wrong.range[0])
+
+    def check_complete(self) -> None:
+        """Makes sure that nothing was left out.
+
+        Raises:
+            InternalError: Tensors were never verified.
+        """
+        missing = self.tensors - len(self._ledger.headers)
+        if missing:
+            raise InternalError(f"{missing} tensors were never verified.")
+
+    def _settle(self, outcome: Verified) -> None:
+        level = Verify.SIZE
+        header = outcome.header
+        source = self._job.blueprint.objects[outcome.object]
+        encrypted = source.tensors is not None and source.tensors.preamble.encrypted
+        wanted = self._job.verify
+        if wanted.strength >= Verify.CRC32.strength and not encrypted:
+            needs_sha256 = wanted is Verify.SHA256 or header.expected_crc32 is None
+            if needs_sha256 and header.expected_sha256 is not None:
+                self._want_hash(outcome)
+                return
+            if header.expected_crc32 is not None:
+                level = Verify.CRC32
+        self._count(outcome.object, min(level, wanted, key=lambda verify: verify.strength))
+
+    def _count(self, index: int, level: Verify) -> None:
+        self.verified += 1
+        weakest = self._outcome.verified.get(index, level)
+        self._outcome.verified[index] = min(weakest, level, key=lambda verify: verify.strength)
+
+    def _want_hash(self, outcome: Verified) -> None:
+        place = self._placement[outcome.object, outcome.tensor]
+        length = self._entry(outcome.object, outcome.tensor).length
+        self._hashes += 1
+        request = Hash(self._hashes, max(place.file, 0), place.offset, length, outcome.header.hashed)
+        self.to_hash.append(HashWanted(request, outcome.object, outcome.tensor))
+
+    def _undo(self, done: dict[int, list[Range]], index: int, tensor: int) -> None:
+        self._ledger.forget(index, tensor)
+        hole = self._range(index, tensor)
+        segment = self._segment_at(index, hole[0])
+        done[segment] = [left for kept in done.get(segment, []) for left in subtract(kept, [hole])]
+
+    def _range(self, index: int, tensor: int) -> Range:
+        entry = self._entry(index, tensor)
+        return entry.header_offset, entry.data_end
+
+    def _entry(self, index: int, tensor: int) -> TensorEntry:
+        source = self._job.blueprint.objects[index]
+        if source.tensors is None:
+            raise InternalError(f"{source.label} has no tensors.")
+        return source.tensors.tensors[tensor]
+
+    def _segment_at(self, index: int, offset: int) -> int:
+        at = bisect.bisect_right(self._by_start, (index, offset), key=lambda segment: (segment.object, segment.start))
+        segment = self._by_start[at - 1] if at else None
+        if segment is None or segment.object != index or offset >= segment.end:
+            raise InternalError(f"No segment holds offset {offset} of object {index}.")
+        return segment.index
