@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import signal
 import socket
 import ssl
@@ -20,8 +21,9 @@ import urllib.error
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 import yaml
 
 from local_cluster import credentials, programs, requirements
@@ -53,6 +55,13 @@ def find_programs() -> dict[str, Path]:
         return {**programs.built(programs.CONTROL_PLANE), "etcd": requirements.provide("etcd")}
     except Lacking as error:
         raise Unavailable(str(error)) from error
+
+
+def do_without(lacking: str) -> NoReturn:
+    """Skips the test that asks for a control plane, with a line that says what is missing. In CI that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"No control plane: {lacking}")
+    pytest.skip(f"No control plane: {lacking}")
 
 
 def free_ports(count: int) -> list[int]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.workers import Outdated
 from tonnage_operator.kube.gateway import ApiError
 from tonnage_operator.kube.resources import JOBS
 
 if TYPE_CHECKING:
-    from tonnage_operator.api.nodecache import EntryState
     from tonnage_operator.controller.cluster import Cluster
     from tonnage_operator.domain.caches import Key
     from tonnage_operator.kube.gateway import Gateway
@@ -33,7 +33,7 @@ Body = dict[str, Any]
 class Word:
     """The version of a record on whose word a Job is started; empty: there is no record.
 
-    ``about`` is the entry of a node's record that the Job is for: what else changes there doesn't matter.
+    ``about`` is the entry of a node's record that the Job is to load: what else changes there doesn't matter.
     """
 
     resource: Resource
@@ -80,17 +80,20 @@ class Launcher:
         Raises:
             Outdated: It says something else by now.
         """
-        if await self._gateway.version(word.resource, word.name, word.namespace) == word.version:
-            return
-        before = self._state(word)
-        if body := await self._gateway.find(word.resource, word.name, word.namespace):
-            self._cluster.store(word.resource).put(body)
-        if word.about is None or self._state(word) != before:
+        if await self._gateway.version(word.resource, word.name, word.namespace) != word.version:
+            if body := await self._gateway.find(word.resource, word.name, word.namespace):
+                self._cluster.store(word.resource).put(body)
+            if word.about is None:
+                raise Outdated
+        if word.about and self._needs_no_load(word.name, word.about):
             raise Outdated
 
-    def _state(self, word: Word) -> EntryState | None:
-        entry = self._cluster.contents.entry(word.name, *word.about) if word.about else None
-        return entry.state if entry else None
+    def _needs_no_load(self, node: str, key: Key) -> bool:
+        """Returns whether an entry is there, or has to be emptied first."""
+        entry = self._cluster.contents.entry(node, *key)
+        if entry is None:
+            return False
+        return entry.state is EntryState.EVICTING or (entry.state is EntryState.READY and not entry.ranks)
 
     async def _take_in(self, name: str, namespace: str) -> bool:
         found = await self._gateway.find(JOBS, name, namespace)

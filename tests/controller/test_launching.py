@@ -1,0 +1,116 @@
+"""The last look before a Job is made: what the server says counts, not what was known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from operator_support import objects
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.controller.cluster import Cluster
+from tonnage_operator.controller.launching import Launcher, Word
+from tonnage_operator.controller.workers import Outdated
+from tonnage_operator.kube.gateway import ApiError, Gateway
+from tonnage_operator.kube.resources import JOBS, NODE_CACHES
+
+if TYPE_CHECKING:
+    from tonnage_operator.kube.resources import Resource
+
+Body = dict[str, Any]
+KEY = ("r-1", Medium.MEMORY)
+
+
+class Server:
+    """The few answers that are needed, in memory, with a note of what was asked."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[Resource, str], Body] = {}
+        self.asked: list[str] = []
+
+    def put(self, resource: Resource, name: str, version: int, **more: Any) -> None:
+        metadata = {"name": name, "namespace": "serving", "uid": f"uid-{name}", "resourceVersion": str(version)}
+        self.objects[resource, name] = {"metadata": metadata, **more}
+
+    async def find(self, resource: Resource, name: str, _namespace: str = "") -> Body | None:
+        self.asked.append(f"find {resource.plural}")
+        return self.objects.get((resource, name))
+
+    async def version(self, resource: Resource, name: str, _namespace: str = "") -> str:
+        self.asked.append(f"version of {resource.plural}")
+        found = self.objects.get((resource, name))
+        return str(found["metadata"]["resourceVersion"]) if found else ""
+
+    async def create(self, resource: Resource, body: Body, _namespace: str = "", **_: Any) -> Body:
+        self.asked.append(f"create {resource.plural}")
+        if (resource, body["metadata"]["name"]) in self.objects:
+            raise ApiError(409, "AlreadyExists", "It exists.")
+        self.put(resource, body["metadata"]["name"], 100)
+        return self.objects[resource, body["metadata"]["name"]]
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def launcher(server: Server) -> Launcher:
+    return Launcher(Cluster(objects.INSTALLATION), cast("Gateway", server))
+
+
+def _record(server: Server, version: int, state: str, **more: Any) -> None:
+    entries = [{"name": KEY[0], "medium": KEY[1].value, "state": state, **more}]
+    server.put(NODE_CACHES, "n0", version, status={"entries": entries})
+
+
+JOB: Body = {"metadata": {"name": "load", "namespace": "serving"}}
+WORD = Word(NODE_CACHES, "n0", "7", about=KEY)
+
+
+async def test_the_job_is_looked_for_before_the_record(server: Server, launcher: Launcher) -> None:
+    server.put(NODE_CACHES, "n0", 7)
+    assert await launcher.start(JOB, WORD)
+    assert server.asked == ["find jobs", "version of nodecaches", "create jobs"]
+
+
+async def test_a_job_that_is_there_is_taken_in_and_not_made(server: Server, launcher: Launcher) -> None:
+    server.put(JOBS, "load", 5)
+    assert not await launcher.start(JOB, WORD)
+    assert server.asked == ["find jobs"]
+
+
+@pytest.mark.parametrize(
+    ("state", "made"), [("Ready", False), ("Evicting", False), ("Loading", True), ("Partial", True)]
+)
+async def test_what_else_changed_in_the_record_does_not_matter(
+    server: Server, launcher: Launcher, state: str, made: bool
+) -> None:
+    _record(server, 8, state)
+    if made:
+        assert await launcher.start(JOB, WORD)
+        return
+    with pytest.raises(Outdated):
+        await launcher.start(JOB, WORD)
+    assert (JOBS, "load") not in server.objects
+
+
+async def test_a_record_that_came_after_the_decision_counts_also_when_it_is_known(
+    server: Server, launcher: Launcher
+) -> None:
+    _record(server, 7, "Ready")
+    with pytest.raises(Outdated):
+        await launcher.start(JOB, Word(NODE_CACHES, "n0", "6", about=KEY))
+    with pytest.raises(Outdated):
+        await launcher.start(JOB, WORD)
+
+
+async def test_some_ranks_do_not_stand_for_all(server: Server, launcher: Launcher) -> None:
+    _record(server, 8, "Ready", ranks="0-3")
+    assert await launcher.start(JOB, WORD)
+
+
+async def test_any_change_matters_where_the_whole_record_asks(server: Server, launcher: Launcher) -> None:
+    server.put(NODE_CACHES, "n0", 8)
+    with pytest.raises(Outdated):
+        await launcher.start(JOB, Word(NODE_CACHES, "n0", "7"))
