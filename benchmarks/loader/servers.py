@@ -117,7 +117,7 @@ def serve(kind: str, model: ModelFile, *, workers: int, directory: Path, nginx: 
 
 @contextlib.contextmanager
 def _seaweedfs(model: ModelFile, directory: Path) -> Iterator[Server]:
-    sys.path.insert(0, str(HERE.parents[1] / "tests"))
+    sys.path[:0] = [str(HERE.parents[1] / part) for part in ("tests", "hack")]
     from support.s3_server import start_seaweed
 
     server = start_seaweed(directory)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "hack"), str(Path(__file__).parent)]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

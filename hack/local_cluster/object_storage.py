@@ -10,14 +10,14 @@ import json
 import secrets
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from local_cluster import network
+from local_cluster import network, seaweed
 from local_cluster.credentials import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from local_cluster.process import Process
 
@@ -192,32 +192,13 @@ def write_files(folder: Path) -> None:
 
 def commands(folder: Path, address: str) -> dict[str, list[str]]:
     """Returns the arguments of each program, by its name."""
-    ports = {"master": 19333, "volume": 18080, "filer": 18888}
-    listening = [f"-{name}.port={port}" for name, port in ports.items()]
-    listening += [f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()]
-    server = [
-        "-logtostderr=true",
-        "server",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-dir={folder / 'data'}",
-        *listening,
-        "-filer",
-        "-filer.localSocket=/run/seaweedfs-filer.sock",
-        "-master.telemetry=false",
-        "-master.electionTimeout=1s",
-        "-master.volumeSizeLimitMB=1024",
-        "-volume.max=1000",
-        "-volume.minFreeSpace=1MiB",
-        "-volume.preStopSeconds=0",
-        "-s3",
-        f"-s3.config={folder / 's3.json'}",
-        f"-s3.port={_BEHIND}",
-        f"-s3.port.grpc={_BEHIND + 10000}",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-s3.localSocket=/run/seaweedfs-s3.sock",
-    ]
+    http = {"master": 19333, "volume": 18080, "filer": 18888, "s3": _BEHIND}
+    server = seaweed.arguments(
+        data=folder / "data",
+        users=folder / "s3.json",
+        ports={part: (port, port + 10000) for part, port in http.items()},
+        sockets=Path("/run"),
+    )
     listen = f"{address}:{network.S3_PORT}"
     return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))]}
 

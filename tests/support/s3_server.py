@@ -24,6 +24,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from local_cluster import seaweed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -154,40 +156,16 @@ def _launch(directory: Path, log_path: Path) -> SeaweedS3:
     config = directory / "s3.json"
     config.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NOBODY)]}))
     ports = _free_ports(8)
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    command = [
-        *_dying_with_parent(),
-        _weed(),
-        "-logtostderr=true",
-        "server",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-dir={data}",
-        *(f"-{name}={port}" for name, port in zip(names, ports, strict=False)),
-        "-filer",
-        f"-filer.localSocket={directory}/filer.sock",
-        "-master.telemetry=false",
-        "-master.electionTimeout=1s",
-        "-master.volumeSizeLimitMB=1024",
-        "-volume.max=1000",
-        "-volume.minFreeSpace=1MiB",
-        "-volume.preStopSeconds=0",
-        "-s3",
-        f"-s3.config={config}",
-        f"-s3.port={ports[6]}",
-        f"-s3.port.grpc={ports[7]}",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        f"-s3.domainName={DOMAIN}",
-        f"-s3.localSocket={directory}/s3.sock",
-    ]
+    parts = ("master", "volume", "filer", "s3")
+    by_part = {part: (ports[2 * number], ports[2 * number + 1]) for number, part in enumerate(parts)}
+    options = seaweed.arguments(data=data, users=config, ports=by_part, sockets=directory, domain=DOMAIN)
+    command = [*_dying_with_parent(), _weed(), *options]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, start_new_session=True
         )
-    parts = zip(("master", "volume", "filer", "s3"), ports[1::2], strict=True)
-    sockets = tuple(Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock") for part, port in parts)
-    return SeaweedS3(process=process, port=ports[6], sockets=sockets)
+    sockets = tuple(Path(f"/tmp/seaweedfs-{part}-grpc-{grpc}.sock") for part, (_, grpc) in by_part.items())
+    return SeaweedS3(process=process, port=by_part["s3"][0], sockets=sockets)
 
 
 def _ready(server: SeaweedS3) -> bool:

@@ -1,0 +1,50 @@
+"""The command line of a small SeaweedFS: all its parts in one process, on loopback, quick to start and to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def arguments(
+    *, data: Path, users: Path, ports: Mapping[str, tuple[int, int]], sockets: Path, domain: str = ""
+) -> list[str]:
+    """Returns the arguments of ``weed``.
+
+    Args:
+        data: Where it keeps everything.
+        users: A JSON file with its S3 users.
+        ports: Of ``master``, ``volume``, ``filer`` and ``s3``: the one for HTTP and the one for gRPC.
+        sockets: A directory for its local sockets.
+        domain: Buckets are also taken as host names below it.
+    """
+    listening = [
+        f"-{part}.{kind}={port}"
+        for part, both in ports.items()
+        for kind, port in zip(("port", "port.grpc"), both, strict=True)
+    ]
+    return [
+        "-logtostderr=true",
+        "server",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={data}",
+        *listening,
+        "-filer",
+        f"-filer.localSocket={sockets}/seaweedfs-filer.sock",
+        "-master.telemetry=false",
+        "-master.electionTimeout=1s",
+        "-master.volumeSizeLimitMB=1024",
+        "-volume.max=1000",
+        "-volume.minFreeSpace=1MiB",
+        "-volume.preStopSeconds=0",
+        "-s3",
+        f"-s3.config={users}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.localSocket={sockets}/seaweedfs-s3.sock",
+        *([f"-s3.domainName={domain}"] if domain else []),
+    ]
