@@ -217,9 +217,14 @@ class ControllerThread:
         self.loop: asyncio.AbstractEventLoop
         self.problem: BaseException | None = None
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Starts it, and doesn't wait until it knows the cluster."""
         self._thread.start()
         assert self._started.wait(10)
+
+    def __enter__(self) -> Self:
+        if not self._started.is_set():
+            self.start()
         try:
             eventually(lambda: self.problem or self.controller.ready.is_set(), within=20)
         except AssertionError:

@@ -37,6 +37,8 @@ BODY_LIMIT: Final = 2 << 20
 """Bytes of a report: 2000 objects with long keys fit."""
 _REVIEW_AGE: Final = 60.0
 _REVIEWS_KEPT: Final = 10_000
+_SOON: Final = "1"
+"""Seconds after which a loader is asked to try again."""
 _PROGRESS_INTERVAL: Final = 5.0
 """Seconds between two status writes for progress alone, for one object."""
 
@@ -60,7 +62,11 @@ class Refused(Exception):
 
 
 class ReportEndpoint:
-    """The handler of ``POST /v1/reports``."""
+    """The handler of ``POST /v1/reports``.
+
+    ``complete`` says whether all pods and Jobs are known by now. Until then nobody is called unknown: a loader takes
+    that for the last word, and a long list would have to be made again.
+    """
 
     def __init__(
         self,
@@ -68,10 +74,12 @@ class ReportEndpoint:
         gateway: Gateway,
         metrics: Metrics,
         *,
+        complete: Callable[[], bool],
         wake: Callable[[str], None],
         wake_node: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
+        self._complete = complete
         self._gateway = gateway
         self._metrics = metrics
         self._tally = Tally(metrics)
@@ -91,7 +99,8 @@ class ReportEndpoint:
         except Refused as refusal:
             self._metrics.reports.labels(kind, refusal.result).inc()
             _LOG.warning("Refused a %s report (%s): %s", kind, refusal.result, refusal)
-            return web.json_response({"message": str(refusal)}, status=refusal.status)
+            headers = {"Retry-After": _SOON} if refusal.status == 503 else None
+            return web.json_response({"message": str(refusal)}, status=refusal.status, headers=headers)
         self._metrics.reports.labels(kind, "accepted").inc()
         return web.Response(status=204)
 
@@ -132,6 +141,8 @@ class ReportEndpoint:
         return sender
 
     def _take(self, sender: Sender, report: contract.Report) -> None:
+        if not self._complete():
+            raise Refused(503, "too_early", "The controller has just started and doesn't know all pods yet; try again.")
         pod = self._cluster.pods.get(sender.uid)
         if pod is None or (pod.namespace, pod.name) != (sender.namespace, sender.pod):
             raise Refused(403, "unknown_pod", "This pod has no loader that the operator knows of.")

@@ -124,6 +124,7 @@ class Controller:
             self.cluster,
             gateway,
             self.metrics,
+            complete=self.ready.is_set,
             wake=self.weights_workers.wake,
             wake_node=self.node_workers.wake,
         )

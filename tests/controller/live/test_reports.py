@@ -11,15 +11,32 @@ import msgspec
 import pytest
 
 from operator_support import objects
+from operator_support.faulty_proxy import FaultyProxy, Refusal
+from operator_support.fleet import ControllerThread, installation
 from operator_support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
+from tonnage_operator.kube.access import Access
 
 if TYPE_CHECKING:
-    from operator_support.fleet import ControllerThread, Fleet
+    from operator_support.fleet import Fleet
     from operator_support.kubelet import Loaders
 
 Answer = tuple[int, str]
+
+
+def send(controller: ControllerThread, token: str, report: contract.Report | bytes) -> tuple[int, str, str]:
+    """Sends a report, and returns status, message and ``Retry-After`` of the answer."""
+    data = report if isinstance(report, bytes) else contract.encode_report(report)
+    url = f"http://127.0.0.1:{controller.controller.report_port}/v1/reports"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, data=data, headers=headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, "", ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())["message"], error.headers.get("Retry-After", "")
 
 
 class Desk:
@@ -52,16 +69,8 @@ class Desk:
         return contract.Report(**{**fields, **more})
 
     def send(self, token: str, report: contract.Report | bytes) -> Answer:
-        data = report if isinstance(report, bytes) else contract.encode_report(report)
-        url = f"http://127.0.0.1:{self.controller.controller.report_port}/v1/reports"
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        request = urllib.request.Request(url, data=data, headers=headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, ""
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.loads(error.read())["message"]
+        status, message, _ = send(self.controller, token, report)
+        return status, message
 
     def counted(self, kind: str, result: str) -> float:
         found: float = self.controller.controller.metrics.reports.labels(kind, result)._value.get()
@@ -84,6 +93,15 @@ def test_progress_reaches_the_status_with_rate_and_remaining_time(desk: Desk) ->
     assert progress["progress"]["eta"] == "1m10s"
     assert progress["progress"]["bytesPerSecond"] == 5
     assert desk.counted("progress", "accepted") == 1
+    wide = desk.fleet.plane.kubectl("get", "mw", "-n", desk.fleet.namespace, "-o", "wide").stdout.splitlines()
+    columns = dict(zip(wide[0].split(), wide[1].split(), strict=True))
+    assert (columns["READY"], columns["WARM"], columns["PROGRESS"]) == ("False", "0/1", "50%")
+    assert (columns["MEDIUM"], columns["ETA"], columns["REASON"]) == ("Memory", "1m10s", "PartiallyWarm")
+    assert (columns["PODS"], columns["SIZE"]) == ("0", "2Gi")
+    (cache,) = desk.fleet.plane.kubectl(
+        "get", "nodecaches", f"{desk.fleet.namespace}-a", "--no-headers"
+    ).stdout.splitlines()
+    assert cache.split()[-2] == "1", "LOADING"
 
 
 def test_what_anyone_else_says_is_refused_and_counted(desk: Desk, loaders: Loaders) -> None:
@@ -126,3 +144,19 @@ def test_what_anyone_else_says_is_refused_and_counted(desk: Desk, loaders: Loade
     assert desk.counted("progress", "other_object") + desk.counted("progress", "unknown_pod") == 2
     assert desk.counted("resolved", "wrong_kind") == 1
     assert "progress" not in desk.fleet.status() or desk.fleet.status()["progress"]["percent"] == -1
+
+
+def test_a_controller_that_does_not_know_all_pods_yet_asks_to_try_again(desk: Desk) -> None:
+    """A loader takes a 403 for the last word."""
+    token, report = desk.token(), desk.report()
+    with FaultyProxy(desk.fleet.plane) as proxy:
+        proxy.judge = lambda _method, path: Refusal(503) if path.startswith("/api/v1/pods?") else None
+        fresh = ControllerThread(Access(proxy.url), installation())
+        fresh.start()
+        eventually(lambda: fresh.controller.report_port)
+        status, message, retry_after = send(fresh, token, report)
+        assert (status, retry_after) == (503, "1")
+        assert "try again" in message
+        proxy.judge = lambda _method, _path: None
+        with fresh:
+            assert send(fresh, token, report) == (204, "", "")
