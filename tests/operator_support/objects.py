@@ -58,18 +58,20 @@ def weights(spec: dict[str, Any] | None = None, **more: Any) -> Weights:
     return read_weights(body(spec, **more))
 
 
-def pins(version: str = "1", count: int = 2) -> tuple[contract.ObjectPin, ...]:
+def pins(version: str = "1", count: int = 2, folder: str = "llama") -> tuple[contract.ObjectPin, ...]:
     """Returns the objects of a revision; another version has other tags."""
     tensors = [
-        contract.ObjectPin(key=f"llama/model-{index}.tensors", size=GIB, etag=f"{version}-{index}")
+        contract.ObjectPin(key=f"{folder}/model-{index}.tensors", size=GIB, etag=f"{version}-{index}")
         for index in range(count)
     ]
-    return (contract.ObjectPin(key="llama/config.json", size=1000, etag=version), *tensors)
+    return (contract.ObjectPin(key=f"{folder}/config.json", size=1000, etag=version), *tensors)
 
 
-def resolved_report(version: str = "1", *, bucket: str = "models", count: int = 2) -> contract.Report:
+def resolved_report(
+    version: str = "1", *, bucket: str = "models", count: int = 2, folder: str = "llama"
+) -> contract.Report:
     """Returns what a resolve Job reports."""
-    objects = pins(version, count)
+    objects = pins(version, count, folder)
     place = contract.place_of(SOURCE["s3"]["endpoint"], bucket)
     digest = contract.revision_digest((place, pin) for pin in objects)
     return contract.Report(

@@ -8,7 +8,7 @@ from tonnage_operator.api.base import ApiModel, Condition, LongInt, Time
 from tonnage_operator.api.modelweights import Medium, ModelWeightsSpec
 
 MAX_OBJECTS = 2000
-"""Objects of a revision that a status holds; longer lists are pinned by their digest alone."""
+"""Objects of a revision that a status holds at most; longer lists are pinned by their digest alone."""
 MAX_FAILURES = 10
 MAX_HISTORY = 2
 
@@ -32,7 +32,8 @@ class SeenRevision(ApiModel):
     objects: tuple[PinnedObject, ...] | None = Field(
         default=None,
         max_length=MAX_OBJECTS,
-        description="The objects; absent when there are more than 2000, which are then pinned by the digest.",
+        description="The objects; absent where they are more than 2000, or their names take more than 96 KiB: then "
+        "the digest alone pins them.",
     )
     source_hash: str = Field(default="", description="Of the source and files that it was resolved for.")
     time: Time = Field(description="When it was first seen.")

@@ -186,6 +186,10 @@ class Pod:
     claims: tuple[Claim, ...]
     loaders: tuple[Loader, ...]
     deleting: bool
+    placed: str = ""
+    """When it came to its node, while its loader's container isn't made yet; empty else."""
+    mounts: tuple[str, ...] = ()
+    """The ConfigMaps and Secrets whose keys must be there before its containers are made."""
 
     @property
     def over(self) -> bool:
@@ -207,6 +211,27 @@ def _loader(status: Body, container: Body) -> Loader:
         waiting_message=waiting.get("message", ""),
         memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
     )
+
+
+def _placed(status: Body) -> str:
+    waiting = [(each.get("state") or {}).get("waiting") or {} for each in status.get("containerStatuses") or ()]
+    times = [
+        each.get("lastTransitionTime") or ""
+        for each in status.get("conditions") or ()
+        if (each["type"], each["status"]) == ("PodScheduled", "True")
+    ]
+    return times[0] if times and any(each.get("reason") == "ContainerCreating" for each in waiting) else ""
+
+
+def _mounts(spec: Body) -> tuple[str, ...]:
+    found = []
+    for volume in spec.get("volumes") or ():
+        for member, kind, name in (("configMap", "ConfigMap", "name"), ("secret", "Secret", "secretName")):
+            source = volume.get(member) or {}
+            if source and not source.get("optional"):
+                keys = ", ".join(item["key"] for item in source.get("items") or ())
+                found.append(f"{kind} {source.get(name, '')}" + (f" with key {keys}" if keys else ""))
+    return tuple(found)
 
 
 def pod_fact(body: Body) -> Pod:
@@ -240,5 +265,7 @@ def pod_fact(body: Body) -> Pod:
             for each in statuses
             if each["name"].startswith(names.LOADER_CONTAINER)
         ),
+        placed=_placed(status) if owners else "",
+        mounts=_mounts(spec) if owners else (),
         deleting="deletionTimestamp" in metadata,
     )

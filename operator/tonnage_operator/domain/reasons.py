@@ -13,6 +13,7 @@ class ConditionReason(enum.StrEnum):
 
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
+    SPEC_TOO_LARGE = "SpecTooLarge"
     MEDIUM_NOT_CONFIGURED = "MediumNotConfigured"
     RESOLVED = "Resolved"
     RESOLVING = "Resolving"

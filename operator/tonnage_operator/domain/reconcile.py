@@ -13,7 +13,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.domain import claim_volumes, loads, outcomes, resolving, telling
 from tonnage_operator.domain.facts import JobState
-from tonnage_operator.domain.world import POD_PATIENCE
+from tonnage_operator.domain.world import MOUNT_PATIENCE, POD_PATIENCE
 
 if TYPE_CHECKING:
     from tonnage_operator.api.status import ModelWeightsStatus
@@ -56,6 +56,7 @@ def decide(world: World) -> Decision:
     status = telling.status(world, resolution, load)
     due = [each for each in (resolution.wake_after, load.wake_after) if each is not None]
     due += [POD_PATIENCE - age for job in world.jobs if 0 <= (age := world.podless(job)) < POD_PATIENCE]
+    due += [MOUNT_PATIENCE - age for job in world.jobs if 0 <= (age := world.unmade(job)) < MOUNT_PATIENCE]
     due += [rest for job in world.jobs if (rest := outcomes.unsettled(job, world.pods.get(job.uid), world.now))]
     return Decision(
         status=status,

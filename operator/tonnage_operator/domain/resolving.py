@@ -15,6 +15,7 @@ from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.jobs import resolve_job
 from tonnage_operator.domain.outcomes import Failure
+from tonnage_operator.domain.plans import PLAN_LIMIT
 from tonnage_operator.domain.reasons import EventReason, FailureReason
 
 if TYPE_CHECKING:
@@ -103,10 +104,16 @@ def seen_revision(report: contract.Report, weights: Weights, *, now: str) -> See
         digest=digest,
         total_bytes=sum(pin.size for pin in pins),
         object_count=len(pins),
-        objects=pins if len(pins) <= MAX_OBJECTS else None,
+        objects=pins if _fit(pins) else None,
         source_hash=weights.source_hash,
         time=now,
     )
+
+
+def _fit(pins: tuple[PinnedObject, ...]) -> bool:
+    """Returns whether a status may hold the list. One that no plan can hold is of no use, and etcd has a limit, too."""
+    written = sum(len(pin.key) + len(pin.etag) + len(pin.version_id) for pin in pins)
+    return len(pins) <= MAX_OBJECTS and written <= PLAN_LIMIT
 
 
 def _from_status(weights: Weights) -> Revisions:

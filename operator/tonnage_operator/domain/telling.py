@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tonnage import contract
 from tonnage.errors import Reason
 from tonnage_operator.api.base import ConditionStatus
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
-from tonnage_operator.domain import conditions, outcomes, units
+from tonnage_operator.domain import conditions, outcomes, plans, units
 from tonnage_operator.domain.conditions import Event, Observation
 from tonnage_operator.domain.outcomes import Failure
 from tonnage_operator.domain.reasons import ConditionReason, FailureReason
@@ -34,6 +35,13 @@ def unacceptable(weights: Weights, installation: Installation) -> Failure | None
             ConditionReason.MEDIUM_NOT_CONFIGURED,
             f"spec.cache.medium is {medium.value}, which this installation doesn't offer on host paths (it offers: "
             f"{offered}). Choose another medium or delivery, or ask the administrator.",
+        )
+    size = len(contract.encode_plan(plans.resolve_plan(weights, installation)))
+    if size > plans.PLAN_LIMIT:
+        return Failure(
+            ConditionReason.SPEC_TOO_LARGE,
+            f"spec.source and spec.files take {size >> 10} KiB of a loader's plan, and {plans.PLAN_LIMIT >> 10} KiB "
+            "fit: give a prefix in place of keys, or urlsFrom in place of urls.",
         )
     return None
 
@@ -148,7 +156,8 @@ def _partly_warm(weights: Weights, load: Load, desired: int) -> Observation:
         )
     if load.failures:
         first = load.failures[0]
-        said = f"{load.warm} of {desired} nodes have it. {first.node}: {first.reason}: {first.message}"
+        why = _with_remedy(Failure(first.reason, first.message))
+        said = f"{load.warm} of {desired} nodes have it. {first.node}: {first.reason}: {why}"
         return Observation(name, status=False, reason=first.reason, message=said)
     if load.warm == desired:
         said = f"{desired} nodes have it, {asked} are asked for, and no more match."

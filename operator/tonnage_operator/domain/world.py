@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 POD_PATIENCE = 15.0
 """Seconds after which a Job that Kubernetes looks after, and that has no pod, is taken for one that gets none."""
 
+MOUNT_PATIENCE = 60.0
+"""Seconds after which a pod that mounts a ConfigMap or a Secret, and has no container, is taken for one that lacks it.
+Pulling an image looks the same from here and may take as long, so what is said is a question."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -66,6 +70,12 @@ class World:
                 f"Job {job.namespace}/{job.name} has no pod: its ServiceAccount is missing, or a quota or the "
                 "namespace's pod security forbids it. `kubectl describe job` on it says which.",
             )
+        if pod and pod.mounts and self.unmade(job) >= MOUNT_PATIENCE:
+            return outcomes.Failure(
+                FailureReason.CONTAINER_NOT_STARTED,
+                f"The loader's container isn't made yet. It needs {' and '.join(pod.mounts)}: is that there? "
+                f"`kubectl describe pod -n {pod.namespace} {pod.name}` says what it waits for.",
+            )
         return outcomes.waiting_for(pod)
 
     def podless(self, job: Job) -> float:
@@ -73,6 +83,13 @@ class World:
         if job.uid in self.pods or job.finished or job.deleting or not job.started:
             return -1.0
         return (self.now - units.parse_time(job.started)).total_seconds()
+
+    def unmade(self, job: Job) -> float:
+        """Returns the seconds for which a Job's pod has been waiting on its node for what it mounts; -1 for others."""
+        pod = self.pods.get(job.uid)
+        if pod is None or not pod.placed or not pod.mounts or job.finished or job.deleting:
+            return -1.0
+        return (self.now - units.parse_time(pod.placed)).total_seconds()
 
     def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
         """Returns the record of an entry on a node, whatever its state is."""

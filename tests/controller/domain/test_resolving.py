@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from operator_support import objects
 from operator_support.simulation import Simulation
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import facts
+from tonnage_operator.domain import facts, outcomes
 from tonnage_operator.domain.units import format_time
 
 
@@ -147,3 +149,81 @@ def test_a_job_that_gets_no_pod_is_told() -> None:
     simulation.end(job)
     simulation.settle()
     assert simulation.condition("Ready")[0] == "True"
+
+
+def test_a_ca_that_is_missing_is_named_after_a_minute_and_the_job_goes_on_once_it_is_there() -> None:
+    simulation = Simulation({"source": {"s3": {"caBundle": {"configMapKeyRef": {"name": "corp-ca", "key": "ca.crt"}}}}})
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    owner = {"kind": "Job", "uid": job["metadata"]["uid"]}
+    body = {
+        "metadata": {"namespace": "serving", "name": "p", "uid": "u", "ownerReferences": [owner]},
+        "spec": job["spec"]["template"]["spec"],
+        "status": {
+            "phase": "Pending",
+            "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": format_time(simulation.now)}
+            ],
+            "containerStatuses": [
+                {"name": names.LOADER_CONTAINER, "state": {"waiting": {"reason": "ContainerCreating"}}}
+            ],
+        },
+    }
+    simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
+    assert simulation.settle().wake_after == 60
+    assert simulation.condition("Resolved") == ("False", "Resolving"), "its image may be on its way"
+    simulation.wait(60)
+    assert simulation.condition("Resolved") == ("False", "ContainerNotStarted")
+    (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
+    assert "ConfigMap corp-ca with key ca.crt" in resolved["message"]
+    simulation.end(job, objects.resolved_report())
+    simulation.settle()
+    assert simulation.condition("Ready")[0] == "True"
+
+
+@pytest.mark.parametrize(
+    "reason", ["BucketNotFound", "ObjectNotFound", "EndpointUnreachable", "TLSVerificationFailed", "NoTensorFiles"]
+)
+def test_whatever_is_wrong_with_the_source_is_told_with_what_to_do(reason: str) -> None:
+    simulation = Simulation()
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.end(job, objects.failed_report(reason, "As the source says."), code=1)
+    simulation.settle()
+    assert simulation.condition("Resolved") == ("False", reason)
+    assert simulation.condition("Warm") == ("False", "NotResolved")
+    assert simulation.condition("Progressing") == ("False", "Backoff")
+    (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
+    assert outcomes.remedy(reason) in resolved["message"]
+
+
+def test_a_source_that_goes_later_leaves_what_is_known_in_use() -> None:
+    simulation = Simulation({"revision": {"policy": "Track", "interval": "10m"}})
+    simulation.resolve()
+    simulation.wait(601)
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation.end(job, objects.failed_report("BucketNotFound", "No such bucket."), code=12)
+    simulation.settle()
+    assert simulation.condition("Ready")[0] == "True"
+    (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
+    assert resolved["status"] == "True"
+    assert "BucketNotFound: No such bucket." in resolved["message"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"s3": {"bucket": "models", "keys": [f"{index:03}" * 340 for index in range(120)]}},
+        {"http": {"urls": [f"https://host/{index:03}/" + "x" * 2000 for index in range(60)]}},
+    ],
+    ids=["keys", "urls"],
+)
+def test_a_source_that_no_plan_can_hold_is_refused_with_a_way_out(source: dict[str, Any]) -> None:
+    simulation = Simulation()
+    simulation.spec = {"source": {"s3": None, **source}}
+    if "s3" in source:
+        simulation.spec["source"]["s3"]["prefix"] = None
+    simulation.settle()
+    assert simulation.condition("Accepted") == ("False", "SpecTooLarge")
+    assert "prefix in place of keys" in simulation.status["conditions"][0]["message"]
+    assert not simulation.jobs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from operator_support import objects
 from operator_support.simulation import Simulation, prewarming
 from tonnage_operator.api import names
@@ -101,16 +103,17 @@ def test_a_medium_that_is_not_offered_is_refused() -> None:
     assert not simulation.jobs
 
 
-def test_a_huge_list_is_pinned_by_its_digest() -> None:
+@pytest.mark.parametrize(("count", "folder"), [(2500, "a"), (150, "a" * 800)], ids=["many", "long names"])
+def test_a_huge_list_is_pinned_by_its_digest(count: int, folder: str) -> None:
     simulation = prewarming(1)
     simulation.settle()
     (job,) = simulation.active(names.ROLE_RESOLVE)
-    report = objects.resolved_report(count=2500)
+    report = objects.resolved_report(count=count, folder=folder)
     simulation.reports[job["metadata"]["uid"]] = report
     simulation.end(job)
     simulation.settle()
     assert "objects" not in simulation.status["resolved"]
-    assert simulation.status["resolved"]["objectCount"] == 2501
+    assert simulation.status["resolved"]["objectCount"] == count + 1
     (load,) = simulation.active(names.ROLE_LOAD)
     plan = jobs.encoded_plan(load)
     assert plan.expected_digest == report.digest
