@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from operator_support import objects
 from tonnage_operator.api import names
+from tonnage_operator.api.status import SeenRevision
+from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.domain.weights import read_weights
 
 if TYPE_CHECKING:
     from operator_support.fleet import Fleet
@@ -19,6 +23,17 @@ def pod_template(notes: dict[str, str] | None = None, **spec: Any) -> dict[str, 
         "metadata": {"labels": {"app": "a"}, "annotations": {names.MODEL: "llama"} if notes is None else notes},
         "spec": {"containers": copy.deepcopy(CONTAINERS), **spec},
     }
+
+
+def make_resolved(fleet: Fleet, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
+    """Creates an object as the controller would have left it, resolved, and returns its revision."""
+    body = fleet.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
+    report = objects.resolved_report(bucket=fleet.namespace)
+    seen = seen_revision(report, read_weights(body), now="2026-01-01T00:00:00Z")
+    assert isinstance(seen, SeenRevision)
+    body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    fleet.plane.request("PUT", fleet.path(name) + "/status", body)
+    return seen.revision
 
 
 def create_pod(fleet: Fleet, notes: dict[str, str] | None = None, *, query: str = "", **spec: Any) -> dict[str, Any]:

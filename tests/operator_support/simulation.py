@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
+from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.domain import facts, outcomes
@@ -23,7 +24,6 @@ from tonnage_operator.domain.weights import Weights, read_weights
 from tonnage_operator.domain.world import World
 
 if TYPE_CHECKING:
-    from tonnage import contract
     from tonnage_operator.domain.installation import Installation
 
 
@@ -190,7 +190,7 @@ class Simulation:
         """Lets load Jobs that run succeed: all, or those for some nodes."""
         for job in self.active(names.ROLE_LOAD):
             if not only or self.target(job) in only:
-                self.end(job, objects.contract.Report(outcome=objects.contract.Outcome.LOADED, bytes=2 * objects.GIB))
+                self.end(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB))
         self.settle()
 
     def wait(self, seconds: float) -> None:

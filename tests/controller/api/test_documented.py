@@ -31,4 +31,4 @@ def test_each_command_of_the_page_is_understood() -> None:
     commands = re.findall(r"^tonnage-operator (.*)$", PAGE, re.MULTILINE)
     assert {command.split()[0] for command in commands} >= {"controller", "release"}
     for command in commands:
-        assert _parser().parse_args(command.split())
+        assert _parser().parse_args(command.split()).command == command.split()[0]

@@ -12,10 +12,11 @@ from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium, Retention
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
+from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain import facts, jobs
 from tonnage_operator.domain.claims import Claim
 from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
-from tonnage_operator.domain.resolving import SeenRevision, seen_revision
+from tonnage_operator.domain.resolving import seen_revision
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENTRY = "r-111111111111"

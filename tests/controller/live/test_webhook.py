@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operator_support import objects
 from operator_support.fleet import Fleet
-from operator_support.pods import CONTAINERS, create_pod, inits, pod_template
+from operator_support.pods import CONTAINERS, create_pod, inits, make_resolved, pod_template
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
-from tonnage_operator.domain.resolving import seen_revision
 
 if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
@@ -29,17 +27,6 @@ def model(fleet: Fleet, webhook: WebhookThread) -> Fleet:
     del webhook
     make_resolved(fleet)
     return fleet
-
-
-def make_resolved(fleet: Fleet, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
-    body = fleet.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
-    weights = objects.read_weights(body)
-    seen = seen_revision(objects.resolved_report(bucket=fleet.namespace), weights, now="2026-01-01T00:00:00Z")
-    assert not hasattr(seen, "message")
-    body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}  # type: ignore[union-attr]
-    fleet.plane.request("PUT", fleet.path(name) + "/status", body)
-    revision: str = body["status"]["resolved"]["revision"]
-    return revision
 
 
 def refused(fleet: Fleet, notes: dict[str, str] | None = None, **spec: Any) -> str:

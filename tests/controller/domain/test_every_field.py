@@ -1,0 +1,286 @@
+"""No field is there for show: each of a spec changes what is done, and each of a status is told in some story."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operator_support import objects
+from operator_support.injecting import asking_pod, injected, resolved
+from operator_support.simulation import Simulation, consumer, prewarming
+from tonnage import contract
+from tonnage_operator.api import crd, names
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import CacheEntry
+from tonnage_operator.domain import access, facts, jobs, placement
+from tonnage_operator.domain.inject import Refusal
+from tonnage_operator.domain.nodecache import NodeWorld, decide_node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tonnage_operator.domain.weights import Weights
+
+Spec = dict[str, Any]
+
+TAINTED = {"key": "gpu", "value": "yes", "effect": "NoSchedule"}
+NODES = {
+    name: facts.node_fact(body)
+    for name, body in {
+        "a": objects.node("a", labels={"zone": "1"}),
+        "b": objects.node("b", labels={"zone": "2"}),
+        "tainted": objects.node("tainted", labels={"zone": "1"}, taints=[TAINTED]),
+    }.items()
+}
+
+
+def _resolve(weights: Weights) -> object:
+    job = jobs.resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)
+    return job["spec"]
+
+
+def _load(weights: Weights) -> object:
+    seen = weights.status.resolved
+    assert seen
+    return jobs.load_job(weights, seen, objects.INSTALLATION, node=NODES["a"], attempt=1)["spec"]
+
+
+def _pod(weights: Weights) -> object:
+    return injected(asking_pod(), weights, warm=("a",))["spec"]
+
+
+def _cold_pod(weights: Weights) -> object:
+    try:
+        return injected(asking_pod(), weights)["spec"]
+    except Refusal as refusal:
+        return str(refusal)
+
+
+def _desired(weights: Weights) -> object:
+    spec = weights.spec.placement
+    matching = [node for node in NODES.values() if placement.matches(spec, node)]
+    found = placement.desired_nodes(spec, matching, seed="", warm=frozenset(), busy=set())
+    return [node.name for node in found]
+
+
+def _guests(weights: Weights) -> object:
+    return access.may_use(weights, "elsewhere", {"team": "a"})
+
+
+def _kept(weights: Weights) -> object:
+    return weights.spec.cache.retention, sorted(weights.references(objects.INSTALLATION))
+
+
+def _story(weights: Weights) -> object:
+    """How it goes on, from nothing to a new revision at the source."""
+    simulation = Simulation(weights.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+    simulation.add_nodes("a", "b")
+    told: list[object] = []
+    for version in "1", "2":
+        simulation.settle()
+        for job in simulation.active(names.ROLE_RESOLVE):
+            simulation.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
+            simulation.end(job)
+        decision = simulation.settle()
+        told += [decision.wake_after, len(simulation.loading_nodes()), simulation.status["conditions"]]
+        simulation.finish_loads()
+        told.append(simulation.status["conditions"])
+        simulation.wait(3700)
+    return told
+
+
+ALL = {"placement": {"prewarm": "AllMatching"}}
+S3 = "source.s3"
+HTTP: Spec = {"source": {"s3": None, "http": {"urls": ["https://host/a.tensors"]}}}
+TRACK: Spec = {"revision": {"policy": "Track"}, **ALL}
+CA = {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}
+SEEN = {version: objects.resolved_report(version).revision for version in "12"}
+
+Effect = Callable[["Weights"], object]
+CASES: list[tuple[str, Spec, Spec, Effect]] = [
+    (f"{S3}.bucket", {}, {"source": {"s3": {"bucket": "other"}}}, _load),
+    (f"{S3}.prefix", {}, {"source": {"s3": {"prefix": "other/"}}}, _load),
+    (f"{S3}.keys", {}, {"source": {"s3": {"prefix": None, "keys": ["a"]}}}, _load),
+    (f"{S3}.endpoint", {}, {"source": {"s3": {"endpoint": "http://other:1"}}}, _load),
+    (f"{S3}.region", {}, {"source": {"s3": {"region": "eu-west-1"}}}, _load),
+    (f"{S3}.addressingStyle", {}, {"source": {"s3": {"addressingStyle": "Path"}}}, _load),
+    (f"{S3}.caBundle.configMapKeyRef", {}, {"source": {"s3": {"caBundle": CA}}}, _pod),
+    (
+        f"{S3}.caBundle.secretKeyRef",
+        {},
+        {"source": {"s3": {"caBundle": {"secretKeyRef": CA["configMapKeyRef"]}}}},
+        _load,
+    ),
+    ("source.http.urls", HTTP, {"source": {"http": {"urls": ["https://host/b.tensors"]}}}, _load),
+    ("source.http.urlsFrom", HTTP, {"source": {"http": {"urls": None, "urlsFrom": {"name": "u", "key": "k"}}}}, _load),
+    ("source.http.caBundle", HTTP, {"source": {"http": {"caBundle": CA}}}, _load),
+    ("credentials.secretRef", {}, {"credentials": {"secretRef": {"name": "reader"}}}, _pod),
+    ("credentials.serviceAccountName", {}, {"credentials": {"serviceAccountName": "reader"}}, _resolve),
+    ("credentials.serviceAccountName", {}, {"credentials": {"serviceAccountName": "reader"}}, _load),
+    ("credentials.anonymous", {}, {"credentials": {"anonymous": {}}}, _load),
+    ("files.tensors", {}, {"files": {"tensors": ["*.t"]}}, _resolve),
+    ("files.companions", {}, {"files": {"companions": []}}, _resolve),
+    ("files.exclude", {}, {"files": {"exclude": ["x"]}}, _resolve),
+    ("files.ranks.pattern", {}, {"files": {"ranks": {"pattern": "r-%d"}}}, _load),
+    ("files.ranks.count", {"files": {"ranks": {}}}, {"files": {"ranks": {"count": 8}}}, _load),
+    ("revision.policy", ALL, {"revision": {"policy": "Track"}}, _story),
+    ("revision.interval", TRACK, {"revision": {"interval": "2h"}}, _story),
+    ("revision.update", TRACK, {"revision": {"update": "Automatic"}}, _story),
+    ("revision.pin", TRACK, {"revision": {"pin": SEEN["2"]}}, _story),
+    ("revision.expectedDigest", {}, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _resolve),
+    ("revision.expectedDigest", ALL, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _story),
+    ("verify", {}, {"verify": "Size"}, _load),
+    ("cache.medium", {}, {"cache": {"medium": "Disk"}}, _pod),
+    ("cache.layout", {}, {"cache": {"layout": "Tensorizer"}}, _load),
+    ("cache.delivery", {}, {"cache": {"delivery": "EmptyDir"}}, _pod),
+    (
+        "cache.claimName",
+        {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "a"}},
+        {"cache": {"claimName": "b"}},
+        _pod,
+    ),
+    ("cache.retention", {}, {"cache": {"retention": "Evictable"}}, _kept),
+    ("placement.prewarm", {}, ALL, _desired),
+    ("placement.count", {"placement": {"prewarm": "Count", "count": 1}}, {"placement": {"count": 2}}, _desired),
+    ("placement.nodeSelector", ALL, {"placement": {"nodeSelector": {"zone": "1"}}}, _desired),
+    (
+        "placement.nodeAffinity",
+        ALL,
+        {
+            "placement": {
+                "nodeAffinity": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["1"]}]}]
+                }
+            }
+        },
+        _desired,
+    ),
+    ("placement.tolerations", ALL, {"placement": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}}, _desired),
+    ("placement.tolerations", ALL, {"placement": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}}, _load),
+    ("placement.maxConcurrentNodes", ALL, {"placement": {"maxConcurrentNodes": 1}}, _story),
+    ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _pod),
+    ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _cold_pod),
+    ("loader.form", {}, {"loader": {"form": "Init"}}, _pod),
+    ("loader.resources", {}, {"loader": {"resources": {"requests": {"cpu": "7"}}}}, _load),
+    ("loader.resources", {}, {"loader": {"resources": {"limits": {"cpu": "7"}}}}, _pod),
+    ("loader.connections", {}, {"loader": {"connections": 3}}, _load),
+    ("loader.partSize", {}, {"loader": {"partSize": "2Mi"}}, _load),
+    ("loader.bandwidthLimit", {}, {"loader": {"bandwidthLimit": "1Gi"}}, _load),
+    ("loader.timeout", {}, {"loader": {"timeout": "10m"}}, _load),
+    ("access.allowedNamespaces.from", {}, {"access": {"allowedNamespaces": {"from": "All"}}}, _guests),
+    (
+        "access.allowedNamespaces.selector",
+        {"access": {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "b"}}}}},
+        {"access": {"allowedNamespaces": {"selector": {"matchLabels": {"team": "a"}}}}},
+        _guests,
+    ),
+    ("suspend", ALL, {"suspend": True}, _story),
+]
+
+
+def _of(spec: Spec) -> Weights:
+    """Returns an object whose revision in use is of the source that the spec names."""
+    weights, first = objects.weights(spec), resolved().status.resolved
+    assert first
+    seen = first.model_copy(update={"source_hash": weights.source_hash})
+    return replace(weights, status=weights.status.model_copy(update={"resolved": seen}))
+
+
+@pytest.mark.parametrize(("field", "base", "change", "effect"), CASES, ids=[f"{c[0]} {c[3].__name__}" for c in CASES])
+def test_a_field_of_a_spec_does_something(field: str, base: Spec, change: Spec, effect: Effect) -> None:
+    del field
+    before, after = effect(_of(base)), effect(_of(objects.merged(base, change)))
+    assert json.dumps(before, default=str) != json.dumps(after, default=str)
+
+
+def _leaves(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    if children := schema.get("properties"):
+        for name, child in children.items():
+            yield from _leaves(child, f"{path}.{name}" if path else name)
+    elif schema.get("type") == "array" and "properties" in schema["items"]:
+        yield from _leaves(schema["items"], path)
+    else:
+        yield path
+
+
+def _schema(kind: str, part: str) -> dict[str, Any]:
+    whole = crd.definitions()[kind]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    found: dict[str, Any] = whole["properties"][part]
+    return found
+
+
+def test_no_field_of_a_spec_is_missing_above() -> None:
+    tried = {case[0] for case in CASES}
+    leaves = list(_leaves(_schema("modelweights.yaml", "spec")))
+    missing = [leaf for leaf in leaves if not any(leaf == field or leaf.startswith(f"{field}.") for field in tried)]
+    assert not missing
+
+
+def _told(status: Any, path: str = "") -> Iterator[str]:
+    if isinstance(status, dict):
+        for name, child in status.items():
+            yield from _told(child, f"{path}.{name}" if path else name)
+    elif isinstance(status, list) and status and isinstance(status[0], dict):
+        for item in status:
+            yield from _told(item, path)
+    else:
+        yield path
+
+
+def test_every_field_of_a_status_is_told_in_the_course_of_things() -> None:
+    told: set[str] = set()
+    simulation = prewarming(2, {"revision": {"policy": "Track", "interval": "10m"}})
+    simulation.resolve()
+    first, second = simulation.active(names.ROLE_LOAD)
+    progress = contract.Progress(
+        phase="loading", loaded_bytes=1, total_bytes=2, bytes_per_second=1.0, remaining_seconds=1
+    )
+    simulation.reports[first["metadata"]["uid"]] = contract.Report(kind=contract.ReportKind.PROGRESS, progress=progress)
+    simulation.end(second, objects.failed_report("AccessDenied"), code=10)
+    simulation.settle()
+    told |= set(_told(simulation.status))
+    simulation.consumers = [consumer(simulation, "n0")]
+    simulation.settle()
+    told |= set(_told(simulation.status))
+    simulation.wait(601)
+    simulation.resolve("2")
+    told |= set(_told(simulation.status))
+    simulation.spec["revision"]["pin"] = simulation.status["available"]["revision"]
+    simulation.settle()
+    simulation.wait(601)
+    simulation.resolve("3")
+    told |= set(_told(simulation.status))
+    assert set(_leaves(_schema("modelweights.yaml", "status"))) == told
+
+
+def test_every_field_of_a_node_cache_is_told_in_the_course_of_things() -> None:
+    simulation = prewarming(1)
+    simulation.resolve()
+    (job,) = simulation.active(names.ROLE_LOAD)
+    revision = simulation.status["resolved"]["revision"]
+    simulation.end(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1, revision=revision))
+    simulation.settle()
+    entry = CacheEntry.model_validate(
+        {"name": "r-2", "medium": "Memory", "state": "Ready", "ranks": "0-3", "verified": "crc32"}
+    )
+    status = simulation.caches["n0"]
+    known = status.model_copy(update={"entries": (*(status.entries or ()), entry)})
+    decision = decide_node(
+        NodeWorld(
+            now=simulation.now,
+            installation=objects.INSTALLATION,
+            node=simulation.nodes["n0"],
+            uid="cache",
+            status=known,
+            media={Medium.MEMORY: contract.Medium(filesystem="tmpfs", capacity_bytes=100, free_bytes=1)},
+        )
+    )
+    assert decision.status is not None
+    told = set(_told(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    assert set(_leaves(_schema("nodecaches.yaml", "status"))) - told == {"conditions.observedGeneration"}
+    (pressure,) = [each for each in decision.status.conditions or () if each.type == "CapacityPressure"]
+    assert (pressure.status.value, pressure.reason) == ("True", "AlmostFull")
