@@ -199,6 +199,13 @@ class Fleet:
         )["items"]
         return items
 
+    def loading_pod(self, node: str) -> str:
+        """Returns the name of the pod that loads on a node now; empty while there is none."""
+        selector = f"labelSelector={names.ROLE}%3Dload&fieldSelector=spec.nodeName%3D{node}"
+        items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/pods?{selector}")["items"]
+        running = [each["metadata"]["name"] for each in items if each.get("status", {}).get("phase") == "Running"]
+        return running[0] if running else ""
+
     def events(self) -> list[str]:
         """Returns the reasons of all events about objects of this namespace."""
         items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/events")["items"]

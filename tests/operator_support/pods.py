@@ -1,4 +1,4 @@
-"""Pods of users on a real control plane."""
+"""Pods of users, and what they use, on a real control plane."""
 
 from __future__ import annotations
 
@@ -64,3 +64,31 @@ def revision_of(pod: dict[str, Any]) -> str:
 def volumes(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns a pod's volumes by name."""
     return {each["name"]: each for each in pod["spec"]["volumes"]}
+
+
+def make_claim(fleet: Fleet, name: str = "weights") -> None:
+    """Makes a claim with a volume of its own, which Kubernetes binds."""
+    volume: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"{fleet.namespace}-{name}"},
+        "spec": {
+            "capacity": {"storage": "10Gi"},
+            "accessModes": ["ReadWriteMany"],
+            "hostPath": {"path": "/var/nothing"},
+            "storageClassName": "",
+            "claimRef": {"namespace": fleet.namespace, "name": name},
+        },
+    }
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "",
+            "resources": {"requests": {"storage": "10Gi"}},
+        },
+    }
+    fleet.plane.request("POST", "/api/v1/persistentvolumes", volume)
+    fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/persistentvolumeclaims", claim)

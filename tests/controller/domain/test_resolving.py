@@ -197,6 +197,25 @@ def test_whatever_is_wrong_with_the_source_is_told_with_what_to_do(reason: str) 
     assert outcomes.remedy(reason) in resolved["message"]
 
 
+def test_no_warm_node_can_ever_be_required_where_nothing_is_prewarmed() -> None:
+    simulation = Simulation({"placement": {"scheduling": "Require"}})
+    simulation.resolve()
+    assert simulation.condition("Ready") == ("False", "NoWarmNode")
+    assert simulation.condition("UpdateAvailable") == ("False", "UpToDate")
+
+
+def test_an_image_that_cannot_be_pulled_is_told() -> None:
+    simulation = Simulation()
+    simulation.settle()
+    (job,) = simulation.active(names.ROLE_RESOLVE)
+    waiting = {"reason": "ImagePullBackOff", "message": "manifest unknown"}
+    status = {"containerStatuses": [{"name": names.LOADER_CONTAINER, "state": {"waiting": waiting}}]}
+    body = {"metadata": {"namespace": "serving", "name": "p", "uid": "u"}, "status": status}
+    simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
+    simulation.settle()
+    assert simulation.condition("Resolved") == ("False", "ContainerNotStarted")
+
+
 def test_a_source_that_goes_later_leaves_what_is_known_in_use() -> None:
     simulation = Simulation({"revision": {"policy": "Track", "interval": "10m"}})
     simulation.resolve()

@@ -14,8 +14,11 @@ from operator_support.control_plane import ROOT
 from operator_support.waiting import eventually
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
+from tonnage_operator.api.status import MAX_OBJECTS
+from tonnage_operator.domain.plans import PLAN_LIMIT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
@@ -241,6 +244,51 @@ def test_every_rule_of_the_schema_has_a_refusal_here() -> None:
     collect(crd.definitions())
     untested = [message for message in messages if not any(part in message for _, part in INVALID.values())]
     assert not untested
+
+
+def test_explain_has_a_sentence_for_every_field(control_plane: ControlPlane) -> None:
+    """``kubectl explain`` shows what the API server publishes."""
+    document = eventually(lambda: _published(control_plane), within=20)
+    for kind in ("ModelWeights", "NodeCache"):
+        schema = document["components"]["schemas"][f"dev.tonnage.v1alpha1.{kind}"]
+        silent = [path for path, field in _fields(schema, kind) if not field.get("description")]
+        assert not [path for path in silent if "metadata" not in path]
+
+
+def _published(plane: ControlPlane) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = plane.request("GET", "/openapi/v3/apis/tonnage.dev/v1alpha1")
+    except urllib.error.HTTPError as error:
+        with error:
+            return {}
+    return document
+
+
+def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in schema.get("properties", {}).items():
+        yield f"{path}.{name}", field
+        yield from _fields(field, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from _fields(schema[key], f"{path}[]")
+
+
+def test_the_longest_lists_that_a_status_may_hold_fit_the_api_server(control_plane: ControlPlane, tenant: str) -> None:
+    """Four revisions of them: the one in use, the newer one, and two for going back."""
+    spec = _merge(MINIMAL, {"source": {"s3": {"prefix": None, "keys": [f"{i:04}" * 20 for i in range(1000)]}}})
+    base = f"/apis/tonnage.dev/v1alpha1/namespaces/{tenant}/modelweights"
+    body = {"apiVersion": "tonnage.dev/v1alpha1", "kind": "ModelWeights", "metadata": {"name": "long"}, "spec": spec}
+    made = control_plane.request("POST", base, body)
+    count = MAX_OBJECTS
+    pins: list[dict[str, Any]] = [
+        {"key": f"{i:08}", "size": 1 << 40, "etag": "e" * 38, "versionId": ""} for i in range(count)
+    ]
+    assert sum(len(pin["key"]) + len(pin["etag"]) for pin in pins) <= PLAN_LIMIT < 50 * count
+    seen = {"revision": "r-000000000000", "digest": SHA, "objects": pins, "time": "2026-01-01T00:00:00Z"}
+    made["status"] = {"resolved": seen, "available": seen, "history": [seen, seen]}
+    stored = control_plane.request("PUT", f"{base}/long/status", made)
+    assert len(stored["status"]["history"][1]["objects"]) == count
+    control_plane.request("DELETE", f"{base}/long")
 
 
 def test_explain_has_a_sentence_for_a_deep_field(control_plane: ControlPlane) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from operator_support import objects
 from operator_support.fleet import Fleet
 from operator_support.kubelet import Ending
-from operator_support.pods import create_pod, delete_pod, revision_of, volumes
+from operator_support.pods import create_pod, delete_pod, make_claim, revision_of, volumes
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 
@@ -82,34 +82,6 @@ def test_an_evictable_entry_outlives_its_object_until_its_room_is_needed(fleet: 
     loaders.broken.clear()
     fleet.until("Warm", name="new")
     assert kept not in fleet.entries(node)
-
-
-def make_claim(fleet: Fleet, name: str = "weights") -> None:
-    """Makes a claim with a volume of its own, which Kubernetes binds."""
-    volume: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": f"{fleet.namespace}-{name}"},
-        "spec": {
-            "capacity": {"storage": "10Gi"},
-            "accessModes": ["ReadWriteMany"],
-            "hostPath": {"path": "/var/nothing"},
-            "storageClassName": "",
-            "claimRef": {"namespace": fleet.namespace, "name": name},
-        },
-    }
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "",
-            "resources": {"requests": {"storage": "10Gi"}},
-        },
-    }
-    fleet.plane.request("POST", "/api/v1/persistentvolumes", volume)
-    fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/persistentvolumeclaims", claim)
 
 
 CLAIM = {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}}

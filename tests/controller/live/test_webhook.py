@@ -312,7 +312,9 @@ def test_a_renewed_certificate_is_served_without_a_failed_request(webhook: Webho
 
 
 @pytest.mark.parametrize("damage", ["garbage", "another key", "missing"])
-def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(webhook: WebhookThread, damage: str) -> None:
+def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(
+    webhook: WebhookThread, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     before = _served(webhook)
     failures = webhook.webhook.metrics.certificate_reloads.labels("failure")
     count = failures._value.get()
@@ -324,6 +326,7 @@ def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(webhook: We
         webhook.cert.unlink()
     webhook.check_certificate()
     assert failures._value.get() == count + 1
+    assert "can't be used, the old one stays in use" in caplog.text
     assert _served(webhook) == before
     assert _post(webhook, _review({}))[0] == 200
     webhook.renew()
