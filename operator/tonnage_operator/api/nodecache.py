@@ -9,6 +9,9 @@ from pydantic import ConfigDict, Field
 from tonnage_operator.api.base import ApiModel, Condition, LongInt, Time
 from tonnage_operator.api.modelweights import Medium, Retention
 
+MAX_MODELS = 1000
+"""Objects that an entry names at most."""
+
 
 class EntryState(enum.StrEnum):
     """What an entry is fit for. Partial: a load ended early, and the next one resumes it."""
@@ -44,7 +47,7 @@ class CacheEntry(ApiModel):
     bytes: LongInt = Field(default=0, description="Its size.")
     ranks: str | None = Field(default=None, description="The ranks that it holds; absent: all.")
     models: tuple[str, ...] = Field(
-        default=(), max_length=1000, description="The ModelWeights that refer to it, as namespace/name."
+        default=(), max_length=MAX_MODELS, description="The ModelWeights that refer to it, as namespace/name."
     )
     retention: Retention = Field(
         default=Retention.WHILE_REFERENCED, description="Whether it stays when nothing refers to it any more."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium, Retention
-from tonnage_operator.api.nodecache import EntryState
+from tonnage_operator.api.nodecache import MAX_MODELS, EntryState
 from tonnage_operator.domain import outcomes, units
 from tonnage_operator.domain.facts import JobState
 from tonnage_operator.domain.jobs import cleanup_job
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 GIVE_UP_AFTER = 3
 """Failed cleanups after which a deleted object is let go; the entry stays on record and is tried on."""
+
+CROWD = 500
+"""Entries of a node beyond which evictable ones go, though there is room: its record is one object of limited size."""
 
 
 @dataclass
@@ -127,7 +130,9 @@ def _referred(claims: _Claims, key: Key, entry: CacheEntry) -> CacheEntry:
     if keeping:
         retention = Retention.EVICTABLE if Retention.EVICTABLE in keeping else Retention.WHILE_REFERENCED
     unread = claims.unread.intersection(entry.models)
-    return _changed(entry, models=tuple(sorted({*(alive or going), *unread})), retention=retention)
+    # Of very many, some are named: the entry stays for those that aren't, too, and they can be deleted at once.
+    models = tuple(sorted({*(alive or going), *unread}))[:MAX_MODELS]
+    return _changed(entry, models=models, retention=retention)
 
 
 def _stay(claims: _Claims, key: Key, entry: CacheEntry, job: Job | None, *, stays: bool) -> CacheEntry:
@@ -141,8 +146,12 @@ def _stay(claims: _Claims, key: Key, entry: CacheEntry, job: Job | None, *, stay
 
 
 def _sacrificed(world: NodeWorld, entries: Mapping[Key, CacheEntry], needed: frozenset[Key]) -> set[Key]:
-    """Returns the evictable entries that make room: the longest unused, for each medium that a load found full."""
+    """Returns the evictable entries that make room: the longest unused, for each medium that a load found full.
+
+    Also where there are too many of them for a record.
+    """
     chosen: set[Key] = set()
+    crowded = len(entries) > CROWD
     for medium in world.installation.media:
         ours = [(key, entry) for key, entry in entries.items() if key[1] is medium and key not in needed]
         chosen |= {key for key, entry in ours if entry.state is EntryState.EVICTING}
@@ -154,7 +163,7 @@ def _sacrificed(world: NodeWorld, entries: Mapping[Key, CacheEntry], needed: fro
             for job in world.jobs
         )
         spare = [(entry.last_used_time or "", key) for key, entry in ours if entry.retention is Retention.EVICTABLE]
-        if full and spare and not any(entry.state is EntryState.EVICTING for _, entry in ours):
+        if (full or crowded) and spare and not any(entry.state is EntryState.EVICTING for _, entry in ours):
             chosen.add(min(spare)[1])
     return chosen
 

@@ -15,6 +15,7 @@ from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStat
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain import facts, jobs
 from tonnage_operator.domain.claims import Claim
+from tonnage_operator.domain.eviction import CROWD
 from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
 from tonnage_operator.domain.resolving import seen_revision
 
@@ -194,3 +195,23 @@ def _failed_load(reason: str) -> tuple[facts.Job, facts.Pod]:
     stored = objects.as_stored(jobs.load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1))
     stored["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
     return facts.job_fact(stored), objects.ended_pod(stored, objects.failed_report(reason), exit_code=27)
+
+
+def test_evictable_entries_beyond_what_a_record_holds_go_one_at_a_time() -> None:
+    used = [f"2026-01-01T00:{index // 60:02}:{index % 60:02}Z" for index in range(CROWD + 2)]
+    many = [
+        _entry(f"r-{index:012}", retention=Retention.EVICTABLE, models=(), last_used_time=time)
+        for index, time in enumerate(used)
+    ]
+    decision = _decide(*many)
+    assert [name for name, state in _states(decision).items() if state is EntryState.EVICTING] == ["r-000000000000"]
+    assert len(decision.apply) == 1
+    assert not _decide(*many[:CROWD]).apply
+
+
+def test_of_very_many_objects_an_entry_names_as_many_as_its_record_holds() -> None:
+    decision = _decide(_entry(models=()), referrers=[_referrer(f"serving/m{index}") for index in range(1200)])
+    assert decision.status is not None
+    (entry,) = decision.status.entries or ()
+    assert len(entry.models) == 1000
+    assert _states(decision) == {ENTRY: EntryState.READY}

@@ -70,6 +70,8 @@ def test_matching_nodes_become_warm_and_kubectl_reads_like_a_dashboard(fleet: Fl
         assert "condition met" in done.stdout
     told = ["Accepted", "Resolved", "LoadStarted", "LoadCompleted", "LoadCompleted", "Warm", "AllNodesWarm"]
     assert sorted(fleet.events()) == sorted(told), "each transition once"
+    together = fleet.plane.kubectl("get", "tonnage", "-n", fleet.namespace).stdout
+    assert "modelweights.tonnage.dev/llama" in together
     story = fleet.plane.kubectl("describe", "mw", "-n", fleet.namespace, "llama").stdout
     assert "All 2 nodes have it." in story
     assert "LoadCompleted" in story
