@@ -10,7 +10,6 @@ import json
 import secrets
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_cluster import network, seaweed
@@ -18,6 +17,7 @@ from local_cluster.credentials import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from local_cluster.process import Process
 
@@ -197,7 +197,7 @@ def commands(folder: Path, address: str) -> dict[str, list[str]]:
         data=folder / "data",
         users=folder / "s3.json",
         ports={part: (port, port + 10000) for part, port in http.items()},
-        sockets=Path("/run"),
+        sockets="/run/seaweedfs-",
     )
     listen = f"{address}:{network.S3_PORT}"
     return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))]}

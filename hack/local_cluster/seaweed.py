@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def arguments(
-    *, data: Path, users: Path, ports: Mapping[str, tuple[int, int]], sockets: Path, domain: str = ""
+    *, data: Path, users: Path, ports: Mapping[str, tuple[int, int]], sockets: str, domain: str = ""
 ) -> list[str]:
     """Returns the arguments of ``weed``.
 
@@ -18,7 +18,7 @@ def arguments(
         data: Where it keeps everything.
         users: A JSON file with its S3 users.
         ports: Of ``master``, ``volume``, ``filer`` and ``s3``: the one for HTTP and the one for gRPC.
-        sockets: A directory for its local sockets.
+        sockets: How the paths of its local sockets begin; the kernel takes 107 characters in all.
         domain: Buckets are also taken as host names below it.
     """
     listening = [
@@ -34,7 +34,7 @@ def arguments(
         f"-dir={data}",
         *listening,
         "-filer",
-        f"-filer.localSocket={sockets}/seaweedfs-filer.sock",
+        f"-filer.localSocket={sockets}filer.sock",
         "-master.telemetry=false",
         "-master.electionTimeout=1s",
         "-master.volumeSizeLimitMB=1024",
@@ -45,6 +45,6 @@ def arguments(
         f"-s3.config={users}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        f"-s3.localSocket={sockets}/seaweedfs-s3.sock",
+        f"-s3.localSocket={sockets}s3.sock",
         *([f"-s3.domainName={domain}"] if domain else []),
     ]

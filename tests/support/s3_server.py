@@ -158,7 +158,7 @@ def _launch(directory: Path, log_path: Path) -> SeaweedS3:
     ports = _free_ports(8)
     parts = ("master", "volume", "filer", "s3")
     by_part = {part: (ports[2 * number], ports[2 * number + 1]) for number, part in enumerate(parts)}
-    options = seaweed.arguments(data=data, users=config, ports=by_part, sockets=directory, domain=DOMAIN)
+    options = seaweed.arguments(data=data, users=config, ports=by_part, sockets=f"{directory}/", domain=DOMAIN)
     command = [*_dying_with_parent(), _weed(), *options]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
