@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,6 +143,21 @@ def test_a_sleeping_thread_does_not_decide() -> None:
         way = trial.choose()
         trial.took(way, 1, 100.0 if number == UNCOUNTED + 3 else 2.0 - way)
     assert trial.choose() == 1
+
+
+@pytest.fixture
+def in_memory(shard: str) -> Iterator[Path]:
+    """The sample's safetensors file in shared memory."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="tonnage-test-") as folder:
+        yield Path(shutil.copy(shard, folder))
+
+
+def test_a_ring_brings_every_bit_through_mappings(attach, ring_load, in_memory, tensors, same, monkeypatch):
+    monkeypatch.setattr(reading, "first_reads_are_slow", lambda: True)
+    monkeypatch.setattr(Trial, "choose", lambda _: 1)
+    found = ring_load(attach(in_memory))
+    for name, tensor in tensors.items():
+        assert same(found[name], tensor), name
 
 
 def test_both_ways_bring_the_same_bytes(file: SourceFile, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
