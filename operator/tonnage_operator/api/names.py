@@ -37,6 +37,10 @@ ON_FAILURE: Final = f"{GROUP}/on-failure"
 LOADER_CPU: Final = f"{GROUP}/loader-cpu"
 LOADER_MEMORY: Final = f"{GROUP}/loader-memory"
 INJECT: Final = f"{GROUP}/inject"
+ASKS: Final = (
+    MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, INJECT,
+)  # fmt: skip
+"""All of them."""
 
 # What a pod gets.
 INJECTED: Final = f"{GROUP}/injected"

@@ -121,11 +121,7 @@ def test_no_annotation_that_a_pod_asks_with_is_missing_here(model: Fleet) -> Non
     assert not inits(admitted(model, inject="false"))
     tested = {"model", "models", "mount-path", "containers", "ranks", "form", "scheduling", "on-failure"}
     tested |= {"loader-cpu", "loader-memory", "inject"}
-    asked = [
-        names.MODEL, names.MODELS, names.MOUNT_PATH, names.CONTAINERS, names.RANKS, names.FORM, names.SCHEDULING,
-        names.ON_FAILURE, names.LOADER_CPU, names.LOADER_MEMORY, names.INJECT,
-    ]  # fmt: skip
-    assert {name.partition("/")[2] for name in asked} == tested
+    assert {name.partition("/")[2] for name in names.ASKS} == tested
 
 
 def test_a_name_of_250_characters_fits_wherever_it_goes(fleet: Fleet) -> None:
