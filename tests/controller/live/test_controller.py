@@ -207,3 +207,17 @@ def test_what_the_status_says_fits_the_schema(fleet: Fleet, loaders: Loaders) ->
         return answer.returncode == 0
 
     eventually(replaced)
+
+
+def test_an_object_made_anew_under_the_same_name_starts_anew(fleet: Fleet, loaders: Loaders) -> None:
+    (node,) = fleet.add_nodes("a")
+    fleet.create()
+    fleet.until("Warm")
+    before = fleet.get()["metadata"]["uid"]
+    fleet.delete()
+    eventually(fleet.gone, within=25)
+    loaders.version = "2"
+    fleet.create()
+    fleet.until("Warm")
+    assert fleet.get()["metadata"]["uid"] != before
+    assert list(fleet.entries(node)) == [fleet.status()["resolved"]["revision"]]
