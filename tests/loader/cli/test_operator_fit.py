@@ -193,7 +193,7 @@ async def operator(tmp_path: Path, authority: TestAuthority, model: Model) -> As
     """An endpoint with its certificate, and an object that names a model on a real S3 server."""
     cluster, metrics, woken = Cluster(objects.INSTALLATION), Metrics(), list[str]()
     endpoint = ReportEndpoint(  # type: ignore[arg-type]
-        cluster, Reviews(cluster), metrics, wake=woken.append, wake_node=woken.append
+        cluster, Reviews(cluster), metrics, wake=woken.append, wake_node=woken.append, complete=lambda: True
     )
     app = web.Application()
     app.router.add_post("/v1/reports", endpoint.handle)
