@@ -1,9 +1,7 @@
 """Files through a mapping: to read what lies in memory, and to ask whether it does.
 
-A tmpfs page that was written and never read moves to another list of the kernel's with its first ``read``, under one
-lock for all: a dozen threads then read at half their speed. A mapping that is marked as read in sequence spares that,
-and so does the multi-generational LRU; but page tables cost more than a ``read`` of pages that have moved already
-(Linux: mm/swap.c ``folio_mark_accessed``, mm_inline.h ``vma_has_recency``).
+A mapping that is marked as read in sequence spares pages their slow first ``read`` (see ``unread``), but its page
+tables cost more than a ``read`` of pages that had theirs (Linux: mm_inline.h ``vma_has_recency``).
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tonnage.attach.files import MAP_NORESERVE
@@ -22,17 +19,8 @@ if TYPE_CHECKING:
 
     from tonnage.attach.files import SourceFile
 
-LRU = Path("/sys/kernel/mm/lru_gen/enabled")
 MOST_KEPT = 64 << 30
 """Bytes whose page tables (a 512th of it) are kept until the end, when giving them back costs nobody time."""
-
-
-def first_reads_are_slow(lru: Path = LRU) -> bool:
-    """Says whether this kernel keeps pages in two lists."""
-    try:
-        return not int(lru.read_text(), 16) & 1
-    except (OSError, ValueError):
-        return True
 
 
 class Mappings:

@@ -8,8 +8,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tonnage.attach.mapped import Mappings, first_reads_are_slow
+from tonnage.attach.mapped import Mappings
 from tonnage.attach.trial import Trial
+from tonnage.attach.unread import FirstReads, first_reads
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -47,23 +48,27 @@ class Reader:
         files: What pieces refer to by number.
     """
 
-    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto", may_map: bool | None = None) -> None:
+    def __init__(
+        self, files: Sequence[SourceFile], *, direct: Direct = "auto", expect: FirstReads | None = None
+    ) -> None:
         """Looks where the files lie.
 
         Args:
             files: What pieces refer to by number.
             direct: Whether to go past the page cache: where a file isn't in it, never, or always.
-            may_map: Whether files in memory may also be read through a mapping; None: where it can be quicker.
+            expect: Whether files in memory were read before, which a mapping suits better where they weren't; None: to
+                be found out.
         """
         self.files = files
         self._direct = direct
         in_memory = [not _can_tell(file) for file in files]
         self._cached_only = [direct == "never" or (direct == "auto" and here) for here in in_memory]
-        if may_map is None:
-            may_map = first_reads_are_slow()
-        self._may_map = may_map and direct != "always" and all(in_memory)
         self._mappings = Mappings(files)
-        self._trial = Trial()
+        self._trial: Trial | None = None
+        if direct != "always" and all(in_memory):
+            expect = expect or first_reads(sum(file.size for file in files))
+            if expect != "done":
+                self._trial = Trial(_MAP if expect == "ahead" else _READ)
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -93,8 +98,8 @@ class Reader:
             copies = self._past_the_cache(pieces, buffer)
             if copies is not None:
                 return copies
-        if self._may_map and len(pieces) <= _MOST_MAPPED_PIECES:
-            self._in_the_quicker_way(chunk, buffer, scratch, address)
+        if self._trial is not None and len(pieces) <= _MOST_MAPPED_PIECES:
+            self._in_the_quicker_way(self._trial, chunk, buffer, scratch, address)
         else:
             self._by_calls(chunk, buffer, scratch)
         return [Copy(0, chunk.target, chunk.length)]
@@ -111,15 +116,17 @@ class Reader:
         """Gives back what reading took and nobody needs any more; each thread may help with it."""
         self._mappings.give_back()
 
-    def _in_the_quicker_way(self, chunk: Chunk, buffer: memoryview, scratch: memoryview, address: int) -> None:
-        way = self._trial.choose()
+    def _in_the_quicker_way(
+        self, trial: Trial, chunk: Chunk, buffer: memoryview, scratch: memoryview, address: int
+    ) -> None:
+        way = trial.choose()
         began = time.perf_counter()
         if way == _READ:
             self._by_calls(chunk, buffer, scratch)
         else:
             for piece in chunk.pieces:
                 self._mappings.read(piece.file, piece.source, piece.length, address + piece.target - chunk.target)
-        self._trial.took(way, chunk.size, time.perf_counter() - began)
+        trial.took(way, chunk.size, time.perf_counter() - began)
 
     def _by_calls(self, chunk: Chunk, buffer: memoryview, scratch: memoryview) -> None:
         first = chunk.pieces[0]
