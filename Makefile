@@ -27,7 +27,7 @@ demo: ## Load a real model from a real S3 server, step by step (about a minute)
 
 test: ## Run all tests
 	@$(SETUP) test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),hack/env/run_tests.py)
 
 e2e: ## Run the tests that need a real node: real images, chart, kubelet and pods (part of make test)
 	@$(SETUP) test
@@ -68,6 +68,7 @@ types: ## Type check (mypy, strict)
 	$(BIN)/mypy --explicit-package-bases tests/controller tests/operator_support operator/tonnage_operator
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 	$(BIN)/mypy hack/images/*.py
+	$(BIN)/mypy hack/env/*.py
 
 bench: ## Measure Tonnage beside its peers into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench

@@ -73,6 +73,17 @@ def test_shell_scripts_are_well_formed():
         assert os.access(script, os.X_OK), script
 
 
+def test_tests_that_run_side_by_side_are_there_and_are_counted():
+    sys.path.insert(0, str(ROOT / "hack" / "env"))
+    import run_tests
+
+    sys.path.pop(0)
+    assert all((ROOT / "tests" / folder).is_dir() for lane in run_tests.SIDE_BY_SIDE.values() for folder in lane)
+    closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
+    assert run_tests.closing_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
+    assert not run_tests.closing_counts("")
+
+
 def test_ci_runs_every_check_and_all_tests():
     script = (ROOT / ".ci" / "run").read_text()
     assert "set -eu" in script

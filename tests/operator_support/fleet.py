@@ -135,6 +135,12 @@ class Fleet:
         """Whether an object is gone."""
         return not any(item["metadata"]["name"] == name for item in self._list("modelweights"))
 
+    def look_again(self, name: str = "llama") -> None:
+        """Lets the interval of ``Track`` be over."""
+        body = self.get(name)
+        body["status"]["lastCheckedTime"] = "2020-01-01T00:00:00Z"
+        self.plane.request("PUT", self.path(name) + "/status", body)
+
     def clear(self) -> None:
         """Removes what is left of objects and nodes, so that controllers of later tests don't look after it."""
         for item in self._list("modelweights"):
@@ -353,9 +359,14 @@ class ControllerProcess:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
     def kill(self) -> None:
         """Kills it, as a node's crash would."""
-        if self.process and self.process.poll() is None:
+        if self.process and self.running:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 

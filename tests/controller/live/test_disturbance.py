@@ -6,13 +6,17 @@ import contextlib
 import itertools
 import json
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from operator_support import objects
 from operator_support.faulty_proxy import FaultyProxy, Refusal
 from operator_support.fleet import ControllerProcess, ControllerThread, admin_access, installation
+from operator_support.kubelet import Ending
+from operator_support.pods import make_claim
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.kube.access import Access
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from operator_support.kubelet import Loaders
 
 
+AUTOMATIC = {"revision": {"policy": "Track", "interval": "1m", "update": "Automatic"}}
+
+
 @pytest.fixture
 def proxy(control_plane: ControlPlane, operator_namespace: str) -> Iterator[FaultyProxy]:
     del operator_namespace
@@ -37,50 +44,108 @@ def _loads(loaders: Loaders, nodes: list[str]) -> Counter[tuple[str, str]]:
     return Counter(each for each in loaders.ended if each[1] in nodes)
 
 
-@pytest.mark.timeout(180)
-def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
-    fleet: Fleet, loaders: Loaders, proxy: FaultyProxy, tmp_path: Path
-) -> None:
-    """Each process is killed at its first write, when the server has done it and the process doesn't know."""
-    process = ControllerProcess(fleet.plane, tmp_path, server=proxy.url)
-    killed = threading.Event()
-    kills: list[str] = []
+class Killed:
+    """Controllers that are killed at their first write each, when the server has done it and they don't know."""
 
-    def kill(method: str, path: str) -> bool:
-        kills.append(f"{method} {path}")
-        killed.set()
+    def __init__(self, fleet: Fleet, proxy: FaultyProxy, folder: Path) -> None:
+        self.writes: list[str] = []
+        self._killed = threading.Event()
+        self._fleet = fleet
+        self._process = ControllerProcess(fleet.plane, folder, server=proxy.url)
+        proxy.after_write = self._wrote
+
+    def _wrote(self, method: str, path: str) -> bool:
+        self.writes.append(f"{method} {path}")
+        self._killed.set()
         return True  # it never learns that its write was done
 
-    proxy.after_write = kill
-    nodes = fleet.add_nodes("a")
+    def live_until(self, done: Callable[[], bool], *, within: float = 60) -> None:
+        """Starts one after the other until one that writes nothing finds that it is done; that one lives on."""
+        until = time.monotonic() + within
+        while not (self._process.running and done()):
+            assert time.monotonic() < until, "\n".join(["never done", *self.writes, json.dumps(self._fleet.status())])
+            if self._killed.is_set() or not self._process.running:
+                self._process.kill()
+                self._killed.clear()
+                self._process.start()
+            self._killed.wait(0.1)
 
-    def live_through(done: str) -> None:
-        for _ in range(60):
-            killed.clear()
-            process.start()
-            while not killed.wait(0.1):
-                if done == "warm" and fleet.condition("Progressing") == ("False", "Idle") and not fleet.jobs():
-                    return
-                if done == "gone" and fleet.gone():
-                    return
-            process.kill()
-        raise AssertionError(f"never {done}: " + "\n".join(kills))
+    def end(self) -> None:
+        """Kills the last one."""
+        self._process.kill()
 
-    try:
-        fleet.create()
-        live_through("warm")
-        process.kill()
-        assert fleet.condition("Warm") == ("True", "AllNodesWarm")
-        once = {(names.ROLE_RESOLVE, nodes[0]): 1, (names.ROLE_LOAD, nodes[0]): 1}
-        assert _loads(loaders, nodes) == once, "\n".join(kills)
-        fleet.delete()
-        live_through("gone")
-    finally:
-        process.kill()
-    assert _loads(loaders, nodes)[names.ROLE_CLEANUP, nodes[0]] == 1
-    assert not fleet.entries(nodes[0])
-    assert len(kills) >= 12, kills
-    assert len(fleet.events()) == len(set(fleet.events())), "each event once"
+
+class Once(dict[str, Ending]):
+    """Endings that happen a single time."""
+
+    def __getitem__(self, key: str) -> Ending:
+        return self.pop(key)
+
+
+@pytest.fixture
+def killed(fleet: Fleet, proxy: FaultyProxy, tmp_path: Path) -> Iterator[Killed]:
+    controllers = Killed(fleet, proxy, tmp_path)
+    yield controllers
+    controllers.end()
+
+
+def _settled(fleet: Fleet) -> bool:
+    return fleet.condition("Progressing") == ("False", "Idle") and not fleet.jobs()
+
+
+@pytest.mark.timeout(300)
+def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
+    fleet: Fleet, loaders: Loaders, killed: Killed
+) -> None:
+    """A whole life: a load that fails once, an update, a node that comes, one that reboots, the end."""
+    (first,) = fleet.add_nodes("a")
+    loaders.broken = Once({first: Ending(objects.failed_report("ChecksumMismatch", "Broken."), code=12)})
+    fleet.create(AUTOMATIC)
+    killed.live_until(lambda: fleet.condition("Warm") == ("True", "AllNodesWarm") and _settled(fleet))
+    expected = Counter({(names.ROLE_RESOLVE, first): 1, (names.ROLE_LOAD, first): 2})
+    assert _loads(loaders, [first]) == expected, "\n".join(killed.writes)
+
+    old = fleet.status()["resolved"]["revision"]
+    loaders.version = "2"
+    fleet.look_again()
+    killed.live_until(lambda: _settled(fleet) and old not in fleet.entries(first))
+    expected += Counter({(role, first): 1 for role in (names.ROLE_RESOLVE, names.ROLE_LOAD, names.ROLE_CLEANUP)})
+    assert _loads(loaders, [first]) == expected, "\n".join(killed.writes)
+    new = fleet.status()["resolved"]["revision"]
+    assert fleet.entries(first) == {new: "Ready"} != {old: "Ready"}
+
+    (second,) = fleet.add_nodes("b")
+    killed.live_until(lambda: _settled(fleet) and fleet.status()["nodes"]["summary"] == "2/2")
+    fleet.set_node_status(second, boot="boot-2")
+    killed.live_until(lambda: _settled(fleet) and _loads(loaders, [second])[names.ROLE_LOAD, second] == 2)
+    assert _loads(loaders, [first, second]) == expected + Counter({(names.ROLE_LOAD, second): 2})
+
+    fleet.delete()
+    killed.live_until(fleet.gone)
+    expected += Counter({(names.ROLE_LOAD, second): 2, (names.ROLE_CLEANUP, first): 1, (names.ROLE_CLEANUP, second): 1})
+    assert _loads(loaders, [first, second]) == expected
+    assert not fleet.entries(first)
+    assert not fleet.entries(second)
+    assert len(killed.writes) >= 30, killed.writes
+    told = Counter(fleet.events())
+    assert told.keys() >= {"NodeLoadFailed", "RevisionChanged", "LoadCompleted"}, told
+    assert max(told.values()) <= 5, "none is told again and again"
+
+
+@pytest.mark.timeout(180)
+def test_killed_after_each_single_write_a_claim_is_filled_once_and_emptied_once(
+    fleet: Fleet, loaders: Loaders, killed: Killed
+) -> None:
+    fleet.add_nodes("a")
+    make_claim(fleet)
+    before = len(loaders.ended)
+    fleet.create({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
+    killed.live_until(lambda: fleet.condition("Progressing") == ("False", "Idle") and len(fleet.jobs()) == 1)
+    assert fleet.condition("Warm") == ("True", "AllNodesWarm")
+    fleet.delete()
+    killed.live_until(fleet.gone)
+    mine = [role for role, node in loaders.ended[before:] if fleet.namespace in node]
+    assert mine == [names.ROLE_RESOLVE, names.ROLE_LOAD, names.ROLE_CLEANUP]
 
 
 def test_two_controllers_at_once_make_each_job_once(fleet: Fleet, loaders: Loaders, operator_namespace: str) -> None:

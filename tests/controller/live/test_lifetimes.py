@@ -20,13 +20,6 @@ AUTOMATIC = {"revision": {"policy": "Track", "interval": "1m", "update": "Automa
 FULL = Ending(objects.failed_report("InsufficientSpace", "Needs 2 GiB, 1 GiB is free."), code=27)
 
 
-def look_again(fleet: Fleet) -> None:
-    """Lets the interval of ``Track`` be over."""
-    body = fleet.get()
-    body["status"]["lastCheckedTime"] = "2020-01-01T00:00:00Z"
-    fleet.plane.request("PUT", fleet.path() + "/status", body)
-
-
 @pytest.mark.usefixtures("controller", "webhook")
 def test_an_automatic_update_goes_beside_the_old_revision_and_pods_keep_theirs(fleet: Fleet, loaders: Loaders) -> None:
     (node,) = fleet.add_nodes("a")
@@ -35,7 +28,7 @@ def test_an_automatic_update_goes_beside_the_old_revision_and_pods_keep_theirs(f
     early = create_pod(fleet, nodeSelector={"fleet": fleet.namespace})
     eventually(lambda: fleet.status()["consumers"]["pods"] == 1)
     loaders.version, loaders.hold = "2", True
-    look_again(fleet)
+    fleet.look_again()
     fleet.until("UpdateAvailable", "True", "SourceChanged")
     fleet.until("Progressing", "True", "Updating")
     old, new = fleet.status()["resolved"]["revision"], fleet.status()["available"]["revision"]
