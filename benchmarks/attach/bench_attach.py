@@ -167,7 +167,8 @@ class Bench:
             path = self.model(under=mount)
             self.notes["huge_pages_bytes"] = facts.huge_pages_in_use() - before
             say(f"huge pages in use: {self.notes['huge_pages_bytes'] / GIB:.1f} GiB")
-            self.rotate("huge", [{**spec, "path": str(path)} for spec in HUGE])
+            specs = [spec for spec in HUGE if not self.arguments.only or spec["contender"] in self.arguments.only]
+            self.rotate("huge", [{**spec, "path": str(path)} for spec in specs])
         finally:
             synthetic.unmount(mount)
 
@@ -375,7 +376,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=540, help="nothing new is started after this")
     parser.add_argument("--device", default="", help="cpu: no GPU, just to see that the script works")
-    parser.add_argument("--only", nargs="*", default=[], help="for peers, fresh and cold: just these contenders")
+    parser.add_argument("--only", nargs="*", default=[], help="for peers, huge, fresh and cold: just these contenders")
     return parser.parse_args()
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.attach import reading
+from tonnage.attach import mapped, reading
 from tonnage.attach.buffers import HostBuffer
 from tonnage.attach.chunks import chunks_of, pack
 from tonnage.attach.files import SourceFile
 from tonnage.attach.mapped import Mappings
 from tonnage.attach.reading import Reader
 from tonnage.attach.records import Record
-from tonnage.attach.trial import Trial
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -115,34 +115,55 @@ def in_memory(shard: str) -> Iterator[Path]:
         yield Path(shutil.copy(shard, folder))
 
 
-def test_a_ring_brings_every_bit_through_mappings(attach, ring_load, in_memory, tensors, same, monkeypatch):
+@pytest.fixture
+def by_mapping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of what was copied from mappings."""
     read = Mappings.read
-    count = []
+    lengths: list[int] = []
 
-    def counted(self: Mappings, file: int, start: int, length: int, address: int) -> None:
-        count.append(length)
-        read(self, file, start, length, address)
+    def counted(self: Mappings, file: int, start: int, length: int, address: int) -> bool:
+        lengths.append(length)
+        return read(self, file, start, length, address)
 
-    monkeypatch.setattr(reading, "first_reads", lambda _: "ahead")
-    monkeypatch.setattr(Trial, "took", lambda *_: None)
     monkeypatch.setattr(Mappings, "read", counted)
+    return lengths
+
+
+def test_a_ring_brings_every_bit_through_mappings(attach, ring_load, in_memory, tensors, same, by_mapping, monkeypatch):
+    monkeypatch.setattr(reading, "await_first_read", lambda _: True)
     found = ring_load(attach(in_memory))
-    assert sum(count) > 0
+    assert sum(by_mapping) > 0
     for name, tensor in tensors.items():
         assert same(found[name], tensor), name
 
 
-def test_both_ways_bring_the_same_bytes(file: SourceFile, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
+def test_a_ring_reads_what_it_cannot_map(attach, ring_load, in_memory, tensors, same, monkeypatch):
+    monkeypatch.setattr(reading, "await_first_read", lambda _: True)
+    monkeypatch.setattr(mapped, "_map", lambda _: None)
+    found = ring_load(attach(in_memory))
+    for name, tensor in tensors.items():
+        assert same(found[name], tensor), name
 
-    class Turns(Trial):
-        def choose(self) -> int:
-            used.append(len(used) % 2)
-            return used[-1]
 
-    monkeypatch.setattr(reading, "Trial", Turns)
+def test_each_thread_has_a_mapping_of_its_own_that_outlives_it(file: SourceFile, data: bytes) -> None:
+    mappings = Mappings([file])
+    buffer = HostBuffer(SIZE)
+    threads = [threading.Thread(target=mappings.read, args=(0, 0, SIZE, buffer.address)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert resident(file) == 3 * SIZE // 1024
+    mappings.give_back()
+    assert resident(file) == 0
+    assert buffer.view[:SIZE] == data
+
+
+def test_a_quarter_of_what_awaits_its_first_read_is_read_and_the_rest_mapped(
+    file: SourceFile, data: bytes, by_mapping: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "_can_tell", lambda _: False)
-    reader = Reader([file], expect="unknown")
+    reader = Reader([file], first_reads=True)
+    chunks = 0
     size = SIZE // 300
     records = [Record(str(n), (str(n),), "uint8", 1, (size - 7,), 0, n * size + 3, size - 7) for n in range(300)]
     buffer = HostBuffer(64 << 10)
@@ -150,10 +171,12 @@ def test_both_ways_bring_the_same_bytes(file: SourceFile, data: bytes, monkeypat
     for group in pack(records, group_bytes=1 << 30):
         memory = bytearray(group.size)
         for chunk in chunks_of(group, chunk_bytes=len(buffer.view)):
+            chunks += 1
             for offset, target, length in reader.fill(chunk, buffer.view, scratch, address=buffer.address):
                 memory[target : target + length] = buffer.view[offset : offset + length]
         for record, at in group.slots:
             assert memory[at : at + record.length] == data[record.start : record.start + record.length]
     reader.close()
     reader.give_back()
-    assert len(used) > 1
+    assert 0.7 < sum(by_mapping) / sum(record.length for record in records) < 0.8
+    assert chunks > 40

@@ -1,7 +1,8 @@
 """Files through a mapping: to read what lies in memory, and to ask whether it does.
 
 A mapping that is marked as read in sequence spares pages their slow first ``read`` (see ``unread``), but its page
-tables cost more than a ``read`` of pages that had theirs (Linux: mm_inline.h ``vma_has_recency``).
+tables cost more than a ``read`` of pages that had theirs (Linux: mm_inline.h ``vma_has_recency``). Each thread has
+mappings of its own: in one that all share they wait for each other at the kernel's count of who is using it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from tonnage.attach.files import MAP_NORESERVE
-from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,26 +24,28 @@ MOST_KEPT = 64 << 30
 
 
 class Mappings:
-    """A mapping of each file, made when it is first needed, unmapped with this object. Used by all threads."""
+    """A mapping of each file for each thread, made when it is first needed, unmapped with this object."""
 
     def __init__(self, files: Sequence[SourceFile]) -> None:
         self._files = files
-        self._lock = threading.Lock()
-        self._maps: dict[int, tuple[mmap.mmap, ctypes.c_char]] = {}
+        self._mine = _Mine()
+        self._everyones: list[mmap.mmap | None] = []
         self._kept: list[tuple[int, int]] = []
         self._kept_bytes = 0
         self._libc = ctypes.CDLL(None)
         self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 
-    def read(self, file: int, start: int, length: int, address: int) -> None:
-        """Copies bytes of a file to a memory address.
+    def read(self, file: int, start: int, length: int, address: int) -> bool:
+        """Copies bytes of a file to a memory address; False where the file can't be mapped, as with no addresses left.
 
         Raises:
-            CacheDamaged: The file has become shorter, or can't be mapped.
+            CacheDamaged: The file has become shorter.
         """
         self._files[file].require(start + length)  # touching a mapping beyond its file's end would end the process
         base = self._address(file)
+        if not base:
+            return False
         ctypes.memmove(address, base + start, length)
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
         last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -51,17 +53,18 @@ class Mappings:
         self._kept_bytes += length
         if self._kept_bytes > MOST_KEPT:
             self.give_back()
+        return True
 
     def in_memory(self, file: int, start: int, length: int) -> bool:
-        """Says whether all of a range is in the page cache.
+        """Says whether all of a range is in the page cache; yes where it can't be told.
 
-        The kernel tells those alone who own the file or may write it; to others it says yes.
+        The kernel tells those alone who own the file or may write it.
         """
         base = self._address(file)
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
         pages = -(-(start + length - first) // mmap.PAGESIZE)
         found = ctypes.create_string_buffer(pages)
-        if self._libc.mincore(base + first, start + length - first, found):
+        if not base or self._libc.mincore(base + first, start + length - first, found):
             return True
         return all(byte & 1 for byte in found.raw)
 
@@ -75,21 +78,31 @@ class Mappings:
             self._libc.madvise(address, length, mmap.MADV_DONTNEED)
 
     def _address(self, file: int) -> int:
-        with self._lock:
-            if file not in self._maps:
-                self._maps[file] = self._map(self._files[file])
-            return ctypes.addressof(self._maps[file][1])
+        """Where this thread has the file; 0 where it can't be mapped."""
+        mine = self._mine.addresses
+        if file not in mine:
+            mapping = _map(self._files[file])
+            self._everyones.append(mapping)  # not the thread's: its page tables may be given back after its end
+            mine[file] = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) if mapping else 0
+        return mine[file]
 
-    @staticmethod
-    def _map(file: SourceFile) -> tuple[mmap.mmap, ctypes.c_char]:
-        try:
-            mapping = mmap.mmap(
-                file.descriptor,
-                file.size,
-                flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,  # ctypes tells the address of writable memory only
-            )
-        except (OSError, ValueError) as error:
-            raise CacheDamaged(f"{file.path} can't be mapped: {error}.") from error
-        mapping.madvise(mmap.MADV_SEQUENTIAL)
-        return mapping, ctypes.c_char.from_buffer(mapping)
+
+def _map(file: SourceFile) -> mmap.mmap | None:
+    try:
+        mapping = mmap.mmap(
+            file.descriptor,
+            file.size,
+            flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,  # ctypes tells the address of writable memory only
+        )
+    except (OSError, ValueError):
+        return None
+    mapping.madvise(mmap.MADV_SEQUENTIAL)
+    return mapping
+
+
+class _Mine(threading.local):
+    """One thread's."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[int, int] = {}

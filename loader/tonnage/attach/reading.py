@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tonnage.attach.mapped import Mappings
-from tonnage.attach.trial import Trial
-from tonnage.attach.unread import FirstReads, first_reads
+from tonnage.attach.unread import await_first_read
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tonnage.attach.chunks import Chunk, Run
     from tonnage.attach.files import SourceFile
@@ -30,7 +29,10 @@ _LARGEST_GAP = 16 << 10
 _LARGEST_VECTOR = 512
 _MOST_MAPPED_PIECES = 64
 """Chunks of more pieces are read by system calls, which take many at a time."""
-_READ, _MAP = 0, 1
+_READ_EVERY = 4
+"""Of chunks that nobody has read yet, one of so many is read, the others are copied from a mapping. The lock that makes
+first reads slow isn't waited for then, and with each process that loads the same files fewer are left unread.
+"""
 
 
 class Copy(NamedTuple):
@@ -49,14 +51,14 @@ class Reader:
     """
 
     def __init__(
-        self, files: Sequence[SourceFile], *, direct: Direct = "auto", expect: FirstReads | None = None
+        self, files: Sequence[SourceFile], *, direct: Direct = "auto", first_reads: bool | None = None
     ) -> None:
         """Looks where the files lie.
 
         Args:
             files: What pieces refer to by number.
             direct: Whether to go past the page cache: where a file isn't in it, never, or always.
-            expect: Whether files in memory were read before, which a mapping suits better where they weren't; None: to
+            first_reads: Whether files in memory were never read before, which mostly a mapping is better for; None: to
                 be found out.
         """
         self.files = files
@@ -64,11 +66,12 @@ class Reader:
         in_memory = [not _can_tell(file) for file in files]
         self._cached_only = [direct == "never" or (direct == "auto" and here) for here in in_memory]
         self._mappings = Mappings(files)
-        self._trial: Trial | None = None
+        self._turns: Iterator[int] | None = None
         if direct != "always" and all(in_memory):
-            expect = expect or first_reads(sum(file.size for file in files))
-            if expect != "done":
-                self._trial = Trial(_MAP if expect == "ahead" else _READ)
+            if first_reads is None:
+                first_reads = await_first_read(sum(file.size for file in files))
+            if first_reads:  # at another chunk in each process, so that in time all are read
+                self._turns = itertools.count(os.urandom(1)[0])
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -98,9 +101,7 @@ class Reader:
             copies = self._past_the_cache(pieces, buffer)
             if copies is not None:
                 return copies
-        if self._trial is not None and len(pieces) <= _MOST_MAPPED_PIECES:
-            self._in_the_quicker_way(self._trial, chunk, buffer, scratch, address)
-        else:
+        if not self._by_mapping(chunk, address):
             self._by_calls(chunk, buffer, scratch)
         return [Copy(0, chunk.target, chunk.length)]
 
@@ -116,17 +117,14 @@ class Reader:
         """Gives back what reading took and nobody needs any more; each thread may help with it."""
         self._mappings.give_back()
 
-    def _in_the_quicker_way(
-        self, trial: Trial, chunk: Chunk, buffer: memoryview, scratch: memoryview, address: int
-    ) -> None:
-        way = trial.choose()
-        began = time.perf_counter()
-        if way == _READ:
-            self._by_calls(chunk, buffer, scratch)
-        else:
-            for piece in chunk.pieces:
-                self._mappings.read(piece.file, piece.source, piece.length, address + piece.target - chunk.target)
-        trial.took(way, chunk.size, time.perf_counter() - began)
+    def _by_mapping(self, chunk: Chunk, address: int) -> bool:
+        """Copies a chunk from mappings; False where it's better read, or can't be mapped."""
+        if self._turns is None or len(chunk.pieces) > _MOST_MAPPED_PIECES or next(self._turns) % _READ_EVERY == 0:
+            return False
+        return all(
+            self._mappings.read(piece.file, piece.source, piece.length, address + piece.target - chunk.target)
+            for piece in chunk.pieces
+        )
 
     def _by_calls(self, chunk: Chunk, buffer: memoryview, scratch: memoryview) -> None:
         first = chunk.pieces[0]

@@ -1,0 +1,57 @@
+"""Whether files in shared memory await their first read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tonnage.attach.unread import await_first_read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Callable[..., dict[str, Path]]:
+    """The kernel's two files as they are given."""
+
+    def make(lru: str | None, meminfo: str) -> dict[str, Path]:
+        files = {"lru": tmp_path / "enabled", "meminfo": tmp_path / "meminfo"}
+        if lru is not None:
+            files["lru"].write_text(lru)
+        files["meminfo"].write_text(meminfo)
+        return files
+
+    return make
+
+
+def memory(*, shared: float, active: float) -> str:
+    kinds = {"MemTotal": 9.0, "Active(anon)": active, "Shmem": shared}
+    return "HugePages_Free: 0\n" + "".join(f"{name}:   {int(gib * 2**20)} kB\n" for name, gib in kinds.items())
+
+
+@pytest.mark.parametrize("text", ["0x0007\n", "0x0001\n"])
+def test_a_kernel_with_generations_has_no_slow_first_reads(kernel, text: str) -> None:
+    assert not await_first_read(GIB, **kernel(text, memory(shared=5, active=0)))
+
+
+@pytest.mark.parametrize("text", ["0x0000\n", "0x0006\n", "?", None])
+@pytest.mark.parametrize(
+    ("shared", "active", "found"),
+    [(1.0, 0.0, True), (3.0, 2.4, True), (3.0, 2.8, True), (3.0, 2.9, False), (1.0, 1.0, False), (1.0, 4.0, False)],
+)
+def test_elsewhere_the_lists_of_pages_tell(kernel, text: str | None, shared: float, active: float, found: bool) -> None:
+    assert await_first_read(GIB, **kernel(text, memory(shared=shared, active=active))) is found
+
+
+@pytest.mark.parametrize("meminfo", ["", "Shmem: 5 kB\n", "Shmem: many kB\nActive(anon): 4 kB\n", "\0\n"])
+def test_a_kernel_that_does_not_tell_is_taken_for_the_slow_one(kernel, meminfo: str) -> None:
+    assert await_first_read(GIB, **kernel(None, meminfo))
+
+
+def test_this_machine_tells() -> None:
+    assert not await_first_read(1 << 60), "nobody has an exbibyte unread"
