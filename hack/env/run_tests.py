@@ -46,6 +46,8 @@ class Lane:
 def main() -> int:
     """Runs both parts and returns 0 when every test of both passed."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell that runs this in the background has it ignore interrupts, and what the tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     taken = {folder for folders in SIDE_BY_SIDE.values() for folder in folders}
     tests = sorted([*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("*/*/test_*.py")])
     alone = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - taken)
