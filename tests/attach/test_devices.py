@@ -1,12 +1,14 @@
-"""Devices that aren't there. What happens on those that are, is for the benchmark on GPU machines to show."""
+"""Devices that aren't there or lack room. Those that are there and have it are for the benchmark on GPU machines."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tonnage.attach import DeviceNotFound, open_weights
+from tonnage.attach import DeviceMemoryShort, DeviceNotFound, open_weights
 from tonnage.attach.devices import find_device
+from tonnage.attach.engine import CpuEngine
+from tonnage.attach.progress import Reporter
 from tonnage.errors import InvalidPlan
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -33,6 +35,78 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_happens(shard, devic
             weights.state_dict(device)
         with pytest.raises(DeviceNotFound):
             weights.load_into(torch.nn.Linear(2, 2), device)
+
+
+@pytest.mark.parametrize("device", ["cuda:2", 5])
+def test_a_gpu_beyond_the_last_is_refused_naming_those_there_are(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceNotFound, match="there is cuda:0, cuda:1"):
+        find_device(device)
+    assert find_device(1) == torch.device("cuda", 1)
+
+
+class Untouched(CpuEngine):
+    """A device on which nothing may be allocated."""
+
+    def empty(self, size: int) -> torch.Tensor:
+        raise AssertionError(f"{size} bytes were allocated")
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch):
+    """Says what PyTorch tells about a GPU: free and total bytes, and what its allocator holds without using it."""
+
+    def tell(*, free: int, total: int = 80 << 30, cached: int = 0) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, total))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: cached + 5)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5)
+
+    return tell
+
+
+def load_onto_gpu(weights, *, dtype: torch.dtype | None = None) -> None:
+    """Loads all of it onto a GPU that isn't there."""
+    records = list(weights.records.values())
+    with Reporter("off", weights.nbytes, what="test") as reporter:
+        weights._uploader.load(records, torch.device("cuda", 0), dtype=dtype, reporter=reporter)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_too_little_memory_is_said_with_the_numbers_before_anything_is_allocated(attach, shard, gpu_memory, dtype):
+    weights = attach(shard, engine=Untouched())
+    gpu_memory(free=200_000)
+    with pytest.raises(DeviceMemoryShort) as caught:
+        load_onto_gpu(weights, dtype=dtype)
+    text = str(caught.value)
+    assert f"These {len(weights):,} tensors need" in text
+    assert "cuda:0" in text
+    assert "(200,000 bytes) free of 80.00 GiB" in text
+    assert caught.value.remedy
+
+
+def test_what_the_allocator_holds_unused_counts_as_free(attach, shard, gpu_memory):
+    weights = attach(shard, engine=Untouched())
+    gpu_memory(free=weights.nbytes // 2, cached=weights.nbytes)
+    with pytest.raises(AssertionError, match="were allocated"):
+        load_onto_gpu(weights)
+
+
+def test_a_small_load_that_is_converted_asks_for_little_more_than_it_makes(attach, shard, gpu_memory):
+    weights = attach(shard, engine=Untouched())
+    gpu_memory(free=6 * weights.nbytes)  # what is to be converted, and four times as much at most when it is float64
+    with pytest.raises(AssertionError, match="were allocated"):
+        load_onto_gpu(weights, dtype=torch.float64)
+
+
+def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(attach, shard, gpu_memory):
+    weights = attach(shard, engine=Untouched())
+    records = list(weights.records.values())
+    gpu_memory(free=1000)
+    with Reporter("off", weights.nbytes, what="test") as reporter, pytest.raises(DeviceMemoryShort) as caught:
+        weights._uploader.stream(records, torch.device("cuda", 0), lambda *_: None, reporter=reporter)
+    assert "The buffers for this load need" in str(caught.value)
+    assert "(1,000 bytes) free" in str(caught.value)
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu"])

@@ -288,4 +288,5 @@ def _room(
 
 def _window_room(records: Sequence[Record]) -> int:
     """Bytes of device memory for the groups that are there at once, at most."""
-    return max(WINDOW, max((record.length for record in records), default=0) + ALIGNMENT)
+    sizes = [record.length + ALIGNMENT for record in records]
+    return min(sum(sizes), max(WINDOW, *sizes)) if sizes else 0
