@@ -40,6 +40,16 @@ def test_errors_end_it_with_their_code_and_a_remedy(tmp_path, capsys, arguments,
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+def test_its_help_says_what_is_measured_and_shows_examples(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "pinned" in shown
+    assert "bench /models/llama-70b" in shown
+    assert "`" not in shown
+
+
 def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

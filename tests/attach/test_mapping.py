@@ -112,6 +112,23 @@ def test_zeros_beyond_any_memory_are_refused(corpus):
             weights["absent"]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_progress_on_the_cpu_grows_to_exactly_all(path, dtype):
+    seen = []
+    with open_weights(path) as weights:
+        weights.state_dict(dtype=dtype, progress=lambda done, total: seen.append((done, total)))
+        assert seen == sorted(seen)
+        assert len(seen) > 3
+        assert {total for _, total in seen} == {weights.nbytes}
+        assert seen[-1] == (weights.nbytes, weights.nbytes)
+
+
+@pytest.mark.parametrize("progress", ["bar", 5, None])
+def test_a_progress_that_is_none_is_refused(shard, progress):
+    with open_weights(shard) as weights, pytest.raises(InvalidPlan, match='neither "auto" nor "off"'):
+        weights.state_dict(progress=progress)
+
+
 def test_metadata_comes_from_the_header(shard):
     with open_weights(shard) as weights:
         assert weights.metadata["format"] == "pt"

@@ -79,6 +79,21 @@ def test_a_module_is_filled_in_place(request, path):
     assert model_result.missing == ()
 
 
+@pytest.mark.parametrize("meta", [(), ("embed",), ("embed", "head", "layers")])
+def test_progress_counts_new_memory_and_what_is_overwritten_together(request, meta):
+    """Both names of the tied weight are in the file, and comparing them is no progress."""
+    model = Model()
+    for name in meta:
+        model.get_submodule(name).to("meta")
+    seen = []
+    with open_weights(request.getfixturevalue("serialized")) as weights:
+        weights.load_into(model, "cpu", progress=lambda done, total: seen.append((done, total)))
+    size = sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {size}
+    assert seen[-1][0] == size
+
+
 @pytest.mark.parametrize("path", ["saved", "serialized"])
 def test_a_module_on_the_meta_device_gets_the_caches_own_memory(request, path):
     with torch.device("meta"):

@@ -8,12 +8,32 @@ import sys
 
 from tonnage.errors import TonnageError
 
+_ABOUT = "Looks at how weights in a cache get onto this machine's devices."
+_ABOUT_BENCH = """\
+Loads the weights a few times and prints GB/s (10**9 bytes a second) of each, beside what the bus does from pinned
+memory in the same run. The first load counts pinning and allocating, as in a process that starts. Without a GPU it
+measures how fast the cache is read. Nothing is changed."""
+_EXAMPLES = """\
+examples:
+  python -m tonnage.attach bench /models/llama-70b
+  python -m tonnage.attach bench /models/llama-405b --rank 3 --device cuda:3
+  python -m tonnage.attach bench model.tensors --way register --repeat 5 --json"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for wrong arguments, or that of the error's reason."""
-    parser = argparse.ArgumentParser(prog="python -m tonnage.attach", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    bench = commands.add_parser("bench", help="load weights a few times, beside what the bus can do")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m tonnage.attach", description=_ABOUT, epilog=_EXAMPLES, formatter_class=form
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bench = commands.add_parser(
+        "bench",
+        help="load weights a few times, beside what the bus can do",
+        description=_ABOUT_BENCH,
+        epilog=_EXAMPLES,
+        formatter_class=form,
+    )
     bench.add_argument("path", help="a cache entry, a directory of safetensors files, or one .tensors file")
     bench.add_argument("--device", help="for example cuda:1; default: the first GPU, or none")
     bench.add_argument("--rank", type=int, help="which rank's weights, where they are sharded by rank")

@@ -15,6 +15,7 @@ from tonnage.format.names import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tonnage.attach.progress import Reporter
     from tonnage.attach.records import Record
 
 _SHOWN = 200
@@ -41,10 +42,24 @@ class LoadResult(NamedTuple):
 class Source(Protocol):
     """Where tensors come from."""
 
-    def load(self, records: list[Record], device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    def view(self, record: Record) -> torch.Tensor:
+        """Returns a tensor in the machine's own memory, unconverted."""
+
+    def reporter(self, records: list[Record]) -> Reporter:
+        """Returns what is to be told how far bringing these is, altogether."""
+
+    def load(
+        self, records: list[Record], device: torch.device, dtype: torch.dtype | None, reporter: Reporter
+    ) -> dict[str, torch.Tensor]:
         """Returns the tensors on the device."""
 
-    def stream(self, records: list[Record], device: torch.device, use: Callable[[Record, torch.Tensor], None]) -> None:
+    def stream(
+        self,
+        records: list[Record],
+        device: torch.device,
+        use: Callable[[Record, torch.Tensor], None],
+        reporter: Reporter,
+    ) -> None:
         """Calls ``use`` with each tensor in turn."""
 
 
@@ -140,7 +155,8 @@ def fill_module(
     differing += _unequal(twins, source)
     if differing or (strict and (missing or unexpected)):
         raise _mismatch(module, label, missing if strict else [], unexpected if strict else [], differing)
-    _apply(moves, source, dtype)
+    with source.reporter([move.record for move in moves]) as reporter:
+        _apply(moves, source, dtype, reporter)
     left = [place.name for target in targets_of(module) if target.tensor.is_meta for place in target.places]
     return LoadResult(tuple(missing), tuple(unexpected), tuple(left))
 
@@ -163,18 +179,12 @@ def _compare(target: Target, record: Record, dtype: torch.dtype | None, *, stric
 
 def _unequal(twins: list[tuple[Record, Record]], source: Source) -> list[str]:
     """Names that the module has for one tensor, and the weights for two that differ."""
-    found = []
-    cpu = torch.device("cpu")
-    for one, other in twins:
-        if (one.dtype, one.shape) == (other.dtype, other.shape):
-            loaded = source.load([one, other], cpu, None)
-            first, second = (_bytes(loaded[record.name]) for record in (one, other))
-            if torch.equal(first, second):
-                continue
-        found.append(
-            f"{shown(one.name)} and {shown(other.name)} are one tensor in the module and two different in the weights"
-        )
-    return found
+    return [
+        f"{shown(one.name)} and {shown(other.name)} are one tensor in the module and two different in the weights"
+        for one, other in twins
+        if (one.dtype, one.shape) != (other.dtype, other.shape)
+        or not torch.equal(_bytes(source.view(one)), _bytes(source.view(other)))
+    ]
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,13 +192,13 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _apply(moves: list[_Move], source: Source, dtype: torch.dtype | None) -> None:
+def _apply(moves: list[_Move], source: Source, dtype: torch.dtype | None, reporter: Reporter) -> None:
     """First what needs new memory, then what is overwritten: running out of memory then changes nothing."""
     fresh = [move for move in moves if not _in_place(move)]
     loaded: list[tuple[_Move, torch.Tensor]] = []
     for device in dict.fromkeys(move.device for move in fresh):
         some = [move for move in fresh if move.device == device]
-        tensors = source.load([move.record for move in some], device, dtype)
+        tensors = source.load([move.record for move in some], device, dtype, reporter)
         loaded += [(move, tensors[move.record.name]) for move in some]
     with torch.no_grad():
         for device in dict.fromkeys(move.device for move in moves):
@@ -198,7 +208,7 @@ def _apply(moves: list[_Move], source: Source, dtype: torch.dtype | None) -> Non
                 def overwrite(record: Record, tensor: torch.Tensor, places: Mapping[str, _Move] = places) -> None:
                     places[record.name].target.tensor.copy_(tensor)
 
-                source.stream([move.record for move in places.values()], device, overwrite)
+                source.stream([move.record for move in places.values()], device, overwrite, reporter)
         for move, tensor in loaded:
             _assign(move, tensor if tensor.dtype == move.dtype else tensor.to(move.dtype))
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from tonnage.errors import InvalidPlan
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -13,6 +15,16 @@ if TYPE_CHECKING:
 
 _PATIENCE = 1.0
 """Seconds before the bar shows."""
+
+
+def check_progress(progress: object) -> None:
+    """Refuses a ``progress=`` that says nothing.
+
+    Raises:
+        InvalidPlan: It is neither a callback nor ``auto`` nor ``off``.
+    """
+    if not callable(progress) and progress not in ("auto", "off"):
+        raise InvalidPlan(f'progress={progress!r} is neither "auto" nor "off" nor a function of two numbers of bytes.')
 
 
 class Reporter:
@@ -41,7 +53,7 @@ class Reporter:
             self._bar.stop()
 
     def phase_ends(self, size: int) -> None:
-        """Says that ``size`` bytes are done for good: later figures count from there."""
+        """Tells that ``size`` bytes more are done for good: later figures count from there."""
         self._base += size
         self(0)
 

@@ -18,7 +18,7 @@ from tonnage.attach.entry import find_entry, hold_entry, read_entry
 from tonnage.attach.errors import KeyNotFound, WeightsClosed
 from tonnage.attach.modules import LoadResult, fill_module
 from tonnage.attach.nested import nest
-from tonnage.attach.progress import Reporter
+from tonnage.attach.progress import Reporter, check_progress
 from tonnage.attach.upload import Uploader, check_target, converts, on_cpu
 from tonnage.attach.views import torch_dtype
 from tonnage.errors import InvalidPlan
@@ -148,14 +148,16 @@ class Weights(Mapping[str, torch.Tensor]):
             DeviceMemoryShort: The device has too little free memory. Nothing was copied.
             DeviceFailed: The device refused something.
             CacheDamaged: A file became shorter or can't be read.
-            InvalidPlan: ``dtype`` is not a floating type.
+            InvalidPlan: ``dtype`` is not a floating type, or ``progress`` none of these.
             WeightsClosed: The weights were closed.
         """
         self._check_open()
         check_target(dtype)
+        check_progress(progress)
         where = find_device(device)
         records = self._choose(keys, filter)
-        tensors = self._load(records, where, dtype, progress)
+        with self._reporter(progress, records) as reporter:
+            tensors = self._load(records, where, dtype, reporter)
         if not nested:
             return tensors
         by_path = {self._records[name].path: tensor for name, tensor in tensors.items()}
@@ -207,11 +209,12 @@ class Weights(Mapping[str, torch.Tensor]):
             DeviceMemoryShort: The device has too little free memory. Nothing was copied.
             DeviceFailed: The device refused something.
             CacheDamaged: A file became shorter or can't be read.
-            InvalidPlan: ``dtype`` is not a floating type, or ``device`` is ``meta``.
+            InvalidPlan: ``dtype`` is not a floating type, ``device`` is ``meta``, or ``progress`` no progress.
             WeightsClosed: The weights were closed.
         """
         self._check_open()
         check_target(dtype)
+        check_progress(progress)
         where = None if device is None else find_device(device)
         if where is not None and where.type == "meta":
             raise InvalidPlan("A module can't be loaded onto the meta device, which holds no data.")
@@ -249,7 +252,7 @@ class Weights(Mapping[str, torch.Tensor]):
         self.close()
 
     def _load(
-        self, records: list[Record], device: torch.device, dtype: torch.dtype | None, progress: Progress
+        self, records: list[Record], device: torch.device, dtype: torch.dtype | None, reporter: Reporter
     ) -> dict[str, torch.Tensor]:
         if device.type == "meta":
             return {
@@ -258,27 +261,33 @@ class Weights(Mapping[str, torch.Tensor]):
                 )
                 for record in records
             }
-        if device.type == "cpu":
-            return {
-                record.name: on_cpu(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
-                for record in records
-            }
-        with Reporter(progress, sum(record.length for record in records), what=self.path.name) as reporter:
+        if device.type != "cpu":
             return self._uploader.load(records, device, dtype=dtype, reporter=reporter)
+        found = {}
+        for record in records:
+            found[record.name] = on_cpu(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
+            reporter.phase_ends(record.length)
+        return found
 
     def _stream(
         self,
         records: list[Record],
         device: torch.device,
         use: Callable[[Record, torch.Tensor], None],
-        progress: Progress,
+        reporter: Reporter,
     ) -> None:
-        if device.type == "cpu":
-            for record in records:
-                use(record, on_cpu(record, self._files, dtype=None, meta_tensors="zeros"))
-            return
-        with Reporter(progress, sum(record.length for record in records), what=self.path.name) as reporter:
+        if device.type != "cpu":
             self._uploader.stream(records, device, use, reporter=reporter)
+            return
+        for record in records:
+            use(record, self._view(record))
+            reporter.phase_ends(record.length)
+
+    def _view(self, record: Record) -> torch.Tensor:
+        return on_cpu(record, self._files, dtype=None, meta_tensors="zeros")
+
+    def _reporter(self, progress: Progress, records: list[Record]) -> Reporter:
+        return Reporter(progress, sum(record.length for record in records), what=self.path.name)
 
     def _choose(self, keys: Iterable[str] | None, keep: Callable[[str], bool] | None) -> list[Record]:
         if keys is None:
@@ -312,12 +321,12 @@ class _Source:
     def __init__(self, weights: Weights, progress: Progress) -> None:
         self._weights = weights
         self._progress = progress
+        self.view = weights._view  # noqa: SLF001
+        self.load = weights._load  # noqa: SLF001
+        self.stream = weights._stream  # noqa: SLF001
 
-    def load(self, records: list[Record], device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-        return self._weights._load(records, device, dtype, self._progress)  # noqa: SLF001
-
-    def stream(self, records: list[Record], device: torch.device, use: Callable[[Record, torch.Tensor], None]) -> None:
-        self._weights._stream(records, device, use, self._progress)  # noqa: SLF001
+    def reporter(self, records: list[Record]) -> Reporter:
+        return self._weights._reporter(self._progress, records)  # noqa: SLF001
 
 
 def open_path(
