@@ -13,10 +13,10 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test e2e demo demo-cluster cluster-up cluster-down images chart bench lock format clean
+.PHONY: help setup check lint types test e2e demo demo-cluster cluster-up cluster-down images chart bench bench-operator bench-webhook lock format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Prepare .venv with everything for working on Tonnage
 	@$(SETUP) lint
@@ -67,12 +67,22 @@ types: ## Type check (mypy, strict)
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases tests/controller tests/operator_support operator/tonnage_operator
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
+	$(BIN)/mypy benchmarks/attach/*.py
+	$(BIN)/mypy --explicit-package-bases benchmarks/operator benchmarks/webhook
 	$(BIN)/mypy hack/images/*.py
 	$(BIN)/mypy hack/env/*.py
 
 bench: ## Measure Tonnage beside its peers into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench
 	@$(BIN)/python benchmarks/loader/bench.py $(BENCH_ARGS)
+
+bench-operator: ## Measure the controller with many objects and nodes (see BENCH_ARGS=--help)
+	@$(SETUP) test
+	@$(HACK) benchmarks/operator/scale.py $(BENCH_ARGS)
+
+bench-webhook: ## Measure the webhook's latency at 50 pods a second (a minute)
+	@$(SETUP) test
+	@$(HACK) benchmarks/webhook/latency.py $(BENCH_ARGS)
 
 format: ## Mend what ruff can mend
 	@$(SETUP) lint

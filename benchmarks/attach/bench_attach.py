@@ -80,7 +80,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.root = Path(arguments.root)
-        self.deadline = time.monotonic() + arguments.seconds
+        self.deadline: float = time.monotonic() + arguments.seconds
         self.records: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {"command": " ".join(sys.argv), "facts": facts.gather()}
         self._bytes = 0
@@ -228,11 +228,11 @@ class Bench:
         """Starts all, lets them go at once, and counts from the first start to the last end."""
         processes = [spawn(spec) for spec in specs]
         for process in processes:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 if line.strip() == "ready":
                     break
         for process in processes:
-            if process.poll() is None:
+            if process.stdin is not None and process.poll() is None:
                 process.stdin.write("go\n")
                 process.stdin.flush()
         found = [collect(process, spec) for process, spec in zip(processes, specs, strict=True)]

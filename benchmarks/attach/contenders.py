@@ -29,7 +29,7 @@ def tonnage(path: Path, device: str, spec: dict[str, Any], notes: dict[str, Any]
     def load() -> dict[str, Any]:
         hint = device if spec.get("hint", True) else None
         with open_weights(path, rank=spec.get("rank"), device=hint, options=options) as opened:
-            tensors = opened.state_dict(device, progress="off")
+            tensors: dict[str, Any] = opened.state_dict(device, progress="off")
             stats = opened.last_copy
             if stats is None:
                 return tensors

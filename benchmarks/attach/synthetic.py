@@ -24,7 +24,7 @@ POOL = 64 << 20
 
 def tensors(gib: float) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes (bfloat16) of a model of at least this size."""
-    layer = [
+    layer: list[tuple[str, tuple[int, ...]]] = [
         ("input_layernorm.weight", (HIDDEN,)),
         ("self_attn.q_proj.weight", (HIDDEN, HIDDEN)),
         ("self_attn.k_proj.weight", (KV, HIDDEN)),
@@ -35,7 +35,9 @@ def tensors(gib: float) -> list[tuple[str, tuple[int, ...]]]:
         ("mlp.up_proj.weight", (INTERMEDIATE, HIDDEN)),
         ("mlp.down_proj.weight", (HIDDEN, INTERMEDIATE)),
     ]
-    found = [("model.embed_tokens.weight", (VOCABULARY, HIDDEN))] if gib >= 4 else []
+    found: list[tuple[str, tuple[int, ...]]] = []
+    if gib >= 4:
+        found.append(("model.embed_tokens.weight", (VOCABULARY, HIDDEN)))
     size = sum(math.prod(shape) * 2 for _, shape in found)
     number = 0
     while size < gib * GIB:

@@ -1,6 +1,6 @@
 """Latency of the webhook: pods a second against a real API server, times from the server's own histogram.
 
-    PYTHONPATH=operator:loader:tests:hack python benchmarks/webhook/latency.py --rate 50 --seconds 30
+    make bench-webhook BENCH_ARGS='--rate 50 --seconds 30'
 
 Reviews are posted straight to the webhook, so that the figures are its own; it reads each object from the API server.
 """
@@ -23,6 +23,7 @@ from operator_support.control_plane import ROOT, ControlPlane, find_programs
 from operator_support.fleet import Fleet, admin_access, installation
 from operator_support.webhooks import WebhookThread
 from tonnage_operator.api import names
+from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.resolving import seen_revision
 from tonnage_operator.domain.weights import read_weights
 
@@ -80,6 +81,8 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
             seen = seen_revision(
                 objects.resolved_report(bucket="bench", count=30), read_weights(body), now="2026-01-01T00:00:00Z"
             )
+            if not isinstance(seen, SeenRevision):
+                raise SystemExit(f"The report was refused: {seen}")
             body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}
             plane.request("PUT", fleet.path() + "/status", body)
             with WebhookThread(admin_access(plane), installation(), Path(folder)) as webhook:
@@ -97,9 +100,11 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Parses the command line and prints the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--rate", type=float, default=50, help="pods a second")
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seconds", type=float, default=30, help="for how long")
     options = parser.parse_args()
     print(json.dumps(run(options.rate, options.seconds)))
 
