@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypedDict
+
 import pytest
 
 from tonnage.errors import Reason
 from tonnage.source.answers import check_partial, parse_headers, strong_etag
 from tonnage.source.target import RequestTarget
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from tonnage.source.failures import Failure
+
 TARGET = RequestTarget(url="http://h/b/k", size=100, etag="abc", version_id="v1", label="s3://b/k")
 GOOD = {"content-range": "bytes 10-19/100", "etag": '"abc"', "content-length": "10", "x-amz-version-id": "v1"}
 
 
-def check(status=206, start=10, end=20, **headers):
-    merged = {**GOOD, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return check_partial(TARGET, status=status, headers=merged, start=start, end=end)
+class Difference(TypedDict, total=False):
+    """What an answer has other than the good one."""
+
+    status: int
+    content_length: str
+    content_range: str
+    etag: str
+    x_amz_version_id: str
 
 
-def test_the_asked_range_of_the_pinned_revision_is_fine():
+def check(**difference: Unpack[Difference]) -> Failure | None:
+    headers = {name.replace("_", "-"): str(value) for name, value in difference.items() if name != "status"}
+    return check_partial(TARGET, status=difference.get("status", 206), headers={**GOOD, **headers}, start=10, end=20)
+
+
+def refusal(**difference: Unpack[Difference]) -> Failure:
+    failure = check(**difference)
+    assert failure is not None
+    return failure
+
+
+def test_the_asked_range_of_the_pinned_revision_is_fine() -> None:
     assert check() is None
 
 
-def test_an_answer_that_says_less_about_the_object_is_fine():
+def test_an_answer_that_says_less_about_the_object_is_fine() -> None:
     assert check_partial(TARGET, status=206, headers={"content-range": "bytes 10-19/*"}, start=10, end=20) is None
 
 
@@ -34,8 +57,8 @@ def test_an_answer_that_says_less_about_the_object_is_fine():
         ({"content_range": "bytes 10-19/101"}, "101 bytes now"),
     ],
 )
-def test_another_object_is_a_change(headers, words):
-    failure = check(**headers)
+def test_another_object_is_a_change(headers: Difference, words: str) -> None:
+    failure = refusal(**headers)
     assert failure.reason is Reason.SOURCE_CHANGED
     assert words in failure.message
 
@@ -51,21 +74,21 @@ def test_another_object_is_a_change(headers, words):
         {"content_length": "11"},
     ],
 )
-def test_another_range_is_an_odd_server(change):
-    assert check(**change).reason is Reason.ENDPOINT_UNREACHABLE
+def test_another_range_is_an_odd_server(change: Difference) -> None:
+    assert refusal(**change).reason is Reason.ENDPOINT_UNREACHABLE
 
 
-def test_a_change_is_told_even_when_the_range_is_ignored():
-    assert check(status=200, etag='"other"').reason is Reason.SOURCE_CHANGED
+def test_a_change_is_told_even_when_the_range_is_ignored() -> None:
+    assert refusal(status=200, etag='"other"').reason is Reason.SOURCE_CHANGED
 
 
-def test_the_whole_object_may_come_without_a_range():
+def test_the_whole_object_may_come_without_a_range() -> None:
     headers = {"etag": '"abc"', "content-length": "100"}
     assert check_partial(TARGET, status=200, headers=headers, start=0, end=100) is None
     assert check_partial(TARGET, status=200, headers={"content-length": "99"}, start=0, end=100) is not None
 
 
-def test_only_the_last_block_of_headers_counts():
+def test_only_the_last_block_of_headers_counts() -> None:
     lines = [
         b"HTTP/1.1 302 Found\r\n",
         b"ETag: old\r\n",
@@ -77,16 +100,16 @@ def test_only_the_last_block_of_headers_counts():
     assert parse_headers(lines) == (206, {"content-range": "bytes 0-0/5"})
 
 
-def test_lines_that_are_no_headers_do_no_harm():
+def test_lines_that_are_no_headers_do_no_harm() -> None:
     assert parse_headers([b"HTTP/1.1\r\n", b"nonsense\r\n", b"\xff: x\r\n"])[0] == 0
 
 
 @pytest.mark.parametrize(("header", "etag"), [('"a"', "a"), ("a", "a"), ('W/"a"', ""), ("", ""), (' "a-2" ', "a-2")])
-def test_strong_etags_lose_their_quotes(header, etag):
+def test_strong_etags_lose_their_quotes(header: str, etag: str) -> None:
     assert strong_etag(header) == etag
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "\xb2"])
-def test_numbers_without_end_or_of_another_script_are_no_numbers(number):
-    assert check(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
+def test_numbers_without_end_or_of_another_script_are_no_numbers(number: str) -> None:
+    assert refusal(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
     assert parse_headers([f"HTTP/1.1 {number} x".encode("latin-1")])[0] == 0

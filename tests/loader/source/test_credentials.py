@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,16 +18,26 @@ from tonnage.errors import AccessDenied, CredentialsExpired, CredentialsMissing,
 from tonnage.source.credentials import CredentialProvider
 from tonnage.source.target import Credentials, RequestTarget
 
+if TYPE_CHECKING:
+    from support.faulty_server import FaultyServer
+    from tonnage.errors import TonnageError
+
 STATIC = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "SECRET"}
 LOADER = Path(__file__).parents[3] / "loader"
 
 
-def iso(seconds_from_now):
+def iso(seconds_from_now: float) -> str:
     return dt.datetime.fromtimestamp(time.time() + seconds_from_now, dt.UTC).isoformat()
 
 
+def current(provider: CredentialProvider) -> Credentials:
+    found = provider.current()
+    assert found is not None
+    return found
+
+
 @pytest.fixture
-def bare(monkeypatch, tmp_path):
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A process without any AWS setting, whose files are in ``tmp_path``."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "TONNAGE_")):
@@ -52,9 +63,9 @@ def mount(directory: Path, values: dict[str, str], generation: str) -> None:
             (directory / name).symlink_to(f"..data/{name}")
 
 
-def test_the_environment_is_used_with_its_session_token():
+def test_the_environment_is_used_with_its_session_token() -> None:
     environment = {**STATIC, "AWS_SESSION_TOKEN": "token"}
-    found = CredentialProvider(environment=environment).current()
+    found = current(CredentialProvider(environment=environment))
     assert (found.access_key, found.secret_key, found.session_token, found.expires_at) == (
         "key",
         "SECRET",
@@ -63,32 +74,32 @@ def test_the_environment_is_used_with_its_session_token():
     )
 
 
-def test_the_environment_goes_before_a_profile_as_in_botocore():
-    assert CredentialProvider(environment={**STATIC, "AWS_PROFILE": "other"}).current().access_key == "key"
+def test_the_environment_goes_before_a_profile_as_in_botocore() -> None:
+    assert current(CredentialProvider(environment={**STATIC, "AWS_PROFILE": "other"})).access_key == "key"
 
 
-def test_the_environment_may_say_when_its_credentials_expire():
+def test_the_environment_may_say_when_its_credentials_expire() -> None:
     environment = {**STATIC, "AWS_CREDENTIAL_EXPIRATION": "2025-06-15T15:06:40Z"}
-    assert CredentialProvider(environment=environment).current().expires_at == 1_750_000_000.0
+    assert current(CredentialProvider(environment=environment)).expires_at == 1_750_000_000.0
 
 
-def test_an_expiration_that_is_no_date_is_refused():
+def test_an_expiration_that_is_no_date_is_refused() -> None:
     with pytest.raises(InvalidPlan, match="AWS_CREDENTIAL_EXPIRATION"):
         CredentialProvider(environment={**STATIC, "AWS_CREDENTIAL_EXPIRATION": "soon"}).current()
 
 
-def test_a_key_without_its_secret_is_named():
+def test_a_key_without_its_secret_is_named() -> None:
     with pytest.raises(CredentialsMissing, match="no AWS_SECRET_ACCESS_KEY"):
         CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "key"}).current()
 
 
-def test_anonymous_has_none_and_asks_nobody():
+def test_anonymous_has_none_and_asks_nobody() -> None:
     provider = CredentialProvider(anonymous=True, environment={})
     assert provider.current() is None
     assert provider.refresh() is None
 
 
-def test_a_mounted_secret_goes_first_and_is_read_again_when_rotated(tmp_path):
+def test_a_mounted_secret_goes_first_and_is_read_again_when_rotated(tmp_path: Path) -> None:
     mount(tmp_path, {"AWS_ACCESS_KEY_ID": "one\n", "AWS_SECRET_ACCESS_KEY": "s1\n"}, "..1")
     provider = CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
     first = provider.current()
@@ -97,31 +108,29 @@ def test_a_mounted_secret_goes_first_and_is_read_again_when_rotated(tmp_path):
     assert provider.refresh(first) == Credentials(access_key="two", secret_key="s2", session_token="t")
 
 
-def test_mounted_credentials_that_run_out_are_read_again_in_time(tmp_path):
+def test_mounted_credentials_that_run_out_are_read_again_in_time(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
     (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(60))
     provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
-    assert provider.current().access_key == "one"
+    assert current(provider).access_key == "one"
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("two")
     (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(3600))
-    assert provider.current().access_key == "two"
+    assert current(provider).access_key == "two"
 
 
-def test_a_directory_without_keys_leaves_the_word_to_the_environment(tmp_path):
+def test_a_directory_without_keys_leaves_the_word_to_the_environment(tmp_path: Path) -> None:
     (tmp_path / "AWS_REGION").write_text("r")
-    assert (
-        CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)}).current().access_key
-        == "key"
-    )
+    provider = CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
+    assert current(provider).access_key == "key"
 
 
-def test_a_mounted_directory_that_is_not_there_is_named():
+def test_a_mounted_directory_that_is_not_there_is_named() -> None:
     with pytest.raises(InvalidPlan, match="TONNAGE_CREDENTIALS_DIR names /nowhere"):
         CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": "/nowhere"}).current()
 
 
-def test_workers_that_fail_together_cause_one_renewal(tmp_path):
+def test_workers_that_fail_together_cause_one_renewal(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
     provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
@@ -133,27 +142,29 @@ def test_workers_that_fail_together_cause_one_renewal(tmp_path):
 
 
 @pytest.mark.usefixtures("bare")
-def test_an_empty_chain_says_where_it_looked():
+def test_an_empty_chain_says_where_it_looked() -> None:
     with pytest.raises(CredentialsMissing) as caught:
         CredentialProvider().current()
     for place in ("AWS_ACCESS_KEY_ID", "'default'", "web identity", "container", "instance metadata"):
         assert place in str(caught.value)
 
 
-def test_a_profile_of_the_shared_files_is_found(bare, tmp_path):
+def test_a_profile_of_the_shared_files_is_found(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "credentials").write_text("[models]\naws_access_key_id = pk\naws_secret_access_key = ps\n")
     bare.setenv("AWS_PROFILE", "models")
     assert CredentialProvider().current() == Credentials(access_key="pk", secret_key="ps")
 
 
-def test_a_profile_that_is_not_there_is_named(bare):
+def test_a_profile_that_is_not_there_is_named(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("AWS_PROFILE", "nope")
     with pytest.raises(CredentialsMissing, match="nope"):
         CredentialProvider().current()
 
 
-def test_container_credentials_are_fetched_and_renewed_on_demand(bare, faulty):
-    def serve(key):
+def test_container_credentials_are_fetched_and_renewed_on_demand(
+    bare: pytest.MonkeyPatch, faulty: FaultyServer
+) -> None:
+    def serve(key: str) -> None:
         answer = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t", "Expiration": iso(3600)}
         faulty.put("creds", json.dumps(answer).encode())
 
@@ -161,16 +172,18 @@ def test_container_credentials_are_fetched_and_renewed_on_demand(bare, faulty):
     bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{faulty.url}/creds")
     bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "pod-identity")
     provider = CredentialProvider()
-    first = provider.current()
+    first = current(provider)
     assert (first.access_key, first.session_token) == ("one", "t")
     assert first.expires_at == pytest.approx(time.time() + 3600, abs=60)
     assert provider.current() is first
     serve("two")
-    assert provider.refresh(first).access_key == "two"
+    renewed = provider.refresh(first)
+    assert renewed is not None
+    assert renewed.access_key == "two"
     assert faulty.seen()[0].headers["authorization"] == "pod-identity"
 
 
-def assume(bare, faulty, tmp_path, fault):
+def assume(bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path, fault: Fault) -> Credentials:
     token = tmp_path / "token"
     token.write_text("header.payload.signature")
     bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
@@ -178,10 +191,10 @@ def assume(bare, faulty, tmp_path, fault):
     bare.setenv("AWS_ENDPOINT_URL_STS", faulty.url)
     bare.setenv("AWS_DEFAULT_REGION", "us-east-1")
     faulty.fault(fault, method="POST")
-    return CredentialProvider().current()
+    return current(CredentialProvider())
 
 
-def test_web_identity_assumes_its_role(bare, faulty, tmp_path):
+def test_web_identity_assumes_its_role(bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path) -> None:
     body = (
         "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>wk</AccessKeyId>"
         f"<SecretAccessKey>ws</SecretAccessKey><SessionToken>wt</SessionToken><Expiration>{iso(3600)}</Expiration>"
@@ -195,13 +208,15 @@ def test_web_identity_assumes_its_role(bare, faulty, tmp_path):
 @pytest.mark.parametrize(
     ("code", "error"), [("AccessDenied", AccessDenied), ("ExpiredTokenException", CredentialsExpired)]
 )
-def test_a_role_that_may_not_be_assumed_is_told(bare, faulty, tmp_path, code, error):
+def test_a_role_that_may_not_be_assumed_is_told(
+    bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path, code: str, error: type[TonnageError]
+) -> None:
     body = f"<ErrorResponse><Error><Code>{code}</Code><Message>Not authorized</Message></Error></ErrorResponse>"
     with pytest.raises(error, match=f"AssumeRoleWithWebIdentity answers {code}: Not authorized"):
         assume(bare, faulty, tmp_path, Fault(status=403, body=body.encode()))
 
 
-def test_nothing_secret_is_in_what_is_printed():
+def test_nothing_secret_is_in_what_is_printed() -> None:
     shown = [
         repr(Credentials(access_key="KEYSECRET", secret_key="SECRET", session_token="SECRET")),
         repr(RequestTarget(url="https://h/x?X-Amz-Signature=SECRET", label="https://h/x")),
@@ -211,7 +226,7 @@ def test_nothing_secret_is_in_what_is_printed():
     assert not any("SECRET" in text for text in shown)
 
 
-def test_simple_credentials_and_resolving_import_nothing_heavy():
+def test_simple_credentials_and_resolving_import_nothing_heavy() -> None:
     program = (
         "import sys\n"
         "from tonnage.source import resolve, uri\n"
@@ -227,7 +242,7 @@ def test_simple_credentials_and_resolving_import_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_credentials_that_still_last_are_kept_when_renewal_fails(tmp_path):
+def test_credentials_that_still_last_are_kept_when_renewal_fails(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
     (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(60))
@@ -239,7 +254,7 @@ def test_credentials_that_still_last_are_kept_when_renewal_fails(tmp_path):
         provider.refresh(first)
 
 
-def test_stray_white_space_never_reaches_a_header():
+def test_stray_white_space_never_reaches_a_header() -> None:
     environment = {name: f" {value}\n" for name, value in {**STATIC, "AWS_SESSION_TOKEN": "t"}.items()}
     assert CredentialProvider(environment=environment).current() == Credentials(
         access_key="key", secret_key="SECRET", session_token="t"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -11,17 +12,32 @@ from hypothesis import strategies as st
 from tonnage.errors import Reason, error_classes
 from tonnage.source.failures import Retry, classify, http_date, retry_after_seconds, scrub
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tonnage.source.failures import Failure
+
 LABEL = "s3://bucket/model.tensors"
 NOW = 1_750_000_000.0
 
 
-def answer(status, code="", message="", headers=None, extra="", **more):
+def answer(
+    status: int,
+    code: str = "",
+    message: str = "",
+    headers: Mapping[str, str] | None = None,
+    extra: str = "",
+    *,
+    pinned: bool = False,
+) -> Failure:
     body = f"<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>".encode() if code else b""
-    return classify(curl_code=None, status=status, headers=headers or {}, body=body, label=LABEL, now=NOW, **more)
+    return classify(
+        curl_code=None, status=status, headers=headers or {}, body=body, label=LABEL, pinned=pinned, now=NOW
+    )
 
 
-def broken(code, **more):
-    return classify(curl_code=code, status=None, headers={}, body=b"", label=LABEL, **more)
+def broken(code: int, *, connected: bool = True) -> Failure:
+    return classify(curl_code=code, status=None, headers={}, body=b"", label=LABEL, connected=connected)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +69,7 @@ def broken(code, **more):
         (418, "", Reason.ENDPOINT_UNREACHABLE, Retry.NEVER),
     ],
 )
-def test_each_answer_has_its_reason(status, code, reason, retry):
+def test_each_answer_has_its_reason(status: int, code: str, reason: Reason, retry: Retry) -> None:
     failure = answer(status, code, "words")
     assert (failure.reason, failure.retry) == (reason, retry)
     assert failure.message.startswith(f"{LABEL}: ")
@@ -77,33 +93,33 @@ def test_each_answer_has_its_reason(status, code, reason, retry):
         (99, Reason.RETRIES_EXHAUSTED, Retry.BACKOFF),
     ],
 )
-def test_each_curl_error_has_its_reason(code, reason, retry):
+def test_each_curl_error_has_its_reason(code: int, reason: Reason, retry: Retry) -> None:
     failure = broken(code)
     assert (failure.reason, failure.retry) == (reason, retry)
     assert f"curl {code}" in failure.message
 
 
-def test_a_timeout_before_the_connection_is_an_unreachable_endpoint():
+def test_a_timeout_before_the_connection_is_an_unreachable_endpoint() -> None:
     assert broken(28, connected=False).reason is Reason.ENDPOINT_UNREACHABLE
 
 
-def test_a_missing_object_is_a_change_once_it_was_pinned():
+def test_a_missing_object_is_a_change_once_it_was_pinned() -> None:
     assert answer(404, "NoSuchKey", pinned=True).reason is Reason.SOURCE_CHANGED
     assert answer(404, "NoSuchVersion", pinned=True).reason is Reason.SOURCE_CHANGED
     assert answer(404, "NoSuchBucket", pinned=True).reason is Reason.BUCKET_NOT_FOUND
 
 
-def test_an_expired_presigned_url_is_told_from_a_denial():
+def test_an_expired_presigned_url_is_told_from_a_denial() -> None:
     failure = answer(403, "AccessDenied", "Request has expired")
     assert failure.reason is Reason.CREDENTIALS_EXPIRED
     assert "presigned URL" in failure.message
 
 
-def test_a_denial_without_words_says_that_the_object_may_be_missing():
+def test_a_denial_without_words_says_that_the_object_may_be_missing() -> None:
     assert "may not list the bucket" in answer(403).message
 
 
-def test_a_denial_repeats_what_the_store_says():
+def test_a_denial_repeats_what_the_store_says() -> None:
     assert "not authorized to perform" in answer(403, "AccessDenied", "User x is not authorized to perform y").message
 
 
@@ -117,22 +133,22 @@ def test_a_denial_repeats_what_the_store_says():
         (400, "", {"x-amz-bucket-region": "eu-west-3"}, ""),
     ],
 )
-def test_the_region_that_the_store_names_is_told(status, code, headers, extra):
+def test_the_region_that_the_store_names_is_told(status: int, code: str, headers: dict[str, str], extra: str) -> None:
     failure = answer(status, code, "words", headers=headers, extra=extra)
     assert failure.region == "eu-west-3"
     assert failure.reason is Reason.ACCESS_DENIED
     assert "eu-west-3" in failure.message
 
 
-def test_a_region_of_an_answer_that_is_about_something_else_is_no_hint():
+def test_a_region_of_an_answer_that_is_about_something_else_is_no_hint() -> None:
     assert answer(403, "AccessDenied", headers={"x-amz-bucket-region": "eu-west-3"}).region == ""
 
 
-def test_a_region_that_is_none_is_ignored():
+def test_a_region_that_is_none_is_ignored() -> None:
     assert answer(301, "", headers={"x-amz-bucket-region": "evil.example/?"}).region == ""
 
 
-def test_clock_differences_are_stated():
+def test_clock_differences_are_stated() -> None:
     theirs = email.utils.formatdate(NOW - 3600, usegmt=True)
     assert "3600 s ahead of" in answer(403, "RequestTimeTooSkewed", headers={"date": theirs}).message
     told = "<ServerTime>2025-06-15T15:11:40Z</ServerTime>"
@@ -152,12 +168,12 @@ def test_clock_differences_are_stated():
         ("-5", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(value, seconds):
+def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
     assert retry_after_seconds(value, NOW) == seconds
     assert answer(503, "SlowDown", headers={"retry-after": value}).retry_after == seconds
 
 
-def test_dates_that_are_none_are_none():
+def test_dates_that_are_none_are_none() -> None:
     assert http_date("Tue, 99 Foo 2025 99:99:99 GMT") is None
 
 
@@ -170,13 +186,13 @@ def test_dates_that_are_none_are_none():
         "key AKIASECRETSECRET1234 is unknown",
     ],
 )
-def test_scrubbed_words_have_no_secret(text):
+def test_scrubbed_words_have_no_secret(text: str) -> None:
     assert "SECRET" not in scrub(text)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=2000))
-def test_scrubbed_words_are_one_short_line(text):
+def test_scrubbed_words_are_one_short_line(text: str) -> None:
     assert len(scrub(text)) <= 300
     assert "\n" not in scrub(text)
 
@@ -185,12 +201,12 @@ def test_scrubbed_words_are_one_short_line(text):
 @given(
     st.integers(0, 599), st.binary(max_size=200), st.dictionaries(st.sampled_from(["retry-after", "date"]), st.text())
 )
-def test_any_answer_gets_a_sentence(status, body, headers):
+def test_any_answer_gets_a_sentence(status: int, body: bytes, headers: dict[str, str]) -> None:
     failure = classify(curl_code=None, status=status, headers=headers, body=body, label=LABEL, now=NOW)
     assert failure.message.endswith(").")
 
 
-def test_signature_details_of_the_store_are_not_repeated():
+def test_signature_details_of_the_store_are_not_repeated() -> None:
     extra = "<AWSAccessKeyId>KEYID</AWSAccessKeyId><StringToSign>STS</StringToSign><Signature>SIG</Signature>"
     message = answer(403, "SignatureDoesNotMatch", "The request signature we calculated", extra=extra).message
     assert not any(word in message for word in ("KEYID", "STS", "SIG"))

@@ -8,18 +8,18 @@ from tonnage.errors import EndpointUnreachable
 from tonnage.source.listing import list_query, parse_page
 
 
-def page(inner):
+def page(inner: str) -> str:
     return f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inner}</ListBucketResult>'
 
 
-def test_a_query_is_sorted_and_strictly_encoded():
+def test_a_query_is_sorted_and_strictly_encoded() -> None:
     query = list_query("a b/+é", token="x=/+")
     assert query == (
         "continuation-token=x%3D%2F%2B&encoding-type=url&list-type=2&max-keys=1000&prefix=a%20b%2F%2B%C3%A9"
     )
 
 
-def test_a_page_gives_keys_sizes_and_the_token():
+def test_a_page_gives_keys_sizes_and_the_token() -> None:
     text = page(
         "<IsTruncated>true</IsTruncated><NextContinuationToken>t&amp;k</NextContinuationToken>"
         "<EncodingType>url</EncodingType><Prefix>x</Prefix>"
@@ -29,12 +29,12 @@ def test_a_page_gives_keys_sizes_and_the_token():
     assert parse_page(text.encode(), label="s3://b") == ((("a b/c\n", 12), ("d", 0)), "t&k")
 
 
-def test_keys_are_taken_as_they_are_where_the_server_does_not_encode():
+def test_keys_are_taken_as_they_are_where_the_server_does_not_encode() -> None:
     text = page("<IsTruncated>false</IsTruncated><Contents><Key>a+b%2F&lt;</Key><Size>1</Size></Contents>")
     assert parse_page(text.encode(), label="s3://b") == ((("a+b%2F<", 1),), "")
 
 
-def test_a_token_on_the_last_page_is_not_followed():
+def test_a_token_on_the_last_page_is_not_followed() -> None:
     text = page("<IsTruncated>false</IsTruncated><NextContinuationToken>t</NextContinuationToken>")
     assert parse_page(text.encode(), label="s3://b").token == ""
 
@@ -43,6 +43,6 @@ def test_a_token_on_the_last_page_is_not_followed():
     "body",
     [b"", b"hello", b"<html><body>x</body></html>", page("<Contents><Size>x</Size></Contents>").encode(), b"<a>"],
 )
-def test_what_is_no_listing_is_no_s3_server(body):
+def test_what_is_no_listing_is_no_s3_server(body: bytes) -> None:
     with pytest.raises(EndpointUnreachable, match="s3://b: the answer is not an S3 listing"):
         parse_page(body, label="s3://b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,8 +13,14 @@ from tonnage.contract import Plan, S3Source
 from tonnage.source.client import get_range
 from tonnage.source.resolve import resolve
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def pump(source, sink):
+    from support.faulty_server import FaultyServer
+    from support.tls import TestAuthority
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
@@ -23,12 +30,14 @@ def pump(source, sink):
 
 
 @pytest.fixture
-def proxy(faulty_tls):
+def proxy(faulty_tls: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
     """Tunnels to ``faulty_tls``, and says more about itself than it should; gives its URL and the requests it saw."""
-    seen, sockets, threads = [], [], []
+    seen: list[bytes] = []
+    sockets: list[socket.socket] = []
+    threads: list[threading.Thread] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve():
+    def serve() -> None:
         while True:
             try:
                 client, _ = listener.accept()
@@ -60,7 +69,9 @@ def proxy(faulty_tls):
         each.close()
 
 
-def test_a_proxys_own_answer_is_not_taken_for_the_objects(faulty_tls, authority, proxy, monkeypatch):
+def test_a_proxys_own_answer_is_not_taken_for_the_objects(
+    faulty_tls: FaultyServer, authority: TestAuthority, proxy: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, seen = proxy
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)

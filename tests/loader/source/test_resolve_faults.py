@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 from msgspec import structs
@@ -27,10 +28,28 @@ from tonnage.errors import (
 from tonnage.source.client import get_range
 from tonnage.source.resolve import resolve
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Unpack
+
+    from support.tls import TestAuthority
+    from tonnage.source.resolve import Resolved
+
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
-def environment(server, **more):
+class Options(TypedDict, total=False):
+    """What of a source a test sets."""
+
+    prefix: str
+    keys: tuple[str, ...]
+    ca_bundle: str
+    anonymous: bool
+    objects: tuple[ObjectPin, ...]
+
+
+def environment(server: FaultyServer, **more: str) -> dict[str, str]:
     return {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "SECRET",
@@ -40,20 +59,26 @@ def environment(server, **more):
     }
 
 
-def ask(server, *, deadline=None, env=None, **source):
+def ask(
+    server: FaultyServer,
+    *,
+    deadline: float | None = None,
+    env: Mapping[str, str] | None = None,
+    **source: Unpack[Options],
+) -> Resolved:
     source = source or {"prefix": ""}
     plan = Plan(sources=(S3Source(bucket="b", **source),))
     return resolve(plan, environment=environment(server, **(env or {})), deadline=deadline)
 
 
 @pytest.fixture
-def server(faulty):
+def server(faulty: FaultyServer) -> FaultyServer:
     faulty.put("b/a.tensors", b"aaaa")
     faulty.put("b/config.json", b"{}")
     return faulty
 
 
-def test_listings_are_read_page_by_page():
+def test_listings_are_read_page_by_page() -> None:
     with FaultyServer(page_size=7) as server:
         for number in range(30):
             server.put(f"b/{number:02d} +&.tensors", b"x" * number)
@@ -62,7 +87,7 @@ def test_listings_are_read_page_by_page():
         assert sum(request.query.get("list-type") == "2" for request in server.seen()) == 5
 
 
-def test_heads_share_few_connections(faulty):
+def test_heads_share_few_connections(faulty: FaultyServer) -> None:
     for number in range(100):
         faulty.put(f"b/{number:03d}.tensors", b"x")
     ask(faulty)
@@ -70,7 +95,7 @@ def test_heads_share_few_connections(faulty):
     assert faulty.connections <= 32
 
 
-def test_requests_are_signed_with_the_session_token(server):
+def test_requests_are_signed_with_the_session_token(server: FaultyServer) -> None:
     ask(server, env={"AWS_SESSION_TOKEN": "token", "AWS_REGION": "eu-west-1"})
     for request in server.seen():
         assert "/eu-west-1/s3/aws4_request" in request.headers["authorization"]
@@ -78,17 +103,17 @@ def test_requests_are_signed_with_the_session_token(server):
         assert request.headers["x-amz-security-token"] == "token"
 
 
-def test_anonymous_requests_carry_nothing(server):
+def test_anonymous_requests_carry_nothing(server: FaultyServer) -> None:
     ask(server, prefix="", anonymous=True)
     assert not any("authorization" in request.headers for request in server.seen())
 
 
-def test_a_busy_store_is_asked_again(server):
+def test_a_busy_store_is_asked_again(server: FaultyServer) -> None:
     server.fault(unavailable(), times=3)
     assert len(ask(server).objects) == 2
 
 
-def test_the_region_that_the_store_names_is_used_from_then_on(server):
+def test_the_region_that_the_store_names_is_used_from_then_on(server: FaultyServer) -> None:
     wrong = Fault(
         status=400,
         body=b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><Region>eu-west-3</Region></Error>",
@@ -98,64 +123,64 @@ def test_the_region_that_the_store_names_is_used_from_then_on(server):
     assert resolved.objects[0].target.sigv4 == "aws:amz:eu-west-3:s3"
 
 
-def test_the_region_comes_from_a_head_without_a_body_too(server):
+def test_the_region_comes_from_a_head_without_a_body_too(server: FaultyServer) -> None:
     wrong = Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"})
     server.fault(wrong, when=lambda request: "/eu-west-3/" not in request.headers["authorization"])
     assert ask(server, keys=("a.tensors",)).objects[0].target.sigv4 == "aws:amz:eu-west-3:s3"
 
 
-def test_a_store_that_never_likes_a_region_is_not_asked_for_ever(server):
+def test_a_store_that_never_likes_a_region_is_not_asked_for_ever(server: FaultyServer) -> None:
     server.fault(Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"}))
     with pytest.raises(AccessDenied, match="in the region eu-west-3"):
         ask(server)
     assert server.count() == 2
 
 
-def test_a_head_that_is_denied_is_explained_by_a_get(server):
+def test_a_head_that_is_denied_is_explained_by_a_get(server: FaultyServer) -> None:
     server.fault(Fault(status=403), method="HEAD")
     server.fault(Fault(status=403, body=DENIED), method="GET", key="b/a.tensors")
     with pytest.raises(AccessDenied, match=r"s3://b/a.tensors: access is denied.*403 AccessDenied"):
         ask(server, keys=("a.tensors",))
 
 
-def test_a_head_that_is_forbidden_while_get_is_not_does_no_harm(server):
+def test_a_head_that_is_forbidden_while_get_is_not_does_no_harm(server: FaultyServer) -> None:
     server.fault(Fault(status=403), method="HEAD")
     resolved = ask(server)
     assert [each.pin.size for each in resolved.objects] == [4, 2]
 
 
-def test_an_expired_token_is_told_although_heads_have_no_body(server):
+def test_an_expired_token_is_told_although_heads_have_no_body(server: FaultyServer) -> None:
     server.fault(Fault(status=400), method="HEAD")
     server.fault(expired_token(), method="GET", key="b/a.tensors")
     with pytest.raises(CredentialsExpired, match="have expired"):
         ask(server, keys=("a.tensors",))
 
 
-def test_a_missing_bucket_is_told_although_heads_have_no_body(faulty):
+def test_a_missing_bucket_is_told_although_heads_have_no_body(faulty: FaultyServer) -> None:
     with pytest.raises(BucketNotFound):
         ask(faulty, keys=("a.tensors",))
 
 
-def test_clock_skew_states_the_difference(server):
+def test_clock_skew_states_the_difference(server: FaultyServer) -> None:
     body = b"<Error><Code>RequestTimeTooSkewed</Code><Message>m</Message></Error>"
     server.fault(Fault(status=403, body=body, headers={"Date": "Sat, 01 Jan 2000 00:00:00 GMT"}))
     with pytest.raises(RequestTimeTooSkewed, match=r"\d+ s ahead of the store's"):
         ask(server)
 
 
-def test_a_server_that_is_no_s3_server_is_told(server):
+def test_a_server_that_is_no_s3_server_is_told(server: FaultyServer) -> None:
     server.fault(Fault(status=200, body=b"<!DOCTYPE html><html><p>Welcome</html>"))
     with pytest.raises(EndpointUnreachable, match="is this an S3 endpoint"):
         ask(server)
 
 
-def test_a_server_that_serves_no_ranges_is_told(server):
+def test_a_server_that_serves_no_ranges_is_told(server: FaultyServer) -> None:
     server.fault(Fault(headers={"Accept-Ranges": "none"}), method="HEAD")
     with pytest.raises(EndpointUnreachable, match="does not serve ranges"):
         ask(server)
 
 
-def test_the_deadline_is_kept(server):
+def test_the_deadline_is_kept(server: FaultyServer) -> None:
     server.fault(Fault(stall_before=True))
     started = time.monotonic()
     with pytest.raises(Timeout):
@@ -163,7 +188,9 @@ def test_the_deadline_is_kept(server):
     assert time.monotonic() - started < 3
 
 
-def test_tls_without_trust_is_refused_and_with_it_fine(faulty_tls, authority, tmp_path):
+def test_tls_without_trust_is_refused_and_with_it_fine(
+    faulty_tls: FaultyServer, authority: TestAuthority, tmp_path: Path
+) -> None:
     faulty_tls.put("b/a.tensors", b"aaaa")
     with pytest.raises(TLSVerificationFailed):
         ask(faulty_tls)
@@ -175,7 +202,7 @@ def test_tls_without_trust_is_refused_and_with_it_fine(faulty_tls, authority, tm
         ask(faulty_tls, prefix="", ca_bundle=str(garbage))
 
 
-def test_missing_credentials_are_told_before_any_request(server, monkeypatch):
+def test_missing_credentials_are_told_before_any_request(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -187,32 +214,32 @@ def test_missing_credentials_are_told_before_any_request(server, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["x/../a.tensors", "x/./a.tensors", "../a.tensors"])
-def test_keys_that_no_file_can_have_are_refused(faulty, key):
+def test_keys_that_no_file_can_have_are_refused(faulty: FaultyServer, key: str) -> None:
     faulty.put("b/b.tensors", b"x")
     faulty.put(f"b/{key}", b"x")
     with pytest.raises(NameCollision):
         ask(faulty)
 
 
-def test_dots_above_the_prefix_can_not_be_requested_either(faulty):
+def test_dots_above_the_prefix_can_not_be_requested_either(faulty: FaultyServer) -> None:
     faulty.put("b/x/../a.tensors", b"x")
     with pytest.raises(NameCollision, match="URLs can't have"):
         ask(faulty, prefix="x/../")
 
 
-def test_only_directories_are_no_model(faulty):
+def test_only_directories_are_no_model(faulty: FaultyServer) -> None:
     faulty.put("b/m/", b"")
     with pytest.raises(NoTensorFiles, match="only empty directories"):
         ask(faulty, prefix="m/")
 
 
-def test_a_prefix_without_its_slash_is_a_directory_all_the_same(faulty):
+def test_a_prefix_without_its_slash_is_a_directory_all_the_same(faulty: FaultyServer) -> None:
     faulty.put("b/v7/a.tensors", b"x")
     faulty.put("b/v70/b.tensors", b"x")
     assert [each.path for each in ask(faulty, prefix="v7").objects] == ["a.tensors"]
 
 
-def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty):
+def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty: FaultyServer) -> None:
     faulty.put("b/a.tensors", b"aaaa", version_id="v1")
     faulty.fault(Fault(status=403, body=DENIED), when=lambda request: "versionId" in request.query)
     resolved = ask(faulty)
@@ -225,12 +252,12 @@ def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty):
     assert (again.objects, again.notes) == (resolved.objects, resolved.notes)
 
 
-def test_the_version_null_is_none(faulty):
+def test_the_version_null_is_none(faulty: FaultyServer) -> None:
     faulty.put("b/a.tensors", b"aaaa", headers={"x-amz-version-id": "null"})
     assert ask(faulty).objects[0].pin.version_id == ""
 
 
-def test_a_pinned_plan_asks_once_for_each_object_and_lists_nothing(server):
+def test_a_pinned_plan_asks_once_for_each_object_and_lists_nothing(server: FaultyServer) -> None:
     first = ask(server)
     before = server.count()
     ask(server, prefix="", objects=first.sources[0].objects)
@@ -238,52 +265,52 @@ def test_a_pinned_plan_asks_once_for_each_object_and_lists_nothing(server):
 
 
 @pytest.mark.parametrize("change", [{"size": 5}, {"etag": "other"}])
-def test_a_pin_that_no_longer_fits_is_a_change(server, change):
+def test_a_pin_that_no_longer_fits_is_a_change(server: FaultyServer, change: dict[str, object]) -> None:
     objects = tuple(structs.replace(pin, **change) for pin in ask(server).sources[0].objects)
     with pytest.raises(SourceChanged, match=r"s3://b/a\.tensors"):
         ask(server, prefix="", objects=objects)
 
 
-def test_pins_outside_of_the_prefix_are_refused(server):
+def test_pins_outside_of_the_prefix_are_refused(server: FaultyServer) -> None:
     with pytest.raises(InvalidPlan, match="not below it"):
         ask(server, prefix="m/", objects=(ObjectPin(key="other/a.tensors", size=1),))
 
 
 @pytest.mark.parametrize("source", [{}, {"prefix": "", "keys": ("a",)}])
-def test_a_source_needs_a_prefix_or_keys(server, source):
+def test_a_source_needs_a_prefix_or_keys(server: FaultyServer, source: Options) -> None:
     plan = Plan(sources=(S3Source(bucket="b", **source),))
     with pytest.raises(InvalidPlan, match="either a prefix or keys"):
         resolve(plan, environment=environment(server))
 
 
-def test_nothing_secret_is_in_an_error(server):
+def test_nothing_secret_is_in_an_error(server: FaultyServer) -> None:
     server.fault(Fault(status=403, body=DENIED.replace(b"Access Denied", b"no X-Amz-Signature=SECRET&b for key")))
     with pytest.raises(AccessDenied) as caught:
         ask(server)
     assert "SECRET" not in str(caught.value)
 
 
-def test_an_etag_of_any_characters_pins(faulty):
+def test_an_etag_of_any_characters_pins(faulty: FaultyServer) -> None:
     faulty.put("b/a.tensors", b"aaaa", etag='"\xe9\xff"')
     resolved = ask(faulty)
     assert get_range(resolved.objects[0].target, resolved.providers[0], 0, 4) == b"aaaa"
 
 
-def test_a_bad_request_without_words_is_explained_even_if_it_names_a_region(server):
+def test_a_bad_request_without_words_is_explained_even_if_it_names_a_region(server: FaultyServer) -> None:
     server.fault(Fault(status=400, headers={"x-amz-bucket-region": "us-east-1"}), method="HEAD")
     server.fault(expired_token(), method="GET", key="b/a.tensors")
     with pytest.raises(CredentialsExpired):
         ask(server, keys=("a.tensors",))
 
 
-def test_keys_can_not_forge_lines_of_a_message(faulty):
+def test_keys_can_not_forge_lines_of_a_message(faulty: FaultyServer) -> None:
     faulty.put("b/x.tensors", b"x")
     with pytest.raises(ObjectNotFound) as caught:
         ask(faulty, keys=("a\nb.tensors",))
     assert "\n" not in str(caught.value)
 
 
-def test_a_length_that_is_none_is_no_length(faulty):
+def test_a_length_that_is_none_is_no_length(faulty: FaultyServer) -> None:
     faulty.put("b/a.tensors", b"aaaa")
     faulty.fault(Fault(headers={"Content-Length": None}), method="HEAD")
     assert ask(faulty).objects[0].pin.size == 4

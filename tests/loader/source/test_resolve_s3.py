@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from msgspec import structs
@@ -24,6 +25,11 @@ from tonnage.source.listing import list_query
 from tonnage.source.resolve import resolve
 from tonnage.source.uri import parse_sources
 
+if TYPE_CHECKING:
+    from support.s3_server import SeaweedS3
+    from tonnage.errors import TonnageError
+    from tonnage.source.resolve import Resolved
+
 ODD_KEYS = (
     "a b.tensors",
     "plus+equals=.tensors",
@@ -40,30 +46,30 @@ ODD_KEYS = (
 )
 
 
-def plan_of(*texts, **more):
-    return Plan(sources=parse_sources(texts), **more)
+def plan_of(*texts: str, files: FileSelection | None = None) -> Plan:
+    return Plan(sources=parse_sources(texts), files=files or FileSelection())
 
 
-def pinned(plan, resolved):
+def pinned(plan: Plan, resolved: Resolved) -> Plan:
     """The same plan with what was resolved, as the operator hands it on."""
     pairs = zip(plan.sources, resolved.sources, strict=True)
     return structs.replace(plan, sources=tuple(structs.replace(each, objects=found.objects) for each, found in pairs))
 
 
-def read(resolved):
+def read(resolved: Resolved) -> dict[str, bytes]:
     asked = [RangeRequest(each.target, resolved.providers[each.source], 0, each.pin.size) for each in resolved.objects]
     return {each.path: body for each, body in zip(resolved.objects, get_ranges(asked), strict=True)}
 
 
 @pytest.fixture
-def model(s3):
+def model(s3: SeaweedS3) -> str:
     """A bucket with a small model below ``m/``."""
     bucket = s3.make_bucket()
     s3.put(bucket, {"m/a.tensors": b"aaaa", "m/config.json": b"{}", "m/README.md": b"-", "other/b.tensors": b"bb"})
     return bucket
 
 
-def test_a_prefix_gives_its_tensor_files_and_companions(s3, model):
+def test_a_prefix_gives_its_tensor_files_and_companions(s3: SeaweedS3, model: str) -> None:
     resolved = resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment())
     assert [(each.path, each.kind, each.pin.size, each.place) for each in resolved.objects] == [
         ("a.tensors", "tensors", 4, f"{s3.endpoint}/{model}"),
@@ -73,7 +79,7 @@ def test_a_prefix_gives_its_tensor_files_and_companions(s3, model):
     assert resolved.revision == "r-" + resolved.digest.removeprefix("sha256:")[:12]
 
 
-def test_the_same_names_at_another_endpoint_are_another_revision(s3, model):
+def test_the_same_names_at_another_endpoint_are_another_revision(s3: SeaweedS3, model: str) -> None:
     elsewhere = {**s3.environment(), "AWS_ENDPOINT_URL_S3": s3.endpoint.replace("127.0.0.1", "localhost")}
     here = resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment())
     there = resolve(plan_of(f"s3://{model}/m/"), environment=elsewhere)
@@ -81,12 +87,12 @@ def test_the_same_names_at_another_endpoint_are_another_revision(s3, model):
     assert there.revision != here.revision
 
 
-def test_a_bucket_alone_is_all_of_it(s3, model):
+def test_a_bucket_alone_is_all_of_it(s3: SeaweedS3, model: str) -> None:
     resolved = resolve(plan_of(f"s3://{model}"), environment=s3.environment())
     assert [each.path for each in resolved.objects] == ["m/a.tensors", "m/config.json", "other/b.tensors"]
 
 
-def test_keys_are_just_those(s3, model):
+def test_keys_are_just_those(s3: SeaweedS3, model: str) -> None:
     resolved = resolve(plan_of(f"s3://{model}/m/a.tensors", f"s3://{model}/m/README.md"), environment=s3.environment())
     assert [(each.path, each.kind) for each in resolved.objects] == [
         ("README.md", "companion"),
@@ -95,7 +101,7 @@ def test_keys_are_just_those(s3, model):
 
 
 @pytest.mark.parametrize("versioned", [False, True])
-def test_keys_with_special_characters_are_signed_and_read(s3, versioned):
+def test_keys_with_special_characters_are_signed_and_read(s3: SeaweedS3, versioned: bool) -> None:
     bucket = s3.make_bucket(versioned=versioned)
     wanted = {f"m [x]?#%+/{key}": key.encode() for key in ODD_KEYS}
     s3.put(bucket, wanted)
@@ -106,14 +112,14 @@ def test_keys_with_special_characters_are_signed_and_read(s3, versioned):
     assert read(resolve(Plan(sources=(keys,)), environment=s3.environment())) == read(resolved)
 
 
-def test_virtual_hosted_addressing_is_signed_for_its_host(s3, model):
+def test_virtual_hosted_addressing_is_signed_for_its_host(s3: SeaweedS3, model: str) -> None:
     source = S3Source(bucket=model, prefix="m/", endpoint=s3.virtual_endpoint, addressing_style=AddressingStyle.VIRTUAL)
     resolved = resolve(Plan(sources=(source,)), environment=s3.environment())
     assert resolved.objects[0].target.url.startswith(f"http://{model}.s3.localhost:")
     assert read(resolved)["a.tensors"] == b"aaaa"
 
 
-def test_versions_are_pinned_and_stay_readable(s3):
+def test_versions_are_pinned_and_stay_readable(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket(versioned=True)
     s3.put(bucket, {"a.tensors": b"first"})
     resolved = resolve(plan_of(f"s3://{bucket}/"), environment=s3.environment())
@@ -125,7 +131,7 @@ def test_versions_are_pinned_and_stay_readable(s3):
     assert read(again) == {"a.tensors": b"first"}
 
 
-def test_a_replaced_object_is_noticed_by_its_pin(s3, model):
+def test_a_replaced_object_is_noticed_by_its_pin(s3: SeaweedS3, model: str) -> None:
     plan = plan_of(f"s3://{model}/m/")
     resolved = resolve(plan, environment=s3.environment())
     s3.put(model, {"m/a.tensors": b"bbbb"})
@@ -136,7 +142,7 @@ def test_a_replaced_object_is_noticed_by_its_pin(s3, model):
     assert resolve(plan, environment=s3.environment()).digest != resolved.digest
 
 
-def test_a_deleted_object_is_a_change_once_pinned(s3, model):
+def test_a_deleted_object_is_a_change_once_pinned(s3: SeaweedS3, model: str) -> None:
     plan = plan_of(f"s3://{model}/m/")
     resolved = resolve(plan, environment=s3.environment())
     s3.client().delete_object(Bucket=model, Key="m/a.tensors")
@@ -144,21 +150,21 @@ def test_a_deleted_object_is_a_change_once_pinned(s3, model):
         resolve(pinned(plan, resolved), environment=s3.environment())
 
 
-def test_the_same_objects_are_the_same_revision_however_they_are_reached(s3, model):
+def test_the_same_objects_are_the_same_revision_however_they_are_reached(s3: SeaweedS3, model: str) -> None:
     environment = s3.environment()
     one = resolve(plan_of(f"s3://{model}/m/"), environment=environment)
     two = resolve(plan_of(f"s3://{model}/m/config.json", f"s3://{model}/m/a.tensors"), environment=environment)
     assert one.digest == two.digest
 
 
-def test_a_pinned_plan_gives_what_was_resolved(s3, model):
+def test_a_pinned_plan_gives_what_was_resolved(s3: SeaweedS3, model: str) -> None:
     plan = plan_of(f"s3://{model}/m/")
     resolved = resolve(plan, environment=s3.environment())
     again = resolve(pinned(plan, resolved), environment=s3.environment())
     assert (again.objects, again.digest) == (resolved.objects, resolved.digest)
 
 
-def test_wanted_ranks_are_loaded_and_the_revision_is_of_all(s3):
+def test_wanted_ranks_are_loaded_and_the_revision_is_of_all(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket()
     s3.put(bucket, {f"model-rank-{rank:03d}.tensors": b"x" * rank for rank in range(3)})
     everything = resolve(plan_of(f"s3://{bucket}"), environment=s3.environment())
@@ -171,21 +177,21 @@ def test_wanted_ranks_are_loaded_and_the_revision_is_of_all(s3):
     assert (again.objects, again.digest) == (resolved.objects, resolved.digest)
 
 
-def test_empty_objects_and_directory_markers(s3):
+def test_empty_objects_and_directory_markers(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket()
     s3.put(bucket, {"m/": b"", "m/a.tensors": b"a", "m/empty.json": b""})
     resolved = resolve(plan_of(f"s3://{bucket}/m/"), environment=s3.environment())
     assert [(each.path, each.pin.size) for each in resolved.objects] == [("a.tensors", 1), ("empty.json", 0)]
 
 
-def test_listings_are_continued_with_signed_tokens(s3, monkeypatch):
+def test_listings_are_continued_with_signed_tokens(s3: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tonnage.source.s3_source.list_query", functools.partial(list_query, most=7))
     bucket = s3.make_bucket()
     s3.put(bucket, {f"m/{number:02d} +&=.tensors": b"x" for number in range(30)})
     assert len(resolve(plan_of(f"s3://{bucket}/m/"), environment=s3.environment()).objects) == 30
 
 
-def test_many_objects_are_resolved_quickly(s3):
+def test_many_objects_are_resolved_quickly(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket()
     s3.put(bucket, {f"{number:04d}.tensors": b"x" for number in range(120)})
     started = time.monotonic()
@@ -204,23 +210,25 @@ def test_many_objects_are_resolved_quickly(s3):
         ("s3://{model}/m/config.json", NoTensorFiles, "none of the 1 objects"),
     ],
 )
-def test_what_is_not_there_is_named(s3, model, text, error, words):
+def test_what_is_not_there_is_named(
+    s3: SeaweedS3, model: str, text: str, error: type[TonnageError], words: str
+) -> None:
     with pytest.raises(error, match=words):
         resolve(plan_of(text.format(model=model)), environment=s3.environment())
 
 
-def test_an_empty_bucket_is_said_to_be_empty(s3):
+def test_an_empty_bucket_is_said_to_be_empty(s3: SeaweedS3) -> None:
     with pytest.raises(NoTensorFiles, match="the bucket is empty"):
         resolve(plan_of(f"s3://{s3.make_bucket()}"), environment=s3.environment())
 
 
 @pytest.mark.parametrize("text", ["s3://{model}/m/", "s3://{model}/m/a.tensors"])
-def test_an_identity_without_permission_is_denied(s3, model, text):
+def test_an_identity_without_permission_is_denied(s3: SeaweedS3, model: str, text: str) -> None:
     with pytest.raises(AccessDenied, match="access is denied"):
         resolve(plan_of(text.format(model=model)), environment=s3.environment(NOBODY))
 
 
-def test_an_identity_that_may_not_list_can_still_read_keys(s3, model):
+def test_an_identity_that_may_not_list_can_still_read_keys(s3: SeaweedS3, model: str) -> None:
     with pytest.raises(AccessDenied):
         resolve(plan_of(f"s3://{model}/m/"), environment=s3.environment(READER))
     resolved = resolve(plan_of(f"s3://{model}/m/a.tensors"), environment=s3.environment(READER))
@@ -234,18 +242,20 @@ def test_an_identity_that_may_not_list_can_still_read_keys(s3, model):
         ({"AWS_SECRET_ACCESS_KEY": "WRONGSECRET"}, "signature does not match"),
     ],
 )
-def test_wrong_keys_are_told_apart_and_not_repeated(s3, model, change, words):
+def test_wrong_keys_are_told_apart_and_not_repeated(
+    s3: SeaweedS3, model: str, change: dict[str, str], words: str
+) -> None:
     with pytest.raises(AccessDenied, match=words) as caught:
         resolve(plan_of(f"s3://{model}/m/"), environment={**s3.environment(), **change})
     assert not any(value in str(caught.value) for value in (*change.values(), ADMIN.access_key, ADMIN.secret_key))
 
 
-def test_anonymous_requests_are_not_signed(s3, model):
+def test_anonymous_requests_are_not_signed(s3: SeaweedS3, model: str) -> None:
     with pytest.raises(AccessDenied):
         resolve(Plan(sources=parse_sources([f"s3://{model}/m/"], anonymous=True)), environment=s3.environment())
 
 
-def test_presigned_urls_need_no_credentials(s3, model):
+def test_presigned_urls_need_no_credentials(s3: SeaweedS3, model: str) -> None:
     url = s3.presign(model, "m/a.tensors")
     resolved = resolve(plan_of(url), environment={})
     assert resolved.objects[0].pin.key == url.partition("?")[0]
@@ -253,7 +263,7 @@ def test_presigned_urls_need_no_credentials(s3, model):
     assert "Signature" not in repr(resolved)
 
 
-def test_an_expired_presigned_url_is_told(s3, model):
+def test_an_expired_presigned_url_is_told(s3: SeaweedS3, model: str) -> None:
     url = s3.presign(model, "m/a.tensors", expires=1)
     time.sleep(2.1)  # nothing but time makes a signature expire
     with pytest.raises(CredentialsExpired) as caught:
@@ -261,7 +271,7 @@ def test_an_expired_presigned_url_is_told(s3, model):
     assert "Signature" not in str(caught.value)
 
 
-def test_sources_together_may_be_one_model(s3, model):
+def test_sources_together_may_be_one_model(s3: SeaweedS3, model: str) -> None:
     other = s3.make_bucket()
     s3.put(other, {"config.json": b"[]"})
     resolved = resolve(plan_of(f"s3://{model}/m/a.tensors", f"s3://{other}/config.json"), environment=s3.environment())
@@ -269,7 +279,7 @@ def test_sources_together_may_be_one_model(s3, model):
     assert len(resolved.sources) == len(resolved.providers) == 2
 
 
-def test_two_sources_with_one_path_collide(s3, model):
+def test_two_sources_with_one_path_collide(s3: SeaweedS3, model: str) -> None:
     other = s3.make_bucket()
     s3.put(other, {"a.tensors": b"x"})
     with pytest.raises(NameCollision, match=r"a\.tensors"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,22 +12,26 @@ from tonnage.contract import FileSelection, RankSelection
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.source.selection import check_path, common_directory, kind_of, rank_pattern, select, wanted
 
+if TYPE_CHECKING:
+    from tonnage.source.selection import Selection
+
 WHERE = "s3://b/m/"
 
 
-def pick(*paths, files=None, **more):
-    return select([(f"m/{path}", path) for path in paths], files or FileSelection(), where=WHERE, **more)
+def pick(*paths: str, files: FileSelection | None = None, need_tensors: bool = True) -> Selection:
+    keys = [(f"m/{path}", path) for path in paths]
+    return select(keys, files or FileSelection(), where=WHERE, need_tensors=need_tensors)
 
 
-def paths(selection):
+def paths(selection: Selection) -> list[str]:
     return [each.path for each in selection.objects]
 
 
-def ranked(*numbers):
+def ranked(*numbers: int) -> list[str]:
     return [f"model-rank-{number:03d}.tensors" for number in numbers]
 
 
-def test_tensor_files_and_usual_companions_are_selected_in_order():
+def test_tensor_files_and_usual_companions_are_selected_in_order() -> None:
     picked = pick("tokenizer.json", "b.tensors", "README.md", "a.tensors", "config.json", "x.bin")
     assert [(each.path, each.kind) for each in picked.objects] == [
         ("a.tensors", "tensors"),
@@ -35,7 +41,7 @@ def test_tensor_files_and_usual_companions_are_selected_in_order():
     ]
 
 
-def test_patterns_match_the_whole_path_or_its_last_part():
+def test_patterns_match_the_whole_path_or_its_last_part() -> None:
     files = FileSelection(tensors=("sub/*.tensors",), companions=("config.json",))
     assert paths(pick("a.tensors", "sub/b.tensors", "deep/config.json", files=files)) == [
         "deep/config.json",
@@ -43,56 +49,56 @@ def test_patterns_match_the_whole_path_or_its_last_part():
     ]
 
 
-def test_exclusion_wins():
+def test_exclusion_wins() -> None:
     files = FileSelection(exclude=("optimizer*", "old/*"))
     assert paths(pick("a.tensors", "optimizer.tensors", "old/a.tensors", files=files)) == ["a.tensors"]
 
 
-def test_only_names_that_end_so_are_tensor_files():
+def test_only_names_that_end_so_are_tensor_files() -> None:
     files = FileSelection(tensors=("*",), companions=("*",))
     assert kind_of("a.bin", files) == "companion"
     assert kind_of("a.tensors", files) == "tensors"
     assert kind_of("a.tensors", FileSelection(tensors=("b*",), companions=("*",))) is None
 
 
-def test_named_keys_need_no_pattern_to_be_companions():
+def test_named_keys_need_no_pattern_to_be_companions() -> None:
     assert kind_of("README.md", FileSelection()) is None
     assert kind_of("README.md", FileSelection(), explicit=True) == "companion"
 
 
-def test_indexes_of_safetensors_shards_are_left_out_with_a_note():
+def test_indexes_of_safetensors_shards_are_left_out_with_a_note() -> None:
     picked = pick("a.tensors", "model.safetensors.index.json")
     assert paths(picked) == ["a.tensors"]
     assert "model.safetensors.index.json" in picked.notes[0]
 
 
-def test_no_tensor_file_is_an_error_that_counts_what_is_there():
+def test_no_tensor_file_is_an_error_that_counts_what_is_there() -> None:
     with pytest.raises(NoTensorFiles, match="none of the 2 objects"):
         pick("config.json", "a.bin")
     assert paths(pick("config.json", need_tensors=False)) == ["config.json"]
 
 
 @pytest.mark.parametrize("path", ["/a", "a//b", "../a", "a/../b", "./a", "a/.", "", "a\x00b", "x" * 256, "é" * 128])
-def test_paths_that_leave_the_directory_or_fit_no_file_system_are_refused(path):
+def test_paths_that_leave_the_directory_or_fit_no_file_system_are_refused(path: str) -> None:
     with pytest.raises(NameCollision, match="s3://b/m/"):
         check_path(path, where=WHERE)
 
 
 @pytest.mark.parametrize("path", ["a", "a b+c", "a/b/c", "..a", "a..", "...", "x" * 255, "ü€", "new\nline"])
-def test_odd_but_safe_paths_are_fine(path):
+def test_odd_but_safe_paths_are_fine(path: str) -> None:
     check_path(path, where=WHERE)
 
 
-def test_an_unsafe_key_that_is_not_selected_does_no_harm():
+def test_an_unsafe_key_that_is_not_selected_does_no_harm() -> None:
     assert paths(pick("a.tensors", "x//../y.bin")) == ["a.tensors"]
 
 
-def test_a_file_and_a_directory_of_one_name_collide():
+def test_a_file_and_a_directory_of_one_name_collide() -> None:
     with pytest.raises(NameCollision, match=r"'a\.json'.*'a\.json/b\.tensors'"):
         pick("a.json", "a.json/b.tensors")
 
 
-def test_ranks_are_found_without_being_asked_for():
+def test_ranks_are_found_without_being_asked_for() -> None:
     picked = pick(*ranked(0, 1), "config.json", "extra.tensors")
     assert {each.path: each.rank for each in picked.objects} == {
         "model-rank-000.tensors": 0,
@@ -102,39 +108,39 @@ def test_ranks_are_found_without_being_asked_for():
     }
 
 
-def test_a_gap_in_found_ranks_is_noted():
+def test_a_gap_in_found_ranks_is_noted() -> None:
     assert "rank 1 is not at the source" in pick(*ranked(0, 2)).notes[0]
 
 
-def test_missing_ranks_are_named():
+def test_missing_ranks_are_named() -> None:
     files = FileSelection(ranks=RankSelection(count=4))
     with pytest.raises(ObjectNotFound, match=r"ranks 1, 3 of 4 are not there"):
         pick(*ranked(0, 2), files=files)
 
 
-def test_ranks_beyond_the_count_are_left_out_with_a_note():
+def test_ranks_beyond_the_count_are_left_out_with_a_note() -> None:
     picked = pick(*ranked(0, 1, 2), files=FileSelection(ranks=RankSelection(count=2)))
     assert paths(picked) == ranked(0, 1)
     assert "model-rank-002.tensors" in picked.notes[0]
 
 
-def test_two_files_of_one_rank_collide():
+def test_two_files_of_one_rank_collide() -> None:
     with pytest.raises(NameCollision, match="both rank 0"):
         pick("a/model-rank-000.tensors", "b/model-rank-000.tensors")
 
 
-def test_asked_ranks_that_are_named_otherwise_are_an_error():
+def test_asked_ranks_that_are_named_otherwise_are_an_error() -> None:
     with pytest.raises(ObjectNotFound, match="no file is named as ranks are"):
         pick("a.tensors", files=FileSelection(ranks=RankSelection()))
 
 
-def test_wanted_ranks_leave_the_others_and_keep_what_is_common():
+def test_wanted_ranks_leave_the_others_and_keep_what_is_common() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick(*ranked(0, 1), "config.json", files=FileSelection(ranks=ranks)).objects
     assert [each.path for each in wanted(objects, ranks, where=WHERE)] == ["config.json", "model-rank-001.tensors"]
 
 
-def test_a_wanted_rank_that_is_not_there_is_named():
+def test_a_wanted_rank_that_is_not_there_is_named() -> None:
     ranks = RankSelection(wanted=(1, 7, 8))
     objects = pick(*ranked(0, 1), files=FileSelection(ranks=ranks)).objects
     with pytest.raises(ObjectNotFound, match="ranks 7, 8"):
@@ -152,21 +158,23 @@ def test_a_wanted_rank_that_is_not_there_is_named():
         ("a.b-%d", "axb-3", None),
     ],
 )
-def test_rank_patterns_are_printf(pattern, name, rank):
+def test_rank_patterns_are_printf(pattern: str, name: str, rank: int | None) -> None:
     match = rank_pattern(pattern).fullmatch(name)
     assert (int(match[1]) if match else None) == rank
 
 
 @pytest.mark.parametrize("pattern", ["model.tensors", "%s", "%d-%d", "%", "%03x"])
-def test_what_is_no_rank_pattern_is_refused(pattern):
+def test_what_is_no_rank_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidPlan, match="integer field"):
         rank_pattern(pattern)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 99999))
-def test_what_printf_makes_is_recognized(rank):
-    assert int(rank_pattern("model-rank-%03d.tensors").fullmatch(f"model-rank-{rank:03d}.tensors")[1]) == rank
+def test_what_printf_makes_is_recognized(rank: int) -> None:
+    match = rank_pattern("model-rank-%03d.tensors").fullmatch(f"model-rank-{rank:03d}.tensors")
+    assert match is not None
+    assert int(match[1]) == rank
 
 
 @pytest.mark.parametrize(
@@ -179,11 +187,11 @@ def test_what_printf_makes_is_recognized(rank):
         (["a/b/c", "a/b"], "a/"),
     ],
 )
-def test_the_common_directory_ends_with_a_slash(keys, directory):
+def test_the_common_directory_ends_with_a_slash(keys: list[str], directory: str) -> None:
     assert common_directory(keys) == directory
 
 
-def test_a_source_of_companions_alone_lacks_no_rank():
+def test_a_source_of_companions_alone_lacks_no_rank() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick("config.json", files=FileSelection(ranks=ranks), need_tensors=False).objects
     assert wanted(objects, ranks, where=WHERE) == objects

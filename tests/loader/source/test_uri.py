@@ -24,11 +24,11 @@ PRESIGNED = "https://h/b/a.tensors?X-Amz-Signature=SECRET"
         ("S3://b/odd?key#with%20[x].tensors", None, ("odd?key#with%20[x].tensors",)),
     ],
 )
-def test_a_text_is_a_prefix_or_a_key(text, prefix, keys):
+def test_a_text_is_a_prefix_or_a_key(text: str, prefix: str | None, keys: tuple[str, ...] | None) -> None:
     assert parse_sources([text]) == (S3Source(bucket="b", prefix=prefix, keys=keys),)
 
 
-def test_keys_of_one_bucket_are_one_source_and_urls_another():
+def test_keys_of_one_bucket_are_one_source_and_urls_another() -> None:
     sources = parse_sources(["s3://b/x.tensors", PRESIGNED, "s3://b/y.tensors", "s3://c/m/", "http://h/z.tensors"])
     assert sources == (
         S3Source(bucket="b", keys=("x.tensors", "y.tensors")),
@@ -37,9 +37,16 @@ def test_keys_of_one_bucket_are_one_source_and_urls_another():
     )
 
 
-def test_options_go_to_every_source():
-    options = {"region": "r", "addressing_style": AddressingStyle.VIRTUAL, "ca_bundle": "/ca", "anonymous": True}
-    s3, http = parse_sources(["s3://b", "https://h/x"], endpoint="http://h:1/", **options)
+def test_options_go_to_every_source() -> None:
+    s3, http = parse_sources(
+        ["s3://b", "https://h/x"],
+        endpoint="http://h:1/",
+        region="r",
+        addressing_style=AddressingStyle.VIRTUAL,
+        ca_bundle="/ca",
+        anonymous=True,
+    )
+    assert isinstance(s3, S3Source)
     assert (s3.endpoint, s3.region, s3.addressing_style, s3.anonymous) == ("http://h:1", "r", "virtual", True)
     assert s3.ca_bundle == http.ca_bundle == "/ca"
 
@@ -48,18 +55,18 @@ def test_options_go_to_every_source():
     "texts",
     [[], ["b/x"], ["s3://"], ["s3:///x"], ["s3://b?x/y"], ["ftp://h/x"], ["https://"], ["s3://b/x.tensors"] * 2],
 )
-def test_what_is_no_source_is_refused(texts):
+def test_what_is_no_source_is_refused(texts: list[str]) -> None:
     with pytest.raises(InvalidPlan):
         parse_sources(texts)
 
 
-def test_refusals_do_not_repeat_secrets():
+def test_refusals_do_not_repeat_secrets() -> None:
     with pytest.raises(InvalidPlan) as caught:
         parse_sources([PRESIGNED, PRESIGNED])
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_source_that_is_shown_has_no_signature():
+def test_a_source_that_is_shown_has_no_signature() -> None:
     source = parse_sources([PRESIGNED])[0]
     assert public_source(source) == HttpSource(urls=("https://h/b/a.tensors",))
     assert public_source(S3Source(bucket="b", prefix="")) == S3Source(bucket="b", prefix="")

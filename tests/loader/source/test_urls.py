@@ -30,29 +30,29 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 @settings(max_examples=50, deadline=None)
 @given(texts)
-def test_quoting_is_what_the_standard_library_says_of_strict_quoting(text):
+def test_quoting_is_what_the_standard_library_says_of_strict_quoting(text: str) -> None:
     assert quote(text) == urllib.parse.quote(text, safe="-_.~")
     assert quote_key(text) == urllib.parse.quote(text, safe="/-_.~")
 
 
 @settings(max_examples=50, deadline=None)
 @given(texts)
-def test_unquoting_reverses_quoting(text):
+def test_unquoting_reverses_quoting(text: str) -> None:
     assert unquote(quote(text)) == text
     assert unquote(urllib.parse.quote_plus(text), plus=True) == text
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("50%", "50%"), ("%zz", "%zz"), ("%4", "%4"), ("a%20b", "a b")])
-def test_a_percent_sign_that_encodes_nothing_stays(text, wanted):
+def test_a_percent_sign_that_encodes_nothing_stays(text: str, wanted: str) -> None:
     assert unquote(text) == wanted
 
 
-def test_a_url_splits_into_its_parts():
+def test_a_url_splits_into_its_parts() -> None:
     assert split_url("HTTPS://user:pw@host:8/a/b?x=1&y#frag") == ("https", "user:pw", "host:8", "/a/b", "x=1&y")
 
 
 @pytest.mark.parametrize("text", ["", "host/path", "http://", "http:///path", "/a", "://x"])
-def test_what_is_no_absolute_url_does_not_split(text):
+def test_what_is_no_absolute_url_does_not_split(text: str) -> None:
     assert split_url(text) is None
 
 
@@ -64,11 +64,11 @@ def test_what_is_no_absolute_url_does_not_split(text):
         ("u:p@h/x?token=1", "h/x"),
     ],
 )
-def test_redacted_urls_have_no_query_user_or_fragment(url, shown):
+def test_redacted_urls_have_no_query_user_or_fragment(url: str, shown: str) -> None:
     assert redact_url(url) == shown
 
 
-def test_presigned_urls_are_recognized():
+def test_presigned_urls_are_recognized() -> None:
     assert is_presigned("https://h/x?X-Amz-Credential=a&X-Amz-Signature=b")
     assert is_presigned("https://h/x?sig=b&sv=1")
     assert not is_presigned("https://h/x?versionId=3")
@@ -83,17 +83,17 @@ def test_presigned_urls_are_recognized():
         ("us-gov-west-1", "s3.us-gov-west-1.amazonaws.com"),
     ],
 )
-def test_each_partition_has_its_domain(region, host):
+def test_each_partition_has_its_domain(region: str, host: str) -> None:
     assert aws_endpoint(region) == f"https://{host}"
 
 
-def test_dualstack_and_fips_have_their_hosts():
+def test_dualstack_and_fips_have_their_hosts() -> None:
     assert aws_endpoint("us-east-1", dualstack=True) == "https://s3.dualstack.us-east-1.amazonaws.com"
     assert aws_endpoint("us-east-1", fips=True) == "https://s3-fips.us-east-1.amazonaws.com"
 
 
 @pytest.mark.parametrize("region", ["", "us east", "evil.example/", "x" * 65])
-def test_what_can_be_no_region_never_becomes_a_host(region):
+def test_what_can_be_no_region_never_becomes_a_host(region: str) -> None:
     with pytest.raises(InvalidPlan, match="region"):
         aws_endpoint(region)
 
@@ -108,32 +108,32 @@ def test_what_can_be_no_region_never_becomes_a_host(region):
         (AddressingStyle.VIRTUAL, "my.models", False, "https://my.models.s3.eu-west-1.amazonaws.com"),
     ],
 )
-def test_the_bucket_goes_where_the_style_says(style, bucket, aws, url):
+def test_the_bucket_goes_where_the_style_says(style: AddressingStyle, bucket: str, aws: bool, url: str) -> None:
     assert bucket_url(AWS, bucket, style, aws=aws) == url
 
 
-def test_an_endpoint_may_have_a_path_and_a_trailing_slash():
+def test_an_endpoint_may_have_a_path_and_a_trailing_slash() -> None:
     assert check_endpoint("HTTP://host:1/base/") == "http://host:1/base"
 
 
 @pytest.mark.parametrize("endpoint", ["host:9000", "ftp://h", "https://u:secret@h", "https://h?token=secret", "s3://b"])
-def test_what_can_be_no_endpoint_is_refused_without_repeating_secrets(endpoint):
+def test_what_can_be_no_endpoint_is_refused_without_repeating_secrets(endpoint: str) -> None:
     with pytest.raises(InvalidPlan) as caught:
         check_endpoint(endpoint)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bucket", ["", "a", "UPPER", "with space", "a/b", "b--x-s3", "arn:aws:s3:::b"])
-def test_what_can_be_no_aws_bucket_is_refused(bucket):
+def test_what_can_be_no_aws_bucket_is_refused(bucket: str) -> None:
     with pytest.raises(InvalidPlan):
         check_bucket(bucket, aws=True)
 
 
-def test_other_stores_may_have_freer_names():
+def test_other_stores_may_have_freer_names() -> None:
     check_bucket("Tenant:Bucket_1", aws=False)
     with pytest.raises(InvalidPlan):
         check_bucket("a/b", aws=False)
 
 
-def test_what_can_not_be_printed_is_shown_as_an_escape():
+def test_what_can_not_be_printed_is_shown_as_an_escape() -> None:
     assert shown("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"
