@@ -33,7 +33,8 @@ def memory() -> Iterator[Path]:
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder on each medium in turn."""
     if request.param == "memory":
-        return request.getfixturevalue("memory")
+        folder: Path = request.getfixturevalue("memory")
+        return folder
     return tmp_path
 
 

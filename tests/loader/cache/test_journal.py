@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -16,6 +17,11 @@ from support.children import Child, die, in_child
 from tonnage.cache import Journal, boot_id
 from tonnage.cache.journal import make_frame, read_frames
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.children import Say
 
 HEADER = header(sample().manifest)
 RECORDS = [b'{"segment":0,"start":0,"end":4096}', b"", b"line\nbreak", b"\0" * 3000]
@@ -113,7 +119,7 @@ def test_what_was_appended_survives_kill_9(root: Path) -> None:
 
 
 def test_a_writer_killed_at_any_time_leaves_a_beginning_of_what_it_wrote(memory: Path) -> None:
-    def work(say) -> None:
+    def work(say: Say) -> None:
         with Journal.create(memory / "parts", HEADER) as journal:
             for number in range(1_000_000):
                 journal.append(b"%d" % number)
@@ -131,7 +137,7 @@ def test_a_writer_killed_at_any_time_leaves_a_beginning_of_what_it_wrote(memory:
 def test_replacing_a_journal_never_loses_the_records_that_are_kept(tmp_path: Path) -> None:
     path = written(tmp_path / "parts")
 
-    def halfway():
+    def halfway() -> Iterator[bytes]:
         yield RECORDS[0]
         die()
 

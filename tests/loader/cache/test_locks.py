@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from support.children import Say
 
-def holding(path: Path, kind: LockKind) -> Callable:
+
+def holding(path: Path, kind: LockKind) -> Callable[[Say], None]:
     """Makes a child's work: it takes the lock, says so, and keeps it until it is killed."""
 
-    def work(say) -> None:
+    def work(say: Say) -> None:
         lock = FileLock(path)
         lock.lock(kind)
         say("held")
@@ -81,12 +83,18 @@ def test_waiting_ends_at_the_deadline_and_names_the_holder(root: Path) -> None:
 
 
 def test_waiting_ends_when_it_is_canceled(root: Path) -> None:
-    asked = []
+    asked = 0
+
+    def canceled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 3
+
     with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
         child.hear()
         with pytest.raises(Interrupted, match="waiting for"):
-            mine.lock(LockKind.EXCLUSIVE, canceled=lambda: asked.append(1) is None and len(asked) == 3)
-    assert len(asked) == 3
+            mine.lock(LockKind.EXCLUSIVE, canceled=canceled)
+    assert asked == 3
 
 
 def test_a_deadline_that_passed_still_takes_a_free_lock(root: Path) -> None:
@@ -259,7 +267,7 @@ def test_of_two_loaders_one_loads_and_the_other_finds_it_done(root: Path) -> Non
     entry.prepare()
     done = root / "done"
 
-    def load(say) -> None:
+    def load(say: Say) -> None:
         with entry.use_shared(), entry.load_lock(deadline=time.monotonic() + 20):
             if not done.exists():
                 time.sleep(0.05)
@@ -277,7 +285,7 @@ def test_of_two_loaders_one_loads_and_the_other_finds_it_done(root: Path) -> Non
 def test_a_removal_is_refused_while_anybody_uses_the_entry(root: Path) -> None:
     entry = published_entry(root)
 
-    def use(say) -> None:
+    def use(say: Say) -> None:
         entry.use_shared()
         say("held")
         time.sleep(60)
@@ -296,7 +304,7 @@ def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) 
     entry = published_entry(root)
     may_go_on, go_on = os.pipe()
 
-    def remove(say) -> None:
+    def remove(say: Say) -> None:
         removal = entry.try_exclusive()
         assert removal is not None
         with removal:
@@ -304,7 +312,7 @@ def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) 
             os.read(may_go_on, 1)
             entry.clear()
 
-    def come(say) -> None:
+    def come(say: Say) -> None:
         with entry.use_shared(on_wait=lambda: say("waiting")):
             say(entry.state)
 

@@ -25,12 +25,14 @@ from tonnage.errors import CacheDamaged
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tonnage.cache import Manifest
+
 MADE = sample()
 DATA = encode_table(MADE.table)
 MANIFEST = msgspec.structs.replace(MADE.manifest, table=table_record(DATA))
 
 
-def with_table(table: TensorTable) -> tuple[bytes, object]:
+def with_table(table: TensorTable) -> tuple[bytes, Manifest]:
     data = encode_table(table)
     return data, msgspec.structs.replace(MANIFEST, table=table_record(data))
 
@@ -83,6 +85,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(path: str) -> None:
 
 @pytest.mark.parametrize("name", ["../manifest.json", "a/b", "", "/etc/passwd"])
 def test_a_table_elsewhere_is_refused(name: str) -> None:
+    assert MANIFEST.table is not None
     record = msgspec.structs.replace(MANIFEST.table, name=name)
     with pytest.raises(CacheDamaged, match="which is no name"):
         decode_manifest(encode_manifest(msgspec.structs.replace(MANIFEST, table=record)), where="m")

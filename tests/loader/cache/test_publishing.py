@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from tonnage.cache.verify import verify_entry
 from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tonnage.cache import Entry
@@ -131,12 +133,14 @@ def test_killed_while_adding_a_rank_the_other_stays_ready_and_the_addition_can_b
 
 
 @pytest.mark.parametrize("start", [filled, with_one_rank])
-def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(memory: Path, start) -> None:
+def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
+    memory: Path, start: Callable[[Path], Entry]
+) -> None:
     number = 0
     while True:
         entry = start(memory)
         before = visible(entry)
-        killed = killed_at_operation(lambda entry=entry: publish(entry, WHOLE), number)
+        killed = killed_at_operation(functools.partial(publish, entry, WHOLE), number)
         assert_nothing_or_all(entry, before, WHOLE.contents)
         if entry.recover() is not State.READY or visible(entry) != WHOLE.contents:
             assert visible(entry) == before
@@ -151,7 +155,9 @@ def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
 
 @pytest.mark.parametrize("start", [filled, with_one_rank])
 @pytest.mark.parametrize("step", ["table", "model", "manifest-written", "journal-removed"])
-def test_killed_again_while_recovering_it_recovers_the_next_time(memory: Path, start, step: str) -> None:
+def test_killed_again_while_recovering_it_recovers_the_next_time(
+    memory: Path, start: Callable[[Path], Entry], step: str
+) -> None:
     number = 0
     killed = True
     while killed:

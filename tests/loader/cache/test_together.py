@@ -14,8 +14,10 @@ from tonnage.cache.usage import evict
 from tonnage.errors import CacheInUse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from support.children import Say
     from tonnage.cache import Entry
 
 MADE = sample(ranks=3, tensor_bytes=20_000)
@@ -42,8 +44,8 @@ def load_and_tidy(entry: Entry) -> None:
         entry.recover()
 
 
-def load_for_ever(entry: Entry):
-    def work(say) -> None:
+def load_for_ever(entry: Entry) -> Callable[[Say], None]:
+    def work(say: Say) -> None:
         say("going")
         while True:
             load(entry)
@@ -75,7 +77,7 @@ def test_loads_that_start_together_load_once(root: Path) -> None:
     entry = Cache(root).entry(NAME)
     entry.prepare()
 
-    def work(say) -> None:
+    def work(say: Say) -> None:
         with entry.use_shared(), entry.load_lock():
             if entry.recover() is State.READY:
                 say("hit")

@@ -20,7 +20,7 @@ from support.tensors_writer import RawTensor, build_tensors_file
 from tonnage.contract import Plan, S3Source, Verify, decode_report, encode_plan
 
 if TYPE_CHECKING:
-    from conftest import Model
+    from loader.cli.conftest import Model
     from support.faulty_server import FaultyServer
     from support.s3_server import SeaweedS3
 
@@ -107,7 +107,7 @@ def test_resolve_pins_what_a_load_then_insists_on(loaded: tuple[Path, Finished],
     assert report.revision == loaded[1].report["revision"]
     assert report.resolved is not None
     assert [pin.key for pin in report.resolved[0].objects] == ["tiny/config.json", "tiny/model.tensors"]
-    words = ["load", model.source, "--cache", tmp_path, "--progress", "off", "--expect-digest"]
+    words: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--progress", "off", "--expect-digest"]
     assert run_tonnage(*words, report.digest, environment=model.environment).code == 0
     other = run_tonnage(*words, "sha256:" + "0" * 64, environment=model.environment)
     assert (other.code, other.report["reason"]) == (19, "DigestMismatch")
@@ -154,7 +154,7 @@ def test_inspect_downloads_no_weights(faulty: FaultyServer) -> None:
 
 
 def test_the_tensorizer_layout_is_the_object_byte_for_byte(model: Model, tmp_path: Path) -> None:
-    words = ["--cache", tmp_path, "--layout", "tensorizer", "--exclude", "*.json"]
+    words: list[str | Path] = ["--cache", tmp_path, "--layout", "tensorizer", "--exclude", "*.json"]
     finished = run_tonnage("load", model.source, *words, environment=model.environment)
     assert finished.code == 0
     folder = Path(finished.report["path"])
@@ -163,7 +163,7 @@ def test_the_tensorizer_layout_is_the_object_byte_for_byte(model: Model, tmp_pat
 
 
 def test_an_entry_that_is_held_cannot_be_removed_and_after_the_signal_it_can(model: Model, tmp_path: Path) -> None:
-    words = ["load", model.source, "--cache", tmp_path, "--hold", "--progress", "off"]
+    words: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--hold", "--progress", "off"]
     with start_tonnage(*words, environment=model.environment) as process:
         assert process.stdout is not None
         entry = json.loads(process.stdout.readline())["entry"]
@@ -212,8 +212,8 @@ def test_a_load_that_is_told_to_stop_says_so_and_the_next_one_goes_on(s3: Seawee
     bucket = s3.make_bucket()
     tensors = [RawTensor(f"t{number}".encode(), b"|u1", (4 << 20,), bytes(4 << 20)) for number in range(12)]
     s3.put(bucket, {"m/model.tensors": bytes(build_tensors_file(tensors).data)})
-    words = ["load", f"s3://{bucket}/m/", "--cache", tmp_path, "--part-size", "1Mi"]
-    slow = ["--bandwidth-limit", "12MiB", "--report", tmp_path / "report"]
+    words: list[str | Path] = ["load", f"s3://{bucket}/m/", "--cache", tmp_path, "--part-size", "1Mi"]
+    slow: list[str | Path] = ["--bandwidth-limit", "12MiB", "--report", tmp_path / "report"]
     with start_tonnage(*words, *slow, environment=s3.environment()) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -235,7 +235,7 @@ def test_a_load_that_waits_for_another_says_so_and_ends_as_a_hit(s3: SeaweedS3, 
     bucket = s3.make_bucket()
     tensors = [RawTensor(f"t{number}".encode(), b"|u1", (4 << 20,), bytes(4 << 20)) for number in range(4)]
     s3.put(bucket, {"m/model.tensors": bytes(build_tensors_file(tensors).data)})
-    words = ["load", f"s3://{bucket}/m/", "--cache", tmp_path]
+    words: list[str | Path] = ["load", f"s3://{bucket}/m/", "--cache", tmp_path]
     with start_tonnage(*words, "--bandwidth-limit", "8MiB", environment=s3.environment()) as first:
         assert first.stderr is not None
         while json.loads(first.stderr.readline())["phase"] != "loading":

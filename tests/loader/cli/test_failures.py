@@ -18,7 +18,7 @@ from tonnage.errors import Reason, error_classes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from conftest import Model
+    from loader.cli.conftest import Model
     from support.faulty_server import FaultyServer
 
 
@@ -99,7 +99,7 @@ def test_a_failure_has_its_reason_and_code_and_names_what_failed(name: str, bad:
 
 def test_an_endpoint_that_is_down_is_unreachable(tmp_path: Path) -> None:
     environment = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-    words = ["s3://b/m/", "--endpoint-url", "http://127.0.0.1:9", "--cache", tmp_path, "--timeout", "20s"]
+    words = ["s3://b/m/", "--endpoint-url", "http://127.0.0.1:9", "--cache", str(tmp_path), "--timeout", "20s"]
     finished = run_tonnage("load", *words, environment=environment)
     assert (finished.code, finished.report["reason"]) == (13, "EndpointUnreachable")
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-    from conftest import Model
+    from loader.cli.conftest import Model
     from support.tls import TestAuthority
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.weights import Weights
@@ -192,8 +192,13 @@ class Operator:
 async def operator(tmp_path: Path, authority: TestAuthority, model: Model) -> AsyncIterator[Operator]:
     """An endpoint with its certificate, and an object that names a model on a real S3 server."""
     cluster, metrics, woken = Cluster(objects.INSTALLATION), Metrics(), list[str]()
-    endpoint = ReportEndpoint(  # type: ignore[arg-type]
-        cluster, Reviews(cluster), metrics, wake=woken.append, wake_node=woken.append, complete=lambda: True
+    endpoint = ReportEndpoint(
+        cluster,
+        Reviews(cluster),  # type: ignore[arg-type]
+        metrics,
+        wake=woken.append,
+        wake_node=woken.append,
+        complete=lambda: True,
     )
     app = web.Application()
     app.router.add_post("/v1/reports", endpoint.handle)

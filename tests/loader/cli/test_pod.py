@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-    from conftest import Model
+    from loader.cli.conftest import Model
     from support.faulty_server import FaultyServer
     from support.tls import TestAuthority
 
@@ -271,7 +271,7 @@ def test_arguments_that_make_no_sense_end_up_in_the_termination_message(pod: Pod
 
 
 def test_a_resolve_job_reports_what_it_found(pod: Pod, model: Model) -> None:
-    words = ["resolve", "--termination-log", pod.log]
+    words: list[str | Path] = ["resolve", "--termination-log", pod.log]
     finished = run_tonnage(*words, environment=pod.variables())
     assert (finished.code, finished.err) == (0, "")
     (received,) = pod.desk.received
@@ -291,7 +291,7 @@ def test_a_resolve_job_that_fails_says_why(lost: Pod) -> None:
 
 
 def test_a_cleanup_job_may_come_twice(pod: Pod) -> None:
-    words = ["rm", "--cache", pod.entry.parent, "--ignore-not-found", ENTRY]
+    words: list[str | Path] = ["rm", "--cache", pod.entry.parent, "--ignore-not-found", ENTRY]
     assert run_tonnage(*words).code == 0
     pod.run()
     assert run_tonnage(*words).out.startswith(f"removed {ENTRY}, ")

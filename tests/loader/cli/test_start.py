@@ -13,7 +13,7 @@ from support.command import Finished, command_environment
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Model
+    from loader.cli.conftest import Model
 
 DEAR = {
     "rich", "botocore", "boto3", "torch", "numpy", "safetensors", "tensorizer", "isal", "asyncio", "http.client",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,6 +12,11 @@ from hypothesis import strategies as st
 from support.tensors_damage import DAMAGES, Damage, sample, sample_with_features
 from support.tensors_reader import read_index, read_tensors
 from tonnage.errors import TonnageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.tensors_writer import BuiltFile
 
 
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=damage.name[:60]) for damage in DAMAGES])
@@ -25,7 +31,7 @@ def test_each_damage_is_refused_by_its_reason_naming_the_object(damage: Damage) 
 
 
 @pytest.mark.parametrize("start", [sample, sample_with_features])
-def test_a_file_cut_at_any_byte_is_refused(start) -> None:
+def test_a_file_cut_at_any_byte_is_refused(start: Callable[[], BuiltFile]) -> None:
     whole = bytes(start().data)
     read_tensors(whole)
     for length in range(len(whole)):
@@ -34,7 +40,7 @@ def test_a_file_cut_at_any_byte_is_refused(start) -> None:
 
 
 @pytest.mark.parametrize("start", [sample, sample_with_features])
-def test_a_flipped_bit_anywhere_but_in_the_slack_is_caught(start) -> None:
+def test_a_flipped_bit_anywhere_but_in_the_slack_is_caught(start: Callable[[], BuiltFile]) -> None:
     file = start()
     slack = range(*file.fields["slack"])
     for position in range(len(file.data)):
@@ -90,7 +96,9 @@ def test_arbitrary_bytes_raise_nothing_but_our_errors(data: bytes) -> None:
     st.lists(st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=9)), min_size=1, max_size=6),
     st.integers(0, 40),
 )
-def test_arbitrary_overwriting_raises_nothing_but_our_errors(start, patches, extra: int) -> None:
+def test_arbitrary_overwriting_raises_nothing_but_our_errors(
+    start: Callable[[], BuiltFile], patches: list[tuple[int, bytes]], extra: int
+) -> None:
     data = start().data
     for anywhere, patch in patches:
         position = anywhere % len(data)

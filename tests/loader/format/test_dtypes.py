@@ -49,6 +49,7 @@ def test_safetensors_writes_and_reads_each_dtype_under_this_name(dtype: Dtype, t
         found = load_file(path)[name]
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
         assert raw_bytes(found) == raw_bytes(tensor)
+    assert dtype.safetensors is not None
     assert from_safetensors(dtype.safetensors, where="x") is dtype
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from support.tensors_damage import F32
@@ -9,6 +11,9 @@ from support.tensors_reader import read_index
 from support.tensors_writer import RawTensor, build_tensors_file
 from tonnage.errors import FormatDamaged, NameCollision
 from tonnage.format.names import check_flat_names, flat_name, parse_name, shown
+
+if TYPE_CHECKING:
+    from tonnage.format.tensors_file import TensorEntry
 
 
 @pytest.mark.parametrize(
@@ -40,7 +45,7 @@ def test_long_and_odd_names_are_cut_and_escaped_in_error_texts() -> None:
     assert shown(b"\xff\0\n") == r"'\\xff\x00\n'"
 
 
-def _tensors(*names: bytes):
+def _tensors(*names: bytes) -> tuple[TensorEntry, ...]:
     return read_index(bytes(build_tensors_file([RawTensor(name, F32, (), b"abcd") for name in names]).data)).tensors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 import torch
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.tensors_files import CorpusFile
+
+
+class Options(TypedDict, total=False):
+    """How the own writer writes a file."""
+
+    version: int
+    hashes: tuple[str, ...]
+    index_length: int
+
 
 SOME = {"a": bits(torch.float32, 3, 5), "b": bits(torch.bfloat16, 7), "c": torch.tensor(3), "d": bits(torch.bool, 9)}
 MANY = {f"layers.{number}.experts.weight": torch.tensor([float(number)]) for number in range(6000)}
@@ -33,9 +42,11 @@ MANY = {f"layers.{number}.experts.weight": torch.tensor([float(number)]) for num
         pytest.param(MANY, {}, id="a longer index"),
     ],
 )
-def test_tensorizer_reads_what_the_own_writer_makes(tensors, options, tmp_path: Path) -> None:
+def test_tensorizer_reads_what_the_own_writer_makes(
+    tensors: dict[str, torch.Tensor], options: Options, tmp_path: Path
+) -> None:
     path = tmp_path / "own.tensors"
-    write_tensors_file(path, tensors, **options)
+    write_tensors_file(path, dict(tensors.items()), **options)  # the keys' type is invariant
     with TensorDeserializer(str(path), device="cpu", num_readers=1, verify_hash=True) as theirs:
         ours = read_tensors(path.read_bytes())
         assert list(theirs.keys()) == [tensor.entry.name for tensor in ours.values()] == list(tensors)

@@ -267,7 +267,9 @@ def test_arbitrary_headers_raise_nothing_but_our_errors(text: bytes) -> None:
         max_size=8,
     )
 )
-def test_any_shard_is_read_alike_by_us_and_the_real_library(tmp_path_factory, described) -> None:
+def test_any_shard_is_read_alike_by_us_and_the_real_library(
+    tmp_path_factory: pytest.TempPathFactory, described: dict[str, tuple[torch.dtype, list[int]]]
+) -> None:
     path = tmp_path_factory.mktemp("shard") / "x.safetensors"
     tensors = {name: bits(dtype, *shape) for name, (dtype, shape) in described.items()}
     _write(path, tensors)

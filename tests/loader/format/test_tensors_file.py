@@ -123,6 +123,7 @@ def test_the_terminator_is_eight_zero_bytes() -> None:
 
 def test_torch_s_tensors_can_be_written_to_a_stream_and_harmed_on_the_way() -> None:
     stream = io.BytesIO()
+    tensors: dict[str | tuple[str | int, ...], torch.Tensor]
     tensors = {"a": torch.ones(3, dtype=torch.bfloat16), ("b", 0): torch.tensor(1)}
     write_tensors_file(stream, tensors, mutate=lambda file: file.set_number("reserved", 1))
     with pytest.raises(FormatDamaged, match="reserved"):

@@ -34,7 +34,7 @@ def source(path: Path, *, key: str = "", rank: int | None = None) -> SourceObjec
 
 def file_of(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
     path = directory / name
-    write_tensors_file(path, raw_tensors(tensors))
+    write_tensors_file(path, raw_tensors(dict(tensors.items())))  # the keys' type is invariant
     return path
 
 

@@ -20,7 +20,7 @@ from tonnage.transfer.checks import Ledger, Verified, Wrong
 if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
 
-TENSORS = {
+TENSORS: dict[str | tuple[str | int, ...], torch.Tensor] = {
     "a": torch.arange(300, dtype=torch.float32),
     "empty": torch.zeros(0, 3),
     "b": torch.arange(77, dtype=torch.int16),
