@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tonnage.cache import Cache, FileRecord, Journal, JournalHeader, Manifest, SourceRecord, TensorRecord, TensorTable
 from tonnage.cache.verify import verify_entry
@@ -52,7 +52,11 @@ def sample(*, ranks: int = 2, tensor_bytes: int = 1000, sha256: bool = True) -> 
         contents[path] = data
         files.append(FileRecord(path=path, size=len(data), kind="shard", source=rank, rank=rank))
         sources.append(SourceRecord(place="bucket", key=f"m/{rank}.tensors", size=5000, kind="tensors", rank=rank))
-    for path, kind in (("model.safetensors.index.json", "index"), ("tokenizer/vocab.txt", "companion")):
+    others: dict[str, Literal["index", "companion"]] = {
+        "model.safetensors.index.json": "index",
+        "tokenizer/vocab.txt": "companion",
+    }
+    for path, kind in others.items():
         contents[path] = companions[path]
         files.append(FileRecord(path=path, size=300, kind=kind))
     manifest = Manifest(

@@ -23,7 +23,7 @@ class Child:
     ``work`` gets a function that says a line to the parent, who reads it with ``hear``.
     """
 
-    def __init__(self, work: Callable[[Say], None], *, uid: int | None = None) -> None:
+    def __init__(self, work: Callable[[Say], object], *, uid: int | None = None) -> None:
         reading, writing = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -87,7 +87,10 @@ def killed_at_operation(work: Callable[[], object], number: int) -> bool:
     return code != 0
 
 
-def _run(work: Callable[[Say], None], reading: int, writing: int, uid: int | None) -> None:
+def _run(work: Callable[[Say], object], reading: int, writing: int, uid: int | None) -> None:
+    def say(text: str) -> None:
+        os.write(writing, text.encode() + b"\n")
+
     code = 1
     try:
         os.close(reading)
@@ -95,7 +98,7 @@ def _run(work: Callable[[Say], None], reading: int, writing: int, uid: int | Non
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
-        work(lambda text: os.write(writing, text.encode() + b"\n") and None)
+        work(say)
         code = 0
     except BaseException:  # noqa: BLE001 - whatever it is, the child must not run on as a second pytest
         traceback.print_exc()

@@ -299,7 +299,7 @@ class FaultyServer:
                     raise _Hangup
                 continue
             started = time.monotonic()
-            connection.sendall(b"%x\r\n%b\r\n" % (len(block), block) if fault.chunked else block)
+            connection.sendall(b"%x\r\n" % len(block) + block + b"\r\n" if fault.chunked else block)
             with self._changed:
                 self.bytes_sent += len(block)
                 self._changed.notify_all()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from support.tensors_writer import BuiltFile, RawTensor, build_tensors_file
+from support.tensors_writer import ALL_HASHES, BuiltFile, RawTensor, build_tensors_file
 from tonnage.errors import ChecksumMismatch, FormatDamaged, FormatUnsupported, NotATensorizerFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tonnage.errors import TonnageError
 
@@ -19,16 +19,24 @@ HUGE = (1 << 64) - 1
 HALF = 1 << 63
 
 
-def sample(**options: object) -> BuiltFile:
+def sample(
+    *,
+    version: int | None = None,
+    flags: int | None = None,
+    hashes: Sequence[str] = ALL_HASHES,
+    index_length: int | None = 300,
+) -> BuiltFile:
     """Builds the file that damages are done to: three tensors with 24, 8 and 5 bytes, and a short index."""
-    options = {"index_length": 300, **options}
     return build_tensors_file(
         [
             RawTensor(b"first", F32, (2, 3), struct.pack("<6f", *range(6))),
             RawTensor(b"second", BF16, (4,), bytes(range(8))),
             RawTensor(b"third", U8, (5,), b"third"),
         ],
-        **options,
+        version=version,
+        flags=flags,
+        hashes=hashes,
+        index_length=index_length,
     )
 
 

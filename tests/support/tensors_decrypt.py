@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
 from typing import TYPE_CHECKING
-
-import libnacl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +20,8 @@ def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
         key: 32 bytes.
     """
 
+    opens: Callable[[bytes, bytes, bytes], bytes] = importlib.import_module("libnacl").crypto_secretbox_open
+
     def decrypt(entry: TensorEntry, data: bytes) -> bytes:
         header = file[entry.header_offset : entry.data_offset]
         dimensions = len(entry.shape) * (8 if entry.wide else 4)
@@ -35,7 +36,7 @@ def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
         for number in range(macs):
             mac = header[position + 16 * number : position + 16 * (number + 1)]
             cipher = data if macs == 1 else data[piece * number : piece * (number + 1)]
-            plain += libnacl.crypto_secretbox_open(mac + cipher, (first + number).to_bytes(24, "little"), key)
+            plain += opens(mac + cipher, (first + number).to_bytes(24, "little"), key)
         return bytes(plain)
 
     return decrypt

@@ -6,7 +6,7 @@ Expectations are computed from the source tensors and never read back through te
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from tensorizer import EncryptionParams, TensorSerializer
@@ -22,7 +22,7 @@ from support.tensors_writer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 __all__ = [
@@ -125,6 +125,15 @@ class _Corner(torch.nn.Module):
         self.register_buffer("scratch", torch.ones(2, dtype=torch.int64), persistent=False)
 
 
+class Expected(TypedDict, total=False):
+    """What ``CorpusFile`` says of a file beyond its tensors, where it isn't the usual."""
+
+    module_indexes: dict[TensorPath, int]
+    version: int
+    opens_in_tensorizer: bool
+    safetensors: bool
+
+
 class _Corpus:
     """Writes files into a directory and keeps what was written."""
 
@@ -132,14 +141,16 @@ class _Corpus:
         self.directory = directory
         self.files: list[CorpusFile] = []
 
-    def state_dict(self, name: str, tree: object, *, encrypt: bool = False, **expected: object) -> None:
+    def state_dict(self, name: str, tree: object, *, encrypt: bool = False, **expected: Unpack[Expected]) -> None:
         """Writes a (nested) state dict."""
         tensors = dict(_flatten(tree, ()))
         names = {path: ".".join(map(str, path)) for path in tensors}
         kinds = dict.fromkeys(tensors, 2)
         self._write(name, lambda writer: writer.write_state_dict(tree), tensors, names, kinds, encrypt, expected)
 
-    def module(self, name: str, module: torch.nn.Module, *, encrypt: bool = False, **expected: object) -> None:
+    def module(
+        self, name: str, module: torch.nn.Module, *, encrypt: bool = False, **expected: Unpack[Expected]
+    ) -> None:
         """Writes a module."""
         tensors: dict[TensorPath, torch.Tensor] = {}
         names: dict[TensorPath, str] = {}
@@ -163,7 +174,7 @@ class _Corpus:
         names: dict[TensorPath, str],
         kinds: dict[TensorPath, int],
         encrypt: bool,
-        expected: dict[str, object],
+        expected: Expected,
     ) -> None:
         path = self.directory / f"{name}.tensors"
         encryption = EncryptionParams.random() if encrypt else None
@@ -179,7 +190,8 @@ def _flatten(tree: object, prefix: TensorPath) -> Iterator[tuple[TensorPath, tor
     if isinstance(tree, torch.Tensor):
         yield prefix, tree
         return
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    assert isinstance(tree, dict | list)
+    items: Iterable[tuple[str | int, object]] = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         yield from _flatten(value, (*prefix, key))
 

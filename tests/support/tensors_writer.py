@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -17,7 +18,11 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    TensorPath = tuple[str | int, ...]
+    Tensors = Mapping[str, torch.Tensor] | Mapping[TensorPath, torch.Tensor] | Mapping[str | TensorPath, torch.Tensor]
+    """A mapping's keys are invariant, so each kind of name is one of its own."""
 
 PLAIN = {
     torch.float16: "<f2",
@@ -107,7 +112,7 @@ def stored_name(path: str | tuple[str | int, ...]) -> bytes:
     return b"\x1e" + json.dumps(path, separators=(",", ":")).encode()
 
 
-def raw_tensors(tensors: Mapping[str | tuple[str | int, ...], torch.Tensor]) -> list[RawTensor]:
+def raw_tensors(tensors: Tensors) -> list[RawTensor]:
     """Turns torch's tensors into what the file has, as entries of a state dict."""
     return [
         RawTensor(
@@ -248,7 +253,7 @@ def build_tensors_file(
 
 def write_tensors_file(
     target: str | os.PathLike[str] | BinaryIO,
-    tensors: Sequence[RawTensor] | Mapping[str | tuple[str | int, ...], torch.Tensor],
+    tensors: Sequence[RawTensor] | Tensors,
     *,
     version: int | None = None,
     flags: int | None = None,
@@ -257,7 +262,7 @@ def write_tensors_file(
     mutate: Callable[[BuiltFile], None] | None = None,
 ) -> BuiltFile:
     """Writes a file, after ``mutate`` had its way with it. See ``build_tensors_file`` for the other arguments."""
-    raw = tensors if not hasattr(tensors, "items") else raw_tensors(tensors)
+    raw = raw_tensors(tensors) if isinstance(tensors, Mapping) else tensors
     built = build_tensors_file(raw, version=version, flags=flags, hashes=hashes, index_length=index_length)
     if mutate is not None:
         mutate(built)
