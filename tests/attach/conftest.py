@@ -18,13 +18,15 @@ from tonnage.format.tensors_file import PREAMBLE_BYTES, parse_index, parse_pream
 from tonnage.planning.blueprint import SourceObject, draw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from support.attach_types import Attach, MakeEntry, RingLoad, Same
     from tonnage.attach import Weights
+    from tonnage.attach.engine import Engine
+    from tonnage.attach.progress import Progress
     from tonnage.cache import Entry
-
-    MakeEntry = Callable[..., Entry]
+    from tonnage.planning.blueprint import Blueprint
 
 SMALL = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20)
 """A ring so small that small tensors go around it many times."""
@@ -70,16 +72,17 @@ def build_entry(
     return entry
 
 
-def _records(blueprint, sources) -> tuple[Manifest, TensorTable]:
+def _records(blueprint: Blueprint, sources: Sequence[SourceObject]) -> tuple[Manifest, TensorTable]:
+    indexes = [source.tensors for source in sources if source.tensors is not None]
     manifest = Manifest(
         revision="r-0123456789ab", digest="sha256:00", layout=blueprint.layout, verified=Verify.CRC32, created=1.0,
         tonnage_version="0.1", bytes=blueprint.file_bytes,
         sources=tuple(
             SourceRecord(
                 place="bucket", key=source.path, size=source.size, kind="tensors", rank=source.rank,
-                encrypted=source.tensors.preamble.encrypted,
+                encrypted=index.preamble.encrypted,
             )
-            for source in sources
+            for source, index in zip(sources, indexes, strict=True)
         ),
         files=tuple(
             FileRecord(path=file.path, size=file.size, kind=file.kind, source=file.object, rank=file.rank)
@@ -88,7 +91,7 @@ def _records(blueprint, sources) -> tuple[Manifest, TensorTable]:
     )  # fmt: skip
     tensors = []
     for placed in blueprint.placements:
-        tensor = sources[placed.object].tensors.tensors[placed.tensor]
+        tensor = indexes[placed.object].tensors[placed.tensor]
         path = None if tensor.path == (tensor.name,) else tensor.path
         tensors.append(
             TensorRecord(
@@ -146,20 +149,19 @@ def tensors_file(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, to
 
 
 @pytest.fixture
-def attach() -> Iterator[Callable[..., Weights]]:
+def attach() -> Iterator[Attach]:
     """Opens weights whose copies to "meta-less" devices go through the ring, with the CPU as the device."""
-    opened = []
+    opened: list[Weights] = []
 
-    def open_(path, *, options: CopyOptions = SMALL, engine=None, **kwargs) -> Weights:
+    def open_(path: Path, *, options: CopyOptions = SMALL, engine: Engine | None = None) -> Weights:
         weights = open_path(
             path,
-            rank=kwargs.pop("rank", None),
-            device=kwargs.pop("device", None),
-            meta_tensors=kwargs.pop("meta_tensors", "zeros"),
+            rank=None,
+            device=None,
+            meta_tensors="zeros",
             options=options,
             engine_factory=lambda _: engine or CpuEngine(),
         )
-        assert not kwargs
         opened.append(weights)
         return weights
 
@@ -169,10 +171,12 @@ def attach() -> Iterator[Callable[..., Weights]]:
 
 
 @pytest.fixture
-def ring_load() -> Callable[..., dict[str, torch.Tensor]]:
+def ring_load() -> RingLoad:
     """Loads through the ring as a GPU would be loaded."""
 
-    def load(weights: Weights, *, dtype=None, progress="off") -> dict[str, torch.Tensor]:
+    def load(
+        weights: Weights, *, dtype: torch.dtype | None = None, progress: Progress = "off"
+    ) -> dict[str, torch.Tensor]:
         from tonnage.attach.progress import Reporter
 
         with Reporter(progress, weights.nbytes, what="test") as reporter:
@@ -184,7 +188,7 @@ def ring_load() -> Callable[..., dict[str, torch.Tensor]]:
 
 
 @pytest.fixture
-def same() -> Callable[[torch.Tensor, torch.Tensor], bool]:
+def same() -> Same:
     """Whether dtype, shape and every bit agree; NaN equals itself."""
 
     def compare(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.attach.chunks import ALIGNMENT, chunks_of, pack, total_bytes
 from tonnage.attach.records import Record
 
+if TYPE_CHECKING:
+    from tonnage.attach.chunks import Group
+
+    Rows = list[tuple[int, int, int]]
+
 layouts = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 300), st.integers(1, 2000)), min_size=1, max_size=60
 )  # file, gap before, length
 
 
-def records_of(layout) -> list[Record]:
+def records_of(layout: Rows) -> list[Record]:
     ends = [0, 0, 0]
     found = []
     for number, (file, gap, length) in enumerate(layout):
@@ -25,9 +32,9 @@ def records_of(layout) -> list[Record]:
 
 @given(layouts, st.integers(64, 5000), st.integers(1, 3000))
 @settings(deadline=None, max_examples=200)
-def test_chunks_bring_each_byte_to_its_place_once(layout, group_bytes, chunk_bytes):
+def test_chunks_bring_each_byte_to_its_place_once(layout: Rows, group_bytes: int, chunk_bytes: int) -> None:
     records = records_of(layout)
-    where = {}
+    where: dict[str, Group] = {}
     for group in pack(records, group_bytes=group_bytes):
         placed = bytearray(group.size)
         memory = {}
@@ -50,7 +57,7 @@ def test_chunks_bring_each_byte_to_its_place_once(layout, group_bytes, chunk_byt
 
 @given(layouts, st.integers(64, 5000))
 @settings(deadline=None, max_examples=100)
-def test_groups_hold_what_was_asked_for_and_little_more(layout, group_bytes):
+def test_groups_hold_what_was_asked_for_and_little_more(layout: Rows, group_bytes: int) -> None:
     records = records_of(layout)
     groups = pack(records, group_bytes=group_bytes)
     for group in groups:
@@ -59,13 +66,13 @@ def test_groups_hold_what_was_asked_for_and_little_more(layout, group_bytes):
     assert total_bytes(groups) < sum(record.length for record in records) + ALIGNMENT * len(records) + 1
 
 
-def test_neighbors_in_a_file_travel_as_one():
+def test_neighbors_in_a_file_travel_as_one() -> None:
     records = [Record(f"t{n}", (f"t{n}",), "uint8", 1, (640,), 0, 4096 + 640 * n, 640) for n in range(10)]
     (group,) = pack(reversed(records), group_bytes=1 << 20)
     assert group.runs == ((0, 4096, 0, 6400),)
 
 
-def test_a_tensor_larger_than_a_group_gets_one_of_its_own():
+def test_a_tensor_larger_than_a_group_gets_one_of_its_own() -> None:
     records = [
         Record(f"t{n}", (f"t{n}",), "uint8", 1, (size,), 0, 10_000 * n, size) for n, size in enumerate((5, 900, 5))
     ]

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks/attach"
 
 
 @NO_GPU
-def test_without_a_gpu_it_says_so_and_measures_reading(shard, capsys):
+def test_without_a_gpu_it_says_so_and_measures_reading(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(shard), "--repeat", "2"]) == 0
     out = capsys.readouterr().out
     assert "There is no GPU here" in out
@@ -26,7 +26,7 @@ def test_without_a_gpu_it_says_so_and_measures_reading(shard, capsys):
 
 
 @NO_GPU
-def test_as_json(tensors_file, tensors, capsys):
+def test_as_json(tensors_file: Path, tensors: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tensors_file), "--json", "--repeat", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tensor_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
@@ -35,12 +35,14 @@ def test_as_json(tensors_file, tensors, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["gone"], 11), (["gone", "--repeat", "0"], 2)])
-def test_errors_end_it_with_their_code_and_a_remedy(tmp_path, capsys, arguments, code):
+def test_errors_end_it_with_their_code_and_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
+) -> None:
     assert main(["bench", str(tmp_path / arguments[0]), *arguments[1:]]) == code
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_its_help_says_what_is_measured_and_shows_examples(capsys):
+def test_its_help_says_what_is_measured_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--help"])
     assert ended.value.code == 0
@@ -50,9 +52,9 @@ def test_its_help_says_what_is_measured_and_shows_examples(capsys):
     assert "`" not in shown
 
 
-def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch):
+def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
-        def isatty(self):
+        def isatty(self) -> bool:
             return True
 
     terminal = Terminal()
@@ -66,14 +68,14 @@ def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch):
     assert "llama" in terminal.getvalue()
 
 
-def test_no_bar_where_nobody_looks(capsys):
+def test_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter("auto", 100, what="llama") as reporter:
         reporter._began -= 5
         reporter(50)
     assert capsys.readouterr().err == ""
 
 
-def test_the_benchmarks_table_survives_failures(tmp_path, monkeypatch):
+def test_the_benchmarks_table_survives_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import summary
 

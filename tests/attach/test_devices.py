@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
@@ -11,23 +13,36 @@ from tonnage.attach.engine import CpuEngine
 from tonnage.attach.progress import Reporter
 from tonnage.errors import InvalidPlan
 
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Protocol
+
+    from support.attach_types import Attach
+    from tonnage.attach import Weights
+
+    class GpuMemory(Protocol):
+        def __call__(self, *, free: int, total: int = 80 << 30, cached: int = 0) -> None: ...
+
+
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "cpu:0"])
-def test_the_cpu_is_always_there(device):
+def test_the_cpu_is_always_there(device: torch.device | str | int) -> None:
     assert find_device(device) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("device", ["qpu", "cuda:x", "", -1, 4.5])
-def test_what_is_no_device_is_refused(device):
+def test_what_is_no_device_is_refused(device: str | float) -> None:
     with pytest.raises(DeviceNotFound, match="not a device"):
-        find_device(device)
+        find_device(device)  # type: ignore[arg-type]
 
 
 @NO_GPU
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", 0])
-def test_a_gpu_that_is_not_there_is_refused_before_anything_happens(shard, device):
+def test_a_gpu_that_is_not_there_is_refused_before_anything_happens(
+    shard: Path, device: torch.device | str | int
+) -> None:
     with pytest.raises(DeviceNotFound, match="no CUDA device here"):
         open_weights(shard, device=device)
     with open_weights(shard) as weights:
@@ -38,7 +53,9 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_happens(shard, devic
 
 
 @pytest.mark.parametrize("device", ["cuda:2", 5])
-def test_a_gpu_beyond_the_last_is_refused_naming_those_there_are(monkeypatch, device):
+def test_a_gpu_beyond_the_last_is_refused_naming_those_there_are(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device | str | int
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(DeviceNotFound, match="there is cuda:0, cuda:1"):
@@ -54,7 +71,7 @@ class Untouched(CpuEngine):
 
 
 @pytest.fixture
-def gpu_memory(monkeypatch):
+def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> GpuMemory:
     """Says what PyTorch tells about a GPU: free and total bytes, and what its allocator holds without using it."""
 
     def tell(*, free: int, total: int = 80 << 30, cached: int = 0) -> None:
@@ -65,7 +82,7 @@ def gpu_memory(monkeypatch):
     return tell
 
 
-def load_onto_gpu(weights, *, dtype: torch.dtype | None = None) -> None:
+def load_onto_gpu(weights: Weights, *, dtype: torch.dtype | None = None) -> None:
     """Loads all of it onto a GPU that isn't there."""
     records = list(weights.records.values())
     with Reporter("off", weights.nbytes, what="test") as reporter:
@@ -73,7 +90,9 @@ def load_onto_gpu(weights, *, dtype: torch.dtype | None = None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_too_little_memory_is_said_with_the_numbers_before_anything_is_allocated(attach, shard, gpu_memory, dtype):
+def test_too_little_memory_is_said_with_the_numbers_before_anything_is_allocated(
+    attach: Attach, shard: Path, gpu_memory: GpuMemory, dtype: torch.dtype | None
+) -> None:
     weights = attach(shard, engine=Untouched())
     gpu_memory(free=200_000)
     with pytest.raises(DeviceMemoryShort) as caught:
@@ -85,21 +104,25 @@ def test_too_little_memory_is_said_with_the_numbers_before_anything_is_allocated
     assert caught.value.remedy
 
 
-def test_what_the_allocator_holds_unused_counts_as_free(attach, shard, gpu_memory):
+def test_what_the_allocator_holds_unused_counts_as_free(attach: Attach, shard: Path, gpu_memory: GpuMemory) -> None:
     weights = attach(shard, engine=Untouched())
     gpu_memory(free=weights.nbytes // 2, cached=weights.nbytes)
     with pytest.raises(AssertionError, match="were allocated"):
         load_onto_gpu(weights)
 
 
-def test_a_small_load_that_is_converted_asks_for_little_more_than_it_makes(attach, shard, gpu_memory):
+def test_a_small_load_that_is_converted_asks_for_little_more_than_it_makes(
+    attach: Attach, shard: Path, gpu_memory: GpuMemory
+) -> None:
     weights = attach(shard, engine=Untouched())
     gpu_memory(free=6 * weights.nbytes)  # what is to be converted, and four times as much at most when it is float64
     with pytest.raises(AssertionError, match="were allocated"):
         load_onto_gpu(weights, dtype=torch.float64)
 
 
-def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(attach, shard, gpu_memory):
+def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(
+    attach: Attach, shard: Path, gpu_memory: GpuMemory
+) -> None:
     weights = attach(shard, engine=Untouched())
     records = list(weights.records.values())
     gpu_memory(free=1000)
@@ -110,13 +133,13 @@ def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(attach, shar
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu"])
-def test_other_devices_that_are_not_there_are_refused(device):
+def test_other_devices_that_are_not_there_are_refused(device: str) -> None:
     with pytest.raises(DeviceNotFound, match=device):
         find_device(device)
 
 
 @NO_GPU
-def test_a_driver_that_is_missing_leaves_pytorchs_own_copy(monkeypatch):
+def test_a_driver_that_is_missing_leaves_pytorchs_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     from tonnage.attach import devices
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -124,6 +147,6 @@ def test_a_driver_that_is_missing_leaves_pytorchs_own_copy(monkeypatch):
     assert devices.engine_for(torch.device("mps")) is None
 
 
-def test_a_module_can_not_be_loaded_onto_the_meta_device(shard):
+def test_a_module_can_not_be_loaded_onto_the_meta_device(shard: Path) -> None:
     with open_weights(shard) as weights, pytest.raises(InvalidPlan, match="holds no data"):
         weights.load_into(torch.nn.Linear(2, 2), "meta")

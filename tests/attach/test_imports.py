@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOADER = next(path for path in sys.path if path.endswith("loader"))
 
@@ -17,12 +21,12 @@ def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_importing_the_package_imports_no_torch():
+def test_importing_the_package_imports_no_torch() -> None:
     done = python("import tonnage.attach; print([m for m in ('torch', 'rich', 'msgspec') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_opening_needs_no_network_library(shard):
+def test_opening_needs_no_network_library(shard: Path) -> None:
     program = """
 for name in ("pycurl", "botocore", "boto3", "isal", "rich"):
     sys.modules[name] = None
@@ -34,7 +38,7 @@ with tonnage.open(sys.argv[1]) as weights:
     assert int(done.stdout) > 0, done.stderr
 
 
-def test_without_torch_one_sentence_says_what_to_install(shard):
+def test_without_torch_one_sentence_says_what_to_install(shard: Path) -> None:
     program = """
 sys.modules["torch"] = None
 import tonnage
@@ -49,7 +53,7 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("name", ["Weights", "LoadResult", "Record"])
-def test_classes_are_there_for_annotations(name):
+def test_classes_are_there_for_annotations(name: str) -> None:
     import tonnage.attach
 
     assert getattr(tonnage.attach, name).__name__ == name

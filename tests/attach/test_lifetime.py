@@ -6,18 +6,27 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tonnage.attach import WeightsClosed, open_weights
 from tonnage.errors import TonnageError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from support.attach_types import MakeEntry, Same
+    from support.tensors_files import CorpusFile
+
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_tensors_outlive_their_weights(shard, tensors, same):
+def test_tensors_outlive_their_weights(shard: Path, tensors: dict[str, torch.Tensor], same: Same) -> None:
     with open_weights(shard) as weights:
         embed = weights["embed"]
     del weights
@@ -25,17 +34,23 @@ def test_tensors_outlive_their_weights(shard, tensors, same):
     assert same(embed, tensors["embed"])
 
 
-def test_closed_weights_refuse_everything(shard):
+def test_closed_weights_refuse_everything(shard: Path) -> None:
     weights = open_weights(shard)
     weights.close()
     weights.close()
     assert weights.closed
-    for use in (lambda: weights["embed"], weights.state_dict, weights.nested, lambda: weights.warm_up("cpu")):
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: weights["embed"],
+        weights.state_dict,
+        weights.nested,
+        lambda: weights.warm_up("cpu"),
+    )
+    for use in uses:
         with pytest.raises(WeightsClosed, match="were closed"):
             use()
 
 
-def test_forgotten_weights_give_their_files_back(shard):
+def test_forgotten_weights_give_their_files_back(shard: Path) -> None:
     before = descriptors()
     weights = open_weights(shard)
     assert descriptors() > before
@@ -44,7 +59,9 @@ def test_forgotten_weights_give_their_files_back(shard):
     assert descriptors() == before
 
 
-def test_a_failed_open_leaves_no_file_open(corpus, make_entry, tmp_path):
+def test_a_failed_open_leaves_no_file_open(
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path
+) -> None:
     entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
     next(entry.model.glob("*-of-*.safetensors")).unlink()
     before = descriptors()
@@ -54,7 +71,7 @@ def test_a_failed_open_leaves_no_file_open(corpus, make_entry, tmp_path):
     assert descriptors() == before
 
 
-def test_an_open_entry_can_not_be_evicted(corpus, make_entry):
+def test_an_open_entry_can_not_be_evicted(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     weights = open_weights(entry.path)
     assert entry.try_exclusive() is None
@@ -64,18 +81,21 @@ def test_an_open_entry_can_not_be_evicted(corpus, make_entry):
     lock.release()
 
 
-def test_tensors_survive_the_eviction_of_a_closed_entry(corpus, make_entry, same):
+def test_tensors_survive_the_eviction_of_a_closed_entry(
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, same: Same
+) -> None:
     file = corpus["mixed-large"]
     entry = make_entry([file.path])
     with open_weights(entry.path) as weights:
         state = weights.state_dict()
     lock = entry.try_exclusive()
+    assert lock is not None
     entry.clear()
     lock.release()
     assert all(same(state[name], tensor) for name, tensor in file.by_flat_name.items())
 
 
-def test_a_process_that_uses_tensors_after_everything_is_closed_does_not_crash(shard):
+def test_a_process_that_uses_tensors_after_everything_is_closed_does_not_crash(shard: Path) -> None:
     program = """
 import gc, sys
 sys.path.insert(0, sys.argv[2])
@@ -92,7 +112,7 @@ print(sum(float(view.to(dtype=view.dtype).abs().float().nan_to_num().sum()) for 
     assert done.stdout.strip() == "True"
 
 
-def test_a_program_that_never_closes_its_weights_still_ends(shard):
+def test_a_program_that_never_closes_its_weights_still_ends(shard: Path) -> None:
     program = """
 import sys
 sys.path.insert(0, sys.argv[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 import tonnage
@@ -9,9 +11,16 @@ from support.load_site import KEY, Site
 from support.models import CONFIG, file_of, tensors_of
 from tonnage.contract import Layout
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.attach_types import Same
+    from support.faulty_server import FaultyServer
+    from support.tensors_files import CorpusFile
+
 
 @pytest.fixture
-def site(faulty, tmp_path) -> Site:
+def site(faulty: FaultyServer, tmp_path: Path) -> Site:
     tensors = tensors_of(count=6)
     weights = file_of(tensors)
     faulty.put(KEY, weights)
@@ -20,7 +29,7 @@ def site(faulty, tmp_path) -> Site:
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_what_was_loaded_opens_with_every_bit(site, layout, same):
+def test_what_was_loaded_opens_with_every_bit(site: Site, layout: Layout, same: Same) -> None:
     report = site.load(layout=layout)
     with tonnage.open(report.path) as weights:
         assert list(weights) == list(site.tensors)
@@ -29,7 +38,7 @@ def test_what_was_loaded_opens_with_every_bit(site, layout, same):
         assert weights.metadata["tonnage.verified"] == "crc32"
 
 
-def test_a_second_load_finds_the_open_entry(site, same):
+def test_a_second_load_finds_the_open_entry(site: Site, same: Same) -> None:
     with tonnage.open(site.load().path) as weights:
         again = site.load()
         assert again.path == str(weights.path)
@@ -38,7 +47,9 @@ def test_a_second_load_finds_the_open_entry(site, same):
 
 @pytest.mark.parametrize("name", ["nested", "meta", "module-bfloat16"])
 @pytest.mark.parametrize("layout", list(Layout))
-def test_names_and_meta_tensors_survive_the_load(site, corpus, name, layout, same):
+def test_names_and_meta_tensors_survive_the_load(
+    site: Site, corpus: dict[str, CorpusFile], name: str, layout: Layout, same: Same
+) -> None:
     file = corpus[name]
     site.server.put(KEY, file.path.read_bytes())
     with tonnage.open(site.load(layout=layout).path) as weights:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tonnage.attach.machine import cores_near, parse_cpu_list
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 CORES = len(os.sched_getaffinity(0))
 
 
-def tree(root, files: dict[str, str]):
+def tree(root: Path, files: dict[str, str]) -> dict[str, Path]:
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     return {"proc": root / "proc", "sys": root / "sys"}
 
 
-def test_cpu_lists_are_read():
+def test_cpu_lists_are_read() -> None:
     assert parse_cpu_list("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
     assert parse_cpu_list("\n") == set()
     assert parse_cpu_list("a-b") == set()
 
 
-def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path):
+def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path: Path) -> None:
     folder = "sys/bus/pci/devices/0000:1b:00.0"
     mine = ",".join(map(str, os.sched_getaffinity(0)))
     sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": mine})["sys"]
@@ -35,7 +39,7 @@ def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path):
 
 
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
-def test_cores_near_a_device_are_those_of_its_node_that_may_be_used(tmp_path):
+def test_cores_near_a_device_are_those_of_its_node_that_may_be_used(tmp_path: Path) -> None:
     first = min(os.sched_getaffinity(0))
     folder = "sys/bus/pci/devices/0000:1b:00.0"
     sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": f"{first},4000"})["sys"]

@@ -27,6 +27,10 @@ from tonnage.errors import CacheDamaged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
+    from support.attach_types import Attach, RingLoad, Same
+
 SIZE = 3 << 20
 
 
@@ -109,7 +113,7 @@ def test_what_is_in_memory_is_known_without_reading_it(cold: SourceFile) -> None
 
 
 @pytest.fixture
-def in_memory(shard: str) -> Iterator[Path]:
+def in_memory(shard: Path) -> Iterator[Path]:
     """The sample's safetensors file in shared memory."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="tonnage-test-") as folder:
         yield Path(shutil.copy(shard, folder))
@@ -129,7 +133,15 @@ def by_mapping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
-def test_a_ring_brings_every_bit_through_mappings(attach, ring_load, in_memory, tensors, same, by_mapping, monkeypatch):
+def test_a_ring_brings_every_bit_through_mappings(
+    attach: Attach,
+    ring_load: RingLoad,
+    in_memory: Path,
+    tensors: dict[str, torch.Tensor],
+    same: Same,
+    by_mapping: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(reading, "await_first_read", lambda _: True)
     found = ring_load(attach(in_memory))
     assert sum(by_mapping) > 0
@@ -137,7 +149,14 @@ def test_a_ring_brings_every_bit_through_mappings(attach, ring_load, in_memory, 
         assert same(found[name], tensor), name
 
 
-def test_a_ring_reads_what_it_cannot_map(attach, ring_load, in_memory, tensors, same, monkeypatch):
+def test_a_ring_reads_what_it_cannot_map(
+    attach: Attach,
+    ring_load: RingLoad,
+    in_memory: Path,
+    tensors: dict[str, torch.Tensor],
+    same: Same,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(reading, "await_first_read", lambda _: True)
     monkeypatch.setattr(mapped, "_map", lambda _: None)
     found = ring_load(attach(in_memory))

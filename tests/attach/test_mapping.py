@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,13 +11,19 @@ import torch
 from tonnage.attach import DeviceMemoryShort, KeyNotFound, open_weights
 from tonnage.errors import InvalidPlan
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.attach_types import Same
+    from support.tensors_files import CorpusFile
+
 
 @pytest.fixture(params=["safetensors", "tensors"])
-def path(request, shard, tensors_file):
+def path(request: pytest.FixtureRequest, shard: Path, tensors_file: Path) -> Path:
     return shard if request.param == "safetensors" else tensors_file
 
 
-def test_it_is_a_mapping(path, tensors, same):
+def test_it_is_a_mapping(path: Path, tensors: dict[str, torch.Tensor], same: Same) -> None:
     with open_weights(path) as weights:
         assert isinstance(weights, Mapping)
         assert set(weights.keys()) == set(tensors)
@@ -29,13 +36,15 @@ def test_it_is_a_mapping(path, tensors, same):
         assert str(path) in repr(weights)
 
 
-def test_tensors_are_views_of_one_mapping(path):
+def test_tensors_are_views_of_one_mapping(path: Path) -> None:
     with open_weights(path) as weights:
         assert weights["embed"].data_ptr() == weights["embed"].data_ptr()
         assert weights["embed"].data_ptr() == weights.state_dict()["embed"].data_ptr()
 
 
-def test_writing_to_a_view_changes_neither_the_file_nor_what_others_see(path, tensors, same):
+def test_writing_to_a_view_changes_neither_the_file_nor_what_others_see(
+    path: Path, tensors: dict[str, torch.Tensor], same: Same
+) -> None:
     before = path.read_bytes()
     with open_weights(path) as weights, open_weights(path) as others:
         weights["embed"].zero_()
@@ -44,18 +53,18 @@ def test_writing_to_a_view_changes_neither_the_file_nor_what_others_see(path, te
     assert path.read_bytes() == before
 
 
-def test_a_key_that_is_not_there_is_a_key_error_with_the_nearest_names(path):
+def test_a_key_that_is_not_there_is_a_key_error_with_the_nearest_names(path: Path) -> None:
     with open_weights(path) as weights:
         with pytest.raises(KeyNotFound, match=r"'layers\.3\.wieght' \(nearest: 'layers\.3\.weight'") as caught:
             weights["layers.3.wieght"]
         assert isinstance(caught.value, KeyError)
         with pytest.raises(KeyNotFound, match="has no tensor 5"):
-            weights[5]
+            weights[5]  # type: ignore[index]
         with pytest.raises(KeyNotFound, match=r"'x', 'y'"):
             weights.state_dict(keys=["embed", "x", "y"])
 
 
-def test_a_subset_by_names_or_by_filter(path):
+def test_a_subset_by_names_or_by_filter(path: Path) -> None:
     with open_weights(path) as weights:
         assert list(weights.state_dict(keys=["scale", "embed", "scale"])) == ["scale", "embed"]
         assert set(weights.state_dict(filter=lambda name: name.endswith(".bias"))) == {
@@ -67,7 +76,7 @@ def test_a_subset_by_names_or_by_filter(path):
             weights.state_dict(keys="embed")
 
 
-def test_conversion_touches_ordinary_floats_alone(path, tensors, same):
+def test_conversion_touches_ordinary_floats_alone(path: Path, tensors: dict[str, torch.Tensor], same: Same) -> None:
     with open_weights(path) as weights:
         found = weights.state_dict(dtype=torch.bfloat16)
     for name, tensor in tensors.items():
@@ -76,19 +85,19 @@ def test_conversion_touches_ordinary_floats_alone(path, tensors, same):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "bfloat16"])
-def test_conversion_to_what_is_no_float_is_refused(path, dtype):
+def test_conversion_to_what_is_no_float_is_refused(path: Path, dtype: torch.dtype | str) -> None:
     with open_weights(path) as weights, pytest.raises(InvalidPlan, match="not a floating type"):
-        weights.state_dict(dtype=dtype)
+        weights.state_dict(dtype=dtype)  # type: ignore[arg-type]
 
 
-def test_the_meta_device_gives_shapes_without_data(path, tensors):
+def test_the_meta_device_gives_shapes_without_data(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with open_weights(path) as weights:
         found = weights.state_dict("meta", dtype=torch.float16)
     assert all(tensor.is_meta and tensor.shape == tensors[name].shape for name, tensor in found.items())
     assert found["embed"].dtype == torch.float16
 
 
-def test_meta_tensors_are_zeros_or_stay_on_the_meta_device(corpus):
+def test_meta_tensors_are_zeros_or_stay_on_the_meta_device(corpus: dict[str, CorpusFile]) -> None:
     path = corpus["meta-bfloat16"].path
     with open_weights(path) as weights:
         assert weights["absent"].dtype == torch.bfloat16
@@ -98,13 +107,13 @@ def test_meta_tensors_are_zeros_or_stay_on_the_meta_device(corpus):
         assert weights["absent"].shape == (3, 4)
 
 
-def test_zeros_of_a_huge_meta_tensor_cost_nothing_until_they_are_touched(corpus):
+def test_zeros_of_a_huge_meta_tensor_cost_nothing_until_they_are_touched(corpus: dict[str, CorpusFile]) -> None:
     with open_weights(corpus["long"].path) as weights:
         assert weights["long"].shape == ((1 << 32) + 5,)
         assert weights["long"][-1] == 0
 
 
-def test_zeros_beyond_any_memory_are_refused(corpus):
+def test_zeros_beyond_any_memory_are_refused(corpus: dict[str, CorpusFile]) -> None:
     with open_weights(corpus["meta"].path) as weights:
         record = weights.records["absent"]._replace(shape=(1 << 60,))
         weights._records["absent"] = record
@@ -113,8 +122,8 @@ def test_zeros_beyond_any_memory_are_refused(corpus):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_progress_on_the_cpu_grows_to_exactly_all(path, dtype):
-    seen = []
+def test_progress_on_the_cpu_grows_to_exactly_all(path: Path, dtype: torch.dtype | None) -> None:
+    seen: list[tuple[int, int]] = []
     with open_weights(path) as weights:
         weights.state_dict(dtype=dtype, progress=lambda done, total: seen.append((done, total)))
         assert seen == sorted(seen)
@@ -124,23 +133,23 @@ def test_progress_on_the_cpu_grows_to_exactly_all(path, dtype):
 
 
 @pytest.mark.parametrize("progress", ["bar", 5, None])
-def test_a_progress_that_is_none_is_refused(shard, progress):
+def test_a_progress_that_is_none_is_refused(shard: Path, progress: str | int | None) -> None:
     with open_weights(shard) as weights, pytest.raises(InvalidPlan, match='neither "auto" nor "off"'):
-        weights.state_dict(progress=progress)
+        weights.state_dict(progress=progress)  # type: ignore[arg-type]
 
 
-def test_metadata_comes_from_the_header(shard):
+def test_metadata_comes_from_the_header(shard: Path) -> None:
     with open_weights(shard) as weights:
         assert weights.metadata["format"] == "pt"
 
 
-def test_records_say_what_is_there_without_touching_it(path, tensors):
+def test_records_say_what_is_there_without_touching_it(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with open_weights(path) as weights:
         record = weights.records["embed"]
         assert (record.shape, record.dtype, record.length) == ((1003, 101), "float32", tensors["embed"].nbytes)
 
 
-def test_a_dtype_that_this_torch_lacks_is_named(shard):
+def test_a_dtype_that_this_torch_lacks_is_named(shard: Path) -> None:
     with open_weights(shard) as weights:
         weights._records["embed"] = weights.records["embed"]._replace(dtype="float2_nice")
         with pytest.raises(Exception, match=r"'embed' is of dtype float2_nice .* doesn't know"):

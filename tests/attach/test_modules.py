@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,9 +11,17 @@ from torch import nn
 
 from tonnage.attach import ModuleMismatch, open_weights
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.attach_types import Attach
+
 
 class Model(nn.Module):
     """Parameters, buffers of both kinds, a tied head, and one module under two names."""
+
+    steps: torch.Tensor
+    angles: torch.Tensor
 
     def __init__(self, *, tied: bool = True, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -29,12 +39,13 @@ class Model(nn.Module):
         hidden = self.embed(ids)
         for layer in self.layers:
             hidden = layer(hidden)
-        return self.head(self.norm(hidden)) + self.angles.sum()
+        found: torch.Tensor = self.head(self.norm(hidden)) + self.angles.sum()
+        return found
 
 
-def seeded(**kwargs) -> Model:
+def seeded() -> Model:
     torch.manual_seed(5)
-    return Model(**kwargs).eval()
+    return Model().eval()
 
 
 def without_head(model: Model) -> dict[str, torch.Tensor]:
@@ -42,7 +53,7 @@ def without_head(model: Model) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path: Path) -> Path:
     """The model as a hub has it: the tied head once."""
     path = tmp_path / "model.safetensors"
     save_file(without_head(seeded()), path)
@@ -50,7 +61,7 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def serialized(tmp_path):
+def serialized(tmp_path: Path) -> Path:
     """The model as tensorizer writes modules: the tied weight twice, all buffers, and a dot before the root's names."""
     from tensorizer import TensorSerializer
 
@@ -67,7 +78,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("path", ["saved", "serialized"])
-def test_a_module_is_filled_in_place(request, path):
+def test_a_module_is_filled_in_place(request: pytest.FixtureRequest, path: str) -> None:
     model = Model().eval()
     before = {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()}
     with open_weights(request.getfixturevalue(path)) as weights:
@@ -80,12 +91,14 @@ def test_a_module_is_filled_in_place(request, path):
 
 
 @pytest.mark.parametrize("meta", [(), ("embed",), ("embed", "head", "layers")])
-def test_progress_counts_new_memory_and_what_is_overwritten_together(request, meta):
+def test_progress_counts_new_memory_and_what_is_overwritten_together(
+    request: pytest.FixtureRequest, meta: tuple[str, ...]
+) -> None:
     """Both names of the tied weight are in the file, and comparing them is no progress."""
     model = Model()
     for name in meta:
         model.get_submodule(name).to("meta")
-    seen = []
+    seen: list[tuple[int, int]] = []
     with open_weights(request.getfixturevalue("serialized")) as weights:
         weights.load_into(model, "cpu", progress=lambda done, total: seen.append((done, total)))
     size = sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})
@@ -95,7 +108,7 @@ def test_progress_counts_new_memory_and_what_is_overwritten_together(request, me
 
 
 @pytest.mark.parametrize("path", ["saved", "serialized"])
-def test_a_module_on_the_meta_device_gets_the_caches_own_memory(request, path):
+def test_a_module_on_the_meta_device_gets_the_caches_own_memory(request: pytest.FixtureRequest, path: str) -> None:
     with torch.device("meta"):
         model = Model().eval()
     assert model.head.weight is model.embed.weight
@@ -115,7 +128,7 @@ def test_a_module_on_the_meta_device_gets_the_caches_own_memory(request, path):
     assert torch.equal(model(ids), seeded()(ids))
 
 
-def test_a_model_filled_from_the_cache_can_be_trained_without_touching_the_cache(saved):
+def test_a_model_filled_from_the_cache_can_be_trained_without_touching_the_cache(saved: Path) -> None:
     before = saved.read_bytes()
     with torch.device("meta"):
         model = Model()
@@ -129,7 +142,7 @@ def test_a_model_filled_from_the_cache_can_be_trained_without_touching_the_cache
     assert saved.read_bytes() == before
 
 
-def test_all_disagreements_are_listed_at_once_and_nothing_is_changed(tmp_path):
+def test_all_disagreements_are_listed_at_once_and_nothing_is_changed(tmp_path: Path) -> None:
     state = without_head(seeded())
     del state["layers.1.bias"], state["norm.running_mean"]
     state |= {"extra.weight": torch.ones(2), "layers.0.bias": torch.ones(8), "layers.2.bias": torch.ones(7).half()}
@@ -150,31 +163,34 @@ def test_all_disagreements_are_listed_at_once_and_nothing_is_changed(tmp_path):
     assert all(torch.equal(untouched[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_without_strict_what_both_have_is_loaded_and_converted(tmp_path):
+def test_without_strict_what_both_have_is_loaded_and_converted(tmp_path: Path) -> None:
     state = without_head(seeded())
     del state["layers.1.bias"]
     state |= {"extra.weight": torch.ones(2), "layers.2.bias": torch.full((7,), 3).half()}
     save_file(state, tmp_path / "model.safetensors")
     model = Model()
-    kept = model.layers[1].bias.clone()
+    kept = model.get_parameter("layers.1.bias").clone()
     with open_weights(tmp_path) as weights:
         result = weights.load_into(model, strict=False)
     assert result.missing == ("layers.1.bias",)
     assert result.unexpected == ("extra.weight",)
-    assert torch.equal(model.layers[1].bias, kept)
-    assert model.layers[2].bias.dtype == torch.float32
-    assert model.layers[2].bias.tolist() == [3] * 7
+    assert torch.equal(model.get_parameter("layers.1.bias"), kept)
+    converted = model.get_parameter("layers.2.bias")
+    assert converted.dtype == torch.float32
+    assert converted.tolist() == [3] * 7
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("layers.0.bias", torch.ones(8)), ("steps", torch.ones(5))])
-def test_shapes_and_kinds_of_numbers_must_agree_even_without_strict(tmp_path, name, tensor):
+def test_shapes_and_kinds_of_numbers_must_agree_even_without_strict(
+    tmp_path: Path, name: str, tensor: torch.Tensor
+) -> None:
     save_file(without_head(seeded()) | {name: tensor}, tmp_path / "model.safetensors")
     with open_weights(tmp_path) as weights, pytest.raises(ModuleMismatch, match=name):
         weights.load_into(Model(), strict=False)
 
 
 @pytest.mark.parametrize("meta", [False, True])
-def test_dtype_makes_the_module_so(saved, meta):
+def test_dtype_makes_the_module_so(saved: Path, meta: bool) -> None:
     with torch.device("meta" if meta else "cpu"):
         model = Model()
     parameter = model.embed.weight
@@ -187,12 +203,12 @@ def test_dtype_makes_the_module_so(saved, meta):
     assert meta or model.embed.weight is parameter
 
 
-def test_a_module_of_another_dtype_says_which(saved):
+def test_a_module_of_another_dtype_says_which(saved: Path) -> None:
     with open_weights(saved) as weights, pytest.raises(ModuleMismatch, match="bfloat16 in the module and float32"):
         weights.load_into(Model(dtype=torch.bfloat16))
 
 
-def test_what_is_tied_in_the_module_must_be_one_in_the_weights(tmp_path):
+def test_what_is_tied_in_the_module_must_be_one_in_the_weights(tmp_path: Path) -> None:
     state = without_head(seeded()) | {"head.weight": torch.zeros(11, 7)}
     save_file(state, tmp_path / "model.safetensors")
     with open_weights(tmp_path) as weights:
@@ -203,7 +219,7 @@ def test_what_is_tied_in_the_module_must_be_one_in_the_weights(tmp_path):
         assert model.head.weight.count_nonzero() == 0
 
 
-def test_the_tied_weight_may_be_under_either_name(tmp_path):
+def test_the_tied_weight_may_be_under_either_name(tmp_path: Path) -> None:
     state = seeded().state_dict()
     state["head.weight"] = state.pop("embed.weight")
     save_file(state, tmp_path / "model.safetensors")
@@ -215,16 +231,16 @@ def test_the_tied_weight_may_be_under_either_name(tmp_path):
     assert not model.embed.weight.is_meta
 
 
-def test_a_buffer_in_the_file_may_be_a_parameter_of_the_module(tmp_path):
+def test_a_buffer_in_the_file_may_be_a_parameter_of_the_module(tmp_path: Path) -> None:
     from tensorizer import TensorSerializer
 
     class Before(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.register_buffer("bias", torch.tensor([1.0, 2.0]))
 
     class After(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.bias = nn.Parameter(torch.zeros(2))
 
@@ -239,9 +255,9 @@ def test_a_buffer_in_the_file_may_be_a_parameter_of_the_module(tmp_path):
     assert dict(module.named_buffers()) == {}
 
 
-def test_integer_parameters_need_no_gradient(tmp_path):
+def test_integer_parameters_need_no_gradient(tmp_path: Path) -> None:
     class Quantized(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(3, dtype=torch.int8, device="meta"), requires_grad=False)
 
@@ -253,15 +269,15 @@ def test_integer_parameters_need_no_gradient(tmp_path):
     assert not module.weight.requires_grad
 
 
-def test_a_module_that_is_not_built_yet_says_so(tmp_path):
+def test_a_module_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "m.safetensors")
     with open_weights(tmp_path / "m.safetensors") as weights, pytest.raises(ModuleMismatch, match="not built yet"):
         weights.load_into(nn.LazyLinear(2))
 
 
-def test_a_shared_module_is_filled_once(tmp_path):
+def test_a_shared_module_is_filled_once(tmp_path: Path) -> None:
     class Twice(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.one = nn.Linear(2, 2)
             self.two = self.one
@@ -277,7 +293,9 @@ def test_a_shared_module_is_filled_once(tmp_path):
 
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_filling_through_the_ring(attach, saved, meta, dtype, monkeypatch):
+def test_filling_through_the_ring(
+    attach: Attach, saved: Path, meta: bool, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU: new memory for what is on the meta device, and in place, through passing groups, for the rest."""
     weights = attach(saved)
     uploader = weights._uploader

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,15 @@ from hypothesis import strategies as st
 from tonnage.attach import open_weights
 from tonnage.attach.nested import nest
 from tonnage.errors import FormatDamaged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from support.attach_types import MakeEntry
+    from support.tensors_files import CorpusFile, TensorPath
+
+    Tree = int | list["Tree"] | dict[str, "Tree"]
 
 trees = st.recursive(
     st.integers(),
@@ -19,20 +30,20 @@ trees = st.recursive(
 ).filter(lambda tree: not isinstance(tree, int))
 
 
-def flatten(tree, path=()):
+def flatten(tree: Tree, path: TensorPath = ()) -> dict[TensorPath, int]:
     if isinstance(tree, int):
         return {path: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    items: Iterable[tuple[str | int, Tree]] = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return {key: value for step, child in items for key, value in flatten(child, (*path, step)).items()}
 
 
 @given(trees)
 @settings(deadline=None, max_examples=100)
-def test_nesting_undoes_flattening(tree):
+def test_nesting_undoes_flattening(tree: Tree) -> None:
     assert nest(flatten(tree)) == tree
 
 
-def test_a_part_keeps_positions_in_lists():
+def test_a_part_keeps_positions_in_lists() -> None:
     every = [("a", 0, "w"), ("a", 1, "w"), ("b", "x"), ("c", 0)]
     assert nest({("a", 1, "w"): 5}, every=every) == {"a": [None, {"w": 5}]}
 
@@ -46,13 +57,13 @@ def test_a_part_keeps_positions_in_lists():
         ([("a", 10**12)], "not numbered from 0"),
     ],
 )
-def test_names_that_are_no_tree_are_refused(paths, message):
+def test_names_that_are_no_tree_are_refused(paths: list[TensorPath], message: str) -> None:
     with pytest.raises(FormatDamaged, match=message):
         nest(dict.fromkeys(paths, 1))
 
 
 @pytest.mark.parametrize("name", ["nested", "list", "unicode-nested"])
-def test_weights_nest_as_they_were(corpus, make_entry, name):
+def test_weights_nest_as_they_were(corpus: dict[str, CorpusFile], make_entry: MakeEntry, name: str) -> None:
     file = corpus[name]
     for path in (file.path, make_entry([file.path]).path):
         with open_weights(path) as weights:
@@ -60,11 +71,15 @@ def test_weights_nest_as_they_were(corpus, make_entry, name):
             for keys, tensor in file.tensors.items():
                 node = tree
                 for key in keys:
-                    assert isinstance(node, list if isinstance(key, int) else dict)
-                    node = node[key]
+                    if isinstance(key, int):
+                        assert isinstance(node, list)
+                        node = node[key]
+                    else:
+                        assert isinstance(node, dict)
+                        node = node[key]
                 assert node.tolist() == tensor.tolist()
 
 
-def test_flat_names_nest_to_one_dict(shard):
+def test_flat_names_nest_to_one_dict(shard: Path) -> None:
     with open_weights(shard) as weights:
         assert weights.state_dict(nested=True).keys() == weights.state_dict().keys()

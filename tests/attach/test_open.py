@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ from tonnage.errors import (
     TonnageError,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.attach_types import MakeEntry, Same
+    from support.tensors_files import CorpusFile
+
 PLAIN = [
     "module-float32", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-sayable", "dtypes-unsayable",
     "scalar", "strided", "empty", "empty-bfloat16", "many-dimensions", "meta", "meta-bfloat16", "nested", "list",
@@ -36,7 +43,9 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_tensorizers_files_open_with_every_tensor_as_it_was(corpus, name, same):
+def test_tensorizers_files_open_with_every_tensor_as_it_was(
+    corpus: dict[str, CorpusFile], name: str, same: Same
+) -> None:
     file = corpus[name]
     with open_weights(file.path) as weights:
         assert list(weights) == list(file.flat_names.values())
@@ -49,7 +58,9 @@ def test_tensorizers_files_open_with_every_tensor_as_it_was(corpus, name, same):
 @pytest.mark.parametrize(
     "name", ["module-bfloat16", "nested", "meta", "empty", "mixed-large", "dtypes-sayable", "list"]
 )
-def test_entries_of_both_layouts_hold_the_same_tensors(corpus, make_entry, layout, name, same):
+def test_entries_of_both_layouts_hold_the_same_tensors(
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, layout: Layout, name: str, same: Same
+) -> None:
     file = corpus[name]
     entry = make_entry([file.path], layout=layout, segment_size=1 << 20)
     for path in (entry.path, entry.model):
@@ -60,7 +71,9 @@ def test_entries_of_both_layouts_hold_the_same_tensors(corpus, make_entry, layou
             assert weights.metadata["tonnage.layout"] == layout.value
 
 
-def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(corpus, make_entry, tmp_path, same):
+def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path, same: Same
+) -> None:
     file = corpus["mixed-large"]
     entry = make_entry([file.path], segment_size=1 << 20)
     shutil.copytree(entry.model, tmp_path / "models" / "llama")
@@ -69,14 +82,14 @@ def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(corpus, make_en
         assert all(same(weights[name], tensor) for name, tensor in file.by_flat_name.items())
 
 
-def test_one_file_of_an_entry_opens_alone(corpus, make_entry):
+def test_one_file_of_an_entry_opens_alone(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
     first = min(entry.model.glob("*.safetensors"))
     with open_weights(first) as weights:
         assert 0 < len(weights) < len(corpus["mixed-large"].tensors)
 
 
-def test_a_folder_of_an_entry_opens_alone(corpus, make_entry):
+def test_a_folder_of_an_entry_opens_alone(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     one, other = corpus["scalar"].path, corpus["one-float32"].path
     entry = make_entry([one, other], names=["unet/model.tensors", "vae/model.tensors"])
     with open_weights(entry.model / "vae") as weights:
@@ -86,7 +99,7 @@ def test_a_folder_of_an_entry_opens_alone(corpus, make_entry):
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_one_rank_of_a_sharded_entry(corpus, make_entry, layout):
+def test_one_rank_of_a_sharded_entry(corpus: dict[str, CorpusFile], make_entry: MakeEntry, layout: Layout) -> None:
     files = [corpus["one-float32"].path, corpus["one-bfloat16"].path]
     names = ["model-rank-000.tensors", "model-rank-001.tensors"]
     entry = make_entry(files, ranks=True, layout=layout, names=names)
@@ -100,7 +113,9 @@ def test_one_rank_of_a_sharded_entry(corpus, make_entry, layout):
         open_weights(entry.path, rank=2)
 
 
-def test_ranks_are_known_from_file_names_without_an_entry(corpus, make_entry, tmp_path):
+def test_ranks_are_known_from_file_names_without_an_entry(
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path
+) -> None:
     files = [corpus["one-float32"].path, corpus["one-bfloat16"].path]
     entry = make_entry(files, ranks=True, names=["model-rank-000.tensors", "model-rank-001.tensors"])
     shutil.copytree(entry.model, tmp_path / "alone")
@@ -110,19 +125,19 @@ def test_ranks_are_known_from_file_names_without_an_entry(corpus, make_entry, tm
         open_weights(tmp_path / "alone")
 
 
-def test_a_missing_part_of_a_rank_is_noticed(tmp_path):
+def test_a_missing_part_of_a_rank_is_noticed(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model-rank-0-part-0.safetensors")
     save_file({"b": torch.ones(2)}, tmp_path / "model-rank-0-part-2.safetensors")
     with pytest.raises(CacheDamaged, match="lacks part 1 of rank 0"):
         open_weights(tmp_path)
 
 
-def test_a_rank_of_weights_without_ranks_is_refused(shard):
+def test_a_rank_of_weights_without_ranks_is_refused(shard: Path) -> None:
     with pytest.raises(RankMissing, match="not sharded by rank"):
         open_weights(shard.parent, rank=0)
 
 
-def test_an_index_decides_which_files_count(tmp_path):
+def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
@@ -140,20 +155,20 @@ def test_an_index_decides_which_files_count(tmp_path):
         ('{"weight_map": {"a": "gone.safetensors"}}', "isn't there: the directory is incomplete"),
     ],
 )
-def test_an_index_that_can_not_be_is_refused(tmp_path, text, message):
+def test_an_index_that_can_not_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CacheDamaged, match=message):
         open_weights(tmp_path)
 
 
-def test_a_name_in_two_files_is_refused_naming_both(tmp_path):
+def test_a_name_in_two_files_is_refused_naming_both(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "two.safetensors")
     with pytest.raises(NameCollision, match=r"'a' is in .*one\.safetensors and in .*two\.safetensors"):
         open_weights(tmp_path)
 
 
-def test_names_that_collide_when_flat_stay_apart(corpus, same):
+def test_names_that_collide_when_flat_stay_apart(corpus: dict[str, CorpusFile], same: Same) -> None:
     file = corpus["colliding"]
     with open_weights(file.path) as weights:
         assert set(weights) == {"a.b", '["a", "b"]'}
@@ -162,14 +177,14 @@ def test_names_that_collide_when_flat_stay_apart(corpus, same):
         assert same(weights.nested()["a"]["b"], file.tensors["a", "b"])
 
 
-def test_nothing_at_the_path_is_a_file_not_found(tmp_path):
+def test_nothing_at_the_path_is_a_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(PathNotFound, match="nothing at"):
         open_weights(tmp_path / "gone")
     with pytest.raises(FileNotFoundError):
         open_weights(tmp_path / "gone")
 
 
-def test_what_holds_no_weights_is_refused(tmp_path):
+def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoTensorFiles, match=r"holds no \.safetensors and no \.tensors file"):
         open_weights(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
@@ -178,7 +193,9 @@ def test_what_holds_no_weights_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["encrypted-module", "encrypted-meta"])
-def test_encrypted_weights_are_refused_before_anything_is_read(corpus, make_entry, name):
+def test_encrypted_weights_are_refused_before_anything_is_read(
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, name: str
+) -> None:
     with pytest.raises(FormatUnsupported, match="encrypted"):
         open_weights(corpus[name].path)
     entry = make_entry([corpus[name].path], layout=Layout.TENSORIZER)
@@ -187,7 +204,7 @@ def test_encrypted_weights_are_refused_before_anything_is_read(corpus, make_entr
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1])
-def test_a_shard_shorter_than_its_header_says_is_refused(shard, left):
+def test_a_shard_shorter_than_its_header_says_is_refused(shard: Path, left: int) -> None:
     data = shard.read_bytes()
     shard.write_bytes(data[:left])
     with pytest.raises(CacheDamaged, match=str(shard)):
@@ -195,14 +212,14 @@ def test_a_shard_shorter_than_its_header_says_is_refused(shard, left):
 
 
 @pytest.mark.parametrize("left", [10, 300_000, -1, -9])
-def test_a_tensors_file_that_is_cut_off_is_refused(tensors_file, tmp_path, left):
+def test_a_tensors_file_that_is_cut_off_is_refused(tensors_file: Path, tmp_path: Path, left: int) -> None:
     path = tmp_path / "cut.tensors"
     path.write_bytes(tensors_file.read_bytes()[:left])
     with pytest.raises(FormatDamaged, match=r"cut\.tensors"):
         open_weights(path)
 
 
-def test_an_entry_file_of_another_size_is_refused(corpus, make_entry):
+def test_an_entry_file_of_another_size_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     shard = next(entry.model.glob("*.safetensors"))
     shard.chmod(0o644)
@@ -215,7 +232,7 @@ def test_an_entry_file_of_another_size_is_refused(corpus, make_entry):
         open_weights(entry.path)
 
 
-def test_an_entry_that_was_never_finished_is_refused(tmp_path):
+def test_an_entry_that_was_never_finished_is_refused(tmp_path: Path) -> None:
     entry = Cache(tmp_path).entry("r-0123456789ab")
     entry.path.mkdir()
     entry.prepare()
@@ -224,18 +241,20 @@ def test_an_entry_that_was_never_finished_is_refused(tmp_path):
     assert isinstance(caught.value, CacheDamaged)
 
 
-def test_an_emptied_entry_is_refused(corpus, make_entry):
+def test_an_emptied_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     exclusive = entry.try_exclusive()
+    assert exclusive is not None
     entry.clear()
     exclusive.release()
     with pytest.raises(EntryIncomplete):
         open_weights(entry.path)
 
 
-def test_an_entry_that_is_being_emptied_is_refused(corpus, make_entry):
+def test_an_entry_that_is_being_emptied_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     exclusive = entry.try_exclusive()
+    assert exclusive is not None
     with pytest.raises(EntryBeingRemoved, match="being emptied") as caught:
         open_weights(entry.path)
     assert isinstance(caught.value, CacheInUse)
@@ -243,7 +262,7 @@ def test_an_entry_that_is_being_emptied_is_refused(corpus, make_entry):
     open_weights(entry.path).close()
 
 
-def test_every_error_of_opening_says_what_to_do(tmp_path, corpus):
+def test_every_error_of_opening_says_what_to_do(tmp_path: Path, corpus: dict[str, CorpusFile]) -> None:
     for path in (tmp_path / "gone", tmp_path, corpus["encrypted-module"].path):
         with pytest.raises(TonnageError) as caught:
             open_weights(path)

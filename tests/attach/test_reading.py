@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,13 @@ from tonnage.attach.reading import DISK_BLOCK, Reader
 from tonnage.attach.records import Record
 from tonnage.errors import CacheDamaged
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Literal
+
+    Direct = Literal["auto", "never", "always"]
+
 SIZE = 3 << 20
 
 
@@ -25,7 +33,7 @@ def data() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory, data):
+def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[SourceFile]:
     path = tmp_path_factory.mktemp("read") / "file"
     path.write_bytes(data)
     with SourceFile(path) as opened:
@@ -36,7 +44,7 @@ def arrive(reader: Reader, records: list[Record], chunk_bytes: int) -> dict[str,
     host = HostBuffer(chunk_bytes + 2 * DISK_BLOCK)
     buffer = memoryview(host.view)
     scratch = memoryview(bytearray(64 << 10))
-    found = {}
+    found: dict[str, bytes] = {}
     for group in pack(records, group_bytes=1 << 30):
         memory = bytearray(group.size)
         for chunk in chunks_of(group, chunk_bytes=chunk_bytes):
@@ -52,8 +60,11 @@ pieces = st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 60_000)), min
 @pytest.mark.parametrize("direct", ["auto", "never", "always"])
 @given(layout=pieces, chunk_bytes=st.sampled_from([64 << 10, (1 << 20) + 4096, 2 << 20]))
 @settings(deadline=None, max_examples=30)
-def test_pieces_arrive_wherever_they_lie(file, data, direct, layout, chunk_bytes):
-    records, at = [], 0
+def test_pieces_arrive_wherever_they_lie(
+    file: SourceFile, data: bytes, direct: Direct, layout: list[tuple[int, int]], chunk_bytes: int
+) -> None:
+    records: list[Record] = []
+    at = 0
     for number, (gap, length) in enumerate(layout):
         at += gap
         records.append(Record(str(number), (str(number),), "uint8", 1, (length,), 0, at, length))
@@ -66,14 +77,14 @@ def test_pieces_arrive_wherever_they_lie(file, data, direct, layout, chunk_bytes
 
 
 @pytest.mark.parametrize("start", [0, 1, 4095, 4096, 100_003])
-def test_direct_reads_reach_the_end_of_the_file(file, data, start):
+def test_direct_reads_reach_the_end_of_the_file(file: SourceFile, data: bytes, start: int) -> None:
     reader = Reader([file], direct="always")
     record = Record("all", ("all",), "uint8", 1, (SIZE - start,), 0, start, SIZE - start)
     assert arrive(reader, [record], 4 << 20)["all"] == data[start:]
     reader.close()
 
 
-def test_a_cold_file_is_read_right(tmp_path, data):
+def test_a_cold_file_is_read_right(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "cold"
     path.write_bytes(data)
     with SourceFile(path) as file:
@@ -84,7 +95,7 @@ def test_a_cold_file_is_read_right(tmp_path, data):
         reader.close()
 
 
-def test_a_file_that_ended_early_is_named_with_the_offset(tmp_path):
+def test_a_file_that_ended_early_is_named_with_the_offset(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(b"x" * 1000)
     with SourceFile(path) as file:
@@ -94,7 +105,7 @@ def test_a_file_that_ended_early_is_named_with_the_offset(tmp_path):
             arrive(Reader([file]), [record], 1 << 20)
 
 
-def test_buffers_begin_at_huge_pages():
+def test_buffers_begin_at_huge_pages() -> None:
     buffer = HostBuffer(3 << 20)
     assert buffer.address % HUGE_PAGE == 0
     assert len(buffer.view) == 3 << 20
@@ -105,6 +116,6 @@ def test_buffers_begin_at_huge_pages():
     assert view[-1] == 5
 
 
-def test_a_directory_is_no_file(tmp_path):
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(CacheDamaged, match="not a regular file"):
         SourceFile(tmp_path)

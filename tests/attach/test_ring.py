@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,6 +16,22 @@ from tonnage.attach.engine import CpuEngine, CpuQueue
 from tonnage.attach.options import MOST_PINNED
 from tonnage.attach.ring import Ring
 from tonnage.errors import CacheDamaged, InvalidPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import TypedDict
+
+    from support.attach_types import Attach, RingLoad, Same
+    from support.tensors_files import CorpusFile
+    from tonnage.attach.chunks import Group
+
+    class Numbers(TypedDict, total=False):
+        threads: int
+        slots: int
+        slot_bytes: int
+        register_bytes: int
+        group_bytes: int
+
 
 KIB, MIB = 1 << 10, 1 << 20
 WAYS = {
@@ -30,25 +47,30 @@ WAYS = {
 
 
 @pytest.fixture(params=["safetensors", "tensors"])
-def path(request, shard, tensors_file):
+def path(request: pytest.FixtureRequest, shard: Path, tensors_file: Path) -> Path:
     return shard if request.param == "safetensors" else tensors_file
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_brings_every_bit(attach, ring_load, path, tensors, way, same):
+def test_every_way_brings_every_bit(
+    attach: Attach, ring_load: RingLoad, path: Path, tensors: dict[str, torch.Tensor], way: str, same: Same
+) -> None:
     weights = attach(path, options=WAYS[way])
     found = ring_load(weights)
     assert list(found) == list(weights)
     for name, tensor in tensors.items():
         assert same(found[name], tensor), name
         assert found[name].data_ptr() % 64 == 0 or not tensor.numel()
+    assert weights.last_copy is not None
     assert weights.last_copy.tensor_bytes == weights.nbytes
 
 
 @pytest.mark.parametrize(
     "name", ["dtypes-sayable", "dtypes-unsayable", "mixed-large", "many", "module-bfloat16", "meta"]
 )
-def test_tensorizers_files_arrive_aligned_and_bit_for_bit(corpus, attach, ring_load, name, same):
+def test_tensorizers_files_arrive_aligned_and_bit_for_bit(
+    corpus: dict[str, CorpusFile], attach: Attach, ring_load: RingLoad, name: str, same: Same
+) -> None:
     file = corpus[name]
     found = ring_load(attach(file.path))
     for keys, tensor in file.tensors.items():
@@ -59,22 +81,24 @@ def test_tensorizers_files_arrive_aligned_and_bit_for_bit(corpus, attach, ring_l
 
 
 @pytest.mark.parametrize("way", ["ring", "registered", "plain"])
-def test_conversion_on_the_device(attach, ring_load, path, tensors, way, same):
+def test_conversion_on_the_device(
+    attach: Attach, ring_load: RingLoad, path: Path, tensors: dict[str, torch.Tensor], way: str, same: Same
+) -> None:
     found = ring_load(attach(path, options=WAYS[way]), dtype=torch.float32)
     for name, tensor in tensors.items():
         changes = tensor.dtype in {torch.float16, torch.bfloat16}
         assert same(found[name], tensor.float() if changes else tensor), name
 
 
-def test_tensors_of_a_group_share_one_allocation(attach, ring_load, shard):
+def test_tensors_of_a_group_share_one_allocation(attach: Attach, ring_load: RingLoad, shard: Path) -> None:
     found = ring_load(attach(shard, options=CopyOptions(threads=1)))
     storages = {tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel()}
     assert len(storages) == 1
 
 
-def test_progress_grows_to_exactly_all(attach, ring_load, path):
+def test_progress_grows_to_exactly_all(attach: Attach, ring_load: RingLoad, path: Path) -> None:
     weights = attach(path)
-    seen = []
+    seen: list[tuple[int, int]] = []
     ring_load(weights, dtype=torch.float32, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert {total for _, total in seen} == {weights.nbytes}
@@ -108,15 +132,16 @@ def ended(engine: Counting) -> bool:
     return engine.pinned == 0
 
 
-def test_what_was_pinned_is_what_was_said_and_is_given_back(attach, ring_load, shard):
+def test_what_was_pinned_is_what_was_said_and_is_given_back(attach: Attach, ring_load: RingLoad, shard: Path) -> None:
     engine = Counting()
     weights = attach(shard, engine=engine)
     ring_load(weights)
+    assert weights.last_copy is not None
     assert 0 < engine.most_pinned <= weights.last_copy.pinned_bytes == 3 * 2 * 64 * KIB
     assert ended(engine)
 
 
-def test_a_hint_makes_buffers_ready_and_closing_gives_them_back(attach, shard):
+def test_a_hint_makes_buffers_ready_and_closing_gives_them_back(attach: Attach, shard: Path) -> None:
     engine = Counting()
     weights = attach(shard, engine=engine)
     weights._uploader.warm_up(torch.device("cpu"))
@@ -124,7 +149,7 @@ def test_a_hint_makes_buffers_ready_and_closing_gives_them_back(attach, shard):
     assert ended(engine)
 
 
-def test_no_setting_pins_more_than_a_gigabyte():
+def test_no_setting_pins_more_than_a_gigabyte() -> None:
     for options in (
         CopyOptions(),
         CopyOptions(threads=256, slots=8),
@@ -140,7 +165,7 @@ def test_no_setting_pins_more_than_a_gigabyte():
 @pytest.mark.parametrize(
     "wrong", [{"threads": -1}, {"slots": 0}, {"slot_bytes": 5000}, {"register_bytes": 1}, {"group_bytes": 1}]
 )
-def test_settings_that_can_not_work_are_refused(wrong):
+def test_settings_that_can_not_work_are_refused(wrong: Numbers) -> None:
     with pytest.raises(InvalidPlan, match=next(iter(wrong))):
         CopyOptions(**wrong)
 
@@ -150,17 +175,20 @@ class Unpinnable(CpuQueue):
         return False
 
 
-def test_memory_that_can_not_be_pinned_makes_it_slower_not_wrong(attach, ring_load, shard, tensors, same):
+def test_memory_that_can_not_be_pinned_makes_it_slower_not_wrong(
+    attach: Attach, ring_load: RingLoad, shard: Path, tensors: dict[str, torch.Tensor], same: Same
+) -> None:
     class Engine(CpuEngine):
         def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
             return Unpinnable(lambda size: None)
 
     weights = attach(shard, engine=Engine())
     assert all(same(tensor, tensors[name]) for name, tensor in ring_load(weights).items())
+    assert weights.last_copy is not None
     assert weights.last_copy.pinned_bytes == 0
 
 
-def test_pages_that_can_not_be_registered_are_an_error(attach, ring_load, shard):
+def test_pages_that_can_not_be_registered_are_an_error(attach: Attach, ring_load: RingLoad, shard: Path) -> None:
     class Engine(CpuEngine):
         def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
             return Unpinnable(lambda size: None)
@@ -182,7 +210,9 @@ class Broken(CpuQueue):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])
-def test_a_device_that_fails_midway_ends_the_load_with_its_error(attach, ring_load, shard, dtype):
+def test_a_device_that_fails_midway_ends_the_load_with_its_error(
+    attach: Attach, ring_load: RingLoad, shard: Path, dtype: torch.dtype | None
+) -> None:
     Broken.copies = 0
 
     class Engine(Counting):
@@ -195,7 +225,7 @@ def test_a_device_that_fails_midway_ends_the_load_with_its_error(attach, ring_lo
     assert ended(engine)
 
 
-def test_a_device_that_never_starts_is_its_error(attach, ring_load, shard):
+def test_a_device_that_never_starts_is_its_error(attach: Attach, ring_load: RingLoad, shard: Path) -> None:
     class Engine(CpuEngine):
         def start(self) -> None:
             raise DeviceFailed("cuInit failed.")
@@ -205,7 +235,9 @@ def test_a_device_that_never_starts_is_its_error(attach, ring_load, shard):
 
 
 @pytest.mark.parametrize("way", ["ring", "registered", "past the page cache"])
-def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_signal(attach, ring_load, shard, way):
+def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_signal(
+    attach: Attach, ring_load: RingLoad, shard: Path, way: str
+) -> None:
     weights = attach(shard, options=WAYS[way])
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size // 2)
@@ -213,7 +245,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_signal(attach, 
         ring_load(weights)
 
 
-def test_a_file_that_shrank_before_it_was_mapped_is_an_error_and_no_signal(attach, shard):
+def test_a_file_that_shrank_before_it_was_mapped_is_an_error_and_no_signal(attach: Attach, shard: Path) -> None:
     weights = attach(shard)
     with shard.open("r+b") as file:
         file.truncate(100)
@@ -221,11 +253,11 @@ def test_a_file_that_shrank_before_it_was_mapped_is_an_error_and_no_signal(attac
         weights["embed"]
 
 
-def test_an_error_of_the_progress_callback_ends_the_load(attach, ring_load, shard):
+def test_an_error_of_the_progress_callback_ends_the_load(attach: Attach, ring_load: RingLoad, shard: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(done, total):
+    def stop(done: int, total: int) -> None:
         raise Stop
 
     engine = Counting()
@@ -234,7 +266,7 @@ def test_an_error_of_the_progress_callback_ends_the_load(attach, ring_load, shar
     assert ended(engine)
 
 
-def test_a_window_bounds_what_is_allocated_at_once(attach, shard):
+def test_a_window_bounds_what_is_allocated_at_once(attach: Attach, shard: Path) -> None:
     """Groups that only pass through: never more than the window of them, and each whole when it is handed out."""
 
     class Engine(CpuEngine):
@@ -254,7 +286,7 @@ def test_a_window_bounds_what_is_allocated_at_once(attach, shard):
     ring.start()
     expected = {name: tensor.contiguous().reshape(-1).view(torch.uint8) for name, tensor in weights.items()}
 
-    def check(group, base):
+    def check(group: Group, base: torch.Tensor) -> None:
         for record, offset in group.slots:
             assert torch.equal(base[offset : offset + record.length], expected[record.name])
         Engine.live -= group.size

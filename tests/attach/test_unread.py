@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    Kernel = Callable[[str | None, str], dict[str, Path]]
+
 GIB = 1 << 30
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Callable[..., dict[str, Path]]:
+def kernel(tmp_path: Path) -> Kernel:
     """The kernel's two files as they are given."""
 
     def make(lru: str | None, meminfo: str) -> dict[str, Path]:
@@ -35,7 +37,7 @@ def memory(*, shared: float, active: float) -> str:
 
 
 @pytest.mark.parametrize("text", ["0x0007\n", "0x0001\n"])
-def test_a_kernel_with_generations_has_no_slow_first_reads(kernel, text: str) -> None:
+def test_a_kernel_with_generations_has_no_slow_first_reads(kernel: Kernel, text: str) -> None:
     assert not await_first_read(GIB, **kernel(text, memory(shared=5, active=0)))
 
 
@@ -44,12 +46,14 @@ def test_a_kernel_with_generations_has_no_slow_first_reads(kernel, text: str) ->
     ("shared", "active", "found"),
     [(1.0, 0.0, True), (3.0, 2.4, True), (3.0, 2.8, True), (3.0, 2.9, False), (1.0, 1.0, False), (1.0, 4.0, False)],
 )
-def test_elsewhere_the_lists_of_pages_tell(kernel, text: str | None, shared: float, active: float, found: bool) -> None:
+def test_elsewhere_the_lists_of_pages_tell(
+    kernel: Kernel, text: str | None, shared: float, active: float, found: bool
+) -> None:
     assert await_first_read(GIB, **kernel(text, memory(shared=shared, active=active))) is found
 
 
 @pytest.mark.parametrize("meminfo", ["", "Shmem: 5 kB\n", "Shmem: many kB\nActive(anon): 4 kB\n", "\0\n"])
-def test_a_kernel_that_does_not_tell_is_taken_for_the_slow_one(kernel, meminfo: str) -> None:
+def test_a_kernel_that_does_not_tell_is_taken_for_the_slow_one(kernel: Kernel, meminfo: str) -> None:
     assert await_first_read(GIB, **kernel(None, meminfo))
 
 
