@@ -46,9 +46,11 @@ def commands(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
 
 
-def run(command: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs a command and returns what it printed; fails with its output unless it exits with 0."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
     assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -56,41 +58,39 @@ def run(command: list[str], **settings: object) -> subprocess.CompletedProcess[s
 # Layout
 
 
-def test_no_package_file_shadows_the_standard_library():
+def test_no_package_file_shadows_the_standard_library() -> None:
     assert not (ROOT / "operator" / "__init__.py").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_source_files_stay_readable_in_one_sitting():
+def test_source_files_stay_readable_in_one_sitting() -> None:
     sources = [*(ROOT / "loader").rglob("*.py"), *(ROOT / "operator").rglob("*.py")]
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in sources}
     assert not {name: length for name, length in lengths.items() if length > 500}
 
 
-def test_shell_scripts_are_well_formed():
+def test_shell_scripts_are_well_formed() -> None:
     for script in [*(ROOT / "hack").rglob("*.sh"), ROOT / ".ci" / "run"]:
         run(["bash", "-n", str(script)])
         assert os.access(script, os.X_OK), script
 
 
-def test_tests_that_run_side_by_side_are_there_and_are_counted():
-    sys.path.insert(0, str(ROOT / "hack" / "env"))
-    import run_tests
+def test_tests_that_run_side_by_side_are_there_and_are_counted() -> None:
+    from env import run_tests
 
-    sys.path.pop(0)
     assert all((ROOT / "tests" / folder).is_dir() for lane in run_tests.SIDE_BY_SIDE.values() for folder in lane)
     closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
     assert run_tests.closing_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
     assert not run_tests.closing_counts("")
 
 
-def test_ci_runs_every_check_and_all_tests():
+def test_ci_runs_every_check_and_all_tests() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "set -eu" in script
     assert script.index("make check") < script.index("make test")
 
 
-def test_the_license_is_apache_2():
+def test_the_license_is_apache_2() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text
     assert "Version 2.0, January 2004" in text
@@ -101,7 +101,7 @@ def test_the_license_is_apache_2():
 
 
 @pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda file: file.name)
-def test_requirements_are_exact_hashed_and_name_no_index(file: Path):
+def test_requirements_are_exact_hashed_and_name_no_index(file: Path) -> None:
     text = file.read_text()
     assert "://" not in text
     assert "--index" not in text
@@ -111,7 +111,7 @@ def test_requirements_are_exact_hashed_and_name_no_index(file: Path):
         assert "--hash=sha256:" in requirement, requirement
 
 
-def test_everything_that_the_package_needs_is_pinned():
+def test_everything_that_the_package_needs_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     extras = [name for extra in project["project"]["optional-dependencies"].values() for name in extra]
@@ -136,19 +136,19 @@ def test_everything_that_the_package_needs_is_pinned():
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_links_between_files_lead_somewhere(file: Path):
+def test_links_between_files_lead_somewhere(file: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text()):
         if "://" not in target:
             assert (file.parent / target).exists(), f"{file.name}: {target}"
 
 
-def test_every_block_of_the_readme_says_how_it_is_run():
+def test_every_block_of_the_readme_says_how_it_is_run() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(BLOCK.findall(text)) == len(FENCE.findall(text))
     assert {how for how, _, _ in BLOCK.findall(text)} == {"make", "wheel", "shell", "python", "cluster", "never"}
 
 
-def test_documented_make_targets_exist():
+def test_documented_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block in blocks("make"):
         for command in commands(block):
@@ -158,20 +158,20 @@ def test_documented_make_targets_exist():
             assert set(words.split()) <= targets, words
 
 
-def test_help_lists_every_target_of_the_makefile():
+def test_help_lists_every_target_of_the_makefile() -> None:
     listed = set(re.findall(r"^  make ([a-z0-9-]+)", run(["make", "help"], cwd=ROOT).stdout, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
     assert listed == set(phony[1].split())
 
 
-def test_the_picture_is_what_its_script_draws(tmp_path: Path):
+def test_the_picture_is_what_its_script_draws(tmp_path: Path) -> None:
     script = shutil.copy(ROOT / "docs" / "images" / "flow.py", tmp_path)
     run([sys.executable, str(script)])
     assert (tmp_path / "flow.svg").read_text() == (ROOT / "docs" / "images" / "flow.svg").read_text()
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path):
+def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     assert [command.split("#")[0].split()[:2] for command in commands(blocks("wheel")[0])] == [["pip", "install"]] * 2
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."], cwd=ROOT)
@@ -203,7 +203,7 @@ def documented(s3: SeaweedS3, tmp_path: Path) -> Mapping[str, str]:
 
 
 @pytest.mark.timeout(300)
-def test_the_readme_commands_work(documented: Mapping[str, str], tmp_path: Path):
+def test_the_readme_commands_work(documented: Mapping[str, str], tmp_path: Path) -> None:
     for block in blocks("shell"):
         script = "\n".join(["set -euo pipefail", *commands(block)]).replace(DOCUMENTED_CACHE, str(tmp_path / "cache"))
         done = run(["bash", "-c", script], env=documented, cwd=tmp_path)
@@ -225,7 +225,7 @@ def demo(directory: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_tells_its_whole_story_and_cleans_up(tmp_path: Path):
+def test_the_demo_tells_its_whole_story_and_cleans_up(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -236,7 +236,7 @@ def test_the_demo_tells_its_whole_story_and_cleans_up(tmp_path: Path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals):
+def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path) as process:
         assert process.stdout
         for line in process.stdout:
@@ -260,7 +260,7 @@ def listens(port: int) -> bool:
 
 
 @pytest.mark.timeout(300)
-def test_the_benchmark_measures_and_writes_its_results(tmp_path: Path):
+def test_the_benchmark_measures_and_writes_its_results(tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / "loader" / "bench.py")
     size = ["--size", "24M", "--repetitions", "1", "--hits", "1", "--no-tuning"]
     contenders = ["--contenders", "floor", "tonnage", "tonnage-unverified", "--server", "sendfile"]
