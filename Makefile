@@ -65,7 +65,7 @@ lint: ## Lint, format check and import contracts
 types: ## Type check (mypy, strict)
 	@$(SETUP) lint
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases tests/controller tests/operator_support operator/tonnage_operator
+	$(BIN)/mypy --explicit-package-bases tests operator/tonnage_operator
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 	$(BIN)/mypy benchmarks/attach/*.py
 	$(BIN)/mypy --explicit-package-bases benchmarks/operator benchmarks/webhook

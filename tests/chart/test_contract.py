@@ -216,5 +216,7 @@ def test_notes_say_what_to_do_next(cluster: Helm) -> None:
     _, _, text = notes.partition("NOTES:")
     assert "helm test -n tonnage-system tonnage" in text
     assert "tonnage.dev/model: my-model" in text
-    example: dict[str, Any] = yaml.safe_load(re.search(r"<<END\n(.*?)\n *END", text, re.DOTALL)[1])  # type: ignore[index]
+    shown = re.search(r"<<END\n(.*?)\n *END", text, re.DOTALL)
+    assert shown
+    example: dict[str, Any] = yaml.safe_load(shown[1])
     assert example["kind"] == names.MODEL_WEIGHTS_KIND

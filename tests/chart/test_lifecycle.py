@@ -8,7 +8,7 @@ import shlex
 import shutil
 import time
 import urllib.error
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -140,11 +140,12 @@ def test_only_pods_that_ask_wait_for_a_webhook_that_is_down(cluster: Helm, plane
     plane.kubectl("create", "namespace", "left-alone")
     plane.kubectl("label", "namespace", "left-alone", "tonnage.dev/inject=false")
 
-    def create(namespace: str, annotations: dict[str, str]) -> Any:
+    def create(namespace: str, annotations: dict[str, str]) -> Object:
         metadata = {"generateName": "p-", "annotations": annotations}
         spec = {"containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": False}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        return plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
+        created: Object = plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
+        return created
 
     def refused() -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -48,6 +49,14 @@ def objects(helm: Helm) -> list[Object]:
     return helm.template(VALUES)
 
 
+def _ready_or_ended(program: Program, process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None or _get(f"http://127.0.0.1:{program.ports['health']}/readyz")[0] == 200
+
+
+def _took_up_certificates(program: Program) -> bool:
+    return "Took up the new CA" in program.log and "new certificate" in program.log
+
+
 @pytest.fixture
 def programs(cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[Object]) -> Iterator[dict[str, Program]]:
     """Controller and webhook, ready."""
@@ -59,10 +68,9 @@ def programs(cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[O
         made[name].start()
     try:
         for name, program in made.items():
-            ready = f"http://127.0.0.1:{program.ports['health']}/readyz"
             process = program.process
             assert process
-            eventually(lambda url=ready, of=process: of.poll() is not None or _get(url)[0] == 200, within=30)  # type: ignore[misc]
+            eventually(functools.partial(_ready_or_ended, program, process), within=30)
             assert process.poll() is None, f"{name}: {program.log}"
         yield made
     finally:
@@ -104,7 +112,7 @@ def test_they_start_answer_and_take_up_new_certificates(
     for program in programs.values():
         write_volumes(renewed, program.pod, program.root)
     for program in programs.values():
-        eventually(lambda log=program: "Took up the new CA" in log.log and "new certificate" in log.log)  # type: ignore[misc]
+        eventually(functools.partial(_took_up_certificates, program))
     assert _check(plane, tmp_path / "third", renewed, programs)[0] == 0
 
 

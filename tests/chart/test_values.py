@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from chart_support.helm import CHART, Helm, Refused, Values, one, pod_template, values_of_chart
+from chart_support.helm import CHART, Helm, Object, Refused, Values, one, pod_template, values_of_chart
 from chart_support.variants import DIGEST, VARIANTS
 from operator_support.control_plane import ROOT
 from tonnage_operator import __version__
@@ -69,7 +69,7 @@ def test_the_schema_knows_every_value_and_nothing_else() -> None:
 def test_every_object_of_the_schema_is_closed() -> None:
     schema = _schema()
 
-    def open_ones(node: Any, path: str) -> Iterator[str]:
+    def open_ones(node: object, path: str) -> Iterator[str]:
         if isinstance(node, dict):
             has_members = isinstance(node.get("properties"), dict) and path != "/properties/global"
             if has_members and node.get("additionalProperties") is not False:
@@ -182,7 +182,7 @@ def test_every_object_says_where_it_belongs(helm: Helm, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["defaults", "everything placed", "cert-manager"])
 def test_the_same_values_make_the_same_objects_but_for_new_keys(helm: Helm, name: str) -> None:
-    def settled() -> list[Any]:
+    def settled() -> list[Object]:
         objects = helm.render(VARIANTS[name])
         for body in objects:
             if body["kind"] == "Secret":

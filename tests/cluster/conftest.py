@@ -13,7 +13,7 @@ from cluster_support.site import Site, prepare, start_site
 from cluster_support.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 _IMAGES = pytest.StashKey[images.Images]()
 _LACKING = pytest.StashKey[str]()
@@ -112,9 +112,11 @@ def space(stocked: list[Workspace], make_space: Callable[..., Workspace], reques
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds what the cluster says to the report of a test that failed."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.when in {"setup", "call"} and report.failed and (running := item.config.stash.get(_SITE, None)):
         for space in getattr(item, "spaces", ()):
             report.sections.append((f"cluster, namespace {space.namespace}", dump.gather(running, space.namespace)))

@@ -12,6 +12,7 @@ from tonnage import contract
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cluster_support.site import Site
@@ -107,7 +108,7 @@ class Pod:
         """Waits until all of its containers are ready."""
         return self.until(lambda body: condition(body, "Ready")[0] == "True", within=within, what="Ready")
 
-    def until(self, holds: Any, *, within: float = 90, what: str = "") -> Object:
+    def until(self, holds: Callable[[Object], object], *, within: float = 90, what: str = "") -> Object:
         """Waits for something about it."""
         return self.site.api.until("Pod", self.name, self.namespace, holds, within=within, what=what)
 

@@ -12,7 +12,7 @@ from operator_support.objects import merged
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from cluster_support.site import Site
@@ -49,7 +49,7 @@ class Model:
         what = f"{kind} {status} {reason}"
         return self.site.api.until("ModelWeights", self.name, self.namespace, holds, within=within, what=what)
 
-    def until_status(self, holds: Any, *, within: float = 60, what: str = "") -> Object:
+    def until_status(self, holds: Callable[[Object], object], *, within: float = 60, what: str = "") -> Object:
         """Waits for something about its status."""
         return self.site.api.until(
             "ModelWeights",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from support.documents import Block
+
 DOCUMENTS = documents()
 ANYTHING: dict[str, Any] = {}
 
@@ -43,7 +45,7 @@ def has_field(schema: dict[str, Any], parts: list[str]) -> bool:
     return parts[0] in schema["properties"] and has_field(schema["properties"][parts[0]], parts[1:])
 
 
-def has_value(values: Any, parts: list[str]) -> bool:
+def has_value(values: object, parts: list[str]) -> bool:
     """Says whether the chart has a value; ``*`` is any name, and below an empty mapping everything is."""
     if not parts or values in (ANYTHING, []):
         return True
@@ -73,7 +75,7 @@ def test_values_of_the_chart_exist(document: Path) -> None:
             assert has_value(chart_values(), parts), ".".join(parts)
 
 
-def named_values(values: Any, above: tuple[str, ...] = ()) -> Iterator[list[str]]:
+def named_values(values: object, above: tuple[str, ...] = ()) -> Iterator[list[str]]:
     """Returns the path of each leaf of a block of values."""
     if not isinstance(values, dict) or not values:
         yield list(above)
@@ -85,7 +87,7 @@ def named_values(values: Any, above: tuple[str, ...] = ()) -> Iterator[list[str]
 @pytest.mark.parametrize(
     "block", [each for document in DOCUMENTS for each in blocks(document) if each.language == "yaml"], ids=str
 )
-def test_blocks_of_yaml_are_well_formed_and_blocks_of_values_are_values(block: Any) -> None:
+def test_blocks_of_yaml_are_well_formed_and_blocks_of_values_are_values(block: Block) -> None:
     parsed = list(yaml.safe_load_all(block.text))
     for each in parsed:
         if isinstance(each, dict) and each and each.keys() <= chart_values().keys():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
 
 from support.documents import ROOT, blocks, code, section, table_rows
 from tonnage.errors import Reason
@@ -16,6 +17,7 @@ from tonnage_operator.telemetry import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from enum import StrEnum
 
 PAGE = ROOT / "docs" / "operations.md"
 ALERTS = ROOT / "charts" / "tonnage" / "templates" / "monitoring" / "_alerts.tpl"
@@ -45,7 +47,7 @@ def keys(title: str) -> list[str]:
         ("Events", EventReason),
     ],
 )
-def test_every_reason_has_one_row_and_no_row_is_of_another(title: str, reasons: type[Reason]) -> None:
+def test_every_reason_has_one_row_and_no_row_is_of_another(title: str, reasons: type[StrEnum]) -> None:
     assert sorted(keys(title)) == sorted(str(each) for each in reasons)
 
 
@@ -86,9 +88,10 @@ def metrics() -> dict[str, tuple[str, ...]]:
     registry = Metrics().registry
     found = {}
     for collector in registry._collector_to_names:
-        (family,) = collector.describe()  # type: ignore[attr-defined]
+        assert isinstance(collector, MetricWrapperBase)
+        (family,) = collector.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        found[name] = tuple(collector._labelnames)  # type: ignore[attr-defined]
+        found[name] = tuple(collector._labelnames)
     return found
 
 

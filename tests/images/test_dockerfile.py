@@ -44,7 +44,7 @@ def calls(*words: str) -> list[list[str]]:
     return [command for command in shell_commands() if " ".join(words) in " ".join(command)]
 
 
-def test_stages_come_from_one_base_that_can_be_pinned():
+def test_stages_come_from_one_base_that_can_be_pinned() -> None:
     stages = set()
     for name, text in instructions():
         if name == "FROM":
@@ -55,7 +55,7 @@ def test_stages_come_from_one_base_that_can_be_pinned():
     assert ("ARG", "BASE=docker.io/library/debian:bookworm-slim") in instructions()
 
 
-def test_distribution_packages_are_pinned():
+def test_distribution_packages_are_pinned() -> None:
     installs = calls("apt-get install")
     assert installs
     for command in installs:
@@ -64,7 +64,7 @@ def test_distribution_packages_are_pinned():
         assert all(re.fullmatch(r"[a-z0-9.-]+=[0-9][^*]*(-\*|\*)?", package) for package in packages), packages
 
 
-def test_python_packages_come_as_wheels_by_hash():
+def test_python_packages_come_as_wheels_by_hash() -> None:
     installs = [command for command in shell_commands() if any(word.endswith("/pip") for word in command)]
     assert len(installs) == 3
     for command in installs:
@@ -73,26 +73,26 @@ def test_python_packages_come_as_wheels_by_hash():
         assert command[-2] == "--requirement"
 
 
-def test_nothing_is_downloaded_otherwise():
+def test_nothing_is_downloaded_otherwise() -> None:
     for name, text in instructions():
         assert name != "ADD"
         assert not re.search(r"\b(curl|wget|git)\b|https?://(?!127\.0\.0\.1)", text), text
 
 
-def test_no_setting_of_a_machine_is_written_down():
+def test_no_setting_of_a_machine_is_written_down() -> None:
     for name, text in instructions():
         if name in {"ARG", "ENV"}:
             assert not re.search(r"index|proxy|mirror|token|password|://", text, re.IGNORECASE), text
 
 
-def test_users_are_numbers():
+def test_users_are_numbers() -> None:
     users = [text for name, text in instructions() if name == "USER"]
     assert users == ["65532:65532"] * 2
 
 
 def copied() -> set[str]:
     """Returns what is copied from the repository: paths by name, or all that .dockerignore lets through."""
-    found = set()
+    found: set[str] = set()
     for name, text in instructions():
         if name == "COPY" and "--from=" not in text:
             found |= set(text.split()[:-1])
@@ -104,14 +104,14 @@ def copied() -> set[str]:
     }
 
 
-def test_what_is_copied_by_name_is_let_through():
+def test_what_is_copied_by_name_is_let_through() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     for path in copied():
         assert (ROOT / path).exists()
         assert any(Path(path).match(line[1:]) for line in lines if line.startswith("!")), path
 
 
-def test_the_operator_gets_the_loaders_versions():
+def test_the_operator_gets_the_loaders_versions() -> None:
     def pins(name: str) -> set[str]:
         text = (ROOT / "requirements" / name).read_text()
         return set(re.findall(r"^([a-z0-9._-]+==[^ ]+)", text, re.MULTILINE))
@@ -141,7 +141,7 @@ def key(clone: Path) -> str:
     ).stdout.strip()
 
 
-def test_all_that_is_copied_counts_for_the_key(clone: Path):
+def test_all_that_is_copied_counts_for_the_key(clone: Path) -> None:
     for path in copied():
         assert (clone / path).exists(), path
     keys = {key(clone)}
@@ -152,7 +152,7 @@ def test_all_that_is_copied_counts_for_the_key(clone: Path):
     assert len(keys) == 4
 
 
-def test_what_running_leaves_behind_does_not_count_for_the_key(clone: Path):
+def test_what_running_leaves_behind_does_not_count_for_the_key(clone: Path) -> None:
     before = key(clone)
     folder = clone / "loader" / "tonnage" / "__pycache__"
     folder.mkdir(exist_ok=True)

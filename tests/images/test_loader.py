@@ -74,7 +74,7 @@ def test_any_user_loads_in_a_read_only_root_without_capabilities(
     tensors: dict[str, torch.Tensor],
     cache: Path,
     tmp_path: Path,
-):
+) -> None:
     # Root without capabilities is no more than the owner of its files.
     import os
 
@@ -92,7 +92,9 @@ def test_any_user_loads_in_a_read_only_root_without_capabilities(
     assert last_line(out)["outcome"] == "hit"
 
 
-def test_it_loads_without_a_home(loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path):
+def test_it_loads_without_a_home(
+    loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
+) -> None:
     cache.chmod(0o777)
     del environment["AWS_CONFIG_FILE"], environment["AWS_SHARED_CREDENTIALS_FILE"], environment["AWS_REGION"]
     command = ["env", "-u", "HOME", "tonnage", "load", source, "--cache", "/cache", "--progress", "off"]
@@ -106,7 +108,7 @@ def test_it_loads_without_a_home(loader: Image, source: str, environment: dict[s
 
 def test_a_hit_as_a_whole_process_is_quick(
     loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
-):
+) -> None:
     words = ["load", source, "--cache", "/cache", "--progress", "off"]
     settings: dict[str, Any] = {"user": 0, "environment": environment, "mounts": {"/cache": cache}}
     assert run_container(loader, tmp_path, *words, **settings)[0] == 0
@@ -123,7 +125,7 @@ def test_a_hit_as_a_whole_process_is_quick(
 
 def test_holding_as_the_first_process_ends_at_sigterm(
     loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
-):
+) -> None:
     command = ["tonnage", "load", source, "--cache", "/cache", "--progress", "off", "--hold"]
     with start_container(
         loader, tmp_path, command=command, user=0, environment=environment, mounts={"/cache": cache}
@@ -140,7 +142,7 @@ def test_holding_as_the_first_process_ends_at_sigterm(
         assert time.monotonic() - started < 2
 
 
-def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path: Path, cache: Path):
+def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path: Path, cache: Path) -> None:
     # The address answers nobody, so that only the signal ends it.
     command = ["tonnage", "load", "http://192.0.2.1/model.tensors", "--cache", "/cache", "--progress", "off"]
     for _ in range(3):
@@ -153,19 +155,19 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path:
             assert container.process.returncode in {32, 143}
 
 
-def test_it_says_which_version_it_is(loader: Image, tmp_path: Path):
+def test_it_says_which_version_it_is(loader: Image, tmp_path: Path) -> None:
     code, out, err = run_container(loader, tmp_path, "version", "--json")
     assert code == 0, err
     assert json.loads(out)["tonnage"] == __version__
 
 
-def test_without_arguments_it_says_what_it_can_do(loader: Image, tmp_path: Path):
+def test_without_arguments_it_says_what_it_can_do(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path) as container:
         code, out, _ = container.finish()
     assert code == 0
     assert "load" in out
 
 
-def test_what_startup_probes_run_is_there(loader: Image, tmp_path: Path):
+def test_what_startup_probes_run_is_there(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path, command=["test", "-e", "/usr/local/bin/tonnage"]) as container:
         assert container.finish()[0] == 0

@@ -68,7 +68,7 @@ def healthy(container: Container, image: Image) -> bool:
     return container.execute(*image.config["Healthcheck"]["Test"][1:]).returncode == 0
 
 
-def test_the_health_check_tells_when_it_serves_and_sigterm_ends_it(running: Container, operator: Image):
+def test_the_health_check_tells_when_it_serves_and_sigterm_ends_it(running: Container, operator: Image) -> None:
     deadline = time.monotonic() + 60
     while not healthy(running, operator):
         assert running.process.poll() is None, running.finish()
@@ -81,7 +81,7 @@ def test_the_health_check_tells_when_it_serves_and_sigterm_ends_it(running: Cont
     assert "Traceback" not in err
 
 
-def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configuration: Path, tmp_path: Path):
+def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configuration: Path, tmp_path: Path) -> None:
     command = ["tonnage-operator", "controller", "--config", "/config/installation.yaml"]
     with start_container(operator, tmp_path, command=command, mounts={"/config": configuration}) as container:
         container.wait_until_running()
@@ -92,19 +92,19 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configu
         assert container.process.returncode in {0, 128 + signal.SIGTERM}
 
 
-def test_help_tells_of_its_commands(operator: Image, tmp_path: Path):
+def test_help_tells_of_its_commands(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "--help")
     assert code == 0, err
     assert all(command in out for command in ("controller", "webhook", "crd", "release"))
 
 
-def test_any_user_can_run_it(operator: Image, tmp_path: Path):
+def test_any_user_can_run_it(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "--version", user=12345)
     assert code == 0, err
     assert out == f"tonnage-operator {__version__}\n"
 
 
-def test_it_writes_the_crds(operator: Image, tmp_path: Path):
+def test_it_writes_the_crds(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "crd")
     assert code == 0, err
     assert "kind: CustomResourceDefinition" in out

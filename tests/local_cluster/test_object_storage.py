@@ -17,13 +17,13 @@ BODY = bytes(range(256)) * 4096
 
 @pytest.fixture
 def bucket(cluster: Cluster, request: pytest.FixtureRequest) -> str:
-    name = request.node.name.replace("_", "-")[:60].rstrip("-")
+    name: str = request.node.name.replace("_", "-")[:60].rstrip("-")
     cluster.object_storage.client().create_bucket(Bucket=name)
     cluster.object_storage.client().put_object(Bucket=name, Key=KEY, Body=BODY)
     return name
 
 
-def test_gets_of_an_object_and_of_its_parts_are_counted(cluster: Cluster, bucket: str):
+def test_gets_of_an_object_and_of_its_parts_are_counted(cluster: Cluster, bucket: str) -> None:
     storage, s3 = cluster.object_storage, cluster.object_storage.client()
     assert storage.gets(bucket, KEY) == 0
     assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
@@ -35,7 +35,7 @@ def test_gets_of_an_object_and_of_its_parts_are_counted(cluster: Cluster, bucket
     assert storage.requests()[-1].method == "HEAD"
 
 
-def test_each_user_may_do_what_its_name_says(cluster: Cluster, bucket: str):
+def test_each_user_may_do_what_its_name_says(cluster: Cluster, bucket: str) -> None:
     storage = cluster.object_storage
     assert storage.client("reader").get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
     with pytest.raises(ClientError, match="AccessDenied"):
@@ -45,7 +45,9 @@ def test_each_user_may_do_what_its_name_says(cluster: Cluster, bucket: str):
     assert storage.gets(bucket, KEY) == 1
 
 
-def test_it_refuses_connections_while_it_is_down_and_keeps_its_objects_and_counts(cluster: Cluster, bucket: str):
+def test_it_refuses_connections_while_it_is_down_and_keeps_its_objects_and_counts(
+    cluster: Cluster, bucket: str
+) -> None:
     storage, s3 = cluster.object_storage, cluster.object_storage.client()
     s3.get_object(Bucket=bucket, Key=KEY)["Body"].read()
     storage.stop()
@@ -56,12 +58,12 @@ def test_it_refuses_connections_while_it_is_down_and_keeps_its_objects_and_count
     assert storage.gets(bucket, KEY) == 2
 
 
-def test_pods_reach_it_at_the_same_url(cluster: Cluster, bucket: str, space: Workspace):
+def test_pods_reach_it_at_the_same_url(cluster: Cluster, bucket: str, space: Workspace) -> None:
     url = cluster.object_storage.client().generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": KEY})
     assert space.fetch("client", url).startswith("200 OK ")
     assert cluster.object_storage.bytes_served(bucket, KEY) == len(BODY)
 
 
-def test_no_secret_is_in_the_representation_of_a_user(cluster: Cluster):
+def test_no_secret_is_in_the_representation_of_a_user(cluster: Cluster) -> None:
     identity = cluster.object_storage.identity("admin")
     assert identity.secret_key not in repr(identity)

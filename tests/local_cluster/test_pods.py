@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from local_cluster_support.pods import Workspace
 
 
-def test_a_pod_runs_and_its_logs_are_readable(space: Workspace):
+def test_a_pod_runs_and_its_logs_are_readable(space: Workspace) -> None:
     space.serve("server")
     assert "asked for /ready\n" in space.kubectl("logs", "server")
 
 
-def test_a_service_is_reached_by_its_name_and_by_its_address(space: Workspace):
+def test_a_service_is_reached_by_its_name_and_by_its_address(space: Workspace) -> None:
     space.serve("server")
     address = space.get("service", "server")["spec"]["clusterIP"]
     names = ["server", f"server.{space.name}", f"server.{space.name}.svc", f"server.{space.name}.svc.cluster.local"]
@@ -27,19 +27,19 @@ def test_a_service_is_reached_by_its_name_and_by_its_address(space: Workspace):
     assert f"asked for /server.{space.name}.svc\n" in space.kubectl("logs", "server")
 
 
-def test_a_service_reaches_a_pod_that_calls_itself(space: Workspace):
+def test_a_service_reaches_a_pod_that_calls_itself(space: Workspace) -> None:
     space.serve("server")
     said = space.kubectl("exec", "server", "--", "/probe", "get", f"http://server.{space.name}/itself")
     assert said == "200 OK here is server\n"
 
 
-def test_a_name_outside_of_the_cluster_does_not_exist_and_pods_learn_so_at_once(space: Workspace):
+def test_a_name_outside_of_the_cluster_does_not_exist_and_pods_learn_so_at_once(space: Workspace) -> None:
     began = time.monotonic()
     assert "no such host" in space.fetch("client", "http://elsewhere.example/")
     assert time.monotonic() - began < 20
 
 
-def test_this_machine_reaches_a_node_port(space: Workspace, cluster: Cluster):
+def test_this_machine_reaches_a_node_port(space: Workspace, cluster: Cluster) -> None:
     space.serve("server")
     space.kubectl("patch", "service", "server", "-p", json.dumps({"spec": {"type": "NodePort"}}))
     port = space.get("service", "server")["spec"]["ports"][0]["nodePort"]
@@ -47,14 +47,16 @@ def test_this_machine_reaches_a_node_port(space: Workspace, cluster: Cluster):
     assert said == "200 OK here is server\n"
 
 
-def test_the_nodes_folders_are_its_own_and_can_be_looked_into(space: Workspace, cluster: Cluster):
+def test_the_nodes_folders_are_its_own_and_can_be_looked_into(space: Workspace, cluster: Cluster) -> None:
     volume = {"name": "cache", "hostPath": {"path": "/dev/shm/test-look", "type": "DirectoryOrCreate"}}
     space.serve("server", mounts=[{"name": "cache", "mountPath": "/cache"}], volumes=[volume])
     assert cluster.node_path("/dev/shm/test-look").is_dir()
     assert not Path("/dev/shm/test-look").exists()
 
 
-def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_come_again(space: Workspace, cluster: Cluster):
+def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_come_again(
+    space: Workspace, cluster: Cluster
+) -> None:
     uid = space.serve("server")
     for name in ("containerd", "kubelet"):
         before = cluster.process(name).pid
@@ -68,7 +70,9 @@ def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_come_ag
     assert space.get("pod", "server")["metadata"]["uid"] == uid
 
 
-def test_a_killed_shim_takes_its_pods_containers_along_and_they_are_started_again(space: Workspace, cluster: Cluster):
+def test_a_killed_shim_takes_its_pods_containers_along_and_they_are_started_again(
+    space: Workspace, cluster: Cluster
+) -> None:
     uid = space.serve("server")
     (shim,) = cluster.shim_pids(uid)
     os.kill(shim, 9)

@@ -21,11 +21,11 @@ COMPLETE = Found(
 )
 
 
-def test_a_machine_that_has_all_lacks_nothing_although_it_has_no_go():
+def test_a_machine_that_has_all_lacks_nothing_although_it_has_no_go() -> None:
     assert lacks(COMPLETE) == []
 
 
-def test_everything_is_named_in_one_message_each_with_its_remedy():
+def test_everything_is_named_in_one_message_each_with_its_remedy() -> None:
     found = Found(
         root=False,
         can_install=False,
@@ -53,12 +53,12 @@ def test_everything_is_named_in_one_message_each_with_its_remedy():
     assert message.count("\n- ") == 9
 
 
-def test_packages_are_no_lack_where_they_can_be_installed():
+def test_packages_are_no_lack_where_they_can_be_installed() -> None:
     assert lacks(replace(COMPLETE, packages=["runc"])) == []
     assert len(lacks(replace(COMPLETE, packages=["runc"], can_install=False))) == 1
 
 
-def test_go_is_wanted_just_where_something_must_be_built():
+def test_go_is_wanted_just_where_something_must_be_built() -> None:
     (lack,) = lacks(replace(COMPLETE, to_build=["kubelet", "helm"]))
     assert "Go 1.24 or newer, to build kubelet, helm" in lack[0]
     assert lacks(replace(COMPLETE, to_build=["kubelet"], has_go=True)) == []
@@ -74,17 +74,17 @@ MOUNTED_V1 = """\
 """
 
 
-def test_hierarchies_of_both_versions_are_found():
+def test_hierarchies_of_both_versions_are_found() -> None:
     found = dict(cgroups.hierarchies(MOUNTED_V1))
     assert len(found) == 5
     assert found[Path("/sys/fs/cgroup/unified")] == "cgroup2"
     assert found[Path("/sys/fs/cgroup/memory")] == "cgroup"
 
 
-def test_a_controller_that_is_not_mounted_is_missing():
+def test_a_controller_that_is_not_mounted_is_missing() -> None:
     assert cgroups.missing(MOUNTED_V1) == ["pids"]
 
 
-def test_controllers_of_the_second_version_are_read_from_its_root(tmp_path: Path):
+def test_controllers_of_the_second_version_are_read_from_its_root(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     assert cgroups.missing(f"30 20 0:25 / {tmp_path} rw - cgroup2 cgroup2 rw\n") == []

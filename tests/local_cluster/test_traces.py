@@ -62,7 +62,7 @@ def namespace_of(pid: int) -> str:
         return ""
 
 
-def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_path: Path, probe_image: Path):
+def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_path: Path, probe_image: Path) -> None:
     folder = tmp_path / "not" / "there"
     assert "not/there" in run(folder, "up").stdout
     assert "runs (0 s)" in run(folder, "up").stdout
@@ -101,7 +101,7 @@ def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path, number: signal.Signals):
+def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "cluster"
     before = traces.take(folder, None)
     with subprocess.Popen(command(folder, "up"), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as up:
@@ -120,7 +120,7 @@ def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path,
     assert not folder.exists()
 
 
-def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assets = tmp_path / "assets"
     assets.mkdir()
     (assets / "kube-apiserver").write_text("#!/bin/sh\necho no such luck\nexit 1\n")
@@ -134,7 +134,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypa
     assert not folder.exists()
 
 
-def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path):
+def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path) -> None:
     script = [sys.executable, "-c", FORGETFUL, str(tmp_path)]
     with subprocess.Popen(script, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout
@@ -148,7 +148,7 @@ def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path):
     assert not cgroups.exists(group)
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("dear")
     with pytest.raises(FolderInUse, match="not empty"):
         start(tmp_path)
@@ -157,19 +157,19 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter"]
 
 
-def test_a_folder_has_one_cluster_at_a_time(cluster: Cluster):
+def test_a_folder_has_one_cluster_at_a_time(cluster: Cluster) -> None:
     with pytest.raises(ClusterExists, match=str(cluster.folder)):
         start(cluster.folder)
     assert cluster.runs
 
 
-def test_where_there_is_no_cluster_status_says_so_and_what_to_do(tmp_path: Path):
+def test_where_there_is_no_cluster_status_says_so_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NotRunning) as caught:
         attach(tmp_path)
     assert "local_cluster up" in caught.value.remedy
 
 
-def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled():
+def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled() -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         now = Identity.of(other.pid)
         assert now
@@ -182,7 +182,9 @@ def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled():
         assert now.await_end(10)
 
 
-def test_the_documented_commands_and_the_documented_example_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_documented_commands_and_the_documented_example_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (ROOT / "docs" / "local-cluster.md").read_text()
     documented = re.findall(r"^\$ PYTHONPATH=hack \.venv/bin/python -m local_cluster (\w+)", text, re.MULTILINE)
     known = subprocess.run(command(tmp_path, "--help"), env=ENVIRONMENT, check=True, capture_output=True, text=True)
@@ -193,7 +195,7 @@ def test_the_documented_commands_and_the_documented_example_work(tmp_path: Path,
     assert "0 GETs of that object so far" in capsys.readouterr().out
 
 
-def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_path: Path):
+def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     State(made_folders=folders.make(folder), slot=3).write(folder)
     (folder / "probe").mkdir()
@@ -203,7 +205,7 @@ def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_p
     assert not folder.exists()
 
 
-def test_two_commands_never_work_on_one_cluster_at_once(tmp_path: Path):
+def test_two_commands_never_work_on_one_cluster_at_once(tmp_path: Path) -> None:
     State().write(tmp_path)
     with folders.exclusive(tmp_path):
         with pytest.raises(ClusterExists, match="Another command"):
