@@ -14,8 +14,8 @@ from typing import Any
 from operator_support import objects
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.kube.access import from_kubeconfig
-from tonnage_operator.kube.gateway import ApiError, Gateway
+from tonnage_operator.kube.client import ApiError, KubeClient
+from tonnage_operator.kube.credentials import load_kube_config
 from tonnage_operator.kube.resources import PODS
 
 _AT_ONCE = 16
@@ -47,7 +47,7 @@ def _ended(pod: dict[str, Any]) -> dict[str, Any]:
 class Kubelets:
     """Ends every pod that has a node."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: KubeClient) -> None:
         self._gateway = gateway
         self._seen: set[str] = set()
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -62,10 +62,10 @@ class Kubelets:
                     await self._watch()
 
     async def _watch(self) -> None:
-        items, version = await self._gateway.list(PODS, selector=names.ROLE)
+        items, version = await self._gateway.list(PODS, label_selector=names.ROLE)
         for pod in items:
             self._take(pod)
-        async for kind, pod in self._gateway.watch(PODS, version, selector=names.ROLE):
+        async for kind, pod in self._gateway.watch(PODS, version, label_selector=names.ROLE):
             if kind == "DELETED":
                 self._seen.discard(pod["metadata"]["uid"])
             elif kind != "BOOKMARK":
@@ -82,11 +82,11 @@ class Kubelets:
             pod = await self._queue.get()
             name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
             with contextlib.suppress(ApiError):
-                await self._gateway.merge(PODS, name, namespace, _ended(pod), subresource="status")
+                await self._gateway.merge_patch(PODS, name, namespace, _ended(pod), subresource="status")
 
 
 async def _run(kubeconfig: Path) -> None:
-    async with Gateway(from_kubeconfig(kubeconfig), field_manager="kubelet") as gateway:
+    async with KubeClient(load_kube_config(kubeconfig), field_manager="kubelet") as gateway:
         await Kubelets(gateway).run()
 
 

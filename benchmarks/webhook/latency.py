@@ -24,8 +24,8 @@ from operator_support.fleet import Fleet, admin_access, installation
 from operator_support.webhooks import WebhookThread
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
-from tonnage_operator.domain.resolving import seen_revision
-from tonnage_operator.domain.weights import read_weights
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+from tonnage_operator.domain.observed.model_weights import parse_model_weights
 
 
 def _review(namespace: str) -> bytes:
@@ -78,8 +78,8 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
             plane.kubectl("create", "namespace", "bench")
             fleet = Fleet(plane, "bench")
             body = fleet.create({"placement": {"prewarm": "None"}})
-            seen = seen_revision(
-                objects.resolved_report(bucket="bench", count=30), read_weights(body), now="2026-01-01T00:00:00Z"
+            seen = parse_resolve_report(
+                objects.resolved_report(bucket="bench", count=30), parse_model_weights(body), now="2026-01-01T00:00:00Z"
             )
             if not isinstance(seen, SeenRevision):
                 raise SystemExit(f"The report was refused: {seen}")

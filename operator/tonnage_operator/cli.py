@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tonnage_operator import __version__
-from tonnage_operator.config import BadConfig, Listening, read_installation
-from tonnage_operator.kube.access import NoAccess, find_access
-from tonnage_operator.kube.gateway import ApiError
+from tonnage_operator.config import ConfigError, ServerOptions, read_installation
+from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.credentials import ClientConfigError, load_client_config
 from tonnage_operator.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_FAILED = 1
-_USAGE = 2
+_EXIT_FAILURE = 1
+_EXIT_USAGE = 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--tls-key", type=Path, help="PEM of its key")
         each.add_argument("--log-format", choices=("json", "text"), default="json", help="how log lines look")
         each.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-        _add_cluster(each)
+        _add_kubeconfig_options(each)
     crd = commands.add_parser("crd", help="write the CRDs", description="Writes the CRDs' YAML.")
     crd.add_argument("--output", type=Path, help="folder; absent: standard output")
     release = commands.add_parser(
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Removes the operator's finalizer from every ModelWeights, so that nothing hangs once the "
         "operator is gone. Entries on nodes that aren't emptied yet stay where they are.",
     )
-    _add_cluster(release)
+    _add_kubeconfig_options(release)
     wipe = commands.add_parser(
         "wipe",
         help="empty the cluster before an uninstall",
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "nodes. Exits with 1 and names what is left when the time is up.",
     )
     wipe.add_argument("--within", type=float, default=240, metavar="SECONDS", help="how long to wait; default 240")
-    _add_cluster(wipe)
+    _add_kubeconfig_options(wipe)
     check = commands.add_parser(
         "check",
         help="ask webhook and controller whether they answer",
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
+def _add_kubeconfig_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kubeconfig", help="absent: this pod's service account, KUBECONFIG, ~/.kube/config")
     parser.add_argument("--context", help="context of the kubeconfig; absent: the current one")
 
@@ -90,12 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _crd(options)
         commands = {"release": _release, "wipe": _wipe, "check": _check}
         return asyncio.run(commands.get(options.command, _run)(options))
-    except (BadConfig, NoAccess) as error:
+    except (ConfigError, ClientConfigError) as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
-        return _USAGE
+        return _EXIT_USAGE
     except ApiError as error:
         sys.stderr.write(f"tonnage-operator: the API server refused: {error.message or error.reason}\n")
-        return _FAILED
+        return _EXIT_FAILURE
 
 
 def _crd(options: argparse.Namespace) -> int:
@@ -112,58 +112,58 @@ def _crd(options: argparse.Namespace) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     installation = read_installation(options.config)
-    access = find_access(options.kubeconfig, options.context)
+    client_config = load_client_config(options.kubeconfig, options.context)
     configure_logging(json_lines=options.log_format == "json", level=options.log_level)
-    listening = Listening(options.host, options.port, options.health_port, options.tls_cert, options.tls_key)
+    server_options = ServerOptions(options.host, options.port, options.health_port, options.tls_cert, options.tls_key)
     if options.command == "controller":
-        from tonnage_operator.controller.running import Controller
+        from tonnage_operator.controller.app import ControllerApp
 
-        process: Controller | Webhook = Controller(access, installation, listening)
+        app: ControllerApp | WebhookApp = ControllerApp(client_config, installation, server_options)
     else:
-        from tonnage_operator.webhook.running import Webhook
+        from tonnage_operator.webhook.app import WebhookApp
 
-        process = Webhook(access, installation, listening)
+        app = WebhookApp(client_config, installation, server_options)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stopping.set)
-    await process.run()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, app.stopping.set)
+    await app.run()
     return 0
 
 
 async def _release(options: argparse.Namespace) -> int:
-    from tonnage_operator.controller.release import StillHeld, release_all
+    from tonnage_operator.controller.release import FinalizerRestored, release_all
 
     try:
-        released = await release_all(find_access(options.kubeconfig, options.context))
-    except StillHeld as error:
+        released = await release_all(load_client_config(options.kubeconfig, options.context))
+    except FinalizerRestored as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
-        return _FAILED
+        return _EXIT_FAILURE
     sys.stdout.write(f"Released {released} objects.\n")
     return 0
 
 
 async def _wipe(options: argparse.Namespace) -> int:
-    from tonnage_operator.controller.wiping import wipe_all
+    from tonnage_operator.controller.uninstall import wipe_all
 
-    left = await wipe_all(find_access(options.kubeconfig, options.context), within=options.within)
-    for each in left:
+    remaining = await wipe_all(load_client_config(options.kubeconfig, options.context), timeout_seconds=options.within)
+    for each in remaining:
         sys.stderr.write(f"Left: {each.text}.\n")
-    blocking = any(each.blocking for each in left)
+    blocking = any(each.blocking for each in remaining)
     sys.stdout.write("" if blocking else "All objects are gone, and all nodes within reach are empty.\n")
-    return _FAILED if blocking else 0
+    return _EXIT_FAILURE if blocking else 0
 
 
 async def _check(options: argparse.Namespace) -> int:
-    from tonnage_operator.checking import Question, check
+    from tonnage_operator.health_check import Probe, check
 
-    questions = [Question.webhook(options.webhook, options.webhook_ca)] if options.webhook else []
-    questions += [Question.reports(options.reports, options.reports_ca)] if options.reports else []
-    wrong = await check(questions, within=options.within)
-    for question in questions:
-        sys.stdout.write(f"{question.what}: {wrong.get(question.what) or 'answers'}\n")
-    return _FAILED if wrong else 0
+    probes = [Probe.webhook(options.webhook, options.webhook_ca)] if options.webhook else []
+    probes += [Probe.reports(options.reports, options.reports_ca)] if options.reports else []
+    failures = await check(probes, timeout_seconds=options.within)
+    for probe in probes:
+        sys.stdout.write(f"{probe.target}: {failures.get(probe.target) or 'answers'}\n")
+    return _EXIT_FAILURE if failures else 0
 
 
 if TYPE_CHECKING:
-    from tonnage_operator.controller.running import Controller
-    from tonnage_operator.webhook.running import Webhook
+    from tonnage_operator.controller.app import ControllerApp
+    from tonnage_operator.webhook.app import WebhookApp

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from tonnage_operator.domain.installation import Installation
 
 
-class BadConfig(Exception):
+class ConfigError(Exception):
     """The installation's file can't be used; the text says which field and why."""
 
 
 @dataclass(frozen=True)
-class Listening:
+class ServerOptions:
     """Where a process listens. Port 0: one that is free. Without a certificate: plain HTTP, for a laptop."""
 
     host: str = "0.0.0.0"  # noqa: S104 - a container's own network
@@ -37,15 +37,15 @@ def read_installation(path: Path) -> Installation:
         content = yaml.safe_load(path.read_text())
         installation = Installation.model_validate(content)
     except OSError as error:
-        raise BadConfig(f"{path} can't be read: {error.strerror}") from error
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise BadConfig(f"{path} is no YAML: {error}") from error
+        raise ConfigError(f"{path} is no YAML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadConfig(f"{path}: {where}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
     if ca_file := installation.reports.ca_file:
-        return installation.trusting(read_ca(Path(ca_file)))
+        return installation.with_report_ca(read_ca(Path(ca_file)))
     return installation
 
 
@@ -60,7 +60,7 @@ def read_ca(path: Path) -> str:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except OSError as error:
         # ssl.SSLError is one too, and has no strerror worth showing.
-        raise BadConfig(f"{path} can't be read as a CA: {error.strerror or error}") from error
+        raise ConfigError(f"{path} can't be read as a CA: {error.strerror or error}") from error
     except ValueError as error:
-        raise BadConfig(f"{path} holds no CA in PEM: {error}") from error
+        raise ConfigError(f"{path} holds no CA in PEM: {error}") from error
     return pem

@@ -74,7 +74,7 @@ class Metrics:
         self.admission_seconds = histogram(
             "admission_duration_seconds", "Time of an admission review inside the server.", _ADMISSION_BUCKETS
         )
-        self.certificate_end = gauge(
+        self.certificate_expiry = gauge(
             "certificate_expiry_timestamp_seconds", "When the serving certificate ends; 0 without one."
         )
         self.certificate_reloads = counter("certificate_reload_total", "Changes of the serving certificate.", "result")
@@ -83,11 +83,11 @@ class Metrics:
         """Counts one request to the API server; status 0: it wasn't answered."""
         self.requests.labels(verb, label or resource.plural, str(status)).inc()
 
-    def watch_broke(self, resource: str) -> None:
+    def count_watch_restart(self, resource: str) -> None:
         """Counts a watch that broke."""
         self.watch_restarts.labels(resource).inc()
 
-    def forget_model(self, namespace: str, name: str) -> None:
+    def drop_model(self, namespace: str, name: str) -> None:
         """Drops the series of an object that is gone."""
         of_models = (self.info, self.condition, self.desired, self.warm, self.failed)
         for metric in (*of_models, self.loads_started, self.cache_requests, self.bytes_saved):

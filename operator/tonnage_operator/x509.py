@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
-_END: Final = "-----END CERTIFICATE-----"
-_VERSION: Final = 0xA0
-_UTC_TIME: Final = 0x17
+_PEM_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
+_PEM_END: Final = "-----END CERTIFICATE-----"
+_DER_VERSION_TAG: Final = 0xA0
+_DER_UTC_TIME_TAG: Final = 0x17
 
 
 def not_after(pem: str) -> datetime:
@@ -21,42 +21,42 @@ def not_after(pem: str) -> datetime:
     Raises:
         ValueError: There is none.
     """
-    _, begin, rest = pem.partition(_BEGIN)
-    body, end, _ = rest.partition(_END)
+    _, begin, remainder = pem.partition(_PEM_BEGIN)
+    body, end, _ = remainder.partition(_PEM_END)
     if not end:
         raise ValueError("no certificate in PEM")
     try:
-        certificate = _first(ssl.PEM_cert_to_DER_cert(f"{begin}{body}{end}\n"))
-        fields = [content for tag, content in _elements(_first(certificate)) if tag != _VERSION]
+        certificate = _first_der_element(ssl.PEM_cert_to_DER_cert(f"{begin}{body}{end}\n"))
+        fields = [content for tag, content in _der_elements(_first_der_element(certificate)) if tag != _DER_VERSION_TAG]
         _, _, _, validity, *_ = fields  # serial number, signature algorithm, issuer, validity
-        _, (tag, text) = _elements(validity)
-        return _time(tag, text.decode("ascii"))
+        _, (tag, text) = _der_elements(validity)
+        return _parse_der_time(tag, text.decode("ascii"))
     except (IndexError, ValueError) as error:
         raise ValueError("no certificate in PEM") from error
 
 
-def _time(tag: int, text: str) -> datetime:
-    if tag == _UTC_TIME:
+def _parse_der_time(tag: int, text: str) -> datetime:
+    if tag == _DER_UTC_TIME_TAG:
         # Two digits of a year: 50 to 99 are of the last century.
         text = ("19" if text[:2] >= "50" else "20") + text
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
-def _first(data: bytes) -> bytes:
-    for _, content in _elements(data):
+def _first_der_element(data: bytes) -> bytes:
+    for _, content in _der_elements(data):
         return content
     raise ValueError("an empty element")
 
 
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _der_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yields tag and content of each element of DER."""
-    at = 0
-    while at < len(data):
-        tag, length = data[at], data[at + 1]
-        at += 2
+    offset = 0
+    while offset < len(data):
+        tag, length = data[offset], data[offset + 1]
+        offset += 2
         if length & 0x80:
             size = length & 0x7F
-            length = int.from_bytes(data[at : at + size], "big")
-            at += size
-        yield tag, data[at : at + length]
-        at += length
+            length = int.from_bytes(data[offset : offset + size], "big")
+            offset += size
+        yield tag, data[offset : offset + length]
+        offset += length

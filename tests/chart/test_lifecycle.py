@@ -23,7 +23,7 @@ from operator_support.waiting import eventually
 from support.documents import blocks
 from tonnage_operator import __version__
 from tonnage_operator.api import names
-from tonnage_operator.kube.access import Access
+from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ def _served(plane: ControlPlane) -> bool:
 def _controller(plane: ControlPlane) -> ControllerThread:
     """Returns a controller that has just the rights which the chart gives it."""
     token = plane.kubectl("create", "token", "tonnage-controller", "-n", NAMESPACE).stdout.strip()
-    return ControllerThread(Access(plane.url, ca_file=str(plane.ca_file), token=token), installation())
+    return ControllerThread(ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token), installation())
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import trustme
 from chart_support.programs import PYTHONPATH, Program, write_volumes
 from operator_support.waiting import eventually
 from tonnage_operator.cli import main
-from tonnage_operator.config import BadConfig, read_installation
-from tonnage_operator.trust import ReportCa
+from tonnage_operator.config import ConfigError, read_installation
+from tonnage_operator.tls import CaWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +156,7 @@ def test_a_file_without_a_ca_is_named(ca_file: Path, content: str | None) -> Non
     ca_file.unlink()
     if content is not None:
         ca_file.write_text(content)
-    with pytest.raises(BadConfig, match=r"ca\.crt"):
+    with pytest.raises(ConfigError, match=r"ca\.crt"):
         _installation(ca_file)
 
 
@@ -164,15 +164,15 @@ def test_a_new_ca_is_taken_up_and_a_damaged_one_changes_nothing(
     ca_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken: list[Installation] = []
-    follower = ReportCa(_installation(ca_file), taken.append)
-    follower.check()
+    follower = CaWatcher(_installation(ca_file), taken.append)
+    follower.reload_if_changed()
     assert not taken
     ca_file.write_text("no PEM")
-    follower.check()
-    follower.check()
+    follower.reload_if_changed()
+    follower.reload_if_changed()
     assert not taken
     assert len(caplog.records) == 1
     ca_file.write_bytes(trustme.CA().cert_pem.bytes())
-    follower.check()
+    follower.reload_if_changed()
     assert [each.reports.ca_pem for each in taken] == [ca_file.read_text()]
     assert taken[0].reports.url == "https://c"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tonnage_operator.controller.wiping import leftovers
+from tonnage_operator.controller.uninstall import leftovers
 
 
 def _cache(name: str, *entries: dict[str, Any], ready: bool = True) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import pytest
 
 from operator_support import objects
 from tonnage_operator.api.modelweights import Medium
-from tonnage_operator.controller.cluster import Cluster
-from tonnage_operator.controller.launching import Launcher, Word
-from tonnage_operator.controller.workers import Outdated
-from tonnage_operator.kube.gateway import ApiError, Gateway
+from tonnage_operator.controller.job_creator import JobCreator, Precondition
+from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.controller.workqueue import StaleCache
+from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS, NODE_CACHES
 
 if TYPE_CHECKING:
+    from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
 
 Body = dict[str, Any]
@@ -32,11 +33,11 @@ class Server:
         metadata = {"name": name, "namespace": "serving", "uid": f"uid-{name}", "resourceVersion": str(version)}
         self.objects[resource, name] = {"metadata": metadata, **more}
 
-    async def find(self, resource: Resource, name: str, _namespace: str = "") -> Body | None:
+    async def get_or_none(self, resource: Resource, name: str, _namespace: str = "") -> Body | None:
         self.asked.append(f"find {resource.plural}")
         return self.objects.get((resource, name))
 
-    async def version(self, resource: Resource, name: str, _namespace: str = "") -> str:
+    async def get_resource_version(self, resource: Resource, name: str, _namespace: str = "") -> str:
         self.asked.append(f"version of {resource.plural}")
         found = self.objects.get((resource, name))
         return str(found["metadata"]["resourceVersion"]) if found else ""
@@ -55,8 +56,8 @@ def server() -> Server:
 
 
 @pytest.fixture
-def launcher(server: Server) -> Launcher:
-    return Launcher(Cluster(objects.INSTALLATION), cast("Gateway", server))
+def launcher(server: Server) -> JobCreator:
+    return JobCreator(ControllerState(objects.INSTALLATION), cast("KubeClient", server))
 
 
 def _record(server: Server, version: int, state: str, **more: Any) -> None:
@@ -65,18 +66,18 @@ def _record(server: Server, version: int, state: str, **more: Any) -> None:
 
 
 JOB: Body = {"metadata": {"name": "load", "namespace": "serving"}}
-WORD = Word(NODE_CACHES, "n0", "7", about=KEY)
+WORD = Precondition(NODE_CACHES, "n0", "7", entry_key=KEY)
 
 
-async def test_the_job_is_looked_for_before_the_record(server: Server, launcher: Launcher) -> None:
+async def test_the_job_is_looked_for_before_the_record(server: Server, launcher: JobCreator) -> None:
     server.put(NODE_CACHES, "n0", 7)
-    assert await launcher.start(JOB, WORD)
+    assert await launcher.create(JOB, WORD)
     assert server.asked == ["find jobs", "version of nodecaches", "create jobs"]
 
 
-async def test_a_job_that_is_there_is_taken_in_and_not_made(server: Server, launcher: Launcher) -> None:
+async def test_a_job_that_is_there_is_taken_in_and_not_made(server: Server, launcher: JobCreator) -> None:
     server.put(JOBS, "load", 5)
-    assert not await launcher.start(JOB, WORD)
+    assert not await launcher.create(JOB, WORD)
     assert server.asked == ["find jobs"]
 
 
@@ -84,33 +85,33 @@ async def test_a_job_that_is_there_is_taken_in_and_not_made(server: Server, laun
     ("state", "made"), [("Ready", False), ("Evicting", False), ("Loading", True), ("Partial", True)]
 )
 async def test_what_else_changed_in_the_record_does_not_matter(
-    server: Server, launcher: Launcher, state: str, made: bool
+    server: Server, launcher: JobCreator, state: str, made: bool
 ) -> None:
     _record(server, 8, state)
     if made:
-        assert await launcher.start(JOB, WORD)
+        assert await launcher.create(JOB, WORD)
         return
-    with pytest.raises(Outdated):
-        await launcher.start(JOB, WORD)
+    with pytest.raises(StaleCache):
+        await launcher.create(JOB, WORD)
     assert (JOBS, "load") not in server.objects
 
 
 async def test_a_record_that_came_after_the_decision_counts_also_when_it_is_known(
-    server: Server, launcher: Launcher
+    server: Server, launcher: JobCreator
 ) -> None:
     _record(server, 7, "Ready")
-    with pytest.raises(Outdated):
-        await launcher.start(JOB, Word(NODE_CACHES, "n0", "6", about=KEY))
-    with pytest.raises(Outdated):
-        await launcher.start(JOB, WORD)
+    with pytest.raises(StaleCache):
+        await launcher.create(JOB, Precondition(NODE_CACHES, "n0", "6", entry_key=KEY))
+    with pytest.raises(StaleCache):
+        await launcher.create(JOB, WORD)
 
 
-async def test_some_ranks_do_not_stand_for_all(server: Server, launcher: Launcher) -> None:
+async def test_some_ranks_do_not_stand_for_all(server: Server, launcher: JobCreator) -> None:
     _record(server, 8, "Ready", ranks="0-3")
-    assert await launcher.start(JOB, WORD)
+    assert await launcher.create(JOB, WORD)
 
 
-async def test_any_change_matters_where_the_whole_record_asks(server: Server, launcher: Launcher) -> None:
+async def test_any_change_matters_where_the_whole_record_asks(server: Server, launcher: JobCreator) -> None:
     server.put(NODE_CACHES, "n0", 8)
-    with pytest.raises(Outdated):
-        await launcher.start(JOB, Word(NODE_CACHES, "n0", "7"))
+    with pytest.raises(StaleCache):
+        await launcher.create(JOB, Precondition(NODE_CACHES, "n0", "7"))

@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operator_support.waiting import soon
-from tonnage_operator.controller.pace import Pace
-from tonnage_operator.controller.workers import Forget, Outdated, Workers
+from tonnage_operator.controller.rate_limiter import RateLimiter
+from tonnage_operator.controller.workqueue import Gone, StaleCache, WorkQueue
 
 
 @given(st.lists(st.floats(0, 3), max_size=60))
 def test_a_pace_allows_a_burst_and_then_its_rate(gaps: list[float]) -> None:
     now = [100.0]
-    pace = Pace(burst=3, every=2.0, clock=lambda: now[0])
+    pace = RateLimiter(burst=3, interval=2.0, clock=lambda: now[0])
     runs: list[float] = []
     for gap in gaps:
         now[0] += gap
-        if not pace.wait("a"):
-            pace.spend("a")
+        if not pace.delay("a"):
+            pace.consume("a")
             runs.append(now[0])
     for index, first in enumerate(runs):
         for last in runs[index:]:
@@ -31,13 +31,13 @@ def test_a_pace_allows_a_burst_and_then_its_rate(gaps: list[float]) -> None:
 
 def test_a_pace_says_how_long_to_wait_and_knows_keys_apart() -> None:
     now = [0.0]
-    pace = Pace(burst=1, every=5.0, clock=lambda: now[0])
-    pace.spend("a")
-    assert (pace.wait("a"), pace.wait("b")) == (5.0, 0.0)
+    pace = RateLimiter(burst=1, interval=5.0, clock=lambda: now[0])
+    pace.consume("a")
+    assert (pace.delay("a"), pace.delay("b")) == (5.0, 0.0)
     now[0] = 4.0
-    assert pace.wait("a") == 1.0
-    pace.forget("a")
-    assert pace.wait("a") == 0.0
+    assert pace.delay("a") == 1.0
+    pace.drop("a")
+    assert pace.delay("a") == 0.0
 
 
 async def test_what_comes_in_a_flood_is_worked_on_together() -> None:
@@ -46,11 +46,11 @@ async def test_what_comes_in_a_flood_is_worked_on_together() -> None:
     async def reconcile(key: str) -> None:
         seen[key] += 1
 
-    workers = Workers("test", reconcile, settle=0.0, pace=Pace(burst=2, every=60.0))
+    workers = WorkQueue("test", reconcile, batch_delay=0.0, rate_limiter=RateLimiter(burst=2, interval=60.0))
     for _ in range(200):
-        workers.wake("a")
+        workers.add("a")
         await asyncio.sleep(0)
-    workers.wake("b")
+    workers.add("b")
     await soon(lambda: seen["b"] == 1)
     assert 1 <= seen["a"] <= 2
     assert not workers.idle, "what was held back is not forgotten"
@@ -68,11 +68,11 @@ async def test_a_key_is_never_worked_on_twice_at_once_and_once_more_if_woken_mea
         await go_on.wait()
         running -= 1
 
-    workers = Workers("test", reconcile, settle=0.0)
-    workers.wake("a")
+    workers = WorkQueue("test", reconcile, batch_delay=0.0)
+    workers.add("a")
     await soon(lambda: running == 1)
     for _ in range(5):
-        workers.wake("a")
+        workers.add("a")
     assert not workers.idle
     go_on.set()
     await soon(lambda: workers.idle)
@@ -82,13 +82,13 @@ async def test_a_key_is_never_worked_on_twice_at_once_and_once_more_if_woken_mea
 
 async def test_failures_and_old_pictures_are_tried_again_and_what_is_gone_is_forgotten() -> None:
     results: list[str] = []
-    plan = iter([ValueError("a defect"), Outdated(), Forget()])
+    plan = iter([ValueError("a defect"), StaleCache(), Gone()])
 
     async def reconcile(_: str) -> None:
         raise next(plan)
 
-    workers = Workers("test", reconcile, settle=0.0, on_result=lambda result, _: results.append(result))
-    workers.wake("a")
+    workers = WorkQueue("test", reconcile, batch_delay=0.0, on_result=lambda result, _: results.append(result))
+    workers.add("a")
     await soon(lambda: results == ["error", "outdated", "gone"])
     assert workers.idle
     await workers.close()

@@ -20,10 +20,10 @@ from operator_support import objects
 from operator_support.control_plane import ROOT
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
-from tonnage_operator.config import Listening
-from tonnage_operator.controller.running import Controller
+from tonnage_operator.config import ServerOptions
+from tonnage_operator.controller.app import ControllerApp
 from tonnage_operator.domain.installation import Installation
-from tonnage_operator.kube.access import Access, from_kubeconfig
+from tonnage_operator.kube.credentials import ClientConfig, load_kube_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,12 +221,12 @@ class Fleet:
 class ControllerThread:
     """A controller in a thread of its own, with its own event loop."""
 
-    def __init__(self, access: Access, settings: Installation) -> None:
+    def __init__(self, access: ClientConfig, settings: Installation) -> None:
         self._access = access
         self._settings = settings
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
         self._started = threading.Event()
-        self.controller: Controller
+        self.controller: ControllerApp
         self.loop: asyncio.AbstractEventLoop
         self.problem: BaseException | None = None
 
@@ -258,7 +258,7 @@ class ControllerThread:
     def _run(self) -> None:
         async def run() -> None:
             self.loop = asyncio.get_running_loop()
-            self.controller = Controller(self._access, self._settings, Listening("127.0.0.1", 0, 0))
+            self.controller = ControllerApp(self._access, self._settings, ServerOptions("127.0.0.1", 0, 0))
             self._started.set()
             await self.controller.run()
             await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background
@@ -281,10 +281,10 @@ class ControllerThread:
         """Has everything looked at again, and returns when that is done."""
 
         def wake() -> None:
-            for record in self.controller.cluster.weights:
-                self.controller.weights_workers.wake(record.uid)
-            for node in self.controller.cluster.nodes:
-                self.controller.node_workers.wake(node.name)
+            for record in self.controller.state.weights:
+                self.controller.weights_queue.add(record.uid)
+            for node in self.controller.state.nodes:
+                self.controller.node_queue.add(node.name)
 
         self.ask(wake)
         eventually(lambda: self.ask(lambda: self.controller.idle))
@@ -292,7 +292,7 @@ class ControllerThread:
     def knows_jobs_of(self, namespace: str) -> bool:
         """Returns whether it knows of a Job for an object of a namespace."""
         prefix = f"{namespace}/"
-        return self.ask(lambda: any(job.model_ref.startswith(prefix) for job in self.controller.cluster.jobs))
+        return self.ask(lambda: any(job.model_ref.startswith(prefix) for job in self.controller.state.jobs))
 
     def writes(self) -> int:
         """Returns how many writing requests it has sent."""
@@ -378,6 +378,6 @@ class ControllerProcess:
         self.kill()
 
 
-def admin_access(plane: ControlPlane) -> Access:
+def admin_access(plane: ControlPlane) -> ClientConfig:
     """Returns the administrator's access."""
-    return from_kubeconfig(plane.kubeconfig)
+    return load_kube_config(plane.kubeconfig)

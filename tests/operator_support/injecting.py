@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
 from tonnage_operator.api import names
-from tonnage_operator.domain.inject import available, inject
-from tonnage_operator.domain.requests import read_request
-from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
+from tonnage_operator.domain.admission.pod_request import parse_annotations
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 
 if TYPE_CHECKING:
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.domain.weights import Weights
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 RESERVED = objects.INSTALLATION.model_copy(
     update={
@@ -24,10 +24,10 @@ RESERVED = objects.INSTALLATION.model_copy(
 """An installation whose memory medium lies outside of what nodes give to pods."""
 
 
-def resolved(spec: dict[str, Any] | None = None, **more: Any) -> Weights:
+def resolved(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
     """Returns an object with a revision in use."""
     fresh = objects.weights(spec, **more)
-    seen = seen_revision(objects.resolved_report(), fresh, now="2026-01-01T00:00:00Z")
+    seen = parse_resolve_report(objects.resolved_report(), fresh, now="2026-01-01T00:00:00Z")
     status = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}  # type: ignore[union-attr]
     return objects.weights(spec, status=status, **more)
 
@@ -48,14 +48,14 @@ def asking_pod(annotations: dict[str, str] | None = None, **spec: Any) -> dict[s
 
 def injected(
     pod: dict[str, Any],
-    *models: Weights,
+    *models: ModelWeights,
     warm: tuple[str, ...] = (),
     installation: Installation = objects.INSTALLATION,
 ) -> dict[str, Any]:
     """Returns the pod with what it asks for."""
-    request = read_request(pod["metadata"]["annotations"], namespace="serving")
+    request = parse_annotations(pod["metadata"]["annotations"], namespace="serving")
     chosen = models or (resolved(),)
-    supplies = tuple(available(*pair, warm) for pair in zip(request.models, chosen, strict=True))
+    supplies = tuple(resolve_injected_model(*pair, warm) for pair in zip(request.models, chosen, strict=True))
     return inject(pod, supplies, request, installation)
 
 

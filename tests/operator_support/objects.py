@@ -7,9 +7,9 @@ from typing import Any
 
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import facts
 from tonnage_operator.domain.installation import Installation
-from tonnage_operator.domain.weights import Weights, read_weights
+from tonnage_operator.domain.observed.model_weights import ModelWeights, parse_model_weights
+from tonnage_operator.domain.observed.objects import Pod, parse_pod
 
 GIB = 1 << 30
 UID = "11111111-2222-3333-4444-555555555555"
@@ -53,9 +53,9 @@ def body(
     }
 
 
-def weights(spec: dict[str, Any] | None = None, **more: Any) -> Weights:
+def weights(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
     """Returns a ``ModelWeights`` as decisions have it."""
-    return read_weights(body(spec, **more))
+    return parse_model_weights(body(spec, **more))
 
 
 def pins(version: str = "1", count: int = 2, folder: str = "llama") -> tuple[contract.ObjectPin, ...]:
@@ -111,12 +111,10 @@ def as_stored(job: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def ended_pod(
-    job: dict[str, Any], report: contract.Report | None, *, exit_code: int = 0, reason: str = ""
-) -> facts.Pod:
+def ended_pod(job: dict[str, Any], report: contract.Report | None, *, exit_code: int = 0, reason: str = "") -> Pod:
     """Returns the pod of a Job whose loader ended."""
     said = contract.termination_message(report).decode() if report else ""
-    return facts.pod_fact(
+    return parse_pod(
         {
             "metadata": {
                 "namespace": job["metadata"]["namespace"],

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from operator_support import objects
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
-from tonnage_operator.domain.resolving import seen_revision
-from tonnage_operator.domain.weights import read_weights
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+from tonnage_operator.domain.observed.model_weights import parse_model_weights
 
 if TYPE_CHECKING:
     from operator_support.fleet import Fleet
@@ -29,7 +29,7 @@ def make_resolved(fleet: Fleet, spec: dict[str, Any] | None = None, *, name: str
     """Creates an object as the controller would have left it, resolved, and returns its revision."""
     body = fleet.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
     report = objects.resolved_report(bucket=fleet.namespace)
-    seen = seen_revision(report, read_weights(body), now="2026-01-01T00:00:00Z")
+    seen = parse_resolve_report(report, parse_model_weights(body), now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
     body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}
     fleet.plane.request("PUT", fleet.path(name) + "/status", body)

@@ -14,14 +14,15 @@ from operator_support import objects
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
-from tonnage_operator.domain import facts, outcomes
-from tonnage_operator.domain.caches import Caches
-from tonnage_operator.domain.claims import Claim
-from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
-from tonnage_operator.domain.reconcile import Decision, Farewell, decide, decide_farewell
+from tonnage_operator.domain.modelweights.reconcile import Decision, Deletion, decide, plan_deletion
+from tonnage_operator.domain.modelweights.snapshot import Snapshot
+from tonnage_operator.domain.nodecache.index import CacheIndex
+from tonnage_operator.domain.nodecache.reconcile import ModelReferences, NodeDecision, NodeSnapshot, decide_node
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.held_entries import HeldEntry
+from tonnage_operator.domain.observed.model_weights import ModelWeights, parse_model_weights
+from tonnage_operator.domain.observed.objects import Job, LoaderStatus, Node, Pod, parse_job, parse_node
 from tonnage_operator.domain.units import format_time
-from tonnage_operator.domain.weights import Weights, read_weights
-from tonnage_operator.domain.world import World
 
 if TYPE_CHECKING:
     from tonnage_operator.domain.installation import Installation
@@ -38,10 +39,10 @@ class Simulation:
     status: dict[str, Any] = field(default_factory=dict)
     deleting: bool = False
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pods: dict[str, facts.Pod] = field(default_factory=dict)
+    pods: dict[str, Pod] = field(default_factory=dict)
     reports: dict[str, contract.Report] = field(default_factory=dict)
     caches: dict[str, NodeCacheStatus] = field(default_factory=dict)
-    consumers: list[facts.Pod] = field(default_factory=list)
+    consumers: list[Pod] = field(default_factory=list)
     neighbours: frozenset[str] = frozenset()
     events: list[str] = field(default_factory=list)
     posted: set[str] = field(default_factory=set)
@@ -53,28 +54,28 @@ class Simulation:
             self.node_bodies[name] = objects.node(name, **more)
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> ModelWeights:
         """The object as it is now."""
         more = {"deletionTimestamp": "now"} if self.deleting else {}
-        return read_weights(objects.body(self.spec, status=copy.deepcopy(self.status), **more))
+        return parse_model_weights(objects.body(self.spec, status=copy.deepcopy(self.status), **more))
 
     @property
-    def nodes(self) -> dict[str, facts.Node]:
+    def nodes(self) -> dict[str, Node]:
         """The nodes' facts."""
-        return {name: facts.node_fact(body) for name, body in self.node_bodies.items()}
+        return {name: parse_node(body) for name, body in self.node_bodies.items()}
 
-    def world(self) -> World:
+    def world(self) -> Snapshot:
         """What the object's decision sees."""
-        return World(
+        return Snapshot(
             now=self.now,
             installation=self.installation,
             weights=self.weights,
             nodes=self.nodes,
-            caches=Caches(self.caches),
+            cache_index=CacheIndex(self.caches),
             jobs=[job for job in self._known_jobs() if job.model_uid == objects.UID],
             pods=self.pods,
             consumers=self.consumers,
-            neighbours=self.neighbours,
+            shared_entries=self.neighbours,
             reports=self.reports,
         )
 
@@ -82,13 +83,13 @@ class Simulation:
         """Decides once, does it, and lets each node record what is."""
         decision = decide(self.world())
         self._apply(decision.apply)
-        for event in (*decision.events, *decision.with_status):
+        for event in (*decision.events, *decision.deferred_events):
             name = event.name("llama", objects.UID)
             if name not in self.posted:
                 self.posted.add(name)
                 self.events.append(event.reason)
         self.status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for job in (*decision.delete, *decision.delete_with_status):
+        for job in (*decision.delete, *decision.deferred_deletes):
             self.jobs.pop(job.name, None)
         self.record()
         return decision
@@ -102,10 +103,10 @@ class Simulation:
                 return decision
         raise AssertionError("it never comes to rest")
 
-    def farewell(self) -> Farewell:
+    def farewell(self) -> Deletion:
         """Decides about the deletion once, and does it."""
         self.deleting = True
-        decision = decide_farewell(self.world())
+        decision = plan_deletion(self.world())
         self._apply(decision.apply)
         self.events += [event.reason for event in decision.events]
         for job in decision.delete:
@@ -128,29 +129,29 @@ class Simulation:
         """Returns what one node's decision is now."""
         weights = self.weights
         return decide_node(
-            NodeWorld(
+            NodeSnapshot(
                 now=self.now,
                 installation=self.installation,
                 node=self.nodes[name],
                 uid="cache-uid" if name in self.caches else "",
                 status=self.caches.get(name) or NodeCacheStatus(),
-                referrers=[
-                    Referrer(
+                references=[
+                    ModelReferences(
                         weights.ref,
                         weights.deleting,
                         weights.references(self.installation),
                         weights.spec.cache.retention,
                     )
                 ],
-                jobs=[job for job in self._known_jobs() if job.node == name],
+                jobs=[job for job in self._known_jobs() if job.target == name],
                 pods=self.pods,
                 consumers=[pod for pod in self.consumers if pod.node == name],
             )
         )
 
-    def _known_jobs(self) -> list[facts.Job]:
-        found = map(facts.job_fact, self.jobs.values())
-        return [outcomes.as_known(job, self.pods.get(job.uid), self.now) for job in found]
+    def _known_jobs(self) -> list[Job]:
+        found = map(parse_job, self.jobs.values())
+        return [job_results.effective_job(job, self.pods.get(job.uid), self.now) for job in found]
 
     def _apply(self, wanted: tuple[dict[str, Any], ...]) -> None:
         for job in wanted:
@@ -215,10 +216,10 @@ def prewarming(count: int = 4, spec: dict[str, Any] | None = None) -> Simulation
     return simulation
 
 
-def consumer(simulation: Simulation, node: str, *, started: bool = True) -> facts.Pod:
+def consumer(simulation: Simulation, node: str, *, started: bool = True) -> Pod:
     """Returns a pod on a node that was admitted with the revision in use."""
     revision = simulation.status["resolved"]["revision"]
-    claim = Claim(
+    claim = HeldEntry(
         container=names.LOADER_CONTAINER,
         namespace="serving",
         name="llama",
@@ -227,7 +228,7 @@ def consumer(simulation: Simulation, node: str, *, started: bool = True) -> fact
         key=revision,
         bytes=2 * objects.GIB,
     )
-    return facts.Pod(
+    return Pod(
         namespace="serving",
         name="p",
         uid="pu",
@@ -239,8 +240,8 @@ def consumer(simulation: Simulation, node: str, *, started: bool = True) -> fact
         reason="",
         message="",
         created="2026-01-01T00:00:00Z",
-        unschedulable="",
-        claims=(claim,),
-        loaders=(facts.Loader(names.LOADER_CONTAINER, started, None, "", ""),),
+        unschedulable_message="",
+        held_entries=(claim,),
+        loaders=(LoaderStatus(names.LOADER_CONTAINER, started, None, "", ""),),
         deleting=False,
     )

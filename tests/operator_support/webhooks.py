@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Self
 import trustme
 
 from operator_support.waiting import eventually
-from tonnage_operator.config import Listening
-from tonnage_operator.webhook.running import Webhook
+from tonnage_operator.config import ServerOptions
+from tonnage_operator.webhook.app import WebhookApp
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.kube.access import Access
+    from tonnage_operator.kube.credentials import ClientConfig
 
 
 class WebhookThread:
     """A webhook with a certificate of its own."""
 
-    def __init__(self, access: Access, settings: Installation, folder: Path) -> None:
+    def __init__(self, access: ClientConfig, settings: Installation, folder: Path) -> None:
         self._access = access
         self._settings = settings
         self.ca = trustme.CA()
@@ -33,7 +33,7 @@ class WebhookThread:
         self.renew()
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._started = threading.Event()
-        self.webhook: Webhook
+        self.webhook: WebhookApp
         self.loop: asyncio.AbstractEventLoop
         self.problem: BaseException | None = None
 
@@ -49,7 +49,7 @@ class WebhookThread:
         assert certificate is not None
 
         async def check() -> None:
-            certificate.check()
+            certificate.reload_if_changed()
 
         asyncio.run_coroutine_threadsafe(check(), self.loop).result(10)
 
@@ -76,8 +76,8 @@ class WebhookThread:
     def _run(self) -> None:
         async def run() -> None:
             self.loop = asyncio.get_running_loop()
-            listening = Listening("127.0.0.1", 0, 0, self.cert, self.key)
-            self.webhook = Webhook(self._access, self._settings, listening)
+            listening = ServerOptions("127.0.0.1", 0, 0, self.cert, self.key)
+            self.webhook = WebhookApp(self._access, self._settings, listening)
             self._started.set()
             await self.webhook.run()
             await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background

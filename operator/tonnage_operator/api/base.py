@@ -20,7 +20,7 @@ class ApiModel(BaseModel):
     )
 
 
-def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+def validation_rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """Returns the schema's extra part that holds CEL rules.
 
     Args:
@@ -36,13 +36,13 @@ DURATION_PATTERN = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
 """Hours, minutes, seconds, in this order, as Go prints durations."""
 
 
-def _quantity(value: object) -> object:
+def _quantity_to_str(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Quantity = Annotated[
     str,
-    BeforeValidator(_quantity),
+    BeforeValidator(_quantity_to_str),
     Field(pattern=QUANTITY_PATTERN),
     WithJsonSchema(
         {
@@ -63,7 +63,7 @@ DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 """RFC 3339 in UTC, with seconds, as Kubernetes writes it."""
 
-LongInt = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})]
+Int64 = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})]
 """A count or size that may pass 2**31."""
 
 
@@ -86,7 +86,7 @@ class Condition(ApiModel):
     )
     message: str = Field(default="", max_length=32768, description="A sentence for a person, which says what to do.")
     last_transition_time: Time = Field(description="When the status last changed.")
-    observed_generation: LongInt | None = Field(
+    observed_generation: Int64 | None = Field(
         default=None, description="The generation of the spec that this observation is about."
     )
 
@@ -103,7 +103,7 @@ class KeyReference(ApiModel):
     )
 
 
-class SelectorOperator(enum.StrEnum):
+class LabelSelectorOperator(enum.StrEnum):
     """How a label is compared."""
 
     IN = "In"
@@ -112,11 +112,11 @@ class SelectorOperator(enum.StrEnum):
     DOES_NOT_EXIST = "DoesNotExist"
 
 
-class LabelRequirement(ApiModel):
+class LabelSelectorRequirement(ApiModel):
     """One requirement on a label of a namespace."""
 
     key: str = Field(min_length=1, max_length=317, description="The label's key.")
-    operator: SelectorOperator = Field(description="How it is compared: In, NotIn, Exists or DoesNotExist.")
+    operator: LabelSelectorOperator = Field(description="How it is compared: In, NotIn, Exists or DoesNotExist.")
     values: tuple[Annotated[str, Field(max_length=63)], ...] | None = Field(
         default=None, max_length=100, description="The values for In and NotIn; must be absent for the other operators."
     )
@@ -128,6 +128,6 @@ class LabelSelector(ApiModel):
     match_labels: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
         default=None, description="Labels that must have exactly these values."
     )
-    match_expressions: tuple[LabelRequirement, ...] | None = Field(
+    match_expressions: tuple[LabelSelectorRequirement, ...] | None = Field(
         default=None, max_length=50, description="Requirements beyond equality."
     )

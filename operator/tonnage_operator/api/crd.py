@@ -13,14 +13,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from tonnage_operator.api import names
-from tonnage_operator.api.nodecache import NodeCache
-from tonnage_operator.api.status import ModelWeights
+from tonnage_operator.api.nodecache import NodeCacheResource
+from tonnage_operator.api.status import ModelWeightsResource
 
 Schema = dict[str, Any]
 
 _HEADER: Final = "# Made by `tonnage-operator crd` from operator/tonnage_operator/api. Do not edit.\n"
 
-_KEPT: Final[tuple[str, ...]] = (
+_SCHEMA_KEYWORDS: Final[tuple[str, ...]] = (
     "type", "format", "description", "enum", "default", "pattern", "minLength", "maxLength", "minimum", "maximum",
     "minItems", "maxItems", "required", "anyOf",
 )  # fmt: skip
@@ -55,14 +55,14 @@ _NODE_COLUMNS: Final = (
 )
 
 
-class _Plain(yaml.SafeDumper):
+class _NoAliasDumper(yaml.SafeDumper):
     """Writes what occurs twice twice, since people read the files."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True
 
 
-class _Structural:
+class _StructuralSchema:
     """Turns one model's JSON schema into a structural one."""
 
     def __init__(self, model: type[BaseModel]) -> None:
@@ -77,7 +77,7 @@ class _Structural:
     def _convert(self, node: Schema, *, owner: str = "") -> Schema:
         node = self._inline(node)
         owner = node.get("title", owner)
-        out: Schema = {key: node[key] for key in _KEPT if key in node}
+        out: Schema = {key: node[key] for key in _SCHEMA_KEYWORDS if key in node}
         out |= {key: value for key, value in node.items() if key.startswith("x-kubernetes-")}
         if "x-kubernetes-int-or-string" not in out:
             out.pop("anyOf", None)
@@ -99,14 +99,14 @@ class _Structural:
 
     def _inline(self, node: Schema) -> Schema:
         """Follows ``$ref`` and drops the null branch; what stands beside them wins."""
-        beside = {key: value for key, value in node.items() if key not in {"$ref", "anyOf", "allOf"}}
+        siblings = {key: value for key, value in node.items() if key not in {"$ref", "anyOf", "allOf"}}
         if "$ref" in node:
             target = self._inline(self._definitions[node["$ref"].rpartition("/")[2]])
-            return {**target, **beside, "title": target.get("title", "")}
+            return {**target, **siblings, "title": target.get("title", "")}
         branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
         if len(branches) == 1:
             target = self._inline(branches[0])
-            return {**target, **beside, "title": target.get("title", "")}
+            return {**target, **siblings, "title": target.get("title", "")}
         return node
 
 
@@ -141,7 +141,7 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 def _definition(
     model: type[BaseModel], *, kind: str, plural: str, scope: str, short: tuple[str, ...], columns: tuple[Schema, ...]
 ) -> Schema:
-    schema = _Structural(model).schema()
+    schema = _StructuralSchema(model).schema()
     schema["properties"] = {
         "apiVersion": {"type": "string", "description": "Version of this object's schema."},
         "kind": {"type": "string", "description": "Kind of this object."},
@@ -181,7 +181,7 @@ def definitions() -> dict[str, Schema]:
     """Returns each CRD as a dict, by the name of its file in ``crds/``."""
     return {
         "modelweights.yaml": _definition(
-            ModelWeights,
+            ModelWeightsResource,
             kind=names.MODEL_WEIGHTS_KIND,
             plural=names.MODEL_WEIGHTS_PLURAL,
             scope="Namespaced",
@@ -189,7 +189,7 @@ def definitions() -> dict[str, Schema]:
             columns=_MODEL_COLUMNS,
         ),
         "nodecaches.yaml": _definition(
-            NodeCache,
+            NodeCacheResource,
             kind=names.NODE_CACHE_KIND,
             plural=names.NODE_CACHE_PLURAL,
             scope="Cluster",
@@ -202,6 +202,6 @@ def definitions() -> dict[str, Schema]:
 def files() -> dict[str, str]:
     """Returns the text of each file in ``crds/``."""
     return {
-        name: _HEADER + yaml.dump(definition, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True)
+        name: _HEADER + yaml.dump(definition, Dumper=_NoAliasDumper, sort_keys=False, width=120, allow_unicode=True)
         for name, definition in definitions().items()
     }

@@ -7,23 +7,23 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, DnsName, Duration, LabelSelector, Quantity, rules
-from tonnage_operator.api.placement import Placement, PrewarmMode, Scheduling
+from tonnage_operator.api.base import ApiModel, DnsName, Duration, LabelSelector, Quantity, validation_rules
+from tonnage_operator.api.placement import PlacementSpec, PrewarmMode, Scheduling
 from tonnage_operator.api.source import Credentials, ModelSource
 
 __all__ = [
-    "Access",
-    "Cache",
+    "AccessSpec",
+    "CacheSpec",
     "Delivery",
-    "Files",
+    "FilesSpec",
     "LoaderForm",
     "LoaderSettings",
     "Medium",
     "ModelWeightsSpec",
     "PrewarmMode",
     "Retention",
-    "Revision",
     "RevisionPolicy",
+    "RevisionSpec",
     "Scheduling",
     "UpdatePolicy",
     "Verify",
@@ -46,7 +46,7 @@ class Ranks(ApiModel):
     )
 
 
-class Files(ApiModel):
+class FilesSpec(ApiModel):
     """Which objects of the source count. Shell patterns, matched against the whole key and against its last part."""
 
     tensors: tuple[Glob, ...] = Field(
@@ -75,11 +75,11 @@ class UpdatePolicy(enum.StrEnum):
     AUTOMATIC = "Automatic"
 
 
-class Revision(ApiModel):
+class RevisionSpec(ApiModel):
     """Which version of the objects is used."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "self.policy == 'Track' || self.update != 'Automatic'",
                 "update: Automatic needs policy: Track, which looks for new revisions",
@@ -157,11 +157,11 @@ class Retention(enum.StrEnum):
     EVICTABLE = "Evictable"
 
 
-class Cache(ApiModel):
+class CacheSpec(ApiModel):
     """Where and how the weights lie on a node."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "self.delivery == 'PersistentVolumeClaim' ? has(self.claimName) : !has(self.claimName)",
                 "claimName is given with delivery: PersistentVolumeClaim, and only with it",
@@ -207,7 +207,7 @@ class LoaderForm(enum.StrEnum):
     INIT = "Init"
 
 
-class ResourceAmounts(ApiModel):
+class ResourceRequirements(ApiModel):
     """Requests and limits of a container."""
 
     requests: dict[str, Quantity] | None = Field(default=None, description="What is set aside for the loader.")
@@ -230,7 +230,7 @@ class LoaderSettings(ApiModel):
     """How the loader runs."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             ("duration(self.timeout) >= duration('10s')", "timeout must be at least 10s"),
             (
                 _PART_SIZE_RULE,
@@ -243,7 +243,7 @@ class LoaderSettings(ApiModel):
         default=LoaderForm.SIDECAR,
         description="Sidecar: stays beside the pod and shows that the entry is in use. Init: loads and ends.",
     )
-    resources: ResourceAmounts | None = Field(
+    resources: ResourceRequirements | None = Field(
         default=None,
         description="Requests and limits of the loader; absent: the installation's, plus what Memory needs.",
     )
@@ -261,7 +261,7 @@ class LoaderSettings(ApiModel):
     )
 
 
-class AccessFrom(enum.StrEnum):
+class FromNamespaces(enum.StrEnum):
     """Which namespaces' pods may use the model."""
 
     SAME = "Same"
@@ -273,7 +273,7 @@ class AllowedNamespaces(ApiModel):
     """Namespaces whose pods may name this object."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "self.from == 'Selector' ? has(self.selector) : !has(self.selector)",
                 "selector is given with from: Selector, and only with it",
@@ -281,15 +281,15 @@ class AllowedNamespaces(ApiModel):
         )
     )
 
-    from_: AccessFrom = Field(
-        default=AccessFrom.SAME,
+    from_: FromNamespaces = Field(
+        default=FromNamespaces.SAME,
         alias="from",
         description="Same: this namespace. All: every one. Selector: those whose labels match, and this one.",
     )
     selector: LabelSelector | None = Field(default=None, description="With Selector: labels of the namespaces.")
 
 
-class Access(ApiModel):
+class AccessSpec(ApiModel):
     """Who may use the model."""
 
     allowed_namespaces: AllowedNamespaces = Field(
@@ -304,7 +304,7 @@ class ModelWeightsSpec(ApiModel):
     """What a person wants."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "self.cache.delivery != 'EmptyDir' || self.placement.prewarm == 'None'",
                 "an EmptyDir is one pod's own, so there is nothing to prewarm: use prewarm: None",
@@ -325,17 +325,19 @@ class ModelWeightsSpec(ApiModel):
         default=None,
         description="With which identity they are read; absent: the ambient one of the pod that loads.",
     )
-    files: Files = Field(default=Files(), description="Which objects count, and as what.")
-    revision: Revision = Field(default=Revision(), description="Which version of the objects is used.")
+    files: FilesSpec = Field(default=FilesSpec(), description="Which objects count, and as what.")
+    revision: RevisionSpec = Field(default=RevisionSpec(), description="Which version of the objects is used.")
     verify: Verify = Field(
         default=Verify.CRC32,
         description="How far bytes are checked while they arrive: CRC32 and SHA256 against the hashes in the "
         "file, Size, None.",
     )
-    cache: Cache = Field(default=Cache(), description="Where and how the weights lie on a node.")
-    placement: Placement = Field(default=Placement(), description="Which nodes are warmed, and how pods are steered.")
+    cache: CacheSpec = Field(default=CacheSpec(), description="Where and how the weights lie on a node.")
+    placement: PlacementSpec = Field(
+        default=PlacementSpec(), description="Which nodes are warmed, and how pods are steered."
+    )
     loader: LoaderSettings = Field(default=LoaderSettings(), description="How the loader runs.")
-    access: Access = Field(default=Access(), description="Who may use the model.")
+    access: AccessSpec = Field(default=AccessSpec(), description="Who may use the model.")
     suspend: bool = Field(
         default=False, description="Start nothing new, keep what is there; pods of users are still served."
     )

@@ -37,7 +37,7 @@ ON_FAILURE: Final = f"{GROUP}/on-failure"
 LOADER_CPU: Final = f"{GROUP}/loader-cpu"
 LOADER_MEMORY: Final = f"{GROUP}/loader-memory"
 INJECT: Final = f"{GROUP}/inject"
-ASKS: Final = (
+POD_ANNOTATIONS: Final = (
     MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, INJECT,
 )  # fmt: skip
 """All of them."""

@@ -6,7 +6,7 @@ import enum
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, Condition, LongInt, Time
+from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
 from tonnage_operator.api.modelweights import Medium, Retention
 
 MAX_MODELS = 1000
@@ -22,15 +22,13 @@ class EntryState(enum.StrEnum):
     EVICTING = "Evicting"
 
 
-class MediumState(ApiModel):
+class MediumStatus(ApiModel):
     """Room of one medium of the node."""
 
     name: Medium = Field(description="Memory or Disk.")
-    capacity_bytes: LongInt = Field(
-        default=0, description="Size of the medium, as a loader last reported it; 0 unknown."
-    )
-    used_bytes: LongInt = Field(default=0, description="Bytes of the entries below.")
-    free_bytes: LongInt = Field(default=0, description="Free bytes, as a loader last reported them.")
+    capacity_bytes: Int64 = Field(default=0, description="Size of the medium, as a loader last reported it; 0 unknown.")
+    used_bytes: Int64 = Field(default=0, description="Bytes of the entries below.")
+    free_bytes: Int64 = Field(default=0, description="Free bytes, as a loader last reported them.")
 
 
 class CacheEntry(ApiModel):
@@ -44,7 +42,7 @@ class CacheEntry(ApiModel):
     state: EntryState = Field(
         description="Ready, Loading, Partial (a load ended early; the next resumes it) or Evicting."
     )
-    bytes: LongInt = Field(default=0, description="Its size.")
+    bytes: Int64 = Field(default=0, description="Its size.")
     ranks: str | None = Field(default=None, description="The ranks that it holds; absent: all.")
     models: tuple[str, ...] = Field(
         default=(), max_length=MAX_MODELS, description="The ModelWeights that refer to it, as namespace/name."
@@ -65,7 +63,7 @@ class NodeCacheStatus(ApiModel):
         alias="bootID",
         description="Boot of the node that Memory entries belong to; another boot forgets them.",
     )
-    media: tuple[MediumState, ...] | None = Field(
+    media: tuple[MediumStatus, ...] | None = Field(
         default=None,
         max_length=4,
         description="Room of each medium.",
@@ -96,11 +94,11 @@ class NodeCacheSummary(ApiModel):
     loading: int = Field(default=0, description="Entries that are being loaded.")
 
 
-class NodeCache(ApiModel):
+class NodeCacheResource(ApiModel):
     """What lies in the weights cache of one node; the name is the node's."""
 
     status: NodeCacheStatus | None = Field(default=None, description="What lies there.")
 
 
 NodeCacheStatus.model_rebuild()
-NodeCache.model_rebuild()
+NodeCacheResource.model_rebuild()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, LongInt, rules
+from tonnage_operator.api.base import ApiModel, Int64, validation_rules
 
 
 class PrewarmMode(enum.StrEnum):
@@ -26,7 +26,7 @@ class Scheduling(enum.StrEnum):
     REQUIRE = "Require"
 
 
-class NodeOperator(enum.StrEnum):
+class NodeSelectorOperator(enum.StrEnum):
     """How a label of a node is compared."""
 
     IN = "In"
@@ -37,31 +37,31 @@ class NodeOperator(enum.StrEnum):
     LT = "Lt"
 
 
-class NodeRequirement(ApiModel):
+class NodeSelectorRequirement(ApiModel):
     """One requirement on a node."""
 
     key: str = Field(min_length=1, max_length=317, description="The label's key; for matchFields: metadata.name.")
-    operator: NodeOperator = Field(description="How it is compared: In, NotIn, Exists, DoesNotExist, Gt or Lt.")
+    operator: NodeSelectorOperator = Field(description="How it is compared: In, NotIn, Exists, DoesNotExist, Gt or Lt.")
     values: tuple[Annotated[str, Field(max_length=253)], ...] | None = Field(
         default=None, max_length=1000, description="Values for In and NotIn; one whole number for Gt and Lt."
     )
 
 
-class NodeTerm(ApiModel):
+class NodeSelectorTerm(ApiModel):
     """Requirements that must all hold."""
 
-    match_expressions: tuple[NodeRequirement, ...] | None = Field(
+    match_expressions: tuple[NodeSelectorRequirement, ...] | None = Field(
         default=None, max_length=50, description="Requirements on labels."
     )
-    match_fields: tuple[NodeRequirement, ...] | None = Field(
+    match_fields: tuple[NodeSelectorRequirement, ...] | None = Field(
         default=None, max_length=50, description="Requirements on fields; Kubernetes knows metadata.name alone."
     )
 
 
-class NodeSelection(ApiModel):
+class NodeSelector(ApiModel):
     """Required terms; a node matches when one of them does."""
 
-    node_selector_terms: tuple[NodeTerm, ...] | None = Field(
+    node_selector_terms: tuple[NodeSelectorTerm, ...] | None = Field(
         default=None, max_length=50, description="Terms, of which one must match; absent: every node."
     )
 
@@ -92,16 +92,16 @@ class Toleration(ApiModel):
     )
     value: str | None = Field(default=None, max_length=63, description="The taint's value, with Equal.")
     effect: TaintEffect | None = Field(default=None, description="The taint's effect; absent: all effects.")
-    toleration_seconds: LongInt | None = Field(
+    toleration_seconds: Int64 | None = Field(
         default=None, description="How long a NoExecute taint is tolerated; absent: forever."
     )
 
 
-class Placement(ApiModel):
+class PlacementSpec(ApiModel):
     """Which nodes are warmed, and how pods are steered to them."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "self.prewarm == 'Count' ? has(self.count) : !has(self.count)",
                 "count is given with prewarm: Count, and only with it",
@@ -118,7 +118,7 @@ class Placement(ApiModel):
     node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
         default=None, description="Labels that a node must have to be warmed."
     )
-    node_affinity: NodeSelection | None = Field(
+    node_affinity: NodeSelector | None = Field(
         default=None, description="Requirements beyond labels' equality, as the required part of a pod's node affinity."
     )
     tolerations: tuple[Toleration, ...] | None = Field(

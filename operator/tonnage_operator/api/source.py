@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, DnsName, KeyReference, rules
+from tonnage_operator.api.base import ApiModel, DnsName, KeyReference, validation_rules
 
 
 class AddressingStyle(enum.StrEnum):
@@ -22,7 +22,7 @@ class CaBundle(ApiModel):
     """PEM certificates that sign the server's, in exactly one place."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "has(self.configMapKeyRef) != has(self.secretKeyRef)",
                 "give exactly one of configMapKeyRef and secretKeyRef",
@@ -44,7 +44,9 @@ class S3Location(ApiModel):
     """Objects of one S3 bucket: all below a prefix, or exactly the given keys."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(("has(self.prefix) != has(self.keys)", "give exactly one of prefix and keys"))
+        json_schema_extra=validation_rules(
+            ("has(self.prefix) != has(self.keys)", "give exactly one of prefix and keys")
+        )
     )
 
     bucket: str = Field(
@@ -89,7 +91,9 @@ class HttpLocation(ApiModel):
     """Objects by URL. Presigned URLs are secrets and come from a Secret."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(("has(self.urls) != has(self.urlsFrom)", "give exactly one of urls and urlsFrom"))
+        json_schema_extra=validation_rules(
+            ("has(self.urls) != has(self.urlsFrom)", "give exactly one of urls and urlsFrom")
+        )
     )
 
     urls: tuple[HttpUrl, ...] | None = Field(
@@ -111,7 +115,7 @@ class ModelSource(ApiModel):
     """Where the model's objects are. Exactly one member is given."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(("has(self.s3) != has(self.http)", "give exactly one of s3 and http"))
+        json_schema_extra=validation_rules(("has(self.s3) != has(self.http)", "give exactly one of s3 and http"))
     )
 
     s3: S3Location | None = Field(default=None, description="A bucket of S3 or of a server that speaks its protocol.")
@@ -132,7 +136,7 @@ class Credentials(ApiModel):
     """With which identity the source is read. At most one member; none: the ambient identity of the pod that loads."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
+        json_schema_extra=validation_rules(
             (
                 "[has(self.secretRef), has(self.serviceAccountName), has(self.anonymous)].filter(x, x).size() <= 1",
                 "give at most one of secretRef, serviceAccountName and anonymous",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tonnage_operator.api.base import ApiModel, Condition, LongInt, Time
+from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
 from tonnage_operator.api.modelweights import Medium, ModelWeightsSpec
 
 MAX_OBJECTS = 2000
@@ -17,7 +17,7 @@ class PinnedObject(ApiModel):
     """One object of a revision, as every request pins it."""
 
     key: str = Field(max_length=4096, description="Key in the bucket, or URL without its query.")
-    size: LongInt = Field(ge=0, description="Size in bytes.")
+    size: Int64 = Field(ge=0, description="Size in bytes.")
     etag: str = Field(default="", max_length=1024, description="Entity tag without quotes; empty where there is none.")
     version_id: str = Field(default="", max_length=1024, description="Version; empty where the bucket has none.")
 
@@ -27,8 +27,8 @@ class SeenRevision(ApiModel):
 
     revision: str = Field(description="Short name: r- and 12 hex digits of the digest.")
     digest: str = Field(description="sha256 over the object list.")
-    total_bytes: LongInt = Field(default=0, description="Bytes of all objects together.")
-    object_count: LongInt = Field(default=0, description="How many objects there are.")
+    total_bytes: Int64 = Field(default=0, description="Bytes of all objects together.")
+    object_count: Int64 = Field(default=0, description="How many objects there are.")
     objects: tuple[PinnedObject, ...] | None = Field(
         default=None,
         max_length=MAX_OBJECTS,
@@ -54,10 +54,10 @@ class LoadProgress(ApiModel):
 
     node: str = Field(description="The slowest node that loads.")
     percent: int = Field(description="0 to 100; -1 unknown.")
-    loaded_bytes: LongInt = Field(default=0, description="Bytes that are there.")
-    total_bytes: LongInt = Field(default=0, description="Bytes that there will be.")
-    bytes_per_second: LongInt = Field(default=0, description="Current rate.")
-    remaining_seconds: LongInt = Field(default=-1, description="Estimated time to the end; -1 unknown.")
+    loaded_bytes: Int64 = Field(default=0, description="Bytes that are there.")
+    total_bytes: Int64 = Field(default=0, description="Bytes that there will be.")
+    bytes_per_second: Int64 = Field(default=0, description="Current rate.")
+    remaining_seconds: Int64 = Field(default=-1, description="Estimated time to the end; -1 unknown.")
     eta: str = Field(default="", description="The same for people, such as 2m10s; empty when unknown.")
 
 
@@ -81,7 +81,7 @@ class NodeFailure(ApiModel):
 class ModelWeightsStatus(ApiModel):
     """What is."""
 
-    observed_generation: LongInt | None = Field(
+    observed_generation: Int64 | None = Field(
         default=None, description="Generation of the spec that this status is about."
     )
     resolved: SeenRevision | None = Field(default=None, description="The revision in use.")
@@ -117,7 +117,7 @@ class ModelWeightsStatus(ApiModel):
     )
 
 
-class ModelWeights(ApiModel):
+class ModelWeightsResource(ApiModel):
     """A model in object storage that pods of this cluster can ask for by name."""
 
     spec: ModelWeightsSpec = Field(description="What is wanted.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api.base import Condition, ConditionStatus
-from tonnage_operator.domain import identity
+from tonnage_operator.domain import naming
 from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
@@ -59,28 +59,28 @@ class Event:
 
     def name(self, model: str, uid: str) -> str:
         """Returns the name of the Event object; posting it twice, or from two controllers, makes one."""
-        return f"{model[:200]}.{identity.digest(uid, self.reason, self.key)}"
+        return f"{model[:200]}.{naming.short_digest(uid, self.reason, self.key)}"
 
 
-_BY_REASON = frozenset({"Accepted", "Resolved"})
+_REASON_EVENT_TYPES = frozenset({"Accepted", "Resolved"})
 """Conditions whose reason is news by itself. Those of the others change with each node."""
 
-_BY_STATUS = frozenset({"Warm", "Ready", "Degraded", "UpdateAvailable"})
+_STATUS_EVENT_TYPES = frozenset({"Warm", "Ready", "Degraded", "UpdateAvailable"})
 
-_CALM = frozenset({ConditionReason.RESOLVING, ConditionReason.NOT_RESOLVED})
+_QUIET_REASONS = frozenset({ConditionReason.RESOLVING, ConditionReason.NOT_RESOLVED})
 """Reasons that are no news: the usual way of a fresh object."""
 
 
-def transitions(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Event, ...]:
+def transition_events(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Event, ...]:
     """Returns an event for each condition that changed in a way worth telling."""
     before = {condition.type: condition for condition in old}
     events = []
     for condition in new:
         earlier, is_true = before.get(condition.type), condition.status is ConditionStatus.TRUE
         flipped = earlier.status is not condition.status if earlier else is_true
-        renamed = condition.type in _BY_REASON and (earlier is None or earlier.reason != condition.reason)
-        told = (flipped and condition.type in _BY_REASON | _BY_STATUS) or renamed
-        if not told or condition.reason in _CALM:
+        renamed = condition.type in _REASON_EVENT_TYPES and (earlier is None or earlier.reason != condition.reason)
+        is_significant = (flipped and condition.type in _REASON_EVENT_TYPES | _STATUS_EVENT_TYPES) or renamed
+        if not is_significant or condition.reason in _QUIET_REASONS:
             continue
         # Named by what was before, which is on record: a crash before the new status is written tells nothing twice.
         since = earlier.last_transition_time if earlier else ""

@@ -7,7 +7,7 @@ import enum
 from pydantic import ConfigDict, Field, model_validator
 
 from tonnage_operator.api.base import ApiModel, Quantity
-from tonnage_operator.api.modelweights import Medium, ResourceAmounts
+from tonnage_operator.api.modelweights import Medium, ResourceRequirements
 
 
 class Sharing(enum.StrEnum):
@@ -31,7 +31,7 @@ class HostMedium(ApiModel):
     min_free: Quantity = "0"
 
 
-class Reports(ApiModel):
+class ReportSettings(ApiModel):
     """Where and how often loaders report."""
 
     model_config = ConfigDict(extra="forbid")
@@ -54,7 +54,7 @@ class LoaderImage(ApiModel):
     uid: int = Field(default=0, ge=0, description="User that writes to host paths, which belong to root as a rule.")
     unprivileged_uid: int = Field(default=65532, ge=1, description="User where no host path is involved.")
     memory_overhead: Quantity = "512Mi"
-    resources: ResourceAmounts = ResourceAmounts(requests={"cpu": "1", "memory": "512Mi"})
+    resources: ResourceRequirements = ResourceRequirements(requests={"cpu": "1", "memory": "512Mi"})
 
 
 class Installation(ApiModel):
@@ -67,19 +67,19 @@ class Installation(ApiModel):
     default_medium: Medium = Medium.MEMORY
     sharing: Sharing = Sharing.CLUSTER
     loader: LoaderImage
-    reports: Reports = Reports()
+    reports: ReportSettings = ReportSettings()
     job_service_account: str = Field(default="default", description="Identity of Jobs where the object names none.")
     cleanup_service_account: str = Field(default="default", description="Identity of cleanup Jobs, in our namespace.")
     cleanup_tolerate_all: bool = True
     retry_base: float = Field(default=10.0, gt=0, description="Seconds before the first retry; doubles each time.")
     retry_cap: float = Field(default=300.0, gt=0, description="Seconds that a retry waits at most.")
 
-    def trusting(self, ca_pem: str) -> Installation:
+    def with_report_ca(self, ca_pem: str) -> Installation:
         """Returns the same with another CA of the report endpoint."""
         return self.model_copy(update={"reports": self.reports.model_copy(update={"ca_pem": ca_pem})})
 
     @model_validator(mode="after")
-    def _default_is_there(self) -> Installation:
+    def _check_default_medium(self) -> Installation:
         if self.media and self.default_medium not in self.media:
             raise ValueError(f"defaultMedium {self.default_medium.value} is not among media")
         return self

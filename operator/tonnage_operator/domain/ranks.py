@@ -14,7 +14,7 @@ LIMIT: Final = 4096
 _RANGE: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
-def parse(text: str) -> tuple[int, ...]:
+def parse_ranks(text: str) -> tuple[int, ...]:
     """Returns the ranks, sorted.
 
     Raises:
@@ -30,7 +30,7 @@ def parse(text: str) -> tuple[int, ...]:
     return tuple(sorted(ranks))
 
 
-def write(ranks: Iterable[int]) -> str:
+def format_ranks(ranks: Iterable[int]) -> str:
     """Returns the shortest text for some ranks."""
     runs: list[list[int]] = []
     for rank in sorted(set(ranks)):
@@ -41,21 +41,21 @@ def write(ranks: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def joined(some: str | None, more: str | None) -> str | None:
+def merge_ranks(some: str | None, more: str | None) -> str | None:
     """Returns the ranks of two lists together; None and the empty text stand for all ranks."""
     if not some or not more:
         return None
     try:
-        return write({*parse(some), *parse(more)})
+        return format_ranks({*parse_ranks(some), *parse_ranks(more)})
     except ValueError:
         return some
 
 
-def covers(held: str | None, wanted: str | None) -> bool:
+def includes_ranks(held: str | None, wanted: str | None) -> bool:
     """Returns whether all that is wanted is held; None and the empty text stand for all ranks."""
     if not held:
         return True
     try:
-        return bool(wanted) and set(parse(wanted or "")) <= set(parse(held))
+        return bool(wanted) and set(parse_ranks(wanted or "")) <= set(parse_ranks(held))
     except ValueError:
         return False

@@ -75,7 +75,7 @@ def human_seconds(seconds: float) -> str:
     if seconds < 0:
         return ""
     whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    hours, minutes, remainder = whole // 3600, whole % 3600 // 60, whole % 60
     if hours:
         return f"{hours}h{minutes}m"
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    return f"{minutes}m{remainder}s" if minutes else f"{remainder}s"

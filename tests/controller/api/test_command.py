@@ -7,7 +7,7 @@ import pytest
 
 from tonnage_operator.api import crd
 from tonnage_operator.cli import main
-from tonnage_operator.kube.access import NoAccess, find_access, from_kubeconfig
+from tonnage_operator.kube.credentials import ClientConfigError, load_client_config, load_kube_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +51,8 @@ def test_without_a_cluster_it_says_where_it_looked(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(NoAccess, match="KUBECONFIG"):
-        find_access()
+    with pytest.raises(ClientConfigError, match="KUBECONFIG"):
+        load_client_config()
 
 
 async def test_a_kubeconfig_may_run_a_command_for_its_token(tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ async def test_a_kubeconfig_may_run_a_command_for_its_token(tmp_path: Path) -> N
             }
         )
     )
-    access = from_kubeconfig(path)
+    access = load_kube_config(path)
     assert (access.server, access.ca_file) == ("https://host:6443", str(tmp_path / "ca"))
-    assert await access.bearer() == "me-a"
-    with pytest.raises(NoAccess, match="no context named other"):
-        from_kubeconfig(path, "other")
+    assert await access.bearer_token() == "me-a"
+    with pytest.raises(ClientConfigError, match="no context named other"):
+        load_kube_config(path, "other")

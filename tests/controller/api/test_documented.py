@@ -11,8 +11,8 @@ from operator_support.control_plane import ROOT
 from tonnage_operator.api import names
 from tonnage_operator.cli import _parser
 from tonnage_operator.config import read_installation
+from tonnage_operator.domain.admission.pod_request import parse_annotations, requests_weights
 from tonnage_operator.domain.installation import Installation
-from tonnage_operator.domain.requests import asks, read_request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,10 +38,10 @@ def test_each_command_of_the_page_is_understood() -> None:
 
 def test_each_annotation_that_a_pod_asks_with_has_a_row_with_an_example_that_is_understood() -> None:
     rows = dict(re.findall(r"^\| `(tonnage\.dev/[a-z-]+): ([^`]+)` \|", PAGE, re.MULTILINE))
-    assert set(names.ASKS) <= rows.keys()
-    one = {name: rows[name] for name in names.ASKS if name not in {names.MODELS, names.INJECT}}
-    request = read_request(one, namespace="serving")
+    assert set(names.POD_ANNOTATIONS) <= rows.keys()
+    one = {name: rows[name] for name in names.POD_ANNOTATIONS if name not in {names.MODELS, names.INJECT}}
+    request = parse_annotations(one, namespace="serving")
     assert request.models[0].name == "llama-70b"
-    several = read_request({names.MODELS: rows[names.MODELS]}, namespace="serving")
+    several = parse_annotations({names.MODELS: rows[names.MODELS]}, namespace="serving")
     assert [each.alias for each in several.models] == ["base", "draft"]
-    assert not asks({names.MODEL: "llama-70b", names.INJECT: rows[names.INJECT].strip('"')})
+    assert not requests_weights({names.MODEL: "llama-70b", names.INJECT: rows[names.INJECT].strip('"')})

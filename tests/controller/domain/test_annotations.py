@@ -10,10 +10,16 @@ from operator_support import objects
 from operator_support.injecting import asking_pod, environment_of, injected, loader_of, resolved
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import claims, identity
-from tonnage_operator.domain.access import may_use
-from tonnage_operator.domain.inject import Refusal, Supply, available, without_weights
-from tonnage_operator.domain.requests import BadRequest, asks, read_request
+from tonnage_operator.domain import naming
+from tonnage_operator.domain.admission.access import is_allowed
+from tonnage_operator.domain.admission.inject import (
+    AdmissionDenied,
+    InjectedModel,
+    resolve_injected_model,
+    without_weights,
+)
+from tonnage_operator.domain.admission.pod_request import InvalidAnnotation, parse_annotations, requests_weights
+from tonnage_operator.domain.observed import held_entries
 
 
 def test_only_the_named_containers_get_the_mount() -> None:
@@ -46,7 +52,7 @@ def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
 
 
 def test_a_container_that_is_missing_is_named() -> None:
-    with pytest.raises(Refusal, match="no container named nobody"):
+    with pytest.raises(AdmissionDenied, match="no container named nobody"):
         injected(asking_pod({names.MODEL: "llama", names.CONTAINERS: "nobody"}))
 
 
@@ -87,14 +93,14 @@ def test_going_on_at_run_time_is_told_by_a_file() -> None:
     ],
 )
 def test_an_annotation_that_makes_no_sense_is_named(notes: dict[str, str]) -> None:
-    with pytest.raises(BadRequest, match=r"tonnage\.dev/"):
-        read_request(notes, namespace="serving")
+    with pytest.raises(InvalidAnnotation, match=r"tonnage\.dev/"):
+        parse_annotations(notes, namespace="serving")
 
 
 def test_opting_out_wins() -> None:
-    assert not asks({names.MODEL: "llama", names.INJECT: "false"})
-    assert not asks({})
-    assert asks({names.MODEL: "llama"})
+    assert not requests_weights({names.MODEL: "llama", names.INJECT: "false"})
+    assert not requests_weights({})
+    assert requests_weights({names.MODEL: "llama"})
 
 
 @pytest.mark.parametrize(
@@ -113,30 +119,33 @@ def test_opting_out_wins() -> None:
 )
 def test_access_of_other_namespaces(rule: dict[str, Any], same: bool, other: bool) -> None:
     weights = objects.weights({"access": {"allowedNamespaces": rule}})
-    assert may_use(weights, "serving", {}) is same
-    assert may_use(weights, "elsewhere", {"team": "a"}) is other
+    assert is_allowed(weights, "serving", {}) is same
+    assert is_allowed(weights, "elsewhere", {"team": "a"}) is other
 
 
 def test_an_annotation_of_claims_that_is_nonsense_is_nothing() -> None:
     for text in ("", "x", "{}", '[{"container": 1}]', "[[[["):
-        assert claims.read(text) == ()
+        assert held_entries.parse_held_entries(text) == ()
 
 
 def test_what_is_not_resolved_is_refused() -> None:
-    request = read_request({names.MODEL: "llama"}, namespace="serving")
-    with pytest.raises(Refusal, match="has not been listed yet"):
-        available(request.models[0], objects.weights(), ())
+    request = parse_annotations({names.MODEL: "llama"}, namespace="serving")
+    with pytest.raises(AdmissionDenied, match="has not been listed yet"):
+        resolve_injected_model(request.models[0], objects.weights(), ())
     other = resolved()
     moved = objects.weights(
         {"source": {"s3": {"prefix": "other/"}}},
         status=other.status.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
-    with pytest.raises(Refusal, match="is not resolved"):
-        available(request.models[0], moved, ())
+    with pytest.raises(AdmissionDenied, match="is not resolved"):
+        resolve_injected_model(request.models[0], moved, ())
 
 
 def test_supply_needs_a_revision_of_this_source() -> None:
     weights = resolved()
-    assert weights.current is not None
-    assert weights.current.source_hash == identity.source_hash(weights.spec)
-    assert isinstance(available(read_request({names.MODEL: "x"}, namespace="a").models[0], weights, ()), Supply)
+    assert weights.current_revision is not None
+    assert weights.current_revision.source_hash == naming.source_hash(weights.spec)
+    assert isinstance(
+        resolve_injected_model(parse_annotations({names.MODEL: "x"}, namespace="a").models[0], weights, ()),
+        InjectedModel,
+    )

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
 from tonnage_operator.domain import ranks
-from tonnage_operator.domain.caches import Caches
-from tonnage_operator.domain.news import only_begins
+from tonnage_operator.domain.nodecache.index import CacheIndex
+from tonnage_operator.domain.status_diff import only_load_started
 
 ENTRIES = st.builds(
     CacheEntry,
@@ -24,7 +24,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["n0", "n1"]), st.none() | RECORDS))
 
 @given(STEPS)
 def test_after_any_changes_all_is_found_as_if_looked_through(steps: list[tuple[str, NodeCacheStatus | None]]) -> None:
-    caches, plain = Caches(), dict[str, NodeCacheStatus]()
+    caches, plain = CacheIndex(), dict[str, NodeCacheStatus]()
     for node, record in steps:
         if record is None:
             caches.drop(node)
@@ -40,23 +40,23 @@ def test_after_any_changes_all_is_found_as_if_looked_through(steps: list[tuple[s
                 for entry in record.entries or ()
                 if (entry.name, entry.medium) == (name, medium)
             }
-            assert dict(caches.holders(name, medium)) == there
+            assert dict(caches.nodes_with(name, medium)) == there
     for ref in ("a/x", "a/y", "b/x"):
         naming = {node for node, record in plain.items() for entry in record.entries or () if ref in entry.models}
-        assert set(caches.naming(ref)) == naming
+        assert set(caches.nodes_referencing(ref)) == naming
 
 
 @given(st.sets(st.integers(0, 40), min_size=1))
 def test_ranks_are_read_as_they_are_written(some: set[int]) -> None:
-    assert ranks.parse(ranks.write(some)) == tuple(sorted(some))
+    assert ranks.parse_ranks(ranks.format_ranks(some)) == tuple(sorted(some))
 
 
 def test_ranks_cover_what_they_hold() -> None:
-    assert ranks.covers(None, None)
-    assert ranks.covers(None, "0-3")
-    assert ranks.covers("0-3", "1,2")
-    assert not ranks.covers("0-3", "3,4")
-    assert not ranks.covers("0-3", None)
+    assert ranks.includes_ranks(None, None)
+    assert ranks.includes_ranks(None, "0-3")
+    assert ranks.includes_ranks("0-3", "1,2")
+    assert not ranks.includes_ranks("0-3", "3,4")
+    assert not ranks.includes_ranks("0-3", None)
 
 
 def _record(*states: EntryState) -> NodeCacheStatus:
@@ -69,8 +69,8 @@ def _record(*states: EntryState) -> NodeCacheStatus:
 
 def test_a_load_that_began_is_told_apart_from_all_else() -> None:
     ready, loading, partial = EntryState.READY, EntryState.LOADING, EntryState.PARTIAL
-    assert only_begins(_record(ready), _record(ready, loading))
-    assert only_begins(_record(ready, partial), _record(ready, loading))
-    assert not only_begins(_record(loading), _record(ready))
-    assert not only_begins(_record(ready, ready), _record(ready))
-    assert not only_begins(_record(ready), _record(loading))
+    assert only_load_started(_record(ready), _record(ready, loading))
+    assert only_load_started(_record(ready, partial), _record(ready, loading))
+    assert not only_load_started(_record(loading), _record(ready))
+    assert not only_load_started(_record(ready, ready), _record(ready))
+    assert not only_load_started(_record(ready), _record(loading))

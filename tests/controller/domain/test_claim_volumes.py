@@ -9,8 +9,8 @@ from typing import Any
 from operator_support import objects
 from operator_support.simulation import Simulation
 from tonnage_operator.api import names
-from tonnage_operator.domain import facts
-from tonnage_operator.domain.claims import Claim
+from tonnage_operator.domain.observed.held_entries import HeldEntry
+from tonnage_operator.domain.observed.objects import Pod, parse_job
 from tonnage_operator.domain.units import format_time
 
 AUTOMATIC = {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}}
@@ -42,11 +42,11 @@ def _cleanups(simulation: Simulation) -> list[list[str]]:
     return [job["spec"]["template"]["spec"]["containers"][0]["args"][4:] for job in jobs]
 
 
-def _pod(revision: str, *, namespace: str = "serving") -> facts.Pod:
-    claim = Claim(
+def _pod(revision: str, *, namespace: str = "serving") -> Pod:
+    claim = HeldEntry(
         container=names.LOADER_CONTAINER, namespace="serving", name="llama", uid=objects.UID, revision=revision
     )
-    return facts.Pod(
+    return Pod(
         namespace=namespace,
         name="p",
         uid="pu",
@@ -58,8 +58,8 @@ def _pod(revision: str, *, namespace: str = "serving") -> facts.Pod:
         reason="",
         message="",
         created="2026-01-01T00:00:00Z",
-        unschedulable="",
-        claims=(claim,),
+        unschedulable_message="",
+        held_entries=(claim,),
         loaders=(),
         deleting=False,
     )
@@ -137,36 +137,36 @@ def test_a_deleted_object_takes_its_revisions_out_of_the_claim() -> None:
     simulation = _loaded(AUTOMATIC)
     old = _revision(simulation)
     _update(simulation)
-    assert "Emptying what claim weights holds" in simulation.farewell().waiting
+    assert "Emptying what claim weights holds" in simulation.farewell().waiting_message
     deleted = [each for each in _cleanups(simulation) if len(each) == 2]
     assert deleted == [sorted([old, _revision(simulation)])]
     assert not simulation.active(names.ROLE_LOAD)
     for job in simulation.active(names.ROLE_CLEANUP):
         simulation.end(job)
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
 
 
 def test_a_deleted_object_leaves_what_pods_and_others_use() -> None:
     simulation = _loaded()
     simulation.consumers = [_pod(_revision(simulation))]
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     assert not _cleanups(simulation)
 
 
 def test_an_object_that_never_resolved_leaves_at_once() -> None:
     simulation = Simulation({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
     simulation.settle()
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
 
 
 def test_a_claim_on_which_cleaning_fails_does_not_hold_the_object() -> None:
     simulation = _loaded()
     for _ in range(3):
-        assert simulation.farewell().waiting
+        assert simulation.farewell().waiting_message
         (job,) = simulation.active(names.ROLE_CLEANUP)
         simulation.end(job, code=30)
         simulation.now += timedelta(seconds=61)
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     assert "ClaimNotEmptied" in simulation.events
 
 
@@ -175,15 +175,15 @@ def test_a_claim_that_no_pod_can_mount_does_not_hold_the_object() -> None:
     simulation.farewell()
     (job,) = simulation.active(names.ROLE_CLEANUP)
     job["status"] = {"startTime": format_time(simulation.now)}
-    pending = dataclasses.replace(_pod(""), claims=(), phase="Pending", unschedulable="no such claim")
+    pending = dataclasses.replace(_pod(""), held_entries=(), phase="Pending", unschedulable_message="no such claim")
     simulation.pods[job["metadata"]["uid"]] = pending
-    assert simulation.farewell().wake_after == 60
+    assert simulation.farewell().requeue_after == 60
     simulation.now += timedelta(seconds=60)
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     assert "ClaimNotEmptied" in simulation.events
 
 
 def test_the_media_of_nodes_are_not_those_of_claims() -> None:
     simulation = _loaded()
-    (load,) = [facts.job_fact(job) for job in simulation.jobs.values()]
-    assert load.host == ""
+    (load,) = [parse_job(job) for job in simulation.jobs.values()]
+    assert load.node_name == ""

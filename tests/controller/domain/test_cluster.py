@@ -7,8 +7,8 @@ from typing import Any
 
 from operator_support import objects
 from tonnage_operator.api import names
-from tonnage_operator.controller.cluster import Cluster
-from tonnage_operator.domain import jobs
+from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.domain.specs import jobs
 
 
 def _pod(job: dict[str, Any], name: str, *, namespace: str, created: str) -> dict[str, Any]:
@@ -25,15 +25,15 @@ def _pod(job: dict[str, Any], name: str, *, namespace: str, created: str) -> dic
 
 
 def test_a_pod_elsewhere_that_names_a_job_as_its_owner_is_not_that_jobs_pod() -> None:
-    cluster = Cluster(objects.INSTALLATION)
+    cluster = ControllerState(objects.INSTALLATION)
     cluster.weights.put(objects.body(resourceVersion="1"))
     record = cluster.weights.get(objects.UID)
     assert record
     assert record.weights
-    job = jobs.resolve_job(record.weights, objects.INSTALLATION, round_="", attempt=1)
+    job = jobs.build_resolve_job(record.weights, objects.INSTALLATION, round_="", attempt=1)
     job["metadata"] |= {"uid": "job", "resourceVersion": "1"}
     cluster.jobs.put(job)
     cluster.pods.put(_pod(job, "own", namespace="serving", created="2026-01-01T00:00:00Z"))
     cluster.pods.put(_pod(job, "impostor", namespace="elsewhere", created="2026-01-02T00:00:00Z"))
-    world = cluster.world(record, record.weights, datetime.now(UTC))
+    world = cluster.snapshot(record, record.weights, datetime.now(UTC))
     assert world.pods["job"].name == "own"

@@ -10,8 +10,8 @@ from operator_support import objects
 from operator_support.simulation import Simulation, consumer, prewarming
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState
-from tonnage_operator.domain import jobs
-from tonnage_operator.domain.reconcile import decide_farewell
+from tonnage_operator.domain.modelweights.reconcile import plan_deletion
+from tonnage_operator.domain.specs import jobs
 
 
 def test_a_pod_that_loaded_by_itself_makes_its_node_warm() -> None:
@@ -34,13 +34,13 @@ def test_deletion_empties_every_node_and_then_lets_go() -> None:
     simulation = prewarming(2)
     simulation.resolve()
     simulation.finish_loads()
-    assert "Emptying its cache entries on 2 nodes" in simulation.farewell().waiting
+    assert "Emptying its cache entries on 2 nodes" in simulation.farewell().waiting_message
     cleanups = simulation.active(names.ROLE_CLEANUP)
     assert {simulation.target(job) for job in cleanups} == {"n0", "n1"}
     for job in cleanups:
         simulation.end(job)
     simulation.farewell()
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     assert not simulation.jobs
     assert all(not cache.entries for cache in simulation.caches.values())
 
@@ -54,7 +54,7 @@ def test_deletion_in_the_middle_of_a_load_leaves_no_bytes_behind() -> None:
     (job,) = simulation.active(names.ROLE_CLEANUP)
     simulation.end(job)
     simulation.farewell()
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
 
 
 def test_deletion_waits_until_a_running_load_is_on_record() -> None:
@@ -62,9 +62,9 @@ def test_deletion_waits_until_a_running_load_is_on_record() -> None:
     simulation.resolve()
     simulation.caches.clear()
     simulation.deleting = True
-    farewell = decide_farewell(simulation.world())
+    farewell = plan_deletion(simulation.world())
     assert farewell.delete == ()
-    assert "on record" in farewell.waiting
+    assert "on record" in farewell.waiting_message
 
 
 @pytest.mark.parametrize("dead", ["gone", "not ready"])
@@ -77,7 +77,7 @@ def test_deletion_is_never_stuck_on_a_dead_node(dead: str) -> None:
     else:
         simulation.node_bodies["n0"] = objects.node("n0", ready=False)
     simulation.farewell()
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     if dead == "not ready":
         (entry,) = simulation.caches["n0"].entries or ()
         assert entry.models == ()
@@ -92,7 +92,7 @@ def test_deletion_lets_pods_keep_their_bytes_and_empties_them_later() -> None:
     simulation.finish_loads()
     simulation.consumers = [consumer(simulation, "n0")]
     simulation.farewell()
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     assert not simulation.active(names.ROLE_CLEANUP)
     (entry,) = simulation.caches["n0"].entries or ()
     assert entry.state is EntryState.READY
@@ -106,13 +106,13 @@ def test_deletion_gives_up_on_a_node_where_cleaning_fails_but_the_node_goes_on_t
     simulation.resolve()
     simulation.finish_loads()
     for _ in range(3):
-        assert simulation.farewell().waiting or simulation.active(names.ROLE_CLEANUP)
+        assert simulation.farewell().waiting_message or simulation.active(names.ROLE_CLEANUP)
         simulation.record()
         (job,) = simulation.active(names.ROLE_CLEANUP)
         simulation.end(job, code=30)
         simulation.now += timedelta(seconds=400)
     simulation.farewell()
-    assert simulation.farewell().waiting == ""
+    assert simulation.farewell().waiting_message == ""
     assert simulation.active(names.ROLE_CLEANUP)
 
 
@@ -157,7 +157,7 @@ def test_an_evictable_entry_stays_until_its_room_is_needed() -> None:
 def test_names_that_do_not_fit_labels_are_cut_and_stay_distinct() -> None:
     first = objects.weights(name="a" * 250 + ".x")
     second = objects.weights(name="a" * 250 + ".y", uid="other")
-    made = [jobs.resolve_job(each, objects.INSTALLATION, round_="", attempt=1) for each in (first, second)]
+    made = [jobs.build_resolve_job(each, objects.INSTALLATION, round_="", attempt=1) for each in (first, second)]
     names_ = {job["metadata"]["name"] for job in made}
     assert len(names_) == 2
     assert all(len(name) <= 63 for name in names_)

@@ -16,20 +16,23 @@ from tonnage import contract
 from tonnage_operator.api import crd, names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry
-from tonnage_operator.domain import access, facts, jobs, placement
-from tonnage_operator.domain.inject import Refusal
-from tonnage_operator.domain.nodecache import NodeWorld, decide_node
+from tonnage_operator.domain.admission import access
+from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.modelweights import node_selection
+from tonnage_operator.domain.nodecache.reconcile import NodeSnapshot, decide_node
+from tonnage_operator.domain.observed.objects import parse_node
+from tonnage_operator.domain.specs import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tonnage_operator.domain.weights import Weights
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 Spec = dict[str, Any]
 
 TAINTED = {"key": "gpu", "value": "yes", "effect": "NoSchedule"}
 NODES = {
-    name: facts.node_fact(body)
+    name: parse_node(body)
     for name, body in {
         "a": objects.node("a", labels={"zone": "1"}),
         "b": objects.node("b", labels={"zone": "2"}),
@@ -38,44 +41,44 @@ NODES = {
 }
 
 
-def _resolve(weights: Weights) -> object:
-    job = jobs.resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)
+def _resolve(weights: ModelWeights) -> object:
+    job = jobs.build_resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)
     return job["spec"]
 
 
-def _load(weights: Weights) -> object:
+def _load(weights: ModelWeights) -> object:
     seen = weights.status.resolved
     assert seen
-    return jobs.load_job(weights, seen, objects.INSTALLATION, node=NODES["a"], attempt=1)["spec"]
+    return jobs.build_load_job(weights, seen, objects.INSTALLATION, node=NODES["a"], attempt=1)["spec"]
 
 
-def _pod(weights: Weights) -> object:
+def _pod(weights: ModelWeights) -> object:
     return injected(asking_pod(), weights, warm=("a",))["spec"]
 
 
-def _cold_pod(weights: Weights) -> object:
+def _cold_pod(weights: ModelWeights) -> object:
     try:
         return injected(asking_pod(), weights)["spec"]
-    except Refusal as refusal:
+    except AdmissionDenied as refusal:
         return str(refusal)
 
 
-def _desired(weights: Weights) -> object:
+def _desired(weights: ModelWeights) -> object:
     spec = weights.spec.placement
-    matching = [node for node in NODES.values() if placement.matches(spec, node)]
-    found = placement.desired_nodes(spec, matching, seed="", warm=frozenset(), busy=set())
+    matching = [node for node in NODES.values() if node_selection.matches(spec, node)]
+    found = node_selection.desired_nodes(spec, matching, seed="", warm=frozenset(), loading=set())
     return [node.name for node in found]
 
 
-def _guests(weights: Weights) -> object:
-    return access.may_use(weights, "elsewhere", {"team": "a"})
+def _guests(weights: ModelWeights) -> object:
+    return access.is_allowed(weights, "elsewhere", {"team": "a"})
 
 
-def _kept(weights: Weights) -> object:
+def _kept(weights: ModelWeights) -> object:
     return weights.spec.cache.retention, sorted(weights.references(objects.INSTALLATION))
 
 
-def _story(weights: Weights) -> object:
+def _story(weights: ModelWeights) -> object:
     """How it goes on, from nothing to a new revision at the source."""
     simulation = Simulation(weights.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
     simulation.add_nodes("a", "b")
@@ -86,7 +89,7 @@ def _story(weights: Weights) -> object:
             simulation.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
             simulation.end(job)
         decision = simulation.settle()
-        told += [decision.wake_after, len(simulation.loading_nodes()), simulation.status["conditions"]]
+        told += [decision.requeue_after, len(simulation.loading_nodes()), simulation.status["conditions"]]
         simulation.finish_loads()
         told.append(simulation.status["conditions"])
         simulation.wait(3700)
@@ -100,7 +103,7 @@ TRACK: Spec = {"revision": {"policy": "Track"}, **ALL}
 CA = {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}
 SEEN = {version: objects.resolved_report(version).revision for version in "12"}
 
-Effect = Callable[["Weights"], object]
+Effect = Callable[["ModelWeights"], object]
 CASES: list[tuple[str, Spec, Spec, Effect]] = [
     (f"{S3}.bucket", {}, {"source": {"s3": {"bucket": "other"}}}, _load),
     (f"{S3}.prefix", {}, {"source": {"s3": {"prefix": "other/"}}}, _load),
@@ -182,7 +185,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
 ]
 
 
-def _of(spec: Spec) -> Weights:
+def _of(spec: Spec) -> ModelWeights:
     """Returns an object whose revision in use is of the source that the spec names."""
     weights, first = objects.weights(spec), resolved().status.resolved
     assert first
@@ -270,13 +273,13 @@ def test_every_field_of_a_node_cache_is_told_in_the_course_of_things() -> None:
     status = simulation.caches["n0"]
     known = status.model_copy(update={"entries": (*(status.entries or ()), entry)})
     decision = decide_node(
-        NodeWorld(
+        NodeSnapshot(
             now=simulation.now,
             installation=objects.INSTALLATION,
             node=simulation.nodes["n0"],
             uid="cache",
             status=known,
-            media={Medium.MEMORY: contract.Medium(filesystem="tmpfs", capacity_bytes=100, free_bytes=1)},
+            reported_media={Medium.MEMORY: contract.Medium(filesystem="tmpfs", capacity_bytes=100, free_bytes=1)},
         )
     )
     assert decision.status is not None

@@ -13,11 +13,12 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium, Retention
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
 from tonnage_operator.api.status import SeenRevision
-from tonnage_operator.domain import facts, jobs
-from tonnage_operator.domain.claims import Claim
-from tonnage_operator.domain.eviction import CROWD
-from tonnage_operator.domain.nodecache import NodeDecision, NodeWorld, Referrer, decide_node
-from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+from tonnage_operator.domain.nodecache.eviction import MAX_ENTRIES
+from tonnage_operator.domain.nodecache.reconcile import ModelReferences, NodeDecision, NodeSnapshot, decide_node
+from tonnage_operator.domain.observed.held_entries import HeldEntry
+from tonnage_operator.domain.observed.objects import Job, LoaderStatus, Pod, parse_job, parse_node
+from tonnage_operator.domain.specs import jobs
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENTRY = "r-111111111111"
@@ -30,16 +31,16 @@ def _entry(name: str = ENTRY, **fields: Any) -> CacheEntry:
     return CacheEntry.model_validate({**plain, **fields})
 
 
-def _referrer(ref: str = REF, **fields: Any) -> Referrer:
-    plain: dict[str, Any] = {"deleting": False, "references": frozenset({KEY}), "retention": Retention.WHILE_REFERENCED}
-    return Referrer(ref, **{**plain, **fields})
+def _referrer(ref: str = REF, **fields: Any) -> ModelReferences:
+    plain: dict[str, Any] = {"deleting": False, "entries": frozenset({KEY}), "retention": Retention.WHILE_REFERENCED}
+    return ModelReferences(ref, **{**plain, **fields})
 
 
 def _decide(*entries: CacheEntry, **more: Any) -> NodeDecision:
-    node = facts.node_fact(objects.node("n0"))
+    node = parse_node(objects.node("n0"))
     status = NodeCacheStatus(bootID="boot-1", entries=entries)
     return decide_node(
-        NodeWorld(now=NOW, installation=objects.INSTALLATION, node=node, uid="cache", status=status, **more)
+        NodeSnapshot(now=NOW, installation=objects.INSTALLATION, node=node, uid="cache", status=status, **more)
     )
 
 
@@ -48,8 +49,8 @@ def _states(decision: NodeDecision) -> dict[str, EntryState]:
     return {entry.name: entry.state for entry in decision.status.entries or ()}
 
 
-def _pod(claim: Claim, *, started: bool = True, **fields: Any) -> facts.Pod:
-    loader = facts.Loader(claim.container, ready=started, ended=None, waiting_reason="", waiting_message="")
+def _pod(claim: HeldEntry, *, started: bool = True, **fields: Any) -> Pod:
+    loader = LoaderStatus(claim.container, ready=started, terminated=None, waiting_reason="", waiting_message="")
     plain: dict[str, Any] = {
         "namespace": "serving",
         "name": "server",
@@ -62,15 +63,15 @@ def _pod(claim: Claim, *, started: bool = True, **fields: Any) -> facts.Pod:
         "reason": "",
         "message": "",
         "created": "2026-01-01T00:00:00Z",
-        "unschedulable": "",
-        "claims": (claim,),
+        "unschedulable_message": "",
+        "held_entries": (claim,),
         "loaders": (loader,),
         "deleting": False,
     }
-    return facts.Pod(**{**plain, **fields})
+    return Pod(**{**plain, **fields})
 
 
-def _claim(**fields: Any) -> Claim:
+def _claim(**fields: Any) -> HeldEntry:
     plain: dict[str, Any] = {
         "container": names.LOADER_CONTAINER,
         "namespace": "serving",
@@ -80,20 +81,20 @@ def _claim(**fields: Any) -> Claim:
         "key": ENTRY,
         "bytes": 100,
     }
-    return Claim(**{**plain, **fields})
+    return HeldEntry(**{**plain, **fields})
 
 
 def test_what_an_object_refers_to_stays_and_what_nobody_refers_to_goes() -> None:
     other = _entry("r-222222222222")
-    decision = _decide(_entry(), other, referrers=[_referrer()])
+    decision = _decide(_entry(), other, references=[_referrer()])
     assert _states(decision) == {ENTRY: EntryState.READY, other.name: EntryState.EVICTING}
     (job,) = decision.apply
     assert job["metadata"]["annotations"][names.CAUSE] == "Unreferenced"
 
 
 def test_an_object_that_cannot_be_read_keeps_what_names_it() -> None:
-    unread = _referrer(references=frozenset(), known=False)
-    decision = _decide(_entry(), referrers=[unread])
+    unread = _referrer(entries=frozenset(), is_valid=False)
+    decision = _decide(_entry(), references=[unread])
     assert _states(decision) == {ENTRY: EntryState.READY}
     assert decision.status is not None
     assert [entry.models for entry in decision.status.entries or ()] == [(REF,)]
@@ -106,15 +107,15 @@ def test_what_a_finished_load_left_is_not_emptied_before_the_job_is_gone() -> No
     assert _decide(_entry(models=()), jobs=[]).apply
 
 
-def _ended_load() -> facts.Job:
+def _ended_load() -> Job:
     weights = objects.weights()
-    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
-    made = jobs.load_job(weights, seen, objects.INSTALLATION, node=facts.node_fact(objects.node("n0")), attempt=1)
+    made = jobs.build_load_job(weights, seen, objects.INSTALLATION, node=parse_node(objects.node("n0")), attempt=1)
     made["metadata"]["annotations"][names.CACHE_KEY] = ENTRY
     stored = objects.as_stored(made)
     stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    return facts.job_fact(stored)
+    return parse_job(stored)
 
 
 def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> None:
@@ -122,7 +123,7 @@ def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> Non
     (job,) = first.apply
     stored = objects.as_stored(job)
     stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-    done = facts.job_fact(stored)
+    done = parse_job(stored)
     # Loaded anew meanwhile, and unreferenced again, while the old Job is still there.
     again = _decide(_entry(models=()), jobs=[done])
     assert _states(again) == {ENTRY: EntryState.READY}
@@ -142,33 +143,33 @@ def test_a_pod_that_starts_without_its_weights_as_well_proves_nothing_by_startin
     outcome: contract.Outcome | None, state: EntryState
 ) -> None:
     told = {("pod", ENTRY): outcome} if outcome else {}
-    decision = _decide(referrers=[_referrer()], consumers=[_pod(_claim(optional=True))], told=told)
+    decision = _decide(references=[_referrer()], consumers=[_pod(_claim(optional=True))], reported_outcomes=told)
     assert _states(decision) == {ENTRY: state}
 
 
 def test_a_pod_that_needs_its_weights_proves_them_by_starting() -> None:
-    decision = _decide(referrers=[_referrer()], consumers=[_pod(_claim())])
+    decision = _decide(references=[_referrer()], consumers=[_pod(_claim())])
     assert _states(decision) == {ENTRY: EntryState.READY}
 
 
 def test_a_pod_whose_claim_no_object_stands_behind_proves_nothing() -> None:
     stranger = _pod(_claim(), namespace="elsewhere")
-    held = _decide(referrers=[_referrer()], consumers=[stranger])
+    held = _decide(references=[_referrer()], consumers=[stranger])
     assert _states(held) == {ENTRY: EntryState.LOADING}
-    invited = _decide(referrers=[_referrer(guests=True)], consumers=[stranger])
+    invited = _decide(references=[_referrer(cross_namespace=True)], consumers=[stranger])
     assert _states(invited) == {ENTRY: EntryState.READY}
     assert _states(_decide(consumers=[_pod(_claim())])) == {ENTRY: EntryState.LOADING}
 
 
 def test_ranks_that_pods_bring_add_up() -> None:
     one, two = _pod(_claim(ranks="0-3"), uid="one"), _pod(_claim(ranks="4,5"), uid="two")
-    decision = _decide(referrers=[_referrer()], consumers=[one, two])
+    decision = _decide(references=[_referrer()], consumers=[one, two])
     assert decision.status is not None
     assert [entry.ranks for entry in decision.status.entries or ()] == ["0-5"]
 
 
 def test_a_load_of_all_ranks_completes_what_pods_brought_in_part() -> None:
-    decision = _decide(_entry(ranks="0-3"), referrers=[_referrer()], jobs=[_ended_load()])
+    decision = _decide(_entry(ranks="0-3"), references=[_referrer()], jobs=[_ended_load()])
     assert decision.status is not None
     assert [entry.ranks for entry in decision.status.entries or ()] == [None]
 
@@ -187,18 +188,18 @@ def test_room_is_made_by_the_longest_unused_and_one_at_a_time() -> None:
     assert not _decide(old, recent).apply, "nobody needs room"
 
 
-def _failed_load(reason: str) -> tuple[facts.Job, facts.Pod]:
+def _failed_load(reason: str) -> tuple[Job, Pod]:
     weights = objects.weights()
-    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
-    node = facts.node_fact(objects.node("n0"))
-    stored = objects.as_stored(jobs.load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1))
+    node = parse_node(objects.node("n0"))
+    stored = objects.as_stored(jobs.build_load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1))
     stored["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
-    return facts.job_fact(stored), objects.ended_pod(stored, objects.failed_report(reason), exit_code=27)
+    return parse_job(stored), objects.ended_pod(stored, objects.failed_report(reason), exit_code=27)
 
 
 def test_evictable_entries_beyond_what_a_record_holds_go_one_at_a_time() -> None:
-    used = [f"2026-01-01T00:{index // 60:02}:{index % 60:02}Z" for index in range(CROWD + 2)]
+    used = [f"2026-01-01T00:{index // 60:02}:{index % 60:02}Z" for index in range(MAX_ENTRIES + 2)]
     many = [
         _entry(f"r-{index:012}", retention=Retention.EVICTABLE, models=(), last_used_time=time)
         for index, time in enumerate(used)
@@ -206,11 +207,11 @@ def test_evictable_entries_beyond_what_a_record_holds_go_one_at_a_time() -> None
     decision = _decide(*many)
     assert [name for name, state in _states(decision).items() if state is EntryState.EVICTING] == ["r-000000000000"]
     assert len(decision.apply) == 1
-    assert not _decide(*many[:CROWD]).apply
+    assert not _decide(*many[:MAX_ENTRIES]).apply
 
 
 def test_of_very_many_objects_an_entry_names_as_many_as_its_record_holds() -> None:
-    decision = _decide(_entry(models=()), referrers=[_referrer(f"serving/m{index}") for index in range(1200)])
+    decision = _decide(_entry(models=()), references=[_referrer(f"serving/m{index}") for index in range(1200)])
     assert decision.status is not None
     (entry,) = decision.status.entries or ()
     assert len(entry.models) == 1000

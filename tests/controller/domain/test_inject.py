@@ -13,8 +13,8 @@ from operator_support import objects
 from operator_support.injecting import asking_pod, environment_of, injected, loader_of, resolved
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import claims
-from tonnage_operator.domain.inject import Refusal
+from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.observed import held_entries
 
 
 def test_a_bare_pod_gets_loader_volume_environment_and_annotations() -> None:
@@ -36,7 +36,7 @@ def test_a_bare_pod_gets_loader_volume_environment_and_annotations() -> None:
     notes = pod["metadata"]["annotations"]
     assert notes[names.REVISION] == f"llama={revision}"
     assert notes[names.INJECTED]
-    (claim,) = claims.read(notes[names.ENTRIES])
+    (claim,) = held_entries.parse_held_entries(notes[names.ENTRIES])
     assert (claim.ref, claim.key, claim.bytes) == ("serving/llama", revision, 2 * objects.GIB + 1000)
     assert pod["metadata"]["labels"][names.ROLE] == names.ROLE_INJECTED
 
@@ -134,7 +134,7 @@ def test_warm_nodes_are_required_in_each_alternative_of_the_pods_own() -> None:
 
 
 def test_required_without_a_warm_node_is_refused() -> None:
-    with pytest.raises(Refusal, match="No node has serving/llama"):
+    with pytest.raises(AdmissionDenied, match="No node has serving/llama"):
         injected(asking_pod({names.MODEL: "llama", names.SCHEDULING: "Require"}))
 
 
@@ -155,7 +155,7 @@ def test_ignored_scheduling_leaves_affinity_alone() -> None:
     ],
 )
 def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None:
-    with pytest.raises(Refusal, match=r"tonnage-loader|tonnage-cache|tonnage-urls|mounts something else"):
+    with pytest.raises(AdmissionDenied, match=r"tonnage-loader|tonnage-cache|tonnage-urls|mounts something else"):
         injected(asking_pod(**taken))
 
 

@@ -8,8 +8,9 @@ from operator_support import objects
 from operator_support.injecting import RESERVED, asking_pod, environment_of, injected, loader_of, resolved
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import claims, jobs
 from tonnage_operator.domain.installation import Installation
+from tonnage_operator.domain.observed import held_entries
+from tonnage_operator.domain.specs import jobs
 
 
 def test_memory_that_is_written_is_requested_and_no_limit_is_below_it() -> None:
@@ -42,14 +43,14 @@ def test_without_host_paths_the_loader_fits_the_restricted_profile(cache: dict[s
         "runAsUser": 65532,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    (claim,) = claims.read(pod["metadata"]["annotations"][names.ENTRIES])
+    (claim,) = held_entries.parse_held_entries(pod["metadata"]["annotations"][names.ENTRIES])
     assert claim.key == ""
 
 
 def test_presigned_urls_come_from_a_file_that_follows_the_secret() -> None:
     http = {"http": {"urlsFrom": {"name": "llama-urls", "key": "list"}}}
     weights = objects.weights({"source": {"s3": None, **http}})
-    job = jobs.resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)["spec"]["template"]["spec"]
+    job = jobs.build_resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)["spec"]["template"]["spec"]
     (loader,) = job["containers"]
     (source,) = contract.decode_plan(environment_of(loader)["TONNAGE_PLAN"]).sources
     assert isinstance(source, contract.HttpSource)

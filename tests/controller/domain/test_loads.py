@@ -11,7 +11,7 @@ from operator_support import objects
 from operator_support.simulation import prewarming
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import facts
+from tonnage_operator.domain.observed.objects import parse_pod
 
 
 def test_at_most_so_many_nodes_load_at_once_and_in_the_end_all_are_warm() -> None:
@@ -48,7 +48,7 @@ def test_nothing_is_left_to_write_when_all_is_done() -> None:
     simulation.now += timedelta(days=1)
     decision = simulation.step()
     assert simulation.status == before
-    assert (decision.apply, decision.delete, decision.events, decision.wake_after) == ((), (), (), None)
+    assert (decision.apply, decision.delete, decision.events, decision.requeue_after) == ((), (), (), None)
 
 
 def test_a_new_node_is_loaded() -> None:
@@ -280,7 +280,7 @@ def test_nodes_without_room_for_the_loader_do_not_hold_up_the_others() -> None:
             "message": "too little memory",
         }
         body = {"metadata": {**job["metadata"], "name": "p", "uid": "p"}, "status": {"conditions": [unplaced]}}
-        simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
+        simulation.pods[job["metadata"]["uid"]] = parse_pod(body)
     simulation.settle()
     assert len(simulation.loading_nodes() - stuck) == 2
     assert simulation.condition("Degraded") == ("True", "NodeLoadFailed")

@@ -8,8 +8,8 @@ import pytest
 
 from operator_support import objects
 from tonnage_operator.domain.installation import Installation
-from tonnage_operator.domain.plans import load_plan, resolve_plan
-from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+from tonnage_operator.domain.specs.plans import build_load_plan, build_resolve_plan
 
 INSTALLATION = Installation.model_validate(
     {
@@ -31,6 +31,6 @@ INSTALLATION = Installation.model_validate(
 )
 def test_room_is_kept_free_on_the_nodes_own_paths_alone(cache: dict[str, Any], kept: int) -> None:
     weights = objects.weights({"cache": cache})
-    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
-    assert load_plan(weights, seen, INSTALLATION).limits.min_free == kept  # type: ignore[arg-type]
-    assert resolve_plan(weights, INSTALLATION).limits.min_free == 0
+    seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    assert build_load_plan(weights, seen, INSTALLATION).limits.min_free == kept  # type: ignore[arg-type]
+    assert build_resolve_plan(weights, INSTALLATION).limits.min_free == 0

@@ -10,7 +10,8 @@ from operator_support import objects
 from operator_support.simulation import Simulation
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain import facts, outcomes
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.objects import parse_pod
 from tonnage_operator.domain.units import format_time
 
 
@@ -83,10 +84,10 @@ def test_a_failed_resolve_is_retried_with_growing_delays_without_end_and_without
         (job,) = simulation.active(names.ROLE_RESOLVE)
         simulation.end(job, objects.failed_report("AccessDenied", "s3://models/llama/ says no."), code=10)
         decision = simulation.settle()
-        assert decision.wake_after is not None
-        delays.append(decision.wake_after)
+        assert decision.requeue_after is not None
+        delays.append(decision.requeue_after)
         assert simulation.condition("Resolved") == ("False", "AccessDenied")
-        simulation.wait(decision.wake_after)
+        simulation.wait(decision.requeue_after)
     for index, delay in enumerate(delays):
         plain = min(300, 10 * 2**index)
         assert plain <= delay <= 1.2 * plain
@@ -128,7 +129,7 @@ def test_a_secret_that_is_missing_is_named_while_the_job_waits_for_it() -> None:
             ],
         },
     }
-    simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
+    simulation.pods[job["metadata"]["uid"]] = parse_pod(body)
     simulation.settle()
     assert simulation.condition("Resolved") == ("False", "CredentialsMissing")
     (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
@@ -142,7 +143,7 @@ def test_a_job_that_gets_no_pod_is_told() -> None:
     simulation.wait(60)
     assert simulation.condition("Resolved") == ("False", "Resolving"), "Kubernetes may have much to do"
     job["status"] = {"startTime": format_time(simulation.now)}
-    assert simulation.settle().wake_after == 15
+    assert simulation.settle().requeue_after == 15
     simulation.wait(15)
     assert simulation.condition("Resolved") == ("False", "PodNotCreated")
     simulation.reports[job["metadata"]["uid"]] = objects.resolved_report()
@@ -169,8 +170,8 @@ def test_a_ca_that_is_missing_is_named_after_a_minute_and_the_job_goes_on_once_i
             ],
         },
     }
-    simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
-    assert simulation.settle().wake_after == 60
+    simulation.pods[job["metadata"]["uid"]] = parse_pod(body)
+    assert simulation.settle().requeue_after == 60
     assert simulation.condition("Resolved") == ("False", "Resolving"), "its image may be on its way"
     simulation.wait(60)
     assert simulation.condition("Resolved") == ("False", "ContainerNotStarted")
@@ -194,7 +195,7 @@ def test_whatever_is_wrong_with_the_source_is_told_with_what_to_do(reason: str) 
     assert simulation.condition("Warm") == ("False", "NotResolved")
     assert simulation.condition("Progressing") == ("False", "Backoff")
     (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
-    assert outcomes.remedy(reason) in resolved["message"]
+    assert job_results.remedy(reason) in resolved["message"]
 
 
 def test_no_warm_node_can_ever_be_required_where_nothing_is_prewarmed() -> None:
@@ -211,7 +212,7 @@ def test_an_image_that_cannot_be_pulled_is_told() -> None:
     waiting = {"reason": "ImagePullBackOff", "message": "manifest unknown"}
     status = {"containerStatuses": [{"name": names.LOADER_CONTAINER, "state": {"waiting": waiting}}]}
     body = {"metadata": {"namespace": "serving", "name": "p", "uid": "u"}, "status": status}
-    simulation.pods[job["metadata"]["uid"]] = facts.pod_fact(body)
+    simulation.pods[job["metadata"]["uid"]] = parse_pod(body)
     simulation.settle()
     assert simulation.condition("Resolved") == ("False", "ContainerNotStarted")
 

@@ -7,7 +7,7 @@ import pytest
 from operator_support import objects
 from operator_support.simulation import Simulation, prewarming
 from tonnage_operator.api import names
-from tonnage_operator.domain import jobs
+from tonnage_operator.domain.specs import jobs
 
 
 def test_pinned_never_looks_again_and_track_does_on_its_interval() -> None:
@@ -17,7 +17,7 @@ def test_pinned_never_looks_again_and_track_does_on_its_interval() -> None:
     assert len(simulation.started) == 1
     simulation = Simulation({"revision": {"policy": "Track", "interval": "10m"}})
     simulation.resolve()
-    assert simulation.settle().wake_after == 600
+    assert simulation.settle().requeue_after == 600
     simulation.wait(599)
     assert len(simulation.started) == 1
     simulation.wait(2)

@@ -121,7 +121,7 @@ def test_no_annotation_that_a_pod_asks_with_is_missing_here(model: Fleet) -> Non
     assert not inits(admitted(model, inject="false"))
     tested = {"model", "models", "mount-path", "containers", "ranks", "form", "scheduling", "on-failure"}
     tested |= {"loader-cpu", "loader-memory", "inject"}
-    assert {name.partition("/")[2] for name in names.ASKS} == tested
+    assert {name.partition("/")[2] for name in names.POD_ANNOTATIONS} == tested
 
 
 def test_a_name_of_250_characters_fits_wherever_it_goes(fleet: Fleet) -> None:

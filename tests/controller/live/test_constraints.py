@@ -15,7 +15,7 @@ from operator_support.waiting import eventually
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
 from tonnage_operator.api.status import MAX_OBJECTS
-from tonnage_operator.domain.plans import PLAN_LIMIT
+from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -283,7 +283,7 @@ def test_the_longest_lists_that_a_status_may_hold_fit_the_api_server(control_pla
     pins: list[dict[str, Any]] = [
         {"key": f"{i:08}", "size": 1 << 40, "etag": "e" * 38, "versionId": ""} for i in range(count)
     ]
-    assert sum(len(pin["key"]) + len(pin["etag"]) for pin in pins) <= PLAN_LIMIT < 50 * count
+    assert sum(len(pin["key"]) + len(pin["etag"]) for pin in pins) <= MAX_PLAN_BYTES < 50 * count
     seen = {"revision": "r-000000000000", "digest": SHA, "objects": pins, "time": "2026-01-01T00:00:00Z"}
     made["status"] = {"resolved": seen, "available": seen, "history": [seen, seen]}
     stored = control_plane.request("PUT", f"{base}/long/status", made)

@@ -19,7 +19,7 @@ from operator_support.kubelet import Ending
 from operator_support.pods import make_claim
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
-from tonnage_operator.kube.access import Access
+from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,7 +177,7 @@ def test_a_controller_whose_picture_is_behind_starts_nothing_that_was_done(
     loaders.hold_resolve = True
     with (
         ControllerThread(admin_access(fleet.plane), installation()) as first,
-        ControllerThread(Access(proxy.url), installation()) as behind,
+        ControllerThread(ClientConfig(proxy.url), installation()) as behind,
     ):
         fleet.create()
         eventually(lambda: behind.knows_jobs_of(fleet.namespace) and first.controller.idle)
@@ -209,7 +209,7 @@ def test_refusals_and_broken_watches_only_cost_time(fleet: Fleet, loaders: Loade
 
     proxy.judge = judge
     nodes = fleet.add_nodes("a", "b")
-    with ControllerThread(Access(proxy.url), installation()) as running:
+    with ControllerThread(ClientConfig(proxy.url), installation()) as running:
         fleet.create()
         fleet.until("Resolved", within=40)
         loaders.hold = True

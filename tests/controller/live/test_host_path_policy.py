@@ -15,9 +15,9 @@ from operator_support.control_plane import ROOT
 from operator_support.fleet import installation
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
-from tonnage_operator.domain import inject
-from tonnage_operator.domain.requests import read_request
-from tonnage_operator.domain.resolving import seen_revision
+from tonnage_operator.domain.admission import inject
+from tonnage_operator.domain.admission.pod_request import parse_annotations
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,9 @@ PLAIN: Pod = {
 def injected() -> Pod:
     """Returns a pod as the webhook makes it."""
     weights = objects.weights({"cache": {"medium": "Memory"}})
-    seen = seen_revision(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
-    request = read_request(PLAIN["metadata"]["annotations"], namespace="serving")
-    supply = inject.Supply(request.models[0], weights, seen)  # type: ignore[arg-type]
+    seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
+    request = parse_annotations(PLAIN["metadata"]["annotations"], namespace="serving")
+    supply = inject.InjectedModel(request.models[0], weights, seen)  # type: ignore[arg-type]
     return inject.inject(PLAIN, (supply,), request, installation())
 
 

@@ -18,7 +18,7 @@ from operator_support.waiting import eventually
 from operator_support.webhooks import WebhookThread
 from tonnage_operator.api import names
 from tonnage_operator.controller.release import release_all
-from tonnage_operator.kube.access import Access
+from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def _granted(role: dict[str, Any]) -> set[Rule]:
     }
 
 
-def _access(plane: ControlPlane, name: str) -> Access:
+def _access(plane: ControlPlane, name: str) -> ClientConfig:
     """Makes a service account that has exactly the role."""
     account, space = f"role-{name}", "tonnage-system"
     plane.kubectl("create", "serviceaccount", account, "-n", space)
@@ -54,7 +54,7 @@ def _access(plane: ControlPlane, name: str) -> Access:
         "create", "clusterrolebinding", account, f"--clusterrole=tonnage-{name}", f"--serviceaccount={space}:{account}"
     )
     token = plane.kubectl("create", "token", account, "-n", space).stdout.strip()
-    return Access(plane.url, ca_file=str(plane.ca_file), token=token)
+    return ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token)
 
 
 def _did(plane: ControlPlane, name: str) -> tuple[set[Rule], list[str]]:
@@ -128,7 +128,7 @@ def test_the_webhook_needs_its_role_and_nothing_else(fleet: Fleet, operator_name
     assert used == _granted(_role("webhook"))
 
 
-async def _release(access: Access) -> int:
+async def _release(access: ClientConfig) -> int:
     return await release_all(access)
 
 

@@ -16,7 +16,7 @@ from operator_support.fleet import ControllerThread, installation
 from operator_support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.kube.access import Access
+from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from operator_support.fleet import Fleet
@@ -151,7 +151,7 @@ def test_a_controller_that_does_not_know_all_pods_yet_asks_to_try_again(desk: De
     token, report = desk.token(), desk.report()
     with FaultyProxy(desk.fleet.plane) as proxy:
         proxy.judge = lambda _method, path: Refusal(503) if path.startswith("/api/v1/pods?") else None
-        fresh = ControllerThread(Access(proxy.url), installation())
+        fresh = ControllerThread(ClientConfig(proxy.url), installation())
         fresh.start()
         eventually(lambda: fresh.controller.report_port)
         status, message, retry_after = send(fresh, token, report)

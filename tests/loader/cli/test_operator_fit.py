@@ -21,13 +21,14 @@ from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.status import SeenRevision
-from tonnage_operator.controller.cluster import Cluster
-from tonnage_operator.controller.reports import ReportEndpoint
-from tonnage_operator.domain import facts, jobs
-from tonnage_operator.domain.inject import available, inject
-from tonnage_operator.domain.requests import read_request
-from tonnage_operator.domain.resolving import seen_revision
-from tonnage_operator.serving import Certificate, serve
+from tonnage_operator.controller.report_endpoint import ReportEndpoint
+from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
+from tonnage_operator.domain.admission.pod_request import parse_annotations
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+from tonnage_operator.domain.observed.objects import parse_node
+from tonnage_operator.domain.specs import jobs
+from tonnage_operator.http_server import CertificateWatcher, serve
 from tonnage_operator.telemetry import Metrics
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from loader.cli.conftest import Model
     from support.tls import TestAuthority
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.domain.weights import Weights
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 NOW = "2026-01-01T00:00:00Z"
 TOKEN_FOLDER = "/var/run/secrets/tonnage.dev"
@@ -49,7 +50,7 @@ Body = dict[str, Any]
 class Reviews:
     """TokenReview: a token is its pod's uid."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ControllerState) -> None:
         self._cluster = cluster
 
     async def create(self, _: object, body: Body) -> Body:
@@ -69,10 +70,10 @@ class Operator:
     """The receiving end, and the machine that pods run on."""
 
     folder: Path
-    cluster: Cluster
+    cluster: ControllerState
     metrics: Metrics
     installation: Installation
-    weights: Weights
+    weights: ModelWeights
     secrets: Mapping[str, str]
     woken: list[str]
 
@@ -161,26 +162,26 @@ class Operator:
 
     async def resolved(self) -> SeenRevision:
         """Runs the resolve Job, and returns what the controller makes of its report."""
-        uid = self.start_job(job := jobs.resolve_job(self.weights, self.installation, round_="", attempt=1))
+        uid = self.start_job(job := jobs.build_resolve_job(self.weights, self.installation, round_="", attempt=1))
         finished = await self.run_job(job)
         assert (finished.code, finished.err) == (0, "")
-        seen = seen_revision(self.cluster.reports[uid], self.weights, now=NOW)
-        assert seen == seen_revision(self.last_words(), self.weights, now=NOW)
+        seen = parse_resolve_report(self.cluster.reports[uid], self.weights, now=NOW)
+        assert seen == parse_resolve_report(self.last_words(), self.weights, now=NOW)
         assert isinstance(seen, SeenRevision)
         return seen
 
-    def with_revision(self, seen: SeenRevision) -> Weights:
+    def with_revision(self, seen: SeenRevision) -> ModelWeights:
         """Returns the object as it is once its revision is known."""
         status = self.weights.status.model_copy(update={"resolved": seen})
         return dataclasses.replace(self.weights, status=status)
 
-    def injected(self, weights: Weights, **annotations: str) -> Body:
+    def injected(self, weights: ModelWeights, **annotations: str) -> Body:
         """Returns the loader's container of a pod of a user's, which the cluster knows now."""
         notes = {names.MODEL: "llama", **annotations}
         pod = {"metadata": {"name": "server-0", "namespace": "serving", "annotations": notes},
                "spec": {"containers": [{"name": "server", "image": "vllm"}], "nodeName": "node-1"}}  # fmt: skip
-        request = read_request(notes, namespace="serving")
-        made = inject(pod, (available(request.models[0], weights, ()),), request, self.installation)
+        request = parse_annotations(notes, namespace="serving")
+        made = inject(pod, (resolve_injected_model(request.models[0], weights, ()),), request, self.installation)
         made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1"}
         self.admit(made)
         self.token("pod-server-0")
@@ -191,14 +192,14 @@ class Operator:
 @pytest.fixture
 async def operator(tmp_path: Path, authority: TestAuthority, model: Model) -> AsyncIterator[Operator]:
     """An endpoint with its certificate, and an object that names a model on a real S3 server."""
-    cluster, metrics, woken = Cluster(objects.INSTALLATION), Metrics(), list[str]()
+    cluster, metrics, woken = ControllerState(objects.INSTALLATION), Metrics(), list[str]()
     endpoint = ReportEndpoint(
         cluster,
         Reviews(cluster),  # type: ignore[arg-type]
         metrics,
-        wake=woken.append,
-        wake_node=woken.append,
-        complete=lambda: True,
+        enqueue_weights=woken.append,
+        enqueue_node=woken.append,
+        has_synced=lambda: True,
     )
     app = web.Application()
     app.router.add_post("/v1/reports", endpoint.handle)
@@ -218,13 +219,13 @@ async def operator(tmp_path: Path, authority: TestAuthority, model: Model) -> As
         assert made.refused == {}
 
 
-def certificate(folder: Path, authority: TestAuthority, metrics: Metrics) -> Certificate:
+def certificate(folder: Path, authority: TestAuthority, metrics: Metrics) -> CertificateWatcher:
     issued = authority.ca.issue_cert("localhost")
     cert, key = folder / "tls.crt", folder / "tls.key"
     issued.private_key_pem.write_to_path(str(key))
     for blob in issued.cert_chain_pems:
         blob.write_to_path(str(cert), append=True)
-    return Certificate(cert, key, metrics)
+    return CertificateWatcher(cert, key, metrics)
 
 
 async def test_what_a_resolve_job_finds_is_what_the_status_gets(operator: Operator) -> None:
@@ -237,15 +238,15 @@ async def test_what_a_resolve_job_finds_is_what_the_status_gets(operator: Operat
 async def test_a_load_job_tells_how_it_goes_and_what_the_node_has(operator: Operator) -> None:
     seen = await operator.resolved()
     weights = operator.with_revision(seen)
-    node = facts.node_fact(objects.node("node-1"))
-    uid = operator.start_job(job := jobs.load_job(weights, seen, operator.installation, node=node, attempt=1))
+    node = parse_node(objects.node("node-1"))
+    uid = operator.start_job(job := jobs.build_load_job(weights, seen, operator.installation, node=node, attempt=1))
     finished = await operator.run_job(job)
     assert (finished.code, finished.err) == (0, "")
     assert operator.counted("progress") >= 1
     assert operator.counted("finished") == 1
     report = operator.cluster.reports[uid]
     assert (report.outcome, report.revision, report.node, report.pod) == ("loaded", seen.revision, "node-1", "server-0")
-    assert operator.cluster.media["node-1"][Medium.MEMORY] == report.medium == operator.last_words().medium
+    assert operator.cluster.reported_media["node-1"][Medium.MEMORY] == report.medium == operator.last_words().medium
 
 
 async def test_a_sidecar_of_a_users_pod_is_ready_holds_and_takes_its_leave(operator: Operator) -> None:
@@ -254,8 +255,8 @@ async def test_a_sidecar_of_a_users_pod_is_ready_holds_and_takes_its_leave(opera
     container = operator.injected(weights)
     probe = [operator.text(word) for word in container["startupProbe"]["exec"]["command"]]
     assert await asyncio.to_thread(run_probe, probe) == 1
-    node = facts.node_fact(objects.node("node-1"))
-    clean = jobs.cleanup_job(
+    node = parse_node(objects.node("node-1"))
+    clean = jobs.build_cleanup_job(
         operator.installation,
         key=seen.revision,
         medium=Medium.MEMORY,

@@ -1,0 +1,138 @@
+"""Who has to look again when something changes. Too many wakes cost time, one too few costs truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api import names
+from tonnage_operator.api.placement import PrewarmMode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.api.nodecache import EntryState
+    from tonnage_operator.controller.state import CacheRecord, ControllerState, WeightsRecord
+    from tonnage_operator.domain.nodecache.index import EntryKey
+    from tonnage_operator.domain.observed.objects import Job, Node, Pod
+
+Enqueue = Callable[[str], None]
+
+
+class EventHandlers:
+    """Connects the stores with the workers."""
+
+    def __init__(self, state: ControllerState, *, enqueue_weights: Enqueue, enqueue_node: Enqueue) -> None:
+        self._state = state
+        self._enqueue_weights = enqueue_weights
+        self._enqueue_node = enqueue_node
+
+    def register(self) -> None:
+        """Listens from now on."""
+        state = self._state
+        state.weights.add_event_handler(self._weights_changed)
+        state.nodes.add_event_handler(self._node_changed)
+        state.jobs.add_event_handler(self._job_changed)
+        state.pods.add_event_handler(self._pod_changed)
+        state.node_caches.add_event_handler(self._cache_changed)
+
+    def enqueue_all(self) -> None:
+        """Has everything looked at: after the start, and now and then for safety."""
+        for record in self._state.weights:
+            self._enqueue_weights(record.uid)
+        for name in {node.name for node in self._state.nodes} | {
+            job.node_name for job in self._state.jobs if job.node_name
+        }:
+            self._enqueue_node(name)  # Jobs may be there still for nodes that are gone
+
+    def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
+        record = after or before
+        if record is None:
+            return
+        self._enqueue_weights(record.uid)
+        old, new = self._references(before), self._references(after)
+        was_deleting, is_deleting = bool(before and before.deleting), bool(after and after.deleting)
+        if old == new and was_deleting == is_deleting and (before is None) == (after is None):
+            return
+        self._enqueue_nodes_with(old | new)
+        for node in self._state.cache_index.nodes_referencing(record.ref):
+            self._enqueue_node(node)
+
+    def _references(self, record: WeightsRecord | None) -> frozenset[EntryKey]:
+        return record.weights.references(self._state.installation) if record and record.weights else frozenset()
+
+    def _node_changed(self, before: Node | None, after: Node | None) -> None:
+        node = after or before
+        if node is None:
+            return
+        self._enqueue_node(node.name)
+        for record in self._state.weights:
+            if record.deleting or (record.weights and record.weights.spec.placement.prewarm is not PrewarmMode.NONE):
+                self._enqueue_weights(record.uid)
+
+    def _job_changed(self, before: Job | None, after: Job | None) -> None:
+        job = after or before
+        if job is None:
+            return
+        if job.model_uid:
+            self._enqueue_weights(job.model_uid)
+        if job.node_name:
+            self._enqueue_node(job.node_name)
+
+    def _pod_changed(self, before: Pod | None, after: Pod | None) -> None:
+        pod = after or before
+        if pod is None:
+            return
+        if pod.role != names.ROLE_INJECTED:
+            self._loader_changed(pod, ended=_has_terminated(before) != _has_terminated(after))
+        for held in pod.held_entries:
+            self._enqueue_weights(held.uid)
+        if pod.held_entries:
+            placement_changed = (
+                before is None or after is None or (before.node, before.is_terminal) != (after.node, after.is_terminal)
+            )
+            for node in {each.node for each in (before, after) if each and each.node}:
+                self._enqueue_node(node)
+            if placement_changed and after is None and not pod.node:
+                self._enqueue_nodes_with((claim.key, claim.medium) for claim in pod.held_entries)
+
+    def _loader_changed(self, pod: Pod, *, ended: bool) -> None:
+        """Wakes whom the pod of a Job concerns: its object always, its node when its last words are in."""
+        if pod.model_uid:
+            self._enqueue_weights(pod.model_uid)
+        job = self._state.jobs.get(pod.job_uid)
+        if ended and job and job.node_name:
+            self._enqueue_node(job.node_name)
+
+    def _enqueue_nodes_with(self, keys: Iterable[EntryKey]) -> None:
+        for key, medium in keys:
+            for node in self._state.cache_index.nodes_with(key, medium):
+                self._enqueue_node(node)
+
+    def _cache_changed(self, before: CacheRecord | None, after: CacheRecord | None) -> None:
+        cache = after or before
+        if cache is None:
+            return
+        self._enqueue_node(cache.name)
+        old, new = _relevant_fields(before), _relevant_fields(after)
+        changed = old ^ new
+        rebooted = before is not None and after is not None and before.status.boot_id != after.status.boot_id
+        if rebooted:
+            changed = old | new
+        keys = {(name, medium) for name, medium, _, _, _ in changed}
+        refs = {ref for _, _, _, _, models in changed for ref in models}
+        for uid in self._state.references.uids_for(keys, refs):
+            self._enqueue_weights(uid)
+        for uid in {job.model_uid for job in self._state.jobs_on(cache.name) if job.model_uid} if changed else ():
+            self._enqueue_weights(uid)
+
+
+def _has_terminated(pod: Pod | None) -> bool:
+    return pod is not None and (pod.is_terminal or any(each.terminated for each in pod.loaders))
+
+
+def _relevant_fields(cache: CacheRecord | None) -> set[tuple[str, Medium, EntryState, str | None, tuple[str, ...]]]:
+    """Returns what objects care about in a node's record."""
+    entries = (cache.status.entries if cache else None) or ()
+    return {(each.name, each.medium, each.state, each.ranks, each.models) for each in entries}

@@ -1,0 +1,206 @@
+"""Carries out the decision about one ``ModelWeights``: events, Jobs, status, in this order."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.controller.event_recorder import EventRecorder
+from tonnage_operator.controller.job_creator import Precondition
+from tonnage_operator.controller.metrics_recorder import MetricsRecorder
+from tonnage_operator.controller.rate_limiter import RateLimiter
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, utc_now
+from tonnage_operator.controller.workqueue import Gone, StaleCache
+from tonnage_operator.domain import conditions, status_diff, units
+from tonnage_operator.domain.conditions import Event, Observation
+from tonnage_operator.domain.modelweights.reconcile import decide, plan_deletion
+from tonnage_operator.domain.reasons import ConditionReason, EventReason
+from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tonnage_operator.api.status import ModelWeightsStatus
+    from tonnage_operator.controller.reconciler import Clock
+    from tonnage_operator.controller.state import ControllerState, WeightsRecord
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+    from tonnage_operator.kube.client import KubeClient
+    from tonnage_operator.telemetry import Metrics
+
+_LOG = logging.getLogger("tonnage.weights")
+
+_DELETION_RECHECK_INTERVAL: Final = 30.0
+"""Seconds after which a deletion that waits looks again, though every change wakes it anyway."""
+_COUNTS_WRITE_INTERVAL: Final = 10.0
+"""Seconds between two status writes of one object that bring other counts and no news, once some were at once."""
+
+Body = dict[str, Any]
+
+
+class ModelWeightsController(Reconciler):
+    """Brings one object after the other in order."""
+
+    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics, *, clock: Clock = utc_now) -> None:
+        super().__init__(state, client, metrics, clock=clock)
+        self._event_recorder = EventRecorder(client, metrics, clock)
+        self._metrics_recorder = MetricsRecorder(metrics)
+        self._counts_rate_limiter = RateLimiter(burst=10, interval=_COUNTS_WRITE_INTERVAL)
+
+    async def reconcile(self, uid: str) -> float | None:
+        """Brings one object in order. See ``WorkQueue``."""
+        record = self._state.weights.get(uid)
+        if record is None:
+            self._counts_rate_limiter.drop(uid)
+            raise Gone
+        try:
+            return await self._reconcile(record)
+        except ApiError as error:
+            if error.not_found:
+                # Gone meanwhile, perhaps; a whole list tells, and what isn't in it is forgotten.
+                items, _ = await self._client.list(MODEL_WEIGHTS)
+                self._state.weights.replace(items)
+                if self._state.weights.get(uid) is None:
+                    self._metrics_recorder.drop(record.namespace, record.name)
+                    raise Gone from error
+            elif error.conflict:
+                await self._job_creator.check_precondition(_precondition(record))
+                raise StaleCache from error
+            raise
+
+    async def _reconcile(self, record: WeightsRecord) -> float | None:
+        now = self._clock()
+        if record.weights is None:
+            if record.deleting:
+                await self._remove_finalizer(record)
+            elif not record.invalid_spec_reported:
+                await self._report_invalid_spec(record, now)
+            return None
+        snapshot = self._state.snapshot(record, record.weights, now)
+        self._metrics_recorder.record_finished_jobs(snapshot)
+        if record.deleting:
+            return await self._finalize(record, snapshot)
+        if record.weights.spec.cache.delivery is not Delivery.EMPTY_DIR and names.FINALIZER not in record.finalizers:
+            await self._set_finalizers(record, (*record.finalizers, names.FINALIZER))
+            return 0.0  # the record is another one now
+        decision = decide(snapshot)
+        await self._event_recorder.record(record, decision.events)
+        await self._create_jobs(record, decision.apply)
+        remaining_seconds = self._status_write_delay(record, record.weights, decision.status)
+        if not remaining_seconds:
+            await self._event_recorder.record(record, decision.deferred_events)
+            if decision.status != record.weights.status:
+                status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+                await self._write_status(record, status)
+            await self._delete_jobs(decision.deferred_deletes)
+        await self._delete_jobs(decision.delete)
+        self._metrics_recorder.set_status_gauges(record.weights, decision.status)
+        return min((each for each in (remaining_seconds, decision.requeue_after) if each), default=None)
+
+    def _status_write_delay(self, record: WeightsRecord, weights: ModelWeights, status: ModelWeightsStatus) -> float:
+        """Returns the seconds until a status should be written that brings other counts and no news; 0: now."""
+        if status == weights.status or status_diff.is_significant(weights.status, status):
+            return 0.0
+        delay = self._counts_rate_limiter.delay(record.uid)
+        if not delay:
+            self._counts_rate_limiter.consume(record.uid)
+        return delay
+
+    async def _create_jobs(self, record: WeightsRecord, jobs: tuple[Body, ...]) -> None:
+        if not jobs:
+            return
+        own_precondition = _precondition(record)
+        await self._job_creator.check_precondition(own_precondition)
+
+        async def create(job: Body) -> None:
+            annotations, role = job["metadata"]["annotations"], job["metadata"]["labels"][names.ROLE]
+            node = annotations.get(names.NODE, "")
+            cache = self._state.node_cache(node)
+            precondition = own_precondition
+            if self._state.node(node):
+                entry_key = annotations[names.CACHE_KEY], Medium(annotations[names.MEDIUM])
+                precondition = Precondition(
+                    NODE_CACHES, node, cache.resource_version if cache else "", entry_key=entry_key
+                )
+            if await self._job_creator.create(job, precondition):
+                self._metrics_recorder.record_job_created(record.namespace, record.name, role)
+                log_extra = self._log_extra(record, job=job["metadata"]["name"], node=node or None)
+                log_extra["tonnage"]["revision"] = annotations.get(names.REVISION)
+                _LOG.info("Started a %s job", role, extra=log_extra)
+
+        await gather_bounded(create, jobs)
+
+    def _log_extra(self, record: WeightsRecord, **fields: object) -> dict[str, Any]:
+        """Returns the fields of a log line about an object."""
+        resolved = record.weights.status.resolved if record.weights else None
+        return {"tonnage": {"object": record.ref, "revision": resolved.revision if resolved else None, **fields}}
+
+    async def _write_status(self, record: WeightsRecord, status: Body) -> None:
+        # The uid keeps us from writing into another object that took the name, the version from undoing what another
+        # controller has just recorded.
+        body = await self._client.update_status(
+            MODEL_WEIGHTS,
+            record.name,
+            record.namespace,
+            uid=record.uid,
+            resource_version=record.resource_version,
+            status=status,
+        )
+        self._state.weights.put(body)
+
+    async def _report_invalid_spec(self, record: WeightsRecord, now: datetime) -> None:
+        """Says that an object can't be read; just by conditions, since the rest isn't understood either and stays."""
+        observed = [
+            Observation(kind, status=False, reason=ConditionReason.INVALID_SPEC, message=record.spec_error)
+            for kind in ("Accepted", "Ready")
+        ]
+        merged = conditions.merge((), observed, now=units.format_time(now), generation=record.generation)
+        reported = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in merged]
+        condition_types = {each.type for each in merged}
+        other_conditions = [
+            each for each in record.raw_status.get("conditions") or () if each.get("type") not in condition_types
+        ]
+        await self._write_status(record, {**record.raw_status, "conditions": [*reported, *other_conditions]})
+
+    async def _finalize(self, record: WeightsRecord, snapshot: Snapshot) -> float | None:
+        if names.FINALIZER not in record.finalizers:
+            return None
+        deletion = plan_deletion(snapshot)
+        waiting = deletion.waiting_message
+        try:
+            await self._create_jobs(record, deletion.apply)
+        except ApiError as error:
+            if error.status not in {403, 404, 422}:
+                raise
+            # The namespace goes as well, or forbids it: nothing more can be done, and nothing may hang.
+            _LOG.warning("A deleted object's claim can't be emptied: %s", error.message, extra=self._log_extra(record))
+            waiting = ""
+        await self._delete_jobs(deletion.delete)
+        await self._event_recorder.record(record, deletion.events)
+        if waiting:
+            await self._event_recorder.record(record, (Event(EventReason.DELETION_WAITING, waiting, key=waiting),))
+            return min(_DELETION_RECHECK_INTERVAL, deletion.requeue_after or _DELETION_RECHECK_INTERVAL)
+        await self._remove_finalizer(record)
+        self._metrics_recorder.drop(record.namespace, record.name)
+        return None
+
+    async def _remove_finalizer(self, record: WeightsRecord) -> None:
+        if names.FINALIZER in record.finalizers:
+            kept = tuple(each for each in record.finalizers if each != names.FINALIZER)
+            await self._set_finalizers(record, kept)
+            _LOG.info("Let go of a deleted object", extra=self._log_extra(record))
+
+    async def _set_finalizers(self, record: WeightsRecord, finalizers: tuple[str, ...]) -> None:
+        patch = {"metadata": {"resourceVersion": record.resource_version, "finalizers": list(finalizers)}}
+        body = await self._client.merge_patch(MODEL_WEIGHTS, record.name, record.namespace, patch)
+        if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
+            self._state.weights.remove(record.uid, int(body["metadata"]["resourceVersion"]))
+        else:
+            self._state.weights.put(body)
+
+
+def _precondition(record: WeightsRecord) -> Precondition:
+    return Precondition(MODEL_WEIGHTS, record.name, record.resource_version, record.namespace)

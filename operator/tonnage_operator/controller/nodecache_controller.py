@@ -1,0 +1,153 @@
+"""Carries out the decision about one node: its ``NodeCache``, and cleanup Jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage_operator.api import names
+from tonnage_operator.api.nodecache import EntryState
+from tonnage_operator.controller.job_creator import Precondition
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, utc_now
+from tonnage_operator.controller.workqueue import Gone, StaleCache
+from tonnage_operator.domain import status_diff
+from tonnage_operator.domain.nodecache.reconcile import decide_node
+from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.nodecache import NodeCacheStatus
+    from tonnage_operator.controller.reconciler import Clock
+    from tonnage_operator.controller.state import CacheRecord, ControllerState
+    from tonnage_operator.domain.nodecache.reconcile import NodeDecision
+    from tonnage_operator.domain.observed.objects import Node
+    from tonnage_operator.kube.client import KubeClient
+    from tonnage_operator.telemetry import Metrics
+
+_LOG = logging.getLogger("tonnage.nodes")
+
+_LIST_MAX_AGE: Final = 5.0
+"""Seconds for which a list of all objects counts as fresh before bytes are removed."""
+_LOAD_START_GRACE_PERIOD: Final = 2.0
+"""Seconds that a load may have been going on before the node's record says so: short ones are written once."""
+
+
+class NodeCacheController(Reconciler):
+    """Brings one node's record after the other in order."""
+
+    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics, *, clock: Clock = utc_now) -> None:
+        super().__init__(state, client, metrics, clock=clock)
+        self._last_list_time = float("-inf")
+        self._list_lock = asyncio.Lock()
+        self._load_started_at: dict[str, float] = {}
+        """When a load began that isn't on record yet, by node."""
+
+    async def reconcile(self, name: str) -> float | None:
+        """Brings one node's record in order. See ``WorkQueue``."""
+        node = self._state.node(name)
+        if node is None:
+            self._load_started_at.pop(name, None)
+            await self._delete_cleanup_jobs(name)
+            raise Gone
+        try:
+            return await self._reconcile(node)
+        except ApiError as error:
+            if not error.conflict:
+                raise
+            await self._job_creator.check_precondition(_precondition(node, self._state.node_cache(name)))
+            raise StaleCache from error
+
+    async def _reconcile(self, node: Node) -> float | None:
+        decision = decide_node(self._state.node_snapshot(node, self._clock()))
+        if decision.apply:
+            # Bytes are removed only on the word of a list just read: the local picture may miss what is minutes old.
+            await self._relist_weights()
+            decision = decide_node(self._state.node_snapshot(node, self._clock()))
+        cache = self._state.node_cache(node.name)
+        if decision.status is not None:
+            if delay := self._status_write_delay(node.name, cache, decision):
+                return delay
+            cache = await self._write_status(node, cache, decision.status)
+        self._load_started_at.pop(node.name, None)
+        await self._create_jobs(node, cache, decision)
+        await self._delete_jobs(decision.delete)
+        return decision.requeue_after
+
+    def _status_write_delay(self, name: str, cache: CacheRecord | None, decision: NodeDecision) -> float:
+        """Returns the seconds until a record that tells of a beginning alone should be written."""
+        if cache is None or decision.status is None or decision.apply or decision.delete:
+            return 0.0
+        if cache.status == decision.status or not status_diff.only_load_started(cache.status, decision.status):
+            return 0.0
+        now = time.monotonic()
+        return max(0.0, self._load_started_at.setdefault(name, now) + _LOAD_START_GRACE_PERIOD - now)
+
+    async def _create_jobs(self, node: Node, cache: CacheRecord | None, decision: NodeDecision) -> None:
+        precondition = _precondition(node, cache)
+
+        async def create(job: dict[str, Any]) -> None:
+            if not await self._job_creator.create(job, precondition):
+                return
+            annotations = job["metadata"]["annotations"]
+            self._metrics.evictions.labels(annotations[names.MEDIUM], annotations[names.CAUSE]).inc()
+            fields = {"node": node.name, "entry": annotations[names.CACHE_KEY], "object": annotations[names.MODEL_REF]}
+            _LOG.info("Started a cleanup job", extra={"tonnage": fields})
+
+        await gather_bounded(create, decision.apply)
+
+    async def _delete_cleanup_jobs(self, name: str) -> None:
+        """Deletes cleanup Jobs for a node that is gone; load Jobs are their objects' business."""
+        jobs = self._state.jobs_on(name)
+        await self._delete_jobs(job for job in jobs if job.role == names.ROLE_CLEANUP and not job.deleting)
+
+    async def _relist_weights(self) -> None:
+        async with self._list_lock:
+            if time.monotonic() - self._last_list_time < _LIST_MAX_AGE:
+                return
+            items, _ = await self._client.list(MODEL_WEIGHTS)
+            self._state.weights.replace(items)
+            self._last_list_time = time.monotonic()
+
+    async def _write_status(self, node: Node, cache: CacheRecord | None, status: NodeCacheStatus) -> CacheRecord:
+        """Writes a node's record, and makes the object where there is none."""
+        if cache is None or cache.hostname != node.hostname:
+            cache = await self._create_node_cache(node)
+        if cache.status == status:
+            return cache
+        previous, status_body = cache.status, status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # The version keeps two controllers from undoing each other's records: the later one looks again.
+        body = await self._client.update_status(
+            NODE_CACHES, cache.name, "", uid=cache.uid, resource_version=cache.resource_version, status=status_body
+        )
+        self._state.node_caches.put(body)
+        self._count_evicted(previous, status)
+        return self._state.node_cache(node.name) or cache
+
+    def _count_evicted(self, before: NodeCacheStatus, after: NodeCacheStatus) -> None:
+        remaining = {(each.name, each.medium) for each in after.entries or ()}
+        for entry in before.entries or ():
+            if entry.state is EntryState.EVICTING and (entry.name, entry.medium) not in remaining:
+                self._metrics.evicted_bytes.labels(entry.medium.value).inc(entry.bytes)
+
+    async def _create_node_cache(self, node: Node) -> CacheRecord:
+        owner = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
+        body: dict[str, Any] = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.NODE_CACHE_KIND,
+            "metadata": {
+                "name": node.name,
+                "labels": {names.MANAGED_BY: names.MANAGER, names.HOSTNAME_LABEL: node.hostname},
+                "ownerReferences": [owner],
+            },
+        }
+        self._state.node_caches.put(await self._client.apply(NODE_CACHES, body))
+        cache = self._state.node_cache(node.name)
+        if cache is None:
+            raise Gone
+        return cache
+
+
+def _precondition(node: Node, cache: CacheRecord | None) -> Precondition:
+    return Precondition(NODE_CACHES, node.name, cache.resource_version if cache else "")

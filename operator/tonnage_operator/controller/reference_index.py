@@ -1,0 +1,78 @@
+"""Which objects refer to which entries, kept up to date with each object, so that a node finds its own at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api.modelweights import FromNamespaces, Retention
+from tonnage_operator.domain.nodecache.reconcile import ModelReferences
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.nodecache.index import EntryKey
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+
+
+class ReferenceIndex:
+    """All objects, as far as nodes care."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._by_uid: dict[str, ModelReferences] = {}
+        self._by_key: dict[EntryKey, set[str]] = defaultdict(set)
+        self._by_ref: dict[str, str] = {}
+        self._always_included: set[str] = set()
+        """Those that may matter to any node: being deleted, or not to be read."""
+
+    def put(self, uid: str, weights: ModelWeights) -> None:
+        """Takes in an object."""
+        references, retention = weights.references(self._installation), weights.spec.cache.retention
+        cross_namespace = weights.spec.access.allowed_namespaces.from_ is not FromNamespaces.SAME
+        self._put(
+            uid, ModelReferences(weights.ref, weights.deleting, references, retention, cross_namespace=cross_namespace)
+        )
+
+    def put_unreadable(self, uid: str, ref: str, *, deleting: bool) -> None:
+        """Takes in an object of which nothing but its name is understood."""
+        self._put(uid, ModelReferences(ref, deleting, frozenset(), Retention.WHILE_REFERENCED, is_valid=False))
+
+    def drop(self, uid: str) -> None:
+        """Forgets an object, if it is known."""
+        before = self._by_uid.pop(uid, None)
+        if before:
+            for key in before.entries:
+                uids = self._by_key[key]
+                uids.discard(uid)
+                if not uids:
+                    del self._by_key[key]
+            self._always_included.discard(uid)
+            if self._by_ref.get(before.ref) == uid:
+                del self._by_ref[before.ref]
+
+    def _put(self, uid: str, after: ModelReferences) -> None:
+        self.drop(uid)
+        self._by_uid[uid] = after
+        self._by_ref[after.ref] = uid
+        for key in after.entries:
+            self._by_key[key].add(uid)
+        if after.deleting or not after.is_valid:
+            self._always_included.add(uid)
+
+    def get(self, uid: str) -> ModelReferences | None:
+        """Returns one object."""
+        return self._by_uid.get(uid)
+
+    def for_keys(self, keys: Iterable[EntryKey]) -> Sequence[ModelReferences]:
+        """Returns the objects that refer to one of the entries, and all that are being deleted or can't be read."""
+        uids = self._always_included.union(*(self._by_key.get(key, ()) for key in keys))
+        return [self._by_uid[uid] for uid in sorted(uids)]
+
+    def uids_for(self, keys: Iterable[EntryKey], refs: Iterable[str]) -> set[str]:
+        """Returns the uids of the objects that refer to one of the entries, or have one of the names."""
+        found: set[str] = set()
+        found.update(*(self._by_key.get(key, ()) for key in keys))
+        found.update(uid for ref in refs if (uid := self._by_ref.get(ref)))
+        return found

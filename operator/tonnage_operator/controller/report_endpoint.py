@@ -1,0 +1,227 @@
+"""Takes loaders' reports: who sends them is checked by TokenReview, and what they say against what we know.
+
+Reports are a courtesy: they bring progress and long object lists. How a load ended is told by the pod's termination
+message, so that a lost or refused report costs nothing but that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from tonnage import contract
+from tonnage.contract import ReportKind
+from tonnage.errors import InvalidPlan
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.controller.metrics_recorder import MetricsRecorder
+from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.resources import TOKEN_REVIEWS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tonnage_operator.controller.state import ControllerState
+    from tonnage_operator.domain.observed.objects import Job, Pod
+    from tonnage_operator.kube.client import KubeClient
+    from tonnage_operator.telemetry import Metrics
+
+_LOG = logging.getLogger("tonnage.reports")
+
+MAX_BODY_BYTES: Final = 2 << 20
+"""Bytes of a report: 2000 objects with long keys fit."""
+_TOKEN_REVIEW_TTL: Final = 60.0
+_MAX_CACHED: Final = 10_000
+_RETRY_AFTER: Final = "1"
+"""Seconds after which a loader is asked to try again."""
+_PROGRESS_INTERVAL: Final = 5.0
+"""Seconds between two status writes for progress alone, for one object."""
+
+
+@dataclass(frozen=True)
+class Sender:
+    """The pod that a token belongs to."""
+
+    namespace: str
+    pod: str
+    uid: str
+
+
+class ReportRejected(Exception):
+    """A report that is not taken; the text goes back to its sender."""
+
+    def __init__(self, status: int, result: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.result = result
+
+
+class ReportEndpoint:
+    """The handler of ``POST /v1/reports``.
+
+    ``has_synced`` says whether all pods and Jobs are known by now. Until then nobody is called unknown: a loader takes
+    that for the last word, and a long list would have to be made again.
+    """
+
+    def __init__(
+        self,
+        state: ControllerState,
+        client: KubeClient,
+        metrics: Metrics,
+        *,
+        has_synced: Callable[[], bool],
+        enqueue_weights: Callable[[str], None],
+        enqueue_node: Callable[[str], None],
+    ) -> None:
+        self._state = state
+        self._has_synced = has_synced
+        self._client = client
+        self._metrics = metrics
+        self._metrics_recorder = MetricsRecorder(metrics)
+        self._enqueue_weights = enqueue_weights
+        self._enqueue_node = enqueue_node
+        self._senders: dict[str, tuple[float, Sender]] = {}
+        self._last_progress: dict[str, float] = {}
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Takes one report."""
+        kind = "unknown"
+        try:
+            sender = await self._authenticate(request)
+            report = await self._read_report(request)
+            kind = report.kind.value
+            self._accept(sender, report)
+        except ReportRejected as rejection:
+            self._metrics.reports.labels(kind, rejection.result).inc()
+            _LOG.warning("Refused a %s report (%s): %s", kind, rejection.result, rejection)
+            headers = {"Retry-After": _RETRY_AFTER} if rejection.status == 503 else None
+            return web.json_response({"message": str(rejection)}, status=rejection.status, headers=headers)
+        self._metrics.reports.labels(kind, "accepted").inc()
+        return web.Response(status=204)
+
+    async def _read_report(self, request: web.Request) -> contract.Report:
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise ReportRejected(413, "oversized", f"A report has at most {MAX_BODY_BYTES} bytes.")
+        data = b""
+        async for chunk in request.content.iter_any():
+            data += chunk
+            if len(data) > MAX_BODY_BYTES:
+                raise ReportRejected(413, "oversized", f"A report has at most {MAX_BODY_BYTES} bytes.")
+        try:
+            return contract.decode_report(data)
+        except InvalidPlan as error:
+            raise ReportRejected(400, "malformed", str(error)) from error
+
+    async def _authenticate(self, request: web.Request) -> Sender:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or not token:
+            raise ReportRejected(401, "unauthenticated", "Send the pod's projected token as a bearer token.")
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        cached = self._senders.get(digest)
+        if cached and cached[0] > time.monotonic():
+            return cached[1]
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [names.TOKEN_AUDIENCE]},
+        }
+        try:
+            token_review = await self._client.create(TOKEN_REVIEWS, body)
+        except ApiError as error:
+            raise ReportRejected(503, "unchecked", "The token can't be checked now; try again.") from error
+        sender = _parse_token_review(token_review.get("status") or {})
+        while len(self._senders) >= _MAX_CACHED:
+            del self._senders[next(iter(self._senders))]
+        self._senders[digest] = (time.monotonic() + _TOKEN_REVIEW_TTL, sender)
+        return sender
+
+    def _accept(self, sender: Sender, report: contract.Report) -> None:
+        if not self._has_synced():
+            raise ReportRejected(
+                503, "too_early", "The controller has just started and doesn't know all pods yet; try again."
+            )
+        pod = self._state.pods.get(sender.uid)
+        if pod is None or (pod.namespace, pod.name) != (sender.namespace, sender.pod):
+            raise ReportRejected(403, "unknown_pod", "This pod has no loader that the operator knows of.")
+        if pod.job_uid:
+            self._accept_from_job_pod(pod, report, report.identity)
+        else:
+            self._accept_from_user_pod(pod, report)
+        if report.medium and pod.node and report.kind in {ReportKind.FINISHED, ReportKind.INVENTORY}:
+            self._store_medium(pod, report.medium, report)
+
+    def _accept_from_user_pod(self, pod: Pod, report: contract.Report) -> None:
+        """Takes what a loader in a pod of a user says."""
+        model_uid = report.identity.uid if report.identity else ""
+        held_entries = [claim for claim in pod.held_entries if claim.uid == model_uid]
+        if not held_entries:
+            raise ReportRejected(
+                403, "other_object", "This pod was not admitted with the object that the report is about."
+            )
+        if report.kind is not ReportKind.FINISHED or report.outcome is None:
+            return
+        for held in held_entries:
+            entry = held.key.rpartition("/")[2]
+            if not held.key or not report.entry or entry == report.entry:
+                self._metrics_recorder.record_pod_load(pod, held, report)
+                self._state.reported_outcomes[pod.uid][entry] = report.outcome
+        self._enqueue_weights(model_uid)
+        if pod.node:
+            self._enqueue_node(pod.node)
+
+    def _accept_from_job_pod(self, pod: Pod, report: contract.Report, identity: contract.Identity | None) -> None:
+        job = self._state.jobs.get(pod.job_uid)
+        if job is None or (job.namespace, job.model_uid) != (pod.namespace, pod.model_uid):
+            raise ReportRejected(403, "unknown_pod", "This pod belongs to no Job of the operator.")
+        if not identity or identity.uid != job.model_uid:
+            raise ReportRejected(403, "other_object", "The report is about another object than the Job is.")
+        if report.kind is ReportKind.RESOLVED and job.role != names.ROLE_RESOLVE:
+            raise ReportRejected(403, "wrong_kind", "Only resolve Jobs say what was resolved.")
+        before = self._state.reports.get(job.uid)
+        if report.resolved or not (before and before.resolved):
+            self._state.reports[job.uid] = report
+        self._enqueue_throttled(job, report)
+
+    def _enqueue_throttled(self, job: Job, report: contract.Report) -> None:
+        """Wakes the object; for progress alone not too often, since each wake may write the status."""
+        now = time.monotonic()
+        if (
+            report.kind is ReportKind.PROGRESS
+            and now - self._last_progress.get(job.model_uid, 0.0) < _PROGRESS_INTERVAL
+        ):
+            return
+        if len(self._last_progress) > _MAX_CACHED:
+            self._last_progress.clear()
+        self._last_progress[job.model_uid] = now
+        self._enqueue_weights(job.model_uid)
+
+    def _store_medium(self, pod: Pod, medium: contract.Medium, report: contract.Report) -> None:
+        job = self._state.jobs.get(pod.job_uid) if pod.job_uid else None
+        if job and job.target.startswith(names.CLAIM_PREFIX):
+            return  # a claim is no medium of the node
+        if job and job.medium:
+            self._state.reported_media[pod.node][Medium(job.medium)] = medium
+            return
+        for held in pod.held_entries:
+            if report.entry and held.key.rpartition("/")[2] == report.entry:
+                self._state.reported_media[pod.node][held.medium] = medium
+
+
+def _parse_token_review(status: dict[str, Any]) -> Sender:
+    """Reads a TokenReview's answer."""
+    user = status.get("user") or {}
+    extra = user.get("extra") or {}
+    audiences = status.get("audiences") or ()
+    if not status.get("authenticated") or names.TOKEN_AUDIENCE not in audiences:
+        raise ReportRejected(401, "unauthenticated", f"The token is not valid for the audience {names.TOKEN_AUDIENCE}.")
+    parts = user.get("username", "").split(":")
+    pod = extra.get("authentication.kubernetes.io/pod-name") or [""]
+    uid = extra.get("authentication.kubernetes.io/pod-uid") or [""]
+    if parts[:2] != ["system", "serviceaccount"] or not uid[0]:
+        raise ReportRejected(401, "unauthenticated", "The token belongs to no pod.")
+    return Sender(namespace=parts[2], pod=pod[0], uid=uid[0])

@@ -1,0 +1,277 @@
+"""The cluster as the controller knows it: local pictures of all kinds, indexed, so that a change costs little."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import NodeCacheStatus
+from tonnage_operator.controller.reference_index import ReferenceIndex
+from tonnage_operator.domain.modelweights.snapshot import Snapshot
+from tonnage_operator.domain.nodecache.index import CacheIndex
+from tonnage_operator.domain.nodecache.reconcile import NodeSnapshot
+from tonnage_operator.domain.observed import job_results, objects
+from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, ModelWeights, parse_model_weights
+from tonnage_operator.kube.informer import Store
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from tonnage import contract
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.nodecache.index import EntryKey
+    from tonnage_operator.kube.resources import Resource
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """A ``ModelWeights`` with what writing it needs. ``weights`` is None if the spec is invalid; see ``spec_error``."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    finalizers: tuple[str, ...]
+    deleting: bool
+    generation: int
+    weights: ModelWeights | None
+    spec_error: str
+    """Why it can't be read: a sentence for its conditions."""
+    invalid_spec_reported: bool = False
+    """That is what its conditions say already."""
+    raw_status: dict[str, Any] = field(default_factory=dict)
+    """The status of an object that can't be read, as it is."""
+
+    @property
+    def ref(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+
+def parse_weights_record(body: dict[str, Any]) -> WeightsRecord:
+    """Reads an object as far as it can be read."""
+    metadata = body["metadata"]
+    weights, spec_error = None, ""
+    try:
+        weights = parse_model_weights(body)
+    except InvalidModelWeights as error:
+        spec_error = f"This operator can't read the spec: {error}. Are operator and CRD of one release?"
+    messages = [each.get("message") for each in (body.get("status") or {}).get("conditions") or ()]
+    return WeightsRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleting="deletionTimestamp" in metadata,
+        generation=metadata.get("generation", 0),
+        weights=weights,
+        spec_error=spec_error,
+        invalid_spec_reported=messages.count(spec_error) >= 2,
+        raw_status=(body.get("status") or {}) if spec_error else {},
+    )
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """A ``NodeCache`` with what writing it needs."""
+
+    name: str
+    uid: str
+    resource_version: str
+    hostname: str
+    status: NodeCacheStatus
+
+
+def parse_cache_record(body: dict[str, Any]) -> CacheRecord:
+    """Reads a ``NodeCache``."""
+    metadata = body["metadata"]
+    return CacheRecord(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        hostname=(metadata.get("labels") or {}).get(names.HOSTNAME_LABEL, ""),
+        status=NodeCacheStatus.model_validate(body.get("status") or {}),
+    )
+
+
+class Index:
+    """Uids by some key of the object, kept up to date by a store's changes."""
+
+    def __init__(self, index_func: Callable[[Any], Iterable[str]]) -> None:
+        self._index_func = index_func
+        self._uids: dict[str, set[str]] = defaultdict(set)
+
+    def update(self, before: Any, after: Any) -> None:  # noqa: ANN401 - of whatever kind the store is
+        """Takes in one change."""
+        for key in self._index_func(before) if before else ():
+            self._uids[key].discard(before.uid)
+            if not self._uids[key]:
+                del self._uids[key]
+        for key in self._index_func(after) if after else ():
+            self._uids[key].add(after.uid)
+
+    def __getitem__(self, key: str) -> tuple[str, ...]:
+        return tuple(sorted(self._uids.get(key, ())))
+
+
+class ControllerState:
+    """Everything that is known, and nothing that is decided."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.installation = installation
+        self.weights = Store(parse_weights_record)
+        self.nodes = Store(objects.parse_node)
+        self.jobs = Store(objects.parse_job)
+        self.pods = Store(objects.parse_pod)
+        self.node_caches = Store(parse_cache_record)
+        self.cache_index = CacheIndex()
+        """What the records of ``caches`` say, to be looked up."""
+        self.references = ReferenceIndex(installation)
+        self.reports: dict[str, contract.Report] = {}
+        """The latest report of each Job, by its uid."""
+        self.reported_outcomes: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
+        """How loads of pods of users ended, as reported, by the pod's uid and the entry's name."""
+        self.reported_media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
+        self._jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
+        self._jobs_of_node = Index(lambda job: (job.node_name,) if job.node_name else ())
+        self._pods_of_job = Index(lambda pod: (pod.job_uid,) if pod.job_uid else ())
+        self._pods_of_model = Index(lambda pod: {entry.uid for entry in pod.held_entries})
+        self._pods_of_node = Index(lambda pod: (pod.node,) if pod.held_entries and pod.node else ())
+        self._pending_pods = Index(
+            lambda pod: ("",) if pod.held_entries and not pod.node and not pod.is_terminal else ()
+        )
+        self._node_by_name: dict[str, objects.Node] = {}
+        self._cache_by_name: dict[str, CacheRecord] = {}
+        for index in (self._jobs_of_model, self._jobs_of_node):
+            self.jobs.add_event_handler(index.update)
+        for index in (self._pods_of_job, self._pods_of_model, self._pods_of_node, self._pending_pods):
+            self.pods.add_event_handler(index.update)
+        self.weights.add_event_handler(self._weights_changed)
+        self.nodes.add_event_handler(self._node_changed)
+        self.node_caches.add_event_handler(self._cache_changed)
+        self.jobs.add_event_handler(self._job_changed)
+        self.pods.add_event_handler(self._pod_changed)
+
+    def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
+        if after and after.weights:
+            self.references.put(after.uid, after.weights)
+        elif after:
+            self.references.put_unreadable(after.uid, after.ref, deleting=after.deleting)
+        elif before:
+            self.references.drop(before.uid)
+
+    def _node_changed(self, before: objects.Node | None, after: objects.Node | None) -> None:
+        if after:
+            self._node_by_name[after.name] = after
+        elif before and self._node_by_name.get(before.name) == before:
+            del self._node_by_name[before.name]
+            self.reported_media.pop(before.name, None)
+
+    def _cache_changed(self, before: CacheRecord | None, after: CacheRecord | None) -> None:
+        if after:
+            self._cache_by_name[after.name] = after
+            self.cache_index.put(after.name, after.status)
+        elif before and self._cache_by_name.get(before.name) == before:
+            del self._cache_by_name[before.name]
+            self.cache_index.drop(before.name)
+
+    def _job_changed(self, before: objects.Job | None, after: objects.Job | None) -> None:
+        if after is None and before:
+            self.reports.pop(before.uid, None)
+
+    def _pod_changed(self, before: objects.Pod | None, after: objects.Pod | None) -> None:
+        if after is None and before:
+            self.reported_outcomes.pop(before.uid, None)
+
+    def store_for(self, resource: Resource) -> Store[Any]:
+        """Returns the picture of the records of one kind."""
+        stores: dict[Resource, Store[Any]] = {MODEL_WEIGHTS: self.weights, NODE_CACHES: self.node_caches}
+        return stores[resource]
+
+    def node(self, name: str) -> objects.Node | None:
+        """Returns a node by name."""
+        return self._node_by_name.get(name)
+
+    def node_cache(self, name: str) -> CacheRecord | None:
+        """Returns a node's ``NodeCache``."""
+        return self._cache_by_name.get(name)
+
+    def _jobs(self, uids: Iterable[str]) -> list[objects.Job]:
+        return [job for uid in uids if (job := self.jobs.get(uid))]
+
+    def _pods(self, uids: Iterable[str]) -> list[objects.Pod]:
+        return [pod for uid in uids if (pod := self.pods.get(uid))]
+
+    def _latest_pods(self, jobs: Iterable[objects.Job]) -> dict[str, objects.Pod]:
+        found = {}
+        for job in jobs:
+            # Who may create pods anywhere can name any owner in them: just those of the Job's namespace are its own.
+            pods = [pod for pod in self._pods(self._pods_of_job[job.uid]) if pod.namespace == job.namespace]
+            if pods:
+                found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
+        return found
+
+    def jobs_on(self, node: str) -> list[objects.Job]:
+        """Returns the Jobs for a node."""
+        return self._jobs(self._jobs_of_node[node])
+
+    def snapshot(self, record: WeightsRecord, weights: ModelWeights, now: datetime) -> Snapshot:
+        """Returns what a decision about one object looks at."""
+        jobs = self._jobs(self._jobs_of_model[record.uid])
+        pods = self._latest_pods(jobs)
+        return Snapshot(
+            now=now,
+            installation=self.installation,
+            weights=weights,
+            nodes=self._node_by_name,
+            cache_index=self.cache_index,
+            jobs=[job_results.effective_job(job, pods.get(job.uid), now) for job in jobs],
+            pods=pods,
+            consumers=self._pods(self._pods_of_model[record.uid]),
+            shared_entries=self._shared_entries(weights),
+            reports=self.reports,
+        )
+
+    def _shared_entries(self, weights: ModelWeights) -> frozenset[str]:
+        """Returns the entries that other objects refer to in the object's claim."""
+        claim = weights.claim_ref
+        if not any(claim):
+            return frozenset()
+        others = [each.weights for each in self.weights if each.weights and each.uid != weights.uid]
+        return frozenset().union(*(each.claim_entries() for each in others if each.claim_ref == claim))
+
+    def node_snapshot(self, node: objects.Node, now: datetime) -> NodeSnapshot:
+        """Returns what a decision about one node looks at."""
+        cache = self.node_cache(node.name)
+        status = cache.status if cache else NodeCacheStatus()
+        jobs = self.jobs_on(node.name)
+        pods = self._latest_pods(jobs)
+        consumers = self._pods(self._pods_of_node[node.name])
+        keys: set[EntryKey] = {(entry.name, entry.medium) for entry in status.entries or ()}
+        keys |= {(job.key, Medium(job.medium)) for job in jobs}
+        keys |= {(held.key, held.medium) for pod in consumers for held in pod.held_entries}
+        pending = self._pods(self._pending_pods[""])
+        return NodeSnapshot(
+            now=now,
+            installation=self.installation,
+            node=node,
+            uid=cache.uid if cache else "",
+            status=status,
+            references=self.references.for_keys(keys),
+            jobs=[job_results.effective_job(job, pods.get(job.uid), now) for job in jobs],
+            pods=pods,
+            consumers=consumers,
+            pending_entries=frozenset((claim.key, claim.medium) for pod in pending for claim in pod.held_entries),
+            reported_outcomes={
+                (pod.uid, entry): outcome
+                for pod in consumers
+                for entry, outcome in self.reported_outcomes.get(pod.uid, {}).items()
+            },
+            reported_media=self.reported_media.get(node.name, {}),
+        )

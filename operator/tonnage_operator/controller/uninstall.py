@@ -1,0 +1,125 @@
+"""Empties the whole cluster before an uninstall: deletes all objects, and waits until the controller emptied the nodes.
+
+The controller does the work, so it must run meanwhile. What is on nodes that are not ready can't be reached by anybody,
+and is told and left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage_operator.api import names
+from tonnage_operator.api.base import ConditionStatus
+from tonnage_operator.api.modelweights import Retention
+from tonnage_operator.api.nodecache import NodeCacheStatus
+from tonnage_operator.domain.units import human_bytes
+from tonnage_operator.kube.client import ApiError, KubeClient
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tonnage_operator.kube.credentials import ClientConfig
+
+Body = dict[str, Any]
+
+_POLL_INTERVAL: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What is not gone. ``blocking``: waiting longer may help; otherwise its node is out of reach."""
+
+    text: str
+    blocking: bool
+
+
+def leftovers(weights: Iterable[Body], caches: Iterable[Body]) -> list[Leftover]:
+    """Returns what there still is, objects first.
+
+    Args:
+        weights: All ``ModelWeights``.
+        caches: All ``NodeCache`` objects.
+    """
+    found = [
+        Leftover(
+            f"ModelWeights {each['metadata']['namespace']}/{each['metadata']['name']} is being deleted", blocking=True
+        )
+        for each in weights
+    ]
+    for cache in caches:
+        status = NodeCacheStatus.model_validate(cache.get("status") or {})
+        reachable = any(
+            each.type == "Ready" and each.status is ConditionStatus.TRUE for each in status.conditions or ()
+        )
+        for entry in status.entries or ():
+            name = (
+                f"{entry.medium.value} entry {entry.name} ({human_bytes(entry.bytes)}) on {cache['metadata']['name']}"
+            )
+            why = f"is {entry.state.value}; pods that use it keep it" if reachable else "is out of reach: not ready"
+            found.append(Leftover(f"{name} {why}", blocking=reachable))
+    return found
+
+
+async def wipe_all(client_config: ClientConfig, *, timeout_seconds: float) -> list[Leftover]:
+    """Deletes all objects, and returns what is left when nothing blocks any more or the time is up.
+
+    Args:
+        client_config: With the role of ``operator/rbac/wipe.yaml``.
+        timeout_seconds: Seconds.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    async with KubeClient(client_config, field_manager=names.FIELD_MANAGER) as client:
+        while True:
+            weights, _ = await client.list(MODEL_WEIGHTS)
+            for each in weights:
+                await _delete_weights(client, each)
+            caches, _ = await client.list(NODE_CACHES)
+            for each in caches:
+                await _release_evictable_entries(client, each)
+            remaining = leftovers(weights, caches)
+            if not any(each.blocking for each in remaining) or time.monotonic() > deadline:
+                return remaining
+            await asyncio.sleep(_POLL_INTERVAL)
+
+
+async def _delete_weights(client: KubeClient, body: Body) -> None:
+    metadata = body["metadata"]
+    if "deletionTimestamp" in metadata:
+        return
+    if (body["spec"].get("cache") or {}).get("retention") == Retention.EVICTABLE:
+        # Evictable entries outlive their objects, which is not what is asked for here.
+        patch = {"metadata": {"uid": metadata["uid"]}, "spec": {"cache": {"retention": Retention.WHILE_REFERENCED}}}
+        try:
+            await client.merge_patch(MODEL_WEIGHTS, metadata["name"], metadata["namespace"], patch)
+        except ApiError as error:
+            if not error.not_found and not error.conflict:
+                raise
+    await client.delete(MODEL_WEIGHTS, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+
+
+async def _release_evictable_entries(client: KubeClient, body: Body) -> None:
+    """Has the controller empty evictable entries to which no object refers any more."""
+    status = NodeCacheStatus.model_validate(body.get("status") or {})
+    entries = status.entries or ()
+    if not any(entry.retention is Retention.EVICTABLE and not entry.models for entry in entries):
+        return
+    released = tuple(entry.model_copy(update={"retention": Retention.WHILE_REFERENCED}) for entry in entries)
+    metadata = body["metadata"]
+    new_status = status.model_copy(update={"entries": released})
+    try:
+        await client.update_status(
+            NODE_CACHES,
+            metadata["name"],
+            "",
+            uid=metadata["uid"],
+            resource_version=metadata["resourceVersion"],
+            status=new_status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        )
+    except ApiError as error:
+        # The controller wrote meanwhile: the next look decides anew.
+        if not error.not_found and not error.conflict:
+            raise

@@ -1,0 +1,148 @@
+"""Runs one task a key, never two at once for the same key: the heart of a level-based controller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from tonnage_operator.controller.rate_limiter import RateLimiter
+
+_LOG = logging.getLogger("tonnage.workers")
+
+_RECONCILE_TIMEOUT: Final = 300.0
+_MAX_BACKOFF: Final = 60.0
+
+
+class Gone(Exception):
+    """Raised by a reconcile whose object is gone."""
+
+
+class StaleCache(Exception):
+    """Raised by a reconcile that found its picture of the world older than the world: it looks again shortly."""
+
+
+ReconcileFunc = Callable[[str], Awaitable[float | None]]
+"""Brings one key's world in order. Returns the seconds until it should be called again; None: when it is woken."""
+
+
+@dataclass
+class _Worker:
+    pending: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    failures: int = 0
+    busy: bool = False
+
+
+class WorkQueue:
+    """Workers of one kind of keys.
+
+    A key that is woken while it works is worked on once more. Errors are logged and tried again, with growing delays.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reconcile: ReconcileFunc,
+        *,
+        batch_delay: float = 0.1,
+        max_concurrent: int = 16,
+        rate_limiter: RateLimiter | None = None,
+        on_result: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._reconcile = reconcile
+        self._batch_delay = batch_delay
+        self._rate_limiter = rate_limiter or RateLimiter(burst=20, interval=1.0)
+        self._semaphore = asyncio.Semaphore(max_concurrent)
+        self._workers: dict[str, _Worker] = {}
+        self._on_result = on_result or (lambda *_: None)
+        self._closed = False
+
+    def add(self, key: str) -> None:
+        """Has the key worked on soon."""
+        if self._closed:
+            return
+        worker = self._workers.get(key)
+        if worker is None:
+            worker = self._workers[key] = _Worker()
+            worker.task = asyncio.create_task(self._run(key, worker), name=f"{self._name} {key}")
+        worker.pending.set()
+
+    async def close(self) -> None:
+        """Ends all workers; a request that is under way is given up."""
+        self._closed = True
+        tasks = [worker.task for worker in self._workers.values() if worker.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody has been woken and not come to rest yet."""
+        return not any(worker.pending.is_set() or worker.busy for worker in self._workers.values())
+
+    async def _run(self, key: str, worker: _Worker) -> None:
+        requeue_after: float | None = None
+        while True:
+            try:
+                async with asyncio.timeout(requeue_after):
+                    await worker.pending.wait()
+            except TimeoutError:
+                await asyncio.sleep(self._rate_limiter.delay(key))
+            else:
+                # What comes together is worked on together.
+                await asyncio.sleep(max(self._batch_delay, self._rate_limiter.delay(key)))
+            self._rate_limiter.consume(key)
+            worker.busy = True
+            worker.pending.clear()
+            try:
+                requeue_after = await self._reconcile_once(key, worker)
+            except Gone:
+                if not worker.pending.is_set():
+                    del self._workers[key]
+                    self._rate_limiter.drop(key)
+                    return
+                requeue_after = None
+            finally:
+                worker.busy = False
+
+    async def _reconcile_once(self, key: str, worker: _Worker) -> float | None:
+        started = time.monotonic()
+        try:
+            async with self._semaphore, asyncio.timeout(_RECONCILE_TIMEOUT):
+                requeue_after = await self._reconcile(key)
+        except Gone:
+            self._on_result("gone", time.monotonic() - started)
+            raise
+        except StaleCache:
+            worker.failures += 1
+            self._on_result("outdated", time.monotonic() - started)
+            return _backoff(worker.failures)
+        except Exception as error:  # noqa: BLE001 - one object's trouble must not end the others' work
+            worker.failures += 1
+            delay = _backoff(worker.failures)
+            expected = hasattr(error, "status")
+            _LOG.log(
+                logging.WARNING if expected else logging.ERROR,
+                "%s %s failed and is tried again in %.1f s: %s",
+                self._name,
+                key,
+                delay,
+                error,
+                exc_info=None if expected else error,
+            )
+            self._on_result("error", time.monotonic() - started)
+            return delay
+        worker.failures = 0
+        self._on_result("ok", time.monotonic() - started)
+        return requeue_after
+
+
+def _backoff(failures: int) -> float:
+    """Returns the seconds until the next try: about 0.5, 1, 2, … up to ``_MAX_BACKOFF``."""
+    return min(_MAX_BACKOFF, 2.0 ** min(failures, 10) / 4) * (0.75 + random.random() / 2)  # noqa: S311

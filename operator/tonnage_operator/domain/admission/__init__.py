@@ -1,0 +1,1 @@
+"""Decides how a pod that asks for weights is changed."""

@@ -1,0 +1,167 @@
+"""What a pod asks for by its annotations; every mistake is answered with a sentence that names the annotation."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import LoaderForm
+from tonnage_operator.api.placement import Scheduling
+from tonnage_operator.domain import ranks, units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ALIAS: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_MAX_MODELS: Final = 16
+
+
+class InvalidAnnotation(Exception):
+    """An annotation can't be understood; the text says which and what it should be."""
+
+
+class OnFailure(enum.StrEnum):
+    """What a pod does without its weights."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedModel:
+    """One model of a pod. ``alias`` is the folder's name and part of the variable's."""
+
+    alias: str
+    namespace: str
+    name: str
+    is_only_model: bool
+    """It is the pod's one model, asked for by name and not by alias."""
+
+    @property
+    def env_suffix(self) -> str:
+        """The part of environment variables' names that stands for it."""
+        return re.sub(r"[^A-Z0-9]", "_", self.alias.upper())
+
+
+@dataclass(frozen=True, slots=True)
+class PodRequest:
+    """All that a pod asks for."""
+
+    models: tuple[RequestedModel, ...]
+    mount_path: str = names.DEFAULT_MOUNT_PATH
+    containers: tuple[str, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    ranks_text: str = ""
+    form: LoaderForm | None = None
+    scheduling: Scheduling | None = None
+    on_failure: OnFailure = OnFailure.FAIL
+    cpu: str | None = None
+    memory: str | None = None
+
+
+def requests_weights(annotations: Mapping[str, str]) -> bool:
+    """Returns whether a pod asks for weights at all."""
+    wants = names.MODEL in annotations or names.MODELS in annotations
+    return wants and annotations.get(names.INJECT, "").strip().lower() != "false"
+
+
+def parse_on_failure(annotations: Mapping[str, str]) -> OnFailure:
+    """Returns what to do without weights, even where the other annotations are wrong."""
+    return OnFailure.CONTINUE if annotations.get(names.ON_FAILURE) == OnFailure.CONTINUE.value else OnFailure.FAIL
+
+
+def _parse_model(text: str, alias: str | None, namespace: str, where: str) -> RequestedModel:
+    first, slash, second = text.strip().partition("/")
+    model_namespace, name = (first, second) if slash else (namespace, first)
+    if not _NAME.fullmatch(name) or not _NAME.fullmatch(model_namespace):
+        raise InvalidAnnotation(f"{where}: {text!r} is not the name of a ModelWeights, nor namespace/name.")
+    return RequestedModel(alias if alias is not None else name, model_namespace, name, is_only_model=alias is None)
+
+
+def _parse_models(annotations: Mapping[str, str], namespace: str) -> tuple[RequestedModel, ...]:
+    if names.MODEL in annotations and names.MODELS in annotations:
+        raise InvalidAnnotation(f"Give one of the annotations {names.MODEL} and {names.MODELS}.")
+    if names.MODEL in annotations:
+        return (_parse_model(annotations[names.MODEL], None, namespace, names.MODEL),)
+    found = []
+    for part in annotations[names.MODELS].split(","):
+        alias, equals, text = part.strip().partition("=")
+        if not equals or not _ALIAS.fullmatch(alias):
+            raise InvalidAnnotation(f"{names.MODELS}: {part.strip()!r} is not alias=name; an alias is like 'draft-1'.")
+        found.append(_parse_model(text, alias, namespace, names.MODELS))
+    if len(found) > _MAX_MODELS:
+        raise InvalidAnnotation(f"{names.MODELS}: a pod has at most {_MAX_MODELS} models.")
+    for attribute in ("alias", "env_suffix"):
+        values = [getattr(each, attribute) for each in found]
+        if len(set(values)) != len(values):
+            raise InvalidAnnotation(f"{names.MODELS}: two aliases are the same, or become the same variable's name.")
+    return tuple(found)
+
+
+def _parse_ranks(text: str) -> tuple[int, ...]:
+    try:
+        return ranks.parse_ranks(text)
+    except ValueError as error:
+        raise InvalidAnnotation(f"{names.RANKS}: {error}.") from error
+
+
+def _parse_enum(annotations: Mapping[str, str], key: str, values: type[enum.StrEnum]) -> enum.StrEnum | None:
+    """Returns the member whose value is written, in whatever case."""
+    if key not in annotations:
+        return None
+    for member in values:
+        if member.value.lower() == annotations[key].strip().lower():
+            return member
+    raise InvalidAnnotation(f"{key}: {annotations[key]!r} is none of {', '.join(each.value for each in values)}.")
+
+
+def _parse_quantity(annotations: Mapping[str, str], key: str) -> str | None:
+    if key not in annotations:
+        return None
+    try:
+        units.parse_quantity(annotations[key])
+    except ValueError as error:
+        raise InvalidAnnotation(f"{key}: {error}.") from error
+    return annotations[key].strip()
+
+
+def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodRequest:
+    """Reads a pod's annotations.
+
+    Args:
+        annotations: Of the pod; it has been found to ask.
+        namespace: Of the pod, where names without one are looked up.
+
+    Raises:
+        BadRequest: One of them can't be understood.
+    """
+    path = annotations.get(names.MOUNT_PATH, names.DEFAULT_MOUNT_PATH).rstrip("/")
+    if not re.fullmatch(r"(/[^/\s:]+)+", path) or "/../" in f"{path}/" or "/./" in f"{path}/":
+        raise InvalidAnnotation(f"{names.MOUNT_PATH}: {path!r} is not an absolute folder such as /models.")
+    containers = None
+    if names.CONTAINERS in annotations:
+        containers = tuple(each.strip() for each in annotations[names.CONTAINERS].split(",") if each.strip())
+        if not containers:
+            raise InvalidAnnotation(f"{names.CONTAINERS}: names no container; leave it out for all of them.")
+    form, scheduling = (
+        _parse_enum(annotations, names.FORM, LoaderForm),
+        _parse_enum(annotations, names.SCHEDULING, Scheduling),
+    )
+    on_failure = _parse_enum(annotations, names.ON_FAILURE, OnFailure)
+    ranks_text = annotations.get(names.RANKS, "").strip()
+    return PodRequest(
+        models=_parse_models(annotations, namespace),
+        mount_path=path,
+        containers=containers,
+        ranks=_parse_ranks(ranks_text) if names.RANKS in annotations else None,
+        ranks_text=ranks_text,
+        form=LoaderForm(form.value) if form else None,
+        scheduling=Scheduling(scheduling.value) if scheduling else None,
+        on_failure=OnFailure(on_failure.value) if on_failure else OnFailure.FAIL,
+        cpu=_parse_quantity(annotations, names.LOADER_CPU),
+        memory=_parse_quantity(annotations, names.LOADER_MEMORY),
+    )

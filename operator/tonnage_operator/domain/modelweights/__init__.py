@@ -1,0 +1,1 @@
+"""Decides what one ModelWeights needs: Jobs, status, events."""

@@ -1,0 +1,149 @@
+"""What a target of a load, a node or a claim, needs next; how far those are that load, and what is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api.status import LoadProgress, NodeFailure
+from tonnage_operator.domain import naming, units
+from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.reasons import EventReason, FailureReason
+from tonnage_operator.domain.specs.jobs import build_load_job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tonnage import contract
+    from tonnage_operator.api.status import SeenRevision
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.objects import Job, Node
+
+
+@dataclass
+class TargetScan:
+    """What is found on the way through the targets."""
+
+    failures: list[NodeFailure] = field(default_factory=list)
+    active: list[Job] = field(default_factory=list)
+    awaiting_record: int = 0
+    first_attempts: list[Node | None] = field(default_factory=list)
+    retries: list[tuple[Node | None, int]] = field(default_factory=list)
+    retry_delays: list[float] = field(default_factory=list)
+    kept_job_uids: set[str] = field(default_factory=set)
+    ready: int = 0
+    """Desired targets that have the goal."""
+    unschedulable: int = 0
+    """Active ones for which there is no room on their node: they ask nothing of the source."""
+
+
+def latest_by_target(found: Iterable[Job]) -> dict[str, Job]:
+    """Returns the Job with the highest attempt for each target."""
+    newest: dict[str, Job] = {}
+    for job in found:
+        if job.target not in newest or newest[job.target].attempt < job.attempt:
+            newest[job.target] = job
+    return newest
+
+
+def classify_target(snapshot: Snapshot, scan: TargetScan, node: Node | None, job: Job | None) -> None:
+    """Says what a target that isn't warm needs next."""
+    if job is None:
+        scan.first_attempts.append(node)
+        return
+    scan.kept_job_uids.add(job.uid)
+    pod = snapshot.pods.get(job.uid)
+    if job.state is JobState.SUCCEEDED:
+        scan.awaiting_record += 1
+    elif job.state is JobState.ACTIVE:
+        scan.active.append(job)
+        if start_failure := snapshot.start_failure(job):
+            since = pod.created if pod else job.start_time or snapshot.timestamp
+            scan.failures.append(_failure(job, start_failure, since))
+            scan.unschedulable += start_failure.reason == FailureReason.LOADER_UNSCHEDULABLE
+        else:
+            before = [each for each in snapshot.weights.status.failures or () if each.node == job.target]
+            scan.failures.extend(before if job.attempt > 1 else ())
+    else:
+        scan.failures.append(_failure(job, job_results.job_failure(job, pod), job.finished_time or snapshot.timestamp))
+        delay = snapshot.retry_delay(job)
+        if delay > 0:
+            scan.retry_delays.append(delay)
+        else:
+            scan.retries.append((node, job.attempt + 1))
+
+
+def _failure(job: Job, failure: job_results.Failure, time: str) -> NodeFailure:
+    return NodeFailure(node=job.target, reason=failure.reason, message=failure.message, attempts=job.attempt, time=time)
+
+
+def build_next_load_jobs(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[dict[str, Any], ...]:
+    """Returns the Jobs to start now: nodes that never failed first, as many as may load at once."""
+    weights = snapshot.weights
+    if weights.spec.suspend:
+        return ()
+    room = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
+    candidates = [*((node, 1) for node in scan.first_attempts), *scan.retries][:room]
+    return tuple(
+        build_load_job(weights, goal, snapshot.installation, node=node, attempt=attempt) for node, attempt in candidates
+    )
+
+
+def slowest_progress(snapshot: Snapshot, goal: SeenRevision, active: Sequence[Job]) -> LoadProgress | None:
+    """Returns how far the slowest of the loads is; None while none runs."""
+    if not active:
+        return None
+    reported = [(job, report) for job in active if (report := snapshot.reports.get(job.uid)) and report.progress]
+    if not reported:
+        node = min(job.target for job in active)
+        return LoadProgress(node=node, percent=-1, total_bytes=goal.total_bytes)
+    return min((_progress(job, report) for job, report in reported), key=_slowest_first)
+
+
+def _slowest_first(progress: LoadProgress) -> tuple[float, int, str]:
+    left = progress.remaining_seconds
+    return (-left if left >= 0 else float("-inf"), progress.percent, progress.node)
+
+
+def _progress(job: Job, report: contract.Report) -> LoadProgress:
+    now = report.progress
+    total = now.total_bytes if now else 0
+    loaded = now.loaded_bytes if now else 0
+    remaining = round(now.remaining_seconds) if now else -1
+    return LoadProgress(
+        node=job.target,
+        percent=min(100, loaded * 100 // total) if total else -1,
+        loaded_bytes=loaded,
+        total_bytes=total,
+        bytes_per_second=round(now.bytes_per_second) if now else 0,
+        remaining_seconds=remaining,
+        eta=units.human_seconds(remaining),
+    )
+
+
+MAX_SEPARATE_EVENTS = 5
+"""Nodes that are told of one by one when they become warm together; more of them share one event."""
+
+
+def completion_events(snapshot: Snapshot, goal: SeenRevision, done: Sequence[Job]) -> tuple[Event, ...]:
+    """Tells of targets that became warm."""
+    if len(done) <= MAX_SEPARATE_EVENTS:
+        return tuple(completion_event(snapshot, goal, job) for job in done)
+    nodes = sorted(job.target for job in done)
+    named = f"{', '.join(nodes[:MAX_SEPARATE_EVENTS])} and {len(nodes) - MAX_SEPARATE_EVENTS} more nodes"
+    reports = [report for job in done if (report := job_results.final_report(snapshot.pods.get(job.uid)))]
+    timing = f", the slowest in {max(report.seconds for report in reports):.1f} s" if reports else ""
+    key = naming.short_digest(sorted(job.uid for job in done))
+    return (Event(EventReason.LOAD_COMPLETED, f"{named} have {goal.revision}{timing}.", key=key),)
+
+
+def completion_event(snapshot: Snapshot, goal: SeenRevision, job: Job) -> Event:
+    """Tells of one target that became warm."""
+    report = job_results.final_report(snapshot.pods.get(job.uid))
+    details = ""
+    if report and report.seconds > 0 and report.downloaded_bytes:
+        rate = units.human_bytes(round(report.downloaded_bytes / report.seconds))
+        details = f": {units.human_bytes(report.downloaded_bytes)} in {report.seconds:.1f} s, {rate}/s"
+    return Event(EventReason.LOAD_COMPLETED, f"{job.target} has {goal.revision}{details}.", key=job.uid)

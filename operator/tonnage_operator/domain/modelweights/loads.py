@@ -1,0 +1,215 @@
+"""Which load Jobs a ``ModelWeights`` needs, node by node, and how far they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tonnage.errors import Reason
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.api.nodecache import EntryState
+from tonnage_operator.api.placement import PrewarmMode
+from tonnage_operator.domain import units
+from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.modelweights import node_selection
+from tonnage_operator.domain.modelweights.load_targets import (
+    TargetScan,
+    build_next_load_jobs,
+    classify_target,
+    completion_event,
+    completion_events,
+    latest_by_target,
+    slowest_progress,
+)
+from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
+from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.reasons import EventReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tonnage_operator.api.status import LoadProgress, NodeFailure, SeenRevision
+    from tonnage_operator.domain.modelweights.revisions import Resolution
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.objects import Job
+
+
+@dataclass
+class LoadDecision:
+    """How far the nodes are, and what to do for them."""
+
+    desired: tuple[str, ...] = ()
+    warm: int = 0
+    """Desired nodes that have the revision in use."""
+    warm_anywhere: int = 0
+    """Nodes that have it, desired or not."""
+    loading: int = 0
+    matching: int = 0
+    """Nodes that the placement names, in whatever state."""
+    failures: tuple[NodeFailure, ...] = ()
+    backing_off: int = 0
+    progress: LoadProgress | None = None
+    staged_complete: bool = False
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Job, ...] = ()
+    events: tuple[Event, ...] = ()
+    completion_events: tuple[Event, ...] = ()
+    """Of nodes that became warm."""
+    requeue_after: float | None = None
+
+
+def decide_loads(snapshot: Snapshot, resolution: Resolution) -> LoadDecision:
+    """Returns the load Jobs that should be there, and the counts of the status."""
+    weights, revisions = snapshot.weights, resolution.revisions
+    load_jobs = [job for job in snapshot.jobs if job.role == names.ROLE_LOAD]
+    in_use = revisions.resolved if resolution.is_current else None
+    goal = revisions.available if resolution.staged else in_use
+    if goal is None or (resolution.problem and resolution.problem.reason == Reason.DIGEST_MISMATCH):
+        return LoadDecision(delete=_deletable(snapshot, load_jobs, set()))
+    if weights.spec.cache.delivery is Delivery.CLAIM:
+        return _decide_claim_load(snapshot, goal, resolution, load_jobs)
+    if weights.spec.cache.delivery is Delivery.EMPTY_DIR:
+        return LoadDecision(delete=tuple(job for job in load_jobs if not job.deleting), staged_complete=True)
+    return _decide_node_loads(snapshot, goal, in_use or goal, load_jobs)
+
+
+def _decide_node_loads(
+    snapshot: Snapshot, goal: SeenRevision, in_use: SeenRevision, load_jobs: Sequence[Job]
+) -> LoadDecision:
+    weights, medium = snapshot.weights, snapshot.weights.medium(snapshot.installation)
+    key, used_key = (
+        weights.key(goal.revision, snapshot.installation),
+        weights.key(in_use.revision, snapshot.installation),
+    )
+    warm = snapshot.warm_nodes(key, medium)
+    used = warm if used_key == key else snapshot.warm_nodes(used_key, medium)
+    jobs = latest_by_target(
+        job for job in load_jobs if job.key == key and job.medium == medium.value and not job.deleting
+    )
+    busy = {node for node, job in jobs.items() if job.state is JobState.ACTIVE}
+    spec = weights.spec.placement
+    matching = [node for node in snapshot.nodes.values() if node_selection.matches(spec, node)]
+    desired = node_selection.desired_nodes(spec, matching, seed=weights.uid, warm=warm, loading=busy)
+    terminating = {job.target for job in load_jobs if job.deleting}
+    scan = TargetScan()
+    for node in desired:
+        job = jobs.get(node.name)
+        if job and medium is Medium.MEMORY and job.boot_id != node.boot_id:
+            job = None  # of an earlier boot: what it did is gone
+        if node.name in warm:
+            scan.ready += 1
+            continue
+        entry = snapshot.entry(node.name, key, medium)
+        if (entry and entry.state is EntryState.EVICTING) or node.name in terminating:
+            continue  # first out, then in again
+        classify_target(snapshot, scan, node, job)
+    # A node that was cordoned while it loads may finish; nobody is helped by throwing the bytes away.
+    wanted = {node.name for node in desired}
+    for name, job in jobs.items():
+        node_now = snapshot.nodes.get(name)
+        if name in wanted or node_now is None or job.state is not JobState.ACTIVE:
+            continue
+        if spec.prewarm is not PrewarmMode.NONE and node_selection.matches(spec, node_now):
+            scan.kept_job_uids.add(job.uid)
+            scan.active.append(job)
+    tried = {failure.node for failure in scan.failures}
+    return LoadDecision(
+        desired=tuple(node.name for node in desired),
+        warm=sum(node.name in used for node in desired),
+        warm_anywhere=len(used),
+        loading=len(scan.active) + scan.awaiting_record,
+        matching=len(matching),
+        failures=tuple(sorted(scan.failures, key=lambda each: (each.time, each.node), reverse=True)),
+        backing_off=len(scan.retry_delays),
+        progress=slowest_progress(snapshot, goal, scan.active),
+        staged_complete=not desired or (scan.ready > 0 and scan.ready + len(tried) >= len(desired)),
+        apply=build_next_load_jobs(snapshot, goal, scan),
+        delete=_deletable(snapshot, load_jobs, scan.kept_job_uids),
+        events=_load_started_events(snapshot, goal, scan),
+        completion_events=completion_events(
+            snapshot, goal, [job for job in load_jobs if job.target in warm and _has_loaded(job, key)]
+        ),
+        requeue_after=min(scan.retry_delays, default=None),
+    )
+
+
+def _load_started_events(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[Event, ...]:
+    if snapshot.weights.spec.suspend or not scan.first_attempts or scan.active or scan.ready:
+        return ()
+    size = units.human_bytes(goal.total_bytes)
+    return (
+        Event(
+            EventReason.LOAD_STARTED,
+            f"Loading {goal.revision} ({size}) on {len(scan.first_attempts)} nodes.",
+            key=goal.revision,
+        ),
+    )
+
+
+def _has_loaded(job: Job, key: str) -> bool:
+    return job.key == key and job.state is JobState.SUCCEEDED
+
+
+def _deletable(snapshot: Snapshot, mine: Iterable[Job], keep: set[str]) -> tuple[Job, ...]:
+    """Returns the Jobs that nobody needs and whose bytes, if any, are on record."""
+    return tuple(job for job in mine if job.uid not in keep and not job.deleting and snapshot.is_recorded(job))
+
+
+def _decide_claim_load(
+    snapshot: Snapshot, goal: SeenRevision, resolution: Resolution, load_jobs: Sequence[Job]
+) -> LoadDecision:
+    """Plans the one load into a claim, and what is emptied there. Jobs are the record: see ``claim_volumes``."""
+    weights, medium = snapshot.weights, Medium.DISK
+    used = resolution.revisions.resolved or goal
+    claim_cleanup = plan_claim_cleanup(
+        snapshot, (goal, used, resolution.revisions.available if resolution.staged else None)
+    )
+    key, used_key = (weights.key(seen.revision, snapshot.installation) for seen in (goal, used))
+    decision = LoadDecision(
+        delete=claim_cleanup.delete, apply=claim_cleanup.apply, requeue_after=claim_cleanup.requeue_after
+    )
+    if weights.spec.placement.prewarm is PrewarmMode.NONE:
+        decision.delete += tuple(
+            job for job in load_jobs if not job.deleting and job.uid not in claim_cleanup.kept_job_uids
+        )
+        decision.staged_complete = True
+        return decision
+    target = f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
+    matching = [job for job in load_jobs if job.target == target and job.medium == medium.value and not job.deleting]
+    job = latest_by_target(job for job in matching if job.key == key).get(target)
+    scan = TargetScan(kept_job_uids=set(claim_cleanup.kept_job_uids))
+    done = job is not None and job.state is JobState.SUCCEEDED
+    if done and job:
+        scan.kept_job_uids.add(job.uid)
+    elif key not in claim_cleanup.keys_being_emptied:
+        classify_target(snapshot, scan, None, job)
+    scan.kept_job_uids.update(each.uid for each in matching if _has_loaded(each, used_key))
+    warm = any(_has_loaded(each, used_key) for each in matching)
+    return replace(
+        decision,
+        desired=(target,),
+        warm=int(warm),
+        warm_anywhere=int(warm),
+        loading=len(scan.active),
+        matching=1,
+        failures=tuple(scan.failures),
+        backing_off=len(scan.retry_delays),
+        progress=slowest_progress(snapshot, goal, scan.active),
+        staged_complete=done,
+        apply=(*decision.apply, *build_next_load_jobs(snapshot, goal, scan)),
+        delete=(
+            *decision.delete,
+            *(each for each in load_jobs if each.uid not in scan.kept_job_uids and not each.deleting),
+        ),
+        # The Job stays, so the status says whether this was told.
+        completion_events=(completion_event(snapshot, goal, job),) if done and job and not _was_warm(snapshot) else (),
+        requeue_after=min(
+            [*scan.retry_delays, *([decision.requeue_after] if decision.requeue_after else [])], default=None
+        ),
+    )
+
+
+def _was_warm(snapshot: Snapshot) -> bool:
+    nodes = snapshot.weights.status.nodes
+    return nodes is not None and nodes.warm > 0

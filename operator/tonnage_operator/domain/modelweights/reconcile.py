@@ -1,0 +1,129 @@
+"""What one ``ModelWeights`` needs: which Jobs should be there, and what its status says.
+
+Level-based: the answer depends on what is, never on what happened. Doing it twice, or half of it before a crash, leads
+to the same end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.domain.modelweights import loads, pvc, revisions, status_builder
+from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT, VOLUME_MOUNT_TIMEOUT
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.objects import JobState
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.status import ModelWeightsStatus
+    from tonnage_operator.domain.conditions import Event
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.objects import Job
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, in this order: post events, apply Jobs, write the status, delete Jobs.
+
+    What is deleted was on record before, so a crash in between repeats a step and never skips one. What is told and
+    deleted with the next status may wait for it.
+    """
+
+    status: ModelWeightsStatus
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Job, ...] = ()
+    events: tuple[Event, ...] = ()
+    deferred_events: tuple[Event, ...] = ()
+    """Events about nodes that became warm."""
+    deferred_deletes: tuple[Job, ...] = ()
+    """Load Jobs that succeeded: those events tell of them."""
+    requeue_after: float | None = None
+    """Seconds until something is due by time alone; None: nothing is."""
+
+
+def decide(snapshot: Snapshot) -> Decision:
+    """Returns what a ``ModelWeights`` that is not being deleted needs."""
+    weights = snapshot.weights
+    if problem := status_builder.find_spec_problem(weights, snapshot.installation):
+        new_status = status_builder.build_rejected_status(snapshot, problem)
+        return Decision(new_status, events=status_builder.status_events(weights, new_status))
+    resolution = revisions.decide_revision(snapshot)
+    load_decision = loads.decide_loads(snapshot, resolution)
+    if resolution.staged and load_decision.staged_complete:
+        resolution = resolution.promoted(weights.generation)
+        load_decision = loads.decide_loads(snapshot, resolution)
+    new_status = status_builder.build_status(snapshot, resolution, load_decision)
+    delays = [each for each in (resolution.requeue_after, load_decision.requeue_after) if each is not None]
+    delays += [
+        POD_CREATION_TIMEOUT - age
+        for job in snapshot.jobs
+        if 0 <= (age := snapshot.seconds_without_pod(job)) < POD_CREATION_TIMEOUT
+    ]
+    delays += [
+        VOLUME_MOUNT_TIMEOUT - age
+        for job in snapshot.jobs
+        if 0 <= (age := snapshot.seconds_waiting_for_mounts(job)) < VOLUME_MOUNT_TIMEOUT
+    ]
+    delays += [
+        remaining_seconds
+        for job in snapshot.jobs
+        if (remaining_seconds := job_results.remaining_grace_period(job, snapshot.pods.get(job.uid), snapshot.now))
+    ]
+    return Decision(
+        status=new_status,
+        apply=(*resolution.apply, *load_decision.apply),
+        delete=(*resolution.delete, *(job for job in load_decision.delete if job.state is not JobState.SUCCEEDED)),
+        events=(*resolution.events, *load_decision.events, *status_builder.status_events(weights, new_status)),
+        deferred_events=load_decision.completion_events,
+        deferred_deletes=tuple(job for job in load_decision.delete if job.state is JobState.SUCCEEDED),
+        requeue_after=max(0.5, min(delays)) if delays else None,
+    )
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What an object that is being deleted needs."""
+
+    delete: tuple[Job, ...] = ()
+    waiting_message: str = ""
+    """Why it can't go yet; empty: the finalizer may go."""
+    apply: tuple[dict[str, Any], ...] = ()
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+
+
+def plan_deletion(snapshot: Snapshot) -> Deletion:
+    """Returns which Jobs go, and whether anything still holds the object.
+
+    Entries are emptied by the decision about each node, which drops the object from the entry when that is done or
+    can't be done (the node is not ready, or pods use the entry). So this one just looks whether it is named anywhere.
+    """
+    weights = snapshot.weights
+    if weights.spec.cache.delivery is Delivery.CLAIM:
+        claim_deletion = pvc.plan_claim_deletion(snapshot)
+        deletable = tuple(job for job in snapshot.jobs if job.role != names.ROLE_CLEANUP and not job.deleting)
+        return Deletion(
+            deletable,
+            claim_deletion.waiting_message,
+            claim_deletion.apply,
+            claim_deletion.events,
+            claim_deletion.requeue_after,
+        )
+    shared = weights.spec.cache.delivery is Delivery.HOST_PATH
+    unrecorded_loads = [
+        job for job in snapshot.jobs if job.role == names.ROLE_LOAD and shared and not snapshot.is_recorded(job)
+    ]
+    deletable = tuple(job for job in snapshot.jobs if job not in unrecorded_loads and not job.deleting)
+    referencing_nodes = sorted(
+        node for node in snapshot.cache_index.nodes_referencing(weights.ref) if node in snapshot.nodes
+    )
+    waiting_message = ""
+    if unrecorded_loads:
+        waiting_message = f"Waiting until {len(unrecorded_loads)} loads are on record, so that their bytes get removed."
+    elif referencing_nodes:
+        waiting_message = (
+            f"Emptying its cache entries on {len(referencing_nodes)} nodes: {', '.join(referencing_nodes[:5])}."
+        )
+    return Deletion(deletable, waiting_message)

@@ -1,0 +1,252 @@
+"""Which revision a ``ModelWeights`` uses: when to look at the source, what was found, and when to move on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tonnage import contract
+from tonnage.errors import Reason
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import RevisionPolicy, UpdatePolicy
+from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, PinnedObject, SeenRevision
+from tonnage_operator.domain import naming, units
+from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.job_results import Failure
+from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.reasons import EventReason, FailureReason
+from tonnage_operator.domain.specs.jobs import build_resolve_job
+from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+    from tonnage_operator.domain.observed.objects import Job
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """The revision in use and those beside it."""
+
+    resolved: SeenRevision | None = None
+    available: SeenRevision | None = None
+    history: tuple[SeenRevision, ...] = ()
+    last_checked_time: str = ""
+
+    def switched_to(self, wanted: SeenRevision) -> Revisions:
+        """Returns the same with another revision in use. The newest one seen stays visible as available."""
+        newest = self.available or self.resolved or wanted
+        past = [each for each in (self.resolved, *self.history) if each]
+        kept = [each for each in past if each.revision not in {wanted.revision, newest.revision}]
+        distinct = tuple({each.revision: each for each in kept}.values())[:MAX_HISTORY]
+        return replace(
+            self,
+            resolved=wanted,
+            available=None if newest.revision == wanted.revision else newest,
+            history=distinct,
+        )
+
+    def find(self, revision: str) -> SeenRevision | None:
+        """Returns the revision of that name, if it was seen."""
+        known = (self.resolved, self.available, *self.history)
+        return next((each for each in known if each and each.revision == revision), None)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What is known of the source, and what to do to know more."""
+
+    revisions: Revisions
+    is_current: bool
+    """The revision in use is of the source that the spec names now."""
+    staged: bool = False
+    """The available revision is to be warmed and then moved to."""
+    problem: Failure | None = None
+    attempts: int = 0
+    running: bool = False
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Job, ...] = ()
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+
+    def promoted(self, generation: int) -> Resolution:
+        """Returns the same after moving to the available revision, for an object of this generation."""
+        old, new = self.revisions.resolved, self.revisions.available
+        if new is None:
+            return self
+        return replace(
+            self,
+            revisions=self.revisions.switched_to(new),
+            staged=False,
+            events=(*self.events, _revision_changed_event(old, new, generation)),
+        )
+
+
+def _revision_changed_event(old: SeenRevision | None, new: SeenRevision, generation: int) -> Event:
+    before = old.revision if old else "nothing"
+    message = f"Now using {new.revision} ({units.human_bytes(new.total_bytes)}) in place of {before}."
+    return Event(EventReason.REVISION_CHANGED, message, key=f"{before} {new.revision} {generation}")
+
+
+def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now: str) -> SeenRevision | Failure:
+    """Returns what a resolve Job found, or why its report can't be believed."""
+    objects = [(source.place, pin) for source in report.resolved or () for pin in source.objects]
+    digest = contract.revision_digest(objects)
+    s3 = weights.spec.source.s3
+    elsewhere = {place for place, _ in objects} - {contract.place_of(s3.endpoint or "", s3.bucket) if s3 else ""}
+    if not objects or digest != report.digest or elsewhere:
+        why = "names other places than the spec does" if elsewhere else "has a digest that is not that of its objects"
+        return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is not used.")
+    pins = tuple(
+        PinnedObject(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id) for _, pin in objects
+    )
+    return SeenRevision(
+        revision=contract.revision_id(digest),
+        digest=digest,
+        total_bytes=sum(pin.size for pin in pins),
+        object_count=len(pins),
+        objects=pins if _fit(pins) else None,
+        source_hash=weights.source_hash,
+        time=now,
+    )
+
+
+def _fit(pins: tuple[PinnedObject, ...]) -> bool:
+    """Returns whether a status may hold the list. One that no plan can hold is of no use, and etcd has a limit, too."""
+    written = sum(len(pin.key) + len(pin.etag) + len(pin.version_id) for pin in pins)
+    return len(pins) <= MAX_OBJECTS and written <= MAX_PLAN_BYTES
+
+
+def _from_status(weights: ModelWeights) -> Revisions:
+    status, wanted = weights.status, weights.source_hash
+    of_this_source = [each for each in status.history or () if each.source_hash == wanted]
+    available = status.available if status.available and status.available.source_hash == wanted else None
+    return Revisions(status.resolved, available, tuple(of_this_source), status.last_checked_time or "")
+
+
+def _due_round(snapshot: Snapshot, revisions: Revisions, *, is_current: bool) -> tuple[str | None, float | None]:
+    """Returns the name of the look at the source that is due, or the seconds until one is."""
+    revision = snapshot.weights.spec.revision
+    if not is_current:
+        return "", None
+    if revision.policy is not RevisionPolicy.TRACK:
+        return None, None
+    if not revisions.last_checked_time:
+        return "first", None
+    passed = (snapshot.now - units.parse_time(revisions.last_checked_time)).total_seconds()
+    remaining_seconds = units.parse_duration(revision.interval) - passed
+    return (revisions.last_checked_time, None) if remaining_seconds <= 0 else (None, remaining_seconds)
+
+
+def _resolve_result(snapshot: Snapshot, job: Job) -> SeenRevision | Failure:
+    """Returns what an ended resolve Job found, or why it found nothing."""
+    pod = snapshot.pods.get(job.uid)
+    if job.state is JobState.FAILED:
+        return job_results.job_failure(job, pod)
+    for report in (snapshot.reports.get(job.uid), job_results.final_report(pod)):
+        if report and report.resolved:
+            return parse_resolve_report(report, snapshot.weights, now=snapshot.timestamp)
+    return Failure(
+        FailureReason.REPORT_LOST,
+        "The source was listed, but the list didn't arrive: it is too long for a termination message, and the report "
+        "endpoint couldn't be reached. It is tried again.",
+    )
+
+
+def _record_revision(revisions: Revisions, found: SeenRevision, *, is_current: bool, now: str) -> Revisions:
+    checked = replace(revisions, last_checked_time=now)
+    if not is_current:
+        # Another source: what was seen of the old one can't be loaded any more, but pods may still use it.
+        return Revisions(resolved=found, last_checked_time=now)
+    in_use = revisions.resolved
+    if in_use and found.revision == in_use.revision:
+        return replace(checked, available=None)
+    if revisions.available and found.revision == revisions.available.revision:
+        return checked
+    return replace(checked, available=found)
+
+
+def _select_revision(weights: ModelWeights, revisions: Revisions) -> tuple[Revisions, Failure | None]:
+    """Applies ``pin`` and ``expectedDigest``."""
+    spec, resolved = weights.spec.revision, revisions.resolved
+    if spec.pin and resolved and spec.pin != resolved.revision:
+        wanted = revisions.find(spec.pin)
+        if wanted is None:
+            seen = ", ".join(each.revision for each in (resolved, revisions.available, *revisions.history) if each)
+            return revisions, Failure(
+                FailureReason.PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but seen were just: {seen}."
+            )
+        revisions = revisions.switched_to(wanted)
+    resolved = revisions.resolved
+    if resolved and spec.expected_digest and resolved.digest != spec.expected_digest:
+        return revisions, Failure(
+            Reason.DIGEST_MISMATCH,
+            f"The source has {resolved.digest}, and spec.revision.expectedDigest is {spec.expected_digest}.",
+        )
+    return revisions, None
+
+
+def decide_revision(snapshot: Snapshot) -> Resolution:
+    """Returns which revisions there are, and the resolve Jobs that should be there."""
+    weights = snapshot.weights
+    before = _from_status(weights)
+    is_current = weights.current_revision is not None
+    key = naming.resolve_key(weights.spec)
+    resolve_jobs = [job for job in snapshot.jobs if job.role == names.ROLE_RESOLVE]
+    due, remaining_seconds = _due_round(snapshot, before, is_current=is_current)
+    round_jobs = [job for job in resolve_jobs if job.key == key and job.round == due and not job.deleting]
+    latest = max(round_jobs, key=lambda job: job.attempt, default=None)
+    resolution = Resolution(before, is_current, requeue_after=remaining_seconds)
+    if due is not None:
+        resolution = _advance_resolve(snapshot, resolution, latest, round_=due)
+    chosen, problem = (
+        _select_revision(weights, resolution.revisions) if resolution.is_current else (resolution.revisions, None)
+    )
+    events = resolution.events
+    if before.resolved and chosen.resolved and before.resolved.revision != chosen.resolved.revision:
+        events = (*events, _revision_changed_event(before.resolved, chosen.resolved, weights.generation))
+    spec = weights.spec.revision
+    automatic = spec.policy is RevisionPolicy.TRACK and spec.update is UpdatePolicy.AUTOMATIC
+    return replace(
+        resolution,
+        revisions=chosen,
+        problem=problem or resolution.problem,
+        staged=bool(automatic and resolution.is_current and chosen.available),
+        delete=_superseded(resolve_jobs, latest),
+        events=events,
+    )
+
+
+def _superseded(mine: Sequence[Job], latest: Job | None) -> tuple[Job, ...]:
+    keep = latest.uid if latest else ""
+    return tuple(job for job in mine if job.uid != keep and not job.deleting)
+
+
+def _start_resolve(snapshot: Snapshot, resolution: Resolution, *, round_: str, attempt: int) -> Resolution:
+    if snapshot.weights.spec.suspend:
+        return resolution
+    job = build_resolve_job(snapshot.weights, snapshot.installation, round_=round_, attempt=attempt)
+    return replace(resolution, running=True, attempts=attempt, apply=(job,))
+
+
+def _advance_resolve(snapshot: Snapshot, resolution: Resolution, latest: Job | None, *, round_: str) -> Resolution:
+    """Takes a look that is due one step further."""
+    if latest is None:
+        return _start_resolve(snapshot, resolution, round_=round_, attempt=1)
+    if latest.state is JobState.ACTIVE:
+        waiting = snapshot.start_failure(latest)
+        return replace(resolution, running=True, problem=waiting, attempts=latest.attempt)
+    found = _resolve_result(snapshot, latest)
+    if isinstance(found, SeenRevision):
+        revisions = _record_revision(
+            resolution.revisions, found, is_current=resolution.is_current, now=snapshot.timestamp
+        )
+        _, remaining_seconds = _due_round(snapshot, revisions, is_current=True)
+        return replace(resolution, revisions=revisions, is_current=True, requeue_after=remaining_seconds)
+    failed = replace(resolution, problem=found, attempts=latest.attempt)
+    if (wait := snapshot.retry_delay(latest)) > 0:
+        return replace(failed, requeue_after=wait)
+    return _start_resolve(snapshot, failed, round_=round_, attempt=latest.attempt + 1)

@@ -1,0 +1,277 @@
+"""The status of a ``ModelWeights``: conditions with a reason and a sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage import contract
+from tonnage.errors import Reason
+from tonnage_operator.api.base import ConditionStatus
+from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.api.placement import PrewarmMode, Scheduling
+from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
+from tonnage_operator.domain import conditions, units
+from tonnage_operator.domain.conditions import Event, Observation
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.job_results import Failure
+from tonnage_operator.domain.reasons import ConditionReason, FailureReason
+from tonnage_operator.domain.specs import plans
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.modelweights.loads import LoadDecision
+    from tonnage_operator.domain.modelweights.revisions import Resolution
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+    from tonnage_operator.domain.observed.objects import Pod
+
+
+def find_spec_problem(weights: ModelWeights, installation: Installation) -> Failure | None:
+    """Returns why this installation can't serve the object at all, or None."""
+    medium = weights.medium(installation)
+    if weights.spec.cache.delivery is Delivery.HOST_PATH and medium not in installation.media:
+        offered = ", ".join(sorted(each.value for each in installation.media)) or "none"
+        return Failure(
+            ConditionReason.MEDIUM_NOT_CONFIGURED,
+            f"spec.cache.medium is {medium.value}, which this installation doesn't offer on host paths (it offers: "
+            f"{offered}). Choose another medium or delivery, or ask the administrator.",
+        )
+    size = len(contract.encode_plan(plans.build_resolve_plan(weights, installation)))
+    if size > plans.MAX_PLAN_BYTES:
+        return Failure(
+            ConditionReason.SPEC_TOO_LARGE,
+            f"spec.source and spec.files take {size >> 10} KiB of a loader's plan, and {plans.MAX_PLAN_BYTES >> 10} "
+            "KiB fit: give a prefix in place of keys, or urlsFrom in place of urls.",
+        )
+    return None
+
+
+def describe_source(weights: ModelWeights) -> str:
+    """Returns where the objects are, for people; never a query string."""
+    if s3 := weights.spec.source.s3:
+        if s3.keys is not None:
+            return f"s3://{s3.bucket}/{s3.keys[0]}" + (f" (+{len(s3.keys) - 1})" if len(s3.keys) > 1 else "")
+        return f"s3://{s3.bucket}/{s3.prefix or ''}"
+    http = weights.spec.source.http
+    if http and http.urls:
+        return http.urls[0] + (f" (+{len(http.urls) - 1})" if len(http.urls) > 1 else "")
+    return f"URLs of secret {http.urls_from.name}" if http and http.urls_from else ""
+
+
+def build_rejected_status(snapshot: Snapshot, problem: Failure) -> ModelWeightsStatus:
+    """Returns the status of an object that can't be served; what was known stays."""
+    weights = snapshot.weights
+    observed = (
+        Observation("Accepted", status=False, reason=problem.reason, message=problem.message),
+        Observation("Ready", status=False, reason=problem.reason, message=problem.message),
+        Observation(
+            "Progressing", status=False, reason=problem.reason, message="Nothing is done until this is solved."
+        ),
+    )
+    return weights.status.model_copy(
+        update={
+            "observed_generation": weights.generation,
+            "source": describe_source(weights),
+            "progress": None,
+            "progress_summary": None,
+            "conditions": conditions.merge(
+                weights.status.conditions or (), observed, now=snapshot.timestamp, generation=weights.generation
+            ),
+        }
+    )
+
+
+def _with_remedy(failure: Failure) -> str:
+    remedy = job_results.remedy(failure.reason)
+    return f"{failure.message} {remedy}".strip() if remedy and remedy not in failure.message else failure.message
+
+
+def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observation:
+    problem, revision = resolution.problem, resolution.revisions.resolved
+    if (
+        resolution.is_current
+        and revision
+        and (problem is None or problem.reason not in {Reason.DIGEST_MISMATCH, FailureReason.PIN_UNKNOWN})
+    ):
+        size = units.human_bytes(revision.total_bytes)
+        message = f"{revision.object_count} objects, {size}, {revision.digest}."
+        if problem:
+            message += f" The last look at the source failed: {problem.reason}: {problem.message}"
+        return Observation("Resolved", status=True, reason=ConditionReason.RESOLVED, message=message)
+    if problem:
+        attempt_text = f" (attempt {resolution.attempts}; it is tried again)" if resolution.attempts else ""
+        return Observation(
+            "Resolved", status=False, reason=problem.reason, message=_with_remedy(problem) + attempt_text
+        )
+    for before in weights.status.conditions or ():
+        again = resolution.attempts > 1 and before.status is ConditionStatus.FALSE
+        if before.type == "Resolved" and again and before.observed_generation == weights.generation:
+            return Observation("Resolved", status=False, reason=before.reason, message=before.message)
+    return Observation("Resolved", status=False, reason=ConditionReason.RESOLVING, message="A Job lists the source.")
+
+
+def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: LoadDecision) -> Observation:
+    name = "Progressing"
+    if load.loading or load.apply:
+        count = load.loading + len(load.apply)
+        reason = ConditionReason.UPDATING if resolution.staged else ConditionReason.LOADING
+        what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
+        message = f"{count} nodes load {what.revision if what else ''}."
+        return Observation(name, status=True, reason=reason, message=message)
+    if weights.spec.suspend:
+        return Observation(
+            name, status=False, reason=ConditionReason.SUSPENDED, message="spec.suspend is set: nothing new is started."
+        )
+    if resolution.running:
+        return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job lists the source.")
+    if load.backing_off or (resolution.problem and resolution.requeue_after is not None):
+        return Observation(
+            name, status=False, reason=ConditionReason.BACKOFF, message="What failed is tried again after a while."
+        )
+    return Observation(name, status=False, reason=ConditionReason.IDLE, message="Nothing is left to do.")
+
+
+def _warm_condition(weights: ModelWeights, resolution: Resolution, load: LoadDecision) -> Observation:
+    name, desired = "Warm", len(load.desired)
+    if not resolution.is_current or resolution.revisions.resolved is None:
+        return Observation(
+            name, status=False, reason=ConditionReason.NOT_RESOLVED, message="The revision isn't known yet."
+        )
+    if weights.spec.placement.prewarm is PrewarmMode.NONE:
+        message = "spec.placement.prewarm is None: the first pod on a node loads."
+        return Observation(name, status=True, reason=ConditionReason.NOTHING_TO_PREWARM, message=message)
+    if not desired:
+        message = "No node matches spec.placement: check nodeSelector and nodeAffinity."
+        if load.matching:
+            message = (
+                f"{load.matching} nodes match, but all are cordoned, not ready, or have taints that aren't tolerated."
+            )
+        return Observation(name, status=False, reason=ConditionReason.NO_MATCHING_NODES, message=message)
+    return _prewarm_condition(weights, load, desired)
+
+
+def _prewarm_condition(weights: ModelWeights, load: LoadDecision, desired: int) -> Observation:
+    name, asked = "Warm", weights.spec.placement.count or 0
+    if load.warm == desired and desired >= asked:
+        return Observation(
+            name, status=True, reason=ConditionReason.ALL_NODES_WARM, message=f"All {desired} nodes have it."
+        )
+    if load.failures:
+        first = load.failures[0]
+        why = _with_remedy(Failure(first.reason, first.message))
+        message = f"{load.warm} of {desired} nodes have it. {first.node}: {first.reason}: {why}"
+        return Observation(name, status=False, reason=first.reason, message=message)
+    if load.warm == desired:
+        message = f"{desired} nodes have it, {asked} are asked for, and no more match."
+        return Observation(name, status=False, reason=ConditionReason.TOO_FEW_NODES, message=message)
+    return Observation(
+        name, status=False, reason=ConditionReason.PARTIALLY_WARM, message=f"{load.warm} of {desired} nodes have it."
+    )
+
+
+def _ready_condition(
+    weights: ModelWeights, resolved: Observation, warm: Observation, load: LoadDecision
+) -> Observation:
+    name, spec = "Ready", weights.spec.placement
+    if not resolved.status:
+        return Observation(name, status=False, reason=resolved.reason, message=resolved.message)
+    lazy = spec.prewarm is PrewarmMode.NONE
+    if load.warm or load.warm_anywhere:
+        return Observation(name, status=True, reason=ConditionReason.WARM, message="Pods on warm nodes attach at once.")
+    if lazy and spec.scheduling is not Scheduling.REQUIRE:
+        return Observation(
+            name, status=True, reason=ConditionReason.LOADED_ON_DEMAND, message="The first pod on a node loads it."
+        )
+    if lazy:
+        message = "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can ever start."
+        return Observation(name, status=False, reason=ConditionReason.NO_WARM_NODE, message=message)
+    return Observation(name, status=False, reason=warm.reason, message=warm.message)
+
+
+def _degraded_condition(load: LoadDecision) -> Observation:
+    if not load.failures:
+        return Observation(
+            "Degraded", status=False, reason=ConditionReason.ALL_NODES_HEALTHY, message="No node's last load failed."
+        )
+    named = ", ".join(f"{each.node} ({each.reason})" for each in load.failures[:5])
+    more = f" and {len(load.failures) - 5} more" if len(load.failures) > 5 else ""
+    return Observation(
+        "Degraded", status=True, reason=ConditionReason.NODE_LOAD_FAILED, message=f"Loads failed on {named}{more}."
+    )
+
+
+def _update_available_condition(resolution: Resolution) -> Observation:
+    available = resolution.revisions.available
+    if available is None:
+        return Observation(
+            "UpdateAvailable", status=False, reason=ConditionReason.UP_TO_DATE, message="Nothing newer was seen."
+        )
+    message = f"The source has {available.revision}. Set spec.revision.pin to it to move on."
+    if resolution.staged:
+        message = f"The source has {available.revision}; it is warmed beside the revision in use, then used."
+    return Observation("UpdateAvailable", status=True, reason=ConditionReason.SOURCE_CHANGED, message=message)
+
+
+def _consumers(pods: Sequence[Pod]) -> Consumers:
+    alive = [pod for pod in pods if not pod.is_terminal]
+    return Consumers(pods=len(alive), namespaces=len({pod.namespace for pod in alive}))
+
+
+def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision) -> ModelWeightsStatus:
+    """Returns the whole status."""
+    weights, revisions = snapshot.weights, resolution.revisions
+    resolved = _resolved_condition(weights, resolution)
+    warm = _warm_condition(weights, resolution, load)
+    observed = (
+        Observation("Accepted", status=True, reason=ConditionReason.ACCEPTED, message="The spec can be served."),
+        resolved,
+        _progressing_condition(weights, resolution, load),
+        warm,
+        _ready_condition(weights, resolved, warm, load),
+        _degraded_condition(load),
+        _update_available_condition(resolution),
+    )
+    percent = f"{load.progress.percent}%" if load.progress and load.progress.percent >= 0 else None
+    return ModelWeightsStatus(
+        observed_generation=weights.generation,
+        resolved=revisions.resolved,
+        available=revisions.available,
+        history=revisions.history or None,
+        last_checked_time=revisions.last_checked_time or None,
+        medium=weights.medium(snapshot.installation),
+        source=describe_source(weights),
+        size=units.human_bytes(revisions.resolved.total_bytes) if revisions.resolved else None,
+        nodes=NodeCounts(
+            desired=len(load.desired),
+            warm=load.warm,
+            loading=load.loading,
+            failed=len(load.failures),
+            summary=f"{load.warm}/{len(load.desired)}",
+        ),
+        progress=load.progress,
+        progress_summary=percent,
+        consumers=_consumers(snapshot.consumers),
+        failures=load.failures[:MAX_FAILURES] or None,
+        conditions=conditions.merge(
+            weights.status.conditions or (), observed, now=snapshot.timestamp, generation=weights.generation
+        ),
+    )
+
+
+def status_events(weights: ModelWeights, new: ModelWeightsStatus) -> tuple[Event, ...]:
+    """Returns what to tell about the step from the old status to the new one."""
+    events = list(conditions.transition_events(weights.status.conditions or (), new.conditions or ()))
+    known = {(each.node, each.reason) for each in weights.status.failures or ()}
+    events.extend(
+        Event(
+            reason=each.reason,
+            message=f"{each.node}: {each.message}"[:1000],
+            key=f"{each.node} {each.reason} {weights.generation}",
+            warning=True,
+        )
+        for each in new.failures or ()
+        if (each.node, each.reason) not in known
+    )
+    return tuple(events)

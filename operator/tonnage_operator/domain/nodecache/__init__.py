@@ -1,0 +1,1 @@
+"""Decides what one node's NodeCache records, and which entries are evicted."""

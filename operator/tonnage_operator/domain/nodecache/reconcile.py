@@ -1,0 +1,318 @@
+"""What lies on one node: its ``NodeCache``, and the Jobs that empty what nobody needs any more.
+
+The record is derived from Jobs and pods, and kept in the object, since both vanish. Memory doesn't outlive a boot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus, NodeCacheStatus, NodeCacheSummary
+from tonnage_operator.domain import conditions, units
+from tonnage_operator.domain.conditions import Observation
+from tonnage_operator.domain.nodecache.eviction import entry_key, plan_eviction
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.ranks import merge_ranks
+from tonnage_operator.domain.reasons import ConditionReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from tonnage_operator.api.modelweights import Retention
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.nodecache.index import EntryKey
+    from tonnage_operator.domain.observed.held_entries import HeldEntry
+    from tonnage_operator.domain.observed.objects import Job, Node, Pod
+
+
+@dataclass(frozen=True)
+class ModelReferences:
+    """A ``ModelWeights``, as far as a node cares."""
+
+    ref: str
+    deleting: bool
+    entries: frozenset[EntryKey]
+    retention: Retention
+    is_valid: bool = True
+    """False: the object can't be read by this release, so what names it stays as it is."""
+    cross_namespace: bool = False
+    """Pods of other namespaces may use it."""
+
+    def covers(self, key: EntryKey, namespace: str) -> bool:
+        """Returns whether pods of a namespace may have loaded an entry on this object's account."""
+        return key in self.entries and (self.cross_namespace or self.ref.partition("/")[0] == namespace)
+
+
+@dataclass(frozen=True)
+class NodeSnapshot:
+    """A moment, as one node sees it."""
+
+    now: datetime
+    installation: Installation
+    node: Node
+    uid: str
+    """Of its NodeCache; empty while there is none."""
+    status: NodeCacheStatus
+    references: Sequence[ModelReferences] = ()
+    """Objects that refer to what is or may be here, and those that are being deleted; others don't matter."""
+    jobs: Sequence[Job] = ()
+    """Load and cleanup Jobs for this node, as ``job_results.as_known`` has them."""
+    pods: Mapping[str, Pod] = field(default_factory=dict)
+    """The latest pod of each Job, by the Job's uid."""
+    consumers: Sequence[Pod] = ()
+    """Pods of users on this node."""
+    pending_entries: frozenset[EntryKey] = frozenset()
+    """Entries that pods without a node yet were admitted with."""
+    reported_outcomes: Mapping[tuple[str, str], contract.Outcome] = field(default_factory=dict)
+    """How loads of pods of users ended, as reported since this process began, by the pod's uid and the entry's name."""
+    reported_media: Mapping[Medium, contract.Medium] = field(default_factory=dict)
+    """What loaders reported of the node's media since this process began."""
+
+
+@dataclass(frozen=True)
+class NodeDecision:
+    """What to do: write the status, then apply and delete Jobs. ``status`` None: there is nothing to record."""
+
+    status: NodeCacheStatus | None
+    apply: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Job, ...] = ()
+    requeue_after: float | None = None
+
+
+def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
+    """Returns what the node's record should say, and which entries are to be emptied."""
+    entries = _surviving_entries(snapshot)
+    cleanups = _latest_cleanups(snapshot)
+    entries = _drop_emptied(snapshot, entries, cleanups)
+    entries = _apply_load_jobs(snapshot, entries)
+    entries = _apply_consumers(snapshot, entries)
+    entries = _mark_interrupted(snapshot, entries)
+    eviction = plan_eviction(snapshot, entries, cleanups)
+    wanted = {key for key, entry in eviction.entries.items() if entry.state is EntryState.EVICTING}
+    delete = tuple(
+        job
+        for job in snapshot.jobs
+        if job.role == names.ROLE_CLEANUP
+        and not job.deleting
+        and (entry_key(job) not in wanted or job is not cleanups.get(entry_key(job)))
+        and job.state is not JobState.ACTIVE
+    )
+    if not snapshot.uid and not eviction.entries:
+        return NodeDecision(None, delete=delete)
+    delays = [*eviction.retry_delays]
+    delays += [
+        remaining_seconds
+        for job in snapshot.jobs
+        if (remaining_seconds := job_results.remaining_grace_period(job, snapshot.pods.get(job.uid), snapshot.now))
+    ]
+    return NodeDecision(_status(snapshot, eviction.entries), eviction.apply, delete, min(delays, default=None))
+
+
+def _surviving_entries(snapshot: NodeSnapshot) -> dict[EntryKey, CacheEntry]:
+    """Returns what was on record and can still be there."""
+    rebooted = bool(snapshot.status.boot_id) and snapshot.status.boot_id != snapshot.node.boot_id
+    return {
+        (entry.name, entry.medium): entry
+        for entry in snapshot.status.entries or ()
+        if not (rebooted and entry.medium is Medium.MEMORY)
+    }
+
+
+def _latest_cleanups(snapshot: NodeSnapshot) -> dict[EntryKey, Job]:
+    latest: dict[EntryKey, Job] = {}
+    for job in snapshot.jobs:
+        if job.role == names.ROLE_CLEANUP and not job.deleting and job.boot_id == snapshot.node.boot_id:
+            before = latest.get(entry_key(job))
+            if before is None or before.attempt < job.attempt:
+                latest[entry_key(job)] = job
+    return latest
+
+
+def _drop_emptied(
+    snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry], cleanups: dict[EntryKey, Job]
+) -> dict[EntryKey, CacheEntry]:
+    """Drops what a cleanup Job has emptied; only what was being evicted, so that an old Job can't drop a new entry."""
+    del snapshot
+    return {
+        key: entry
+        for key, entry in entries.items()
+        if not (entry.state is EntryState.EVICTING and key in cleanups and job_results.succeeded(cleanups[key]))
+    }
+
+
+def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
+    """Adds what load Jobs did or do. They load all ranks."""
+    entries = dict(entries)
+    for job in snapshot.jobs:
+        if job.role != names.ROLE_LOAD or (job.medium == Medium.MEMORY.value and job.boot_id != snapshot.node.boot_id):
+            continue
+        key = entry_key(job)
+        entry = entries.get(key) or _new_entry(key)
+        unfinished = entry.state in {EntryState.PARTIAL, EntryState.LOADING}
+        if job.state is JobState.SUCCEEDED and (unfinished or (entry.state is EntryState.READY and entry.ranks)):
+            report = job_results.final_report(snapshot.pods.get(job.uid))
+            entry = entry.model_copy(
+                update={
+                    "state": EntryState.READY,
+                    "bytes": report.bytes if report else entry.bytes,
+                    "ranks": None,
+                    "verified": (report.verified if report else "") or entry.verified,
+                    "revision": (report.revision if report else "") or entry.revision,
+                    "last_used_time": job.finished_time or units.format_time(snapshot.now),
+                }
+            )
+        elif job.state is JobState.ACTIVE and entry.state is EntryState.PARTIAL:
+            entry = entry.model_copy(update={"state": EntryState.LOADING})
+        entries[key] = entry
+    return entries
+
+
+def _new_entry(key: EntryKey) -> CacheEntry:
+    return CacheEntry(name=key[0], medium=key[1], state=EntryState.PARTIAL)
+
+
+def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
+    """Adds what pods of users hold: their loaders load, too."""
+    entries = dict(entries)
+    for pod in snapshot.consumers:
+        for held_entry in pod.held_entries:
+            key = (held_entry.key, held_entry.medium)
+            if not held_entry.key or (pod.is_terminal and key not in entries):
+                continue
+            entry = entries.get(key) or _new_entry(key)
+            if _is_authorized(snapshot, pod, key) and _has_loaded(snapshot, pod, held_entry):
+                entry = _mark_loaded(entry, held_entry)
+            elif _may_load(snapshot, pod, held_entry) and entry.state is EntryState.PARTIAL:
+                entry = entry.model_copy(update={"state": EntryState.LOADING})
+            if pod.created and pod.created > (entry.last_used_time or ""):
+                entry = entry.model_copy(update={"last_used_time": pod.created})
+            entries[key] = entry
+    return entries
+
+
+def _is_authorized(snapshot: NodeSnapshot, pod: Pod, key: EntryKey) -> bool:
+    """Returns whether the pod's word counts: anyone may write annotations, so an object has to stand behind it."""
+    return any(each.covers(key, pod.namespace) for each in snapshot.references)
+
+
+def _has_loaded(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
+    """Returns whether a loader of the pod has brought its entry."""
+    loader = next((each for each in pod.loaders if each.name == held_entry.container and each.ready), None)
+    if loader is None or not held_entry.optional:
+        return loader is not None
+    return _load_outcome(snapshot, pod, held_entry) in {contract.Outcome.LOADED, contract.Outcome.HIT}
+
+
+def _may_load(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
+    """Returns whether a loader of the pod may be at work: one that has given up lets its pod run without the entry."""
+    return (
+        not pod.is_terminal
+        and not pod.deleting
+        and _load_outcome(snapshot, pod, held_entry) is not contract.Outcome.FAILED
+    )
+
+
+def _load_outcome(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> contract.Outcome | None:
+    """Returns how the load ended, by its last words or its report; None: that isn't known."""
+    report = next(
+        (job_results.termination_report(each) for each in pod.loaders if each.name == held_entry.container), None
+    )
+    return (report and report.outcome) or snapshot.reported_outcomes.get((pod.uid, held_entry.key.rpartition("/")[2]))
+
+
+def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
+    """Returns the entry with what a pod has loaded into it."""
+    if entry.state is EntryState.READY and entry.ranks:
+        return entry.model_copy(update={"ranks": merge_ranks(entry.ranks, held_entry.ranks)})
+    if entry.state in {EntryState.READY, EntryState.EVICTING}:
+        return entry
+    return entry.model_copy(
+        update={
+            "state": EntryState.READY,
+            "bytes": held_entry.bytes or entry.bytes,
+            "ranks": held_entry.ranks or None,
+            "verified": held_entry.verify or entry.verified,
+            "revision": held_entry.revision,
+        }
+    )
+
+
+def _mark_interrupted(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
+    """Marks what was loading and isn't any more: its bytes are there, and the next loader resumes from them."""
+    active = {entry_key(job) for job in snapshot.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
+    active |= {
+        (held_entry.key, held_entry.medium)
+        for pod in snapshot.consumers
+        for held_entry in pod.held_entries
+        if _may_load(snapshot, pod, held_entry)
+    }
+    return {
+        key: entry.model_copy(update={"state": EntryState.PARTIAL})
+        if entry.state is EntryState.LOADING and key not in active
+        else entry
+        for key, entry in entries.items()
+    }
+
+
+def _media_statuses(snapshot: NodeSnapshot, entries: Iterable[CacheEntry]) -> tuple[MediumStatus, ...]:
+    before = {state.name: state for state in snapshot.status.media or ()}
+    media = []
+    for name in sorted(snapshot.installation.media, key=lambda medium: medium.value):
+        reported = snapshot.reported_media.get(name)
+        old = before.get(name) or MediumStatus(name=name)
+        used = sum(entry.bytes for entry in entries if entry.medium is name and entry.state is EntryState.READY)
+        state = old.model_copy(update={"used_bytes": used})
+        if reported:
+            state = state.model_copy(
+                update={"capacity_bytes": reported.capacity_bytes, "free_bytes": reported.free_bytes}
+            )
+        media.append(state)
+    return tuple(media)
+
+
+_PRESSURE_THRESHOLD = 0.05
+"""Share of a medium below which its free bytes are called a pressure."""
+
+
+def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> NodeCacheStatus:
+    listed = tuple(entries[key] for key in sorted(entries, key=lambda key: (key[1].value, key[0])))
+    media = _media_statuses(snapshot, listed)
+    by_name = {state.name: state for state in media}
+    memory, disk = by_name.get(Medium.MEMORY), by_name.get(Medium.DISK)
+    tight = [
+        state.name.value
+        for state in media
+        if state.capacity_bytes and state.free_bytes < state.capacity_bytes * _PRESSURE_THRESHOLD
+    ]
+    ready = Observation("Ready", status=True, reason=ConditionReason.NODE_READY, message="Loads can run here.")
+    if not snapshot.node.ready:
+        ready = Observation(
+            "Ready", status=False, reason=ConditionReason.NODE_NOT_READY, message="The node is not ready."
+        )
+    pressure = Observation(
+        "CapacityPressure", status=False, reason=ConditionReason.ROOM_LEFT, message="There is room left."
+    )
+    if tight:
+        message = f"Less than 5% is free on {', '.join(tight)}: delete what is not needed, or enlarge the medium."
+        pressure = Observation("CapacityPressure", status=True, reason=ConditionReason.ALMOST_FULL, message=message)
+    return NodeCacheStatus(
+        bootID=snapshot.node.boot_id or None,
+        media=media or None,
+        entries=listed or None,
+        summary=NodeCacheSummary(
+            memory_used=units.human_bytes(memory.used_bytes) if memory else "",
+            memory_free=units.human_bytes(memory.free_bytes) if memory else "",
+            disk_used=units.human_bytes(disk.used_bytes) if disk else "",
+            entries=sum(entry.state is EntryState.READY for entry in listed),
+            loading=sum(entry.state is EntryState.LOADING for entry in listed),
+        ),
+        conditions=conditions.merge(
+            snapshot.status.conditions or (), (ready, pressure), now=units.format_time(snapshot.now), generation=None
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Typed, immutable views of API objects that somebody else wrote."""

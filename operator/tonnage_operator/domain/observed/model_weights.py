@@ -1,0 +1,110 @@
+"""A ``ModelWeights`` as read from the API, with what follows from spec and installation alone."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from tonnage_operator.api.modelweights import Delivery, Medium, ModelWeightsSpec, RevisionPolicy, UpdatePolicy
+from tonnage_operator.api.status import ModelWeightsStatus, SeenRevision
+from tonnage_operator.domain import naming
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.installation import Installation
+
+
+class InvalidModelWeights(Exception):
+    """The object doesn't fit this operator's models: an older or newer CRD is installed."""
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """One object."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleting: bool
+    finalizers: tuple[str, ...]
+    spec: ModelWeightsSpec
+    status: ModelWeightsStatus
+
+    @property
+    def ref(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    def medium(self, installation: Installation) -> Medium:
+        """The medium in effect. A claim is a disk, wherever it comes from."""
+        if self.spec.cache.delivery is Delivery.CLAIM:
+            return Medium.DISK
+        return self.spec.cache.medium or installation.default_medium
+
+    @functools.cached_property
+    def source_hash(self) -> str:
+        """What a revision of it was resolved for."""
+        return naming.source_hash(self.spec)
+
+    @property
+    def current_revision(self) -> SeenRevision | None:
+        """The revision in use, if it is one of the source and files that the spec names now."""
+        resolved = self.status.resolved
+        return resolved if resolved and resolved.source_hash == self.source_hash else None
+
+    def key(self, revision: str, installation: Installation) -> str:
+        """The cache key of one of its revisions."""
+        entry = naming.cache_entry_name(revision, self.spec.cache.layout)
+        return naming.cache_key(entry, namespace=self.namespace, sharing=installation.sharing)
+
+    @property
+    def claim_ref(self) -> tuple[str, str]:
+        """Namespace and name of the claim that holds its entries; empty where none does."""
+        cache = self.spec.cache
+        return (self.namespace, cache.claim_name or "") if cache.delivery is Delivery.CLAIM else ("", "")
+
+    def claim_entries(self) -> frozenset[str]:
+        """The entries in its claim that must stay on its account."""
+        if self.deleting or self.spec.cache.delivery is not Delivery.CLAIM:
+            return frozenset()
+        kept = (self.status.resolved, self.status.available)
+        return frozenset(naming.cache_entry_name(seen.revision, self.spec.cache.layout) for seen in kept if seen)
+
+    def references(self, installation: Installation) -> frozenset[tuple[str, Medium]]:
+        """(cache key, medium) of the entries that must stay: of the revision in use, and of the one being moved to."""
+        if self.deleting or self.spec.cache.delivery is not Delivery.HOST_PATH:
+            return frozenset()
+        kept = [self.status.resolved]
+        if self.spec.revision.update is UpdatePolicy.AUTOMATIC and self.spec.revision.policy is RevisionPolicy.TRACK:
+            kept.append(self.status.available)
+        medium = self.medium(installation)
+        return frozenset((self.key(seen.revision, installation), medium) for seen in kept if seen)
+
+
+def parse_model_weights(body: dict[str, Any]) -> ModelWeights:
+    """Reads an object.
+
+    Raises:
+        Unreadable: Its spec doesn't fit; says which field and why.
+    """
+    metadata = body["metadata"]
+    try:
+        spec = ModelWeightsSpec.model_validate(body.get("spec") or {})
+        status = ModelWeightsStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidModelWeights(f"{where}: {first['msg']}") from error
+    return ModelWeights(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        deleting="deletionTimestamp" in metadata,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        spec=spec,
+        status=status,
+    )

@@ -1,0 +1,273 @@
+"""What the decisions need to know of nodes, Jobs and pods: small, immutable, comparable.
+
+Comparable matters: an object whose facts didn't change wakes nobody. Small matters: whole pods are not kept.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+from tonnage_operator.domain.observed.held_entries import parse_held_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tonnage_operator.domain.observed.held_entries import HeldEntry
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as placement sees it."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    unschedulable: bool
+    ready: bool
+    boot_id: str
+
+    @property
+    def hostname(self) -> str:
+        """Value of the host name's label, which pods' affinity goes by; the node's name where it is missing."""
+        return self.labels.get(names.HOSTNAME_LABEL, self.name)
+
+
+def parse_node(body: Body) -> Node:
+    """Returns what matters of a Node. One without a Ready condition counts as ready: nobody said otherwise."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    ready = [each["status"] for each in status.get("conditions") or () if each["type"] == "Ready"]
+    return Node(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        labels=metadata.get("labels") or {},
+        taints=tuple(Taint(each["key"], each.get("value", ""), each["effect"]) for each in spec.get("taints") or ()),
+        unschedulable=bool(spec.get("unschedulable")),
+        ready=ready in ([], ["True"]),
+        boot_id=(status.get("nodeInfo") or {}).get("bootID", ""),
+    )
+
+
+class JobState(enum.StrEnum):
+    """How far a Job is."""
+
+    ACTIVE = "active"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A Job of ours."""
+
+    namespace: str
+    name: str
+    uid: str
+    role: str
+    model_uid: str
+    model_ref: str
+    key: str
+    """What it resolves for, or the cache key that it loads or empties."""
+    medium: str
+    target: str
+    """Where it loads or empties: a node's name, or ``pvc/<claim>``."""
+    cause: str
+    boot_id: str
+    round: str
+    attempt: int
+    state: JobState
+    reason: str
+    message: str
+    finished_time: str
+    start_time: str
+    """When Kubernetes first looked after it; empty: not yet, as happens where there are many."""
+    bytes: int
+    """What it is to load; 0: nothing, or unknown."""
+    deleting: bool
+
+    @property
+    def node_name(self) -> str:
+        """Name of the node that it is for; empty where it is for a claim, or for nothing of the kind."""
+        return "" if self.target.startswith(names.CLAIM_PREFIX) else self.target
+
+
+def parse_job(body: Body) -> Job:
+    """Returns what matters of a Job."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    state, reason, message, finished = JobState.ACTIVE, "", "", ""
+    for condition in status.get("conditions") or ():
+        if condition.get("status") != "True":
+            continue
+        if condition["type"] == "Complete":
+            state = JobState.SUCCEEDED
+            finished = status.get("completionTime") or condition.get("lastTransitionTime") or ""
+        elif condition["type"] == "Failed":
+            state, reason = JobState.FAILED, condition.get("reason", "")
+            message, finished = condition.get("message", ""), condition.get("lastTransitionTime") or ""
+    return Job(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        role=labels.get(names.ROLE, ""),
+        model_uid=labels.get(names.MODEL_UID, ""),
+        model_ref=annotations.get(names.MODEL_REF, ""),
+        key=annotations.get(names.CACHE_KEY) or annotations.get(names.SOURCE_HASH, ""),
+        medium=annotations.get(names.MEDIUM, ""),
+        target=annotations.get(names.NODE, ""),
+        cause=annotations.get(names.CAUSE, ""),
+        boot_id=annotations.get(names.BOOT_ID, ""),
+        round=annotations.get(names.ROUND, ""),
+        attempt=int(annotations.get(names.ATTEMPT, "1")),
+        state=state,
+        reason=reason,
+        message=message,
+        finished_time=finished,
+        start_time=status.get("startTime") or "",
+        bytes=int(annotations.get(names.BYTES, "0")),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TerminatedState:
+    """How a container ended."""
+
+    exit_code: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderStatus:
+    """One loader container of a pod."""
+
+    name: str
+    ready: bool
+    """Its entry is ready: the sidecar's startup probe passed, or the plain container ended with 0."""
+    terminated: TerminatedState | None
+    waiting_reason: str
+    waiting_message: str
+    memory_limit: str = ""
+    """As the pod states it; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of ours, or one of a user with loaders in it."""
+
+    namespace: str
+    name: str
+    uid: str
+    role: str
+    model_uid: str
+    job_uid: str
+    node: str
+    phase: str
+    reason: str
+    message: str
+    created: str
+    unschedulable_message: str
+    """Why the scheduler finds no node; empty while nothing is wrong."""
+    held_entries: tuple[HeldEntry, ...]
+    loaders: tuple[LoaderStatus, ...]
+    deleting: bool
+    creating_since: str = ""
+    """When it came to its node, while its loader's container isn't made yet; empty else."""
+    required_volumes: tuple[str, ...] = ()
+    """The ConfigMaps and Secrets whose keys must be there before its containers are made."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """All of its containers ended for good, so it holds nothing any more."""
+        return self.phase in {"Succeeded", "Failed"}
+
+
+def _parse_loader_status(status: Body, container: Body) -> LoaderStatus:
+    state = status.get("state") or {}
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+    waiting = state.get("waiting") or {}
+    finished = (state.get("terminated") or {}).get("exitCode") == 0
+    running = "running" in state and bool(status.get("started"))
+    return LoaderStatus(
+        name=status["name"],
+        ready=running or finished,
+        terminated=TerminatedState(ended.get("exitCode", -1), ended.get("reason", ""), ended.get("message", ""))
+        if ended
+        else None,
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
+    )
+
+
+def _creating_since(status: Body) -> str:
+    waiting = [(each.get("state") or {}).get("waiting") or {} for each in status.get("containerStatuses") or ()]
+    times = [
+        each.get("lastTransitionTime") or ""
+        for each in status.get("conditions") or ()
+        if (each["type"], each["status"]) == ("PodScheduled", "True")
+    ]
+    return times[0] if times and any(each.get("reason") == "ContainerCreating" for each in waiting) else ""
+
+
+def _required_volumes(spec: Body) -> tuple[str, ...]:
+    found = []
+    for volume in spec.get("volumes") or ():
+        for member, kind, name in (("configMap", "ConfigMap", "name"), ("secret", "Secret", "secretName")):
+            source = volume.get(member) or {}
+            if source and not source.get("optional"):
+                keys = ", ".join(item["key"] for item in source.get("items") or ())
+                found.append(f"{kind} {source.get(name, '')}" + (f" with key {keys}" if keys else ""))
+    return tuple(found)
+
+
+def parse_pod(body: Body) -> Pod:
+    """Returns what matters of a pod."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    owners = [each["uid"] for each in metadata.get("ownerReferences") or () if each.get("kind") == "Job"]
+    unplaced = [
+        each.get("message", "")
+        for each in status.get("conditions") or ()
+        if (each["type"], each["status"], each.get("reason")) == ("PodScheduled", "False", "Unschedulable")
+    ]
+    statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    containers = {each["name"]: each for part in ("initContainers", "containers") for each in spec.get(part) or ()}
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        role=labels.get(names.ROLE, ""),
+        model_uid=labels.get(names.MODEL_UID, ""),
+        job_uid=owners[0] if owners else "",
+        node=spec.get("nodeName", ""),
+        phase=status.get("phase", ""),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        created=metadata.get("creationTimestamp") or "",
+        unschedulable_message=unplaced[0] if unplaced else "",
+        held_entries=parse_held_entries(annotations.get(names.ENTRIES, "")),
+        loaders=tuple(
+            _parse_loader_status(each, containers.get(each["name"]) or {})
+            for each in statuses
+            if each["name"].startswith(names.LOADER_CONTAINER)
+        ),
+        creating_since=_creating_since(status) if owners else "",
+        required_volumes=_required_volumes(spec) if owners else (),
+        deleting="deletionTimestamp" in metadata,
+    )

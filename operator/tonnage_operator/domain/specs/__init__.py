@@ -1,0 +1,1 @@
+"""Builds the manifests of Jobs, loader containers and plans, and nothing else."""

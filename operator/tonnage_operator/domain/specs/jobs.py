@@ -1,0 +1,334 @@
+"""The Jobs that the controller makes, as dicts: resolve, load, clean up. Their names say what they are for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.domain import naming, units
+from tonnage_operator.domain.specs import plans
+from tonnage_operator.domain.specs.loader_container import (
+    CACHE_ROOT,
+    TERMINATION_LOG,
+    ContainerSpec,
+    build_loader_container,
+    entry_volume,
+    memory_cache_bytes,
+    report_annotations,
+    security_context,
+    support_volumes,
+)
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.status import SeenRevision
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+    from tonnage_operator.domain.observed.objects import Node
+
+Body = dict[str, Any]
+
+_TERMINATION_LOG_ARGS: Final = ("--termination-log", TERMINATION_LOG)
+_RESOLVE_DEADLINE: Final = 600
+_CLEANUP_DEADLINE: Final = 600
+_CLEANUP_RESOURCES: Final = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
+_LOAD_SLACK: Final = 300
+"""Seconds that a load Job lives longer than its loader's own deadline: time to be placed and to pull the image."""
+
+
+def _build_job(
+    *,
+    name: str,
+    namespace: str,
+    labels: Body,
+    annotations: Body,
+    deadline: int,
+    pod: Body,
+    pod_annotations: Body | None = None,
+) -> Body:
+    labels = {names.MANAGED_BY: names.MANAGER, **labels}
+    template_annotations = {"sidecar.istio.io/inject": "false", **annotations, **(pod_annotations or {})}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": annotations},
+        "spec": {
+            # Retries are the controller's, so that each says why and nodes are not held by a loader that can't work.
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": deadline,
+            "template": {
+                "metadata": {"labels": labels, "annotations": template_annotations},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "terminationGracePeriodSeconds": 10,
+                    **pod,
+                },
+            },
+        },
+    }
+
+
+def _owner_references(weights: ModelWeights) -> list[Body]:
+    return [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.MODEL_WEIGHTS_KIND,
+            "name": weights.name,
+            "uid": weights.uid,
+            "controller": True,
+            # Foreground deletion of the object must not wait here: its finalizer decides what goes when.
+            "blockOwnerDeletion": False,
+        }
+    ]
+
+
+def _service_account(weights: ModelWeights, installation: Installation) -> str:
+    credentials = weights.spec.credentials
+    return (credentials and credentials.service_account_name) or installation.job_service_account
+
+
+def _pull_secrets(installation: Installation) -> Body:
+    secrets = [{"name": name} for name in installation.loader.pull_secrets]
+    return {"imagePullSecrets": secrets} if secrets else {}
+
+
+def build_resolve_job(weights: ModelWeights, installation: Installation, *, round_: str, attempt: int) -> Body:
+    """Returns the Job that lists the source.
+
+    Args:
+        weights: The object.
+        installation: Image and reports.
+        round_: Which look at the source it is; empty for the first of a spec.
+        attempt: From 1.
+    """
+    key = naming.resolve_key(weights.spec)
+    container_spec = ContainerSpec(
+        plan=plans.build_resolve_plan(weights, installation), arguments=("resolve", *_TERMINATION_LOG_ARGS)
+    )
+    pod = {
+        "serviceAccountName": _service_account(weights, installation),
+        "containers": [build_loader_container(weights, container_spec, installation, mounts_entry=False)],
+        "volumes": support_volumes(weights, container_spec, installation),
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        **_pull_secrets(installation),
+    }
+    job = _build_job(
+        name=naming.job_name(names.ROLE_RESOLVE, weights.name, weights.uid, key, round_, attempt),
+        namespace=weights.namespace,
+        labels={names.ROLE: names.ROLE_RESOLVE, names.MODEL_UID: weights.uid},
+        annotations={
+            names.MODEL_REF: weights.ref,
+            names.SOURCE_HASH: key,
+            names.ROUND: round_,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=_RESOLVE_DEADLINE,
+        pod=pod,
+        pod_annotations=report_annotations(installation),
+    )
+    job["metadata"]["ownerReferences"] = _owner_references(weights)
+    return job
+
+
+def _tolerations(weights: ModelWeights) -> list[Body]:
+    return [
+        each.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for each in weights.spec.placement.tolerations or ()
+    ]
+
+
+def _node_affinity(node: str) -> Body:
+    """Affinity, not ``nodeName``: the scheduler then sees to resources and taints."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def build_load_job(
+    weights: ModelWeights, seen: SeenRevision, installation: Installation, *, node: Node | None, attempt: int
+) -> Body:
+    """Returns the Job that loads a revision onto a node, or into the object's claim where ``node`` is None."""
+    key = weights.key(seen.revision, installation)
+    medium = weights.medium(installation)
+    container_spec = ContainerSpec(
+        plan=plans.build_load_plan(weights, seen, installation),
+        arguments=("load", "--cache", CACHE_ROOT, *_TERMINATION_LOG_ARGS, "--progress", "off"),
+        memory_bytes=memory_cache_bytes(weights, seen.total_bytes, installation),
+    )
+    pod: Body = {
+        "serviceAccountName": _service_account(weights, installation),
+        "containers": [build_loader_container(weights, container_spec, installation)],
+        "volumes": [
+            entry_volume(weights, container_spec, installation, key=key, size=seen.total_bytes),
+            *support_volumes(weights, container_spec, installation),
+        ],
+        **_pull_secrets(installation),
+    }
+    if tolerations := _tolerations(weights):
+        pod["tolerations"] = tolerations
+    target = node.name if node else f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
+    if node:
+        pod["affinity"] = _node_affinity(node.name)
+    else:
+        pod["securityContext"] = {"fsGroup": installation.loader.unprivileged_uid}
+        if weights.spec.placement.node_selector:
+            pod["nodeSelector"] = dict(weights.spec.placement.node_selector)
+    boot = node.boot_id if node and medium is Medium.MEMORY else ""
+    job = _build_job(
+        name=naming.job_name(names.ROLE_LOAD, weights.name, weights.uid, key, medium.value, target, boot, attempt),
+        namespace=weights.namespace,
+        labels={
+            names.ROLE: names.ROLE_LOAD,
+            names.MODEL_UID: weights.uid,
+            names.NODE_HASH: naming.node_hash(target),
+        },
+        annotations={
+            names.MODEL_REF: weights.ref,
+            names.CACHE_KEY: key,
+            names.MEDIUM: medium.value,
+            names.NODE: target,
+            names.BOOT_ID: boot,
+            names.REVISION: seen.revision,
+            names.BYTES: str(seen.total_bytes),
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=int(units.parse_duration(weights.spec.loader.timeout)) + _LOAD_SLACK,
+        pod=pod,
+        pod_annotations=report_annotations(installation),
+    )
+    job["metadata"]["ownerReferences"] = _owner_references(weights)
+    return job
+
+
+def build_cleanup_job(
+    installation: Installation,
+    *,
+    key: str,
+    medium: Medium,
+    node: Node,
+    attempt: int,
+    uid: str,
+    model_ref: str,
+    cause: str,
+) -> Body:
+    """Returns the Job that empties one entry on a node. It needs no credentials, so it runs in our own namespace.
+
+    Args:
+        installation: Image, host paths, namespace.
+        key: The entry's cache key.
+        medium: Where it lies.
+        node: The node.
+        attempt: From 1.
+        uid: Of the ``NodeCache``, so that a node of the same name made anew gets Jobs of its own.
+        model_ref: The object that referred to the entry last, for people.
+        cause: Why it is emptied: ``Unreferenced`` or ``Pressure``.
+    """
+    entry = key.rpartition("/")[2]
+    path = f"{installation.media[medium].host_path}/{key}"
+    loader: Body = {
+        "name": names.LOADER_CONTAINER,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        # An earlier attempt may have emptied it and not been heard.
+        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", entry],
+        "resources": _CLEANUP_RESOURCES,
+        "securityContext": security_context(Delivery.HOST_PATH, installation),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "tonnage-cache", "mountPath": f"{CACHE_ROOT}/{entry}"}],
+    }
+    pod: Body = {
+        "serviceAccountName": installation.cleanup_service_account,
+        "containers": [loader],
+        "volumes": [{"name": "tonnage-cache", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}],
+        "affinity": _node_affinity(node.name),
+        **_pull_secrets(installation),
+    }
+    if installation.cleanup_tolerate_all:
+        pod["tolerations"] = [{"operator": "Exists"}]
+    return _build_job(
+        name=naming.job_name(names.ROLE_CLEANUP, entry, uid, node.name, key, medium.value, node.boot_id, attempt),
+        namespace=installation.namespace,
+        labels={names.ROLE: names.ROLE_CLEANUP, names.NODE_HASH: naming.node_hash(node.name)},
+        annotations={
+            names.MODEL_REF: model_ref,
+            names.CACHE_KEY: key,
+            names.MEDIUM: medium.value,
+            names.NODE: node.name,
+            names.BOOT_ID: node.boot_id,
+            names.CAUSE: cause,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=_CLEANUP_DEADLINE,
+        pod=pod,
+    )
+
+
+def build_pvc_cleanup_job(
+    weights: ModelWeights, installation: Installation, *, keys: tuple[str, ...], attempt: int, cause: str
+) -> Body:
+    """Returns the Job that empties entries in the object's claim: in its namespace, and with no credentials at all.
+
+    Args:
+        weights: The object.
+        installation: Image and users.
+        keys: Cache keys of the entries.
+        attempt: From 1.
+        cause: ``Unreferenced`` or ``Deleted``.
+    """
+    claim = weights.spec.cache.claim_name
+    entries = sorted(key.rpartition("/")[2] for key in keys)
+    loader: Body = {
+        "name": names.LOADER_CONTAINER,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", *entries],
+        "resources": _CLEANUP_RESOURCES,
+        "securityContext": security_context(Delivery.CLAIM, installation),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "tonnage-cache", "mountPath": CACHE_ROOT}],
+    }
+    pod: Body = {
+        "serviceAccountName": installation.job_service_account,
+        "containers": [loader],
+        "volumes": [{"name": "tonnage-cache", "persistentVolumeClaim": {"claimName": claim}}],
+        "securityContext": {"fsGroup": installation.loader.unprivileged_uid},
+        **_pull_secrets(installation),
+    }
+    if weights.spec.placement.node_selector:
+        pod["nodeSelector"] = dict(weights.spec.placement.node_selector)
+    if tolerations := _tolerations(weights):
+        pod["tolerations"] = tolerations
+    target = f"{names.CLAIM_PREFIX}{claim}"
+    key = ",".join(sorted(keys))
+    job = _build_job(
+        name=naming.job_name(names.ROLE_CLEANUP, weights.name, weights.uid, cause, target, key, attempt),
+        namespace=weights.namespace,
+        labels={
+            names.ROLE: names.ROLE_CLEANUP,
+            names.MODEL_UID: weights.uid,
+            names.NODE_HASH: naming.node_hash(target),
+        },
+        annotations={
+            names.MODEL_REF: weights.ref,
+            names.CACHE_KEY: key,
+            names.MEDIUM: Medium.DISK.value,
+            names.NODE: target,
+            names.CAUSE: cause,
+            names.ATTEMPT: str(attempt),
+        },
+        deadline=_CLEANUP_DEADLINE,
+        pod=pod,
+    )
+    job["metadata"]["ownerReferences"] = _owner_references(weights)
+    return job
+
+
+def encoded_plan(job: Body) -> contract.Plan:
+    """Returns the plan inside a Job, as its loader will read it."""
+    env = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    return contract.decode_plan(next(each["value"] for each in env if each["name"] == "TONNAGE_PLAN"))

@@ -1,0 +1,272 @@
+"""The loader's container and its volumes: the same in Jobs of ours and in pods of users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tonnage import contract
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.domain import units
+from tonnage_operator.domain.specs import plans
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tonnage_operator.api.base import KeyReference
+    from tonnage_operator.api.modelweights import ModelWeightsSpec, ResourceRequirements
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+
+Body = dict[str, Any]
+
+CACHE_ROOT: Final = "/cache"
+RUN_FOLDER: Final = "/run/tonnage"
+READY_FILE: Final = f"{RUN_FOLDER}/ready"
+VOLUME_PURPOSES: Final = ("cache", "run", "ca", "urls", "token")
+"""What a loader's volumes are for, and so are called."""
+ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where Kubernetes mounts a pod's own API token into each container that mounts nothing there itself."""
+STATUS_FILE: Final = f"{RUN_FOLDER}/status"
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What one loader container is for.
+
+    ``suffix`` tells several loaders of one pod apart and is empty for the only one. ``arguments`` are the command's,
+    without the executable.
+    """
+
+    plan: contract.Plan
+    arguments: tuple[str, ...]
+    suffix: str = ""
+    memory_bytes: int = 0
+    """Bytes that it writes into memory; 0 for a disk, or where nothing is written."""
+
+    def volume_name(self, purpose: str) -> str:
+        """Returns the name of one of its volumes."""
+        return f"{names.VOLUME_PREFIX}{purpose}{self.suffix}"
+
+
+def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec) -> list[Body]:
+    env: list[Body] = [
+        {"name": "TONNAGE_PLAN", "value": contract.encode_plan(container_spec.plan).decode()},
+        {"name": "TONNAGE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "TONNAGE_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+    ]
+    if spec.credentials and (secret := spec.credentials.secret_ref):
+        # Key by key, so that kubelet names the one that is missing, and nothing else of the Secret gets in.
+        for key in (*REQUIRED_KEYS, *OPTIONAL_KEYS):
+            reference: Body = {"name": secret.name, "key": key}
+            if key in OPTIONAL_KEYS:
+                reference["optional"] = True
+            env.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
+    if urls := _urls_secret_ref(spec):
+        # They are read from a file, which follows the Secret. This is so that kubelet names what is missing.
+        reference = {"name": urls.name, "key": urls.key}
+        env.append({"name": plans.URLS_ENV, "valueFrom": {"secretKeyRef": reference}})
+    return env
+
+
+def _urls_secret_ref(spec: ModelWeightsSpec) -> KeyReference | None:
+    return spec.source.http.urls_from if spec.source.http else None
+
+
+def resource_requirements(
+    requested: ResourceRequirements | None,
+    installation: Installation,
+    *,
+    memory_bytes: int,
+    override: Mapping[str, str] | None = None,
+) -> Body:
+    """Returns requests and limits of a loader.
+
+    Pages of a memory cache are charged to the container that writes them, so the bytes are requested, and no memory
+    limit stays below them.
+
+    Args:
+        requested: The object's wish, which replaces the installation's.
+        installation: Its defaults and overhead.
+        memory_bytes: Bytes that it writes into memory; 0: none.
+        override: Requests of the pod's own annotations, by resource; they win.
+    """
+    amounts = requested or installation.loader.resources
+    requests = {**(installation.loader.resources.requests or {}), **(amounts.requests or {}), **(override or {})}
+    limits = dict(amounts.limits or {})
+    needed = memory_bytes + units.parse_quantity(installation.loader.memory_overhead)
+    if memory_bytes and not (override and "memory" in override):
+        requests["memory"] = str(max(needed, units.parse_quantity(requests.get("memory", "0"))))
+    if memory_bytes and "memory" in limits:
+        limits["memory"] = str(max(needed, units.parse_quantity(limits["memory"])))
+    for name, limit in limits.items():
+        if name in requests and _amount(requests[name]) > _amount(limit):
+            limits[name] = requests[name]
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _amount(quantity: str) -> float:
+    """Returns a quantity for comparing: CPUs in thousandths matter here."""
+    return (
+        units.parse_quantity(quantity[:-1]) / 1000 if quantity.endswith("m") else float(units.parse_quantity(quantity))
+    )
+
+
+def memory_cache_bytes(weights: ModelWeights, total_bytes: int, installation: Installation) -> int:
+    """Returns the bytes for which a loader must be given memory: those of the entry, if it lies in memory.
+
+    None where the administrator reserves the cache's memory outside of what nodes give to pods.
+    """
+    medium = weights.medium(installation)
+    if medium is not Medium.MEMORY:
+        return 0
+    host = installation.media.get(medium)
+    shared = weights.spec.cache.delivery is Delivery.HOST_PATH
+    return 0 if shared and host and host.reserved else total_bytes
+
+
+def security_context(delivery: Delivery, installation: Installation, *, pod_has_user: bool = False) -> Body:
+    """Returns the tightest context that works: the restricted profile wherever no host path is involved."""
+    context: Body = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if delivery is Delivery.HOST_PATH:
+        context["runAsUser"] = installation.loader.uid
+        context["runAsNonRoot"] = installation.loader.uid != 0
+    else:
+        context["runAsNonRoot"] = True
+        if not pod_has_user:
+            context["runAsUser"] = installation.loader.unprivileged_uid
+    return context
+
+
+def build_loader_container(
+    weights: ModelWeights,
+    container_spec: ContainerSpec,
+    installation: Installation,
+    *,
+    mounts_entry: bool = True,
+    override: Mapping[str, str] | None = None,
+    pod_has_user: bool = False,
+) -> Body:
+    """Returns the loader's container, without what depends on its form."""
+    mounts: list[Body] = [
+        {"name": container_spec.volume_name("run"), "mountPath": RUN_FOLDER},
+        # An empty folder, so that the pod's token doesn't get in: the loader never talks to the API.
+        {
+            "name": container_spec.volume_name("run"),
+            "mountPath": ACCOUNT_FOLDER,
+            "subPath": "no-api-token",
+            "readOnly": True,
+        },
+    ]
+    if mounts_entry:
+        path = f"{CACHE_ROOT}/{container_spec.plan.entry}"
+        folder = {"subPath": sub_path} if (sub_path := entry_sub_path(weights, container_spec.plan.entry)) else {}
+        mounts.append({"name": container_spec.volume_name("cache"), "mountPath": path, **folder})
+    if plans.ca_bundle(weights.spec.source):
+        mounts.append({"name": container_spec.volume_name("ca"), "mountPath": plans.CA_FOLDER, "readOnly": True})
+    if _urls_secret_ref(weights.spec):
+        mounts.append({"name": container_spec.volume_name("urls"), "mountPath": plans.URLS_FOLDER, "readOnly": True})
+    if installation.reports.url:
+        mounts.append({"name": container_spec.volume_name("token"), "mountPath": plans.TOKEN_FOLDER, "readOnly": True})
+    delivery = weights.spec.cache.delivery if mounts_entry else Delivery.EMPTY_DIR
+    return {
+        "name": names.LOADER_CONTAINER + container_spec.suffix,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        "args": list(container_spec.arguments),
+        "env": _environment(weights.spec, container_spec),
+        "resources": resource_requirements(
+            weights.spec.loader.resources, installation, memory_bytes=container_spec.memory_bytes, override=override
+        ),
+        "securityContext": security_context(delivery, installation, pod_has_user=pod_has_user),
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+
+
+def entry_sub_path(weights: ModelWeights, entry: str) -> str:
+    """Returns the entry's folder in its volume; empty where the volume is the entry alone.
+
+    A claim may hold several models, and of each the old revision beside the new one.
+    """
+    return entry if weights.spec.cache.delivery is Delivery.CLAIM else ""
+
+
+def entry_volume(
+    weights: ModelWeights,
+    container_spec: ContainerSpec,
+    installation: Installation,
+    *,
+    key: str,
+    size: int,
+    node_local: bool = True,
+) -> Body:
+    """Returns the volume that holds the entry.
+
+    Args:
+        weights: Says by which kind of volume.
+        container_spec: Names it.
+        installation: Knows the host paths.
+        key: The entry's cache key: its path below the medium's folder.
+        size: Bytes of the entry, for the limit of an EmptyDir in memory.
+        node_local: False for what isn't on a node's own path.
+    """
+    cache, name = weights.spec.cache, container_spec.volume_name("cache")
+    medium = weights.medium(installation)
+    if cache.delivery is Delivery.CLAIM:
+        return {"name": name, "persistentVolumeClaim": {"claimName": cache.claim_name}}
+    if cache.delivery is Delivery.EMPTY_DIR or not node_local:
+        folder: Body = {}
+        if medium is Medium.MEMORY:
+            folder = {"medium": "Memory", "sizeLimit": str(size + size // 20 + (64 << 20))}
+        return {"name": name, "emptyDir": folder}
+    path = f"{installation.media[medium].host_path}/{key}"
+    return {"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+
+
+def support_volumes(weights: ModelWeights, container_spec: ContainerSpec, installation: Installation) -> list[Body]:
+    """Returns the volumes beside the entry's: a private one, the source's CA, presigned URLs, the token for reports."""
+    volumes: list[Body] = [
+        {"name": container_spec.volume_name("run"), "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
+    ]
+    if bundle := plans.ca_bundle(weights.spec.source):
+        items = {}
+        if reference := bundle.config_map_key_ref:
+            items = {"configMap": {"name": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
+        elif reference := bundle.secret_key_ref:
+            items = {"secret": {"secretName": reference.name, "items": [{"key": reference.key, "path": "ca.crt"}]}}
+        volumes.append({"name": container_spec.volume_name("ca"), **items})
+    if urls := _urls_secret_ref(weights.spec):
+        secret = {"secretName": urls.name, "items": [{"key": urls.key, "path": "urls"}], "optional": True}
+        volumes.append({"name": container_spec.volume_name("urls"), "secret": secret})
+    if installation.reports.url:
+        token = {
+            "audience": names.TOKEN_AUDIENCE,
+            "expirationSeconds": installation.reports.token_seconds,
+            "path": "token",
+        }
+        sources: list[Body] = [{"serviceAccountToken": token}]
+        if installation.reports.ca_pem:
+            # By way of an annotation, since a ConfigMap would be needed in every namespace.
+            field = {"fieldPath": f"metadata.annotations['{names.REPORT_CA}']"}
+            sources.append({"downwardAPI": {"items": [{"path": "ca.crt", "fieldRef": field}]}})
+        volumes.append({"name": container_spec.volume_name("token"), "projected": {"sources": sources}})
+    return volumes
+
+
+def report_annotations(installation: Installation) -> dict[str, str]:
+    """Returns the annotations that a pod needs for its loaders to report."""
+    pem = installation.reports.ca_pem
+    return {names.REPORT_CA: pem} if installation.reports.url and pem else {}

@@ -1,0 +1,162 @@
+"""From a ``ModelWeights`` to the plan of one loader. A plan holds no secret, so it may stand in a pod's spec."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tonnage import contract
+from tonnage_operator.api import modelweights as api
+from tonnage_operator.api import source as sources
+from tonnage_operator.domain import naming, units
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.status import SeenRevision
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+
+CA_FOLDER: Final = "/etc/tonnage/ca"
+CA_FILE: Final = f"{CA_FOLDER}/ca.crt"
+TOKEN_FOLDER: Final = "/var/run/secrets/tonnage.dev"  # noqa: S105
+TOKEN_FILE: Final = f"{TOKEN_FOLDER}/token"
+REPORT_CA_FILE: Final = f"{TOKEN_FOLDER}/ca.crt"
+URLS_ENV: Final = "TONNAGE_URLS"
+URLS_FOLDER: Final = "/etc/tonnage/urls"
+URLS_FILE: Final = f"{URLS_FOLDER}/urls"
+
+MAX_PLAN_BYTES: Final = 96 * 1024
+"""Bytes of a plan; Linux takes 128 KiB in one environment variable. Beyond it the pins go and the digest stays."""
+
+_STYLES: Final = {
+    sources.AddressingStyle.AUTO: contract.AddressingStyle.AUTO,
+    sources.AddressingStyle.PATH: contract.AddressingStyle.PATH,
+    sources.AddressingStyle.VIRTUAL: contract.AddressingStyle.VIRTUAL,
+}
+_VERIFY: Final = {
+    api.Verify.CRC32: contract.Verify.CRC32,
+    api.Verify.SHA256: contract.Verify.SHA256,
+    api.Verify.SIZE: contract.Verify.SIZE,
+    api.Verify.NONE: contract.Verify.NONE,
+}
+
+
+def ca_bundle(source: sources.ModelSource) -> sources.CaBundle | None:
+    """Returns the source's own CA, wherever it stands."""
+    location = source.s3 or source.http
+    return location.ca_bundle if location else None
+
+
+def _source(weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | None) -> contract.Source:
+    spec = weights.spec
+    ca = CA_FILE if ca_bundle(spec.source) else ""
+    if s3 := spec.source.s3:
+        return contract.S3Source(
+            bucket=s3.bucket,
+            prefix=s3.prefix,
+            keys=s3.keys,
+            endpoint=s3.endpoint or "",
+            region=s3.region or "",
+            addressing_style=_STYLES[s3.addressing_style],
+            ca_bundle=ca,
+            anonymous=bool(spec.credentials and spec.credentials.anonymous),
+            objects=objects,
+        )
+    http = spec.source.http
+    return contract.HttpSource(
+        urls=http.urls if http else None,
+        urls_file=URLS_FILE if http and http.urls_from else "",
+        ca_bundle=ca,
+        objects=objects,
+    )
+
+
+def _files(files: api.FilesSpec, wanted: tuple[int, ...] | None) -> contract.FileSelection:
+    ranks = None
+    if files.ranks:
+        ranks = contract.RankSelection(pattern=files.ranks.pattern, count=files.ranks.count, wanted=wanted)
+    elif wanted is not None:
+        ranks = contract.RankSelection(wanted=wanted)
+    return contract.FileSelection(
+        tensors=files.tensors, companions=files.companions, exclude=files.exclude, ranks=ranks
+    )
+
+
+def _min_free_bytes(weights: ModelWeights, installation: Installation) -> int:
+    """Returns the bytes that the administrator wants kept free where the entry goes; elsewhere than on nodes: none."""
+    host = installation.media.get(weights.medium(installation))
+    shared = weights.spec.cache.delivery is api.Delivery.HOST_PATH
+    return units.parse_quantity(host.min_free) if host and shared else 0
+
+
+def _limits(loader: api.LoaderSettings, *, min_free: int = 0) -> contract.Limits:
+    return contract.Limits(
+        connections=loader.connections or 0,
+        part_size=units.parse_quantity(loader.part_size) if loader.part_size else 0,
+        bandwidth=units.parse_quantity(loader.bandwidth_limit) if loader.bandwidth_limit else 0,
+        timeout=units.parse_duration(loader.timeout),
+        min_free=min_free,
+    )
+
+
+def _reporting(installation: Installation) -> contract.Reporting | None:
+    reports = installation.reports
+    if not reports.url:
+        return None
+    return contract.Reporting(
+        url=reports.url,
+        ca_bundle=REPORT_CA_FILE if reports.ca_pem else "",
+        token_file=TOKEN_FILE,
+        interval=reports.interval,
+    )
+
+
+def _identity(weights: ModelWeights) -> contract.Identity:
+    return contract.Identity(
+        namespace=weights.namespace, name=weights.name, uid=weights.uid, generation=weights.generation
+    )
+
+
+def build_resolve_plan(weights: ModelWeights, installation: Installation) -> contract.Plan:
+    """Returns the plan of a resolve Job: nothing is pinned yet."""
+    return contract.Plan(
+        sources=(_source(weights, None),),
+        expected_digest=weights.spec.revision.expected_digest or "",
+        files=_files(weights.spec.files, None),
+        limits=_limits(weights.spec.loader),
+        reporting=_reporting(installation),
+        identity=_identity(weights),
+    )
+
+
+def build_load_plan(
+    weights: ModelWeights, seen: SeenRevision, installation: Installation, *, ranks: tuple[int, ...] | None = None
+) -> contract.Plan:
+    """Returns the plan that loads one revision.
+
+    Args:
+        weights: The object.
+        seen: The revision, pinned by its objects, or by its digest alone where they would not fit.
+        installation: Where reports go.
+        ranks: Only these; None: all.
+    """
+    pins = None
+    if seen.objects is not None:
+        pins = tuple(
+            contract.ObjectPin(key=each.key, size=each.size, etag=each.etag, version_id=each.version_id)
+            for each in seen.objects
+        )
+
+    def build(objects: tuple[contract.ObjectPin, ...] | None) -> contract.Plan:
+        return contract.Plan(
+            sources=(_source(weights, objects),),
+            entry=naming.cache_entry_name(seen.revision, weights.spec.cache.layout),
+            expected_digest=seen.digest,
+            layout=naming.LAYOUTS[weights.spec.cache.layout],
+            verify=_VERIFY[weights.spec.verify],
+            files=_files(weights.spec.files, ranks),
+            limits=_limits(weights.spec.loader, min_free=_min_free_bytes(weights, installation)),
+            reporting=_reporting(installation),
+            identity=_identity(weights),
+        )
+
+    plan = build(pins)
+    return plan if len(contract.encode_plan(plan)) <= MAX_PLAN_BYTES else build(None)

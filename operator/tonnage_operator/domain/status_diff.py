@@ -1,0 +1,39 @@
+"""What of a status can't wait. Counts and progress can: each write costs the API server and everyone who watches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api.nodecache import EntryState
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.nodecache import CacheEntry, NodeCacheStatus
+    from tonnage_operator.api.status import ModelWeightsStatus
+
+
+def is_significant(before: ModelWeightsStatus, after: ModelWeightsStatus) -> bool:
+    """Returns whether a status says more than other counts: another condition, revision or failing node."""
+    return _significant_fields(before) != _significant_fields(after)
+
+
+def _significant_fields(status: ModelWeightsStatus) -> tuple[object, ...]:
+    conditions = {(each.type, each.status, each.reason, each.observed_generation) for each in status.conditions or ()}
+    failures = {(each.node, each.reason) for each in status.failures or ()}
+    revisions = tuple(seen.revision if seen else "" for seen in (status.resolved, status.available))
+    fixed = (status.observed_generation, status.medium, status.source, status.size, status.last_checked_time)
+    return (conditions, failures, revisions, fixed)
+
+
+def only_load_started(before: NodeCacheStatus, after: NodeCacheStatus) -> bool:
+    """Returns whether the one thing that is new on a node is that loads have begun: short ones are over at once."""
+    if (before.boot_id, before.media, before.conditions) != (after.boot_id, after.media, after.conditions):
+        return False
+    old = {(each.name, each.medium): each for each in before.entries or ()}
+    new = {(each.name, each.medium): each for each in after.entries or ()}
+    return old.keys() <= new.keys() and all(
+        entry == old.get(key) or _load_started(old.get(key), entry) for key, entry in new.items()
+    )
+
+
+def _load_started(before: CacheEntry | None, after: CacheEntry) -> bool:
+    return after.state is EntryState.LOADING and (before is None or before.state is EntryState.PARTIAL)

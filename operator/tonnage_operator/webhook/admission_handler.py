@@ -1,0 +1,189 @@
+"""One admission review: from the request's bytes to the answer. A pod that asks for nothing is never refused."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from tonnage_operator.api import names
+from tonnage_operator.domain.admission import access, inject
+from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.pod_request import (
+    InvalidAnnotation,
+    OnFailure,
+    parse_annotations,
+    parse_on_failure,
+    requests_weights,
+)
+from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, parse_model_weights
+from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.kube.client import KubeClient
+    from tonnage_operator.telemetry import Metrics
+    from tonnage_operator.webhook.warm_nodes import WarmNodes
+
+_LOG = logging.getLogger("tonnage.webhook")
+
+_LOOKUP_TIMEOUT: Final = 2.0
+"""Seconds for reading one object, of which at most two are read one after the other: the API server waits longer."""
+
+Body = dict[str, Any]
+
+
+class InvalidReview(Exception):
+    """The request's body is no admission review."""
+
+
+def parse_review(data: bytes) -> Body:
+    """Returns the review's request.
+
+    Raises:
+        NotAReview: It is something else.
+    """
+    try:
+        review = msgspec.json.decode(data)
+        request = review["request"]
+        if not isinstance(request["uid"], str):
+            raise InvalidReview("The review's request has no uid.")
+    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise InvalidReview("This is no AdmissionReview of admission.k8s.io/v1.") from error
+    return dict(request)
+
+
+def json_patch(before: Body, after: Body) -> list[Body]:
+    """Returns a JSON patch: whole members of ``metadata`` and ``spec`` that differ."""
+    operations = []
+    for part in ("metadata", "spec"):
+        old, new = before.get(part) or {}, after.get(part) or {}
+        if part not in before and new:
+            operations.append({"op": "add", "path": f"/{part}", "value": new})
+            continue
+        operations += [
+            {"op": "add", "path": f"/{part}/{key}", "value": value}
+            for key, value in new.items()
+            if key not in old or old[key] != value
+        ]
+    return operations
+
+
+class AdmissionHandler:
+    """Answers reviews."""
+
+    def __init__(self, client: KubeClient, warm_nodes: WarmNodes, installation: Installation, metrics: Metrics) -> None:
+        self._client = client
+        self._warm_nodes = warm_nodes
+        self.installation = installation
+        self._metrics = metrics
+
+    async def handle(self, data: bytes) -> bytes:
+        """Returns the answer to a review.
+
+        Raises:
+            NotAReview: The body is something else.
+        """
+        started = time.perf_counter()
+        request = parse_review(data)
+        response, result = await self._respond(request)
+        self._metrics.admissions.labels(result).inc()
+        review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}
+        encoded = msgspec.json.encode({**review, "response": {"uid": request["uid"], **response}})
+        self._metrics.admission_seconds.observe(time.perf_counter() - started)
+        return encoded
+
+    async def _respond(self, request: Body) -> tuple[Body, str]:
+        pod = request.get("object")
+        kind = (request.get("kind") or {}).get("kind")
+        if request.get("operation") != "CREATE" or kind != "Pod" or not isinstance(pod, dict):
+            return {"allowed": True}, "ignored"
+        annotations = _annotations(pod)
+        if not requests_weights(annotations):
+            return {"allowed": True}, "ignored"
+        namespace = request.get("namespace") or (pod.get("metadata") or {}).get("namespace") or ""
+        name = (pod.get("metadata") or {}).get("name") or (pod.get("metadata") or {}).get("generateName") or ""
+        log_extra = {
+            "tonnage": {
+                "pod": f"{namespace}/{name}",
+                "object": annotations.get(names.MODEL) or annotations.get(names.MODELS),
+            }
+        }
+        code, result = 403, "refused"
+        try:
+            if inject.is_injected(pod):
+                return {"allowed": True}, "unchanged"
+            injected = await self._inject(pod, annotations, namespace)
+        except (AdmissionDenied, InvalidAnnotation) as refusal:
+            message = str(refusal)
+        except ApiError as error:
+            message, code, result = f"Tonnage can't look the model up now, try again: {error.message}", 503, "error"
+            _LOG.warning("A lookup failed: %s", error.message, extra=log_extra)
+        except Exception:  # noqa: BLE001 - counted, logged, and answered: a crash would be a timeout for the pod
+            message, code, result = "Tonnage failed on this pod; its webhook's log says how.", 500, "error"
+            _LOG.exception("Injection failed", extra=log_extra)
+        else:
+            _LOG.info("Injected a pod", extra=log_extra)
+            return _patch_response(pod, injected), "injected"
+        if parse_on_failure(annotations) is OnFailure.CONTINUE:
+            _LOG.info("Admitted a pod without weights: %s", message, extra=log_extra)
+            response = _patch_response(pod, inject.without_weights(pod, message))
+            return {**response, "warnings": [f"tonnage: started without weights: {message}"[:250]]}, "continued"
+        _LOG.info("Refused a pod: %s", message, extra=log_extra)
+        return {"allowed": False, "status": {"code": code, "message": f"tonnage: {message}"}}, result
+
+    async def _inject(self, pod: Body, annotations: dict[str, str], namespace: str) -> Body:
+        if not namespace:
+            raise AdmissionDenied("The review names no namespace, so it can't be known which model is meant.")
+        request = parse_annotations(annotations, namespace=namespace)
+        supplies = await asyncio.gather(*(self._look_up_model(wanted, namespace, request) for wanted in request.models))
+        return inject.inject(pod, tuple(supplies), request, self.installation)
+
+    async def _look_up_model(self, wanted: RequestedModel, namespace: str, request: PodRequest) -> inject.InjectedModel:
+        absent = AdmissionDenied(
+            f"ModelWeights {wanted.namespace}/{wanted.name} does not exist"
+            + ("." if wanted.namespace == namespace else f", or pods of namespace {namespace} may not use it.")
+        )
+        try:
+            body = await self._client.get(MODEL_WEIGHTS, wanted.name, wanted.namespace, timeout=_LOOKUP_TIMEOUT)
+        except ApiError as error:
+            raise (absent if error.not_found else error) from error
+        try:
+            weights = parse_model_weights(body)
+        except InvalidModelWeights as error:
+            raise AdmissionDenied(f"ModelWeights {wanted.namespace}/{wanted.name} can't be read: {error}") from error
+        labels: dict[str, str] = {}
+        if access.needs_namespace_labels(weights, namespace):
+            namespace_body = await self._client.get(NAMESPACES, namespace, timeout=_LOOKUP_TIMEOUT)
+            labels = namespace_body["metadata"].get("labels") or {}
+        if not access.is_allowed(weights, namespace, labels):
+            raise absent
+        current = weights.current_revision
+        key = weights.key(current.revision, self.installation) if current else ""
+        hostnames = self._warm_nodes.hostnames(key, weights.medium(self.installation), request.ranks_text)
+        return inject.resolve_injected_model(wanted, weights, hostnames)
+
+
+def _annotations(pod: Body) -> dict[str, str]:
+    """Returns the pod's annotations; nonsense is none, so that it can't break anything."""
+    metadata = pod.get("metadata")
+    annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
+    return (
+        {key: value for key, value in annotations.items() if isinstance(value, str)}
+        if isinstance(annotations, dict)
+        else {}
+    )
+
+
+def _patch_response(before: Body, after: Body) -> Body:
+    operations = json_patch(before, after)
+    if not operations:
+        return {"allowed": True}
+    encoded = base64.b64encode(msgspec.json.encode(operations)).decode()
+    return {"allowed": True, "patchType": "JSONPatch", "patch": encoded}

@@ -1,0 +1,108 @@
+"""The webhook's process: a TLS server for reviews, and a picture of which nodes are warm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from tonnage_operator.api import names
+from tonnage_operator.http_server import CertificateWatcher, add_health_routes, serve
+from tonnage_operator.kube.client import KubeClient
+from tonnage_operator.kube.informer import Informer
+from tonnage_operator.kube.resources import NODE_CACHES
+from tonnage_operator.telemetry import Metrics
+from tonnage_operator.tls import CaWatcher
+from tonnage_operator.webhook.admission_handler import AdmissionHandler, InvalidReview
+from tonnage_operator.webhook.warm_nodes import WarmNodes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tonnage_operator.config import ServerOptions
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.kube.credentials import ClientConfig
+
+_LOG = logging.getLogger("tonnage.webhook")
+
+INJECT_PATH: Final = "/inject"
+MAX_BODY_BYTES: Final = 16 << 20
+"""Bytes of a review. etcd takes objects of about 1.5 MB, and an update's review holds two."""
+
+
+class WebhookApp:
+    """One webhook process, or one in a test."""
+
+    def __init__(self, client_config: ClientConfig, installation: Installation, server_options: ServerOptions) -> None:
+        self._client_config = client_config
+        self._installation = installation
+        self._server_options = server_options
+        self.metrics = Metrics()
+        self.ready = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.port = 0
+        self.health_port = 0
+        self.certificate: CertificateWatcher | None = None
+
+    async def run(self) -> None:
+        """Runs until ``stopping`` is set."""
+        server_options = self._server_options
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(
+                KubeClient(
+                    self._client_config, field_manager=names.FIELD_MANAGER, on_response=self.metrics.observe_request
+                )
+            )
+            warm_nodes = WarmNodes()
+            informer = Informer(client, NODE_CACHES, warm_nodes.store)
+            informer_task = asyncio.create_task(informer.run(), name="watching node caches")
+            stack.callback(informer_task.cancel)
+            admission_handler = AdmissionHandler(client, warm_nodes, self._installation, self.metrics)
+            if self._installation.reports.ca_file:
+                ca_task = asyncio.create_task(self._watch_ca(admission_handler), name="following the CA")
+                stack.callback(ca_task.cancel)
+            app = web.Application(client_max_size=MAX_BODY_BYTES)
+            app.router.add_post(INJECT_PATH, self._handler(admission_handler))
+            add_health_routes(app, self.metrics, is_ready=self.ready.is_set)
+            if server_options.cert and server_options.key:
+                self.certificate = CertificateWatcher(server_options.cert, server_options.key, self.metrics)
+            self.port = await stack.enter_async_context(
+                serve(app, host=server_options.host, port=server_options.port, certificate=self.certificate)
+            )
+            health = web.Application()
+            add_health_routes(health, self.metrics, is_ready=self.ready.is_set)
+            self.health_port = await stack.enter_async_context(
+                serve(health, host=server_options.host, port=server_options.health_port)
+            )
+            synced = asyncio.create_task(informer.synced.wait())
+            stop = asyncio.create_task(self.stopping.wait())
+            stack.callback(synced.cancel)
+            await asyncio.wait({synced, stop, informer_task}, return_when=asyncio.FIRST_COMPLETED)
+            if not self.stopping.is_set() and not informer_task.done():
+                self.ready.set()
+                _LOG.info("The webhook runs")
+                await asyncio.wait({stop, informer_task}, return_when=asyncio.FIRST_COMPLETED)
+            self.ready.clear()
+            stop.cancel()
+            if informer_task.done() and not informer_task.cancelled():
+                informer_task.result()
+
+    async def _watch_ca(self, admission_handler: AdmissionHandler) -> None:
+        def set_installation(installation: Installation) -> None:
+            admission_handler.installation = installation
+
+        await CaWatcher(self._installation, set_installation).watch()
+
+    @staticmethod
+    def _handler(admission_handler: AdmissionHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            try:
+                response = await admission_handler.handle(await request.read())
+            except InvalidReview as error:
+                return web.Response(text=f"{error}\n", status=400)
+            return web.Response(body=response, content_type="application/json")
+
+        return handle
