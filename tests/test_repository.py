@@ -78,10 +78,10 @@ def test_shell_scripts_are_well_formed() -> None:
 def test_tests_that_run_side_by_side_are_there_and_are_counted() -> None:
     from env import run_tests
 
-    assert all((ROOT / "tests" / folder).is_dir() for lane in run_tests.SIDE_BY_SIDE.values() for folder in lane)
+    assert all((ROOT / "tests" / folder).is_dir() for lane in run_tests.PARALLEL_RUNS.values() for folder in lane)
     closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
-    assert run_tests.closing_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
-    assert not run_tests.closing_counts("")
+    assert run_tests.parse_summary_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
+    assert not run_tests.parse_summary_counts("")
 
 
 def test_ci_runs_every_check_and_all_tests() -> None:

@@ -36,7 +36,7 @@ import synthetic  # noqa: E402
 
 GIB = 1 << 30
 MIB = 1 << 20
-CHILD_SECONDS = 150
+CHILD_TIMEOUT = 150
 
 PEERS: list[dict[str, Any]] = [
     {"label": "tonnage", "contender": "tonnage", "memory": True},
@@ -82,22 +82,22 @@ class Bench:
         self.root = Path(arguments.root)
         self.deadline: float = time.monotonic() + arguments.seconds
         self.records: list[dict[str, Any]] = []
-        self.notes: dict[str, Any] = {"command": " ".join(sys.argv), "facts": facts.gather()}
+        self.metadata: dict[str, Any] = {"command": " ".join(sys.argv), "facts": facts.collect_host_info()}
         self._bytes = 0
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until nothing new is started."""
         return self.deadline - time.monotonic()
 
-    def model(self, name: str = "model", *, seed: int = 1, rank: int | None = None, under: Path | None = None) -> Path:
+    def model(self, name: str = "model", *, seed: int = 1, rank: int | None = None, parent: Path | None = None) -> Path:
         """The synthetic model, made where it isn't yet."""
-        folder = (under or self.root) / name
+        folder = (parent or self.root) / name
         probe = "*.safetensors" if rank is None else f"model-rank-{rank}-*.safetensors"
         if not any(folder.glob(probe)):
             began = time.monotonic()
             self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
-            synthetic.read_once(folder.glob(probe))
-            say(f"made {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
+            synthetic.read_through(folder.glob(probe))
+            log(f"made {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
         self._bytes = self._bytes or sum(path.stat().st_size for path in folder.glob(probe))
         return folder
 
@@ -107,32 +107,32 @@ class Bench:
         if not path.exists():
             began = time.monotonic()
             try:
-                synthetic.make_tensors(self.model(), path)
+                synthetic.write_tensors_file(self.model(), path)
             except Exception:  # noqa: BLE001  # the other contenders can still be measured
                 path.unlink(missing_ok=True)
-                self.notes["tensors_file"] = traceback.format_exc(limit=3)
-                say(self.notes["tensors_file"])
+                self.metadata["tensors_file"] = traceback.format_exc(limit=3)
+                log(self.metadata["tensors_file"])
                 return None
-            synthetic.read_once([path])
-            say(f"made {path} in {time.monotonic() - began:.1f} s")
+            synthetic.read_through([path])
+            log(f"made {path} in {time.monotonic() - began:.1f} s")
         return path
 
-    def child(self, stage: str, number: int, spec: dict[str, Any]) -> None:
+    def run_contender(self, stage: str, number: int, spec: dict[str, Any]) -> None:
         """Measures one contender in a process of its own and records what came of it, be it an error."""
         spec = {"bytes": self._bytes, "device": self.arguments.device, **spec}
         process = spawn(spec)
         self.records.append({"stage": stage, "round": number, **spec, **collect(process, spec)})
-        show(self.records[-1])
+        log_record(self.records[-1])
 
-    def rotate(self, stage: str, specs: list[dict[str, Any]]) -> None:
+    def run_rounds(self, stage: str, specs: list[dict[str, Any]]) -> None:
         """All contenders, as many rounds as there is time for, the order shifted by a third each round."""
         for number in range(self.arguments.rounds):
             shift = number * max(1, len(specs) // 3)
             for spec in [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]:
-                if self.left() < 0:
-                    say(f"{stage}: out of time in round {number + 1}")
+                if self.seconds_left() < 0:
+                    log(f"{stage}: out of time in round {number + 1}")
                     return
-                self.child(stage, number, {**spec, "memory": spec.get("memory", False) and number == 0})
+                self.run_contender(stage, number, {**spec, "memory": spec.get("memory", False) and number == 0})
 
     def stage_peers(self) -> None:
         """Everybody on ordinary pages."""
@@ -142,7 +142,7 @@ class Bench:
             path = tensors if spec.get("source") == "tensors" else shards
             if path is not None and (not self.arguments.only or spec["contender"] in self.arguments.only):
                 specs.append({**spec, "path": str(path)})
-        self.rotate("peers", specs)
+        self.run_rounds("peers", specs)
 
     def stage_tune(self) -> None:
         """Settings of the ring."""
@@ -152,23 +152,23 @@ class Bench:
             label = ", ".join(f"{key} {_short(value)}" for key, value in options.items())
             specs.append({"label": label, "contender": "tonnage", "path": path, "options": options, "calls": 3})
         specs.append({"label": "no hint", "contender": "tonnage", "path": path, "hint": False, "calls": 3})
-        self.rotate("tune", specs)
+        self.run_rounds("tune", specs)
 
     def stage_huge(self) -> None:
         """A tmpfs of huge pages."""
         mount = Path(self.arguments.huge_root)
         problem = synthetic.mount_tmpfs(mount, gib=int(self.arguments.gib * 1.25) + 2, huge=True)
         if problem:
-            self.notes["huge"] = problem
-            say(f"huge: can't mount: {problem}")
+            self.metadata["huge"] = problem
+            log(f"huge: can't mount: {problem}")
             return
         try:
             before = facts.huge_pages_in_use()
-            path = self.model(under=mount)
-            self.notes["huge_pages_bytes"] = facts.huge_pages_in_use() - before
-            say(f"huge pages in use: {self.notes['huge_pages_bytes'] / GIB:.1f} GiB")
+            path = self.model(parent=mount)
+            self.metadata["huge_pages_bytes"] = facts.huge_pages_in_use() - before
+            log(f"huge pages in use: {self.metadata['huge_pages_bytes'] / GIB:.1f} GiB")
             specs = [spec for spec in HUGE if not self.arguments.only or spec["contender"] in self.arguments.only]
-            self.rotate("huge", [{**spec, "path": str(path)} for spec in specs])
+            self.run_rounds("huge", [{**spec, "path": str(path)} for spec in specs])
         finally:
             synthetic.unmount(mount)
 
@@ -185,11 +185,11 @@ class Bench:
             for number in range(self.arguments.rounds):
                 turn = number % len(specs)
                 for spec in [*specs[turn:], *specs[:turn]]:
-                    if self.left() < 0:
+                    if self.seconds_left() < 0:
                         return
                     shutil.rmtree(folder, ignore_errors=True)
                     self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=1)
-                    self.child("fresh", number, {**spec, "path": str(folder)})
+                    self.run_contender("fresh", number, {**spec, "path": str(folder)})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -197,24 +197,24 @@ class Bench:
         """One process a GPU."""
         import torch
 
-        there = 2 if self.arguments.device == "cpu" else torch.cuda.device_count()
-        counts = [count for count in (2, 4, 8) if count <= there]
-        everyone = self.model()
+        device_count = 2 if self.arguments.device == "cpu" else torch.cuda.device_count()
+        counts = [count for count in (2, 4, 8) if count <= device_count]
+        shared_model = self.model()
         ranked = self.root / "ranked"
         for rank in range(max(counts, default=0)):
             self.model("ranked", seed=100 + rank, rank=rank)
-        plans = [
-            ("pinned limit", "limit", everyone, False),
+        cases = [
+            ("pinned limit", "limit", shared_model, False),
             ("tonnage, own rank", "tonnage", ranked, True),
-            ("tonnage, one model for all", "tonnage", everyone, False),
+            ("tonnage, one model for all", "tonnage", shared_model, False),
             ("InstantTensor, own rank", "instanttensor", ranked, True),
-            ("InstantTensor, one model for all", "instanttensor", everyone, False),
+            ("InstantTensor, one model for all", "instanttensor", shared_model, False),
         ]
         for number in range(self.arguments.rounds):
             for count in counts:
-                for label, contender, path, ranks in plans:
-                    if self.left() < 0:
-                        say(f"gpus: out of time in round {number + 1}")
+                for label, contender, path, ranks in cases:
+                    if self.seconds_left() < 0:
+                        log(f"gpus: out of time in round {number + 1}")
                         return
                     specs = [
                         {"label": f"{count} GPUs: {label}", "contender": contender, "path": str(path), "gpu": gpu,
@@ -222,9 +222,9 @@ class Bench:
                          "device": self.arguments.device}
                         for gpu in range(count)
                     ]  # fmt: skip
-                    self._together(number, specs)
+                    self._run_concurrently(number, specs)
 
-    def _together(self, number: int, specs: list[dict[str, Any]]) -> None:
+    def _run_concurrently(self, number: int, specs: list[dict[str, Any]]) -> None:
         """Starts all, lets them go at once, and counts from the first start to the last end."""
         processes = [spawn(spec) for spec in specs]
         for process in processes:
@@ -252,7 +252,7 @@ class Bench:
                 cpu = sum(each["calls"][at]["cpu_seconds"] for each in found)
                 record["calls"].append({"seconds": seconds, "cpu_seconds": cpu})
         self.records.append(record)
-        show(record)
+        log_record(record)
 
     def stage_cold(self) -> None:
         """A disk, with an empty page cache."""
@@ -260,29 +260,29 @@ class Bench:
         shards = self.model()
         size = synthetic.copy_shards(shards, folder, self.arguments.cold_gib)
         os.sync()
-        self._bytes, kept = size, self._bytes
-        plans: list[dict[str, Any]] = [
+        self._bytes, model_bytes = size, self._bytes
+        cases: list[dict[str, Any]] = [
             {"label": "tonnage", "contender": "tonnage"},
             {"label": "tonnage, through the page cache", "contender": "tonnage", "options": {"direct": "never"}},
             {"label": "InstantTensor", "contender": "instanttensor"},
             {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
             {"label": "safetensors", "contender": "safetensors"},
         ]
-        plans = [plan for plan in plans if not self.arguments.only or plan["contender"] in self.arguments.only]
+        cases = [case for case in cases if not self.arguments.only or case["contender"] in self.arguments.only]
         try:
             for number in range(self.arguments.rounds):
-                turn = number % len(plans)
-                for spec in [*plans[turn:], *plans[:turn]]:
-                    if self.left() < 0:
+                turn = number % len(cases)
+                for spec in [*cases[turn:], *cases[:turn]]:
+                    if self.seconds_left() < 0:
                         return
                     try:
                         Path("/proc/sys/vm/drop_caches").write_text("1\n")
                     except OSError as error:
-                        self.notes["cold"] = f"the page cache can't be dropped: {error}"
+                        self.metadata["cold"] = f"the page cache can't be dropped: {error}"
                         return
-                    self.child("cold", number, {**spec, "path": str(folder), "calls": 1})
+                    self.run_contender("cold", number, {**spec, "path": str(folder), "calls": 1})
         finally:
-            self._bytes = kept
+            self._bytes = model_bytes
             shutil.rmtree(folder, ignore_errors=True)
 
     def stage_correct(self) -> None:
@@ -290,22 +290,24 @@ class Bench:
         command = [sys.executable, str(HERE / "correct.py"), str(self.model())]
         tensors = self.tensors_file()
         command += [str(tensors)] if tensors is not None else []
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=environment())
-        say(done.stdout[-3000:] + done.stderr[-2000:])
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=400, env=child_environment()
+        )
+        log(done.stdout[-3000:] + done.stderr[-2000:])
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        self.notes["correct"] = json.loads(lines[-1][7:]) if lines else {"error": done.stderr[-1500:]}
+        self.metadata["correct"] = json.loads(lines[-1][7:]) if lines else {"error": done.stderr[-1500:]}
 
     def write(self, out: Path, name: str) -> None:
         """Writes what was found so far."""
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.json").write_text(json.dumps({**self.notes, "records": self.records}, indent=1))
+        (out / f"{name}.json").write_text(json.dumps({**self.metadata, "records": self.records}, indent=1))
 
 
 def _short(value: object) -> str:
     return f"{value // MIB} MiB" if isinstance(value, int) and value >= MIB else str(value)
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The children's: this library from the working tree, and whatever PYTHONPATH held."""
     paths = [str(HERE.parents[1] / "loader"), str(HERE), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -319,18 +321,18 @@ def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=child_environment(),
     )
 
 
 def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, Any]:
     """Waits for a contender and returns its result, or its error."""
     try:
-        out, errors = process.communicate(timeout=CHILD_SECONDS)
+        out, errors = process.communicate(timeout=CHILD_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return {"error": f"more than {CHILD_SECONDS} s"}
+        return {"error": f"more than {CHILD_TIMEOUT} s"}
     lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
     if process.returncode or not lines:
         return {"error": f"ended with {process.returncode}: {errors.strip()[-600:]}"}
@@ -340,10 +342,10 @@ def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, A
     return found
 
 
-def show(record: dict[str, Any]) -> None:
+def log_record(record: dict[str, Any]) -> None:
     """One line of progress."""
     if "error" in record:
-        say(f"{record['stage']} {record['round'] + 1} {record['label']}: FAILED {record['error'][-300:]}")
+        log(f"{record['stage']} {record['round'] + 1} {record['label']}: FAILED {record['error'][-300:]}")
         return
     rates = " ".join(f"{record['bytes'] / call['seconds'] / 1e9:.1f}" for call in record["calls"])
     extra = record.get("peak_extra_bytes")
@@ -351,15 +353,15 @@ def show(record: dict[str, Any]) -> None:
     if record.get("stats"):
         first = record["stats"][0]
         more += f" (copy {first['seconds'] * 1e3:.0f} ms, allocated after {first['allocate_seconds'] * 1e3:.0f} ms)"
-    say(f"{record['stage']} {record['round'] + 1} {record['label']}: {rates} GB/s{more}")
+    log(f"{record['stage']} {record['round'] + 1} {record['label']}: {rates} GB/s{more}")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Progress goes to standard output, at once."""
     print(text, flush=True)
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = ["peers", "tune", "fresh", "huge", "gpus", "cold", "correct", "report"]
@@ -382,26 +384,26 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Runs the stages."""
-    chosen = arguments()
-    if chosen.stages == ["report"]:
-        summary.write_report([json.loads(path.read_text()) for path in chosen.inputs], chosen.out, chosen.name)
+    args = parse_arguments()
+    if args.stages == ["report"]:
+        summary.write_report([json.loads(path.read_text()) for path in args.inputs], args.out, args.name)
         return 0
-    if chosen.mount_gib:
-        problem = synthetic.mount_tmpfs(Path(chosen.root), gib=chosen.mount_gib, huge=False)
-        say(f"mount: {problem or 'done'}")
-    bench = Bench(chosen)
-    say(json.dumps(bench.notes["facts"], indent=1))
-    for stage in chosen.stages:
+    if args.mount_gib:
+        problem = synthetic.mount_tmpfs(Path(args.root), gib=args.mount_gib, huge=False)
+        log(f"mount: {problem or 'done'}")
+    bench = Bench(args)
+    log(json.dumps(bench.metadata["facts"], indent=1))
+    for stage in args.stages:
         if stage == "report":
             continue
         try:
             getattr(bench, f"stage_{stage}")()
         except Exception:  # noqa: BLE001  # one stage must not cost the others
-            bench.notes[f"{stage}_error"] = traceback.format_exc()
-            say(bench.notes[f"{stage}_error"])
-        bench.write(chosen.out, chosen.name)
-    summary.write_report([{**bench.notes, "records": bench.records}], chosen.out, chosen.name)
-    say((chosen.out / f"{chosen.name}.md").read_text())
+            bench.metadata[f"{stage}_error"] = traceback.format_exc()
+            log(bench.metadata[f"{stage}_error"])
+        bench.write(args.out, args.name)
+    summary.write_report([{**bench.metadata, "records": bench.records}], args.out, args.name)
+    log((args.out / f"{args.name}.md").read_text())
     return 0
 
 

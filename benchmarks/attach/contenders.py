@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def tonnage(path: Path, device: str, spec: dict[str, Any], notes: dict[str, Any]) -> Loader:
+def tonnage(path: Path, device: str, spec: dict[str, Any], extra_results: dict[str, Any]) -> Loader:
     """This library. ``options`` of the spec are those of a copy; ``hint`` tells the device when opening."""
     from tonnage.attach import CopyOptions, open_weights, weights  # noqa: F401  # imported before the clock starts
 
@@ -33,7 +33,7 @@ def tonnage(path: Path, device: str, spec: dict[str, Any], notes: dict[str, Any]
             stats = opened.last_copy
             if stats is None:
                 return tensors
-            notes.setdefault("stats", []).append(
+            extra_results.setdefault("stats", []).append(
                 {
                     "way": stats.way,
                     "threads": stats.threads,
@@ -47,11 +47,11 @@ def tonnage(path: Path, device: str, spec: dict[str, Any], notes: dict[str, Any]
     return load
 
 
-def instanttensor(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+def instanttensor(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
     """InstantTensor with its defaults, which pick the mapping for tmpfs; tensors own their memory."""
     from instanttensor import safe_open
 
-    files = shards(path, spec)
+    files = shard_files(path, spec)
 
     def load() -> dict[str, Any]:
         with safe_open(list(files), framework="pt", device=device) as file:
@@ -60,11 +60,11 @@ def instanttensor(path: Path, device: str, spec: dict[str, Any], _notes: dict[st
     return load
 
 
-def fastsafetensors(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+def fastsafetensors(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
     """The fastsafetensors library without GPUDirect, tuned: blocks of 160 MiB give its 16 threads something to do."""
     from fastsafetensors import SafeTensorsFileLoader, SingleGroup
 
-    files = shards(path, spec)
+    files = shard_files(path, spec)
 
     def load() -> dict[str, Any]:
         loader = SafeTensorsFileLoader(SingleGroup(), device=device, nogds=True, max_threads=16)
@@ -78,7 +78,7 @@ def fastsafetensors(path: Path, device: str, spec: dict[str, Any], _notes: dict[
     return load
 
 
-def tensorizer(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+def tensorizer(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
     """The tensorizer library, from the ``.tensors`` file; ``readers`` and ``verify`` come from the spec."""
     from tensorizer import TensorDeserializer
 
@@ -93,14 +93,14 @@ def tensorizer(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, 
     return load
 
 
-def runai(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+def runai(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
     """The runai-model-streamer, 16 threads. What it yields is a view of a buffer that it reuses, hence the clone."""
     import os
 
     os.environ["RUNAI_STREAMER_CONCURRENCY"] = "16"
     from runai_model_streamer import SafetensorsStreamer
 
-    files = shards(path, spec)
+    files = shard_files(path, spec)
 
     def load() -> dict[str, Any]:
         with SafetensorsStreamer() as streamer:
@@ -110,11 +110,11 @@ def runai(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any])
     return load
 
 
-def safetensors(path: Path, device: str, spec: dict[str, Any], _notes: dict[str, Any]) -> Loader:
+def safetensors(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
     """The safetensors library."""
     from safetensors.torch import load_file
 
-    files = shards(path, spec)
+    files = shard_files(path, spec)
 
     def load() -> dict[str, Any]:
         return {name: tensor for file in files for name, tensor in load_file(file, device=device).items()}
@@ -132,7 +132,7 @@ CONTENDERS = {
 }
 
 
-def shards(path: Path, spec: dict[str, Any]) -> list[str]:
+def shard_files(path: Path, spec: dict[str, Any]) -> list[str]:
     """The safetensors files of a folder, of one rank where the spec has one."""
     rank = spec.get("rank")
     pattern = "*.safetensors" if rank is None else f"model-rank-{rank}-part-*.safetensors"
@@ -149,9 +149,9 @@ def run_child(spec: dict[str, Any]) -> dict[str, Any]:
         torch.ones(1, device=device).add_(1)
     synchronize(device)
     if spec["contender"] == "limit":
-        return limit(device, spec)
-    notes: dict[str, Any] = {}
-    load = CONTENDERS[spec["contender"]](Path(spec["path"]), device, spec, notes)
+        return measure_pinned_limit(device, spec)
+    extra_results: dict[str, Any] = {}
+    load = CONTENDERS[spec["contender"]](Path(spec["path"]), device, spec, extra_results)
     calls = []
     size = 0
     if spec.get("gate"):
@@ -172,8 +172,8 @@ def run_child(spec: dict[str, Any]) -> dict[str, Any]:
         del tensors
     result: dict[str, Any] = {"bytes": size, "calls": calls}
     if spec.get("memory") and device != "cpu":
-        result["peak_extra_bytes"] = watch_memory(load, size, device)
-    return result | notes | {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        result["peak_extra_bytes"] = measure_peak_memory(load, size, device)
+    return result | extra_results | {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def synchronize(device: str) -> None:
@@ -184,7 +184,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def watch_memory(load: Loader, size: int, device: str) -> int:
+def measure_peak_memory(load: Loader, size: int, device: str) -> int:
     """GPU memory beyond the weights that a load takes at its peak, whoever allocates it. Not timed."""
     import torch
 
@@ -192,13 +192,13 @@ def watch_memory(load: Loader, size: int, device: str) -> int:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    lowest = free
+    min_free = free
     done = threading.Event()
 
     def watch() -> None:
-        nonlocal lowest
+        nonlocal min_free
         while not done.is_set():
-            lowest = min(lowest, torch.cuda.mem_get_info(device)[0])
+            min_free = min(min_free, torch.cuda.mem_get_info(device)[0])
             done.wait(0.002)
 
     watcher = threading.Thread(target=watch)
@@ -207,12 +207,12 @@ def watch_memory(load: Loader, size: int, device: str) -> int:
     torch.cuda.synchronize()
     done.set()
     watcher.join()
-    lowest = min(lowest, torch.cuda.mem_get_info(device)[0])
+    min_free = min(min_free, torch.cuda.mem_get_info(device)[0])
     del tensors
-    return free - lowest - size
+    return free - min_free - size
 
 
-def limit(device: str, spec: dict[str, Any]) -> dict[str, Any]:
+def measure_pinned_limit(device: str, spec: dict[str, Any]) -> dict[str, Any]:
     """What the bus can do: copies of 1 GiB from one pinned buffer, as many as the model has."""
     import torch
 

@@ -25,34 +25,34 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-def originals() -> dict[str, torch.Tensor]:
+def reference_tensors() -> dict[str, torch.Tensor]:
     """Tensors of every dtype this PyTorch has, of odd sizes, with empty ones and scalars."""
     generator = torch.Generator().manual_seed(5)
     found = {}
     for dtype in DTYPES:
-        kind = getattr(torch, dtype.torch_name, None)
-        if kind is None:
+        torch_dtype = getattr(torch, dtype.torch_name, None)
+        if torch_dtype is None:
             continue
         for shape in ((), (0, 3), (7,), (13, 31), (257, 129), (1021, 517)):
             count = torch.Size(shape).numel() * dtype.item_size
             raw = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
             if dtype.torch_name == "bool":
                 raw %= 2
-            found[f"{dtype.torch_name}.{'x'.join(map(str, shape)) or 'scalar'}"] = raw.view(kind).view(shape)
+            found[f"{dtype.torch_name}.{'x'.join(map(str, shape)) or 'scalar'}"] = raw.view(torch_dtype).view(shape)
     return found
 
 
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def bitwise_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether dtype, shape and bytes agree."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return torch.equal(_bytes(one), _bytes(other))
 
 
-def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """As ``same`` after a conversion, where processors differ in what they make of the payload of a NaN."""
+def values_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """As ``bitwise_equal`` after a conversion, where processors differ in what they make of the payload of a NaN."""
     one, other = one.cpu(), other.cpu()
-    return torch.equal(one.isnan(), other.isnan()) and same(one.nan_to_num(0.0), other.nan_to_num(0.0))
+    return torch.equal(one.isnan(), other.isnan()) and bitwise_equal(one.nan_to_num(0.0), other.nan_to_num(0.0))
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -63,9 +63,9 @@ def check_dtypes(folder: Path) -> dict[str, Any]:
     """Every dtype through both formats and all ways."""
     from safetensors.torch import save_file
 
-    tensors = originals()
+    tensors = reference_tensors()
     sources: dict[str, Path] = {}
-    plain = {name: tensor for name, tensor in tensors.items() if _safe(name)}
+    plain = {name: tensor for name, tensor in tensors.items() if _has_safetensors_dtype(name)}
     save_file(plain, folder / "all.safetensors")
     sources["safetensors"] = folder / "all.safetensors"
     try:
@@ -84,16 +84,17 @@ def check_dtypes(folder: Path) -> dict[str, Any]:
             try:
                 with open_weights(path, options=CopyOptions(**way)) as weights:
                     misaligned = sum(
-                        record.length > 0 and record.start % record.item_size > 0 for record in weights.records.values()
+                        record.length > 0 and record.offset % record.item_size > 0
+                        for record in weights.records.values()
                     )
                     loaded = weights.state_dict(DEVICE, progress="off")
-                    wrong = [name for name in loaded if not same(loaded[name], tensors[name])]
+                    wrong = [name for name in loaded if not bitwise_equal(loaded[name], tensors[name])]
                     converted = weights.state_dict(DEVICE, dtype=torch.float32, progress="off")
                     wrong += [
                         f"converted {name}"
                         for name, tensor in tensors.items()
                         if name in converted and tensor.dtype in {torch.float16, torch.bfloat16, torch.float64}
-                        and not same_values(converted[name], tensor.to(torch.float32))
+                        and not values_equal(converted[name], tensor.to(torch.float32))
                     ]  # fmt: skip
                     found[label] = {"tensors": len(loaded), "misaligned": misaligned, "wrong": wrong}
             except Exception as error:  # noqa: BLE001  # one way must not hide the others
@@ -101,8 +102,8 @@ def check_dtypes(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _safe(name: str) -> bool:
-    return next(dtype for dtype in DTYPES if dtype.torch_name == name.partition(".")[0]).safetensors is not None
+def _has_safetensors_dtype(name: str) -> bool:
+    return next(dtype for dtype in DTYPES if dtype.torch_name == name.partition(".")[0]).safetensors_name is not None
 
 
 def check_model(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ PACKAGES = (
 )
 
 
-def gather() -> dict[str, Any]:
+def collect_host_info() -> dict[str, Any]:
     """Hardware, kernel, page settings, and versions of everything that is compared."""
     return {
         "cpu": _line("/proc/cpuinfo", "model name"),
@@ -40,8 +40,8 @@ def gather() -> dict[str, Any]:
 
 def huge_pages_in_use() -> int:
     """Bytes of shared memory in huge pages."""
-    words = _line("/proc/meminfo", "ShmemHugePages").split()
-    return int(words[0]) * 1024 if words else 0
+    fields = _line("/proc/meminfo", "ShmemHugePages").split()
+    return int(fields[0]) * 1024 if fields else 0
 
 
 def _version(name: str) -> str:

@@ -19,7 +19,7 @@ TITLES = {
 }
 
 
-def rows_of(results: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
+def build_rows(results: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
     """One row a contender, in order of the first call's median; the limit first."""
     labels: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -53,28 +53,28 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def limit_of(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
+def find_pinned_limit(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
     """The pinned limit of the same stage, where it was measured."""
     return next((row["first"] for row in rows if row["limit"] and row["gpus"] == gpus), None)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
         "| | runs | first call, GB/s | of limit | best call, GB/s | CPU s/GB | GPU memory beyond weights | pinned |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        limit = limit_of(rows, row["gpus"])
+        limit = find_pinned_limit(rows, row["gpus"])
         share = f"{row['first'] / limit:.2f}" if limit and row["first"] and not row["limit"] else ""
         cells = [
             f"**{row['label']}**"
             if row["label"].partition(": ")[2].startswith("tonnage") or row["label"].startswith("tonnage")
             else row["label"],
             str(row["runs"]),
-            _spread(row["first"], row["first_range"]) if row["first"] else _why(row),
+            _format_range(row["first"], row["first_range"]) if row["first"] else _failure_text(row),
             share,
-            _spread(row["best"], row["best_range"]),
+            _format_range(row["best"], row["best_range"]),
             f"{row['cpu']:.2f}" if row["cpu"] else "",
             f"{row['extra'] / MIB:.0f} MiB" if row["extra"] is not None else "",
             f"{row['pinned'] / MIB:.0f} MiB" if row["pinned"] is not None else "",
@@ -83,11 +83,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _spread(value: float | None, ends: tuple[float, float] | None) -> str:
+def _format_range(value: float | None, ends: tuple[float, float] | None) -> str:
     return f"{value:.1f} ({ends[0]:.1f}–{ends[1]:.1f})" if value and ends else ""
 
 
-def _why(row: dict[str, Any]) -> str:
+def _failure_text(row: dict[str, Any]) -> str:
     last = row["errors"][-1].strip().splitlines()[-1] if row["errors"] else "no run"
     return "failed: " + last[-120:].replace("|", "/")
 
@@ -97,24 +97,24 @@ def write_report(results: list[dict[str, Any]], out: Path, name: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for stage, title in TITLES.items():
-        rows = rows_of(results, stage)
+        rows = build_rows(results, stage)
         if rows:
-            parts += [f"### {title}", "", table(rows), ""]
+            parts += [f"### {title}", "", format_table(rows), ""]
     for result in results:
         if "correct" in result:
             parts += [f"Correctness: {result['correct'].get('summary', result['correct'])}", ""]
-    described = results[0].get("facts", {}) if results else {}
-    versions = ", ".join(f"{key} {value}" for key, value in described.get("packages", {}).items() if value)
+    host = results[0].get("facts", {}) if results else {}
+    versions = ", ".join(f"{key} {value}" for key, value in host.get("packages", {}).items() if value)
     parts += [
         (
-            f"Median (minimum–maximum). {described.get('cores', '?')} cores, {'; '.join(described.get('gpus', []))}, "
-            f"kernel {described.get('kernel', '?')}. {versions}."
+            f"Median (minimum–maximum). {host.get('cores', '?')} cores, {'; '.join(host.get('gpus', []))}, "
+            f"kernel {host.get('kernel', '?')}. {versions}."
         ),
         "",
     ]
     (out / f"{name}.md").write_text("\n".join(parts))
     shown = ("peers", "fresh", "huge", "gpus", "cold")
-    charted = [(TITLES[stage], rows) for stage in shown if (rows := rows_of(results, stage))]
+    charted = [(TITLES[stage], rows) for stage in shown if (rows := build_rows(results, stage))]
     if charted:
         _chart(charted, out / f"{name}.svg")
 
@@ -143,8 +143,8 @@ def _chart(stages: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
             axis.barh(at, row["first"], color=color, height=0.7)
             axis.plot([low, high], [at, at], color="black", linewidth=1)
             inside = row["first"] > widest / 8
-            place, color, side = (low * 0.98, "white", "right") if inside else (row["best"], "black", "left")
-            axis.text(place, at, f" {row['first']:.1f}", va="center", ha=side, color=color, fontsize=8)
+            text_x, color, side = (low * 0.98, "white", "right") if inside else (row["best"], "black", "left")
+            axis.text(text_x, at, f" {row['first']:.1f}", va="center", ha=side, color=color, fontsize=8)
         axis.set_yticks(range(len(bars)), [row["label"] for row in bars], fontsize=8)
         for row in rows:
             if row["limit"]:

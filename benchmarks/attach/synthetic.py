@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 HIDDEN, INTERMEDIATE, KV, VOCABULARY = 4096, 14336, 1024, 128256
-POOL = 64 << 20
+POOL_BYTES = 64 << 20
 
 
-def tensors(gib: float) -> list[tuple[str, tuple[int, ...]]]:
+def tensor_shapes(gib: float) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes (bfloat16) of a model of at least this size."""
     layer: list[tuple[str, tuple[int, ...]]] = [
         ("input_layernorm.weight", (HIDDEN,)),
@@ -52,50 +52,50 @@ def make_shards(folder: Path, gib: float, *, seed: int, shards: int = 16, rank: 
     from tonnage.planning.partition import linear_partition
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = tensors(gib)
+    model = tensor_shapes(gib)
     cuts = linear_partition([math.prod(shape) * 2 for _, shape in model], shards)
-    jobs, weight_map = [], {}
+    tasks, weight_map = [], {}
     for number, (first, last) in enumerate(cuts):
         name = f"model-{number + 1:05d}-of-{len(cuts):05d}.safetensors"
         if rank is not None:
             name = f"model-rank-{rank}-part-{number}.safetensors"
-        jobs.append((folder / name, model[first:last], seed * 1000 + number))
+        tasks.append((folder / name, model[first:last], seed * 1000 + number))
         weight_map.update({key: name for key, _ in model[first:last]})
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-        total = sum(pool.map(_write_shard, jobs))
+    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
+        total = sum(pool.map(_write_shard, tasks))
     if rank is None:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return total
 
 
-def _write_shard(job: tuple[Path, list[tuple[str, tuple[int, ...]]], int]) -> int:
+def _write_shard(task: tuple[Path, list[tuple[str, tuple[int, ...]]], int]) -> int:
     import numpy as np
 
-    from tonnage.format.dtypes import from_safetensors
-    from tonnage.format.safetensors import ShardTensor, shard_header
+    from tonnage.format.dtypes import dtype_from_safetensors
+    from tonnage.format.safetensors import ShardTensor, build_shard_header
 
-    path, model, seed = job
-    dtype = from_safetensors("BF16", where="synthetic")
-    header, offsets = shard_header(
+    path, model, seed = task
+    dtype = dtype_from_safetensors("BF16", where="synthetic")
+    header, offsets = build_shard_header(
         [ShardTensor(name, dtype, shape, math.prod(shape) * 2) for name, shape in model], metadata={"format": "pt"}
     )
-    pool = np.random.default_rng(seed).bytes(POOL * 2)
+    pool = np.random.default_rng(seed).bytes(POOL_BYTES * 2)
     view = memoryview(pool)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.pwrite(descriptor, header, 0)
     written = 0
     for (_, shape), offset in zip(model, offsets, strict=True):
         size = math.prod(shape) * 2
-        for start in range(0, size, POOL):
-            skip = (offset // 97 + start // 31) % POOL
-            piece = view[skip : skip + min(POOL, size - start)]
+        for start in range(0, size, POOL_BYTES):
+            skip = (offset // 97 + start // 31) % POOL_BYTES
+            piece = view[skip : skip + min(POOL_BYTES, size - start)]
             os.pwrite(descriptor, piece, offset + start)
         written += size
     os.close(descriptor)
     return written
 
 
-def make_tensors(shards: Path, path: Path) -> None:
+def write_tensors_file(shards: Path, path: Path) -> None:
     """Writes the model of ``shards`` as one ``.tensors`` file, with the real tensorizer."""
     from tensorizer import TensorSerializer
 
@@ -107,11 +107,11 @@ def make_tensors(shards: Path, path: Path) -> None:
         serializer.close()
 
 
-def read_once(paths: Iterable[Path]) -> None:
+def read_through(paths: Iterable[Path]) -> None:
     """Reads files from end to end.
 
-    The first reading of a tmpfs page moves it to another list of the kernel's (see ``tonnage/attach/mapped.py``), and
-    whoever came first would pay.
+    The first reading of a tmpfs page moves it to another list of the kernel's (see
+    ``tonnage/attach/copy/mmap_reader.py``), and whoever came first would pay.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(_read, paths))

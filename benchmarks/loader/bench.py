@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import machine
 import results
-from contenders import CONTENDERS, Contender, Setting, Variant, load_command
+from contenders import CONTENDERS, Contender, RunConfig, Variant, load_command
 from model_file import make_model
 from results import Result, Row, Sample
 from servers import find_nginx, serve
@@ -38,7 +38,7 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 SECONDS_FOR_A_RUN = 600
 WARM_FACTOR = 1.5
-READY_SECONDS = 60
+SETTLE_TIMEOUT_SECONDS = 60
 
 
 class ContenderFailed(Exception):
@@ -96,7 +96,7 @@ def main() -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(machine.work_directory(huge=False, size=0))
-        say(f"writing a model of {size / 1e9:.1f} GB")
+        log(f"writing a model of {size / 1e9:.1f} GB")
         model = make_model(source / "root", size)
         if "runai" not in arguments.contenders:
             model.safetensors.unlink()
@@ -105,15 +105,15 @@ def main() -> int:
         )
         os.environ.update(server.environment)
         cache = stack.enter_context(machine.work_directory(huge=arguments.huge, size=3 * size))
-        setting = Setting(
+        setting = RunConfig(
             server=server,
             model=model,
             out=cache,
             processes=arguments.processes,
             tonnage_options=tuple(arguments.tonnage),
         )
-        present, absent = choose(arguments.contenders, setting)
-        rows = race(present, absent, setting, arguments)
+        present, absent = select_contenders(arguments.contenders, setting)
+        rows = run_rounds(present, absent, setting, arguments)
         ours = next((row.samples for row in rows if row.name == "tonnage"), ())
         result = Result(
             title=title(arguments, size),
@@ -126,31 +126,31 @@ def main() -> int:
     return 0
 
 
-def choose(names: list[str], setting: Setting) -> tuple[list[Contender], dict[str, str]]:
+def select_contenders(names: list[str], setting: RunConfig) -> tuple[list[Contender], dict[str, str]]:
     """Returns who takes part, and why the others of `names` can't."""
     present, absent = [], {}
     for contender in CONTENDERS:
         if contender.name in names:
-            reason = contender.missing(setting)
+            reason = contender.unavailable_reason(setting)
             if reason:
                 absent[contender.label] = reason
-                say(f"without {contender.label}: {reason}")
+                log(f"without {contender.label}: {reason}")
             else:
                 present.append(contender)
     return present, absent
 
 
-def race(
-    present: list[Contender], absent: dict[str, str], setting: Setting, arguments: argparse.Namespace
+def run_rounds(
+    present: list[Contender], absent: dict[str, str], setting: RunConfig, arguments: argparse.Namespace
 ) -> tuple[Row, ...]:
     """Lets everybody run in turn and returns their rows. A peer that fails is out, and `absent` says why."""
     variants: dict[str, Variant] = {}
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in present}
 
-    def drop(contender: Contender, error: ContenderFailed) -> None:
+    def exclude(contender: Contender, error: ContenderFailed) -> None:
         if contender.name.startswith("tonnage"):
             raise error
-        say(str(error))
+        log(str(error))
         absent[contender.label] = "it failed: " + str(error).strip().splitlines()[-1].rstrip(".")
         present.remove(contender)
 
@@ -158,22 +158,22 @@ def race(
         try:
             variants[contender.name] = tune(contender, setting, arguments)
         except ContenderFailed as error:
-            drop(contender, error)
+            exclude(contender, error)
     for repetition in range(arguments.repetitions):
         turn = repetition % len(present)
         for contender in [*present[turn:], *present[:turn]]:
             try:
                 sample = run(contender, setting, variants[contender.name])
             except ContenderFailed as error:
-                drop(contender, error)
+                exclude(contender, error)
                 continue
             samples[contender.name].append(sample)
             speed = f"{sample.gigabytes_per_second:.2f} GB/s"
-            say(f"{repetition + 1}/{arguments.repetitions} {contender.label}: {speed}")
+            log(f"{repetition + 1}/{arguments.repetitions} {contender.label}: {speed}")
     return tuple(Row(c.name, c.label, c.verifies, c.target, variants[c.name], tuple(samples[c.name])) for c in present)
 
 
-def tune(contender: Contender, setting: Setting, arguments: argparse.Namespace) -> Variant:
+def tune(contender: Contender, setting: RunConfig, arguments: argparse.Namespace) -> Variant:
     """Runs each variant once and returns the fastest; a contender with one runs too, to be warm like the others."""
     wanted = [
         v for v in contender.variants if all(str(v.get(key, value)) == value for key, value in arguments.settings)
@@ -182,24 +182,24 @@ def tune(contender: Contender, setting: Setting, arguments: argparse.Namespace) 
     speeds = []
     for variant in variants:
         speed = run(contender, setting, variant).gigabytes_per_second
-        say(f"trying {contender.label} {variant or ''}: {speed:.2f} GB/s")
+        log(f"trying {contender.label} {variant or ''}: {speed:.2f} GB/s")
         speeds.append(speed)
     return variants[speeds.index(max(speeds))]
 
 
-def run(contender: Contender, setting: Setting, variant: Variant) -> Sample:
+def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
     """Runs a contender once in an empty directory, checks its work, and returns what it took."""
-    with scratch(setting.out) as out:
+    with temporary_directory(setting.out) as out:
         machine.warm_memory(out, int(setting.model.size * WARM_FACTOR))
         own = replace(setting, out=out / "cache")
         own.out.mkdir()
-        mark = setting.server.mark()
-        took, output = measure(contender.command(own, variant), out / "result.json", contender.label)
-        problem = contender.check(own, output)
+        mark = setting.server.log_offset()
+        figures, output = measure(contender.command(own, variant), out / "result.json", contender.label)
+        problem = contender.validate(own, output)
         if problem:
             raise ContenderFailed(f"{contender.label}: {problem}")
-    cpu, seconds = took["user_seconds"] + took["system_seconds"], took["seconds"]
-    if contender.own_clock:
+    cpu, seconds = figures["user_seconds"] + figures["system_seconds"], figures["seconds"]
+    if contender.self_timed:
         clock = json.loads(output.splitlines()[-1])
         cpu, seconds = clock["cpu_seconds"], clock["seconds"]
     requests = setting.server.requests_since(mark)
@@ -208,10 +208,10 @@ def run(contender: Contender, setting: Setting, variant: Variant) -> Sample:
         bytes=setting.model.size,
         seconds=seconds,
         cpu_seconds=cpu,
-        peak_bytes=int(took["peak_pss_bytes"]),
-        largest_process_bytes=int(took["largest_rss_bytes"]),
-        first_request_ms=1000 * (requests[0].time - took["started"]) if requests else -1,
-        first_get_ms=1000 * (gets[0].time - took["started"]) if gets else -1,
+        peak_bytes=int(figures["peak_pss_bytes"]),
+        largest_process_bytes=int(figures["largest_rss_bytes"]),
+        first_request_ms=1000 * (requests[0].time - figures["started"]) if requests else -1,
+        first_get_ms=1000 * (gets[0].time - figures["started"]) if gets else -1,
     )
 
 
@@ -227,7 +227,7 @@ def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, flo
     return took, output
 
 
-def extras(setting: Setting, samples: Sequence[Sample], hits: int) -> dict[str, float | None]:
+def extras(setting: RunConfig, samples: Sequence[Sample], hits: int) -> dict[str, float | None]:
     """Returns the figures that only Tonnage has: its first request, a cache hit, and what holding an entry costs."""
     if not samples:
         return {}
@@ -238,7 +238,7 @@ def extras(setting: Setting, samples: Sequence[Sample], hits: int) -> dict[str, 
     found: dict[str, float | None] = {
         meaning: statistics.median(values) if min(values) >= 0 else None for meaning, values in first.items()
     }
-    with scratch(setting.out) as out:
+    with temporary_directory(setting.out) as out:
         own = replace(setting, out=out)
         command = load_command(own)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -250,18 +250,18 @@ def extras(setting: Setting, samples: Sequence[Sample], hits: int) -> dict[str, 
             if json.loads(answer.splitlines()[-1])["outcome"] != "hit":
                 raise ContenderFailed("A second load was no hit.")
         found[f"milliseconds of a cache hit, whole process, median of {hits}"] = 1000 * statistics.median(seconds)
-        resident, leave = hold(load_command(own, "--hold"))
+        resident, exit_seconds = measure_holder(load_command(own, "--hold"))
     found["MiB resident of a process that holds an entry (--hold)"] = resident / results.MEBI
-    found["milliseconds from SIGTERM to its end"] = 1000 * leave
+    found["milliseconds from SIGTERM to its end"] = 1000 * exit_seconds
     return found
 
 
-def hold(command: list[str]) -> tuple[int, float]:
+def measure_holder(command: list[str]) -> tuple[int, float]:
     """Returns a holding process's resident bytes, and the seconds it takes to leave after SIGTERM."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
-    resident, deadline = 0, time.monotonic() + READY_SECONDS
+    resident, deadline = 0, time.monotonic() + SETTLE_TIMEOUT_SECONDS
     while time.monotonic() < deadline:  # it slims down after its report: take what it settles at
         time.sleep(0.5)
         before, resident = resident, resident_bytes(process.pid)
@@ -279,7 +279,7 @@ def resident_bytes(pid: int) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
-def conditions(arguments: argparse.Namespace, setting: Setting) -> dict[str, str]:
+def conditions(arguments: argparse.Namespace, setting: RunConfig) -> dict[str, str]:
     """Says how this race was set up."""
     return {
         "model": f"{setting.model.size} bytes, {len(setting.model.crcs)} tensors, bf16",
@@ -307,7 +307,7 @@ def write(result: Result, arguments: argparse.Namespace) -> None:
     try:
         results.chart(result, target.with_suffix(".svg"))
     except ImportError:
-        say("no chart: there is no matplotlib here")
+        log("no chart: there is no matplotlib here")
     else:
         text = text.replace("\n", f"\n\n![the same as a chart]({name}.svg)\n", 1)
     target.with_suffix(".md").write_text(text)
@@ -315,7 +315,7 @@ def write(result: Result, arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
+def temporary_directory(parent: Path) -> Iterator[Path]:
     """Gives an empty directory, and removes it with what is in it."""
     directory = Path(tempfile.mkdtemp(dir=parent))
     try:
@@ -324,7 +324,7 @@ def scratch(parent: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Tells how far the race is."""
     print(text, file=sys.stderr, flush=True)
 

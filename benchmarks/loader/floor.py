@@ -32,23 +32,23 @@ def fetch(url: str, start: int, end: int, target: Path) -> int:
     ):
         head = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nRange: bytes={start}-{end - 1}\r\n\r\n"
         connection.sendall(head.encode())
-        got = connection.recv_into(view)
-        while (body := buffer.find(b"\r\n\r\n", 0, got)) < 0:
-            got += connection.recv_into(view[got:])
+        received = connection.recv_into(view)
+        while (body := buffer.find(b"\r\n\r\n", 0, received)) < 0:
+            received += connection.recv_into(view[received:])
         status = bytes(buffer[9:12])
         if status != b"206":
             raise RuntimeError(f"the server answered {status!r}")
-        view_of_body = view[body + 4 : got]
+        view_of_body = view[body + 4 : received]
         crc, offset, descriptor = 0, 0, out.fileno()
         while True:
             crc = crc32(view_of_body, crc)
             offset += os.pwrite(descriptor, view_of_body, offset)
             if offset >= end - start:
                 return crc
-            got = connection.recv_into(view)
-            if not got:
+            received = connection.recv_into(view)
+            if not received:
                 raise RuntimeError("the server closed the connection early")
-            view_of_body = view[:got]
+            view_of_body = view[:received]
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def describe() -> dict[str, str]:
         "processor": model,
         "memory": f"{int(memory) / (1 << 20):.0f} GiB",
         "kernel": platform.release(),
-        "shmem_enabled": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        "shmem_enabled": _selected_value("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "python": platform.python_version(),
         "commit": _commit(),
         **versions,
@@ -122,7 +122,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
 
-def _chosen(path: str) -> str:
+def _selected_value(path: str) -> str:
     """Returns the word in brackets of a kernel setting."""
     try:
         text = Path(path).read_text()

@@ -20,14 +20,14 @@ from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 
-SAMPLE_SECONDS = 0.05
+MIN_SAMPLE_INTERVAL = 0.05
 """Shortest time between two looks at memory."""
 
-SAMPLE_SHARE = 0.01
+MAX_SAMPLING_SHARE = 0.01
 """Of one core, the looks at memory take at most this share: the kernel walks page tables for each."""
 
 
-class MemoryWatch(threading.Thread):
+class MemorySampler(threading.Thread):
     """Samples the proportional memory (PSS) of all descendants together, and keeps the peak, in bytes."""
 
     def __init__(self) -> None:
@@ -37,11 +37,11 @@ class MemoryWatch(threading.Thread):
 
     def run(self) -> None:
         """Samples until `stop`."""
-        pause = SAMPLE_SECONDS
+        pause = MIN_SAMPLE_INTERVAL
         while not self._done.wait(pause):
             began = time.thread_time()
             self.peak = max(self.peak, sum(map(pss, descendants(os.getpid()))))
-            pause = max(SAMPLE_SECONDS, (time.thread_time() - began) / SAMPLE_SHARE)
+            pause = max(MIN_SAMPLE_INTERVAL, (time.thread_time() - began) / MAX_SAMPLING_SHARE)
 
     def stop(self) -> None:
         """Ends the sampling."""
@@ -73,7 +73,7 @@ def pss(pid: int) -> int:
 def main() -> None:
     result_path, command = Path(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    watch = MemoryWatch()
+    watch = MemorySampler()
     watch.start()
     with result_path.with_suffix(".out").open("wb") as output, result_path.with_suffix(".err").open("wb") as errors:
         started, clock = time.time(), time.monotonic()

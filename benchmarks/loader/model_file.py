@@ -42,26 +42,26 @@ class ModelFile:
 
 def shapes(size: int) -> dict[str, tuple[int, ...]]:
     """Returns names and shapes of a Llama in bf16 of about `size` bytes: two embeddings and as many layers as fit."""
-    hidden = 4096 if size >= 8 << 30 else 2048 if size >= 1 << 30 else 512
-    wide, narrow, words = hidden * 7 // 2, hidden // 4, hidden * 16
+    hidden_size = 4096 if size >= 8 << 30 else 2048 if size >= 1 << 30 else 512
+    intermediate_size, key_value_size, vocab_size = hidden_size * 7 // 2, hidden_size // 4, hidden_size * 16
     layer = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (narrow, hidden),
-        "self_attn.v_proj": (narrow, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (wide, hidden),
-        "mlp.up_proj": (wide, hidden),
-        "mlp.down_proj": (hidden, wide),
+        "input_layernorm": (hidden_size,),
+        "self_attn.q_proj": (hidden_size, hidden_size),
+        "self_attn.k_proj": (key_value_size, hidden_size),
+        "self_attn.v_proj": (key_value_size, hidden_size),
+        "self_attn.o_proj": (hidden_size, hidden_size),
+        "post_attention_layernorm": (hidden_size,),
+        "mlp.gate_proj": (intermediate_size, hidden_size),
+        "mlp.up_proj": (intermediate_size, hidden_size),
+        "mlp.down_proj": (hidden_size, intermediate_size),
     }
-    layer_bytes = BF16_BYTES * sum(_count(shape) for shape in layer.values())
-    layers = max(1, round((size - 2 * BF16_BYTES * words * hidden) / layer_bytes))
+    layer_bytes = BF16_BYTES * sum(_numel(shape) for shape in layer.values())
+    layers = max(1, round((size - 2 * BF16_BYTES * vocab_size * hidden_size) / layer_bytes))
     return {
-        "model.embed_tokens.weight": (words, hidden),
+        "model.embed_tokens.weight": (vocab_size, hidden_size),
         **{f"model.layers.{n}.{name}.weight": shape for n in range(layers) for name, shape in layer.items()},
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (words, hidden),
+        "model.norm.weight": (hidden_size,),
+        "lm_head.weight": (vocab_size, hidden_size),
     }
 
 
@@ -72,14 +72,14 @@ def make_model(root: Path, size: int) -> ModelFile:
     from tensorizer import TensorSerializer
 
     wanted = shapes(size)
-    largest = max(map(_count, wanted.values()))
+    largest = max(map(_numel, wanted.values()))
     # All tensors are windows into one block, each at another place, so that a large model needs little memory here.
     block = torch.randint(-(1 << 15), 1 << 15, (largest + (1 << 20),), dtype=torch.int16)
     state = {}
     for number, (name, shape) in enumerate(wanted.items()):
         start = number * 4099 % (1 << 20)
-        state[name] = block[start : start + _count(shape)].view(torch.bfloat16).reshape(shape)
-    crcs = {name: crc32(_bytes_of(tensor)) for name, tensor in state.items()}
+        state[name] = block[start : start + _numel(shape)].view(torch.bfloat16).reshape(shape)
+    crcs = {name: crc32(_tensor_bytes(tensor)) for name, tensor in state.items()}
 
     (root / ModelFile.bucket).mkdir(parents=True)
     model = ModelFile(root=root, size=0, crcs=crcs)
@@ -89,17 +89,17 @@ def make_model(root: Path, size: int) -> ModelFile:
 
     header, end = {}, 0
     for name, shape in wanted.items():
-        start, end = end, end + BF16_BYTES * _count(shape)
+        start, end = end, end + BF16_BYTES * _numel(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with model.safetensors.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for tensor in state.values():
-            out.write(_bytes_of(tensor))
+            out.write(_tensor_bytes(tensor))
     return ModelFile(root=root, size=model.tensors.stat().st_size, crcs=crcs)
 
 
-def damage_in_shards(directory: Path, crcs: dict[str, int]) -> str:
+def find_shard_damage(directory: Path, crcs: dict[str, int]) -> str:
     """Returns what is wrong with the safetensors files in `directory`; an empty string when every tensor is right."""
     from isal.isal_zlib import crc32
 
@@ -118,13 +118,13 @@ def damage_in_shards(directory: Path, crcs: dict[str, int]) -> str:
     return f"{len(missing)} tensors are missing" if missing else ""
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _tensor_bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return tensor.view(torch.int16).numpy().data.cast("B")
 
 
-def _count(shape: tuple[int, ...]) -> int:
+def _numel(shape: tuple[int, ...]) -> int:
     count = 1
     for length in shape:
         count *= length

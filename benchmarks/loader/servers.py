@@ -58,26 +58,26 @@ class Server:
     environment: dict[str, str]
     log: Path | None
 
-    def mark(self) -> int:
+    def log_offset(self) -> int:
         """Returns the place in the log up to now."""
         return self.log.stat().st_size if self.log and self.log.exists() else 0
 
-    def requests_since(self, mark: int) -> list[Request]:
+    def requests_since(self, offset: int) -> list[Request]:
         """Returns the requests that came after `mark`, earliest first; none where the server keeps no log."""
         if self.log is None:
             return []
         time.sleep(0.1)  # the last lines are written after the client has its answer
         with self.log.open() as stream:
-            stream.seek(mark)
+            stream.seek(offset)
             requests = [parse_request(line) for line in stream]
         return sorted(requests, key=lambda request: request.time)
 
 
 def parse_request(line: str) -> Request:
     """Reads a line of either log: `END DURATION METHOD STATUS RANGE PATH` or `START METHOD STATUS RANGE PATH`."""
-    moment, *rest = line.split()
-    duration = 0.0 if rest[0].isalpha() else float(rest.pop(0))
-    return Request(time=float(moment) - duration, method=rest[0], path=rest[-1])
+    moment, *fields = line.split()
+    duration = 0.0 if fields[0].isalpha() else float(fields.pop(0))
+    return Request(time=float(moment) - duration, method=fields[0], path=fields[-1])
 
 
 @contextlib.contextmanager

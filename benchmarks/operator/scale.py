@@ -33,14 +33,14 @@ _QUIET = 20.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def _requests(controller: ControllerProcess) -> dict[str, int]:
+def _scrape_requests(controller: ControllerProcess) -> dict[str, int]:
     """Returns the controller's requests to the API server, by verb, resource and code."""
     counts: dict[str, int] = {}
     with urllib.request.urlopen(f"http://127.0.0.1:{controller.health_port}/metrics", timeout=30) as answer:
         for line in answer.read().decode().splitlines():
-            name, brace, rest = line.partition("{")
+            name, brace, remainder = line.partition("{")
             if name == "tonnage_api_requests_total" and brace:
-                labels, _, value = rest.partition("} ")
+                labels, _, value = remainder.partition("} ")
                 found = dict(part.split("=", 1) for part in labels.replace('"', "").split(","))
                 counts[f"{found['verb']} {found['resource']} {found['code']}"] = int(float(value))
     return dict(sorted(counts.items()))
@@ -51,9 +51,9 @@ def _writes(requests: dict[str, int]) -> int:
     return sum(count for what, count in requests.items() if what.startswith(verbs))
 
 
-def _progress(plane: ControlPlane) -> tuple[int, int]:
+def _count_warm(control_plane: ControlPlane) -> tuple[int, int]:
     """Returns how many (object, node) are warm, and how many objects are done."""
-    items = plane.request("GET", f"/apis/tonnage.dev/v1alpha1/namespaces/{_NAMESPACE}/modelweights")["items"]
+    items = control_plane.request("GET", f"/apis/tonnage.dev/v1alpha1/namespaces/{_NAMESPACE}/modelweights")["items"]
     warm = sum(each.get("status", {}).get("nodes", {}).get("warm", 0) for each in items)
     done = [each for each in items if (_condition(each, "Progressing"), _condition(each, "Warm")) == ("False", "True")]
     return warm, len(done)
@@ -79,8 +79,8 @@ def _peak_mib(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def _kubelets(plane: ControlPlane) -> Iterator[int]:
-    command = [sys.executable, str(Path(__file__).parent / "kubelets.py"), str(plane.kubeconfig)]
+def _kubelets(control_plane: ControlPlane) -> Iterator[int]:
+    command = [sys.executable, str(Path(__file__).parent / "kubelets.py"), str(control_plane.kubeconfig)]
     path = os.pathsep.join(str(ROOT / part) for part in ("operator", "loader", "tests", "hack"))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
@@ -93,20 +93,20 @@ def _kubelets(plane: ControlPlane) -> Iterator[int]:
 @contextlib.contextmanager
 def _cluster(nodes: int) -> Iterator[tuple[ControlPlane, Fleet, Path]]:
     with tempfile.TemporaryDirectory() as folder:
-        plane = ControlPlane(Path(folder), find_programs())
+        control_plane = ControlPlane(Path(folder), find_programs())
         try:
-            plane.start()
-            plane.install_crds(ROOT / "crds")
+            control_plane.start()
+            control_plane.install_crds(ROOT / "crds")
             for name in ("tonnage-system", _NAMESPACE):
-                plane.kubectl("create", "namespace", name)
-            fleet = Fleet(plane, _NAMESPACE)
+                control_plane.kubectl("create", "namespace", name)
+            fleet = Fleet(control_plane, _NAMESPACE)
             fleet.add_nodes(*(f"n{index:03d}" for index in range(nodes)))
-            yield plane, fleet, Path(folder)
+            yield control_plane, fleet, Path(folder)
         finally:
-            plane.stop()
+            control_plane.stop()
 
 
-def _converge(plane: ControlPlane, fleet: Fleet, options: argparse.Namespace) -> tuple[float, int]:
+def _converge(control_plane: ControlPlane, fleet: Fleet, options: argparse.Namespace) -> tuple[float, int]:
     """Creates the objects and returns the seconds until all are warm, and how many are."""
     started = time.monotonic()
     for index in range(options.models):
@@ -115,24 +115,24 @@ def _converge(plane: ControlPlane, fleet: Fleet, options: argparse.Namespace) ->
     done = 0
     while done < options.models and time.monotonic() - started < options.limit:
         time.sleep(5)
-        warm, done = _progress(plane)
+        warm, done = _count_warm(control_plane)
         print(f"{time.monotonic() - started:.0f} s: {warm} warm, {done} done", file=sys.stderr)
     return time.monotonic() - started, done
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs one convergence and returns what it took."""
-    with _cluster(options.nodes) as (plane, fleet, folder), _kubelets(plane) as kubelets:
-        controller = ControllerProcess(plane, folder, health_port=free_ports(1)[0])
+    with _cluster(options.nodes) as (control_plane, fleet, folder), _kubelets(control_plane) as kubelets:
+        controller = ControllerProcess(control_plane, folder, health_port=free_ports(1)[0])
         with controller:
-            pids = {**plane.pids(), "kubelets": kubelets, "controller": controller.pid}
+            pids = {**control_plane.pids(), "kubelets": kubelets, "controller": controller.pid}
             before = _processor_seconds(pids)
-            seconds, done = _converge(plane, fleet, options)
+            seconds, done = _converge(control_plane, fleet, options)
             after = _processor_seconds(pids)
-            peak, requests = _peak_mib(controller.pid), _requests(controller)
+            peak, requests = _peak_mib(controller.pid), _scrape_requests(controller)
         with controller:
             time.sleep(_QUIET)
-            again = _writes(_requests(controller))
+            again = _writes(_scrape_requests(controller))
     return {
         "models": options.models,
         "nodes": options.nodes,

@@ -37,7 +37,7 @@ def _review(namespace: str) -> bytes:
     return json.dumps({"request": request}).encode()
 
 
-async def _drive(webhook: WebhookThread, namespace: str, rate: float, seconds: float) -> list[float]:
+async def _post_reviews(webhook: WebhookThread, namespace: str, rate: float, seconds: float) -> list[float]:
     context = ssl.create_default_context()
     webhook.ca.configure_trust(context)
     times: list[float] = []
@@ -59,7 +59,7 @@ async def _drive(webhook: WebhookThread, namespace: str, rate: float, seconds: f
     return sorted(times)
 
 
-def _share_within(webhook: WebhookThread, bound: float) -> float:
+def _fraction_within(webhook: WebhookThread, bound: float) -> float:
     counts: dict[float, float] = {}
     for metric in webhook.webhook.metrics.admission_seconds.collect():
         for sample in metric.samples:
@@ -71,25 +71,25 @@ def _share_within(webhook: WebhookThread, bound: float) -> float:
 def run(rate: float, seconds: float) -> dict[str, Any]:
     """Runs once and returns milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
-        plane = ControlPlane(Path(folder), find_programs())
+        control_plane = ControlPlane(Path(folder), find_programs())
         try:
-            plane.start()
-            plane.install_crds(ROOT / "crds")
-            plane.kubectl("create", "namespace", "bench")
-            fleet = Fleet(plane, "bench")
+            control_plane.start()
+            control_plane.install_crds(ROOT / "crds")
+            control_plane.kubectl("create", "namespace", "bench")
+            fleet = Fleet(control_plane, "bench")
             body = fleet.create({"placement": {"prewarm": "None"}})
-            seen = parse_resolve_report(
+            resolved = parse_resolve_report(
                 objects.resolved_report(bucket="bench", count=30), parse_model_weights(body), now="2026-01-01T00:00:00Z"
             )
-            if not isinstance(seen, SeenRevision):
-                raise SystemExit(f"The report was refused: {seen}")
-            body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}
-            plane.request("PUT", fleet.path() + "/status", body)
-            with WebhookThread(admin_access(plane), installation(), Path(folder)) as webhook:
-                times = asyncio.run(_drive(webhook, "bench", rate, seconds))
-                share = _share_within(webhook, 0.02)
+            if not isinstance(resolved, SeenRevision):
+                raise SystemExit(f"The report was refused: {resolved}")
+            body["status"] = {"resolved": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)}
+            control_plane.request("PUT", fleet.path() + "/status", body)
+            with WebhookThread(admin_access(control_plane), installation(), Path(folder)) as webhook:
+                times = asyncio.run(_post_reviews(webhook, "bench", rate, seconds))
+                share = _fraction_within(webhook, 0.02)
         finally:
-            plane.stop()
+            control_plane.stop()
     return {
         "rate": rate,
         "reviews": len(times),

@@ -36,7 +36,7 @@ STEPS = 9
 BUCKET = "models"
 PREFIX = "demo-llama/"
 SOURCE = f"s3://{BUCKET}/{PREFIX}"
-KILL_AT = 0.4
+KILL_FRACTION = 0.4
 """Part of the bytes after which the load is killed."""
 SLOW_SECONDS = 8
 """How long the load that is killed would take."""
@@ -50,35 +50,35 @@ class DemoFailed(Exception):
     """Something was not as it must be."""
 
 
-class Narrator:
+class StepPrinter:
     """Announces steps, and indents what belongs to them."""
 
     def __init__(self) -> None:
         self._step = 0
         self._bold, self._dim, self._plain = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
-    def step(self, sentence: str) -> None:
+    def print_step(self, sentence: str) -> None:
         """Begins the next step."""
         self._step += 1
         print(f"\n{self._bold}{self._step}/{STEPS} {sentence}{self._plain}", flush=True)
 
-    def tell(self, text: str) -> None:
+    def print_details(self, text: str) -> None:
         """Says something within a step."""
         print("\n".join(f"    {line}" for line in text.splitlines()), flush=True)
 
-    def command(self, arguments: list[str]) -> None:
+    def print_command(self, arguments: list[str]) -> None:
         """Shows a command line as a person would type it."""
         print(f"    {self._dim}$ {' '.join(arguments)}{self._plain}", flush=True)
 
 
-class Tonnage:
+class TonnageCli:
     """Runs `tonnage` with the server's environment, as a person would in a shell."""
 
-    def __init__(self, environment: Mapping[str, str], cache: Path, narrator: Narrator, *, segment_size: str) -> None:
+    def __init__(self, environment: Mapping[str, str], cache: Path, printer: StepPrinter, *, segment_size: str) -> None:
         self._environment = {**os.environ, **environment}
         self._cache = cache
         self._source = [SOURCE, "--segment-size", segment_size]
-        self._narrator = narrator
+        self._printer = printer
         self._program = str(Path(sys.executable).with_name("tonnage"))
 
     def load(self, *options: str) -> tuple[dict[str, Any], float]:
@@ -91,9 +91,9 @@ class Tonnage:
 
     def show(self, *arguments: str) -> None:
         """Runs another command and shows what it prints."""
-        self._narrator.tell(self._run(*arguments))
+        self._printer.print_details(self._run(*arguments))
 
-    def kill_in_the_middle(self, total: int) -> None:
+    def kill_mid_load(self, total: int) -> None:
         """Loads slowly, and kills the process (SIGKILL) part of the way; on a terminal the bar is seen until then."""
         watched = sys.stderr.isatty()
         kind = "bar" if watched else "json"
@@ -105,10 +105,10 @@ class Tonnage:
         ) as process:
             try:
                 if process.stderr:
-                    next((line for line in process.stderr if loaded_bytes(line) > KILL_AT * total), "")
+                    next((line for line in process.stderr if loaded_bytes(line) > KILL_FRACTION * total), "")
                 else:
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(KILL_AT * SLOW_SECONDS)
+                        process.wait(KILL_FRACTION * SLOW_SECONDS)
                 killed = process.poll() is None
             finally:
                 process.kill()
@@ -118,7 +118,7 @@ class Tonnage:
 
     def _arguments(self, command: str, *arguments: str) -> list[str]:
         whole = [command, *arguments, "--cache", str(self._cache)]
-        self._narrator.command(["tonnage", *whole])
+        self._printer.print_command(["tonnage", *whole])
         return whole
 
     def _run(self, command: str, *arguments: str) -> str:
@@ -144,59 +144,63 @@ def loaded_bytes(line: str) -> int:
     return int(progress.get("loaded_bytes", 0))
 
 
-def tell_story(work: Path, narrator: Narrator, *, small: bool) -> None:
+def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
     """The steps, one after the other."""
-    narrator.step("Start a real S3 server (SeaweedFS) on this machine.")
-    with seaweed(work / "s3") as server:
-        narrator.tell(f"It answers at {server.endpoint}.")
+    printer.print_step("Start a real S3 server (SeaweedFS) on this machine.")
+    with seaweed_server(work / "s3") as server:
+        printer.print_details(f"It answers at {server.endpoint}.")
 
-        narrator.step("Make a model and a tokenizer with transformers, and serialize them with tensorizer.")
+        printer.print_step("Make a model and a tokenizer with transformers, and serialize them with tensorizer.")
         model, tokenizer = make_files(work / "files", small=small)
         original = dict(model.state_dict())
         total = sum(file.stat().st_size for file in (work / "files").iterdir())
-        narrator.tell(tree(work / "files"))
-        narrator.tell(f"{len(original)} tensors: {dtypes_of(original)}.")
+        printer.print_details(tree(work / "files"))
+        printer.print_details(f"{len(original)} tensors: {dtypes_of(original)}.")
 
-        narrator.step(f"Upload the folder to {SOURCE} with boto3, as anybody does.")
+        printer.print_step(f"Upload the folder to {SOURCE} with boto3, as anybody does.")
         server.client().create_bucket(Bucket=BUCKET)
         server.put(BUCKET, {PREFIX + file.name: file for file in sorted((work / "files").iterdir())})
-        narrator.tell(f"{megabytes(total)} uploaded.")
+        printer.print_details(f"{megabytes(total)} uploaded.")
 
         segment_size = "16MiB" if small else "128MiB"  # so that there are several, as in a large model
-        tonnage = Tonnage(server.environment(), work / "cache", narrator, segment_size=segment_size)
-        narrator.step("Load it into a cache: in parallel, every tensor's checksum verified while it arrives.")
+        tonnage = TonnageCli(server.environment(), work / "cache", printer, segment_size=segment_size)
+        printer.print_step("Load it into a cache: in parallel, every tensor's checksum verified while it arrives.")
         report, seconds = tonnage.load()
         expect(report["outcome"] == "loaded" and report["verified"] == "crc32", f"an unexpected report: {report}")
         rate = report["bytes"] / report["seconds"] / 1e9
-        narrator.tell(f"{megabytes(report['bytes'])} in {report['seconds']:.2f} s ({rate:.2f} GB/s).")
-        narrator.tell(f"What lies in {report['path']}:")
-        narrator.tell(tree(Path(report["path"])))
+        printer.print_details(f"{megabytes(report['bytes'])} in {report['seconds']:.2f} s ({rate:.2f} GB/s).")
+        printer.print_details(f"What lies in {report['path']}:")
+        printer.print_details(tree(Path(report["path"])))
 
-        narrator.step("Load it again: nothing is downloaded, access and sizes are checked.")
+        printer.print_step("Load it again: nothing is downloaded, access and sizes are checked.")
         report, seconds = tonnage.load()
         expect(report["outcome"] == "hit" and report["downloaded_bytes"] == 0, f"no hit: {report}")
-        narrator.tell(f"A hit, in {1000 * seconds:.0f} ms for the whole process.")
+        printer.print_details(f"A hit, in {1000 * seconds:.0f} ms for the whole process.")
 
-        narrator.step("Read it with safetensors and with transformers, and compare every tensor with the original.")
-        compare_tensors(Path(report["path"]), original, narrator)
-        compare_model(Path(report["path"]), model, tokenizer, narrator)
+        printer.print_step(
+            "Read it with safetensors and with transformers, and compare every tensor with the original."
+        )
+        compare_tensors(Path(report["path"]), original, printer)
+        compare_model(Path(report["path"]), model, tokenizer, printer)
 
-        narrator.step("Remove it, load it again slowly, and kill -9 the load in the middle.")
+        printer.print_step("Remove it, load it again slowly, and kill -9 the load in the middle.")
         tonnage.show("rm", "--all")
-        tonnage.kill_in_the_middle(total)
-        narrator.tell("Killed.")
+        tonnage.kill_mid_load(total)
+        printer.print_details("Killed.")
         visible = list((work / "cache").glob("*/model/*"))
         expect(not visible, f"a half-written model can be seen: {visible}")
-        narrator.tell("No engine can see a half-written model: nothing is in the entry's model folder.")
+        printer.print_details("No engine can see a half-written model: nothing is in the entry's model folder.")
 
-        narrator.step("Load once more: it goes on where the killed one stopped.")
+        printer.print_step("Load once more: it goes on where the killed one stopped.")
         report, seconds = tonnage.load("--part-size", "1MiB")
         kept, fetched = report["resumed_bytes"], report["downloaded_bytes"]
         expect(report["outcome"] == "loaded" and kept > 0 and fetched > 0, f"nothing was resumed: {report}")
-        narrator.tell(f"{megabytes(kept)} were on disk and kept (resumed_bytes), {megabytes(fetched)} downloaded.")
-        compare_tensors(Path(report["path"]), original, narrator)
+        printer.print_details(
+            f"{megabytes(kept)} were on disk and kept (resumed_bytes), {megabytes(fetched)} downloaded."
+        )
+        compare_tensors(Path(report["path"]), original, printer)
 
-        narrator.step("Look at the cache, and remove the entry.")
+        printer.print_step("Look at the cache, and remove the entry.")
         tonnage.show("ls")
         tonnage.show("rm", "--all")
         expect(not Path(report["path"]).exists() or not any(Path(report["path"]).iterdir()), "something is left")
@@ -204,7 +208,7 @@ def tell_story(work: Path, narrator: Narrator, *, small: bool) -> None:
 
 
 @contextlib.contextmanager
-def seaweed(directory: Path) -> Iterator[SeaweedS3]:
+def seaweed_server(directory: Path) -> Iterator[SeaweedS3]:
     """A running server, stopped at the end."""
     from support.s3_server import start_seaweed
 
@@ -226,7 +230,7 @@ def make_files(directory: Path, *, small: bool) -> tuple[LlamaForCausalLM, PreTr
     return model, tokenizer
 
 
-def compare_tensors(directory: Path, original: Mapping[str, torch.Tensor], narrator: Narrator) -> None:
+def compare_tensors(directory: Path, original: Mapping[str, torch.Tensor], printer: StepPrinter) -> None:
     """Reads every shard with safetensors and demands the original tensors, bit for bit."""
     import torch
     from safetensors import safe_open
@@ -240,11 +244,11 @@ def compare_tensors(directory: Path, original: Mapping[str, torch.Tensor], narra
                 same = same and torch.equal(read.view(-1).view(torch.uint8), expected.view(-1).view(torch.uint8))
                 expect(same, f"{name} in {file.name} is not the original")
     expect(not missing, f"{len(missing)} tensors are missing, {next(iter(missing), '')} among them")
-    narrator.tell(f"safetensors: {len(original)} tensors, all as the originals, bit for bit.")
+    printer.print_details(f"safetensors: {len(original)} tensors, all as the originals, bit for bit.")
 
 
 def compare_model(
-    directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, narrator: Narrator
+    directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, printer: StepPrinter
 ) -> None:
     """Has transformers load the folder, and demands the same parameters, tokens and logits."""
     import torch
@@ -264,7 +268,7 @@ def compare_model(
         expected, logits = model(tokens).logits, loaded(tokens).logits
     expect(torch.equal(expected, logits), "the logits differ")
     shape = " × ".join(map(str, logits.shape))
-    narrator.tell(f"transformers: {len(ours)} parameters and the logits ({shape}) of a sentence, all equal.")
+    printer.print_details(f"transformers: {len(ours)} parameters and the logits ({shape}) of a sentence, all equal.")
 
 
 def tree(directory: Path) -> str:
@@ -290,7 +294,7 @@ def expect(condition: bool, what: str) -> None:  # noqa: FBT001  # as assert
         raise DemoFailed(what)
 
 
-def place() -> str:
+def default_parent() -> str:
     """Returns where the temporary directory goes: shared memory where there is room, else the disk."""
     shared = Path("/dev/shm")
     with contextlib.suppress(OSError):
@@ -307,10 +311,10 @@ def main() -> int:
     warnings.filterwarnings("ignore")  # of torch and transformers; this is no test of theirs
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
     with tempfile.TemporaryDirectory(
-        prefix="tonnage-demo-", dir=arguments.directory or place(), ignore_cleanup_errors=True
+        prefix="tonnage-demo-", dir=arguments.directory or default_parent(), ignore_cleanup_errors=True
     ) as work:
         try:
-            tell_story(Path(work), Narrator(), small=arguments.small)
+            run_demo(Path(work), StepPrinter(), small=arguments.small)
         except DemoFailed as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)
             return 1

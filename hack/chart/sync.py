@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "tonnage"
 
 
-def wanted() -> dict[Path, str]:
+def generated_files() -> dict[Path, str]:
     """Returns the text that each generated file should have, ``crds/`` included."""
     from tonnage_operator.api import crd
 
@@ -26,20 +26,20 @@ def wanted() -> dict[Path, str]:
     return files
 
 
-def stale() -> list[Path]:
+def stale_files() -> list[Path]:
     """Returns the files in the chart that nothing makes any more."""
-    return sorted(set((CHART / "files").rglob("*.yaml")) - set(wanted()))
+    return sorted(set((CHART / "files").rglob("*.yaml")) - set(generated_files()))
 
 
 def main() -> int:
     """Writes what differs, removes what is stale, and names both."""
     sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "loader")]
-    for path, text in wanted().items():
+    for path, text in generated_files().items():
         if not path.exists() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             sys.stdout.write(f"wrote {path.relative_to(ROOT)}\n")
-    for path in stale():
+    for path in stale_files():
         path.unlink()
         sys.stdout.write(f"removed {path.relative_to(ROOT)}\n")
     return 0

@@ -33,7 +33,7 @@ class Value:
     text: str
 
 
-class Undocumented(Exception):
+class MissingDescription(Exception):
     """A value has no description; the text names it."""
 
 
@@ -49,7 +49,7 @@ def values(source: str) -> list[Value]:
     lines = source.splitlines()
     root = yaml.compose(source, Loader=yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):
-        raise Undocumented("values.yaml is no mapping")
+        raise MissingDescription("values.yaml is no mapping")
     return list(_walk(root, yaml.safe_load(source), lines, ""))
 
 
@@ -62,7 +62,7 @@ def _walk(node: yaml.MappingNode, data: dict[str, Any], lines: list[str], above:
         elif isinstance(child, yaml.MappingNode) and child.value:
             yield from _walk(child, data[key.value], lines, f"{path}.")
         else:
-            raise Undocumented(f"{path} has no comment that begins with `# --`")
+            raise MissingDescription(f"{path} has no comment that begins with `# --`")
 
 
 def _comment(lines: list[str], line: int) -> str:
@@ -90,8 +90,8 @@ def table(found: list[Value]) -> str:
 
 def page(text: str) -> str:
     """Returns the page with the present table in the place of the old one."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, _, remainder = text.partition(BEGIN)
+    _, _, after = remainder.partition(END)
     return f"{before}{BEGIN}\n\n{table(values(VALUES.read_text()))}\n\n{END}{after}"
 
 

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from cluster_support.images import Lacking as ImagesLacking
-from demo_cluster.installed import story_cluster, up
-from demo_cluster.story import DemoFailed, tell_story
+from demo_cluster.installed import cluster_for_walkthrough, start_demo_cluster
+from demo_cluster.story import DemoFailed, run_walkthrough
 from local_cluster.__main__ import default_folder
 from local_cluster.errors import LocalClusterError
 
@@ -22,10 +22,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tonnage-demo-", ignore_cleanup_errors=True) as work:
         try:
             if arguments.command == "up":
-                up(arguments.folder, Path(work), small=arguments.small)
+                start_demo_cluster(arguments.folder, Path(work), small=arguments.small)
             else:
-                with story_cluster(arguments.folder, Path(work)) as site:
-                    tell_story(site, Path(work) / "models", small=arguments.small)
+                with cluster_for_walkthrough(arguments.folder, Path(work)) as site:
+                    run_walkthrough(site, Path(work) / "models", small=arguments.small)
                 print("\nAll of it was as it must be.")
         except (DemoFailed, LocalClusterError, ImagesLacking) as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)

@@ -25,18 +25,18 @@ PREFIX = "quickstart/"
 _INSTALL = "helm upgrade --install tonnage charts/tonnage -n tonnage-system --create-namespace --wait"
 
 
-def up(folder: Path, work: Path, *, small: bool) -> None:
+def start_demo_cluster(folder: Path, work: Path, *, small: bool) -> None:
     """Starts a cluster that stays, with Tonnage and a model in a bucket, and says what to do with it.
 
     It may be repeated: then Tonnage is upgraded to what the sources are now.
     """
     images = build_images()
-    cluster = _standing(folder)
+    cluster = _running_cluster(folder)
     if cluster is None:
         print("Starting a real one-node Kubernetes, with an S3 server beside it …", flush=True)
         cluster = start(folder, keep=True)
     site = install(cluster, work, images)
-    put_model(site, work / "model", "v1", PREFIX, small=small)
+    upload_model(site, work / "model", "v1", PREFIX, small=small)
     manifest = folder / "quickstart.yaml"
     manifest.write_text(quickstart(site, PREFIX))
     print(f"""
@@ -51,10 +51,10 @@ The manifest is examples/quickstart.yaml with this cluster's bucket and keys.
 
 
 @contextlib.contextmanager
-def story_cluster(folder: Path, work: Path) -> Iterator[Site]:
+def cluster_for_walkthrough(folder: Path, work: Path) -> Iterator[Site]:
     """The cluster that stays, where it runs; else one of the story's own, which ends with it."""
     images = build_images()
-    if cluster := _standing(folder):
+    if cluster := _running_cluster(folder):
         print(f"Using the cluster in {folder}.", flush=True)
         yield install(cluster, work, images)
         return
@@ -77,7 +77,7 @@ def install(cluster: Cluster, work: Path, images: Images) -> Site:
     return site
 
 
-def put_model(site: Site, folder: Path, version: str, prefix: str, *, small: bool) -> int:
+def upload_model(site: Site, folder: Path, version: str, prefix: str, *, small: bool) -> int:
     """Makes a model as training would leave it, puts it into the bucket and returns its bytes."""
     script = Path(__file__).with_name("write_model.py")
     command = [sys.executable, "-W", "ignore", str(script), str(folder), version]
@@ -87,8 +87,8 @@ def put_model(site: Site, folder: Path, version: str, prefix: str, *, small: boo
     return sum(path.stat().st_size for path in files.values())
 
 
-def _standing(folder: Path) -> Cluster | None:
+def _running_cluster(folder: Path) -> Cluster | None:
     with contextlib.suppress(errors.NotRunning):
         cluster = attach(folder)
-        return cluster if cluster.runs else None
+        return cluster if cluster.is_running else None
     return None

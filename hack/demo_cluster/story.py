@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster_support.pods import Pod
 from cluster_support.site import BUCKET
-from demo_cluster.installed import put_model
+from demo_cluster.installed import upload_model
 from demo_cluster.manifests import NAMESPACE, deployment, model_weights
 
 if TYPE_CHECKING:
@@ -26,117 +26,119 @@ class DemoFailed(Exception):
     """Something was not as it must be."""
 
 
-class Narrator:
+class StepPrinter:
     """Announces steps, and indents what belongs to them."""
 
     def __init__(self) -> None:
         self._step = 0
         self._bold, self._dim, self._plain = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
-    def step(self, sentence: str) -> None:
+    def print_step(self, sentence: str) -> None:
         """Begins the next step."""
         self._step += 1
         print(f"\n{self._bold}{self._step}/{STEPS} {sentence}{self._plain}", flush=True)
 
-    def tell(self, text: str) -> None:
+    def print_details(self, text: str) -> None:
         """Says something within a step."""
         print("\n".join(f"    {line}".rstrip() for line in text.splitlines()), flush=True)
 
-    def command(self, line: str) -> None:
+    def print_command(self, line: str) -> None:
         """Shows a command line as a person would type it."""
         print(f"    {self._dim}$ {line}{self._plain}", flush=True)
 
 
-class Story:
+class Walkthrough:
     """The steps, on a cluster with Tonnage."""
 
     def __init__(self, site: Site, folder: Path, *, small: bool) -> None:
         self._site = site
         self._folder = folder
         self._small = small
-        self._narrator = Narrator()
+        self._printer = StepPrinter()
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Tells it all."""
-        step = self._narrator.step
+        step = self._printer.print_step
         step("Two versions of a model, serialized by tensorizer, go into a bucket.")
-        self._fill_bucket()
+        self._upload_models()
         step("Name the model: a ModelWeights, which warms every node that matches.")
-        first = self._warm()
+        first = self._prewarm()
         step(f"Ask for it: {REPLICAS} replicas, one annotation. All find it on the node.")
-        self._serve(first)
+        self._deploy_replicas(first)
         step("Look at it.")
         self._kubectl("get", "mw,pods", "-n", NAMESPACE)
         self._kubectl("get", "nodecaches")
         step("Roll to a new version: the node is warmed first, then pods are replaced one by one.")
-        second = self._roll(first)
+        second = self._roll_out_new_version(first)
         step("The old version goes when its last pod is gone.")
-        self._until_emptied(first)
+        self._wait_until_evicted(first)
         self._kubectl("get", "nodecaches")
         step("Delete it all: the node is clean.")
-        self._leave(second)
+        self._clean_up(second)
 
-    def _fill_bucket(self) -> None:
+    def _upload_models(self) -> None:
         for version in ("v1", "v2"):
-            size = put_model(self._site, self._folder / version, version, f"demo/{version}/", small=self._small)
-            self._narrator.tell(f"s3://{BUCKET}/demo/{version}/: {size / 1e6:.0f} MB")
+            size = upload_model(self._site, self._folder / version, version, f"demo/{version}/", small=self._small)
+            self._printer.print_details(f"s3://{BUCKET}/demo/{version}/: {size / 1e6:.0f} MB")
 
-    def _warm(self) -> str:
+    def _prewarm(self) -> str:
         self._kubectl("apply", "-f", "model.yaml", text=model_weights(self._site, "v1"))
-        revision = self._watch("Warm")
-        sent = self._served("v1") / 1e6
-        self._narrator.tell(f"{sent:.0f} MB came from the bucket, and every tensor's checksum was verified on the way.")
+        revision = self._watch_until("Warm")
+        sent = self._bytes_served("v1") / 1e6
+        self._printer.print_details(
+            f"{sent:.0f} MB came from the bucket, and every tensor's checksum was verified on the way."
+        )
         return revision
 
-    def _serve(self, revision: str) -> None:
-        before = self._served("v1")
+    def _deploy_replicas(self, revision: str) -> None:
+        before = self._bytes_served("v1")
         self._kubectl("apply", "-f", "server.yaml", text=deployment(self._site, REPLICAS))
         self._kubectl("rollout", "status", "-n", NAMESPACE, "deployment/server")
-        self._show_replicas(revision)
-        self._expect(self._served("v1") == before, "a replica downloaded the model again")
-        self._narrator.tell("Nothing more was downloaded.")
+        self._check_replicas(revision)
+        self._expect(self._bytes_served("v1") == before, "a replica downloaded the model again")
+        self._printer.print_details("Nothing more was downloaded.")
 
-    def _roll(self, old: str) -> str:
+    def _roll_out_new_version(self, old: str) -> str:
         patch = '{"spec":{"source":{"s3":{"prefix":"demo/v2/"}}}}'
         self._kubectl("patch", "mw", "-n", NAMESPACE, "demo", "--type=merge", "-p", patch)
-        new = self._watch("Warm", other_than=old)
+        new = self._watch_until("Warm", other_than=old)
         self._kubectl("rollout", "restart", "-n", NAMESPACE, "deployment/server")
         self._kubectl("rollout", "status", "-n", NAMESPACE, "deployment/server")
-        self._show_replicas(new)
+        self._check_replicas(new)
         return new
 
-    def _leave(self, last: str) -> None:
+    def _clean_up(self, last: str) -> None:
         self._kubectl("delete", "-n", NAMESPACE, "deployment/server", "modelweights/demo")
-        self._until_emptied(last)
+        self._wait_until_evicted(last)
         self._kubectl("get", "nodecaches")
-        self._narrator.tell("No weights are left in the node's memory.")
+        self._printer.print_details("No weights are left in the node's memory.")
 
     def _kubectl(self, *arguments: str, text: str = "") -> None:
         """Shows and runs a command, and shows its output; ``text`` is what the file is that it names."""
         shown = " ".join(f"'{each}'" if "{" in each else each for each in arguments)
-        self._narrator.command(f"kubectl {shown}")
+        self._printer.print_command(f"kubectl {shown}")
         if text:
             arguments = tuple("-" if each.endswith(".yaml") else each for each in arguments)
-        self._narrator.tell(self._site.kubectl(*arguments, stdin=text or None, timeout=180))
+        self._printer.print_details(self._site.kubectl(*arguments, stdin=text or None, timeout=180))
 
-    def _watch(self, condition: str, *, other_than: str = "") -> str:
+    def _watch_until(self, condition: str, *, other_than: str = "") -> str:
         """Shows how the object comes along until it has a condition; returns its revision."""
-        self._narrator.command(f"kubectl get mw -n {NAMESPACE} -w")
-        self._narrator.tell(_COLUMNS.format("READY", "REVISION", "SIZE", "WARM", "PROGRESS", "ETA"))
-        said = ""
+        self._printer.print_command(f"kubectl get mw -n {NAMESPACE} -w")
+        self._printer.print_details(_COLUMNS.format("READY", "REVISION", "SIZE", "WARM", "PROGRESS", "ETA"))
+        last_row = ""
         for found in self._site.api.watch("ModelWeights", "demo", NAMESPACE, within=180):
             if found is None or "status" not in found:
                 continue
-            if (line := row(found["status"])) != said:
-                self._narrator.tell(line)
-                said = line
+            if (line := row(found["status"])) != last_row:
+                self._printer.print_details(line)
+                last_row = line
             revision = (found["status"].get("resolved") or {}).get("revision", "")
             current = found["status"].get("observedGeneration") == found["metadata"]["generation"]
-            if current and revision not in {"", other_than} and state_of(found["status"], condition) == "True":
+            if current and revision not in {"", other_than} and condition_status(found["status"], condition) == "True":
                 return str(revision)
         raise DemoFailed(f"the object did not become {condition}")
 
-    def _show_replicas(self, revision: str) -> None:
+    def _check_replicas(self, revision: str) -> None:
         """Shows what each replica's start took; all must have attached to what was on the node already."""
         for body in self._site.api.list("Pod", NAMESPACE, labelSelector="app=server"):
             if "deletionTimestamp" in body["metadata"]:
@@ -147,20 +149,20 @@ class Story:
             self._expect(report.downloaded_bytes == 0, f"{pod.name} downloaded {report.downloaded_bytes} bytes")
             self._expect(report.revision == revision, f"{pod.name} has {report.revision}")
             self._expect("serving" in pod.logs(), f"{pod.name} does not serve")
-            self._narrator.tell(
+            self._printer.print_details(
                 f"{pod.name}: a {report.outcome}, {1000 * took.loader:.0f} ms of loader; "
                 f"the server started {1000 * took.init:.0f} ms after it did"
             )
 
-    def _until_emptied(self, revision: str) -> None:
-        def holds(body: Object) -> bool:
+    def _wait_until_evicted(self, revision: str) -> None:
+        def is_evicted(body: Object) -> bool:
             return revision not in {each["name"] for each in body["status"].get("entries") or ()}
 
-        self._site.api.until("NodeCache", self._site.node, "", holds, within=120, what=f"{revision} to go")
+        self._site.api.until("NodeCache", self._site.node, "", is_evicted, within=120, what=f"{revision} to go")
         left = list((self._site.media["Memory"] / revision).glob("model/*"))
         self._expect(not left, f"files are left: {left}")
 
-    def _served(self, version: str) -> int:
+    def _bytes_served(self, version: str) -> int:
         return self._site.storage.bytes_served(BUCKET, f"demo/{version}/model.tensors")
 
     def _expect(self, condition: bool, what: str) -> None:  # noqa: FBT001  # as assert
@@ -168,7 +170,7 @@ class Story:
             raise DemoFailed(what)
 
 
-def state_of(status: Object, condition: str) -> str:
+def condition_status(status: Object, condition: str) -> str:
     """Returns the status of a condition; empty while there is none."""
     return next((each["status"] for each in status.get("conditions") or () if each["type"] == condition), "")
 
@@ -176,11 +178,11 @@ def state_of(status: Object, condition: str) -> str:
 def row(status: Object) -> str:
     """Returns the columns that ``kubectl get`` has."""
     resolved, nodes, progress = (status.get(key) or {} for key in ("resolved", "nodes", "progress"))
-    columns = (state_of(status, "Ready"), resolved.get("revision"), status.get("size"), nodes.get("summary"))
+    columns = (condition_status(status, "Ready"), resolved.get("revision"), status.get("size"), nodes.get("summary"))
     return _COLUMNS.format(*(each or "" for each in (*columns, status.get("progressSummary"), progress.get("eta"))))
 
 
-def tell_story(site: Site, folder: Path, *, small: bool) -> None:
+def run_walkthrough(site: Site, folder: Path, *, small: bool) -> None:
     """Tells the story on a cluster that has Tonnage, and takes back what it made there.
 
     Raises:
@@ -188,7 +190,7 @@ def tell_story(site: Site, folder: Path, *, small: bool) -> None:
     """
     try:
         site.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        Story(site, folder, small=small).tell()
+        Walkthrough(site, folder, small=small).run()
     finally:
         site.api.delete("Namespace", NAMESPACE)
         for found in site.s3.list_objects_v2(Bucket=BUCKET, Prefix="demo/").get("Contents", ()):

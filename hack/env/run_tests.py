@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-SIDE_BY_SIDE = {
+PARALLEL_RUNS = {
     "node": ["cluster", "images", "docs"],
     "operator": ["controller", "chart"],
 }
 """Folders of tests by lane; lanes should take about as long as each other. What isn't named runs alone, and first."""
-SECONDS_BETWEEN_SIGNS = 60
+PROGRESS_INTERVAL_SECONDS = 60
 COUNTED = ("passed", "failed", "error", "skipped")
 
 
 @dataclass
-class Lane:
+class PytestRun:
     """One pytest and what it printed."""
 
     name: str
@@ -48,13 +48,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # A shell that runs this in the background has it ignore interrupts, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    taken = {folder for folders in SIDE_BY_SIDE.values() for folder in folders}
+    parallel_folders = {folder for folders in PARALLEL_RUNS.values() for folder in folders}
     tests = sorted([*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("*/*/test_*.py")])
-    alone = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - taken)
-    alone += sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+    serial_folders = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - parallel_folders)
+    serial_folders += sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
     folder = Path(tempfile.mkdtemp(prefix="tonnage-tests-"))
     counts: Counter[str] = Counter()
-    codes = run(folder, {"alone": alone}, counts) + run(folder, SIDE_BY_SIDE, counts)
+    codes = run(folder, {"alone": serial_folders}, counts) + run(folder, PARALLEL_RUNS, counts)
     if any(codes):
         print(f"tests: what the tests wrote is in {folder}")
     else:
@@ -76,8 +76,8 @@ def run(folder: Path, lanes: dict[str, list[str]], counts: Counter[str]) -> list
                 codes.append(lane.process.returncode)
                 text = lane.output.read_text(errors="replace")
                 print(f"tests: {lane.name}, {time.monotonic() - began:.0f} s\n{text}", flush=True)
-                counts.update(closing_counts(text))
-            if running and time.monotonic() - sign >= SECONDS_BETWEEN_SIGNS:
+                counts.update(parse_summary_counts(text))
+            if running and time.monotonic() - sign >= PROGRESS_INTERVAL_SECONDS:
                 sign = time.monotonic()
                 print(f"tests: {sign - began:.0f} s: {', '.join(lane.progress for lane in running)}", flush=True)
             time.sleep(0.2)
@@ -90,20 +90,20 @@ def run(folder: Path, lanes: dict[str, list[str]], counts: Counter[str]) -> list
     return codes
 
 
-def closing_counts(text: str) -> Counter[str]:
+def parse_summary_counts(text: str) -> Counter[str]:
     """Returns what pytest's closing line counts, by outcome."""
     lines = text.strip().splitlines() or [""]
     found = re.findall(r"(\d+) (\w+)", lines[-1])
     return Counter({word.removesuffix("s"): int(number) for number, word in found if word.removesuffix("s") in COUNTED})
 
 
-def _start(folder: Path, name: str, paths: list[str]) -> Lane:
+def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     output = folder / f"{name}.log"
     # Folders of their own: side by side, pytests would clear each other's away.
     command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *(f"tests/{path}" for path in paths)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
-    return Lane(name, process, output)
+    return PytestRun(name, process, output)
 
 
 def _interrupt(*_: object) -> NoReturn:

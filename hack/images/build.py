@@ -41,18 +41,18 @@ _KEPT_SECONDS = 600.0
 Result = dict[str, Any]
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tonnage" / "images"
     try:
-        result = obtain(options, cache)
-    except host.Lacking as error:
-        host.say(str(error))
-        return host.EXIT_LACKING
+        result = get_or_build(options, cache)
+    except host.MissingRequirement as error:
+        host.log(str(error))
+        return host.EXIT_MISSING_REQUIREMENT
     except engines.BuildFailed as error:
-        host.say(str(error))
+        host.log(str(error))
         return 1
     if options.format == "json":
         print(json.dumps(result, indent=2))
@@ -76,32 +76,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def obtain(options: argparse.Namespace, cache: Path) -> Result:
+def get_or_build(options: argparse.Namespace, cache: Path) -> Result:
     """Returns the images for these options, built now or before.
 
     Raises:
         Lacking: They can't be built on this machine.
         BuildFailed: They can't be built at all.
     """
-    settings = (options.engine, options.base or standin.name(), options.prefix)
-    if result := _known(cache / inputs.key_of(*settings)):
+    settings = (options.engine, options.base or standin.image_name(), options.prefix)
+    if result := _cached_result(cache / inputs.cache_key(*settings)):
         return result
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache), tempfile.TemporaryDirectory(prefix="tonnage-build-") as private:
+    with _build_lock(cache), tempfile.TemporaryDirectory(prefix="tonnage-build-") as private:
         source = Path(private, "source")
-        inputs.copy_to(source)
-        folder = cache / inputs.key_of(*settings, root=source)
-        if result := _known(folder):  # built by whom this one waited for
+        inputs.copy_inputs(source)
+        folder = cache / inputs.cache_key(*settings, root=source)
+        if result := _cached_result(folder):  # built by whom this one waited for
             return result
-        engine = engines.choose(options.engine, base=options.base, cache=cache)
+        engine = engines.select_engine(options.engine, base=options.base, cache=cache)
         engine.prepare()
         result = _build(engine, options.prefix, source, folder)
-        engine.tidy()
-        _forget_old(cache)
+        engine.prune()
+        _prune_builds(cache)
     return result
 
 
-def _known(folder: Path) -> Result | None:
+def _cached_result(folder: Path) -> Result | None:
     try:
         result: Result = json.loads((folder / "images.json").read_text())
         os.utime(folder / "images.json")
@@ -111,13 +111,13 @@ def _known(folder: Path) -> Result | None:
 
 
 @contextlib.contextmanager
-def _alone(cache: Path) -> Iterator[None]:
+def _build_lock(cache: Path) -> Iterator[None]:
     """Lets one build run at a time."""
     with (cache / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            host.say("another build is running; waiting for it")
+            host.log("another build is running; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -125,32 +125,32 @@ def _alone(cache: Path) -> Iterator[None]:
 def _build(engine: engines.Engine, prefix: str, source: Path, folder: Path) -> Result:
     """Builds both images of the sources in ``source`` and puts their archives into ``folder``."""
     version = inputs.version(source)
-    arguments = {"VERSION": version, "REVISION": inputs.revision()}
+    build_args = {"VERSION": version, "REVISION": inputs.revision()}
     secrets = host.build_secrets(source.parent)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    staging = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     images: dict[str, dict[str, str]] = {}
     started = time.monotonic()
     for target in (*engine.stages, *TARGETS):
-        host.say(f"building {target}")
+        host.log(f"building {target}")
         name = f"{prefix}tonnage-{target}:{version}"
-        engine.build(target, name, source, arguments, secrets)
+        engine.build(target, name, source, build_args, secrets)
         if target in TARGETS:
-            image_id = engine.save(name, part / f"{target}.tar")
+            image_id = engine.save(name, staging / f"{target}.tar")
             images[target] = {"name": name, "archive": str(folder / f"{target}.tar"), "id": image_id}
-    host.say(f"built in {time.monotonic() - started:.0f} s")
+    host.log(f"built in {time.monotonic() - started:.0f} s")
     result = {"version": version, "base": engine.base, "images": images}
-    (part / "images.json").write_text(json.dumps(result))
+    (staging / "images.json").write_text(json.dumps(result))
     shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    staging.rename(folder)
     return result
 
 
-def _forget_old(cache: Path) -> None:
+def _prune_builds(cache: Path) -> None:
     """Removes builds that nobody asked for lately, and what interrupted ones left."""
-    for part in cache.glob(".*.part"):
-        shutil.rmtree(part)
+    for staging in cache.glob(".*.part"):
+        shutil.rmtree(staging)
     builds = sorted(cache.glob("*/images.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in builds[_KEPT_BUILDS:]:
         if time.time() - file.stat().st_mtime > _KEPT_SECONDS:

@@ -15,7 +15,7 @@ import standin
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-REAL_BASE = "docker.io/library/debian:bookworm-slim"
+DEFAULT_BASE = "docker.io/library/debian:bookworm-slim"
 STAND_IN_LABEL = "dev.tonnage.stand-in-base"
 _TAIL = 4000
 
@@ -37,7 +37,7 @@ class Engine(Protocol):
         """
 
     def build(
-        self, target: str, tag: str, source: Path, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+        self, target: str, tag: str, source: Path, build_args: Mapping[str, str], secrets: Mapping[str, Path]
     ) -> None:
         """Builds one target of the Dockerfile in ``source``.
 
@@ -48,7 +48,7 @@ class Engine(Protocol):
     def save(self, tag: str, archive: Path) -> str:
         """Writes an image to a ``docker-archive`` and returns its ID, ``sha256:…``."""
 
-    def tidy(self) -> None:
+    def prune(self) -> None:
         """Removes what later builds have no use for."""
 
 
@@ -56,7 +56,7 @@ class BuildFailed(Exception):
     """A command failed; the text ends with what it printed."""
 
 
-def run(command: Sequence[str]) -> str:
+def run_command(command: Sequence[str]) -> str:
     """Runs a command and returns its standard output, without the last line's end.
 
     Raises:
@@ -70,11 +70,11 @@ def run(command: Sequence[str]) -> str:
 
 
 def build_options(
-    target: str, tag: str, arguments: Mapping[str, str], secrets: Mapping[str, Path], *, base: str
+    target: str, tag: str, build_args: Mapping[str, str], secrets: Mapping[str, Path], *, base: str
 ) -> list[str]:
     """Returns the options of a build that all engines share. Proxies go by name, so that no value is in an argument."""
     options = [f"--target={target}", f"--tag={tag}", f"--build-arg=BASE={base}"]
-    options += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    options += [f"--build-arg={name}={value}" for name, value in build_args.items()]
     options += [f"--build-arg={name}" for name in host.proxy_variables(os.environ)]
     options += [f"--secret=id={name},src={path}" for name, path in secrets.items()]
     return options
@@ -88,34 +88,34 @@ class Buildah:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self.base = standin.name()
+        self.base = standin.image_name()
         self._global: list[str] = []
 
     def prepare(self) -> None:
         if os.geteuid() != 0:
-            raise host.Lacking("buildah is used as root here; run this as root, or with --engine docker.")
-        host.require(["buildah", *standin.PROGRAMS])
+            raise host.MissingRequirement("buildah is used as root here; run this as root, or with --engine docker.")
+        host.ensure_programs(["buildah", *standin.REQUIRED_PROGRAMS])
         self._global = self._storage()
         if not self._images(self.base):
             self._make_base()
 
     def _storage(self) -> list[str]:
         """Returns buildah's options for its storage: overlay, or, where that can't be mounted, vfs with its copies."""
-        state = Path("/run/tonnage-images") / hashlib.sha256(bytes(self._cache)).hexdigest()[:8]
+        run_root = Path("/run/tonnage-images") / hashlib.sha256(bytes(self._cache)).hexdigest()[:8]
         wanted = os.environ.get("STORAGE_DRIVER")
         for driver in [wanted] if wanted else ["overlay", "vfs"]:
-            options = [f"--root={self._cache}/storage-{driver}", f"--runroot={state}-{driver}"]
+            options = [f"--root={self._cache}/storage-{driver}", f"--runroot={run_root}-{driver}"]
             options += [f"--storage-driver={driver}"]
             if not subprocess.run(["buildah", *options, "info"], capture_output=True, check=False).returncode:
                 return options
-        raise host.Lacking("buildah can't use a storage here; `buildah info` says why.")
+        raise host.MissingRequirement("buildah can't use a storage here; `buildah info` says why.")
 
     def _make_base(self) -> None:
         folder = self._cache / "base.part"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
-            standin.make(folder / "root.tar")
+            standin.build_root(folder / "root.tar")
             (folder / "Dockerfile").write_text('FROM scratch\nADD root.tar /\nCMD ["bash"]\n')
             options = ["--isolation=chroot", "--format=docker", f"--tag={self.base}", f"--label={STAND_IN_LABEL}=true"]
             self._buildah("bud", *options, str(folder))
@@ -123,17 +123,17 @@ class Buildah:
             shutil.rmtree(folder)
 
     def build(
-        self, target: str, tag: str, source: Path, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+        self, target: str, tag: str, source: Path, build_args: Mapping[str, str], secrets: Mapping[str, Path]
     ) -> None:
         options = ["--isolation=chroot", "--format=docker", "--layers", "--pull-never"]
-        shared = build_options(target, tag, arguments, secrets, base=self.base)
+        shared = build_options(target, tag, build_args, secrets, base=self.base)
         self._buildah("bud", *options, *shared, str(source))
 
     def save(self, tag: str, archive: Path) -> str:
         self._buildah("push", "--quiet", tag, f"docker-archive:{archive}:{tag}")
         return "sha256:" + self._buildah("inspect", "--type=image", "--format={{.FromImageID}}", tag)
 
-    def tidy(self) -> None:
+    def prune(self) -> None:
         for name in self._images("localhost/tonnage-base"):
             if name != self.base:
                 self._buildah("rmi", name)
@@ -145,7 +145,7 @@ class Buildah:
         return [each for each in listed if each.startswith(name)]
 
     def _buildah(self, command: str, *words: str) -> str:
-        return run(["buildah", *self._global, command, *words])
+        return run_command(["buildah", *self._global, command, *words])
 
 
 class Docker:
@@ -163,45 +163,45 @@ class Docker:
         self.base = base
 
     def prepare(self) -> None:
-        if not answers(self._program):
-            raise host.Lacking(f"`{self._program} info` fails: no engine answers here.")
+        if not is_available(self._program):
+            raise host.MissingRequirement(f"`{self._program} info` fails: no engine answers here.")
         if "@sha256:" not in self.base:
-            run([self._program, "pull", "--quiet", self.base])
-            digest = run([self._program, "image", "inspect", "--format={{index .RepoDigests 0}}", self.base])
+            run_command([self._program, "pull", "--quiet", self.base])
+            digest = run_command([self._program, "image", "inspect", "--format={{index .RepoDigests 0}}", self.base])
             self.base = f"{self.base}@{digest.rpartition('@')[2]}"
-            host.say(f"the base of today is {self.base}")
+            host.log(f"the base of today is {self.base}")
 
     def build(
-        self, target: str, tag: str, source: Path, arguments: Mapping[str, str], secrets: Mapping[str, Path]
+        self, target: str, tag: str, source: Path, build_args: Mapping[str, str], secrets: Mapping[str, Path]
     ) -> None:
         name, _, digest = self.base.partition("@")
-        options = build_options(target, tag, arguments, secrets, base=self.base)
+        options = build_options(target, tag, build_args, secrets, base=self.base)
         options += [f"--label=org.opencontainers.image.base.name={name}"]
         options += [f"--label=org.opencontainers.image.base.digest={digest}"]
         os.environ.setdefault("DOCKER_BUILDKIT", "1")
-        run([self._program, "build", *options, str(source)])
+        run_command([self._program, "build", *options, str(source)])
 
     def save(self, tag: str, archive: Path) -> str:
-        run([self._program, "save", "--output", str(archive), tag])
-        found = run([self._program, "image", "inspect", "--format={{.Id}}", tag])
+        run_command([self._program, "save", "--output", str(archive), tag])
+        found = run_command([self._program, "image", "inspect", "--format={{.Id}}", tag])
         return found if found.startswith("sha256:") else f"sha256:{found}"
 
-    def tidy(self) -> None:
+    def prune(self) -> None:
         """Leaves that to the person whose engine it is."""
 
 
-def answers(program: str) -> bool:
+def is_available(program: str) -> bool:
     """Says whether an engine works."""
     if not shutil.which(program):
         return False
     return not subprocess.run([program, "info"], capture_output=True, check=False).returncode
 
 
-def choose(name: str, *, base: str | None, cache: Path) -> Engine:
+def select_engine(name: str, *, base: str | None, cache: Path) -> Engine:
     """Returns the engine of this name; for ``auto`` the first that can work here."""
     if name == "auto":
-        candidates = [program for program in ("docker", "podman") if base and answers(program)]
+        candidates = [program for program in ("docker", "podman") if base and is_available(program)]
         name = candidates[0] if candidates else "buildah"
     if name == "buildah":
         return Buildah(cache)
-    return Docker(name, base or REAL_BASE)
+    return Docker(name, base or DEFAULT_BASE)

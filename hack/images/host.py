@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-EXIT_LACKING = 3
+EXIT_MISSING_REQUIREMENT = 3
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
 _CA_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
@@ -25,16 +25,16 @@ _CA_IN_BUILD = "/run/secrets/ca.pem"
 _APT_SETTING = re.compile(r"^Acquire::(Check-|Retries|ForceIPv4|https?::(Proxy|Timeout))")
 
 
-class Lacking(Exception):
+class MissingRequirement(Exception):
     """This machine can't do it; the text says what is missing and what to do."""
 
 
-def say(sentence: str) -> None:
+def log(sentence: str) -> None:
     """Tells the person what is going on, on standard error."""
     print(f"images: {sentence}", file=sys.stderr, flush=True)
 
 
-def require(programs: Sequence[str]) -> None:
+def ensure_programs(programs: Sequence[str]) -> None:
     """Sees to it that programs are there: by apt-get, if it may; Debian's packages have their names.
 
     Raises:
@@ -45,8 +45,8 @@ def require(programs: Sequence[str]) -> None:
         return
     command = f"apt-get install {' '.join(missing)}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise Lacking(f"{', '.join(missing)} not found; please install (as root): {command}")
-    say(f"installing {', '.join(missing)} (apt-get)")
+        raise MissingRequirement(f"{', '.join(missing)} not found; please install (as root): {command}")
+    log(f"installing {', '.join(missing)} (apt-get)")
     settings = ["-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
     for words in (["update", "-qq"], ["install", *settings, *missing]):
         done = subprocess.run(
@@ -58,7 +58,7 @@ def require(programs: Sequence[str]) -> None:
             check=False,
         )
         if done.returncode:
-            raise Lacking(f"{done.stdout[-2000:]}\n{command} failed, as said above.")
+            raise MissingRequirement(f"{done.stdout[-2000:]}\n{command} failed, as said above.")
 
 
 def _path() -> str:
@@ -73,10 +73,10 @@ def build_secrets(folder: Path) -> dict[str, Path]:
     """
     secrets: dict[str, Path] = {}
     pip = pip_settings()
-    authority = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), pip.pop("cert", ""))
+    ca_file = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), pip.pop("cert", ""))
     pip.pop("cert", None)
-    if authority and Path(authority).is_file():
-        secrets["ca.pem"] = Path(authority)
+    if ca_file and Path(ca_file).is_file():
+        secrets["ca.pem"] = Path(ca_file)
         pip["cert"] = _CA_IN_BUILD
     if pip:
         secrets["pip.conf"] = folder / "pip.conf"
@@ -121,7 +121,7 @@ def proxy_variables(environment: Mapping[str, str]) -> list[str]:
 
 if __name__ == "__main__":
     try:
-        require(sys.argv[1:])
-    except Lacking as failure:
-        say(str(failure))
-        sys.exit(EXIT_LACKING)
+        ensure_programs(sys.argv[1:])
+    except MissingRequirement as failure:
+        log(str(failure))
+        sys.exit(EXIT_MISSING_REQUIREMENT)

@@ -44,7 +44,7 @@ def input_files(root: Path = ROOT) -> Iterator[Path]:
             yield path
 
 
-def key_of(*settings: str, root: Path = ROOT) -> str:
+def cache_key(*settings: str, root: Path = ROOT) -> str:
     """Returns 16 hex digits over all inputs and ``settings``."""
     digest = hashlib.sha256("\0".join(settings).encode())
     for file in input_files(root):
@@ -53,7 +53,7 @@ def key_of(*settings: str, root: Path = ROOT) -> str:
     return digest.hexdigest()[:16]
 
 
-def copy_to(folder: Path) -> None:
+def copy_inputs(folder: Path) -> None:
     """Copies all inputs, so that edits during a build can't make an image of a state that never was."""
     for file in input_files():
         copy = folder / file.relative_to(ROOT)

@@ -10,16 +10,16 @@ import os
 import signal
 import sys
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def _leave(number: int, _: object) -> None:
+def _exit_on_signal(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-for _number in _ENDING:
-    signal.signal(_number, _leave)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+for _number in _STOP_SIGNALS:
+    signal.signal(_number, _exit_on_signal)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 if sys.argv[0].endswith("-operator"):
     from tonnage_operator import cli

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUITE = "bookworm"
-PROGRAMS = ("mmdebstrap",)
+REQUIRED_PROGRAMS = ("mmdebstrap",)
 """What ``make`` runs."""
 _ARCHIVE = re.compile(r"^(bookworm|bookworm-updates|bookworm-security) main (https?://\S+)$")
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
-def name() -> str:
+def image_name() -> str:
     """Returns the stand-in's name: a new one each month, so that security fixes come in."""
     return f"localhost/tonnage-base:{SUITE}-{time.strftime('%Y-%m', time.gmtime())}"
 
 
-def make(archive: Path) -> None:
+def build_root(archive: Path) -> None:
     """Makes the root and writes it to ``archive``, a tar file.
 
     Raises:
@@ -42,15 +42,15 @@ def make(archive: Path) -> None:
     command += [f"--aptopt={line}" for line in host.apt_settings()]
     # Settings of this machine are for now only; the Dockerfile gets them as a secret.
     command += ["--customize-hook=rm -f $1/etc/apt/apt.conf.d/99mmdebstrap $1/etc/resolv.conf $1/etc/hostname"]
-    host.say(f"making a root of Debian {SUITE} that stands in for the base image (half a minute)")
-    done = subprocess.run([*command, SUITE, str(archive), "-"], input=sources(), text=True, check=False)
+    host.log(f"making a root of Debian {SUITE} that stands in for the base image (half a minute)")
+    done = subprocess.run([*command, SUITE, str(archive), "-"], input=apt_sources(), text=True, check=False)
     if done.returncode:
-        raise host.Lacking("mmdebstrap could not make a Debian root; its messages are above.")
+        raise host.MissingRequirement("mmdebstrap could not make a Debian root; its messages are above.")
 
 
-def sources() -> str:
+def apt_sources() -> str:
     """Returns lines for apt: this machine's own mirrors of the suite, else Debian's."""
-    found = dict.fromkeys(_own_mirrors())
+    found = dict.fromkeys(_configured_mirrors())
     if SUITE not in {suite for suite, _ in found}:
         found = dict.fromkeys(
             [
@@ -62,7 +62,7 @@ def sources() -> str:
     return "".join(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite, mirror in found)
 
 
-def _own_mirrors() -> list[tuple[str, str]]:
+def _configured_mirrors() -> list[tuple[str, str]]:
     if not shutil.which("apt-get"):
         return []
     command = ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"]

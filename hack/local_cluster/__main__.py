@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from local_cluster import cluster as clusters
 from local_cluster.errors import LocalClusterError, NotRunning
-from local_cluster.progress import Printed
+from local_cluster.progress import PrintedProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_OWN = "PYTHONPATH=hack .venv/bin/python -m local_cluster"
+_COMMAND_LINE = "PYTHONPATH=hack .venv/bin/python -m local_cluster"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def default_folder() -> Path:
 
 def _up(options: argparse.Namespace) -> int:
     began = time.monotonic()
-    cluster = _running(options.folder) or clusters.start(options.folder, keep=True, progress=Printed())
+    cluster = _find_running(options.folder) or clusters.start(options.folder, keep=True, progress=PrintedProgress())
     storage = cluster.object_storage
     print(f"""\
 A one-node cluster runs ({time.monotonic() - began:.0f} s). In a shell:
@@ -62,7 +62,7 @@ End it, and leave nothing: {_command(options.folder)} down""")
 
 def _down(options: argparse.Namespace) -> int:
     try:
-        clusters.end(options.folder)
+        clusters.delete(options.folder)
     except NotRunning as error:
         print(error, file=sys.stderr)
         return 0
@@ -72,41 +72,41 @@ def _down(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     cluster = clusters.attach(options.folder)
-    print(f"machine {'on' if cluster.runs else 'off'}, boot {cluster.boot_id}, in {cluster.folder}")
+    print(f"machine {'on' if cluster.is_running else 'off'}, boot {cluster.boot_id}, in {cluster.folder}")
     processes = cluster.processes().values()
     for process in processes:
-        print(f"{process.name:24} {process.pid if process.runs else 'ended'}")
-    return 0 if cluster.runs and all(process.runs for process in processes) else 1
+        print(f"{process.name:24} {process.pid if process.is_running else 'ended'}")
+    return 0 if cluster.is_running and all(process.is_running for process in processes) else 1
 
 
 def _reboot(options: argparse.Namespace) -> int:
-    cluster = _started(options.folder)
+    cluster = _require_running(options.folder)
     cluster.reboot_node()
     print(f"The node is ready again, boot {cluster.boot_id}.", file=sys.stderr)
     return 0
 
 
-def _client(options: argparse.Namespace) -> NoReturn:
-    cluster = _started(options.folder)
+def _run_client(options: argparse.Namespace) -> NoReturn:
+    cluster = _require_running(options.folder)
     program = getattr(cluster.clients, options.program + "_program")
     os.execvpe(program, [options.program, *options.arguments], cluster.clients.environment())
 
 
 def _command(folder: Path) -> str:
     """Returns how to call this command for the cluster in ``folder``."""
-    return _OWN if folder == default_folder() else f"{_OWN} --folder {folder}"
+    return _COMMAND_LINE if folder == default_folder() else f"{_COMMAND_LINE} --folder {folder}"
 
 
-def _running(folder: Path) -> clusters.Cluster | None:
+def _find_running(folder: Path) -> clusters.Cluster | None:
     try:
-        return _started(folder)
+        return _require_running(folder)
     except NotRunning:
         return None
 
 
-def _started(folder: Path) -> clusters.Cluster:
+def _require_running(folder: Path) -> clusters.Cluster:
     cluster = clusters.attach(folder)
-    if not cluster.runs:
+    if not cluster.is_running:
         raise NotRunning(f"The cluster in {folder} does not run.", f"Start it: {_command(folder)} up")
     return cluster
 
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("kubectl", "helm"):
         command = commands.add_parser(name, help=f"run {name} as the administrator", add_help=False)
         command.add_argument("arguments", nargs=argparse.REMAINDER)
-        command.set_defaults(run=_client, program=name)
+        command.set_defaults(run=_run_client, program=name)
     return parser
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local_cluster.errors import StartFailed
 
-_NEEDED = ("cpu", "cpuset", "memory", "pids")
+_REQUIRED_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 _REMOVE_TIMEOUT = 15.0
 
 
@@ -24,7 +24,7 @@ def hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
     return list(found.items())
 
 
-def missing(mountinfo: str) -> list[str]:
+def missing_controllers(mountinfo: str) -> list[str]:
     """Returns the controllers that pods need and this machine doesn't offer."""
     offered: set[str] = set()
     for path, kind in hierarchies(mountinfo):
@@ -33,7 +33,7 @@ def missing(mountinfo: str) -> list[str]:
                 offered |= set((path / "cgroup.controllers").read_text().split())
         else:
             offered |= set(path.name.split(","))
-    return [name for name in _NEEDED if name not in offered]
+    return [name for name in _REQUIRED_CONTROLLERS if name not in offered]
 
 
 def exists(name: str) -> bool:
@@ -41,7 +41,7 @@ def exists(name: str) -> bool:
     return any((path / name).exists() for path, _ in hierarchies(_mountinfo()))
 
 
-def make(name: str) -> None:
+def create(name: str) -> None:
     """Makes a cluster's group in each hierarchy.
 
     Raises:
@@ -51,7 +51,7 @@ def make(name: str) -> None:
         group = path / name
         try:
             if kind == "cgroup2":
-                _delegate(path)
+                _enable_controllers(path)
             group.mkdir(exist_ok=True)
             # A new group of cgroup v1 has no processors and no memory until it is told.
             for file in ("cpuset.cpus", "cpuset.mems"):
@@ -81,10 +81,10 @@ def remove(name: str) -> None:
             time.sleep(0.05)  # the kernel has no event for an ended process that has left its group
 
 
-def _delegate(root: Path) -> None:
+def _enable_controllers(root: Path) -> None:
     """Has the groups below the root of cgroup v2 offer the controllers that it has."""
     for name in (root / "cgroup.controllers").read_text().split():
-        if name in (*_NEEDED, "hugetlb", "io"):
+        if name in (*_REQUIRED_CONTROLLERS, "hugetlb", "io"):
             (root / "cgroup.subtree_control").write_text(f"+{name}")
 
 

@@ -23,14 +23,16 @@ class Clients:
     kubeconfig: Path
     folder: Path
 
-    def kubectl(self, *args: str, text: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *args: str, stdin: str | None = None, timeout: float = 60) -> str:
         """Runs kubectl and returns what it printed.
 
         Raises:
             CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
         """
         own = [f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.folder / 'kubectl'}"]
-        return run([str(self.kubectl_program), *own, *args], said=["kubectl", *args], text=text, timeout=timeout)
+        return run_command(
+            [str(self.kubectl_program), *own, *args], display_command=["kubectl", *args], stdin=stdin, timeout=timeout
+        )
 
     def helm(self, *args: str, timeout: float = 300) -> str:
         """Runs helm and returns what it printed.
@@ -39,7 +41,7 @@ class Clients:
             CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
         """
         command = [str(self.helm_program), *args]
-        return run(command, said=["helm", *args], timeout=timeout, environment=self.environment())
+        return run_command(command, display_command=["helm", *args], timeout=timeout, environment=self.environment())
 
     def environment(self) -> dict[str, str]:
         """Returns variables that point kubectl and helm at the cluster, over those of this process."""
@@ -47,15 +49,15 @@ class Clients:
         return {**os.environ, **homes, "KUBECONFIG": str(self.kubeconfig)}
 
 
-def run(
+def run_command(
     command: Sequence[str],
     *,
-    said: Sequence[str],
-    text: str | None = None,
+    display_command: Sequence[str],
+    stdin: str | None = None,
     timeout: float,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Runs a command and returns what it printed; an error calls it ``said``.
+    """Runs a command and returns what it printed; an error calls it ``display_command``.
 
     Raises:
         CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
@@ -63,7 +65,7 @@ def run(
     try:
         done = subprocess.run(
             command,
-            input=text,
+            input=stdin,
             env=environment,
             check=False,
             capture_output=True,
@@ -73,7 +75,7 @@ def run(
         )
     except subprocess.TimeoutExpired as error:
         written = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else ""
-        raise CommandFailed(said, None, written) from None
+        raise CommandFailed(display_command, None, written) from None
     if done.returncode:
-        raise CommandFailed(said, done.returncode, done.stderr)
+        raise CommandFailed(display_command, done.returncode, done.stderr)
     return done.stdout

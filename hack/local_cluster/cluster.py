@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from local_cluster import folders, network, parts, requirements, state
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
 from local_cluster.identity import all_pids, children, command_line
-from local_cluster.machine import Machine, running, sweep
+from local_cluster.machine import Machine, remove_leftovers_of_dead_clusters, running_machines
 from local_cluster.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class Cluster:
 
     node_name = network.NODE_NAME
 
-    def __init__(self, folder: Path, machine: Machine, known: state.State, progress: Progress) -> None:
+    def __init__(self, folder: Path, machine: Machine, saved: state.State, progress: Progress) -> None:
         self.folder = folder
         self._machine = machine
-        self._state = known
+        self._state = saved
         self._progress = progress
-        found = {name: Path(path) for name, path in known.programs.items()}
-        self._parts = parts.Parts(folder, found, machine, audited=known.audited)
+        found = {name: Path(path) for name, path in saved.programs.items()}
+        self._components = parts.Components(folder, found, machine, audited=saved.audited)
 
     def __enter__(self) -> Self:
         return self
@@ -64,12 +64,12 @@ class Cluster:
     @property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
-        return self._parts.clients.kubeconfig
+        return self._components.clients.kubeconfig
 
     @property
     def clients(self) -> Clients:
         """Where kubectl and helm are, and the environment that points them at the cluster."""
-        return self._parts.clients
+        return self._components.clients
 
     @property
     def program_folder(self) -> Path:
@@ -79,12 +79,12 @@ class Cluster:
     @property
     def object_storage(self) -> ObjectStorage:
         """The cluster's S3 server."""
-        return self._parts.object_storage
+        return self._components.object_storage
 
     @property
     def audit_log(self) -> Path:
         """What the audit policy that the cluster was started with asked for, one JSON object a line."""
-        return self._parts.audit_log
+        return self._components.audit_log
 
     @property
     def boot_id(self) -> str:
@@ -92,17 +92,17 @@ class Cluster:
         return self._machine.boot_id
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the node's machine is on."""
         return self._machine.is_on
 
     def processes(self) -> dict[str, Process]:
         """Returns all programs of the cluster by name."""
-        return dict(self._parts.processes)
+        return dict(self._components.processes)
 
     def process(self, name: str) -> Process:
         """Returns a program of the cluster: ``kubelet``, ``containerd``, ``kube-apiserver`` and so on."""
-        return self._parts.processes[name]
+        return self._components.processes[name]
 
     def kubectl(self, *args: str, input: str | None = None, timeout: float = 60) -> str:  # noqa: A002
         """Runs kubectl as the administrator and returns what it printed.
@@ -115,7 +115,7 @@ class Cluster:
         Raises:
             CommandFailed: It exited with an error, or ran out of time; with what it wrote to stderr.
         """
-        return self._parts.clients.kubectl(*args, text=input, timeout=timeout)
+        return self._components.clients.kubectl(*args, stdin=input, timeout=timeout)
 
     def helm(self, *args: str, timeout: float = 300) -> str:
         """Runs helm as the administrator and returns what it printed.
@@ -123,7 +123,7 @@ class Cluster:
         Raises:
             CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.
         """
-        return self._parts.clients.helm(*args, timeout=timeout)
+        return self._components.clients.helm(*args, timeout=timeout)
 
     def import_image(self, archive: Path) -> None:
         """Gives the node the images of a docker-archive, under the names in it. Pods must not always pull them.
@@ -131,7 +131,7 @@ class Cluster:
         Raises:
             CommandFailed: containerd refused; with what it says.
         """
-        self._parts.import_image(archive)
+        self._components.import_image(archive)
 
     def shim_pids(self, pod_uid: str) -> list[int]:
         """Returns the ids of the containerd shims that hold a pod's containers."""
@@ -152,33 +152,33 @@ class Cluster:
         lost; its disk stays. Returns when the node is ready again and says the new boot ID.
         """
         self._machine.power_off()
-        self._parts.reap()
-        self._up()
+        self._components.stop_processes()
+        self._boot()
 
     def stop(self) -> None:
         """Ends the cluster and removes all that it made, its folder included where it made that. May be repeated."""
         self._machine.power_off()
-        self._parts.reap()
-        if self._machine.reserve_again():
-            self._machine.clear()
-            self._machine.release()
-        folders.empty(self.folder)
-        folders.remove(self._state.made_folders)
+        self._components.stop_processes()
+        if self._machine.reacquire_slot():
+            self._machine.remove_leftovers()
+            self._machine.release_slot()
+        folders.clear(self.folder)
+        folders.remove_empty(self._state.made_folders)
 
-    def _up(self) -> None:
+    def _boot(self) -> None:
         step = self._progress.step
         try:
             with step("the node's machine"):
                 self._machine.boot()
-                self._remember()
-            self._parts.start(step)
+                self._save_state()
+            self._components.start(step)
         finally:
-            self._remember()
+            self._save_state()
 
-    def _remember(self) -> None:
+    def _save_state(self) -> None:
         self._state.boot_id = self._machine.boot_id
         self._state.holder, self._state.init = self._machine.holder, self._machine.init
-        self._state.processes = {name: process.identity for name, process in self._parts.processes.items()}
+        self._state.processes = {name: process.identity for name, process in self._components.processes.items()}
         self._state.write(self.folder)
 
 
@@ -193,7 +193,7 @@ def prepare(progress: Progress | None = None) -> dict[str, Path]:
         StartFailed: A build failed.
     """
     with tempfile.TemporaryDirectory(prefix="tonnage-") as folder:
-        requirements.ensure(Path(folder), (progress or Progress()).tell)
+        requirements.ensure_requirements(Path(folder), (progress or Progress()).report)
     return parts.find_programs()
 
 
@@ -213,31 +213,31 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
         StartFailed: Some part did not come up. Nothing is left behind.
     """
     folder = folder.absolute()
-    made = folders.make(folder)
-    with folders.exclusive(folder):
-        known = state.State(made_folders=_clear(folder) or made, audited=bool(audit_policy))
-        machine = Machine(folder, dies_with_starter=not keep)
+    made = folders.create(folder)
+    with folders.lock(folder):
+        saved = state.State(made_folders=_remove_leftovers(folder) or made, audited=bool(audit_policy))
+        machine = Machine(folder, exit_with_parent=not keep)
         cluster = None
         try:
-            sweep()
-            machine.reserve()
-            known.slot = machine.slot
-            known.write(folder)
-            cluster = _assemble(machine, known, progress or Progress())
-            cluster._parts.make_files(audit_policy)  # noqa: SLF001
-            cluster._up()  # noqa: SLF001
+            remove_leftovers_of_dead_clusters()
+            machine.acquire_slot()
+            saved.slot = machine.slot
+            saved.write(folder)
+            cluster = _assemble(machine, saved, progress or Progress())
+            cluster._components.make_files(audit_policy)  # noqa: SLF001
+            cluster._boot()  # noqa: SLF001
         except BaseException:
             if cluster is not None:
                 cluster.stop()
             else:
-                machine.release()
-                folders.empty(folder)
-                folders.remove(known.made_folders)
+                machine.release_slot()
+                folders.clear(folder)
+                folders.remove_empty(saved.made_folders)
             raise
     return cluster
 
 
-def end(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Ends the cluster in ``folder``, or what is left of one, and removes all that it made.
 
     Raises:
@@ -245,12 +245,12 @@ def end(folder: Path) -> None:
         ClusterExists: Another command works on it.
     """
     folder = folder.absolute()
-    if (known := state.read(folder)) is None:
+    if (saved := state.read(folder)) is None:
         raise NotRunning(f"There is no local cluster in {folder}.")
-    with folders.exclusive(folder):
-        _remove(folder, known)
-        folders.remove(known.made_folders)
-    sweep()
+    with folders.lock(folder):
+        _remove(folder, saved)
+        folders.remove_empty(saved.made_folders)
+    remove_leftovers_of_dead_clusters()
 
 
 def attach(folder: Path) -> Cluster:
@@ -260,59 +260,59 @@ def attach(folder: Path) -> Cluster:
         NotRunning: There is none.
     """
     folder = folder.absolute()
-    known = state.read(folder)
-    if known is None:
+    saved = state.read(folder)
+    if saved is None:
         raise NotRunning(f"There is no local cluster in {folder}.", "Start it: python -m local_cluster up")
-    if not known.programs:
+    if not saved.programs:
         raise NotRunning(f"The cluster in {folder} has not come up yet.", "Remove it: python -m local_cluster down")
-    machine = Machine(folder, [Path(path) for path in known.keep], dies_with_starter=False)
-    machine.slot, machine.boot_id, machine.holder, machine.init = (known.slot, known.boot_id, known.holder, known.init)
+    machine = Machine(folder, [Path(path) for path in saved.keep], exit_with_parent=False)
+    machine.slot, machine.boot_id, machine.holder, machine.init = (saved.slot, saved.boot_id, saved.holder, saved.init)
     if not machine.is_on:
         # Its starter may have been killed before it could note whom it started.
-        machine.holder = next((holder for holder, where in running() if where == folder), None)
+        machine.holder = next((holder for holder, where in running_machines() if where == folder), None)
         machine.init = None
-    cluster = Cluster(folder, machine, known, Progress())
-    for name, identity in known.processes.items():
-        if name in cluster._parts.processes:  # noqa: SLF001
-            cluster._parts.processes[name].identity = identity  # noqa: SLF001
+    cluster = Cluster(folder, machine, saved, Progress())
+    for name, identity in saved.processes.items():
+        if name in cluster._components.processes:  # noqa: SLF001
+            cluster._components.processes[name].identity = identity  # noqa: SLF001
     return cluster
 
 
-def _assemble(machine: Machine, known: state.State, progress: Progress) -> Cluster:
+def _assemble(machine: Machine, saved: state.State, progress: Progress) -> Cluster:
     """Returns the cluster, all programs at hand, nothing started."""
-    requirements.ensure(machine.folder, progress.tell)
+    requirements.ensure_requirements(machine.folder, progress.report)
     found = parts.find_programs()
-    known.programs = {name: str(path) for name, path in found.items()}
-    machine.keep = parts.kept_folders(found)
-    known.keep = [str(path) for path in machine.keep]
-    known.write(machine.folder)
-    return Cluster(machine.folder, machine, known, progress)
+    saved.programs = {name: str(path) for name, path in found.items()}
+    machine.keep = parts.preserved_folders(found)
+    saved.keep = [str(path) for path in machine.keep]
+    saved.write(machine.folder)
+    return Cluster(machine.folder, machine, saved, progress)
 
 
-def _clear(folder: Path) -> list[str]:
+def _remove_leftovers(folder: Path) -> list[str]:
     """Removes what is left of a cluster in ``folder``; returns the folders that it had made, which stay.
 
     Raises:
         ClusterExists: It runs.
         FolderInUse: There is something else in the folder.
     """
-    if rest := state.read(folder):
-        if rest.programs and attach(folder).runs:
+    if leftover := state.read(folder):
+        if leftover.programs and attach(folder).is_running:
             raise ClusterExists(f"A local cluster runs in {folder}.", "End it first, or choose another folder.")
-        _remove(folder, rest)
-        return rest.made_folders
+        _remove(folder, leftover)
+        return leftover.made_folders
     if any(folder.iterdir()):
         raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.")
     return []
 
 
-def _remove(folder: Path, known: state.State) -> None:
+def _remove(folder: Path, saved: state.State) -> None:
     """Ends the cluster, which may have got no further than to look for its programs, and empties its folder."""
-    if known.programs:
-        rest = attach(folder)
-        rest._state.made_folders = []  # noqa: SLF001 - the caller's business
-        rest.stop()
-    folders.empty(folder)
+    if saved.programs:
+        leftover = attach(folder)
+        leftover._state.made_folders = []  # noqa: SLF001 - the caller's business
+        leftover.stop()
+    folders.clear(folder)
 
 
 def _groups(pid: int) -> str:

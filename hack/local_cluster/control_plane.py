@@ -33,8 +33,8 @@ class Ports:
 class ControlPlaneSettings:
     """What a control plane is made of.
 
-    ``folder`` holds all of its files. ``kubeconfigs`` are those of its own clients, by program. ``more`` are further
-    arguments by program. ``audit_policy`` is a file that
+    ``folder`` holds all of its files. ``kubeconfigs`` are those of its own clients, by program. ``extra_args`` are
+    further arguments by program. ``audit_policy`` is a file that
     says what is noted in ``audit_log``; None: nothing is.
     """
 
@@ -45,7 +45,7 @@ class ControlPlaneSettings:
     authorization: str
     kubeconfigs: Mapping[str, Path]
     audit_policy: Path | None = None
-    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    extra_args: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -63,7 +63,7 @@ class ControlPlaneSettings:
         return self.folder / "tokens.csv"
 
     @property
-    def account_key(self) -> Path:
+    def service_account_key(self) -> Path:
         """The key that signs service-account tokens."""
         return self.folder / "service-account.key"
 
@@ -73,7 +73,7 @@ class ControlPlaneSettings:
         return self.folder / "audit.log"
 
 
-def commands(settings: ControlPlaneSettings) -> dict[str, list[str]]:
+def program_arguments(settings: ControlPlaneSettings) -> dict[str, list[str]]:
     """Returns the arguments of each program, by its name."""
     made = {
         "etcd": _etcd(settings),
@@ -81,10 +81,10 @@ def commands(settings: ControlPlaneSettings) -> dict[str, list[str]]:
         "kube-controller-manager": _controller_manager(settings),
         "kube-scheduler": _scheduler(settings),
     }
-    return {name: [*arguments, *settings.more.get(name, ())] for name, arguments in made.items()}
+    return {name: [*arguments, *settings.extra_args.get(name, ())] for name, arguments in made.items()}
 
 
-def api_server_answers(settings: ControlPlaneSettings, token: str) -> bool:
+def is_api_server_ready(settings: ControlPlaneSettings, token: str) -> bool:
     """Whether the API server says that it is ready."""
     try:
         context = ssl.create_default_context(cafile=str(settings.ca_file))
@@ -116,8 +116,8 @@ def _api_server(settings: ControlPlaneSettings) -> list[str]:
         f"--cert-dir={settings.ca_file.parent}",
         f"--token-auth-file={settings.tokens_file}",
         f"--authorization-mode={settings.authorization}",
-        f"--service-account-key-file={settings.account_key}",
-        f"--service-account-signing-key-file={settings.account_key}",
+        f"--service-account-key-file={settings.service_account_key}",
+        f"--service-account-signing-key-file={settings.service_account_key}",
         f"--service-account-issuer={_ISSUER}",
         f"--api-audiences={_ISSUER}",
         f"--service-cluster-ip-range={settings.service_range}",
@@ -133,18 +133,18 @@ def _api_server(settings: ControlPlaneSettings) -> list[str]:
 
 def _controller_manager(settings: ControlPlaneSettings) -> list[str]:
     return [
-        *_client("kube-controller-manager", settings, settings.ports.controller_manager),
-        f"--service-account-private-key-file={settings.account_key}",
+        *_client_arguments("kube-controller-manager", settings, settings.ports.controller_manager),
+        f"--service-account-private-key-file={settings.service_account_key}",
         "--use-service-account-credentials=true",
         f"--root-ca-file={settings.ca_file}",
     ]
 
 
 def _scheduler(settings: ControlPlaneSettings) -> list[str]:
-    return _client("kube-scheduler", settings, settings.ports.scheduler)
+    return _client_arguments("kube-scheduler", settings, settings.ports.scheduler)
 
 
-def _client(program: str, settings: ControlPlaneSettings, port: int) -> list[str]:
+def _client_arguments(program: str, settings: ControlPlaneSettings, port: int) -> list[str]:
     kubeconfig = settings.kubeconfigs[program]
     return [
         f"--kubeconfig={kubeconfig}",

@@ -41,7 +41,7 @@ def write_kubeconfig(file: Path, *, url: str, ca_file: Path, token: str, name: s
     write_private(file, json.dumps(config, indent=1))
 
 
-def make_account_key(file: Path) -> None:
+def make_service_account_key(file: Path) -> None:
     """Makes the key that signs service-account tokens."""
     _openssl("genrsa", "-out", str(file), "2048")
     file.chmod(0o600)

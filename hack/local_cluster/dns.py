@@ -36,7 +36,7 @@ def ready_url(address: str) -> str:
     return f"http://{address}:{_READY_PORT}/ready"
 
 
-ROLE = f"""\
+RBAC_MANIFESTS = f"""\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {{name: "{USER}"}}

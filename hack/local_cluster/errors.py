@@ -21,15 +21,15 @@ class LocalClusterError(Exception):
         self.remedy = remedy
 
 
-class Lacking(LocalClusterError):
+class MissingRequirements(LocalClusterError):
     """This machine can't run a cluster; the message names all that is missing, one thing a line."""
 
     reason = "MachineLacks"
 
-    def __init__(self, lacks: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, missing: Iterable[tuple[str, str]]) -> None:
         """Takes pairs of what is missing and what to do."""
-        self.lacks = tuple(lacks)
-        lines = [f"- {what}. {remedy}" for what, remedy in self.lacks]
+        self.missing = tuple(missing)
+        lines = [f"- {what}. {remedy}" for what, remedy in self.missing]
         super().__init__("\n".join(["This machine lacks what a local cluster needs:", *lines]))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-def make(folder: Path) -> list[str]:
+def create(folder: Path) -> list[str]:
     """Makes a folder that only its owner may enter; returns what had to be made, the outermost first."""
     made: list[str] = []
     for each in (*reversed(folder.parents), folder):
@@ -26,7 +26,7 @@ def make(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Keeps other commands from working on the cluster in ``folder`` meanwhile.
 
     Raises:
@@ -47,7 +47,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def empty(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Removes all that is in a folder, if there is one."""
     if folder.exists():
         for each in folder.iterdir():
@@ -57,7 +57,7 @@ def empty(folder: Path) -> None:
                 each.unlink()
 
 
-def remove(made: Sequence[str]) -> None:
+def remove_empty(made: Sequence[str]) -> None:
     """Removes those of the folders that ``make`` made which are empty by now."""
     for path in reversed(made):
         with contextlib.suppress(OSError):

@@ -20,44 +20,44 @@ _STARTED = 19
 
 
 @dataclass(frozen=True)
-class Identity:
+class ProcessIdentity:
     """One process for all time: its id, and when it started, in clock ticks since the boot."""
 
     pid: int
     started: int
 
     @classmethod
-    def of(cls, pid: int) -> Identity | None:
+    def from_pid(cls, pid: int) -> ProcessIdentity | None:
         """Returns who has this id now, or None."""
         fields = _stat(pid)
         return cls(pid, int(fields[_STARTED])) if fields else None
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it is still there and not just waiting for its parent to notice its end."""
         fields = _stat(self.pid)
         return bool(fields) and int(fields[_STARTED]) == self.started and fields[_STATE] not in "ZX"
 
-    def send(self, number: int) -> bool:
+    def send_signal(self, number: int) -> bool:
         """Sends a signal; False when the process is gone."""
-        with self._handle() as handle:
-            if handle is None or not self.runs():
+        with self._pidfd() as handle:
+            if handle is None or not self.is_running():
                 return False
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, number)
                 return True
             return False
 
-    def await_end(self, timeout: float) -> bool:
+    def wait_for_exit(self, timeout: float) -> bool:
         """Waits up to ``timeout`` seconds until it has ended; False when it has not."""
-        with self._handle() as handle:
-            if handle is None or not self.runs():
+        with self._pidfd() as handle:
+            if handle is None or not self.is_running():
                 return True
             poll = select.poll()
             poll.register(handle, select.POLLIN)
             return bool(poll.poll(timeout * 1000))
 
     @contextlib.contextmanager
-    def _handle(self) -> Iterator[int | None]:
+    def _pidfd(self) -> Iterator[int | None]:
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:

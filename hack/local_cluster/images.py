@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def write(archive: Path, program: Path, name: str, arguments: Sequence[str] = ()) -> None:
+def write_image(archive: Path, program: Path, name: str, arguments: Sequence[str] = ()) -> None:
     """Writes an image named ``name`` (with a tag) that holds and runs ``program``, as a docker-archive.
 
     Equal input makes an equal file.

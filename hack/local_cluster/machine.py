@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from local_cluster import cgroups, network
 from local_cluster.errors import ClusterExists, NotRunning, StartFailed
-from local_cluster.identity import Identity, all_pids, children, command_line
+from local_cluster.identity import ProcessIdentity, all_pids, children, command_line
 from local_cluster.network import Network
 
 if TYPE_CHECKING:
@@ -29,40 +29,40 @@ if TYPE_CHECKING:
 _INIT = Path(__file__).with_name("machine.sh")
 _LOCK = "\0tonnage-local-cluster-{slot}"
 """An abstract socket: the kernel gives it to one process at a time and frees it with the last one that holds it."""
-_END_TIMEOUT = 60.0
+_STOP_TIMEOUT = 60.0
 
 
 @dataclass
 class Machine:
     """The node's machine, off or on.
 
-    ``keep`` are folders that the node's programs need at the paths where they are. Where ``dies_with_starter``, the
+    ``keep`` are folders that the node's programs need at the paths where they are. Where ``exit_with_parent``, the
     machine ends when the thread that booted it does, however that ends.
     """
 
     folder: Path
     keep: Sequence[Path] = ()
-    dies_with_starter: bool = True
+    exit_with_parent: bool = True
     slot: int | None = None
-    holder: Identity | None = None
-    init: Identity | None = None
+    holder: ProcessIdentity | None = None
+    init: ProcessIdentity | None = None
     boot_id: str = ""
     _lock: socket.socket | None = None
-    _starter: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def is_on(self) -> bool:
         """Whether the machine runs."""
-        return self.holder is not None and self.holder.runs()
+        return self.holder is not None and self.holder.is_running()
 
-    def enter(self) -> tuple[str, ...]:
+    def nsenter_command(self) -> tuple[str, ...]:
         """Returns what to put in front of a command for it to run on the machine, as a child.
 
         Raises:
             NotRunning: The machine is off.
         """
         spaces = ("--mount", "--net", "--pid", "--uts", "--ipc")
-        return (_tool("nsenter"), f"--target={self._first().pid}", *spaces, "--")
+        return (_tool("nsenter"), f"--target={self._init_process().pid}", *spaces, "--")
 
     @property
     def root(self) -> Path:
@@ -71,7 +71,7 @@ class Machine:
         Raises:
             NotRunning: The machine is off.
         """
-        return Path(f"/proc/{self._first().pid}/root")
+        return Path(f"/proc/{self._init_process().pid}/root")
 
     @property
     def network(self) -> Network:
@@ -84,33 +84,33 @@ class Machine:
             raise NotRunning("The machine has no slot.")
         return Network(self.slot)
 
-    def reserve(self) -> None:
-        """Takes a slot, until ``release`` and the machine's end.
+    def acquire_slot(self) -> None:
+        """Takes a slot, until ``release_slot`` and the machine's end.
 
         Raises:
             ClusterExists: All are taken; the message says where clusters run.
         """
-        for slot in range(network.SLOTS):
-            if self._take(slot):
+        for slot in range(network.MAX_CLUSTERS):
+            if self._try_lock_slot(slot):
                 self.slot = slot
                 return
-        folders = ", ".join(str(folder) for _, folder in running())
+        folders = ", ".join(str(folder) for _, folder in running_machines())
         raise ClusterExists(
-            f"All {network.SLOTS} local clusters that a machine can have are there: {folders}.",
+            f"All {network.MAX_CLUSTERS} local clusters that a machine can have are there: {folders}.",
             "End one: python -m local_cluster --folder FOLDER down",
         )
 
-    def reserve_again(self) -> bool:
+    def reacquire_slot(self) -> bool:
         """Takes its own slot; False when another cluster has it by now."""
-        return self.slot is not None and (self._lock is not None or self._take(self.slot))
+        return self.slot is not None and (self._lock is not None or self._try_lock_slot(self.slot))
 
-    def release(self) -> None:
+    def release_slot(self) -> None:
         """Gives the reservation back, as far as this process holds it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def _take(self, slot: int) -> bool:
+    def _try_lock_slot(self, slot: int) -> bool:
         lock = socket.socket(socket.AF_UNIX)
         try:
             lock.bind(_LOCK.format(slot=slot))
@@ -127,17 +127,24 @@ class Machine:
             ClusterExists: Another cluster has its slot.
             StartFailed: The kernel refused something; the message says what.
         """
-        if not self.reserve_again() or self._lock is None:
+        if not self.reacquire_slot() or self._lock is None:
             raise ClusterExists("Another local cluster has taken this one's network.", "End that one first.")
-        self.clear()
-        cgroups.make(self.network.control_group)
+        self.remove_leftovers()
+        cgroups.create(self.network.cgroup)
         self.boot_id = str(uuid.uuid4())
         log = self.folder / "machine.log"
         spaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--mount-proc"]
-        command = [*_tied(self.dies_with_starter), _tool("unshare"), *spaces, "--fork", "--kill-child=KILL", "--"]
+        command = [
+            *_parent_death_command(self.exit_with_parent),
+            _tool("unshare"),
+            *spaces,
+            "--fork",
+            "--kill-child=KILL",
+            "--",
+        ]
         command += [str(_INIT), str(self.folder), self.boot_id, network.NODE_NAME, *map(str, self.keep)]
         with log.open("ab") as output:
-            self._starter = subprocess.Popen(
+            self._popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -145,13 +152,13 @@ class Machine:
                 pass_fds=[self._lock.fileno()],
                 start_new_session=True,
             )
-        self.holder = Identity.of(self._starter.pid)
-        assert self._starter.stdout
-        with self._starter.stdout as said:
-            up = said.readline() == b"ready\n"
-        pids = children(self._starter.pid)
-        self.init = Identity.of(pids[0]) if pids else None
-        if not up or self.init is None:
+        self.holder = ProcessIdentity.from_pid(self._popen.pid)
+        assert self._popen.stdout
+        with self._popen.stdout as stdout:
+            ready = stdout.readline() == b"ready\n"
+        pids = children(self._popen.pid)
+        self.init = ProcessIdentity.from_pid(pids[0]) if pids else None
+        if not ready or self.init is None:
             self.power_off()
             raise StartFailed(f"The node's machine did not come up:\n{log.read_text(errors='replace')[-2000:]}")
         self._connect()
@@ -161,64 +168,68 @@ class Machine:
         if self.holder is not None:
             # Its parent ends with it, after the kernel has ended every process of the machine.
             if self.init is not None:
-                self.init.send(signal.SIGKILL)
+                self.init.send_signal(signal.SIGKILL)
             elif first := children(self.holder.pid):
                 os.kill(first[0], signal.SIGKILL)
             else:
-                self.holder.send(signal.SIGKILL)
-            if not self.holder.await_end(_END_TIMEOUT):
+                self.holder.send_signal(signal.SIGKILL)
+            if not self.holder.wait_for_exit(_STOP_TIMEOUT):
                 raise StartFailed(f"The node's machine (process {self.holder.pid}) does not end.")
-        if self._starter is not None:
-            self._starter.wait()
-        self.holder = self.init = self._starter = None
+        if self._popen is not None:
+            self._popen.wait()
+        self.holder = self.init = self._popen = None
 
-    def clear(self) -> None:
+    def remove_leftovers(self) -> None:
         """Removes what can outlive the machine outside of its folder. It must be off, and its slot reserved."""
         with contextlib.suppress(StartFailed):  # mostly the kernel was quicker
             _ip("link", "delete", self.network.host_link)
-        cgroups.remove(self.network.control_group)
+        cgroups.remove(self.network.cgroup)
 
     def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Runs a command on the machine and returns how it ended."""
         return subprocess.run(
-            [*self.enter(), *map(str, command)], check=False, capture_output=True, text=True, timeout=timeout
+            [*self.nsenter_command(), *map(str, command)], check=False, capture_output=True, text=True, timeout=timeout
         )
 
-    def _first(self) -> Identity:
-        if self.init is None or not self.init.runs():
+    def _init_process(self) -> ProcessIdentity:
+        if self.init is None or not self.init.is_running():
             raise NotRunning("The node's machine is off.")
         return self.init
 
     def _connect(self) -> None:
         net, size = self.network, network.PREFIX_LENGTH
-        here, there = net.host_link, network.NODE_LINK
-        _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", str(self._first().pid))
-        _ip("address", "add", f"{net.host_address}/{size}", "dev", here)
-        _ip("link", "set", here, "up")
-        inside = [f"address add {net.node_address}/{size} dev {there}", f"link set {there} up", "link set lo up"]
+        host_link, node_link = net.host_link, network.NODE_LINK
+        _ip("link", "add", host_link, "type", "veth", "peer", "name", node_link, "netns", str(self._init_process().pid))
+        _ip("address", "add", f"{net.host_address}/{size}", "dev", host_link)
+        _ip("link", "set", host_link, "up")
+        inside = [
+            f"address add {net.node_address}/{size} dev {node_link}",
+            f"link set {node_link} up",
+            "link set lo up",
+        ]
         for arguments in inside:
             done = self.run(_tool("ip"), *arguments.split())
             if done.returncode:
                 raise StartFailed(f"ip {arguments} failed on the node: {done.stderr.strip()}")
 
 
-def sweep() -> None:
+def remove_leftovers_of_dead_clusters() -> None:
     """Removes what clusters whose starter was killed have left outside of their folders."""
-    for slot in range(network.SLOTS):
-        if cgroups.exists(Network(slot).control_group):
-            rest = Machine(Path("/nonexistent"), slot=slot)
-            if rest.reserve_again():
-                rest.clear()
-                rest.release()
+    for slot in range(network.MAX_CLUSTERS):
+        if cgroups.exists(Network(slot).cgroup):
+            leftover = Machine(Path("/nonexistent"), slot=slot)
+            if leftover.reacquire_slot():
+                leftover.remove_leftovers()
+                leftover.release_slot()
 
 
-def running() -> list[tuple[Identity, Path]]:
+def running_machines() -> list[tuple[ProcessIdentity, Path]]:
     """Returns who holds each machine of a cluster that runs on this machine, and its folder."""
     found = []
     for pid in all_pids():
         arguments = command_line(pid)
         scripts = [place for place, each in enumerate(arguments) if each.endswith("/local_cluster/machine.sh")]
-        if scripts and "--kill-child=KILL" in arguments and (holder := Identity.of(pid)):
+        if scripts and "--kill-child=KILL" in arguments and (holder := ProcessIdentity.from_pid(pid)):
             found.append((holder, Path(arguments[scripts[0] + 1])))
     return found
 
@@ -229,8 +240,8 @@ def _ip(*arguments: str) -> None:
         raise StartFailed(f"ip {' '.join(arguments)} failed: {done.stderr.strip()}")
 
 
-def _tied(dies_with_starter: bool) -> list[str]:  # noqa: FBT001
-    return [_tool("setpriv"), "--pdeathsig", "KILL", "--"] if dies_with_starter else []
+def _parent_death_command(exit_with_parent: bool) -> list[str]:  # noqa: FBT001
+    return [_tool("setpriv"), "--pdeathsig", "KILL", "--"] if exit_with_parent else []
 
 
 def _tool(name: str) -> str:

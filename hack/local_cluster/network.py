@@ -14,7 +14,7 @@ DNS_PORT = 53
 KUBELET_PORT = 10250
 S3_PORT = 8333
 
-SLOTS = 16
+MAX_CLUSTERS = 16
 """How many clusters a machine can have at once."""
 PREFIX_LENGTH = 30
 NODE_LINK = "eth0"
@@ -22,7 +22,7 @@ NODE_LINK = "eth0"
 
 @dataclass(frozen=True)
 class Network:
-    """What clusters of one machine must not share, by their slot: 0 to ``SLOTS`` - 1."""
+    """What clusters of one machine must not share, by their slot: 0 to ``MAX_CLUSTERS`` - 1."""
 
     slot: int
 
@@ -42,6 +42,6 @@ class Network:
         return f"tonnage{self.slot}"
 
     @property
-    def control_group(self) -> str:
+    def cgroup(self) -> str:
         """The name of the control group that holds the pods, below the root of each hierarchy."""
         return f"tonnage-cluster-{self.slot}"

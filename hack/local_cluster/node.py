@@ -32,7 +32,7 @@ class NodeFiles:
         return self.folder / "containerd.toml"
 
     @property
-    def networks(self) -> Path:
+    def cni_config(self) -> Path:
         """The folder of CNI configurations."""
         return self.folder / "cni"
 
@@ -56,17 +56,17 @@ class NodeFiles:
         return self.folder / f"{program}.kubeconfig"
 
 
-def write_files(files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_clients: Path) -> None:
-    """Writes all of them. ``kubelet_clients`` is the authority of who may call the kubelet by certificate."""
-    files.networks.mkdir(exist_ok=True)
-    (files.networks / "10-pods.conflist").write_text(json.dumps(_network(), indent=1))
-    files.containerd.write_text(_containerd(cni_programs, files.networks))
+def write_files(files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_client_ca: Path) -> None:
+    """Writes all of them. ``kubelet_client_ca`` is the authority of who may call the kubelet by certificate."""
+    files.cni_config.mkdir(exist_ok=True)
+    (files.cni_config / "10-pods.conflist").write_text(json.dumps(_cni_config(), indent=1))
+    files.containerd.write_text(_containerd_config(cni_programs, files.cni_config))
     files.resolv_conf.write_text("")
-    files.kubelet.write_text(json.dumps(_kubelet(net, kubelet_clients, files.resolv_conf), indent=1))
-    files.kube_proxy.write_text(json.dumps(_kube_proxy(net, files.kubeconfig("kube-proxy")), indent=1))
+    files.kubelet.write_text(json.dumps(_kubelet_config(net, kubelet_client_ca, files.resolv_conf), indent=1))
+    files.kube_proxy.write_text(json.dumps(_kube_proxy_config(net, files.kubeconfig("kube-proxy")), indent=1))
 
 
-def commands(files: NodeFiles, net: Network) -> dict[str, list[str]]:
+def program_arguments(files: NodeFiles, net: Network) -> dict[str, list[str]]:
     """Returns the arguments of each program, by its name."""
     return {
         "containerd": [f"--config={files.containerd}"],
@@ -86,19 +86,19 @@ def health_urls(net: Network) -> dict[str, str]:
     return {name: f"http://{net.node_address}:{port}/healthz" for name, port in ports.items()}
 
 
-def _network() -> dict[str, Any]:
+def _cni_config() -> dict[str, Any]:
     """Each pod gets a cable of its own to the node, which routes: no bridge, and kube-proxy sees all that passes."""
     ranges = [[{"subnet": network.POD_RANGE}]]
-    cable = {
+    ptp_plugin = {
         "type": "ptp",
         "ipMasq": True,
         "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
     }
     host_ports = {"type": "portmap", "capabilities": {"portMappings": True}}
-    return {"cniVersion": "0.4.0", "name": "pods", "plugins": [cable, host_ports]}
+    return {"cniVersion": "0.4.0", "name": "pods", "plugins": [ptp_plugin, host_ports]}
 
 
-def _containerd(cni_programs: Path, networks: Path) -> str:
+def _containerd_config(cni_programs: Path, networks: Path) -> str:
     runtimes = "plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc"
     return f"""\
 version = 2
@@ -131,7 +131,7 @@ SystemdCgroup = false
 """
 
 
-def _kubelet(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
+def _kubelet_config(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -147,7 +147,7 @@ def _kubelet(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
         "authorization": {"mode": "Webhook"},
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{net.control_group}",
+        "cgroupRoot": f"/{net.cgroup}",
         "failSwapOn": False,
         "clusterDNS": [net.node_address],
         "clusterDomain": network.DOMAIN,
@@ -165,7 +165,7 @@ def _kubelet(net: Network, clients: Path, resolv_conf: Path) -> dict[str, Any]:
     }
 
 
-def _kube_proxy(net: Network, kubeconfig: Path) -> dict[str, Any]:
+def _kube_proxy_config(net: Network, kubeconfig: Path) -> dict[str, Any]:
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 SERVER = "seaweedfs"
 PROXY = "logging-proxy"
-_BEHIND = 18333
+_BACKEND_PORT = 18333
 _READY_BUCKET = "tonnage-ready"
 
 
 @dataclass(frozen=True)
-class S3Identity:
+class S3User:
     """One user of the server. ``stranger`` is a valid one without any permission."""
 
     name: str
@@ -69,19 +69,19 @@ class ObjectStorage:
     @property
     def access_key(self) -> str:
         """The access key of the user who may do everything."""
-        return self.identity("admin").access_key
+        return self.user("admin").access_key
 
     @property
     def secret_key(self) -> str:
         """The secret key of the user who may do everything."""
-        return self.identity("admin").secret_key
+        return self.user("admin").secret_key
 
-    def identity(self, name: str) -> S3Identity:
+    def user(self, name: str) -> S3User:
         """Returns a user: ``admin``, ``reader`` (reads all objects, lists all buckets) or ``stranger`` (nothing)."""
         for each in json.loads((self.folder / "s3.json").read_text())["identities"]:
             if each["name"] == name:
                 (keys,) = each["credentials"]
-                return S3Identity(name, keys["accessKey"], keys["secretKey"], tuple(each["actions"]))
+                return S3User(name, keys["accessKey"], keys["secretKey"], tuple(each["actions"]))
         raise KeyError(name)
 
     def requests(self) -> list[S3Request]:
@@ -90,11 +90,11 @@ class ObjectStorage:
 
     def gets(self, bucket: str, key: str) -> int:
         """Returns how many GETs of an object (of parts, too) were answered with its bytes."""
-        return sum(1 for _ in self._served(bucket, key))
+        return sum(1 for _ in self._served_gets(bucket, key))
 
     def bytes_served(self, bucket: str, key: str) -> int:
         """Returns how many bytes of an object were sent in answer to GETs."""
-        return sum(request.bytes for request in self._served(bucket, key))
+        return sum(request.bytes for request in self._served_gets(bucket, key))
 
     def stop(self) -> None:
         """Takes the server down: connections are refused. Its objects stay."""
@@ -108,16 +108,16 @@ class ObjectStorage:
             StartFailed: It did not within 60 seconds.
         """
         for process in (self.server, self.proxy):
-            if not process.runs:
+            if not process.is_running:
                 process.start()
-        self.proxy.await_ready()
+        self.proxy.wait_until_ready()
 
     def client(self, name: str = "admin") -> Any:  # noqa: ANN401 - botocore makes its type
         """Returns a botocore client of a user; it tries once, so that a test sees what happens."""
         from botocore.config import Config
         from botocore.session import Session
 
-        user = self.identity(name)
+        user = self.user(name)
         return Session().create_client(
             "s3",
             endpoint_url=self.endpoint,
@@ -133,7 +133,7 @@ class ObjectStorage:
             ),
         )
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the server takes an object. It does so a moment later than it answers."""
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -159,7 +159,7 @@ class ObjectStorage:
         except OSError:
             return False
 
-    def _served(self, bucket: str, key: str) -> Iterator[S3Request]:
+    def _served_gets(self, bucket: str, key: str) -> Iterator[S3Request]:
         path = f"/{bucket}/{key}"
         return (
             request
@@ -190,9 +190,9 @@ def write_files(folder: Path) -> None:
     write_private(folder / "s3.json", json.dumps({"identities": identities}))
 
 
-def commands(folder: Path, address: str) -> dict[str, list[str]]:
+def program_arguments(folder: Path, address: str) -> dict[str, list[str]]:
     """Returns the arguments of each program, by its name."""
-    http = {"master": 19333, "volume": 18080, "filer": 18888, "s3": _BEHIND}
+    http = {"master": 19333, "volume": 18080, "filer": 18888, "s3": _BACKEND_PORT}
     server = seaweed.arguments(
         data=folder / "data",
         users=folder / "s3.json",
@@ -200,7 +200,7 @@ def commands(folder: Path, address: str) -> dict[str, list[str]]:
         sockets="/run/seaweedfs-",
     )
     listen = f"{address}:{network.S3_PORT}"
-    return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BEHIND}", str(request_log(folder))]}
+    return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BACKEND_PORT}", str(request_log(folder))]}
 
 
 def _keys(name: str) -> dict[str, str]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from local_cluster import credentials, dns, images, network, node, object_storage, probing, programs
 from local_cluster.clients import Clients
-from local_cluster.control_plane import ControlPlaneSettings, Ports, api_server_answers
-from local_cluster.control_plane import commands as control_plane_commands
+from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_server_ready
+from local_cluster.control_plane import program_arguments as control_plane_commands
 from local_cluster.errors import CommandFailed, StartFailed
 from local_cluster.object_storage import ObjectStorage
 from local_cluster.process import Process
@@ -41,37 +41,39 @@ def find_programs() -> dict[str, Path]:
 
     The machine's own must have been found there before (see ``requirements``).
     """
-    found = programs.built([*programs.CONTROL_PLANE, *programs.NODE, *programs.CLIENTS])
+    found = programs.find_or_build([*programs.CONTROL_PLANE, *programs.NODE, *programs.CLIENTS])
     for name in (*_OF_MACHINE, "cni"):
-        path = programs.cni_programs() if name == "cni" else programs.of_machine(name)
+        path = programs.find_cni_plugins() if name == "cni" else programs.find_on_host(name)
         assert path
         found[name] = path
     return found
 
 
-def kept_folders(found: Mapping[str, Path]) -> list[Path]:
+def preserved_folders(found: Mapping[str, Path]) -> list[Path]:
     """Returns the folders that programs on the node's machine need at their paths."""
     folders = {path if path.is_dir() else path.parent for path in found.values()}
     return sorted({*folders, Path(sys.prefix), Path(sys.base_prefix), programs.ROOT})
 
 
-class Parts:
+class Components:
     """All programs of a cluster, started or not. ``folder`` holds their files."""
 
-    def __init__(self, folder: Path, found: Mapping[str, Path], machine: Machine, *, audited: bool) -> None:
+    def __init__(self, folder: Path, program_paths: Mapping[str, Path], machine: Machine, *, audited: bool) -> None:
         self._folder = folder
-        self._found = found
+        self._program_paths = program_paths
         self._machine = machine
         self._net = machine.network
         self._node = node.NodeFiles(folder / "node")
         self._storage = folder / "object-storage"
         self._settings = self._control_plane_settings(audited=audited)
         self._corefile = folder / "node" / "Corefile"
-        self.clients = Clients(found["kubectl"], found["helm"], folder / "admin.kubeconfig", folder / "clients")
+        self.clients = Clients(
+            program_paths["kubectl"], program_paths["helm"], folder / "admin.kubeconfig", folder / "clients"
+        )
         self.processes = self._processes()
         server, proxy = self.processes[object_storage.SERVER], self.processes[object_storage.PROXY]
         self.object_storage = ObjectStorage(self._storage, self._net.node_address, server, proxy)
-        self._watch()
+        self._set_readiness_probes()
 
     @property
     def audit_log(self) -> Path:
@@ -85,7 +87,7 @@ class Parts:
         if self._settings.audit_policy:
             self._settings.audit_policy.write_text(audit_policy)
         object_storage.write_files(self._storage)
-        credentials.make_account_key(self._settings.account_key)
+        credentials.make_service_account_key(self._settings.service_account_key)
         authority, key = self._kubelet_client
         credentials.make_client_certificate(authority, key, name="kube-apiserver", groups=["system:masters"])
         tokens = credentials.make_tokens(_USERS, self._settings.tokens_file)
@@ -93,9 +95,9 @@ class Parts:
             file = self.clients.kubeconfig if name == credentials.ADMIN else self._node.kubeconfig(name)
             credentials.write_kubeconfig(file, url=self._settings.url, ca_file=self._settings.ca_file, token=token)
         credentials.write_private(self._token_file, tokens[credentials.ADMIN])
-        node.write_files(self._node, self._net, cni_programs=self._found["cni"], kubelet_clients=authority)
+        node.write_files(self._node, self._net, cni_programs=self._program_paths["cni"], kubelet_client_ca=authority)
         self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns"), self._net.node_address))
-        images.write(self._pause_archive, self._found["pause"], node.PAUSE_IMAGE)
+        images.write_image(self._pause_archive, self._program_paths["pause"], node.PAUSE_IMAGE)
 
     def start(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
         """Starts all programs on the machine, which is on; returns when pods can run.
@@ -106,30 +108,37 @@ class Parts:
         with step("etcd, API server"):
             for name in ("etcd", "kube-apiserver", "containerd", object_storage.SERVER, object_storage.PROXY):
                 self.processes[name].start()
-            self.processes["kube-apiserver"].await_ready()
+            self.processes["kube-apiserver"].wait_until_ready()
         with step("containerd with its pause image"):
-            self.processes["containerd"].await_ready()
+            self.processes["containerd"].wait_until_ready()
             self.import_image(self._pause_archive)
         with step("DNS, controllers, scheduler, kubelet and kube-proxy"):
-            self.clients.kubectl("apply", "--server-side", "-f", "-", text=dns.ROLE)
+            self.clients.kubectl("apply", "--server-side", "-f", "-", stdin=dns.RBAC_MANIFESTS)
             for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"):
                 self.processes[name].start()
         with step("S3 server"):
-            self.processes[object_storage.PROXY].await_ready()
+            self.processes[object_storage.PROXY].wait_until_ready()
         with step("node ready"):
             for name in ("kubelet", "kube-proxy", "coredns"):
-                self.processes[name].await_ready()
-            self._await_node()
+                self.processes[name].wait_until_ready()
+            self._wait_for_node()
 
     def import_image(self, archive: Path) -> None:
         """Gives containerd the images of a docker-archive."""
-        command = [*self._machine.enter(), str(self._found["ctr"]), "--namespace=k8s.io", "images", "import", "-"]
+        command = [
+            *self._machine.nsenter_command(),
+            str(self._program_paths["ctr"]),
+            "--namespace=k8s.io",
+            "images",
+            "import",
+            "-",
+        ]
         with archive.open("rb") as content:
             done = subprocess.run(command, stdin=content, check=False, capture_output=True, text=True)
         if done.returncode:
             raise CommandFailed(["ctr", "images", "import", str(archive)], done.returncode, done.stderr)
 
-    def reap(self) -> None:
+    def stop_processes(self) -> None:
         """Takes note of programs that have ended with their machine."""
         for process in self.processes.values():
             process.stop()
@@ -137,17 +146,17 @@ class Parts:
     def _processes(self) -> dict[str, Process]:
         commands = {
             **control_plane_commands(self._settings),
-            **node.commands(self._node, self._net),
-            **object_storage.commands(self._storage, self._net.node_address),
+            **node.program_arguments(self._node, self._net),
+            **object_storage.program_arguments(self._storage, self._net.node_address),
             "coredns": [f"-conf={self._corefile}"],
         }
         environment = {"PATH": programs.search_path()}
         return {
             name: Process(
                 name,
-                [self._found.get("weed" if name == object_storage.SERVER else name, Path(name)), *arguments],
+                [self._program_paths.get("weed" if name == object_storage.SERVER else name, Path(name)), *arguments],
                 self._folder / "logs" / f"{name}.log",
-                enter=self._machine.enter,
+                command_prefix=self._machine.nsenter_command,
                 environment=environment,
             )
             for name, arguments in commands.items()
@@ -163,7 +172,7 @@ class Parts:
             authorization="Node,RBAC",
             kubeconfigs={name: self._node.kubeconfig(name) for name in _USERS},
             audit_policy=self._folder / "control-plane" / "audit-policy.yaml" if audited else None,
-            more={
+            extra_args={
                 "kube-apiserver": [
                     "--enable-admission-plugins=NodeRestriction",
                     f"--advertise-address={self._net.node_address}",
@@ -187,22 +196,22 @@ class Parts:
     def _pause_archive(self) -> Path:
         return self._folder / "node" / "pause.tar"
 
-    def _watch(self) -> None:
+    def _set_readiness_probes(self) -> None:
         """Says of the programs how they answer."""
         urls = {**node.health_urls(self._net), "coredns": dns.ready_url(self._net.node_address)}
         for name, url in urls.items():
-            self.processes[name].answers = partial(probing.ok, url)
-        self.processes["containerd"].answers = self._containerd_answers
-        self.processes["kube-apiserver"].answers = self._api_server_answers
-        self.processes[object_storage.PROXY].answers = self.object_storage.answers
+            self.processes[name].readiness_probe = partial(probing.ok, url)
+        self.processes["containerd"].readiness_probe = self._is_containerd_ready
+        self.processes["kube-apiserver"].readiness_probe = self._is_api_server_ready
+        self.processes[object_storage.PROXY].readiness_probe = self.object_storage.is_ready
 
-    def _api_server_answers(self) -> bool:
-        return api_server_answers(self._settings, self._token_file.read_text())
+    def _is_api_server_ready(self) -> bool:
+        return is_api_server_ready(self._settings, self._token_file.read_text())
 
-    def _containerd_answers(self) -> bool:
-        return not self._machine.run(self._found["ctr"], "--connect-timeout=1s", "version").returncode
+    def _is_containerd_ready(self) -> bool:
+        return not self._machine.run(self._program_paths["ctr"], "--connect-timeout=1s", "version").returncode
 
-    def _await_node(self) -> None:
+    def _wait_for_node(self) -> None:
         name, boot = f"node/{network.NODE_NAME}", self._machine.boot_id
         waits = [
             [name, "--for=create"],
@@ -214,8 +223,8 @@ class Parts:
             try:
                 self.clients.kubectl("wait", f"--timeout={_READY_TIMEOUT}s", *wait, timeout=_READY_TIMEOUT + 30)
             except CommandFailed as error:
-                raise StartFailed(f"{error}\n{self._tails()}") from error
+                raise StartFailed(f"{error}\n{self._log_tails()}") from error
 
-    def _tails(self) -> str:
-        ended = [process for process in self.processes.values() if not process.runs]
+    def _log_tails(self) -> str:
+        ended = [process for process in self.processes.values() if not process.is_running]
         return "\n".join(f"{each.name}:\n{each.tail()}" for each in ended or [self.processes["kubelet"]])

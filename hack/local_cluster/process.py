@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from local_cluster.errors import NotRunning, StartFailed
-from local_cluster.identity import Identity, children
+from local_cluster.identity import ProcessIdentity, children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-_END_TIMEOUT = 10.0
+_STOP_TIMEOUT = 10.0
 """Seconds that a program gets to end after SIGTERM before it is killed."""
 _POLL = 0.1
 """Seconds between two questions whether a program answers: it has no way to tell by itself."""
@@ -29,18 +29,18 @@ _LOG_TAIL = 3000
 class Process:
     """A program with its arguments and its log.
 
-    ``answers`` says whether it does its work by now. ``enter`` returns what to put in front of the command to have it
-    run elsewhere (see ``machine``); that must start the program as its only child and end with it.
+    ``readiness_probe`` says whether it does its work by now. ``command_prefix`` returns what to put in front of the
+    command to have it run elsewhere (see ``machine``); that must start the program as its only child and end with it.
     """
 
     name: str
     command: Sequence[str | Path]
     log: Path
-    enter: Callable[[], Sequence[str]] | None = None
+    command_prefix: Callable[[], Sequence[str]] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    answers: Callable[[], bool] | None = None
-    identity: Identity | None = None
-    _starter: subprocess.Popen[bytes] | None = None
+    readiness_probe: Callable[[], bool] | None = None
+    identity: ProcessIdentity | None = None
+    _popen: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -54,21 +54,21 @@ class Process:
         return self.identity.pid
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the program runs now."""
-        if self._starter is not None:
-            self._starter.poll()
-        return self.identity is not None and self.identity.runs()
+        if self._popen is not None:
+            self._popen.poll()
+        return self.identity is not None and self.identity.is_running()
 
     def start(self) -> None:
-        """Starts the program; its log is continued. Returns when its process exists, see ``await_ready``.
+        """Starts the program; its log is continued. Returns when its process exists, see ``wait_until_ready``.
 
         Raises:
             StartFailed: It ended before it could be seen.
         """
-        command = [*(self.enter() if self.enter else ()), *map(str, self.command)]
+        command = [*(self.command_prefix() if self.command_prefix else ()), *map(str, self.command)]
         with self.log.open("ab") as log:
-            self._starter = subprocess.Popen(
+            self._popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -76,19 +76,19 @@ class Process:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
-        self.identity = self._find(self._starter)
+        self.identity = self._find_process(self._popen)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal to the program. After SIGKILL, returns when it has ended."""
-        if self.identity is None or not self.identity.send(number):
+        if self.identity is None or not self.identity.send_signal(number):
             return
         if number == signal.SIGKILL:
-            self._await_end(_END_TIMEOUT)
+            self._wait_for_exit(_STOP_TIMEOUT)
 
     def stop(self) -> None:
         """Ends the program: asks it, and after 10 seconds kills it. Does nothing when it has ended already."""
         self.kill(signal.SIGTERM)
-        if not self._await_end(_END_TIMEOUT):
+        if not self._wait_for_exit(_STOP_TIMEOUT):
             self.kill(signal.SIGKILL)
 
     def restart(self) -> None:
@@ -99,17 +99,17 @@ class Process:
         """
         self.stop()
         self.start()
-        self.await_ready()
+        self.wait_until_ready()
 
-    def await_ready(self, timeout: float = 60) -> None:
+    def wait_until_ready(self, timeout: float = 60) -> None:
         """Returns when the program does its work.
 
         Raises:
             StartFailed: It ended, or did not answer within ``timeout`` seconds; the message ends with its log.
         """
         deadline = time.monotonic() + timeout
-        while self.answers is not None and not self.answers():
-            if not self.runs:
+        while self.readiness_probe is not None and not self.readiness_probe():
+            if not self.is_running:
                 raise StartFailed(f"{self.name} ended:\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise StartFailed(f"{self.name} did not answer within {timeout:.0f} s:\n{self.tail()}")
@@ -120,19 +120,19 @@ class Process:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return text[-_LOG_TAIL:]
 
-    def _await_end(self, timeout: float) -> bool:
-        ended = self.identity is None or self.identity.await_end(timeout)
-        if ended and self._starter is not None:
+    def _wait_for_exit(self, timeout: float) -> bool:
+        ended = self.identity is None or self.identity.wait_for_exit(timeout)
+        if ended and self._popen is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._starter.wait(_END_TIMEOUT)
+                self._popen.wait(_STOP_TIMEOUT)
         return ended
 
-    def _find(self, starter: subprocess.Popen[bytes]) -> Identity:
+    def _find_process(self, starter: subprocess.Popen[bytes]) -> ProcessIdentity:
         """Returns the program itself, which is a child of ``starter`` where something else starts it."""
-        deadline = time.monotonic() + _END_TIMEOUT
+        deadline = time.monotonic() + _STOP_TIMEOUT
         while starter.poll() is None and time.monotonic() < deadline:
-            pids = children(starter.pid) if self.enter else [starter.pid]
-            if pids and (identity := Identity.of(pids[0])):
+            pids = children(starter.pid) if self.command_prefix else [starter.pid]
+            if pids and (identity := ProcessIdentity.from_pid(pids[0])):
                 return identity
             time.sleep(0.002)  # the kernel has no event for "it forked"
         raise StartFailed(f"{self.name} ended:\n{self.tail()}")

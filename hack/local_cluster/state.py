@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from local_cluster.identity import Identity
+from local_cluster.identity import ProcessIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,15 +28,15 @@ class State:
     slot: int | None = None
     audited: bool = False
     boot_id: str = ""
-    holder: Identity | None = None
-    init: Identity | None = None
-    processes: dict[str, Identity | None] = field(default_factory=dict)
+    holder: ProcessIdentity | None = None
+    init: ProcessIdentity | None = None
+    processes: dict[str, ProcessIdentity | None] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Replaces the file in ``folder``."""
-        part = folder / f".{FILE}"
-        part.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1))
-        part.replace(folder / FILE)
+        temporary = folder / f".{FILE}"
+        temporary.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1))
+        temporary.replace(folder / FILE)
 
 
 def read(folder: Path) -> State | None:
@@ -53,5 +53,5 @@ def read(folder: Path) -> State | None:
     return State(**fields)
 
 
-def _identity(fields: dict[str, int] | None) -> Identity | None:
-    return Identity(**fields) if fields else None
+def _identity(fields: dict[str, int] | None) -> ProcessIdentity | None:
+    return ProcessIdentity(**fields) if fields else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TonnageError", "__version__", "load", "open", "resolve"]
 
-_HOMES = {
+_LAZY_ATTRIBUTES = {
     "TonnageError": ("tonnage.errors", "TonnageError"),
     "load": ("tonnage.loading", "load"),
     "open": ("tonnage.attach", "open_weights"),
@@ -30,9 +30,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _LAZY_ATTRIBUTES:
         raise AttributeError(f"module 'tonnage' has no attribute {name!r}")
     import importlib  # not on the command line's path
 
-    module, attribute = _HOMES[name]
+    module, attribute = _LAZY_ATTRIBUTES[name]
     return getattr(importlib.import_module(module), attribute)

@@ -13,14 +13,14 @@ import msgspec
 
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
-from tonnage.format.tensors_file import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject, draw
+from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import SourceObject, build_blueprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tonnage.contract import Plan
-    from tonnage.format.tensors_file import TensorEntry
+    from tonnage.format.tensors_index import TensorEntry
     from tonnage.planning.blueprint import Blueprint
 
 KINDS = ("parameter", "buffer", "state_dict")
@@ -154,38 +154,41 @@ def inspect_objects(objects: Sequence[SourceObject], *, layout: Layout, segment_
     """
     notes: tuple[str, ...] = ()
     try:
-        blueprint = draw(objects, layout=layout, segment_size=segment_size)
+        blueprint = build_blueprint(objects, layout=layout, segment_size=segment_size)
     except (DtypeUnsupported, FormatUnsupported, NameCollision) as error:
         if layout is Layout.TENSORIZER:
             raise
         notes = (f"The {layout.value} layout can't hold this: {error.message}",)
         layout = Layout.TENSORIZER
-        blueprint = draw(objects, layout=layout, segment_size=segment_size)
+        blueprint = build_blueprint(objects, layout=layout, segment_size=segment_size)
     return Inspection(
         layout=layout,
         notes=(*notes, *blueprint.notes),
-        files=tuple(_file(blueprint, index) for index in range(len(objects))),
+        files=tuple(_inspect_file(blueprint, index) for index in range(len(objects))),
     )
 
 
-def _file(blueprint: Blueprint, index: int) -> FileInspection:
+def _inspect_file(blueprint: Blueprint, index: int) -> FileInspection:
     source = blueprint.objects[index]
-    if source.tensors is None:
+    if source.tensors_index is None:
         return FileInspection(
             label=source.label, path=source.path, kind="companion", size=source.size, rank=source.rank
         )
-    segments = [segment for segment in blueprint.segments if segment.object == index]
-    where: dict[int, int] = {}
-    described = []
+    segments = [segment for segment in blueprint.segments if segment.object_index == index]
+    segment_of_tensor: dict[int, int] = {}
+    segment_inspections = []
     for position, segment in enumerate(segments):
-        inside = {span.tensor for span in segment.spans if span.tensor >= 0}
-        where.update(dict.fromkeys(inside, position))
-        described.append(
+        tensor_indexes = {span.tensor_index for span in segment.spans if span.tensor_index >= 0}
+        segment_of_tensor.update(dict.fromkeys(tensor_indexes, position))
+        segment_inspections.append(
             SegmentInspection(
-                file=blueprint.files[segment.file].path, start=segment.start, end=segment.end, tensors=len(inside)
+                file=blueprint.files[segment.file_index].path,
+                start=segment.start,
+                end=segment.end,
+                tensors=len(tensor_indexes),
             )
         )
-    preamble = source.tensors.preamble
+    preamble = source.tensors_index.preamble
     return FileInspection(
         label=source.label,
         path=source.path,
@@ -197,12 +200,15 @@ def _file(blueprint: Blueprint, index: int) -> FileInspection:
         encrypted=preamble.encrypted,
         data_bytes=preamble.data_bytes,
         index_bytes=preamble.body_offset,
-        segments=tuple(described),
-        tensors=tuple(_tensor(entry, where.get(at, 0)) for at, entry in enumerate(source.tensors.tensors)),
+        segments=tuple(segment_inspections),
+        tensors=tuple(
+            _inspect_tensor(entry, segment_of_tensor.get(tensor_index, 0))
+            for tensor_index, entry in enumerate(source.tensors_index.tensors)
+        ),
     )
 
 
-def _tensor(entry: TensorEntry, segment: int) -> TensorInspection:
+def _inspect_tensor(entry: TensorEntry, segment: int) -> TensorInspection:
     return TensorInspection(
         name=entry.name,
         dtype=entry.dtype.torch_name,
@@ -230,9 +236,9 @@ def _local_object(path: Path) -> SourceObject:
             size = os.fstat(file.fileno()).st_size
             label = str(path)
             head = file.read(PREAMBLE_BYTES)
-            preamble = parse_preamble(head, object_size=size, name=label)
+            preamble = parse_preamble(head, object_size=size, label=label)
             index = file.read(preamble.index_length)
     except OSError as error:
         raise ObjectNotFound(f"{path} can't be read: {error.strerror}.") from error
-    tensors = parse_index(preamble, index, object_size=size, name=label)
-    return SourceObject(label=label, path=path.name, size=size, tensors=tensors, head=head + index)
+    tensors = parse_index(preamble, index, object_size=size, label=label)
+    return SourceObject(label=label, path=path.name, size=size, tensors_index=tensors, head=head + index)

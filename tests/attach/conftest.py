@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from tonnage.attach import CopyOptions
-from tonnage.attach.engine import CpuEngine
+from tonnage.attach.device.engine import CpuEngine
 from tonnage.attach.weights import open_path
 from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
 from tonnage.contract import Layout, Verify
-from tonnage.format.tensors_file import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject, draw
+from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import SourceObject, build_blueprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from support.attach_types import Attach, MakeEntry, RingLoad, Same
     from tonnage.attach import Weights
-    from tonnage.attach.engine import Engine
+    from tonnage.attach.device.engine import Engine
     from tonnage.attach.progress import Progress
     from tonnage.cache import Entry
     from tonnage.planning.blueprint import Blueprint
@@ -34,9 +34,9 @@ SMALL = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20
 
 def _source(path: Path, rank: int | None, name: str | None = None) -> SourceObject:
     data = path.read_bytes()
-    preamble = parse_preamble(data, object_size=len(data), name=path.name)
+    preamble = parse_preamble(data, object_size=len(data), label=path.name)
     end = PREAMBLE_BYTES + preamble.index_length
-    index = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), name=path.name)
+    index = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), label=path.name)
     return SourceObject(f"s3://bucket/{path.name}", name or path.name, len(data), rank, index, data[:end])
 
 
@@ -53,27 +53,27 @@ def build_entry(
     sources = [
         _source(path, number if ranks else None, names[number] if names else None) for number, path in enumerate(files)
     ]
-    blueprint = draw(sources, layout=layout, segment_size=segment_size)
+    blueprint = build_blueprint(sources, layout=layout, segment_size=segment_size)
     entry = Cache(root).entry("r-0123456789ab")
     entry.path.mkdir(parents=True)
-    entry.prepare()
-    with entry.load_lock():
+    entry.create()
+    with entry.acquire_load_lock():
         model = entry.begin_partial()
         for file in blueprint.files:
             (model / file.path).parent.mkdir(parents=True, exist_ok=True)
             (model / file.path).write_bytes(file.prefix.ljust(file.size, b"\0"))
         for segment in blueprint.segments:
-            data = files[segment.object].read_bytes()
-            with (model / blueprint.files[segment.file].path).open("r+b") as out:
+            data = files[segment.object_index].read_bytes()
+            with (model / blueprint.files[segment.file_index].path).open("r+b") as out:
                 for piece in segment.pieces(segment.start, segment.end):
-                    if piece.target >= 0:
-                        os.pwrite(out.fileno(), data[piece.start : piece.end], piece.target)
+                    if piece.target_offset >= 0:
+                        os.pwrite(out.fileno(), data[piece.start : piece.end], piece.target_offset)
         entry.publish(*_records(blueprint, sources))
     return entry
 
 
 def _records(blueprint: Blueprint, sources: Sequence[SourceObject]) -> tuple[Manifest, TensorTable]:
-    indexes = [source.tensors for source in sources if source.tensors is not None]
+    indexes = [source.tensors_index for source in sources if source.tensors_index is not None]
     manifest = Manifest(
         revision="r-0123456789ab", digest="sha256:00", layout=blueprint.layout, verified=Verify.CRC32, created=1.0,
         tonnage_version="0.1", bytes=blueprint.file_bytes,
@@ -85,18 +85,18 @@ def _records(blueprint: Blueprint, sources: Sequence[SourceObject]) -> tuple[Man
             for source, index in zip(sources, indexes, strict=True)
         ),
         files=tuple(
-            FileRecord(path=file.path, size=file.size, kind=file.kind, source=file.object, rank=file.rank)
+            FileRecord(path=file.path, size=file.size, kind=file.kind, source=file.object_index, rank=file.rank)
             for file in blueprint.files
         ),
     )  # fmt: skip
     tensors = []
     for placed in blueprint.placements:
-        tensor = indexes[placed.object].tensors[placed.tensor]
+        tensor = indexes[placed.object_index].tensors[placed.tensor_index]
         path = None if tensor.path == (tensor.name,) else tensor.path
         tensors.append(
             TensorRecord(
-                tensor.name, path, placed.object, tensor.kind, tensor.dtype.stored, tensor.shape, placed.file,
-                placed.offset, tensor.length, tensor.header_offset, b"",
+                tensor.name, path, placed.object_index, tensor.kind, tensor.dtype.stored_name, tensor.shape,
+                placed.file_index, placed.offset, tensor.length, tensor.header_offset, b"",
             )
         )  # fmt: skip
     return manifest, TensorTable(tensors=tuple(tensors))
@@ -177,10 +177,10 @@ def ring_load() -> RingLoad:
     def load(
         weights: Weights, *, dtype: torch.dtype | None = None, progress: Progress = "off"
     ) -> dict[str, torch.Tensor]:
-        from tonnage.attach.progress import Reporter
+        from tonnage.attach.progress import ProgressReporter
 
-        with Reporter(progress, weights.nbytes, what="test") as reporter:
-            return weights._uploader.load(
+        with ProgressReporter(progress, weights.nbytes, description="test") as reporter:
+            return weights._copier.load(
                 list(weights.records.values()), torch.device("cpu"), dtype=dtype, reporter=reporter
             )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tonnage.attach.__main__ import main
-from tonnage.attach.progress import Reporter
+from tonnage.attach.progress import ProgressReporter
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks/attach"
@@ -59,17 +59,17 @@ def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Reporter("auto", 100, what="llama") as reporter:
+    with ProgressReporter("auto", 100, description="llama") as reporter:
         reporter(1)
         assert terminal.getvalue() == ""
         reporter._began -= 5
         reporter(50)
-        reporter.phase_ends(60)
+        reporter.finish_phase(60)
     assert "llama" in terminal.getvalue()
 
 
 def test_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    with Reporter("auto", 100, what="llama") as reporter:
+    with ProgressReporter("auto", 100, description="llama") as reporter:
         reporter._began -= 5
         reporter(50)
     assert capsys.readouterr().err == ""

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tonnage.attach import DeviceMemoryShort, DeviceNotFound, open_weights
-from tonnage.attach.devices import find_device
-from tonnage.attach.engine import CpuEngine
-from tonnage.attach.progress import Reporter
+from tonnage.attach.device.engine import CpuEngine
+from tonnage.attach.device.lookup import find_device
+from tonnage.attach.progress import ProgressReporter
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> GpuMemory:
 def load_onto_gpu(weights: Weights, *, dtype: torch.dtype | None = None) -> None:
     """Loads all of it onto a GPU that isn't there."""
     records = list(weights.records.values())
-    with Reporter("off", weights.nbytes, what="test") as reporter:
-        weights._uploader.load(records, torch.device("cuda", 0), dtype=dtype, reporter=reporter)
+    with ProgressReporter("off", weights.nbytes, description="test") as reporter:
+        weights._copier.load(records, torch.device("cuda", 0), dtype=dtype, reporter=reporter)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])
@@ -126,8 +126,11 @@ def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(
     weights = attach(shard, engine=Untouched())
     records = list(weights.records.values())
     gpu_memory(free=1000)
-    with Reporter("off", weights.nbytes, what="test") as reporter, pytest.raises(DeviceMemoryShort) as caught:
-        weights._uploader.stream(records, torch.device("cuda", 0), lambda *_: None, reporter=reporter)
+    with (
+        ProgressReporter("off", weights.nbytes, description="test") as reporter,
+        pytest.raises(DeviceMemoryShort) as caught,
+    ):
+        weights._copier.stream(records, torch.device("cuda", 0), lambda *_: None, reporter=reporter)
     assert "The buffers for this load need" in str(caught.value)
     assert "(1,000 bytes) free" in str(caught.value)
 
@@ -140,11 +143,11 @@ def test_other_devices_that_are_not_there_are_refused(device: str) -> None:
 
 @NO_GPU
 def test_a_driver_that_is_missing_leaves_pytorchs_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tonnage.attach import devices
+    from tonnage.attach.device import lookup
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert devices.engine_for(torch.device("cuda", 0)) is None
-    assert devices.engine_for(torch.device("mps")) is None
+    assert lookup.engine_for(torch.device("cuda", 0)) is None
+    assert lookup.engine_for(torch.device("mps")) is None
 
 
 def test_a_module_can_not_be_loaded_onto_the_meta_device(shard: Path) -> None:

@@ -52,7 +52,7 @@ except ImportError as error:
     assert done.stdout.startswith("TorchMissing")
 
 
-@pytest.mark.parametrize("name", ["Weights", "LoadResult", "Record"])
+@pytest.mark.parametrize("name", ["Weights", "LoadResult", "TensorInfo"])
 def test_classes_are_there_for_annotations(name: str) -> None:
     import tonnage.attach
 

@@ -63,7 +63,7 @@ def test_a_failed_open_leaves_no_file_open(
     corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path
 ) -> None:
     entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
-    next(entry.model.glob("*-of-*.safetensors")).unlink()
+    next(entry.model_dir.glob("*-of-*.safetensors")).unlink()
     before = descriptors()
     for path in (entry.path, tmp_path / "gone", corpus["encrypted-module"].path):
         with pytest.raises(TonnageError):
@@ -74,9 +74,9 @@ def test_a_failed_open_leaves_no_file_open(
 def test_an_open_entry_can_not_be_evicted(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     weights = open_weights(entry.path)
-    assert entry.try_exclusive() is None
+    assert entry.try_acquire_exclusive_use_lock() is None
     weights.close()
-    lock = entry.try_exclusive()
+    lock = entry.try_acquire_exclusive_use_lock()
     assert lock is not None
     lock.release()
 
@@ -88,7 +88,7 @@ def test_tensors_survive_the_eviction_of_a_closed_entry(
     entry = make_entry([file.path])
     with open_weights(entry.path) as weights:
         state = weights.state_dict()
-    lock = entry.try_exclusive()
+    lock = entry.try_acquire_exclusive_use_lock()
     assert lock is not None
     entry.clear()
     lock.release()
@@ -118,11 +118,11 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import torch
 from tonnage.attach import CopyOptions
-from tonnage.attach.engine import CpuEngine
+from tonnage.attach.device.engine import CpuEngine
 from tonnage.attach.weights import open_path
 options = dict(rank=None, device=None, meta_tensors="zeros", options=CopyOptions())
 weights = open_path(sys.argv[1], engine_factory=lambda _: CpuEngine(), **options)
-weights._uploader.warm_up(torch.device("cpu"))
+weights._copier.warm_up(torch.device("cpu"))
 print("done", flush=True)
 """
     loader = next(path for path in sys.path if path.endswith("loader"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tonnage.attach.machine import cores_near, parse_cpu_list
+from tonnage.attach.device.topology import numa_local_cpus, parse_cpu_list
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +32,10 @@ def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path: Path) -> No
     folder = "sys/bus/pci/devices/0000:1b:00.0"
     mine = ",".join(map(str, os.sched_getaffinity(0)))
     sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": mine})["sys"]
-    assert cores_near("0000:1B:00.0", sys=sys) == set()
+    assert numa_local_cpus("0000:1B:00.0", sys=sys) == set()
     tree(tmp_path, {f"{folder}/numa_node": "-1\n"})
-    assert cores_near("0000:1B:00.0", sys=sys) == set()
-    assert cores_near("0000:ff:00.0", sys=sys) == set()
+    assert numa_local_cpus("0000:1B:00.0", sys=sys) == set()
+    assert numa_local_cpus("0000:ff:00.0", sys=sys) == set()
 
 
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
@@ -43,4 +43,4 @@ def test_cores_near_a_device_are_those_of_its_node_that_may_be_used(tmp_path: Pa
     first = min(os.sched_getaffinity(0))
     folder = "sys/bus/pci/devices/0000:1b:00.0"
     sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": f"{first},4000"})["sys"]
-    assert cores_near("0000:1B:00.0", sys=sys) == {first}
+    assert numa_local_cpus("0000:1B:00.0", sys=sys) == {first}

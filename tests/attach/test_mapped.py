@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.attach import mapped, reading
-from tonnage.attach.buffers import HostBuffer
-from tonnage.attach.chunks import chunks_of, pack
-from tonnage.attach.files import SourceFile
-from tonnage.attach.mapped import Mappings
-from tonnage.attach.reading import Reader
-from tonnage.attach.records import Record
+from tonnage.attach.copy import mmap_reader
+from tonnage.attach.copy import reader as reader_module
+from tonnage.attach.copy.buffers import StagingBuffer
+from tonnage.attach.copy.chunks import pack_groups, split_group
+from tonnage.attach.copy.mmap_reader import ThreadMappings
+from tonnage.attach.copy.reader import ChunkReader
+from tonnage.attach.files.source_file import SourceFile
+from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -50,19 +51,19 @@ def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[Sour
 @given(start=st.integers(0, SIZE - 1), length=st.integers(1, SIZE))
 def test_any_range_arrives(file: SourceFile, data: bytes, start: int, length: int) -> None:
     length = min(length, SIZE - start)
-    buffer = HostBuffer(SIZE)
-    mappings = Mappings([file])
+    buffer = StagingBuffer(SIZE)
+    mappings = ThreadMappings([file])
     mappings.read(0, start, length, buffer.address)
-    mappings.give_back()
+    mappings.release_page_tables()
     assert buffer.view[:length] == data[start : start + length]
 
 
 def test_page_tables_are_given_back_and_the_data_stays_readable(file: SourceFile, data: bytes) -> None:
-    buffer = HostBuffer(SIZE)
-    mappings = Mappings([file])
+    buffer = StagingBuffer(SIZE)
+    mappings = ThreadMappings([file])
     mappings.read(0, 0, SIZE, buffer.address)
     assert resident(file) == SIZE // 1024
-    mappings.give_back()
+    mappings.release_page_tables()
     assert resident(file) == 0
     mappings.read(0, 5, 100, buffer.address)
     assert buffer.view[:100] == data[5:105]
@@ -84,7 +85,7 @@ def test_a_file_that_became_shorter_is_an_error_and_no_crash(tmp_path: Path) -> 
     path = tmp_path / "file"
     path.write_bytes(b"x" * 20_000)
     with SourceFile(path) as file:
-        mappings = Mappings([file])
+        mappings = ThreadMappings([file])
         buffer = ctypes.create_string_buffer(20_000)
         mappings.read(0, 0, 20_000, ctypes.addressof(buffer))
         os.truncate(path, 5000)
@@ -103,13 +104,13 @@ def cold(tmp_path: Path) -> Iterator[SourceFile]:
 
 
 def test_what_is_in_memory_is_known_without_reading_it(cold: SourceFile) -> None:
-    mappings = Mappings([cold])
-    if mappings.in_memory(0, 0, SIZE):
+    mappings = ThreadMappings([cold])
+    if mappings.is_resident(0, 0, SIZE):
         pytest.skip("this file system doesn't let go of pages")
-    assert not mappings.in_memory(0, 1 << 20, SIZE - (1 << 20)), "asking has read it"
+    assert not mappings.is_resident(0, 1 << 20, SIZE - (1 << 20)), "asking has read it"
     os.pread(cold.descriptor, SIZE, 0)
-    assert mappings.in_memory(0, 0, SIZE)
-    assert mappings.in_memory(0, 4097, 4096)
+    assert mappings.is_resident(0, 0, SIZE)
+    assert mappings.is_resident(0, 4097, 4096)
 
 
 @pytest.fixture
@@ -122,14 +123,14 @@ def in_memory(shard: Path) -> Iterator[Path]:
 @pytest.fixture
 def by_mapping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of what was copied from mappings."""
-    read = Mappings.read
+    read = ThreadMappings.read
     lengths: list[int] = []
 
-    def counted(self: Mappings, file: int, start: int, length: int, address: int) -> bool:
+    def counted(self: ThreadMappings, file: int, start: int, length: int, address: int) -> bool:
         lengths.append(length)
         return read(self, file, start, length, address)
 
-    monkeypatch.setattr(Mappings, "read", counted)
+    monkeypatch.setattr(ThreadMappings, "read", counted)
     return lengths
 
 
@@ -142,7 +143,7 @@ def test_a_ring_brings_every_bit_through_mappings(
     by_mapping: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reading, "await_first_read", lambda _: True)
+    monkeypatch.setattr(reader_module, "has_unread_pages", lambda _: True)
     found = ring_load(attach(in_memory))
     assert sum(by_mapping) > 0
     for name, tensor in tensors.items():
@@ -157,22 +158,22 @@ def test_a_ring_reads_what_it_cannot_map(
     same: Same,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reading, "await_first_read", lambda _: True)
-    monkeypatch.setattr(mapped, "_map", lambda _: None)
+    monkeypatch.setattr(reader_module, "has_unread_pages", lambda _: True)
+    monkeypatch.setattr(mmap_reader, "_map", lambda _: None)
     found = ring_load(attach(in_memory))
     for name, tensor in tensors.items():
         assert same(found[name], tensor), name
 
 
 def test_each_thread_has_a_mapping_of_its_own_that_outlives_it(file: SourceFile, data: bytes) -> None:
-    mappings = Mappings([file])
-    buffer = HostBuffer(SIZE)
+    mappings = ThreadMappings([file])
+    buffer = StagingBuffer(SIZE)
     threads = [threading.Thread(target=mappings.read, args=(0, 0, SIZE, buffer.address)) for _ in range(3)]
     for thread in threads:
         thread.start()
         thread.join()
     assert resident(file) == 3 * SIZE // 1024
-    mappings.give_back()
+    mappings.release_page_tables()
     assert resident(file) == 0
     assert buffer.view[:SIZE] == data
 
@@ -180,22 +181,22 @@ def test_each_thread_has_a_mapping_of_its_own_that_outlives_it(file: SourceFile,
 def test_a_quarter_of_what_awaits_its_first_read_is_read_and_the_rest_mapped(
     file: SourceFile, data: bytes, by_mapping: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_can_tell", lambda _: False)
-    reader = Reader([file], first_reads=True)
+    monkeypatch.setattr(reader_module, "_supports_nowait", lambda _: False)
+    reader = ChunkReader([file], has_unread=True)
     chunks = 0
     size = SIZE // 300
-    records = [Record(str(n), (str(n),), "uint8", 1, (size - 7,), 0, n * size + 3, size - 7) for n in range(300)]
-    buffer = HostBuffer(64 << 10)
+    records = [TensorInfo(str(n), (str(n),), "uint8", 1, (size - 7,), 0, n * size + 3, size - 7) for n in range(300)]
+    buffer = StagingBuffer(64 << 10)
     scratch = memoryview(bytearray(64 << 10))
-    for group in pack(records, group_bytes=1 << 30):
+    for group in pack_groups(records, group_bytes=1 << 30):
         memory = bytearray(group.size)
-        for chunk in chunks_of(group, chunk_bytes=len(buffer.view)):
+        for chunk in split_group(group, chunk_bytes=len(buffer.view)):
             chunks += 1
-            for offset, target, length in reader.fill(chunk, buffer.view, scratch, address=buffer.address):
+            for offset, target, length in reader.read_chunk(chunk, buffer.view, scratch, address=buffer.address):
                 memory[target : target + length] = buffer.view[offset : offset + length]
-        for record, at in group.slots:
-            assert memory[at : at + record.length] == data[record.start : record.start + record.length]
+        for record, at in group.tensors:
+            assert memory[at : at + record.length] == data[record.offset : record.offset + record.length]
     reader.close()
-    reader.give_back()
+    reader.release_page_tables()
     assert 0.7 < sum(by_mapping) / sum(record.length for record in records) < 0.8
     assert chunks > 40

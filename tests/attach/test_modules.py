@@ -298,21 +298,21 @@ def test_filling_through_the_ring(
 ) -> None:
     """As on a GPU: new memory for what is on the meta device, and in place, through passing groups, for the rest."""
     weights = attach(saved)
-    uploader = weights._uploader
-    from tonnage.attach.progress import Reporter
+    uploader = weights._copier
+    from tonnage.attach.progress import ProgressReporter
 
     monkeypatch.setattr(
         type(weights),
         "_load",
         lambda _self, records, device, dtype, _progress: uploader.load(
-            records, device, dtype=dtype, reporter=Reporter("off", 1, what="")
+            records, device, dtype=dtype, reporter=ProgressReporter("off", 1, description="")
         ),
     )
     monkeypatch.setattr(
         type(weights),
         "_stream",
         lambda _self, records, device, use, _progress: uploader.stream(
-            records, device, use, reporter=Reporter("off", 1, what="")
+            records, device, use, reporter=ProgressReporter("off", 1, description="")
         ),
     )
     with torch.device("meta" if meta else "cpu"):

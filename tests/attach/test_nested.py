@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.attach import open_weights
-from tonnage.attach.nested import nest
+from tonnage.attach.unflatten import unflatten
 from tonnage.errors import FormatDamaged
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ def flatten(tree: Tree, path: TensorPath = ()) -> dict[TensorPath, int]:
 @given(trees)
 @settings(deadline=None, max_examples=100)
 def test_nesting_undoes_flattening(tree: Tree) -> None:
-    assert nest(flatten(tree)) == tree
+    assert unflatten(flatten(tree)) == tree
 
 
 def test_a_part_keeps_positions_in_lists() -> None:
     every = [("a", 0, "w"), ("a", 1, "w"), ("b", "x"), ("c", 0)]
-    assert nest({("a", 1, "w"): 5}, every=every) == {"a": [None, {"w": 5}]}
+    assert unflatten({("a", 1, "w"): 5}, all_paths=every) == {"a": [None, {"w": 5}]}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_part_keeps_positions_in_lists() -> None:
 )
 def test_names_that_are_no_tree_are_refused(paths: list[TensorPath], message: str) -> None:
     with pytest.raises(FormatDamaged, match=message):
-        nest(dict.fromkeys(paths, 1))
+        unflatten(dict.fromkeys(paths, 1))
 
 
 @pytest.mark.parametrize("name", ["nested", "list", "unicode-nested"])

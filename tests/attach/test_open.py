@@ -63,7 +63,7 @@ def test_entries_of_both_layouts_hold_the_same_tensors(
 ) -> None:
     file = corpus[name]
     entry = make_entry([file.path], layout=layout, segment_size=1 << 20)
-    for path in (entry.path, entry.model):
+    for path in (entry.path, entry.model_dir):
         with open_weights(path) as weights:
             assert list(weights) == list(file.flat_names.values())
             for flat, tensor in file.by_flat_name.items():
@@ -76,7 +76,7 @@ def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(
 ) -> None:
     file = corpus["mixed-large"]
     entry = make_entry([file.path], segment_size=1 << 20)
-    shutil.copytree(entry.model, tmp_path / "models" / "llama")
+    shutil.copytree(entry.model_dir, tmp_path / "models" / "llama")
     with open_weights(tmp_path / "models" / "llama") as weights:
         assert set(weights) == set(file.by_flat_name)
         assert all(same(weights[name], tensor) for name, tensor in file.by_flat_name.items())
@@ -84,7 +84,7 @@ def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(
 
 def test_one_file_of_an_entry_opens_alone(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["mixed-large"].path], segment_size=1 << 20)
-    first = min(entry.model.glob("*.safetensors"))
+    first = min(entry.model_dir.glob("*.safetensors"))
     with open_weights(first) as weights:
         assert 0 < len(weights) < len(corpus["mixed-large"].tensors)
 
@@ -92,7 +92,7 @@ def test_one_file_of_an_entry_opens_alone(corpus: dict[str, CorpusFile], make_en
 def test_a_folder_of_an_entry_opens_alone(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     one, other = corpus["scalar"].path, corpus["one-float32"].path
     entry = make_entry([one, other], names=["unet/model.tensors", "vae/model.tensors"])
-    with open_weights(entry.model / "vae") as weights:
+    with open_weights(entry.model_dir / "vae") as weights:
         assert list(weights) == ["w"]
     with open_weights(entry.path) as weights:
         assert set(weights) == {"scalar", "one", "w"}
@@ -118,7 +118,7 @@ def test_ranks_are_known_from_file_names_without_an_entry(
 ) -> None:
     files = [corpus["one-float32"].path, corpus["one-bfloat16"].path]
     entry = make_entry(files, ranks=True, names=["model-rank-000.tensors", "model-rank-001.tensors"])
-    shutil.copytree(entry.model, tmp_path / "alone")
+    shutil.copytree(entry.model_dir, tmp_path / "alone")
     with open_weights(tmp_path / "alone", rank=1) as weights:
         assert weights["w"].dtype == torch.bfloat16
     with pytest.raises(RankMissing, match="say which"):
@@ -221,7 +221,7 @@ def test_a_tensors_file_that_is_cut_off_is_refused(tensors_file: Path, tmp_path:
 
 def test_an_entry_file_of_another_size_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
-    shard = next(entry.model.glob("*.safetensors"))
+    shard = next(entry.model_dir.glob("*.safetensors"))
     shard.chmod(0o644)
     with shard.open("ab") as file:
         file.write(b"x")
@@ -235,7 +235,7 @@ def test_an_entry_file_of_another_size_is_refused(corpus: dict[str, CorpusFile],
 def test_an_entry_that_was_never_finished_is_refused(tmp_path: Path) -> None:
     entry = Cache(tmp_path).entry("r-0123456789ab")
     entry.path.mkdir()
-    entry.prepare()
+    entry.create()
     with pytest.raises(EntryIncomplete, match="not finished") as caught:
         open_weights(entry.path)
     assert isinstance(caught.value, CacheDamaged)
@@ -243,7 +243,7 @@ def test_an_entry_that_was_never_finished_is_refused(tmp_path: Path) -> None:
 
 def test_an_emptied_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
-    exclusive = entry.try_exclusive()
+    exclusive = entry.try_acquire_exclusive_use_lock()
     assert exclusive is not None
     entry.clear()
     exclusive.release()
@@ -253,7 +253,7 @@ def test_an_emptied_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: 
 
 def test_an_entry_that_is_being_emptied_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
-    exclusive = entry.try_exclusive()
+    exclusive = entry.try_acquire_exclusive_use_lock()
     assert exclusive is not None
     with pytest.raises(EntryBeingRemoved, match="being emptied") as caught:
         open_weights(entry.path)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tonnage.attach.buffers import HUGE_PAGE, HostBuffer
-from tonnage.attach.chunks import chunks_of, pack
-from tonnage.attach.files import SourceFile
-from tonnage.attach.reading import DISK_BLOCK, Reader
-from tonnage.attach.records import Record
+from tonnage.attach.copy.buffers import HUGE_PAGE, StagingBuffer
+from tonnage.attach.copy.chunks import pack_groups, split_group
+from tonnage.attach.copy.reader import DIRECT_IO_ALIGNMENT, ChunkReader
+from tonnage.attach.files.source_file import SourceFile
+from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[Sour
         yield opened
 
 
-def arrive(reader: Reader, records: list[Record], chunk_bytes: int) -> dict[str, bytes]:
-    host = HostBuffer(chunk_bytes + 2 * DISK_BLOCK)
+def arrive(reader: ChunkReader, records: list[TensorInfo], chunk_bytes: int) -> dict[str, bytes]:
+    host = StagingBuffer(chunk_bytes + 2 * DIRECT_IO_ALIGNMENT)
     buffer = memoryview(host.view)
     scratch = memoryview(bytearray(64 << 10))
     found: dict[str, bytes] = {}
-    for group in pack(records, group_bytes=1 << 30):
+    for group in pack_groups(records, group_bytes=1 << 30):
         memory = bytearray(group.size)
-        for chunk in chunks_of(group, chunk_bytes=chunk_bytes):
-            for offset, target, length in reader.fill(chunk, buffer, scratch, address=host.address):
+        for chunk in split_group(group, chunk_bytes=chunk_bytes):
+            for offset, target, length in reader.read_chunk(chunk, buffer, scratch, address=host.address):
                 memory[target : target + length] = buffer[offset : offset + length]
-        found |= {record.name: bytes(memory[at : at + record.length]) for record, at in group.slots}
+        found |= {record.name: bytes(memory[at : at + record.length]) for record, at in group.tensors}
     return found
 
 
@@ -63,23 +63,23 @@ pieces = st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 60_000)), min
 def test_pieces_arrive_wherever_they_lie(
     file: SourceFile, data: bytes, direct: Direct, layout: list[tuple[int, int]], chunk_bytes: int
 ) -> None:
-    records: list[Record] = []
+    records: list[TensorInfo] = []
     at = 0
     for number, (gap, length) in enumerate(layout):
         at += gap
-        records.append(Record(str(number), (str(number),), "uint8", 1, (length,), 0, at, length))
+        records.append(TensorInfo(str(number), (str(number),), "uint8", 1, (length,), 0, at, length))
         at += length
     assert at <= SIZE
-    reader = Reader([file], direct=direct)
+    reader = ChunkReader([file], direct=direct)
     found = arrive(reader, records, chunk_bytes)
     reader.close()
-    assert all(found[record.name] == data[record.start : record.start + record.length] for record in records)
+    assert all(found[record.name] == data[record.offset : record.offset + record.length] for record in records)
 
 
 @pytest.mark.parametrize("start", [0, 1, 4095, 4096, 100_003])
 def test_direct_reads_reach_the_end_of_the_file(file: SourceFile, data: bytes, start: int) -> None:
-    reader = Reader([file], direct="always")
-    record = Record("all", ("all",), "uint8", 1, (SIZE - start,), 0, start, SIZE - start)
+    reader = ChunkReader([file], direct="always")
+    record = TensorInfo("all", ("all",), "uint8", 1, (SIZE - start,), 0, start, SIZE - start)
     assert arrive(reader, [record], 4 << 20)["all"] == data[start:]
     reader.close()
 
@@ -89,8 +89,8 @@ def test_a_cold_file_is_read_right(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with SourceFile(path) as file:
         os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        reader = Reader([file])
-        record = Record("all", ("all",), "uint8", 1, (SIZE - 77,), 0, 77, SIZE - 77)
+        reader = ChunkReader([file])
+        record = TensorInfo("all", ("all",), "uint8", 1, (SIZE - 77,), 0, 77, SIZE - 77)
         assert arrive(reader, [record], 1 << 20)["all"] == data[77:]
         reader.close()
 
@@ -100,16 +100,16 @@ def test_a_file_that_ended_early_is_named_with_the_offset(tmp_path: Path) -> Non
     path.write_bytes(b"x" * 1000)
     with SourceFile(path) as file:
         os.truncate(path, 400)
-        record = Record("all", ("all",), "uint8", 1, (1000,), 0, 0, 1000)
+        record = TensorInfo("all", ("all",), "uint8", 1, (1000,), 0, 0, 1000)
         with pytest.raises(CacheDamaged, match=r"short ended at byte 400 .* had 1,000"):
-            arrive(Reader([file]), [record], 1 << 20)
+            arrive(ChunkReader([file]), [record], 1 << 20)
 
 
 def test_buffers_begin_at_huge_pages() -> None:
-    buffer = HostBuffer(3 << 20)
+    buffer = StagingBuffer(3 << 20)
     assert buffer.address % HUGE_PAGE == 0
     assert len(buffer.view) == 3 << 20
-    buffer.touch(1 << 20, 2 << 20)
+    buffer.prefault(1 << 20, 2 << 20)
     buffer.view[-1] = 5
     view = buffer.view
     del buffer

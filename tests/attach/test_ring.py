@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tonnage.attach import CopyOptions, DeviceFailed
-from tonnage.attach.chunks import pack
-from tonnage.attach.engine import CpuEngine, CpuQueue
-from tonnage.attach.options import MOST_PINNED
-from tonnage.attach.ring import Ring
+from tonnage.attach.copy.chunks import pack_groups
+from tonnage.attach.copy.workers import CopyWorkers
+from tonnage.attach.copy_options import MAX_PINNED_BYTES
+from tonnage.attach.device.engine import CpuEngine, CpuQueue
 from tonnage.errors import CacheDamaged, InvalidPlan
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from support.attach_types import Attach, RingLoad, Same
     from support.tensors_files import CorpusFile
-    from tonnage.attach.chunks import Group
+    from tonnage.attach.copy.chunks import Group
 
     class Numbers(TypedDict, total=False):
         threads: int
@@ -144,7 +144,7 @@ def test_what_was_pinned_is_what_was_said_and_is_given_back(attach: Attach, ring
 def test_a_hint_makes_buffers_ready_and_closing_gives_them_back(attach: Attach, shard: Path) -> None:
     engine = Counting()
     weights = attach(shard, engine=engine)
-    weights._uploader.warm_up(torch.device("cpu"))
+    weights._copier.warm_up(torch.device("cpu"))
     weights.close()
     assert ended(engine)
 
@@ -157,7 +157,7 @@ def test_no_setting_pins_more_than_a_gigabyte() -> None:
         CopyOptions(way="register", threads=256),
     ):
         each = options.register_bytes if options.way == "register" else options.slot_bytes
-        assert options.threads_for(1000) * options.slots * each <= MOST_PINNED
+        assert options.threads_for(1000) * options.slots * each <= MAX_PINNED_BYTES
     assert CopyOptions().threads_for(64) == 12
     assert CopyOptions().threads_for(3) == 3
 
@@ -279,15 +279,15 @@ def test_a_window_bounds_what_is_allocated_at_once(attach: Attach, shard: Path) 
             return super().empty(size)
 
     weights = attach(shard)
-    groups = pack((r for r in weights.records.values() if r.length), group_bytes=64 * KIB)
+    groups = pack_groups((r for r in weights.records.values() if r.length), group_bytes=64 * KIB)
     largest = max(group.size for group in groups)
     assert sum(group.size for group in groups) > 2 * largest
-    ring = Ring(Engine(), CopyOptions(threads=2, slots=2, slot_bytes=64 * KIB))
+    ring = CopyWorkers(Engine(), CopyOptions(threads=2, slots=2, slot_bytes=64 * KIB))
     ring.start()
     expected = {name: tensor.contiguous().reshape(-1).view(torch.uint8) for name, tensor in weights.items()}
 
     def check(group: Group, base: torch.Tensor) -> None:
-        for record, offset in group.slots:
+        for record, offset in group.tensors:
             assert torch.equal(base[offset : offset + record.length], expected[record.name])
         Engine.live -= group.size
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tonnage.attach.unread import await_first_read
+from tonnage.attach.copy.page_lru import has_unread_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,9 @@ def kernel(tmp_path: Path) -> Kernel:
     """The kernel's two files as they are given."""
 
     def make(lru: str | None, meminfo: str) -> dict[str, Path]:
-        files = {"lru": tmp_path / "enabled", "meminfo": tmp_path / "meminfo"}
+        files = {"lru_gen": tmp_path / "enabled", "meminfo": tmp_path / "meminfo"}
         if lru is not None:
-            files["lru"].write_text(lru)
+            files["lru_gen"].write_text(lru)
         files["meminfo"].write_text(meminfo)
         return files
 
@@ -38,7 +38,7 @@ def memory(*, shared: float, active: float) -> str:
 
 @pytest.mark.parametrize("text", ["0x0007\n", "0x0001\n"])
 def test_a_kernel_with_generations_has_no_slow_first_reads(kernel: Kernel, text: str) -> None:
-    assert not await_first_read(GIB, **kernel(text, memory(shared=5, active=0)))
+    assert not has_unread_pages(GIB, **kernel(text, memory(shared=5, active=0)))
 
 
 @pytest.mark.parametrize("text", ["0x0000\n", "0x0006\n", "?", None])
@@ -49,13 +49,13 @@ def test_a_kernel_with_generations_has_no_slow_first_reads(kernel: Kernel, text:
 def test_elsewhere_the_lists_of_pages_tell(
     kernel: Kernel, text: str | None, shared: float, active: float, found: bool
 ) -> None:
-    assert await_first_read(GIB, **kernel(text, memory(shared=shared, active=active))) is found
+    assert has_unread_pages(GIB, **kernel(text, memory(shared=shared, active=active))) is found
 
 
 @pytest.mark.parametrize("meminfo", ["", "Shmem: 5 kB\n", "Shmem: many kB\nActive(anon): 4 kB\n", "\0\n"])
 def test_a_kernel_that_does_not_tell_is_taken_for_the_slow_one(kernel: Kernel, meminfo: str) -> None:
-    assert await_first_read(GIB, **kernel(None, meminfo))
+    assert has_unread_pages(GIB, **kernel(None, meminfo))
 
 
 def test_this_machine_tells() -> None:
-    assert not await_first_read(1 << 60), "nobody has an exbibyte unread"
+    assert not has_unread_pages(1 << 60), "nobody has an exbibyte unread"

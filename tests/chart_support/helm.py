@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from local_cluster import programs
-from local_cluster.errors import Lacking
+from local_cluster.errors import MissingRequirements
 from operator_support.control_plane import ROOT, Unavailable
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ Values = dict[str, Any]
 def find_helm() -> Path:
     """Returns Helm's path, building it where it is missing."""
     try:
-        return programs.built(programs.CLIENTS)["helm"]
-    except Lacking as error:
+        return programs.find_or_build(programs.CLIENTS)["helm"]
+    except MissingRequirements as error:
         raise Unavailable(str(error)) from error
 
 

@@ -51,12 +51,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(map(_needs_node, session.items))
     if not wanted or session.config.option.collectonly or _IN_PARALLEL:
         return
-    from local_cluster.errors import Lacking
+    from local_cluster.errors import MissingRequirements
 
     try:
         prepare()
         session.config.stash[_IMAGES] = images.build_images()
-    except (Lacking, images.Lacking) as error:
+    except (MissingRequirements, images.Lacking) as error:
         session.config.stash[_LACKING] = str(error)
 
 

@@ -70,7 +70,7 @@ class Site:
 
     def credentials_of(self, user: str) -> dict[str, str]:
         """Returns the keys of a user of the S3 server."""
-        identity = self.storage.identity(user)
+        identity = self.storage.user(user)
         return {"AWS_ACCESS_KEY_ID": identity.access_key, "AWS_SECRET_ACCESS_KEY": identity.secret_key}
 
     @cached_property
@@ -111,7 +111,7 @@ def prepare() -> None:
     from local_cluster import parts, requirements
 
     with tempfile.TemporaryDirectory(prefix="tonnage-e2e-") as folder:
-        requirements.ensure(Path(folder), print)
+        requirements.ensure_requirements(Path(folder), print)
     parts.find_programs()
 
 

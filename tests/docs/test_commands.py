@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.documents import ROOT, blocks, documents, prose
-from tonnage.cli.parser import parse
+from tonnage.cli.command_line import parse_command_line
 from tonnage_operator import cli as operator_cli
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def check_tonnage(arguments: list[str]) -> None:
     if "--help" in arguments:
         arguments = [word for word in arguments if word not in {"--help", "COMMAND"}] or ["version"]
         arguments = arguments if len(arguments) > 1 or arguments == ["version"] else [*arguments, "s3://bucket/"]
-    parse(arguments, {})
+    parse_command_line(arguments, {})
 
 
 def check_operator(arguments: list[str]) -> None:

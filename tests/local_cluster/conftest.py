@@ -10,7 +10,7 @@ import pytest
 
 from local_cluster import images, programs
 from local_cluster.cluster import prepare, start
-from local_cluster.errors import Lacking
+from local_cluster.errors import MissingRequirements
 from local_cluster_support.pods import IMAGE, Workspace
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     try:
         prepare()
-        programs.built(["probe"])
-    except Lacking as error:
+        programs.find_or_build(["probe"])
+    except MissingRequirements as error:
         session.config.stash[_LACKING] = str(error)
 
 
@@ -52,7 +52,7 @@ def able(pytestconfig: pytest.Config) -> None:
 def probe_image(able: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """The docker-archive of ``IMAGE``, which serves and fetches by HTTP."""
     archive = tmp_path_factory.mktemp("images") / "probe.tar"
-    images.write(archive, programs.built(["probe"])["probe"], IMAGE)
+    images.write_image(archive, programs.find_or_build(["probe"])["probe"], IMAGE)
     return archive
 
 

@@ -65,5 +65,5 @@ def test_pods_reach_it_at_the_same_url(cluster: Cluster, bucket: str, space: Wor
 
 
 def test_no_secret_is_in_the_representation_of_a_user(cluster: Cluster) -> None:
-    identity = cluster.object_storage.identity("admin")
+    identity = cluster.object_storage.user("admin")
     assert identity.secret_key not in repr(identity)

@@ -61,7 +61,7 @@ def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_come_ag
     for name in ("containerd", "kubelet"):
         before = cluster.process(name).pid
         cluster.process(name).kill()
-        assert not cluster.process(name).runs
+        assert not cluster.process(name).is_running
         cluster.process(name).restart()
         assert cluster.process(name).pid != before
     assert "no such host" not in space.fetch("client", "http://server/")

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from local_cluster import cgroups
-from local_cluster.errors import Lacking
-from local_cluster.requirements import Found, lacks
+from local_cluster.errors import MissingRequirements
+from local_cluster.requirements import HostCapabilities, missing_requirements
 
-COMPLETE = Found(
+COMPLETE = HostCapabilities(
     root=True,
     can_install=True,
     packages=[],
@@ -22,11 +22,11 @@ COMPLETE = Found(
 
 
 def test_a_machine_that_has_all_lacks_nothing_although_it_has_no_go() -> None:
-    assert lacks(COMPLETE) == []
+    assert missing_requirements(COMPLETE) == []
 
 
 def test_everything_is_named_in_one_message_each_with_its_remedy() -> None:
-    found = Found(
+    found = HostCapabilities(
         root=False,
         can_install=False,
         packages=["containerd", "runc"],
@@ -36,7 +36,7 @@ def test_everything_is_named_in_one_message_each_with_its_remedy() -> None:
         controllers=["memory"],
         kernel=["veth", "overlay", "iptables", "namespaces"],
     )
-    message = str(Lacking(lacks(found)))
+    message = str(MissingRequirements(missing_requirements(found)))
     for word in (
         "sudo",
         "apt-get install containerd runc",
@@ -54,14 +54,14 @@ def test_everything_is_named_in_one_message_each_with_its_remedy() -> None:
 
 
 def test_packages_are_no_lack_where_they_can_be_installed() -> None:
-    assert lacks(replace(COMPLETE, packages=["runc"])) == []
-    assert len(lacks(replace(COMPLETE, packages=["runc"], can_install=False))) == 1
+    assert missing_requirements(replace(COMPLETE, packages=["runc"])) == []
+    assert len(missing_requirements(replace(COMPLETE, packages=["runc"], can_install=False))) == 1
 
 
 def test_go_is_wanted_just_where_something_must_be_built() -> None:
-    (lack,) = lacks(replace(COMPLETE, to_build=["kubelet", "helm"]))
+    (lack,) = missing_requirements(replace(COMPLETE, to_build=["kubelet", "helm"]))
     assert "Go 1.24 or newer, to build kubelet, helm" in lack[0]
-    assert lacks(replace(COMPLETE, to_build=["kubelet"], has_go=True)) == []
+    assert missing_requirements(replace(COMPLETE, to_build=["kubelet"], has_go=True)) == []
 
 
 MOUNTED_V1 = """\
@@ -82,9 +82,9 @@ def test_hierarchies_of_both_versions_are_found() -> None:
 
 
 def test_a_controller_that_is_not_mounted_is_missing() -> None:
-    assert cgroups.missing(MOUNTED_V1) == ["pids"]
+    assert cgroups.missing_controllers(MOUNTED_V1) == ["pids"]
 
 
 def test_controllers_of_the_second_version_are_read_from_its_root(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
-    assert cgroups.missing(f"30 20 0:25 / {tmp_path} rw - cgroup2 cgroup2 rw\n") == []
+    assert cgroups.missing_controllers(f"30 20 0:25 / {tmp_path} rw - cgroup2 cgroup2 rw\n") == []

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from local_cluster import cgroups, folders
-from local_cluster.cluster import attach, end, start
+from local_cluster.cluster import attach, delete, start
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning, StartFailed
-from local_cluster.identity import Identity, all_pids
-from local_cluster.machine import sweep
+from local_cluster.identity import ProcessIdentity, all_pids
+from local_cluster.machine import remove_leftovers_of_dead_clusters
 from local_cluster.network import Network
 from local_cluster.programs import ROOT, SCRIPT
 from local_cluster.state import State
@@ -34,7 +34,7 @@ import sys, time
 from pathlib import Path
 from local_cluster.machine import Machine
 machine = Machine(Path(sys.argv[1]))
-machine.reserve()
+machine.acquire_slot()
 machine.boot()
 print(machine.slot, machine.holder.pid, machine.init.pid, flush=True)
 time.sleep(300)
@@ -139,12 +139,12 @@ def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path) -> None:
     with subprocess.Popen(script, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout
         slot, *pids = map(int, starter.stdout.readline().split())
-        processes = [Identity.of(pid) for pid in pids]
+        processes = [ProcessIdentity.from_pid(pid) for pid in pids]
         starter.kill()
-    assert all(process and process.await_end(10) for process in processes)
-    group = Network(slot).control_group
+    assert all(process and process.wait_for_exit(10) for process in processes)
+    group = Network(slot).cgroup
     assert cgroups.exists(group)
-    sweep()  # as each start and each end of a cluster does
+    remove_leftovers_of_dead_clusters()  # as each start and each end of a cluster does
     assert not cgroups.exists(group)
 
 
@@ -160,7 +160,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_has_one_cluster_at_a_time(cluster: Cluster) -> None:
     with pytest.raises(ClusterExists, match=str(cluster.folder)):
         start(cluster.folder)
-    assert cluster.runs
+    assert cluster.is_running
 
 
 def test_where_there_is_no_cluster_status_says_so_and_what_to_do(tmp_path: Path) -> None:
@@ -171,15 +171,15 @@ def test_where_there_is_no_cluster_status_says_so_and_what_to_do(tmp_path: Path)
 
 def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled() -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
-        now = Identity.of(other.pid)
+        now = ProcessIdentity.from_pid(other.pid)
         assert now
-        former = Identity(now.pid, now.started - 1)
-        assert not former.runs()
-        assert not former.send(signal.SIGKILL)
-        assert former.await_end(0)
+        former = ProcessIdentity(now.pid, now.started - 1)
+        assert not former.is_running()
+        assert not former.send_signal(signal.SIGKILL)
+        assert former.wait_for_exit(0)
         assert other.poll() is None
-        assert now.send(signal.SIGKILL)
-        assert now.await_end(10)
+        assert now.send_signal(signal.SIGKILL)
+        assert now.wait_for_exit(10)
 
 
 def test_the_documented_commands_and_the_documented_example_work(
@@ -197,7 +197,7 @@ def test_the_documented_commands_and_the_documented_example_work(
 
 def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
-    State(made_folders=folders.make(folder), slot=3).write(folder)
+    State(made_folders=folders.create(folder), slot=3).write(folder)
     (folder / "probe").mkdir()
     with pytest.raises(NotRunning, match="not come up"):
         attach(folder)
@@ -207,11 +207,11 @@ def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_p
 
 def test_two_commands_never_work_on_one_cluster_at_once(tmp_path: Path) -> None:
     State().write(tmp_path)
-    with folders.exclusive(tmp_path):
+    with folders.lock(tmp_path):
         with pytest.raises(ClusterExists, match="Another command"):
             start(tmp_path)
         with pytest.raises(ClusterExists, match="Another command"):
-            end(tmp_path)
+            delete(tmp_path)
     assert (tmp_path / "cluster.json").exists()
-    end(tmp_path)
+    delete(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -27,8 +27,8 @@ import pytest
 import yaml
 
 from local_cluster import credentials, programs, requirements
-from local_cluster.control_plane import ControlPlaneSettings, Ports, api_server_answers, commands
-from local_cluster.errors import Lacking
+from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_server_ready, program_arguments
+from local_cluster.errors import MissingRequirements
 from local_cluster.process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +52,8 @@ class Unavailable(Exception):
 def find_programs() -> dict[str, Path]:
     """Returns the path of each program, building those that are missing."""
     try:
-        return {**programs.built(programs.CONTROL_PLANE), "etcd": requirements.provide("etcd")}
-    except Lacking as error:
+        return {**programs.find_or_build(programs.CONTROL_PLANE), "etcd": requirements.find_or_install("etcd")}
+    except MissingRequirements as error:
         raise Unavailable(str(error)) from error
 
 
@@ -98,7 +98,7 @@ class ControlPlane:
             authorization="RBAC",
             kubeconfigs=dict.fromkeys(own, self.kubeconfig),
             audit_policy=self.folder / "audit-policy.yaml",
-            more={
+            extra_args={
                 "kube-apiserver": [
                     "--feature-gates=WatchList=false",
                     "--advertise-address=10.255.255.254",
@@ -127,17 +127,17 @@ class ControlPlane:
         """Starts everything and returns when the API server is ready."""
         settings = self.settings
         (self.folder / "audit-policy.yaml").write_text(_AUDIT_POLICY)
-        credentials.make_account_key(settings.account_key)
+        credentials.make_service_account_key(settings.service_account_key)
         tokens = credentials.make_tokens({"admin": ("admin", ("system:masters",))}, settings.tokens_file)
         self.token = tokens["admin"]
         credentials.write_kubeconfig(self.kubeconfig, url=self.url, ca_file=self.ca_file, token=self.token)
-        for name, arguments in commands(settings).items():
+        for name, arguments in program_arguments(settings).items():
             process = Process(name, [self.programs[name], *arguments], self.folder / f"{name}.log")
             self._running.append(process)
             process.start()
             if name == "kube-apiserver":
-                process.answers = partial(api_server_answers, settings, self.token)
-                process.await_ready()
+                process.readiness_probe = partial(is_api_server_ready, settings, self.token)
+                process.wait_until_ready()
 
     def stop(self) -> None:
         """Ends everything that was started, the last first."""

@@ -72,7 +72,7 @@ def resolved_report(
 ) -> contract.Report:
     """Returns what a resolve Job reports."""
     objects = pins(version, count, folder)
-    place = contract.place_of(SOURCE["s3"]["endpoint"], bucket)
+    place = contract.source_place(SOURCE["s3"]["endpoint"], bucket)
     digest = contract.revision_digest((place, pin) for pin in objects)
     return contract.Report(
         kind=contract.ReportKind.RESOLVED,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tonnage.attach import CopyOptions, Weights
-    from tonnage.attach.engine import Engine
+    from tonnage.attach.device.engine import Engine
     from tonnage.attach.progress import Progress
     from tonnage.cache import Entry
 

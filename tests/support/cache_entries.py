@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tonnage.cache import Entry
-    from tonnage.cache.publishing import Checkpoint
+    from tonnage.cache.commit import StepCallback
 
 NAME = "r-0123456789ab"
 SHARD_HEAD = b"\x08\0\0\0\0\0\0\0{}      "
@@ -85,8 +85,8 @@ def fill(entry: Entry, made: Sample, *, only: set[str] | None = None) -> None:
             journal.append(record)
 
 
-def publish(entry: Entry, made: Sample, *, checkpoint: Checkpoint | None = None) -> None:
-    entry.publish(made.manifest, made.table, checkpoint=checkpoint)
+def publish(entry: Entry, made: Sample, *, checkpoint: StepCallback | None = None) -> None:
+    entry.publish(made.manifest, made.table, on_step=checkpoint)
 
 
 def published_entry(root: Path, made: Sample | None = None) -> Entry:
@@ -94,8 +94,8 @@ def published_entry(root: Path, made: Sample | None = None) -> Entry:
     made = made or sample()
     entry = Cache(root).entry(NAME)
     entry.path.parent.mkdir(exist_ok=True)
-    entry.prepare()
-    with entry.load_lock():
+    entry.create()
+    with entry.acquire_load_lock():
         fill(entry, made)
         publish(entry, made)
     return entry
@@ -103,7 +103,11 @@ def published_entry(root: Path, made: Sample | None = None) -> Entry:
 
 def visible(entry: Entry) -> dict[str, bytes]:
     """Returns what a serving container sees."""
-    return {str(path.relative_to(entry.model)): path.read_bytes() for path in entry.model.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(entry.model_dir)): path.read_bytes()
+        for path in entry.model_dir.rglob("*")
+        if path.is_file()
+    }
 
 
 def assert_nothing_or_all(entry: Entry, *allowed: dict[str, bytes]) -> None:
@@ -116,9 +120,9 @@ def assert_whole(entry: Entry, made: Sample) -> None:
     assert entry.state == "ready"
     assert visible(entry) == made.contents
     assert verify_entry(entry, level=Verify.CRC32, threads=1).verified is Verify.CRC32
-    assert {path.stat().st_mode & 0o777 for path in entry.model.rglob("*") if path.is_file()} == {0o444}
+    assert {path.stat().st_mode & 0o777 for path in entry.model_dir.rglob("*") if path.is_file()} == {0o444}
     manifest = entry.read_manifest()
     assert manifest is not None
     assert manifest.table is not None
     left = ["load.lock", "manifest.json", manifest.table.name, "use.lock"]
-    assert sorted(path.name for path in entry.private.iterdir()) == left
+    assert sorted(path.name for path in entry.private_dir.iterdir()) == left

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tonnage.format.tensors_file import TensorEntry
+    from tonnage.format.tensors_index import TensorEntry
 
 
 def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
@@ -24,8 +24,8 @@ def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
 
     def decrypt(entry: TensorEntry, data: bytes) -> bytes:
         header = file[entry.header_offset : entry.data_offset]
-        dimensions = len(entry.shape) * (8 if entry.wide else 4)
-        position = 15 + len(entry.raw_name) + len(entry.dtype.stored) + dimensions
+        dimensions = len(entry.shape) * (8 if entry.wide_dimensions else 4)
+        position = 15 + len(entry.raw_name) + len(entry.dtype.stored_name) + dimensions
         (hash_block,) = struct.unpack_from("<H", header, position)
         position += 2 + hash_block + 8
         count, _, kind, piece, nonce, macs = struct.unpack_from("<HQHQ24sQ", header, position)

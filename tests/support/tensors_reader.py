@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import ChecksumMismatch
 from tonnage.format.tensor_header import TensorHeader, parse_tensor_header
-from tonnage.format.tensors_file import (
+from tonnage.format.tensors_index import (
     PREAMBLE_BYTES,
     TensorEntry,
-    TensorsFile,
+    TensorsIndex,
     check_terminator,
     parse_index,
     parse_preamble,
@@ -29,10 +29,10 @@ class ReadTensor(NamedTuple):
     data: bytes
 
 
-def read_index(data: bytes, *, name: str = "s3://models/a.tensors") -> TensorsFile:
+def read_index(data: bytes, *, name: str = "s3://models/a.tensors") -> TensorsIndex:
     """Reads preamble and index."""
-    preamble = parse_preamble(data[:PREAMBLE_BYTES], object_size=len(data), name=name)
-    return parse_index(preamble, data[PREAMBLE_BYTES : preamble.body_offset], object_size=len(data), name=name)
+    preamble = parse_preamble(data[:PREAMBLE_BYTES], object_size=len(data), label=name)
+    return parse_index(preamble, data[PREAMBLE_BYTES : preamble.body_offset], object_size=len(data), label=name)
 
 
 def read_tensors(
@@ -55,7 +55,7 @@ def read_tensors(
     tensors = {}
     for entry in file.tensors:
         header = parse_tensor_header(
-            data[entry.header_offset : entry.data_offset], entry, preamble=file.preamble, name=name
+            data[entry.header_offset : entry.data_offset], entry, preamble=file.preamble, label=name
         )
         contents = data[entry.data_offset : entry.data_end]
         if file.preamble.encrypted and entry.length and decrypt is not None:
@@ -63,13 +63,13 @@ def read_tensors(
         if not file.preamble.encrypted or not entry.length or decrypt is not None:
             _check_hashes(header, contents, f"{name}, tensor {entry.name!r}")
         tensors[entry.path] = ReadTensor(entry, header, contents)
-    check_terminator(data[file.body_end - 8 : file.body_end], file, name=name)
+    check_terminator(data[file.body_end - 8 : file.body_end], file, label=name)
     return tensors
 
 
 def _check_hashes(header: TensorHeader, contents: bytes, where: str) -> None:
     crc32, sha256 = header.expected_crc32, header.expected_sha256
-    if crc32 is not None and crc32 != zlib.crc32(contents, zlib.crc32(header.hashed)):
+    if crc32 is not None and crc32 != zlib.crc32(contents, zlib.crc32(header.hash_prefix)):
         raise ChecksumMismatch(f"{where}: CRC-32")
-    if sha256 is not None and sha256 != hashlib.sha256(header.hashed + contents).digest():
+    if sha256 is not None and sha256 != hashlib.sha256(header.hash_prefix + contents).digest():
         raise ChecksumMismatch(f"{where}: SHA-256")

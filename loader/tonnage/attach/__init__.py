@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from tonnage.attach.copy_options import CopyOptions, CopyStats
 from tonnage.attach.errors import (
     DeviceFailed,
     DeviceMemoryShort,
@@ -21,15 +22,14 @@ from tonnage.attach.errors import (
     TorchMissing,
     WeightsClosed,
 )
-from tonnage.attach.options import CopyOptions, CopyStats
 
 if TYPE_CHECKING:
     import os
 
     import torch
 
-    from tonnage.attach.modules import LoadResult
-    from tonnage.attach.records import Record
+    from tonnage.attach.files.tensor_info import TensorInfo
+    from tonnage.attach.module_loading import LoadResult
     from tonnage.attach.weights import Weights
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
     "ModuleMismatch",
     "PathNotFound",
     "RankMissing",
-    "Record",
+    "TensorInfo",
     "TorchMissing",
     "Weights",
     "WeightsClosed",
@@ -108,9 +108,14 @@ def require_torch() -> None:
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name in {"Weights", "LoadResult", "Record"}:
+    if name in {"Weights", "LoadResult", "TensorInfo"}:
         require_torch()
-        from tonnage.attach import modules, records, weights
+        from tonnage.attach import module_loading, weights
+        from tonnage.attach.files import tensor_info
 
-        return {"Weights": weights.Weights, "LoadResult": modules.LoadResult, "Record": records.Record}[name]
+        return {
+            "Weights": weights.Weights,
+            "LoadResult": module_loading.LoadResult,
+            "TensorInfo": tensor_info.TensorInfo,
+        }[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

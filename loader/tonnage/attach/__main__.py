@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--way", choices=["auto", "ring", "register", "plain"], default="auto", help="how to copy")
     bench.add_argument("--threads", type=int, default=0, help="worker threads; default: by the cores")
     bench.add_argument("--json", action="store_true", help="print JSON")
-    chosen = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        text = _bench(chosen)
+        text = _bench(args)
     except TonnageError as error:
         sys.stderr.write(f"{error.reason}: {error}\n{error.remedy}\n")
         return error.exit_code
@@ -51,20 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _bench(chosen: argparse.Namespace) -> str:
+def _bench(args: argparse.Namespace) -> str:
     from tonnage.attach import CopyOptions, require_torch
 
     require_torch()
-    from tonnage.attach.bench import as_json, describe, measure  # imports PyTorch
+    from tonnage.attach.bench import as_dict, format_result, measure  # imports PyTorch
 
     result = measure(
-        chosen.path,
-        device=chosen.device,
-        repeat=chosen.repeat,
-        rank=chosen.rank,
-        options=CopyOptions(way=chosen.way, threads=chosen.threads),
+        args.path,
+        device=args.device,
+        repeat=args.repeat,
+        rank=args.rank,
+        options=CopyOptions(way=args.way, threads=args.threads),
     )
-    return json.dumps(as_json(result), indent=1) if chosen.json else describe(result)
+    return json.dumps(as_dict(result), indent=1) if args.json else format_result(result)
 
 
 if __name__ == "__main__":

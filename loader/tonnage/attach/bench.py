@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tonnage.attach.chunks import pack
-from tonnage.attach.devices import find_device
-from tonnage.attach.options import CopyOptions, CopyStats
-from tonnage.attach.ring import Ring
+from tonnage.attach.copy.chunks import pack_groups
+from tonnage.attach.copy.workers import CopyWorkers
+from tonnage.attach.copy_options import CopyOptions, CopyStats
+from tonnage.attach.device.lookup import find_device
 from tonnage.attach.weights import open_path
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
     import os
 
-    from tonnage.attach.engine import CopyQueue
+    from tonnage.attach.device.engine import CopyQueue
     from tonnage.attach.weights import Weights
 
-_LIMIT_BYTES = 256 << 20
-_LIMIT_COPIES = 16
+_BANDWIDTH_BUFFER_BYTES = 256 << 20
+_BANDWIDTH_COPIES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class BenchResult:
         device_name: The GPU's model.
         tensors: How many.
         tensor_bytes: Of all tensors.
-        limit: What the bus does from pinned memory, in 10**9 bytes a second; None without a GPU.
+        pinned_bandwidth: What the bus does from pinned memory, in 10**9 bytes a second; None without a GPU.
         seconds: Of each load, from opening to the last byte.
         stats: Of the last load.
     """
@@ -45,7 +45,7 @@ class BenchResult:
     device_name: str
     tensors: int
     tensor_bytes: int
-    limit: float | None
+    pinned_bandwidth: float | None
     seconds: tuple[float, ...]
     stats: CopyStats | None
 
@@ -80,10 +80,10 @@ def measure(
         raise InvalidPlan(f"--repeat {repeat}: once is the least.")
     options = options or CopyOptions()
     target = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    limit = None
+    pinned_bandwidth = None
     if target.type == "cuda":
         torch.ones(1, device=target)
-        limit = pinned_limit(target)
+        pinned_bandwidth = measure_pinned_bandwidth(target)
     seconds: list[float] = []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(
         with open_path(path, rank=rank, device=hint, meta_tensors="zeros", options=options) as weights:
             if not weights.nbytes:
                 raise InvalidPlan(f"{path} has no bytes to measure with.")
-            stats = _read(weights, options) if target.type == "cpu" else _load(weights, target)
+            stats = _read_into_buffers(weights, options) if target.type == "cpu" else _load(weights, target)
         seconds.append(time.perf_counter() - began)
     return BenchResult(
         path=str(path),
@@ -99,47 +99,49 @@ def measure(
         device_name=torch.cuda.get_device_name(target) if target.type == "cuda" else "",
         tensors=len(weights),
         tensor_bytes=weights.nbytes,
-        limit=limit,
+        pinned_bandwidth=pinned_bandwidth,
         seconds=tuple(seconds),
         stats=stats,
     )
 
 
-def pinned_limit(device: torch.device) -> float:
+def measure_pinned_bandwidth(device: torch.device) -> float:
     """Returns what copies from pinned memory reach, in 10**9 bytes a second: the best of three rounds of 4 GiB."""
-    host = torch.empty(_LIMIT_BYTES, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty(_LIMIT_BYTES, dtype=torch.uint8, device=device)
+    host = torch.empty(_BANDWIDTH_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(_BANDWIDTH_BUFFER_BYTES, dtype=torch.uint8, device=device)
     target.copy_(host, non_blocking=True)
     torch.cuda.synchronize(device)
     best = float("inf")
     for _ in range(3):
         began = time.perf_counter()
-        for _ in range(_LIMIT_COPIES):
+        for _ in range(_BANDWIDTH_COPIES):
             target.copy_(host, non_blocking=True)
         torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-    return _LIMIT_BYTES * _LIMIT_COPIES / best / 1e9
+    return _BANDWIDTH_BUFFER_BYTES * _BANDWIDTH_COPIES / best / 1e9
 
 
-def describe(result: BenchResult) -> str:
+def format_result(result: BenchResult) -> str:
     """Returns the result as a few lines of text."""
     lines = [f"{result.path}: {result.tensors:,} tensors, {result.tensor_bytes / 1e9:.2f} GB"]
-    if result.limit is None:
+    if result.pinned_bandwidth is None:
         lines.append("There is no GPU here: this is how fast the cache is read into buffers.")
         what = "read"
     else:
-        lines.append(f"{result.device} ({result.device_name}), pinned memory copies at {result.limit:.1f} GB/s")
+        lines.append(
+            f"{result.device} ({result.device_name}), pinned memory copies at {result.pinned_bandwidth:.1f} GB/s"
+        )
         what = "load"
     for number, (rate, seconds) in enumerate(zip(result.rates, result.seconds, strict=True), 1):
-        share = f", {rate / result.limit:.2f} of the limit" if result.limit else ""
+        share = f", {rate / result.pinned_bandwidth:.2f} of the limit" if result.pinned_bandwidth else ""
         lines.append(f"{what} {number}: {rate:.1f} GB/s ({seconds:.3f} s{share})")
     if result.stats is not None:
-        pinned = f", {result.stats.pinned_bytes >> 20} MiB pinned" if result.limit is not None else ""
+        pinned = f", {result.stats.pinned_bytes >> 20} MiB pinned" if result.pinned_bandwidth is not None else ""
         lines.append(f"way: {result.stats.way}, {result.stats.threads} threads{pinned}")
     return "\n".join(lines)
 
 
-def as_json(result: BenchResult) -> dict[str, object]:
+def as_dict(result: BenchResult) -> dict[str, object]:
     """Returns the result with the names of the attributes, rates in GB/s."""
     return {
         "path": result.path,
@@ -147,7 +149,7 @@ def as_json(result: BenchResult) -> dict[str, object]:
         "device_name": result.device_name,
         "tensors": result.tensors,
         "tensor_bytes": result.tensor_bytes,
-        "pinned_limit_gb_s": result.limit,
+        "pinned_limit_gb_s": result.pinned_bandwidth,
         "seconds": list(result.seconds),
         "gb_s": list(result.rates),
         "way": result.stats.way if result.stats else "",
@@ -161,29 +163,29 @@ def _load(weights: Weights, device: torch.device) -> CopyStats | None:
     return weights.last_copy
 
 
-def _read(weights: Weights, options: CopyOptions) -> CopyStats:
+def _read_into_buffers(weights: Weights, options: CopyOptions) -> CopyStats:
     """Reads all tensors into the ring's buffers, and no further."""
     began = time.perf_counter()
-    groups = pack(
+    groups = pack_groups(
         (record for record in weights.records.values() if record.length),
         group_bytes=options.group_bytes,
     )
-    ring = Ring(_Nowhere(), options)
-    ring.start()
+    workers = CopyWorkers(_NullEngine(), options)
+    workers.start()
     try:
-        ring.run(weights.files, groups, on_group=lambda group, base: None)  # noqa: ARG005
+        workers.run(weights.files, groups, on_group=lambda group, base: None)  # noqa: ARG005
     finally:
-        ring.close()
+        workers.close()
     return CopyStats(
         way="read",
         device="cpu",
         tensor_bytes=weights.nbytes,
         seconds=time.perf_counter() - began,
-        threads=ring.threads,
+        threads=workers.threads,
     )
 
 
-class _Nowhere:
+class _NullEngine:
     """A device that takes nothing."""
 
     name = "nowhere"
@@ -193,25 +195,25 @@ class _Nowhere:
         """Nothing to get ready."""
 
     def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:  # noqa: ARG002
-        return _Drop()
+        return _NullQueue()
 
     def empty(self, size: int) -> torch.Tensor:  # noqa: ARG002
         return torch.empty(0, dtype=torch.uint8)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Nothing is under way."""
 
-    def near_cores(self) -> set[int]:
+    def local_cpus(self) -> set[int]:
         return set()
 
 
-class _Drop:
+class _NullQueue:
     """A queue that copies nothing."""
 
     def copy(self, target: int, source: int, length: int) -> None:
         """Drops it."""
 
-    def mark(self, slot: int) -> None:
+    def record_event(self, slot: int) -> None:
         """Nothing is under way."""
 
     def wait(self, slot: int) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None] | Literal["auto", "off"]
 
-_PATIENCE = 1.0
+_BAR_DELAY = 1.0
 """Seconds before the bar shows."""
 
 
@@ -27,19 +27,19 @@ def check_progress(progress: object) -> None:
         raise InvalidPlan(f'progress={progress!r} is neither "auto" nor "off" nor a function of two numbers of bytes.')
 
 
-class Reporter:
+class ProgressReporter:
     """Tells one copy's progress. A context manager, so that the bar goes away.
 
     ``progress`` is a callback with (bytes so far, bytes in all), ``auto`` for a bar if standard error is a terminal and
     the copy takes longer than a second, or ``off``.
     """
 
-    def __init__(self, progress: Progress, total: int, *, what: str) -> None:
+    def __init__(self, progress: Progress, total: int, *, description: str) -> None:
         self._callback = progress if callable(progress) else None
-        self._bar_wanted = progress == "auto" and sys.stderr.isatty()
+        self._bar_enabled = progress == "auto" and sys.stderr.isatty()
         self._total = total
-        self._what = what
-        self._base = 0
+        self._description = description
+        self._finished_bytes = 0
         self._last = -1
         self._began = time.monotonic()
         self._bar: Any = None
@@ -52,20 +52,20 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
 
-    def phase_ends(self, size: int) -> None:
+    def finish_phase(self, size: int) -> None:
         """Tells that ``size`` bytes more are done for good: later figures count from there."""
-        self._base += size
+        self._finished_bytes += size
         self(0)
 
     def __call__(self, done: int) -> None:
         """Takes the bytes of this phase so far."""
-        done = min(self._base + done, self._total)
+        done = min(self._finished_bytes + done, self._total)
         if done == self._last:
             return
         self._last = done
         if self._callback is not None:
             self._callback(done, self._total)
-        elif self._bar_wanted and (self._bar is not None or time.monotonic() - self._began > _PATIENCE):
+        elif self._bar_enabled and (self._bar is not None or time.monotonic() - self._began > _BAR_DELAY):
             self._show(done)
 
     def _show(self, done: int) -> None:
@@ -89,6 +89,6 @@ class Reporter:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task(self._what, total=self._total)
+            self._task = self._bar.add_task(self._description, total=self._total)
             self._bar.start()
         self._bar.update(self._task, completed=done)

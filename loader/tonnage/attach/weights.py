@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from tonnage.attach.catalog import read_path
-from tonnage.attach.devices import DeviceLike, engine_for, find_device
-from tonnage.attach.entry import find_entry, hold_entry, read_entry
+from tonnage.attach.copy.device_copier import DeviceCopier, check_dtype, cpu_tensor, needs_conversion
+from tonnage.attach.copy.tensor_views import torch_dtype
+from tonnage.attach.device.lookup import DeviceLike, engine_for, find_device
 from tonnage.attach.errors import KeyNotFound, WeightsClosed
-from tonnage.attach.modules import LoadResult, fill_module
-from tonnage.attach.nested import nest
-from tonnage.attach.progress import Reporter, check_progress
-from tonnage.attach.upload import Uploader, check_target, converts, on_cpu
-from tonnage.attach.views import torch_dtype
+from tonnage.attach.files.cache_entry import find_entry, lock_entry, read_entry
+from tonnage.attach.files.catalog import read_path
+from tonnage.attach.module_loading import LoadResult, load_into_module
+from tonnage.attach.progress import ProgressReporter, check_progress
+from tonnage.attach.unflatten import unflatten
 from tonnage.errors import InvalidPlan
-from tonnage.format.names import shown
+from tonnage.format.tensor_names import short_repr
 
 if TYPE_CHECKING:
     import os
     from types import TracebackType
 
-    from tonnage.attach.catalog import Catalog
-    from tonnage.attach.engine import Engine
-    from tonnage.attach.files import SourceFile
-    from tonnage.attach.options import CopyOptions, CopyStats
+    from tonnage.attach.copy_options import CopyOptions, CopyStats
+    from tonnage.attach.device.engine import Engine
+    from tonnage.attach.files.catalog import Catalog
+    from tonnage.attach.files.source_file import SourceFile
+    from tonnage.attach.files.tensor_info import TensorInfo
     from tonnage.attach.progress import Progress
-    from tonnage.attach.records import Record
     from tonnage.cache.locks import FileLock
 
 _NAMES_IN_ERROR = 5
@@ -59,7 +59,7 @@ class Weights(Mapping[str, torch.Tensor]):
         path: Path,
         catalog: Catalog,
         lock: FileLock | None,
-        uploader: Uploader,
+        copier: DeviceCopier,
         *,
         meta_tensors: Literal["zeros", "meta"],
     ) -> None:
@@ -69,9 +69,9 @@ class Weights(Mapping[str, torch.Tensor]):
         self._records = catalog.records
         self._files = catalog.files
         self._meta_tensors = meta_tensors
-        self._uploader = uploader
-        uploader.use_files(catalog.files)
-        self._finalizer = weakref.finalize(self, _let_go, catalog, lock, uploader)
+        self._copier = copier
+        copier.set_files(catalog.files)
+        self._finalizer = weakref.finalize(self, _release_resources, catalog, lock, copier)
 
     @property
     def closed(self) -> bool:
@@ -79,7 +79,7 @@ class Weights(Mapping[str, torch.Tensor]):
         return not self._finalizer.alive
 
     @property
-    def records(self) -> Mapping[str, Record]:
+    def records(self) -> Mapping[str, TensorInfo]:
         """What is known of each tensor without touching it: dtype, shape, file, offset, length."""
         return types.MappingProxyType(self._records)
 
@@ -91,7 +91,7 @@ class Weights(Mapping[str, torch.Tensor]):
     @property
     def last_copy(self) -> CopyStats | None:
         """How the last copy to a device went; None before the first."""
-        return self._uploader.last
+        return self._copier.last_copy
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """Returns a tensor on the CPU.
@@ -105,8 +105,8 @@ class Weights(Mapping[str, torch.Tensor]):
         try:
             record = self._records[key]
         except (KeyError, TypeError):
-            raise self._unknown([key]) from None
-        return on_cpu(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
+            raise self._key_error([key]) from None
+        return cpu_tensor(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)
@@ -152,16 +152,16 @@ class Weights(Mapping[str, torch.Tensor]):
             WeightsClosed: The weights were closed.
         """
         self._check_open()
-        check_target(dtype)
+        check_dtype(dtype)
         check_progress(progress)
-        where = find_device(device)
-        records = self._choose(keys, filter)
+        target_device = find_device(device)
+        records = self._select(keys, filter)
         with self._reporter(progress, records) as reporter:
-            tensors = self._load(records, where, dtype, reporter)
+            tensors = self._load(records, target_device, dtype, reporter)
         if not nested:
             return tensors
         by_path = {self._records[name].path: tensor for name, tensor in tensors.items()}
-        return nest(by_path, every=[record.path for record in self._records.values()])
+        return unflatten(by_path, all_paths=[record.path for record in self._records.values()])
 
     def nested(
         self,
@@ -213,16 +213,16 @@ class Weights(Mapping[str, torch.Tensor]):
             WeightsClosed: The weights were closed.
         """
         self._check_open()
-        check_target(dtype)
+        check_dtype(dtype)
         check_progress(progress)
-        where = None if device is None else find_device(device)
-        if where is not None and where.type == "meta":
+        target_device = None if device is None else find_device(device)
+        if target_device is not None and target_device.type == "meta":
             raise InvalidPlan("A module can't be loaded onto the meta device, which holds no data.")
-        return fill_module(
+        return load_into_module(
             module,
             self._records,
-            _Source(self, progress),
-            device=where,
+            _WeightsSource(self, progress),
+            device=target_device,
             strict=strict,
             dtype=dtype,
             label=str(self.path),
@@ -235,9 +235,9 @@ class Weights(Mapping[str, torch.Tensor]):
             DeviceNotFound: There is no such device.
         """
         self._check_open()
-        where = find_device(device)
-        if where.type not in {"cpu", "meta"}:
-            self._uploader.warm_up(where)
+        target_device = find_device(device)
+        if target_device.type not in {"cpu", "meta"}:
+            self._copier.warm_up(target_device)
 
     def close(self) -> None:
         """Lets go of files, of the entry's lock and of buffers. Tensors taken before stay good. May be called again."""
@@ -252,44 +252,44 @@ class Weights(Mapping[str, torch.Tensor]):
         self.close()
 
     def _load(
-        self, records: list[Record], device: torch.device, dtype: torch.dtype | None, reporter: Reporter
+        self, records: list[TensorInfo], device: torch.device, dtype: torch.dtype | None, reporter: ProgressReporter
     ) -> dict[str, torch.Tensor]:
         if device.type == "meta":
             return {
                 record.name: torch.empty(
-                    record.shape, device="meta", dtype=dtype if converts(record, dtype) else torch_dtype(record)
+                    record.shape, device="meta", dtype=dtype if needs_conversion(record, dtype) else torch_dtype(record)
                 )
                 for record in records
             }
         if device.type != "cpu":
-            return self._uploader.load(records, device, dtype=dtype, reporter=reporter)
+            return self._copier.load(records, device, dtype=dtype, reporter=reporter)
         found = {}
         for record in records:
-            found[record.name] = on_cpu(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
-            reporter.phase_ends(record.length)
+            found[record.name] = cpu_tensor(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
+            reporter.finish_phase(record.length)
         return found
 
     def _stream(
         self,
-        records: list[Record],
+        records: list[TensorInfo],
         device: torch.device,
-        use: Callable[[Record, torch.Tensor], None],
-        reporter: Reporter,
+        use: Callable[[TensorInfo, torch.Tensor], None],
+        reporter: ProgressReporter,
     ) -> None:
         if device.type != "cpu":
-            self._uploader.stream(records, device, use, reporter=reporter)
+            self._copier.stream(records, device, use, reporter=reporter)
             return
         for record in records:
             use(record, self._view(record))
-            reporter.phase_ends(record.length)
+            reporter.finish_phase(record.length)
 
-    def _view(self, record: Record) -> torch.Tensor:
-        return on_cpu(record, self._files, dtype=None, meta_tensors="zeros")
+    def _view(self, record: TensorInfo) -> torch.Tensor:
+        return cpu_tensor(record, self._files, dtype=None, meta_tensors="zeros")
 
-    def _reporter(self, progress: Progress, records: list[Record]) -> Reporter:
-        return Reporter(progress, sum(record.length for record in records), what=self.path.name)
+    def _reporter(self, progress: Progress, records: list[TensorInfo]) -> ProgressReporter:
+        return ProgressReporter(progress, sum(record.length for record in records), description=self.path.name)
 
-    def _choose(self, keys: Iterable[str] | None, keep: Callable[[str], bool] | None) -> list[Record]:
+    def _select(self, keys: Iterable[str] | None, predicate: Callable[[str], bool] | None) -> list[TensorInfo]:
         if keys is None:
             names = list(self._records)
         else:
@@ -298,15 +298,15 @@ class Weights(Mapping[str, torch.Tensor]):
             names = list(dict.fromkeys(keys))
             unknown = [name for name in names if name not in self._records]
             if unknown:
-                raise self._unknown(unknown)
-        return [self._records[name] for name in names if keep is None or keep(name)]
+                raise self._key_error(unknown)
+        return [self._records[name] for name in names if predicate is None or predicate(name)]
 
-    def _unknown(self, names: list[Any]) -> KeyNotFound:
+    def _key_error(self, names: list[Any]) -> KeyNotFound:
         described = []
         for name in names[:_NAMES_IN_ERROR]:
             near = difflib.get_close_matches(name, self._records, n=3, cutoff=0.5) if isinstance(name, str) else []
-            hint = f" (nearest: {', '.join(map(shown, near))})" if near else ""
-            described.append(f"{shown(name) if isinstance(name, str) else repr(name)}{hint}")
+            hint = f" (nearest: {', '.join(map(short_repr, near))})" if near else ""
+            described.append(f"{short_repr(name) if isinstance(name, str) else repr(name)}{hint}")
         more = f" and {len(names) - _NAMES_IN_ERROR} more" if len(names) > _NAMES_IN_ERROR else ""
         return KeyNotFound(f"{self.path} has no tensor {', '.join(described)}{more}.")
 
@@ -315,7 +315,7 @@ class Weights(Mapping[str, torch.Tensor]):
             raise WeightsClosed(f"The weights of {self.path} were closed.")
 
 
-class _Source:
+class _WeightsSource:
     """What filling a module needs of weights."""
 
     def __init__(self, weights: Weights, progress: Progress) -> None:
@@ -325,7 +325,7 @@ class _Source:
         self.load = weights._load  # noqa: SLF001
         self.stream = weights._stream  # noqa: SLF001
 
-    def reporter(self, records: list[Record]) -> Reporter:
+    def reporter(self, records: list[TensorInfo]) -> ProgressReporter:
         return self._weights._reporter(self._progress, records)  # noqa: SLF001
 
 
@@ -339,27 +339,27 @@ def open_path(
     engine_factory: Callable[[torch.device], Engine | None] = engine_for,
 ) -> Weights:
     """Opens weights; see ``tonnage.attach.open_weights``."""
-    where = Path(path)
+    weights_path = Path(path)
     target = None if device is None else find_device(device)
-    uploader = Uploader(options, meta_tensors=meta_tensors, engine_factory=engine_factory)
+    copier = DeviceCopier(options, meta_tensors=meta_tensors, engine_factory=engine_factory)
     with contextlib.ExitStack() as undo:
-        undo.callback(uploader.close)
+        undo.callback(copier.close)
         if target is not None and target.type not in {"cpu", "meta"}:
-            uploader.warm_up(target)
-        entry = find_entry(where)
+            copier.warm_up(target)
+        entry = find_entry(weights_path)
         lock = None
         if entry is None:
-            catalog = read_path(where, rank=rank)
+            catalog = read_path(weights_path, rank=rank)
         else:
-            lock = hold_entry(entry[0])
+            lock = lock_entry(entry[0])
             undo.callback(lock.release)
             catalog = read_entry(*entry, rank=rank)
         undo.pop_all()
-    return Weights(where, catalog, lock, uploader, meta_tensors=meta_tensors)
+    return Weights(weights_path, catalog, lock, copier, meta_tensors=meta_tensors)
 
 
-def _let_go(catalog: Catalog, lock: FileLock | None, uploader: Uploader) -> None:
-    uploader.close()
+def _release_resources(catalog: Catalog, lock: FileLock | None, copier: DeviceCopier) -> None:
+    copier.close()
     catalog.close()
     if lock is not None:
         lock.release()

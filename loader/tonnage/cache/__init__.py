@@ -1,38 +1,38 @@
 """The cache: entries on a medium, with locks, a journal and an atomic commit.
 
-What a hit needs is imported from here; ``verify`` and ``usage`` are imported by whoever needs them.
+What a hit needs is imported from here; ``verify`` and ``listing`` are imported by whoever needs them.
 """
 
 from tonnage.cache.boot import boot_id
+from tonnage.cache.cache import Cache
 from tonnage.cache.cgroups import memory_limit
-from tonnage.cache.entry import Entry, Finding, Published, State
-from tonnage.cache.holders import Holder, holders
+from tonnage.cache.entry import Entry, EntryState, EntryStatus, Published
 from tonnage.cache.journal import Journal, JournalHeader
-from tonnage.cache.locks import FileLock, LockKind
+from tonnage.cache.lock_holders import LockHolder, find_lock_holders
+from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
-from tonnage.cache.medium import check_room, human_bytes, medium_of
-from tonnage.cache.root import Cache
+from tonnage.cache.medium import check_free_space, human_bytes, inspect_medium
 
 __all__ = [
     "Cache",
     "Entry",
+    "EntryState",
+    "EntryStatus",
     "FileLock",
     "FileRecord",
-    "Finding",
-    "Holder",
     "Journal",
     "JournalHeader",
-    "LockKind",
+    "LockHolder",
+    "LockMode",
     "Manifest",
     "Published",
     "SourceRecord",
-    "State",
     "TensorRecord",
     "TensorTable",
     "boot_id",
-    "check_room",
-    "holders",
+    "check_free_space",
+    "find_lock_holders",
     "human_bytes",
-    "medium_of",
+    "inspect_medium",
     "memory_limit",
 ]

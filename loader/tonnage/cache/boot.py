@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tonnage.cache.mounts import PROC
+from tonnage.cache.procfs import PROC
 
 
 def boot_id() -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.cache.mounts import PROC, Mount, read_mounts
+from tonnage.cache.procfs import PROC, Mount, read_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +15,7 @@ _UNLIMITED_V1 = 1 << 62
 """Version 1 says "no limit" as the largest page-aligned signed number; nothing real comes near."""
 
 
-class Controller(NamedTuple):
+class CgroupController(NamedTuple):
     """One kind of limit and the files that state it: below a mount of its own in version 1, below the one in 2."""
 
     name: str
@@ -23,11 +23,11 @@ class Controller(NamedTuple):
     file_v2: str
 
 
-MEMORY = Controller("memory", "memory.limit_in_bytes", "memory.max")
-CPU = Controller("cpu", "cpu.cfs_quota_us", "cpu.max")
+MEMORY = CgroupController("memory", "memory.limit_in_bytes", "memory.max")
+CPU = CgroupController("cpu", "cpu.cfs_quota_us", "cpu.max")
 
 
-def limit_files(controller: Controller, cgroup: str, mounts: Iterable[Mount]) -> list[Path]:
+def limit_files(controller: CgroupController, cgroup: str, mounts: Iterable[Mount]) -> list[Path]:
     """Returns the files whose smallest number is the limit: of the process's group and of all groups above it.
 
     Args:
@@ -41,7 +41,7 @@ def limit_files(controller: Controller, cgroup: str, mounts: Iterable[Mount]) ->
     for mount in mounts:
         if mount.filesystem == "cgroup2":
             group, name = groups.get(""), controller.file_v2
-        elif mount.filesystem == "cgroup" and controller.name in mount.options:
+        elif mount.filesystem == "cgroup" and controller.name in mount.super_options:
             group, name = groups.get(controller.name), controller.file_v1
         else:
             continue
@@ -50,7 +50,7 @@ def limit_files(controller: Controller, cgroup: str, mounts: Iterable[Mount]) ->
         root = PurePosixPath(mount.root)
         path = PurePosixPath(group)
         below = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
-        top = Path(mount.point)
+        top = Path(mount.mount_point)
         files.extend(top / folder / name for folder in (below, *below.parents))
     return list(dict.fromkeys(files))
 
@@ -87,7 +87,7 @@ def usable_cores(proc: Path = PROC) -> float:
     return max(1.0, min([float(len(os.sched_getaffinity(0))), *quotas]))
 
 
-def _files(controller: Controller, proc: Path) -> list[Path]:
+def _files(controller: CgroupController, proc: Path) -> list[Path]:
     try:
         cgroup = (proc / "self/cgroup").read_text()
     except OSError:

@@ -18,10 +18,17 @@ import enum
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.cache import publishing
-from tonnage.cache.files import files_below, make_folder
-from tonnage.cache.locks import FileLock, LockKind, make_lock_file
-from tonnage.cache.manifest import MANIFEST_LIMIT, TABLE_LIMIT, Manifest, TensorTable, decode_manifest, decode_table
+from tonnage.cache import commit
+from tonnage.cache.filesystem import file_sizes, make_directory
+from tonnage.cache.locks import FileLock, LockMode, make_lock_file
+from tonnage.cache.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_TABLE_BYTES,
+    Manifest,
+    TensorTable,
+    decode_manifest,
+    decode_table,
+)
 from tonnage.cache.medium import in_memory
 from tonnage.errors import CacheDamaged
 
@@ -29,13 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tonnage.cache.publishing import Checkpoint
+    from tonnage.cache.commit import StepCallback
 
-PRIVATE_FOLDER = ".tonnage"
-MODEL_FOLDER = "model"
+PRIVATE_DIRECTORY = ".tonnage"
+MODEL_DIRECTORY = "model"
 
 
-class State(enum.StrEnum):
+class EntryState(enum.StrEnum):
     """What an entry has in it."""
 
     EMPTY = "empty"
@@ -46,10 +53,10 @@ class State(enum.StrEnum):
     """Published, but not as its manifest says any more; or the manifest can't be read."""
 
 
-class Finding(NamedTuple):
+class EntryStatus(NamedTuple):
     """What a look at an entry found. ``problem`` is a sentence, empty unless it is damaged."""
 
-    state: State
+    state: EntryState
     manifest: Manifest | None
     problem: str
 
@@ -67,25 +74,25 @@ class Entry:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
-        self.model = path / MODEL_FOLDER
-        self.private = path / PRIVATE_FOLDER
-        self.use_path = self.private / "use.lock"
-        self.load_path = self.private / "load.lock"
-        self.journal_folder = self.private / "journal"
-        self.journal_path = self.journal_folder / "parts"
-        self.partial = self.private / "partial"
-        self.partial_model = self.partial / MODEL_FOLDER
-        self.manifest_path = self.private / "manifest.json"
+        self.model_dir = path / MODEL_DIRECTORY
+        self.private_dir = path / PRIVATE_DIRECTORY
+        self.use_lock_path = self.private_dir / "use.lock"
+        self.load_lock_path = self.private_dir / "load.lock"
+        self.journal_dir = self.private_dir / "journal"
+        self.journal_path = self.journal_dir / "parts"
+        self.partial_dir = self.private_dir / "partial"
+        self.partial_model_dir = self.partial_dir / MODEL_DIRECTORY
+        self.manifest_path = self.private_dir / "manifest.json"
 
     @classmethod
-    def at(cls, path: Path) -> Entry | None:
+    def from_path(cls, path: Path) -> Entry | None:
         """Returns the entry that ``path`` is, or whose ``model`` folder it is; None for anything else.
 
         Where only the model's folder is mounted, as in a serving container, there is nothing to find.
         """
         place = path.absolute()
-        folders = (place, place.parent) if place.name == MODEL_FOLDER else (place,)
-        return next((cls(folder) for folder in folders if (folder / PRIVATE_FOLDER).is_dir()), None)
+        folders = (place, place.parent) if place.name == MODEL_DIRECTORY else (place,)
+        return next((cls(folder) for folder in folders if (folder / PRIVATE_DIRECTORY).is_dir()), None)
 
     def __repr__(self) -> str:
         return f"Entry({str(self.path)!r})"
@@ -97,23 +104,23 @@ class Entry:
 
     def exists(self) -> bool:
         """Says whether its folders are there (it may be empty all the same)."""
-        return self.private.is_dir()
+        return self.private_dir.is_dir()
 
-    def prepare(self) -> None:
+    def create(self) -> None:
         """Makes its folders and locks. Does nothing, and needs no permission to write, where they are there.
 
         Raises:
             CacheNotWritable: They can't be made.
             InsufficientSpace: There is no room for them.
         """
-        for folder in (self.path, self.private, self.model):
-            make_folder(folder)
-        for lock in (self.use_path, self.load_path):
+        for folder in (self.path, self.private_dir, self.model_dir):
+            make_directory(folder)
+        for lock in (self.use_lock_path, self.load_lock_path):
             make_lock_file(lock)
 
     # Locks
 
-    def use_shared(
+    def acquire_use_lock(
         self,
         *,
         deadline: float | None = None,
@@ -127,17 +134,17 @@ class Entry:
             Interrupted: ``canceled`` said so.
             CacheNotWritable: The entry isn't prepared and can't be.
         """
-        lock = FileLock(self.use_path)
-        lock.lock(LockKind.SHARED, deadline=deadline, canceled=canceled, on_wait=on_wait)
+        lock = FileLock(self.use_lock_path)
+        lock.acquire(LockMode.SHARED, deadline=deadline, canceled=canceled, on_wait=on_wait)
         lock.touch()
         return lock
 
-    def try_exclusive(self) -> FileLock | None:
+    def try_acquire_exclusive_use_lock(self) -> FileLock | None:
         """Returns the lock that a removal needs, or None while somebody uses the entry."""
-        lock = FileLock(self.use_path)
-        return lock if lock.try_lock(LockKind.EXCLUSIVE) else None
+        lock = FileLock(self.use_lock_path)
+        return lock if lock.try_acquire(LockMode.EXCLUSIVE) else None
 
-    def load_lock(
+    def acquire_load_lock(
         self,
         *,
         deadline: float | None = None,
@@ -151,14 +158,14 @@ class Entry:
             Interrupted: ``canceled`` said so.
             CacheNotWritable: The entry isn't prepared, or not by this user.
         """
-        lock = FileLock(self.load_path)
-        lock.lock(LockKind.EXCLUSIVE, deadline=deadline, canceled=canceled, on_wait=on_wait)
+        lock = FileLock(self.load_lock_path)
+        lock.acquire(LockMode.EXCLUSIVE, deadline=deadline, canceled=canceled, on_wait=on_wait)
         return lock
 
-    def try_load_lock(self) -> FileLock | None:
+    def try_acquire_load_lock(self) -> FileLock | None:
         """Returns the loader's lock, or None while another process is loading."""
-        lock = FileLock(self.load_path)
-        return lock if lock.try_lock(LockKind.EXCLUSIVE) else None
+        lock = FileLock(self.load_lock_path)
+        return lock if lock.try_acquire(LockMode.EXCLUSIVE) else None
 
     # Looking
 
@@ -168,7 +175,7 @@ class Entry:
         Raises:
             CacheDamaged: There is one, but it can't be read.
         """
-        data = _read(self.manifest_path, MANIFEST_LIMIT)
+        data = _read(self.manifest_path, MAX_MANIFEST_BYTES)
         return None if data is None else decode_manifest(data, where=str(self.manifest_path))
 
     def read_published(self) -> Published | None:
@@ -181,8 +188,8 @@ class Entry:
         while (manifest := self.read_manifest()) is not None:
             if manifest.table is None:
                 raise CacheDamaged(f"The manifest {self.manifest_path} names no table of tensors.")
-            path = self.private / manifest.table.name
-            data = _read(path, TABLE_LIMIT)
+            path = self.private_dir / manifest.table.name
+            data = _read(path, MAX_TABLE_BYTES)
             if data is not None:
                 return Published(manifest, decode_table(data, manifest, where=str(path)))
             if manifest == last:
@@ -190,53 +197,55 @@ class Entry:
             last = manifest  # it was replaced between the two reads: look again
         return None
 
-    def check(self, manifest: Manifest) -> None:
+    def check_files(self, manifest: Manifest) -> None:
         """Checks that all published files are there and have the size that they should have.
 
         Raises:
             CacheDamaged: One isn't; it is named.
         """
         for file in manifest.files:
-            _check_file(self.model / file.path, file.size)
+            _check_file(self.model_dir / file.path, file.size)
         if manifest.table is not None:
-            _check_file(self.private / manifest.table.name, manifest.table.size)
+            _check_file(self.private_dir / manifest.table.name, manifest.table.size)
 
-    def look(self) -> Finding:
+    def read_status(self) -> EntryStatus:
         """Looks what is in it. Never raises: what can't be looked at is damaged."""
         try:
             manifest = self.read_manifest()
             if manifest is not None:
-                self.check(manifest)
-                return Finding(State.READY, manifest, "")
-            left = any(files_below(folder) for folder in (self.partial, self.journal_folder, self.model))
+                self.check_files(manifest)
+                return EntryStatus(EntryState.READY, manifest, "")
+            left = any(file_sizes(folder) for folder in (self.partial_dir, self.journal_dir, self.model_dir))
         except CacheDamaged as error:
-            return Finding(State.DAMAGED, None, error.message)
+            return EntryStatus(EntryState.DAMAGED, None, error.message)
         except OSError as error:
-            return Finding(State.DAMAGED, None, f"{error.filename or self.path} can't be read: {error.strerror}.")
-        return Finding(State.PARTIAL if left else State.EMPTY, None, "")
+            return EntryStatus(
+                EntryState.DAMAGED, None, f"{error.filename or self.path} can't be read: {error.strerror}."
+            )
+        return EntryStatus(EntryState.PARTIAL if left else EntryState.EMPTY, None, "")
 
     @property
-    def state(self) -> State:
+    def state(self) -> EntryState:
         """What it has in it, as of now."""
-        return self.look().state
+        return self.read_status().state
 
-    # Changing; all of it under ``load_lock``
+    # Changing; all of it under ``acquire_load_lock``
 
-    def begin_partial(self, *, keep: bool = False) -> Path:
+    def begin_partial(self, *, keep_existing: bool = False) -> Path:
         """Makes the folder that a load writes to and returns it.
 
         Args:
-            keep: Leave the files and the journal of an earlier load; otherwise they are removed.
+            keep_existing: Leave the files and the journal of an earlier load; otherwise they are removed.
 
         Raises:
             CacheNotWritable: It can't be made, or what is there can't be removed.
             InsufficientSpace: There is no room for it.
         """
-        return publishing.begin_partial(self, keep=keep)
+        return commit.begin_partial(self, keep_existing=keep_existing)
 
-    def publish(self, manifest: Manifest, table: TensorTable, *, checkpoint: Checkpoint | None = None) -> Manifest:
-        """Makes what lies in the partial folder visible, at once and for good: see ``publishing.publish``."""
-        return publishing.publish(self, manifest, table, checkpoint=checkpoint)
+    def publish(self, manifest: Manifest, table: TensorTable, *, on_step: StepCallback | None = None) -> Manifest:
+        """Makes what lies in the partial folder visible, at once and for good: see ``commit.publish``."""
+        return commit.publish(self, manifest, table, on_step=on_step)
 
     def rewrite_manifest(self, manifest: Manifest) -> None:
         """Replaces the manifest, for a change that no file takes part in.
@@ -245,11 +254,11 @@ class Entry:
             CacheNotWritable: It can't be written.
             InsufficientSpace: There is no room for it.
         """
-        publishing.rewrite_manifest(self, manifest)
+        commit.rewrite_manifest(self, manifest)
 
-    def recover(self) -> State:
-        """Brings the entry back into order after a loader was killed: see ``publishing.recover``."""
-        publishing.recover(self)
+    def recover(self) -> EntryState:
+        """Brings the entry back into order after a loader was killed: see ``commit.recover``."""
+        commit.recover(self)
         return self.state
 
     def clear(self) -> int:
@@ -261,7 +270,7 @@ class Entry:
         Raises:
             CacheNotWritable: Something can't be removed. What remains is not visible as a model.
         """
-        return publishing.clear(self)
+        return commit.clear(self)
 
 
 def _check_file(path: Path, size: int) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from tonnage.cache.files import TEMPORARY
+from tonnage.cache.filesystem import TEMPORARY_SUFFIX
 from tonnage.contract import Layout
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
 
@@ -46,7 +46,7 @@ class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
     identity: str = ""
 
-    def same_plan(self, other: JournalHeader) -> bool:
+    def is_compatible_with(self, other: JournalHeader) -> bool:
         """Says whether records under this header mean the same bytes under the other one."""
         return msgspec.structs.replace(self, boot_id="") == msgspec.structs.replace(other, boot_id="")
 
@@ -75,12 +75,12 @@ class Journal:
             CacheNotWritable: The file can't be made.
             InsufficientSpace: There is no room for it.
         """
-        temporary = path.with_name(path.name + TEMPORARY)
+        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
         try:
             temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise _failed(path, error) from error
+            raise _write_error(path, error) from error
         journal = cls(path, descriptor, header, [], 0)
         try:
             for payload in (msgspec.json.encode(header), *records):
@@ -88,7 +88,7 @@ class Journal:
             temporary.rename(path)
         except OSError as error:
             journal.close()
-            raise _failed(path, error) from error
+            raise _write_error(path, error) from error
         except (CacheNotWritable, InsufficientSpace):
             journal.close()
             raise
@@ -109,7 +109,7 @@ class Journal:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _failed(path, error) from error
+            raise _write_error(path, error) from error
         try:
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 data = file.read()
@@ -122,10 +122,10 @@ class Journal:
                 os.ftruncate(descriptor, end)
         except OSError as error:
             os.close(descriptor)
-            raise _failed(path, error) from error
+            raise _write_error(path, error) from error
         return cls(path, descriptor, header, payloads[1:], end)
 
-    def replay(self) -> list[bytes]:
+    def read_payloads(self) -> list[bytes]:
         """Returns the payloads that were there when it was opened, in the order of their writing."""
         return list(self._records)
 
@@ -146,7 +146,7 @@ class Journal:
                 done += os.pwrite(self._descriptor, frame[done:], self._end + done)
         except OSError as error:
             os.ftruncate(self._descriptor, self._end)
-            raise _failed(self.path, error) from error
+            raise _write_error(self.path, error) from error
         self._end += len(frame)
 
     def sync(self) -> None:
@@ -158,7 +158,7 @@ class Journal:
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
-            raise _failed(self.path, error) from error
+            raise _write_error(self.path, error) from error
 
     def close(self) -> None:
         """Closes the file; twice is fine."""
@@ -208,6 +208,6 @@ def _header(payloads: list[bytes]) -> JournalHeader | None:
         return None
 
 
-def _failed(path: Path, error: OSError) -> CacheNotWritable | InsufficientSpace:
+def _write_error(path: Path, error: OSError) -> CacheNotWritable | InsufficientSpace:
     kind = InsufficientSpace if error.errno in {errno.ENOSPC, errno.EDQUOT} else CacheNotWritable
     return kind(f"The journal {path} can't be written: {error.strerror}.")

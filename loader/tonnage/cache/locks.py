@@ -17,7 +17,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Self
 
-from tonnage.cache.holders import describe_holders, holders
+from tonnage.cache.lock_holders import describe_lock_holders, find_lock_holders
 from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError, Interrupted, Timeout
 
 if TYPE_CHECKING:
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-LOCK_MODE = 0o666
+LOCK_FILE_MODE = 0o666
 """Permission bits of a lock file."""
 
-FIRST_PAUSE = 0.002
-LONGEST_PAUSE = 0.05
+INITIAL_BACKOFF = 0.002
+MAX_BACKOFF = 0.05
 """Seconds between two tries. A blocking ``flock`` could neither be canceled nor have a deadline."""
 
 
-class LockKind(enum.StrEnum):
+class LockMode(enum.StrEnum):
     """How a lock is held: by any number at once, or by one alone."""
 
     SHARED = "shared"
     EXCLUSIVE = "exclusive"
 
 
-_OPERATIONS = {LockKind.SHARED: fcntl.LOCK_SH, LockKind.EXCLUSIVE: fcntl.LOCK_EX}
+_OPERATIONS = {LockMode.SHARED: fcntl.LOCK_SH, LockMode.EXCLUSIVE: fcntl.LOCK_EX}
 
 
 class FileLock:
@@ -52,12 +52,12 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = -1
-        self._held: LockKind | None = None
+        self._mode: LockMode | None = None
 
     @property
-    def held(self) -> LockKind | None:
+    def mode(self) -> LockMode | None:
         """How it is held, None when it isn't."""
-        return self._held
+        return self._mode
 
     def fileno(self) -> int:
         """Returns the descriptor that carries the lock.
@@ -65,11 +65,11 @@ class FileLock:
         Raises:
             InternalError: The lock isn't held.
         """
-        if self._held is None:
+        if self._mode is None:
             raise InternalError(f"The lock {self.path} was asked for its descriptor but isn't held.")
         return self._descriptor
 
-    def try_lock(self, kind: LockKind) -> bool:
+    def try_acquire(self, mode: LockMode) -> bool:
         """Takes the lock if that is possible at once, and says whether it is held now.
 
         Raises:
@@ -78,27 +78,27 @@ class FileLock:
             InternalError: It is held otherwise already. ``flock`` gives a lock up before it converts it, so that
                 somebody else could come between.
         """
-        if self._held is kind:
+        if self._mode is mode:
             return True
-        if self._held is not None:
-            raise InternalError(f"The lock {self.path} is held as {self._held} and can't become {kind}.")
+        if self._mode is not None:
+            raise InternalError(f"The lock {self.path} is held as {self._mode} and can't become {mode}.")
         while True:
             self._open()
             try:
-                fcntl.flock(self._descriptor, _OPERATIONS[kind] | fcntl.LOCK_NB)
+                fcntl.flock(self._descriptor, _OPERATIONS[mode] | fcntl.LOCK_NB)
             except OSError as error:
                 self.release()
                 if error.errno in {errno.EAGAIN, errno.EACCES}:
                     return False
                 raise CacheNotWritable(f"The lock {self.path} can't be taken: {error.strerror}.") from error
-            if self._still_there():
-                self._held = kind
+            if self._is_same_file():
+                self._mode = mode
                 return True
             self.release()  # somebody removed the file between open and flock: what was locked is nobody's any more
 
-    def lock(
+    def acquire(
         self,
-        kind: LockKind,
+        mode: LockMode,
         *,
         deadline: float | None = None,
         canceled: Callable[[], bool] | None = None,
@@ -107,7 +107,7 @@ class FileLock:
         """Takes the lock, waiting for others to give it up.
 
         Args:
-            kind: How to hold it.
+            mode: How to hold it.
             deadline: ``time.monotonic()`` after which it gives up; None waits for ever.
             canceled: Asked before each try (at most 50 ms apart); True gives up.
             on_wait: Called once, when the first try failed.
@@ -118,19 +118,19 @@ class FileLock:
             CacheNotWritable: The lock file can't be made or opened.
             CacheDamaged: Something that isn't a lock file lies in its place.
         """
-        pause = FIRST_PAUSE
+        backoff = INITIAL_BACKOFF
         waiting = False
-        while not self.try_lock(kind):
+        while not self.try_acquire(mode):
             if not waiting and on_wait is not None:
                 on_wait()
             waiting = True
             if canceled is not None and canceled():
                 raise Interrupted(f"Interrupted while waiting for {self.path}, which another process holds.")
-            left = LONGEST_PAUSE if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise Timeout(f"The deadline passed while waiting for {self.path}, held by {self._who()}.")
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            remaining_seconds = MAX_BACKOFF if deadline is None else deadline - time.monotonic()
+            if remaining_seconds <= 0:
+                raise Timeout(f"The deadline passed while waiting for {self.path}, held by {self._describe_holders()}.")
+            time.sleep(min(backoff, remaining_seconds))
+            backoff = min(backoff * 1.5, MAX_BACKOFF)
 
     def touch(self) -> None:
         """Marks the file as used now, where this user may: its modification time is what "last used" means."""
@@ -152,7 +152,7 @@ class FileLock:
 
     def release(self) -> None:
         """Gives the lock up; nothing happens when it isn't held."""
-        descriptor, self._descriptor, self._held = self._descriptor, -1, None
+        descriptor, self._descriptor, self._mode = self._descriptor, -1, None
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -167,7 +167,7 @@ class FileLock:
     def _open(self) -> None:
         self._descriptor = open_lock_file(self.path)
 
-    def _still_there(self) -> bool:
+    def _is_same_file(self) -> bool:
         try:
             named = self.path.stat()
         except OSError:
@@ -175,8 +175,8 @@ class FileLock:
         opened = os.fstat(self._descriptor)
         return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
-    def _who(self) -> str:
-        return describe_holders(holders(self.path))
+    def _describe_holders(self) -> str:
+        return describe_lock_holders(find_lock_holders(self.path))
 
 
 def make_lock_file(path: Path) -> None:
@@ -202,24 +202,24 @@ def open_lock_file(path: Path) -> int:
         failures: dict[int, OSError] = {}
         for attempt in (os.O_RDWR, os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_EXCL):
             try:
-                descriptor = os.open(path, flags | attempt, LOCK_MODE)
+                descriptor = os.open(path, flags | attempt, LOCK_FILE_MODE)
             except OSError as error:
                 failures[error.errno or 0] = error
                 continue
-            return _lock_file(path, descriptor, made=bool(attempt & os.O_CREAT))
+            return _ensure_lock_file(path, descriptor, made=bool(attempt & os.O_CREAT))
         if set(failures) != {errno.ENOENT, errno.EEXIST}:  # these two together: somebody made it between the tries
             break
-    telling = next((failures[code] for code in failures if code not in {errno.ENOENT, errno.EEXIST}), None)
-    telling = telling or failures[errno.ENOENT]
-    if telling.errno in {errno.ELOOP, errno.ENXIO}:
-        raise CacheDamaged(f"{path} is not a lock file: {telling.strerror}.") from telling
-    raise CacheNotWritable(f"The lock file {path} can't be made or opened: {telling.strerror}.") from telling
+    decisive = next((failures[code] for code in failures if code not in {errno.ENOENT, errno.EEXIST}), None)
+    decisive = decisive or failures[errno.ENOENT]
+    if decisive.errno in {errno.ELOOP, errno.ENXIO}:
+        raise CacheDamaged(f"{path} is not a lock file: {decisive.strerror}.") from decisive
+    raise CacheNotWritable(f"The lock file {path} can't be made or opened: {decisive.strerror}.") from decisive
 
 
-def _lock_file(path: Path, descriptor: int, *, made: bool) -> int:
+def _ensure_lock_file(path: Path, descriptor: int, *, made: bool) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CacheDamaged(f"{path} is not a lock file, but a folder or a device.")
     if made:
-        os.fchmod(descriptor, LOCK_MODE)  # the umask took bits away
+        os.fchmod(descriptor, LOCK_FILE_MODE)  # the umask took bits away
     return descriptor

@@ -21,8 +21,8 @@ MANIFEST_VERSION = 1
 TABLE_NAME = "tensors.json"
 """What the table's file is called, unless a table that is still in use has that name."""
 
-MANIFEST_LIMIT = 64 << 20
-TABLE_LIMIT = 1 << 30
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_TABLE_BYTES = 1 << 30
 """Bytes beyond which a file is refused unread: none of ours comes near."""
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -162,12 +162,12 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
     manifest = _decode(data, Manifest, where=where)
     seen = set()
     for file in manifest.files:
-        if not is_plain_path(file.path) or file.path in seen:
+        if not is_safe_relative_path(file.path) or file.path in seen:
             raise CacheDamaged(f"The manifest {where} names {file.path!r}, which is no file of its own below model/.")
         if file.source is not None and file.source >= len(manifest.sources):
             raise CacheDamaged(f"The manifest {where} says that {file.path!r} came from a source that it doesn't list.")
         seen.add(file.path)
-    if manifest.table is not None and ("/" in manifest.table.name or not is_plain_path(manifest.table.name)):
+    if manifest.table is not None and ("/" in manifest.table.name or not is_safe_relative_path(manifest.table.name)):
         raise CacheDamaged(f"The manifest {where} has a table of tensors at {manifest.table.name!r}, which is no name.")
     return manifest
 
@@ -218,7 +218,7 @@ def table_record(data: bytes, name: str = TABLE_NAME) -> TableRecord:
     return TableRecord(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def is_plain_path(path: str) -> bool:
+def is_safe_relative_path(path: str) -> bool:
     """Says whether ``path`` is relative and stays below its folder: no ``..``, no empty part, no NUL."""
     plain = "\0" not in path and str(PurePosixPath(path)) == path
     return plain and path not in {"", "."} and not path.startswith("/") and ".." not in path.split("/")

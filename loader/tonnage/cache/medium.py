@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tonnage.cache.cgroups import memory_limit
-from tonnage.cache.mounts import PROC, Mount, mount_of
+from tonnage.cache.procfs import PROC, Mount, find_mount
 from tonnage.contract import Medium
 from tonnage.errors import InsufficientSpace
 
@@ -17,7 +17,7 @@ MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
-def medium_of(path: Path) -> Medium:
+def inspect_medium(path: Path) -> Medium:
     """Returns what ``path`` lies on. Where it doesn't exist yet, its nearest parent that does is asked.
 
     Sizes are 0 where the filesystem states none (a tmpfs without ``size=``).
@@ -25,9 +25,9 @@ def medium_of(path: Path) -> Medium:
     Raises:
         OSError: No parent can be looked at.
     """
-    place = existing(path)
-    mount = mount_of(place)
-    space = os.statvfs(place)
+    existing_path = nearest_existing_path(path)
+    mount = find_mount(existing_path)
+    space = os.statvfs(existing_path)
     filesystem = mount.filesystem if mount else ""
     return Medium(
         filesystem=filesystem,
@@ -51,36 +51,36 @@ def page_kind(mount: Mount, *, shmem_enabled: str = "") -> str:
         return "4k"
     if "[force]" in shmem_enabled:
         return "always"
-    option = next((item.removeprefix("huge=") for item in mount.options if item.startswith("huge=")), "never")
+    option = next((item.removeprefix("huge=") for item in mount.super_options if item.startswith("huge=")), "never")
     return "4k" if option == "never" else option
 
 
 def in_memory(path: Path) -> bool:
     """Says whether files at ``path`` are memory rather than on a disk. Doubt counts as a disk."""
     try:
-        mount = mount_of(existing(path))
+        mount = find_mount(nearest_existing_path(path))
     except OSError:
         return False
     return mount is not None and mount.filesystem in MEMORY_FILESYSTEMS
 
 
-def check_room(path: Path, needed: int, *, min_free: int = 0) -> None:
+def check_free_space(path: Path, required_bytes: int, *, min_free: int = 0) -> None:
     """Refuses a load that can't fit, before its first byte.
 
     Args:
         path: Where the bytes go; needn't exist yet.
-        needed: Bytes that are still to be written.
+        required_bytes: Bytes that are still to be written.
         min_free: Bytes that must stay free beside them.
 
     Raises:
         InsufficientSpace: The medium has less room, or ``path`` is memory and this process's limit, or the machine, is
-            smaller than ``needed``.
+            smaller than ``required_bytes``.
     """
-    medium = medium_of(path)
-    refusal = lacking_room(
+    medium = inspect_medium(path)
+    refusal = insufficient_space_message(
         path,
         medium,
-        needed,
+        required_bytes,
         min_free=min_free,
         limit=memory_limit() if medium.filesystem in MEMORY_FILESYSTEMS else None,
         machine=machine_memory() if medium.filesystem in MEMORY_FILESYSTEMS else None,
@@ -89,25 +89,34 @@ def check_room(path: Path, needed: int, *, min_free: int = 0) -> None:
         raise InsufficientSpace(refusal)
 
 
-def lacking_room(
-    path: Path, medium: Medium, needed: int, *, min_free: int = 0, limit: int | None = None, machine: int | None = None
+def insufficient_space_message(
+    path: Path,
+    medium: Medium,
+    required_bytes: int,
+    *,
+    min_free: int = 0,
+    limit: int | None = None,
+    machine: int | None = None,
 ) -> str:
-    """Returns why ``needed`` bytes don't fit, as a sentence; empty when they do. See ``check_room``."""
-    if limit is not None and needed > limit:
+    """Returns why ``required_bytes`` bytes don't fit, as a sentence; empty when they do. See ``check_room``."""
+    if limit is not None and required_bytes > limit:
         return (
-            f"{path} is memory ({medium.filesystem}), and {exact_bytes(needed)} are to be written there, but the "
+            f"{path} is memory ({medium.filesystem}), and {exact_bytes(required_bytes)} are to be written there, but "
+            f"the "
             f"memory limit of this process is {exact_bytes(limit)}: pages of a memory cache count against whoever "
             "writes them."
         )
-    if machine is not None and needed > machine:
+    if machine is not None and required_bytes > machine:
         return (
-            f"{path} is memory ({medium.filesystem}), and {exact_bytes(needed)} are to be written there, but this "
+            f"{path} is memory ({medium.filesystem}), and {exact_bytes(required_bytes)} are to be written there, but "
+            f"this "
             f"machine has only {exact_bytes(machine)} of memory and swap."
         )
-    if medium.capacity_bytes and needed + min_free > medium.free_bytes:
+    if medium.capacity_bytes and required_bytes + min_free > medium.free_bytes:
         kept = f" and {exact_bytes(min_free)} kept free" if min_free else ""
         return (
-            f"{path} has not enough room: {exact_bytes(needed)} needed{kept}, {exact_bytes(medium.free_bytes)} free of "
+            f"{path} has not enough room: {exact_bytes(required_bytes)} needed{kept}, "
+            f"{exact_bytes(medium.free_bytes)} free of "
             f"{exact_bytes(medium.capacity_bytes)} ({medium.filesystem or 'unknown filesystem'})."
         )
     return ""
@@ -119,10 +128,10 @@ def machine_memory(proc: Path = PROC) -> int | None:
     return sum(int(kib) << 10 for kib in found.values()) if "MemTotal" in found else None
 
 
-def existing(path: Path) -> Path:
+def nearest_existing_path(path: Path) -> Path:
     """Returns ``path``, or the nearest of its parents that exists as far as this user may see."""
     place = path.absolute()
-    while not _is_there(place) and place != place.parent:
+    while not _path_exists(place) and place != place.parent:
         place = place.parent
     return place
 
@@ -143,7 +152,7 @@ def exact_bytes(count: int) -> str:
     return human_bytes(count) if abs(count) < 1024 else f"{human_bytes(count)} ({count:,} bytes)"
 
 
-def _is_there(path: Path) -> bool:
+def _path_exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tonnage.cache.rest import ranges_crc32, rest_ranges, tensor_extents
+from tonnage.cache.non_tensor_checksums import non_tensor_ranges, ranges_crc32, tensor_extents
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, Interrupted, TonnageError
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from tonnage.cache.entry import Entry
     from tonnage.cache.manifest import FileRecord, Manifest, TensorRecord, TensorTable
 
-    ProgressCall = Callable[[int, int], None]
+    ProgressCallback = Callable[[int, int], None]
 
-CHUNK_BYTES = 64 << 20
+TASK_BYTES = 64 << 20
 """What one thread checks of a tensor in one go; CRCs of chunks are combined."""
 
 READ_BYTES = 1 << 20
 """What is read at once: it stays in the processor's cache until its checksum is taken."""
 
-MOST_THREADS = 16
+MAX_THREADS = 16
 
 
 class VerifyResult(NamedTuple):
@@ -46,7 +46,7 @@ class VerifyResult(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class _Chunk(NamedTuple):
+class _VerifyTask(NamedTuple):
     """A part of a tensor, or all of it, or (``tensor`` -1) the bytes of ``file`` that belong to no tensor."""
 
     file: int
@@ -60,7 +60,7 @@ def verify_entry(
     entry: Entry,
     *,
     level: Verify = Verify.CRC32,
-    progress: ProgressCall | None = None,
+    progress: ProgressCallback | None = None,
     canceled: Callable[[], bool] | None = None,
     threads: int = 0,
 ) -> VerifyResult:
@@ -78,25 +78,25 @@ def verify_entry(
             many more there are.
         Interrupted: ``canceled`` said so.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     published = entry.read_published()
     if published is None:
         raise CacheDamaged(f"{entry.path} has nothing published that could be verified.")
     manifest, table = published
-    entry.check(manifest)
+    entry.check_files(manifest)
     if level.strength <= Verify.SIZE.strength:
-        return VerifyResult(level, len(table.tensors), 0, time.monotonic() - began)
-    verified, notes = provable(table.tensors, level)
-    reader = _Reader(entry.model, manifest, table, level, progress, canceled)
-    reader.run(threads or min(len(os.sched_getaffinity(0)), MOST_THREADS))
-    return VerifyResult(verified, len(table.tensors), reader.done, time.monotonic() - began, notes)
+        return VerifyResult(level, len(table.tensors), 0, time.monotonic() - started)
+    verified, notes = achievable_level(table.tensors, level)
+    verifier = _Verifier(entry.model_dir, manifest, table, level, progress, canceled)
+    verifier.run(threads or min(len(os.sched_getaffinity(0)), MAX_THREADS))
+    return VerifyResult(verified, len(table.tensors), verifier.bytes_done, time.monotonic() - started, notes)
 
 
-def provable(tensors: Sequence[TensorRecord], level: Verify) -> tuple[Verify, tuple[str, ...]]:
+def achievable_level(tensors: Sequence[TensorRecord], level: Verify) -> tuple[Verify, tuple[str, ...]]:
     """Returns what reading can prove for all of these tensors, at most ``level``, and a note where that is less."""
     if level is Verify.SHA256 and any(tensor.sha256 is None for tensor in tensors if tensor.file >= 0):
         lacking = sum(tensor.sha256 is None for tensor in tensors)
-        verified, notes = provable(tensors, Verify.CRC32)
+        verified, notes = achievable_level(tensors, Verify.CRC32)
         return verified, (*notes, f"{lacking:,} of {len(tensors):,} tensors have no SHA-256 in their file.")
     if level is Verify.CRC32 and (lacking := sum(_digests(tensor) == (None, None) for tensor in tensors)):
         note = f"{lacking:,} of {len(tensors):,} tensors have no checksum that can be compared (encrypted ones don't)."
@@ -111,7 +111,7 @@ def upgrade(manifest: Manifest, verified: Verify) -> Manifest:
     return msgspec.structs.replace(manifest, verified=verified)
 
 
-class _Reader:
+class _Verifier:
     """Reads chunks in threads; reading and both checksums let other threads run."""
 
     def __init__(
@@ -120,25 +120,25 @@ class _Reader:
         manifest: Manifest,
         table: TensorTable,
         level: Verify,
-        progress: ProgressCall | None,
+        progress: ProgressCallback | None,
         canceled: Callable[[], bool] | None,
     ) -> None:
-        self.done = 0
+        self.bytes_done = 0
         self._model = model
         self._files = manifest.files
         self._tensors = table.tensors
         self._level = level
         self._progress = progress
         self._canceled = canceled
-        self._rest = [
-            rest_ranges(extents, file.size, name=file.path)
+        self._non_tensor_ranges = [
+            non_tensor_ranges(extents, file.size, label=file.path)
             for extents, file in zip(tensor_extents(table, len(manifest.files)), manifest.files, strict=True)
         ]
-        self._chunks = self._cut()
-        self._total = sum(chunk.end - chunk.start for chunk in self._chunks)
-        self._parts: dict[int, list[tuple[int, int, int]]] = {}
+        self._tasks = self._plan_tasks()
+        self._total = sum(chunk.end - chunk.start for chunk in self._tasks)
+        self._partial_crcs: dict[int, list[tuple[int, int, int]]] = {}
         self._missing: dict[int, int] = {}
-        for chunk in self._chunks:
+        for chunk in self._tasks:
             self._missing[chunk.tensor] = self._missing.get(chunk.tensor, 0) + 1
         self._damage: list[tuple[int, int, str]] = []
         self._failure: TonnageError | None = None
@@ -153,10 +153,10 @@ class _Reader:
             CacheDamaged: Something is damaged.
             Interrupted: It was canceled.
         """
-        crew = [threading.Thread(target=self._work, daemon=True) for _ in range(max(1, threads))]
-        for thread in crew:
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(max(1, threads))]
+        for thread in workers:
             thread.start()
-        for thread in crew:
+        for thread in workers:
             thread.join()
         if self._failure is not None:
             raise self._failure
@@ -165,9 +165,9 @@ class _Reader:
             more = len(self._damage) - 1
             raise CacheDamaged(first + (f" So are {more:,} more." if more else ""))
 
-    def _cut(self) -> list[_Chunk]:
-        chunks = [
-            _Chunk(index, -1, 0, 0, sum(end - start for start, end in self._rest[index]))
+    def _plan_tasks(self) -> list[_VerifyTask]:
+        tasks = [
+            _VerifyTask(index, -1, 0, 0, sum(end - start for start, end in self._non_tensor_ranges[index]))
             for index, file in enumerate(self._files)
             if file.rest_crc32 is not None
         ]
@@ -175,77 +175,79 @@ class _Reader:
             if tensor.file < 0 or _digests(tensor) == (None, None):
                 continue
             whole = self._by_sha256(tensor)
-            step = max(tensor.length, 1) if whole else CHUNK_BYTES
+            step = max(tensor.length, 1) if whole else TASK_BYTES
             for position, start in enumerate(range(0, max(tensor.length, 1), step)):
-                chunks.append(_Chunk(tensor.file, index, position, start, min(start + step, tensor.length)))
-        return sorted(chunks, key=lambda chunk: chunk.start - chunk.end)  # the longest first: none is left for the end
+                tasks.append(_VerifyTask(tensor.file, index, position, start, min(start + step, tensor.length)))
+        return sorted(tasks, key=lambda chunk: chunk.start - chunk.end)  # the longest first: none is left for the end
 
     def _by_sha256(self, tensor: TensorRecord) -> bool:
         return (self._level is Verify.SHA256 or tensor.crc32 is None) and tensor.sha256 is not None
 
     def _work(self) -> None:
         buffer = memoryview(bytearray(READ_BYTES))
-        while (chunk := self._take()) is not None:
+        while (task := self._next_task()) is not None:
             try:
-                self._check(chunk, buffer)
+                self._verify_task(task, buffer)
             except CacheDamaged as error:
-                self._note(chunk, error.message)
+                self._record_damage(task, error.message)
             except TonnageError as error:
                 self._fail(error)
             except OSError as error:
-                self._note(chunk, f"{self._model / self._files[chunk.file].path} can't be read: {error.strerror}.")
-            self._count(chunk)
+                self._record_damage(
+                    task, f"{self._model / self._files[task.file].path} can't be read: {error.strerror}."
+                )
+            self._count(task)
 
-    def _take(self) -> _Chunk | None:
+    def _next_task(self) -> _VerifyTask | None:
         with self._lock:
             if self._canceled is not None and not self._stop and self._canceled():
                 self._stop = True
                 self._failure = Interrupted("Interrupted while verifying; the entry is as it was.")
-            if self._stop or self._next == len(self._chunks):
+            if self._stop or self._next == len(self._tasks):
                 return None
             self._next += 1
-            return self._chunks[self._next - 1]
+            return self._tasks[self._next - 1]
 
-    def _check(self, chunk: _Chunk, buffer: memoryview) -> None:
-        file = self._files[chunk.file]
+    def _verify_task(self, task: _VerifyTask, buffer: memoryview) -> None:
+        file = self._files[task.file]
         path = self._model / file.path
-        if chunk.tensor < 0:
-            self._check_rest(path, file, self._rest[chunk.file])
+        if task.tensor < 0:
+            self._verify_non_tensor_bytes(path, file, self._non_tensor_ranges[task.file])
             return
-        tensor = self._tensors[chunk.tensor]
+        tensor = self._tensors[task.tensor]
         if self._by_sha256(tensor):
             digest = hashlib.sha256(tensor.header)
-            _read_into(path, tensor.offset, tensor.offset + tensor.length, buffer, digest.update)
+            _read_range(path, tensor.offset, tensor.offset + tensor.length, buffer, digest.update)
             _compare(path, tensor, "SHA-256", digest.hexdigest(), tensor.sha256 or "")
             return
-        crc = _chunk_crc32(path, tensor.offset + chunk.start, tensor.offset + chunk.end, buffer)
+        crc = _range_crc32(path, tensor.offset + task.start, tensor.offset + task.end, buffer)
         with self._lock:
-            parts = self._parts.setdefault(chunk.tensor, [])
-            parts.append((chunk.position, crc, chunk.end - chunk.start))
-            complete = len(parts) == self._missing[chunk.tensor]
+            partial_crcs = self._partial_crcs.setdefault(task.tensor, [])
+            partial_crcs.append((task.position, crc, task.end - task.start))
+            complete = len(partial_crcs) == self._missing[task.tensor]
         if complete:
-            _compare(path, tensor, "CRC-32", f"{_tensor_crc32(tensor, parts):08x}", f"{tensor.crc32:08x}")
+            _compare(path, tensor, "CRC-32", f"{_tensor_crc32(tensor, partial_crcs):08x}", f"{tensor.crc32:08x}")
 
-    def _check_rest(self, path: Path, file: FileRecord, ranges: list[tuple[int, int]]) -> None:
+    def _verify_non_tensor_bytes(self, path: Path, file: FileRecord, ranges: list[tuple[int, int]]) -> None:
         found = ranges_crc32(path, ranges)
         if found != file.rest_crc32:
             what = "its bytes" if file.kind in {"companion", "index"} else "its bytes outside of tensors"
             raise CacheDamaged(f"{path} was changed: the CRC-32 of {what} is {found:08x}, not {file.rest_crc32:08x}.")
 
-    def _note(self, chunk: _Chunk, message: str) -> None:
+    def _record_damage(self, task: _VerifyTask, message: str) -> None:
         with self._lock:
-            offset = -1 if chunk.tensor < 0 else self._tensors[chunk.tensor].offset
-            self._damage.append((chunk.file, offset, message))
+            offset = -1 if task.tensor < 0 else self._tensors[task.tensor].offset
+            self._damage.append((task.file, offset, message))
 
     def _fail(self, error: TonnageError) -> None:
         with self._lock:
             self._failure = self._failure or error
             self._stop = True
 
-    def _count(self, chunk: _Chunk) -> None:
+    def _count(self, task: _VerifyTask) -> None:
         with self._lock:
-            self.done += chunk.end - chunk.start
-            done = self.done
+            self.bytes_done += task.end - task.start
+            done = self.bytes_done
         if self._progress is not None:
             self._progress(done, self._total)
 
@@ -254,7 +256,7 @@ def _digests(tensor: TensorRecord) -> tuple[int | None, str | None]:
     return tensor.crc32, tensor.sha256
 
 
-def _chunk_crc32(path: Path, start: int, end: int, buffer: memoryview) -> int:
+def _range_crc32(path: Path, start: int, end: int, buffer: memoryview) -> int:
     from isal import isal_zlib
 
     crc = 0
@@ -263,20 +265,20 @@ def _chunk_crc32(path: Path, start: int, end: int, buffer: memoryview) -> int:
         nonlocal crc
         crc = isal_zlib.crc32(data, crc)
 
-    _read_into(path, start, end, buffer, update)
+    _read_range(path, start, end, buffer, update)
     return crc
 
 
-def _tensor_crc32(tensor: TensorRecord, parts: list[tuple[int, int, int]]) -> int:
+def _tensor_crc32(tensor: TensorRecord, partial_crcs: list[tuple[int, int, int]]) -> int:
     from isal import isal_zlib
 
     crc: int = isal_zlib.crc32(tensor.header)
-    for _, part, length in sorted(parts):
+    for _, part, length in sorted(partial_crcs):
         crc = isal_zlib.crc32_combine(crc, part, length)
     return crc
 
 
-def _read_into(path: Path, start: int, end: int, buffer: memoryview, update: Callable[[memoryview], None]) -> None:
+def _read_range(path: Path, start: int, end: int, buffer: memoryview, update: Callable[[memoryview], None]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         position = start

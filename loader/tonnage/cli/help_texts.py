@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _nothing() -> str:
+def _no_epilog() -> str:
     return ""
 
 
@@ -18,10 +18,10 @@ class CommandText(NamedTuple):
     summary: str
     usage: str
     description: str
-    epilog: Callable[[], str] = _nothing
+    epilog: Callable[[], str] = _no_epilog
 
 
-PROGRAM = """\
+PROGRAM_DESCRIPTION = """\
 Tonnage brings model weights that tensorizer serialized (.tensors files) from object storage into a
 verified cache on this machine, where any engine reads them.
 

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-ENDING = {signal.SIGTERM, signal.SIGINT}
-WAITED_FOR = {*ENDING, signal.SIGHUP, signal.SIGCHLD}
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+HANDLED_SIGNALS = {*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD}
 EXIT_USAGE = 2
 NONE = "-"
 
 
-def become_holder(descriptors: Sequence[int], *, ready: int | None = None, afterwards: Sequence[str] = ()) -> NoReturn:
+def exec_holder(
+    descriptors: Sequence[int], *, ready_fd: int | None = None, exit_command: Sequence[str] = ()
+) -> NoReturn:
     """Replaces this process by one that holds ``descriptors`` open, and with them the locks that they carry.
 
     Call it on the main thread, with no other thread that may receive signals. The environment is left behind, so that
@@ -35,59 +37,59 @@ def become_holder(descriptors: Sequence[int], *, ready: int | None = None, after
 
     Args:
         descriptors: What to keep: ``FileLock.fileno()``. They become inheritable.
-        ready: A descriptor to which one byte is written, and which is closed, when the holder waits for its end.
-        afterwards: The command that the holder becomes when it is told to end. No secret may be in it.
+        ready_fd: A descriptor to which one byte is written, and which is closed, when the holder waits for its end.
+        exit_command: The command that the holder becomes when it is told to end. No secret may be in it.
 
     Raises:
         OSError: The interpreter can't be executed; signals are unblocked again.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
-    kept = [*descriptors, *([] if ready is None else [ready])]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+    kept = [*descriptors, *([] if ready_fd is None else [ready_fd])]
     arguments = [sys.executable, "-I", "-S", __file__, ",".join(map(str, descriptors)) or NONE]
-    if ready is not None or afterwards:
-        arguments += [NONE if ready is None else str(ready), *afterwards]
+    if ready_fd is not None or exit_command:
+        arguments += [NONE if ready_fd is None else str(ready_fd), *exit_command]
     try:
         for descriptor in kept:
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
-        os.execve(sys.executable, arguments, library_environment())  # noqa: S606 - no shell is the point
+        os.execve(sys.executable, arguments, interpreter_environment())  # noqa: S606 - no shell is the point
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
 
 
-def library_environment() -> dict[str, str]:
+def interpreter_environment() -> dict[str, str]:
     """Returns what of the environment an interpreter may need to start at all, and nothing else."""
     return {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "LC_ALL", "LANG") if name in os.environ}
 
 
-def hold(descriptors: Sequence[int], ready: int | None = None) -> int:
+def hold(descriptors: Sequence[int], ready_fd: int | None = None) -> int:
     """Waits for a signal to end and returns the exit code. See the module."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     for descriptor in descriptors:
         os.fstat(descriptor)
-    if ready is not None:
-        tell(ready)
+    if ready_fd is not None:
+        notify_ready(ready_fd)
     while True:
-        received = signal.sigwait(WAITED_FOR)
-        if received in ENDING:
+        received = signal.sigwait(HANDLED_SIGNALS)
+        if received in STOP_SIGNALS:
             for descriptor in descriptors:
                 os.close(descriptor)
             return 0
         if received == signal.SIGCHLD:
-            reap()
+            reap_children()
 
 
-def tell(ready: int) -> None:
-    """Writes one byte to ``ready`` and closes it. Nobody listening any more is no reason to let the locks go."""
+def notify_ready(ready_fd: int) -> None:
+    """Writes one byte to ``ready_fd`` and closes it. Nobody listening any more is no reason to let the locks go."""
     try:
-        os.write(ready, b"\n")
+        os.write(ready_fd, b"\n")
     except (BrokenPipeError, ConnectionError):
         return
     finally:
-        os.close(ready)
+        os.close(ready_fd)
 
 
-def reap() -> None:
+def reap_children() -> None:
     """Collects all children that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:

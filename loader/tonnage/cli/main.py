@@ -12,8 +12,8 @@ import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
 from tonnage.cli import output
+from tonnage.cli.command_line import parse_command_line
 from tonnage.cli.invocation import Invocation
-from tonnage.cli.parser import parse
 from tonnage.cli.signals import Cancellation
 from tonnage.errors import Interrupted, TonnageError
 
@@ -34,27 +34,27 @@ class Command(Protocol):
         ...
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit code.
 
     Args:
-        words: The command line without the program's name; that of this process by default.
+        argv: The command line without the program's name; that of this process by default.
     """
     output.replace_missing_streams()
     with Cancellation() as cancellation:
-        invocation = Invocation(sys.argv[1:] if words is None else words, dict(os.environ), cancellation)
+        invocation = Invocation(sys.argv[1:] if argv is None else argv, dict(os.environ), cancellation)
         try:
             return _run(invocation)
         except BrokenPipeError:
-            output.silence_broken_stdout()
+            output.redirect_stdout_to_devnull()
             return output.BROKEN_PIPE_EXIT
 
 
 def _run(invocation: Invocation) -> int:
     error: TonnageError
     try:
-        arguments = invocation.arguments = parse(invocation.words, invocation.environment)
-        command = cast("Command", importlib.import_module(f"tonnage.cli.{arguments.command}_command"))
+        arguments = invocation.arguments = parse_command_line(invocation.argv, invocation.environment)
+        command = cast("Command", importlib.import_module(f"tonnage.cli.commands.{arguments.command}"))
         exit_code = command.run(arguments, invocation)
     except SystemExit as leaving:  # help or the version, which argparse has printed
         sys.stdout.flush()
@@ -66,12 +66,12 @@ def _run(invocation: Invocation) -> int:
     except KeyboardInterrupt:
         error = Interrupted("SIGINT asked for an end.")
     except Exception as failure:  # noqa: BLE001  # whatever it is, the caller gets a report and an exit code
-        error = invocation.unexpected(failure)
+        error = invocation.to_internal_error(failure)
     else:
         sys.stdout.flush()  # here, where nobody reading any more is expected
         return exit_code
     invocation.cancellation.canceled()  # from here on a signal must not cut the report off
-    return invocation.fail(error)
+    return invocation.report_failure(error)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def is_terminal(stream: TextIO | None) -> bool:
     return False
 
 
-def say(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Writes one line to standard error. It may be closed: that is nobody's failure."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
@@ -57,27 +57,27 @@ def write_json(value: object) -> None:
     write_line(msgspec.json.encode(value))
 
 
-def show_error(error: TonnageError, environment: Mapping[str, str]) -> None:
+def print_error(error: TonnageError, environment: Mapping[str, str]) -> None:
     """Tells a person what went wrong, and what to do."""
-    say(f"tonnage: {error.reason.value}: {redact(error.message, environment)}\n  → {error.remedy}")
+    print_stderr(f"tonnage: {error.reason.value}: {redact(error.message, environment)}\n  → {error.remedy}")
 
 
-def leave_report(report: Report, path: str, termination_log: str) -> None:
+def write_report_files(report: Report, path: str, termination_log: str) -> None:
     """Writes the report and the termination message, each where a path is given. A failure is said, not raised."""
     if path:
         try:
-            write_file(Path(path), encode_report(report) + b"\n")
+            write_atomically(Path(path), encode_report(report) + b"\n")
         except OSError as error:
-            say(f"tonnage: the report can't be written to {path}: {error.strerror}")
+            print_stderr(f"tonnage: the report can't be written to {path}: {error.strerror}")
     if termination_log:
         try:
             # In place: Kubernetes mounts this very file.
             Path(termination_log).write_bytes(termination_message(report))
         except OSError as error:
-            say(f"tonnage: the termination message can't be written to {termination_log}: {error.strerror}")
+            print_stderr(f"tonnage: the termination message can't be written to {termination_log}: {error.strerror}")
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file at once: readers see the old one or the whole new one. Pipes and devices are just written to.
 
     Raises:
@@ -114,7 +114,7 @@ def replace_missing_streams() -> None:
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  # for good
 
 
-def silence_broken_stdout() -> None:
+def redirect_stdout_to_devnull() -> None:
     """Keeps Python's own flush at exit from complaining that nobody reads."""
     with contextlib.suppress(OSError, ValueError):
         sink = os.open(os.devnull, os.O_WRONLY)

@@ -26,7 +26,7 @@ _TITLES = {
 }
 
 
-class Bar:
+class ProgressBar:
     """One line: phase, bar, bytes, rate, time left, tensors verified, retries.
 
     Args:
@@ -53,10 +53,10 @@ class Bar:
         with self._lock:
             self._rich.update(
                 self._task,
-                description=title(progress),
+                description=phase_title(progress),
                 total=progress.total_bytes or None,
                 completed=progress.loaded_bytes,
-                facts=facts(progress),
+                facts=format_figures(progress),
             )
 
     def __enter__(self) -> Self:
@@ -69,14 +69,14 @@ class Bar:
         self._rich.stop()
 
 
-def title(progress: Progress) -> str:
+def phase_title(progress: Progress) -> str:
     """Returns what is going on, in a word or two."""
     if progress.waiting_for:
         return f"Waiting for {progress.waiting_for}"
     return _TITLES.get(progress.phase, progress.phase.capitalize())
 
 
-def facts(progress: Progress) -> str:
+def format_figures(progress: Progress) -> str:
     """Returns the figures beside the bar: ``3.1 / 14.2 GiB  1.52 GB/s  0:08 left  112/291 verified  2 retries``."""
     parts = []
     if progress.total_bytes:
@@ -84,7 +84,7 @@ def facts(progress: Progress) -> str:
     if progress.bytes_per_second > 0:
         parts.append(f"{progress.bytes_per_second / 1e9:.2f} GB/s")
     if progress.remaining_seconds >= 0:
-        parts.append(f"{clock_time(progress.remaining_seconds)} left")
+        parts.append(f"{format_clock_time(progress.remaining_seconds)} left")
     if progress.tensors:
         parts.append(f"{progress.tensors_verified}/{progress.tensors} verified")
     if progress.retries:
@@ -92,8 +92,8 @@ def facts(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def clock_time(seconds: float) -> str:
+def format_clock_time(seconds: float) -> str:
     """Returns a time as a clock shows it: ``0:08``, ``12:30``, ``1:02:03``."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"

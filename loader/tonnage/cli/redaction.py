@@ -14,21 +14,21 @@ _SECRET_VARIABLES = (
     "AWS_SECURITY_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 )
-_SHORTEST_SECRET = 6
+_MIN_SECRET_LENGTH = 6
 """Shorter values would black out ordinary words."""
 _QUERY = re.compile(r"(\bhttps?://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
-_USER = re.compile(r"(\bhttps?://)[^\s/?#@'\"<>]+@", re.IGNORECASE)
+_USERINFO = re.compile(r"(\bhttps?://)[^\s/?#@'\"<>]+@", re.IGNORECASE)
 _SIGNATURE = re.compile(
     r"(?i)(x-amz-(?:signature|security-token|credential)|signature|authorization)(\s*[=:]\s*)[^\s&'\"]+"
 )
-HIDDEN = "[hidden]"
+REDACTED = "[hidden]"
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:
     """Returns ``text`` without the values of secret variables, queries of URLs, their users, and signatures."""
     for name in _SECRET_VARIABLES:
         secret = environment.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, HIDDEN)
-    text = _QUERY.sub(r"\1?" + HIDDEN, _USER.sub(r"\1", text))
-    return _SIGNATURE.sub(r"\1\2" + HIDDEN, text)
+        if len(secret) >= _MIN_SECRET_LENGTH:
+            text = text.replace(secret, REDACTED)
+    text = _QUERY.sub(r"\1?" + REDACTED, _USERINFO.sub(r"\1", text))
+    return _SIGNATURE.sub(r"\1\2" + REDACTED, text)

@@ -23,14 +23,14 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.received_signal: int | None = None
         self._polled = False
-        self._before: dict[int, object] = {}
+        self._previous_handlers: dict[int, object] = {}
 
     def canceled(self) -> bool:
         """Says whether a signal came; from the first call on, signals no longer raise."""
         self._polled = True
-        return self.signal is not None
+        return self.received_signal is not None
 
     def raising(self) -> None:
         """Makes signals raise again, for a part of the program that doesn't ask."""
@@ -38,18 +38,18 @@ class Cancellation:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._arrived)
+            self._previous_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself had returned
 
-    def _arrived(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+    def _handle_signal(self, number: int, _: FrameType | None) -> None:
+        if self.received_signal is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             os._exit(128 + number)  # the first process of a container outlives signals that it doesn't handle
-        self.signal = number
+        self.received_signal = number
         if not self._polled:
             raise Interrupted(f"{signal.Signals(number).name} asked for an end.")

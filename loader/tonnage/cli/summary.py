@@ -9,14 +9,18 @@ from tonnage.contract.report import Outcome
 if TYPE_CHECKING:
     from tonnage.contract.report import Report
 
-_PROOFS = {"crc32": "verified by CRC-32", "sha256": "verified by SHA-256", "size": "checked by size and revision"}
+_VERIFICATION_TEXT = {
+    "crc32": "verified by CRC-32",
+    "sha256": "verified by SHA-256",
+    "size": "checked by size and revision",
+}
 
 
 def load_summary(report: Report) -> str:
     """Returns what was loaded, how fast, how it was checked, and where it lies, with the report's notes."""
     from tonnage.cache.medium import human_bytes
 
-    proof = _PROOFS.get(report.verified, "not verified")
+    proof = _VERIFICATION_TEXT.get(report.verified, "not verified")
     tensors = "1 tensor" if report.tensors == 1 else f"{report.tensors:,} tensors"
     if report.outcome is Outcome.HIT:
         what = f"{report.entry} is in the cache ({human_bytes(report.bytes)}, {tensors} {proof}): "

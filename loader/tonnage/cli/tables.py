@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """One column. ``number`` ones are aligned to the right; the ``long`` one may be folded on a narrow terminal."""
+    """One column. ``number`` ones are aligned to the right; the ``foldable`` one may be folded on a narrow terminal."""
 
     title: str
     number: bool = False
-    long: bool = False
+    foldable: bool = False
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -26,7 +26,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     Raises:
         BrokenPipeError: Nobody reads any more.
     """
-    safe = [[printable(cell) for cell in row] for row in rows]
+    safe = [[escape_unprintable(cell) for cell in row] for row in rows]
     if is_terminal(sys.stdout):
         _print_rich(columns, safe)
     else:
@@ -47,16 +47,16 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
     return "".join(lines)
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Returns ``text`` with control characters escaped: names come from files that anybody may have written."""
     return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
-def age(then: float, now: float | None = None) -> str:
+def format_age(timestamp: float, now: float | None = None) -> str:
     """Returns how long ago a Unix time is, in its largest unit: ``8s``, ``5m``, ``3h``, ``12d``; ``-`` for 0."""
-    if then <= 0:
+    if timestamp <= 0:
         return "-"
-    seconds = max(0, int((time.time() if now is None else now) - then))
+    seconds = max(0, int((time.time() if now is None else now) - timestamp))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length}{unit}"
@@ -78,8 +78,8 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         table.add_column(
             column.title,
             justify="right" if column.number else "left",
-            no_wrap=not column.long,
-            overflow="fold" if column.long else "ellipsis",
+            no_wrap=not column.foldable,
+            overflow="fold" if column.foldable else "ellipsis",
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

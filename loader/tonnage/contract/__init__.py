@@ -34,10 +34,10 @@ from tonnage.contract.report import (
     encode_report,
     termination_message,
 )
-from tonnage.contract.revision import ENTRY_PATTERN, entry_name, place_of, revision_digest, revision_id
+from tonnage.contract.revision import ENTRY_NAME_PATTERN, entry_name, revision_digest, revision_id, source_place
 
 __all__ = [
-    "ENTRY_PATTERN",
+    "ENTRY_NAME_PATTERN",
     "SCHEMA_VERSION",
     "AddressingStyle",
     "FileSelection",
@@ -64,8 +64,8 @@ __all__ = [
     "encode_report",
     "entry_name",
     "file_selection",
-    "place_of",
     "revision_digest",
     "revision_id",
+    "source_place",
     "termination_message",
 ]

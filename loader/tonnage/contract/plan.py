@@ -21,8 +21,8 @@ SCHEMA_VERSION = 1
 MIB = 1 << 20
 GIB = 1 << 30
 
-DEFAULT_TENSORS = ("*.tensors",)
-DEFAULT_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*")
+DEFAULT_TENSOR_PATTERNS = ("*.tensors",)
+DEFAULT_COMPANION_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*")
 
 
 class Layout(enum.StrEnum):
@@ -122,8 +122,8 @@ class RankSelection(_Wire, frozen=True, kw_only=True):
 class FileSelection(_Wire, frozen=True, kw_only=True):
     """Which objects count. Shell patterns, matched against the whole key below the prefix and against its last part."""
 
-    tensors: tuple[str, ...] = DEFAULT_TENSORS
-    companions: tuple[str, ...] = DEFAULT_COMPANIONS
+    tensors: tuple[str, ...] = DEFAULT_TENSOR_PATTERNS
+    companions: tuple[str, ...] = DEFAULT_COMPANION_PATTERNS
     exclude: tuple[str, ...] = ()
     ranks: RankSelection | None = None
 
@@ -138,8 +138,8 @@ def file_selection(
     tensors = tuple(glob for glob in include if glob.endswith(".tensors"))
     companions = tuple(glob for glob in include if not glob.endswith(".tensors"))
     return FileSelection(
-        tensors=tensors or DEFAULT_TENSORS,
-        companions=tuple(dict.fromkeys((*DEFAULT_COMPANIONS, *companions))),
+        tensors=tensors or DEFAULT_TENSOR_PATTERNS,
+        companions=tuple(dict.fromkeys((*DEFAULT_COMPANION_PATTERNS, *companions))),
         exclude=tuple(exclude),
         ranks=None if ranks is None else RankSelection(wanted=ranks),
     )
@@ -212,7 +212,7 @@ class _Versioned(msgspec.Struct):
     schema_version: int
 
 
-def check_version(data: bytes | str, *, what: str) -> None:
+def check_version(data: bytes | str, *, document: str) -> None:
     """Refuses JSON that is not of the schema version of this release.
 
     Raises:
@@ -221,10 +221,11 @@ def check_version(data: bytes | str, *, what: str) -> None:
     try:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
     except msgspec.MsgspecError as error:
-        raise InvalidPlan(f"This {what} is not JSON with a schema_version: {error}.") from error
+        raise InvalidPlan(f"This {document} is not JSON with a schema_version: {error}.") from error
     if version != SCHEMA_VERSION:
         raise InvalidPlan(
-            f"This {what} has schema version {version}; this release of Tonnage reads version {SCHEMA_VERSION} only."
+            f"This {document} has schema version {version}; this release of Tonnage reads version {SCHEMA_VERSION} "
+            f"only."
         )
 
 
@@ -234,7 +235,7 @@ def decode_plan(data: bytes | str) -> Plan:
     Raises:
         InvalidPlan: It is not JSON, of an unknown schema version, or a field is wrong (which one, is said).
     """
-    check_version(data, what="plan")
+    check_version(data, document="plan")
     try:
         return msgspec.json.decode(data, type=Plan)
     except msgspec.MsgspecError as error:

@@ -11,7 +11,7 @@ from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that Kubernetes keeps of a container's termination message."""
-LIST_LEFT_OUT = "The list of objects is too long for a termination message; only the report endpoint got it."
+OMITTED_OBJECTS_NOTE = "The list of objects is too long for a termination message; only the report endpoint got it."
 """What a termination message says in place of the list of what was resolved."""
 
 
@@ -121,7 +121,7 @@ def decode_report(data: bytes | str) -> Report:
     Raises:
         InvalidPlan: It is not JSON, of an unknown schema version, or a field is wrong.
     """
-    check_version(data, what="report")
+    check_version(data, document="report")
     try:
         return msgspec.json.decode(data, type=Report)
     except msgspec.MsgspecError as error:
@@ -135,9 +135,9 @@ def termination_message(report: Report) -> bytes:
     its share of 12 KiB. Then lists go, which is noted, then what is longest is shortened: kind, outcome and reason
     always survive.
     """
-    data = _brief(report)
+    data = _encode_without_defaults(report)
     if len(data) > TERMINATION_MESSAGE_LIMIT and report.resolved is not None:
-        report = msgspec.structs.replace(report, resolved=None, notes=(*report.notes, LIST_LEFT_OUT))
+        report = msgspec.structs.replace(report, resolved=None, notes=(*report.notes, OMITTED_OBJECTS_NOTE))
     less: list[dict[str, object]] = [
         {"entries": None},
         {"notes": report.notes[-1:]},
@@ -146,23 +146,23 @@ def termination_message(report: Report) -> bytes:
     ]
     while len(data) > TERMINATION_MESSAGE_LIMIT:
         report = msgspec.structs.replace(report, **(less.pop(0) if less else _shortened(report)))
-        data = _brief(report)
+        data = _encode_without_defaults(report)
     return data
 
 
 def _shortened(report: Report) -> dict[str, object]:
     """Returns the longest text, cut in half; when all are short, what else can go."""
-    longest = max(_TEXTS, key=lambda name: len(getattr(report, name)))
+    longest = max(_TEXT_FIELDS, key=lambda name: len(getattr(report, name)))
     text = getattr(report, longest)
-    return {longest: text[: len(text) // 2]} if len(text) > _SHORTEST_TEXT else {"identity": None, "medium": None}
+    return {longest: text[: len(text) // 2]} if len(text) > _MIN_TEXT_LENGTH else {"identity": None, "medium": None}
 
 
-_TEXTS = ("message", "remedy", "path", "entry", "revision", "digest", "verified", "node", "pod", "reason")
-_SHORTEST_TEXT = 32
+_TEXT_FIELDS = ("message", "remedy", "path", "entry", "revision", "digest", "verified", "node", "pod", "reason")
+_MIN_TEXT_LENGTH = 32
 """Characters, of up to 6 bytes each: as many texts of this length always fit."""
 
 
-def _brief(report: Report) -> bytes:
+def _encode_without_defaults(report: Report) -> bytes:
     """Returns the report without the fields that say nothing."""
     plain = Report()
     fields = {name: getattr(report, name) for name in report.__struct_fields__}

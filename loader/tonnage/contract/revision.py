@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tonnage.contract.plan import ObjectPin
 
-ENTRY_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+ENTRY_NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 """What a cache entry's name may be: it becomes a directory's name and a label's value."""
 
 
@@ -29,7 +29,7 @@ def revision_digest(objects: Iterable[tuple[str, ObjectPin]]) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def place_of(endpoint: str, bucket: str) -> str:
+def source_place(endpoint: str, bucket: str) -> str:
     """Returns where an S3 source's objects are: the bucket, after the endpoint unless that is AWS's own.
 
     The endpoint belongs to it, since another server can say the same names, sizes and ETags of other bytes.

@@ -26,19 +26,19 @@ class Dtype:
     """One element type.
 
     Attributes:
-        stored: The type as the ``.tensors`` file spells it, with its NUL byte where there is one.
+        stored_name: The type as the ``.tensors`` file spells it, with its NUL byte where there is one.
         item_size: Bytes an element takes in the file, in memory and in safetensors.
         torch_name: The attribute of ``torch`` that is this type, such as ``bfloat16``.
-        safetensors: The name in a safetensors header, or None where that format can't say this type exactly.
+        safetensors_name: The name in a safetensors header, or None where that format can't say this type exactly.
     """
 
-    stored: str
+    stored_name: str
     item_size: int
     torch_name: str
-    safetensors: str | None
+    safetensors_name: str | None
 
 
-_LATER = re.compile(rb"(?:\|V1|<V(2|4|8|16))\0torch\.([a-z][a-z0-9_]{0,63})")
+_UNLISTED_TORCH_DTYPE = re.compile(rb"(?:\|V1|<V(2|4|8|16))\0torch\.([a-z][a-z0-9_]{0,63})")
 
 
 def _plain(stored: str, torch_name: str, safetensors: str | None) -> Dtype:
@@ -83,9 +83,9 @@ DTYPES: tuple[Dtype, ...] = (
 )
 """Every element type that tensorizer 2.12.1 writes from torch 2.15."""
 
-_BY_STORED = {dtype.stored.encode(): dtype for dtype in DTYPES}
+_BY_STORED = {dtype.stored_name.encode(): dtype for dtype in DTYPES}
 _TORCH_NAMES = {dtype.torch_name for dtype in DTYPES}
-_BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safetensors is not None}
+_BY_SAFETENSORS = {dtype.safetensors_name: dtype for dtype in DTYPES if dtype.safetensors_name is not None}
 
 
 def parse_dtype(stored: bytes, *, where: str) -> Dtype:
@@ -101,14 +101,14 @@ def parse_dtype(stored: bytes, *, where: str) -> Dtype:
     dtype = _BY_STORED.get(stored)
     if dtype is not None:
         return dtype
-    later = _LATER.fullmatch(stored)
+    later = _UNLISTED_TORCH_DTYPE.fullmatch(stored)
     if later is not None and (torch_name := later[2].decode()) not in _TORCH_NAMES:
         return _opaque(int(later[1] or 1), torch_name)
     spelled = stored.decode("ascii", "backslashreplace").replace("\0", " ")
     raise FormatUnsupported(f"{where}: the dtype {spelled!r} is not one that this release of Tonnage knows.")
 
 
-def from_safetensors(name: str, *, where: str) -> Dtype:
+def dtype_from_safetensors(name: str, *, where: str) -> Dtype:
     """Returns the element type that a safetensors header names.
 
     Args:

@@ -22,8 +22,8 @@ from tonnage.errors import (
     InternalError,
     NameCollision,
 )
-from tonnage.format.dtypes import from_safetensors
-from tonnage.format.names import RESERVED_NAME, shown
+from tonnage.format.dtypes import dtype_from_safetensors
+from tonnage.format.tensor_names import RESERVED_NAME, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from tonnage.format.dtypes import Dtype
 
 LENGTH_BYTES = 8
-LARGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Bytes of JSON up to which the safetensors library reads a header."""
-_LARGEST_DIMENSION = (1 << 63) - 1
+_MAX_DIMENSION = (1 << 63) - 1
 
 
 class ShardTensor(NamedTuple):
@@ -77,7 +77,7 @@ class SafetensorsFile:
     data_start: int
 
 
-def check_dtype(name: str, dtype: Dtype) -> str:
+def safetensors_dtype_name(name: str, dtype: Dtype) -> str:
     """Returns the word for a dtype in a safetensors header.
 
     Args:
@@ -87,12 +87,12 @@ def check_dtype(name: str, dtype: Dtype) -> str:
     Raises:
         DtypeUnsupported: Safetensors has no word for it; the text names the layout that needs none.
     """
-    if dtype.safetensors is None:
+    if dtype.safetensors_name is None:
         raise DtypeUnsupported(
-            f"The tensor {shown(name)} has the dtype {dtype.torch_name}, which safetensors can't say; "
+            f"The tensor {short_repr(name)} has the dtype {dtype.torch_name}, which safetensors can't say; "
             "--layout tensorizer can."
         )
-    return dtype.safetensors
+    return dtype.safetensors_name
 
 
 def alignment_order(tensors: Sequence[ShardTensor]) -> list[int]:
@@ -103,7 +103,7 @@ def alignment_order(tensors: Sequence[ShardTensor]) -> list[int]:
     return sorted(range(len(tensors)), key=lambda index: -tensors[index].dtype.item_size)
 
 
-def shard_header(
+def build_shard_header(
     tensors: Sequence[ShardTensor], *, metadata: Mapping[str, str], align: int = 4096
 ) -> tuple[bytes, tuple[int, ...]]:
     """Returns everything in front of a shard's data, and where the data of each tensor goes.
@@ -130,18 +130,18 @@ def shard_header(
     for tensor in tensors:
         end = start + tensor.length
         if tensor.name in header:
-            raise NameCollision(f"A shard can't hold two entries called {shown(tensor.name)}.")
-        word = check_dtype(tensor.name, tensor.dtype)
+            raise NameCollision(f"A shard can't hold two entries called {short_repr(tensor.name)}.")
+        dtype_name = safetensors_dtype_name(tensor.name, tensor.dtype)
         _check_writable(tensor, start)
-        header[tensor.name] = {"dtype": word, "shape": tensor.shape, "data_offsets": (start, end)}
+        header[tensor.name] = {"dtype": dtype_name, "shape": tensor.shape, "data_offsets": (start, end)}
         starts.append(start)
         start = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     size = -(-(LENGTH_BYTES + len(text)) // align) * align
-    if size - LENGTH_BYTES > LARGEST_HEADER:
+    if size - LENGTH_BYTES > MAX_HEADER_BYTES:
         raise FormatUnsupported(
             f"The names of {len(tensors)} tensors make a safetensors header of {size} bytes, which readers refuse "
-            f"(they take {LARGEST_HEADER}); --layout tensorizer has no such limit."
+            f"(they take {MAX_HEADER_BYTES}); --layout tensorizer has no such limit."
         )
     head = (size - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(size - LENGTH_BYTES)
     return head, tuple(size + start for start in starts)
@@ -149,49 +149,51 @@ def shard_header(
 
 def _check_writable(tensor: ShardTensor, start: int) -> None:
     if math.prod(tensor.shape) * tensor.dtype.item_size != tensor.length:
-        raise InternalError(f"The tensor {shown(tensor.name)} has {tensor.length} bytes for the shape {tensor.shape}.")
+        raise InternalError(
+            f"The tensor {short_repr(tensor.name)} has {tensor.length} bytes for the shape {tensor.shape}."
+        )
     if tensor.length and start % tensor.dtype.item_size:
-        raise InternalError(f"The tensor {shown(tensor.name)} would be misaligned, at byte {start} of the data.")
+        raise InternalError(f"The tensor {short_repr(tensor.name)} would be misaligned, at byte {start} of the data.")
 
 
-def read_header(path_or_fd: str | os.PathLike[str] | int, *, name: str) -> SafetensorsFile:
+def read_header(path_or_fd: str | os.PathLike[str] | int, *, label: str) -> SafetensorsFile:
     """Reads the header of a shard in the cache and checks it against the file's size.
 
     Args:
         path_or_fd: The file's path, or a descriptor open for reading, whose position is left alone.
-        name: What error texts call the file.
+        label: What error texts call the file.
 
     Raises:
         CacheDamaged: The file can't be read, is cut off or too long, or its header is not one that Tonnage writes.
     """
     if isinstance(path_or_fd, int):
-        return _read(path_or_fd, name=name)
+        return _read(path_or_fd, label=label)
     try:
         descriptor = os.open(path_or_fd, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise CacheDamaged(f"{name} can't be opened: {error.strerror}.") from error
+        raise CacheDamaged(f"{label} can't be opened: {error.strerror}.") from error
     try:
-        return _read(descriptor, name=name)
+        return _read(descriptor, label=label)
     finally:
         os.close(descriptor)
 
 
-def _read(descriptor: int, *, name: str) -> SafetensorsFile:
+def _read(descriptor: int, *, label: str) -> SafetensorsFile:
     try:
         file_size = os.fstat(descriptor).st_size
         prefix = os.pread(descriptor, LENGTH_BYTES, 0)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) < LENGTH_BYTES or length > min(file_size - LENGTH_BYTES, LARGEST_HEADER):
-            raise CacheDamaged(f"{name} has {file_size} bytes, too few for the header that its first bytes state.")
+        if len(prefix) < LENGTH_BYTES or length > min(file_size - LENGTH_BYTES, MAX_HEADER_BYTES):
+            raise CacheDamaged(f"{label} has {file_size} bytes, too few for the header that its first bytes state.")
         text = os.pread(descriptor, length, LENGTH_BYTES)
     except OSError as error:
-        raise CacheDamaged(f"{name} can't be read: {error.strerror}.") from error
+        raise CacheDamaged(f"{label} can't be read: {error.strerror}.") from error
     if len(text) < length:
-        raise CacheDamaged(f"{name} is cut off inside its header, at byte {LENGTH_BYTES + len(text)}.")
-    return parse_header(text, file_size=file_size, name=name)
+        raise CacheDamaged(f"{label} is cut off inside its header, at byte {LENGTH_BYTES + len(text)}.")
+    return parse_header(text, file_size=file_size, label=label)
 
 
-class _Row(msgspec.Struct):
+class _HeaderTensor(msgspec.Struct):
     """A tensor in the header's JSON."""
 
     dtype: str
@@ -199,13 +201,13 @@ class _Row(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-def parse_header(text: bytes, *, file_size: int, name: str) -> SafetensorsFile:
+def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
     """Checks a header as ``read_header`` does.
 
     Args:
         text: The JSON, without the 8 bytes before it.
         file_size: Bytes of the whole file.
-        name: What error texts call the file.
+        label: What error texts call the file.
 
     Raises:
         CacheDamaged: See ``read_header``.
@@ -215,31 +217,31 @@ def parse_header(text: bytes, *, file_size: int, name: str) -> SafetensorsFile:
         raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         reserved = raw.pop(RESERVED_NAME, None)
         metadata = {} if reserved is None else msgspec.json.decode(reserved, type=dict[str, str])
-        decode = msgspec.json.Decoder(_Row).decode
+        decode = msgspec.json.Decoder(_HeaderTensor).decode
         rows = {key: decode(value) for key, value in raw.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CacheDamaged(f"{name}: its header is not that of a safetensors file: {error}.") from error
+        raise CacheDamaged(f"{label}: its header is not that of a safetensors file: {error}.") from error
     ordered = sorted(rows.items(), key=lambda item: item[1].data_offsets)
     tensors: dict[str, SafetensorsTensor] = {}
     end = 0
     for key, row in ordered:
-        tensors[key] = _checked(key, row, end, data_start=data_start, name=name)
+        tensors[key] = _checked(key, row, end, data_start=data_start, label=label)
         end = row.data_offsets[1]
     if data_start + end != file_size:
-        raise CacheDamaged(f"{name} should have {data_start + end} bytes by its header and has {file_size}.")
+        raise CacheDamaged(f"{label} should have {data_start + end} bytes by its header and has {file_size}.")
     return SafetensorsFile(tensors, metadata, data_start)
 
 
-def _checked(key: str, row: _Row, expected_start: int, *, data_start: int, name: str) -> SafetensorsTensor:
-    where = f"{name}, tensor {shown(key)}"
+def _checked(key: str, row: _HeaderTensor, expected_start: int, *, data_start: int, label: str) -> SafetensorsTensor:
+    where = f"{label}, tensor {short_repr(key)}"
     start, end = row.data_offsets
     if start != expected_start or end < start:
         raise CacheDamaged(f"{where}: it has the bytes {start} to {end} of the data, where {expected_start} is next.")
     try:
-        dtype = from_safetensors(row.dtype, where=where)
+        dtype = dtype_from_safetensors(row.dtype, where=where)
     except FormatUnsupported as error:
         raise CacheDamaged(error.message) from error
-    if any(not 0 <= dimension <= _LARGEST_DIMENSION for dimension in row.shape):
+    if any(not 0 <= dimension <= _MAX_DIMENSION for dimension in row.shape):
         raise CacheDamaged(f"{where}: it states a dimension that no tensor has.")
     if math.prod(row.shape) * dtype.item_size != end - start:
         raise CacheDamaged(f"{where}: its {end - start} bytes are not those of its shape and dtype.")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from tonnage.errors import FormatDamaged, FormatUnsupported
 from tonnage.format.crypt_block import check_crypt_block
-from tonnage.format.names import shown
+from tonnage.format.tensor_names import short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tonnage.format.tensors_file import Preamble, TensorEntry
+    from tonnage.format.tensors_index import Preamble, TensorEntry
 
 _U8 = struct.Struct("<B")
 _U16 = struct.Struct("<H")
@@ -49,12 +49,12 @@ class TensorHeader:
         module_index: Where the owning module stands in ``named_modules()``; 0 in state dicts. Releases 2.5.1 and 2.6.0
             wrote it off by one, so nothing should depend on it.
         hashes: The digests as stored. Encrypted tensors have SHA-256 only; other writers may leave some or all out.
-        hashed: The header's part of the hash input.
+        hash_prefix: The header's part of the hash input.
     """
 
     module_index: int
     hashes: Mapping[HashType, bytes]
-    hashed: bytes
+    hash_prefix: bytes
 
     @property
     def expected_crc32(self) -> int | None:
@@ -69,7 +69,7 @@ class TensorHeader:
 
 
 def parse_tensor_header(
-    data: bytes | bytearray | memoryview, entry: TensorEntry, *, preamble: Preamble, name: str
+    data: bytes | bytearray | memoryview, entry: TensorEntry, *, preamble: Preamble, label: str
 ) -> TensorHeader:
     """Reads a tensor's header and holds it against the index.
 
@@ -77,14 +77,14 @@ def parse_tensor_header(
         data: Exactly the bytes from ``entry.header_offset`` to ``entry.data_offset``.
         entry: The tensor, from the index of the same object.
         preamble: Of the same object.
-        name: What error texts call the object.
+        label: What error texts call the object.
 
     Raises:
         FormatDamaged: The header is another tensor's, differs from the index, or contradicts itself.
         FormatUnsupported: A hash type or a compression that no released tensorizer writes.
     """
     stored = bytes(data)
-    where = f"{name}, tensor {shown(entry.raw_name)}, header at byte {entry.header_offset}"
+    where = f"{label}, tensor {short_repr(entry.raw_name)}, header at byte {entry.header_offset}"
     try:
         return _parse(stored, entry, encrypted=preamble.encrypted, where=where)
     except struct.error as error:
@@ -98,24 +98,24 @@ def _parse(stored: bytes, entry: TensorEntry, *, encrypted: bool, where: str) ->
         raise FormatDamaged(f"{where}: the index leaves it {size} bytes, it states {stated}, and has {len(stored)}.")
     (module_index,) = _U16.unpack_from(stored, 8)
     position = 10
-    identity = _identity(entry)
+    identity = _encode_shared_fields(entry)
     if not stored.startswith(identity, position):
-        _refuse_identity(stored, entry, where=where)
+        _raise_field_mismatch(stored, entry, where=where)
     position += len(identity)
     (block,) = _U16.unpack_from(stored, position)
     position += 2
-    hashes, spans = _read_hashes(stored, position, block, where=where)
+    hashes, digest_ranges = _read_hashes(stored, position, block, where=where)
     position += block
-    hashed = bytearray(stored)
-    for start, end in spans:
-        hashed[start:end] = bytes(end - start)
+    hash_prefix = bytearray(stored)
+    for start, end in digest_ranges:
+        hash_prefix[start:end] = bytes(end - start)
     if encrypted:
         (block,) = _U64.unpack_from(stored, position)
         end = position + 8 + block
         if end > len(stored):
             raise FormatDamaged(f"{where}: the crypt block of {block} bytes reaches beyond the header's end.")
         check_crypt_block(stored[position + 8 : end], data_length=entry.length, where=where)
-        del hashed[position:end]
+        del hash_prefix[position:end]
         position = end
     (length,) = _I64.unpack_from(stored, position)
     if length < 0:
@@ -124,12 +124,12 @@ def _parse(stored: bytes, entry: TensorEntry, *, encrypted: bool, where: str) ->
         raise FormatDamaged(f"{where}: it states {length} bytes of data, the index {entry.length}.")
     if position + 8 != len(stored):
         raise FormatDamaged(f"{where}: its fields end at byte {position + 8} of {len(stored)}.")
-    return TensorHeader(module_index, hashes, bytes(hashed))
+    return TensorHeader(module_index, hashes, bytes(hash_prefix))
 
 
-def _identity(entry: TensorEntry) -> bytes:
+def _encode_shared_fields(entry: TensorEntry) -> bytes:
     """The fields that header and index share, as the header stores them."""
-    dtype = entry.dtype.stored.encode()
+    dtype = entry.dtype.stored_name.encode()
     return b"".join(
         (
             _U8.pack(entry.kind),
@@ -137,24 +137,26 @@ def _identity(entry: TensorEntry) -> bytes:
             entry.raw_name,
             _U8.pack(len(dtype)),
             dtype,
-            struct.pack(f"<B{len(entry.shape)}{'Q' if entry.wide else 'I'}", len(entry.shape), *entry.shape),
+            struct.pack(f"<B{len(entry.shape)}{'Q' if entry.wide_dimensions else 'I'}", len(entry.shape), *entry.shape),
         )
     )
 
 
-def _refuse_identity(stored: bytes, entry: TensorEntry, *, where: str) -> None:
+def _raise_field_mismatch(stored: bytes, entry: TensorEntry, *, where: str) -> None:
     """Raises the error that says which field differs first."""
     (kind, size) = struct.unpack_from("<BH", stored, 10)
     position = 13 + size
     raw_name = stored[13:position]
     if raw_name != entry.raw_name:
-        raise FormatDamaged(f"{where}: it is the header of a tensor called {shown(raw_name)}.")
+        raise FormatDamaged(f"{where}: it is the header of a tensor called {short_repr(raw_name)}.")
     if kind != entry.kind:
         raise FormatDamaged(f"{where}: it states the kind {kind}, the index {entry.kind}.")
     (size,) = _U8.unpack_from(stored, position)
     dtype = stored[position + 1 : position + 1 + size]
-    if dtype != entry.dtype.stored.encode():
-        raise FormatDamaged(f"{where}: it states the dtype {shown(dtype)}, the index {shown(entry.dtype.stored)}.")
+    if dtype != entry.dtype.stored_name.encode():
+        raise FormatDamaged(
+            f"{where}: it states the dtype {short_repr(dtype)}, the index {short_repr(entry.dtype.stored_name)}."
+        )
     raise FormatDamaged(f"{where}: it states another shape than the index.")
 
 
@@ -166,7 +168,7 @@ def _read_hashes(
     if end > len(stored):
         raise FormatDamaged(f"{where}: the hash block of {size} bytes reaches beyond the header's end.")
     hashes: dict[HashType, bytes] = {}
-    spans: list[tuple[int, int]] = []
+    digest_ranges: list[tuple[int, int]] = []
     (count,) = _U8.unpack_from(stored[:end], start)
     position = start + 1
     for _ in range(count):
@@ -178,8 +180,8 @@ def _read_hashes(
         if digest_size != kind.digest_size or kind in hashes:
             raise FormatDamaged(f"{where}: its {kind.name} of {digest_size} bytes is of the wrong size or there twice.")
         hashes[kind] = stored[position : position + digest_size]
-        spans.append((position, position + digest_size))
+        digest_ranges.append((position, position + digest_size))
         position += digest_size
     if position != end:
         raise FormatDamaged(f"{where}: its {count} hashes do not fill the {size} bytes stated for them.")
-    return hashes, spans
+    return hashes, digest_ranges

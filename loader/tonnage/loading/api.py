@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from tonnage.contract import Layout, Limits, Plan, Report, Verify, file_selection
 from tonnage.contract.plan import AddressingStyle
-from tonnage.loading.run import load_plan, resolve_plan
-from tonnage.source.uri import parse_sources
+from tonnage.loading.load import resolve_plan, run_plan
+from tonnage.source.source_uri import parse_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +109,7 @@ def load(
     """
     plan = make_plan(sources, **options)
     found = os.environ if environment is None else environment
-    return load_plan(plan, cache=cache, environment=found, on_progress=on_progress, canceled=canceled).report
+    return run_plan(plan, cache=cache, environment=found, on_progress=on_progress, canceled=canceled).report
 
 
 def resolve(

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.errors import FormatDamaged
-from tonnage.format.tensors_file import PREAMBLE_BYTES, USUAL_HEAD_BYTES, parse_index, parse_preamble
+from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject
 from tonnage.source.client import RangeRequest, get_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tonnage.format.tensors_file import Preamble
-    from tonnage.source.resolve import Resolved, ResolvedObject
+    from tonnage.format.tensors_index import Preamble
+    from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
-LARGEST_INDEX = 1 << 30
+MAX_INDEX_BYTES = 1 << 30
 """Bytes; beyond any model's, and about what a million tensors take."""
 
 
 def read_indexes(
-    resolved: Resolved,
+    resolved: ResolvedRevision,
     items: Sequence[ResolvedObject],
     *,
     deadline: float | None = None,
@@ -39,19 +39,19 @@ def read_indexes(
     """
     wanted = [number for number, item in enumerate(items) if item.kind == "tensors"]
 
-    def fetch(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
+    def fetch_ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
         requests = [
             RangeRequest(items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
             for at, (start, end) in ranges.items()
         ]
         return dict(zip(ranges, get_ranges(requests, deadline=deadline, canceled=canceled), strict=True))
 
-    heads = fetch(dict.fromkeys(wanted, (0, USUAL_HEAD_BYTES)))
+    heads = fetch_ranges(dict.fromkeys(wanted, (0, TYPICAL_HEAD_BYTES)))
     preambles = {at: _preamble(items[at], head) for at, head in heads.items()}
     ends = {at: preamble.body_offset for at, preamble in preambles.items()}
-    rests = fetch({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
+    remainders = fetch_ranges({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
     return [
-        _source_object(item, preambles[at], heads[at] + rests.get(at, b"")) if at in heads else _companion(item)
+        _source_object(item, preambles[at], heads[at] + remainders.get(at, b"")) if at in heads else _companion(item)
         for at, item in enumerate(items)
     ]
 
@@ -59,16 +59,16 @@ def read_indexes(
 def _preamble(item: ResolvedObject, head: bytes) -> Preamble:
     """Reads the preamble, if it can be believed."""
     label = item.target.label
-    preamble = parse_preamble(head, object_size=item.pin.size, name=label)
-    if preamble.index_length > LARGEST_INDEX:
+    preamble = parse_preamble(head, object_size=item.pin.size, label=label)
+    if preamble.index_length > MAX_INDEX_BYTES:
         raise FormatDamaged(f"{label} states an index of {preamble.index_length} bytes, at offset 65.")
     return preamble
 
 
 def _source_object(item: ResolvedObject, preamble: Preamble, head: bytes) -> SourceObject:
     label, size, end = item.target.label, item.pin.size, preamble.body_offset
-    tensors = parse_index(preamble, head[PREAMBLE_BYTES:end], object_size=size, name=label)
-    return SourceObject(label=label, path=item.path, size=size, rank=item.rank, tensors=tensors, head=head[:end])
+    tensors = parse_index(preamble, head[PREAMBLE_BYTES:end], object_size=size, label=label)
+    return SourceObject(label=label, path=item.path, size=size, rank=item.rank, tensors_index=tensors, head=head[:end])
 
 
 def _companion(item: ResolvedObject) -> SourceObject:

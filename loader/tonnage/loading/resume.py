@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.cache.boot import boot_id
-from tonnage.cache.files import make_folder, writing
+from tonnage.cache.filesystem import make_directory, translate_os_errors
 from tonnage.cache.journal import Journal, JournalHeader
-from tonnage.planning.segments import Role
-from tonnage.transfer.job import Done, Undone
+from tonnage.planning.segments import SpanRole
+from tonnage.transfer.transfer_spec import Done, Undone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedObject
 
-CHUNK = 4 << 20
+READ_BYTES = 4 << 20
 
 
-def identity_of(items: Sequence[ResolvedObject]) -> str:
+def journal_identity(items: Sequence[ResolvedObject]) -> str:
     """Returns what a journal must agree on besides the revision: which of its objects are being loaded."""
     rows = [[item.place, item.pin.key, item.pin.etag, item.pin.version_id, item.pin.size] for item in items]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def header_of(blueprint: Blueprint, *, revision: str, segment_size: int, identity: str) -> JournalHeader:
+def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: int, identity: str) -> JournalHeader:
     """Returns the header under which records of this blueprint are written."""
     return JournalHeader(
         revision=revision,
@@ -48,7 +48,7 @@ def header_of(blueprint: Blueprint, *, revision: str, segment_size: int, identit
 def read_records(journal: Journal) -> list[Done | Undone]:
     """Returns what the journal says, up to the first record that can't be understood."""
     records: list[Done | Undone] = []
-    for payload in journal.replay():
+    for payload in journal.read_payloads():
         try:
             records.append(msgspec.msgpack.decode(payload, type=Done | Undone))
         except msgspec.MsgspecError:
@@ -56,8 +56,8 @@ def read_records(journal: Journal) -> list[Done | Undone]:
     return records
 
 
-def trusted(
-    records: Sequence[Done | Undone], blueprint: Blueprint, folder: Path, *, reread: bool
+def valid_records(
+    records: Sequence[Done | Undone], blueprint: Blueprint, folder: Path, *, after_reboot: bool
 ) -> list[Done | Undone]:
     """Returns the records that still hold.
 
@@ -65,7 +65,7 @@ def trusted(
         records: As they were written.
         blueprint: Of the same plan.
         folder: Where the files are.
-        reread: The machine was started anew since, so the disk may have lost what the journal claims: what can be
+        after_reboot: The machine was started anew since, so the disk may have lost what the journal claims: what can be
             checked against its CRC-32 is, and the rest does not count.
     """
     present = {
@@ -82,28 +82,28 @@ def trusted(
             continue
         segment = blueprint.segments[record.segment]
         inside = segment.start <= record.start < record.end <= segment.end
-        if not inside or segment.file not in present:
+        if not inside or segment.file_index not in present:
             continue
-        if not reread or _still_right(record, blueprint, folder):
+        if not after_reboot or _checksums_match(record, blueprint, folder):
             kept.append(record)
     return kept
 
 
-def _still_right(record: Done, blueprint: Blueprint, folder: Path) -> bool:
+def _checksums_match(record: Done, blueprint: Blueprint, folder: Path) -> bool:
     from isal import isal_zlib  # only after a restart of the machine
 
     segment = blueprint.segments[record.segment]
-    path = folder / blueprint.files[segment.file].path
+    path = folder / blueprint.files[segment.file_index].path
     pieces = segment.pieces(record.start, record.end)
     with path.open("rb", buffering=0) as file:
         for piece, checksum in zip(pieces, record.checksums, strict=False):
-            if piece.role is Role.OPAQUE:
+            if piece.role is SpanRole.OPAQUE:
                 return False
-            if piece.role is not Role.DATA:
+            if piece.role is not SpanRole.DATA:
                 continue
-            value, at, end = 0, piece.target, piece.target + piece.end - piece.start
+            value, at, end = 0, piece.target_offset, piece.target_offset + piece.end - piece.start
             while at < end:
-                data = os.pread(file.fileno(), min(CHUNK, end - at), at)
+                data = os.pread(file.fileno(), min(READ_BYTES, end - at), at)
                 if not data:
                     return False
                 value = isal_zlib.crc32(data, value)
@@ -124,10 +124,10 @@ def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
     """
     paths = []
     for file in blueprint.files:
-        path = entry.partial_model / file.path
-        for folder in reversed(path.relative_to(entry.partial_model).parents):
-            make_folder(entry.partial_model / folder)
-        with writing(f"{path} can't be made"):
+        path = entry.partial_model_dir / file.path
+        for folder in reversed(path.relative_to(entry.partial_model_dir).parents):
+            make_directory(entry.partial_model_dir / folder)
+        with translate_os_errors(f"{path} can't be made"):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 if os.fstat(descriptor).st_size != file.size:

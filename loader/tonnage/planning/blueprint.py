@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Literal
 
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision
-from tonnage.format.names import check_flat_names, shown
-from tonnage.format.safetensors import ShardTensor, alignment_order, shard_header
+from tonnage.format.safetensors import ShardTensor, alignment_order, build_shard_header
+from tonnage.format.tensor_names import check_flat_names, short_repr
 from tonnage.planning.partition import linear_partition
-from tonnage.planning.segments import NOT_WRITTEN, Role, Segment, Span
+from tonnage.planning.segments import NOT_WRITTEN, Segment, Span, SpanRole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tonnage.format.tensors_file import TensorEntry, TensorsFile
+    from tonnage.format.tensors_index import TensorEntry, TensorsIndex
 
 MIB = 1 << 20
-LARGEST_SEGMENT = 4 << 30
+MAX_SEGMENT_BYTES = 4 << 30
 """Default upper bound of a segment in bytes: about the shard size that people know from model hubs."""
-SMALLEST_SEGMENT = 256 * MIB
-"""A model is cut in up to ``WANTED_SEGMENTS`` pieces of at least this size, whoever loads it: files don't depend on
-the machine."""
-WANTED_SEGMENTS = 16
+MIN_SEGMENT_BYTES = 256 * MIB
+"""A model is cut in up to ``TARGET_SEGMENT_COUNT`` pieces of at least this size, whoever loads it: files don't depend
+on the machine."""
+TARGET_SEGMENT_COUNT = 16
 PATHS_KEY = "tonnage.paths"
 """Key of a shard's metadata: JSON, flat name to nested path, for the names that are nested."""
 META_KEY = "tonnage.meta"
@@ -47,7 +47,7 @@ class SourceObject:
         path: Its safe relative path below the prefix.
         size: Bytes.
         rank: Of a rank-sharded model, else None.
-        tensors: Its index; None for a companion.
+        tensors_index: Its index; None for a companion.
         head: The object's first bytes up to the end of the index; empty for a companion.
     """
 
@@ -55,7 +55,7 @@ class SourceObject:
     path: str
     size: int
     rank: int | None = None
-    tensors: TensorsFile | None = None
+    tensors_index: TensorsIndex | None = None
     head: bytes = b""
 
 
@@ -67,7 +67,7 @@ class OutputFile:
         path: Relative to ``model/``.
         size: Final size in bytes.
         kind: ``shard``, ``index``, ``object`` or ``companion``, as in the manifest.
-        object: Index of the source object; None for what Tonnage writes of its own.
+        object_index: Index of the source object; None for what Tonnage writes of its own.
         rank: Of a rank-sharded model, else None.
         prefix: Bytes at the file's start that are known beforehand.
     """
@@ -75,18 +75,18 @@ class OutputFile:
     path: str
     size: int
     kind: FileKind
-    object: int | None
+    object_index: int | None
     rank: int | None
     prefix: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a tensor lies in the cache: ``file`` -1 for a meta tensor, which has no bytes."""
+class TensorPlacement:
+    """Where a tensor lies in the cache: ``file_index`` -1 for a meta tensor, which has no bytes."""
 
-    object: int
-    tensor: int
-    file: int
+    object_index: int
+    tensor_index: int
+    file_index: int
     offset: int
 
 
@@ -98,7 +98,7 @@ class Blueprint:
     objects: tuple[SourceObject, ...]
     files: tuple[OutputFile, ...]
     segments: tuple[Segment, ...]
-    placements: tuple[Placement, ...]
+    placements: tuple[TensorPlacement, ...]
     notes: tuple[str, ...]
 
     @property
@@ -121,10 +121,10 @@ def segment_count(size: int, segment_size: int) -> int:
     """
     if segment_size:
         return max(1, -(-size // segment_size))
-    return max(1, -(-size // LARGEST_SEGMENT), min(WANTED_SEGMENTS, size // SMALLEST_SEGMENT))
+    return max(1, -(-size // MAX_SEGMENT_BYTES), min(TARGET_SEGMENT_COUNT, size // MIN_SEGMENT_BYTES))
 
 
-def draw(objects: Sequence[SourceObject], *, layout: Layout, segment_size: int = 0) -> Blueprint:
+def build_blueprint(objects: Sequence[SourceObject], *, layout: Layout, segment_size: int = 0) -> Blueprint:
     """Decides the entry's files and segments.
 
     Args:
@@ -137,23 +137,23 @@ def draw(objects: Sequence[SourceObject], *, layout: Layout, segment_size: int =
         NameCollision: Two tensors or files want the same name.
         FormatUnsupported: An encrypted file, in the Safetensors layout.
     """
-    drawing = _Drawing(list(objects))
+    builder = _BlueprintBuilder(list(objects))
     for index, source in enumerate(objects):
-        if source.tensors is None:
-            drawing.whole_object(index)
+        if source.tensors_index is None:
+            builder.add_companion(index)
         elif layout is Layout.TENSORIZER:
-            drawing.identical_object(index, source.tensors, segment_size)
+            builder.add_tensorizer_object(index, source.tensors_index, segment_size)
     if layout is Layout.SAFETENSORS:
         for directory, members in _groups(objects).items():
-            drawing.shards(directory, members, segment_size)
-    drawing.check_paths()
+            builder.add_shards(directory, members, segment_size)
+    builder.check_paths()
     return Blueprint(
         layout,
         tuple(objects),
-        tuple(drawing.files),
-        tuple(drawing.segments),
-        tuple(drawing.placements),
-        tuple(drawing.notes),
+        tuple(builder.files),
+        tuple(builder.segments),
+        tuple(builder.placements),
+        tuple(builder.notes),
     )
 
 
@@ -161,66 +161,68 @@ def _groups(objects: Sequence[SourceObject]) -> dict[tuple[str, int | None], lis
     """Objects whose shards share one directory and one numbering: by folder, and by rank where there are ranks."""
     groups: dict[tuple[str, int | None], list[int]] = {}
     for index, source in enumerate(objects):
-        if source.tensors is not None:
+        if source.tensors_index is not None:
             groups.setdefault((posixpath.dirname(source.path), source.rank), []).append(index)
     return groups
 
 
-class _Drawing:
+class _BlueprintBuilder:
     """The files and segments so far."""
 
     def __init__(self, objects: list[SourceObject]) -> None:
         self.objects = objects
         self.files: list[OutputFile] = []
         self.segments: list[Segment] = []
-        self.placements: list[Placement] = []
+        self.placements: list[TensorPlacement] = []
         self.notes: list[str] = []
 
-    def whole_object(self, index: int) -> None:
+    def add_companion(self, index: int) -> None:
         """A companion: one file, one segment, checked by its size and the pinned revision."""
         source = self.objects[index]
         self.files.append(OutputFile(source.path, source.size, "companion", index, source.rank, b""))
         if source.size:
-            self._segment(index, 0, source.size, [Span(source.size, Role.OPAQUE, -1, 0)])
+            self._add_segment(index, 0, source.size, [Span(source.size, SpanRole.OPAQUE, -1, 0)])
 
-    def identical_object(self, index: int, tensors: TensorsFile, segment_size: int) -> None:
+    def add_tensorizer_object(self, index: int, tensors_index: TensorsIndex, segment_size: int) -> None:
         """The Tensorizer layout: one file with the object's bytes, filled by several segments."""
         source = self.objects[index]
-        body = tensors.preamble.body_offset
+        body = tensors_index.preamble.body_offset
         self.files.append(OutputFile(source.path, source.size, "object", index, source.rank, source.head[:body]))
-        data = Role.OPAQUE if tensors.preamble.encrypted else Role.DATA
-        if tensors.preamble.encrypted:
+        data = SpanRole.OPAQUE if tensors_index.preamble.encrypted else SpanRole.DATA
+        if tensors_index.preamble.encrypted:
             self.notes.append(f"{source.label} is encrypted: checked by size and revision only.")
-        ranges = _cut(tensors, segment_size)
+        ranges = _partition_tensors(tensors_index, segment_size)
         for position, (first, last) in enumerate(ranges):
             spans: list[Span] = []
             for number in range(first, last):
-                entry = tensors.tensors[number]
-                spans.append(Span(entry.data_offset, Role.HEADER, number, entry.header_offset))
+                entry = tensors_index.tensors[number]
+                spans.append(Span(entry.data_offset, SpanRole.HEADER, number, entry.header_offset))
                 if entry.length:
                     spans.append(Span(entry.data_end, data, number, entry.data_offset))
-                self.placements.append(Placement(index, number, len(self.files) - 1, entry.data_offset))
-            start = tensors.tensors[first].header_offset if last > first else body
-            end = tensors.tensors[last - 1].data_end if last > first else body
+                self.placements.append(TensorPlacement(index, number, len(self.files) - 1, entry.data_offset))
+            start = tensors_index.tensors[first].header_offset if last > first else body
+            end = tensors_index.tensors[last - 1].data_end if last > first else body
             if position == len(ranges) - 1:
-                spans.append(Span(tensors.body_end, Role.TAIL, -1, end))
-                if source.size > tensors.body_end:
-                    spans.append(Span(source.size, Role.OPAQUE, -1, tensors.body_end))
+                spans.append(Span(tensors_index.body_end, SpanRole.TAIL, -1, end))
+                if source.size > tensors_index.body_end:
+                    spans.append(Span(source.size, SpanRole.OPAQUE, -1, tensors_index.body_end))
                 end = source.size
-            self._segment(index, start, end, spans)
+            self._add_segment(index, start, end, spans)
 
-    def shards(self, group: tuple[str, int | None], members: list[int], segment_size: int) -> None:
+    def add_shards(self, group: tuple[str, int | None], members: list[int], segment_size: int) -> None:
         """The Safetensors layout of one directory or rank: a shard per segment, and an index over them."""
         directory, rank = group
         self._check_names(members)
-        cuts = [(index, cut) for index in members for cut in _cut(self._tensors(index), segment_size)]
+        cuts = [
+            (index, cut) for index in members for cut in _partition_tensors(self._tensors_index(index), segment_size)
+        ]
         weight_map: dict[str, str] = {}
         total = 0
         for number, (index, cut) in enumerate(cuts):
             name = _shard_name(number, len(cuts), rank)
-            tensors = self._tensors(index)
-            self._shard(index, cut, posixpath.join(directory, name), is_last=cut[1] == len(tensors.tensors))
-            for entry in tensors.tensors[cut[0] : cut[1]]:
+            tensors_index = self._tensors_index(index)
+            self._add_shard(index, cut, posixpath.join(directory, name), is_last=cut[1] == len(tensors_index.tensors))
+            for entry in tensors_index.tensors[cut[0] : cut[1]]:
                 if not entry.is_meta:
                     weight_map[entry.name] = name
                     total += entry.length
@@ -229,52 +231,52 @@ class _Drawing:
             path = posixpath.join(directory, "model" + INDEX_SUFFIX)
             self.files.append(OutputFile(path, len(text), "index", None, None, text))
 
-    def _shard(self, index: int, cut: tuple[int, int], path: str, *, is_last: bool) -> None:
-        source, tensors = self.objects[index], self._tensors(index)
-        stored = [number for number in range(*cut) if not tensors.tensors[number].is_meta]
+    def _add_shard(self, index: int, cut: tuple[int, int], path: str, *, is_last: bool) -> None:
+        source, tensors_index = self.objects[index], self._tensors_index(index)
+        stored = [number for number in range(*cut) if not tensors_index.tensors[number].is_meta]
         shard = []
         for number in stored:
-            entry = tensors.tensors[number]
-            if entry.dtype.safetensors is None:
+            entry = tensors_index.tensors[number]
+            if entry.dtype.safetensors_name is None:
                 raise DtypeUnsupported(
-                    f"{source.label}: tensor {shown(entry.name)} is {entry.dtype.torch_name}, "
+                    f"{source.label}: tensor {short_repr(entry.name)} is {entry.dtype.torch_name}, "
                     "which the safetensors format can't hold."
                 )
             shard.append(ShardTensor(entry.name, entry.dtype, entry.shape, entry.length))
         order = alignment_order(shard)
-        metadata = {"format": "pt", **_extra_metadata(tensors.tensors[cut[0] : cut[1]])}
-        header, offsets = shard_header([shard[at] for at in order], metadata=metadata)
+        metadata = {"format": "pt", **_extra_metadata(tensors_index.tensors[cut[0] : cut[1]])}
+        header, offsets = build_shard_header([shard[at] for at in order], metadata=metadata)
         target = {stored[at]: offset for at, offset in zip(order, offsets, strict=True)}
         size = len(header) + sum(tensor.length for tensor in shard)
         self.files.append(OutputFile(path, size, "shard", index, source.rank, header))
         spans: list[Span] = []
         for number in range(*cut):
-            entry = tensors.tensors[number]
-            spans.append(Span(entry.data_offset, Role.HEADER, number, NOT_WRITTEN))
+            entry = tensors_index.tensors[number]
+            spans.append(Span(entry.data_offset, SpanRole.HEADER, number, NOT_WRITTEN))
             if entry.length:
-                spans.append(Span(entry.data_end, Role.DATA, number, target[number]))
+                spans.append(Span(entry.data_end, SpanRole.DATA, number, target[number]))
             file = -1 if entry.is_meta else len(self.files) - 1
-            self.placements.append(Placement(index, number, file, target.get(number, 0)))
-        start = tensors.tensors[cut[0]].header_offset if cut[1] > cut[0] else tensors.preamble.body_offset
-        end = tensors.tensors[cut[1] - 1].data_end if cut[1] > cut[0] else start
+            self.placements.append(TensorPlacement(index, number, file, target.get(number, 0)))
+        start = tensors_index.tensors[cut[0]].header_offset if cut[1] > cut[0] else tensors_index.preamble.body_offset
+        end = tensors_index.tensors[cut[1] - 1].data_end if cut[1] > cut[0] else start
         if is_last:
-            spans.append(Span(tensors.body_end, Role.TAIL, -1, NOT_WRITTEN))
-            end = tensors.body_end
-        self._segment(index, start, end, spans)
+            spans.append(Span(tensors_index.body_end, SpanRole.TAIL, -1, NOT_WRITTEN))
+            end = tensors_index.body_end
+        self._add_segment(index, start, end, spans)
 
     def _check_names(self, members: Iterable[int]) -> None:
         seen: dict[str, str] = {}
         for index in members:
-            label, tensors = self.objects[index].label, self._tensors(index)
-            if tensors.preamble.encrypted:
+            label, tensors_index = self.objects[index].label, self._tensors_index(index)
+            if tensors_index.preamble.encrypted:
                 raise FormatUnsupported(f"{label} is encrypted; only the Tensorizer layout can hold it.")
-            check_flat_names(tensors.tensors, name=label, seen=seen)
+            check_flat_names(tensors_index.tensors, label=label, seen=seen)
 
     def check_paths(self) -> None:
         """Refuses two files at one path, and a file where another needs a directory."""
         owners: dict[str, str] = {}
         for file in self.files:
-            label = "a file that Tonnage writes" if file.object is None else self.objects[file.object].label
+            label = "a file that Tonnage writes" if file.object_index is None else self.objects[file.object_index].label
             if file.path in owners:
                 raise NameCollision(f"Two files want the path {file.path!r}: {owners[file.path]} and {label}.")
             owners[file.path] = label
@@ -285,13 +287,13 @@ class _Drawing:
                     raise NameCollision(f"{parent!r} would be a file ({owners[parent]}) and a directory ({label}).")
                 parent = posixpath.dirname(parent)
 
-    def _tensors(self, index: int) -> TensorsFile:
-        tensors = self.objects[index].tensors
-        if tensors is None:
+    def _tensors_index(self, index: int) -> TensorsIndex:
+        tensors_index = self.objects[index].tensors_index
+        if tensors_index is None:
             raise ValueError(f"object {index} has no tensors")
-        return tensors
+        return tensors_index
 
-    def _segment(self, index: int, start: int, end: int, spans: list[Span]) -> None:
+    def _add_segment(self, index: int, start: int, end: int, spans: list[Span]) -> None:
         self.segments.append(
             Segment(len(self.segments), index, len(self.files) - 1, start, end, tuple(spans)),
         )
@@ -307,9 +309,9 @@ def _extra_metadata(entries: Sequence[TensorEntry]) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in found.items() if value}
 
 
-def _cut(tensors: TensorsFile, segment_size: int) -> list[tuple[int, int]]:
+def _partition_tensors(tensors_index: TensorsIndex, segment_size: int) -> list[tuple[int, int]]:
     """Ranges of tensor indexes, one a segment; one empty range for a file without tensors."""
-    weights = [entry.data_end - entry.header_offset for entry in tensors.tensors]
+    weights = [entry.data_end - entry.header_offset for entry in tensors_index.tensors]
     if not weights:
         return [(0, 0)]
     return linear_partition(weights, segment_count(sum(weights), segment_size))

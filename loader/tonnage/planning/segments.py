@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class Role(enum.IntEnum):
+class SpanRole(enum.IntEnum):
     """What a span of an object's bytes is."""
 
     HEADER = 0
@@ -33,13 +33,14 @@ NOT_WRITTEN = -1
 class Span(NamedTuple):
     """One stretch of a segment, from the end of the span before it to ``end``.
 
-    ``tensor`` is the index in its file (-1: none); ``target`` the offset in the output file, or ``NOT_WRITTEN``.
+    ``tensor_index`` is the index in its file (-1: none); ``target_offset`` the offset in the output file, or
+    ``NOT_WRITTEN``.
     """
 
     end: int
-    role: Role
-    tensor: int
-    target: int
+    role: SpanRole
+    tensor_index: int
+    target_offset: int
 
 
 class Piece(NamedTuple):
@@ -47,9 +48,9 @@ class Piece(NamedTuple):
 
     start: int
     end: int
-    role: Role
-    tensor: int
-    target: int
+    role: SpanRole
+    tensor_index: int
+    target_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,16 @@ class Segment:
 
     Attributes:
         index: Position in the blueprint.
-        object: Index of the source object.
-        file: Index of the output file.
+        object_index: Index of the source object.
+        file_index: Index of the output file.
         start: First byte in the source object, inclusive.
         end: End in the source object, exclusive.
         spans: Without gaps, from ``start`` to ``end``.
     """
 
     index: int
-    object: int
-    file: int
+    object_index: int
+    file_index: int
     start: int
     end: int
     spans: tuple[Span, ...]
@@ -91,20 +92,20 @@ class Segment:
             span = self.spans[at]
             stop = min(end, span.end)
             begin = self.spans[at - 1].end if at else self.start
-            target = span.target if span.target == NOT_WRITTEN else span.target + start - begin
+            target = span.target_offset if span.target_offset == NOT_WRITTEN else span.target_offset + start - begin
             if stop > start:
-                found.append(Piece(start, stop, span.role, span.tensor, target))
+                found.append(Piece(start, stop, span.role, span.tensor_index, target))
             start = stop
             at += 1
         return found
 
 
-Range = tuple[int, int]
+ByteRange = tuple[int, int]
 
 
-def subtract(whole: Range, taken: list[Range]) -> list[Range]:
+def subtract_ranges(whole: ByteRange, taken: list[ByteRange]) -> list[ByteRange]:
     """Returns what is left of ``whole`` without the ``taken`` ranges, which may overlap and be in any order."""
-    left: list[Range] = []
+    left: list[ByteRange] = []
     at = whole[0]
     for start, end in sorted(taken):
         if start >= whole[1]:
@@ -119,15 +120,15 @@ def subtract(whole: Range, taken: list[Range]) -> list[Range]:
     return left
 
 
-def next_part_size(remaining: int, *, slots: int, largest: int, smallest: int) -> int:
+def next_part_size(remaining: int, *, connections: int, max_size: int, min_size: int) -> int:
     """Returns how much to ask for next, in bytes.
 
     Parts shrink towards the end of a load, so that the last ones don't leave one connection working alone.
 
     Args:
         remaining: Bytes nobody has asked for yet.
-        slots: Connections that ask at the same time.
-        largest: The ordinary part size.
-        smallest: Below this a request costs more than it moves.
+        connections: Connections that ask at the same time.
+        max_size: The ordinary part size.
+        min_size: Below this a request costs more than it moves.
     """
-    return max(min(largest, remaining // (2 * max(slots, 1))), min(smallest, largest))
+    return max(min(max_size, remaining // (2 * max(connections, 1))), min(min_size, max_size))

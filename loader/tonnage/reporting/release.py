@@ -10,24 +10,24 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tonnage.reporting.post import Endpoint, Post
+from tonnage.reporting.client import Endpoint, ReportClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-SECONDS = 0.6
+TIMEOUT = 0.6
 """How long it may take: with Python's start, the whole end stays below a second."""
-_BOOT = "import sys;sys.path[:]=sys.argv[5:];from tonnage.reporting.release import main;main(sys.argv[1:5])"
+_BOOTSTRAP = "import sys;sys.path[:]=sys.argv[5:];from tonnage.reporting.release import main;main(sys.argv[1:5])"
 
 
-def command(endpoint: Endpoint, report: bytes) -> list[str]:
+def build_command(endpoint: Endpoint, report: bytes) -> list[str]:
     """Returns the command line that sends ``report`` once. It holds no secret, only the token's file."""
-    return [sys.executable, "-I", "-S", "-c", _BOOT, *endpoint, report.decode(), *sys.path]
+    return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *endpoint, report.decode(), *sys.path]
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Sends the report, and leaves with 0 whatever comes of it, for the entry is released in any case."""
     url, ca_bundle, token_file, report = arguments
-    Post(Endpoint(url, ca_bundle, token_file)).send(report.encode(), seconds=SECONDS)
+    ReportClient(Endpoint(url, ca_bundle, token_file)).send(report.encode(), timeout=TIMEOUT)
     os._exit(0)  # an orderly end would wait for a name that can't be looked up

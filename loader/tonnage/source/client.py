@@ -17,25 +17,25 @@ import pycurl
 from msgspec import structs
 
 from tonnage.errors import FormatDamaged, Interrupted, Reason, Timeout
-from tonnage.source.answers import check_partial, parse_headers
+from tonnage.source.backoff import MAX_RETRY_AFTER_SECONDS, backoff_seconds
 from tonnage.source.credentials import CredentialProvider
-from tonnage.source.failures import BODY_LIMIT, Failure, Retry, classify
-from tonnage.source.target import RequestTarget, prepare
-from tonnage.source.waiting import LONGEST_RETRY_AFTER, backoff
+from tonnage.source.error_classification import BODY_LIMIT, RequestFailure, Retry, classify
+from tonnage.source.request_target import RequestTarget, configure_handle
+from tonnage.source.responses import check_partial, parse_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tonnage.source.target import Credentials
+    from tonnage.source.request_target import Credentials
 
-MOST_CONNECTIONS = 32
-MOST_TRIES = 7
+MAX_CONNECTIONS = 32
+MAX_ATTEMPTS = 7
 """Tries of one request, the first included; waits between them add up to at most half a minute."""
 CONNECT_SECONDS = 3.0
 UNREACHABLE_SECONDS = 6.0
 """For how long a server that can't be reached is tried again."""
 STALL_SECONDS = 10
-LONGEST_WAIT = 8.0
+MAX_BACKOFF_SECONDS = 8.0
 HEADERS_LIMIT = 256 * 1024
 SELECT_SECONDS = 0.2
 
@@ -49,7 +49,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         head: HEAD instead of GET.
         start: First byte wanted; -1: the whole.
         end: The byte after the last one wanted, with ``start``.
-        limit: The most bytes of body that are taken; a longer answer is cut there, which ``Answer.cut`` tells.
+        limit: The most bytes of body that are taken; a longer answer is cut there, which ``Response.cut`` tells.
         exact: Whether the answer must be just the asked range of the pinned revision.
         pinned: Whether absence means that a pinned revision is gone.
     """
@@ -64,14 +64,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Response(msgspec.Struct, frozen=True, kw_only=True):
     """What came back: of a success, or in ``failure`` why there is none. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    cut: bool = False
-    failure: Failure | None = None
+    truncated: bool = False
+    failure: RequestFailure | None = None
 
 
 class Client:
@@ -88,7 +88,7 @@ class Client:
         *,
         deadline: float | None = None,
         canceled: Callable[[], bool] | None = None,
-        connections: int = MOST_CONNECTIONS,
+        connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._deadline = deadline
         self._canceled = canceled
@@ -110,7 +110,7 @@ class Client:
         self._handles.clear()
         self._multi.close()
 
-    def run(self, requests: Sequence[Request]) -> list[Answer]:
+    def run(self, requests: Sequence[Request]) -> list[Response]:
         """Runs all requests and returns their answers in the same order; failures are answers too.
 
         Raises:
@@ -119,7 +119,7 @@ class Client:
             TonnageError: Credentials could not be had.
         """
         limits = _Limits(self._connections, self._deadline, self._canceled)
-        return _Run(self._multi, self._handles, limits, requests).result()
+        return _Batch(self._multi, self._handles, limits, requests).result()
 
 
 class RangeRequest(NamedTuple):
@@ -159,8 +159,8 @@ def get_ranges(
     if not requests:
         return [b""] * len(ranges)
     with Client(deadline=deadline, canceled=canceled) as client:
-        answers = iter(client.run(requests))
-    return [_body(next(answers)) if each.start < each.end else b"" for each in ranges]
+        responses = iter(client.run(requests))
+    return [_body(next(responses)) if each.start < each.end else b"" for each in ranges]
 
 
 def get_range(
@@ -170,9 +170,9 @@ def get_range(
     return get_ranges([RangeRequest(target, provider, start, end)], deadline=deadline)[0]
 
 
-def _body(answer: Answer) -> bytes:
+def _body(answer: Response) -> bytes:
     if answer.failure is not None:
-        raise answer.failure.error()
+        raise answer.failure.to_exception()
     return answer.body
 
 
@@ -182,30 +182,30 @@ class _Limits(NamedTuple):
     canceled: Callable[[], bool] | None
 
 
-class _Task:
+class _PendingRequest:
     """One request on its way through tries."""
 
     def __init__(self, number: int, request: Request) -> None:
         self.number = number
         self.request = request
-        self.tries = 0
+        self.attempts = 0
         self.refreshed = False
-        self.since = 0.0
+        self.first_attempt_at = 0.0
         self.used: Credentials | None = None
         self.lines: list[bytes] = []
         self.size_of_lines = 0
         self.body = bytearray()
-        self.cut = False
-        self.odd: Failure | None = None
+        self.truncated = False
+        self.range_failure: RequestFailure | None = None
 
     def start(self, curl: pycurl.Curl) -> None:
         request = self.request
-        if not self.tries:
-            self.since = time.monotonic()
-        self.tries += 1
-        self.lines, self.size_of_lines, self.body, self.cut, self.odd = [], 0, bytearray(), False, None
+        if not self.attempts:
+            self.first_attempt_at = time.monotonic()
+        self.attempts += 1
+        self.lines, self.size_of_lines, self.body, self.truncated, self.range_failure = [], 0, bytearray(), False, None
         self.used = request.provider.current() if request.target.sigv4 else None
-        prepare(curl, request.target, self.used, connect_seconds=CONNECT_SECONDS, stall_seconds=STALL_SECONDS)
+        configure_handle(curl, request.target, self.used, connect_seconds=CONNECT_SECONDS, stall_seconds=STALL_SECONDS)
         if request.head:
             curl.setopt(pycurl.NOBODY, 1)
         elif request.start >= 0:
@@ -222,18 +222,18 @@ class _Task:
 
     def _on_body(self, data: bytes) -> int | None:
         if not self.body:
-            self.odd = self._oddity()
-            self.cut = self.odd is None and self._range_ignored()
-            if self.odd is not None or self.cut:
+            self.range_failure = self._check_range()
+            self.truncated = self.range_failure is None and self._range_ignored()
+            if self.range_failure is not None or self.truncated:
                 return -1
         room = max(self.request.limit, BODY_LIMIT) - len(self.body)
         self.body += data[:room]
         if len(data) > room:
-            self.cut = True
+            self.truncated = True
             return -1
         return None
 
-    def _oddity(self) -> Failure | None:
+    def _check_range(self) -> RequestFailure | None:
         """Whether this answer is not to the question, so that its body need not be read."""
         status, headers = parse_headers(self.lines)
         request = self.request
@@ -245,12 +245,12 @@ class _Task:
         """Whether the whole object comes where a range was asked for."""
         return self.request.start >= 0 and not self.request.exact and parse_headers(self.lines)[0] == 200
 
-    def outcome(self, curl: pycurl.Curl, code: int) -> Answer:
+    def finish(self, curl: pycurl.Curl, code: int) -> Response:
         """Judges an ended try."""
         status, headers = parse_headers(self.lines)
         label = self.request.target.label
-        failure = self.odd
-        aborted = self.cut and code == pycurl.E_WRITE_ERROR
+        failure = self.range_failure
+        aborted = self.truncated and code == pycurl.E_WRITE_ERROR
         connected = bool(curl.getinfo(pycurl.PRETRANSFER_TIME))
         if failure is None and code and not aborted:
             failure = classify(curl_code=code, status=None, headers={}, body=b"", label=label, connected=connected)
@@ -264,10 +264,12 @@ class _Task:
                 pinned=self.request.pinned,
             )
         if failure is None and self.request.exact:
-            failure = self._oddity() or self._wrong_length()
-        return Answer(status=status, headers=headers, body=bytes(self.body), cut=self.cut, failure=failure)
+            failure = self._check_range() or self._wrong_length()
+        return Response(
+            status=status, headers=headers, body=bytes(self.body), truncated=self.truncated, failure=failure
+        )
 
-    def _wrong_length(self) -> Failure | None:
+    def _wrong_length(self) -> RequestFailure | None:
         if len(self.body) == self.request.end - self.request.start:
             return None
         return classify(
@@ -275,7 +277,7 @@ class _Task:
         )
 
 
-class _Run:
+class _Batch:
     """One call of ``Client.run``: which tasks wait, which run on which handle, which have ended."""
 
     def __init__(
@@ -284,23 +286,23 @@ class _Run:
         self._multi = multi
         self._spare = spare
         self._connections, self._deadline, self._canceled = limits
-        self._ready = deque(_Task(number, request) for number, request in enumerate(requests))
-        self._waiting: list[tuple[float, int, _Task]] = []
-        self._running: dict[pycurl.Curl, _Task] = {}
-        self._answers: dict[int, Answer] = {}
+        self._ready = deque(_PendingRequest(number, request) for number, request in enumerate(requests))
+        self._waiting: list[tuple[float, int, _PendingRequest]] = []
+        self._running: dict[pycurl.Curl, _PendingRequest] = {}
+        self._responses: dict[int, Response] = {}
         self._count = len(requests)
         self._order = itertools.count()
 
-    def result(self) -> list[Answer]:
+    def result(self) -> list[Response]:
         try:
-            while len(self._answers) < self._count:
+            while len(self._responses) < self._count:
                 self._start_ready()
                 self._check_limits()
                 self._drive()
         finally:
             for curl in list(self._running):
                 self._release(curl)
-        return [self._answers[number] for number in range(self._count)]
+        return [self._responses[number] for number in range(self._count)]
 
     def _start_ready(self) -> None:
         now = time.monotonic()
@@ -320,15 +322,15 @@ class _Run:
         while more:
             more, good, bad = self._multi.info_read()
             for curl in good:
-                self._ended(curl, 0)
+                self._on_completed(curl, 0)
             for curl, code, _ in bad:
-                self._ended(curl, code)
+                self._on_completed(curl, code)
         if not self._running and self._waiting and not self._ready:
-            time.sleep(min(self._patience(), max(0.0, self._waiting[0][0] - time.monotonic())))
-        elif self._running and self._multi.select(self._patience()) == -1:
+            time.sleep(min(self._select_timeout(), max(0.0, self._waiting[0][0] - time.monotonic())))
+        elif self._running and self._multi.select(self._select_timeout()) == -1:
             time.sleep(0.005)  # libcurl has no descriptor yet, for instance while a name is resolved
 
-    def _patience(self) -> float:
+    def _select_timeout(self) -> float:
         """For how many seconds at most nothing needs to be done here."""
         moments = [time.monotonic() + SELECT_SECONDS]
         moments += [self._waiting[0][0]] if self._waiting else []
@@ -337,25 +339,25 @@ class _Run:
         soonest = max(0.0, min(moments) - time.monotonic())
         return min(soonest, timeout / 1000) if timeout >= 0 else soonest
 
-    def _release(self, curl: pycurl.Curl) -> _Task:
+    def _release(self, curl: pycurl.Curl) -> _PendingRequest:
         task = self._running.pop(curl)
         self._multi.remove_handle(curl)
         self._spare.append(curl)
         return task
 
-    def _ended(self, curl: pycurl.Curl, code: int) -> None:
+    def _on_completed(self, curl: pycurl.Curl, code: int) -> None:
         task = self._running[curl]
-        answer = task.outcome(curl, code)
+        response = task.finish(curl, code)
         self._release(curl)
-        failure = answer.failure
-        if failure is not None and self._again(task, failure):
+        failure = response.failure
+        if failure is not None and self._schedule_retry(task, failure):
             return
-        if failure is not None and task.tries > 1:
-            message = f"{failure.message.rstrip('.')}; {task.tries} tries failed."
-            answer = structs.replace(answer, failure=structs.replace(failure, message=message))
-        self._answers[task.number] = answer
+        if failure is not None and task.attempts > 1:
+            message = f"{failure.message.rstrip('.')}; {task.attempts} tries failed."
+            response = structs.replace(response, failure=structs.replace(failure, message=message))
+        self._responses[task.number] = response
 
-    def _again(self, task: _Task, failure: Failure) -> bool:
+    def _schedule_retry(self, task: _PendingRequest, failure: RequestFailure) -> bool:
         """Arranges another try where one makes sense."""
         if failure.retry is Retry.REFRESH_CREDENTIALS and not task.refreshed and task.used is not None:
             task.refreshed = True
@@ -363,20 +365,22 @@ class _Run:
             if renewed:
                 self._ready.append(task)
             return renewed
-        if failure.retry is not Retry.BACKOFF or task.tries >= MOST_TRIES:
+        if failure.retry is not Retry.BACKOFF or task.attempts >= MAX_ATTEMPTS:
             return False
-        moment = time.monotonic() + backoff(task.tries, longest=LONGEST_WAIT, retry_after=failure.retry_after)
-        for_ages = (failure.retry_after or 0.0) > LONGEST_RETRY_AFTER
-        if for_ages or moment >= self._latest(task, failure):
+        retry_at = time.monotonic() + backoff_seconds(
+            task.attempts, maximum=MAX_BACKOFF_SECONDS, retry_after=failure.retry_after
+        )
+        retry_after_too_long = (failure.retry_after or 0.0) > MAX_RETRY_AFTER_SECONDS
+        if retry_after_too_long or retry_at >= self._retry_deadline(task, failure):
             return False
-        heapq.heappush(self._waiting, (moment, next(self._order), task))
+        heapq.heappush(self._waiting, (retry_at, next(self._order), task))
         return True
 
-    def _latest(self, task: _Task, failure: Failure) -> float:
+    def _retry_deadline(self, task: _PendingRequest, failure: RequestFailure) -> float:
         """Until when a task may be tried again."""
         latest = math.inf if self._deadline is None else self._deadline
         if failure.reason in {Reason.ENDPOINT_UNREACHABLE, Reason.TLS_VERIFICATION_FAILED}:
-            latest = min(latest, task.since + UNREACHABLE_SECONDS)
+            latest = min(latest, task.first_attempt_at + UNREACHABLE_SECONDS)
         return latest
 
     def _check_limits(self) -> None:

@@ -21,9 +21,9 @@ from tonnage.errors import (
     InvalidPlan,
     TonnageError,
 )
-from tonnage.source.environment import CREDENTIALS_DIR, mounted_values
-from tonnage.source.failures import scrub
-from tonnage.source.target import Credentials
+from tonnage.source.aws_config import CREDENTIALS_DIR, mounted_values
+from tonnage.source.error_classification import redact
+from tonnage.source.request_target import Credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,11 +73,11 @@ class CredentialProvider:
             return None
         if self._current is None:
             self._current = self._load()
-        elif _lasts(self._current) < REFRESH_MARGIN:
+        elif _seconds_to_expiry(self._current) < REFRESH_MARGIN:
             try:
                 self._current = self._load()
             except TonnageError:
-                if _lasts(self._current) <= 0:
+                if _seconds_to_expiry(self._current) <= 0:
                     raise
         return self._current
 
@@ -115,14 +115,14 @@ class CredentialProvider:
             if self._chain is None:
                 self._chain = Session().get_credentials()
             if self._chain is None:
-                raise CredentialsMissing(_looked(environment))
+                raise CredentialsMissing(_missing_credentials_message(environment))
             frozen = self._chain.get_frozen_credentials()
         except ClientError as error:
             raise _service_error(error) from error
         except BotoCoreError as error:
             raise _chain_error(error) from error
         if not frozen.access_key or not frozen.secret_key:
-            raise CredentialsMissing(_looked(environment))
+            raise CredentialsMissing(_missing_credentials_message(environment))
         expiry = getattr(self._chain, "_expiry_time", None)
         return Credentials(
             access_key=frozen.access_key,
@@ -140,11 +140,11 @@ def _from_values(values: Mapping[str, str], *, place: str) -> Credentials:
         access_key=values["AWS_ACCESS_KEY_ID"].strip(),
         secret_key=secret,
         session_token=(values.get("AWS_SECURITY_TOKEN") or values.get("AWS_SESSION_TOKEN", "")).strip(),
-        expires_at=_moment(values.get("AWS_CREDENTIAL_EXPIRATION", ""), place),
+        expires_at=_parse_expiration(values.get("AWS_CREDENTIAL_EXPIRATION", ""), place),
     )
 
 
-def _moment(text: str, place: str) -> float | None:
+def _parse_expiration(text: str, place: str) -> float | None:
     if not text:
         return None
     import datetime as dt  # only credentials that say when they expire need it
@@ -156,12 +156,12 @@ def _moment(text: str, place: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
-def _lasts(credentials: Credentials) -> float:
+def _seconds_to_expiry(credentials: Credentials) -> float:
     """For how many more seconds the credentials are good, as far as they say."""
     return math.inf if credentials.expires_at is None else credentials.expires_at - time.time()
 
 
-def _looked(environment: Mapping[str, str]) -> str:
+def _missing_credentials_message(environment: Mapping[str, str]) -> str:
     places = ["AWS_ACCESS_KEY_ID"]
     if environment.get(CREDENTIALS_DIR):
         places.insert(0, f"the directory {environment[CREDENTIALS_DIR]}")
@@ -177,15 +177,16 @@ def _looked(environment: Mapping[str, str]) -> str:
 
 def _chain_error(error: Exception) -> TonnageError:
     kind = type(error).__name__
-    text = f"Credentials can't be had: {kind}: {scrub(str(error)).rstrip('.')}."
+    text = f"Credentials can't be had: {kind}: {redact(str(error)).rstrip('.')}."
     if kind in _EXPIRED_ERRORS:
         return CredentialsExpired(text)
     return EndpointUnreachable(text) if kind in _UNREACHABLE_ERRORS else CredentialsMissing(text)
 
 
 def _service_error(error: ClientError) -> TonnageError:
-    said = error.response.get("Error", {})
-    code = str(said.get("Code", ""))
-    text = f"Credentials can't be had: {error.operation_name} answers {code}: {scrub(str(said.get('Message', '')))}"
+    error_fields = error.response.get("Error", {})
+    code = str(error_fields.get("Code", ""))
+    detail = redact(str(error_fields.get("Message", "")))
+    text = f"Credentials can't be had: {error.operation_name} answers {code}: {detail}"
     expired = code.startswith("ExpiredToken") or code == "InvalidIdentityToken"
     return (CredentialsExpired if expired else AccessDenied)(text)

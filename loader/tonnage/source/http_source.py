@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 from tonnage.contract import ObjectPin
 from tonnage.errors import InvalidPlan, SourceChanged
-from tonnage.source.answers import strong_etag
-from tonnage.source.environment import ca_bundle
-from tonnage.source.heads import head_of, read_heads
+from tonnage.source.aws_config import find_ca_bundle
+from tonnage.source.endpoint_urls import is_presigned, redact_url, split_url, unquote
+from tonnage.source.head_objects import head_objects, head_or_raise
 from tonnage.source.pinned import PinnedObject, PinnedSource
-from tonnage.source.selection import select, wanted
-from tonnage.source.target import RequestTarget
-from tonnage.source.urls import is_presigned, redact_url, split_url, unquote
+from tonnage.source.request_target import RequestTarget
+from tonnage.source.responses import strong_etag
+from tonnage.source.selection import filter_ranks, select
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tonnage.contract import FileSelection, HttpSource
-    from tonnage.source.heads import Head
-    from tonnage.source.pinned import Asker
+    from tonnage.source.head_objects import ObjectHead
+    from tonnage.source.pinned import RequestContext
 
 URLS_LIMIT = 4 << 20
 """Bytes of a file of URLs."""
@@ -29,7 +29,7 @@ URLS_LIMIT = 4 << 20
 def pin_http(
     source: HttpSource,
     files: FileSelection,
-    asker: Asker,
+    context: RequestContext,
     *,
     need_tensors: bool,
 ) -> PinnedSource:
@@ -38,49 +38,52 @@ def pin_http(
     Raises:
         TonnageError: Of the reason why that can't be done.
     """
-    urls = {redact_url(url): sendable(url) for url in read_urls(source, asker.environment)}
+    urls = {redact_url(url): percent_encode_url(url) for url in read_urls(source, context.environment)}
     if source.objects is not None:
         missing = [pin.key for pin in source.objects if pin.key not in urls]
         if missing:
             raise InvalidPlan(f"There is no URL for the pinned object {missing[0]}.")
         urls = {pin.key: urls[pin.key] for pin in source.objects}
     where = next(iter(urls), "the plan's URLs")
-    files_here = [(key, _file_name(key)) for key in urls]
-    selection = select(files_here, files, where=where, explicit=True, need_tensors=need_tensors)
-    objects = wanted(selection.objects, files.ranks, where=where)
-    bundle = ca_bundle(source.ca_bundle, asker.environment)
+    candidates = [(key, _file_name(key)) for key in urls]
+    selection = select(candidates, files, where=where, explicit=True, need_tensors=need_tensors)
+    objects = filter_ranks(selection.objects, files.ranks, where=where)
+    bundle = find_ca_bundle(source.ca_bundle, context.environment)
     # Pinned objects of other ranks need not be looked at; before pinning all of them make the revision.
     asked = selection.objects if source.objects is None else objects
-    heads = _heads({each.key: urls[each.key] for each in asked}, bundle, asker, pinned=source.objects is not None)
-    pins = {key: ObjectPin(key=key, size=head.size, etag=head.identity) for key, head in heads.items()}
+    heads = _heads({each.key: urls[each.key] for each in asked}, bundle, context, pinned=source.objects is not None)
+    pins = {key: ObjectPin(key=key, size=head.size, etag=head.pin_etag) for key, head in heads.items()}
     for pin in source.objects or ():
         if pin.key in pins and pins[pin.key] != pin:
             raise SourceChanged(f"{pin.key}: it is no longer the object that the plan has pinned.")
-    loose = [key for key, head in heads.items() if not head.pin_header]
+    without_validator = [key for key, head in heads.items() if not head.precondition_header]
     return PinnedSource(
         place="",
         pins=tuple(pins.values()) if source.objects is None else tuple(source.objects),
         objects=tuple(
             PinnedObject(each, pins[each.key], _target(urls[each.key], heads[each.key], bundle)) for each in objects
         ),
-        notes=(*selection.notes, *(f"{key}: only the size is pinned; the server gives no validator." for key in loose)),
+        notes=(
+            *selection.notes,
+            *(f"{key}: only the size is pinned; the server gives no validator." for key in without_validator),
+        ),
     )
 
 
-def _heads(urls: Mapping[str, str], bundle: str, asker: Asker, *, pinned: bool) -> dict[str, Head]:
+def _heads(urls: Mapping[str, str], bundle: str, context: RequestContext, *, pinned: bool) -> dict[str, ObjectHead]:
     targets = [RequestTarget(url=url, ca_bundle=bundle, label=key) for key, url in urls.items()]
     presigned = [is_presigned(url) for url in urls.values()]
-    results = read_heads(asker.client, targets, asker.provider, pinned=pinned, skip_head=presigned)
-    return {target.label: head_of(result) for target, result in zip(targets, results, strict=True)}
+    results = head_objects(context.client, targets, context.provider, pinned=pinned, skip_head=presigned)
+    return {target.label: head_or_raise(result) for target, result in zip(targets, results, strict=True)}
 
 
-def _target(url: str, head: Head, bundle: str) -> RequestTarget:
+def _target(url: str, head: ObjectHead, bundle: str) -> RequestTarget:
     return RequestTarget(
         url=url,
         ca_bundle=bundle,
         size=head.size,
         etag=strong_etag(head.etag),
-        pin_header=head.pin_header,
+        precondition_header=head.precondition_header,
         label=redact_url(url),
     )
 
@@ -120,7 +123,7 @@ def _file_name(key: str) -> str:
     return unquote((parts.path if parts else key).rpartition("/")[2])
 
 
-def sendable(url: str) -> str:
+def percent_encode_url(url: str) -> str:
     """Returns the URL as it can be sent: without fragment, and with what may not stand in a URL encoded."""
     url = url.partition("#")[0]
     return "".join(each if "!" <= each <= "~" else "".join(f"%{byte:02X}" for byte in each.encode()) for each in url)

@@ -6,7 +6,7 @@ import pyexpat
 from typing import NamedTuple
 
 from tonnage.errors import EndpointUnreachable
-from tonnage.source.urls import quote, unquote
+from tonnage.source.endpoint_urls import quote, unquote
 
 PAGE_LIMIT = 16 << 20
 """The most bytes that one page of at most 1,000 keys may have; keys of 1,024 bytes make it 4 MiB at worst."""
@@ -26,9 +26,9 @@ class Page(NamedTuple):
     token: str
 
 
-def list_query(prefix: str, *, token: str = "", most: int = 1000) -> str:
+def list_query(prefix: str, *, token: str = "", max_keys: int = 1000) -> str:
     """Returns the query string of a page of all keys that begin with ``prefix``, in the order that is signed."""
-    parts = {"encoding-type": "url", "list-type": "2", "max-keys": str(most), "prefix": prefix}
+    parts = {"encoding-type": "url", "list-type": "2", "max-keys": str(max_keys), "prefix": prefix}
     if token:
         parts["continuation-token"] = token
     return "&".join(f"{name}={quote(parts[name])}" for name in sorted(parts))
@@ -62,32 +62,32 @@ class _Reader:
 
     def __init__(self) -> None:
         self._path: list[str] = []
-        self._words: list[str] = []
+        self._chunks: list[str] = []
         self._fields: dict[str, str] = {}
         self._rows: list[dict[str, str]] = []
         self._row: dict[str, str] = {}
 
     def start(self, name: str, _: dict[str, str]) -> None:
         self._path.append(name)
-        self._words.clear()
+        self._chunks.clear()
         if self._path[1:] == ["Contents"]:
             self._row = {}
 
-    def text(self, words: str) -> None:
-        self._words.append(words)
+    def text(self, data: str) -> None:
+        self._chunks.append(data)
 
     def end(self, name: str) -> None:
         where = self._path[1:]
         if where == ["Contents"]:
             self._rows.append(self._row)
         elif where[:1] == ["Contents"] and len(where) == 2:
-            self._row[name] = "".join(self._words)
+            self._row[name] = "".join(self._chunks)
         elif len(where) == 1:
-            self._fields[name] = "".join(self._words)
+            self._fields[name] = "".join(self._chunks)
         elif not where and name != "ListBucketResult":
             raise ValueError(name)
         self._path.pop()
-        self._words.clear()
+        self._chunks.clear()
 
     def page(self) -> Page:
         encoded = self._fields.get("EncodingType") == "url"

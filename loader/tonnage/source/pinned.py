@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from tonnage.contract import ObjectPin
     from tonnage.source.client import Client
     from tonnage.source.credentials import CredentialProvider
-    from tonnage.source.selection import Selected
-    from tonnage.source.target import RequestTarget
+    from tonnage.source.request_target import RequestTarget
+    from tonnage.source.selection import SelectedObject
 
 
-class Asker(NamedTuple):
+class RequestContext(NamedTuple):
     """What asks the stores: the connections, the identity, and the environment that says how."""
 
     client: Client
@@ -25,7 +25,7 @@ class Asker(NamedTuple):
 class PinnedObject(NamedTuple):
     """One object that this load is for."""
 
-    selected: Selected
+    selected: SelectedObject
     pin: ObjectPin
     target: RequestTarget
 

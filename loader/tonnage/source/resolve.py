@@ -10,17 +10,17 @@ from tonnage.errors import InvalidPlan, NoTensorFiles
 from tonnage.source.client import Client
 from tonnage.source.credentials import CredentialProvider
 from tonnage.source.http_source import pin_http
-from tonnage.source.pinned import Asker
+from tonnage.source.pinned import RequestContext
 from tonnage.source.s3_source import pin_s3
-from tonnage.source.selection import check_places
+from tonnage.source.selection import check_path_conflicts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tonnage.contract import ObjectPin, Plan, Source
     from tonnage.source.pinned import PinnedSource
+    from tonnage.source.request_target import RequestTarget
     from tonnage.source.selection import Kind
-    from tonnage.source.target import RequestTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ResolvedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedRevision:
     """A pinned revision.
 
     Attributes:
@@ -79,7 +79,7 @@ def resolve(
     environment: Mapping[str, str],
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
-) -> Resolved:
+) -> ResolvedRevision:
     """Lists what a plan names and pins it, or asks again for what it has pinned already.
 
     Args:
@@ -98,12 +98,12 @@ def resolve(
     with Client(deadline=deadline, canceled=canceled) as client:
         for source in plan.sources:
             provider = _shared(providers, source, environment)
-            asker = Asker(client, provider, environment)
-            alone = len(plan.sources) == 1
+            context = RequestContext(client, provider, environment)
+            only_source = len(plan.sources) == 1
             if isinstance(source, S3Source):
-                pinned.append(pin_s3(source, plan.files, asker, need_tensors=alone))
+                pinned.append(pin_s3(source, plan.files, context, need_tensors=only_source))
             else:
-                pinned.append(pin_http(source, plan.files, asker, need_tensors=alone))
+                pinned.append(pin_http(source, plan.files, context, need_tensors=only_source))
             providers.append(provider)
     objects = tuple(
         ResolvedObject(
@@ -120,9 +120,9 @@ def resolve(
     )
     if not any(each.kind == "tensors" for each in objects):
         raise NoTensorFiles("None of the sources has a .tensors file that counts.")
-    check_places((each.path for each in objects), where="The sources together")
+    check_path_conflicts((each.path for each in objects), where="The sources together")
     digest = revision_digest((source.place, pin) for source in pinned for pin in source.pins)
-    return Resolved(
+    return ResolvedRevision(
         objects=objects,
         digest=digest,
         revision=revision_id(digest),

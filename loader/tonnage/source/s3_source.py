@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.contract import ObjectPin, place_of
+from tonnage.contract import ObjectPin, source_place
 from tonnage.errors import (
     BucketNotFound,
     InvalidPlan,
@@ -14,33 +14,33 @@ from tonnage.errors import (
     Reason,
     SourceChanged,
 )
-from tonnage.source.answers import strong_etag
+from tonnage.source.aws_config import s3_settings
 from tonnage.source.client import Request
-from tonnage.source.environment import s3_settings
-from tonnage.source.failures import Failure
-from tonnage.source.heads import head_of, read_heads
+from tonnage.source.endpoint_urls import bucket_url, check_bucket, escape_unprintable, quote, quote_key
+from tonnage.source.error_classification import RequestFailure
+from tonnage.source.head_objects import head_objects, head_or_raise
 from tonnage.source.listing import PAGE_LIMIT, Page, list_query, parse_page
-from tonnage.source.pinned import Asker, PinnedObject, PinnedSource
-from tonnage.source.selection import common_directory, select, wanted
-from tonnage.source.target import RequestTarget
-from tonnage.source.urls import bucket_url, check_bucket, quote, quote_key, shown
+from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
+from tonnage.source.request_target import RequestTarget
+from tonnage.source.responses import strong_etag
+from tonnage.source.selection import common_directory, filter_ranks, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tonnage.contract import FileSelection, S3Source
-    from tonnage.source.environment import S3Settings
-    from tonnage.source.heads import Head
-    from tonnage.source.selection import Selected
+    from tonnage.source.aws_config import S3Settings
+    from tonnage.source.head_objects import ObjectHead
+    from tonnage.source.selection import SelectedObject
 
-MOST_OBJECTS = 100_000
+MAX_OBJECTS = 100_000
 """More objects below one prefix than any model has: a sign that the prefix is not a model's."""
 
 
 class _WrongRegion(Exception):  # a signal within this module
     """The store names another region than the one that was asked."""
 
-    def __init__(self, region: str, failure: Failure) -> None:
+    def __init__(self, region: str, failure: RequestFailure) -> None:
         super().__init__(region)
         self.region = region
         self.failure = failure
@@ -49,7 +49,7 @@ class _WrongRegion(Exception):  # a signal within this module
 def pin_s3(
     source: S3Source,
     files: FileSelection,
-    asker: Asker,
+    context: RequestContext,
     *,
     need_tensors: bool,
 ) -> PinnedSource:
@@ -60,18 +60,18 @@ def pin_s3(
     """
     if (source.prefix is None) == (source.keys is None):
         raise InvalidPlan(f"The source in bucket {source.bucket!r} must have either a prefix or keys.")
-    settings = s3_settings(source, asker.environment)
+    settings = s3_settings(source, context.environment)
     check_bucket(source.bucket, aws=settings.aws)
     try:
-        return _Pinning(source, files, asker, settings, need_tensors).run()
+        return _Pinning(source, files, context, settings, need_tensors).run()
     except _WrongRegion as wrong:
         if wrong.region == settings.region:
-            raise wrong.failure.error() from None
-        settings = settings.in_region(wrong.region)
+            raise wrong.failure.to_exception() from None
+        settings = settings.with_region(wrong.region)
     try:
-        return _Pinning(source, files, asker, settings, need_tensors).run()
+        return _Pinning(source, files, context, settings, need_tensors).run()
     except _WrongRegion as wrong:
-        raise wrong.failure.error() from None
+        raise wrong.failure.to_exception() from None
 
 
 class _Pinning(NamedTuple):
@@ -79,12 +79,12 @@ class _Pinning(NamedTuple):
 
     source: S3Source
     files: FileSelection
-    asker: Asker
+    context: RequestContext
     settings: S3Settings
     need_tensors: bool
 
     @property
-    def base(self) -> str:
+    def key_prefix(self) -> str:
         """What all keys begin with, and paths don't: empty, or a directory with its slash."""
         prefix = self.source.prefix
         if prefix is None:
@@ -95,7 +95,9 @@ class _Pinning(NamedTuple):
     def where(self) -> str:
         """The source in messages."""
         keys = self.source.keys
-        return f"s3://{self.source.bucket}/{shown(keys[0] if keys and len(keys) == 1 else self.base)}"
+        return (
+            f"s3://{self.source.bucket}/{escape_unprintable(keys[0] if keys and len(keys) == 1 else self.key_prefix)}"
+        )
 
     def run(self) -> PinnedSource:
         source = self.source
@@ -105,12 +107,12 @@ class _Pinning(NamedTuple):
             keys = list(source.keys)
         else:
             keys = self._list()
-        base = self.base
-        outside = [key for key in keys if not key.startswith(base)]
+        key_prefix = self.key_prefix
+        outside = [key for key in keys if not key.startswith(key_prefix)]
         if outside:
             raise InvalidPlan(f"{self.where}: the pinned object {outside[0]!r} is not below it.")
         selection = select(
-            [(key, key[len(base) :]) for key in keys],
+            [(key, key[len(key_prefix) :]) for key in keys],
             self.files,
             where=self.where,
             explicit=source.keys is not None,
@@ -119,15 +121,15 @@ class _Pinning(NamedTuple):
         self._check_requestable(selection.objects)
         if source.objects is not None:
             pins = {pin.key: pin for pin in source.objects}
-            objects = wanted(selection.objects, self.files.ranks, where=self.where)
+            objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
             found, notes = self._check_pins([pins[each.key] for each in objects])
             all_pins = tuple(source.objects)
         else:
             found, notes = self._pin(selection.objects)
             all_pins = tuple(pin for pin, _ in found.values())
-            objects = wanted(selection.objects, self.files.ranks, where=self.where)
+            objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
         return PinnedSource(
-            place=place_of("" if self.settings.derived else self.settings.endpoint, source.bucket),
+            place=source_place("" if self.settings.default_endpoint else self.settings.endpoint, source.bucket),
             pins=all_pins,
             objects=tuple(PinnedObject(each, *found[each.key]) for each in objects),
             notes=(*selection.notes, *notes),
@@ -143,10 +145,10 @@ class _Pinning(NamedTuple):
             keys += [each.key for each in page.objects if not (each.key.endswith("/") and each.size == 0)]
             if not page.token or page.token == token:
                 break
-            if len(keys) > MOST_OBJECTS:
-                raise InvalidPlan(f"{self.where}: more than {MOST_OBJECTS} objects are here; name one model's prefix.")
+            if len(keys) > MAX_OBJECTS:
+                raise InvalidPlan(f"{self.where}: more than {MAX_OBJECTS} objects are here; name one model's prefix.")
             token = page.token
-        if not listed and self.base:
+        if not listed and self.key_prefix:
             raise ObjectNotFound(f"{self.where}: there is nothing under this prefix.")
         if not keys and self.need_tensors:
             empty = "there are only empty directories" if listed else "the bucket is empty"
@@ -154,43 +156,45 @@ class _Pinning(NamedTuple):
         return keys
 
     def _page(self, token: str) -> Page:
-        url = f"{self._bucket_url()}?{list_query(self.base, token=token)}"
+        url = f"{self._bucket_url()}?{list_query(self.key_prefix, token=token)}"
         target = self._target(url, label=self.where)
-        answer = self.asker.client.run([Request(target=target, provider=self.asker.provider, limit=PAGE_LIMIT)])[0]
-        if answer.failure is not None:
-            self._raise_region(answer.failure)
-            if answer.failure.reason is Reason.OBJECT_NOT_FOUND:
+        response = self.context.client.run([Request(target=target, provider=self.context.provider, limit=PAGE_LIMIT)])[
+            0
+        ]
+        if response.failure is not None:
+            self._raise_if_wrong_region(response.failure)
+            if response.failure.reason is Reason.OBJECT_NOT_FOUND:
                 raise BucketNotFound(f"s3://{self.source.bucket}: there is no such bucket at this endpoint.")
-            raise answer.failure.error()
-        return parse_page(answer.body, label=self.where)
+            raise response.failure.to_exception()
+        return parse_page(response.body, label=self.where)
 
-    def _check_requestable(self, objects: Sequence[Selected]) -> None:
+    def _check_requestable(self, objects: Sequence[SelectedObject]) -> None:
         """Refuses keys that libcurl would change on the way, which it does to signed requests."""
         for each in objects:
             if not {".", ".."}.isdisjoint(each.key.split("/")):
                 raise NameCollision(f"{self.where}: the key {each.key!r} has a part that URLs can't have.")
 
-    def _pin(self, objects: Sequence[Selected]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
+    def _pin(self, objects: Sequence[SelectedObject]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
         heads = self._heads([self._object_target(each.key) for each in objects])
         notes = []
         by_version = any(head.version_id for head in heads)
-        if by_version and not self._may_ask_for_versions(objects, heads):
+        if by_version and not self._can_read_versions(objects, heads):
             by_version = False
             notes.append("Versions are pinned by ETag only: this identity may not read them by their ids.")
         found = {}
         for each, head in zip(objects, heads, strict=True):
-            pin = ObjectPin(key=each.key, size=head.size, etag=head.identity, version_id=head.version_id)
+            pin = ObjectPin(key=each.key, size=head.size, etag=head.pin_etag, version_id=head.version_id)
             found[each.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
-    def _may_ask_for_versions(self, objects: Sequence[Selected], heads: Sequence[Head]) -> bool:
+    def _can_read_versions(self, objects: Sequence[SelectedObject], heads: Sequence[ObjectHead]) -> bool:
         """Whether GetObjectVersion is allowed, which is another permission than GetObject."""
         each, head = next((each, head) for each, head in zip(objects, heads, strict=True) if head.version_id)
         target = self._object_target(each.key, version_id=head.version_id)
-        result = read_heads(self.asker.client, [target], self.asker.provider)[0]
-        if isinstance(result, Failure) and result.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}:
+        result = head_objects(self.context.client, [target], self.context.provider)[0]
+        if isinstance(result, RequestFailure) and result.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}:
             return False
-        head_of(result)
+        head_or_raise(result)
         return True
 
     def _check_pins(self, pins: Sequence[ObjectPin]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
@@ -205,28 +209,28 @@ class _Pinning(NamedTuple):
             heads = self._heads([self._expected_target(pin, by_version=False) for pin in pins], pinned=True)
         found = {}
         for pin, head in zip(pins, heads, strict=True):
-            if (head.size, head.identity) != (pin.size, pin.etag):
+            if (head.size, head.pin_etag) != (pin.size, pin.etag):
                 raise SourceChanged(f"{self._label(pin.key)}: it is no longer the object that the plan has pinned.")
             found[pin.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
-    def _heads(self, targets: Sequence[RequestTarget], *, pinned: bool = False) -> list[Head]:
-        results = read_heads(self.asker.client, targets, self.asker.provider, pinned=pinned)
+    def _heads(self, targets: Sequence[RequestTarget], *, pinned: bool = False) -> list[ObjectHead]:
+        results = head_objects(self.context.client, targets, self.context.provider, pinned=pinned)
         for target, result in zip(targets, results, strict=True):
-            if isinstance(result, Failure):
-                self._raise_region(result)
+            if isinstance(result, RequestFailure):
+                self._raise_if_wrong_region(result)
                 if result.reason is Reason.ACCESS_DENIED and target.version_id:
                     raise _VersionsDenied
-        return [head_of(result) for result in results]
+        return [head_or_raise(result) for result in results]
 
-    def _raise_region(self, failure: Failure) -> None:
+    def _raise_if_wrong_region(self, failure: RequestFailure) -> None:
         if failure.region:
             raise _WrongRegion(failure.region, failure)
 
     def _expected_target(self, pin: ObjectPin, *, by_version: bool) -> RequestTarget:
         return self._object_target(pin.key, version_id=pin.version_id if by_version else "")
 
-    def _pinned_target(self, pin: ObjectPin, head: Head, *, by_version: bool) -> RequestTarget:
+    def _pinned_target(self, pin: ObjectPin, head: ObjectHead, *, by_version: bool) -> RequestTarget:
         version = pin.version_id if by_version else ""
         return RequestTarget(
             url=self._object_url(pin.key, version),
@@ -235,7 +239,7 @@ class _Pinning(NamedTuple):
             size=pin.size,
             etag=strong_etag(head.etag),
             version_id=version,
-            pin_header=head.pin_header,
+            precondition_header=head.precondition_header,
             label=self._label(pin.key),
         )
 
@@ -257,10 +261,10 @@ class _Pinning(NamedTuple):
         )
 
     def _sigv4(self) -> str:
-        return "" if self.asker.provider.anonymous else f"aws:amz:{self.settings.region}:s3"
+        return "" if self.context.provider.anonymous else f"aws:amz:{self.settings.region}:s3"
 
     def _label(self, key: str) -> str:
-        return f"s3://{self.source.bucket}/{shown(key)}"
+        return f"s3://{self.source.bucket}/{escape_unprintable(key)}"
 
 
 class _VersionsDenied(Exception):  # a signal within this module

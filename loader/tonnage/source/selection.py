@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 Kind = Literal["tensors", "companion"]
 
 TENSORS_SUFFIX = ".tensors"
-FOREIGN_INDEX = "*.safetensors.index.json"
+SAFETENSORS_INDEX = "*.safetensors.index.json"
 """Indexes of safetensors shards at the source: they describe other files than the ones the cache will hold."""
 DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
-LONGEST_COMPONENT = 255
+NAME_MAX = 255
 """Bytes of one file's name, on every file system that a cache may lie on."""
 
 
-class Selected(NamedTuple):
+class SelectedObject(NamedTuple):
     """One object of the model: its key at the source, its path below the prefix, and what it is."""
 
     key: str
@@ -35,11 +35,11 @@ class Selected(NamedTuple):
 class Selection(NamedTuple):
     """All that was selected, in the order of paths, and remarks about what was not."""
 
-    objects: tuple[Selected, ...]
+    objects: tuple[SelectedObject, ...]
     notes: tuple[str, ...]
 
 
-def kind_of(path: str, files: FileSelection, *, explicit: bool = False) -> Kind | None:
+def classify_path(path: str, files: FileSelection, *, explicit: bool = False) -> Kind | None:
     """Returns what a file is, None when it doesn't count.
 
     Args:
@@ -82,10 +82,10 @@ def select(
     seen = 0
     for key, path in keys:
         seen += 1
-        kind = kind_of(path, files, explicit=explicit)
+        kind = classify_path(path, files, explicit=explicit)
         if kind is None:
             continue
-        if kind == "companion" and fnmatchcase(path.rpartition("/")[2], FOREIGN_INDEX):
+        if kind == "companion" and fnmatchcase(path.rpartition("/")[2], SAFETENSORS_INDEX):
             notes.append(f"{path} was left out: it describes other files than the ones in the cache.")
             continue
         check_path(path, where=where)
@@ -93,9 +93,9 @@ def select(
     if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
         raise NoTensorFiles(f"{where}: none of the {seen} objects here is a {TENSORS_SUFFIX} file that counts.")
     chosen.sort(key=lambda each: each[1])
-    check_places((path for _, path, _ in chosen), where=where)
+    check_path_conflicts((path for _, path, _ in chosen), where=where)
     ranks = _ranks([path for _, path, kind in chosen if kind == "tensors"], files.ranks, where=where, notes=notes)
-    objects = [Selected(key, path, kind, ranks.get(path)) for key, path, kind in chosen]
+    objects = [SelectedObject(key, path, kind, ranks.get(path)) for key, path, kind in chosen]
     if files.ranks is not None and files.ranks.count is not None:
         count = files.ranks.count
         surplus = [each.path for each in objects if each.rank is not None and each.rank >= count]
@@ -105,7 +105,9 @@ def select(
     return Selection(tuple(objects), tuple(notes))
 
 
-def wanted(objects: Sequence[Selected], ranks: RankSelection | None, *, where: str) -> tuple[Selected, ...]:
+def filter_ranks(
+    objects: Sequence[SelectedObject], ranks: RankSelection | None, *, where: str
+) -> tuple[SelectedObject, ...]:
     """Returns those of the selected objects that this load is for: all, or companions and the wanted ranks.
 
     Raises:
@@ -113,10 +115,12 @@ def wanted(objects: Sequence[Selected], ranks: RankSelection | None, *, where: s
     """
     if ranks is None or ranks.wanted is None:
         return tuple(objects)
-    there = {each.rank for each in objects}
-    missing = [rank for rank in ranks.wanted if rank not in there]
+    available = {each.rank for each in objects}
+    missing = [rank for rank in ranks.wanted if rank not in available]
     if missing and any(each.kind == "tensors" for each in objects):
-        raise ObjectNotFound(f"{where}: there is no file of {_rank_list(missing)}, which {_verb(missing)} asked for.")
+        raise ObjectNotFound(
+            f"{where}: there is no file of {_rank_list(missing)}, which {_is_or_are(missing)} asked for."
+        )
     return tuple(each for each in objects if each.rank is None or each.rank in ranks.wanted)
 
 
@@ -127,12 +131,12 @@ def check_path(path: str, *, where: str) -> None:
         NameCollision: It is absolute or has a part that is empty, ``.``, ``..``, too long or has a NUL.
     """
     for part in path.split("/"):
-        if part in {"", ".", ".."} or "\x00" in part or len(part.encode()) > LONGEST_COMPONENT:
+        if part in {"", ".", ".."} or "\x00" in part or len(part.encode()) > NAME_MAX:
             shown = path if len(path) <= 200 else path[:200] + "…"
             raise NameCollision(f"{where}: the key {shown!r} can't be a file's name in the cache.")
 
 
-def check_places(paths: Iterable[str], *, where: str) -> None:
+def check_path_conflicts(paths: Iterable[str], *, where: str) -> None:
     """Refuses two files of one path, and a file where another's directory must be.
 
     Raises:
@@ -200,14 +204,15 @@ def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, not
         missing = [rank for rank in range(ranks.count or 0) if rank not in found]
         if missing:
             raise ObjectNotFound(
-                f"{where}: {_rank_list(missing)} of {ranks.count} {_verb(missing)} not there (named {ranks.pattern})."
+                f"{where}: {_rank_list(missing)} of {ranks.count} {_is_or_are(missing)} not there (named "
+                f"{ranks.pattern})."
             )
         if not found:
             raise ObjectNotFound(f"{where}: no file is named as ranks are, {ranks.pattern}.")
     elif found:
         gaps = [rank for rank in range(max(found)) if rank not in found] if max(found) < 10_000 else []
         if gaps:
-            notes.append(f"{_rank_list(gaps)} {_verb(gaps)} not at the source, but higher ones are.")
+            notes.append(f"{_rank_list(gaps)} {_is_or_are(gaps)} not at the source, but higher ones are.")
     return {path: rank for rank, path in found.items()}
 
 
@@ -216,5 +221,5 @@ def _rank_list(ranks: Sequence[int]) -> str:
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown}"
 
 
-def _verb(ranks: Sequence[int]) -> str:
+def _is_or_are(ranks: Sequence[int]) -> str:
     return "is" if len(ranks) == 1 else "are"

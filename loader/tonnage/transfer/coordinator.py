@@ -20,37 +20,37 @@ from tonnage.errors import (
     TonnageError,
     error_for,
 )
-from tonnage.source.failures import Retry
-from tonnage.source.waiting import backoff
-from tonnage.transfer.access import Access
-from tonnage.transfer.job import Done, Job, Outcome, Undone
-from tonnage.transfer.meter import Meter
+from tonnage.source.backoff import backoff_seconds
+from tonnage.source.error_classification import Retry
+from tonnage.transfer.credential_state import CredentialState
+from tonnage.transfer.part_queue import Part, PartQueue
 from tonnage.transfer.policy import (
-    FIRST_CONNECTIONS,
-    LONGEST_WAIT,
+    INITIAL_CONNECTIONS,
     MAX_ATTEMPTS,
+    MAX_BACKOFF_SECONDS,
+    MIN_PART_SIZE,
     PART_SECONDS,
-    SMALLEST_PART,
+    BandwidthLimiter,
     ConnectionTuner,
-    Pacer,
 )
-from tonnage.transfer.pool import Death, Member, Pool
+from tonnage.transfer.progress_meter import ProgressMeter
 from tonnage.transfer.protocol import (
     Fetch,
-    Fetched,
     FetchFailed,
+    FetchSucceeded,
     Hashed,
     Received,
-    Tune,
+    SetConnections,
     WriteFailed,
 )
+from tonnage.transfer.transfer_spec import Done, TransferResult, TransferSpec, Undone
 from tonnage.transfer.verification import Verification
-from tonnage.transfer.work import Part, WorkQueue
+from tonnage.transfer.worker_pool import PoolWorker, WorkerExit, WorkerPool
 
 if TYPE_CHECKING:
-    from tonnage.planning.segments import Range
-    from tonnage.source.failures import Failure
-    from tonnage.transfer.checks import Wrong
+    from tonnage.planning.segments import ByteRange
+    from tonnage.source.error_classification import RequestFailure
+    from tonnage.transfer.checksum_tracker import CorruptTensor
 
 POLL_SECONDS = 0.1
 PREFETCH = 1
@@ -61,50 +61,50 @@ MAX_REFRESHES = 2
 CREDENTIAL_CHECK_SECONDS = 20.0
 
 
-def transfer(job: Job) -> Outcome:
+def transfer(spec: TransferSpec) -> TransferResult:
     """Brings every byte of the job's blueprint to its place, verified.
 
     Raises:
         TonnageError: Of the reason that stopped it. What is on disk has been recorded.
     """
-    return _Transfer(job).run()
+    return _Transfer(spec).run()
 
 
 class _Transfer:
     """The state of one transfer."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._segments = job.blueprint.segments
-        self._outcome = Outcome()
-        self._verification = Verification(job, self._outcome)
+    def __init__(self, spec: TransferSpec) -> None:
+        self._spec = spec
+        self._segments = spec.blueprint.segments
+        self._result = TransferResult()
+        self._verification = Verification(spec, self._result)
         self._next_id = 0
         done = self._verification.replay()
-        self._queue = WorkQueue(
+        self._queue = PartQueue(
             self._segments,
             done,
-            largest=job.concurrency.part_size,
-            smallest=min(SMALLEST_PART, job.concurrency.part_size),
+            max_part_size=spec.concurrency.part_size,
+            min_part_size=min(MIN_PART_SIZE, spec.concurrency.part_size),
         )
-        self._access = Access(job)
+        self._credential_state = CredentialState(spec)
         self._sent_generation: dict[int, int] = {}
         self._respawns = 0
-        width = job.concurrency
-        most = -(-width.connections // width.workers)
-        self._tuner = ConnectionTuner(first=most if width.fixed else FIRST_CONNECTIONS, most=most)
-        self._pacer = Pacer(job.bandwidth, now=time.monotonic())
-        self._meter = Meter(total=job.blueprint.source_bytes, resumed=self._outcome.resumed)
+        concurrency = spec.concurrency
+        most = -(-concurrency.connections // concurrency.workers)
+        self._tuner = ConnectionTuner(initial=most if concurrency.fixed else INITIAL_CONNECTIONS, maximum=most)
+        self._bandwidth_limiter = BandwidthLimiter(spec.bandwidth, now=time.monotonic())
+        self._meter = ProgressMeter(total=spec.blueprint.source_bytes, resumed=self._result.resumed)
 
     # -- the loop
 
-    def run(self) -> Outcome:
+    def run(self) -> TransferResult:
         """Runs to the end."""
-        if self._busy:
-            pool = Pool(
-                count=self._job.concurrency.workers,
-                setup=self._access.setup(),
-                keep=self._job.keep,
-                environment=self._job.environment,
+        if self._has_work:
+            pool = WorkerPool(
+                count=self._spec.concurrency.workers,
+                setup=self._credential_state.setup(),
+                pass_fds=self._spec.pass_fds,
+                environment=self._spec.environment,
             )
             try:
                 self._tune(pool)
@@ -112,159 +112,169 @@ class _Transfer:
             finally:
                 pool.close()
         self._verification.check_complete()
-        self._outcome.headers = self._verification.headers
-        return self._outcome
+        self._result.headers = self._verification.headers
+        return self._result
 
     @property
-    def _busy(self) -> bool:
-        return bool(self._queue.remaining or self._verification.to_hash)
+    def _has_work(self) -> bool:
+        return bool(self._queue.remaining or self._verification.pending_hashes)
 
-    def _loop(self, pool: Pool) -> None:
+    def _loop(self, pool: WorkerPool) -> None:
         checked = time.monotonic()
         self._dispatch(pool)
-        while self._busy or any(member.parts or member.hashes for member in pool.members.values()):
-            for member, message in pool.events(self._timeout()):
-                self._handle(pool, member, message)
+        while self._has_work or any(member.parts or member.hashes for member in pool.workers.values()):
+            for worker, message in pool.poll(self._timeout()):
+                self._handle(pool, worker, message)
             now = time.monotonic()
             self._check_time(now)
             if now - checked > CREDENTIAL_CHECK_SECONDS:
                 checked = now
-                self._access.keep_fresh(pool)
+                self._credential_state.refresh_expiring(pool)
             self._adapt(pool, now)
             self._dispatch(pool)
             self._progress(now)
 
-    def _adapt(self, pool: Pool, now: float) -> None:
+    def _adapt(self, pool: WorkerPool, now: float) -> None:
         """Fits connections and part size to the rate."""
         rate = self._meter.interval_rate(now, skip=ConnectionTuner.SETTLING, seconds=ConnectionTuner.INTERVAL)
         if rate is None or not self._queue.remaining:
             return
-        width = self._job.concurrency
-        each = rate / max(1, self._tuner.connections * len(pool.members))
-        self._queue.largest = int(min(max(width.part_size, each * PART_SECONDS), width.largest_part))
+        concurrency = self._spec.concurrency
+        each = rate / max(1, self._tuner.connections * len(pool.workers))
+        self._queue.max_part_size = int(min(max(concurrency.part_size, each * PART_SECONDS), concurrency.max_part_size))
         if not self._tuner.settled:
-            self._tuner.measured(rate)
+            self._tuner.update(rate)
             self._tune(pool)
 
     def _timeout(self) -> float:
         now = time.monotonic()
-        due = self._queue.next_time()
+        due = self._queue.next_due()
         waits = [POLL_SECONDS, *([due - now] if due is not None else [])]
-        if self._queue.remaining and (pause := self._pacer.wait(now)) > 0:
+        if self._queue.remaining and (pause := self._bandwidth_limiter.delay(now)) > 0:
             waits.append(pause)
         return max(min(waits), 0.0)
 
     def _check_time(self, now: float) -> None:
-        if self._job.canceled():
+        if self._spec.canceled():
             raise Interrupted("The load was asked to stop; what is on disk is kept.")
-        if self._job.deadline is not None and now > self._job.deadline:
-            total = self._job.blueprint.source_bytes
+        if self._spec.deadline is not None and now > self._spec.deadline:
+            total = self._spec.blueprint.source_bytes
             raise Timeout(f"The deadline passed with {self._meter.loaded} of {total} bytes loaded.")
 
     def _progress(self, now: float) -> None:
-        if self._meter.due(now):
-            self._job.on_progress(
+        if self._meter.is_report_due(now):
+            self._spec.on_progress(
                 self._meter.progress(
                     now,
                     verified=self._verification.verified,
                     tensors=self._verification.tensors,
-                    retries=self._outcome.retries,
+                    retries=self._result.retries,
                 )
             )
 
     # -- giving work
 
-    def _tune(self, pool: Pool) -> None:
-        count = max(1, len(pool.members)) * self._tuner.connections
-        self._outcome.connections = count
-        pool.broadcast(Tune(self._tuner.connections))
+    def _tune(self, pool: WorkerPool) -> None:
+        count = max(1, len(pool.workers)) * self._tuner.connections
+        self._result.connections = count
+        pool.broadcast(SetConnections(self._tuner.connections))
 
-    def _dispatch(self, pool: Pool) -> None:
+    def _dispatch(self, pool: WorkerPool) -> None:
         now = time.monotonic()
-        slots = self._tuner.connections * len(pool.members)
-        for member in pool.members.values():
-            while self._verification.to_hash and not member.hashes:
-                wanted = self._verification.to_hash.pop()
-                member.hashes[wanted.request.id] = wanted
-                member.process.send(wanted.request)
-        wanting = list(pool.members.values())
-        while wanting and self._queue.remaining:
-            for member in list(wanting):
-                if len(member.parts) >= self._tuner.connections + PREFETCH:
-                    wanting.remove(member)
+        slots = self._tuner.connections * len(pool.workers)
+        for worker in pool.workers.values():
+            while self._verification.pending_hashes and not worker.hashes:
+                task = self._verification.pending_hashes.pop()
+                worker.hashes[task.request.id] = task
+                worker.process.send(task.request)
+        available = list(pool.workers.values())
+        while available and self._queue.remaining:
+            for worker in list(available):
+                if len(worker.parts) >= self._tuner.connections + PREFETCH:
+                    available.remove(worker)
                     continue
-                if self._pacer.wait(now) > 0:
+                if self._bandwidth_limiter.delay(now) > 0:
                     return
-                part = self._queue.take(member.number, slots=slots, now=now, most=self._pacer.most)
+                part = self._queue.take(
+                    worker.number, slots=slots, now=now, max_size=self._bandwidth_limiter.max_part_size
+                )
                 if part is None:
                     return
-                self._pacer.took(part.end - part.start)
-                self._give(member, part)
+                self._bandwidth_limiter.consume(part.end - part.start)
+                self._send_part(worker, part)
 
-    def _give(self, member: Member, part: Part) -> None:
+    def _send_part(self, worker: PoolWorker, part: Part) -> None:
         self._next_id += 1
         segment = self._segments[part.segment]
-        member.parts[self._next_id] = part
-        self._sent_generation[self._next_id] = self._access.generation
-        pieces = [(piece.end, int(piece.role), piece.target) for piece in segment.pieces(part.start, part.end)]
-        member.process.send(
-            Fetch(self._next_id, segment.object, segment.file, part.start, part.end, pieces, part.fresh)
+        worker.parts[self._next_id] = part
+        self._sent_generation[self._next_id] = self._credential_state.generation
+        pieces = [(piece.end, int(piece.role), piece.target_offset) for piece in segment.pieces(part.start, part.end)]
+        worker.process.send(
+            Fetch(
+                self._next_id,
+                segment.object_index,
+                segment.file_index,
+                part.start,
+                part.end,
+                pieces,
+                part.fresh_connection,
+            )
         )
 
     # -- taking results
 
-    def _handle(self, pool: Pool, member: Member, message: object) -> None:
+    def _handle(self, pool: WorkerPool, worker: PoolWorker, message: object) -> None:
         match message:
             case Received(count):
-                self._outcome.downloaded += count
-                self._meter.received(count)
-            case Fetched():
-                part = member.parts.pop(message.id)
+                self._result.downloaded += count
+                self._meter.add_received(count)
+            case FetchSucceeded():
+                part = worker.parts.pop(message.id)
                 del self._sent_generation[message.id]
-                self._take(part, message.end, message.checksums, message.captured)
+                self._record_range(part, message.end, message.checksums, message.captured)
             case FetchFailed():
-                part = member.parts.pop(message.id)
-                self._take(part, message.end, message.checksums, message.captured)
+                part = worker.parts.pop(message.id)
+                self._record_range(part, message.end, message.checksums, message.captured)
                 self._retry(pool, part, message)
             case WriteFailed(request, error):
-                part = member.parts.pop(request)
+                part = worker.parts.pop(request)
                 raise self._write_error(part, error)
             case Hashed(request, digest):
-                wrong = self._verification.hashed(member.hashes.pop(request), digest)
-                if wrong is not None:
-                    self._queue_again(wrong)
-            case Death():
-                self._replace(pool, message)
+                corrupt = self._verification.check_sha256(worker.hashes.pop(request), digest)
+                if corrupt is not None:
+                    self._refetch(corrupt)
+            case WorkerExit():
+                self._replace_worker(pool, message)
             case _:
                 raise InternalError(f"A worker sent {type(message).__name__}.")
 
-    def _take(self, part: Part, end: int, checksums: list[int], captured: list[bytes]) -> None:
+    def _record_range(self, part: Part, end: int, checksums: list[int], captured: list[bytes]) -> None:
         if end <= part.start:
             return
         done = Done(part.segment, part.start, end, checksums, captured)
-        self._job.record(done)
-        for wrong in self._verification.add(done):
-            self._queue_again(wrong)
+        self._spec.on_record(done)
+        for corrupt in self._verification.add(done):
+            self._refetch(corrupt)
 
-    def _queue_again(self, wrong: Wrong) -> None:
+    def _refetch(self, corrupt: CorruptTensor) -> None:
         """Fetches a wrong tensor once more over other connections; the second time it is an error."""
-        self._job.record(Undone(wrong.object, wrong.tensor))
-        segment = self._verification.forget(wrong)
-        self._outcome.retries += 1
-        self._meter.wasted(wrong.range[1] - wrong.range[0])
-        for start, end in _split(wrong.range, self._job.concurrency.part_size):
-            self._queue.delay(Part(segment, start, end, fresh=True), until=0.0)
+        self._spec.on_record(Undone(corrupt.object, corrupt.tensor))
+        segment = self._verification.prepare_refetch(corrupt)
+        self._result.retries += 1
+        self._meter.add_refetched(corrupt.range[1] - corrupt.range[0])
+        for start, end in _split(corrupt.range, self._spec.concurrency.part_size):
+            self._queue.requeue(Part(segment, start, end, fresh_connection=True), not_before=0.0)
 
     # -- failures
 
-    def _retry(self, pool: Pool, part: Part, message: FetchFailed) -> None:
+    def _retry(self, pool: WorkerPool, part: Part, message: FetchFailed) -> None:
         failure = message.failure
         generation = self._sent_generation.pop(message.id)
         progressed = message.end > part.start
         attempt = 1 if progressed else part.attempt + 1
         refused = failure.retry is Retry.REFRESH_CREDENTIALS or failure.reason is Reason.ACCESS_DENIED
         if refused:
-            if attempt > MAX_REFRESHES or not self._access.may_ask_again(pool, failure, generation):
+            if attempt > MAX_REFRESHES or not self._credential_state.refresh_after_denial(pool, failure, generation):
                 raise self._error(failure)
             waiting = 0.0
         elif failure.retry is Retry.NEVER:
@@ -272,17 +282,17 @@ class _Transfer:
         else:
             if attempt > MAX_ATTEMPTS:
                 raise self._error(failure, attempts=attempt)
-            waiting = backoff(attempt, longest=LONGEST_WAIT, retry_after=failure.retry_after)
-        self._outcome.retries += 1
-        rest = Part(part.segment, max(message.end, part.start), part.end, attempt, part.fresh)
-        self._queue.delay(rest, until=time.monotonic() + waiting)
+            waiting = backoff_seconds(attempt, maximum=MAX_BACKOFF_SECONDS, retry_after=failure.retry_after)
+        self._result.retries += 1
+        remainder = Part(part.segment, max(message.end, part.start), part.end, attempt, part.fresh_connection)
+        self._queue.requeue(remainder, not_before=time.monotonic() + waiting)
 
-    def _error(self, failure: Failure, *, attempts: int = 1) -> TonnageError:
-        again = f" It was tried {attempts} times." if attempts > 1 else ""
-        return error_for(failure.reason, failure.message + again)
+    def _error(self, failure: RequestFailure, *, attempts: int = 1) -> TonnageError:
+        suffix = f" It was tried {attempts} times." if attempts > 1 else ""
+        return error_for(failure.reason, failure.message + suffix)
 
     def _write_error(self, part: Part, error: int) -> TonnageError:
-        path = self._job.paths[self._segments[part.segment].file]
+        path = self._spec.paths[self._segments[part.segment].file_index]
         if error in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}:
             disk = os.statvfs(os.path.dirname(path))  # noqa: PTH120  # a string suffices
             return InsufficientSpace(
@@ -291,26 +301,26 @@ class _Transfer:
             )
         return CacheNotWritable(f"Writing {path} failed: {os.strerror(error)}.")
 
-    def _replace(self, pool: Pool, death: Death) -> None:
+    def _replace_worker(self, pool: WorkerPool, worker_exit: WorkerExit) -> None:
         """Another worker takes over what a dead one had."""
         self._respawns += 1
         if self._respawns > MAX_RESPAWNS:
-            if death.code == -signal.SIGKILL:
+            if worker_exit.exit_code == -signal.SIGKILL:
                 raise LoaderOOMKilled(
                     f"Worker processes were killed {self._respawns} times, as the kernel does for want of memory: "
                     f"{self._queue.remaining} bytes were still to come, the memory limit is "
                     f"{memory_limit() or 'the machine'}."
                 )
-            raise InternalError(f"Worker processes kept dying, the last with exit code {death.code}.")
-        self._outcome.retries += 1
+            raise InternalError(f"Worker processes kept dying, the last with exit code {worker_exit.exit_code}.")
+        self._result.retries += 1
         now = time.monotonic()
-        for request, part in death.member.parts.items():
+        for request, part in worker_exit.worker.parts.items():
             self._sent_generation.pop(request, None)
-            self._queue.delay(part, until=now)
-        self._verification.to_hash += death.member.hashes.values()
-        pool.start(death.member.number)
+            self._queue.requeue(part, not_before=now)
+        self._verification.pending_hashes += worker_exit.worker.hashes.values()
+        pool.start(worker_exit.worker.number)
         self._tune(pool)
 
 
-def _split(whole: Range, size: int) -> list[Range]:
-    return [(start, min(start + size, whole[1])) for start in range(whole[0], whole[1], size)]
+def _split(byte_range: ByteRange, size: int) -> list[ByteRange]:
+    return [(start, min(start + size, byte_range[1])) for start in range(byte_range[0], byte_range[1], size)]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tonnage.source.failures import Failure
-from tonnage.source.target import Credentials, RequestTarget
+from tonnage.source.error_classification import RequestFailure
+from tonnage.source.request_target import Credentials, RequestTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +25,13 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 class Setup(_Message, frozen=True, array_like=True, tag=True):
     """First message to a worker.
 
-    ``targets`` are the objects, ``sources`` the source of each (an index into ``credentials``), ``files`` the absolute
+    ``targets`` are the objects, ``credential_indexes`` the source of each (an index into ``credentials``), ``files``
+    the absolute
     paths of the output files, all of which exist already, ``stall_seconds`` how long a request may stand still.
     """
 
     targets: list[RequestTarget]
-    sources: list[int]
+    credential_indexes: list[int]
     credentials: list[Credentials | None]
     files: list[str]
     stall_seconds: int
@@ -39,8 +40,8 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
 class Fetch(_Message, frozen=True, array_like=True, tag=True):
     """Fetch ``[start, end)`` of object ``target`` into ``file``.
 
-    ``pieces`` are (end, role, offset in the file or -1), in order. ``fresh`` asks for a connection of its own, because
-    what came over the last one was wrong.
+    ``pieces`` are (end, role, offset in the file or -1), in order. ``fresh_connection`` asks for a connection of its
+    own, because what came over the last one was wrong.
     """
 
     id: int
@@ -49,7 +50,7 @@ class Fetch(_Message, frozen=True, array_like=True, tag=True):
     start: int
     end: int
     pieces: list[tuple[int, int, int]]
-    fresh: bool = False
+    fresh_connection: bool = False
 
 
 class Hash(_Message, frozen=True, array_like=True, tag=True):
@@ -62,21 +63,21 @@ class Hash(_Message, frozen=True, array_like=True, tag=True):
     prefix: bytes
 
 
-class Renew(_Message, frozen=True, array_like=True, tag=True):
+class UpdateCredentials(_Message, frozen=True, array_like=True, tag=True):
     """New credentials for a source."""
 
     source: int
     credentials: Credentials | None
 
 
-class Retarget(_Message, frozen=True, array_like=True, tag=True):
+class UpdateTarget(_Message, frozen=True, array_like=True, tag=True):
     """Another way to request an object: its presigned URL was renewed."""
 
     object: int
     target: RequestTarget
 
 
-class Tune(_Message, frozen=True, array_like=True, tag=True):
+class SetConnections(_Message, frozen=True, array_like=True, tag=True):
     """How many connections to use at once."""
 
     connections: int
@@ -95,14 +96,14 @@ class Result(_Message, frozen=True, array_like=True):
     captured: list[bytes]
 
 
-class Fetched(Result, frozen=True, array_like=True, tag=True):
+class FetchSucceeded(Result, frozen=True, array_like=True, tag=True):
     """The whole part is there."""
 
 
 class FetchFailed(Result, frozen=True, array_like=True, tag=True):
     """The part ended early."""
 
-    failure: Failure
+    failure: RequestFailure
 
 
 class WriteFailed(_Message, frozen=True, array_like=True, tag=True):
@@ -125,19 +126,19 @@ class Received(_Message, frozen=True, array_like=True, tag=True):
     count: int
 
 
-ToWorker = Setup | Fetch | Hash | Renew | Retarget | Tune
-ToCoordinator = Fetched | FetchFailed | WriteFailed | Hashed | Received
+ToWorker = Setup | Fetch | Hash | UpdateCredentials | UpdateTarget | SetConnections
+ToCoordinator = FetchSucceeded | FetchFailed | WriteFailed | Hashed | Received
 
 _LENGTH = struct.Struct("<I")
 
 
-def frame(message: ToWorker | ToCoordinator) -> bytes:
+def encode_frame(message: ToWorker | ToCoordinator) -> bytes:
     """Returns the bytes to send."""
     data = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(data)) + data
 
 
-class Unframer:
+class FrameDecoder:
     """Cuts a stream of bytes into the messages of one direction."""
 
     def __init__(self, kind: object) -> None:

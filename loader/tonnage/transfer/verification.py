@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, InternalError
-from tonnage.planning.segments import subtract
-from tonnage.transfer.checks import Ledger, Verified, Wrong, mismatch
-from tonnage.transfer.job import Undone
+from tonnage.planning.segments import subtract_ranges
+from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor, mismatch_error
 from tonnage.transfer.protocol import Hash
+from tonnage.transfer.transfer_spec import Undone
 
 if TYPE_CHECKING:
     from tonnage.format.tensor_header import TensorHeader
-    from tonnage.format.tensors_file import TensorEntry
-    from tonnage.planning.segments import Range
-    from tonnage.transfer.job import Done, Job, Outcome
+    from tonnage.format.tensors_index import TensorEntry
+    from tonnage.planning.segments import ByteRange
+    from tonnage.transfer.transfer_spec import Done, TransferResult, TransferSpec
 
 
-class HashWanted(NamedTuple):
+class HashTask(NamedTuple):
     """A worker is to hash this tensor."""
 
     request: Hash
@@ -40,83 +40,83 @@ class Verification:
         to_hash: Tensors that workers are to hash; whoever gives one out takes it from here.
     """
 
-    def __init__(self, job: Job, outcome: Outcome) -> None:
+    def __init__(self, spec: TransferSpec, result: TransferResult) -> None:
         from isal import isal_zlib  # a hit doesn't need it
 
-        self._job = job
-        self._outcome = outcome
-        self._segments = job.blueprint.segments
-        self._by_start = sorted(self._segments, key=lambda segment: (segment.object, segment.start))
-        self._ledger = Ledger(
-            job.blueprint.objects, isal_zlib, check_crc32=job.verify.strength >= Verify.CRC32.strength
+        self._spec = spec
+        self._result = result
+        self._segments = spec.blueprint.segments
+        self._by_start = sorted(self._segments, key=lambda segment: (segment.object_index, segment.start))
+        self._ledger = ChecksumTracker(
+            spec.blueprint.objects, isal_zlib, check_crc32=spec.verify.strength >= Verify.CRC32.strength
         )
-        self._placement = {(place.object, place.tensor): place for place in job.blueprint.placements}
+        self._placement = {(place.object_index, place.tensor_index): place for place in spec.blueprint.placements}
         self._refetched: set[tuple[int, int]] = set()
         self._hashes = 0
         self.tensors = len(self._placement)
         self.verified = 0
-        self.to_hash: list[HashWanted] = []
+        self.pending_hashes: list[HashTask] = []
 
     @property
     def headers(self) -> dict[tuple[int, int], TensorHeader]:
         """The headers of the tensors that proved right, by object and tensor."""
         return self._ledger.headers
 
-    def replay(self) -> dict[int, list[Range]]:
+    def replay(self) -> dict[int, list[ByteRange]]:
         """Books what an earlier load left on disk; returns the ranges that need not be fetched, by segment."""
-        done: dict[int, list[Range]] = {}
-        for record in self._job.done:
+        done: dict[int, list[ByteRange]] = {}
+        for record in self._spec.journal_records:
             if isinstance(record, Undone):
-                self._undo(done, record.object, record.tensor)
+                self._discard(done, record.object, record.tensor)
                 continue
             done.setdefault(record.segment, []).append((record.start, record.end))
-            for wrong in self.add(record):
-                self._undo(done, wrong.object, wrong.tensor)
-        self._outcome.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
+            for corrupt in self.add(record):
+                self._discard(done, corrupt.object, corrupt.tensor)
+        self._result.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
         return done
 
-    def add(self, done: Done) -> list[Wrong]:
+    def add(self, done: Done) -> list[CorruptTensor]:
         """Books a range, and returns the tensors that it proved wrong."""
         segment = self._segments[done.segment]
         pieces = segment.pieces(done.start, done.end)
-        wrong: list[Wrong] = []
-        for outcome in self._ledger.add(segment.object, pieces, done.checksums, done.captured):
-            if isinstance(outcome, Wrong):
-                wrong.append(outcome)
-            elif isinstance(outcome, Verified):
-                self._settle(outcome)
+        corrupt: list[CorruptTensor] = []
+        for outcome in self._ledger.add(segment.object_index, pieces, done.checksums, done.captured):
+            if isinstance(outcome, CorruptTensor):
+                corrupt.append(outcome)
+            elif isinstance(outcome, VerifiedTensor):
+                self._record_verified(outcome)
             else:
                 assert_never(outcome)
-        return wrong
+        return corrupt
 
-    def hashed(self, wanted: HashWanted, digest: bytes) -> Wrong | None:
+    def check_sha256(self, task: HashTask, digest: bytes) -> CorruptTensor | None:
         """Takes a tensor's SHA-256 in, and returns it where it is wrong.
 
         Raises:
             CacheDamaged: The file was cut short meanwhile.
         """
-        _, index, tensor = wanted
+        _, index, tensor = task
         if not digest:
-            raise CacheDamaged(f"{self._job.paths[wanted.request.file]} was cut short while it was being loaded.")
+            raise CacheDamaged(f"{self._spec.paths[task.request.file]} was cut short while it was being loaded.")
         if digest == self._ledger.headers[index, tensor].expected_sha256:
             self._count(index, Verify.SHA256)
             return None
-        label, name = self._job.blueprint.objects[index].label, self._entry(index, tensor).name
+        label, name = self._spec.blueprint.objects[index].label, self._entry(index, tensor).name
         place = self._range(index, tensor)
-        return Wrong(index, tensor, place, mismatch(label, name, place, "SHA-256"))
+        return CorruptTensor(index, tensor, place, mismatch_error(label, name, place, "SHA-256"))
 
-    def forget(self, wrong: Wrong) -> int:
+    def prepare_refetch(self, corrupt: CorruptTensor) -> int:
         """Unbooks a wrong tensor, so that it can be fetched once more; returns the segment that it lies in.
 
         Raises:
             ChecksumMismatch: It was fetched twice already.
         """
-        key = (wrong.object, wrong.tensor)
+        key = (corrupt.object, corrupt.tensor)
         if key in self._refetched:
-            raise wrong.error
+            raise corrupt.error
         self._refetched.add(key)
-        self._ledger.forget(*key)
-        return self._segment_at(wrong.object, wrong.range[0])
+        self._ledger.discard(*key)
+        return self._segment_at(corrupt.object, corrupt.range[0])
 
     def check_complete(self) -> None:
         """Makes sure that nothing was left out.
@@ -128,16 +128,16 @@ class Verification:
         if missing:
             raise InternalError(f"{missing} tensors were never verified.")
 
-    def _settle(self, outcome: Verified) -> None:
+    def _record_verified(self, outcome: VerifiedTensor) -> None:
         level = Verify.SIZE
         header = outcome.header
-        source = self._job.blueprint.objects[outcome.object]
-        encrypted = source.tensors is not None and source.tensors.preamble.encrypted
-        wanted = self._job.verify
+        source = self._spec.blueprint.objects[outcome.object]
+        encrypted = source.tensors_index is not None and source.tensors_index.preamble.encrypted
+        wanted = self._spec.verify
         if wanted.strength >= Verify.CRC32.strength and not encrypted:
             needs_sha256 = wanted is Verify.SHA256 or header.expected_crc32 is None
             if needs_sha256 and header.expected_sha256 is not None:
-                self._want_hash(outcome)
+                self._queue_hash(outcome)
                 return
             if header.expected_crc32 is not None:
                 level = Verify.CRC32
@@ -145,35 +145,37 @@ class Verification:
 
     def _count(self, index: int, level: Verify) -> None:
         self.verified += 1
-        weakest = self._outcome.verified.get(index, level)
-        self._outcome.verified[index] = min(weakest, level, key=lambda verify: verify.strength)
+        weakest = self._result.verify_levels.get(index, level)
+        self._result.verify_levels[index] = min(weakest, level, key=lambda verify: verify.strength)
 
-    def _want_hash(self, outcome: Verified) -> None:
+    def _queue_hash(self, outcome: VerifiedTensor) -> None:
         place = self._placement[outcome.object, outcome.tensor]
         length = self._entry(outcome.object, outcome.tensor).length
         self._hashes += 1
-        request = Hash(self._hashes, max(place.file, 0), place.offset, length, outcome.header.hashed)
-        self.to_hash.append(HashWanted(request, outcome.object, outcome.tensor))
+        request = Hash(self._hashes, max(place.file_index, 0), place.offset, length, outcome.header.hash_prefix)
+        self.pending_hashes.append(HashTask(request, outcome.object, outcome.tensor))
 
-    def _undo(self, done: dict[int, list[Range]], index: int, tensor: int) -> None:
-        self._ledger.forget(index, tensor)
+    def _discard(self, done: dict[int, list[ByteRange]], index: int, tensor: int) -> None:
+        self._ledger.discard(index, tensor)
         hole = self._range(index, tensor)
         segment = self._segment_at(index, hole[0])
-        done[segment] = [left for kept in done.get(segment, []) for left in subtract(kept, [hole])]
+        done[segment] = [left for kept in done.get(segment, []) for left in subtract_ranges(kept, [hole])]
 
-    def _range(self, index: int, tensor: int) -> Range:
+    def _range(self, index: int, tensor: int) -> ByteRange:
         entry = self._entry(index, tensor)
         return entry.header_offset, entry.data_end
 
     def _entry(self, index: int, tensor: int) -> TensorEntry:
-        source = self._job.blueprint.objects[index]
-        if source.tensors is None:
+        source = self._spec.blueprint.objects[index]
+        if source.tensors_index is None:
             raise InternalError(f"{source.label} has no tensors.")
-        return source.tensors.tensors[tensor]
+        return source.tensors_index.tensors[tensor]
 
     def _segment_at(self, index: int, offset: int) -> int:
-        at = bisect.bisect_right(self._by_start, (index, offset), key=lambda segment: (segment.object, segment.start))
+        at = bisect.bisect_right(
+            self._by_start, (index, offset), key=lambda segment: (segment.object_index, segment.start)
+        )
         segment = self._by_start[at - 1] if at else None
-        if segment is None or segment.object != index or offset >= segment.end:
+        if segment is None or segment.object_index != index or offset >= segment.end:
             raise InternalError(f"No segment holds offset {offset} of object {index}.")
         return segment.index

@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING
 import pycurl
 from isal import isal_zlib
 
+from tonnage.transfer.connection import Connection
 from tonnage.transfer.protocol import (
     Fetch,
-    Fetched,
     FetchFailed,
+    FetchSucceeded,
+    FrameDecoder,
     Hash,
     Received,
-    Renew,
-    Retarget,
+    SetConnections,
     Setup,
     ToCoordinator,
     ToWorker,
-    Tune,
-    Unframer,
+    UpdateCredentials,
+    UpdateTarget,
     WriteFailed,
-    frame,
+    encode_frame,
 )
-from tonnage.transfer.slot import Slot
 
 if TYPE_CHECKING:
-    from tonnage.source.target import Credentials, RequestTarget
-    from tonnage.transfer.hasher import Hasher
+    from tonnage.source.request_target import Credentials, RequestTarget
+    from tonnage.transfer.sha256_worker import Sha256Worker
 
 RECEIVE_BYTES = 1 << 18
 TICK_SECONDS = 0.2
@@ -57,48 +57,48 @@ class Worker:
     def __init__(self, control: int) -> None:
         os.set_blocking(control, False)
         self._control = control
-        self._unframer = Unframer(ToWorker)
+        self._decoder = FrameDecoder(ToWorker)
         self._outgoing = bytearray()
         self._multi = pycurl.CurlMulti()
         self._queue: collections.deque[Fetch] = collections.deque()
-        self._idle: list[Slot] = []
-        self._busy: dict[pycurl.Curl, Slot] = {}
+        self._idle: list[Connection] = []
+        self._busy: dict[pycurl.Curl, Connection] = {}
         self._connections = 1
         self._stall_seconds = 0
         self._targets: list[RequestTarget] = []
-        self._sources: list[int] = []
+        self._credential_indexes: list[int] = []
         self._credentials: list[Credentials | None] = []
         self._paths: list[str] = []
         self._descriptors: dict[int, int] = {}
         self._reported = time.monotonic()
-        self._hasher: Hasher | None = None
+        self._sha256_worker: Sha256Worker | None = None
 
     def run(self) -> None:
         """Serves the coordinator until it goes away."""
-        while self._listen():
-            self._fill()
+        while self._poll():
+            self._start_queued()
             while self._multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
                 pass
             self._collect()
-            self._fill()
+            self._start_queued()
             self._tick()
             self._flush()
 
-    def _listen(self) -> bool:
+    def _poll(self) -> bool:
         """Waits until something can be done, and takes messages; False when the coordinator is gone."""
         reading, writing, failing = self._multi.fdset()
         timeout = min(max(self._multi.timeout(), 0) / 1000 if self._busy else 1.0, TICK_SECONDS if self._busy else 1.0)
         if self._busy and not reading and not writing:
             timeout = min(timeout, 0.01)
         readable, _, _ = select.select(
-            [*reading, self._control, *([self._hasher.wake] if self._hasher else [])],
+            [*reading, self._control, *([self._sha256_worker.wakeup_fd] if self._sha256_worker else [])],
             [*writing, *([self._control] if self._outgoing else [])],
             failing,
             timeout,
         )
-        if self._hasher and self._hasher.wake in readable:
-            for answer in self._hasher.finished():
-                self._send(answer)
+        if self._sha256_worker and self._sha256_worker.wakeup_fd in readable:
+            for result in self._sha256_worker.finished():
+                self._send(result)
         if self._control not in readable:
             return True
         try:
@@ -107,29 +107,29 @@ class Worker:
             return True
         except OSError:
             return False
-        for message in self._unframer.feed(data):
-            self._take(message)
+        for message in self._decoder.feed(data):
+            self._handle(message)
         return bool(data)
 
-    def _take(self, message: object) -> None:
+    def _handle(self, message: object) -> None:
         match message:
             case Fetch():
                 self._queue.append(message)
-            case Tune(connections):
+            case SetConnections(connections):
                 self._connections = connections
                 self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
-            case Renew(source, credentials):
+            case UpdateCredentials(source, credentials):
                 self._credentials[source] = credentials
-            case Retarget(index, target):
+            case UpdateTarget(index, target):
                 self._targets[index] = target
             case Hash():
-                if self._hasher is None:
-                    from tonnage.transfer.hasher import Hasher
+                if self._sha256_worker is None:
+                    from tonnage.transfer.sha256_worker import Sha256Worker
 
-                    self._hasher = Hasher(self._descriptor)
-                self._hasher.submit(message)
+                    self._sha256_worker = Sha256Worker(self._descriptor)
+                self._sha256_worker.submit(message)
             case Setup(targets, sources, credentials, files, stall_seconds):
-                self._targets, self._sources, self._credentials = targets, sources, credentials
+                self._targets, self._credential_indexes, self._credentials = targets, sources, credentials
                 self._paths, self._stall_seconds = files, stall_seconds
             case _:
                 raise TypeError(f"unexpected message {type(message).__name__}")
@@ -139,25 +139,25 @@ class Worker:
             self._descriptors[file] = os.open(self._paths[file], os.O_RDWR | os.O_CLOEXEC)
         return self._descriptors[file]
 
-    def _fill(self) -> None:
+    def _start_queued(self) -> None:
         """Starts queued parts on free slots."""
         while self._queue and len(self._busy) < self._connections:
             fetch = self._queue.popleft()
-            slot = self._idle.pop() if self._idle else Slot(isal_zlib.crc32, self._descriptor)
-            credentials = self._credentials[self._sources[fetch.target]]
+            connection = self._idle.pop() if self._idle else Connection(isal_zlib.crc32, self._descriptor)
+            credentials = self._credentials[self._credential_indexes[fetch.target]]
             try:
-                slot.start(
+                connection.start(
                     fetch,
                     self._targets[fetch.target],
                     credentials,
                     stall_seconds=self._stall_seconds,
                 )
             except OSError as error:
-                self._idle.append(slot)
+                self._idle.append(connection)
                 self._send(WriteFailed(fetch.id, error.errno or 5))
                 continue
-            self._busy[slot.curl] = slot
-            self._multi.add_handle(slot.curl)
+            self._busy[connection.curl] = connection
+            self._multi.add_handle(connection.curl)
 
     def _collect(self) -> None:
         """Reports the parts that ended."""
@@ -170,32 +170,38 @@ class Worker:
                 self._end(curl, code)
 
     def _end(self, curl: pycurl.Curl, code: int | None) -> None:
-        slot = self._busy.pop(curl)
+        connection = self._busy.pop(curl)
         self._multi.remove_handle(curl)
-        failure = slot.finish(code)
-        if slot.write_error:
-            self._send(WriteFailed(slot.fetch.id, slot.write_error))
+        failure = connection.finish(code)
+        if connection.write_error:
+            self._send(WriteFailed(connection.fetch.id, connection.write_error))
         elif failure is None:
-            self._send(Fetched(slot.fetch.id, slot.good_end, slot.checksums, slot.captured))
+            self._send(
+                FetchSucceeded(connection.fetch.id, connection.written_end, connection.checksums, connection.captured)
+            )
         else:
-            self._send(FetchFailed(slot.fetch.id, slot.good_end, slot.checksums, slot.captured, failure))
-        self._report(slot)
-        self._idle.append(slot)
+            self._send(
+                FetchFailed(
+                    connection.fetch.id, connection.written_end, connection.checksums, connection.captured, failure
+                )
+            )
+        self._report(connection)
+        self._idle.append(connection)
 
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._reported >= TICK_SECONDS:
             self._reported = now
-            for slot in self._busy.values():
-                self._report(slot)
+            for connection in self._busy.values():
+                self._report(connection)
 
-    def _report(self, slot: Slot) -> None:
-        if slot.received:
-            self._send(Received(slot.received))
-            slot.received = 0
+    def _report(self, connection: Connection) -> None:
+        if connection.unreported_bytes:
+            self._send(Received(connection.unreported_bytes))
+            connection.unreported_bytes = 0
 
     def _send(self, message: ToCoordinator) -> None:
-        self._outgoing += frame(message)
+        self._outgoing += encode_frame(message)
 
     def _flush(self) -> None:
         while self._outgoing:

@@ -51,7 +51,7 @@ class ModelWeightsController(Reconciler):
         self._counts_rate_limiter = RateLimiter(burst=10, interval=_COUNTS_WRITE_INTERVAL)
 
     async def reconcile(self, uid: str) -> float | None:
-        """Brings one object in order. See ``WorkQueue``."""
+        """Brings one object in order. See ``PartQueue``."""
         record = self._state.weights.get(uid)
         if record is None:
             self._counts_rate_limiter.drop(uid)

@@ -45,7 +45,7 @@ class NodeCacheController(Reconciler):
         """When a load began that isn't on record yet, by node."""
 
     async def reconcile(self, name: str) -> float | None:
-        """Brings one node's record in order. See ``WorkQueue``."""
+        """Brings one node's record in order. See ``PartQueue``."""
         node = self._state.node(name)
         if node is None:
             self._load_started_at.pop(name, None)

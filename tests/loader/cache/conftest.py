@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tonnage.cache import medium_of
+from tonnage.cache import inspect_medium
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ SHARED_MEMORY = Path("/dev/shm")
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A folder in memory that every user may enter."""
-    if medium_of(SHARED_MEMORY).filesystem != "tmpfs":
+    if inspect_medium(SHARED_MEMORY).filesystem != "tmpfs":
         pytest.skip("/dev/shm is no tmpfs here")
     folder = Path(tempfile.mkdtemp(prefix="tonnage-test-", dir=SHARED_MEMORY))
     folder.chmod(0o777)

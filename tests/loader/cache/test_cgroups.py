@@ -9,7 +9,7 @@ import pytest
 
 from tonnage.cache import memory_limit
 from tonnage.cache.cgroups import CPU, MEMORY, limit_files, parse_limit, usable_cores
-from tonnage.cache.mounts import Mount
+from tonnage.cache.procfs import Mount
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ def test_inside_a_container_the_groups_own_folder_is_the_top() -> None:
 
 
 def test_other_controllers_and_garbage_have_no_limits() -> None:
-    assert names("4:memory:/a\n", V1._replace(options=("rw", "cpu"))) == []
+    assert names("4:memory:/a\n", V1._replace(super_options=("rw", "cpu"))) == []
     assert names("garbage\n\n1:\n", V1, V2) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from support.cache_entries import NAME, fill, published_entry, sample
 from support.children import NOBODY, in_child
-from tonnage.cache import Cache, Entry, State
+from tonnage.cache import Cache, Entry, EntryState
 from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ def test_a_prepared_entry_is_empty_and_preparing_again_changes_nothing(root: Pat
     cache.create()
     entry = cache.entry(NAME)
     assert not entry.exists()
-    assert entry.state is State.EMPTY
-    entry.prepare()
-    entry.prepare()
-    assert entry.state is State.EMPTY
+    assert entry.state is EntryState.EMPTY
+    entry.create()
+    entry.create()
+    assert entry.state is EntryState.EMPTY
     assert cache.entries() == []
 
 
@@ -42,7 +42,7 @@ def test_only_entries_with_something_in_them_are_listed_damaged_ones_too(root: P
     cache = Cache(root)
     published_entry(root)
     for name in ("r-partial", "r-empty", "r-damaged", "r-strange"):
-        cache.entry(name).prepare()
+        cache.entry(name).create()
     fill(cache.entry("r-partial"), MADE)
     cache.entry("r-damaged").manifest_path.write_bytes(b"garbage")
     cache.entry("r-strange").manifest_path.mkdir()
@@ -50,10 +50,10 @@ def test_only_entries_with_something_in_them_are_listed_damaged_ones_too(root: P
     (root / "file").touch()
     (root / "r-link").symlink_to(root / NAME)
     assert [(entry.name, entry.state) for entry in cache.entries()] == [
-        (NAME, State.READY),
-        ("r-damaged", State.DAMAGED),
-        ("r-partial", State.PARTIAL),
-        ("r-strange", State.DAMAGED),
+        (NAME, EntryState.READY),
+        ("r-damaged", EntryState.DAMAGED),
+        ("r-partial", EntryState.PARTIAL),
+        ("r-strange", EntryState.DAMAGED),
     ]
 
 
@@ -70,7 +70,7 @@ def test_a_root_that_is_a_file_is_said(root: Path) -> None:
     with pytest.raises(CacheNotWritable, match="can't be read: Not a directory"):
         Cache(root / "file").entries()
     with pytest.raises(CacheNotWritable):
-        Entry(root / "file").prepare()
+        Entry(root / "file").create()
 
 
 @pytest.mark.usefixtures("as_root")
@@ -81,7 +81,7 @@ def test_a_root_without_permission_is_said(memory: Path) -> None:
         with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
             Cache(memory / "cache").create()
         with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
-            Cache(memory).entry(NAME).prepare()
+            Cache(memory).entry(NAME).create()
 
     assert in_child(work, uid=NOBODY) == 0
 
@@ -89,11 +89,11 @@ def test_a_root_without_permission_is_said(memory: Path) -> None:
 @pytest.mark.usefixtures("as_root")
 def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Path) -> None:
     entry = published_entry(memory)
-    entry.private.chmod(0o700)
+    entry.private_dir.chmod(0o700)
 
     def work() -> None:
-        finding = entry.look()
-        assert finding.state is State.DAMAGED
+        finding = entry.read_status()
+        assert finding.state is EntryState.DAMAGED
         assert "Permission denied" in finding.problem
         assert [found.name for found in Cache(memory).entries()] == [NAME]
 
@@ -103,7 +103,7 @@ def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Pa
 @pytest.mark.parametrize("damage", ["shortened", "lengthened", "missing", "link", "folder"])
 def test_a_file_that_is_not_as_published_is_named(root: Path, damage: str) -> None:
     entry = published_entry(root)
-    victim = entry.model / SHARD
+    victim = entry.model_dir / SHARD
     if damage in {"shortened", "lengthened"}:
         os.truncate(victim, 10 if damage == "shortened" else 10_000)
     else:
@@ -114,19 +114,19 @@ def test_a_file_that_is_not_as_published_is_named(root: Path, damage: str) -> No
             victim.symlink_to(root / "elsewhere")
         elif damage == "folder":
             victim.mkdir()
-    finding = entry.look()
-    assert finding.state is State.DAMAGED
+    finding = entry.read_status()
+    assert finding.state is EntryState.DAMAGED
     assert str(victim) in finding.problem
     manifest = entry.read_manifest()
     assert manifest is not None
     with pytest.raises(CacheDamaged, match=SHARD):
-        entry.check(manifest)
+        entry.check_files(manifest)
 
 
 def test_a_lost_table_of_tensors_is_damage(root: Path) -> None:
     entry = published_entry(root)
-    (entry.private / "tensors.json").unlink()
-    assert entry.state is State.DAMAGED
+    (entry.private_dir / "tensors.json").unlink()
+    assert entry.state is EntryState.DAMAGED
     with pytest.raises(CacheDamaged, match=r"tensors\.json is missing"):
         entry.read_published()
 
@@ -148,36 +148,36 @@ def test_a_manifest_of_impossible_size_is_not_read(root: Path) -> None:
 
 def test_an_entry_is_found_from_its_folder_or_its_model(root: Path) -> None:
     entry = published_entry(root)
-    for path in (entry.path, entry.model):
-        found = Entry.at(path)
+    for path in (entry.path, entry.model_dir):
+        found = Entry.from_path(path)
         assert found is not None
         assert found.path == entry.path
-    assert Entry.at(entry.model / "tokenizer") is None
-    assert Entry.at(root) is None
+    assert Entry.from_path(entry.model_dir / "tokenizer") is None
+    assert Entry.from_path(root) is None
 
 
 def test_a_fresh_partial_folder_forgets_what_an_earlier_load_left_and_a_kept_one_does_not(root: Path) -> None:
     entry = Cache(root).entry(NAME)
-    entry.prepare()
+    entry.create()
     fill(entry, MADE)
-    assert (entry.begin_partial(keep=True) / SHARD).exists()
+    assert (entry.begin_partial(keep_existing=True) / SHARD).exists()
     assert entry.journal_path.exists()
     assert list(entry.begin_partial().iterdir()) == []
     assert not entry.journal_path.exists()
-    assert entry.recover() is State.EMPTY
+    assert entry.recover() is EntryState.EMPTY
 
 
 def test_recovering_an_entry_that_was_never_there_does_nothing(root: Path) -> None:
-    assert Cache(root).entry("r-none").recover() is State.EMPTY
+    assert Cache(root).entry("r-none").recover() is EntryState.EMPTY
     assert Cache(root).entry("r-none").clear() == 0
     assert list(root.iterdir()) == []
 
 
 def test_half_written_files_of_our_own_are_swept_away(root: Path) -> None:
     entry = published_entry(root)
-    (entry.private / "manifest.json.tmp").write_bytes(b"half")
-    (entry.private / "tensors-0123456789ab.json").write_bytes(b"old")
-    (entry.private / "trash").mkdir()
-    assert entry.recover() is State.READY
-    left = sorted(path.name for path in entry.private.iterdir())
+    (entry.private_dir / "manifest.json.tmp").write_bytes(b"half")
+    (entry.private_dir / "tensors-0123456789ab.json").write_bytes(b"old")
+    (entry.private_dir / "trash").mkdir()
+    assert entry.recover() is EntryState.READY
+    left = sorted(path.name for path in entry.private_dir.iterdir())
     assert left == ["load.lock", "manifest.json", "tensors.json", "use.lock"]

@@ -39,7 +39,7 @@ def replayed(path: Path) -> list[bytes]:
     assert journal is not None
     with journal:
         assert journal.header == HEADER
-        return journal.replay()
+        return journal.read_payloads()
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_records_go_on_after_reopening(tmp_path: Path) -> None:
     with journal:
         journal.append(b"later")
         journal.sync()
-        assert journal.replay() == RECORDS
+        assert journal.read_payloads() == RECORDS
     assert replayed(path) == [*RECORDS, b"later"]
 
 
@@ -102,7 +102,7 @@ def test_a_garbage_tail_is_cut_off_before_more_is_written(tmp_path: Path, tail: 
     journal = Journal.open(path)
     assert journal is not None
     with journal:
-        assert journal.replay() == RECORDS
+        assert journal.read_payloads() == RECORDS
         journal.append(b"after")
     assert replayed(path) == [*RECORDS, b"after"]
 
@@ -190,8 +190,8 @@ def test_a_closed_journal_refuses_records(tmp_path: Path) -> None:
 def test_plans_are_the_same_but_for_the_boot() -> None:
     later = msgspec.structs.replace(HEADER, boot_id="another")
     other = msgspec.structs.replace(HEADER, part_size=2)
-    assert HEADER.same_plan(later)
-    assert not HEADER.same_plan(other)
+    assert HEADER.is_compatible_with(later)
+    assert not HEADER.is_compatible_with(other)
 
 
 def test_the_boot_has_a_name() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from support.cache_entries import published_entry
 from support.children import NOBODY, Child, in_child
-from tonnage.cache import Cache, FileLock, Holder, LockKind, holders
-from tonnage.cache.holders import command_name, describe_holders, parse_locks
-from tonnage.cache.usage import evict
+from tonnage.cache import Cache, FileLock, LockHolder, LockMode, find_lock_holders
+from tonnage.cache.listing import evict
+from tonnage.cache.lock_holders import command_name, describe_lock_holders, parse_locks
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InternalError, Interrupted, Timeout
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from support.children import Say
 
 
-def holding(path: Path, kind: LockKind) -> Callable[[Say], None]:
+def holding(path: Path, kind: LockMode) -> Callable[[Say], None]:
     """Makes a child's work: it takes the lock, says so, and keeps it until it is killed."""
 
     def work(say: Say) -> None:
         lock = FileLock(path)
-        lock.lock(kind)
+        lock.acquire(kind)
         say("held")
         time.sleep(60)
 
@@ -40,46 +40,46 @@ def holding(path: Path, kind: LockKind) -> Callable[[Say], None]:
 
 def test_any_number_may_share_a_lock_but_not_with_an_exclusive_one(root: Path) -> None:
     path = root / "lock"
-    with Child(holding(path, LockKind.SHARED)) as one, Child(holding(path, LockKind.SHARED)) as two:
+    with Child(holding(path, LockMode.SHARED)) as one, Child(holding(path, LockMode.SHARED)) as two:
         assert (one.hear(), two.hear()) == ("held", "held")
         with FileLock(path) as mine:
-            assert mine.try_lock(LockKind.SHARED)
+            assert mine.try_acquire(LockMode.SHARED)
         with FileLock(path) as mine:
-            assert not mine.try_lock(LockKind.EXCLUSIVE)
+            assert not mine.try_acquire(LockMode.EXCLUSIVE)
             one.kill()
-            assert not mine.try_lock(LockKind.EXCLUSIVE)
+            assert not mine.try_acquire(LockMode.EXCLUSIVE)
             two.kill()
-            assert mine.try_lock(LockKind.EXCLUSIVE)
+            assert mine.try_acquire(LockMode.EXCLUSIVE)
             with FileLock(path) as another:
-                assert not another.try_lock(LockKind.SHARED)
+                assert not another.try_acquire(LockMode.SHARED)
 
 
 def test_a_lock_dies_with_its_process(root: Path) -> None:
-    with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+    with Child(holding(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
         child.hear()
-        assert not mine.try_lock(LockKind.EXCLUSIVE)
+        assert not mine.try_acquire(LockMode.EXCLUSIVE)
         child.kill()
-        assert mine.try_lock(LockKind.EXCLUSIVE)
+        assert mine.try_acquire(LockMode.EXCLUSIVE)
 
 
 def test_who_waits_gets_the_lock_when_the_holder_ends(root: Path) -> None:
     waits = []
-    with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+    with Child(holding(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
         child.hear()
-        mine.lock(LockKind.SHARED, on_wait=lambda: waits.append(child.kill()))
-        assert mine.held is LockKind.SHARED
+        mine.acquire(LockMode.SHARED, on_wait=lambda: waits.append(child.kill()))
+        assert mine.mode is LockMode.SHARED
     assert waits == [-9]
 
 
 def test_waiting_ends_at_the_deadline_and_names_the_holder(root: Path) -> None:
     path = root / "lock"
-    with Child(holding(path, LockKind.EXCLUSIVE)) as child, FileLock(path) as mine:
+    with Child(holding(path, LockMode.EXCLUSIVE)) as child, FileLock(path) as mine:
         child.hear()
         began = time.monotonic()
         with pytest.raises(Timeout, match=rf"lock, held by pid {child.pid} \(.+\)\."):
-            mine.lock(LockKind.EXCLUSIVE, deadline=began + 0.1)
+            mine.acquire(LockMode.EXCLUSIVE, deadline=began + 0.1)
         assert 0.1 <= time.monotonic() - began < 2
-        assert mine.held is None
+        assert mine.mode is None
 
 
 def test_waiting_ends_when_it_is_canceled(root: Path) -> None:
@@ -90,26 +90,26 @@ def test_waiting_ends_when_it_is_canceled(root: Path) -> None:
         asked += 1
         return asked == 3
 
-    with Child(holding(root / "lock", LockKind.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+    with Child(holding(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
         child.hear()
         with pytest.raises(Interrupted, match="waiting for"):
-            mine.lock(LockKind.EXCLUSIVE, canceled=canceled)
+            mine.acquire(LockMode.EXCLUSIVE, canceled=canceled)
     assert asked == 3
 
 
 def test_a_deadline_that_passed_still_takes_a_free_lock(root: Path) -> None:
     with FileLock(root / "lock") as mine:
-        mine.lock(LockKind.EXCLUSIVE, deadline=time.monotonic() - 1)
-        assert mine.held is LockKind.EXCLUSIVE
+        mine.acquire(LockMode.EXCLUSIVE, deadline=time.monotonic() - 1)
+        assert mine.mode is LockMode.EXCLUSIVE
 
 
 def test_a_held_lock_is_not_converted(root: Path) -> None:
     with FileLock(root / "lock") as mine:
-        assert mine.try_lock(LockKind.SHARED)
-        assert mine.try_lock(LockKind.SHARED)
+        assert mine.try_acquire(LockMode.SHARED)
+        assert mine.try_acquire(LockMode.SHARED)
         with pytest.raises(InternalError, match="held as shared"):
-            mine.try_lock(LockKind.EXCLUSIVE)
-        assert mine.held is LockKind.SHARED
+            mine.try_acquire(LockMode.EXCLUSIVE)
+        assert mine.mode is LockMode.SHARED
     with pytest.raises(InternalError, match="isn't held"):
         mine.fileno()
 
@@ -117,11 +117,11 @@ def test_a_held_lock_is_not_converted(root: Path) -> None:
 def test_a_lock_file_that_was_replaced_is_not_mistaken_for_the_new_one(root: Path) -> None:
     path = root / "lock"
     old = FileLock(path)
-    assert old.try_lock(LockKind.EXCLUSIVE)
+    assert old.try_acquire(LockMode.EXCLUSIVE)
     path.unlink()
     with FileLock(path) as new, FileLock(path) as third:
-        assert new.try_lock(LockKind.EXCLUSIVE)
-        assert not third.try_lock(LockKind.EXCLUSIVE)
+        assert new.try_acquire(LockMode.EXCLUSIVE)
+        assert not third.try_acquire(LockMode.EXCLUSIVE)
     old.release()
 
 
@@ -129,7 +129,7 @@ def test_a_lock_file_can_be_used_by_everybody_whatever_the_umask(root: Path) -> 
     before = os.umask(0o077)
     try:
         with FileLock(root / "lock") as mine:
-            mine.try_lock(LockKind.SHARED)
+            mine.try_acquire(LockMode.SHARED)
     finally:
         os.umask(before)
     assert stat.S_IMODE((root / "lock").stat().st_mode) == 0o666
@@ -144,7 +144,7 @@ def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) 
 
         def work() -> None:
             with FileLock(path) as mine:
-                assert mine.try_lock(LockKind.SHARED)
+                assert mine.try_acquire(LockMode.SHARED)
                 mine.touch()
 
         assert in_child(work, uid=NOBODY) == 0
@@ -152,7 +152,7 @@ def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) 
 
     def refused() -> None:
         with pytest.raises(CacheNotWritable, match="Permission denied"):
-            FileLock(path).try_lock(LockKind.SHARED)
+            FileLock(path).try_acquire(LockMode.SHARED)
 
     assert in_child(refused, uid=NOBODY) == 0
 
@@ -162,9 +162,9 @@ def test_something_else_in_its_place_is_refused(root: Path) -> None:
     (root / "link").symlink_to("target")
     for name in ("folder", "link"):
         with pytest.raises(CacheDamaged, match=f"{name} is not a lock file"):
-            FileLock(root / name).try_lock(LockKind.SHARED)
+            FileLock(root / name).try_acquire(LockMode.SHARED)
     with pytest.raises(CacheNotWritable, match="No such file"):
-        FileLock(root / "no" / "lock").try_lock(LockKind.SHARED)
+        FileLock(root / "no" / "lock").try_acquire(LockMode.SHARED)
 
 
 def test_touching_is_what_last_used_means(root: Path) -> None:
@@ -172,7 +172,7 @@ def test_touching_is_what_last_used_means(root: Path) -> None:
     path.touch()
     os.utime(path, (1000, 1000))
     with FileLock(path) as mine:
-        mine.lock(LockKind.SHARED)
+        mine.acquire(LockMode.SHARED)
         assert path.stat().st_mtime == 1000
         mine.touch()
     assert path.stat().st_mtime > 1000
@@ -180,41 +180,41 @@ def test_touching_is_what_last_used_means(root: Path) -> None:
 
 def test_an_inherited_descriptor_keeps_the_lock_across_exec(root: Path) -> None:
     lock = FileLock(root / "lock")
-    lock.lock(LockKind.SHARED)
+    lock.acquire(LockMode.SHARED)
     descriptor = lock.make_inheritable()
     program = [sys.executable, "-I", "-c", "print(input())"]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor]) as child:
         lock.release()
         with FileLock(root / "lock") as mine:
-            assert not mine.try_lock(LockKind.EXCLUSIVE)
+            assert not mine.try_acquire(LockMode.EXCLUSIVE)
             child.communicate(b"end\n")
-            assert mine.try_lock(LockKind.EXCLUSIVE)
+            assert mine.try_acquire(LockMode.EXCLUSIVE)
 
 
 def test_descriptors_are_closed_on_exec_unless_asked(root: Path) -> None:
     with FileLock(root / "lock") as lock:
-        lock.lock(LockKind.SHARED)
+        lock.acquire(LockMode.SHARED)
         assert not os.get_inheritable(lock.fileno())
 
 
 def test_holders_are_seen_with_their_mode(root: Path) -> None:
     path = root / "lock"
-    assert holders(path) == []
-    with Child(holding(path, LockKind.SHARED)) as one, Child(holding(path, LockKind.SHARED)) as two:
+    assert find_lock_holders(path) == []
+    with Child(holding(path, LockMode.SHARED)) as one, Child(holding(path, LockMode.SHARED)) as two:
         one.hear(), two.hear()
-        found = holders(path)
+        found = find_lock_holders(path)
         assert [(holder.pid, holder.mode) for holder in found] == sorted((c.pid, "shared") for c in (one, two))
         assert all(holder.command for holder in found)
-    with Child(holding(path, LockKind.EXCLUSIVE)) as child:
+    with Child(holding(path, LockMode.EXCLUSIVE)) as child:
         child.hear()
-        assert [(holder.pid, holder.mode) for holder in holders(path)] == [(child.pid, "exclusive")]
-    assert holders(path) == []
+        assert [(holder.pid, holder.mode) for holder in find_lock_holders(path)] == [(child.pid, "exclusive")]
+    assert find_lock_holders(path) == []
 
 
 def test_a_range_lock_of_fcntl_is_no_holder(root: Path) -> None:
     with (root / "lock").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        assert holders(root / "lock") == []
+        assert find_lock_holders(root / "lock") == []
 
 
 def test_only_held_flocks_are_read_from_proc_locks() -> None:
@@ -255,20 +255,20 @@ def test_a_holder_is_called_by_its_program_and_nothing_secret(arguments: list[st
 
 
 def test_holders_are_put_into_a_sentence() -> None:
-    one, two = Holder(7, "tonnage hold", "shared"), Holder(9, "", "shared")
-    assert describe_holders([one]) == "pid 7 (tonnage hold)"
-    assert describe_holders([one, two]) == "pid 7 (tonnage hold) and pid 9 (gone, but a child of it still holds)"
-    assert describe_holders([one] * 12).endswith("pid 7 (tonnage hold) and 2 more")
-    assert "can't be seen" in describe_holders([])
+    one, two = LockHolder(7, "tonnage hold", "shared"), LockHolder(9, "", "shared")
+    assert describe_lock_holders([one]) == "pid 7 (tonnage hold)"
+    assert describe_lock_holders([one, two]) == "pid 7 (tonnage hold) and pid 9 (gone, but a child of it still holds)"
+    assert describe_lock_holders([one] * 12).endswith("pid 7 (tonnage hold) and 2 more")
+    assert "can't be seen" in describe_lock_holders([])
 
 
 def test_of_two_loaders_one_loads_and_the_other_finds_it_done(root: Path) -> None:
     entry = Cache(root).entry("r-1")
-    entry.prepare()
+    entry.create()
     done = root / "done"
 
     def load(say: Say) -> None:
-        with entry.use_shared(), entry.load_lock(deadline=time.monotonic() + 20):
+        with entry.acquire_use_lock(), entry.acquire_load_lock(deadline=time.monotonic() + 20):
             if not done.exists():
                 time.sleep(0.05)
                 with done.open("x") as file:
@@ -286,7 +286,7 @@ def test_a_removal_is_refused_while_anybody_uses_the_entry(root: Path) -> None:
     entry = published_entry(root)
 
     def use(say: Say) -> None:
-        entry.use_shared()
+        entry.acquire_use_lock()
         say("held")
         time.sleep(60)
 
@@ -305,7 +305,7 @@ def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) 
     may_go_on, go_on = os.pipe()
 
     def remove(say: Say) -> None:
-        removal = entry.try_exclusive()
+        removal = entry.try_acquire_exclusive_use_lock()
         assert removal is not None
         with removal:
             say("removing")
@@ -313,7 +313,7 @@ def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) 
             entry.clear()
 
     def come(say: Say) -> None:
-        with entry.use_shared(on_wait=lambda: say("waiting")):
+        with entry.acquire_use_lock(on_wait=lambda: say("waiting")):
             say(entry.state)
 
     with Child(remove) as remover:
@@ -329,5 +329,5 @@ def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) 
 
 def test_a_removal_is_refused_while_the_entry_is_loaded(root: Path) -> None:
     entry = published_entry(root)
-    with entry.load_lock(), pytest.raises(CacheInUse, match=rf"being loaded by pid {os.getpid()}"):
+    with entry.acquire_load_lock(), pytest.raises(CacheInUse, match=rf"being loaded by pid {os.getpid()}"):
         evict(entry)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.cache import check_room, human_bytes, medium_of
-from tonnage.cache.medium import exact_bytes, in_memory, lacking_room, machine_memory, page_kind
-from tonnage.cache.mounts import Mount, mount_of, parse_mountinfo
+from tonnage.cache import check_free_space, human_bytes, inspect_medium
+from tonnage.cache.medium import exact_bytes, in_memory, insufficient_space_message, machine_memory, page_kind
+from tonnage.cache.procfs import Mount, find_mount, parse_mountinfo
 from tonnage.contract import Medium
 from tonnage.errors import InsufficientSpace
 
@@ -34,7 +34,7 @@ def test_mountinfo_is_read_with_optional_fields_and_escapes() -> None:
     first, second, third = parse_mountinfo(LINES)
     assert first == Mount(25, "0:23", "/", "/dev/shm", "tmpfs", ("rw", "size=24684092k", "huge=within_size"))
     assert (second.filesystem, second.device) == ("ext4", "254:0")
-    assert (third.root, third.point) == ("/a b", "/mnt/with space\\")
+    assert (third.root, third.mount_point) == ("/a b", "/mnt/with space\\")
 
 
 @given(st.text())
@@ -59,8 +59,8 @@ def test_the_pages_of_a_tmpfs_are_named(mount: Mount, setting: str, pages: str) 
     assert page_kind(mount, shmem_enabled=setting) == pages
 
 
-def test_the_medium_of_a_folder_in_memory(memory: Path) -> None:
-    medium = medium_of(memory)
+def test_the_inspect_medium_a_folder_in_memory(memory: Path) -> None:
+    medium = inspect_medium(memory)
     assert medium.filesystem == "tmpfs"
     assert medium.pages in {"4k", "always", "within_size", "advise"}
     assert 0 < medium.free_bytes <= medium.capacity_bytes
@@ -68,9 +68,9 @@ def test_the_medium_of_a_folder_in_memory(memory: Path) -> None:
     assert in_memory(memory / "not" / "yet")
 
 
-def test_the_medium_of_a_path_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
-    assert medium_of(tmp_path / "a" / "b").filesystem == medium_of(tmp_path).filesystem
-    found = mount_of(tmp_path)
+def test_the_inspect_medium_a_path_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
+    assert inspect_medium(tmp_path / "a" / "b").filesystem == inspect_medium(tmp_path).filesystem
+    found = find_mount(tmp_path)
     assert found is not None
     device = tmp_path.stat().st_dev
     if found.filesystem in {"ext4", "xfs", "tmpfs"}:
@@ -79,7 +79,8 @@ def test_the_medium_of_a_path_that_is_not_there_yet_is_its_parents(tmp_path: Pat
 
 def test_huge_pages_of_a_mount_are_seen(memory: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tonnage.cache import medium_of; print(medium_of(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from tonnage.cache import inspect_medium; "
+        "print(inspect_medium(Path(sys.argv[1])))"
     )
     script = f'mount -t tmpfs -o huge=always,size=4M none "$1" && exec {sys.executable} -c "{code}" "$1"'
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3] / "loader")}
@@ -96,19 +97,19 @@ def test_huge_pages_of_a_mount_are_seen(memory: Path) -> None:
 
 
 def test_a_load_that_fits_is_let_through(root: Path) -> None:
-    check_room(root / "entry", 1000, min_free=1000)
+    check_free_space(root / "entry", 1000, min_free=1000)
 
 
 def test_a_load_larger_than_the_free_space_is_refused_with_both_numbers(root: Path) -> None:
-    free = medium_of(root).free_bytes
+    free = inspect_medium(root).free_bytes
     with pytest.raises(InsufficientSpace, match=r"GiB \([0-9,]+ bytes\)"):
-        check_room(root, free + (1 << 40))
+        check_free_space(root, free + (1 << 40))
 
 
 def test_the_refusal_is_a_sentence_with_needed_and_free() -> None:
     medium = Medium(filesystem="ext4", capacity_bytes=100 * GIB, free_bytes=10 * GIB)
-    assert lacking_room(Path("/c"), medium, 10 * GIB) == ""
-    assert lacking_room(Path("/c"), medium, 12 * GIB, min_free=GIB) == (
+    assert insufficient_space_message(Path("/c"), medium, 10 * GIB) == ""
+    assert insufficient_space_message(Path("/c"), medium, 12 * GIB, min_free=GIB) == (
         "/c has not enough room: 12.0 GiB (12,884,901,888 bytes) needed and 1.0 GiB (1,073,741,824 bytes) kept free, "
         "10.0 GiB (10,737,418,240 bytes) free of 100.0 GiB (107,374,182,400 bytes) (ext4)."
     )
@@ -116,13 +117,15 @@ def test_the_refusal_is_a_sentence_with_needed_and_free() -> None:
 
 def test_memory_that_the_process_may_not_have_is_no_room() -> None:
     medium = Medium(filesystem="tmpfs", capacity_bytes=100 * GIB, free_bytes=100 * GIB)
-    assert lacking_room(Path("/c"), medium, 2 * GIB, limit=2 * GIB, machine=2 * GIB) == ""
-    assert "the memory limit of this process is 1.0 GiB" in lacking_room(Path("/c"), medium, 2 * GIB, limit=GIB)
-    assert "this machine has only 1.0 GiB" in lacking_room(Path("/c"), medium, 2 * GIB, machine=GIB)
+    assert insufficient_space_message(Path("/c"), medium, 2 * GIB, limit=2 * GIB, machine=2 * GIB) == ""
+    assert "the memory limit of this process is 1.0 GiB" in insufficient_space_message(
+        Path("/c"), medium, 2 * GIB, limit=GIB
+    )
+    assert "this machine has only 1.0 GiB" in insufficient_space_message(Path("/c"), medium, 2 * GIB, machine=GIB)
 
 
-def test_a_medium_of_unknown_size_is_let_through() -> None:
-    assert lacking_room(Path("/c"), Medium(filesystem="ramfs"), 1 << 60) == ""
+def test_a_inspect_medium_unknown_size_is_let_through() -> None:
+    assert insufficient_space_message(Path("/c"), Medium(filesystem="ramfs"), 1 << 60) == ""
 
 
 def test_the_machines_memory_is_known() -> None:

@@ -20,7 +20,7 @@ from support.cache_entries import (
     visible,
 )
 from support.children import NOBODY, die, in_child, killed_at_operation
-from tonnage.cache import Cache, Journal, State
+from tonnage.cache import Cache, EntryState, Journal
 from tonnage.cache.verify import verify_entry
 from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError
 
@@ -39,7 +39,7 @@ ADDED = {"model-rank-1-part-0.safetensors"}
 
 def prepared(root: Path) -> Entry:
     entry = Cache(root).entry(NAME)
-    entry.prepare()
+    entry.create()
     return entry
 
 
@@ -64,7 +64,7 @@ def journal_records(entry: Entry) -> list[bytes]:
     journal = Journal.open(entry.journal_path)
     assert journal is not None
     with journal:
-        return journal.replay()
+        return journal.read_payloads()
 
 
 def test_publishing_goes_through_these_steps(root: Path) -> None:
@@ -76,9 +76,9 @@ def test_publishing_goes_through_these_steps(root: Path) -> None:
 def test_what_was_published_is_whole_and_readable_by_all(root: Path) -> None:
     entry = published_entry(root)
     assert_whole(entry, WHOLE)
-    for folder in (entry.path, entry.model, entry.private, entry.model / "tokenizer"):
+    for folder in (entry.path, entry.model_dir, entry.private_dir, entry.model_dir / "tokenizer"):
         assert folder.stat().st_mode & 0o777 == 0o755
-    assert entry.load_path.stat().st_mode & 0o777 == 0o666
+    assert entry.load_lock_path.stat().st_mode & 0o777 == 0o666
 
 
 @pytest.mark.parametrize("step", BEFORE)
@@ -88,13 +88,13 @@ def test_killed_before_the_commit_the_entry_goes_back_to_what_can_be_resumed(roo
     assert_nothing_or_all(entry, WHOLE.contents)
     assert entry.read_manifest() is None
 
-    assert entry.recover() is State.PARTIAL
+    assert entry.recover() is EntryState.PARTIAL
 
     assert visible(entry) == {}
     assert journal_records(entry) == RECORDS
     for path, data in WHOLE.contents.items():
-        assert (entry.partial_model / path).read_bytes() == data
-        assert (entry.partial_model / path).stat().st_mode & 0o200
+        assert (entry.partial_model_dir / path).read_bytes() == data
+        assert (entry.partial_model_dir / path).stat().st_mode & 0o200
     publish(entry, WHOLE)
     assert_whole(entry, WHOLE)
 
@@ -103,9 +103,9 @@ def test_killed_before_the_commit_the_entry_goes_back_to_what_can_be_resumed(roo
 def test_killed_after_the_commit_the_entry_is_ready_and_recovery_tidies_up(root: Path, step: str) -> None:
     entry = filled(root)
     assert publish_until(entry, step) == -9
-    assert entry.state is State.READY
+    assert entry.state is EntryState.READY
     assert visible(entry) == WHOLE.contents
-    assert entry.recover() is State.READY
+    assert entry.recover() is EntryState.READY
     assert_whole(entry, WHOLE)
 
 
@@ -115,17 +115,17 @@ def test_killed_while_adding_a_rank_the_other_stays_ready_and_the_addition_can_b
 ) -> None:
     entry = with_one_rank(root)
     assert publish_until(entry, step) == -9
-    assert entry.state is State.READY
+    assert entry.state is EntryState.READY
     assert verify_entry(entry).tensors in {2, 4}
 
-    assert entry.recover() is State.READY
+    assert entry.recover() is EntryState.READY
 
     if step in AFTER:
         assert_whole(entry, WHOLE)
         return
     assert visible(entry) == FIRST_RANK.contents
     assert journal_records(entry) == RECORDS
-    assert {path: (entry.partial_model / path).read_bytes() for path in ADDED} == {
+    assert {path: (entry.partial_model_dir / path).read_bytes() for path in ADDED} == {
         path: WHOLE.contents[path] for path in ADDED
     }
     publish(entry, WHOLE)
@@ -142,7 +142,7 @@ def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
         before = visible(entry)
         killed = killed_at_operation(functools.partial(publish, entry, WHOLE), number)
         assert_nothing_or_all(entry, before, WHOLE.contents)
-        if entry.recover() is not State.READY or visible(entry) != WHOLE.contents:
+        if entry.recover() is not EntryState.READY or visible(entry) != WHOLE.contents:
             assert visible(entry) == before
             publish(entry, WHOLE)
         assert_whole(entry, WHOLE)
@@ -186,33 +186,35 @@ def test_killed_before_any_file_operation_of_clearing_the_model_is_whole_or_gone
         entry.recover()
         assert_nothing_or_all(entry, WHOLE.contents)
         entry.clear()
-        assert entry.state is State.EMPTY
+        assert entry.state is EntryState.EMPTY
         number += 1
     assert number > 5
 
 
 def test_clearing_keeps_folders_and_locks_and_says_what_it_freed(root: Path) -> None:
     entry = published_entry(root)
-    entry.use_shared().release()
-    inodes = {path: path.stat().st_ino for path in (entry.path, entry.private, entry.load_path, entry.use_path)}
+    entry.acquire_use_lock().release()
+    inodes = {
+        path: path.stat().st_ino for path in (entry.path, entry.private_dir, entry.load_lock_path, entry.use_lock_path)
+    }
     assert entry.clear() == WHOLE.manifest.bytes
     assert {path: path.stat().st_ino for path in inodes} == inodes
-    assert sorted(path.name for path in entry.private.iterdir()) == ["load.lock", "use.lock"]
-    assert list(entry.model.iterdir()) == []
-    assert entry.state is State.EMPTY
+    assert sorted(path.name for path in entry.private_dir.iterdir()) == ["load.lock", "use.lock"]
+    assert list(entry.model_dir.iterdir()) == []
+    assert entry.state is EntryState.EMPTY
 
 
 def test_a_mapped_file_outlives_the_clearing(root: Path) -> None:
     entry = published_entry(root)
     path, data = next(iter(WHOLE.contents.items()))
-    with (entry.model / path).open("rb") as file:
+    with (entry.model_dir / path).open("rb") as file:
         entry.clear()
         assert file.read() == data
 
 
 def test_files_that_no_manifest_names_are_not_published(root: Path) -> None:
     entry = filled(root)
-    (entry.partial_model / "stranger.bin").write_bytes(b"x")
+    (entry.partial_model_dir / "stranger.bin").write_bytes(b"x")
     publish(entry, WHOLE)
     assert_whole(entry, WHOLE)
 
@@ -220,7 +222,7 @@ def test_files_that_no_manifest_names_are_not_published(root: Path) -> None:
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_a_file_that_is_not_as_announced_is_refused_before_anything_is_visible(root: Path, damage: str) -> None:
     entry = filled(root)
-    victim = entry.partial_model / "tokenizer/vocab.txt"
+    victim = entry.partial_model_dir / "tokenizer/vocab.txt"
     if damage == "missing":
         victim.unlink()
     else:
@@ -228,28 +230,28 @@ def test_a_file_that_is_not_as_announced_is_refused_before_anything_is_visible(r
     with pytest.raises(CacheDamaged, match=r"tokenizer/vocab\.txt"):
         publish(entry, WHOLE)
     assert visible(entry) == {}
-    assert entry.state is State.PARTIAL
+    assert entry.state is EntryState.PARTIAL
 
 
 def test_a_link_in_the_partial_folder_is_refused(root: Path) -> None:
     entry = filled(root)
-    (entry.partial_model / "passwd").symlink_to("/etc/passwd")
+    (entry.partial_model_dir / "passwd").symlink_to("/etc/passwd")
     with pytest.raises(CacheDamaged, match="passwd is neither a file nor a folder"):
         publish(entry, WHOLE)
 
 
 def test_publishing_over_files_of_nobody_is_a_defect_that_is_named(root: Path) -> None:
     entry = filled(root)
-    (entry.model / "left.bin").write_bytes(b"x")
+    (entry.model_dir / "left.bin").write_bytes(b"x")
     with pytest.raises(InternalError, match="recover the entry"):
         publish(entry, WHOLE)
 
 
 def test_a_damaged_entry_is_repaired_by_loading_it_again(root: Path) -> None:
     entry = published_entry(root)
-    victim = entry.model / "tokenizer/vocab.txt"
+    victim = entry.model_dir / "tokenizer/vocab.txt"
     victim.unlink()
-    assert entry.recover() is State.DAMAGED
+    assert entry.recover() is EntryState.DAMAGED
     fill(entry, WHOLE)
     publish(entry, WHOLE)
     assert_whole(entry, WHOLE)
@@ -258,8 +260,8 @@ def test_a_damaged_entry_is_repaired_by_loading_it_again(root: Path) -> None:
 def test_a_manifest_that_is_garbage_counts_as_none(root: Path) -> None:
     entry = published_entry(root)
     entry.manifest_path.write_bytes(b"\xff{garbage")
-    assert entry.state is State.DAMAGED
-    assert entry.recover() is State.PARTIAL
+    assert entry.state is EntryState.DAMAGED
+    assert entry.recover() is EntryState.PARTIAL
     assert visible(entry) == {}
 
 
@@ -268,9 +270,9 @@ def test_another_user_can_use_but_not_change_an_entry(memory: Path) -> None:
     entry = published_entry(memory)
 
     def look() -> None:
-        entry.prepare()
-        with entry.use_shared():
-            assert entry.state is State.READY
+        entry.create()
+        with entry.acquire_use_lock():
+            assert entry.state is EntryState.READY
             assert visible(entry) == WHOLE.contents
             with pytest.raises(CacheNotWritable):
                 entry.clear()
@@ -287,14 +289,14 @@ def test_a_user_without_privileges_resumes_files_that_were_made_read_only(memory
 
     def begin() -> None:
         os.umask(0o077)
-        entry.prepare()
+        entry.create()
         fill(entry, WHOLE)
         publish(entry, WHOLE, checkpoint=lambda step: die() if step == "model" else None)
 
     def resume() -> None:
         entry.recover()
         for path, data in WHOLE.contents.items():
-            (entry.partial_model / path).write_bytes(data)
+            (entry.partial_model_dir / path).write_bytes(data)
         publish(entry, WHOLE)
 
     assert in_child(begin, uid=NOBODY) == -9

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from support.cache_entries import NAME, assert_whole, fill, publish, sample, visible
 from support.children import Child, in_child
-from tonnage.cache import Cache, State
-from tonnage.cache.usage import evict
+from tonnage.cache import Cache, EntryState
+from tonnage.cache.listing import evict
 from tonnage.errors import CacheInUse
 
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ ROUNDS = 120
 
 def load(entry: Entry) -> None:
     """What a loader does, with all its locks."""
-    entry.prepare()
-    with entry.use_shared():
-        if entry.state is not State.READY:
-            with entry.load_lock():
-                if entry.recover() is not State.READY:
+    entry.create()
+    with entry.acquire_use_lock():
+        if entry.state is not EntryState.READY:
+            with entry.acquire_load_lock():
+                if entry.recover() is not EntryState.READY:
                     fill(entry, MADE)
                     publish(entry, MADE)
-        assert entry.state is State.READY
+        assert entry.state is EntryState.READY
         assert visible(entry) == MADE.contents
 
 
 def load_and_tidy(entry: Entry) -> None:
     """Loads; where somebody was killed after publishing, what he left goes with the next who takes the lock."""
     load(entry)
-    with entry.load_lock():
+    with entry.acquire_load_lock():
         entry.recover()
 
 
@@ -75,11 +75,11 @@ def test_kills_at_random_moments_never_show_half_a_model(memory: Path) -> None:
 
 def test_loads_that_start_together_load_once(root: Path) -> None:
     entry = Cache(root).entry(NAME)
-    entry.prepare()
+    entry.create()
 
     def work(say: Say) -> None:
-        with entry.use_shared(), entry.load_lock():
-            if entry.recover() is State.READY:
+        with entry.acquire_use_lock(), entry.acquire_load_lock():
+            if entry.recover() is EntryState.READY:
                 say("hit")
                 return
             fill(entry, MADE)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.cache_entries import NAME, fill, publish, published_entry, sample
-from tonnage.cache import Cache, State, TensorTable
+from tonnage.cache import Cache, EntryState, TensorTable
 from tonnage.cache import verify as verify_module
-from tonnage.cache.rest import rest_ranges
-from tonnage.cache.usage import cache_usage, evict, usage
-from tonnage.cache.verify import provable, upgrade, verify_entry
+from tonnage.cache.listing import entry_info, evict, list_entries
+from tonnage.cache.non_tensor_checksums import non_tensor_ranges
+from tonnage.cache.verify import achievable_level, upgrade, verify_entry
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, Interrupted
 
@@ -45,7 +45,7 @@ def test_an_entry_as_it_was_published_verifies(root: Path, level: Verify) -> Non
 @pytest.mark.parametrize("level", [Verify.CRC32, Verify.SHA256])
 def test_a_flipped_bit_in_a_tensor_is_found_with_file_tensor_and_offset(root: Path, level: Verify) -> None:
     entry = published_entry(root)
-    flip(entry.model / SHARD, 1500)
+    flip(entry.model_dir / SHARD, 1500)
     with pytest.raises(CacheDamaged, match=rf"{SHARD} was changed: the tensor 'layer\.1\.1' at offset 1,016 \(1,000"):
         verify_entry(entry, level=level)
     assert verify_entry(entry, level=Verify.SIZE).verified is Verify.SIZE
@@ -54,7 +54,7 @@ def test_a_flipped_bit_in_a_tensor_is_found_with_file_tensor_and_offset(root: Pa
 @pytest.mark.parametrize("path", [SHARD, "tokenizer/vocab.txt", "model.safetensors.index.json"])
 def test_a_flipped_bit_outside_of_tensors_is_found(root: Path, path: str) -> None:
     entry = published_entry(root)
-    flip(entry.model / path, 3)
+    flip(entry.model_dir / path, 3)
     with pytest.raises(CacheDamaged, match=f"{path} was changed: the CRC-32 of its bytes"):
         verify_entry(entry)
 
@@ -64,38 +64,38 @@ def test_no_byte_of_the_model_can_change_unnoticed(memory: Path) -> None:
     entry = published_entry(memory, made)
     for path, data in made.contents.items():
         for position in range(0, len(data), 1 if path.startswith("model-rank") else 37):
-            flip(entry.model / path, position)
+            flip(entry.model_dir / path, position)
             with pytest.raises(CacheDamaged):
                 verify_entry(entry, threads=1)
-            flip(entry.model / path, position)
+            flip(entry.model_dir / path, position)
     verify_entry(entry)
 
 
 def test_all_damage_is_counted_and_the_first_is_named(root: Path) -> None:
     entry = published_entry(root)
-    flip(entry.model / SHARD, 20)
-    flip(entry.model / SHARD, 1500)
-    flip(entry.model / "tokenizer/vocab.txt", 0)
+    flip(entry.model_dir / SHARD, 20)
+    flip(entry.model_dir / SHARD, 1500)
+    flip(entry.model_dir / "tokenizer/vocab.txt", 0)
     with pytest.raises(CacheDamaged, match=r"'layer\.1\.0' .* So are 2 more\."):
         verify_entry(entry)
 
 
 def test_a_shortened_file_is_named_before_anything_is_read(root: Path) -> None:
     entry = published_entry(root)
-    os.truncate(entry.model / SHARD, 100)
+    os.truncate(entry.model_dir / SHARD, 100)
     with pytest.raises(CacheDamaged, match=rf"{SHARD} has 100 bytes instead of 2,016"):
         verify_entry(entry)
 
 
 def test_an_entry_with_nothing_in_it_can_not_be_verified(root: Path) -> None:
     entry = Cache(root).entry(NAME)
-    entry.prepare()
+    entry.create()
     with pytest.raises(CacheDamaged, match="nothing published"):
         verify_entry(entry)
 
 
 def test_large_tensors_are_checked_by_several_threads_in_chunks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(verify_module, "TASK_BYTES", 4096)
     monkeypatch.setattr(verify_module, "READ_BYTES", 1000)
     entry = published_entry(root, sample(tensor_bytes=50_000))
     seen: list[tuple[int, int]] = []
@@ -103,7 +103,7 @@ def test_large_tensors_are_checked_by_several_threads_in_chunks(root: Path, monk
     assert result.verified is Verify.CRC32
     assert len(seen) > 48
     assert max(seen) == (result.bytes, result.bytes)
-    flip(entry.model / SHARD, 70_000)
+    flip(entry.model_dir / SHARD, 70_000)
     with pytest.raises(CacheDamaged, match=r"'layer\.1\.1'"):
         verify_entry(entry, threads=4)
 
@@ -115,12 +115,12 @@ def test_verifying_can_be_canceled(root: Path) -> None:
 
 def test_what_has_no_checksum_is_said() -> None:
     tensors = MADE.table.tensors
-    assert provable(tensors, Verify.SHA256) == (Verify.SHA256, ())
+    assert achievable_level(tensors, Verify.SHA256) == (Verify.SHA256, ())
     no_sha = [msgspec.structs.replace(tensors[0], sha256=None), *tensors[1:]]
-    verified, notes = provable(no_sha, Verify.SHA256)
+    verified, notes = achievable_level(no_sha, Verify.SHA256)
     assert verified is Verify.CRC32
     assert notes == ("1 of 4 tensors have no SHA-256 in their file.",)
-    verified, notes = provable([msgspec.structs.replace(no_sha[0], crc32=None), *tensors[1:]], Verify.CRC32)
+    verified, notes = achievable_level([msgspec.structs.replace(no_sha[0], crc32=None), *tensors[1:]], Verify.CRC32)
     assert verified is Verify.SIZE
     assert "encrypted" in notes[0]
 
@@ -129,7 +129,7 @@ def test_a_tensor_with_only_a_sha256_is_checked_by_it(root: Path) -> None:
     tensors = tuple(msgspec.structs.replace(tensor, crc32=None) for tensor in MADE.table.tensors)
     entry = published_entry(root, MADE._replace(table=TensorTable(tensors=tensors)))
     assert verify_entry(entry).verified is Verify.CRC32
-    flip(entry.model / SHARD, 1500)
+    flip(entry.model_dir / SHARD, 1500)
     with pytest.raises(CacheDamaged, match="SHA-256"):
         verify_entry(entry)
 
@@ -142,7 +142,7 @@ def test_a_stronger_check_is_written_into_the_manifest_and_a_weaker_one_is_not(r
     entry.rewrite_manifest(upgrade(manifest, Verify.SHA256))
     again = entry.read_manifest()
     assert again == msgspec.structs.replace(manifest, verified=Verify.SHA256)
-    assert entry.state is State.READY
+    assert entry.state is EntryState.READY
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=6), st.integers(0, 100))
@@ -152,22 +152,22 @@ def test_tensors_and_the_rest_make_up_the_file_or_overlap(extents: list[tuple[in
     covered = [position for start, end in set(ranges) for position in range(start, end)]
     if len(set(covered)) != len(covered) or any(end > size for _, end in ranges):
         with pytest.raises(CacheDamaged, match="overlaps"):
-            rest_ranges(ranges, size, name="f")
+            non_tensor_ranges(ranges, size, label="f")
     else:
-        rest = [position for start, end in rest_ranges(ranges, size, name="f") for position in range(start, end)]
+        rest = [position for start, end in non_tensor_ranges(ranges, size, label="f") for position in range(start, end)]
         assert sorted(rest + covered) == list(range(size))
 
 
 def test_usage_says_what_is_there_and_who_uses_it(root: Path) -> None:
     entry = published_entry(root)
-    (row,) = cache_usage(Cache(root))
-    assert (row.name, row.state, row.bytes, row.files) == (NAME, State.READY, MADE.manifest.bytes, 4)
+    (row,) = list_entries(Cache(root))
+    assert (row.name, row.state, row.bytes, row.files) == (NAME, EntryState.READY, MADE.manifest.bytes, 4)
     assert (row.revision, row.layout, row.verified, row.created) == (NAME, "safetensors", "crc32", 1.0)
     assert (row.in_use, row.holders) == (False, ())
-    os.utime(entry.use_path, (1000, 1000))
-    assert usage(entry).last_used == 1000
-    with entry.use_shared():
-        row = usage(entry)
+    os.utime(entry.use_lock_path, (1000, 1000))
+    assert entry_info(entry).last_used == 1000
+    with entry.acquire_use_lock():
+        row = entry_info(entry)
         assert row.in_use
         assert [holder.pid for holder in row.holders] == [os.getpid()]
         assert row.last_used > 1000
@@ -176,13 +176,13 @@ def test_usage_says_what_is_there_and_who_uses_it(root: Path) -> None:
 
 def test_usage_of_a_partial_and_of_a_damaged_entry(root: Path) -> None:
     entry = Cache(root).entry(NAME)
-    entry.prepare()
+    entry.create()
     fill(entry, MADE)
-    assert (usage(entry).state, usage(entry).bytes) == (State.PARTIAL, MADE.manifest.bytes)
+    assert (entry_info(entry).state, entry_info(entry).bytes) == (EntryState.PARTIAL, MADE.manifest.bytes)
     publish(entry, MADE)
-    (entry.model / SHARD).unlink()
-    row = usage(entry)
-    assert row.state is State.DAMAGED
+    (entry.model_dir / SHARD).unlink()
+    row = entry_info(entry)
+    assert row.state is EntryState.DAMAGED
     assert SHARD in row.problem
 
 
@@ -190,5 +190,5 @@ def test_removing_frees_what_usage_said(root: Path) -> None:
     entry = published_entry(root)
     assert evict(entry) == MADE.manifest.bytes
     assert evict(entry) == 0
-    assert cache_usage(Cache(root)) == []
+    assert list_entries(Cache(root)) == []
     assert evict(Cache(root).entry("r-none")) == 0

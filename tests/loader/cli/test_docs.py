@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tonnage.cli import help_texts
-from tonnage.cli.parser import build, parse
+from tonnage.cli.command_line import build_parser, parse_command_line
 from tonnage.contract import Report, decode_report
 
 PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
-COMMANDS = build()[1]
+COMMANDS = build_parser()[1]
 
 
 def section(name: str) -> str:
@@ -52,7 +52,7 @@ def page_commands() -> list[list[str]]:
 
 
 def help_commands() -> list[list[str]]:
-    texts = [help_texts.PROGRAM, *(command.description for command in help_texts.COMMANDS.values())]
+    texts = [help_texts.PROGRAM_DESCRIPTION, *(command.description for command in help_texts.COMMANDS.values())]
     lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
     examples = [line for line in lines if re.match(r"\s+(tonnage |\w+=\$\(tonnage )", line)]
     return [words for line in examples for words in shown_commands(line)]
@@ -60,12 +60,12 @@ def help_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", page_commands(), ids=" ".join)
 def test_every_command_on_the_page_can_be_given(words: list[str]) -> None:
-    assert parse(words, {}).command == words[0]
+    assert parse_command_line(words, {}).command == words[0]
 
 
 @pytest.mark.parametrize("words", help_commands(), ids=" ".join)
 def test_every_example_of_the_help_can_be_given(words: list[str]) -> None:
-    assert parse(words, {}).command == words[0]
+    assert parse_command_line(words, {}).command == words[0]
 
 
 def test_both_have_examples_of_every_command() -> None:

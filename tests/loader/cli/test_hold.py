@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from tonnage.cache import FileLock, LockKind, holders
+from tonnage.cache import FileLock, LockMode, find_lock_holders
 from tonnage.cli import hold
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ MOST_RESIDENT_KIB = 12 * 1024
 BECOME = """
 import os, signal, sys
 from pathlib import Path
-from tonnage.cache import FileLock, LockKind
-from tonnage.cli.hold import become_holder
+from tonnage.cache import FileLock, LockMode
+from tonnage.cli.hold import exec_holder
 lock = FileLock(Path(sys.argv[1]))
-lock.lock(LockKind.SHARED)
+lock.acquire(LockMode.SHARED)
 exec(sys.argv[3])
-become_holder([lock.fileno()], ready=int(sys.argv[2]) if sys.argv[2] else None)
+exec_holder([lock.fileno()], ready_fd=int(sys.argv[2]) if sys.argv[2] else None)
 """
 
 
@@ -79,7 +79,7 @@ def holder(tmp_path: Path) -> Iterator[Holder]:
 
 def free(path: Path) -> bool:
     with FileLock(path) as lock:
-        return lock.try_lock(LockKind.EXCLUSIVE)
+        return lock.try_acquire(LockMode.EXCLUSIVE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -107,7 +107,7 @@ def test_it_keeps_no_credentials_and_no_command_line_of_the_load(holder: Holder)
 
 
 def test_the_lock_says_that_tonnage_holds_it(holder: Holder) -> None:
-    assert [(found.pid, found.command, found.mode) for found in holders(holder.path)] == [
+    assert [(found.pid, found.command, found.mode) for found in find_lock_holders(holder.path)] == [
         (holder.pid, "tonnage hold", "shared")
     ]
 
@@ -158,8 +158,8 @@ def test_it_becomes_what_it_is_told_once_the_locks_are_free(tmp_path: Path) -> N
     path = tmp_path / "use.lock"
     told = tmp_path / "told"
     os.mkfifo(told)
-    last = f"afterwards=['/bin/sh', '-c', 'cat {told}; exit 7']"
-    program = BECOME.replace("ready=int", f"{last}, ready=int")
+    last = f"exit_command=['/bin/sh', '-c', 'cat {told}; exit 7']"
+    program = BECOME.replace("ready_fd=int", f"{last}, ready_fd=int")
     with Holder(path, program=program) as running:
         assert not free(path)
         running.process.terminate()
@@ -218,7 +218,7 @@ def test_where_the_interpreter_can_not_be_executed_signals_work_again(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with FileLock(tmp_path / "use.lock") as lock:
-        lock.lock(LockKind.SHARED)
+        lock.acquire(LockMode.SHARED)
         with pytest.raises(FileNotFoundError):
-            hold.become_holder([lock.fileno()])
+            hold.exec_holder([lock.fileno()])
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from tonnage.cli.invocation import Invocation
-from tonnage.cli.output import leave_report, show_error, write_file
+from tonnage.cli.output import print_error, write_atomically, write_report_files
 from tonnage.cli.signals import Cancellation
 from tonnage.contract import Outcome, Plan, Report, S3Source, decode_report
 from tonnage.errors import AccessDenied
@@ -23,7 +23,7 @@ REPORT = Report(outcome=Outcome.LOADED, revision="r-0123456789ab", notes=("n" * 
 def test_a_report_file_is_replaced_in_one_step_and_leaves_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    leave_report(REPORT, str(path), "")
+    write_report_files(REPORT, str(path), "")
     assert decode_report(path.read_bytes()) == REPORT
     assert list(tmp_path.iterdir()) == [path]
 
@@ -34,7 +34,7 @@ def test_a_report_can_go_into_a_pipe(tmp_path: Path) -> None:
     received: list[bytes] = []
     reader = threading.Thread(target=lambda: received.append(path.read_bytes()))
     reader.start()
-    write_file(path, b"hello")
+    write_atomically(path, b"hello")
     reader.join()
     assert received == [b"hello"]
 
@@ -43,7 +43,7 @@ def test_the_termination_message_is_cut_to_what_kubernetes_keeps(tmp_path: Path)
     log = tmp_path / "termination-log"
     log.touch()
     place = log.stat().st_ino
-    leave_report(REPORT, "", str(log))
+    write_report_files(REPORT, "", str(log))
     assert log.stat().st_ino == place, "Kubernetes mounts this very file"
     assert log.stat().st_size <= 4096
     assert decode_report(log.read_bytes()).revision == REPORT.revision
@@ -53,14 +53,14 @@ def test_a_report_that_cannot_be_written_is_said_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = tmp_path / "gone" / "x"
-    leave_report(REPORT, str(gone), str(gone))
+    write_report_files(REPORT, str(gone), str(gone))
     shown = capsys.readouterr().err
     assert shown.count(str(gone)) == 2
     assert "No such file or directory" in shown
 
 
 def test_an_error_is_shown_with_its_reason_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    show_error(AccessDenied("s3://b/k: denied for sekret-value"), {"AWS_SECRET_ACCESS_KEY": "sekret-value"})
+    print_error(AccessDenied("s3://b/k: denied for sekret-value"), {"AWS_SECRET_ACCESS_KEY": "sekret-value"})
     first, second = capsys.readouterr().err.splitlines()
     assert first == "tonnage: AccessDenied: s3://b/k: denied for [hidden]"
     assert second == f"  → {AccessDenied.remedy}"
@@ -71,14 +71,14 @@ def test_a_failed_report_has_what_plan_and_loader_knew() -> None:
     invocation.plan = Plan(sources=(S3Source(bucket="b", prefix="k/"),), entry="mine")
     error = AccessDenied("No.")
     error.details.update(revision="r-0123456789ab", downloaded_bytes=7)
-    report = invocation.failed_report(error)
+    report = invocation.failure_report(error)
     assert (report.outcome, report.reason, report.entry) == (Outcome.FAILED, "AccessDenied", "mine")
     assert (report.revision, report.downloaded_bytes, report.verified) == ("r-0123456789ab", 7, "none")
 
 
 def test_a_failed_report_says_where_it_comes_from() -> None:
     invocation = Invocation(["load"], {"TONNAGE_NODE": "node-1", "TONNAGE_POD": "server-0"}, Cancellation())
-    report = invocation.failed_report(AccessDenied("No."))
+    report = invocation.failure_report(AccessDenied("No."))
     assert (report.node, report.pod) == ("node-1", "server-0")
 
 
@@ -90,8 +90,8 @@ def test_a_defect_is_an_internal_error_without_secrets_and_with_a_traceback_on_r
     try:
         raise KeyError("sekret-value at https://h/x?sig=1")
     except KeyError as defect:
-        error = invocation.unexpected(defect)
-    report = invocation.failed_report(error)
+        error = invocation.to_internal_error(defect)
+    report = invocation.failure_report(error)
     shown = capsys.readouterr().err
     assert report.reason == "InternalError"
     assert "KeyError" in report.message

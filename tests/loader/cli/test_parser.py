@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tonnage.cli import help_texts
-from tonnage.cli.parser import Parser, UsageError, build, parse
+from tonnage.cli.command_line import Parser, UsageError, build_parser, parse_command_line
 from tonnage.contract import AddressingStyle, Layout, Verify
 
 ISSUE_OPTIONS = {
@@ -15,7 +15,7 @@ ISSUE_OPTIONS = {
     "--termination-log", "--ready-file", "--status-file", "--on-failure",
 }  # fmt: skip
 
-COMMANDS = build()[1]
+COMMANDS = build_parser()[1]
 
 
 def options_of(command: Parser) -> set[str]:
@@ -58,7 +58,7 @@ def test_help_of_load_explains_output_environment_and_exit_codes() -> None:
 
 
 def test_help_of_the_program_lists_the_commands() -> None:
-    text = build()[0].format_help()
+    text = build_parser()[0].format_help()
     for name, command in help_texts.COMMANDS.items():
         assert f"{name} " in text
         assert command.summary in text
@@ -73,7 +73,7 @@ def test_an_option_that_is_left_out_comes_from_the_environment() -> None:
         "TONNAGE_EXCLUDE": "*.bin, *.md",
         "TONNAGE_LAYOUT": "",
     }
-    found = parse(["load", "s3://b/k", "--part-size", "0"], environment)
+    found = parse_command_line(["load", "s3://b/k", "--part-size", "0"], environment)
     assert found.cache == "/c"
     assert found.verify is Verify.SHA256
     assert found.anonymous is True
@@ -85,22 +85,22 @@ def test_an_option_that_is_left_out_comes_from_the_environment() -> None:
 
 def test_a_variable_that_makes_no_sense_is_named() -> None:
     with pytest.raises(UsageError, match="TONNAGE_TIMEOUT: 'soon' is not a duration"):
-        parse(["load", "s3://b/k"], {"TONNAGE_TIMEOUT": "soon"})
+        parse_command_line(["load", "s3://b/k"], {"TONNAGE_TIMEOUT": "soon"})
 
 
 def test_no_variable_removes_all_entries() -> None:
-    assert parse(["rm", "x"], {"TONNAGE_ALL": "1"}).all is False
+    assert parse_command_line(["rm", "x"], {"TONNAGE_ALL": "1"}).all is False
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_variable_is_named_after_its_option(name: str) -> None:
-    for variable, action in COMMANDS[name].variables.items():
+    for variable, action in COMMANDS[name].environment_actions.items():
         assert variable == "TONNAGE_" + action.option_strings[0].removeprefix("--").replace("-", "_").upper()
 
 
 def test_values_are_read_into_what_they_mean() -> None:
     words = "load s3://b/a s3://b/c --layout tensorizer --ranks 0-2 --addressing-style path --timeout 10m --include x"
-    found = parse([*words.split(), "--include", "y", "--bandwidth-limit", "5GiB", "--hold"], {})
+    found = parse_command_line([*words.split(), "--include", "y", "--bandwidth-limit", "5GiB", "--hold"], {})
     assert found.sources == ["s3://b/a", "s3://b/c"]
     assert found.layout is Layout.TENSORIZER
     assert found.ranks == (0, 1, 2)
@@ -130,7 +130,7 @@ def test_values_are_read_into_what_they_mean() -> None:
 )
 def test_a_line_that_makes_no_sense_is_refused_in_a_sentence(line: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        parse(line.split(), {})
+        parse_command_line(line.split(), {})
     assert caught.value.exit_code == 2
     assert caught.value.message.endswith((".", "?"))
     assert "--help`" in caught.value.remedy
@@ -138,4 +138,4 @@ def test_a_line_that_makes_no_sense_is_refused_in_a_sentence(line: str, message:
 
 def test_options_are_never_abbreviated() -> None:
     with pytest.raises(UsageError):
-        parse(["load", "s3://b/k", "--anon"], {})
+        parse_command_line(["load", "s3://b/k", "--anon"], {})

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tonnage.cli.progress import JsonLines, LazyBar, Silent, progress_line, progress_view
+from tonnage.cli.progress_output import JsonLines, LazyProgressBar, NullProgress, progress_line, progress_view
 from tonnage.contract import Progress
 
 LOADING = Progress(
@@ -55,7 +55,8 @@ def test_a_line_always_has_all_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "view"), [("bar", LazyBar), ("json", JsonLines), ("off", Silent), ("auto", JsonLines), (None, JsonLines)]
+    ("kind", "view"),
+    [("bar", LazyProgressBar), ("json", JsonLines), ("off", NullProgress), ("auto", JsonLines), (None, JsonLines)],
 )
 def test_auto_is_json_where_nobody_looks(kind: str | None, view: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -66,12 +67,12 @@ def test_auto_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    assert type(progress_view("auto")) is LazyBar
+    assert type(progress_view("auto")) is LazyProgressBar
 
 
 def test_a_bar_appears_only_when_there_is_something_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with LazyBar() as bar:
+    with LazyProgressBar() as bar:
         bar.show(Progress(phase="resolving"))
         assert bar._bar is None
         bar.show(Progress(phase="waiting"))
@@ -80,21 +81,21 @@ def test_a_bar_appears_only_when_there_is_something_to_wait_for(monkeypatch: pyt
 
 def test_resolving_that_takes_long_gets_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with LazyBar(patience=0.0) as bar:
+    with LazyProgressBar(delay=0.0) as bar:
         bar.show(Progress(phase="resolving"))
         assert bar._timer is not None
-        bar._out_of_patience()
+        bar._on_delay_elapsed()
         assert bar._bar is not None
 
 
 def test_the_bar_shows_phase_bytes_rate_time_left_tensors_and_retries() -> None:
     from rich.console import Console
 
-    from tonnage.cli.progress_bar import Bar
+    from tonnage.cli.progress_bar import ProgressBar
 
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=160, legacy_windows=False, color_system=None)
-    with Bar(console) as bar:
+    with ProgressBar(console) as bar:
         bar.show(LOADING)
     text = drawn.getvalue()
     for part in ("Loading", "25%", "3.0 GiB / 12.0 GiB", "1.52 GB/s", "0:06 left", "112/291 verified", "2 retries"):
@@ -102,6 +103,6 @@ def test_the_bar_shows_phase_bytes_rate_time_left_tensors_and_retries() -> None:
 
 
 def test_a_clock_shows_hours_only_where_there_are_any() -> None:
-    from tonnage.cli.progress_bar import clock_time
+    from tonnage.cli.progress_bar import format_clock_time
 
-    assert [clock_time(seconds) for seconds in (0, 8.4, 750, 3723)] == ["0:00", "0:08", "12:30", "1:02:03"]
+    assert [format_clock_time(seconds) for seconds in (0, 8.4, 750, 3723)] == ["0:00", "0:08", "12:30", "1:02:03"]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tonnage.cli.parser import parse
-from tonnage.cli.request import cache_folder, requested_plan
+from tonnage.cli.command_line import parse_command_line
+from tonnage.cli.plan_arguments import cache_folder, plan_from_arguments
 from tonnage.contract import HttpSource, Layout, Plan, S3Source, Verify, encode_plan, file_selection
-from tonnage.contract.plan import DEFAULT_COMPANIONS, DEFAULT_TENSORS
+from tonnage.contract.plan import DEFAULT_COMPANION_PATTERNS, DEFAULT_TENSOR_PATTERNS
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ PLAN = Plan(sources=(S3Source(bucket="models", prefix="llama/"),), verify=Verify
 
 
 def plan_for(line: str, environment: dict[str, str] | None = None) -> Plan:
-    return requested_plan(parse(line.split(), environment or {}))
+    return plan_from_arguments(parse_command_line(line.split(), environment or {}))
 
 
 def test_flags_make_the_plan_that_they_describe() -> None:
@@ -104,11 +104,11 @@ def test_what_contradicts_itself_is_an_invalid_plan(line: str, message: str, tmp
 
 def test_a_cache_must_be_named() -> None:
     with pytest.raises(InvalidPlan, match="TONNAGE_CACHE"):
-        cache_folder(parse(["load", "s3://b/k/"], {}))
+        cache_folder(parse_command_line(["load", "s3://b/k/"], {}))
 
 
 def test_included_tensor_files_replace_all_of_them_and_other_patterns_add_companions() -> None:
     assert file_selection(["a*.tensors"], []).tensors == ("a*.tensors",)
-    assert file_selection(["a*.tensors"], []).companions == DEFAULT_COMPANIONS
-    assert file_selection(["*.py"], []).tensors == DEFAULT_TENSORS
-    assert file_selection(["*.py"], []).companions == (*DEFAULT_COMPANIONS, "*.py")
+    assert file_selection(["a*.tensors"], []).companions == DEFAULT_COMPANION_PATTERNS
+    assert file_selection(["*.py"], []).tensors == DEFAULT_TENSOR_PATTERNS
+    assert file_selection(["*.py"], []).companions == (*DEFAULT_COMPANION_PATTERNS, "*.py")

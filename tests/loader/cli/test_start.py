@@ -39,7 +39,7 @@ def modules_of(words: list[str], environment: dict[str, str]) -> set[str]:
 def test_a_hit_imports_nothing_dear(loaded: tuple[Path, Finished], model: Model) -> None:
     words = ["load", model.source, "--cache", str(loaded[0])]
     modules = modules_of(words, model.environment)
-    assert "tonnage.loading.run" in modules
+    assert "tonnage.loading.load" in modules
     assert not DEAR & modules
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tonnage.cli.tables import Column, age, plain_table, print_table, printable
+from tonnage.cli.tables import Column, escape_unprintable, format_age, plain_table, print_table
 
 if TYPE_CHECKING:
     import pytest
 
-COLUMNS = (Column("NAME", long=True), Column("BYTES", number=True), Column("NOTE"))
+COLUMNS = (Column("NAME", foldable=True), Column("BYTES", number=True), Column("NOTE"))
 
 
 def test_plain_columns_are_aligned_and_nothing_is_cut() -> None:
@@ -27,13 +27,13 @@ def test_a_pipe_gets_no_colors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_names_from_files_cannot_play_tricks_on_a_terminal() -> None:
-    assert printable("a\x1b[31m\nb\u202e") == r"a\x1b[31m\nb\u202e"
-    assert printable("größe 層") == "größe 層"
+    assert escape_unprintable("a\x1b[31m\nb\u202e") == r"a\x1b[31m\nb\u202e"
+    assert escape_unprintable("größe 層") == "größe 層"
 
 
 def test_ages_are_in_their_largest_unit() -> None:
-    assert [age(1000, 1000 + seconds) for seconds in (0, 8, 119, 120, 7199, 7200, 172_800)] == [
+    assert [format_age(1000, 1000 + seconds) for seconds in (0, 8, 119, 120, 7199, 7200, 172_800)] == [
         "0s", "8s", "119s", "2m", "119m", "2h", "2d",
     ]  # fmt: skip
-    assert age(0) == "-"
-    assert age(1000, 900) == "0s"
+    assert format_age(0) == "-"
+    assert format_age(1000, 900) == "0s"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tonnage.cli import values
+from tonnage.cli import argument_types
 from tonnage.contract import Layout
 
 BOUNDED = settings(deadline=None, max_examples=50)
@@ -44,21 +44,21 @@ BOUNDED = settings(deadline=None, max_examples=50)
 def test_a_size_is_bytes_with_decimal_or_binary_units(text: str, expected: int | None) -> None:
     if expected is None:
         with pytest.raises(ArgumentTypeError, match=r"size|bytes"):
-            values.size(text)
+            argument_types.parse_size(text)
     else:
-        assert values.size(text) == expected
+        assert argument_types.parse_size(text) == expected
 
 
 @BOUNDED
 @given(st.integers(0, 1 << 40), st.sampled_from([("", 1), ("k", 1000), ("Ki", 1024), ("MB", 10**6), ("MiB", 1 << 20)]))
 def test_a_whole_number_of_units_is_exact(count: int, unit: tuple[str, int]) -> None:
-    assert values.size(f"{count}{unit[0]}") == count * unit[1]
+    assert argument_types.parse_size(f"{count}{unit[0]}") == count * unit[1]
 
 
 @BOUNDED
 @given(st.integers(0, 10**6), st.integers(0, 999))
 def test_a_fraction_of_a_size_is_rounded_down_exactly(whole: int, thousandths: int) -> None:
-    assert values.size(f"{whole}.{thousandths:03}Gi") == (whole * 1000 + thousandths) * (1 << 30) // 1000
+    assert argument_types.parse_size(f"{whole}.{thousandths:03}Gi") == (whole * 1000 + thousandths) * (1 << 30) // 1000
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_a_fraction_of_a_size_is_rounded_down_exactly(whole: int, thousandths: i
 def test_a_duration_is_seconds_or_parts_with_units(text: str, expected: float | None) -> None:
     if expected is None:
         with pytest.raises(ArgumentTypeError, match=r"duration|year"):
-            values.duration(text)
+            argument_types.parse_duration(text)
     else:
-        assert values.duration(text) == pytest.approx(expected)
+        assert argument_types.parse_duration(text) == pytest.approx(expected)
 
 
 @BOUNDED
 @given(st.integers(0, 300), st.integers(0, 59), st.integers(0, 59))
 def test_parts_of_a_duration_add_up(hours: int, minutes: int, seconds: int) -> None:
-    assert values.duration(f"{hours}h{minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
+    assert argument_types.parse_duration(f"{hours}h{minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
 
 
 @pytest.mark.parametrize(
@@ -118,21 +118,27 @@ def test_parts_of_a_duration_add_up(hours: int, minutes: int, seconds: int) -> N
 def test_ranks_are_a_list_of_numbers_and_ranges(text: str, expected: tuple[int, ...] | None) -> None:
     if expected is None:
         with pytest.raises(ArgumentTypeError, match="rank"):
-            values.ranks(text)
+            argument_types.parse_ranks(text)
     else:
-        assert values.ranks(text) == expected
+        assert argument_types.parse_ranks(text) == expected
 
 
 @BOUNDED
-@given(st.sets(st.integers(0, values.LARGEST_RANK), min_size=1, max_size=20))
+@given(st.sets(st.integers(0, argument_types.MAX_RANK), min_size=1, max_size=20))
 def test_every_set_of_ranks_can_be_written_and_read(ranks: set[int]) -> None:
-    assert values.ranks(",".join(map(str, ranks))) == tuple(sorted(ranks))
+    assert argument_types.parse_ranks(",".join(map(str, ranks))) == tuple(sorted(ranks))
 
 
 @BOUNDED
 @given(st.text(max_size=12))
 def test_any_text_is_a_value_or_refused_in_a_sentence(text: str) -> None:
-    for read in (values.size, values.duration, values.ranks, values.switch, values.whole_number(0, 256)):
+    for read in (
+        argument_types.parse_size,
+        argument_types.parse_duration,
+        argument_types.parse_ranks,
+        argument_types.parse_bool,
+        argument_types.int_range(0, 256),
+    ):
         refusal = ""
         try:
             read(text)
@@ -142,7 +148,7 @@ def test_any_text_is_a_value_or_refused_in_a_sentence(text: str) -> None:
 
 
 def test_names_are_read_in_any_case_and_others_refused_with_the_list() -> None:
-    read = values.one_of(Layout)
+    read = argument_types.enum_choice(Layout)
     assert read("TensorIzer") is Layout.TENSORIZER
     with pytest.raises(ArgumentTypeError, match="'zip' is none of safetensors, tensorizer"):
         read("zip")
@@ -152,13 +158,13 @@ def test_names_are_read_in_any_case_and_others_refused_with_the_list() -> None:
     ("text", "expected"), [("1", True), ("Yes", True), ("off", False), ("FALSE", False), ("", False)]
 )
 def test_a_switch_in_the_environment_is_true_or_false(text: str, expected: bool) -> None:
-    assert values.switch(text) is expected
+    assert argument_types.parse_bool(text) is expected
     with pytest.raises(ArgumentTypeError):
-        values.switch("maybe")
+        argument_types.parse_bool("maybe")
 
 
 def test_whole_numbers_have_bounds() -> None:
-    read = values.whole_number(0, 256)
+    read = argument_types.int_range(0, 256)
     assert (read("0"), read("256")) == (0, 256)
     for text in ("257", "-1", "1.5", "", "1_0"):
         with pytest.raises(ArgumentTypeError, match="from 0 to 256"):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from tonnage.contract import ObjectPin, place_of, revision_digest
+from tonnage.contract import ObjectPin, revision_digest, source_place
 
 PIN = ObjectPin(key="llama/model.tensors", size=10, etag="tag")
 
 
 @pytest.mark.parametrize("endpoint", ["http://s3.storage:8333", "HTTP://S3.Storage:8333/", "http://s3.storage:8333//"])
 def test_spellings_of_one_endpoint_are_one_place(endpoint: str) -> None:
-    assert place_of(endpoint, "models") == "http://s3.storage:8333/models"
+    assert source_place(endpoint, "models") == "http://s3.storage:8333/models"
 
 
 def test_the_path_of_a_gateway_keeps_its_case() -> None:
-    assert place_of("https://Gateway.test/S3/", "models") == "https://gateway.test/S3/models"
+    assert source_place("https://Gateway.test/S3/", "models") == "https://gateway.test/S3/models"
 
 
 def test_a_bucket_of_aws_is_its_own_place() -> None:
-    assert place_of("", "models") == "models"
+    assert source_place("", "models") == "models"
 
 
 def test_another_server_with_the_same_names_and_tags_has_another_revision() -> None:

@@ -20,7 +20,7 @@ from tonnage.contract import (
     decode_report,
     termination_message,
 )
-from tonnage.contract.report import LIST_LEFT_OUT, TERMINATION_MESSAGE_LIMIT
+from tonnage.contract.report import OMITTED_OBJECTS_NOTE, TERMINATION_MESSAGE_LIMIT
 from tonnage.errors import Reason
 
 texts = st.text(max_size=30) | st.text(min_size=1, max_size=10).map(lambda text: text * 900)
@@ -86,5 +86,5 @@ def test_a_list_that_is_too_long_is_said_to_be() -> None:
     )  # fmt: skip
     kept = decode_report(termination_message(report))
     assert kept.resolved is None
-    assert kept.notes == ("Files were left out: x.bin.", LIST_LEFT_OUT)
+    assert kept.notes == ("Files were left out: x.bin.", OMITTED_OBJECTS_NOTE)
     assert (kept.digest, kept.revision) == (report.digest, report.revision)

@@ -13,9 +13,9 @@ from support.tensors_reader import read_index, read_tensors
 from support.tensors_writer import raw_bytes
 from tonnage.errors import NameCollision
 from tonnage.format.dtypes import parse_dtype
-from tonnage.format.names import check_flat_names
 from tonnage.format.tensor_header import HashType
-from tonnage.format.tensors_file import USUAL_HEAD_BYTES
+from tonnage.format.tensor_names import check_flat_names
+from tonnage.format.tensors_index import TYPICAL_HEAD_BYTES
 
 if TYPE_CHECKING:
     from support.tensors_files import CorpusFile
@@ -51,7 +51,7 @@ def test_the_index_has_the_names_dtypes_and_shapes_that_were_written(file: Corpu
         assert entry.name == file.flat_names[entry.path]
         assert entry.is_meta == (tensor.is_meta and tensor.numel() > 0)
         assert entry.is_empty == (tensor.numel() == 0)
-        assert entry.full_bytes == tensor.numel() * tensor.element_size()
+        assert entry.nbytes == tensor.numel() * tensor.element_size()
 
 
 def test_the_preamble_says_what_was_needed_to_write_the_file(file: CorpusFile) -> None:
@@ -60,7 +60,7 @@ def test_the_preamble_says_what_was_needed_to_write_the_file(file: CorpusFile) -
     assert index.preamble.version == file.version
     assert index.preamble.encrypted == file.encrypted
     assert index.preamble.tagged == (file.version == 5)
-    assert index.preamble.body_offset == USUAL_HEAD_BYTES
+    assert index.preamble.body_offset == TYPICAL_HEAD_BYTES
     assert index.body_end == len(data)
 
 
@@ -81,7 +81,7 @@ def test_dtypes_are_spelled_as_the_own_writer_spells_them(corpus: dict[str, Corp
         for entry in read_index(corpus[name].path.read_bytes()).tensors:
             stored = stored_dtype(corpus[name].tensors[entry.path].dtype)
             assert parse_dtype(stored, where="x") == entry.dtype
-            assert (entry.dtype.safetensors is not None) == (name == "dtypes-sayable")
+            assert (entry.dtype.safetensors_name is not None) == (name == "dtypes-sayable")
 
 
 def test_flat_names_are_those_of_the_module_s_state_dict(corpus: dict[str, CorpusFile]) -> None:
@@ -95,6 +95,6 @@ def test_files_for_the_safetensors_layout_have_no_colliding_names(file: CorpusFi
     tensors = read_index(file.path.read_bytes()).tensors
     if file.name in {"colliding", "reserved"}:
         with pytest.raises(NameCollision):
-            check_flat_names(tensors, name=file.name)
+            check_flat_names(tensors, label=file.name)
     else:
-        check_flat_names(tensors, name=file.name)
+        check_flat_names(tensors, label=file.name)

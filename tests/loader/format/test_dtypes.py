@@ -13,27 +13,29 @@ from safetensors.torch import load_file, save_file
 from support.tensors_files import SAYABLE, bits, every_dtype
 from support.tensors_writer import PLAIN, raw_bytes, stored_dtype
 from tonnage.errors import FormatUnsupported
-from tonnage.format.dtypes import DTYPES, Dtype, from_safetensors, parse_dtype
+from tonnage.format.dtypes import DTYPES, Dtype, dtype_from_safetensors, parse_dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 KNOWN = [pytest.param(dtype, id=dtype.torch_name) for dtype in DTYPES]
-IN_SAFETENSORS = [pytest.param(dtype, id=dtype.torch_name) for dtype in DTYPES if dtype.safetensors]
+IN_SAFETENSORS = [pytest.param(dtype, id=dtype.torch_name) for dtype in DTYPES if dtype.safetensors_name]
 
 
 @pytest.mark.parametrize("dtype", KNOWN)
 def test_torch_has_each_dtype_with_this_size_and_spelling(dtype: Dtype) -> None:
     real = getattr(torch, dtype.torch_name)
     assert real.itemsize == dtype.item_size
-    assert stored_dtype(real).decode() == dtype.stored
-    assert parse_dtype(dtype.stored.encode(), where="x") is dtype
+    assert stored_dtype(real).decode() == dtype.stored_name
+    assert parse_dtype(dtype.stored_name.encode(), where="x") is dtype
 
 
 def test_the_table_has_every_dtype_that_torch_has_and_tensorizer_writes() -> None:
     assert {getattr(torch, dtype.torch_name) for dtype in DTYPES} == set(every_dtype())
-    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if b"\0" not in dtype.stored.encode()} == set(PLAIN)
-    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if dtype.safetensors} == SAYABLE
+    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if b"\0" not in dtype.stored_name.encode()} == set(
+        PLAIN
+    )
+    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if dtype.safetensors_name} == SAYABLE
 
 
 @pytest.mark.parametrize("dtype", IN_SAFETENSORS)
@@ -44,13 +46,13 @@ def test_safetensors_writes_and_reads_each_dtype_under_this_name(dtype: Dtype, t
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     for name, tensor in tensors.items():
-        assert header[name]["dtype"] == dtype.safetensors
+        assert header[name]["dtype"] == dtype.safetensors_name
         assert header[name]["shape"] == list(tensor.shape)
         found = load_file(path)[name]
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
         assert raw_bytes(found) == raw_bytes(tensor)
-    assert dtype.safetensors is not None
-    assert from_safetensors(dtype.safetensors, where="x") is dtype
+    assert dtype.safetensors_name is not None
+    assert dtype_from_safetensors(dtype.safetensors_name, where="x") is dtype
 
 
 def test_safetensors_states_another_shape_for_pairs_of_four_bit_floats(tmp_path: Path) -> None:
@@ -62,8 +64,8 @@ def test_safetensors_states_another_shape_for_pairs_of_four_bit_floats(tmp_path:
 
 def test_a_dtype_of_a_later_torch_is_carried_but_not_said_in_safetensors() -> None:
     dtype = parse_dtype(b"|V1\0torch.float6_e2m3", where="x")
-    assert (dtype.item_size, dtype.torch_name, dtype.safetensors) == (1, "float6_e2m3", None)
-    assert dtype.stored == "|V1\0torch.float6_e2m3"
+    assert (dtype.item_size, dtype.torch_name, dtype.safetensors_name) == (1, "float6_e2m3", None)
+    assert dtype.stored_name == "|V1\0torch.float6_e2m3"
     assert parse_dtype(b"<V16\0torch.float128", where="x").item_size == 16
 
 
@@ -77,4 +79,4 @@ def test_an_unknown_dtype_is_refused_by_name(stored: bytes) -> None:
 @pytest.mark.parametrize("name", ["F4", "F6_E2M3", "C128", ""])
 def test_a_safetensors_dtype_that_is_never_written_is_refused(name: str) -> None:
     with pytest.raises(FormatUnsupported, match=f"'{name}'"):
-        from_safetensors(name, where="x")
+        dtype_from_safetensors(name, where="x")

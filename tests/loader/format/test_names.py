@@ -10,10 +10,10 @@ from support.tensors_damage import F32
 from support.tensors_reader import read_index
 from support.tensors_writer import RawTensor, build_tensors_file
 from tonnage.errors import FormatDamaged, NameCollision
-from tonnage.format.names import check_flat_names, flat_name, parse_name, shown
+from tonnage.format.tensor_names import check_flat_names, flat_name, parse_name, short_repr
 
 if TYPE_CHECKING:
-    from tonnage.format.tensors_file import TensorEntry
+    from tonnage.format.tensors_index import TensorEntry
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_only_entries_of_state_dicts_are_nested() -> None:
 
 
 def test_long_and_odd_names_are_cut_and_escaped_in_error_texts() -> None:
-    assert shown("n" * 65_535) == repr("n" * 100) + "… (65535 characters)"
-    assert shown(b"\xff\0\n") == r"'\\xff\x00\n'"
+    assert short_repr("n" * 65_535) == repr("n" * 100) + "… (65535 characters)"
+    assert short_repr(b"\xff\0\n") == r"'\\xff\x00\n'"
 
 
 def _tensors(*names: bytes) -> tuple[TensorEntry, ...]:
@@ -52,7 +52,7 @@ def _tensors(*names: bytes) -> tuple[TensorEntry, ...]:
 def test_two_paths_with_one_flat_name_are_refused_naming_both() -> None:
     tensors = _tensors(b'\x1e["a","b"]', b"a.b")
     with pytest.raises(NameCollision) as caught:
-        check_flat_names(tensors, name="s3://b/k")
+        check_flat_names(tensors, label="s3://b/k")
     assert '["a","b"]' in str(caught.value)
     assert "'a.b'" in str(caught.value)
     assert "s3://b/k" in str(caught.value)
@@ -60,12 +60,12 @@ def test_two_paths_with_one_flat_name_are_refused_naming_both() -> None:
 
 def test_the_name_that_safetensors_keeps_for_itself_is_refused() -> None:
     with pytest.raises(NameCollision, match="__metadata__"):
-        check_flat_names(_tensors(b"a", b"__metadata__"), name="s3://b/k")
+        check_flat_names(_tensors(b"a", b"__metadata__"), label="s3://b/k")
 
 
 def test_one_name_in_two_objects_is_refused_naming_both_objects() -> None:
     seen: dict[str, str] = {}
-    check_flat_names(_tensors(b"a", b"b"), name="one", seen=seen)
+    check_flat_names(_tensors(b"a", b"b"), label="one", seen=seen)
     with pytest.raises(NameCollision, match="'b' is in one and in two"):
-        check_flat_names(_tensors(b"c", b"b"), name="two", seen=seen)
+        check_flat_names(_tensors(b"c", b"b"), label="two", seen=seen)
     assert seen == {"a": "one", "b": "one"}

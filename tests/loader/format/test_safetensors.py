@@ -17,22 +17,22 @@ from safetensors.torch import load, load_file, save_file
 from support.tensors_files import SAYABLE, bits
 from support.tensors_writer import raw_bytes, stored_dtype
 from tonnage.errors import CacheDamaged, DtypeUnsupported, FormatUnsupported, InternalError, NameCollision, TonnageError
-from tonnage.format.dtypes import Dtype, from_safetensors, parse_dtype
+from tonnage.format.dtypes import Dtype, dtype_from_safetensors, parse_dtype
 from tonnage.format.safetensors import (
     ShardTensor,
     alignment_order,
-    check_dtype,
+    build_shard_header,
     parse_header,
     read_header,
-    shard_header,
+    safetensors_dtype_name,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = {"format": "pt"}
-F32 = from_safetensors("F32", where="x")
-U8 = from_safetensors("U8", where="x")
+F32 = dtype_from_safetensors("F32", where="x")
+U8 = dtype_from_safetensors("U8", where="x")
 
 
 def _dtype(tensor: torch.Tensor) -> Dtype:
@@ -43,7 +43,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], *, align: int = 4096) -
     """Writes a shard as the loader would: the header, then each tensor at its offset."""
     shard = [ShardTensor(n, _dtype(t), tuple(t.shape), t.numel() * t.element_size()) for n, t in tensors.items()]
     shard = [shard[index] for index in alignment_order(shard)]
-    header, offsets = shard_header(shard, metadata=FORMAT, align=align)
+    header, offsets = build_shard_header(shard, metadata=FORMAT, align=align)
     with path.open("wb") as file:
         file.write(header)
         for tensor, offset in zip(shard, offsets, strict=True):
@@ -95,7 +95,7 @@ def test_tensors_are_aligned_to_their_elements_and_the_first_to_a_page(tmp_path:
     tensors = _every_kind()
     offsets = _write(tmp_path / "x", tensors)
     assert offsets[0] % 4096 == 0
-    for tensor in read_header(tmp_path / "x", name="x").tensors.values():
+    for tensor in read_header(tmp_path / "x", label="x").tensors.values():
         assert tensor.start % tensor.dtype.item_size == 0
         assert tensor.start in offsets
 
@@ -103,7 +103,7 @@ def test_tensors_are_aligned_to_their_elements_and_the_first_to_a_page(tmp_path:
 @pytest.mark.parametrize("align", [8, 64, 4096, 1 << 21])
 def test_data_starts_at_a_multiple_of_what_is_asked(align: int) -> None:
     for length in range(60, 90):
-        header, (offset,) = shard_header([ShardTensor("n" * length, U8, (1,), 1)], metadata={}, align=align)
+        header, (offset,) = build_shard_header([ShardTensor("n" * length, U8, (1,), 1)], metadata={}, align=align)
         assert offset == len(header)
         assert offset % align == 0
         assert int.from_bytes(header[:8], "little") == offset - 8
@@ -111,7 +111,7 @@ def test_data_starts_at_a_multiple_of_what_is_asked(align: int) -> None:
 
 def test_the_order_is_stable_and_has_larger_elements_first() -> None:
     shard = [
-        ShardTensor(name, from_safetensors(word, where="x"), (), 0)
+        ShardTensor(name, dtype_from_safetensors(word, where="x"), (), 0)
         for name, word in (("a", "U8"), ("b", "F32"), ("c", "I64"), ("d", "I32"), ("e", "BOOL"), ("f", "BF16"))
     ]
     assert [shard[index].name for index in alignment_order(shard)] == ["c", "b", "d", "f", "a", "e"]
@@ -120,14 +120,14 @@ def test_the_order_is_stable_and_has_larger_elements_first() -> None:
 def test_no_tensors_make_a_valid_file_too(tmp_path: Path) -> None:
     _write(tmp_path / "x.safetensors", {})
     assert load_file(tmp_path / "x.safetensors") == {}
-    assert not read_header(tmp_path / "x.safetensors", name="x").tensors
+    assert not read_header(tmp_path / "x.safetensors", label="x").tensors
 
 
 def test_a_dtype_that_safetensors_cannot_say_is_refused_naming_tensor_dtype_and_layout() -> None:
     dtype = parse_dtype(b"<V4\0torch.complex32", where="x")
     for refuse in (
-        lambda: check_dtype("rotary", dtype),
-        lambda: shard_header([ShardTensor("rotary", dtype, (1,), 4)], metadata={}),
+        lambda: safetensors_dtype_name("rotary", dtype),
+        lambda: build_shard_header([ShardTensor("rotary", dtype, (1,), 4)], metadata={}),
     ):
         with pytest.raises(DtypeUnsupported, match=r"'rotary'.*complex32.*--layout tensorizer"):
             refuse()
@@ -136,24 +136,24 @@ def test_a_dtype_that_safetensors_cannot_say_is_refused_naming_tensor_dtype_and_
 def test_names_that_a_header_cannot_hold_are_refused() -> None:
     one = ShardTensor("w", U8, (1,), 1)
     with pytest.raises(NameCollision, match="'w'"):
-        shard_header([one, one], metadata={})
+        build_shard_header([one, one], metadata={})
     with pytest.raises(NameCollision, match="__metadata__"):
-        shard_header([one._replace(name="__metadata__")], metadata={})
+        build_shard_header([one._replace(name="__metadata__")], metadata={})
 
 
 def test_a_header_that_readers_refuse_is_not_written() -> None:
     names = [ShardTensor(f"{number:04d}" + "n" * 65_000, U8, (0,), 0) for number in range(1600)]
     with pytest.raises(FormatUnsupported, match="--layout tensorizer"):
-        shard_header(names, metadata={})
+        build_shard_header(names, metadata={})
 
 
 def test_our_own_mistakes_are_told_as_such() -> None:
     with pytest.raises(InternalError, match="shape"):
-        shard_header([ShardTensor("w", F32, (2,), 4)], metadata={})
+        build_shard_header([ShardTensor("w", F32, (2,), 4)], metadata={})
     with pytest.raises(InternalError, match="misaligned"):
-        shard_header([ShardTensor("a", U8, (1,), 1), ShardTensor("b", F32, (1,), 4)], metadata={})
+        build_shard_header([ShardTensor("a", U8, (1,), 1), ShardTensor("b", F32, (1,), 4)], metadata={})
     with pytest.raises(InternalError, match="aligned to 12"):
-        shard_header([], metadata={}, align=12)
+        build_shard_header([], metadata={}, align=12)
 
 
 def test_we_read_what_the_real_library_writes(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_we_read_what_the_real_library_writes(tmp_path: Path) -> None:
     path = tmp_path / "theirs.safetensors"
     save_file(tensors, path, metadata={"dtype": "pt", "shape": "any"})
     data = path.read_bytes()
-    header = read_header(path, name="theirs")
+    header = read_header(path, label="theirs")
     assert header.metadata == {"dtype": "pt", "shape": "any"}
     assert set(header.tensors) == set(tensors)
     for name, tensor in tensors.items():
@@ -174,7 +174,7 @@ def test_we_read_what_the_real_library_writes(tmp_path: Path) -> None:
 def test_a_header_is_read_from_a_descriptor_without_moving_it(tmp_path: Path) -> None:
     _write(tmp_path / "x", {"a": torch.ones(3)})
     with (tmp_path / "x").open("rb") as file:
-        assert set(read_header(file.fileno(), name="x").tensors) == {"a"}
+        assert set(read_header(file.fileno(), label="x").tensors) == {"a"}
         assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
 
 
@@ -191,17 +191,17 @@ def test_a_shard_cut_at_any_byte_or_too_long_is_refused(shard: Path) -> None:
     for length in range(len(whole)):
         shard.write_bytes(whole[:length])
         with pytest.raises(CacheDamaged, match=r"^small"):
-            read_header(shard, name="small")
+            read_header(shard, label="small")
     shard.write_bytes(whole + b"\0")
     with pytest.raises(CacheDamaged, match="should have"):
-        read_header(shard, name="small")
+        read_header(shard, label="small")
 
 
 def test_a_missing_file_is_damage_of_the_cache(tmp_path: Path) -> None:
     with pytest.raises(CacheDamaged, match="model-1 can't be opened: No such file"):
-        read_header(tmp_path / "none", name="model-1")
+        read_header(tmp_path / "none", label="model-1")
     with pytest.raises(CacheDamaged, match="can't be read"):
-        read_header(tmp_path, name="a directory")
+        read_header(tmp_path, label="a directory")
 
 
 def _row(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
@@ -238,25 +238,25 @@ def _row(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) 
 def test_a_header_that_contradicts_itself_or_the_file_is_refused(header: object, size: int) -> None:
     text = json.dumps(header).encode()
     with pytest.raises(CacheDamaged, match=r"^small"):
-        parse_header(text, file_size=8 + len(text) + size, name="small")
+        parse_header(text, file_size=8 + len(text) + size, label="small")
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=6))
 def test_arbitrary_overwriting_of_the_header_raises_nothing_but_our_errors(position: int, patch: bytes) -> None:
     shard = [ShardTensor("ä", F32, (2, 2), 16), ShardTensor("b", U8, (3,), 3)]
-    header = bytearray(shard_header(shard, metadata=FORMAT, align=8)[0][8:])
+    header = bytearray(build_shard_header(shard, metadata=FORMAT, align=8)[0][8:])
     position %= len(header)
     header[position : position + len(patch)] = patch
     with contextlib.suppress(TonnageError):
-        parse_header(bytes(header), file_size=8 + len(header) + 19, name="x")
+        parse_header(bytes(header), file_size=8 + len(header) + 19, label="x")
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode) | st.just(b"[" * 100_000))
 def test_arbitrary_headers_raise_nothing_but_our_errors(text: bytes) -> None:
     with contextlib.suppress(TonnageError):
-        parse_header(text, file_size=8 + len(text), name="x")
+        parse_header(text, file_size=8 + len(text), label="x")
 
 
 @settings(deadline=None, max_examples=40)
@@ -273,7 +273,7 @@ def test_any_shard_is_read_alike_by_us_and_the_real_library(
     path = tmp_path_factory.mktemp("shard") / "x.safetensors"
     tensors = {name: bits(dtype, *shape) for name, (dtype, shape) in described.items()}
     _write(path, tensors)
-    ours, theirs = read_header(path, name="x"), load_file(path)
+    ours, theirs = read_header(path, label="x"), load_file(path)
     data = path.read_bytes()
     assert set(ours.tensors) == set(theirs) == set(tensors)
     for name, tensor in tensors.items():

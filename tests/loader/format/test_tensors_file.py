@@ -18,7 +18,7 @@ from support.tensors_writer import ALL_HASHES, RawTensor, build_tensors_file
 from tonnage.errors import FormatDamaged, NotATensorizerFile
 from tonnage.format.dtypes import DTYPES
 from tonnage.format.tensor_header import HashType
-from tonnage.format.tensors_file import PREAMBLE_BYTES, check_terminator, parse_index, parse_preamble
+from tonnage.format.tensors_index import PREAMBLE_BYTES, check_terminator, parse_index, parse_preamble
 
 
 def _many(count: int) -> list[RawTensor]:
@@ -75,15 +75,15 @@ def test_a_tagged_index_may_have_short_entries_only() -> None:
 
 def test_the_width_of_dimensions_is_each_entry_s_own() -> None:
     found = read_tensors(bytes(sample_with_features().data))
-    assert [tensor.entry.wide for tensor in found.values()] == [False, True, False, False]
+    assert [tensor.entry.wide_dimensions for tensor in found.values()] == [False, True, False, False]
     assert found["long",].entry.shape == ((1 << 32) + 1,)
 
 
 def test_data_of_no_bytes_is_empty_or_meta_by_its_shape() -> None:
     meta, long, empty, nested = read_index(bytes(sample_with_features().data)).tensors
-    assert (meta.is_meta, meta.is_empty, meta.full_bytes) == (True, False, 24)
-    assert (long.is_meta, long.is_empty, long.full_bytes) == (True, False, (1 << 32) + 1)
-    assert (empty.is_meta, empty.is_empty, empty.full_bytes) == (False, True, 0)
+    assert (meta.is_meta, meta.is_empty, meta.nbytes) == (True, False, 24)
+    assert (long.is_meta, long.is_empty, long.nbytes) == (True, False, (1 << 32) + 1)
+    assert (empty.is_meta, empty.is_empty, empty.nbytes) == (False, True, 0)
     assert (nested.is_meta, nested.is_empty, nested.data_end) == (False, False, nested.data_offset + 4)
 
 
@@ -94,31 +94,31 @@ def test_a_higher_version_need_not_hold_what_it_was_made_for() -> None:
 
 def test_the_preamble_alone_says_where_the_body_begins() -> None:
     data = bytes(sample().data)
-    preamble = parse_preamble(memoryview(data), object_size=len(data), name="x")
+    preamble = parse_preamble(memoryview(data), object_size=len(data), label="x")
     assert (preamble.tensor_count, preamble.data_bytes, preamble.body_offset) == (3, 37, PREAMBLE_BYTES + 300)
-    assert parse_index(preamble, bytearray(data[73:]), object_size=len(data), name="x").body_end == len(data)
+    assert parse_index(preamble, bytearray(data[73:]), object_size=len(data), label="x").body_end == len(data)
 
 
 def test_a_short_answer_for_the_index_is_refused() -> None:
     data = bytes(sample().data)
-    preamble = parse_preamble(data, object_size=len(data), name="x")
+    preamble = parse_preamble(data, object_size=len(data), label="x")
     with pytest.raises(FormatDamaged, match="x: the index is cut off after 299 of 300 bytes"):
-        parse_index(preamble, data[73:372], object_size=len(data), name="x")
+        parse_index(preamble, data[73:372], object_size=len(data), label="x")
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\0\0\0\0\0\0\0{}", b"<?xml", b"", b"|TZR"[::-1]])
 def test_other_files_are_refused_as_such(start: bytes) -> None:
     with pytest.raises(NotATensorizerFile, match="s3://b/k"):
-        parse_preamble(start, object_size=len(start), name="s3://b/k")
+        parse_preamble(start, object_size=len(start), label="s3://b/k")
 
 
 def test_the_terminator_is_eight_zero_bytes() -> None:
     data = bytes(sample().data)
     index = read_index(data)
-    check_terminator(data[-8:], index, name="x")
+    check_terminator(data[-8:], index, label="x")
     for wrong in (b"", bytes(7), bytes(9), b"\1" + bytes(7)):
         with pytest.raises(FormatDamaged, match=f"at byte {len(data) - 8}"):
-            check_terminator(wrong, index, name="x")
+            check_terminator(wrong, index, label="x")
 
 
 def test_torch_s_tensors_can_be_written_to_a_stream_and_harmed_on_the_way() -> None:
@@ -150,7 +150,9 @@ def _raw_tensors(draw: st.DrawFn) -> list[RawTensor]:
         meta = draw(st.booleans())
         data = b"" if meta else draw(st.binary(min_size=size, max_size=size))
         kind = draw(st.integers(0, 2))
-        tensors.append(RawTensor(name, dtype.stored.encode(), shape, data, kind, draw(st.integers(0, 65535)), wide))
+        tensors.append(
+            RawTensor(name, dtype.stored_name.encode(), shape, data, kind, draw(st.integers(0, 65535)), wide)
+        )
     return tensors
 
 
@@ -162,8 +164,13 @@ def test_whatever_is_written_is_read_back(tensors: list[RawTensor], hashes: list
     assert len(found) == len(tensors)
     for number, (raw, (entry, header, data)) in enumerate(zip(tensors, found, strict=True)):
         assert entry.path == (raw.name.decode(),)
-        assert (entry.raw_name, entry.kind, entry.shape, entry.wide) == (raw.name, raw.kind, raw.shape, raw.wide)
-        assert entry.dtype.stored.encode() == raw.dtype
+        assert (entry.raw_name, entry.kind, entry.shape, entry.wide_dimensions) == (
+            raw.name,
+            raw.kind,
+            raw.shape,
+            raw.wide,
+        )
+        assert entry.dtype.stored_name.encode() == raw.dtype
         assert entry.header_offset == built.fields[f"header[{number}].size"].start
         assert (entry.data_offset, entry.data_end) == built.fields[f"data[{number}]"]
         assert data == raw.data

@@ -24,8 +24,8 @@ from tonnage.errors import (
     SourceChanged,
     TonnageError,
 )
-from tonnage.loading import load_plan
-from tonnage.source.waiting import backoff
+from tonnage.loading import run_plan
+from tonnage.source.backoff import backoff_seconds
 from tonnage.transfer import policy
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_a_failure_that_stays_has_its_reason_and_leaves_nothing_visible(
 
 def test_attempts_are_bounded_so_that_waiting_ends() -> None:
     tries = range(1, policy.MAX_ATTEMPTS + 1)
-    waiting = sum(backoff(number, longest=policy.LONGEST_WAIT, jitter=0.99) for number in tries)
+    waiting = sum(backoff_seconds(number, maximum=policy.MAX_BACKOFF_SECONDS, jitter=0.99) for number in tries)
     assert 10 < waiting < 60
 
 
@@ -232,7 +232,7 @@ def test_a_presigned_url_that_runs_out_is_read_anew_from_the_plans_file(
 
     site.server.fault(Fault(status=403, reason="Forbidden", body=words), when=is_old)
     plan = Plan(sources=(HttpSource(urls_file=str(urls)),), limits=SMALL)
-    report = load_plan(plan, cache=site.cache, environment={}).report
+    report = run_plan(plan, cache=site.cache, environment={}).report
     assert_same(read_entry(Path(report.path)), site.tensors)
     assert report.retries >= 1
     queries = [request.raw_query.rpartition("=")[2] for request in site.server.seen(method="GET", key=KEY)]
@@ -244,5 +244,5 @@ def test_a_presigned_url_that_nobody_renews_is_an_error(site: Site, parts: PartO
     site.server.fault(Fault(status=403, reason="Forbidden", body=EXPIRED_URL), when=parts, skip=2)
     plan = Plan(sources=(HttpSource(urls_file=str(tmp_path / "urls")),), limits=SMALL)
     with pytest.raises(CredentialsExpired) as caught:
-        load_plan(plan, cache=site.cache, environment={})
+        run_plan(plan, cache=site.cache, environment={})
     assert "secret" not in caught.value.message

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.planning.segments import NOT_WRITTEN, Role, Segment, Span, next_part_size, subtract
+from tonnage.planning.segments import NOT_WRITTEN, Segment, Span, SpanRole, next_part_size, subtract_ranges
 
 spans = st.lists(
-    st.tuples(st.integers(0, 50), st.sampled_from(list(Role)), st.booleans()),
+    st.tuples(st.integers(0, 50), st.sampled_from(list(SpanRole)), st.booleans()),
     min_size=1,
     max_size=12,
 )
 
 
-def build(sizes: list[tuple[int, Role, bool]], start: int) -> Segment:
+def build(sizes: list[tuple[int, SpanRole, bool]], start: int) -> Segment:
     found, at = [], start
     for number, (size, role, written) in enumerate(sizes):
         at += size
@@ -25,7 +25,7 @@ def build(sizes: list[tuple[int, Role, bool]], start: int) -> Segment:
 
 @given(spans, st.integers(0, 100), st.data())
 def test_pieces_cover_a_part_without_gaps_and_keep_their_targets(
-    sizes: list[tuple[int, Role, bool]], start: int, data: st.DataObject
+    sizes: list[tuple[int, SpanRole, bool]], start: int, data: st.DataObject
 ) -> None:
     segment = build(sizes, start)
     first = data.draw(st.integers(segment.start, segment.end))
@@ -35,14 +35,14 @@ def test_pieces_cover_a_part_without_gaps_and_keep_their_targets(
     for piece in pieces:
         assert piece.start == at < piece.end
         at = piece.end
-        if piece.target != NOT_WRITTEN:
-            assert piece.target == 1000 + piece.start
+        if piece.target_offset != NOT_WRITTEN:
+            assert piece.target_offset == 1000 + piece.start
     assert at == last
 
 
 def test_spans_that_do_not_end_with_their_segment_are_a_programming_error() -> None:
     with pytest.raises(ValueError, match="spans of segment 3"):
-        Segment(3, 0, 0, 0, 10, (Span(9, Role.DATA, 0, 0),))
+        Segment(3, 0, 0, 0, 10, (Span(9, SpanRole.DATA, 0, 0),))
 
 
 ranges = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(lambda pair: (min(pair), max(pair)))
@@ -52,7 +52,7 @@ ranges = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(lambda pair: (min
 def test_what_is_left_and_what_was_taken_make_up_the_whole(
     whole: tuple[int, int], taken: list[tuple[int, int]]
 ) -> None:
-    left = subtract(whole, taken)
+    left = subtract_ranges(whole, taken)
     covered = {at for start, end in taken for at in range(start, end)}
     assert [at for start, end in left for at in range(start, end)] == [at for at in range(*whole) if at not in covered]
     assert all(start < end for start, end in left)
@@ -63,5 +63,5 @@ def test_what_is_left_and_what_was_taken_make_up_the_whole(
 def test_parts_stay_between_the_smallest_and_the_largest_size(
     remaining: int, slots: int, largest: int, smallest: int
 ) -> None:
-    size = next_part_size(remaining, slots=slots, largest=largest, smallest=smallest)
+    size = next_part_size(remaining, connections=slots, max_size=largest, min_size=smallest)
     assert min(smallest, largest) <= size <= largest

@@ -57,15 +57,15 @@ def test_reports_keep_their_distance_and_the_newest_state_wins(desk: ReportDesk)
 def test_resolving_alone_is_not_worth_a_report(desk: ReportDesk) -> None:
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
         reporter.progress(Progress(phase="resolving"))
-        assert reporter.send(FINISHED, patience=5) is None
+        assert reporter.send_final(FINISHED, timeout=5) is None
     assert desk.kinds == ["finished"]
 
 
 def test_the_token_is_read_anew_for_each_report(desk: ReportDesk) -> None:
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
-        assert reporter.send(FINISHED, patience=5) is None
+        assert reporter.send_final(FINISHED, timeout=5) is None
         desk.token_file.write_text("second-token")
-        assert reporter.send(FINISHED, patience=5) is None
+        assert reporter.send_final(FINISHED, timeout=5) is None
     assert [each.token for each in desk.received] == ["first-token", "second-token"]
 
 
@@ -81,7 +81,7 @@ def test_an_endpoint_that_does_not_answer_costs_the_load_nothing(desk: ReportDes
             time.sleep(0.002)
         assert slowest < 0.1
         began = time.monotonic()
-        failure = reporter.send(FINISHED, patience=0.6)
+        failure = reporter.send_final(FINISHED, timeout=0.6)
         assert failure is not None
         assert "in time" in failure.message or "stalled" in failure.message
         assert 0.4 < time.monotonic() - began < 1.2
@@ -92,7 +92,7 @@ def test_the_last_report_replaces_progress_that_nobody_has_sent_yet(desk: Report
         reporter.progress(loading(1))
         desk.wait_for(1)
         reporter.progress(loading(2))
-        assert reporter.send(FINISHED, patience=5) is None
+        assert reporter.send_final(FINISHED, timeout=5) is None
     assert desk.kinds == ["progress", "finished"]
 
 
@@ -100,7 +100,7 @@ def test_the_last_report_replaces_progress_that_nobody_has_sent_yet(desk: Report
 def test_the_last_report_is_tried_again_where_that_may_help(desk: ReportDesk, status: int) -> None:
     desk.answers = [status, status]
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
-        assert reporter.send(FINISHED, patience=5) is None
+        assert reporter.send_final(FINISHED, timeout=5) is None
     assert desk.kinds == ["finished"]
 
 
@@ -108,7 +108,7 @@ def test_a_refusal_for_good_is_told_at_once_in_the_endpoints_words(desk: ReportD
     desk.answers = [400] * 9
     began = time.monotonic()
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
-        failure = reporter.send(FINISHED, patience=5)
+        failure = reporter.send_final(FINISHED, timeout=5)
     assert failure == ("it answers 400: This desk says no", True)
     assert time.monotonic() - began < 2
 
@@ -118,7 +118,7 @@ def test_patience_bounds_all_tries_together() -> None:
         port = unused.getsockname()[1]
     began = time.monotonic()
     with Reporter(Reporting(url=f"http://127.0.0.1:{port}/"), TEMPLATE) as reporter:
-        failure = reporter.send(FINISHED, patience=0.5)
+        failure = reporter.send_final(FINISHED, timeout=0.5)
     assert failure is not None
     assert "no connection" in failure.message
     assert time.monotonic() - began < 1
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_waiting(desk: ReportDesk) -> None:
     desk.silent = True
     began = time.monotonic()
     with Reporter(desk.reporting(), TEMPLATE) as reporter:
-        assert reporter.send(FINISHED, patience=10, canceled=lambda: time.monotonic() - began > 0.2) is not None
+        assert reporter.send_final(FINISHED, timeout=10, canceled=lambda: time.monotonic() - began > 0.2) is not None
     assert time.monotonic() - began < 1
 
 
@@ -136,7 +136,7 @@ def test_an_endpoint_that_another_authority_vouches_for_gets_no_token(desk: Repo
     other = make_authority(tmp_path, "other")
     reporting = Reporting(url=desk.url, ca_bundle=str(other.bundle), token_file=str(desk.token_file))
     with Reporter(reporting, TEMPLATE) as reporter:
-        failure = reporter.send(FINISHED, patience=0.3)
+        failure = reporter.send_final(FINISHED, timeout=0.3)
     assert failure is not None
     assert "not trusted" in failure.message
     assert desk.received == []
@@ -151,7 +151,7 @@ def test_a_token_that_is_none_is_said_and_nothing_is_sent(
         path.write_bytes(content)
     reporting = Reporting(url=desk.url, ca_bundle=desk.reporting().ca_bundle, token_file=str(path))
     with Reporter(reporting, TEMPLATE) as reporter:
-        failure = reporter.send(FINISHED, patience=0.1)
+        failure = reporter.send_final(FINISHED, timeout=0.1)
     assert failure is not None
     assert str(path) in failure.message
     assert "words" not in failure.message
@@ -162,9 +162,9 @@ def test_a_bundle_that_is_missing_is_no_error_of_the_load(desk: ReportDesk, tmp_
     reporting = Reporting(url=desk.url, ca_bundle=str(tmp_path / "gone"), token_file=str(desk.token_file))
     with Reporter(reporting, TEMPLATE) as reporter:
         reporter.progress(loading(1))
-        assert reporter.send(FINISHED, patience=0.3) is not None
+        assert reporter.send_final(FINISHED, timeout=0.3) is not None
 
 
 def test_the_place_is_shown_without_its_query() -> None:
     with Reporter(Reporting(url="http://user:pw@h.test/r?key=1"), TEMPLATE) as reporter:
-        assert reporter.place == "http://h.test/r"
+        assert reporter.display_url == "http://h.test/r"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypedDict
 import pytest
 
 from tonnage.errors import Reason
-from tonnage.source.answers import check_partial, parse_headers, strong_etag
-from tonnage.source.target import RequestTarget
+from tonnage.source.request_target import RequestTarget
+from tonnage.source.responses import check_partial, parse_headers, strong_etag
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from tonnage.source.failures import Failure
+    from tonnage.source.error_classification import RequestFailure
 
 TARGET = RequestTarget(url="http://h/b/k", size=100, etag="abc", version_id="v1", label="s3://b/k")
 GOOD = {"content-range": "bytes 10-19/100", "etag": '"abc"', "content-length": "10", "x-amz-version-id": "v1"}
@@ -29,12 +29,12 @@ class Difference(TypedDict, total=False):
     x_amz_version_id: str
 
 
-def check(**difference: Unpack[Difference]) -> Failure | None:
+def check(**difference: Unpack[Difference]) -> RequestFailure | None:
     headers = {name.replace("_", "-"): str(value) for name, value in difference.items() if name != "status"}
     return check_partial(TARGET, status=difference.get("status", 206), headers={**GOOD, **headers}, start=10, end=20)
 
 
-def refusal(**difference: Unpack[Difference]) -> Failure:
+def refusal(**difference: Unpack[Difference]) -> RequestFailure:
     failure = check(**difference)
     assert failure is not None
     return failure

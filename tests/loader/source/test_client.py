@@ -20,7 +20,7 @@ from tonnage.errors import (
 )
 from tonnage.source.client import Client, RangeRequest, Request, get_range, get_ranges
 from tonnage.source.credentials import CredentialProvider
-from tonnage.source.target import RequestTarget
+from tonnage.source.request_target import RequestTarget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def target(faulty: FaultyServer) -> RequestTarget:
         url=f"{faulty.url}/b/k",
         size=len(DATA),
         etag=stored.etag.strip('"'),
-        pin_header=f"If-Match: {stored.etag}",
+        precondition_header=f"If-Match: {stored.etag}",
         label="s3://b/k",
     )
 
@@ -156,7 +156,7 @@ def test_a_server_that_wants_too_long_a_rest_is_given_up(faulty: FaultyServer, t
 def test_tries_end_and_are_counted(
     faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tonnage.source.waiting.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("tonnage.source.backoff.INITIAL_BACKOFF_SECONDS", 0.001)
     faulty.fault(Fault(status=500))
     with pytest.raises(RetriesExhausted, match="7 tries failed"):
         get_range(target, ANYBODY, 0, 10)
@@ -198,14 +198,14 @@ def test_connections_are_used_again(faulty: FaultyServer, target: RequestTarget)
 def test_a_body_is_cut_at_its_limit(target: RequestTarget) -> None:
     with Client() as client:
         answer = client.run([Request(target=target, provider=ANYBODY, limit=100_000)])[0]
-    assert answer.cut
+    assert answer.truncated
     assert answer.body == DATA[:100_000]
 
 
 def test_headers_without_end_are_not_taken(
     faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tonnage.source.waiting.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("tonnage.source.backoff.INITIAL_BACKOFF_SECONDS", 0.001)
     faulty.fault(Fault(headers={f"x-{number}": "y" * 8000 for number in range(60)}))
     with Client() as client:
         answer = client.run([Request(target=target, provider=ANYBODY)])[0]

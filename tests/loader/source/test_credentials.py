@@ -16,7 +16,7 @@ import pytest
 from support.faulty_server import Fault
 from tonnage.errors import AccessDenied, CredentialsExpired, CredentialsMissing, InvalidPlan
 from tonnage.source.credentials import CredentialProvider
-from tonnage.source.target import Credentials, RequestTarget
+from tonnage.source.request_target import Credentials, RequestTarget
 
 if TYPE_CHECKING:
     from support.faulty_server import FaultyServer
@@ -229,7 +229,7 @@ def test_nothing_secret_is_in_what_is_printed() -> None:
 def test_simple_credentials_and_resolving_import_nothing_heavy() -> None:
     program = (
         "import sys\n"
-        "from tonnage.source import resolve, uri\n"
+        "from tonnage.source import resolve, source_uri\n"
         "from tonnage.source.credentials import CredentialProvider\n"
         "CredentialProvider(environment={'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b'}).current()\n"
         "heavy = {'botocore', 'boto3', 'asyncio', 'logging', 'http.client', 'urllib.request', 'ssl', 'torch', 'rich',"

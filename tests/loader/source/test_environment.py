@@ -9,13 +9,13 @@ import pytest
 
 from tonnage.contract import S3Source
 from tonnage.errors import InvalidPlan, TLSVerificationFailed
-from tonnage.source.environment import ca_bundle, s3_settings
+from tonnage.source.aws_config import find_ca_bundle, s3_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tonnage.source.environment import S3Settings
+    from tonnage.source.aws_config import S3Settings
 
 NO_FILES = {"AWS_CONFIG_FILE": os.devnull}
 
@@ -61,8 +61,8 @@ def test_an_endpoint_of_aws_names_its_region() -> None:
 
 
 def test_another_region_is_another_endpoint_of_aws_and_the_same_one_elsewhere() -> None:
-    assert settle().in_region("ap-south-1").endpoint == "https://s3.ap-south-1.amazonaws.com"
-    other = settle(endpoint="http://own").in_region("ap-south-1")
+    assert settle().with_region("ap-south-1").endpoint == "https://s3.ap-south-1.amazonaws.com"
+    other = settle(endpoint="http://own").with_region("ap-south-1")
     assert (other.endpoint, other.region) == ("http://own", "ap-south-1")
 
 
@@ -97,15 +97,15 @@ def test_the_bundle_that_is_asked_for_goes_first(tmp_path: Path) -> None:
     own, env = tmp_path / "own.pem", tmp_path / "env.pem"
     own.touch()
     env.touch()
-    assert ca_bundle(str(own), {"AWS_CA_BUNDLE": str(env)}) == str(own)
-    assert ca_bundle("", {"AWS_CA_BUNDLE": str(env)}) == str(env)
-    assert ca_bundle("", {"SSL_CERT_FILE": str(env)}) == str(env)
+    assert find_ca_bundle(str(own), {"AWS_CA_BUNDLE": str(env)}) == str(own)
+    assert find_ca_bundle("", {"AWS_CA_BUNDLE": str(env)}) == str(env)
+    assert find_ca_bundle("", {"SSL_CERT_FILE": str(env)}) == str(env)
 
 
 def test_without_a_word_there_is_some_bundle() -> None:
-    assert ca_bundle("", {}).endswith((".crt", ".pem"))
+    assert find_ca_bundle("", {}).endswith((".crt", ".pem"))
 
 
 def test_a_bundle_that_is_not_there_is_named() -> None:
     with pytest.raises(TLSVerificationFailed, match=r"/nowhere\.pem, named by AWS_CA_BUNDLE"):
-        ca_bundle("", {"AWS_CA_BUNDLE": "/nowhere.pem"})
+        find_ca_bundle("", {"AWS_CA_BUNDLE": "/nowhere.pem"})

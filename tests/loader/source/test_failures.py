@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.errors import Reason, error_classes
-from tonnage.source.failures import Retry, classify, http_date, retry_after_seconds, scrub
+from tonnage.source.error_classification import Retry, classify, parse_http_date, parse_retry_after, redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tonnage.source.failures import Failure
+    from tonnage.source.error_classification import RequestFailure
 
 LABEL = "s3://bucket/model.tensors"
 NOW = 1_750_000_000.0
@@ -29,14 +29,14 @@ def answer(
     extra: str = "",
     *,
     pinned: bool = False,
-) -> Failure:
+) -> RequestFailure:
     body = f"<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>".encode() if code else b""
     return classify(
         curl_code=None, status=status, headers=headers or {}, body=body, label=LABEL, pinned=pinned, now=NOW
     )
 
 
-def broken(code: int, *, connected: bool = True) -> Failure:
+def broken(code: int, *, connected: bool = True) -> RequestFailure:
     return classify(curl_code=code, status=None, headers={}, body=b"", label=LABEL, connected=connected)
 
 
@@ -74,7 +74,7 @@ def test_each_answer_has_its_reason(status: int, code: str, reason: Reason, retr
     assert (failure.reason, failure.retry) == (reason, retry)
     assert failure.message.startswith(f"{LABEL}: ")
     assert str(status) in failure.message
-    assert type(failure.error()) is error_classes()[reason]
+    assert type(failure.to_exception()) is error_classes()[reason]
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_clock_differences_are_stated() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
-    assert retry_after_seconds(value, NOW) == seconds
+    assert parse_retry_after(value, NOW) == seconds
     assert answer(503, "SlowDown", headers={"retry-after": value}).retry_after == seconds
 
 
 def test_dates_that_are_none_are_none() -> None:
-    assert http_date("Tue, 99 Foo 2025 99:99:99 GMT") is None
+    assert parse_http_date("Tue, 99 Foo 2025 99:99:99 GMT") is None
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,14 @@ def test_dates_that_are_none_are_none() -> None:
     ],
 )
 def test_scrubbed_words_have_no_secret(text: str) -> None:
-    assert "SECRET" not in scrub(text)
+    assert "SECRET" not in redact(text)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=2000))
 def test_scrubbed_words_are_one_short_line(text: str) -> None:
-    assert len(scrub(text)) <= 300
-    assert "\n" not in scrub(text)
+    assert len(redact(text)) <= 300
+    assert "\n" not in redact(text)
 
 
 @settings(max_examples=50, deadline=None)

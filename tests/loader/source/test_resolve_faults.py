@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from support.tls import TestAuthority
-    from tonnage.source.resolve import Resolved
+    from tonnage.source.resolve import ResolvedRevision
 
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
@@ -65,7 +65,7 @@ def ask(
     deadline: float | None = None,
     env: Mapping[str, str] | None = None,
     **source: Unpack[Options],
-) -> Resolved:
+) -> ResolvedRevision:
     source = source or {"prefix": ""}
     plan = Plan(sources=(S3Source(bucket="b", **source),))
     return resolve(plan, environment=environment(server, **(env or {})), deadline=deadline)
@@ -246,7 +246,7 @@ def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty: F
     target = resolved.objects[0].target
     assert resolved.objects[0].pin.version_id == "v1"
     assert "versionId" not in target.url
-    assert target.pin_header.startswith("If-Match: ")
+    assert target.precondition_header.startswith("If-Match: ")
     assert "ETag only" in resolved.notes[0]
     again = ask(faulty, prefix="", objects=resolved.sources[0].objects)
     assert (again.objects, again.notes) == (resolved.objects, resolved.notes)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from support.faulty_server import FaultyServer
     from tonnage.contract import ObjectPin
-    from tonnage.source.resolve import Resolved
+    from tonnage.source.resolve import ResolvedRevision
 
 EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 
@@ -34,12 +34,12 @@ class Options(TypedDict, total=False):
     objects: tuple[ObjectPin, ...]
 
 
-def ask(*asked: str, environment: Mapping[str, str] | None = None, **source: Unpack[Options]) -> Resolved:
+def ask(*asked: str, environment: Mapping[str, str] | None = None, **source: Unpack[Options]) -> ResolvedRevision:
     source = source or {"urls": asked}
     return resolve(Plan(sources=(HttpSource(**source),)), environment=environment or {})
 
 
-def read(resolved: Resolved) -> list[bytes]:
+def read(resolved: ResolvedRevision) -> list[bytes]:
     asked = [RangeRequest(each.target, resolved.providers[each.source], 0, each.pin.size) for each in resolved.objects]
     return get_ranges(asked)
 
@@ -55,7 +55,7 @@ def test_a_strong_etag_pins(faulty: FaultyServer) -> None:
     faulty.put("a.tensors", b"abc", etag='"e1"')
     resolved = ask(f"{faulty.url}/a.tensors")
     assert resolved.objects[0].pin.etag == "e1"
-    assert resolved.objects[0].target.pin_header == 'If-Match: "e1"'
+    assert resolved.objects[0].target.precondition_header == 'If-Match: "e1"'
     faulty.put("a.tensors", b"abd", etag='"e2"')
     with pytest.raises(SourceChanged):
         read(resolved)
@@ -66,7 +66,7 @@ def test_without_a_strong_etag_the_date_pins_and_tells_revisions_apart(faulty: F
     faulty.put("a.tensors", b"abc", etag=etag, last_modified="Tue, 01 Jul 2025 12:00:00 GMT")
     resolved = ask(f"{faulty.url}/a.tensors")
     target = resolved.objects[0].target
-    assert (target.etag, target.pin_header) == ("", "If-Unmodified-Since: Tue, 01 Jul 2025 12:00:00 GMT")
+    assert (target.etag, target.precondition_header) == ("", "If-Unmodified-Since: Tue, 01 Jul 2025 12:00:00 GMT")
     assert read(resolved) == [b"abc"]
     faulty.put("a.tensors", b"abd", etag=etag and 'W/"new"', last_modified="Wed, 02 Jul 2025 12:00:00 GMT")
     with pytest.raises(SourceChanged):

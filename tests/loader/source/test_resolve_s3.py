@@ -23,12 +23,12 @@ from tonnage.errors import (
 from tonnage.source.client import RangeRequest, get_ranges
 from tonnage.source.listing import list_query
 from tonnage.source.resolve import resolve
-from tonnage.source.uri import parse_sources
+from tonnage.source.source_uri import parse_sources
 
 if TYPE_CHECKING:
     from support.s3_server import SeaweedS3
     from tonnage.errors import TonnageError
-    from tonnage.source.resolve import Resolved
+    from tonnage.source.resolve import ResolvedRevision
 
 ODD_KEYS = (
     "a b.tensors",
@@ -50,13 +50,13 @@ def plan_of(*texts: str, files: FileSelection | None = None) -> Plan:
     return Plan(sources=parse_sources(texts), files=files or FileSelection())
 
 
-def pinned(plan: Plan, resolved: Resolved) -> Plan:
+def pinned(plan: Plan, resolved: ResolvedRevision) -> Plan:
     """The same plan with what was resolved, as the operator hands it on."""
     pairs = zip(plan.sources, resolved.sources, strict=True)
     return structs.replace(plan, sources=tuple(structs.replace(each, objects=found.objects) for each, found in pairs))
 
 
-def read(resolved: Resolved) -> dict[str, bytes]:
+def read(resolved: ResolvedRevision) -> dict[str, bytes]:
     asked = [RangeRequest(each.target, resolved.providers[each.source], 0, each.pin.size) for each in resolved.objects]
     return {each.path: body for each, body in zip(resolved.objects, get_ranges(asked), strict=True)}
 
@@ -185,7 +185,7 @@ def test_empty_objects_and_directory_markers(s3: SeaweedS3) -> None:
 
 
 def test_listings_are_continued_with_signed_tokens(s3: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tonnage.source.s3_source.list_query", functools.partial(list_query, most=7))
+    monkeypatch.setattr("tonnage.source.s3_source.list_query", functools.partial(list_query, max_keys=7))
     bucket = s3.make_bucket()
     s3.put(bucket, {f"m/{number:02d} +&=.tensors": b"x" for number in range(30)})
     assert len(resolve(plan_of(f"s3://{bucket}/m/"), environment=s3.environment()).objects) == 30

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tonnage.contract import FileSelection, RankSelection
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
-from tonnage.source.selection import check_path, common_directory, kind_of, rank_pattern, select, wanted
+from tonnage.source.selection import check_path, classify_path, common_directory, filter_ranks, rank_pattern, select
 
 if TYPE_CHECKING:
     from tonnage.source.selection import Selection
@@ -56,14 +56,14 @@ def test_exclusion_wins() -> None:
 
 def test_only_names_that_end_so_are_tensor_files() -> None:
     files = FileSelection(tensors=("*",), companions=("*",))
-    assert kind_of("a.bin", files) == "companion"
-    assert kind_of("a.tensors", files) == "tensors"
-    assert kind_of("a.tensors", FileSelection(tensors=("b*",), companions=("*",))) is None
+    assert classify_path("a.bin", files) == "companion"
+    assert classify_path("a.tensors", files) == "tensors"
+    assert classify_path("a.tensors", FileSelection(tensors=("b*",), companions=("*",))) is None
 
 
 def test_named_keys_need_no_pattern_to_be_companions() -> None:
-    assert kind_of("README.md", FileSelection()) is None
-    assert kind_of("README.md", FileSelection(), explicit=True) == "companion"
+    assert classify_path("README.md", FileSelection()) is None
+    assert classify_path("README.md", FileSelection(), explicit=True) == "companion"
 
 
 def test_indexes_of_safetensors_shards_are_left_out_with_a_note() -> None:
@@ -137,14 +137,17 @@ def test_asked_ranks_that_are_named_otherwise_are_an_error() -> None:
 def test_wanted_ranks_leave_the_others_and_keep_what_is_common() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick(*ranked(0, 1), "config.json", files=FileSelection(ranks=ranks)).objects
-    assert [each.path for each in wanted(objects, ranks, where=WHERE)] == ["config.json", "model-rank-001.tensors"]
+    assert [each.path for each in filter_ranks(objects, ranks, where=WHERE)] == [
+        "config.json",
+        "model-rank-001.tensors",
+    ]
 
 
 def test_a_wanted_rank_that_is_not_there_is_named() -> None:
     ranks = RankSelection(wanted=(1, 7, 8))
     objects = pick(*ranked(0, 1), files=FileSelection(ranks=ranks)).objects
     with pytest.raises(ObjectNotFound, match="ranks 7, 8"):
-        wanted(objects, ranks, where=WHERE)
+        filter_ranks(objects, ranks, where=WHERE)
 
 
 @pytest.mark.parametrize(
@@ -194,4 +197,4 @@ def test_the_common_directory_ends_with_a_slash(keys: list[str], directory: str)
 def test_a_source_of_companions_alone_lacks_no_rank() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick("config.json", files=FileSelection(ranks=ranks), need_tensors=False).objects
-    assert wanted(objects, ranks, where=WHERE) == objects
+    assert filter_ranks(objects, ranks, where=WHERE) == objects

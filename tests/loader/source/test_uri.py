@@ -6,7 +6,7 @@ import pytest
 
 from tonnage.contract import AddressingStyle, HttpSource, S3Source
 from tonnage.errors import InvalidPlan
-from tonnage.source.uri import parse_sources, public_source
+from tonnage.source.source_uri import parse_sources, public_source
 
 PRESIGNED = "https://h/b/a.tensors?X-Amz-Signature=SECRET"
 

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from tonnage.contract import AddressingStyle
 from tonnage.errors import InvalidPlan
-from tonnage.source.urls import (
+from tonnage.source.endpoint_urls import (
     aws_endpoint,
     bucket_url,
     check_bucket,
     check_endpoint,
+    escape_unprintable,
     is_presigned,
     quote,
     quote_key,
     redact_url,
-    shown,
     split_url,
     unquote,
 )
@@ -136,4 +136,4 @@ def test_other_stores_may_have_freer_names() -> None:
 
 
 def test_what_can_not_be_printed_is_shown_as_an_escape() -> None:
-    assert shown("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"
+    assert escape_unprintable("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"

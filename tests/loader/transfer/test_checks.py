@@ -12,10 +12,10 @@ from isal import isal_zlib
 from support.tensors_writer import build_tensors_file, raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import ChecksumMismatch, FormatDamaged
-from tonnage.format.tensors_file import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject, draw
-from tonnage.planning.segments import Role
-from tonnage.transfer.checks import Ledger, Verified, Wrong
+from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
+from tonnage.planning.blueprint import SourceObject, build_blueprint
+from tonnage.planning.segments import SpanRole
+from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor
 
 if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
@@ -29,17 +29,21 @@ TENSORS: dict[str | tuple[str | int, ...], torch.Tensor] = {
 
 
 def blueprint_of(data: bytes) -> Blueprint:
-    preamble = parse_preamble(data, object_size=len(data), name="s3://b/x")
-    tensors = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), name="s3://b/x")
+    preamble = parse_preamble(data, object_size=len(data), label="s3://b/x")
+    tensors = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), label="s3://b/x")
     source = SourceObject("s3://b/x", "x", len(data), None, tensors, data[: preamble.body_offset])
-    return draw([source], layout=Layout.SAFETENSORS)
+    return build_blueprint([source], layout=Layout.SAFETENSORS)
 
 
-def book(ledger: Ledger, blueprint: Blueprint, data: bytes, start: int, end: int) -> list[Verified | Wrong]:
+def book(
+    ledger: ChecksumTracker, blueprint: Blueprint, data: bytes, start: int, end: int
+) -> list[VerifiedTensor | CorruptTensor]:
     """Books a part as a worker reports it."""
     pieces = blueprint.segments[0].pieces(start, end)
-    checksums = [zlib.crc32(data[piece.start : piece.end]) if piece.role is Role.DATA else 0 for piece in pieces]
-    captured = [data[piece.start : piece.end] if piece.role in {Role.HEADER, Role.TAIL} else b"" for piece in pieces]
+    checksums = [zlib.crc32(data[piece.start : piece.end]) if piece.role is SpanRole.DATA else 0 for piece in pieces]
+    captured = [
+        data[piece.start : piece.end] if piece.role in {SpanRole.HEADER, SpanRole.TAIL} else b"" for piece in pieces
+    ]
     return ledger.add(0, pieces, checksums, captured)
 
 
@@ -53,13 +57,13 @@ def test_every_tensor_is_verified_however_its_bytes_are_cut_and_ordered(data: st
     segment = BLUEPRINT.segments[0]
     cuts = sorted(data.draw(st.sets(st.integers(segment.start + 1, segment.end - 1), max_size=20)))
     bounds = list(zip([segment.start, *cuts], [*cuts, segment.end], strict=True))
-    ledger = Ledger(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
     settled = [
         outcome
         for start, end in data.draw(st.permutations(bounds))
         for outcome in book(ledger, BLUEPRINT, DATA, start, end)
     ]
-    assert all(isinstance(outcome, Verified) for outcome in settled)
+    assert all(isinstance(outcome, VerifiedTensor) for outcome in settled)
     assert sorted(outcome.tensor for outcome in settled) == list(range(len(TENSORS)))
     assert len(ledger.headers) == len(TENSORS)
 
@@ -71,16 +75,16 @@ def test_a_flip_of_any_bit_of_the_body_is_found(data: st.DataObject) -> None:
     at = data.draw(st.integers(segment.start, segment.end - 1))
     changed = bytearray(DATA)
     changed[at] ^= 1 << data.draw(st.integers(0, 7))
-    ledger = Ledger(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
     if at >= segment.end - 8:
         with pytest.raises(FormatDamaged, match="s3://b/x"):
             book(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
         return
     outcomes = book(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
-    wrong = [outcome for outcome in outcomes if isinstance(outcome, Wrong)]
+    wrong = [outcome for outcome in outcomes if isinstance(outcome, CorruptTensor)]
     # The SHA-256 in a header does not protect the CRC-32 beside it, so a flip there goes unnoticed by CRC-32 alone.
     assert len(wrong) <= 1
-    tensors = BLUEPRINT.objects[0].tensors
+    tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
     inside = next(
         (number for number, entry in enumerate(tensors.tensors) if entry.header_offset <= at < entry.data_end), None
@@ -96,40 +100,40 @@ def test_a_flip_of_any_bit_of_the_body_is_found(data: st.DataObject) -> None:
 
 def test_a_tensor_that_was_wrong_can_be_booked_again() -> None:
     segment = BLUEPRINT.segments[0]
-    tensors = BLUEPRINT.objects[0].tensors
+    tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
     entry = tensors.tensors[0]
     changed = bytearray(DATA)
     changed[entry.data_offset] ^= 1
-    ledger = Ledger(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
     outcomes = book(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
-    wrong = next(outcome for outcome in outcomes if isinstance(outcome, Wrong))
+    wrong = next(outcome for outcome in outcomes if isinstance(outcome, CorruptTensor))
     assert isinstance(wrong.error, ChecksumMismatch)
-    ledger.forget(0, wrong.tensor)
+    ledger.discard(0, wrong.tensor)
     again = book(ledger, BLUEPRINT, DATA, *wrong.range)
-    assert [type(outcome) for outcome in again] == [Verified]
+    assert [type(outcome) for outcome in again] == [VerifiedTensor]
 
 
 def test_without_checking_only_headers_are_compared() -> None:
-    tensors = BLUEPRINT.objects[0].tensors
+    tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
     changed = bytearray(DATA)
     changed[tensors.tensors[0].data_offset] ^= 1
-    ledger = Ledger(BLUEPRINT.objects, isal_zlib, check_crc32=False)
+    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=False)
     segment = BLUEPRINT.segments[0]
     outcomes = book(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
-    assert all(isinstance(outcome, Verified) for outcome in outcomes)
+    assert all(isinstance(outcome, VerifiedTensor) for outcome in outcomes)
 
 
 def test_the_error_names_object_tensor_and_bytes() -> None:
-    tensors = BLUEPRINT.objects[0].tensors
+    tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
     entry = tensors.tensors[2]
     changed = bytearray(DATA)
     changed[entry.data_offset + 3] ^= 4
-    ledger = Ledger(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
     segment = BLUEPRINT.segments[0]
     outcomes = book(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
-    wrong = next(outcome for outcome in outcomes if isinstance(outcome, Wrong))
+    wrong = next(outcome for outcome in outcomes if isinstance(outcome, CorruptTensor))
     with pytest.raises(ChecksumMismatch, match=rf"s3://b/x: tensor 'b' \(bytes {entry.header_offset} to"):
         raise wrong.error

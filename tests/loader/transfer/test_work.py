@@ -3,15 +3,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.planning.segments import Role, Segment, Span
-from tonnage.transfer.work import Part, WorkQueue
+from tonnage.planning.segments import Segment, Span, SpanRole
+from tonnage.transfer.part_queue import Part, PartQueue
 
 
 def segment(index: int, start: int, end: int) -> Segment:
-    return Segment(index, 0, index, start, end, (Span(end, Role.OPAQUE, -1, 0),))
+    return Segment(index, 0, index, start, end, (Span(end, SpanRole.OPAQUE, -1, 0),))
 
 
-def drain(queue: WorkQueue, *, workers: int, slots: int) -> list[tuple[int, Part]]:
+def drain(queue: PartQueue, *, workers: int, slots: int) -> list[tuple[int, Part]]:
     taken: list[tuple[int, Part]] = []
     turn = 0
     while (part := queue.take(turn % workers, slots=slots, now=0.0)) is not None:
@@ -37,7 +37,7 @@ def test_every_byte_that_is_missing_is_given_out_exactly_once(
         for index in data.draw(st.sets(st.integers(0, len(sizes) - 1)))
         if (start := data.draw(st.integers(10, 10 + sizes[index]))) >= 0
     }
-    queue = WorkQueue(segments, done, largest=largest, smallest=smallest)
+    queue = PartQueue(segments, done, max_part_size=largest, min_part_size=smallest)
     wanted = {
         (item.index, at)
         for item in segments
@@ -56,27 +56,27 @@ def test_every_byte_that_is_missing_is_given_out_exactly_once(
 
 
 def test_workers_keep_to_their_own_segments_while_there_are_enough() -> None:
-    queue = WorkQueue([segment(0, 0, 100), segment(1, 0, 100)], {}, largest=10, smallest=10)
+    queue = PartQueue([segment(0, 0, 100), segment(1, 0, 100)], {}, max_part_size=10, min_part_size=10)
     first_half = [(worker, part.segment) for worker, part in drain(queue, workers=2, slots=1)]
     assert set(first_half) == {(0, 0), (1, 1)}
 
 
 def test_a_worker_without_a_segment_helps_with_the_fullest() -> None:
-    queue = WorkQueue([segment(0, 0, 20), segment(1, 0, 100)], {}, largest=10, smallest=10)
+    queue = PartQueue([segment(0, 0, 20), segment(1, 0, 100)], {}, max_part_size=10, min_part_size=10)
     assert queue.take(0, slots=1, now=0.0) == Part(0, 0, 10)
     assert queue.take(1, slots=1, now=0.0) == Part(1, 0, 10)
     assert queue.take(2, slots=1, now=0.0) == Part(1, 10, 20)
 
 
 def test_a_delayed_part_comes_back_when_it_is_due_and_not_before() -> None:
-    queue = WorkQueue([], {}, largest=10, smallest=1)
-    late, later = Part(0, 0, 5, attempt=1), Part(0, 5, 9, attempt=2, fresh=True)
-    queue.delay(later, until=7.0)
-    queue.delay(late, until=3.0)
+    queue = PartQueue([], {}, max_part_size=10, min_part_size=1)
+    late, later = Part(0, 0, 5, attempt=1), Part(0, 5, 9, attempt=2, fresh_connection=True)
+    queue.requeue(later, not_before=7.0)
+    queue.requeue(late, not_before=3.0)
     assert queue.remaining == 9
-    assert queue.next_time() == 3.0
+    assert queue.next_due() == 3.0
     assert queue.take(0, slots=1, now=2.9) is None
     assert queue.take(0, slots=1, now=3.0) == late
     assert queue.take(0, slots=1, now=8.0) == later
-    assert queue.next_time() is None
+    assert queue.next_due() is None
     assert queue.remaining == 0

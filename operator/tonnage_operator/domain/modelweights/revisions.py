@@ -96,7 +96,7 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     objects = [(source.place, pin) for source in report.resolved or () for pin in source.objects]
     digest = contract.revision_digest(objects)
     s3 = weights.spec.source.s3
-    elsewhere = {place for place, _ in objects} - {contract.place_of(s3.endpoint or "", s3.bucket) if s3 else ""}
+    elsewhere = {place for place, _ in objects} - {contract.source_place(s3.endpoint or "", s3.bucket) if s3 else ""}
     if not objects or digest != report.digest or elsewhere:
         why = "names other places than the spec does" if elsewhere else "has a digest that is not that of its objects"
         return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is not used.")

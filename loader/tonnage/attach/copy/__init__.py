@@ -1,0 +1,1 @@
+"""Copies tensors from files to a device."""

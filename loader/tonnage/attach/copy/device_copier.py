@@ -1,0 +1,301 @@
+"""Records onto a device: which way, in which groups, and what becomes of the ones to be converted."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from tonnage.attach.copy.chunks import ALIGNMENT, pack_groups, total_bytes
+from tonnage.attach.copy.tensor_views import cpu_view, group_view, nbytes, tensor_without_data, torch_dtype
+from tonnage.attach.copy.workers import CopyWorkers
+from tonnage.attach.copy_options import CopyStats
+from tonnage.attach.device.lookup import check_free_memory, engine_for
+from tonnage.attach.errors import DeviceMemoryShort
+from tonnage.errors import InvalidPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.copy_options import CopyOptions
+    from tonnage.attach.device.engine import Engine
+    from tonnage.attach.files.source_file import SourceFile
+    from tonnage.attach.files.tensor_info import TensorInfo
+    from tonnage.attach.progress import ProgressReporter
+
+TEMPORARY_GROUP_BYTES = 32 << 20
+"""Size of the groups that exist only until their tensors are converted, or copied to where they belong."""
+WINDOW_BYTES = 240 << 20
+"""Bytes of such groups that exist at once: two of the largest matrices of common models."""
+
+_CONVERTIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def needs_conversion(record: TensorInfo, dtype: torch.dtype | None) -> bool:
+    """Says whether ``dtype=`` changes this tensor.
+
+    Only the floating types that hold values as they are do change: not complex numbers, not integers, and not the types
+    of 8 bits and less, which are quantized weights and mean nothing without their scales.
+    """
+    own = torch_dtype(record)
+    return dtype is not None and own in _CONVERTIBLE and own != dtype
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuses a ``dtype=`` that tensors can't be converted to.
+
+    Raises:
+        InvalidPlan: It is no dtype, or not a floating one.
+    """
+    if dtype is not None and not getattr(dtype, "is_floating_point", False):
+        raise InvalidPlan(f"dtype={dtype} is not a floating type; only floating tensors can be converted.")
+
+
+class DeviceCopier:
+    """Brings tensors of files to devices.
+
+    Attributes:
+        last: How the last copy went; None before the first.
+    """
+
+    def __init__(
+        self,
+        options: CopyOptions,
+        *,
+        meta_tensors: str,
+        engine_factory: Callable[[torch.device], Engine | None] = engine_for,
+    ) -> None:
+        self.last_copy: CopyStats | None = None
+        self._files: Sequence[SourceFile] = ()
+        self._options = options
+        self._meta_tensors = meta_tensors
+        self._engine_factory = engine_factory
+        self._warm_workers: tuple[torch.device, CopyWorkers] | None = None
+
+    def set_files(self, files: Sequence[SourceFile]) -> None:
+        """Says which files records refer to: warming up can begin before they are known."""
+        self._files = files
+
+    def warm_up(self, device: torch.device) -> None:
+        """Starts the workers for a copy that will come, so that their buffers are ready by then."""
+        if self._warm_workers is None and self._options.way != "plain":
+            workers = self._start_workers(device)
+            if workers is not None:
+                self._warm_workers = (device, workers)
+
+    def close(self) -> None:
+        """Lets go of workers that were never used."""
+        if self._warm_workers is not None:
+            self._warm_workers[1].close()
+            self._warm_workers = None
+
+    def load(
+        self,
+        records: Sequence[TensorInfo],
+        device: torch.device,
+        *,
+        dtype: torch.dtype | None,
+        reporter: ProgressReporter,
+    ) -> dict[str, torch.Tensor]:
+        """Returns the tensors on the device, in the order of the records.
+
+        Raises:
+            DeviceMemoryShort: They don't fit.
+            DeviceFailed: The device refused something.
+            CacheDamaged: A file became shorter or can't be read.
+        """
+        self.warm_up(device)
+        began = time.perf_counter()
+        stored = [record for record in records if record.length]
+        to_convert = [record for record in stored if needs_conversion(record, dtype)]
+        groups = pack_groups(
+            (record for record in stored if not needs_conversion(record, dtype)), group_bytes=self._options.group_bytes
+        )
+        check_free_memory(
+            device, _peak_bytes(groups, records, to_convert, dtype), label=f"These {len(records):,} tensors"
+        )
+        found: dict[str, torch.Tensor] = {}
+
+        def add_views(group: Group, base: torch.Tensor) -> None:
+            for record, offset in group.tensors:
+                found[record.name] = group_view(base, record, offset)
+
+        def convert(record: TensorInfo, tensor: torch.Tensor) -> None:
+            found[record.name] = tensor.to(dtype=dtype) if needs_conversion(record, dtype) else tensor
+
+        stats = None
+        try:
+            if groups:
+                stats = self._run(groups, device, add_views, reporter)
+            if to_convert:
+                stats = self._stream_groups(to_convert, device, convert, reporter)
+            for record in records:
+                if not record.length:
+                    convert(record, tensor_without_data(record, device, meta_tensors=self._meta_tensors))
+            _synchronize(device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryShort(f"{device} ran out of memory while loading: {error}") from error
+        if stats is not None:
+            self._record_stats(stats, sum(record.length for record in stored), device, began)
+        return {record.name: found[record.name] for record in records}
+
+    def stream(
+        self,
+        records: Sequence[TensorInfo],
+        device: torch.device,
+        use: Callable[[TensorInfo, torch.Tensor], None],
+        *,
+        reporter: ProgressReporter,
+    ) -> None:
+        """Calls ``use`` with each tensor while it is on the device; its memory is given back afterwards.
+
+        ``use`` copies what it wants to keep, on PyTorch's current stream. The order is that of the files.
+
+        Raises:
+            DeviceMemoryShort: The largest tensor doesn't fit.
+            DeviceFailed: The device refused something.
+            CacheDamaged: A file became shorter or can't be read.
+        """
+        self.warm_up(device)
+        began = time.perf_counter()
+        stored = [record for record in records if record.length]
+        check_free_memory(device, _window_peak_bytes(stored), label="The buffers for this load")
+        try:
+            stats = self._stream_groups(stored, device, use, reporter) if stored else None
+            for record in records:
+                if not record.length:
+                    use(record, tensor_without_data(record, device, meta_tensors="zeros"))
+            _synchronize(device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryShort(f"{device} ran out of memory while loading: {error}") from error
+        if stats is not None:
+            self._record_stats(stats, sum(record.length for record in stored), device, began)
+
+    def _stream_groups(
+        self,
+        records: Sequence[TensorInfo],
+        device: torch.device,
+        use: Callable[[TensorInfo, torch.Tensor], None],
+        reporter: ProgressReporter,
+    ) -> tuple[str, CopyWorkers | None]:
+        def hand_out(group: Group, base: torch.Tensor) -> None:
+            for record, offset in group.tensors:
+                use(record, group_view(base, record, offset))
+
+        groups = pack_groups(records, group_bytes=TEMPORARY_GROUP_BYTES)
+        return self._run(groups, device, hand_out, reporter, window=WINDOW_BYTES)
+
+    def _run(
+        self,
+        groups: Sequence[Group],
+        device: torch.device,
+        on_group: Callable[[Group, torch.Tensor], None],
+        reporter: ProgressReporter,
+        *,
+        window: int = 0,
+    ) -> tuple[str, CopyWorkers | None]:
+        """One pass over the groups, and how it was made."""
+        workers = self._acquire_workers(device)
+        if workers is None:
+            self._copy_plain(groups, device, on_group, reporter)
+            return "plain", None
+        try:
+            workers.run(self._files, groups, on_group=on_group, window=window, progress=reporter)
+        finally:
+            workers.close()
+        reporter.finish_phase(_tensor_bytes(groups))
+        return ("register" if self._options.way == "register" else "ring"), workers
+
+    def _copy_plain(
+        self,
+        groups: Sequence[Group],
+        device: torch.device,
+        on_group: Callable[[Group, torch.Tensor], None],
+        reporter: ProgressReporter,
+    ) -> None:
+        """PyTorch's own copies from the mapping, for devices without an engine."""
+        done = 0
+        for group in groups:
+            base = torch.empty(group.size, dtype=torch.uint8, device=device)
+            for extent in group.extents:
+                mapping = self._files[extent.file].mapping()
+                source = torch.frombuffer(mapping, dtype=torch.uint8, count=extent.length, offset=extent.source)
+                base[extent.target : extent.target + extent.length].copy_(source)
+                done += extent.length
+                reporter(done)
+            on_group(group, base)
+        reporter.finish_phase(_tensor_bytes(groups))
+
+    def _acquire_workers(self, device: torch.device) -> CopyWorkers | None:
+        if self._warm_workers is not None:
+            ready, workers = self._warm_workers
+            self._warm_workers = None
+            if ready == device:
+                return workers
+            workers.close()
+        return self._start_workers(device)
+
+    def _start_workers(self, device: torch.device) -> CopyWorkers | None:
+        if self._options.way == "plain":
+            return None
+        engine = self._engine_factory(device)
+        if engine is None:
+            return None
+        workers = CopyWorkers(engine, self._options)
+        workers.start()
+        return workers
+
+    def _record_stats(
+        self, result: tuple[str, CopyWorkers | None], size: int, device: torch.device, began: float
+    ) -> None:
+        way, workers = result
+        now = time.perf_counter()
+        self.last_copy = CopyStats(
+            way=way,
+            device=str(device),
+            tensor_bytes=size,
+            seconds=now - began,
+            allocate_seconds=max(workers.allocated_at - began, 0.0) if workers is not None else 0.0,
+            threads=workers.threads if workers is not None else 1,
+            pinned_bytes=workers.pinned_bytes if workers is not None else 0,
+        )
+
+
+def cpu_tensor(
+    record: TensorInfo, files: Sequence[SourceFile], *, dtype: torch.dtype | None, meta_tensors: str
+) -> torch.Tensor:
+    """Returns a tensor in the machine's own memory: a view of the cache unless it is converted or has no data."""
+    if record.length:
+        tensor = cpu_view(record, files[record.file])
+    else:
+        tensor = tensor_without_data(record, "cpu", meta_tensors=meta_tensors)
+    return tensor.to(dtype=dtype) if needs_conversion(record, dtype) else tensor
+
+
+def _tensor_bytes(groups: Sequence[Group]) -> int:
+    return sum(record.length for group in groups for record, _ in group.tensors)
+
+
+def _synchronize(device: torch.device) -> None:
+    """Waits for conversions and fills, so that whatever stream uses the tensors next finds them done."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _peak_bytes(
+    groups: Sequence[Group], records: Sequence[TensorInfo], to_convert: Sequence[TensorInfo], dtype: torch.dtype | None
+) -> int:
+    """Bytes of device memory that a load takes at its peak."""
+    peak = total_bytes(groups) + sum(nbytes(record) + ALIGNMENT for record in records if not record.length)
+    if to_convert and dtype is not None:
+        peak += sum(nbytes(record) // record.item_size * dtype.itemsize for record in to_convert)
+        peak += _window_peak_bytes(to_convert)
+    return peak
+
+
+def _window_peak_bytes(records: Sequence[TensorInfo]) -> int:
+    """Bytes of device memory for the groups that are there at once, at most."""
+    sizes = [record.length + ALIGNMENT for record in records]
+    return min(sum(sizes), max(WINDOW_BYTES, *sizes)) if sizes else 0

@@ -1,0 +1,319 @@
+"""Worker threads that bring groups of tensors to a device, chunk by chunk.
+
+The caller's thread allocates groups in order and hands their chunks out; a worker takes the next chunk, waits until one
+of its slots is free, fills it and starts the copy. Reading and copying so overlap within a worker, and the workers'
+system calls among each other, since none of them holds the interpreter's lock. Workers start before there is anything
+to copy and make their buffers ready meanwhile; they give them back after the caller has what it wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from tonnage.attach.copy.chunks import Chunk, split_group
+from tonnage.attach.copy.reader import DIRECT_IO_ALIGNMENT, ChunkReader
+from tonnage.attach.copy.staging import BounceBufferStrategy, HostRegisterStrategy, StagingStrategy
+from tonnage.attach.errors import DeviceFailed
+from tonnage.cache.cgroups import usable_cores
+from tonnage.errors import InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+
+    from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.copy_options import CopyOptions
+    from tonnage.attach.device.engine import Engine
+    from tonnage.attach.files.source_file import SourceFile
+
+    Work = tuple[int, int, Chunk]
+    OnGroup = Callable[[Group, torch.Tensor], None]
+    ProgressCallback = Callable[[int], None]
+
+_MIN_LOCAL_CPUS = 8
+"""Fewer than this near the device, and the others are worth their longer way."""
+_IDLE_POLL_INTERVAL = 0.5
+"""How often a worker without work looks whether the program has ended."""
+_POLL_INTERVAL = 0.1
+"""How often the caller looks after its workers and tells the progress."""
+
+
+class CopyWorkers:
+    """Workers for one run. ``start`` them as early as possible, ``run`` once, and ``close`` in any case."""
+
+    def __init__(self, engine: Engine, options: CopyOptions) -> None:
+        self._engine = engine
+        self._options = options
+        self._reader: ChunkReader | None = None
+        self._work_queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._completed_chunks: SimpleQueue[int] | None = None
+        self._worker_exits = threading.Semaphore(0)
+        self._failures: list[BaseException] = []
+        self._stop = False
+        self._used = False
+        self._running = 0
+        self._pinned = True
+        local_cpus = engine.local_cpus()
+        self._local_cpus = local_cpus if len(local_cpus) >= _MIN_LOCAL_CPUS else set()
+        cores = int(usable_cores())  # rounded down: more threads than cores make a copy slower
+        self.threads = options.threads_for(min(cores, len(self._local_cpus) or cores))
+        self._copied_bytes = [0] * self.threads
+        self.allocated_at = 0.0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Host memory that the workers pin, at most."""
+        options = self._options
+        each = options.register_bytes if options.way == "register" else options.slot_bytes
+        return self.threads * options.slots * each if self._pinned else 0
+
+    def start(self) -> None:
+        """Starts the workers, and doesn't keep the caller meanwhile: to start a thread is to wait until it runs."""
+        self._running = self.threads
+        threading.Thread(target=self._start_workers, name="tonnage-copy-start").start()
+
+    def _start_workers(self) -> None:
+        for number in range(self.threads):
+            try:
+                threading.Thread(target=self._run_worker, args=(number,), name=f"tonnage-copy-{number}").start()
+            except RuntimeError as error:  # no more threads, or the program is ending
+                self._fail(error)
+                self._worker_exits.release(self.threads - number)
+                return
+
+    def run(
+        self,
+        files: Sequence[SourceFile],
+        groups: Sequence[Group],
+        *,
+        on_group: OnGroup,
+        window: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Brings all groups to the device. When it returns, everything is there.
+
+        Args:
+            files: What the groups' runs refer to.
+            groups: In the order in which they shall come.
+            on_group: Called with each group and its allocation in the caller's thread. With ``window`` 0 as soon as the
+                allocation is made, when its contents still mean nothing; else when they have arrived.
+            window: How many bytes of groups may be allocated and not yet handed to ``on_group``, where one group alone
+                isn't more; 0: no limit.
+            progress: Called now and then with the bytes so far, in the caller's thread.
+
+        Raises:
+            CacheDamaged: A file became shorter or can't be read.
+            DeviceFailed: The device refused something.
+        """
+        if self._used:
+            raise InternalError("A ring was run twice.")
+        self._used = True
+        self._reader = ChunkReader(files, direct=self._options.direct)
+        bases: list[torch.Tensor | None] = []  # keeps every target alive until the workers have ended
+        try:
+            with _gc_disabled():
+                self._enqueue_groups(groups, bases, on_group, window, progress)
+                self._join(progress)
+        except BaseException:
+            self._stop = True
+            self._join(None, quiet=True)
+            raise
+        finally:
+            self._reader.close()
+        if self._failures:
+            raise self._failures[0]
+
+    def _enqueue_groups(
+        self,
+        groups: Sequence[Group],
+        bases: list[torch.Tensor | None],
+        on_group: OnGroup,
+        window: int,
+        progress: ProgressCallback | None,
+    ) -> None:
+        if window:
+            self._enqueue_windowed(groups, bases, on_group, window, progress)
+            return
+        for number, group in enumerate(groups):
+            base, _ = self._enqueue_group(number, group)
+            bases.append(base)
+            on_group(group, base)
+            if self._failures:
+                break
+        self.allocated_at = time.perf_counter()
+
+    def close(self) -> None:
+        """Lets the workers end, if they haven't; returns without waiting for them to give their buffers back."""
+        if not self._used:
+            self._used = True
+            self._join(None, quiet=True)
+
+    def _enqueue_group(self, number: int, group: Group) -> tuple[torch.Tensor, int]:
+        """Allocates a group and hands its chunks out; returns the allocation and how many chunks it has."""
+        base = self._engine.empty(group.size)
+        self._engine.synchronize()
+        address = base.data_ptr()
+        count = 0
+        for chunk in split_group(group, chunk_bytes=self._chunk_bytes()):
+            self._work_queue.put((number, address, chunk))
+            count += 1
+        return base, count
+
+    def _chunk_bytes(self) -> int:
+        if self._options.way == "register":
+            return self._options.register_bytes
+        direct = self._reader is not None and self._reader.may_read_direct
+        return self._options.slot_bytes - (2 * DIRECT_IO_ALIGNMENT if direct else 0)
+
+    def _enqueue_windowed(
+        self,
+        groups: Sequence[Group],
+        bases: list[torch.Tensor | None],
+        on_group: OnGroup,
+        window: int,
+        progress: ProgressCallback | None,
+    ) -> None:
+        completed_chunks = self._completed_chunks = SimpleQueue()
+        chunks_left: list[int] = []
+        live_bytes = 0
+        while len(chunks_left) < len(groups) or live_bytes:
+            while len(chunks_left) < len(groups) and (
+                not live_bytes or live_bytes + groups[len(chunks_left)].size <= window
+            ):
+                live_bytes += groups[len(chunks_left)].size
+                base, count = self._enqueue_group(len(chunks_left), groups[len(chunks_left)])
+                bases.append(base)
+                chunks_left.append(count)
+            if self._failures:
+                return
+            try:
+                number = completed_chunks.get(timeout=_POLL_INTERVAL)
+            except Empty:
+                number = -1
+            if progress is not None:
+                progress(sum(self._copied_bytes))
+            if number < 0:
+                continue
+            chunks_left[number] -= 1
+            if not chunks_left[number]:
+                ready, bases[number] = bases[number], None
+                if ready is not None:
+                    on_group(groups[number], ready)
+                del ready
+                live_bytes -= groups[number].size
+        self.allocated_at = time.perf_counter()
+
+    def _join(self, progress: ProgressCallback | None, *, quiet: bool = False) -> None:
+        """Waits until every worker has drained its copies, so that nobody writes to the device any more."""
+        for _ in range(self._running):
+            self._work_queue.put(None)
+        while self._running:
+            if self._worker_exits.acquire(timeout=_POLL_INTERVAL):
+                self._running -= 1
+            elif progress is not None and not quiet:
+                progress(sum(self._copied_bytes))
+        if progress is not None and not self._failures:
+            progress(sum(self._copied_bytes))
+
+    def _run_worker(self, number: int) -> None:
+        strategy: StagingStrategy | None = None
+        try:
+            if self._local_cpus:
+                os.sched_setaffinity(0, self._local_cpus)
+            strategy = self._new_strategy()
+            self._copy_chunks(strategy, number)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the caller's thread raises it
+            self._fail(error)
+        finally:
+            self._drain(strategy)
+            self._worker_exits.release()
+        if self._reader is not None:
+            self._reader.release_page_tables()
+        if strategy is not None:
+            with contextlib.suppress(DeviceFailed):  # the caller has long had what it wanted, or a better error
+                strategy.close()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failures.append(error)
+        self._stop = True
+
+    def _new_strategy(self) -> StagingStrategy:
+        self._engine.start()
+        queue = self._engine.queue(self._options.slots, sleep=self._options.sleep, streams=self._options.streams)
+        if self._options.way == "register":
+            return HostRegisterStrategy(queue, slots=self._options.slots)
+        return BounceBufferStrategy(queue, slots=self._options.slots, slot_bytes=self._options.slot_bytes)
+
+    def _drain(self, strategy: StagingStrategy | None) -> None:
+        if strategy is None:
+            return
+        try:
+            strategy.drain()
+            self._pinned &= strategy.pinned
+        except Exception as error:  # noqa: BLE001  # as above; a broken device fails here again
+            self._failures.append(error)
+
+    def _copy_chunks(self, strategy: StagingStrategy, number: int) -> None:
+        """One worker's life: chunk after chunk, slot after slot."""
+        slots = self._options.slots
+        for slot in range(slots):
+            if not self._work_queue.empty():
+                break
+            strategy.prepare(slot)
+        slot_groups = [-1] * slots
+        slot = 0
+        while not self._stop:
+            work = self._next_item(strategy, slot_groups)
+            if work is None or self._reader is None:
+                break
+            group, base_address, chunk = work
+            strategy.wait(slot)
+            self._complete_slot(slot_groups, slot)
+            strategy.copy_chunk(slot, base_address, chunk, self._reader)
+            slot_groups[slot] = group
+            self._copied_bytes[number] += chunk.data_bytes
+            slot = (slot + 1) % slots
+        strategy.drain()
+        for slot in range(slots):
+            self._complete_slot(slot_groups, slot)
+
+    def _next_item(self, strategy: StagingStrategy, slot_groups: list[int]) -> Work | None:
+        """The next chunk. With a window nobody hands out more until arrivals are told, so drain before waiting."""
+        if self._completed_chunks is not None:
+            try:
+                return self._work_queue.get_nowait()
+            except Empty:
+                strategy.drain()
+                for slot in range(len(slot_groups)):
+                    self._complete_slot(slot_groups, slot)
+        while True:
+            try:
+                return self._work_queue.get(timeout=_IDLE_POLL_INTERVAL)
+            except Empty:
+                # A program that ends without closing its weights would otherwise wait for its workers for ever.
+                if not threading.main_thread().is_alive():
+                    return None
+
+    def _complete_slot(self, slot_groups: list[int], slot: int) -> None:
+        if slot_groups[slot] >= 0 and self._completed_chunks is not None:
+            self._completed_chunks.put(slot_groups[slot])
+        slot_groups[slot] = -1
+
+
+@contextlib.contextmanager
+def _gc_disabled() -> Iterator[None]:
+    """Puts the garbage collector off: among many objects it holds the interpreter's lock for 50 ms and more."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

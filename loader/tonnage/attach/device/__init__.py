@@ -1,0 +1,1 @@
+"""Devices that tensors are copied to: CUDA, and the CPU."""

@@ -1,0 +1,244 @@
+"""NVIDIA GPUs: asynchronous copies by the driver's own functions.
+
+Called through ctypes, which costs about a microsecond; PyTorch's way to the same function costs several, and allocates.
+Calls that may take long let go of the interpreter's lock. Those that never do keep it: getting it back among a dozen
+busy threads takes tens of microseconds, and at five calls a chunk that alone bounded the ring. PyTorch allocates the
+memory and knows nothing of the copies, so a copy's target must not be in use (``synchronize``), and nobody may use it
+before the queues are drained.
+Functions and constants: CUDA driver API, cuda.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+from tonnage.attach.device.topology import numa_local_cpus
+from tonnage.attach.errors import DeviceFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.attach.device.engine import CopyQueue
+
+_SUCCESS = 0
+_STREAM_NON_BLOCKING = 1
+_EVENT_BLOCKING_SYNC = 1
+_EVENT_DISABLE_TIMING = 2
+_REGISTER_PORTABLE = 1
+_REGISTER_READ_ONLY = 8
+
+_POINTER = ctypes.c_void_p
+_FUNCTIONS: dict[str, Sequence[type]] = {
+    "cuInit": (ctypes.c_uint,),
+    "cuDeviceGet": (_POINTER, ctypes.c_int),
+    "cuDeviceGetPCIBusId": (ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
+    "cuDevicePrimaryCtxRetain": (_POINTER, ctypes.c_int),
+    "cuCtxSetCurrent": (_POINTER,),
+    "cuStreamCreate": (_POINTER, ctypes.c_uint),
+    "cuStreamSynchronize": (_POINTER,),
+    "cuStreamDestroy_v2": (_POINTER,),
+    "cuEventCreate": (_POINTER, ctypes.c_uint),
+    "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventQuery": (_POINTER,),
+    "cuEventSynchronize": (_POINTER,),
+    "cuEventDestroy_v2": (_POINTER,),
+    "cuMemcpyHtoDAsync_v2": (ctypes.c_uint64, _POINTER, ctypes.c_size_t, _POINTER),
+    "cuMemHostRegister_v2": (_POINTER, ctypes.c_size_t, ctypes.c_uint),
+    "cuMemHostUnregister": (_POINTER,),
+    "cuGetErrorName": (ctypes.c_int, _POINTER),
+}
+
+
+class Driver:
+    """The functions of libcuda that a copy needs, each raising ``DeviceFailed`` unless it succeeds.
+
+    Attributes:
+        raw: The library, for calls whose result is looked at elsewhere.
+        quick: The same, called without letting go of the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        """Loads the driver's library.
+
+        Raises:
+            OSError: There is none on this machine.
+        """
+        self.cdll = ctypes.CDLL("libcuda.so.1")
+        self.pydll = ctypes.PyDLL("libcuda.so.1")
+        for library in (self.cdll, self.pydll):
+            for name, arguments in _FUNCTIONS.items():
+                function = getattr(library, name)
+                function.argtypes = list(arguments)
+                function.restype = ctypes.c_int
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function.
+
+        Raises:
+            DeviceFailed: It returned an error, which is named.
+        """
+        code = getattr(self.cdll, name)(*arguments)
+        if code != _SUCCESS:
+            raise self.failure(name, code)
+
+    def failure(self, name: str, code: int) -> DeviceFailed:
+        """Returns the error for a function's result."""
+        text = ctypes.c_char_p()
+        self.cdll.cuGetErrorName(code, ctypes.byref(text))
+        return DeviceFailed(f"{name} failed: {(text.value or b'unknown error').decode()} ({code}).")
+
+
+class StreamPool:
+    """The streams that worker threads share, in turn; each lives as long as somebody uses it."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._lock = threading.Lock()
+        self._streams: dict[int, tuple[ctypes.c_void_p, int]] = {}
+        self._next = 0
+
+    def acquire(self, count: int) -> tuple[int, ctypes.c_void_p]:
+        """Returns a number to give back and one of ``count`` streams; with 0 one of its own."""
+        with self._lock:
+            stream_id = self._next % count if count else -1 - self._next
+            self._next += 1
+            if stream_id not in self._streams:
+                stream = ctypes.c_void_p()
+                self._driver.call("cuStreamCreate", ctypes.byref(stream), _STREAM_NON_BLOCKING)
+                self._streams[stream_id] = (stream, 0)
+            stream, users = self._streams[stream_id]
+            self._streams[stream_id] = (stream, users + 1)
+            return stream_id, stream
+
+    def release(self, stream_id: int) -> None:
+        """Destroys the stream with its last user."""
+        with self._lock:
+            stream, users = self._streams.pop(stream_id)
+            if users > 1:
+                self._streams[stream_id] = (stream, users - 1)
+            else:
+                self._driver.call("cuStreamDestroy_v2", stream)
+
+
+class CudaQueue:
+    """A worker thread's place on a stream, and an event for each slot."""
+
+    def __init__(self, driver: Driver, slots: int, streams: StreamPool, *, shared: int, blocking: bool) -> None:
+        self._driver = driver
+        self._streams = streams
+        raw = driver.cdll
+        self._memcpy = driver.pydll.cuMemcpyHtoDAsync_v2
+        self._record = driver.pydll.cuEventRecord
+        self._query = driver.pydll.cuEventQuery
+        self._synchronize = raw.cuEventSynchronize
+        self._stream_id, self._stream = streams.acquire(shared)
+        self._events: list[ctypes.c_void_p] = []
+        flags = _EVENT_DISABLE_TIMING | (_EVENT_BLOCKING_SYNC if blocking else 0)
+        for _ in range(slots):
+            event = ctypes.c_void_p()
+            driver.call("cuEventCreate", ctypes.byref(event), flags)
+            self._events.append(event)
+
+    def copy(self, target: int, source: int, length: int) -> None:
+        """Starts a copy on the stream."""
+        code = self._memcpy(target, source, length, self._stream)
+        if code:
+            raise self._driver.failure("cuMemcpyHtoDAsync", code)
+
+    def record_event(self, slot: int) -> None:
+        """Records the slot's event."""
+        code = self._record(self._events[slot], self._stream)
+        if code:
+            raise self._driver.failure("cuEventRecord", code)
+
+    def wait(self, slot: int) -> None:
+        """Waits for the slot's event; one that was never recorded is past."""
+        event = self._events[slot]
+        if self._query(event) == _SUCCESS:
+            return
+        code = self._synchronize(event)
+        if code:
+            raise self._driver.failure("cuEventSynchronize", code)
+
+    def drain(self) -> None:
+        """Waits for the stream."""
+        self._driver.call("cuStreamSynchronize", self._stream)
+
+    def pin(self, address: int, length: int, *, read_only: bool) -> bool:
+        """Registers the memory with the driver; False where it refuses (limits, virtual machines, WSL)."""
+        flags = _REGISTER_PORTABLE | (_REGISTER_READ_ONLY if read_only else 0)
+        return bool(self._driver.cdll.cuMemHostRegister_v2(address, length, flags) == _SUCCESS)
+
+    def unpin(self, address: int) -> None:
+        """Unregisters."""
+        self._driver.call("cuMemHostUnregister", address)
+
+    def close(self) -> None:
+        """Destroys the events and gives the stream back."""
+        for event in self._events:
+            self._driver.call("cuEventDestroy_v2", event)
+        self._streams.release(self._stream_id)
+
+
+class CudaEngine:
+    """One GPU, through its primary context, which is PyTorch's too."""
+
+    name = "cuda"
+
+    def __init__(self, device: torch.device) -> None:
+        """Loads the driver's library.
+
+        Args:
+            device: With an index.
+
+        Raises:
+            OSError: There is none on this machine.
+        """
+        self.device = device
+        self._driver = Driver()
+        self._streams = StreamPool(self._driver)
+        self._lock = threading.Lock()
+        self._context: ctypes.c_void_p | None = None
+
+    @property
+    def _index(self) -> int:
+        return self.device.index or 0
+
+    def start(self) -> None:
+        """Makes the GPU's context, where PyTorch hasn't yet, and the calling thread's current one."""
+        with self._lock:
+            if self._context is None:
+                handle = ctypes.c_int()
+                self._driver.call("cuInit", 0)
+                self._driver.call("cuDeviceGet", ctypes.byref(handle), self._index)
+                context = ctypes.c_void_p()
+                self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+                self._context = context
+        self._driver.call("cuCtxSetCurrent", self._context)
+
+    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:
+        """Returns a place on a stream and events, for the calling thread."""
+        return CudaQueue(self._driver, slots, self._streams, shared=streams, blocking=sleep)
+
+    def empty(self, size: int) -> torch.Tensor:
+        """Allocates on the GPU, from PyTorch's allocator."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def synchronize(self) -> None:
+        """Waits for PyTorch's current stream, in whose order its allocator reuses memory."""
+        torch.cuda.current_stream(self.device).synchronize()
+
+    def local_cpus(self) -> set[int]:
+        """The cores on the GPU's memory node."""
+        bus_id = ctypes.create_string_buffer(32)
+        handle = ctypes.c_int()
+        raw = self._driver.cdll
+        if raw.cuInit(0) or raw.cuDeviceGet(ctypes.byref(handle), self._index):
+            return set()
+        if raw.cuDeviceGetPCIBusId(bus_id, len(bus_id), handle):
+            return set()
+        return numa_local_cpus(bus_id.value.decode())

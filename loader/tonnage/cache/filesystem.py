@@ -1,0 +1,183 @@
+"""Small operations on files and folders, with errors that say what could not be done where."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DIRECTORY_MODE = 0o755
+PUBLISHED_MODE = 0o444
+PRIVATE_MODE = 0o644
+"""Permission bits: everything can be read by the serving containers, which run as other users."""
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Suffix of a file that is not complete yet; such files are removed by recovery."""
+
+_NO_SPACE_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def translate_os_errors(action: str) -> Iterator[None]:
+    """Turns errors of the system into ours.
+
+    Args:
+        action: The action that may fail, as the beginning of a sentence: "The folder /x can't be made".
+
+    Raises:
+        InsufficientSpace: The medium or a quota is full.
+        CacheNotWritable: Anything else that the system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind = InsufficientSpace if error.errno in _NO_SPACE_ERRNOS else CacheNotWritable
+        raise kind(f"{action}: {error.strerror or error}.") from error
+
+
+def make_directory(path: Path) -> None:
+    """Makes a folder that everybody can read, whatever the umask; an existing one stays as it is.
+
+    Raises:
+        InsufficientSpace: There is no room, or no inode.
+        CacheNotWritable: It can't be made, or something else lies there.
+    """
+    with translate_os_errors(f"The cache folder {path} can't be made"):
+        for last in (False, False, False, True):
+            try:
+                path.mkdir(DIRECTORY_MODE)
+                path.chmod(DIRECTORY_MODE)
+            except FileExistsError:
+                # An eviction renames the model's folder away, so what existed a moment ago may be gone by now.
+                if path.is_dir():
+                    return
+                if last:
+                    raise
+            except FileNotFoundError:
+                if last or not path.parent.is_dir():
+                    raise
+            else:
+                return
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: bool) -> None:
+    """Writes a file so that its name only ever stands for all of ``data``."""
+    replace_file(write_temporary(path, data, mode=mode, sync=sync), path, sync=sync)
+
+
+def write_temporary(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: bool) -> Path:
+    """Writes ``data`` beside ``path`` and returns where.
+
+    Args:
+        path: The final name.
+        data: The contents.
+        mode: Permission bits.
+        sync: Whether the medium is a disk, on which bytes must be flushed before a rename counts.
+
+    Raises:
+        InsufficientSpace: There is no room.
+        CacheNotWritable: It can't be written.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with translate_os_errors(f"{path} can't be written"):
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(descriptor, mode)
+            done = 0
+            while done < len(data):
+                done += os.write(descriptor, data[done:])
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return temporary
+
+
+def replace_file(temporary: Path, path: Path, *, sync: bool) -> None:
+    """Gives ``temporary`` the name ``path``, in place of what has it, in one step.
+
+    Raises:
+        CacheNotWritable: The rename was refused.
+    """
+    with translate_os_errors(f"{path} can't be put in place"):
+        temporary.rename(path)
+    if sync:
+        fsync_path(path.parent)
+
+
+def fsync_path(path: Path) -> None:
+    """Flushes a file or a folder to the disk.
+
+    Raises:
+        CacheNotWritable: The disk refused.
+    """
+    with translate_os_errors(f"{path} can't be flushed to the disk"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Returns the size of every file below ``folder``, by relative path with slashes; empty when there is no folder.
+
+    Raises:
+        CacheDamaged: Something in it is neither a file nor a folder (a symbolic link counts as such), or can't be read.
+    """
+    found: dict[str, int] = {}
+    try:
+        _collect(folder, "", found)
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        raise CacheDamaged(f"{error.filename or folder} can't be looked at: {error.strerror}.") from error
+    return found
+
+
+def list_directories(folder: Path) -> list[Path]:
+    """Returns ``folder`` and all folders in it, parents first."""
+    found = [folder]
+    for place in found:
+        with os.scandir(place) as items:
+            found.extend(sorted(Path(item) for item in items if item.is_dir(follow_symlinks=False)))
+    return found
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file; nothing happens when there is none.
+
+    Raises:
+        CacheNotWritable: Something in it can't be removed.
+    """
+    import shutil
+
+    with translate_os_errors(f"{path} can't be removed"):
+        try:
+            if stat.S_ISDIR(path.lstat().st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            return
+
+
+def _collect(folder: Path, prefix: str, found: dict[str, int]) -> None:
+    with os.scandir(folder) as items:
+        for item in items:
+            name = prefix + item.name
+            if item.is_dir(follow_symlinks=False):
+                _collect(Path(item.path), name + "/", found)
+            elif item.is_file(follow_symlinks=False):
+                found[name] = item.stat(follow_symlinks=False).st_size
+            else:
+                raise CacheDamaged(f"{item.path} is neither a file nor a folder.")

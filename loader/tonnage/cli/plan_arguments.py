@@ -1,0 +1,181 @@
+"""From parsed arguments to a plan, the one thing that the loader understands."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tonnage.cli.command_line import UsageError, is_set
+from tonnage.contract.plan import (
+    AddressingStyle,
+    Layout,
+    Limits,
+    Plan,
+    Verify,
+    decode_plan,
+    file_selection,
+)
+from tonnage.errors import InvalidPlan
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tonnage.contract.plan import Source
+
+MAX_PLAN_BYTES = 64 << 20
+"""Bytes; a plan that pins a hundred thousand objects takes a third of it."""
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PLAN_OPTIONS = (
+    "include",
+    "exclude",
+    "ranks",
+    "layout",
+    "verify",
+    "expect_digest",
+    "endpoint_url",
+    "region",
+    "addressing_style",
+    "ca_bundle",
+    "anonymous",
+    "workers",
+    "connections",
+    "part_size",
+    "segment_size",
+    "bandwidth_limit",
+    "timeout",
+)
+"""Options that a plan has fields for."""
+
+
+def plan_from_arguments(arguments: argparse.Namespace) -> Plan:
+    """Returns the plan that the command line names, or that its options describe.
+
+    Raises:
+        InvalidPlan: There is none, or something in it contradicts itself.
+    """
+    text = read_plan_text(arguments)
+    return build_plan(arguments) if text is None else parse_plan(text)
+
+
+def read_plan_text(arguments: argparse.Namespace) -> str | None:
+    """Returns the JSON of the plan that the arguments name, None where they name sources instead.
+
+    A SOURCE on the command line overrules a plan from the environment, and ``--plan`` all options from there.
+
+    Raises:
+        InvalidPlan: Both or neither is given, or the plan can't be read.
+    """
+    plan, from_environment = arguments.plan, arguments.from_environment
+    if plan is not None and "plan" in from_environment and arguments.sources:
+        plan = None
+    if plan is None:
+        if not arguments.sources:
+            raise _usage(arguments, "What is to be loaded? Give a SOURCE such as s3://bucket/prefix/, or --plan.")
+        return None
+    if arguments.sources:
+        raise _usage(arguments, "A SOURCE and --plan were given: a plan names its sources itself.")
+    for option in _PLAN_OPTIONS:
+        if is_set(getattr(arguments, option, None)) and option not in from_environment:
+            flag = "--" + option.replace("_", "-")
+            raise _usage(arguments, f"{flag} and --plan were given: write {flag} into the plan instead.")
+    return plan if plan.lstrip().startswith("{") else _read_plan(plan)
+
+
+def parse_plan(text: str) -> Plan:
+    """Reads a plan and refuses one without sources.
+
+    Raises:
+        InvalidPlan: It can't be used.
+    """
+    plan = decode_plan(text)
+    if not plan.sources:
+        raise InvalidPlan("The plan has no sources, so there is nothing to load.")
+    if plan.expected_digest:
+        _check_digest(plan.expected_digest, where="expected_digest in the plan")
+    return plan
+
+
+def build_plan(arguments: argparse.Namespace) -> Plan:
+    """Returns the plan that SOURCE and options describe.
+
+    Raises:
+        InvalidPlan: Options contradict each other.
+    """
+    digest = getattr(arguments, "expect_digest", None) or ""
+    if digest:
+        _check_digest(digest, where="--expect-digest")
+    return Plan(
+        sources=parse_source_arguments(arguments),
+        expected_digest=digest,
+        layout=arguments.layout or Layout.SAFETENSORS,
+        verify=getattr(arguments, "verify", None) or Verify.CRC32,
+        files=file_selection(arguments.include or (), arguments.exclude or (), arguments.ranks),
+        limits=Limits(
+            workers=getattr(arguments, "workers", None) or 0,
+            connections=getattr(arguments, "connections", None) or 0,
+            part_size=getattr(arguments, "part_size", None) or 0,
+            segment_size=getattr(arguments, "segment_size", None) or 0,
+            bandwidth=getattr(arguments, "bandwidth_limit", None) or 0,
+            timeout=arguments.timeout or 0.0,
+        ),
+    )
+
+
+def parse_source_arguments(arguments: argparse.Namespace) -> tuple[Source, ...]:
+    """Returns the sources that SOURCE and the options about servers describe.
+
+    Raises:
+        InvalidPlan: One can't be understood, or options contradict each other.
+    """
+    from tonnage.source.source_uri import parse_sources
+
+    endpoint = arguments.endpoint_url or ""
+    if arguments.ca_bundle and endpoint.startswith("http://"):
+        raise InvalidPlan("--ca-bundle is for https, but --endpoint-url begins with http://.")
+    return parse_sources(
+        arguments.sources,
+        endpoint=endpoint,
+        region=arguments.region or "",
+        addressing_style=arguments.addressing_style or AddressingStyle.AUTO,
+        ca_bundle=arguments.ca_bundle or "",
+        anonymous=arguments.anonymous,
+    )
+
+
+def cache_folder(arguments: argparse.Namespace) -> Path:
+    """Returns the cache's folder.
+
+    Raises:
+        InvalidPlan: None is given.
+    """
+    if not arguments.cache:
+        raise _usage(arguments, "Where is the cache? Give --cache DIR or set TONNAGE_CACHE.")
+    return Path(arguments.cache)
+
+
+def _read_plan(path: str) -> str:
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_PLAN_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_PLAN_BYTES + 1)
+        if len(data) > MAX_PLAN_BYTES:
+            raise InvalidPlan(f"The plan {path} is larger than {MAX_PLAN_BYTES:,} bytes.")
+        return data.decode()
+    except OSError as error:
+        raise InvalidPlan(f"The plan {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidPlan(f"The plan {path} is not text in UTF-8: byte {error.start} can't be part of it.") from error
+
+
+def _check_digest(digest: str, *, where: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidPlan(f"{where} must be sha256: and 64 hexadecimal digits, as `tonnage resolve` prints it.")
+
+
+def _usage(arguments: argparse.Namespace, message: str) -> UsageError:
+    return UsageError(message, command=f"tonnage {arguments.command}")

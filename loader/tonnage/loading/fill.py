@@ -1,0 +1,148 @@
+"""Filling an entry: indexes, blueprint, journal, transfer, publishing. Under the entry's load lock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tonnage.cache.cgroups import usable_cores
+from tonnage.cache.journal import Journal
+from tonnage.cache.medium import check_free_space
+from tonnage.loading import manifest_builder, resume
+from tonnage.loading.cache_hit import missing_objects
+from tonnage.loading.indexes import read_indexes
+from tonnage.planning.blueprint import Blueprint, build_blueprint
+from tonnage.source.presigned_refresh import refresh_targets
+from tonnage.source.request_target import STALL_SECONDS
+from tonnage.transfer.coordinator import transfer
+from tonnage.transfer.policy import choose_concurrency
+from tonnage.transfer.transfer_spec import TransferSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tonnage.cache.entry import Entry
+    from tonnage.cache.manifest import Manifest
+    from tonnage.contract import Plan, Progress
+    from tonnage.source.resolve import ResolvedObject, ResolvedRevision
+    from tonnage.transfer.transfer_spec import Done, TransferResult, Undone
+
+
+@dataclass(frozen=True, slots=True)
+class FillResult:
+    """What was brought, and the manifest that says so now."""
+
+    manifest: Manifest
+    outcome: TransferResult
+    segments: int
+
+
+def fill_entry(
+    plan: Plan,
+    entry: Entry,
+    resolved: ResolvedRevision,
+    *,
+    existing_manifest: Manifest | None,
+    environment: Mapping[str, str],
+    deadline: float | None,
+    on_progress: Callable[[Progress], None],
+    canceled: Callable[[], bool],
+    lock_descriptors: Sequence[int],
+) -> FillResult:
+    """Loads the objects that the entry lacks, and publishes them.
+
+    Args:
+        plan: How to load.
+        entry: Recovered, and locked for loading by the caller.
+        resolved: The revision.
+        existing_manifest: The manifest of what the entry has already; None if it is empty.
+        environment: Of which the worker processes get proxies and the like.
+        deadline: On the monotonic clock; None: no limit.
+        on_progress: Told how it goes.
+        canceled: Asked whether to give up.
+        lock_descriptors: Descriptors of the entry's locks, which workers hold open as long as they write.
+
+    Raises:
+        TonnageError: What was transferred until then is on disk, and in the journal.
+    """
+    items = missing_objects(existing_manifest, resolved)
+    objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled)
+    identity = resume.journal_identity(items)
+    journal = Journal.open(entry.journal_path)
+    segment_size = plan.limits.segment_size
+    if journal is not None and journal.header.revision == resolved.revision:
+        segment_size = journal.header.segment_size
+    blueprint = build_blueprint(objects, layout=plan.layout, segment_size=segment_size)
+    header = resume.build_journal_header(
+        blueprint, revision=resolved.revision, segment_size=segment_size, identity=identity
+    )
+    completed_records: list[Done | Undone] = []
+    if journal is not None and journal.header.is_compatible_with(header):
+        completed_records = resume.valid_records(
+            resume.read_records(journal),
+            blueprint,
+            entry.partial_model_dir,
+            after_reboot=journal.header.boot_id != header.boot_id,
+        )
+    if journal is not None:
+        journal.close()
+    entry.begin_partial(keep_existing=bool(completed_records))
+    needed = max(0, blueprint.file_bytes - resume.allocated_bytes(entry.partial_model_dir))
+    check_free_space(entry.path, needed, min_free=plan.limits.min_free)
+    with Journal.create(
+        entry.journal_path, header, [msgspec.msgpack.encode(record) for record in completed_records]
+    ) as journal:
+        paths = resume.make_files(entry, blueprint)
+        outcome = transfer(
+            TransferSpec(
+                blueprint=blueprint,
+                paths=paths,
+                targets=[item.target for item in items],
+                refresh_targets=lambda: refresh_targets(plan, items, environment),
+                credential_indexes=[item.source for item in items],
+                credentials=resolved.providers,
+                verify=plan.verify,
+                concurrency=choose_concurrency(plan.limits, size=blueprint.source_bytes, cores=usable_cores()),
+                environment=environment,
+                bandwidth=plan.limits.bandwidth,
+                deadline=deadline,
+                stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
+                journal_records=completed_records,
+                pass_fds=lock_descriptors,
+                on_record=lambda record: journal.append(msgspec.msgpack.encode(record)),
+                on_progress=on_progress,
+                canceled=canceled,
+            )
+        )
+    manifest = _publish(plan, entry, resolved, items, blueprint, outcome)
+    return FillResult(
+        manifest,
+        outcome,
+        sum(objects[segment.object_index].tensors_index is not None for segment in blueprint.segments),
+    )
+
+
+def _publish(
+    plan: Plan,
+    entry: Entry,
+    resolved: ResolvedRevision,
+    items: Sequence[ResolvedObject],
+    blueprint: Blueprint,
+    outcome: TransferResult,
+) -> Manifest:
+    manifest, table = manifest_builder.build_manifest_and_table(
+        resolved=resolved,
+        loaded=items,
+        blueprint=blueprint,
+        headers=outcome.headers,
+        verified=outcome.verify_levels,
+        requested_level=plan.verify,
+        created=time.time(),
+    )
+    published = entry.read_published()
+    if published is not None:
+        manifest, table = manifest_builder.merge_manifests(published.manifest, published.table, manifest, table)
+    return entry.publish(manifest, table)

@@ -1,0 +1,290 @@
+"""One load from beginning to end: resolve, lock, hit or fetch, publish, report."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tonnage.cache.cache import Cache
+from tonnage.cache.medium import inspect_medium
+from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
+from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
+from tonnage.loading.cache_hit import Shortfall, count_segments, find_shortfall
+from tonnage.source.resolve import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from tonnage.cache.entry import Entry
+    from tonnage.cache.locks import FileLock
+    from tonnage.cache.manifest import Manifest
+    from tonnage.contract import Plan
+    from tonnage.loading.fill import FillResult
+    from tonnage.source.resolve import ResolvedRevision
+
+
+@dataclass(slots=True)
+class LoadResult:
+    """What a load gives back: its report, and the lock that says the entry is in use, where it was to be kept."""
+
+    report: Report
+    lock: FileLock | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """How a load talks to its caller. ``canceled`` is asked several times a second."""
+
+    on_progress: Callable[[Progress], None] = lambda _: None
+    canceled: Callable[[], bool] = lambda: False
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    cache: Path | str,
+    environment: Mapping[str, str],
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    canceled: Callable[[], bool] = lambda: False,
+    keep_lock: bool = False,
+) -> LoadResult:
+    """Brings what the plan names into the cache, unless it is there already.
+
+    Args:
+        plan: What to load.
+        cache: The cache's root directory; it is made where it is missing.
+        environment: Where credentials, endpoints and proxies are looked up.
+        on_progress: Told a few times a second how it goes.
+        canceled: Asked several times a second whether to give up; what is on disk is kept.
+        keep_lock: Leave the entry marked as in use, by the lock in the result.
+
+    Raises:
+        TonnageError: With ``details`` for a report; see ``failed_report``.
+    """
+    return _Load(plan, Cache(cache), environment, Callbacks(on_progress, canceled)).run(keep_lock=keep_lock)
+
+
+def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callable[[], bool] = lambda: False) -> Report:
+    """Lists what the plan names and pins it, without loading anything.
+
+    Raises:
+        TonnageError: The source can't be resolved, or is not what the plan expects.
+    """
+    started = time.monotonic()
+    resolved = resolve(plan, environment=environment, deadline=_deadline(plan, started), canceled=canceled)
+    _check_digest(plan, resolved)
+    return Report(
+        kind=ReportKind.RESOLVED,
+        revision=resolved.revision,
+        digest=resolved.digest,
+        entry=plan.entry or entry_name(resolved.revision, plan.layout),
+        bytes=sum(pin.size for source in resolved.sources for pin in source.objects),
+        seconds=round(time.monotonic() - started, 3),
+        notes=resolved.notes,
+        resolved=tuple(ResolvedSource(place=source.place, objects=source.objects) for source in resolved.sources),
+        identity=plan.identity,
+    )
+
+
+def failed_report(error: TonnageError, *, plan: Plan | None = None) -> Report:
+    """Returns the report of a load that ended with ``error``."""
+    report = Report(
+        outcome=Outcome.FAILED,
+        reason=error.reason,
+        message=error.message,
+        remedy=error.remedy,
+        verified=Verify.NONE,
+        entry=plan.entry if plan else "",
+        identity=plan.identity if plan else None,
+    )
+    return msgspec.structs.replace(report, **error.details)
+
+
+def _deadline(plan: Plan, started: float) -> float | None:
+    return started + plan.limits.timeout if plan.limits.timeout else None
+
+
+def _check_digest(plan: Plan, resolved: ResolvedRevision) -> None:
+    if plan.expected_digest and plan.expected_digest != resolved.digest:
+        raise DigestMismatch(f"The source has digest {resolved.digest}; {plan.expected_digest} was expected.")
+
+
+class _Load:
+    """The state of one load."""
+
+    def __init__(self, plan: Plan, cache: Cache, environment: Mapping[str, str], callbacks: Callbacks) -> None:
+        self._plan = plan
+        self._cache = cache
+        self._environment = environment
+        self._callbacks = callbacks
+        self._started = time.monotonic()
+        self._deadline = _deadline(plan, self._started)
+        self._resolved: ResolvedRevision | None = None
+        self._entry: Entry | None = None
+        self._notes: list[str] = []
+
+    def run(self, *, keep_lock: bool) -> LoadResult:
+        try:
+            return self._run(keep_lock=keep_lock)
+        except TonnageError as error:
+            error.details.setdefault("seconds", self._elapsed_seconds())
+            if self._resolved is not None:
+                error.details.setdefault("revision", self._resolved.revision)
+                error.details.setdefault("digest", self._resolved.digest)
+            if self._entry is not None:
+                error.details.setdefault("entry", self._entry.name)
+                with contextlib.suppress(OSError):
+                    error.details.setdefault("medium", inspect_medium(self._entry.path))
+            raise
+
+    def _run(self, *, keep_lock: bool) -> LoadResult:
+        plan = self._plan
+        self._callbacks.on_progress(Progress(phase="resolving"))
+        resolved = self._resolved = resolve(
+            plan, environment=self._environment, deadline=self._deadline, canceled=self._callbacks.canceled
+        )
+        _check_digest(plan, resolved)
+        self._cache.create()
+        entry = self._entry = self._cache.entry(plan.entry or entry_name(resolved.revision, plan.layout))
+        entry.create()
+        use_lock = self._acquire_use_lock(entry)
+        try:
+            manifest = self._find_hit(entry, resolved)
+            if manifest is not None:
+                report = self._build_report(Outcome.HIT, entry, manifest)
+            else:
+                report = self._fill_entry(entry, resolved, use_lock)
+        except BaseException:
+            use_lock.release()
+            raise
+        if keep_lock:
+            return LoadResult(report, use_lock)
+        use_lock.release()
+        return LoadResult(report)
+
+    def _acquire_use_lock(self, entry: Entry) -> FileLock:
+        return entry.acquire_use_lock(deadline=self._deadline, canceled=self._callbacks.canceled)
+
+    def _find_hit(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
+        """Returns the manifest if the entry has all that is wanted, checked as far as is wanted."""
+        try:
+            manifest = entry.read_manifest()
+            if manifest is None or manifest.digest != resolved.digest:
+                return None
+            entry.check_files(manifest)
+        except CacheDamaged:
+            return None
+        return manifest if find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.NOTHING else None
+
+    def _fill_entry(self, entry: Entry, resolved: ResolvedRevision, use_lock: FileLock) -> Report:
+        """Loads what is missing, as the entry's one loader."""
+        with entry.acquire_load_lock(
+            deadline=self._deadline,
+            canceled=self._callbacks.canceled,
+            on_wait=lambda: self._report_waiting(entry, resolved),
+        ) as load_lock:
+            manifest = self._find_hit(entry, resolved)
+            if manifest is not None:
+                return self._build_report(Outcome.HIT, entry, manifest)
+            manifest = self._recover_entry(entry, resolved)
+            if manifest is not None and find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.VERIFICATION:
+                return self._build_report(Outcome.HIT, entry, self._reverify(entry, manifest))
+            from tonnage.loading.fill import fill_entry  # a hit needs none of it
+
+            fill_result = fill_entry(
+                self._plan,
+                entry,
+                resolved,
+                existing_manifest=manifest,
+                environment=self._environment,
+                deadline=self._deadline,
+                on_progress=self._callbacks.on_progress,
+                canceled=self._callbacks.canceled,
+                lock_descriptors=(load_lock.fileno(), use_lock.fileno()),
+            )
+            return self._build_report(Outcome.LOADED, entry, fill_result.manifest, fill_result)
+
+    def _report_waiting(self, entry: Entry, resolved: ResolvedRevision) -> None:
+        from tonnage.cache.lock_holders import describe_lock_holders, find_lock_holders
+
+        self._callbacks.on_progress(
+            Progress(
+                phase="waiting",
+                total_bytes=sum(item.pin.size for item in resolved.objects),
+                waiting_for=describe_lock_holders(find_lock_holders(entry.load_lock_path)),
+            )
+        )
+
+    def _recover_entry(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
+        """Puts the entry in order, and returns the manifest of what is to be kept.
+
+        A damaged entry is emptied although others may use it: what they have open or mapped stays theirs. A whole one
+        of another revision, under a name of the user's own choice, is left alone.
+
+        Raises:
+            CacheInUse: The name is taken by another revision.
+        """
+        try:
+            manifest = entry.read_manifest()
+            if manifest is not None:
+                entry.check_files(manifest)
+        except CacheDamaged as error:
+            entry.clear()
+            self._notes.append(f"The entry was damaged, so it was loaded anew: {error.message}")
+        entry.recover()
+        manifest = entry.read_manifest()
+        if manifest is None or manifest.digest == resolved.digest:
+            return manifest
+        raise CacheInUse(
+            f"{entry.path} holds revision {manifest.revision}, and {resolved.revision} is to be loaded under its name: "
+            f"remove it with `tonnage rm {entry.name}` first."
+        )
+
+    def _reverify(self, entry: Entry, manifest: Manifest) -> Manifest:
+        """Checks a complete entry further than it was checked when it was loaded."""
+        from tonnage.cache.verify import verify_entry  # a hit needs none of it
+        from tonnage.loading.manifest_builder import upgrade_manifest as upgraded_by
+
+        verify_entry(
+            entry,
+            level=self._plan.verify,
+            progress=lambda done, total: self._callbacks.on_progress(
+                Progress(phase="verifying", loaded_bytes=done, total_bytes=total)
+            ),
+            canceled=self._callbacks.canceled,
+        )
+        upgraded = upgraded_by(manifest, self._plan.verify)
+        entry.rewrite_manifest(upgraded)
+        return upgraded
+
+    def _build_report(
+        self, outcome: Outcome, entry: Entry, manifest: Manifest, fill_result: FillResult | None = None
+    ) -> Report:
+        if self._resolved is None:
+            raise InternalError("A report was asked for before anything was resolved.")
+        return Report(
+            outcome=outcome,
+            revision=self._resolved.revision,
+            digest=self._resolved.digest,
+            entry=entry.name,
+            path=str(entry.model_dir),
+            bytes=manifest.bytes,
+            downloaded_bytes=fill_result.outcome.downloaded if fill_result else 0,
+            resumed_bytes=fill_result.outcome.resumed if fill_result else 0,
+            retries=fill_result.outcome.retries if fill_result else 0,
+            seconds=self._elapsed_seconds(),
+            tensors=sum(source.tensors for source in manifest.sources),
+            segments=fill_result.segments if fill_result else count_segments(manifest),
+            verified=manifest.verified,
+            notes=tuple(dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes))),
+            medium=inspect_medium(entry.path),
+            identity=self._plan.identity,
+        )
+
+    def _elapsed_seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)

@@ -1,0 +1,189 @@
+"""What a load leaves behind in writing: the manifest and the table of tensors, from blueprint and outcome. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tonnage._version import __version__
+from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
+from tonnage.contract import Verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tonnage.format.tensor_header import TensorHeader
+    from tonnage.format.tensors_index import TensorsIndex
+    from tonnage.planning.blueprint import Blueprint
+    from tonnage.source.resolve import ResolvedObject, ResolvedRevision
+
+
+def source_record(
+    resolved: ResolvedObject, tensors_index: TensorsIndex | None, headers: Sequence[TensorHeader], verified: Verify
+) -> SourceRecord:
+    """Returns the manifest's record of an object that was loaded.
+
+    Args:
+        resolved: The object.
+        tensors_index: Its index; None for a companion.
+        headers: Of its tensors.
+        verified: The weakest check that one of them had.
+    """
+    encrypted = tensors_index is not None and tensors_index.preamble.encrypted
+    return SourceRecord(
+        place=resolved.place,
+        key=resolved.pin.key,
+        size=resolved.pin.size,
+        kind=resolved.kind,
+        etag=resolved.pin.etag,
+        version_id=resolved.pin.version_id,
+        rank=resolved.rank,
+        encrypted=encrypted,
+        verified=verified,
+        strongest=Verify.SIZE if encrypted or tensors_index is None else _strongest(headers),
+        tensors=0 if tensors_index is None else len(tensors_index.tensors),
+    )
+
+
+def _strongest(headers: Sequence[TensorHeader]) -> Verify:
+    """How far the file's hashes allow to check it: as far as its least protected tensor."""
+    if all(header.expected_sha256 is not None for header in headers):
+        return Verify.SHA256
+    if all(header.expected_sha256 is not None or header.expected_crc32 is not None for header in headers):
+        return Verify.CRC32
+    return Verify.SIZE
+
+
+def build_manifest_and_table(
+    *,
+    resolved: ResolvedRevision,
+    loaded: Sequence[ResolvedObject],
+    blueprint: Blueprint,
+    headers: Mapping[tuple[int, int], TensorHeader],
+    verified: Mapping[int, Verify],
+    requested_level: Verify,
+    created: float,
+) -> tuple[Manifest, TensorTable]:
+    """Returns the records of what was just loaded.
+
+    Args:
+        resolved: The revision.
+        loaded: The objects of this load, in the blueprint's order.
+        blueprint: Where everything lies.
+        headers: Of each tensor, by (object, tensor).
+        verified: The weakest check of each object's tensors.
+        requested_level: What was asked for, which holds for objects without tensors as far as it can.
+        created: Unix time.
+    """
+    at_most_size = min(requested_level, Verify.SIZE, key=lambda level: level.strength)
+    headers_of: dict[int, list[TensorHeader]] = {}
+    for (index, _), header in headers.items():
+        headers_of.setdefault(index, []).append(header)
+    sources = tuple(
+        source_record(
+            item,
+            blueprint.objects[index].tensors_index,
+            headers_of.get(index, []),
+            verified.get(index, at_most_size),
+        )
+        for index, item in enumerate(loaded)
+    )
+    files = tuple(
+        FileRecord(path=file.path, size=file.size, kind=file.kind, source=file.object_index, rank=file.rank)
+        for file in blueprint.files
+    )
+    manifest = Manifest(
+        revision=resolved.revision,
+        digest=resolved.digest,
+        layout=blueprint.layout,
+        verified=weakest(sources),
+        created=created,
+        tonnage_version=__version__,
+        bytes=blueprint.file_bytes,
+        notes=tuple(blueprint.notes),
+        sources=sources,
+        files=files,
+    )
+    return manifest, TensorTable(tensors=tuple(_tensor_records(blueprint, headers)))
+
+
+def weakest(sources: Sequence[SourceRecord]) -> Verify:
+    """Returns the weakest check of any object with tensors."""
+    return min(
+        (source.verified for source in sources if source.kind == "tensors"),
+        key=lambda level: level.strength,
+        default=Verify.SIZE,
+    )
+
+
+def upgrade_manifest(manifest: Manifest, level: Verify) -> Manifest:
+    """Returns the manifest of an entry whose every byte has just been checked as far as ``level``."""
+    sources = tuple(
+        msgspec.structs.replace(
+            source,
+            verified=max(
+                source.verified, min(level, source.strongest, key=lambda of: of.strength), key=lambda of: of.strength
+            ),
+        )
+        for source in manifest.sources
+    )
+    return msgspec.structs.replace(manifest, sources=sources, verified=weakest(sources))
+
+
+def merge_manifests(
+    old: Manifest, old_table: TensorTable, new: Manifest, new_table: TensorTable
+) -> tuple[Manifest, TensorTable]:
+    """Returns the records of an entry that grew, as when more ranks of a sharded model were added."""
+    source_offset, file_offset = len(old.sources), len(old.files)
+    moved_files = tuple(
+        msgspec.structs.replace(file, source=None if file.source is None else file.source + source_offset)
+        for file in new.files
+    )
+    moved_tensors = tuple(
+        msgspec.structs.replace(
+            tensor,
+            source=tensor.source + source_offset,
+            file=tensor.file if tensor.file < 0 else tensor.file + file_offset,
+        )
+        for tensor in new_table.tensors
+    )
+    manifest = msgspec.structs.replace(
+        new,
+        verified=weakest(old.sources + new.sources),
+        bytes=old.bytes + new.bytes,
+        notes=tuple(dict.fromkeys(old.notes + new.notes)),
+        sources=old.sources + new.sources,
+        files=old.files + moved_files,
+        table=None,
+    )
+    return manifest, TensorTable(tensors=old_table.tensors + moved_tensors)
+
+
+def _tensor_records(blueprint: Blueprint, headers: Mapping[tuple[int, int], TensorHeader]) -> list[TensorRecord]:
+    records = []
+    for placement in sorted(blueprint.placements, key=lambda place: (place.object_index, place.tensor_index)):
+        tensors_index = blueprint.objects[placement.object_index].tensors_index
+        if tensors_index is None:
+            continue
+        tensor = tensors_index.tensors[placement.tensor_index]
+        header = headers[placement.object_index, placement.tensor_index]
+        digest = None if tensors_index.preamble.encrypted else header.expected_sha256
+        records.append(
+            TensorRecord(
+                name=tensor.name,
+                path=None if tensor.path == (tensor.name,) else tensor.path,
+                source=placement.object_index,
+                kind=tensor.kind,
+                dtype=tensor.dtype.stored_name,
+                shape=tensor.shape,
+                file=placement.file_index,
+                offset=placement.offset,
+                length=tensor.length,
+                header_offset=tensor.header_offset,
+                header=header.hash_prefix,
+                crc32=None if tensors_index.preamble.encrypted else header.expected_crc32,
+                sha256=None if digest is None else digest.hex(),
+            )
+        )
+    return records

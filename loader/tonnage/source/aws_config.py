@@ -1,0 +1,215 @@
+"""Endpoint, region and trusted authorities, from the source, the environment, mounted files and AWS's config file.
+
+botocore is imported only where the config file says something that matters, for that costs more than a cache hit takes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tonnage.errors import InvalidPlan, TLSVerificationFailed
+from tonnage.source.endpoint_urls import DEFAULT_REGION, aws_endpoint, check_endpoint, split_url
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tonnage.contract import S3Source
+
+CREDENTIALS_DIR = "TONNAGE_CREDENTIALS_DIR"
+"""Names a directory, usually a mounted Secret, whose files are called as AWS's variables and hold their values."""
+
+_MOUNTED_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CREDENTIAL_EXPIRATION",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+)
+_LONGEST_VALUE = 64 * 1024
+_SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_AWS_HOST = re.compile(
+    r"(?:.*\.)?s3[.-](?:fips\.|dualstack\.)*(?P<region>[a-z]+-[a-z0-9-]+-\d+)\.amazonaws\.com(?:\.cn)?(?::\d+)?"
+)
+
+
+class S3Settings(NamedTuple):
+    """How a bucket is reached. ``aws``: AWS itself, whose hosts carry bucket and region."""
+
+    endpoint: str
+    region: str
+    aws: bool
+    ca_bundle: str
+    default_endpoint: bool
+    """Whether the endpoint follows from the region, so that another region means another endpoint."""
+    dualstack: bool = False
+    fips: bool = False
+
+    def with_region(self, region: str) -> S3Settings:
+        """Returns the settings for another region of the same store."""
+        endpoint = self.endpoint
+        if self.default_endpoint:
+            endpoint = aws_endpoint(region, dualstack=self.dualstack, fips=self.fips)
+        return self._replace(region=region, endpoint=endpoint)
+
+
+def s3_settings(source: S3Source, environment: Mapping[str, str]) -> S3Settings:
+    """Returns how to reach a source: what it says itself goes before mounted files, variables and the config file.
+
+    Raises:
+        InvalidPlan: An endpoint or region can't be one.
+        TLSVerificationFailed: The bundle of authorities that was asked for is not there.
+    """
+    values = {**environment, **mounted_values(environment)}
+    config = _ConfigFile(values)
+    endpoint = source.endpoint
+    if not endpoint and values.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+        endpoint = values.get("AWS_ENDPOINT_URL_S3") or values.get("AWS_ENDPOINT_URL") or config.endpoint()
+    endpoint = check_endpoint(endpoint) if endpoint else ""
+    parts = split_url(endpoint)
+    aws_host = _AWS_HOST.fullmatch(parts.host.lower()) if parts else None
+    region = source.region or (aws_host["region"] if aws_host else "")
+    region = region or values.get("AWS_REGION") or values.get("AWS_DEFAULT_REGION") or config.region()
+    region = region or DEFAULT_REGION
+    dualstack = values.get("AWS_USE_DUALSTACK_ENDPOINT", "").lower() == "true"
+    fips = values.get("AWS_USE_FIPS_ENDPOINT", "").lower() == "true"
+    return S3Settings(
+        endpoint=endpoint or aws_endpoint(region, dualstack=dualstack, fips=fips),
+        region=region,
+        aws=not endpoint or aws_host is not None,
+        ca_bundle=find_ca_bundle(source.ca_bundle, values),
+        default_endpoint=not endpoint,
+        dualstack=dualstack,
+        fips=fips,
+    )
+
+
+def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns what the mounted directory says, read anew at each call; nothing where none is named.
+
+    All files are taken from one generation of a mounted Secret, so keys of two rotations never mix.
+
+    Raises:
+        InvalidPlan: The directory that the environment names is not there.
+    """
+    name = environment.get(CREDENTIALS_DIR, "")
+    if not name:
+        return {}
+    directory = Path(name)
+    if not directory.is_dir():
+        raise InvalidPlan(f"{CREDENTIALS_DIR} names {name}, which is not a directory.")
+    generation = directory / "..data"
+    if generation.is_dir():
+        directory = generation.resolve()
+    values = {}
+    for variable in _MOUNTED_VARIABLES:
+        try:
+            with (directory / variable).open("rb") as file:
+                value = file.read(_LONGEST_VALUE).decode().strip()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise InvalidPlan(f"{name}/{variable} can't be read: {type(error).__name__}.") from error
+        if value:
+            values[variable] = value
+    return values
+
+
+def find_ca_bundle(requested: str, environment: Mapping[str, str]) -> str:
+    """Returns the PEM file of authorities to trust; empty where there is none on this machine.
+
+    The one asked for goes before ``AWS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE`` and the system's. libcurl is
+    always told, because its wheel looks where only some distributions keep it.
+
+    Raises:
+        TLSVerificationFailed: The file that was asked for, or that a variable names, is not there.
+    """
+    for place, name in (
+        ("the source", requested),
+        *(
+            (variable, environment.get(variable, ""))
+            for variable in ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+        ),
+    ):
+        if name:
+            if not Path(name).is_file():
+                raise TLSVerificationFailed(f"The CA bundle {name}, named by {place}, is not a file that can be read.")
+            return name
+    return next((name for name in _SYSTEM_BUNDLES if Path(name).is_file()), "") or _botocore_bundle()
+
+
+def _botocore_bundle() -> str:
+    """The authorities that botocore brings along, for images without any of their own."""
+    import importlib.util  # rare: only where the system has no bundle
+
+    spec = importlib.util.find_spec("botocore")
+    bundle = Path(spec.origin).with_name("cacert.pem") if spec is not None and spec.origin else None
+    return str(bundle) if bundle is not None and bundle.is_file() else ""
+
+
+class _ConfigFile:
+    """AWS's config file, as far as it has a say; read by botocore, and only when a plain look finds the word."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._text: str | None = None
+
+    def endpoint(self) -> str:
+        if "endpoint_url" not in self._read_text():
+            return ""
+        from botocore.configprovider import ConfiguredEndpointProvider
+        from botocore.session import Session
+
+        with self._translate_errors():
+            session = Session()
+            scoped = session.get_scoped_config()
+            found = ConfiguredEndpointProvider(
+                full_config=session.full_config, scoped_config=scoped, client_name="s3", environ=dict(self._environment)
+            ).provide()
+        return found or ""
+
+    def region(self) -> str:
+        if "region" not in self._read_text():
+            return ""
+        from botocore.session import Session
+
+        with self._translate_errors():
+            found = Session().get_config_variable("region")
+        return found or ""
+
+    def _read_text(self) -> str:
+        if self._text is None:
+            path = Path(self._environment.get("AWS_CONFIG_FILE") or "~/.aws/config")
+            try:
+                self._text = path.expanduser().read_text(errors="replace")
+            except (OSError, RuntimeError):  # the latter where a user has no home at all, as in containers
+                self._text = ""
+        return self._text
+
+    @staticmethod
+    def _translate_errors() -> _ConfigErrorTranslation:
+        return _ConfigErrorTranslation()
+
+
+class _ConfigErrorTranslation:
+    """Turns botocore's complaints about the config file into ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from botocore.exceptions import BotoCoreError
+
+        if isinstance(error, BotoCoreError):
+            raise InvalidPlan(f"AWS's config file can't be used: {type(error).__name__}: {error}.") from error

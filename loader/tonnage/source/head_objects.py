@@ -1,0 +1,147 @@
+"""What an object is right now: size and validators, by HEAD, or by a GET of one byte where HEAD can't say."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import structs
+
+from tonnage.errors import EndpointUnreachable
+from tonnage.source.client import Request
+from tonnage.source.error_classification import RequestFailure
+from tonnage.source.responses import strong_etag
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tonnage.source.client import Client, Response
+    from tonnage.source.credentials import CredentialProvider
+    from tonnage.source.request_target import RequestTarget
+
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_INCONCLUSIVE_STATUSES = {301, 307, 400, 403, 404, 405, 501}
+"""Statuses that S3 explains in a body, which an answer to HEAD has not; some servers forbid or lack HEAD, too."""
+
+
+class ObjectHead(NamedTuple):
+    """One object's validators. ``etag`` is as the header has it; ``last_modified`` and ``version_id`` may be empty."""
+
+    size: int
+    etag: str
+    last_modified: str
+    version_id: str
+
+    @property
+    def pin_etag(self) -> str:
+        """What goes into ``ObjectPin.etag``: the strong ETag without quotes, else whatever tells versions apart."""
+        if strong_etag(self.etag):
+            return strong_etag(self.etag)
+        if self.etag:
+            return self.etag
+        return f"last-modified={self.last_modified}" if self.last_modified else ""
+
+    @property
+    def precondition_header(self) -> str:
+        """The header line that makes a server refuse any other version; empty where it gives nothing to pin by."""
+        if strong_etag(self.etag):
+            return f'If-Match: "{strong_etag(self.etag)}"'
+        return f"If-Unmodified-Since: {self.last_modified}" if self.last_modified else ""
+
+
+HeadResult = ObjectHead | RequestFailure
+"""What one object is, or why that can't be said."""
+
+
+def head_or_raise(result: HeadResult) -> ObjectHead:
+    """Returns the head.
+
+    Raises:
+        TonnageError: There is none; of the failure's reason.
+    """
+    if isinstance(result, ObjectHead):
+        return result
+    raise result.to_exception()
+
+
+def head_objects(
+    client: Client,
+    targets: Sequence[RequestTarget],
+    provider: CredentialProvider,
+    *,
+    pinned: bool = False,
+    skip_head: Sequence[bool] = (),
+) -> list[HeadResult]:
+    """Asks for all objects at once; failures are results too, explained as well as the server can.
+
+    Args:
+        client: What runs the requests.
+        targets: The objects; their pins go along.
+        provider: Who asks.
+        pinned: Whether a missing object is a changed one.
+        skip_head: For each object whether HEAD is known to be useless (presigned GET URLs).
+    """
+    skip = list(skip_head) or [False] * len(targets)
+    asked = [at for at in range(len(targets)) if not skip[at]]
+    requests = [Request(target=targets[at], provider=provider, head=True, pinned=pinned) for at in asked]
+    responses = dict(zip(asked, client.run(requests), strict=True))
+    inconclusive = [at for at in range(len(targets)) if skip[at] or _is_inconclusive(responses[at])]
+    results = {at: _parse_head(answer, targets[at]) for at, answer in responses.items() if at not in set(inconclusive)}
+    results.update(_head_by_range(client, {at: targets[at] for at in inconclusive}, provider, pinned=pinned))
+    return [results[at] for at in range(len(targets))]
+
+
+def _head_by_range(
+    client: Client, targets: Mapping[int, RequestTarget], provider: CredentialProvider, *, pinned: bool
+) -> dict[int, HeadResult]:
+    """Asks for the first byte of each. One denial explains the others: asking a thousand times more would not."""
+    results: dict[int, HeadResult] = {}
+    numbers = list(targets)
+    for group in (numbers[:1], numbers[1:]):
+        gets = [Request(target=targets[at], provider=provider, start=0, end=1, pinned=pinned, limit=1) for at in group]
+        for at, response in zip(group, client.run(gets), strict=True):
+            results[at] = _parse_head(_as_head_response(response, targets[at]), targets[at])
+        first = results[numbers[0]] if numbers else None
+        if isinstance(first, RequestFailure):
+            return {at: _relabel(first, targets[numbers[0]], targets[at]) for at in numbers}
+    return results
+
+
+def _is_inconclusive(response: Response) -> bool:
+    if response.failure is not None:
+        region_named = response.failure.region and response.status in {301, 307}
+        return response.status in _INCONCLUSIVE_STATUSES and not region_named
+    return _LENGTH.fullmatch(response.headers.get("content-length", "")) is None
+
+
+def _as_head_response(response: Response, target: RequestTarget) -> Response:
+    """The answer to a GET of the first byte as an answer to HEAD: its length is the object's."""
+    total = re.fullmatch(r"bytes (?:[0-9]+-[0-9]+|\*)/([0-9]{1,18})", response.headers.get("content-range", "").strip())
+    if response.status == 206 and total:
+        return structs.replace(response, headers={**response.headers, "content-length": total[1]})
+    if response.status == 416 and total and total[1] == "0":
+        return structs.replace(response, headers={**response.headers, "content-length": "0"}, failure=None)
+    if response.failure is None and response.headers.get("content-length") != "0":
+        raise EndpointUnreachable(
+            f"{target.label}: the server answered {response.status} where one byte was asked for: it ignores ranges."
+        )
+    return response
+
+
+def _parse_head(response: Response, target: RequestTarget) -> HeadResult:
+    if response.failure is not None:
+        return response.failure
+    headers = response.headers
+    if headers.get("accept-ranges", "").strip().lower() == "none":
+        raise EndpointUnreachable(f"{target.label}: the server says that it does not serve ranges.")
+    length = headers.get("content-length", "")
+    if _LENGTH.fullmatch(length) is None:
+        raise EndpointUnreachable(f"{target.label}: the server does not say how large the object is.")
+    version = headers.get("x-amz-version-id", "")
+    etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
+    return ObjectHead(int(length), etag, modified, "" if version == "null" else version)
+
+
+def _relabel(failure: RequestFailure, first: RequestTarget, other: RequestTarget) -> RequestFailure:
+    """The failure of one object, said of another."""
+    return structs.replace(failure, message=failure.message.replace(first.label, other.label, 1))

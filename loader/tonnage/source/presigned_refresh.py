@@ -1,0 +1,38 @@
+"""Presigned URLs that run out in the middle of a load: whoever made them may have put new ones into the plan's file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from tonnage.contract import HttpSource
+from tonnage.errors import InvalidPlan
+from tonnage.source.endpoint_urls import redact_url
+from tonnage.source.http_source import percent_encode_url, read_urls
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tonnage.contract import Plan
+    from tonnage.source.request_target import RequestTarget
+    from tonnage.source.resolve import ResolvedObject
+
+
+def refresh_targets(plan: Plan, items: Sequence[ResolvedObject], environment: Mapping[str, str]) -> list[RequestTarget]:
+    """Returns how the objects are requested now, with the URLs that the plan's files have at this moment.
+
+    An object that a file no longer names, or whose file can't be read just now, is requested as before.
+    """
+    urls: dict[tuple[int, str], str] = {}
+    for number, source in enumerate(plan.sources):
+        if isinstance(source, HttpSource) and source.urls_file:
+            try:
+                urls.update(
+                    {(number, redact_url(url)): percent_encode_url(url) for url in read_urls(source, environment)}
+                )
+            except InvalidPlan:
+                continue
+    return [
+        structs.replace(item.target, url=urls.get((item.source, item.target.label), item.target.url)) for item in items
+    ]

@@ -1,0 +1,118 @@
+"""What people type: ``s3://…`` and ``https://…`` texts into sources."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from tonnage.contract import AddressingStyle, HttpSource, S3Source
+from tonnage.contract.plan import DEFAULT_COMPANION_PATTERNS, DEFAULT_TENSOR_PATTERNS
+from tonnage.errors import InvalidPlan
+from tonnage.source.endpoint_urls import check_endpoint, redact_url, split_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.contract import Source
+
+
+def parse_sources(
+    uris: Sequence[str],
+    *,
+    endpoint: str = "",
+    region: str = "",
+    addressing_style: AddressingStyle = AddressingStyle.AUTO,
+    ca_bundle: str = "",
+    anonymous: bool = False,
+) -> tuple[Source, ...]:
+    """Returns the sources that texts name; keys of one bucket become one source, and so do all URLs.
+
+    ``s3://bucket`` and ``s3://bucket/prefix/`` are everything below; ``s3://bucket/key.tensors`` is one object. Without
+    a slash at the end a text is an object if its name ends as a tensor file's or companion's does, or has an ending at
+    all, and a prefix otherwise.
+
+    Presigned URLs are secrets: never show such a source, but what ``public_source`` makes of it.
+
+    Args:
+        uris: What was typed.
+        endpoint: Of an S3 server that is not AWS; empty: AWS, or what the environment says.
+        region: Of the buckets; empty: what the environment says.
+        addressing_style: Where the bucket's name goes.
+        ca_bundle: A PEM file of authorities to trust; empty: what the environment says, or the system's.
+        anonymous: Don't sign requests.
+
+    Raises:
+        InvalidPlan: A text is no source, or there is none. The message shows no query.
+    """
+    if not uris:
+        raise InvalidPlan("There is no source: give at least one s3://bucket/prefix/ or https:// URL.")
+    if endpoint:
+        endpoint = check_endpoint(endpoint)
+    sources: list[Source] = []
+    keys: dict[str, int] = {}
+    urls_at: int | None = None
+    for uri in uris:
+        if uri[:5].lower() != "s3://":
+            url = _checked_url(uri)
+            if urls_at is None:
+                urls_at = len(sources)
+                sources.append(HttpSource(urls=(url,), ca_bundle=ca_bundle))
+            else:
+                _extend(sources, urls_at, "urls", url)
+            continue
+        bucket, key, prefix = _split_s3(uri)
+        if prefix is None and bucket in keys:
+            _extend(sources, keys[bucket], "keys", key)
+            continue
+        if prefix is None:
+            keys[bucket] = len(sources)
+        sources.append(
+            S3Source(
+                bucket=bucket,
+                prefix=prefix,
+                keys=None if prefix is not None else (key,),
+                endpoint=endpoint,
+                region=region,
+                addressing_style=addressing_style,
+                ca_bundle=ca_bundle,
+                anonymous=anonymous,
+            )
+        )
+    return tuple(sources)
+
+
+def public_source(source: Source) -> Source:
+    """Returns the source as it may be shown: URLs without their queries."""
+    if isinstance(source, S3Source) or source.urls is None:
+        return source
+    return structs.replace(source, urls=tuple(redact_url(url) for url in source.urls))
+
+
+def _split_s3(text: str) -> tuple[str, str, str | None]:
+    """Bucket, key, and the prefix where it is one. Everything after the bucket is the key as it is, with ? # and %."""
+    bucket, _, key = text[5:].partition("/")
+    if not bucket or "?" in bucket or "#" in bucket or "@" in bucket:
+        raise InvalidPlan(f"{redact_url(text)!r} does not name a bucket: write s3://bucket/prefix/.")
+    if not key or key.endswith("/"):
+        return bucket, "", key
+    name = key.rpartition("/")[2]
+    known = any(fnmatchcase(name, pattern) for pattern in (*DEFAULT_TENSOR_PATTERNS, *DEFAULT_COMPANION_PATTERNS))
+    if known or "." in name.strip("."):
+        return bucket, key, None
+    return bucket, "", f"{key}/"
+
+
+def _checked_url(text: str) -> str:
+    parts = split_url(text)
+    if parts is None or parts.scheme not in {"http", "https"}:
+        raise InvalidPlan(f"{redact_url(text)!r} is no source: write s3://bucket/prefix/ or an http(s):// URL.")
+    return text
+
+
+def _extend(sources: list[Source], at: int, field: str, value: str) -> None:
+    present = getattr(sources[at], field)
+    if value in present:
+        raise InvalidPlan(f"{redact_url(value)} is given twice.")
+    sources[at] = structs.replace(sources[at], **{field: (*present, value)})

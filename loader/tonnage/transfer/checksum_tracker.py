@@ -1,0 +1,158 @@
+"""Which bytes are in, and which tensors have proven right. Pure bookkeeping: fed by results, asked by the coordinator.
+
+A tensor's hash covers its header (with the digests zeroed) and its data. The pieces of both arrive in any order, each
+with its own CRC-32; when all are there the CRCs are combined and compared with what the header states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from tonnage.errors import ChecksumMismatch, FormatDamaged, TonnageError
+from tonnage.format.tensor_header import parse_tensor_header
+from tonnage.format.tensor_names import short_repr
+from tonnage.planning.segments import SpanRole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.format.tensor_header import TensorHeader
+    from tonnage.planning.blueprint import SourceObject
+    from tonnage.planning.segments import ByteRange, Piece
+
+
+class Checksums(Protocol):
+    """The two functions of CRC-32 that are needed (isal's)."""
+
+    def crc32(self, data: bytes, value: int = 0, /) -> int:
+        """Continues a CRC-32."""
+
+    def crc32_combine(self, first: int, second: int, second_length: int, /) -> int:
+        """Returns the CRC-32 of two strings one behind the other."""
+
+
+@dataclass(slots=True)
+class _TensorState:
+    """What is known of one tensor: pieces by their start, those of data as (end, CRC-32)."""
+
+    header_pieces: dict[int, bytes] = field(default_factory=dict)
+    data_pieces: dict[int, tuple[int, int]] = field(default_factory=dict)
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedTensor:
+    """A tensor whose bytes are all there and whose CRC-32, where it has one and it is wanted, is right."""
+
+    object: int
+    tensor: int
+    header: TensorHeader
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptTensor:
+    """A tensor that contradicts its hash or its index entry, and the source range to fetch again."""
+
+    object: int
+    tensor: int
+    range: ByteRange
+    error: TonnageError
+
+
+class ChecksumTracker:
+    """The tensors of all objects of a load.
+
+    Args:
+        objects: As in the blueprint.
+        checksums: ``isal.isal_zlib`` or something like it.
+        check_crc32: False: only the headers are compared with the index.
+    """
+
+    def __init__(self, objects: Sequence[SourceObject], checksums: Checksums, *, check_crc32: bool) -> None:
+        self._objects = objects
+        self._checksums = checksums
+        self._check = check_crc32
+        self._incomplete: dict[tuple[int, int], _TensorState] = {}
+        self.headers: dict[tuple[int, int], TensorHeader] = {}
+
+    def add(
+        self, index: int, pieces: Sequence[Piece], checksums: Sequence[int], captured: Sequence[bytes]
+    ) -> list[VerifiedTensor | CorruptTensor]:
+        """Takes in the pieces of a part of object ``index``; returns the tensors that this settled.
+
+        Raises:
+            FormatDamaged: The file does not end as it must.
+        """
+        settled: list[VerifiedTensor | CorruptTensor] = []
+        for piece, checksum, content in zip(pieces, checksums, captured, strict=False):
+            if piece.tensor_index < 0:
+                if piece.role is SpanRole.TAIL and content.strip(b"\0"):
+                    raise FormatDamaged(
+                        f"{self._objects[index].label}: something else than the end mark follows the last tensor, "
+                        f"at offset {piece.start}."
+                    )
+                continue
+            outcome = self._add_piece(index, piece, checksum, content)
+            if outcome is not None:
+                settled.append(outcome)
+        return settled
+
+    def discard(self, index: int, tensor: int) -> None:
+        """Drops what is known of a tensor, because it is fetched again."""
+        self._incomplete.pop((index, tensor), None)
+        self.headers.pop((index, tensor), None)
+
+    def _add_piece(
+        self, index: int, piece: Piece, checksum: int, content: bytes
+    ) -> VerifiedTensor | CorruptTensor | None:
+        tensors = self._objects[index].tensors_index
+        if tensors is None:
+            return None
+        entry = tensors.tensors[piece.tensor_index]
+        key = (index, piece.tensor_index)
+        if key in self.headers:
+            return None
+        state = self._incomplete.get(key)
+        if state is None:
+            state = self._incomplete[key] = _TensorState(missing=entry.data_end - entry.header_offset)
+        if piece.role is SpanRole.HEADER:
+            state.header_pieces[piece.start] = content
+        else:
+            state.data_pieces[piece.start] = (piece.end, checksum)
+        state.missing -= piece.end - piece.start
+        if state.missing:
+            return None
+        del self._incomplete[key]
+        return self._verify(index, piece.tensor_index, state)
+
+    def _verify(self, index: int, tensor: int, state: _TensorState) -> VerifiedTensor | CorruptTensor:
+        source = self._objects[index]
+        assert source.tensors_index is not None  # noqa: S101  # only tensor files have tensors
+        entry = source.tensors_index.tensors[tensor]
+        byte_range = (entry.header_offset, entry.data_end)
+        raw = b"".join(state.header_pieces[start] for start in sorted(state.header_pieces))
+        try:
+            header = parse_tensor_header(raw, entry, preamble=source.tensors_index.preamble, label=source.label)
+        except TonnageError as error:
+            return CorruptTensor(index, tensor, byte_range, error)
+        expected = header.expected_crc32
+        if self._check and expected is not None and not source.tensors_index.preamble.encrypted:
+            value = self._checksums.crc32(header.hash_prefix)
+            for start in sorted(state.data_pieces):
+                end, checksum = state.data_pieces[start]
+                value = self._checksums.crc32_combine(value, checksum, end - start)
+            if value != expected:
+                return CorruptTensor(
+                    index, tensor, byte_range, mismatch_error(source.label, entry.name, byte_range, "CRC-32")
+                )
+        self.headers[index, tensor] = header
+        return VerifiedTensor(index, tensor, header)
+
+
+def mismatch_error(label: str, tensor: str, byte_range: ByteRange, what: str) -> ChecksumMismatch:
+    """Returns the error for a tensor whose bytes don't have the hash that its header states."""
+    return ChecksumMismatch(
+        f"{label}: tensor {short_repr(tensor)} (bytes {byte_range[0]} to {byte_range[1] - 1}) does not have the {what} "
+        "that its header states."
+    )

@@ -1,0 +1,259 @@
+"""A slot: one connection of a worker, and the part that it is fetching.
+
+libcurl hands over at most 16 KiB a call, 60,000 times a GB, so the callback does as little as it can: one CRC-32 over
+bytes that are still in the processor's cache, and one append. The pieces of bytes are written by ``pwritev`` a MiB at a
+time without being copied together, which cost less than a buffer of our own in every measurement.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pycurl
+
+from tonnage.errors import Reason
+from tonnage.planning.segments import SpanRole
+from tonnage.source.error_classification import BODY_LIMIT, RequestFailure, Retry, classify
+from tonnage.source.request_target import configure_handle
+from tonnage.source.responses import check_partial, parse_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tonnage.source.request_target import Credentials, RequestTarget
+    from tonnage.transfer.protocol import Fetch
+
+FLUSH_BYTES = 1 << 20
+MAX_VECTORS = 512
+"""Buffers a ``pwritev``; the kernel takes 1024."""
+
+_ABORT = -1
+"""What a callback returns to make libcurl give the transfer up."""
+
+
+class Connection:
+    """A reusable curl handle with the state of one part.
+
+    Args:
+        crc32: ``(data, value) -> value``.
+        files: File descriptors of the output files, opened on first use.
+    """
+
+    __slots__ = (
+        "_buffered_bytes",
+        "_checksum",
+        "_crc32",
+        "_file",
+        "_files",
+        "_is_data",
+        "_lines",
+        "_piece",
+        "_piece_end",
+        "_vectors",
+        "_write_at",
+        "accepted",
+        "at",
+        "captured",
+        "checksums",
+        "curl",
+        "error_body",
+        "failure",
+        "fetch",
+        "target",
+        "unreported_bytes",
+        "write_error",
+    )
+
+    def __init__(self, crc32: Callable[[bytes, int], int], files: Callable[[int], int]) -> None:
+        self.curl = pycurl.Curl()
+        self._crc32 = crc32
+        self._files = files
+        self._vectors: list[bytes | memoryview] = []
+        self._lines: list[bytes] = []
+        self.unreported_bytes = 0
+
+    def start(
+        self,
+        fetch: Fetch,
+        target: RequestTarget,
+        credentials: Credentials | None,
+        *,
+        stall_seconds: int,
+    ) -> None:
+        """Prepares the handle for a part. The caller adds it to its multi handle.
+
+        Args:
+            fetch: The part.
+            target: Its object.
+            credentials: Who asks; None: nobody in particular.
+            stall_seconds: How long almost nothing may come before the request is given up.
+        """
+        self.fetch = fetch
+        self.target = target
+        self.at = fetch.start
+        self.accepted = False
+        self.failure: RequestFailure | None = None
+        self.write_error = 0
+        self.error_body = bytearray()
+        self.checksums: list[int] = []
+        self.captured: list[bytes] = []
+        self._file = self._files(fetch.file)
+        self._piece = -1
+        self._piece_end = fetch.start
+        self._checksum = 0
+        self._is_data = False
+        self._buffered_bytes = 0
+        self._write_at = -1
+        self._lines.clear()
+        self._next_piece()
+        curl = self.curl
+        configure_handle(curl, target, credentials, stall_seconds=stall_seconds)
+        curl.setopt(pycurl.RANGE, f"{fetch.start}-{fetch.end - 1}")
+        curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
+        if fetch.fresh_connection:
+            curl.setopt(pycurl.FRESH_CONNECT, 1)
+            curl.setopt(pycurl.FORBID_REUSE, 1)
+
+    def finish(self, curl_code: int | None) -> RequestFailure | None:
+        """Ends the part: writes what is waiting, and says what went wrong, if anything did.
+
+        Args:
+            curl_code: libcurl's error, or None if it was content.
+
+        After it, ``written_end`` is how far the file can be trusted.
+        """
+        self._flush()
+        if self.failure is None and not self.accepted:
+            self._check_response()
+        if self.failure is None and not (self.accepted and curl_code is None):
+            status, headers = parse_headers(self._lines)
+            self.failure = classify(
+                curl_code=curl_code,
+                status=status,
+                headers=headers,
+                body=bytes(self.error_body),
+                label=self.target.label,
+                pinned=True,
+            )
+        if self.failure is None and self.at != self.fetch.end:
+            self.failure = self._range_failure(f"ended at byte {self.at}")
+        if self._piece < len(self.fetch.pieces) and self.at > self._piece_start():
+            self._close_piece()
+        return self.failure
+
+    @property
+    def written_end(self) -> int:
+        """End of the bytes of this part that are checked in and written; the part's start if a write failed."""
+        return self.fetch.start if self.write_error else self.at
+
+    def _piece_start(self) -> int:
+        return self.fetch.pieces[self._piece - 1][0] if self._piece else self.fetch.start
+
+    def _next_piece(self) -> None:
+        self._piece += 1
+        if self._piece >= len(self.fetch.pieces):
+            return
+        self._piece_end, role, target = self.fetch.pieces[self._piece]
+        self._checksum = 0
+        self._is_data = role == SpanRole.DATA
+        if role in {SpanRole.HEADER, SpanRole.TAIL}:
+            self.captured.append(b"")
+        if target != self._write_at + self._buffered_bytes:
+            self._flush()
+            self._write_at = target
+
+    def _close_piece(self) -> None:
+        role = self.fetch.pieces[self._piece][1]
+        self.checksums.append(self._checksum)
+        if role not in {SpanRole.HEADER, SpanRole.TAIL}:
+            self.captured.append(b"")
+
+    def _on_body(self, data: bytes) -> int | None:
+        self.unreported_bytes += len(data)
+        if not self.accepted and not self._check_response():
+            if len(self.error_body) < BODY_LIMIT:
+                self.error_body += data
+            return None if self.failure is None else _ABORT
+        end = self.at + len(data)
+        if self._is_data and end <= self._piece_end:
+            self._checksum = self._crc32(data, self._checksum)
+            self._vectors.append(data)
+            self._buffered_bytes += len(data)
+            self.at = end
+            if self._buffered_bytes >= FLUSH_BYTES or len(self._vectors) >= MAX_VECTORS:
+                self._flush()
+            if end == self._piece_end:
+                self._close_piece()
+                self._next_piece()
+            return _ABORT if self.write_error else None
+        return self._on_mixed(memoryview(data))
+
+    def _on_mixed(self, data: memoryview) -> int | None:
+        """Bytes that cross pieces, or aren't a tensor's data."""
+        if self.at + len(data) > self.fetch.end:
+            self.failure = self._range_failure("went on beyond them")
+            return _ABORT
+        while data:
+            chunk = data[: self._piece_end - self.at]
+            _, role, target = self.fetch.pieces[self._piece]
+            if role == SpanRole.DATA:
+                self._checksum = self._crc32(chunk, self._checksum)  # type: ignore[arg-type]  # any buffer
+            elif role in {SpanRole.HEADER, SpanRole.TAIL}:
+                self.captured[-1] += chunk
+            if target >= 0:
+                self._vectors.append(chunk)
+                self._buffered_bytes += len(chunk)
+            self.at += len(chunk)
+            data = data[len(chunk) :]
+            if self.at == self._piece_end:
+                self._close_piece()
+                self._next_piece()
+        if self._buffered_bytes >= FLUSH_BYTES or len(self._vectors) >= MAX_VECTORS:
+            self._flush()
+        return _ABORT if self.write_error else None
+
+    def _flush(self) -> None:
+        vectors = self._vectors
+        at = self._write_at
+        try:
+            while vectors and not self.write_error:
+                written = os.pwritev(self._file, vectors, at)
+                at += written
+                if written == self._buffered_bytes:
+                    vectors.clear()
+                self._buffered_bytes -= written
+                while vectors and written >= len(vectors[0]):
+                    written -= len(vectors.pop(0))
+                if vectors and written:
+                    vectors[0] = memoryview(vectors[0])[written:]
+        except OSError as error:
+            self.write_error = error.errno or 5
+        vectors.clear()
+        self._buffered_bytes = 0
+        self._write_at = at
+
+    def _check_response(self) -> bool:
+        """Whether the answer is the range that was asked for, of the pinned object.
+
+        Else ``failure`` is set, if the answer claims to be a good one.
+        """
+        status, headers = parse_headers(self._lines)
+        if status not in {200, 206}:
+            return False
+        fetch = self.fetch
+        if not (
+            status == 200
+            and fetch.start == 0
+            and headers.get("content-length") == str(self.target.size) == str(fetch.end)
+        ):
+            self.failure = check_partial(self.target, status=status, headers=headers, start=fetch.start, end=fetch.end)
+        self.accepted = self.failure is None
+        return self.accepted
+
+    def _range_failure(self, problem: str) -> RequestFailure:
+        message = (
+            f"{self.target.label}: the answer to a request for bytes {self.fetch.start}-{self.fetch.end - 1} {problem}."
+        )
+        return RequestFailure(reason=Reason.RETRIES_EXHAUSTED, message=message, retry=Retry.BACKOFF)

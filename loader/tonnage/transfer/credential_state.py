@@ -1,0 +1,83 @@
+"""With what the workers ask: credentials and URLs, renewed when they run out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage.source.error_classification import Retry
+from tonnage.transfer.protocol import Setup, UpdateCredentials, UpdateTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.source.error_classification import RequestFailure
+    from tonnage.source.request_target import Credentials
+    from tonnage.transfer.transfer_spec import TransferSpec
+    from tonnage.transfer.worker_pool import WorkerPool
+
+
+class CredentialState:
+    """What a job's requests are made with at the moment.
+
+    Attributes:
+        generation: Grows with each change, so that a refusal can be told apart from one of something older.
+    """
+
+    def __init__(self, spec: TransferSpec) -> None:
+        self._spec = spec
+        self._credentials = [source.current() for source in spec.credentials]
+        self._targets = list(spec.targets)
+        self.generation = 0
+
+    def setup(self) -> Setup:
+        """Returns what a worker that starts now is told."""
+        return Setup(
+            list(self._targets),
+            list(self._spec.credential_indexes),
+            list(self._credentials),
+            list(self._spec.paths),
+            self._spec.stall_seconds,
+        )
+
+    def refresh_expiring(self, pool: WorkerPool) -> None:
+        """Renews credentials that will run out soon."""
+        self._update_credentials(pool, [source.current() for source in self._spec.credentials])
+
+    def refresh_after_denial(self, pool: WorkerPool, failure: RequestFailure, generation: int) -> bool:
+        """Whether a refused request was made with what has been renewed since, or can be renewed now.
+
+        Args:
+            pool: The workers, which are told.
+            failure: The refusal.
+            generation: With which the request was made.
+        """
+        if generation != self.generation or self._update_targets(pool):
+            return True
+        return failure.retry is Retry.REFRESH_CREDENTIALS and self._update_credentials(pool, self._refreshed())
+
+    def _refreshed(self) -> list[Credentials | None]:
+        return [
+            source.refresh(failed) for source, failed in zip(self._spec.credentials, self._credentials, strict=True)
+        ]
+
+    def _update_credentials(self, pool: WorkerPool, credentials: list[Credentials | None]) -> bool:
+        before, self._credentials = self._credentials, credentials
+        changed = [index for index, new in enumerate(credentials) if new != before[index]]
+        for index in changed:
+            pool.broadcast(UpdateCredentials(index, credentials[index]))
+        return self._advance_generation(pool, changed)
+
+    def _update_targets(self, pool: WorkerPool) -> bool:
+        if self._spec.refresh_targets is None:
+            return False
+        before, self._targets = self._targets, list(self._spec.refresh_targets())
+        changed = [index for index, new in enumerate(self._targets) if new != before[index]]
+        for index in changed:
+            pool.broadcast(UpdateTarget(index, self._targets[index]))
+        return self._advance_generation(pool, changed)
+
+    def _advance_generation(self, pool: WorkerPool, changed: Sequence[int]) -> bool:
+        if changed:
+            self.generation += 1
+            pool.set_setup(self.setup())
+        return bool(changed)

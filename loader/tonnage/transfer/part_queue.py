@@ -1,0 +1,134 @@
+"""What is still to fetch, and who fetches it next. Pure: no clock, no socket.
+
+A segment has one owner, since several writers of one tmpfs file hinder each other: a worker takes parts of its own
+segment first, then opens the next untouched one, and only when there is none left helps with the fullest.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tonnage.planning.segments import next_part_size, subtract_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tonnage.planning.segments import ByteRange, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sub-range of a segment to fetch.
+
+    Attributes:
+        attempt: How often in a row it failed without a byte of progress.
+        fresh_connection: Whether to use a new connection, because what came before was wrong.
+    """
+
+    segment: int
+    start: int
+    end: int
+    attempt: int = 0
+    fresh_connection: bool = False
+
+
+@dataclass(order=True, slots=True)
+class _Delayed:
+    when: float
+    order: int
+    part: Part = field(compare=False)
+
+
+class PartQueue:
+    """The parts of a load that nobody fetches at the moment. ``max_part_size`` may be changed as it goes.
+
+    Args:
+        segments: All segments.
+        done: Ranges that are on disk already, by segment.
+        max_part_size: Ordinary part size in bytes.
+        min_part_size: Smallest part size in bytes.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        done: Mapping[int, list[ByteRange]],
+        *,
+        max_part_size: int,
+        min_part_size: int,
+    ) -> None:
+        self._unassigned = {
+            segment.index: left
+            for segment in segments
+            if (left := subtract_ranges((segment.start, segment.end), done.get(segment.index, [])))
+        }
+        self.max_part_size = max_part_size
+        self._min_part_size = min_part_size
+        self._owner: dict[int, int] = {}
+        self._delayed: list[_Delayed] = []
+        self._order = 0
+        self.remaining = sum(end - start for left in self._unassigned.values() for start, end in left)
+
+    def take(self, worker: int, *, slots: int, now: float, max_size: int = 1 << 62) -> Part | None:
+        """Returns the next part for a worker, or None if there is none for it now.
+
+        Args:
+            worker: Who asks.
+            slots: Connections of all workers together.
+            now: The time on the clock that ``requeue`` was given.
+            max_size: The most bytes wanted; a part that comes back after a failure may be larger.
+        """
+        if self._delayed and self._delayed[0].when <= now:
+            part = heapq.heappop(self._delayed).part
+            self.remaining -= part.end - part.start
+            return part
+        segment = self._choose(worker)
+        if segment is None:
+            return None
+        size = min(
+            max_size,
+            next_part_size(
+                self.remaining, connections=slots, max_size=self.max_part_size, min_size=self._min_part_size
+            ),
+        )
+        left = self._unassigned[segment]
+        start, end = left[0]
+        if end - start <= size + min(size, self._min_part_size) // 2:
+            left.pop(0)
+            if not left:
+                del self._unassigned[segment]
+        else:
+            end = start + size
+            left[0] = (end, left[0][1])
+        self.remaining -= end - start
+        return Part(segment, start, end)
+
+    def requeue(self, part: Part, *, not_before: float) -> None:
+        """Puts a part back, to be fetched at ``not_before`` or later."""
+        self._order += 1
+        self.remaining += part.end - part.start
+        heapq.heappush(self._delayed, _Delayed(not_before, self._order, part))
+
+    def next_due(self) -> float | None:
+        """When the next delayed part is due; None if none waits."""
+        return self._delayed[0].when if self._delayed else None
+
+    def _choose(self, worker: int) -> int | None:
+        untouched: int | None = None
+        fullest: int | None = None
+        most = 0
+        for segment, left in self._unassigned.items():
+            owner = self._owner.get(segment)
+            if owner == worker:
+                return segment
+            if owner is None and untouched is None:
+                untouched = segment
+            size = sum(end - start for start, end in left)
+            if size > most:
+                most, fullest = size, segment
+        if untouched is not None:
+            self._owner[untouched] = worker
+            return untouched
+        return fullest

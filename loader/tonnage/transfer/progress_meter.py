@@ -1,0 +1,92 @@
+"""How fast a transfer is, and how long it will still take."""
+
+from __future__ import annotations
+
+import time
+
+from tonnage.contract import Progress
+
+REPORT_SECONDS = 0.2
+RATE_SECONDS = 3.0
+"""Time over which the shown rate averages."""
+SETTLED_SECONDS = 1.0
+"""Time after the first byte before which a rate says nothing about the rest: connections are still being made."""
+
+
+class ProgressMeter:
+    """Counts bytes on the monotonic clock.
+
+    Args:
+        total: Bytes of the whole load.
+        resumed: Of which this many were on disk before.
+    """
+
+    def __init__(self, *, total: int, resumed: int) -> None:
+        now = time.monotonic()
+        self._total = total
+        self._resumed = resumed
+        self._received = 0
+        self._wasted = 0
+        self._reported = 0.0
+        self._window = [(now, 0)]
+        self._interval = (now, 0)
+        self._measuring = False
+
+    @property
+    def loaded(self) -> int:
+        """Bytes that are here, in flight ones included, never more than the total."""
+        return max(0, min(self._total, self._resumed + self._received - self._wasted))
+
+    def add_received(self, count: int) -> None:
+        """Counts body bytes that arrived."""
+        self._received += count
+
+    def add_refetched(self, count: int) -> None:
+        """Counts bytes that are fetched again."""
+        self._wasted += count
+
+    def interval_rate(self, now: float, *, skip: float, seconds: float) -> float | None:
+        """Returns bytes a second since this last returned a number; None until ``skip + seconds`` have gone by.
+
+        The first ``skip`` seconds, and all before the first byte, don't count.
+        """
+        since, count = self._interval
+        if not self._measuring:
+            if self._received > count and now - since >= skip:
+                self._measuring = True
+                self._interval = (now, self._received)
+            elif self._received == count:
+                self._interval = (now, count)
+            return None
+        if now - since < seconds:
+            return None
+        self._measuring = False
+        self._interval = (now, self._received)
+        return (self._received - count) / (now - since)
+
+    def is_report_due(self, now: float) -> bool:
+        """Whether it is time to tell how it goes; True at most a few times a second."""
+        if now - self._reported < REPORT_SECONDS:
+            return False
+        self._reported = now
+        return True
+
+    def progress(self, now: float, *, verified: int, tensors: int, retries: int) -> Progress:
+        """Returns the present state."""
+        self._window.append((now, self._received))
+        while len(self._window) > 2 and (now - self._window[0][0] > RATE_SECONDS or not self._window[1][1]):
+            self._window.pop(0)
+        since, count = self._window[0]
+        rate = (self._received - count) / (now - since) if now > since else 0.0
+        left = self._total - self.loaded
+        settled = rate > 0 and now - since >= SETTLED_SECONDS
+        return Progress(
+            phase="loading",
+            loaded_bytes=self.loaded,
+            total_bytes=self._total,
+            bytes_per_second=rate,
+            remaining_seconds=left / rate if settled else -1.0,
+            tensors_verified=verified,
+            tensors=tensors,
+            retries=retries,
+        )

@@ -1,0 +1,91 @@
+"""The worker processes of a transfer, who does what, and their wake-ups."""
+
+from __future__ import annotations
+
+import selectors
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tonnage.transfer.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tonnage.transfer.part_queue import Part
+    from tonnage.transfer.protocol import Setup, ToWorker
+    from tonnage.transfer.verification import HashTask
+
+
+@dataclass(slots=True)
+class PoolWorker:
+    """A worker and the parts and tensors it has been given, by request ID."""
+
+    number: int
+    process: WorkerProcess
+    parts: dict[int, Part] = field(default_factory=dict)
+    hashes: dict[int, HashTask] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """A worker ended although nobody asked it to; ``exit_code`` is negative for a signal."""
+
+    worker: PoolWorker
+    exit_code: int
+
+
+class WorkerPool:
+    """Workers that are told the same setup.
+
+    Args:
+        count: How many processes.
+        pass_fds: Descriptors they inherit.
+        environment: Of which they get the harmless part.
+    """
+
+    def __init__(self, *, count: int, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
+        self._setup = setup
+        self._pass_fds = pass_fds
+        self._environment = environment
+        self._selector = selectors.DefaultSelector()
+        self.workers: dict[int, PoolWorker] = {}
+        for number in range(count):
+            self.start(number)
+
+    def start(self, number: int) -> PoolWorker:
+        """Starts a worker under a number, anew if there was one before."""
+        process = WorkerProcess(pass_fds=self._pass_fds, environment=self._environment)
+        worker = PoolWorker(number, process)
+        self.workers[number] = worker
+        self._selector.register(process.socket, selectors.EVENT_READ, worker)
+        process.send(self._setup)
+        return worker
+
+    def set_setup(self, setup: Setup) -> None:
+        """Sets what workers that start later are told."""
+        self._setup = setup
+
+    def broadcast(self, message: ToWorker) -> None:
+        """Sends a message to all workers."""
+        for worker in self.workers.values():
+            worker.process.send(message)
+
+    def poll(self, timeout: float) -> Iterator[tuple[PoolWorker, object]]:
+        """Waits up to ``timeout`` seconds; yields (worker, message), where a message may be a ``WorkerExit``."""
+        for key, _ in self._selector.select(timeout):
+            worker: PoolWorker = key.data
+            try:
+                for message in worker.process.receive():
+                    yield worker, message
+            except EOFError:
+                self._selector.unregister(worker.process.socket)
+                yield worker, WorkerExit(worker, worker.process.close())
+
+    def close(self) -> None:
+        """Ends all workers."""
+        self._selector.close()
+        workers = list(self.workers.values())
+        for worker in workers:
+            worker.process.disconnect()
+        for worker in workers:
+            worker.process.close()
