@@ -71,7 +71,7 @@ RUN for image in operator loader; do \
         && /build/venv/bin/hatchling build -t wheel -d "/build/$image" >/dev/null \
         && python3 -m zipfile -e "/build/$image"/*.whl "$site" \
         && python3 -m compileall -q --invalidation-mode unchecked-hash -s "/out/$image" -p / "$site" \
-        && install -D -m 0755 hack/images/launch.py "/out/$image/usr/local/bin/tonnage" \
+        && install -D -m 0755 hack/images/entrypoint.py "/out/$image/usr/local/bin/tonnage" \
         || exit 1; \
     done \
     && ln -s tonnage /out/operator/usr/local/bin/tonnage-operator

@@ -31,7 +31,7 @@ test: ## Run all tests
 
 e2e: ## Run the tests that need a real node: real images, chart, kubelet and pods (part of make test)
 	@$(SETUP) test
-	@$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
 demo-cluster: ## Tell the story of Tonnage on a real one-node cluster (as root; about three minutes)
 	@$(SETUP) test

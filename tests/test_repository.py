@@ -225,7 +225,7 @@ def demo(directory: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_tells_its_whole_story_and_cleans_up(tmp_path: Path) -> None:
+def test_the_demo_runs_all_steps_and_cleans_up(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output

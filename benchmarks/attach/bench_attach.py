@@ -30,9 +30,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1] / "loader"), str(HERE)]
 
-import facts  # noqa: E402
+import host_info  # noqa: E402
 import summary  # noqa: E402
-import synthetic  # noqa: E402
+import synthetic_models  # noqa: E402
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -82,7 +82,7 @@ class Bench:
         self.root = Path(arguments.root)
         self.deadline: float = time.monotonic() + arguments.seconds
         self.records: list[dict[str, Any]] = []
-        self.metadata: dict[str, Any] = {"command": " ".join(sys.argv), "facts": facts.collect_host_info()}
+        self.metadata: dict[str, Any] = {"command": " ".join(sys.argv), "facts": host_info.collect_host_info()}
         self._bytes = 0
 
     def seconds_left(self) -> float:
@@ -95,8 +95,8 @@ class Bench:
         probe = "*.safetensors" if rank is None else f"model-rank-{rank}-*.safetensors"
         if not any(folder.glob(probe)):
             began = time.monotonic()
-            self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
-            synthetic.read_through(folder.glob(probe))
+            self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
+            synthetic_models.read_through(folder.glob(probe))
             log(f"made {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
         self._bytes = self._bytes or sum(path.stat().st_size for path in folder.glob(probe))
         return folder
@@ -107,13 +107,13 @@ class Bench:
         if not path.exists():
             began = time.monotonic()
             try:
-                synthetic.write_tensors_file(self.model(), path)
+                synthetic_models.write_tensors_file(self.model(), path)
             except Exception:  # noqa: BLE001  # the other contenders can still be measured
                 path.unlink(missing_ok=True)
                 self.metadata["tensors_file"] = traceback.format_exc(limit=3)
                 log(self.metadata["tensors_file"])
                 return None
-            synthetic.read_through([path])
+            synthetic_models.read_through([path])
             log(f"made {path} in {time.monotonic() - began:.1f} s")
         return path
 
@@ -157,20 +157,20 @@ class Bench:
     def stage_huge(self) -> None:
         """A tmpfs of huge pages."""
         mount = Path(self.arguments.huge_root)
-        problem = synthetic.mount_tmpfs(mount, gib=int(self.arguments.gib * 1.25) + 2, huge=True)
+        problem = synthetic_models.mount_tmpfs(mount, gib=int(self.arguments.gib * 1.25) + 2, huge=True)
         if problem:
             self.metadata["huge"] = problem
             log(f"huge: can't mount: {problem}")
             return
         try:
-            before = facts.huge_pages_in_use()
+            before = host_info.huge_pages_in_use()
             path = self.model(parent=mount)
-            self.metadata["huge_pages_bytes"] = facts.huge_pages_in_use() - before
+            self.metadata["huge_pages_bytes"] = host_info.huge_pages_in_use() - before
             log(f"huge pages in use: {self.metadata['huge_pages_bytes'] / GIB:.1f} GiB")
             specs = [spec for spec in HUGE if not self.arguments.only or spec["contender"] in self.arguments.only]
             self.run_rounds("huge", [{**spec, "path": str(path)} for spec in specs])
         finally:
-            synthetic.unmount(mount)
+            synthetic_models.unmount(mount)
 
     def stage_fresh(self) -> None:
         """Files that nobody has read since they were written, as the first pod finds them."""
@@ -188,7 +188,7 @@ class Bench:
                     if self.seconds_left() < 0:
                         return
                     shutil.rmtree(folder, ignore_errors=True)
-                    self._bytes = synthetic.make_shards(folder, self.arguments.gib, seed=1)
+                    self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=1)
                     self.run_contender("fresh", number, {**spec, "path": str(folder)})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -258,7 +258,7 @@ class Bench:
         """A disk, with an empty page cache."""
         folder = Path(self.arguments.disk_root) / "tonnage-cold"
         shards = self.model()
-        size = synthetic.copy_shards(shards, folder, self.arguments.cold_gib)
+        size = synthetic_models.copy_shards(shards, folder, self.arguments.cold_gib)
         os.sync()
         self._bytes, model_bytes = size, self._bytes
         cases: list[dict[str, Any]] = [
@@ -287,7 +287,7 @@ class Bench:
 
     def stage_correct(self) -> None:
         """Bit for bit."""
-        command = [sys.executable, str(HERE / "correct.py"), str(self.model())]
+        command = [sys.executable, str(HERE / "verify_copies.py"), str(self.model())]
         tensors = self.tensors_file()
         command += [str(tensors)] if tensors is not None else []
         done = subprocess.run(
@@ -389,7 +389,7 @@ def main() -> int:
         summary.write_report([json.loads(path.read_text()) for path in args.inputs], args.out, args.name)
         return 0
     if args.mount_gib:
-        problem = synthetic.mount_tmpfs(Path(args.root), gib=args.mount_gib, huge=False)
+        problem = synthetic_models.mount_tmpfs(Path(args.root), gib=args.mount_gib, huge=False)
         log(f"mount: {problem or 'done'}")
     bench = Bench(args)
     log(json.dumps(bench.metadata["facts"], indent=1))

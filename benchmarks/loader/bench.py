@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import machine
+import host
 import results
 from contenders import CONTENDERS, Contender, RunConfig, Variant, load_command
 from model_file import make_model
@@ -88,14 +88,14 @@ def main() -> int:
     """Runs the race and writes its results."""
     arguments = parse_arguments()
     if arguments.regime == "network":
-        machine.enter_shaped_network(arguments.rate * 10**6)
+        host.enter_shaped_network(arguments.rate * 10**6)
     size = arguments.size or 4 << 30
     kind = arguments.server
     if kind == "auto":
         kind = "nginx" if arguments.nginx else "sendfile"
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(machine.work_directory(huge=False, size=0))
+        source = stack.enter_context(host.work_directory(huge=False, size=0))
         log(f"writing a model of {size / 1e9:.1f} GB")
         model = make_model(source / "root", size)
         if "runai" not in arguments.contenders:
@@ -104,7 +104,7 @@ def main() -> int:
             serve(kind, model, workers=arguments.server_workers, directory=source / "server", nginx=arguments.nginx)
         )
         os.environ.update(server.environment)
-        cache = stack.enter_context(machine.work_directory(huge=arguments.huge, size=3 * size))
+        cache = stack.enter_context(host.work_directory(huge=arguments.huge, size=3 * size))
         setting = RunConfig(
             server=server,
             model=model,
@@ -117,7 +117,7 @@ def main() -> int:
         ours = next((row.samples for row in rows if row.name == "tonnage"), ())
         result = Result(
             title=title(arguments, size),
-            conditions={**machine.describe(), **conditions(arguments, setting)},
+            conditions={**host.describe(), **conditions(arguments, setting)},
             rows=rows,
             absent=absent,
             extras=extras(setting, ours, arguments.hits),
@@ -190,7 +190,7 @@ def tune(contender: Contender, setting: RunConfig, arguments: argparse.Namespace
 def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
     """Runs a contender once in an empty directory, checks its work, and returns what it took."""
     with temporary_directory(setting.out) as out:
-        machine.warm_memory(out, int(setting.model.size * WARM_FACTOR))
+        host.warm_memory(out, int(setting.model.size * WARM_FACTOR))
         own = replace(setting, out=out / "cache")
         own.out.mkdir()
         mark = setting.server.log_offset()
@@ -216,8 +216,8 @@ def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
 
 
 def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, float], str]:
-    """Runs a command under `measure.py` and returns its figures and its standard output."""
-    runner = [sys.executable, str(HERE / "measure.py"), str(result), *command]
+    """Runs a command under `measure_process.py` and returns its figures and its standard output."""
+    runner = [sys.executable, str(HERE / "measure_process.py"), str(result), *command]
     subprocess.run(runner, check=True, timeout=SECONDS_FOR_A_RUN)
     took: dict[str, float] = json.loads(result.read_text())
     output = result.with_suffix(".out").read_text()

@@ -111,7 +111,7 @@ def _tensorizer_contender(*, verified: bool) -> Contender:
         verifies="CRC-32 and SHA-256" if verified else "",
         target="memory",
         command=lambda setting, variant: [
-            *(sys.executable, str(HERE / "peers.py"), "tensorizer"),
+            *(sys.executable, str(HERE / "in_process_loaders.py"), "tensorizer"),
             *(setting.server.tensors_url, str(variant["readers"]), verify),
         ],
         unavailable_reason=lambda _setting: _no_module("tensorizer") or _no_program("curl"),
@@ -149,7 +149,7 @@ def _floor(setting: RunConfig, _variant: Variant) -> list[str]:
 def _runai(setting: RunConfig, variant: Variant) -> list[str]:
     uri = f"s3://{setting.model.bucket}/{setting.model.safetensors_key}"
     concurrency = f"RUNAI_STREAMER_CONCURRENCY={variant['concurrency']}"
-    return ["env", concurrency, sys.executable, str(HERE / "peers.py"), "runai", uri]
+    return ["env", concurrency, sys.executable, str(HERE / "in_process_loaders.py"), "runai", uri]
 
 
 def _check_loaded_bytes(setting: RunConfig, output: str) -> str:

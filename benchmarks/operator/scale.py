@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operator_support.control_plane import ROOT, ControlPlane, find_programs, free_ports
-from operator_support.fleet import ControllerProcess, Fleet
+from operator_support.harness import ControllerProcess, OperatorHarness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ def _kubelets(control_plane: ControlPlane) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _cluster(nodes: int) -> Iterator[tuple[ControlPlane, Fleet, Path]]:
+def _cluster(nodes: int) -> Iterator[tuple[ControlPlane, OperatorHarness, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         control_plane = ControlPlane(Path(folder), find_programs())
         try:
@@ -99,14 +99,14 @@ def _cluster(nodes: int) -> Iterator[tuple[ControlPlane, Fleet, Path]]:
             control_plane.install_crds(ROOT / "crds")
             for name in ("tonnage-system", _NAMESPACE):
                 control_plane.kubectl("create", "namespace", name)
-            fleet = Fleet(control_plane, _NAMESPACE)
+            fleet = OperatorHarness(control_plane, _NAMESPACE)
             fleet.add_nodes(*(f"n{index:03d}" for index in range(nodes)))
             yield control_plane, fleet, Path(folder)
         finally:
             control_plane.stop()
 
 
-def _converge(control_plane: ControlPlane, fleet: Fleet, options: argparse.Namespace) -> tuple[float, int]:
+def _converge(control_plane: ControlPlane, fleet: OperatorHarness, options: argparse.Namespace) -> tuple[float, int]:
     """Creates the objects and returns the seconds until all are warm, and how many are."""
     started = time.monotonic()
     for index in range(options.models):

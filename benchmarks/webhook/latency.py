@@ -20,8 +20,8 @@ import aiohttp
 
 from operator_support import objects
 from operator_support.control_plane import ROOT, ControlPlane, find_programs
-from operator_support.fleet import Fleet, admin_access, installation
-from operator_support.webhooks import WebhookThread
+from operator_support.harness import OperatorHarness, admin_client_config, make_installation
+from operator_support.webhook_thread import WebhookThread
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
@@ -61,7 +61,7 @@ async def _post_reviews(webhook: WebhookThread, namespace: str, rate: float, sec
 
 def _fraction_within(webhook: WebhookThread, bound: float) -> float:
     counts: dict[float, float] = {}
-    for metric in webhook.webhook.metrics.admission_seconds.collect():
+    for metric in webhook.app.metrics.admission_seconds.collect():
         for sample in metric.samples:
             if sample.name.endswith("_bucket"):
                 counts[float(sample.labels["le"])] = sample.value
@@ -76,7 +76,7 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
             control_plane.start()
             control_plane.install_crds(ROOT / "crds")
             control_plane.kubectl("create", "namespace", "bench")
-            fleet = Fleet(control_plane, "bench")
+            fleet = OperatorHarness(control_plane, "bench")
             body = fleet.create({"placement": {"prewarm": "None"}})
             resolved = parse_resolve_report(
                 objects.resolved_report(bucket="bench", count=30), parse_model_weights(body), now="2026-01-01T00:00:00Z"
@@ -84,8 +84,8 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
             if not isinstance(resolved, SeenRevision):
                 raise SystemExit(f"The report was refused: {resolved}")
             body["status"] = {"resolved": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)}
-            control_plane.request("PUT", fleet.path() + "/status", body)
-            with WebhookThread(admin_access(control_plane), installation(), Path(folder)) as webhook:
+            control_plane.request("PUT", fleet.object_path() + "/status", body)
+            with WebhookThread(admin_client_config(control_plane), make_installation(), Path(folder)) as webhook:
                 times = asyncio.run(_post_reviews(webhook, "bench", rate, seconds))
                 share = _fraction_within(webhook, 0.02)
         finally:

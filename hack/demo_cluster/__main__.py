@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster_support.images import Lacking as ImagesLacking
-from demo_cluster.installed import cluster_for_walkthrough, start_demo_cluster
-from demo_cluster.story import DemoFailed, run_walkthrough
+from demo_cluster.install import cluster_for_walkthrough, start_demo_cluster
+from demo_cluster.walkthrough import DemoFailed, run_walkthrough
+from e2e_support.images import ImageBuildUnavailable as ImagesLacking
 from local_cluster.__main__ import default_folder
 from local_cluster.errors import LocalClusterError
 

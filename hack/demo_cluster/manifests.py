@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from cluster_support.pods import server_pod
+from e2e_support.pods import server_pod
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from cluster_support.site import Site
+    from e2e_support.e2e_cluster import E2ECluster
 
 NAMESPACE = "demo"
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart.yaml"
 
 
-def model_weights(site: Site, version: str) -> str:
+def model_weights(site: E2ECluster, version: str) -> str:
     """Returns the reader's Secret and the ``ModelWeights``."""
     metadata = {"name": "s3-reader", "namespace": NAMESPACE}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": site.credentials}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": site.reader_credentials}
     source = {"s3": {"bucket": site.bucket, "prefix": f"demo/{version}/", "endpoint": site.storage.endpoint}}
     weights = {
         "apiVersion": names.API_VERSION,
@@ -35,9 +35,9 @@ def model_weights(site: Site, version: str) -> str:
     return yaml.safe_dump_all([secret, weights], sort_keys=False)
 
 
-def deployment(site: Site, replicas: int) -> str:
+def deployment(site: E2ECluster, replicas: int) -> str:
     """Returns a Deployment of servers that check that their model is whole, and wait."""
-    pod = server_pod("", NAMESPACE, site.images.loader, notes={names.MODEL: "demo"})
+    pod = server_pod("", NAMESPACE, site.images.loader, annotations={names.MODEL: "demo"})
     template = {
         "metadata": {"labels": {"app": "server"}, "annotations": pod["metadata"]["annotations"]},
         "spec": pod["spec"],
@@ -51,9 +51,9 @@ def deployment(site: Site, replicas: int) -> str:
     return yaml.safe_dump(body, sort_keys=False)
 
 
-def quickstart(site: Site, prefix: str) -> str:
+def quickstart(site: E2ECluster, prefix: str) -> str:
     """Returns examples/quickstart.yaml with this cluster's bucket, keys and an image that is on the node."""
-    keys = site.credentials
+    keys = site.reader_credentials
     edits = {
         "edit-access-key": keys["AWS_ACCESS_KEY_ID"],
         "edit-secret-key": keys["AWS_SECRET_ACCESS_KEY"],

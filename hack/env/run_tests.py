@@ -20,7 +20,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 PARALLEL_RUNS = {
-    "node": ["cluster", "images", "docs"],
+    "node": ["e2e", "images", "docs"],
     "operator": ["controller", "chart"],
 }
 """Folders of tests by lane; lanes should take about as long as each other. What isn't named runs alone, and first."""

@@ -25,10 +25,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cache_key
+import debian_root
 import engines
 import host
-import inputs
-import standin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,14 +83,14 @@ def get_or_build(options: argparse.Namespace, cache: Path) -> Result:
         Lacking: They can't be built on this machine.
         BuildFailed: They can't be built at all.
     """
-    settings = (options.engine, options.base or standin.image_name(), options.prefix)
-    if result := _cached_result(cache / inputs.cache_key(*settings)):
+    settings = (options.engine, options.base or debian_root.image_name(), options.prefix)
+    if result := _cached_result(cache / cache_key.cache_key(*settings)):
         return result
     cache.mkdir(parents=True, exist_ok=True)
     with _build_lock(cache), tempfile.TemporaryDirectory(prefix="tonnage-build-") as private:
         source = Path(private, "source")
-        inputs.copy_inputs(source)
-        folder = cache / inputs.cache_key(*settings, root=source)
+        cache_key.copy_inputs(source)
+        folder = cache / cache_key.cache_key(*settings, root=source)
         if result := _cached_result(folder):  # built by whom this one waited for
             return result
         engine = engines.select_engine(options.engine, base=options.base, cache=cache)
@@ -124,8 +124,8 @@ def _build_lock(cache: Path) -> Iterator[None]:
 
 def _build(engine: engines.Engine, prefix: str, source: Path, folder: Path) -> Result:
     """Builds both images of the sources in ``source`` and puts their archives into ``folder``."""
-    version = inputs.version(source)
-    build_args = {"VERSION": version, "REVISION": inputs.revision()}
+    version = cache_key.version(source)
+    build_args = {"VERSION": version, "REVISION": cache_key.revision()}
     secrets = host.build_secrets(source.parent)
     staging = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(staging, ignore_errors=True)

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import debian_root
 import host
-import standin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,13 +88,13 @@ class Buildah:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self.base = standin.image_name()
+        self.base = debian_root.image_name()
         self._global: list[str] = []
 
     def prepare(self) -> None:
         if os.geteuid() != 0:
             raise host.MissingRequirement("buildah is used as root here; run this as root, or with --engine docker.")
-        host.ensure_programs(["buildah", *standin.REQUIRED_PROGRAMS])
+        host.ensure_programs(["buildah", *debian_root.REQUIRED_PROGRAMS])
         self._global = self._storage()
         if not self._images(self.base):
             self._make_base()
@@ -115,7 +115,7 @@ class Buildah:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
-            standin.build_root(folder / "root.tar")
+            debian_root.build_root(folder / "root.tar")
             (folder / "Dockerfile").write_text('FROM scratch\nADD root.tar /\nCMD ["bash"]\n')
             options = ["--isolation=chroot", "--format=docker", f"--tag={self.base}", f"--label={STAND_IN_LABEL}=true"]
             self._buildah("bud", *options, str(folder))

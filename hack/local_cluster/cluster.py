@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from local_cluster import folders, network, parts, requirements, state
+from local_cluster import components, network, preflight, state, state_folder
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
-from local_cluster.identity import all_pids, children, command_line
 from local_cluster.machine import Machine, remove_leftovers_of_dead_clusters, running_machines
+from local_cluster.process_identity import all_pids, children, command_line
 from local_cluster.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Cluster:
         self._state = saved
         self._progress = progress
         found = {name: Path(path) for name, path in saved.programs.items()}
-        self._components = parts.Components(folder, found, machine, audited=saved.audited)
+        self._components = components.Components(folder, found, machine, audited=saved.audited)
 
     def __enter__(self) -> Self:
         return self
@@ -162,8 +162,8 @@ class Cluster:
         if self._machine.reacquire_slot():
             self._machine.remove_leftovers()
             self._machine.release_slot()
-        folders.clear(self.folder)
-        folders.remove_empty(self._state.made_folders)
+        state_folder.clear(self.folder)
+        state_folder.remove_empty(self._state.made_folders)
 
     def _boot(self) -> None:
         step = self._progress.step
@@ -193,8 +193,8 @@ def prepare(progress: Progress | None = None) -> dict[str, Path]:
         StartFailed: A build failed.
     """
     with tempfile.TemporaryDirectory(prefix="tonnage-") as folder:
-        requirements.ensure_requirements(Path(folder), (progress or Progress()).report)
-    return parts.find_programs()
+        preflight.ensure_requirements(Path(folder), (progress or Progress()).report)
+    return components.find_programs()
 
 
 def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress: Progress | None = None) -> Cluster:
@@ -213,8 +213,8 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
         StartFailed: Some part did not come up. Nothing is left behind.
     """
     folder = folder.absolute()
-    made = folders.create(folder)
-    with folders.lock(folder):
+    made = state_folder.create(folder)
+    with state_folder.lock(folder):
         saved = state.State(made_folders=_remove_leftovers(folder) or made, audited=bool(audit_policy))
         machine = Machine(folder, exit_with_parent=not keep)
         cluster = None
@@ -231,8 +231,8 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
                 cluster.stop()
             else:
                 machine.release_slot()
-                folders.clear(folder)
-                folders.remove_empty(saved.made_folders)
+                state_folder.clear(folder)
+                state_folder.remove_empty(saved.made_folders)
             raise
     return cluster
 
@@ -247,9 +247,9 @@ def delete(folder: Path) -> None:
     folder = folder.absolute()
     if (saved := state.read(folder)) is None:
         raise NotRunning(f"There is no local cluster in {folder}.")
-    with folders.lock(folder):
+    with state_folder.lock(folder):
         _remove(folder, saved)
-        folders.remove_empty(saved.made_folders)
+        state_folder.remove_empty(saved.made_folders)
     remove_leftovers_of_dead_clusters()
 
 
@@ -280,10 +280,10 @@ def attach(folder: Path) -> Cluster:
 
 def _assemble(machine: Machine, saved: state.State, progress: Progress) -> Cluster:
     """Returns the cluster, all programs at hand, nothing started."""
-    requirements.ensure_requirements(machine.folder, progress.report)
-    found = parts.find_programs()
+    preflight.ensure_requirements(machine.folder, progress.report)
+    found = components.find_programs()
     saved.programs = {name: str(path) for name, path in found.items()}
-    machine.keep = parts.preserved_folders(found)
+    machine.keep = components.preserved_folders(found)
     saved.keep = [str(path) for path in machine.keep]
     saved.write(machine.folder)
     return Cluster(machine.folder, machine, saved, progress)
@@ -312,7 +312,7 @@ def _remove(folder: Path, saved: state.State) -> None:
         leftover = attach(folder)
         leftover._state.made_folders = []  # noqa: SLF001 - the caller's business
         leftover.stop()
-    folders.clear(folder)
+    state_folder.clear(folder)
 
 
 def _groups(pid: int) -> str:

@@ -9,7 +9,7 @@ import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from local_cluster import probing
+from local_cluster import http_probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def is_api_server_ready(settings: ControlPlaneSettings, token: str) -> bool:
         context = ssl.create_default_context(cafile=str(settings.ca_file))
     except (FileNotFoundError, ssl.SSLError):  # it makes its certificate as it starts
         return False
-    return probing.ok(f"{settings.url}/readyz", {"Authorization": f"Bearer {token}"}, context)
+    return http_probe.ok(f"{settings.url}/readyz", {"Authorization": f"Bearer {token}"}, context)
 
 
 def _etcd(settings: ControlPlaneSettings) -> list[str]:

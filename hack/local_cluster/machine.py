@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from local_cluster import cgroups, network
 from local_cluster.errors import ClusterExists, NotRunning, StartFailed
-from local_cluster.identity import ProcessIdentity, all_pids, children, command_line
 from local_cluster.network import Network
+from local_cluster.process_identity import ProcessIdentity, all_pids, children, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The first process of the node's machine, in namespaces of its own: makes its file system, then waits until it is killed.
 #
-#   machine.sh FOLDER BOOT_ID NAME [KEEP...]     (started by machine.py)
+#   machine.sh FOLDER BOOT_ID NAME [KEEP...]     (started by host.py)
 #
 # Nothing that is mounted here is seen outside, and all of it goes when this process does. FOLDER/disk holds what outlives
 # a reboot. Each KEEP, and FOLDER, stays visible at its path even below a folder that is replaced.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from local_cluster.errors import NotRunning, StartFailed
-from local_cluster.identity import ProcessIdentity, children
+from local_cluster.process_identity import ProcessIdentity, children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

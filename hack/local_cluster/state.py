@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from local_cluster.identity import ProcessIdentity
+from local_cluster.process_identity import ProcessIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path

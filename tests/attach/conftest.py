@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from support.attach_types import Attach, MakeEntry, RingLoad, Same
+    from support.attach_fixture_types import Attach, LoadWithWorkers, MakeEntry, TensorsEqual
     from tonnage.attach import Weights
     from tonnage.attach.device.engine import Engine
     from tonnage.attach.progress import Progress
     from tonnage.cache import Entry
     from tonnage.planning.blueprint import Blueprint
 
-SMALL = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20)
+SMALL_BUFFERS = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20)
 """A ring so small that small tensors go around it many times."""
 
 
-def _source(path: Path, rank: int | None, name: str | None = None) -> SourceObject:
+def _source_object(path: Path, rank: int | None, name: str | None = None) -> SourceObject:
     data = path.read_bytes()
     preamble = parse_preamble(data, object_size=len(data), label=path.name)
     end = PREAMBLE_BYTES + preamble.index_length
@@ -51,7 +51,8 @@ def build_entry(
 ) -> Entry:
     """Publishes an entry of these ``.tensors`` files, laid out by the loader's own blueprint."""
     sources = [
-        _source(path, number if ranks else None, names[number] if names else None) for number, path in enumerate(files)
+        _source_object(path, number if ranks else None, names[number] if names else None)
+        for number, path in enumerate(files)
     ]
     blueprint = build_blueprint(sources, layout=layout, segment_size=segment_size)
     entry = Cache(root).entry("r-0123456789ab")
@@ -153,7 +154,7 @@ def attach() -> Iterator[Attach]:
     """Opens weights whose copies to "meta-less" devices go through the ring, with the CPU as the device."""
     opened: list[Weights] = []
 
-    def open_(path: Path, *, options: CopyOptions = SMALL, engine: Engine | None = None) -> Weights:
+    def open_(path: Path, *, options: CopyOptions = SMALL_BUFFERS, engine: Engine | None = None) -> Weights:
         weights = open_path(
             path,
             rank=None,
@@ -171,7 +172,7 @@ def attach() -> Iterator[Attach]:
 
 
 @pytest.fixture
-def ring_load() -> RingLoad:
+def load_with_workers() -> LoadWithWorkers:
     """Loads through the ring as a GPU would be loaded."""
 
     def load(
@@ -188,7 +189,7 @@ def ring_load() -> RingLoad:
 
 
 @pytest.fixture
-def same() -> Same:
+def tensors_equal() -> TensorsEqual:
     """Whether dtype, shape and every bit agree; NaN equals itself."""
 
     def compare(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -68,7 +68,7 @@ def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch
     assert "llama" in terminal.getvalue()
 
 
-def test_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReporter("auto", 100, description="llama") as reporter:
         reporter._began -= 5
         reporter(50)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Protocol
 
-    from support.attach_types import Attach
+    from support.attach_fixture_types import Attach
     from tonnage.attach import Weights
 
     class GpuMemory(Protocol):
@@ -63,7 +63,7 @@ def test_a_gpu_beyond_the_last_is_refused_naming_those_there_are(
     assert find_device(1) == torch.device("cuda", 1)
 
 
-class Untouched(CpuEngine):
+class NoAllocationEngine(CpuEngine):
     """A device on which nothing may be allocated."""
 
     def empty(self, size: int) -> torch.Tensor:
@@ -74,12 +74,12 @@ class Untouched(CpuEngine):
 def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> GpuMemory:
     """Says what PyTorch tells about a GPU: free and total bytes, and what its allocator holds without using it."""
 
-    def tell(*, free: int, total: int = 80 << 30, cached: int = 0) -> None:
+    def set_memory(*, free: int, total: int = 80 << 30, cached: int = 0) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, total))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: cached + 5)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5)
 
-    return tell
+    return set_memory
 
 
 def load_onto_gpu(weights: Weights, *, dtype: torch.dtype | None = None) -> None:
@@ -90,10 +90,10 @@ def load_onto_gpu(weights: Weights, *, dtype: torch.dtype | None = None) -> None
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_too_little_memory_is_said_with_the_numbers_before_anything_is_allocated(
+def test_too_little_memory_is_reported_with_numbers_before_anything_is_allocated(
     attach: Attach, shard: Path, gpu_memory: GpuMemory, dtype: torch.dtype | None
 ) -> None:
-    weights = attach(shard, engine=Untouched())
+    weights = attach(shard, engine=NoAllocationEngine())
     gpu_memory(free=200_000)
     with pytest.raises(DeviceMemoryShort) as caught:
         load_onto_gpu(weights, dtype=dtype)
@@ -105,7 +105,7 @@ def test_too_little_memory_is_said_with_the_numbers_before_anything_is_allocated
 
 
 def test_what_the_allocator_holds_unused_counts_as_free(attach: Attach, shard: Path, gpu_memory: GpuMemory) -> None:
-    weights = attach(shard, engine=Untouched())
+    weights = attach(shard, engine=NoAllocationEngine())
     gpu_memory(free=weights.nbytes // 2, cached=weights.nbytes)
     with pytest.raises(AssertionError, match="were allocated"):
         load_onto_gpu(weights)
@@ -114,7 +114,7 @@ def test_what_the_allocator_holds_unused_counts_as_free(attach: Attach, shard: P
 def test_a_small_load_that_is_converted_asks_for_little_more_than_it_makes(
     attach: Attach, shard: Path, gpu_memory: GpuMemory
 ) -> None:
-    weights = attach(shard, engine=Untouched())
+    weights = attach(shard, engine=NoAllocationEngine())
     gpu_memory(free=6 * weights.nbytes)  # what is to be converted, and four times as much at most when it is float64
     with pytest.raises(AssertionError, match="were allocated"):
         load_onto_gpu(weights, dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_a_small_load_that_is_converted_asks_for_little_more_than_it_makes(
 def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(
     attach: Attach, shard: Path, gpu_memory: GpuMemory
 ) -> None:
-    weights = attach(shard, engine=Untouched())
+    weights = attach(shard, engine=NoAllocationEngine())
     records = list(weights.records.values())
     gpu_memory(free=1000)
     with (

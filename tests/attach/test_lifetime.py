@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
     import torch
 
-    from support.attach_types import MakeEntry, Same
-    from support.tensors_files import CorpusFile
+    from support.attach_fixture_types import MakeEntry, TensorsEqual
+    from support.tensors_corpus import CorpusFile
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_tensors_outlive_their_weights(shard: Path, tensors: dict[str, torch.Tensor], same: Same) -> None:
+def test_tensors_outlive_their_weights(
+    shard: Path, tensors: dict[str, torch.Tensor], tensors_equal: TensorsEqual
+) -> None:
     with open_weights(shard) as weights:
         embed = weights["embed"]
     del weights
     gc.collect()
-    assert same(embed, tensors["embed"])
+    assert tensors_equal(embed, tensors["embed"])
 
 
 def test_closed_weights_refuse_everything(shard: Path) -> None:
@@ -82,7 +84,7 @@ def test_an_open_entry_can_not_be_evicted(corpus: dict[str, CorpusFile], make_en
 
 
 def test_tensors_survive_the_eviction_of_a_closed_entry(
-    corpus: dict[str, CorpusFile], make_entry: MakeEntry, same: Same
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, tensors_equal: TensorsEqual
 ) -> None:
     file = corpus["mixed-large"]
     entry = make_entry([file.path])
@@ -92,7 +94,7 @@ def test_tensors_survive_the_eviction_of_a_closed_entry(
     assert lock is not None
     entry.clear()
     lock.release()
-    assert all(same(state[name], tensor) for name, tensor in file.by_flat_name.items())
+    assert all(tensors_equal(state[name], tensor) for name, tensor in file.by_flat_name.items())
 
 
 def test_a_process_that_uses_tensors_after_everything_is_closed_does_not_crash(shard: Path) -> None:

@@ -14,8 +14,8 @@ from tonnage.errors import InvalidPlan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.attach_types import Same
-    from support.tensors_files import CorpusFile
+    from support.attach_fixture_types import TensorsEqual
+    from support.tensors_corpus import CorpusFile
 
 
 @pytest.fixture(params=["safetensors", "tensors"])
@@ -23,7 +23,7 @@ def path(request: pytest.FixtureRequest, shard: Path, tensors_file: Path) -> Pat
     return shard if request.param == "safetensors" else tensors_file
 
 
-def test_it_is_a_mapping(path: Path, tensors: dict[str, torch.Tensor], same: Same) -> None:
+def test_it_is_a_mapping(path: Path, tensors: dict[str, torch.Tensor], tensors_equal: TensorsEqual) -> None:
     with open_weights(path) as weights:
         assert isinstance(weights, Mapping)
         assert set(weights.keys()) == set(tensors)
@@ -31,7 +31,7 @@ def test_it_is_a_mapping(path: Path, tensors: dict[str, torch.Tensor], same: Sam
         assert "embed" in weights
         assert "other" not in weights
         assert weights.get("other") is None
-        assert all(same(tensor, tensors[name]) for name, tensor in weights.items())
+        assert all(tensors_equal(tensor, tensors[name]) for name, tensor in weights.items())
         assert weights.nbytes == sum(tensor.nbytes for tensor in tensors.values())
         assert str(path) in repr(weights)
 
@@ -43,13 +43,13 @@ def test_tensors_are_views_of_one_mapping(path: Path) -> None:
 
 
 def test_writing_to_a_view_changes_neither_the_file_nor_what_others_see(
-    path: Path, tensors: dict[str, torch.Tensor], same: Same
+    path: Path, tensors: dict[str, torch.Tensor], tensors_equal: TensorsEqual
 ) -> None:
     before = path.read_bytes()
     with open_weights(path) as weights, open_weights(path) as others:
         weights["embed"].zero_()
         assert weights["embed"].count_nonzero() == 0
-        assert same(others["embed"], tensors["embed"])
+        assert tensors_equal(others["embed"], tensors["embed"])
     assert path.read_bytes() == before
 
 
@@ -76,12 +76,14 @@ def test_a_subset_by_names_or_by_filter(path: Path) -> None:
             weights.state_dict(keys="embed")
 
 
-def test_conversion_touches_ordinary_floats_alone(path: Path, tensors: dict[str, torch.Tensor], same: Same) -> None:
+def test_conversion_touches_ordinary_floats_alone(
+    path: Path, tensors: dict[str, torch.Tensor], tensors_equal: TensorsEqual
+) -> None:
     with open_weights(path) as weights:
         found = weights.state_dict(dtype=torch.bfloat16)
     for name, tensor in tensors.items():
         changes = tensor.dtype in {torch.float16, torch.float32, torch.float64, torch.bfloat16}
-        assert same(found[name], tensor.to(torch.bfloat16) if changes else tensor), name
+        assert tensors_equal(found[name], tensor.to(torch.bfloat16) if changes else tensor), name
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "bfloat16"])
@@ -143,7 +145,7 @@ def test_metadata_comes_from_the_header(shard: Path) -> None:
         assert weights.metadata["format"] == "pt"
 
 
-def test_records_say_what_is_there_without_touching_it(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_tensor_infos_are_read_without_touching_the_data(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with open_weights(path) as weights:
         record = weights.records["embed"]
         assert (record.shape, record.dtype, record.length) == ((1003, 101), "float32", tensors["embed"].nbytes)

@@ -14,7 +14,7 @@ from tonnage.attach import ModuleMismatch, open_weights
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.attach_types import Attach
+    from support.attach_fixture_types import Attach
 
 
 class Model(nn.Module):
@@ -293,7 +293,7 @@ def test_a_shared_module_is_filled_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_filling_through_the_ring(
+def test_filling_through_copy_workers(
     attach: Attach, saved: Path, meta: bool, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: new memory for what is on the meta device, and in place, through passing groups, for the rest."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from support.attach_types import MakeEntry
-    from support.tensors_files import CorpusFile, TensorPath
+    from support.attach_fixture_types import MakeEntry
+    from support.tensors_corpus import CorpusFile, TensorPath
 
     Tree = int | list["Tree"] | dict[str, "Tree"]
 

@@ -32,8 +32,8 @@ from tonnage.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.attach_types import MakeEntry, Same
-    from support.tensors_files import CorpusFile
+    from support.attach_fixture_types import MakeEntry, TensorsEqual
+    from support.tensors_corpus import CorpusFile
 
 PLAIN = [
     "module-float32", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-sayable", "dtypes-unsayable",
@@ -44,14 +44,14 @@ PLAIN = [
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_tensorizers_files_open_with_every_tensor_as_it_was(
-    corpus: dict[str, CorpusFile], name: str, same: Same
+    corpus: dict[str, CorpusFile], name: str, tensors_equal: TensorsEqual
 ) -> None:
     file = corpus[name]
     with open_weights(file.path) as weights:
         assert list(weights) == list(file.flat_names.values())
         for path, tensor in file.tensors.items():
             expected = torch.zeros(tensor.shape).to(tensor.dtype) if tensor.is_meta else tensor
-            assert same(weights[file.flat_names[path]], expected), path
+            assert tensors_equal(weights[file.flat_names[path]], expected), path
 
 
 @pytest.mark.parametrize("layout", list(Layout))
@@ -59,7 +59,7 @@ def test_tensorizers_files_open_with_every_tensor_as_it_was(
     "name", ["module-bfloat16", "nested", "meta", "empty", "mixed-large", "dtypes-sayable", "list"]
 )
 def test_entries_of_both_layouts_hold_the_same_tensors(
-    corpus: dict[str, CorpusFile], make_entry: MakeEntry, layout: Layout, name: str, same: Same
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, layout: Layout, name: str, tensors_equal: TensorsEqual
 ) -> None:
     file = corpus[name]
     entry = make_entry([file.path], layout=layout, segment_size=1 << 20)
@@ -67,19 +67,19 @@ def test_entries_of_both_layouts_hold_the_same_tensors(
         with open_weights(path) as weights:
             assert list(weights) == list(file.flat_names.values())
             for flat, tensor in file.by_flat_name.items():
-                assert same(weights[flat], tensor), flat
+                assert tensors_equal(weights[flat], tensor), flat
             assert weights.metadata["tonnage.layout"] == layout.value
 
 
 def test_a_model_folder_that_is_mounted_alone_opens_by_its_files(
-    corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path, same: Same
+    corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path, tensors_equal: TensorsEqual
 ) -> None:
     file = corpus["mixed-large"]
     entry = make_entry([file.path], segment_size=1 << 20)
     shutil.copytree(entry.model_dir, tmp_path / "models" / "llama")
     with open_weights(tmp_path / "models" / "llama") as weights:
         assert set(weights) == set(file.by_flat_name)
-        assert all(same(weights[name], tensor) for name, tensor in file.by_flat_name.items())
+        assert all(tensors_equal(weights[name], tensor) for name, tensor in file.by_flat_name.items())
 
 
 def test_one_file_of_an_entry_opens_alone(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
@@ -168,13 +168,13 @@ def test_a_name_in_two_files_is_refused_naming_both(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-def test_names_that_collide_when_flat_stay_apart(corpus: dict[str, CorpusFile], same: Same) -> None:
+def test_names_that_collide_when_flat_stay_apart(corpus: dict[str, CorpusFile], tensors_equal: TensorsEqual) -> None:
     file = corpus["colliding"]
     with open_weights(file.path) as weights:
         assert set(weights) == {"a.b", '["a", "b"]'}
-        assert same(weights["a.b"], file.tensors["a.b",])
-        assert same(weights['["a", "b"]'], file.tensors["a", "b"])
-        assert same(weights.nested()["a"]["b"], file.tensors["a", "b"])
+        assert tensors_equal(weights["a.b"], file.tensors["a.b",])
+        assert tensors_equal(weights['["a", "b"]'], file.tensors["a", "b"])
+        assert tensors_equal(weights.nested()["a"]["b"], file.tensors["a", "b"])
 
 
 def test_nothing_at_the_path_is_a_file_not_found(tmp_path: Path) -> None:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chart_support import foreign
+from chart_support import third_party_crds
 from chart_support.helm import Helm, find_helm
-from operator_support.control_plane import ControlPlane, Unavailable, do_without, find_programs
+from operator_support.control_plane import ControlPlane, DependencyUnavailable, find_programs, skip_or_fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 _HELM = pytest.StashKey["Path"]()
-_FOREIGN = pytest.StashKey[list["Path"]]()
+_THIRD_PARTY_CRDS = pytest.StashKey[list["Path"]]()
 _PROGRAMS = pytest.StashKey[dict[str, "Path"]]()
-_LACKING = pytest.StashKey[str]()
+_MISSING = pytest.StashKey[str]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -30,25 +30,25 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         stash[_HELM] = find_helm()
         if "plane" in names:
             stash[_PROGRAMS] = find_programs()
-        if "foreign_crds" in names:
-            stash[_FOREIGN] = foreign.download()
-    except Unavailable as error:
-        stash[_LACKING] = str(error)
+        if "third_party_crd_files" in names:
+            stash[_THIRD_PARTY_CRDS] = third_party_crds.download_crd_files()
+    except DependencyUnavailable as error:
+        stash[_MISSING] = str(error)
 
 
 @pytest.fixture(scope="session")
 def helm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """Helm without a cluster."""
-    if lacking := pytestconfig.stash.get(_LACKING, ""):
-        do_without(lacking)
+    if missing := pytestconfig.stash.get(_MISSING, ""):
+        skip_or_fail(missing)
     return Helm(pytestconfig.stash[_HELM], tmp_path_factory.mktemp("helm"))
 
 
 @pytest.fixture(scope="session")
-def foreign_crds(helm: Helm, pytestconfig: pytest.Config) -> list[Path]:
+def third_party_crd_files(helm: Helm, pytestconfig: pytest.Config) -> list[Path]:
     """The files of the CRDs of other operators."""
     del helm
-    return pytestconfig.stash[_FOREIGN]
+    return pytestconfig.stash[_THIRD_PARTY_CRDS]
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +64,14 @@ def plane(helm: Helm, pytestconfig: pytest.Config, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture
-def cluster(helm: Helm, plane: ControlPlane) -> Iterator[Helm]:
+def helm_with_cluster(helm: Helm, plane: ControlPlane) -> Iterator[Helm]:
     """Helm with that cluster. Afterwards it is as before, whatever the test installed."""
-    found = Helm(helm.program, helm.home, plane.kubeconfig)
+    found = Helm(helm.binary, helm.home, plane.kubeconfig)
     yield found
-    clear(found, plane)
+    reset_cluster(found, plane)
 
 
-def clear(helm: Helm, plane: ControlPlane) -> None:
+def reset_cluster(helm: Helm, plane: ControlPlane) -> None:
     """Removes the release, its namespace's leftovers, and the CRDs with all objects."""
     helm.uninstall("--no-hooks", "--ignore-not-found")
     plane.kubectl("delete", "jobs,pods,secrets", "--all", "-n", "tonnage-system", "--wait=false", "--force")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chart_support import foreign
-from chart_support.helm import NAMESPACE, Helm, Object, Refused, pod_template
+from chart_support import third_party_crds
+from chart_support.helm import NAMESPACE, Helm, HelmError, Object, pod_template
 from chart_support.variants import VARIANTS
 from operator_support.waiting import eventually
 
@@ -30,10 +30,10 @@ def restricted(plane: ControlPlane) -> str:
 
 
 @pytest.fixture(scope="module")
-def other_operators(plane: ControlPlane, foreign_crds: list[Path]) -> None:
+def other_operators(plane: ControlPlane, third_party_crd_files: list[Path]) -> None:
     """The CRDs of cert-manager and of the Prometheus operator, and the namespace of a Prometheus."""
     plane.kubectl("create", "namespace", "monitoring")
-    crds = foreign.definitions(foreign_crds)
+    crds = third_party_crds.load_crds(third_party_crd_files)
     names = [f"crd/{each['metadata']['name']}" for each in crds]
     plane.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": crds}))
     plane.kubectl("wait", "--for=condition=Established", "--timeout=20s", *names)
@@ -80,14 +80,14 @@ def test_every_pod_keeps_to_the_restricted_profile(helm: Helm, plane: ControlPla
 
 @pytest.mark.parametrize("level", ["baseline", "restricted"])
 def test_a_namespace_that_forbids_host_paths_is_refused_with_a_way_out(
-    cluster: Helm, plane: ControlPlane, level: str
+    helm_with_cluster: Helm, plane: ControlPlane, level: str
 ) -> None:
     plane.kubectl("create", "namespace", NAMESPACE, check=False)
     plane.kubectl("label", "namespace", NAMESPACE, f"{LEVEL}/enforce={level}")
     try:
-        with pytest.raises(Refused, match=f"enforces the {level} Pod Security level, which forbids host paths"):
-            cluster.install()
-        cluster.install(VARIANTS["no host paths"], "--dry-run=server")
+        with pytest.raises(HelmError, match=f"enforces the {level} Pod Security level, which forbids host paths"):
+            helm_with_cluster.install()
+        helm_with_cluster.install(VARIANTS["no host paths"], "--dry-run=server")
     finally:
         plane.kubectl("label", "namespace", NAMESPACE, f"{LEVEL}/enforce-")
 
@@ -107,8 +107,8 @@ def _may(plane: ControlPlane, account: str, verb: str, resource: str, group: str
     return allowed
 
 
-def test_no_account_may_read_secrets_or_write_nodes(cluster: Helm, plane: ControlPlane) -> None:
-    cluster.install()
+def test_no_account_may_read_secrets_or_write_nodes(helm_with_cluster: Helm, plane: ControlPlane) -> None:
+    helm_with_cluster.install()
     eventually(lambda: _may(plane, "controller", "list", "pods"))
     assert _may(plane, "webhook", "get", "modelweights", "tonnage.dev")
     for account in ("controller", "webhook", "cleanup"):
@@ -118,8 +118,8 @@ def test_no_account_may_read_secrets_or_write_nodes(cluster: Helm, plane: Contro
             assert not _may(plane, account, verb, resource), (account, verb, resource)
 
 
-def test_people_who_may_edit_may_write_models(cluster: Helm, plane: ControlPlane) -> None:
-    cluster.install()
+def test_people_who_may_edit_may_write_models(helm_with_cluster: Helm, plane: ControlPlane) -> None:
+    helm_with_cluster.install()
 
     def may(role: str, verb: str) -> bool:
         rules: list[dict[str, Any]] = plane.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{role}")[

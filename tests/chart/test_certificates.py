@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chart_support import tls
-from chart_support.helm import NAMESPACE, Helm, Object, one
+from chart_support.helm import NAMESPACE, Helm, Object, find_one
 from chart_support.variants import PEM, VARIANTS
 
 if TYPE_CHECKING:
@@ -39,26 +39,26 @@ def _registered(plane: ControlPlane) -> str:
 
 def test_the_api_server_trusts_the_webhook(helm: Helm, tmp_path: Path) -> None:
     objects = helm.template()
-    secret = one(objects, "Secret", "webhook-tls")
-    bundle = _ca_bundle(one(objects, "MutatingWebhookConfiguration"))
+    secret = find_one(objects, "Secret", "webhook-tls")
+    bundle = _ca_bundle(find_one(objects, "MutatingWebhookConfiguration"))
     for name in (WEBHOOK, f"tonnage-webhook.{NAMESPACE}", "tonnage-webhook"):
-        seen = tls.handshake(secret, trusting=bundle, name=name, folder=tmp_path)
+        seen = tls.handshake(secret, ca_pem=bundle, server_name=name, folder=tmp_path)
     ends = datetime.strptime(seen["notAfter"], "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
     assert timedelta(days=3649) < ends - datetime.now(UTC) < timedelta(days=3651)
     stated = datetime.fromisoformat(secret["metadata"]["annotations"]["tonnage.dev/expires"])
     assert abs(ends - stated) < timedelta(minutes=1)
     with pytest.raises(ssl.SSLCertVerificationError):
-        tls.handshake(secret, trusting=bundle, name=CONTROLLER, folder=tmp_path)
+        tls.handshake(secret, ca_pem=bundle, server_name=CONTROLLER, folder=tmp_path)
 
 
-def test_loaders_trust_the_controller_and_nobody_else(helm: Helm, tmp_path: Path) -> None:
+def test_loaders_trust_only_the_controller(helm: Helm, tmp_path: Path) -> None:
     objects = helm.template(VARIANTS["no DNS"])
-    secret = one(objects, "Secret", "reports-tls")
+    secret = find_one(objects, "Secret", "reports-tls")
     for name in (CONTROLLER, "10.0.0.50"):
-        tls.handshake(secret, trusting=tls.data(secret, "ca.crt"), name=name, folder=tmp_path)
-    other = tls.data(one(objects, "Secret", "webhook-tls"), "ca.crt")
+        tls.handshake(secret, ca_pem=tls.secret_value(secret, "ca.crt"), server_name=name, folder=tmp_path)
+    other = tls.secret_value(find_one(objects, "Secret", "webhook-tls"), "ca.crt")
     with pytest.raises(ssl.SSLCertVerificationError):
-        tls.handshake(secret, trusting=other, name=CONTROLLER, folder=tmp_path)
+        tls.handshake(secret, ca_pem=other, server_name=CONTROLLER, folder=tmp_path)
 
 
 def test_no_secret_holds_the_key_of_a_ca(helm: Helm) -> None:
@@ -66,19 +66,19 @@ def test_no_secret_holds_the_key_of_a_ca(helm: Helm) -> None:
     assert len(secrets) == 2
     for secret in secrets:
         assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
-        assert "PRIVATE KEY" not in tls.data(secret, "ca.crt")
+        assert "PRIVATE KEY" not in tls.secret_value(secret, "ca.crt")
 
 
-def test_an_upgrade_keeps_certificates(cluster: Helm, plane: ControlPlane) -> None:
-    cluster.install()
+def test_an_upgrade_keeps_certificates(helm_with_cluster: Helm, plane: ControlPlane) -> None:
+    helm_with_cluster.install()
     before = [_secret(plane, name)["data"] for name in ("webhook", "reports")]
-    cluster.install({"webhook": {"replicas": 3}})
+    helm_with_cluster.install({"webhook": {"replicas": 3}})
     assert [_secret(plane, name)["data"] for name in ("webhook", "reports")] == before
-    assert _registered(plane) == tls.data(_secret(plane), "ca.crt")
+    assert _registered(plane) == tls.secret_value(_secret(plane), "ca.crt")
 
 
 def test_an_upgrade_makes_new_ones_where_that_is_due_and_trusts_both_meanwhile(
-    cluster: Helm, plane: ControlPlane, tmp_path: Path
+    helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path
 ) -> None:
     due: dict[str, dict[str, Any]] = {
         "almost over": {"certificates": {"selfSigned": {"renewBeforeDays": 3660, "validityDays": 3670}}},
@@ -86,42 +86,42 @@ def test_an_upgrade_makes_new_ones_where_that_is_due_and_trusts_both_meanwhile(
         "other names": {"reports": {"host": "tonnage.example.com"}, "certificates": {"selfSigned": {"generation": 2}}},
         "unknown end": {"certificates": {"selfSigned": {"generation": 2}}},
     }
-    cluster.install()
+    helm_with_cluster.install()
     for cause, values in due.items():
         old = _secret(plane, "reports")
         if cause == "unknown end":
             patch = {"metadata": {"annotations": {"tonnage.dev/expires": "soon"}}}
             path = f"/api/v1/namespaces/{NAMESPACE}/secrets/tonnage-reports-tls"
             plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
-        cluster.install(values)
+        helm_with_cluster.install(values)
         new = _secret(plane, "reports")
         assert new["data"]["tls.key"] != old["data"]["tls.key"], cause
-        bundle = tls.data(new, "ca.crt")
+        bundle = tls.secret_value(new, "ca.crt")
         for secret in (old, new):
-            tls.handshake(secret, trusting=bundle, name=CONTROLLER, folder=tmp_path)
+            tls.handshake(secret, ca_pem=bundle, server_name=CONTROLLER, folder=tmp_path)
 
 
-def test_the_ca_before_the_last_one_is_forgotten(cluster: Helm, plane: ControlPlane, tmp_path: Path) -> None:
+def test_the_ca_before_the_last_one_is_forgotten(helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path) -> None:
     made = []
     for generation in (1, 2, 3):
-        cluster.install({"certificates": {"selfSigned": {"generation": generation}}})
+        helm_with_cluster.install({"certificates": {"selfSigned": {"generation": generation}}})
         made.append(_secret(plane))
     bundle = _registered(plane)
     assert bundle.count("BEGIN CERTIFICATE") == 2
     for secret in made[1:]:
-        tls.handshake(secret, trusting=bundle, name=WEBHOOK, folder=tmp_path)
+        tls.handshake(secret, ca_pem=bundle, server_name=WEBHOOK, folder=tmp_path)
     with pytest.raises(ssl.SSLCertVerificationError):
-        tls.handshake(made[0], trusting=bundle, name=WEBHOOK, folder=tmp_path)
+        tls.handshake(made[0], ca_pem=bundle, server_name=WEBHOOK, folder=tmp_path)
 
 
 def test_own_certificates_are_used_and_none_is_made(helm: Helm) -> None:
     objects = helm.template(VARIANTS["own certificates"])
     assert not any(body["kind"] == "Secret" for body in objects)
-    assert _ca_bundle(one(objects, "MutatingWebhookConfiguration")) == PEM
-    text = json.dumps(one(objects, "Deployment", "controller"))
+    assert _ca_bundle(find_one(objects, "MutatingWebhookConfiguration")) == PEM
+    text = json.dumps(find_one(objects, "Deployment", "controller"))
     assert '"secretName": "my-reports"' in text
-    assert '"secretName": "my-webhook"' in json.dumps(one(objects, "Deployment", "webhook"))
-    assert one(objects, "ConfigMap")["data"]["reports-ca.crt"] == PEM
+    assert '"secretName": "my-webhook"' in json.dumps(find_one(objects, "Deployment", "webhook"))
+    assert find_one(objects, "ConfigMap")["data"]["reports-ca.crt"] == PEM
 
 
 def test_cert_manager_signs_for_both_services_with_a_ca_that_stays(helm: Helm) -> None:
@@ -133,14 +133,14 @@ def test_cert_manager_signs_for_both_services_with_a_ca_that_stays(helm: Helm) -
     for name in ("tonnage-webhook-tls", "tonnage-reports-tls"):
         assert certificates[name]["secretName"] == name
         assert certificates[name]["issuerRef"] == {"group": "cert-manager.io", "kind": "Issuer", "name": "tonnage-ca"}
-    registration = one(objects, "MutatingWebhookConfiguration")
+    registration = find_one(objects, "MutatingWebhookConfiguration")
     assert registration["metadata"]["annotations"] == {
         "cert-manager.io/inject-ca-from": f"{NAMESPACE}/tonnage-webhook-tls"
     }
     assert "caBundle" not in registration["webhooks"][0]["clientConfig"]
 
 
-def test_cert_manager_may_be_told_who_signs(helm: Helm) -> None:
+def test_cert_manager_may_use_a_given_issuer(helm: Helm) -> None:
     objects = helm.template(VARIANTS["cert-manager, a given issuer"])
     assert not any(body["kind"] == "Issuer" for body in objects)
     for body in objects:

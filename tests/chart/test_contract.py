@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from chart_support.helm import NAMESPACE, Helm, Object, one, pod_template
+from chart_support.helm import NAMESPACE, Helm, Object, find_one, pod_template
 from chart_support.variants import VARIANTS
-from operator_support import webhooks
+from operator_support import webhook_thread
 from operator_support.control_plane import ROOT
 from tonnage_operator import cli
 from tonnage_operator.api import crd, names
@@ -48,13 +48,13 @@ def test_copies_in_the_chart_are_what_they_are_copied_from() -> None:
 def test_crds_are_those_of_the_operator(helm: Helm, *, keep: bool) -> None:
     rendered = [each for each in helm.template({"crds": {"keep": keep}}) if each["kind"] == "CustomResourceDefinition"]
     for body in rendered:
-        notes = body["metadata"].pop("annotations", {})
-        assert notes == ({"helm.sh/resource-policy": "keep"} if keep else {})
+        annotations = body["metadata"].pop("annotations", {})
+        assert annotations == ({"helm.sh/resource-policy": "keep"} if keep else {})
         assert body["metadata"].pop("labels")
     assert sorted(rendered, key=lambda body: body["metadata"]["name"]) == list(crd.definitions().values())
 
 
-def test_crds_can_be_left_to_somebody_else(helm: Helm) -> None:
+def test_crds_can_be_installed_separately(helm: Helm) -> None:
     objects = helm.template({"crds": {"enabled": False}})
     assert not any(body["kind"] == "CustomResourceDefinition" for body in objects)
 
@@ -97,7 +97,7 @@ def test_the_operator_accepts_the_arguments(helm: Helm, name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_operator_accepts_the_installation(helm: Helm, name: str) -> None:
-    text = one(helm.template(VARIANTS[name]), "ConfigMap")["data"]["installation.yaml"]
+    text = find_one(helm.template(VARIANTS[name]), "ConfigMap")["data"]["installation.yaml"]
     installation = Installation.model_validate(yaml.safe_load(text))
     assert installation.namespace == NAMESPACE
     known = {field.alias for field in Installation.model_fields.values()}
@@ -106,7 +106,7 @@ def test_the_operator_accepts_the_installation(helm: Helm, name: str) -> None:
 
 def test_the_installation_says_what_the_values_say(helm: Helm) -> None:
     def read(name: str) -> Installation:
-        text = one(helm.template(VARIANTS[name]), "ConfigMap")["data"]["installation.yaml"]
+        text = find_one(helm.template(VARIANTS[name]), "ConfigMap")["data"]["installation.yaml"]
         return Installation.model_validate(yaml.safe_load(text))
 
     assert read("defaults").reports.url == f"https://tonnage-controller.{NAMESPACE}.svc:8443/v1/reports"
@@ -140,7 +140,7 @@ def test_files_in_arguments_are_mounted(helm: Helm) -> None:
             volumes = {each["name"]: each for each in spec.get("volumes", ())}
             files = [each.partition("=")[2] for each in arguments if each.partition("=")[2].startswith("/etc/")]
             if arguments[0] in {"controller", "webhook"} and name != "no reports":
-                text = one(objects, "ConfigMap")["data"]["installation.yaml"]
+                text = find_one(objects, "ConfigMap")["data"]["installation.yaml"]
                 files.append(yaml.safe_load(text)["reports"]["caFile"])
             for file in files:
                 folder, _, key = file.rpartition("/")
@@ -148,7 +148,7 @@ def test_files_in_arguments_are_mounted(helm: Helm) -> None:
                 source = volume.get("secret") or volume.get("configMap")
                 assert key in [item["path"] for item in source["items"]], file
                 if "configMap" in volume:
-                    config = one(objects, "ConfigMap", source["name"])
+                    config = find_one(objects, "ConfigMap", source["name"])
                     assert {item["key"] for item in source["items"]} <= set(config["data"])
 
 
@@ -158,9 +158,9 @@ def test_ports_lead_from_services_to_programs(helm: Helm) -> None:
         ("controller", {"reports": 8443, "metrics": 8080}),
         ("webhook", {"webhook": 443, "metrics": 8080}),
     ):
-        service = one(objects, "Service", name)
+        service = find_one(objects, "Service", name)
         assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == expected
-        template = one(objects, "Deployment", name)["spec"]["template"]
+        template = find_one(objects, "Deployment", name)["spec"]["template"]
         assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
         (container,) = template["spec"]["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -171,8 +171,8 @@ def test_ports_lead_from_services_to_programs(helm: Helm) -> None:
 
 
 def test_the_webhook_is_registered_as_it_is_tested(helm: Helm) -> None:
-    rendered = one(helm.template(), "MutatingWebhookConfiguration")["webhooks"]
-    tested = webhooks.configuration("https://x/inject", b"")["webhooks"]
+    rendered = find_one(helm.template(), "MutatingWebhookConfiguration")["webhooks"]
+    tested = webhook_thread.webhook_configuration("https://x/inject", b"")["webhooks"]
     (ours,), (theirs,) = rendered, tested
     assert ours.pop("clientConfig")["service"]["path"] == "/inject"
     assert theirs.pop("clientConfig")["url"].endswith("/inject")
@@ -186,9 +186,9 @@ def test_the_webhook_is_registered_as_it_is_tested(helm: Helm) -> None:
     assert ours == theirs
 
 
-def test_alerts_speak_of_series_that_exist(helm: Helm) -> None:
+def test_alerts_use_series_that_exist(helm: Helm) -> None:
     values = {"metrics": {"prometheusRule": {"enabled": True}}}
-    rules = one(helm.template(values), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    rules = find_one(helm.template(values), "PrometheusRule")["spec"]["groups"][0]["rules"]
     registry = Metrics().registry
     series = {name for metric in registry.collect() for name in (metric.name, f"{metric.name}_total")}
     for rule in rules:
@@ -201,7 +201,7 @@ def test_alerts_speak_of_series_that_exist(helm: Helm) -> None:
 
 def test_monitors_find_the_services(helm: Helm) -> None:
     objects = helm.template({"metrics": {"serviceMonitor": {"enabled": True}}})
-    monitor = one(objects, "ServiceMonitor")["spec"]
+    monitor = find_one(objects, "ServiceMonitor")["spec"]
     wanted = monitor["selector"]["matchLabels"]
     found = [
         body for body in objects if body["kind"] == "Service" and wanted.items() <= body["metadata"]["labels"].items()
@@ -211,8 +211,8 @@ def test_monitors_find_the_services(helm: Helm) -> None:
         assert monitor["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
 
 
-def test_notes_say_what_to_do_next(cluster: Helm) -> None:
-    notes = cluster.install({}, "--dry-run=server")
+def test_notes_say_what_to_do_next(helm_with_cluster: Helm) -> None:
+    notes = helm_with_cluster.install({}, "--dry-run=server")
     _, _, text = notes.partition("NOTES:")
     assert "helm test -n tonnage-system tonnage" in text
     assert "tonnage.dev/model: my-model" in text

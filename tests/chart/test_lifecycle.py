@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from chart_support import audit
-from chart_support.helm import CHART, NAMESPACE, Helm, Object, Refused
-from chart_support.hooks import HookRunner
+from chart_support import rbac
+from chart_support.helm import CHART, NAMESPACE, Helm, HelmError, Object
+from chart_support.hook_runner import HookRunner
 from operator_support.control_plane import ROOT
-from operator_support.fleet import ControllerThread, Fleet, installation
-from operator_support.kubelet import Kubelet, Loaders
+from operator_support.fake_kubelet import FakeKubelet, FakeLoaders
+from operator_support.harness import ControllerThread, OperatorHarness, make_installation
 from operator_support.waiting import eventually
-from support.documents import blocks
+from support.markdown import code_blocks
 from tonnage_operator import __version__
 from tonnage_operator.api import names
 from tonnage_operator.kube.credentials import ClientConfig
@@ -37,45 +37,45 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonn
 
 
 @pytest.fixture
-def hooks(plane: ControlPlane, tmp_path: Path) -> Iterator[HookRunner]:
+def hook_runner(plane: ControlPlane, tmp_path: Path) -> Iterator[HookRunner]:
     """Runs the pods of hooks."""
     with HookRunner(plane, tmp_path) as runner:
         yield runner
 
 
 @pytest.fixture
-def fleet(cluster: Helm, plane: ControlPlane) -> Iterator[Fleet]:
+def harness(helm_with_cluster: Helm, plane: ControlPlane) -> Iterator[OperatorHarness]:
     """A namespace with objects, which are gone afterwards; made before the chart's CRDs are removed."""
-    del cluster
+    del helm_with_cluster
     name = f"models-{next(_NUMBERS)}"
     plane.kubectl("create", "namespace", name)
-    yield (made := Fleet(plane, name))
-    plane.kubectl("delete", "nodes", "-l", f"fleet={name}", "--wait=false")
+    yield (made := OperatorHarness(plane, name))
+    plane.kubectl("delete", "nodes", "-l", f"test-namespace={name}", "--wait=false")
     if plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout:
-        for each in plane.request("GET", made.path("").rstrip("/"))["items"]:
+        for each in plane.request("GET", made.object_path("").rstrip("/"))["items"]:
             free = {"metadata": {"finalizers": None}}
-            plane.request("PATCH", made.path(each["metadata"]["name"]), free, content_type=MERGE)
+            plane.request("PATCH", made.object_path(each["metadata"]["name"]), free, content_type=MERGE)
         plane.kubectl("delete", "mw", "--all", "-n", name)
         plane.kubectl("delete", "nodecaches", "--all")
 
 
-def _held(fleet: Fleet, name: str = "llama") -> bool:
-    return names.FINALIZER in (fleet.get(name)["metadata"].get("finalizers") or ())
+def _has_finalizer(harness: OperatorHarness, name: str = "llama") -> bool:
+    return names.FINALIZER in (harness.get(name)["metadata"].get("finalizers") or ())
 
 
-def _create_held(fleet: Fleet) -> None:
+def _create_with_finalizer(harness: OperatorHarness) -> None:
     """Makes an object as a controller leaves it that was killed."""
-    eventually(lambda: _served(fleet.plane))
-    fleet.create()
-    fleet.plane.request(
+    eventually(lambda: _crds_served(harness.plane))
+    harness.create()
+    harness.plane.request(
         "PATCH",
-        fleet.path(),
+        harness.object_path(),
         {"metadata": {"finalizers": [names.FINALIZER]}},
         content_type=MERGE,
     )
 
 
-def _served(plane: ControlPlane) -> bool:
+def _crds_served(plane: ControlPlane) -> bool:
     try:
         plane.request("GET", "/apis/tonnage.dev/v1alpha1/modelweights")
     except urllib.error.HTTPError as error:
@@ -87,11 +87,11 @@ def _served(plane: ControlPlane) -> bool:
 def _controller(plane: ControlPlane) -> ControllerThread:
     """Returns a controller that has just the rights which the chart gives it."""
     token = plane.kubectl("create", "token", "tonnage-controller", "-n", NAMESPACE).stdout.strip()
-    return ControllerThread(ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token), installation())
+    return ControllerThread(ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token), make_installation())
 
 
 @pytest.fixture
-def older(helm: Helm, tmp_path: Path) -> Path:
+def older_chart(helm: Helm, tmp_path: Path) -> Path:
     """A chart of an older version, as a package. None was released yet, so it is this one with an older CRD."""
     copy = tmp_path / "tonnage"
     shutil.copytree(CHART, copy)
@@ -104,39 +104,39 @@ def older(helm: Helm, tmp_path: Path) -> Path:
 
 
 def test_an_upgrade_from_an_older_version_brings_its_crds_and_keeps_all_objects(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, older: Path
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, older_chart: Path
 ) -> None:
     def fields() -> Object:
         schema: Object = plane.request("GET", CRD)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         found: Object = schema["properties"]["spec"]["properties"]
         return found
 
-    cluster.install(chart=older)
+    helm_with_cluster.install(chart=older_chart)
     assert "suspend" not in fields()
-    _create_held(fleet)
-    before = fleet.get()["metadata"]
-    cluster.install()
+    _create_with_finalizer(harness)
+    before = harness.get()["metadata"]
+    helm_with_cluster.install()
     assert "suspend" in fields()
-    assert fleet.get()["metadata"] == before
+    assert harness.get()["metadata"] == before
     assert plane.request("GET", CRD)["metadata"]["labels"]["app.kubernetes.io/version"] == __version__
     deployments = plane.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")["items"]
     images = {each["spec"]["template"]["spec"]["containers"][0]["image"] for each in deployments}
     assert images == {f"tonnage-operator:{__version__}"}
 
 
-def test_an_upgrade_that_changes_nothing_restarts_nothing(cluster: Helm, plane: ControlPlane) -> None:
+def test_an_upgrade_that_changes_nothing_restarts_nothing(helm_with_cluster: Helm, plane: ControlPlane) -> None:
     def generations() -> list[int]:
         items = plane.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")["items"]
         return [each["metadata"]["generation"] for each in items]
 
-    cluster.install()
+    helm_with_cluster.install()
     before = generations()
-    cluster.install()
+    helm_with_cluster.install()
     assert generations() == before == [1, 1]
 
 
-def test_only_pods_that_ask_wait_for_a_webhook_that_is_down(cluster: Helm, plane: ControlPlane) -> None:
-    cluster.install()
+def test_only_pods_that_ask_wait_for_a_webhook_that_is_down(helm_with_cluster: Helm, plane: ControlPlane) -> None:
+    helm_with_cluster.install()
     plane.kubectl("create", "namespace", "left-alone")
     plane.kubectl("label", "namespace", "left-alone", "tonnage.dev/inject=false")
 
@@ -163,139 +163,144 @@ def test_only_pods_that_ask_wait_for_a_webhook_that_is_down(cluster: Helm, plane
         assert create(namespace, {names.MODEL: "llama"})
 
 
-def test_without_a_controller_an_uninstall_lets_go_and_deleting_never_hangs(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+def test_without_a_controller_an_uninstall_removes_finalizers_and_deleting_never_hangs(
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    cluster.install()
-    _create_held(fleet)
+    helm_with_cluster.install()
+    _create_with_finalizer(harness)
     started = time.monotonic()
-    cluster.uninstall()
+    helm_with_cluster.uninstall()
     assert time.monotonic() - started < 25
-    assert hooks.ended == [("release", 0, "Released 1 objects.\n")]
-    assert audit.used(plane, "tonnage-release") == audit.granted("release")
-    assert not _held(fleet)
+    assert hook_runner.finished == [("release", 0, "Released 1 objects.\n")]
+    assert rbac.used_permissions(plane, "tonnage-release") == rbac.granted_permissions("release")
+    assert not _has_finalizer(harness)
     rest = plane.kubectl("get", "all,secrets,configmaps,serviceaccounts", "-n", NAMESPACE, "-o", "name").stdout.split()
     assert not [each for each in rest if "tonnage" in each]
     for kind in ("clusterroles", "clusterrolebindings", "mutatingwebhookconfigurations"):
         assert "tonnage" not in plane.kubectl("get", kind, "-o", "name").stdout
-    fleet.delete()
-    assert fleet.gone()
+    harness.delete()
+    assert harness.is_gone()
 
 
-def test_a_running_controller_does_not_take_hold_again(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+def test_a_running_controller_does_not_add_finalizers_again(
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    cluster.install()
-    _create_held(fleet)
+    helm_with_cluster.install()
+    _create_with_finalizer(harness)
     with _controller(plane) as running:
-        eventually(lambda: running.controller.idle)
-        cluster.uninstall()
-        assert [code for _, code, _ in hooks.ended] == [0]
-        assert not _held(fleet)
-        fleet.delete()
-        assert fleet.gone()
+        eventually(lambda: running.app.idle)
+        helm_with_cluster.uninstall()
+        assert [code for _, code, _ in hook_runner.finished] == [0]
+        assert not _has_finalizer(harness)
+        harness.delete()
+        assert harness.is_gone()
 
 
-def test_a_later_install_goes_on_with_objects_and_crds(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+def test_a_later_install_keeps_objects_and_crds(
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    cluster.install()
-    _create_held(fleet)
+    helm_with_cluster.install()
+    _create_with_finalizer(harness)
     uid = plane.request("GET", CRD)["metadata"]["uid"]
-    cluster.uninstall()
-    assert hooks.ended
-    cluster.install()
+    helm_with_cluster.uninstall()
+    assert hook_runner.finished
+    helm_with_cluster.install()
     assert plane.request("GET", CRD)["metadata"]["uid"] == uid
-    assert fleet.get()["spec"]
+    assert harness.get()["spec"]
     with _controller(plane):
-        eventually(lambda: _held(fleet))
+        eventually(lambda: _has_finalizer(harness))
 
 
 def test_crds_go_with_the_chart_where_that_is_wanted(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    cluster.install({"crds": {"keep": False}})
-    _create_held(fleet)
-    cluster.uninstall()
-    assert hooks.ended
+    helm_with_cluster.install({"crds": {"keep": False}})
+    _create_with_finalizer(harness)
+    helm_with_cluster.uninstall()
+    assert hook_runner.finished
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
 
 def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 20}, "crds": {"keep": False}})
-    eventually(lambda: _served(plane))
-    (node,) = fleet.add_nodes("a")
-    with Kubelet(plane, Loaders()), _controller(plane):
-        fleet.create()
+    helm_with_cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 20}, "crds": {"keep": False}})
+    eventually(lambda: _crds_served(plane))
+    (node,) = harness.add_nodes("a")
+    with FakeKubelet(plane, FakeLoaders()), _controller(plane):
+        harness.create()
         for name in ("kept", "orphaned"):
-            fleet.create({"source": {"s3": {"bucket": name}}, "cache": {"retention": "Evictable"}}, name=name)
+            harness.create({"source": {"s3": {"bucket": name}}, "cache": {"retention": "Evictable"}}, name=name)
         for name in ("llama", "kept", "orphaned"):
-            fleet.until("Warm", name=name)
-        fleet.delete("orphaned")
-        eventually(lambda: fleet.gone("orphaned"))
-        assert len(fleet.entries(node)) == 3
-        cluster.uninstall()
-    assert [(arguments, code) for arguments, code, _ in hooks.ended] == [("wipe --within=20", 0), ("release", 0)]
-    assert "all nodes within reach are empty" in hooks.ended[0][2]
-    assert audit.used(plane, "tonnage-wipe") == audit.granted("wipe")
+            harness.wait_for_condition("Warm", name=name)
+        harness.delete("orphaned")
+        eventually(lambda: harness.is_gone("orphaned"))
+        assert len(harness.entry_states(node)) == 3
+        helm_with_cluster.uninstall()
+    assert [(arguments, code) for arguments, code, _ in hook_runner.finished] == [
+        ("wipe --within=20", 0),
+        ("release", 0),
+    ]
+    assert "all nodes within reach are empty" in hook_runner.finished[0][2]
+    assert rbac.used_permissions(plane, "tonnage-wipe") == rbac.granted_permissions("wipe")
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
 
 def test_a_wipe_that_can_not_finish_says_what_is_left_and_takes_nothing_away(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 3}})
-    _create_held(fleet)
-    with pytest.raises(Refused, match="job tonnage-wipe failed: BackoffLimitExceeded"):
-        cluster.uninstall()
-    ((_, code, said),) = hooks.ended
+    helm_with_cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 3}})
+    _create_with_finalizer(harness)
+    with pytest.raises(HelmError, match="job tonnage-wipe failed: BackoffLimitExceeded"):
+        helm_with_cluster.uninstall()
+    ((_, code, output),) = hook_runner.finished
     assert code == 1
-    assert f"Left: ModelWeights {fleet.namespace}/llama is being deleted." in said
+    assert f"Left: ModelWeights {harness.namespace}/llama is being deleted." in output
     assert plane.kubectl("get", "deployment/tonnage-controller", "-n", NAMESPACE, "-o", "name").stdout
     bound = plane.kubectl("get", "clusterrolebinding/tonnage-controller", "-o", "jsonpath={.subjects[*].name}").stdout
     assert bound == "tonnage-controller"
 
 
-def test_an_uninstall_whose_hook_never_runs_ends_with_an_error(cluster: Helm, fleet: Fleet) -> None:
-    cluster.install()
-    _create_held(fleet)
+def test_an_uninstall_whose_hook_never_runs_ends_with_an_error(
+    helm_with_cluster: Helm, harness: OperatorHarness
+) -> None:
+    helm_with_cluster.install()
+    _create_with_finalizer(harness)
     started = time.monotonic()
-    with pytest.raises(Refused, match=r"timed out|pre-delete"):
-        cluster.uninstall("--timeout", "4s")
+    with pytest.raises(HelmError, match=r"timed out|pre-delete"):
+        helm_with_cluster.uninstall("--timeout", "4s")
     assert time.monotonic() - started < 20
-    cluster.uninstall("--no-hooks")
+    helm_with_cluster.uninstall("--no-hooks")
 
 
-def test_without_the_hook_nothing_runs_at_an_uninstall(cluster: Helm, fleet: Fleet) -> None:
-    cluster.install({"uninstall": {"hook": False}})
-    _create_held(fleet)
-    cluster.uninstall()
-    assert _held(fleet)
+def test_without_the_hook_nothing_runs_at_an_uninstall(helm_with_cluster: Helm, harness: OperatorHarness) -> None:
+    helm_with_cluster.install({"uninstall": {"hook": False}})
+    _create_with_finalizer(harness)
+    helm_with_cluster.uninstall()
+    assert _has_finalizer(harness)
 
 
 def test_the_commands_of_the_page_do_what_it_says(
-    cluster: Helm, plane: ControlPlane, fleet: Fleet, hooks: HookRunner
+    helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
     page = ROOT / "docs" / "helm.md"
-    text = "\n".join(block.text for block in blocks(page) if block.language == "console")
+    text = "\n".join(block.text for block in code_blocks(page) if block.language == "console")
     commands = [shlex.split(line)[2:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("$ helm ")]
-    commands = [command for command in commands if command[0] != "test"]  # that needs a node: see tests/cluster
+    commands = [command for command in commands if command[0] != "test"]  # that needs a node: see tests/e2e
     assert [command[0] for command in commands] == ["install", "upgrade", "uninstall", "upgrade", "uninstall"]
 
     def run(command: list[str]) -> None:
-        cluster.run(*[str(CHART) if word == "charts/tonnage" else word for word in command])
+        helm_with_cluster.run(*[str(CHART) if word == "charts/tonnage" else word for word in command])
 
     install, upgrade, uninstall, prepare, wipe = commands
     run(install)
-    _create_held(fleet)
+    _create_with_finalizer(harness)
     run(upgrade)
     run(uninstall)
-    assert not _held(fleet)
+    assert not _has_finalizer(harness)
     run(install)
     run(prepare)
-    with Kubelet(plane, Loaders()), _controller(plane):
+    with FakeKubelet(plane, FakeLoaders()), _controller(plane):
         run(wipe)
-    assert [arguments.split()[0] for arguments, _, _ in hooks.ended] == ["release", "wipe", "release"]
+    assert [arguments.split()[0] for arguments, _, _ in hook_runner.finished] == ["release", "wipe", "release"]
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from chart_support.programs import PYTHONPATH, Program, write_volumes
+from chart_support.component_process import PYTHONPATH, ComponentProcess, write_volumes
 from operator_support.waiting import eventually
 from tonnage_operator.cli import main
 from tonnage_operator.config import ConfigError, read_installation
@@ -49,28 +49,30 @@ def objects(helm: Helm) -> list[Object]:
     return helm.template(VALUES)
 
 
-def _ready_or_ended(program: Program, process: subprocess.Popen[bytes]) -> bool:
+def _ready_or_ended(program: ComponentProcess, process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None or _get(f"http://127.0.0.1:{program.ports['health']}/readyz")[0] == 200
 
 
-def _took_up_certificates(program: Program) -> bool:
+def _reloaded_certificates(program: ComponentProcess) -> bool:
     return "Took up the new CA" in program.log and "new certificate" in program.log
 
 
 @pytest.fixture
-def programs(cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[Object]) -> Iterator[dict[str, Program]]:
+def components(
+    helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[Object]
+) -> Iterator[dict[str, ComponentProcess]]:
     """Controller and webhook, ready."""
-    cluster.install()
+    helm_with_cluster.install()
     made = {}
     for name in ("controller", "webhook"):
         (tmp_path / name).mkdir()
-        made[name] = Program.of(plane, tmp_path / name, objects, "Deployment", name)
+        made[name] = ComponentProcess.create(plane, tmp_path / name, objects, "Deployment", name)
         made[name].start()
     try:
         for name, program in made.items():
             process = program.process
             assert process
-            eventually(functools.partial(_ready_or_ended, program, process), within=30)
+            eventually(functools.partial(_ready_or_ended, program, process), timeout=30)
             assert process.poll() is None, f"{name}: {program.log}"
         yield made
     finally:
@@ -78,10 +80,12 @@ def programs(cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[O
     assert codes == {"controller": 0, "webhook": 0}
 
 
-def _check(plane: ControlPlane, folder: Path, objects: list[Object], programs: dict[str, Program]) -> tuple[int, str]:
+def _check(
+    plane: ControlPlane, folder: Path, objects: list[Object], programs: dict[str, ComponentProcess]
+) -> tuple[int, str]:
     """Runs what `helm test` runs."""
     folder.mkdir()
-    command = Program.of(plane, folder, objects, "Pod", "test").command()
+    command = ComponentProcess.create(plane, folder, objects, "Pod", "test").command()
     ports = (("webhook", 443), ("reports", 8443))
     for (endpoint, port), program in zip(ports, (programs["webhook"], programs["controller"]), strict=True):
         (index,) = [index for index, each in enumerate(command) if each.startswith(f"--{endpoint}=")]
@@ -92,11 +96,11 @@ def _check(plane: ControlPlane, folder: Path, objects: list[Object], programs: d
     return done.returncode, done.stdout
 
 
-def test_they_start_answer_and_take_up_new_certificates(
-    programs: dict[str, Program], plane: ControlPlane, helm: Helm, objects: list[Object], tmp_path: Path
+def test_they_start_answer_and_reload_new_certificates(
+    components: dict[str, ComponentProcess], plane: ControlPlane, helm: Helm, objects: list[Object], tmp_path: Path
 ) -> None:
-    assert _check(plane, tmp_path / "first", objects, programs) == (0, "webhook: answers\ncontroller: answers\n")
-    for program in programs.values():
+    assert _check(plane, tmp_path / "first", objects, components) == (0, "webhook: answers\ncontroller: answers\n")
+    for program in components.values():
         status, text = _get(f"http://127.0.0.1:{program.ports['health']}/metrics")
         assert status == 200
         assert "tonnage_build_info" in text
@@ -104,23 +108,23 @@ def test_they_start_answer_and_take_up_new_certificates(
         assert abs(float(end) - time.time() - 3650 * 86400) < 3600
 
     renewed = helm.render(VALUES)
-    code, said = _check(plane, tmp_path / "second", renewed, programs)
+    code, output = _check(plane, tmp_path / "second", renewed, components)
     assert code == 1
-    assert said.count("did not answer") == 2
-    assert "CERTIFICATE_VERIFY_FAILED" in said
+    assert output.count("did not answer") == 2
+    assert "CERTIFICATE_VERIFY_FAILED" in output
 
-    for program in programs.values():
+    for program in components.values():
         write_volumes(renewed, program.pod, program.root)
-    for program in programs.values():
-        eventually(functools.partial(_took_up_certificates, program))
-    assert _check(plane, tmp_path / "third", renewed, programs)[0] == 0
+    for program in components.values():
+        eventually(functools.partial(_reloaded_certificates, program))
+    assert _check(plane, tmp_path / "third", renewed, components)[0] == 0
 
 
-def test_check_says_who_is_silent_and_who_answers_otherwise(
-    programs: dict[str, Program], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_check_names_endpoints_that_fail_or_answer_differently(
+    components: dict[str, ComponentProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ca = programs["webhook"].root / "etc/tonnage/reports-ca/ca.crt"
-    url = f"https://127.0.0.1:{programs['controller'].ports['reports']}"
+    ca = components["webhook"].root / "etc/tonnage/reports-ca/ca.crt"
+    url = f"https://127.0.0.1:{components['controller'].ports['reports']}"
     assert main(["check", "--webhook", "https://127.0.0.1:1/readyz", "--within", "0"]) == 1
     assert "webhook: https://127.0.0.1:1/readyz did not answer" in capsys.readouterr().out
     assert main(["check", "--reports", f"{url}/elsewhere", "--reports-ca", str(ca), "--within", "0"]) == 1
@@ -160,9 +164,7 @@ def test_a_file_without_a_ca_is_named(ca_file: Path, content: str | None) -> Non
         _installation(ca_file)
 
 
-def test_a_new_ca_is_taken_up_and_a_damaged_one_changes_nothing(
-    ca_file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_ca_is_reloaded_and_a_damaged_one_is_ignored(ca_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     taken: list[Installation] = []
     follower = CaWatcher(_installation(ca_file), taken.append)
     follower.reload_if_changed()

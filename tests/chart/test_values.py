@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from chart_support.helm import CHART, Helm, Object, Refused, Values, one, pod_template, values_of_chart
+from chart_support.helm import CHART, Helm, HelmError, Object, Values, default_values, find_one, pod_template
 from chart_support.variants import DIGEST, VARIANTS
 from operator_support.control_plane import ROOT
 from tonnage_operator import __version__
@@ -39,9 +39,9 @@ def _resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_lint_has_no_warning(helm: Helm, name: str) -> None:
-    said = helm.run("lint", "--strict", CHART, "--kube-version", "1.34.4", values=VARIANTS[name])
-    assert "1 chart(s) linted, 0 chart(s) failed" in said
-    assert "[WARNING]" not in said
+    output = helm.run("lint", "--strict", CHART, "--kube-version", "1.34.4", values=VARIANTS[name])
+    assert "1 chart(s) linted, 0 chart(s) failed" in output
+    assert "[WARNING]" not in output
 
 
 def test_chart_and_programs_have_one_version() -> None:
@@ -63,7 +63,7 @@ def test_the_schema_knows_every_value_and_nothing_else() -> None:
             if isinstance(value, dict) and value:
                 compare(known[key], value, f"{path}.{key}")
 
-    compare(schema, values_of_chart(), "")
+    compare(schema, default_values(), "")
 
 
 def test_every_object_of_the_schema_is_closed() -> None:
@@ -126,7 +126,7 @@ def test_every_object_of_the_schema_is_closed() -> None:
     ids=str,
 )
 def test_the_schema_refuses_what_is_misspelled_or_out_of_range(helm: Helm, values: Values) -> None:
-    with pytest.raises(Refused, match="don't meet the specifications of the schema"):
+    with pytest.raises(HelmError, match="don't meet the specifications of the schema"):
         helm.template(values)
 
 
@@ -140,8 +140,8 @@ def test_the_schema_refuses_what_is_misspelled_or_out_of_range(helm: Helm, value
     ],
     ids=str,
 )
-def test_what_a_schema_cannot_say_is_refused_with_a_sentence(helm: Helm, values: Values, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
+def test_what_a_schema_cannot_express_is_rejected_with_a_message(helm: Helm, values: Values, sentence: str) -> None:
+    with pytest.raises(HelmError, match=sentence):
         helm.template(values)
 
 
@@ -150,7 +150,7 @@ def test_a_parent_chart_may_have_a_condition_and_globals_of_its_own(helm: Helm) 
 
 
 def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
-    with pytest.raises(Refused, match=r">=1\.30\.0-0"):
+    with pytest.raises(HelmError, match=r">=1\.30\.0-0"):
         helm.run("template", "tonnage", CHART, "--kube-version", "1.29.9")
 
 
@@ -159,7 +159,7 @@ def test_the_table_of_values_is_up_to_date() -> None:
     text = (ROOT / "docs" / "helm.md").read_text()
     assert script["page"](text) == text, "run: python hack/chart/values_table.py"
     described = [value.path for value in script["values"]((CHART / "values.yaml").read_text())]
-    for path, _ in _leaves(values_of_chart()):
+    for path, _ in _leaves(default_values()):
         assert any(f"{path}.".startswith(f"{each}.") for each in described), path
 
 
@@ -197,7 +197,7 @@ def test_the_same_values_make_the_same_objects_but_for_new_keys(helm: Helm, name
 def test_images_follow_registry_tag_and_digest(helm: Helm) -> None:
     def images(values: Values) -> set[str]:
         objects = helm.template(values)
-        loader = yaml.safe_load(one(objects, "ConfigMap")["data"]["installation.yaml"])["loader"]["image"]
+        loader = yaml.safe_load(find_one(objects, "ConfigMap")["data"]["installation.yaml"])["loader"]["image"]
         pods = [template for body in objects if (template := pod_template(body))]
         return {loader, *(container["image"] for pod in pods for container in pod["spec"]["containers"])}
 
@@ -217,14 +217,14 @@ def test_every_pod_has_the_pull_secrets(helm: Helm) -> None:
     for body in objects:
         if template := pod_template(body):
             assert template["spec"]["imagePullSecrets"] == [{"name": "parent"}, {"name": "login"}], body["kind"]
-    installation = yaml.safe_load(one(objects, "ConfigMap")["data"]["installation.yaml"])
+    installation = yaml.safe_load(find_one(objects, "ConfigMap")["data"]["installation.yaml"])
     assert installation["loader"]["pullSecrets"] == ["parent", "login"]
 
 
 def test_settings_of_a_component_go_before_the_general_ones(helm: Helm) -> None:
     objects = helm.template({**VARIANTS["everything placed"], "webhook": {"logLevel": "error"}})
-    controller = one(objects, "Deployment", "controller")["spec"]["template"]
-    webhook = one(objects, "Deployment", "webhook")["spec"]["template"]
+    controller = find_one(objects, "Deployment", "controller")["spec"]["template"]
+    webhook = find_one(objects, "Deployment", "webhook")["spec"]["template"]
     assert controller["spec"]["priorityClassName"] == "system-cluster-critical"
     assert controller["spec"]["nodeSelector"] == {"example.com/pool": "system"}
     assert controller["metadata"]["annotations"]["example.com/of"] == "pod"
@@ -235,18 +235,18 @@ def test_settings_of_a_component_go_before_the_general_ones(helm: Helm) -> None:
 
 
 def test_a_change_of_the_installation_restarts_both_programs_and_other_changes_do_not(helm: Helm) -> None:
-    def notes(values: Values) -> set[str]:
+    def annotations(values: Values) -> set[str]:
         objects = helm.template(values)
-        pods = [one(objects, "Deployment", name)["spec"]["template"] for name in ("controller", "webhook")]
+        pods = [find_one(objects, "Deployment", name)["spec"]["template"] for name in ("controller", "webhook")]
         return {pod["metadata"]["annotations"]["tonnage.dev/installation"] for pod in pods}
 
-    before = notes({})
+    before = annotations({})
     assert len(before) == 1
-    assert notes({"webhook": {"replicas": 3}, "certificates": {"selfSigned": {"generation": 2}}}) == before
-    assert notes({"cache": {"sharing": "Namespace"}}) != before
+    assert annotations({"webhook": {"replicas": 3}, "certificates": {"selfSigned": {"generation": 2}}}) == before
+    assert annotations({"cache": {"sharing": "Namespace"}}) != before
 
 
 def test_one_webhook_has_no_disruption_budget(helm: Helm) -> None:
     kinds = [body["kind"] for body in helm.template({"webhook": {"replicas": 1}})]
     assert "PodDisruptionBudget" not in kinds
-    assert one(helm.template(), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert find_one(helm.template(), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1

@@ -13,7 +13,7 @@ import yaml
 
 from local_cluster import programs
 from local_cluster.errors import MissingRequirements
-from operator_support.control_plane import ROOT, Unavailable
+from operator_support.control_plane import ROOT, DependencyUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,10 @@ def find_helm() -> Path:
     try:
         return programs.find_or_build(programs.CLIENTS)["helm"]
     except MissingRequirements as error:
-        raise Unavailable(str(error)) from error
+        raise DependencyUnavailable(str(error)) from error
 
 
-class Refused(Exception):
+class HelmError(Exception):
     """Helm refused; the text is what it said."""
 
 
@@ -41,7 +41,7 @@ class Refused(Exception):
 class Helm:
     """Helm, for one cluster or for none."""
 
-    program: Path
+    binary: Path
     home: Path
     kubeconfig: Path | None = None
     _rendered: dict[str, list[Object]] = field(default_factory=dict, repr=False)
@@ -52,13 +52,13 @@ class Helm:
         Raises:
             Refused: It exited with another code than 0.
         """
-        command: list[str | Path] = [self.program, *arguments]
+        command: list[str | Path] = [self.binary, *arguments]
         if values is not None:
             command += ["--values", "-"]
         folders = {f"HELM_{kind}_HOME": str(self.home / kind) for kind in ("CACHE", "CONFIG", "DATA")}
         kubeconfig = str(self.kubeconfig or "/nonexistent")
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), **folders, "KUBECONFIG": kubeconfig}
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             input=json.dumps(values) if values is not None else None,
             env=environment,
@@ -67,9 +67,9 @@ class Helm:
             text=True,
             timeout=90,
         )
-        if done.returncode:
-            raise Refused(done.stderr)
-        return done.stdout
+        if result.returncode:
+            raise HelmError(result.stderr)
+        return result.stdout
 
     def template(self, values: Values | None = None, *arguments: str, namespace: str = NAMESPACE) -> list[Object]:
         """Returns all objects, hooks included, that the chart makes of values; without looking at a cluster.
@@ -102,7 +102,7 @@ class Helm:
         return self.run("uninstall", "tonnage", "--namespace", NAMESPACE, "--timeout", "30s", *arguments)
 
 
-def one(objects: list[Object], kind: str, name: str = "") -> Object:
+def find_one(objects: list[Object], kind: str, name: str = "") -> Object:
     """Returns the one object of this kind whose name ends so."""
     found = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(name)]
     assert len(found) == 1, f"{len(found)} of {kind} {name}"
@@ -119,7 +119,7 @@ def pod_template(body: Object) -> Object | None:
     return None
 
 
-def values_of_chart() -> Values:
+def default_values() -> Values:
     """Returns the chart's defaults."""
     values: Values = yaml.safe_load((CHART / "values.yaml").read_text())
     return values

@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def data(secret: dict[str, Any], key: str) -> str:
+def secret_value(secret: dict[str, Any], key: str) -> str:
     """Returns one key of a Secret as text."""
     return base64.b64decode(secret["data"][key]).decode()
 
 
-def handshake(secret: dict[str, Any], *, trusting: str, name: str, folder: Path) -> dict[str, Any]:
+def handshake(secret: dict[str, Any], *, ca_pem: str, server_name: str, folder: Path) -> dict[str, Any]:
     """Returns the certificate that a client verified, which trusts some PEM and asks for some name.
 
     Raises:
         ssl.SSLError: The client did not trust the server.
     """
     cert, key = folder / "tls.crt", folder / "tls.key"
-    cert.write_text(data(secret, "tls.crt"))
-    key.write_text(data(secret, "tls.key"))
+    cert.write_text(secret_value(secret, "tls.crt"))
+    key.write_text(secret_value(secret, "tls.key"))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(cert, key)
-    client = ssl.create_default_context(cadata=trusting)
+    client = ssl.create_default_context(cadata=ca_pem)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    one = client.wrap_bio(to_client, to_server, server_hostname=name)
-    other = server.wrap_bio(to_server, to_client, server_side=True)
-    pending = [one, other]
+    client_side = client.wrap_bio(to_client, to_server, server_hostname=server_name)
+    server_side = server.wrap_bio(to_server, to_client, server_side=True)
+    pending = [client_side, server_side]
     for _ in range(10):
         for each in list(pending):
             try:
@@ -39,5 +39,5 @@ def handshake(secret: dict[str, Any], *, trusting: str, name: str, folder: Path)
             except ssl.SSLWantReadError:
                 continue
         if not pending:
-            return dict(one.getpeercert() or {})
+            return dict(client_side.getpeercert() or {})
     raise AssertionError("the handshake doesn't end")

@@ -7,7 +7,7 @@ from typing import Any
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
-_PLACED: dict[str, Any] = {
+_SCHEDULING_VALUES: dict[str, Any] = {
     "annotations": {"example.com/of": "deployment"},
     "podAnnotations": {"example.com/of": "pod"},
     "podLabels": {"example.com/team": "ml"},
@@ -44,8 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "global": {"imagePullSecrets": ["parent"]},
     },
     "everything placed": {
-        "controller": _PLACED,
-        "webhook": {**_PLACED, "replicas": 3, "podDisruptionBudget": {"maxUnavailable": "34%"}},
+        "controller": _SCHEDULING_VALUES,
+        "webhook": {**_SCHEDULING_VALUES, "replicas": 3, "podDisruptionBudget": {"maxUnavailable": "34%"}},
         "nodeSelector": {"general": "yes"},
         "tolerations": [{"operator": "Exists"}],
         "priorityClassName": "system-node-critical",

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operator_support.control_plane import ROOT, ControlPlane, Unavailable, do_without, find_programs
+from operator_support.control_plane import ROOT, ControlPlane, DependencyUnavailable, find_programs, skip_or_fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 _PROGRAMS = pytest.StashKey[dict[str, "Path"]]()
-_LACKING = pytest.StashKey[str]()
+_MISSING = pytest.StashKey[str]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -24,15 +24,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     try:
         session.config.stash[_PROGRAMS] = find_programs()
-    except Unavailable as error:
-        session.config.stash[_LACKING] = str(error)
+    except DependencyUnavailable as error:
+        session.config.stash[_MISSING] = str(error)
 
 
 @pytest.fixture(scope="session")
 def control_plane(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane with Tonnage's CRDs."""
-    if lacking := pytestconfig.stash.get(_LACKING, ""):
-        do_without(lacking)
+    if missing := pytestconfig.stash.get(_MISSING, ""):
+        skip_or_fail(missing)
     plane = ControlPlane(tmp_path_factory.mktemp("control-plane"), pytestconfig.stash[_PROGRAMS])
     try:
         plane.start()

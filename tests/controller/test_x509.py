@@ -33,6 +33,6 @@ def test_of_a_chain_the_first_counts() -> None:
     ["", "no PEM", PEM[:200], PEM.replace("M", "A"), "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"],
     ids=["empty", "text", "cut off", "damaged", "hollow"],
 )
-def test_what_is_no_certificate_is_said_to_be_none(text: str) -> None:
+def test_what_is_no_certificate_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="no certificate"):
         not_after(text)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.documents import ROOT, blocks, documents, prose
+from support.markdown import ROOT, code_blocks, markdown_files, prose
 from tonnage.cli.command_line import parse_command_line
 from tonnage_operator import cli as operator_cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.documents import Block
+    from support.markdown import CodeBlock
 
 PROGRAMS = {
     "cat", "cd", "curl", "export", "git", "helm", "jq", "kubectl", "ls", "make", "mount", "pip", "python", "python3",
@@ -51,7 +51,7 @@ SHELLS = {"sh", "shell", "bash"}
 TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def lines(block: Block) -> list[str]:
+def lines(block: CodeBlock) -> list[str]:
     """Returns the command lines of a block, continued ones joined; output of programs is none."""
     text = block.text.replace("\\\n", " ")
     if block.language == "console":
@@ -87,8 +87,8 @@ def calls(line: str) -> Iterator[list[str]]:
 
 COMMANDS = [
     (f"{block} {' '.join(words)}"[:100], words)
-    for document in documents()
-    for block in blocks(document)
+    for document in markdown_files()
+    for block in code_blocks(document)
     for line in lines(block)
     for words in calls(line)
 ]
@@ -238,7 +238,7 @@ def check_options(program: str, arguments: list[str], *, groups: set[str]) -> No
             assert several <= known, f"{program} {' '.join(command)} has no {option}"
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("document", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_make_targets_in_sentences_exist(document: Path) -> None:
     for words in re.findall(r"`make ([^`]+)`", prose(document)):
         check_make(shlex.split(words))

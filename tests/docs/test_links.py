@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.documents import ROOT, anchors, documents, links, prose
+from support.markdown import ROOT, anchors, links, markdown_files, prose
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DOCUMENTS = documents()
+DOCUMENTS = markdown_files()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

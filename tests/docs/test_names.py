@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from support.documents import ROOT, blocks, documents, prose
+from support.markdown import ROOT, code_blocks, markdown_files, prose
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from support.documents import Block
+    from support.markdown import CodeBlock
 
-DOCUMENTS = documents()
+DOCUMENTS = markdown_files()
 ANYTHING: dict[str, Any] = {}
 
 
@@ -85,9 +85,9 @@ def named_values(values: object, above: tuple[str, ...] = ()) -> Iterator[list[s
 
 
 @pytest.mark.parametrize(
-    "block", [each for document in DOCUMENTS for each in blocks(document) if each.language == "yaml"], ids=str
+    "block", [each for document in DOCUMENTS for each in code_blocks(document) if each.language == "yaml"], ids=str
 )
-def test_blocks_of_yaml_are_well_formed_and_blocks_of_values_are_values(block: Block) -> None:
+def test_blocks_of_yaml_are_well_formed_and_blocks_of_values_are_values(block: CodeBlock) -> None:
     parsed = list(yaml.safe_load_all(block.text))
     for each in parsed:
         if isinstance(each, dict) and each and each.keys() <= chart_values().keys():

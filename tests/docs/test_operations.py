@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from support.documents import ROOT, blocks, code, section, table_rows
+from support.markdown import ROOT, code_blocks, inline_code, section, table_rows
 from tonnage.errors import Reason
 from tonnage_operator.domain.reasons import ConditionReason, EventReason, FailureReason
 from tonnage_operator.telemetry import Metrics
@@ -35,7 +35,7 @@ def rows(title: str) -> list[list[str]]:
 
 def keys(title: str) -> list[str]:
     """Returns what the rows of a section's table are about."""
-    return [code(row[0]) for row in rows(title)]
+    return [inline_code(row[0]) for row in rows(title)]
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,16 @@ def metrics() -> dict[str, tuple[str, ...]]:
 
 
 def test_every_metric_has_a_row_with_its_labels() -> None:
-    documented = {code(row[0]): tuple(filter(None, row[1].replace(" ", "").split(","))) for row in rows("Metrics")}
+    documented = {
+        inline_code(row[0]): tuple(filter(None, row[1].replace(" ", "").split(","))) for row in rows("Metrics")
+    }
     assert documented == metrics()
 
 
 def queries() -> list[str]:
     """Returns every query of the page and of the chart's alerts."""
-    found = [code(row[1]).replace("\\|", "|") for row in table_rows(section(PAGE, "Metrics")) if len(row) == 2]
-    for block in blocks(PAGE):
+    found = [inline_code(row[1]).replace("\\|", "|") for row in table_rows(section(PAGE, "Metrics")) if len(row) == 2]
+    for block in code_blocks(PAGE):
         if block.language == "yaml" and "expr:" in block.text:
             groups = yaml.safe_load(block.text)["groups"]
             found += [rule["expr"] for group in groups for rule in group["rules"]]

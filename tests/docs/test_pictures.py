@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from support.documents import ROOT, documents, links, tracked_files
+from support.markdown import ROOT, links, markdown_files, tracked_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,5 +63,5 @@ def test_the_architecture_is_what_its_script_draws() -> None:
 
 
 def test_every_drawn_picture_is_shown_somewhere() -> None:
-    shown = {(document.parent / target).resolve() for document in documents() for target in links(document)}
+    shown = {(document.parent / target).resolve() for document in markdown_files() for target in links(document)}
     assert set(DRAWN.glob("*.svg")) <= shown

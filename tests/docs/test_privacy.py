@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from support.documents import ROOT, tracked_files
+from support.markdown import ROOT, tracked_files
 
 PRIVATE = re.compile(
     r"(?<![\w./-])/(?:work|root|home/\w+|Users/\w+)/"

@@ -19,39 +19,41 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "hack" / "images"
-LACKING = 3
+EXIT_CANNOT_BUILD = 3
 """The tools' exit code where a machine hasn't got what they need."""
 
 
-def _tool(*words: str) -> str:
+def _run_tool(*args: str) -> str:
     """Runs one of the tools and returns what it printed; skips, in its words, where this machine can't do it.
 
     In CI that is a failure.
     """
-    done = subprocess.run([sys.executable, *words], cwd=TOOLS, capture_output=True, text=True, check=False)
-    if done.returncode == LACKING and os.environ.get("CI") != "true":
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run([sys.executable, *args], cwd=TOOLS, capture_output=True, text=True, check=False)
+    if result.returncode == EXIT_CANNOT_BUILD and os.environ.get("CI") != "true":
+        pytest.skip(result.stderr.strip().splitlines()[-1])
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope="session")
-def built() -> dict[str, Any]:
+def build_result() -> dict[str, Any]:
     """What `hack/images/build.py` says about the images; TONNAGE_IMAGE_OPTIONS can hold more of its options."""
     if os.geteuid() != 0:
         pytest.skip("containers are run as root here, and this user isn't")
-    _tool("host.py", "runc")
-    result: dict[str, Any] = json.loads(_tool("build.py", *shlex.split(os.environ.get("TONNAGE_IMAGE_OPTIONS", ""))))
+    _run_tool("host.py", "runc")
+    result: dict[str, Any] = json.loads(
+        _run_tool("build.py", *shlex.split(os.environ.get("TONNAGE_IMAGE_OPTIONS", "")))
+    )
     return result
 
 
 @pytest.fixture(scope="session")
-def loader(built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
+def loader(build_result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The loader's image."""
-    return unpack(Path(built["images"]["loader"]["archive"]), tmp_path_factory.mktemp("loader"))
+    return unpack(Path(build_result["images"]["loader"]["archive"]), tmp_path_factory.mktemp("loader"))
 
 
 @pytest.fixture(scope="session")
-def operator(built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
+def operator(build_result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The operator's image."""
-    return unpack(Path(built["images"]["operator"]["archive"]), tmp_path_factory.mktemp("operator"))
+    return unpack(Path(build_result["images"]["operator"]["archive"]), tmp_path_factory.mktemp("operator"))

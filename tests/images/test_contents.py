@@ -69,20 +69,20 @@ def locked(*names: str) -> dict[str, str]:
 
 
 def test_the_loader_adds_less_than_150_mb_to_its_base(loader: Image) -> None:
-    assert sum(loader.layers[1:]) <= 150_000_000
+    assert sum(loader.layer_sizes[1:]) <= 150_000_000
 
 
-def test_images_that_are_there_are_not_built_again(built: dict[str, Any]) -> None:
+def test_images_that_are_there_are_not_built_again(build_result: dict[str, Any]) -> None:
     for _ in range(3):  # somebody may be editing the sources at this moment
         found = subprocess.run([sys.executable, BUILD, *options()], capture_output=True, text=True, check=True)
         if not found.stderr:
             break
     assert not found.stderr
-    assert json.loads(found.stdout).keys() == built.keys()
+    assert json.loads(found.stdout).keys() == build_result.keys()
 
 
 def test_images_share_all_layers_but_the_last(loader: Image, operator: Image) -> None:
-    assert loader.layers[:-1] == operator.layers[: len(loader.layers) - 1]
+    assert loader.layer_sizes[:-1] == operator.layer_sizes[: len(loader.layer_sizes) - 1]
 
 
 def test_the_loader_has_what_is_locked_and_nothing_else(loader: Image) -> None:
@@ -187,20 +187,20 @@ def test_both_run_as_a_fixed_user_who_is_not_root(image: Image) -> None:
     assert "tonnage:x:65532:65532:" in (image.root / "etc/passwd").read_text()
 
 
-def test_labels_say_what_it_is(image: Image, built: dict[str, Any]) -> None:
+def test_labels_say_what_it_is(image: Image, build_result: dict[str, Any]) -> None:
     labels = image.config["Labels"]
     prefix = "org.opencontainers.image."
     target = labels[f"{prefix}title"].removeprefix("tonnage-")
-    assert built["images"][target]["name"] == f"tonnage-{target}:{__version__}"
+    assert build_result["images"][target]["name"] == f"tonnage-{target}:{__version__}"
     assert labels[f"{prefix}version"] == __version__
     assert labels[f"{prefix}licenses"] == "Apache-2.0"
     assert labels[f"{prefix}description"]
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", labels[f"{prefix}revision"])
 
 
-def test_a_base_that_was_made_here_is_named_as_one(image: Image, built: dict[str, Any]) -> None:
+def test_a_base_that_was_made_here_is_named_as_one(image: Image, build_result: dict[str, Any]) -> None:
     labels = image.config["Labels"]
-    if built["base"].startswith("localhost/"):
+    if build_result["base"].startswith("localhost/"):
         assert labels["dev.tonnage.stand-in-base"] == "true"
         assert "org.opencontainers.image.base.name" not in labels
     else:

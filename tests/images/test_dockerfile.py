@@ -39,9 +39,9 @@ def shell_commands() -> list[list[str]]:
     return [command for command in commands if command]
 
 
-def calls(*words: str) -> list[list[str]]:
+def calls(*args: str) -> list[list[str]]:
     """Returns the commands that have these words one after the other."""
-    return [command for command in shell_commands() if " ".join(words) in " ".join(command)]
+    return [command for command in shell_commands() if " ".join(args) in " ".join(command)]
 
 
 def test_stages_come_from_one_base_that_can_be_pinned() -> None:
@@ -125,7 +125,7 @@ def test_the_operator_gets_the_loaders_versions() -> None:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A copy of all that the images are made of."""
-    script = "import inputs; print(*inputs.input_files(), sep='\\n')"
+    script = "import cache_key; print(*cache_key.input_files(), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", script], cwd=TOOLS, capture_output=True, text=True, check=True)
     for file in map(Path, done.stdout.splitlines()):
         copy = tmp_path / file.relative_to(ROOT)
@@ -135,7 +135,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def key(clone: Path) -> str:
-    command = [sys.executable, "-c", "import inputs; print(inputs.key_of('settings'))"]
+    command = [sys.executable, "-c", "import cache_key; print(cache_key.cache_key('settings'))"]
     return subprocess.run(
         command, cwd=clone / "hack" / "images", capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -12,7 +12,7 @@ import torch
 from tensorizer import TensorSerializer
 
 from support.containers import run_container, start_container
-from support.models import assert_same, read_entry
+from support.models import assert_tensors_equal, load_safetensors_dir
 from tonnage import __version__
 
 if TYPE_CHECKING:
@@ -79,15 +79,15 @@ def test_any_user_loads_in_a_read_only_root_without_capabilities(
     import os
 
     os.chown(cache, user, user)
-    words = ["load", source, "--cache", "/cache", "--progress", "off"]
+    args = ["load", source, "--cache", "/cache", "--progress", "off"]
     settings: dict[str, Any] = {"user": user, "environment": environment, "mounts": {"/cache": cache}}
-    code, out, err = run_container(loader, tmp_path, *words, **settings)
+    code, out, err = run_container(loader, tmp_path, *args, **settings)
     assert code == 0, err
     report = last_line(out)
     assert report["outcome"] == "loaded"
     assert report["verified"] == "crc32"
-    assert_same(read_entry(cache / report["entry"] / "model"), tensors)
-    code, out, err = run_container(loader, tmp_path, *words, **settings)
+    assert_tensors_equal(load_safetensors_dir(cache / report["entry"] / "model"), tensors)
+    code, out, err = run_container(loader, tmp_path, *args, **settings)
     assert code == 0, err
     assert last_line(out)["outcome"] == "hit"
 
@@ -101,7 +101,7 @@ def test_it_loads_without_a_home(
     with start_container(
         loader, tmp_path, command=command, user=STRANGER, environment=environment, mounts={"/cache": cache}
     ) as container:
-        code, out, err = container.finish()
+        code, out, err = container.wait()
     assert code == 0, err
     assert last_line(out)["outcome"] == "loaded"
 
@@ -109,16 +109,16 @@ def test_it_loads_without_a_home(
 def test_a_hit_as_a_whole_process_is_quick(
     loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:
-    words = ["load", source, "--cache", "/cache", "--progress", "off"]
+    args = ["load", source, "--cache", "/cache", "--progress", "off"]
     settings: dict[str, Any] = {"user": 0, "environment": environment, "mounts": {"/cache": cache}}
-    assert run_container(loader, tmp_path, *words, **settings)[0] == 0
+    assert run_container(loader, tmp_path, *args, **settings)[0] == 0
     timed = (
         "import subprocess, sys, time; start = time.perf_counter(); done = subprocess.run(sys.argv[1:]); "
         "print(time.perf_counter() - start); sys.exit(done.returncode)"
     )
-    command = ["python3", "-c", timed, "tonnage", *words]
+    command = ["python3", "-c", timed, "tonnage", *args]
     with start_container(loader, tmp_path, command=command, **settings) as container:
-        code, out, err = container.finish()
+        code, out, err = container.wait()
     assert code == 0, err
     assert float(out.strip().rpartition("\n")[2]) < 2  # 0.15 on a quiet machine; this one may be busy
 
@@ -133,11 +133,11 @@ def test_holding_as_the_first_process_ends_at_sigterm(
         assert container.process.stdout
         report = json.loads(container.process.stdout.readline())
         assert report["outcome"] == "loaded"
-        first = container.execute("cat", "/proc/1/cmdline").stdout.split("\0")
+        first = container.exec("cat", "/proc/1/cmdline").stdout.split("\0")
         assert "hold.py" in first[3]
         container.kill(signal.SIGTERM)
         started = time.monotonic()
-        code, _, err = container.finish(timeout=10)
+        code, _, err = container.wait(timeout=10)
         assert (code, err) == (0, "")
         assert time.monotonic() - started < 2
 
@@ -150,7 +150,7 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path:
             container.wait_until_running()
             container.kill(signal.SIGTERM)
             started = time.monotonic()
-            container.finish(timeout=10)
+            container.wait(timeout=10)
             assert time.monotonic() - started < 2
             assert container.process.returncode in {32, 143}
 
@@ -163,11 +163,11 @@ def test_it_says_which_version_it_is(loader: Image, tmp_path: Path) -> None:
 
 def test_without_arguments_it_says_what_it_can_do(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path) as container:
-        code, out, _ = container.finish()
+        code, out, _ = container.wait()
     assert code == 0
     assert "load" in out
 
 
 def test_what_startup_probes_run_is_there(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path, command=["test", "-e", "/usr/local/bin/tonnage"]) as container:
-        assert container.finish()[0] == 0
+        assert container.wait()[0] == 0

@@ -59,23 +59,23 @@ def running(
     files = ["--config", "/config/installation.yaml", "--kubeconfig", "/config/kubeconfig"]
     command = ["tonnage-operator", request.param, *files]
     mounts = {"/config": configuration}
-    with start_container(operator, tmp_path, command=command, mounts=mounts, own_network=True) as container:
+    with start_container(operator, tmp_path, command=command, mounts=mounts, isolated_network=True) as container:
         yield container
 
 
 def healthy(container: Container, image: Image) -> bool:
     """Runs the image's health check in a container."""
-    return container.execute(*image.config["Healthcheck"]["Test"][1:]).returncode == 0
+    return container.exec(*image.config["Healthcheck"]["Test"][1:]).returncode == 0
 
 
-def test_the_health_check_tells_when_it_serves_and_sigterm_ends_it(running: Container, operator: Image) -> None:
+def test_the_health_check_passes_while_it_serves_and_sigterm_ends_it(running: Container, operator: Image) -> None:
     deadline = time.monotonic() + 60
     while not healthy(running, operator):
-        assert running.process.poll() is None, running.finish()
+        assert running.process.poll() is None, running.wait()
         assert time.monotonic() < deadline
     running.kill(signal.SIGTERM)
     started = time.monotonic()
-    code, _, err = running.finish(timeout=20)
+    code, _, err = running.wait(timeout=20)
     assert code == 0, err
     assert time.monotonic() - started < 5
     assert "Traceback" not in err
@@ -87,12 +87,12 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configu
         container.wait_until_running()
         container.kill(signal.SIGTERM)
         started = time.monotonic()
-        container.finish(timeout=10)
+        container.wait(timeout=10)
         assert time.monotonic() - started < 5
         assert container.process.returncode in {0, 128 + signal.SIGTERM}
 
 
-def test_help_tells_of_its_commands(operator: Image, tmp_path: Path) -> None:
+def test_help_lists_its_commands(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "--help")
     assert code == 0, err
     assert all(command in out for command in ("controller", "webhook", "crd", "release"))

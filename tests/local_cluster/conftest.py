@@ -11,7 +11,7 @@ import pytest
 from local_cluster import images, programs
 from local_cluster.cluster import prepare, start
 from local_cluster.errors import MissingRequirements
-from local_cluster_support.pods import IMAGE, Workspace
+from local_cluster_support.namespace import IMAGE, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from local_cluster.cluster import Cluster
 
-_LACKING = pytest.StashKey[str]()
+_MISSING = pytest.StashKey[str]()
 _NUMBERS = itertools.count(1)
 _TIME_LIMIT = 180
 """Seconds for a test that may start a cluster, on a machine that does other things, too."""
@@ -27,7 +27,7 @@ _TIME_LIMIT = 180
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds the programs before the first test, since a cold build outlasts a test's time limit."""
-    wanted = [item for item in session.items if "able" in getattr(item, "fixturenames", ())]
+    wanted = [item for item in session.items if "cluster_prerequisites" in getattr(item, "fixturenames", ())]
     for item in wanted:
         item.add_marker(pytest.mark.timeout(_TIME_LIMIT))
     if not wanted or session.config.option.collectonly:
@@ -36,20 +36,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         prepare()
         programs.find_or_build(["probe"])
     except MissingRequirements as error:
-        session.config.stash[_LACKING] = str(error)
+        session.config.stash[_MISSING] = str(error)
 
 
 @pytest.fixture(scope="session")
-def able(pytestconfig: pytest.Config) -> None:
+def cluster_prerequisites(pytestconfig: pytest.Config) -> None:
     """Asks for a machine that can run a cluster. In CI each can."""
-    if lacking := pytestconfig.stash.get(_LACKING, ""):
+    if missing := pytestconfig.stash.get(_MISSING, ""):
         if os.environ.get("CI") == "true":
-            pytest.fail(lacking)
-        pytest.skip(lacking)
+            pytest.fail(missing)
+        pytest.skip(missing)
 
 
 @pytest.fixture(scope="session")
-def probe_image(able: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+def probe_image(cluster_prerequisites: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """The docker-archive of ``IMAGE``, which serves and fetches by HTTP."""
     archive = tmp_path_factory.mktemp("images") / "probe.tar"
     images.write_image(archive, programs.find_or_build(["probe"])["probe"], IMAGE)
@@ -65,7 +65,7 @@ def cluster(probe_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def space(cluster: Cluster) -> Iterator[Workspace]:
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace of the test's own."""
-    with Workspace.make(cluster, f"test-{next(_NUMBERS)}") as made:
+    with Namespace.create(cluster, f"test-{next(_NUMBERS)}") as made:
         yield made

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 if TYPE_CHECKING:
     from local_cluster.cluster import Cluster
-    from local_cluster_support.pods import Workspace
+    from local_cluster_support.namespace import Namespace
 
 KEY = "a folder/model+1.tensors"
 BODY = bytes(range(256)) * 4096
@@ -58,9 +58,9 @@ def test_it_refuses_connections_while_it_is_down_and_keeps_its_objects_and_count
     assert storage.gets(bucket, KEY) == 2
 
 
-def test_pods_reach_it_at_the_same_url(cluster: Cluster, bucket: str, space: Workspace) -> None:
+def test_pods_reach_it_at_the_same_url(cluster: Cluster, bucket: str, namespace: Namespace) -> None:
     url = cluster.object_storage.client().generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": KEY})
-    assert space.fetch("client", url).startswith("200 OK ")
+    assert namespace.run_fetch("client", url).startswith("200 OK ")
     assert cluster.object_storage.bytes_served(bucket, KEY) == len(BODY)
 
 

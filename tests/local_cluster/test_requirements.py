@@ -7,7 +7,7 @@ from pathlib import Path
 
 from local_cluster import cgroups
 from local_cluster.errors import MissingRequirements
-from local_cluster.requirements import HostCapabilities, missing_requirements
+from local_cluster.preflight import HostCapabilities, missing_requirements
 
 COMPLETE = HostCapabilities(
     root=True,

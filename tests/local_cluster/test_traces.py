@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from local_cluster import cgroups, folders
+from local_cluster import cgroups, state_folder
 from local_cluster.cluster import attach, delete, start
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning, StartFailed
-from local_cluster.identity import ProcessIdentity, all_pids
 from local_cluster.machine import remove_leftovers_of_dead_clusters
 from local_cluster.network import Network
+from local_cluster.process_identity import ProcessIdentity, all_pids
 from local_cluster.programs import ROOT, SCRIPT
 from local_cluster.state import State
-from local_cluster_support import traces
-from local_cluster_support.pods import Workspace
+from local_cluster_support import leftovers
+from local_cluster_support.namespace import Namespace
 
 if TYPE_CHECKING:
     from local_cluster.cluster import Cluster
 
-pytestmark = pytest.mark.usefixtures("able")
+pytestmark = pytest.mark.usefixtures("cluster_prerequisites")
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
 FORGETFUL = """
@@ -71,11 +71,11 @@ def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_
     inside = namespace_of(cluster.process("kubelet").pid)
 
     cluster.import_image(probe_image)
-    space = Workspace.make(cluster, "stays")
+    namespace = Namespace.create(cluster, "stays")
     volume = {"name": "cache", "hostPath": {"path": "/dev/shm/cache", "type": "DirectoryOrCreate"}}
     disk = {"name": "disk", "hostPath": {"path": "/var/lib/on-disk", "type": "DirectoryOrCreate"}}
     mounts = [{"name": name, "mountPath": f"/{name}"} for name in ("cache", "disk")]
-    space.serve("server", mounts=mounts, volumes=[volume, disk])
+    namespace.run_server("server", mounts=mounts, volumes=[volume, disk])
     cluster.object_storage.client().create_bucket(Bucket="stays")
     cluster.node_path("/dev/shm/cache/weights").write_text("in memory")
     cluster.node_path("/var/lib/on-disk/weights").write_text("on disk")
@@ -85,16 +85,20 @@ def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_
     cluster = attach(folder)
     node = run(folder, "kubectl", "get", "node", "-o", "jsonpath={.items[0].status.nodeInfo.bootID}").stdout
     assert node == cluster.boot_id != boot_id
-    space = Workspace(cluster, "stays")
-    space.kubectl("wait", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "pod/server", "--timeout=60s")
-    space.await_ready("server")
+    namespace = Namespace(cluster, "stays")
+    namespace.kubectl(
+        "wait", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "pod/server", "--timeout=60s"
+    )
+    namespace.wait_ready("server")
     assert not cluster.node_path("/dev/shm/cache/weights").exists()
     assert cluster.node_path("/var/lib/on-disk/weights").read_text() == "on disk"
     assert cluster.object_storage.client().list_buckets()["Buckets"][0]["Name"] == "stays"
 
     assert "kubelet" in run(folder, "status").stdout
     run(folder, "down")
-    assert not {line for line in traces.take(folder, slot) if str(folder) in line or f"tonnage{slot}" in line}
+    assert not {
+        line for line in leftovers.collect_host_state(folder, slot) if str(folder) in line or f"tonnage{slot}" in line
+    }
     assert inside not in map(namespace_of, all_pids())
     assert not (tmp_path / "not").exists()
     run(folder, "down")
@@ -103,20 +107,20 @@ def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "cluster"
-    before = traces.take(folder, None)
+    before = leftovers.collect_host_state(folder, None)
     with subprocess.Popen(command(folder, "up"), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as up:
         assert up.stderr
         for line in up.stderr:
             if "the node's machine" in line:
                 break
         slot = attach(folder).network.slot
-        assert f"tonnage{slot}" in " ".join(traces.take(folder, slot) - before)
+        assert f"tonnage{slot}" in " ".join(leftovers.collect_host_state(folder, slot) - before)
         up.send_signal(number)
         up.communicate()
     if number == signal.SIGKILL:
         assert folder.exists()
         run(folder, "down")
-    assert traces.take(folder, slot) == before
+    assert leftovers.collect_host_state(folder, slot) == before
     assert not folder.exists()
 
 
@@ -127,10 +131,10 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypa
     (assets / "kube-apiserver").chmod(0o755)
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
     folder = tmp_path / "cluster"
-    before = traces.take(folder, None)
+    before = leftovers.collect_host_state(folder, None)
     with pytest.raises(StartFailed, match="kube-apiserver ended:\nno such luck"):
         start(folder)
-    assert traces.take(folder, None) == before
+    assert leftovers.collect_host_state(folder, None) == before
     assert not folder.exists()
 
 
@@ -197,7 +201,7 @@ def test_the_documented_commands_and_the_documented_example_work(
 
 def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
-    State(made_folders=folders.create(folder), slot=3).write(folder)
+    State(made_folders=state_folder.create(folder), slot=3).write(folder)
     (folder / "probe").mkdir()
     with pytest.raises(NotRunning, match="not come up"):
         attach(folder)
@@ -207,7 +211,7 @@ def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_p
 
 def test_two_commands_never_work_on_one_cluster_at_once(tmp_path: Path) -> None:
     State().write(tmp_path)
-    with folders.lock(tmp_path):
+    with state_folder.lock(tmp_path):
         with pytest.raises(ClusterExists, match="Another command"):
             start(tmp_path)
         with pytest.raises(ClusterExists, match="Another command"):

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-from local_cluster import credentials, programs, requirements
+from local_cluster import credentials, preflight, programs
 from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_server_ready, program_arguments
 from local_cluster.errors import MissingRequirements
 from local_cluster.process import Process
@@ -45,23 +45,23 @@ rules:
 """Just what service accounts of the operator's namespace do: tests compare it with their roles."""
 
 
-class Unavailable(Exception):
+class DependencyUnavailable(Exception):
     """This machine lacks what a control plane needs; the text says what."""
 
 
 def find_programs() -> dict[str, Path]:
     """Returns the path of each program, building those that are missing."""
     try:
-        return {**programs.find_or_build(programs.CONTROL_PLANE), "etcd": requirements.find_or_install("etcd")}
+        return {**programs.find_or_build(programs.CONTROL_PLANE), "etcd": preflight.find_or_install("etcd")}
     except MissingRequirements as error:
-        raise Unavailable(str(error)) from error
+        raise DependencyUnavailable(str(error)) from error
 
 
-def do_without(lacking: str) -> NoReturn:
+def skip_or_fail(missing: str) -> NoReturn:
     """Skips the test that asks for a control plane, with a line that says what is missing. In CI that is a failure."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"No control plane: {lacking}")
-    pytest.skip(f"No control plane: {lacking}")
+        pytest.fail(f"No control plane: {missing}")
+    pytest.skip(f"No control plane: {missing}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -80,23 +80,25 @@ class ControlPlane:
     folder: Path
     programs: dict[str, Path]
     token: str = ""
-    _running: list[Process] = field(default_factory=list)
-    _local: threading.local = field(default_factory=threading.local)
+    _processes: list[Process] = field(default_factory=list)
+    _thread_local: threading.local = field(default_factory=threading.local)
     _connections: list[http.client.HTTPSConnection] = field(default_factory=list)
 
     @cached_property
     def settings(self) -> ControlPlaneSettings:
         """What it is made of."""
-        own = ("kube-controller-manager", "kube-scheduler")
+        components = ("kube-controller-manager", "kube-scheduler")
         # Nodes of these tests are objects without a kubelet, so nobody renews their leases.
-        without = "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller"
+        controllers_flag = (
+            "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller"
+        )
         return ControlPlaneSettings(
             folder=self.folder,
             address="127.0.0.1",
             service_range="10.0.0.0/24",
             ports=Ports(*free_ports(5)),
             authorization="RBAC",
-            kubeconfigs=dict.fromkeys(own, self.kubeconfig),
+            kubeconfigs=dict.fromkeys(components, self.kubeconfig),
             audit_policy=self.folder / "audit-policy.yaml",
             extra_args={
                 "kube-apiserver": [
@@ -104,7 +106,7 @@ class ControlPlane:
                     "--advertise-address=10.255.255.254",
                     "--endpoint-reconciler-type=none",
                 ],
-                "kube-controller-manager": [without],
+                "kube-controller-manager": [controllers_flag],
             },
         )
 
@@ -133,7 +135,7 @@ class ControlPlane:
         credentials.write_kubeconfig(self.kubeconfig, url=self.url, ca_file=self.ca_file, token=self.token)
         for name, arguments in program_arguments(settings).items():
             process = Process(name, [self.programs[name], *arguments], self.folder / f"{name}.log")
-            self._running.append(process)
+            self._processes.append(process)
             process.start()
             if name == "kube-apiserver":
                 process.readiness_probe = partial(is_api_server_ready, settings, self.token)
@@ -143,15 +145,15 @@ class ControlPlane:
         """Ends everything that was started, the last first."""
         for connection in self._connections:
             connection.close()
-        for process in reversed(self._running):
+        for process in reversed(self._processes):
             process.kill(signal.SIGTERM)
-        for process in reversed(self._running):
+        for process in reversed(self._processes):
             process.stop()
-        self._running.clear()
+        self._processes.clear()
 
     def pids(self) -> dict[str, int]:
         """Returns the process of each program."""
-        return {process.name: process.pid for process in self._running}
+        return {process.name: process.pid for process in self._processes}
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
@@ -188,7 +190,7 @@ class ControlPlane:
                         raise
                     time.sleep(0.1)
 
-    def audited(self, user: str) -> list[dict[str, Any]]:
+    def audit_events(self, user: str) -> list[dict[str, Any]]:
         """Returns what a service account of the operator's namespace did, from the audit log."""
         lines = self.settings.audit_log.read_text().splitlines()
         wanted = f"system:serviceaccount:tonnage-system:{user}"
@@ -205,12 +207,14 @@ class ControlPlane:
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         try:
-            answer, text = self._send(self._connection(), method, path, data, headers)
+            response, text = self._send(self._connection(), method, path, data, headers)
         except (http.client.BadStatusLine, ConnectionError):  # the server has closed what was idle
-            answer, text = self._send(self._connection(fresh=True), method, path, data, headers)
-        if answer.status >= 400:
-            refused = io.BytesIO(text)
-            raise urllib.error.HTTPError(self.url + path, answer.status, answer.reason, answer.headers, refused)
+            response, text = self._send(self._connection(fresh=True), method, path, data, headers)
+        if response.status >= 400:
+            error_body = io.BytesIO(text)
+            raise urllib.error.HTTPError(
+                self.url + path, response.status, response.reason, response.headers, error_body
+            )
         return json.loads(text or b"null")
 
     @staticmethod
@@ -218,15 +222,17 @@ class ControlPlane:
         connection: http.client.HTTPSConnection, method: str, path: str, data: bytes | None, headers: dict[str, str]
     ) -> tuple[http.client.HTTPResponse, bytes]:
         connection.request(method, path, body=data, headers=headers)
-        answer = connection.getresponse()
-        return answer, answer.read()
+        response = connection.getresponse()
+        return response, response.read()
 
     def _connection(self, *, fresh: bool = False) -> http.client.HTTPSConnection:
         """Returns this thread's connection: a handshake for each request would cost more than the requests."""
-        made: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
-        if made is None or fresh:
+        connection: http.client.HTTPSConnection | None = getattr(self._thread_local, "connection", None)
+        if connection is None or fresh:
             context = ssl.create_default_context(cafile=str(self.ca_file))
             address = self.url.removeprefix("https://")
-            made = self._local.connection = http.client.HTTPSConnection(address, timeout=30, context=context)
-            self._connections.append(made)
-        return made
+            connection = self._thread_local.connection = http.client.HTTPSConnection(
+                address, timeout=30, context=context
+            )
+            self._connections.append(connection)
+        return connection

@@ -17,18 +17,18 @@ from aiohttp import web
 if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
 
-WRITES = {"POST", "PUT", "PATCH", "DELETE"}
+WRITE_METHODS = {"POST", "PUT", "PATCH", "DELETE"}
 
 
 @dataclass
-class Refusal:
+class ErrorResponse:
     """An answer in place of the server's."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Judge = Callable[[str, str], Refusal | None]
+RequestHook = Callable[[str, str], ErrorResponse | None]
 """Says by method and path whether a request is refused."""
 
 
@@ -37,14 +37,14 @@ class FaultyProxy:
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
-        self.judge: Judge = lambda _method, _path: None
-        self.after_write: Callable[[str, str], bool] = lambda _method, _path: False
+        self.on_request: RequestHook = lambda _method, _path: None
+        self.drop_response_after_write: Callable[[str, str], bool] = lambda _method, _path: False
         """Called when the server has done a write; True: the answer is withheld for good."""
-        self.late: Callable[[str], bool] = lambda _path: False
+        self.delay_watch: Callable[[str], bool] = lambda _path: False
         """Says by path whether what a watch brings is kept back for now."""
         self.url = ""
-        self.seen: list[tuple[str, str]] = []
-        self.problem: BaseException | None = None
+        self.requests: list[tuple[str, str]] = []
+        self.error: BaseException | None = None
         self._watches: set[asyncio.Task[object]] = set()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._started = threading.Event()
@@ -54,15 +54,15 @@ class FaultyProxy:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(10)
-        if self.problem:
-            raise self.problem
+        if self.error:
+            raise self.error
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
-        if self.problem:
-            raise self.problem
+        if self.error:
+            raise self.error
 
     def drop_watches(self) -> None:
         """Breaks every watch that is open."""
@@ -77,7 +77,7 @@ class FaultyProxy:
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - told by the test's thread
-            self.problem = error
+            self.error = error
             self._started.set()
 
     async def _serve(self) -> None:
@@ -100,41 +100,47 @@ class FaultyProxy:
         await asyncio.sleep(0.3)
 
     async def _forward(self, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
-        self.seen.append((request.method, request.path))
-        if refusal := self.judge(request.method, request.path_qs):
-            body = {"kind": "Status", "message": "refused by the test", "code": refusal.status}
-            return web.json_response(body, status=refusal.status, headers=refusal.headers)
+        self.requests.append((request.method, request.path))
+        if error := self.on_request(request.method, request.path_qs):
+            body = {"kind": "Status", "message": "refused by the test", "code": error.status}
+            return web.json_response(body, status=error.status, headers=error.headers)
         headers = {"Authorization": f"Bearer {self._plane.token}"}
         for name in ("Content-Type", "Accept"):
             if name in request.headers:
                 headers[name] = request.headers[name]
         data = await request.read()
-        watching = "watch" in request.query
+        is_watch = "watch" in request.query
         async with session.request(
             request.method,
             self._plane.url + request.path_qs,
             data=data or None,
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None),
-        ) as answer:
-            if watching:
-                return await self._stream(request, answer)
-            body_bytes = await answer.read()
-            if request.method in WRITES and answer.status < 300 and self.after_write(request.method, request.path):
+        ) as upstream:
+            if is_watch:
+                return await self._stream(request, upstream)
+            body_bytes = await upstream.read()
+            if (
+                request.method in WRITE_METHODS
+                and upstream.status < 300
+                and self.drop_response_after_write(request.method, request.path)
+            ):
                 await asyncio.sleep(3600)
-            kept = {k: v for k, v in answer.headers.items() if k in {"Content-Type", "Content-Encoding", "Retry-After"}}
-            return web.Response(body=body_bytes, status=answer.status, headers=kept)
+            response_headers = {
+                k: v for k, v in upstream.headers.items() if k in {"Content-Type", "Content-Encoding", "Retry-After"}
+            }
+            return web.Response(body=body_bytes, status=upstream.status, headers=response_headers)
 
-    async def _stream(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
+    async def _stream(self, request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
+        response = web.StreamResponse(status=upstream.status, headers={"Content-Type": "application/json"})
         await response.prepare(request)
         task = asyncio.current_task()
         if task:
             self._watches.add(task)
         try:
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                async for chunk in answer.content.iter_any():
-                    while self.late(request.path):  # noqa: ASYNC110 - asked of a test, in another thread
+                async for chunk in upstream.content.iter_any():
+                    while self.delay_watch(request.path):  # noqa: ASYNC110 - asked of a test, in another thread
                         await asyncio.sleep(0.05)
                     await response.write(chunk)
         finally:

@@ -26,15 +26,17 @@ INSTALLATION = Installation.model_validate(
 SOURCE: dict[str, Any] = {"s3": {"bucket": "models", "prefix": "llama/", "endpoint": "http://s3:8333"}}
 
 
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Returns ``base`` with the changes, dicts merged at any depth."""
-    out = copy.deepcopy(base)
+    result = copy.deepcopy(base)
     for key, value in changes.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
+        result[key] = (
+            deep_merge(result[key], value) if isinstance(value, dict) and isinstance(result.get(key), dict) else value
+        )
+    return result
 
 
-def body(
+def modelweights_manifest(
     spec: dict[str, Any] | None = None,
     *,
     name: str = "llama",
@@ -48,17 +50,17 @@ def body(
         "apiVersion": "tonnage.dev/v1alpha1",
         "kind": "ModelWeights",
         "metadata": {"name": name, "namespace": namespace, "uid": uid, "generation": 1, **metadata},
-        "spec": merged({"source": SOURCE}, spec or {}),
+        "spec": deep_merge({"source": SOURCE}, spec or {}),
         "status": status or {},
     }
 
 
-def weights(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
+def modelweights(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
     """Returns a ``ModelWeights`` as decisions have it."""
-    return parse_model_weights(body(spec, **more))
+    return parse_model_weights(modelweights_manifest(spec, **more))
 
 
-def pins(version: str = "1", count: int = 2, folder: str = "llama") -> tuple[contract.ObjectPin, ...]:
+def object_pins(version: str = "1", count: int = 2, folder: str = "llama") -> tuple[contract.ObjectPin, ...]:
     """Returns the objects of a revision; another version has other tags."""
     tensors = [
         contract.ObjectPin(key=f"{folder}/model-{index}.tensors", size=GIB, etag=f"{version}-{index}")
@@ -71,7 +73,7 @@ def resolved_report(
     version: str = "1", *, bucket: str = "models", count: int = 2, folder: str = "llama"
 ) -> contract.Report:
     """Returns what a resolve Job reports."""
-    objects = pins(version, count, folder)
+    objects = object_pins(version, count, folder)
     place = contract.source_place(SOURCE["s3"]["endpoint"], bucket)
     digest = contract.revision_digest((place, pin) for pin in objects)
     return contract.Report(
@@ -87,7 +89,7 @@ def failed_report(reason: str, message: str = "It failed.") -> contract.Report:
     return contract.Report(outcome=contract.Outcome.FAILED, reason=reason, message=message)
 
 
-def node(name: str, *, labels: dict[str, str] | None = None, boot: str = "boot-1", **spec: Any) -> dict[str, Any]:
+def node(name: str, *, labels: dict[str, str] | None = None, boot_id: str = "boot-1", **spec: Any) -> dict[str, Any]:
     """Returns a Node as the API has it."""
     ready = spec.pop("ready", True)
     return {
@@ -98,22 +100,22 @@ def node(name: str, *, labels: dict[str, str] | None = None, boot: str = "boot-1
         },
         "spec": spec,
         "status": {
-            "nodeInfo": {"bootID": boot},
+            "nodeInfo": {"bootID": boot_id},
             "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
         },
     }
 
 
-def as_stored(job: dict[str, Any]) -> dict[str, Any]:
+def stored_job(job: dict[str, Any]) -> dict[str, Any]:
     """Returns a Job as the API server would store it. Nobody looks after it yet, so it isn't missed a pod."""
     stored = copy.deepcopy(job)
     stored["metadata"]["uid"] = "job-" + job["metadata"]["name"]
     return stored
 
 
-def ended_pod(job: dict[str, Any], report: contract.Report | None, *, exit_code: int = 0, reason: str = "") -> Pod:
+def terminated_pod(job: dict[str, Any], report: contract.Report | None, *, exit_code: int = 0, reason: str = "") -> Pod:
     """Returns the pod of a Job whose loader ended."""
-    said = contract.termination_message(report).decode() if report else ""
+    message = contract.termination_message(report).decode() if report else ""
     return parse_pod(
         {
             "metadata": {
@@ -129,7 +131,7 @@ def ended_pod(job: dict[str, Any], report: contract.Report | None, *, exit_code:
                 "containerStatuses": [
                     {
                         "name": names.LOADER_CONTAINER,
-                        "state": {"terminated": {"exitCode": exit_code, "reason": reason, "message": said}},
+                        "state": {"terminated": {"exitCode": exit_code, "reason": reason, "message": message}},
                     }
                 ],
             },

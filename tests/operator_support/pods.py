@@ -12,45 +12,50 @@ from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 from tonnage_operator.domain.observed.model_weights import parse_model_weights
 
 if TYPE_CHECKING:
-    from operator_support.fleet import Fleet
+    from operator_support.harness import OperatorHarness
 
 CONTAINERS: list[dict[str, Any]] = [{"name": "server", "image": "vllm"}]
 
 
-def pod_template(notes: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+def pod_template(annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
     """Returns the template of a pod that asks for the model ``llama``, unless other annotations are given."""
     return {
-        "metadata": {"labels": {"app": "a"}, "annotations": {names.MODEL: "llama"} if notes is None else notes},
+        "metadata": {
+            "labels": {"app": "a"},
+            "annotations": {names.MODEL: "llama"} if annotations is None else annotations,
+        },
         "spec": {"containers": copy.deepcopy(CONTAINERS), **spec},
     }
 
 
-def make_resolved(fleet: Fleet, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
+def create_resolved_model(harness: OperatorHarness, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
     """Creates an object as the controller would have left it, resolved, and returns its revision."""
-    body = fleet.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
-    report = objects.resolved_report(bucket=fleet.namespace)
+    body = harness.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
+    report = objects.resolved_report(bucket=harness.namespace)
     seen = parse_resolve_report(report, parse_model_weights(body), now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
     body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}
-    fleet.plane.request("PUT", fleet.path(name) + "/status", body)
+    harness.plane.request("PUT", harness.object_path(name) + "/status", body)
     return seen.revision
 
 
-def create_pod(fleet: Fleet, notes: dict[str, str] | None = None, *, query: str = "", **spec: Any) -> dict[str, Any]:
+def create_pod(
+    harness: OperatorHarness, annotations: dict[str, str] | None = None, *, query: str = "", **spec: Any
+) -> dict[str, Any]:
     """Creates such a pod, and returns what was admitted."""
-    template = pod_template(notes, **spec)
+    template = pod_template(annotations, **spec)
     template["metadata"]["generateName"] = "p-"
     body = {"apiVersion": "v1", "kind": "Pod", **template}
-    made: dict[str, Any] = fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/pods{query}", body)
+    made: dict[str, Any] = harness.plane.request("POST", f"/api/v1/namespaces/{harness.namespace}/pods{query}", body)
     return made
 
 
-def delete_pod(fleet: Fleet, pod: dict[str, Any]) -> None:
+def delete_pod(harness: OperatorHarness, pod: dict[str, Any]) -> None:
     """Deletes a pod, as far as the API server goes; its kubelet ends it."""
-    fleet.plane.request("DELETE", f"/api/v1/namespaces/{fleet.namespace}/pods/{pod['metadata']['name']}")
+    harness.plane.request("DELETE", f"/api/v1/namespaces/{harness.namespace}/pods/{pod['metadata']['name']}")
 
 
-def inits(pod: dict[str, Any]) -> list[str]:
+def init_container_names(pod: dict[str, Any]) -> list[str]:
     """Returns the names of a pod's init containers."""
     return [each["name"] for each in pod["spec"].get("initContainers") or ()]
 
@@ -61,26 +66,26 @@ def revision_of(pod: dict[str, Any]) -> str:
     return revision
 
 
-def volumes(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def volumes_by_name(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns a pod's volumes by name."""
     return {each["name"]: each for each in pod["spec"]["volumes"]}
 
 
-def make_claim(fleet: Fleet, name: str = "weights") -> None:
+def create_pvc(harness: OperatorHarness, name: str = "weights") -> None:
     """Makes a claim with a volume of its own, which Kubernetes binds."""
-    volume: dict[str, Any] = {
+    pv: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": f"{fleet.namespace}-{name}"},
+        "metadata": {"name": f"{harness.namespace}-{name}"},
         "spec": {
             "capacity": {"storage": "10Gi"},
             "accessModes": ["ReadWriteMany"],
             "hostPath": {"path": "/var/nothing"},
             "storageClassName": "",
-            "claimRef": {"namespace": fleet.namespace, "name": name},
+            "claimRef": {"namespace": harness.namespace, "name": name},
         },
     }
-    claim = {
+    pvc = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": name},
@@ -90,5 +95,5 @@ def make_claim(fleet: Fleet, name: str = "weights") -> None:
             "resources": {"requests": {"storage": "10Gi"}},
         },
     }
-    fleet.plane.request("POST", "/api/v1/persistentvolumes", volume)
-    fleet.plane.request("POST", f"/api/v1/namespaces/{fleet.namespace}/persistentvolumeclaims", claim)
+    harness.plane.request("POST", "/api/v1/persistentvolumes", pv)
+    harness.plane.request("POST", f"/api/v1/namespaces/{harness.namespace}/persistentvolumeclaims", pvc)

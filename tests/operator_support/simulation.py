@@ -43,28 +43,28 @@ class Simulation:
     reports: dict[str, contract.Report] = field(default_factory=dict)
     caches: dict[str, NodeCacheStatus] = field(default_factory=dict)
     consumers: list[Pod] = field(default_factory=list)
-    neighbours: frozenset[str] = frozenset()
+    shared_entries: frozenset[str] = frozenset()
     events: list[str] = field(default_factory=list)
-    posted: set[str] = field(default_factory=set)
-    started: list[str] = field(default_factory=list)
+    posted_events: set[str] = field(default_factory=set)
+    started_jobs: list[str] = field(default_factory=list)
 
-    def add_nodes(self, *names_: str, **more: Any) -> None:
+    def add_nodes(self, *node_names: str, **more: Any) -> None:
         """Adds nodes of the same kind."""
-        for name in names_:
+        for name in node_names:
             self.node_bodies[name] = objects.node(name, **more)
 
     @property
     def weights(self) -> ModelWeights:
         """The object as it is now."""
         more = {"deletionTimestamp": "now"} if self.deleting else {}
-        return parse_model_weights(objects.body(self.spec, status=copy.deepcopy(self.status), **more))
+        return parse_model_weights(objects.modelweights_manifest(self.spec, status=copy.deepcopy(self.status), **more))
 
     @property
     def nodes(self) -> dict[str, Node]:
         """The nodes' facts."""
         return {name: parse_node(body) for name, body in self.node_bodies.items()}
 
-    def world(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """What the object's decision sees."""
         return Snapshot(
             now=self.now,
@@ -72,49 +72,49 @@ class Simulation:
             weights=self.weights,
             nodes=self.nodes,
             cache_index=CacheIndex(self.caches),
-            jobs=[job for job in self._known_jobs() if job.model_uid == objects.UID],
+            jobs=[job for job in self._effective_jobs() if job.model_uid == objects.UID],
             pods=self.pods,
             consumers=self.consumers,
-            shared_entries=self.neighbours,
+            shared_entries=self.shared_entries,
             reports=self.reports,
         )
 
     def step(self) -> Decision:
         """Decides once, does it, and lets each node record what is."""
-        decision = decide(self.world())
+        decision = decide(self.snapshot())
         self._apply(decision.apply)
         for event in (*decision.events, *decision.deferred_events):
             name = event.name("llama", objects.UID)
-            if name not in self.posted:
-                self.posted.add(name)
+            if name not in self.posted_events:
+                self.posted_events.add(name)
                 self.events.append(event.reason)
         self.status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         for job in (*decision.delete, *decision.deferred_deletes):
             self.jobs.pop(job.name, None)
-        self.record()
+        self.sync_nodes()
         return decision
 
-    def settle(self) -> Decision:
+    def converge(self) -> Decision:
         """Steps until nothing changes any more."""
         for _ in range(50):
-            before = (copy.deepcopy(self.status), set(self.jobs), dict(self.caches))
+            previous = (copy.deepcopy(self.status), set(self.jobs), dict(self.caches))
             decision = self.step()
-            if before == (self.status, set(self.jobs), self.caches):
+            if previous == (self.status, set(self.jobs), self.caches):
                 return decision
         raise AssertionError("it never comes to rest")
 
-    def farewell(self) -> Deletion:
+    def step_deletion(self) -> Deletion:
         """Decides about the deletion once, and does it."""
         self.deleting = True
-        decision = plan_deletion(self.world())
+        decision = plan_deletion(self.snapshot())
         self._apply(decision.apply)
         self.events += [event.reason for event in decision.events]
         for job in decision.delete:
             self.jobs.pop(job.name, None)
-        self.record()
+        self.sync_nodes()
         return decision
 
-    def record(self) -> None:
+    def sync_nodes(self) -> None:
         """Lets each node's record follow."""
         for name, node in self.nodes.items():
             decision = self.node_decision(name)
@@ -143,61 +143,61 @@ class Simulation:
                         weights.spec.cache.retention,
                     )
                 ],
-                jobs=[job for job in self._known_jobs() if job.target == name],
+                jobs=[job for job in self._effective_jobs() if job.target == name],
                 pods=self.pods,
                 consumers=[pod for pod in self.consumers if pod.node == name],
             )
         )
 
-    def _known_jobs(self) -> list[Job]:
+    def _effective_jobs(self) -> list[Job]:
         found = map(parse_job, self.jobs.values())
         return [job_results.effective_job(job, self.pods.get(job.uid), self.now) for job in found]
 
-    def _apply(self, wanted: tuple[dict[str, Any], ...]) -> None:
-        for job in wanted:
+    def _apply(self, manifests: tuple[dict[str, Any], ...]) -> None:
+        for job in manifests:
             name = job["metadata"]["name"]
             if name not in self.jobs:
-                self.jobs[name] = objects.as_stored(job)
-                self.started.append(name)
+                self.jobs[name] = objects.stored_job(job)
+                self.started_jobs.append(name)
 
-    def active(self, role: str) -> list[dict[str, Any]]:
+    def active_jobs(self, role: str) -> list[dict[str, Any]]:
         """Returns the Jobs of a role that haven't ended."""
         found = [job for job in self.jobs.values() if job["metadata"]["labels"][names.ROLE] == role]
         return [job for job in found if "conditions" not in job.get("status", {})]
 
-    def target(self, job: dict[str, Any]) -> str:
+    def job_node(self, job: dict[str, Any]) -> str:
         """Returns the node that a Job is for."""
         node: str = job["metadata"]["annotations"].get(names.NODE, "")
         return node
 
-    def end(
+    def finish_job(
         self, job: dict[str, Any], report: contract.Report | None = None, *, code: int = 0, reason: str = ""
     ) -> None:
         """Ends a Job's loader and the Job."""
         kind = "Failed" if code else "Complete"
         when = format_time(self.now)
         job["status"] = {"conditions": [{"type": kind, "status": "True", "lastTransitionTime": when}]}
-        self.pods[job["metadata"]["uid"]] = objects.ended_pod(job, report, exit_code=code, reason=reason)
+        self.pods[job["metadata"]["uid"]] = objects.terminated_pod(job, report, exit_code=code, reason=reason)
 
-    def resolve(self, version: str = "1") -> None:
+    def finish_resolve(self, version: str = "1") -> None:
         """Lets the resolve Job that runs succeed."""
-        self.settle()
-        (job,) = self.active(names.ROLE_RESOLVE)
+        self.converge()
+        (job,) = self.active_jobs(names.ROLE_RESOLVE)
         self.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
-        self.end(job)
-        self.settle()
+        self.finish_job(job)
+        self.converge()
 
     def finish_loads(self, *only: str) -> None:
         """Lets load Jobs that run succeed: all, or those for some nodes."""
-        for job in self.active(names.ROLE_LOAD):
-            if not only or self.target(job) in only:
-                self.end(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB))
-        self.settle()
+        for job in self.active_jobs(names.ROLE_LOAD):
+            if not only or self.job_node(job) in only:
+                self.finish_job(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB))
+        self.converge()
 
-    def wait(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Moves the clock and settles."""
         self.now += timedelta(seconds=seconds)
-        self.settle()
+        self.converge()
 
     def condition(self, kind: str) -> tuple[str, str]:
         """Returns (status, reason) of a condition."""
@@ -206,20 +206,20 @@ class Simulation:
 
     def loading_nodes(self) -> set[str]:
         """Returns the nodes with a running load Job."""
-        return {self.target(job) for job in self.active(names.ROLE_LOAD)}
+        return {self.job_node(job) for job in self.active_jobs(names.ROLE_LOAD)}
 
 
-def prewarming(count: int = 4, spec: dict[str, Any] | None = None) -> Simulation:
+def prewarming_simulation(count: int = 4, spec: dict[str, Any] | None = None) -> Simulation:
     """Returns an object that wants all of so many nodes warm."""
-    simulation = Simulation(objects.merged({"placement": {"prewarm": "AllMatching"}}, spec or {}))
+    simulation = Simulation(objects.deep_merge({"placement": {"prewarm": "AllMatching"}}, spec or {}))
     simulation.add_nodes(*(f"n{index}" for index in range(count)))
     return simulation
 
 
-def consumer(simulation: Simulation, node: str, *, started: bool = True) -> Pod:
+def consumer_pod(simulation: Simulation, node: str, *, started: bool = True) -> Pod:
     """Returns a pod on a node that was admitted with the revision in use."""
     revision = simulation.status["resolved"]["revision"]
-    claim = HeldEntry(
+    held_entry = HeldEntry(
         container=names.LOADER_CONTAINER,
         namespace="serving",
         name="llama",
@@ -241,7 +241,7 @@ def consumer(simulation: Simulation, node: str, *, started: bool = True) -> Pod:
         message="",
         created="2026-01-01T00:00:00Z",
         unschedulable_message="",
-        held_entries=(claim,),
+        held_entries=(held_entry,),
         loaders=(LoaderStatus(names.LOADER_CONTAINER, started, None, "", ""),),
         deleting=False,
     )

@@ -12,19 +12,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T], *, within: float = 15, every: float = 0.1) -> T:
-    """Returns the first true result of ``check``, or fails after ``within`` seconds."""
-    deadline = time.monotonic() + within
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"did not come true within {within} s: {check}"
-        time.sleep(every)
+def eventually(condition: Callable[[], T], *, timeout: float = 15, interval: float = 0.1) -> T:
+    """Returns the first true result of ``condition``, or fails after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"did not come true within {timeout} s: {condition}"
+        time.sleep(interval)
     return result
 
 
-async def soon(check: Callable[[], T], *, within: float = 15, every: float = 0.05) -> T:
-    """Returns the first true result of ``check``, or fails after ``within`` seconds; other tasks go on."""
-    deadline = time.monotonic() + within
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"did not come true within {within} s: {check}"
-        await asyncio.sleep(every)
+async def eventually_async(
+    condition: Callable[[], T],
+    *,
+    timeout: float = 15,  # noqa: ASYNC109
+    interval: float = 0.05,
+) -> T:
+    """Returns the first true result of ``condition``, or fails after ``timeout`` seconds; other tasks go on."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"did not come true within {timeout} s: {condition}"
+        await asyncio.sleep(interval)
     return result

@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from tonnage.cache import Entry
     from tonnage.cache.commit import StepCallback
 
-NAME = "r-0123456789ab"
-SHARD_HEAD = b"\x08\0\0\0\0\0\0\0{}      "
+ENTRY_NAME = "r-0123456789ab"
+SHARD_HEADER = b"\x08\0\0\0\0\0\0\0{}      "
 RECORDS = [b'{"segment":0}', b'{"segment":1}']
 
 
-class Sample(NamedTuple):
+class SampleEntry(NamedTuple):
     """What an entry is to hold: contents by path, and the manifest and table that say so."""
 
-    contents: dict[str, bytes]
+    files: dict[str, bytes]
     manifest: Manifest
     table: TensorTable
 
 
-def sample(*, ranks: int = 2, tensor_bytes: int = 1000, sha256: bool = True) -> Sample:
+def make_sample(*, ranks: int = 2, tensor_bytes: int = 1000, sha256: bool = True) -> SampleEntry:
     """Makes one shard of two tensors a rank, an index and a companion in a folder."""
-    noise = random.Random(7)
-    companions = {path: noise.randbytes(300) for path in ("model.safetensors.index.json", "tokenizer/vocab.txt")}
+    rng = random.Random(7)
+    companions = {path: rng.randbytes(300) for path in ("model.safetensors.index.json", "tokenizer/vocab.txt")}
     contents: dict[str, bytes] = {}
     files, tensors, sources = [], [], []
     for rank in range(ranks):
         path = f"model-rank-{rank}-part-0.safetensors"
-        data = SHARD_HEAD
+        data = SHARD_HEADER
         for number in range(2):
-            body, header = noise.randbytes(tensor_bytes), noise.randbytes(50)
+            body, header = rng.randbytes(tensor_bytes), rng.randbytes(50)
             tensors.append(
                 TensorRecord(
                     f"layer.{rank}.{number}", None, rank, 0, "torch.uint8", (tensor_bytes,), rank, len(data),
@@ -52,56 +52,56 @@ def sample(*, ranks: int = 2, tensor_bytes: int = 1000, sha256: bool = True) -> 
         contents[path] = data
         files.append(FileRecord(path=path, size=len(data), kind="shard", source=rank, rank=rank))
         sources.append(SourceRecord(place="bucket", key=f"m/{rank}.tensors", size=5000, kind="tensors", rank=rank))
-    others: dict[str, Literal["index", "companion"]] = {
+    other_kinds: dict[str, Literal["index", "companion"]] = {
         "model.safetensors.index.json": "index",
         "tokenizer/vocab.txt": "companion",
     }
-    for path, kind in others.items():
+    for path, kind in other_kinds.items():
         contents[path] = companions[path]
         files.append(FileRecord(path=path, size=300, kind=kind))
     manifest = Manifest(
-        revision=NAME, digest="sha256:00", layout=Layout.SAFETENSORS, verified=Verify.CRC32, created=1.0,
+        revision=ENTRY_NAME, digest="sha256:00", layout=Layout.SAFETENSORS, verified=Verify.CRC32, created=1.0,
         tonnage_version="0.1", bytes=sum(map(len, contents.values())), sources=tuple(sources), files=tuple(files),
     )  # fmt: skip
-    return Sample(contents, manifest, TensorTable(tensors=tuple(tensors)))
+    return SampleEntry(contents, manifest, TensorTable(tensors=tuple(tensors)))
 
 
-def header(manifest: Manifest) -> JournalHeader:
+def journal_header(manifest: Manifest) -> JournalHeader:
     files = tuple((file.path, file.size) for file in manifest.files)
     return JournalHeader(
         revision=manifest.revision, layout=manifest.layout, segment_size=1, part_size=1, files=files, boot_id="boot"
     )
 
 
-def fill(entry: Entry, made: Sample, *, only: set[str] | None = None) -> None:
+def write_partial(entry: Entry, sample: SampleEntry, *, only: set[str] | None = None) -> None:
     """Writes what a load has written just before it publishes: files, and a journal."""
     model = entry.begin_partial()
-    for path, data in made.contents.items():
+    for path, data in sample.files.items():
         if only is None or path in only:
             (model / path).parent.mkdir(exist_ok=True)
             (model / path).write_bytes(data)
-    with Journal.create(entry.journal_path, header(made.manifest)) as journal:
+    with Journal.create(entry.journal_path, journal_header(sample.manifest)) as journal:
         for record in RECORDS:
             journal.append(record)
 
 
-def publish(entry: Entry, made: Sample, *, checkpoint: StepCallback | None = None) -> None:
-    entry.publish(made.manifest, made.table, on_step=checkpoint)
+def publish(entry: Entry, sample: SampleEntry, *, checkpoint: StepCallback | None = None) -> None:
+    entry.publish(sample.manifest, sample.table, on_step=checkpoint)
 
 
-def published_entry(root: Path, made: Sample | None = None) -> Entry:
+def published_entry(root: Path, sample_entry: SampleEntry | None = None) -> Entry:
     """Returns an entry that a load has published."""
-    made = made or sample()
-    entry = Cache(root).entry(NAME)
+    sample_entry = sample_entry or make_sample()
+    entry = Cache(root).entry(ENTRY_NAME)
     entry.path.parent.mkdir(exist_ok=True)
     entry.create()
     with entry.acquire_load_lock():
-        fill(entry, made)
-        publish(entry, made)
+        write_partial(entry, sample_entry)
+        publish(entry, sample_entry)
     return entry
 
 
-def visible(entry: Entry) -> dict[str, bytes]:
+def visible_files(entry: Entry) -> dict[str, bytes]:
     """Returns what a serving container sees."""
     return {
         str(path.relative_to(entry.model_dir)): path.read_bytes()
@@ -110,19 +110,19 @@ def visible(entry: Entry) -> dict[str, bytes]:
     }
 
 
-def assert_nothing_or_all(entry: Entry, *allowed: dict[str, bytes]) -> None:
+def assert_empty_or_complete(entry: Entry, *allowed: dict[str, bytes]) -> None:
     """Fails unless ``model/`` is empty or exactly one of the allowed contents."""
-    assert visible(entry) in ({}, *allowed)
+    assert visible_files(entry) in ({}, *allowed)
 
 
-def assert_whole(entry: Entry, made: Sample) -> None:
+def assert_complete(entry: Entry, sample: SampleEntry) -> None:
     """Fails unless all of the sample is published, verified, read-only, and nothing else is left."""
     assert entry.state == "ready"
-    assert visible(entry) == made.contents
+    assert visible_files(entry) == sample.files
     assert verify_entry(entry, level=Verify.CRC32, threads=1).verified is Verify.CRC32
     assert {path.stat().st_mode & 0o777 for path in entry.model_dir.rglob("*") if path.is_file()} == {0o444}
     manifest = entry.read_manifest()
     assert manifest is not None
     assert manifest.table is not None
-    left = ["load.lock", "manifest.json", manifest.table.name, "use.lock"]
-    assert sorted(path.name for path in entry.private_dir.iterdir()) == left
+    remaining = ["load.lock", "manifest.json", manifest.table.name, "use.lock"]
+    assert sorted(path.name for path in entry.private_dir.iterdir()) == remaining

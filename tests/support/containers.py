@@ -24,12 +24,12 @@ _NAMESPACES = ("pid", "ipc", "uts", "mount")
 
 @dataclass(frozen=True)
 class Image:
-    """An image, unpacked. ``layers`` are the bytes of the files of each layer, the base's first."""
+    """An image, unpacked. ``layer_sizes`` are the bytes of the files of each layer, the base's first."""
 
     name: str
     config: dict[str, Any]
     root: Path
-    layers: tuple[int, ...]
+    layer_sizes: tuple[int, ...]
 
     @property
     def command(self) -> list[str]:
@@ -57,9 +57,9 @@ def unpack(archive: Path, folder: Path) -> Image:
     for name in manifest["Layers"]:
         layer = folder / "archive" / name
         subprocess.run(["tar", "--numeric-owner", "-xpf", str(layer), "-C", str(root)], check=True)
-        for mark in root.rglob(".wh.*"):
-            _remove(mark.with_name(mark.name.removeprefix(".wh.")))
-            mark.unlink()
+        for whiteout in root.rglob(".wh.*"):
+            _remove(whiteout.with_name(whiteout.name.removeprefix(".wh.")))
+            whiteout.unlink()
         with tarfile.open(layer) as members:
             sizes.append(sum(member.size for member in members))
     shutil.rmtree(folder / "archive")
@@ -79,7 +79,7 @@ class Container:
 
     name: str
     process: subprocess.Popen[str]
-    state: Path
+    bundle: Path
     _runc: list[str] = field(default_factory=list)
 
     def wait_until_running(self) -> None:
@@ -89,21 +89,21 @@ class Container:
             RuntimeError: It ended before.
         """
         while self.process.poll() is None:
-            asked = subprocess.run([*self._runc, "state", self.name], capture_output=True, text=True, check=False)
-            if asked.returncode == 0 and json.loads(asked.stdout)["status"] == "running":
+            result = subprocess.run([*self._runc, "state", self.name], capture_output=True, text=True, check=False)
+            if result.returncode == 0 and json.loads(result.stdout)["status"] == "running":
                 return
-        raise RuntimeError(f"The container ended: {self.finish()}")
+        raise RuntimeError(f"The container ended: {self.wait()}")
 
-    def kill(self, number: signal.Signals) -> None:
+    def kill(self, signum: signal.Signals) -> None:
         """Sends a signal to its first process."""
-        subprocess.run([*self._runc, "kill", self.name, str(int(number))], check=True, capture_output=True)
+        subprocess.run([*self._runc, "kill", self.name, str(int(signum))], check=True, capture_output=True)
 
-    def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def exec(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Runs another command in it."""
-        command = [*self._runc, "exec", self.name, *words]
+        command = [*self._runc, "exec", self.name, *args]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
 
-    def finish(self, timeout: float = _TIMEOUT) -> tuple[int, str, str]:
+    def wait(self, timeout: float = _TIMEOUT) -> tuple[int, str, str]:
         """Waits for its end and returns the exit code, standard output and standard error.
 
         Raises:
@@ -122,7 +122,7 @@ def start_container(
     user: int | None = None,
     environment: Mapping[str, str] | None = None,
     mounts: Mapping[str, Path] | None = None,
-    own_network: bool = False,
+    isolated_network: bool = False,
 ) -> Iterator[Container]:
     """Starts a container as Tonnage's pods are: read-only root, no capability, no new privileges.
 
@@ -133,14 +133,14 @@ def start_container(
         user: As whom, with a group of the same number; the image's own by default.
         environment: Besides the image's own.
         mounts: Folders of this machine by their paths in the container, writable.
-        own_network: With loopback alone, instead of the machine's network.
+        isolated_network: With loopback alone, instead of the machine's network.
     """
     bundle = folder / f"bundle-{next(_NUMBERS)}"
     bundle.mkdir()
     name = f"tonnage-test-{os.getpid()}-{bundle.name}"
     uid = int(image.config["User"].split(":")[0]) if user is None else user
     variables = [*image.config["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
-    namespaces = (*_NAMESPACES, "network") if own_network else _NAMESPACES
+    namespaces = (*_NAMESPACES, "network") if isolated_network else _NAMESPACES
     specification = {
         "ociVersion": "1.0.2",
         "process": {
@@ -172,8 +172,8 @@ def start_container(
             process.kill()
 
 
-def _bind(where: str, what: Path) -> dict[str, Any]:
-    return {"destination": where, "source": str(what), "type": "bind", "options": ["rbind", "rw"]}
+def _bind(destination: str, source: Path) -> dict[str, Any]:
+    return {"destination": destination, "source": str(source), "type": "bind", "options": ["rbind", "rw"]}
 
 
 def _system_mounts() -> list[dict[str, Any]]:
@@ -194,7 +194,7 @@ def _system_mounts() -> list[dict[str, Any]]:
     ]
 
 
-def run_container(image: Image, folder: Path, *words: str, **settings: Any) -> tuple[int, str, str]:
-    """Runs the image's program with ``words`` to its end; see ``start_container`` and ``Container.finish``."""
-    with start_container(image, folder, command=[*image.config["Entrypoint"], *words], **settings) as container:
-        return container.finish()
+def run_container(image: Image, folder: Path, *args: str, **settings: Any) -> tuple[int, str, str]:
+    """Runs the image's program with ``args`` to its end; see ``start_container`` and ``Container.finish``."""
+    with start_container(image, folder, command=[*image.config["Entrypoint"], *args], **settings) as container:
+        return container.wait()

@@ -21,8 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from support.faulty_answers import Answer, Store, answer_to, blocks
-from support.faulty_rules import (
+from support.faults import (
     EXPIRED_TOKEN,
     NO_FAULT,
     SLOW_DOWN,
@@ -31,8 +30,9 @@ from support.faulty_rules import (
     Rule,
     StoredObject,
     expired_token,
-    unavailable,
+    slow_down,
 )
+from support.faulty_responses import Response, StoreSnapshot, blocks, build_response
 
 if TYPE_CHECKING:
     import ssl
@@ -46,13 +46,13 @@ __all__ = [
     "Request",
     "StoredObject",
     "expired_token",
-    "unavailable",
+    "slow_down",
 ]
 
 LAST_MODIFIED = "Tue, 01 Jul 2025 12:00:00 GMT"
 
 
-class _Hangup(Exception):
+class _CloseConnection(Exception):
     """This connection ends now, without more words."""
 
 
@@ -67,9 +67,9 @@ class FaultyServer:
         self.bytes_sent = 0
         self.connections = 0
         self.open_connections = 0
-        self.most_connections = 0
+        self.peak_connections = 0
         self.most_requests = 0
-        self._running = 0
+        self._active_requests = 0
         self._tls = tls
         self._rules: list[Rule] = []
         self._sockets: set[socket.socket] = set()
@@ -124,7 +124,7 @@ class FaultyServer:
         with self._changed:
             del self.objects[key]
 
-    def fault(
+    def add_fault(
         self,
         fault: Fault,
         *,
@@ -144,15 +144,15 @@ class FaultyServer:
         return rule
 
     def clear_faults(self) -> None:
-        """From now on everything is answered well; stalled answers stay stalled until ``release``."""
+        """From now on everything is answered well; stalled answers stay stalled until ``release_stalled``."""
         with self._changed:
             self._rules.clear()
 
-    def release(self) -> None:
+    def release_stalled(self) -> None:
         """Lets every stalled answer go on, now and in future."""
         self._released.set()
 
-    def seen(self, *, method: str | None = None, key: str | None = None) -> list[Request]:
+    def find_requests(self, *, method: str | None = None, key: str | None = None) -> list[Request]:
         """The requests so far, in order of arrival."""
         with self._changed:
             return [
@@ -161,9 +161,9 @@ class FaultyServer:
                 if (method is None or each.method == method) and (key is None or each.key == key)
             ]
 
-    def count(self, *, method: str | None = None, key: str | None = None) -> int:
+    def count_requests(self, *, method: str | None = None, key: str | None = None) -> int:
         """How many requests there were."""
-        return len(self.seen(method=method, key=key))
+        return len(self.find_requests(method=method, key=key))
 
     def wait_for(self, condition: Callable[[FaultyServer], bool], timeout: float = 20.0) -> None:
         """Waits until ``condition(server)``, looked at whenever a request arrives or bytes were sent.
@@ -177,7 +177,7 @@ class FaultyServer:
 
     def wait_for_requests(self, count: int, timeout: float = 20.0, **match: str) -> None:
         """Waits until ``count`` requests of a ``method`` or ``key`` have arrived."""
-        self.wait_for(lambda server: server.count(**match) >= count, timeout)
+        self.wait_for(lambda server: server.count_requests(**match) >= count, timeout)
 
     def wait_for_bytes(self, count: int, timeout: float = 20.0) -> None:
         """Waits until ``count`` bytes of bodies were handed to the kernel."""
@@ -216,7 +216,7 @@ class FaultyServer:
                 self.connections += 1
                 number = self.connections
                 self.open_connections += 1
-                self.most_connections = max(self.most_connections, self.open_connections)
+                self.peak_connections = max(self.peak_connections, self.open_connections)
                 self._sockets.add(connection)
                 thread = threading.Thread(target=self._serve, args=(connection, number), daemon=True)
                 self._threads.append(thread)
@@ -232,11 +232,11 @@ class FaultyServer:
                     self._sockets.add(connection)
             with connection.makefile("rb") as stream:
                 while not self._closed.is_set():
-                    request = self._read(stream, number)
+                    request = self._read_request(stream, number)
                     if request is None:
                         break
-                    self._answer(connection, request)
-        except (OSError, ValueError, _Hangup):
+                    self._respond(connection, request)
+        except (OSError, ValueError, _CloseConnection):
             pass
         finally:
             with self._changed:
@@ -246,7 +246,7 @@ class FaultyServer:
             connection.close()
             plain.close()
 
-    def _read(self, stream: Any, connection: int) -> Request | None:
+    def _read_request(self, stream: Any, connection: int) -> Request | None:
         line = stream.readline(65536).decode("latin-1").rstrip("\r\n")
         if not line:
             return None
@@ -263,40 +263,40 @@ class FaultyServer:
             self._changed.notify_all()
         return request
 
-    def _answer(self, connection: socket.socket, request: Request) -> None:
+    def _respond(self, connection: socket.socket, request: Request) -> None:
         with self._changed:
-            fault = next((rule.fault for rule in self._rules if rule.take(request)), NO_FAULT)
-            self._running += 1
-            self.most_requests = max(self.most_requests, self._running)
+            fault = next((rule.fault for rule in self._rules if rule.consume(request)), NO_FAULT)
+            self._active_requests += 1
+            self.most_requests = max(self.most_requests, self._active_requests)
         try:
             if fault.stall_before:
                 self._released.wait()
-            if fault.drop or self._closed.is_set():
-                raise _Hangup
-            answer = answer_to(request, fault, self._store())
-            self._send(connection, request, answer, fault)
+            if fault.drop_connection or self._closed.is_set():
+                raise _CloseConnection
+            response = build_response(request, fault, self._snapshot())
+            self._send(connection, request, response, fault)
         finally:
             with self._changed:
-                self._running -= 1
+                self._active_requests -= 1
         if fault.close or request.headers.get("connection", "").lower() == "close":
-            raise _Hangup
+            raise _CloseConnection
 
-    def _store(self) -> Store:
+    def _snapshot(self) -> StoreSnapshot:
         with self._changed:
             objects = {key: tuple(versions) for key, versions in self.objects.items()}
-            return Store(objects, frozenset(self.buckets), self.page_size)
+            return StoreSnapshot(objects, frozenset(self.buckets), self.page_size)
 
-    def _send(self, connection: socket.socket, request: Request, answer: Answer, fault: Fault) -> None:
-        head = [f"HTTP/1.1 {answer.status} {answer.reason}"]
-        head += [f"{name}: {value}" for name, value in answer.headers.items()]
+    def _send(self, connection: socket.socket, request: Request, response: Response, fault: Fault) -> None:
+        head = [f"HTTP/1.1 {response.status} {response.reason}"]
+        head += [f"{name}: {value}" for name, value in response.headers.items()]
         connection.sendall(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
         if request.method == "HEAD":
             return
-        for block in blocks(memoryview(answer.body), fault):
+        for block in blocks(memoryview(response.body), fault):
             if block is None:
                 self._released.wait()
                 if self._closed.is_set():
-                    raise _Hangup
+                    raise _CloseConnection
                 continue
             started = time.monotonic()
             connection.sendall(b"%x\r\n" % len(block) + block + b"\r\n" if fault.chunked else block)
@@ -304,17 +304,17 @@ class FaultyServer:
                 self.bytes_sent += len(block)
                 self._changed.notify_all()
             if fault.rate is not None and self._closed.wait(started + len(block) / fault.rate - time.monotonic()):
-                raise _Hangup
+                raise _CloseConnection
         if fault.reset_after is not None:
             _reset(connection)
-            raise _Hangup
+            raise _CloseConnection
         if fault.close_after is not None:
-            raise _Hangup
+            raise _CloseConnection
         connection.sendall(fault.extra)
         if fault.chunked:
             connection.sendall(b"0\r\n\r\n")
         if fault.extra and not fault.announce_extra:
-            raise _Hangup
+            raise _CloseConnection
 
 
 def _reset(connection: socket.socket) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CONFIG = json.dumps({"architectures": ["Tiny"], "hidden_size": 64}).encode()
 
 
-def tensors_of(*, seed: int = 0, count: int = 12, rows: int = 256) -> dict[str, torch.Tensor]:
+def make_tensors(*, seed: int = 0, count: int = 12, rows: int = 256) -> dict[str, torch.Tensor]:
     """Returns ``count`` tensors of several dtypes, of ``rows`` KiB each in float32."""
     generator = torch.Generator().manual_seed(seed)
     dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
@@ -28,12 +28,12 @@ def tensors_of(*, seed: int = 0, count: int = 12, rows: int = 256) -> dict[str, 
     }
 
 
-def file_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
+def to_tensors_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Returns the tensors as a ``.tensors`` file."""
     return bytes(build_tensors_file(raw_tensors(dict(tensors))).data)
 
 
-def read_entry(path: Path) -> dict[str, torch.Tensor]:
+def load_safetensors_dir(path: Path) -> dict[str, torch.Tensor]:
     """Reads all shards of a model's folder with the safetensors library."""
     from safetensors.torch import load_file
 
@@ -43,7 +43,7 @@ def read_entry(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+def assert_tensors_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """Compares bit for bit."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -8,7 +8,7 @@ import pytest
 
 from support.faulty_server import FaultyServer
 from support.s3_server import SeaweedS3, start_seaweed
-from support.tls import TestAuthority, make_authority
+from support.tls import CertificateAuthority, make_certificate_authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,20 +23,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
 
 
 @pytest.fixture
-def faulty() -> Iterator[FaultyServer]:
+def faulty_server() -> Iterator[FaultyServer]:
     """A fresh HTTP server that misbehaves as told."""
     with FaultyServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> TestAuthority:
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     """A CA that nothing on this machine trusts by default."""
-    return make_authority(tmp_path_factory.mktemp("tls"))
+    return make_certificate_authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
-def faulty_tls(authority: TestAuthority) -> Iterator[FaultyServer]:
+def faulty_tls_server(authority: CertificateAuthority) -> Iterator[FaultyServer]:
     """The same with TLS, its certificate from ``authority``."""
     with FaultyServer(tls=authority.server_context()) as server:
         yield server

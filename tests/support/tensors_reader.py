@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class ReadTensor(NamedTuple):
+class VerifiedTensor(NamedTuple):
     """A tensor that passed."""
 
     entry: TensorEntry
@@ -40,7 +40,7 @@ def read_tensors(
     *,
     name: str = "s3://models/a.tensors",
     decrypt: Callable[[TensorEntry, bytes], bytes] | None = None,
-) -> dict[tuple[str | int, ...], ReadTensor]:
+) -> dict[tuple[str | int, ...], VerifiedTensor]:
     """Reads everything, with every hash of every tensor.
 
     Args:
@@ -62,14 +62,14 @@ def read_tensors(
             contents = decrypt(entry, contents)
         if not file.preamble.encrypted or not entry.length or decrypt is not None:
             _check_hashes(header, contents, f"{name}, tensor {entry.name!r}")
-        tensors[entry.path] = ReadTensor(entry, header, contents)
+        tensors[entry.path] = VerifiedTensor(entry, header, contents)
     check_terminator(data[file.body_end - 8 : file.body_end], file, label=name)
     return tensors
 
 
-def _check_hashes(header: TensorHeader, contents: bytes, where: str) -> None:
+def _check_hashes(header: TensorHeader, contents: bytes, context: str) -> None:
     crc32, sha256 = header.expected_crc32, header.expected_sha256
     if crc32 is not None and crc32 != zlib.crc32(contents, zlib.crc32(header.hash_prefix)):
-        raise ChecksumMismatch(f"{where}: CRC-32")
+        raise ChecksumMismatch(f"{context}: CRC-32")
     if sha256 is not None and sha256 != hashlib.sha256(header.hash_prefix + contents).digest():
-        raise ChecksumMismatch(f"{where}: SHA-256")
+        raise ChecksumMismatch(f"{context}: SHA-256")

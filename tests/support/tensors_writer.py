@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor] | Mapping[TensorPath, torch.Tensor] | Mapping[str | TensorPath, torch.Tensor]
     """A mapping's keys are invariant, so each kind of name is one of its own."""
 
-PLAIN = {
+NUMPY_DTYPES = {
     torch.float16: "<f2",
     torch.float32: "<f4",
     torch.float64: "<f8",
@@ -40,7 +40,7 @@ PLAIN = {
     torch.complex64: "<c8",
     torch.complex128: "<c16",
 }
-USUAL_INDEX_LENGTH = 262_144
+DEFAULT_INDEX_LENGTH = 262_144
 ALL_HASHES = ("crc32", "sha256")
 
 
@@ -97,8 +97,8 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
 
 def stored_dtype(dtype: torch.dtype) -> bytes:
     """Returns a dtype as the file spells it."""
-    if dtype in PLAIN:
-        return PLAIN[dtype].encode()
+    if dtype in NUMPY_DTYPES:
+        return NUMPY_DTYPES[dtype].encode()
     size = dtype.itemsize
     return f"{'|' if size == 1 else '<'}V{size}\0{dtype}".encode()
 
@@ -139,44 +139,44 @@ class _Buffer:
         self.put(name, struct.pack(f"<{layout}", *values))
 
 
-def _put_name(buffer: _Buffer, where: str, tensor: RawTensor) -> None:
-    buffer.pack(f"{where}.name_length", "H", len(tensor.name))
-    buffer.put(f"{where}.name", tensor.name)
+def _put_name(buffer: _Buffer, prefix: str, tensor: RawTensor) -> None:
+    buffer.pack(f"{prefix}.name_length", "H", len(tensor.name))
+    buffer.put(f"{prefix}.name", tensor.name)
 
 
-def _put_type(buffer: _Buffer, where: str, tensor: RawTensor) -> None:
-    buffer.pack(f"{where}.dtype_length", "B", len(tensor.dtype))
-    buffer.put(f"{where}.dtype", tensor.dtype)
-    buffer.pack(f"{where}.rank", "B", len(tensor.shape))
-    buffer.pack(f"{where}.dims", f"{len(tensor.shape)}{'Q' if tensor.wide else 'I'}", *tensor.shape)
+def _put_type(buffer: _Buffer, prefix: str, tensor: RawTensor) -> None:
+    buffer.pack(f"{prefix}.dtype_length", "B", len(tensor.dtype))
+    buffer.put(f"{prefix}.dtype", tensor.dtype)
+    buffer.pack(f"{prefix}.rank", "B", len(tensor.shape))
+    buffer.pack(f"{prefix}.dims", f"{len(tensor.shape)}{'Q' if tensor.wide else 'I'}", *tensor.shape)
 
 
 def _digests(hashes: Sequence[str], header: bytes, data: bytes) -> dict[str, bytes]:
-    whole = {
+    digest_functions = {
         "crc32": lambda: zlib.crc32(data, zlib.crc32(header)).to_bytes(4, "little"),
         "sha256": lambda: hashlib.sha256(header + data).digest(),
     }
-    return {kind: whole[kind]() for kind in hashes}
+    return {kind: digest_functions[kind]() for kind in hashes}
 
 
-def _header(where: str, tensor: RawTensor, hashes: Sequence[str]) -> _Buffer:
+def _header(prefix: str, tensor: RawTensor, hashes: Sequence[str]) -> _Buffer:
     buffer = _Buffer()
-    buffer.pack(f"{where}.size", "Q", 0)
-    buffer.pack(f"{where}.module", "H", tensor.module_index)
-    buffer.pack(f"{where}.kind", "B", tensor.kind)
-    _put_name(buffer, where, tensor)
-    _put_type(buffer, where, tensor)
+    buffer.pack(f"{prefix}.size", "Q", 0)
+    buffer.pack(f"{prefix}.module", "H", tensor.module_index)
+    buffer.pack(f"{prefix}.kind", "B", tensor.kind)
+    _put_name(buffer, prefix, tensor)
+    _put_type(buffer, prefix, tensor)
     sizes = {"crc32": 4, "sha256": 32}
-    buffer.pack(f"{where}.hash_block", "H", 1 + sum(2 + sizes[kind] for kind in hashes))
-    buffer.pack(f"{where}.hash_count", "B", len(hashes))
+    buffer.pack(f"{prefix}.hash_block", "H", 1 + sum(2 + sizes[kind] for kind in hashes))
+    buffer.pack(f"{prefix}.hash_count", "B", len(hashes))
     for kind in hashes:
-        buffer.pack(f"{where}.{kind}.type", "B", ALL_HASHES.index(kind))
-        buffer.pack(f"{where}.{kind}.size", "B", sizes[kind])
-        buffer.put(f"{where}.{kind}", bytes(sizes[kind]))
-    buffer.pack(f"{where}.length", "q", len(tensor.data))
+        buffer.pack(f"{prefix}.{kind}.type", "B", ALL_HASHES.index(kind))
+        buffer.pack(f"{prefix}.{kind}.size", "B", sizes[kind])
+        buffer.put(f"{prefix}.{kind}", bytes(sizes[kind]))
+    buffer.pack(f"{prefix}.length", "q", len(tensor.data))
     buffer.data[:8] = len(buffer.data).to_bytes(8, "little")
     for kind, digest in _digests(hashes, bytes(buffer.data), tensor.data).items():
-        start, end = buffer.fields[f"{where}.{kind}"]
+        start, end = buffer.fields[f"{prefix}.{kind}"]
         buffer.data[start:end] = digest
     return buffer
 
@@ -186,7 +186,7 @@ def _entry_size(tensor: RawTensor, *, tagged: bool) -> int:
     return (4 if tagged else 0) + 2 + len(tensor.name) + 2 + len(tensor.dtype) + 1 + dimensions + 24
 
 
-def _least_version(tensors: Iterable[RawTensor]) -> int:
+def _minimum_version(tensors: Iterable[RawTensor]) -> int:
     version = 1
     for tensor in tensors:
         if tensor.wide:
@@ -215,11 +215,11 @@ def build_tensors_file(
         hashes: Which hashes each header has, in this order.
         index_length: None: 256 KiB as tensorizer has it, more where that is too small; 0: exactly as needed.
     """
-    version = _least_version(tensors) if version is None else version
+    version = _minimum_version(tensors) if version is None else version
     flags = (2 if version >= 5 else 0) if flags is None else flags
     tagged = bool(flags & 2)
     needed = sum(_entry_size(tensor, tagged=tagged) for tensor in tensors)
-    length = max(needed, USUAL_INDEX_LENGTH if index_length is None else index_length)
+    length = max(needed, DEFAULT_INDEX_LENGTH if index_length is None else index_length)
     file = _Buffer()
     file.put("magic", b"|TZR|")
     file.pack("version", "I", version)

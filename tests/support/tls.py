@@ -16,7 +16,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "*.localhost")
 
 
 @dataclass(frozen=True)
-class TestAuthority:
+class CertificateAuthority:
     """One CA: ``bundle`` is the PEM file that a client has to trust."""
 
     __test__ = False
@@ -34,9 +34,9 @@ class TestAuthority:
         return context
 
 
-def make_authority(directory: Path, name: str = "ca") -> TestAuthority:
+def make_certificate_authority(directory: Path, name: str = "ca") -> CertificateAuthority:
     """Makes a CA whose certificate lies at ``directory/<name>.pem``."""
     ca = trustme.CA(organization_name="Tonnage tests")
     bundle = directory / f"{name}.pem"
     ca.cert_pem.write_to_path(str(bundle))
-    return TestAuthority(ca=ca, bundle=bundle)
+    return CertificateAuthority(ca=ca, bundle=bundle)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from operator_support import objects
-from operator_support.injecting import asking_pod, environment_of, injected, loader_of, resolved
+from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain import naming
@@ -23,16 +23,16 @@ from tonnage_operator.domain.observed import held_entries
 
 
 def test_only_the_named_containers_get_the_mount() -> None:
-    pod = asking_pod({names.MODEL: "llama", names.CONTAINERS: "server"})
+    pod = annotated_pod({names.MODEL: "llama", names.CONTAINERS: "server"})
     pod["spec"]["containers"].append({"name": "logs"})
-    server, logs = injected(pod)["spec"]["containers"]
+    server, logs = inject_pod(pod)["spec"]["containers"]
     assert server["volumeMounts"]
     assert "volumeMounts" not in logs
     assert "env" not in logs
 
 
 def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
-    notes = {
+    annotations = {
         names.MODEL: "llama",
         names.MOUNT_PATH: "/weights/",
         names.FORM: "init",
@@ -40,12 +40,12 @@ def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
         names.LOADER_CPU: "3",
         names.LOADER_MEMORY: "5Gi",
     }
-    pod = injected(asking_pod(notes))
-    loader = loader_of(pod)
+    pod = inject_pod(annotated_pod(annotations))
+    loader = find_loader(pod)
     assert "restartPolicy" not in loader
     assert "--hold" not in loader["args"]
     assert loader["resources"]["requests"] == {"cpu": "3", "memory": "5Gi"}
-    assert contract.decode_plan(environment_of(loader)["TONNAGE_PLAN"]).files.ranks == contract.RankSelection(
+    assert contract.decode_plan(plain_env(loader)["TONNAGE_PLAN"]).files.ranks == contract.RankSelection(
         wanted=(0, 1, 2, 7)
     )
     assert pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] == "/weights/llama"
@@ -53,19 +53,19 @@ def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
 
 def test_a_container_that_is_missing_is_named() -> None:
     with pytest.raises(AdmissionDenied, match="no container named nobody"):
-        injected(asking_pod({names.MODEL: "llama", names.CONTAINERS: "nobody"}))
+        inject_pod(annotated_pod({names.MODEL: "llama", names.CONTAINERS: "nobody"}))
 
 
-def test_going_on_without_weights_is_told_to_the_containers() -> None:
-    env = environment_of(without_weights(asking_pod(), "No such model.")["spec"]["containers"][0])
+def test_continuing_without_weights_sets_container_variables() -> None:
+    env = plain_env(without_weights(annotated_pod(), "No such model.")["spec"]["containers"][0])
     assert env == {"TONNAGE_STATUS": "failed", "TONNAGE_REASON": "No such model."}
 
 
-def test_going_on_at_run_time_is_told_by_a_file() -> None:
-    pod = injected(asking_pod({names.MODEL: "llama", names.ON_FAILURE: "continue"}))
-    assert loader_of(pod)["args"][-4:-2] == ["--on-failure", "continue"]
+def test_continuing_at_run_time_writes_a_status_file() -> None:
+    pod = inject_pod(annotated_pod({names.MODEL: "llama", names.ON_FAILURE: "continue"}))
+    assert find_loader(pod)["args"][-4:-2] == ["--on-failure", "continue"]
     (server,) = pod["spec"]["containers"]
-    assert environment_of(server)["TONNAGE_STATUS_FILE"] == "/models/.tonnage/llama/status"
+    assert plain_env(server)["TONNAGE_STATUS_FILE"] == "/models/.tonnage/llama/status"
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_opting_out_wins() -> None:
     ],
 )
 def test_access_of_other_namespaces(rule: dict[str, Any], same: bool, other: bool) -> None:
-    weights = objects.weights({"access": {"allowedNamespaces": rule}})
+    weights = objects.modelweights({"access": {"allowedNamespaces": rule}})
     assert is_allowed(weights, "serving", {}) is same
     assert is_allowed(weights, "elsewhere", {"team": "a"}) is other
 
 
-def test_an_annotation_of_claims_that_is_nonsense_is_nothing() -> None:
+def test_an_invalid_entries_annotation_is_ignored() -> None:
     for text in ("", "x", "{}", '[{"container": 1}]', "[[[["):
         assert held_entries.parse_held_entries(text) == ()
 
@@ -131,9 +131,9 @@ def test_an_annotation_of_claims_that_is_nonsense_is_nothing() -> None:
 def test_what_is_not_resolved_is_refused() -> None:
     request = parse_annotations({names.MODEL: "llama"}, namespace="serving")
     with pytest.raises(AdmissionDenied, match="has not been listed yet"):
-        resolve_injected_model(request.models[0], objects.weights(), ())
-    other = resolved()
-    moved = objects.weights(
+        resolve_injected_model(request.models[0], objects.modelweights(), ())
+    other = resolved_modelweights()
+    moved = objects.modelweights(
         {"source": {"s3": {"prefix": "other/"}}},
         status=other.status.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
@@ -142,7 +142,7 @@ def test_what_is_not_resolved_is_refused() -> None:
 
 
 def test_supply_needs_a_revision_of_this_source() -> None:
-    weights = resolved()
+    weights = resolved_modelweights()
     assert weights.current_revision is not None
     assert weights.current_revision.source_hash == naming.source_hash(weights.spec)
     assert isinstance(

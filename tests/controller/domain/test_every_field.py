@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from operator_support import objects
-from operator_support.injecting import asking_pod, injected, resolved
-from operator_support.simulation import Simulation, consumer, prewarming
+from operator_support.injection import annotated_pod, inject_pod, resolved_modelweights
+from operator_support.simulation import Simulation, consumer_pod, prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import crd, names
 from tonnage_operator.api.modelweights import Medium
@@ -53,12 +53,12 @@ def _load(weights: ModelWeights) -> object:
 
 
 def _pod(weights: ModelWeights) -> object:
-    return injected(asking_pod(), weights, warm=("a",))["spec"]
+    return inject_pod(annotated_pod(), weights, warm=("a",))["spec"]
 
 
 def _cold_pod(weights: ModelWeights) -> object:
     try:
-        return injected(asking_pod(), weights)["spec"]
+        return inject_pod(annotated_pod(), weights)["spec"]
     except AdmissionDenied as refusal:
         return str(refusal)
 
@@ -70,30 +70,30 @@ def _desired(weights: ModelWeights) -> object:
     return [node.name for node in found]
 
 
-def _guests(weights: ModelWeights) -> object:
+def _cross_namespace_access(weights: ModelWeights) -> object:
     return access.is_allowed(weights, "elsewhere", {"team": "a"})
 
 
-def _kept(weights: ModelWeights) -> object:
+def _retention(weights: ModelWeights) -> object:
     return weights.spec.cache.retention, sorted(weights.references(objects.INSTALLATION))
 
 
-def _story(weights: ModelWeights) -> object:
+def _lifecycle(weights: ModelWeights) -> object:
     """How it goes on, from nothing to a new revision at the source."""
     simulation = Simulation(weights.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
     simulation.add_nodes("a", "b")
-    told: list[object] = []
+    observed: list[object] = []
     for version in "1", "2":
-        simulation.settle()
-        for job in simulation.active(names.ROLE_RESOLVE):
+        simulation.converge()
+        for job in simulation.active_jobs(names.ROLE_RESOLVE):
             simulation.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
-            simulation.end(job)
-        decision = simulation.settle()
-        told += [decision.requeue_after, len(simulation.loading_nodes()), simulation.status["conditions"]]
+            simulation.finish_job(job)
+        decision = simulation.converge()
+        observed += [decision.requeue_after, len(simulation.loading_nodes()), simulation.status["conditions"]]
         simulation.finish_loads()
-        told.append(simulation.status["conditions"])
-        simulation.wait(3700)
-    return told
+        observed.append(simulation.status["conditions"])
+        simulation.advance(3700)
+    return observed
 
 
 ALL = {"placement": {"prewarm": "AllMatching"}}
@@ -130,12 +130,12 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("files.exclude", {}, {"files": {"exclude": ["x"]}}, _resolve),
     ("files.ranks.pattern", {}, {"files": {"ranks": {"pattern": "r-%d"}}}, _load),
     ("files.ranks.count", {"files": {"ranks": {}}}, {"files": {"ranks": {"count": 8}}}, _load),
-    ("revision.policy", ALL, {"revision": {"policy": "Track"}}, _story),
-    ("revision.interval", TRACK, {"revision": {"interval": "2h"}}, _story),
-    ("revision.update", TRACK, {"revision": {"update": "Automatic"}}, _story),
-    ("revision.pin", TRACK, {"revision": {"pin": SEEN["2"]}}, _story),
+    ("revision.policy", ALL, {"revision": {"policy": "Track"}}, _lifecycle),
+    ("revision.interval", TRACK, {"revision": {"interval": "2h"}}, _lifecycle),
+    ("revision.update", TRACK, {"revision": {"update": "Automatic"}}, _lifecycle),
+    ("revision.pin", TRACK, {"revision": {"pin": SEEN["2"]}}, _lifecycle),
     ("revision.expectedDigest", {}, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _resolve),
-    ("revision.expectedDigest", ALL, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _story),
+    ("revision.expectedDigest", ALL, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _lifecycle),
     ("verify", {}, {"verify": "Size"}, _load),
     ("cache.medium", {}, {"cache": {"medium": "Disk"}}, _pod),
     ("cache.layout", {}, {"cache": {"layout": "Tensorizer"}}, _load),
@@ -146,7 +146,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
         {"cache": {"claimName": "b"}},
         _pod,
     ),
-    ("cache.retention", {}, {"cache": {"retention": "Evictable"}}, _kept),
+    ("cache.retention", {}, {"cache": {"retention": "Evictable"}}, _retention),
     ("placement.prewarm", {}, ALL, _desired),
     ("placement.count", {"placement": {"prewarm": "Count", "count": 1}}, {"placement": {"count": 2}}, _desired),
     ("placement.nodeSelector", ALL, {"placement": {"nodeSelector": {"zone": "1"}}}, _desired),
@@ -164,7 +164,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ),
     ("placement.tolerations", ALL, {"placement": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}}, _desired),
     ("placement.tolerations", ALL, {"placement": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}}, _load),
-    ("placement.maxConcurrentNodes", ALL, {"placement": {"maxConcurrentNodes": 1}}, _story),
+    ("placement.maxConcurrentNodes", ALL, {"placement": {"maxConcurrentNodes": 1}}, _lifecycle),
     ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _pod),
     ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _cold_pod),
     ("loader.form", {}, {"loader": {"form": "Init"}}, _pod),
@@ -174,20 +174,20 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("loader.partSize", {}, {"loader": {"partSize": "2Mi"}}, _load),
     ("loader.bandwidthLimit", {}, {"loader": {"bandwidthLimit": "1Gi"}}, _load),
     ("loader.timeout", {}, {"loader": {"timeout": "10m"}}, _load),
-    ("access.allowedNamespaces.from", {}, {"access": {"allowedNamespaces": {"from": "All"}}}, _guests),
+    ("access.allowedNamespaces.from", {}, {"access": {"allowedNamespaces": {"from": "All"}}}, _cross_namespace_access),
     (
         "access.allowedNamespaces.selector",
         {"access": {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "b"}}}}},
         {"access": {"allowedNamespaces": {"selector": {"matchLabels": {"team": "a"}}}}},
-        _guests,
+        _cross_namespace_access,
     ),
-    ("suspend", ALL, {"suspend": True}, _story),
+    ("suspend", ALL, {"suspend": True}, _lifecycle),
 ]
 
 
-def _of(spec: Spec) -> ModelWeights:
+def _with_spec(spec: Spec) -> ModelWeights:
     """Returns an object whose revision in use is of the source that the spec names."""
-    weights, first = objects.weights(spec), resolved().status.resolved
+    weights, first = objects.modelweights(spec), resolved_modelweights().status.resolved
     assert first
     seen = first.model_copy(update={"source_hash": weights.source_hash})
     return replace(weights, status=weights.status.model_copy(update={"resolved": seen}))
@@ -196,7 +196,7 @@ def _of(spec: Spec) -> ModelWeights:
 @pytest.mark.parametrize(("field", "base", "change", "effect"), CASES, ids=[f"{c[0]} {c[3].__name__}" for c in CASES])
 def test_a_field_of_a_spec_does_something(field: str, base: Spec, change: Spec, effect: Effect) -> None:
     del field
-    before, after = effect(_of(base)), effect(_of(objects.merged(base, change)))
+    before, after = effect(_with_spec(base)), effect(_with_spec(objects.deep_merge(base, change)))
     assert json.dumps(before, default=str) != json.dumps(after, default=str)
 
 
@@ -223,50 +223,50 @@ def test_no_field_of_a_spec_is_missing_above() -> None:
     assert not missing
 
 
-def _told(status: Any, path: str = "") -> Iterator[str]:
+def _status_fields(status: Any, path: str = "") -> Iterator[str]:
     if isinstance(status, dict):
         for name, child in status.items():
-            yield from _told(child, f"{path}.{name}" if path else name)
+            yield from _status_fields(child, f"{path}.{name}" if path else name)
     elif isinstance(status, list) and status and isinstance(status[0], dict):
         for item in status:
-            yield from _told(item, path)
+            yield from _status_fields(item, path)
     else:
         yield path
 
 
-def test_every_field_of_a_status_is_told_in_the_course_of_things() -> None:
-    told: set[str] = set()
-    simulation = prewarming(2, {"revision": {"policy": "Track", "interval": "10m"}})
-    simulation.resolve()
-    first, second = simulation.active(names.ROLE_LOAD)
+def test_every_field_of_a_status_is_set_in_some_scenario() -> None:
+    reported: set[str] = set()
+    simulation = prewarming_simulation(2, {"revision": {"policy": "Track", "interval": "10m"}})
+    simulation.finish_resolve()
+    first, second = simulation.active_jobs(names.ROLE_LOAD)
     progress = contract.Progress(
         phase="loading", loaded_bytes=1, total_bytes=2, bytes_per_second=1.0, remaining_seconds=1
     )
     simulation.reports[first["metadata"]["uid"]] = contract.Report(kind=contract.ReportKind.PROGRESS, progress=progress)
-    simulation.end(second, objects.failed_report("AccessDenied"), code=10)
-    simulation.settle()
-    told |= set(_told(simulation.status))
-    simulation.consumers = [consumer(simulation, "n0")]
-    simulation.settle()
-    told |= set(_told(simulation.status))
-    simulation.wait(601)
-    simulation.resolve("2")
-    told |= set(_told(simulation.status))
+    simulation.finish_job(second, objects.failed_report("AccessDenied"), code=10)
+    simulation.converge()
+    reported |= set(_status_fields(simulation.status))
+    simulation.consumers = [consumer_pod(simulation, "n0")]
+    simulation.converge()
+    reported |= set(_status_fields(simulation.status))
+    simulation.advance(601)
+    simulation.finish_resolve("2")
+    reported |= set(_status_fields(simulation.status))
     simulation.spec["revision"]["pin"] = simulation.status["available"]["revision"]
-    simulation.settle()
-    simulation.wait(601)
-    simulation.resolve("3")
-    told |= set(_told(simulation.status))
-    assert set(_leaves(_schema("modelweights.yaml", "status"))) == told
+    simulation.converge()
+    simulation.advance(601)
+    simulation.finish_resolve("3")
+    reported |= set(_status_fields(simulation.status))
+    assert set(_leaves(_schema("modelweights.yaml", "status"))) == reported
 
 
-def test_every_field_of_a_node_cache_is_told_in_the_course_of_things() -> None:
-    simulation = prewarming(1)
-    simulation.resolve()
-    (job,) = simulation.active(names.ROLE_LOAD)
+def test_every_field_of_a_node_cache_is_set_in_some_scenario() -> None:
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
     revision = simulation.status["resolved"]["revision"]
-    simulation.end(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1, revision=revision))
-    simulation.settle()
+    simulation.finish_job(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1, revision=revision))
+    simulation.converge()
     entry = CacheEntry.model_validate(
         {"name": "r-2", "medium": "Memory", "state": "Ready", "ranks": "0-3", "verified": "crc32"}
     )
@@ -283,7 +283,7 @@ def test_every_field_of_a_node_cache_is_told_in_the_course_of_things() -> None:
         )
     )
     assert decision.status is not None
-    told = set(_told(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    assert set(_leaves(_schema("nodecaches.yaml", "status"))) - told == {"conditions.observedGeneration"}
+    reported = set(_status_fields(decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    assert set(_leaves(_schema("nodecaches.yaml", "status"))) - reported == {"conditions.observedGeneration"}
     (pressure,) = [each for each in decision.status.conditions or () if each.type == "CapacityPressure"]
     assert (pressure.status.value, pressure.reason) == ("True", "AlmostFull")

@@ -71,7 +71,7 @@ def _pod(claim: HeldEntry, *, started: bool = True, **fields: Any) -> Pod:
     return Pod(**{**plain, **fields})
 
 
-def _claim(**fields: Any) -> HeldEntry:
+def _held_entry(**fields: Any) -> HeldEntry:
     plain: dict[str, Any] = {
         "container": names.LOADER_CONTAINER,
         "namespace": "serving",
@@ -84,7 +84,7 @@ def _claim(**fields: Any) -> HeldEntry:
     return HeldEntry(**{**plain, **fields})
 
 
-def test_what_an_object_refers_to_stays_and_what_nobody_refers_to_goes() -> None:
+def test_referenced_entries_stay_and_unreferenced_entries_are_evicted() -> None:
     other = _entry("r-222222222222")
     decision = _decide(_entry(), other, references=[_referrer()])
     assert _states(decision) == {ENTRY: EntryState.READY, other.name: EntryState.EVICTING}
@@ -108,12 +108,12 @@ def test_what_a_finished_load_left_is_not_emptied_before_the_job_is_gone() -> No
 
 
 def _ended_load() -> Job:
-    weights = objects.weights()
+    weights = objects.modelweights()
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
     made = jobs.build_load_job(weights, seen, objects.INSTALLATION, node=parse_node(objects.node("n0")), attempt=1)
     made["metadata"]["annotations"][names.CACHE_KEY] = ENTRY
-    stored = objects.as_stored(made)
+    stored = objects.stored_job(made)
     stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
     return parse_job(stored)
 
@@ -121,7 +121,7 @@ def _ended_load() -> Job:
 def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> None:
     first = _decide(_entry(models=()))
     (job,) = first.apply
-    stored = objects.as_stored(job)
+    stored = objects.stored_job(job)
     stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
     done = parse_job(stored)
     # Loaded anew meanwhile, and unreferenced again, while the old Job is still there.
@@ -142,27 +142,29 @@ def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> Non
 def test_a_pod_that_starts_without_its_weights_as_well_proves_nothing_by_starting(
     outcome: contract.Outcome | None, state: EntryState
 ) -> None:
-    told = {("pod", ENTRY): outcome} if outcome else {}
-    decision = _decide(references=[_referrer()], consumers=[_pod(_claim(optional=True))], reported_outcomes=told)
+    reported_outcomes = {("pod", ENTRY): outcome} if outcome else {}
+    decision = _decide(
+        references=[_referrer()], consumers=[_pod(_held_entry(optional=True))], reported_outcomes=reported_outcomes
+    )
     assert _states(decision) == {ENTRY: state}
 
 
 def test_a_pod_that_needs_its_weights_proves_them_by_starting() -> None:
-    decision = _decide(references=[_referrer()], consumers=[_pod(_claim())])
+    decision = _decide(references=[_referrer()], consumers=[_pod(_held_entry())])
     assert _states(decision) == {ENTRY: EntryState.READY}
 
 
-def test_a_pod_whose_claim_no_object_stands_behind_proves_nothing() -> None:
-    stranger = _pod(_claim(), namespace="elsewhere")
+def test_a_held_entry_that_no_object_covers_proves_nothing() -> None:
+    stranger = _pod(_held_entry(), namespace="elsewhere")
     held = _decide(references=[_referrer()], consumers=[stranger])
     assert _states(held) == {ENTRY: EntryState.LOADING}
     invited = _decide(references=[_referrer(cross_namespace=True)], consumers=[stranger])
     assert _states(invited) == {ENTRY: EntryState.READY}
-    assert _states(_decide(consumers=[_pod(_claim())])) == {ENTRY: EntryState.LOADING}
+    assert _states(_decide(consumers=[_pod(_held_entry())])) == {ENTRY: EntryState.LOADING}
 
 
 def test_ranks_that_pods_bring_add_up() -> None:
-    one, two = _pod(_claim(ranks="0-3"), uid="one"), _pod(_claim(ranks="4,5"), uid="two")
+    one, two = _pod(_held_entry(ranks="0-3"), uid="one"), _pod(_held_entry(ranks="4,5"), uid="two")
     decision = _decide(references=[_referrer()], consumers=[one, two])
     assert decision.status is not None
     assert [entry.ranks for entry in decision.status.entries or ()] == ["0-5"]
@@ -189,13 +191,13 @@ def test_room_is_made_by_the_longest_unused_and_one_at_a_time() -> None:
 
 
 def _failed_load(reason: str) -> tuple[Job, Pod]:
-    weights = objects.weights()
+    weights = objects.modelweights()
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
     node = parse_node(objects.node("n0"))
-    stored = objects.as_stored(jobs.build_load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1))
+    stored = objects.stored_job(jobs.build_load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1))
     stored["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
-    return parse_job(stored), objects.ended_pod(stored, objects.failed_report(reason), exit_code=27)
+    return parse_job(stored), objects.terminated_pod(stored, objects.failed_report(reason), exit_code=27)
 
 
 def test_evictable_entries_beyond_what_a_record_holds_go_one_at_a_time() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operator_support import objects
-from operator_support.injecting import asking_pod, environment_of, injected, loader_of, resolved
+from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission.inject import AdmissionDenied
@@ -18,35 +18,35 @@ from tonnage_operator.domain.observed import held_entries
 
 
 def test_a_bare_pod_gets_loader_volume_environment_and_annotations() -> None:
-    weights = resolved()
-    pod = injected(asking_pod())
+    weights = resolved_modelweights()
+    pod = inject_pod(annotated_pod())
     revision = weights.status.resolved.revision if weights.status.resolved else ""
-    loader = loader_of(pod)
+    loader = find_loader(pod)
     assert loader["restartPolicy"] == "Always"
     assert loader["startupProbe"]["exec"]["command"] == ["test", "-e", "/run/tonnage/ready"]
     (server,) = pod["spec"]["containers"]
     assert server["volumeMounts"] == [
         {"name": "tonnage-cache", "mountPath": "/models/llama", "subPath": "model", "readOnly": True}
     ]
-    env = environment_of(server)
+    env = plain_env(server)
     assert env["TONNAGE_MODEL_PATH"] == env["TONNAGE_MODEL_PATH_LLAMA"] == "/models/llama"
     assert env["TONNAGE_REVISION"] == revision
     volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-cache")
     assert volume["hostPath"] == {"path": f"/dev/shm/tonnage/{revision}", "type": "DirectoryOrCreate"}
-    notes = pod["metadata"]["annotations"]
-    assert notes[names.REVISION] == f"llama={revision}"
-    assert notes[names.INJECTED]
-    (claim,) = held_entries.parse_held_entries(notes[names.ENTRIES])
+    annotations = pod["metadata"]["annotations"]
+    assert annotations[names.REVISION] == f"llama={revision}"
+    assert annotations[names.INJECTED]
+    (claim,) = held_entries.parse_held_entries(annotations[names.ENTRIES])
     assert (claim.ref, claim.key, claim.bytes) == ("serving/llama", revision, 2 * objects.GIB + 1000)
     assert pod["metadata"]["labels"][names.ROLE] == names.ROLE_INJECTED
 
 
 def test_the_plan_in_the_pod_is_pinned_and_holds_no_secret() -> None:
-    weights = resolved({"credentials": {"secretRef": {"name": "s3-reader"}}})
-    loader = loader_of(injected(asking_pod(), weights))
-    plan = contract.decode_plan(environment_of(loader)["TONNAGE_PLAN"])
+    weights = resolved_modelweights({"credentials": {"secretRef": {"name": "s3-reader"}}})
+    loader = find_loader(inject_pod(annotated_pod(), weights))
+    plan = contract.decode_plan(plain_env(loader)["TONNAGE_PLAN"])
     (source,) = plan.sources
-    assert {pin.key for pin in source.objects or ()} == {pin.key for pin in objects.pins()}
+    assert {pin.key for pin in source.objects or ()} == {pin.key for pin in objects.object_pins()}
     assert plan.identity == contract.Identity(namespace="serving", name="llama", uid=objects.UID, generation=1)
     references = [each for each in loader["env"] if "secretKeyRef" in each.get("valueFrom", {})]
     required = {each["name"] for each in references if not each["valueFrom"]["secretKeyRef"].get("optional")}
@@ -55,21 +55,21 @@ def test_the_plan_in_the_pod_is_pinned_and_holds_no_secret() -> None:
 
 
 def test_applied_twice_is_applied_once() -> None:
-    once = injected(asking_pod())
-    assert injected(copy.deepcopy(once)) == once
+    once = inject_pod(annotated_pod())
+    assert inject_pod(copy.deepcopy(once)) == once
 
 
 def test_annotations_copied_from_an_injected_pod_do_not_count() -> None:
-    notes = injected(asking_pod())["metadata"]["annotations"]
-    assert loader_of(injected(asking_pod(annotations=dict(notes))))
+    annotations = inject_pod(annotated_pod())["metadata"]["annotations"]
+    assert find_loader(inject_pod(annotated_pod(annotations=dict(annotations))))
 
 
 def test_the_given_pod_is_not_changed() -> None:
-    pod = asking_pod(
+    pod = annotated_pod(
         affinity={"nodeAffinity": {}}, volumes=[{"name": "mine", "emptyDir": {}}], initContainers=[{"name": "first"}]
     )
     before = copy.deepcopy(pod)
-    injected(pod, warm=("n1",))
+    inject_pod(pod, warm=("n1",))
     assert pod == before
 
 
@@ -83,19 +83,19 @@ def test_the_given_pod_is_not_changed() -> None:
     ],
 )
 def test_the_loader_comes_first_but_after_a_mesh(existing: list[str], expected: list[str]) -> None:
-    pod = injected(asking_pod(initContainers=[{"name": name} for name in existing]))
+    pod = inject_pod(annotated_pod(initContainers=[{"name": name} for name in existing]))
     assert [each["name"] for each in pod["spec"]["initContainers"]] == expected
 
 
 def test_several_models_have_aliases() -> None:
-    pod = asking_pod({names.MODELS: "base=llama, draft-1=small"})
-    done = injected(pod, resolved(), resolved(name="small", uid="other"))
+    pod = annotated_pod({names.MODELS: "base=llama, draft-1=small"})
+    done = inject_pod(pod, resolved_modelweights(), resolved_modelweights(name="small", uid="other"))
     assert [each["name"] for each in done["spec"]["initContainers"]] == [
         "tonnage-loader-base",
         "tonnage-loader-draft-1",
     ]
     (server,) = done["spec"]["containers"]
-    env = environment_of(server)
+    env = plain_env(server)
     assert env["TONNAGE_MODEL_PATH"] == "/models/base"
     assert env["TONNAGE_MODEL_PATH_DRAFT_1"] == "/models/draft-1"
     assert [each["mountPath"] for each in server["volumeMounts"]] == ["/models/base", "/models/draft-1"]
@@ -103,19 +103,19 @@ def test_several_models_have_aliases() -> None:
 
 
 def test_variables_that_the_container_sets_itself_stay_and_can_refer_to_ours() -> None:
-    pod = asking_pod()
+    pod = annotated_pod()
     pod["spec"]["containers"][0]["env"] = [
         {"name": "TONNAGE_REVISION", "value": "mine"},
         {"name": "ARGS", "value": "--model $(TONNAGE_MODEL_PATH)"},
     ]
-    env = injected(pod)["spec"]["containers"][0]["env"]
+    env = inject_pod(pod)["spec"]["containers"][0]["env"]
     found = [each["name"] for each in env]
     assert found.index("TONNAGE_MODEL_PATH") < found.index("ARGS")
     assert [each["value"] for each in env if each["name"] == "TONNAGE_REVISION"] == ["mine"]
 
 
 def test_warm_nodes_are_preferred() -> None:
-    preferred = injected(asking_pod(), warm=("n1", "n2"))["spec"]["affinity"]["nodeAffinity"]
+    preferred = inject_pod(annotated_pod(), warm=("n1", "n2"))["spec"]["affinity"]["nodeAffinity"]
     (term,) = preferred["preferredDuringSchedulingIgnoredDuringExecution"]
     (expression,) = term["preference"]["matchExpressions"]
     assert expression == {"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["n1", "n2"]}
@@ -124,23 +124,24 @@ def test_warm_nodes_are_preferred() -> None:
 def test_warm_nodes_are_required_in_each_alternative_of_the_pods_own() -> None:
     mine = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": mine}}}
-    pod = asking_pod({names.MODEL: "llama", names.SCHEDULING: "require"}, affinity=affinity)
-    done = injected(pod, warm=("n1",))
+    pod = annotated_pod({names.MODEL: "llama", names.SCHEDULING: "require"}, affinity=affinity)
+    done = inject_pod(pod, warm=("n1",))
     terms = done["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"
     ]
     assert [len(term["matchExpressions"]) for term in terms] == [2, 2]
-    assert loader_of(done)["resources"]["requests"]["memory"] == "512Mi", "it attaches and writes nothing"
+    assert find_loader(done)["resources"]["requests"]["memory"] == "512Mi", "it attaches and writes nothing"
 
 
 def test_required_without_a_warm_node_is_refused() -> None:
     with pytest.raises(AdmissionDenied, match="No node has serving/llama"):
-        injected(asking_pod({names.MODEL: "llama", names.SCHEDULING: "Require"}))
+        inject_pod(annotated_pod({names.MODEL: "llama", names.SCHEDULING: "Require"}))
 
 
 def test_ignored_scheduling_leaves_affinity_alone() -> None:
     assert (
-        "affinity" not in injected(asking_pod({names.MODEL: "llama", names.SCHEDULING: "Ignore"}), warm=("n1",))["spec"]
+        "affinity"
+        not in inject_pod(annotated_pod({names.MODEL: "llama", names.SCHEDULING: "Ignore"}), warm=("n1",))["spec"]
     )
 
 
@@ -156,7 +157,7 @@ def test_ignored_scheduling_leaves_affinity_alone() -> None:
 )
 def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None:
     with pytest.raises(AdmissionDenied, match=r"tonnage-loader|tonnage-cache|tonnage-urls|mounts something else"):
-        injected(asking_pod(**taken))
+        inject_pod(annotated_pod(**taken))
 
 
 @settings(max_examples=50, deadline=None)
@@ -171,14 +172,14 @@ def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None
 def test_whatever_the_pod_twice_is_once_and_nothing_of_it_is_lost(
     containers: int, inits: list[str], volumes: list[str], warm: list[str], scheduling: str, form: str
 ) -> None:
-    pod = asking_pod(
+    pod = annotated_pod(
         {names.MODEL: "llama", names.SCHEDULING: scheduling, names.FORM: form},
         containers=[{"name": f"c{index}"} for index in range(containers)],
         initContainers=[{"name": name} for name in inits],
         volumes=[{"name": name, "emptyDir": {}} for name in volumes],
     )
-    once = injected(pod, warm=tuple(warm))
-    assert injected(once, warm=tuple(warm)) == once
+    once = inject_pod(pod, warm=tuple(warm))
+    assert inject_pod(once, warm=tuple(warm)) == once
     assert [each["name"] for each in once["spec"]["containers"]] == [f"c{index}" for index in range(containers)]
     rest = [each["name"] for each in once["spec"]["initContainers"] if each["name"] != names.LOADER_CONTAINER]
     assert rest == inits

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from operator_support import objects
-from operator_support.injecting import RESERVED, asking_pod, environment_of, injected, loader_of, resolved
+from operator_support.injection import (
+    RESERVED_INSTALLATION,
+    annotated_pod,
+    find_loader,
+    inject_pod,
+    plain_env,
+    resolved_modelweights,
+)
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.installation import Installation
@@ -15,13 +22,16 @@ from tonnage_operator.domain.specs import jobs
 
 def test_memory_that_is_written_is_requested_and_no_limit_is_below_it() -> None:
     needed = 2 * objects.GIB + 1000 + (512 << 20)
-    assert loader_of(injected(asking_pod()))["resources"]["requests"]["memory"] == str(needed)
-    limited = resolved({"loader": {"resources": {"limits": {"memory": "1Gi"}}}})
-    assert loader_of(injected(asking_pod(), limited))["resources"]["limits"]["memory"] == str(needed)
-    assert "limits" not in loader_of(injected(asking_pod()))["resources"]
-    on_disk = resolved({"cache": {"medium": "Disk"}})
-    assert loader_of(injected(asking_pod(), on_disk))["resources"]["requests"]["memory"] == "512Mi"
-    assert loader_of(injected(asking_pod(), installation=RESERVED))["resources"]["requests"]["memory"] == "512Mi"
+    assert find_loader(inject_pod(annotated_pod()))["resources"]["requests"]["memory"] == str(needed)
+    limited = resolved_modelweights({"loader": {"resources": {"limits": {"memory": "1Gi"}}}})
+    assert find_loader(inject_pod(annotated_pod(), limited))["resources"]["limits"]["memory"] == str(needed)
+    assert "limits" not in find_loader(inject_pod(annotated_pod()))["resources"]
+    on_disk = resolved_modelweights({"cache": {"medium": "Disk"}})
+    assert find_loader(inject_pod(annotated_pod(), on_disk))["resources"]["requests"]["memory"] == "512Mi"
+    assert (
+        find_loader(inject_pod(annotated_pod(), installation=RESERVED_INSTALLATION))["resources"]["requests"]["memory"]
+        == "512Mi"
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,10 +42,10 @@ def test_memory_that_is_written_is_requested_and_no_limit_is_below_it() -> None:
     ],
 )
 def test_without_host_paths_the_loader_fits_the_restricted_profile(cache: dict[str, str], kind: str) -> None:
-    pod = injected(asking_pod(), resolved({"cache": cache}))
+    pod = inject_pod(annotated_pod(), resolved_modelweights({"cache": cache}))
     volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-cache")
     assert kind in volume
-    assert loader_of(pod)["securityContext"] == {
+    assert find_loader(pod)["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
@@ -49,10 +59,10 @@ def test_without_host_paths_the_loader_fits_the_restricted_profile(cache: dict[s
 
 def test_presigned_urls_come_from_a_file_that_follows_the_secret() -> None:
     http = {"http": {"urlsFrom": {"name": "llama-urls", "key": "list"}}}
-    weights = objects.weights({"source": {"s3": None, **http}})
+    weights = objects.modelweights({"source": {"s3": None, **http}})
     job = jobs.build_resolve_job(weights, objects.INSTALLATION, round_="", attempt=1)["spec"]["template"]["spec"]
     (loader,) = job["containers"]
-    (source,) = contract.decode_plan(environment_of(loader)["TONNAGE_PLAN"]).sources
+    (source,) = contract.decode_plan(plain_env(loader)["TONNAGE_PLAN"]).sources
     assert isinstance(source, contract.HttpSource)
     (mount,) = [each for each in loader["volumeMounts"] if each["name"] == "tonnage-urls"]
     assert source.urls_file == f"{mount['mountPath']}/urls"
@@ -62,11 +72,11 @@ def test_presigned_urls_come_from_a_file_that_follows_the_secret() -> None:
     assert gate["valueFrom"]["secretKeyRef"] == {"name": "llama-urls", "key": "list"}
 
 
-def test_a_claim_has_a_folder_for_each_revision_of_each_model() -> None:
-    weights = resolved({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
+def test_a_pvc_has_a_folder_for_each_revision_of_each_model() -> None:
+    weights = resolved_modelweights({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
     revision = weights.status.resolved.revision if weights.status.resolved else ""
-    pod = injected(asking_pod(), weights)
-    (mount,) = [each for each in loader_of(pod)["volumeMounts"] if each["name"] == "tonnage-cache"]
+    pod = inject_pod(annotated_pod(), weights)
+    (mount,) = [each for each in find_loader(pod)["volumeMounts"] if each["name"] == "tonnage-cache"]
     assert mount == {"name": "tonnage-cache", "mountPath": f"/cache/{revision}", "subPath": revision}
     (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
     assert mount["subPath"] == f"{revision}/model"
@@ -76,13 +86,13 @@ def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so() 
     installation = Installation.model_validate(
         {**objects.INSTALLATION.model_dump(mode="json", by_alias=True), "sharing": "Namespace"}
     )
-    pod = injected(asking_pod(), installation=installation)
+    pod = inject_pod(annotated_pod(), installation=installation)
     volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-cache")
     assert volume["hostPath"]["path"].startswith("/dev/shm/tonnage/serving/r-")
 
 
 def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
-    pod = injected(asking_pod())
+    pod = inject_pod(annotated_pod())
     volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-token")
     token, ca = volume["projected"]["sources"]
     assert token["serviceAccountToken"]["audience"] == "tonnage.dev"
@@ -97,20 +107,20 @@ def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
         ("Prefer", objects.INSTALLATION, "bytes"),
         ("Ignore", objects.INSTALLATION, "bytes"),
         ("Require", objects.INSTALLATION, "overhead"),
-        ("Prefer", RESERVED, "overhead"),
-        ("Require", RESERVED, "overhead"),
+        ("Prefer", RESERVED_INSTALLATION, "overhead"),
+        ("Require", RESERVED_INSTALLATION, "overhead"),
     ],
 )
 def test_a_pod_requests_the_bytes_unless_it_writes_none_or_they_are_set_aside(
     scheduling: str, installation: Installation, requested: str
 ) -> None:
     """Also where nodes are warm: with Prefer it may land on one that isn't."""
-    notes = {names.MODEL: "llama", names.SCHEDULING: scheduling}
-    pod = injected(asking_pod(notes), warm=("n0", "n1"), installation=installation)
-    memory = loader_of(pod)["resources"]["requests"]["memory"]
+    annotations = {names.MODEL: "llama", names.SCHEDULING: scheduling}
+    pod = inject_pod(annotated_pod(annotations), warm=("n0", "n1"), installation=installation)
+    memory = find_loader(pod)["resources"]["requests"]["memory"]
     assert memory == ("512Mi" if requested == "overhead" else str(2 * objects.GIB + 1000 + (512 << 20)))
 
 
-def test_who_knows_better_says_so_by_an_annotation() -> None:
-    pod = injected(asking_pod({names.MODEL: "llama", names.LOADER_MEMORY: "1Gi"}), warm=("n0",))
-    assert loader_of(pod)["resources"]["requests"]["memory"] == "1Gi"
+def test_an_annotation_overrides_the_requests() -> None:
+    pod = inject_pod(annotated_pod({names.MODEL: "llama", names.LOADER_MEMORY: "1Gi"}), warm=("n0",))
+    assert find_loader(pod)["resources"]["requests"]["memory"] == "1Gi"

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from operator_support import objects
-from operator_support.simulation import prewarming
+from operator_support.simulation import prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.observed.objects import parse_pod
 
 
 def test_at_most_so_many_nodes_load_at_once_and_in_the_end_all_are_warm() -> None:
-    simulation = prewarming(10, {"placement": {"maxConcurrentNodes": 3}})
-    simulation.resolve()
+    simulation = prewarming_simulation(10, {"placement": {"maxConcurrentNodes": 3}})
+    simulation.finish_resolve()
     most = 0
     while loading := simulation.loading_nodes():
         most = max(most, len(loading))
@@ -25,13 +25,13 @@ def test_at_most_so_many_nodes_load_at_once_and_in_the_end_all_are_warm() -> Non
     assert simulation.status["nodes"] == {"desired": 10, "warm": 10, "loading": 0, "failed": 0, "summary": "10/10"}
     assert simulation.condition("Warm") == ("True", "AllNodesWarm")
     assert simulation.condition("Progressing") == ("False", "Idle")
-    assert len(simulation.started) == 11
+    assert len(simulation.started_jobs) == 11
     assert not simulation.jobs
 
 
 def test_one_warm_node_makes_it_ready_and_all_make_it_warm() -> None:
-    simulation = prewarming(2)
-    simulation.resolve()
+    simulation = prewarming_simulation(2)
+    simulation.finish_resolve()
     assert simulation.condition("Ready") == ("False", "PartiallyWarm")
     simulation.finish_loads("n0")
     assert simulation.condition("Ready") == ("True", "Warm")
@@ -41,8 +41,8 @@ def test_one_warm_node_makes_it_ready_and_all_make_it_warm() -> None:
 
 
 def test_nothing_is_left_to_write_when_all_is_done() -> None:
-    simulation = prewarming()
-    simulation.resolve()
+    simulation = prewarming_simulation()
+    simulation.finish_resolve()
     simulation.finish_loads()
     before = simulation.status
     simulation.now += timedelta(days=1)
@@ -52,11 +52,11 @@ def test_nothing_is_left_to_write_when_all_is_done() -> None:
 
 
 def test_a_new_node_is_loaded() -> None:
-    simulation = prewarming(1)
-    simulation.resolve()
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve()
     simulation.finish_loads()
     simulation.add_nodes("n9")
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == {"n9"}
     assert simulation.status["nodes"]["summary"] == "1/2"
 
@@ -71,91 +71,91 @@ def test_a_new_node_is_loaded() -> None:
     ids=["cordoned", "tainted", "not ready"],
 )
 def test_a_node_that_takes_no_pods_is_not_loaded(change: dict[str, Any]) -> None:
-    simulation = prewarming(1)
+    simulation = prewarming_simulation(1)
     simulation.add_nodes("n9", **change)
-    simulation.resolve()
+    simulation.finish_resolve()
     assert simulation.loading_nodes() == {"n0"}
     simulation.finish_loads()
     assert simulation.condition("Warm")[0] == "True"
 
 
 def test_a_node_that_is_cordoned_while_it_loads_may_finish() -> None:
-    simulation = prewarming(1)
-    simulation.resolve()
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve()
     simulation.node_bodies["n0"]["spec"]["unschedulable"] = True
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == {"n0"}
 
 
 def test_a_node_that_is_relabelled_away_stops_loading() -> None:
-    simulation = prewarming(1, {"placement": {"nodeSelector": {"gpu": "true"}}})
+    simulation = prewarming_simulation(1, {"placement": {"nodeSelector": {"gpu": "true"}}})
     simulation.add_nodes("g0", labels={"gpu": "true"})
-    simulation.resolve()
+    simulation.finish_resolve()
     assert simulation.loading_nodes() == {"g0"}
     simulation.node_bodies["g0"]["metadata"]["labels"]["gpu"] = "false"
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == set()
     assert simulation.condition("Warm") == ("False", "NoMatchingNodes")
 
 
 def test_a_job_for_a_node_that_is_gone_goes_too() -> None:
-    simulation = prewarming(2)
-    simulation.resolve()
+    simulation = prewarming_simulation(2)
+    simulation.finish_resolve()
     del simulation.node_bodies["n0"]
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == {"n1"}
 
 
 def test_a_reboot_empties_memory_and_is_loaded_again() -> None:
-    simulation = prewarming(2)
-    simulation.resolve()
+    simulation = prewarming_simulation(2)
+    simulation.finish_resolve()
     simulation.finish_loads()
     simulation.node_bodies["n1"]["status"]["nodeInfo"]["bootID"] = "boot-2"
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == {"n1"}
     assert simulation.status["nodes"]["summary"] == "1/2"
     assert simulation.condition("Ready")[0] == "True"
 
 
 def test_a_reboot_while_it_loads_starts_over() -> None:
-    simulation = prewarming(1)
-    simulation.resolve()
-    (job,) = simulation.active(names.ROLE_LOAD)
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
     simulation.node_bodies["n0"]["status"]["nodeInfo"]["bootID"] = "boot-2"
-    simulation.end(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1))
-    simulation.settle()
-    (again,) = simulation.active(names.ROLE_LOAD)
+    simulation.finish_job(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1))
+    simulation.converge()
+    (again,) = simulation.active_jobs(names.ROLE_LOAD)
     assert again["metadata"]["name"] != job["metadata"]["name"]
     assert simulation.status["nodes"]["warm"] == 0
 
 
 def test_a_reboot_leaves_disks_as_they_are() -> None:
-    simulation = prewarming(1, {"cache": {"medium": "Disk"}})
-    simulation.resolve()
+    simulation = prewarming_simulation(1, {"cache": {"medium": "Disk"}})
+    simulation.finish_resolve()
     simulation.finish_loads()
     simulation.node_bodies["n0"]["status"]["nodeInfo"]["bootID"] = "boot-2"
-    simulation.settle()
+    simulation.converge()
     assert simulation.status["nodes"]["summary"] == "1/1"
 
 
 def test_count_keeps_so_many_nodes_and_stays_with_those_it_has() -> None:
-    simulation = prewarming(5, {"placement": {"prewarm": "Count", "count": 2}})
-    simulation.resolve()
+    simulation = prewarming_simulation(5, {"placement": {"prewarm": "Count", "count": 2}})
+    simulation.finish_resolve()
     first = simulation.loading_nodes()
     assert len(first) == 2
     simulation.finish_loads()
     simulation.add_nodes(*(f"m{index}" for index in range(20)))
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == set()
     assert simulation.condition("Warm") == ("True", "AllNodesWarm")
     del simulation.node_bodies[min(first)]
-    simulation.settle()
+    simulation.converge()
     assert len(simulation.loading_nodes()) == 1
 
 
-def test_more_nodes_than_there_are_is_said() -> None:
-    simulation = prewarming(1, {"placement": {"prewarm": "Count", "count": 2}})
-    simulation.resolve()
+def test_more_nodes_than_there_are_is_reported() -> None:
+    simulation = prewarming_simulation(1, {"placement": {"prewarm": "Count", "count": 2}})
+    simulation.finish_resolve()
     simulation.finish_loads()
     assert simulation.condition("Warm") == ("False", "TooFewNodes")
     assert simulation.condition("Ready")[0] == "True"
@@ -174,17 +174,17 @@ def test_more_nodes_than_there_are_is_said() -> None:
 def test_a_failing_node_is_named_with_its_reason_and_recovers_by_itself(
     report: contract.Report | None, code: int, reason: str, expected: str
 ) -> None:
-    simulation = prewarming(2)
-    simulation.resolve()
+    simulation = prewarming_simulation(2)
+    simulation.finish_resolve()
     for attempt in (1, 2, 3):
-        (job,) = [job for job in simulation.active(names.ROLE_LOAD) if simulation.target(job) == "n1"]
+        (job,) = [job for job in simulation.active_jobs(names.ROLE_LOAD) if simulation.job_node(job) == "n1"]
         assert job["metadata"]["annotations"][names.ATTEMPT] == str(attempt)
-        simulation.end(job, report, code=code, reason=reason)
-        simulation.settle()
+        simulation.finish_job(job, report, code=code, reason=reason)
+        simulation.converge()
         (failure,) = simulation.status["failures"]
         assert (failure["node"], failure["reason"], failure["attempts"]) == ("n1", expected, attempt)
         assert simulation.condition("Degraded") == ("True", "NodeLoadFailed")
-        simulation.wait(400)
+        simulation.advance(400)
     assert simulation.events.count(expected) == 1
     simulation.finish_loads()
     assert simulation.status["nodes"]["summary"] == "2/2"
@@ -192,56 +192,58 @@ def test_a_failing_node_is_named_with_its_reason_and_recovers_by_itself(
     assert simulation.condition("Degraded") == ("False", "AllNodesHealthy")
 
 
-def test_a_loader_that_was_killed_for_memory_is_told_of_with_its_numbers() -> None:
-    simulation = prewarming(1, {"cache": {"medium": "Disk"}, "loader": {"resources": {"limits": {"memory": "1Gi"}}}})
-    simulation.resolve()
-    (job,) = simulation.active(names.ROLE_LOAD)
-    simulation.end(job, code=137, reason="OOMKilled")
-    simulation.settle()
+def test_an_oom_killed_loader_is_reported_with_its_numbers() -> None:
+    simulation = prewarming_simulation(
+        1, {"cache": {"medium": "Disk"}, "loader": {"resources": {"limits": {"memory": "1Gi"}}}}
+    )
+    simulation.finish_resolve()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
+    simulation.finish_job(job, code=137, reason="OOMKilled")
+    simulation.converge()
     (failure,) = simulation.status["failures"]
     assert "its limit is 1Gi, and 2Gi are to be written" in failure["message"]
 
 
 def test_a_failing_node_does_not_hold_up_the_others() -> None:
-    simulation = prewarming(3, {"placement": {"maxConcurrentNodes": 1}})
-    simulation.resolve()
-    (job,) = simulation.active(names.ROLE_LOAD)
-    simulation.end(job, objects.failed_report("CacheNotWritable"), code=28)
-    simulation.settle()
+    simulation = prewarming_simulation(3, {"placement": {"maxConcurrentNodes": 1}})
+    simulation.finish_resolve()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
+    simulation.finish_job(job, objects.failed_report("CacheNotWritable"), code=28)
+    simulation.converge()
     assert simulation.loading_nodes()
-    assert simulation.target(job) not in simulation.loading_nodes()
+    assert simulation.job_node(job) not in simulation.loading_nodes()
 
 
 def test_a_job_whose_pod_vanished_counts_as_evicted() -> None:
-    simulation = prewarming(1)
-    simulation.resolve()
-    (job,) = simulation.active(names.ROLE_LOAD)
-    simulation.end(job, code=1)
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
+    simulation.finish_job(job, code=1)
     simulation.pods.clear()
-    simulation.settle()
+    simulation.converge()
     assert "failures" not in simulation.status, "its last words may still come"
-    simulation.wait(15)
+    simulation.advance(15)
     assert simulation.status["failures"][0]["reason"] == "LoaderEvicted"
 
 
 def test_failures_are_capped_and_counted() -> None:
-    simulation = prewarming(30, {"placement": {"maxConcurrentNodes": 30}})
-    simulation.resolve()
-    for job in simulation.active(names.ROLE_LOAD):
-        simulation.end(job, objects.failed_report("AccessDenied"), code=10)
-    simulation.settle()
+    simulation = prewarming_simulation(30, {"placement": {"maxConcurrentNodes": 30}})
+    simulation.finish_resolve()
+    for job in simulation.active_jobs(names.ROLE_LOAD):
+        simulation.finish_job(job, objects.failed_report("AccessDenied"), code=10)
+    simulation.converge()
     assert len(simulation.status["failures"]) == 10
     assert simulation.status["nodes"]["failed"] == 30
 
 
 def test_suspended_starts_nothing_and_keeps_what_is_there() -> None:
-    simulation = prewarming(2)
-    simulation.resolve()
+    simulation = prewarming_simulation(2)
+    simulation.finish_resolve()
     simulation.finish_loads("n0")
     simulation.spec["suspend"] = True
     simulation.add_nodes("n5")
     running = simulation.loading_nodes()
-    simulation.settle()
+    simulation.converge()
     assert simulation.loading_nodes() == running
     simulation.finish_loads()
     assert simulation.condition("Progressing") == ("False", "Suspended")
@@ -249,9 +251,9 @@ def test_suspended_starts_nothing_and_keeps_what_is_there() -> None:
 
 
 def test_progress_is_that_of_the_slowest_node() -> None:
-    simulation = prewarming(2)
-    simulation.resolve()
-    for index, job in enumerate(sorted(simulation.active(names.ROLE_LOAD), key=simulation.target)):
+    simulation = prewarming_simulation(2)
+    simulation.finish_resolve()
+    for index, job in enumerate(sorted(simulation.active_jobs(names.ROLE_LOAD), key=simulation.job_node)):
         progress = contract.Progress(
             phase="loading",
             loaded_bytes=(index + 1) * 10,
@@ -262,17 +264,17 @@ def test_progress_is_that_of_the_slowest_node() -> None:
         simulation.reports[job["metadata"]["uid"]] = contract.Report(
             kind=contract.ReportKind.PROGRESS, progress=progress
         )
-    simulation.settle()
+    simulation.converge()
     assert simulation.status["progress"]["node"] == "n0"
     assert simulation.status["progress"]["eta"] == "2m10s"
     assert simulation.status["progressSummary"] == "10%"
 
 
 def test_nodes_without_room_for_the_loader_do_not_hold_up_the_others() -> None:
-    simulation = prewarming(6, {"placement": {"maxConcurrentNodes": 2}})
-    simulation.resolve()
+    simulation = prewarming_simulation(6, {"placement": {"maxConcurrentNodes": 2}})
+    simulation.finish_resolve()
     stuck = simulation.loading_nodes()
-    for job in simulation.active(names.ROLE_LOAD):
+    for job in simulation.active_jobs(names.ROLE_LOAD):
         unplaced = {
             "type": "PodScheduled",
             "status": "False",
@@ -281,7 +283,7 @@ def test_nodes_without_room_for_the_loader_do_not_hold_up_the_others() -> None:
         }
         body = {"metadata": {**job["metadata"], "name": "p", "uid": "p"}, "status": {"conditions": [unplaced]}}
         simulation.pods[job["metadata"]["uid"]] = parse_pod(body)
-    simulation.settle()
+    simulation.converge()
     assert len(simulation.loading_nodes() - stuck) == 2
     assert simulation.condition("Degraded") == ("True", "NodeLoadFailed")
     assert {each["reason"] for each in simulation.status["failures"]} == {"LoaderUnschedulable"}

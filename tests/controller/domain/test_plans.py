@@ -30,7 +30,7 @@ INSTALLATION = Installation.model_validate(
     ids=str,
 )
 def test_room_is_kept_free_on_the_nodes_own_paths_alone(cache: dict[str, Any], kept: int) -> None:
-    weights = objects.weights({"cache": cache})
+    weights = objects.modelweights({"cache": cache})
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     assert build_load_plan(weights, seen, INSTALLATION).limits.min_free == kept  # type: ignore[arg-type]
     assert build_resolve_plan(weights, INSTALLATION).limits.min_free == 0

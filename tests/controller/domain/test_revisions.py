@@ -5,62 +5,62 @@ from __future__ import annotations
 import pytest
 
 from operator_support import objects
-from operator_support.simulation import Simulation, prewarming
+from operator_support.simulation import Simulation, prewarming_simulation
 from tonnage_operator.api import names
 from tonnage_operator.domain.specs import jobs
 
 
 def test_pinned_never_looks_again_and_track_does_on_its_interval() -> None:
     simulation = Simulation()
-    simulation.resolve()
-    simulation.wait(10**6)
-    assert len(simulation.started) == 1
+    simulation.finish_resolve()
+    simulation.advance(10**6)
+    assert len(simulation.started_jobs) == 1
     simulation = Simulation({"revision": {"policy": "Track", "interval": "10m"}})
-    simulation.resolve()
-    assert simulation.settle().requeue_after == 600
-    simulation.wait(599)
-    assert len(simulation.started) == 1
-    simulation.wait(2)
-    assert len(simulation.started) == 2
+    simulation.finish_resolve()
+    assert simulation.converge().requeue_after == 600
+    simulation.advance(599)
+    assert len(simulation.started_jobs) == 1
+    simulation.advance(2)
+    assert len(simulation.started_jobs) == 2
 
 
 def test_a_new_revision_is_shown_and_waits_for_a_pin() -> None:
-    simulation = prewarming(1, {"revision": {"policy": "Track", "interval": "10m"}})
-    simulation.resolve()
+    simulation = prewarming_simulation(1, {"revision": {"policy": "Track", "interval": "10m"}})
+    simulation.finish_resolve()
     simulation.finish_loads()
     old = simulation.status["resolved"]["revision"]
-    simulation.wait(601)
-    simulation.resolve("2")
+    simulation.advance(601)
+    simulation.finish_resolve("2")
     new = simulation.status["available"]["revision"]
     assert simulation.status["resolved"]["revision"] == old != new
     assert simulation.condition("UpdateAvailable") == ("True", "SourceChanged")
     assert simulation.loading_nodes() == set()
     simulation.spec["revision"]["pin"] = new
-    simulation.settle()
+    simulation.converge()
     assert simulation.status["resolved"]["revision"] == new
     assert simulation.loading_nodes() == {"n0"}
     assert simulation.condition("UpdateAvailable")[0] == "False"
     assert "RevisionChanged" in simulation.events
     simulation.spec["revision"]["pin"] = old
-    simulation.settle()
+    simulation.converge()
     assert simulation.status["resolved"]["revision"] == old
     assert simulation.status["available"]["revision"] == new
 
 
 def test_a_pin_that_was_never_seen_is_refused_with_those_that_were() -> None:
     simulation = Simulation({"revision": {"pin": "r-000000000000"}})
-    simulation.resolve()
+    simulation.finish_resolve()
     assert simulation.condition("Resolved") == ("False", "PinUnknown")
     assert simulation.condition("Ready")[0] == "False"
 
 
 def test_an_automatic_update_warms_the_new_revision_beside_the_old_and_then_moves() -> None:
-    simulation = prewarming(2, {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}})
-    simulation.resolve()
+    simulation = prewarming_simulation(2, {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}})
+    simulation.finish_resolve()
     simulation.finish_loads()
     old = simulation.status["resolved"]["revision"]
-    simulation.wait(601)
-    simulation.resolve("2")
+    simulation.advance(601)
+    simulation.finish_resolve("2")
     assert simulation.status["resolved"]["revision"] == old
     assert simulation.condition("Progressing") == ("True", "Updating")
     assert simulation.condition("Ready") == ("True", "Warm")
@@ -76,21 +76,21 @@ def test_an_automatic_update_warms_the_new_revision_beside_the_old_and_then_move
     assert history["revision"] == old
 
 
-def test_another_source_is_resolved_anew_and_its_old_loads_stop() -> None:
-    simulation = prewarming(1)
-    simulation.resolve()
+def test_another_source_is_resolved_again_and_its_old_loads_stop() -> None:
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve()
     assert simulation.loading_nodes()
     simulation.spec["source"] = {"s3": {"bucket": "models", "prefix": "other/"}}
-    simulation.settle()
+    simulation.converge()
     assert simulation.condition("Resolved") == ("False", "Resolving")
     assert simulation.loading_nodes() == set()
 
 
 def test_an_expected_digest_refuses_anything_else() -> None:
     simulation = Simulation()
-    simulation.resolve()
+    simulation.finish_resolve()
     simulation.spec["revision"] = {"expectedDigest": "sha256:" + "0" * 64}
-    simulation.settle()
+    simulation.converge()
     assert simulation.condition("Resolved") == ("False", "DigestMismatch")
     assert simulation.condition("Ready") == ("False", "DigestMismatch")
 
@@ -98,23 +98,23 @@ def test_an_expected_digest_refuses_anything_else() -> None:
 def test_a_medium_that_is_not_offered_is_refused() -> None:
     installation = objects.INSTALLATION.model_copy(update={"media": {}})
     simulation = Simulation(installation=installation)
-    simulation.settle()
+    simulation.converge()
     assert simulation.condition("Accepted") == ("False", "MediumNotConfigured")
     assert not simulation.jobs
 
 
 @pytest.mark.parametrize(("count", "folder"), [(2500, "a"), (150, "a" * 800)], ids=["many", "long names"])
 def test_a_huge_list_is_pinned_by_its_digest(count: int, folder: str) -> None:
-    simulation = prewarming(1)
-    simulation.settle()
-    (job,) = simulation.active(names.ROLE_RESOLVE)
+    simulation = prewarming_simulation(1)
+    simulation.converge()
+    (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
     report = objects.resolved_report(count=count, folder=folder)
     simulation.reports[job["metadata"]["uid"]] = report
-    simulation.end(job)
-    simulation.settle()
+    simulation.finish_job(job)
+    simulation.converge()
     assert "objects" not in simulation.status["resolved"]
     assert simulation.status["resolved"]["objectCount"] == count + 1
-    (load,) = simulation.active(names.ROLE_LOAD)
+    (load,) = simulation.active_jobs(names.ROLE_LOAD)
     plan = jobs.encoded_plan(load)
     assert plan.expected_digest == report.digest
     assert plan.sources[0].objects is None

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from operator_support.fleet import ControllerThread, Fleet, admin_access, installation
-from operator_support.kubelet import Kubelet, Loaders
-from operator_support.webhooks import WebhookThread
+from operator_support.fake_kubelet import FakeKubelet, FakeLoaders
+from operator_support.harness import ControllerThread, OperatorHarness, admin_client_config, make_installation
+from operator_support.webhook_thread import WebhookThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def fleet(control_plane: ControlPlane, namespace: str) -> Iterator[Fleet]:
+def harness(control_plane: ControlPlane, namespace: str) -> Iterator[OperatorHarness]:
     """A namespace with nodes to come, which are removed afterwards."""
-    made = Fleet(control_plane, namespace)
+    made = OperatorHarness(control_plane, namespace)
     yield made
-    made.clear()
+    made.cleanup()
 
 
 @pytest.fixture
-def loaders(control_plane: ControlPlane) -> Iterator[Loaders]:
+def fake_loaders(control_plane: ControlPlane) -> Iterator[FakeLoaders]:
     """What loaders do, with a kubelet that makes it so."""
-    script = Loaders()
-    with Kubelet(control_plane, script):
-        yield script
+    behavior = FakeLoaders()
+    with FakeKubelet(control_plane, behavior):
+        yield behavior
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +43,16 @@ def operator_namespace(control_plane: ControlPlane) -> str:
 def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator[ControllerThread]:
     """A running controller, for all tests of a module: those that need one of their own are in other modules."""
     del operator_namespace
-    with ControllerThread(admin_access(control_plane), installation()) as running:
+    with ControllerThread(admin_client_config(control_plane), make_installation()) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def webhook(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookThread]:
     """A running webhook, and its configuration on the API server."""
-    with WebhookThread(admin_access(control_plane), installation(), tmp_path_factory.mktemp("webhook")) as running:
+    with WebhookThread(
+        admin_client_config(control_plane), make_installation(), tmp_path_factory.mktemp("webhook")
+    ) as running:
         running.register(control_plane)
         yield running
         running.unregister(control_plane)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from operator_support import objects
-from operator_support.kubelet import Ending
-from operator_support.pods import make_claim
+from operator_support.fake_kubelet import Termination
+from operator_support.pods import create_pvc
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from operator_support.fleet import Fleet
-    from operator_support.kubelet import Loaders
+    from operator_support.fake_kubelet import FakeLoaders
+    from operator_support.harness import OperatorHarness
 
 pytestmark = pytest.mark.usefixtures("controller")
 
@@ -24,58 +24,66 @@ pytestmark = pytest.mark.usefixtures("controller")
     ['secret "s3-reader" not found', "couldn't find key AWS_SECRET_ACCESS_KEY in Secret serving/s3-reader"],
     ids=["missing", "without a key"],
 )
-def test_a_missing_secret_is_named_and_the_job_goes_on_once_it_is_there(
-    fleet: Fleet, loaders: Loaders, message: str
+def test_a_missing_secret_is_named_and_the_job_continues_once_it_exists(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, message: str
 ) -> None:
-    fleet.add_nodes("a")
-    loaders.waiting[names.ROLE_RESOLVE] = message
-    fleet.create({"credentials": {"secretRef": {"name": "s3-reader"}}})
-    fleet.until("Resolved", "False", "CredentialsMissing")
-    (condition,) = [each for each in fleet.status()["conditions"] if each["type"] == "Resolved"]
+    harness.add_nodes("a")
+    fake_loaders.waiting_messages[names.ROLE_RESOLVE] = message
+    harness.create({"credentials": {"secretRef": {"name": "s3-reader"}}})
+    harness.wait_for_condition("Resolved", "False", "CredentialsMissing")
+    (condition,) = [each for each in harness.status()["conditions"] if each["type"] == "Resolved"]
     assert message in condition["message"]
-    loaders.waiting.clear()
-    fleet.until("Warm")
+    fake_loaders.waiting_messages.clear()
+    harness.wait_for_condition("Warm")
 
 
-def test_a_bucket_that_is_gone_is_told_with_what_to_do_and_all_else_goes_on(fleet: Fleet, loaders: Loaders) -> None:
-    fleet.add_nodes("a")
-    fleet.create(name="fine")
-    fleet.until("Warm", name="fine")
-    loaders.broken_resolve = Ending(objects.failed_report("BucketNotFound", "There is no bucket models."), code=12)
-    fleet.create()
-    fleet.until("Resolved", "False", "BucketNotFound")
-    assert fleet.condition("Ready") == ("False", "BucketNotFound")
-    (resolved,) = [each for each in fleet.status()["conditions"] if each["type"] == "Resolved"]
-    assert "There is no bucket models. Check the bucket's name" in resolved["message"]
-    assert fleet.condition("Ready", "fine") == ("True", "Warm")
-    assert fleet.events().count("BucketNotFound") >= 1
-    loaders.broken_resolve = None
-    fleet.until("Warm")
-
-
-def test_an_object_replaced_under_a_pinned_revision_is_told_and_a_new_look_mends_it(
-    fleet: Fleet, loaders: Loaders
+def test_a_missing_bucket_is_reported_with_a_remedy_and_other_objects_continue(
+    harness: OperatorHarness, fake_loaders: FakeLoaders
 ) -> None:
-    (node,) = fleet.add_nodes("a")
-    loaders.broken[node] = Ending(objects.failed_report("SourceChanged", "model.tensors has another ETag."), code=18)
-    fleet.create()
-    fleet.until("Warm", "False", "SourceChanged")
-    (warm,) = [each for each in fleet.status()["conditions"] if each["type"] == "Warm"]
+    harness.add_nodes("a")
+    harness.create(name="fine")
+    harness.wait_for_condition("Warm", name="fine")
+    fake_loaders.resolve_failure = Termination(
+        objects.failed_report("BucketNotFound", "There is no bucket models."), exit_code=12
+    )
+    harness.create()
+    harness.wait_for_condition("Resolved", "False", "BucketNotFound")
+    assert harness.condition("Ready") == ("False", "BucketNotFound")
+    (resolved,) = [each for each in harness.status()["conditions"] if each["type"] == "Resolved"]
+    assert "There is no bucket models. Check the bucket's name" in resolved["message"]
+    assert harness.condition("Ready", "fine") == ("True", "Warm")
+    assert harness.event_reasons().count("BucketNotFound") >= 1
+    fake_loaders.resolve_failure = None
+    harness.wait_for_condition("Warm")
+
+
+def test_an_object_replaced_under_a_pinned_revision_is_reported_and_a_new_resolve_fixes_it(
+    harness: OperatorHarness, fake_loaders: FakeLoaders
+) -> None:
+    (node,) = harness.add_nodes("a")
+    fake_loaders.load_failures[node] = Termination(
+        objects.failed_report("SourceChanged", "model.tensors has another ETag."), exit_code=18
+    )
+    harness.create()
+    harness.wait_for_condition("Warm", "False", "SourceChanged")
+    (warm,) = [each for each in harness.status()["conditions"] if each["type"] == "Warm"]
     assert f"{node}: SourceChanged: model.tensors has another ETag." in warm["message"]
-    pinned = fleet.status()["resolved"]["revision"]
-    loaders.broken.clear()
-    loaders.version = "2"
-    fleet.patch({"files": {"exclude": ["nothing"]}})
-    eventually(lambda: fleet.status()["resolved"]["revision"] != pinned)
-    fleet.until("Warm")
+    pinned = harness.status()["resolved"]["revision"]
+    fake_loaders.load_failures.clear()
+    fake_loaders.version = "2"
+    harness.patch({"files": {"exclude": ["nothing"]}})
+    eventually(lambda: harness.status()["resolved"]["revision"] != pinned)
+    harness.wait_for_condition("Warm")
 
 
-def test_all_works_in_a_namespace_of_the_restricted_profile_without_host_paths(fleet: Fleet, loaders: Loaders) -> None:
-    del loaders
-    fleet.plane.kubectl("label", "namespace", fleet.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    fleet.add_nodes("a")
-    make_claim(fleet)
-    fleet.create({"cache": {"delivery": "EmptyDir"}, "placement": {"prewarm": "None"}}, name="own")
-    fleet.create({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
-    fleet.until("Ready", name="own")
-    fleet.until("Warm")
+def test_all_works_in_a_namespace_of_the_restricted_profile_without_host_paths(
+    harness: OperatorHarness, fake_loaders: FakeLoaders
+) -> None:
+    del fake_loaders
+    harness.plane.kubectl("label", "namespace", harness.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    harness.add_nodes("a")
+    create_pvc(harness)
+    harness.create({"cache": {"delivery": "EmptyDir"}, "placement": {"prewarm": "None"}}, name="own")
+    harness.create({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
+    harness.wait_for_condition("Ready", name="own")
+    harness.wait_for_condition("Warm")

@@ -248,7 +248,7 @@ def test_every_rule_of_the_schema_has_a_refusal_here() -> None:
 
 def test_explain_has_a_sentence_for_every_field(control_plane: ControlPlane) -> None:
     """``kubectl explain`` shows what the API server publishes."""
-    document = eventually(lambda: _published(control_plane), within=20)
+    document = eventually(lambda: _published(control_plane), timeout=20)
     for kind in ("ModelWeights", "NodeCache"):
         schema = document["components"]["schemas"][f"dev.tonnage.v1alpha1.{kind}"]
         silent = [path for path, field in _fields(schema, kind) if not field.get("description")]
@@ -296,4 +296,4 @@ def test_explain_has_a_sentence_for_a_deep_field(control_plane: ControlPlane) ->
         field = "modelweights.spec.source.s3.caBundle.configMapKeyRef.key"
         return "The key within it that holds the value." in control_plane.kubectl("explain", field, check=False).stdout
 
-    eventually(explained, within=20)
+    eventually(explained, timeout=20)

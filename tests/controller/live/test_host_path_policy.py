@@ -12,7 +12,7 @@ import pytest
 
 from operator_support import objects
 from operator_support.control_plane import ROOT
-from operator_support.fleet import installation
+from operator_support.harness import make_installation
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission import inject
@@ -36,11 +36,11 @@ PLAIN: Pod = {
 
 def injected() -> Pod:
     """Returns a pod as the webhook makes it."""
-    weights = objects.weights({"cache": {"medium": "Memory"}})
+    weights = objects.modelweights({"cache": {"medium": "Memory"}})
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     request = parse_annotations(PLAIN["metadata"]["annotations"], namespace="serving")
     supply = inject.InjectedModel(request.models[0], weights, seen)  # type: ignore[arg-type]
-    return inject.inject(PLAIN, (supply,), request, installation())
+    return inject.inject(PLAIN, (supply,), request, make_installation())
 
 
 def host_path(path: str) -> Pod:
@@ -66,16 +66,16 @@ def with_another_loader() -> Pod:
 
 
 @pytest.fixture
-def guarded(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
+def policy_namespace(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
     """A namespace under the policy."""
     text = (ROOT / "docs" / "security.md").read_text()
     (policy,) = [
         each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "ValidatingAdmissionPolicy" in each
     ]
-    policy = policy.replace("'tonnage-loader:0.1.0'", f"'{installation().loader.image}'")
+    policy = policy.replace("'tonnage-loader:0.1.0'", f"'{make_installation().loader.image}'")
     control_plane.kubectl("label", "namespace", namespace, "example.com/serving=true")
     control_plane.kubectl("apply", "-f", "-", stdin=policy)
-    eventually(lambda: refusal(control_plane, namespace, host_path("/etc")), within=30)
+    eventually(lambda: rejection_message(control_plane, namespace, host_path("/etc")), timeout=30)
     yield namespace
     control_plane.kubectl("delete", "-f", "-", stdin=policy)
 
@@ -85,7 +85,7 @@ def create(plane: ControlPlane, namespace: str, pod: Pod) -> Pod:
     return made
 
 
-def refusal(plane: ControlPlane, namespace: str, pod: Pod) -> str:
+def rejection_message(plane: ControlPlane, namespace: str, pod: Pod) -> str:
     """Returns with which words a pod is refused; empty when it isn't."""
     try:
         plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
@@ -95,20 +95,24 @@ def refusal(plane: ControlPlane, namespace: str, pod: Pod) -> str:
     return ""
 
 
-def test_the_policy_lets_only_loaders_write_to_host_paths(control_plane: ControlPlane, guarded: str) -> None:
+def test_the_policy_lets_only_loaders_write_to_host_paths(control_plane: ControlPlane, policy_namespace: str) -> None:
     plain = copy.deepcopy(PLAIN)
-    assert not refusal(control_plane, guarded, plain)
-    assert not refusal(control_plane, guarded, injected())
-    assert "Host paths other than" in refusal(control_plane, guarded, host_path("/etc"))
-    assert "mounted read-only" in refusal(control_plane, guarded, host_path("/dev/shm/tonnage/r-3f9c2a71b0de"))
-    assert "mounted read-only" in refusal(control_plane, guarded, with_writable_cache())
-    assert "runs the loader" in refusal(control_plane, guarded, with_another_loader())
+    assert not rejection_message(control_plane, policy_namespace, plain)
+    assert not rejection_message(control_plane, policy_namespace, injected())
+    assert "Host paths other than" in rejection_message(control_plane, policy_namespace, host_path("/etc"))
+    assert "mounted read-only" in rejection_message(
+        control_plane, policy_namespace, host_path("/dev/shm/tonnage/r-3f9c2a71b0de")
+    )
+    assert "mounted read-only" in rejection_message(control_plane, policy_namespace, with_writable_cache())
+    assert "runs the loader" in rejection_message(control_plane, policy_namespace, with_another_loader())
 
 
-def test_the_policy_keeps_ephemeral_containers_off_the_cache(control_plane: ControlPlane, guarded: str) -> None:
-    pod = create(control_plane, guarded, injected())
+def test_the_policy_keeps_ephemeral_containers_off_the_cache(
+    control_plane: ControlPlane, policy_namespace: str
+) -> None:
+    pod = create(control_plane, policy_namespace, injected())
     debug = {"name": "debug", "image": "shell", "volumeMounts": [{"name": "tonnage-cache", "mountPath": "/entry"}]}
-    path = f"/api/v1/namespaces/{guarded}/pods/{pod['metadata']['name']}/ephemeralcontainers"
+    path = f"/api/v1/namespaces/{policy_namespace}/pods/{pod['metadata']['name']}/ephemeralcontainers"
     pod["spec"]["ephemeralContainers"] = [debug]
     del pod["metadata"]["resourceVersion"]  # the scheduler writes to it, too
     with pytest.raises(urllib.error.HTTPError) as caught:

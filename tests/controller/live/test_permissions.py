@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from operator_support.control_plane import ROOT
-from operator_support.fleet import ControllerThread, installation
+from operator_support.harness import ControllerThread, make_installation
 from operator_support.waiting import eventually
-from operator_support.webhooks import WebhookThread
+from operator_support.webhook_thread import WebhookThread
 from tonnage_operator.api import names
 from tonnage_operator.controller.release import release_all
 from tonnage_operator.kube.credentials import ClientConfig
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
-    from operator_support.fleet import Fleet
-    from operator_support.kubelet import Loaders
+    from operator_support.fake_kubelet import FakeLoaders
+    from operator_support.harness import OperatorHarness
 
 Rule = tuple[str, str, str]
 
@@ -45,23 +45,27 @@ def _granted(role: dict[str, Any]) -> set[Rule]:
     }
 
 
-def _access(plane: ControlPlane, name: str) -> ClientConfig:
+def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
     """Makes a service account that has exactly the role."""
-    account, space = f"role-{name}", "tonnage-system"
-    plane.kubectl("create", "serviceaccount", account, "-n", space)
+    account, namespace = f"role-{name}", "tonnage-system"
+    plane.kubectl("create", "serviceaccount", account, "-n", namespace)
     plane.kubectl("apply", "-f", str(ROOT / "operator" / "rbac" / f"{name}.yaml"))
     plane.kubectl(
-        "create", "clusterrolebinding", account, f"--clusterrole=tonnage-{name}", f"--serviceaccount={space}:{account}"
+        "create",
+        "clusterrolebinding",
+        account,
+        f"--clusterrole=tonnage-{name}",
+        f"--serviceaccount={namespace}:{account}",
     )
-    token = plane.kubectl("create", "token", account, "-n", space).stdout.strip()
+    token = plane.kubectl("create", "token", account, "-n", namespace).stdout.strip()
     return ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token)
 
 
-def _did(plane: ControlPlane, name: str) -> tuple[set[Rule], list[str]]:
+def _recorded_calls(plane: ControlPlane, name: str) -> tuple[set[Rule], list[str]]:
     """Returns what was used and what was forbidden."""
     used: set[Rule] = set()
     forbidden = []
-    for event in plane.audited(f"role-{name}"):
+    for event in plane.audit_events(f"role-{name}"):
         target = event.get("objectRef")
         if event["responseStatus"].get("code") == 403:
             forbidden.append(f"{event['verb']} {event['requestURI']}")
@@ -82,48 +86,50 @@ def test_roles_have_no_wildcards_and_no_secrets() -> None:
 
 
 def test_the_controller_needs_its_role_and_nothing_else(
-    fleet: Fleet, loaders: Loaders, operator_namespace: str
+    harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
-    del loaders, operator_namespace
-    access = _access(fleet.plane, "controller")
-    with ControllerThread(access, installation()) as running:
-        fleet.add_nodes("a", "b")
-        fleet.create()
-        fleet.until("Warm")
+    del fake_loaders, operator_namespace
+    access = _account_client_config(harness.plane, "controller")
+    with ControllerThread(access, make_installation()) as running:
+        harness.add_nodes("a", "b")
+        harness.create()
+        harness.wait_for_condition("Warm")
         # Anyone's token is reviewed, and this one is refused for what it is.
-        url = f"http://127.0.0.1:{running.controller.report_port}/v1/reports"
+        url = f"http://127.0.0.1:{running.app.report_port}/v1/reports"
         request = urllib.request.Request(url, data=b"{}", headers={"Authorization": "Bearer x"})
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=10)
         with caught.value as answer:
             assert answer.code == 401
-        fleet.delete()
-        eventually(fleet.gone, within=25)
-    used, forbidden = _did(fleet.plane, "controller")
+        harness.delete()
+        eventually(harness.is_gone, timeout=25)
+    used, forbidden = _recorded_calls(harness.plane, "controller")
     granted = _granted(_role("controller"))
     assert not forbidden
     assert used == granted
 
 
-def test_the_webhook_needs_its_role_and_nothing_else(fleet: Fleet, operator_namespace: str, tmp_path: Path) -> None:
+def test_the_webhook_needs_its_role_and_nothing_else(
+    harness: OperatorHarness, operator_namespace: str, tmp_path: Path
+) -> None:
     del operator_namespace
-    access = _access(fleet.plane, "webhook")
-    fleet.create({"access": {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"a": "b"}}}}})
-    with WebhookThread(access, installation(), tmp_path) as webhook:
-        webhook.register(fleet.plane)
+    access = _account_client_config(harness.plane, "webhook")
+    harness.create({"access": {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"a": "b"}}}}})
+    with WebhookThread(access, make_installation(), tmp_path) as webhook:
+        webhook.register(harness.plane)
         with contextlib.ExitStack() as stack:
-            stack.callback(webhook.unregister, fleet.plane)
+            stack.callback(webhook.unregister, harness.plane)
             pod = {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": "p", "annotations": {names.MODEL: f"{fleet.namespace}/llama"}},
+                "metadata": {"name": "p", "annotations": {names.MODEL: f"{harness.namespace}/llama"}},
                 "spec": {"containers": [{"name": "c", "image": "i"}]},
             }
             with pytest.raises(urllib.error.HTTPError) as caught:
-                fleet.plane.request("POST", "/api/v1/namespaces/default/pods", pod)
+                harness.plane.request("POST", "/api/v1/namespaces/default/pods", pod)
             with caught.value as answer:
                 assert "may not use it" in json.loads(answer.read())["message"]
-    used, forbidden = _did(fleet.plane, "webhook")
+    used, forbidden = _recorded_calls(harness.plane, "webhook")
     assert not forbidden
     assert used == _granted(_role("webhook"))
 
@@ -133,22 +139,22 @@ async def _release(access: ClientConfig) -> int:
 
 
 def test_released_objects_can_be_deleted_without_an_operator(
-    fleet: Fleet, loaders: Loaders, operator_namespace: str
+    harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
-    del operator_namespace, loaders
-    access = _access(fleet.plane, "release")
-    body = fleet.create()
-    fleet.plane.request(
+    del operator_namespace, fake_loaders
+    access = _account_client_config(harness.plane, "release")
+    body = harness.create()
+    harness.plane.request(
         "PATCH",
-        fleet.path(),
+        harness.object_path(),
         {"metadata": {"finalizers": [names.FINALIZER]}},
         content_type="application/merge-patch+json",
     )
-    fleet.delete()
-    assert not fleet.gone()
+    harness.delete()
+    assert not harness.is_gone()
     assert asyncio.run(_release(access)) >= 1
-    eventually(fleet.gone)
-    used, forbidden = _did(fleet.plane, "release")
+    eventually(harness.is_gone)
+    used, forbidden = _recorded_calls(harness.plane, "release")
     assert not forbidden
     assert used == _granted(_role("release"))
     assert body

@@ -11,16 +11,16 @@ import msgspec
 import pytest
 
 from operator_support import objects
-from operator_support.faulty_proxy import FaultyProxy, Refusal
-from operator_support.fleet import ControllerThread, installation
+from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
+from operator_support.harness import ControllerThread, make_installation
 from operator_support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
-    from operator_support.fleet import Fleet
-    from operator_support.kubelet import Loaders
+    from operator_support.fake_kubelet import FakeLoaders
+    from operator_support.harness import OperatorHarness
 
 Answer = tuple[int, str]
 
@@ -28,7 +28,7 @@ Answer = tuple[int, str]
 def send(controller: ControllerThread, token: str, report: contract.Report | bytes) -> tuple[int, str, str]:
     """Sends a report, and returns status, message and ``Retry-After`` of the answer."""
     data = report if isinstance(report, bytes) else contract.encode_report(report)
-    url = f"http://127.0.0.1:{controller.controller.report_port}/v1/reports"
+    url = f"http://127.0.0.1:{controller.app.report_port}/v1/reports"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, data=data, headers=headers, method="POST")
     try:
@@ -39,13 +39,13 @@ def send(controller: ControllerThread, token: str, report: contract.Report | byt
             return error.code, json.loads(error.read())["message"], error.headers.get("Retry-After", "")
 
 
-class Desk:
+class ReportSender:
     """A loading pod, and the endpoint."""
 
-    def __init__(self, fleet: Fleet, controller: ControllerThread) -> None:
-        self.fleet = fleet
+    def __init__(self, harness: OperatorHarness, controller: ControllerThread) -> None:
+        self.fleet = harness
         self.controller = controller
-        self.uid: str = fleet.get()["metadata"]["uid"]
+        self.uid: str = harness.get()["metadata"]["uid"]
         self.pod = eventually(self._pod)
 
     def _pod(self) -> str:
@@ -72,91 +72,112 @@ class Desk:
         status, message, _ = send(self.controller, token, report)
         return status, message
 
-    def counted(self, kind: str, result: str) -> float:
-        found: float = self.controller.controller.metrics.reports.labels(kind, result)._value.get()
+    def report_count(self, kind: str, result: str) -> float:
+        found: float = self.controller.app.metrics.reports.labels(kind, result)._value.get()
         return found
 
 
 @pytest.fixture
-def desk(fleet: Fleet, loaders: Loaders, controller: ControllerThread) -> Desk:
-    loaders.hold = True
-    fleet.add_nodes("a")
-    fleet.create()
-    return Desk(fleet, controller)
+def report_sender(harness: OperatorHarness, fake_loaders: FakeLoaders, controller: ControllerThread) -> ReportSender:
+    fake_loaders.block_loads = True
+    harness.add_nodes("a")
+    harness.create()
+    return ReportSender(harness, controller)
 
 
-def test_progress_reaches_the_status_with_rate_and_remaining_time(desk: Desk) -> None:
-    assert desk.send(desk.token(), desk.report()) == (204, "")
-    progress = eventually(lambda: desk.fleet.status().get("progress", {}).get("percent") == 50 and desk.fleet.status())
+def test_progress_reaches_the_status_with_rate_and_remaining_time(report_sender: ReportSender) -> None:
+    assert report_sender.send(report_sender.token(), report_sender.report()) == (204, "")
+    progress = eventually(
+        lambda: report_sender.fleet.status().get("progress", {}).get("percent") == 50 and report_sender.fleet.status()
+    )
     assert progress["progressSummary"] == "50%"
     assert progress["progress"]["remainingSeconds"] == 70
     assert progress["progress"]["eta"] == "1m10s"
     assert progress["progress"]["bytesPerSecond"] == 5
-    assert desk.counted("progress", "accepted") == 1
-    wide = desk.fleet.plane.kubectl("get", "mw", "-n", desk.fleet.namespace, "-o", "wide").stdout.splitlines()
+    assert report_sender.report_count("progress", "accepted") == 1
+    wide = report_sender.fleet.plane.kubectl(
+        "get", "mw", "-n", report_sender.fleet.namespace, "-o", "wide"
+    ).stdout.splitlines()
     columns = dict(zip(wide[0].split(), wide[1].split(), strict=True))
     assert (columns["READY"], columns["WARM"], columns["PROGRESS"]) == ("False", "0/1", "50%")
     assert (columns["MEDIUM"], columns["ETA"], columns["REASON"]) == ("Memory", "1m10s", "PartiallyWarm")
     assert (columns["PODS"], columns["SIZE"]) == ("0", "2Gi")
-    (cache,) = desk.fleet.plane.kubectl(
-        "get", "nodecaches", f"{desk.fleet.namespace}-a", "--no-headers"
+    (cache,) = report_sender.fleet.plane.kubectl(
+        "get", "nodecaches", f"{report_sender.fleet.namespace}-a", "--no-headers"
     ).stdout.splitlines()
     assert cache.split()[-2] == "1", "LOADING"
 
 
-def test_what_anyone_else_says_is_refused_and_counted(desk: Desk, loaders: Loaders) -> None:
-    del loaders
-    plane, space = desk.fleet.plane, desk.fleet.namespace
+def test_reports_from_other_senders_are_rejected_and_counted(
+    report_sender: ReportSender, fake_loaders: FakeLoaders
+) -> None:
+    del fake_loaders
+    plane, namespace = report_sender.fleet.plane, report_sender.fleet.namespace
     body = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "stranger", "labels": {names.ROLE: "load", names.MODEL_UID: desk.uid}},
+        "metadata": {"name": "stranger", "labels": {names.ROLE: "load", names.MODEL_UID: report_sender.uid}},
         "spec": {"containers": [{"name": "c", "image": "i"}]},
     }
-    plane.request("POST", f"/api/v1/namespaces/{space}/pods", body)
+    plane.request("POST", f"/api/v1/namespaces/{namespace}/pods", body)
     cases: dict[str, tuple[Answer, int, str]] = {
-        "no token": (desk.send("", desk.report()), 401, "bearer token"),
-        "garbage": (desk.send("x.y.z", desk.report()), 401, "audience"),
-        "other audience": (desk.send(desk.token(audience="vault"), desk.report()), 401, "audience"),
-        "bound to no pod": (desk.send(desk.token("none"), desk.report()), 401, "no pod"),
-        "a stranger's pod": (desk.send(desk.token("stranger"), desk.report()), 403, "object"),
-        "another object": (desk.send(desk.token(), desk.report(uid="other")), 403, "another object"),
+        "no token": (report_sender.send("", report_sender.report()), 401, "bearer token"),
+        "garbage": (report_sender.send("x.y.z", report_sender.report()), 401, "audience"),
+        "other audience": (
+            report_sender.send(report_sender.token(audience="vault"), report_sender.report()),
+            401,
+            "audience",
+        ),
+        "bound to no pod": (report_sender.send(report_sender.token("none"), report_sender.report()), 401, "no pod"),
+        "a stranger's pod": (
+            report_sender.send(report_sender.token("stranger"), report_sender.report()),
+            403,
+            "object",
+        ),
+        "another object": (
+            report_sender.send(report_sender.token(), report_sender.report(uid="other")),
+            403,
+            "another object",
+        ),
         "a lie about the source": (
-            desk.send(
-                desk.token(),
+            report_sender.send(
+                report_sender.token(),
                 msgspec.structs.replace(
                     objects.resolved_report(),
-                    identity=contract.Identity(namespace="x", name="llama", uid=desk.uid, generation=1),
+                    identity=contract.Identity(namespace="x", name="llama", uid=report_sender.uid, generation=1),
                 ),
             ),
             403,
             "Only resolve Jobs",
         ),
-        "malformed": (desk.send(desk.token(), b"{}"), 400, "schema_version"),
-        "unknown version": (desk.send(desk.token(), b'{"schema_version": 99}'), 400, "version 99"),
-        "oversized": (desk.send(desk.token(), b"x" * (3 << 20)), 413, "at most"),
+        "malformed": (report_sender.send(report_sender.token(), b"{}"), 400, "schema_version"),
+        "unknown version": (report_sender.send(report_sender.token(), b'{"schema_version": 99}'), 400, "version 99"),
+        "oversized": (report_sender.send(report_sender.token(), b"x" * (3 << 20)), 413, "at most"),
     }
     for case, ((status, message), expected, part) in cases.items():
         assert (status, part in message) == (expected, True), (case, status, message)
-    assert desk.counted("unknown", "unauthenticated") == 4
-    assert desk.counted("unknown", "malformed") == 2
-    assert desk.counted("unknown", "oversized") == 1
-    assert desk.counted("progress", "other_object") + desk.counted("progress", "unknown_pod") == 2
-    assert desk.counted("resolved", "wrong_kind") == 1
-    assert "progress" not in desk.fleet.status() or desk.fleet.status()["progress"]["percent"] == -1
+    assert report_sender.report_count("unknown", "unauthenticated") == 4
+    assert report_sender.report_count("unknown", "malformed") == 2
+    assert report_sender.report_count("unknown", "oversized") == 1
+    assert (
+        report_sender.report_count("progress", "other_object") + report_sender.report_count("progress", "unknown_pod")
+        == 2
+    )
+    assert report_sender.report_count("resolved", "wrong_kind") == 1
+    assert "progress" not in report_sender.fleet.status() or report_sender.fleet.status()["progress"]["percent"] == -1
 
 
-def test_a_controller_that_does_not_know_all_pods_yet_asks_to_try_again(desk: Desk) -> None:
+def test_a_controller_with_incomplete_caches_answers_with_retry_after(report_sender: ReportSender) -> None:
     """A loader takes a 403 for the last word."""
-    token, report = desk.token(), desk.report()
-    with FaultyProxy(desk.fleet.plane) as proxy:
-        proxy.judge = lambda _method, path: Refusal(503) if path.startswith("/api/v1/pods?") else None
-        fresh = ControllerThread(ClientConfig(proxy.url), installation())
+    token, report = report_sender.token(), report_sender.report()
+    with FaultyProxy(report_sender.fleet.plane) as proxy:
+        proxy.on_request = lambda _method, path: ErrorResponse(503) if path.startswith("/api/v1/pods?") else None
+        fresh = ControllerThread(ClientConfig(proxy.url), make_installation())
         fresh.start()
-        eventually(lambda: fresh.controller.report_port)
+        eventually(lambda: fresh.app.report_port)
         status, message, retry_after = send(fresh, token, report)
         assert (status, retry_after) == (503, "1")
         assert "try again" in message
-        proxy.judge = lambda _method, _path: None
+        proxy.on_request = lambda _method, _path: None
         with fresh:
             assert send(fresh, token, report) == (204, "", "")

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from operator_support.fleet import ControllerThread, Fleet, admin_access, installation
+from operator_support.harness import ControllerThread, OperatorHarness, admin_client_config, make_installation
 from operator_support.waiting import eventually
 
 
-@pytest.mark.usefixtures("loaders", "operator_namespace")
-def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so(fleet: Fleet) -> None:
-    plane = fleet.plane
-    guest = Fleet(plane, f"{fleet.namespace}-guest")
+@pytest.mark.usefixtures("fake_loaders", "operator_namespace")
+def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so(harness: OperatorHarness) -> None:
+    plane = harness.plane
+    guest = OperatorHarness(plane, f"{harness.namespace}-guest")
     plane.kubectl("create", "namespace", guest.namespace)
-    (node,) = fleet.add_nodes("a")
+    (node,) = harness.add_nodes("a")
     same = {
-        "source": {"s3": {"bucket": fleet.namespace}},
-        "placement": {"nodeSelector": {"fleet": fleet.namespace}},
+        "source": {"s3": {"bucket": harness.namespace}},
+        "placement": {"nodeSelector": {"test-namespace": harness.namespace}},
     }
-    with ControllerThread(admin_access(plane), installation(sharing="Namespace")):
-        fleet.create()
+    with ControllerThread(admin_client_config(plane), make_installation(sharing="Namespace")):
+        harness.create()
         guest.create(same)
-        fleet.until("Warm")
-        guest.until("Warm")
-        revision = fleet.status()["resolved"]["revision"]
+        harness.wait_for_condition("Warm")
+        guest.wait_for_condition("Warm")
+        revision = harness.status()["resolved"]["revision"]
         assert guest.status()["resolved"]["revision"] == revision
-        both = {f"{fleet.namespace}/{revision}": "Ready", f"{guest.namespace}/{revision}": "Ready"}
-        assert fleet.entries(node) == both
+        both = {f"{harness.namespace}/{revision}": "Ready", f"{guest.namespace}/{revision}": "Ready"}
+        assert harness.entry_states(node) == both
         guest.delete()
-        eventually(guest.gone, within=25)
-        assert fleet.entries(node) == {f"{fleet.namespace}/{revision}": "Ready"}
-        fleet.delete()
-        eventually(fleet.gone, within=25)
+        eventually(guest.is_gone, timeout=25)
+        assert harness.entry_states(node) == {f"{harness.namespace}/{revision}": "Ready"}
+        harness.delete()
+        eventually(harness.is_gone, timeout=25)

@@ -11,39 +11,39 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operator_support.fleet import Fleet
-from operator_support.pods import CONTAINERS, create_pod, inits, make_resolved, pod_template
+from operator_support.harness import OperatorHarness
+from operator_support.pods import CONTAINERS, create_pod, create_resolved_model, init_container_names, pod_template
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
-    from operator_support.webhooks import WebhookThread
+    from operator_support.webhook_thread import WebhookThread
 
 
 @pytest.fixture
-def model(fleet: Fleet, webhook: WebhookThread) -> Fleet:
+def model(harness: OperatorHarness, webhook: WebhookThread) -> OperatorHarness:
     """A fleet with a resolved model, as the controller would have left it."""
     del webhook
-    make_resolved(fleet)
-    return fleet
+    create_resolved_model(harness)
+    return harness
 
 
-def refused(fleet: Fleet, notes: dict[str, str] | None = None, **spec: Any) -> str:
+def rejection_message(harness: OperatorHarness, annotations: dict[str, str] | None = None, **spec: Any) -> str:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        create_pod(fleet, notes, **spec)
+        create_pod(harness, annotations, **spec)
     with caught.value as answer:
         message: str = json.loads(answer.read())["message"]
     return message
 
 
-def test_a_pod_that_asks_is_injected_and_valid(model: Fleet) -> None:
+def test_a_pod_that_asks_is_injected_and_valid(model: OperatorHarness) -> None:
     pod = create_pod(model)
-    assert inits(pod) == [names.LOADER_CONTAINER]
+    assert init_container_names(pod) == [names.LOADER_CONTAINER]
     assert pod["metadata"]["annotations"][names.REVISION].startswith("llama=r-")
 
 
-def test_the_loader_does_not_get_the_token_that_the_pod_has(model: Fleet) -> None:
+def test_the_loader_does_not_get_the_token_that_the_pod_has(model: OperatorHarness) -> None:
     pod = create_pod(model, automountServiceAccountToken=True)
     folder = "/var/run/secrets/kubernetes.io/serviceaccount"
     (loader,) = pod["spec"]["initContainers"]
@@ -54,7 +54,7 @@ def test_the_loader_does_not_get_the_token_that_the_pod_has(model: Fleet) -> Non
     assert own not in {each["name"] for each in loader["volumeMounts"]}
 
 
-def test_a_pod_that_was_injected_before_stays_as_it_is(model: Fleet) -> None:
+def test_a_pod_that_was_injected_before_stays_as_it_is(model: OperatorHarness) -> None:
     """As when another webhook changes it and ours is called again, or when someone applies what the API server has."""
     pod = create_pod(model)
     kept = {key: pod["metadata"][key] for key in ("labels", "annotations", "generateName")}
@@ -64,14 +64,14 @@ def test_a_pod_that_was_injected_before_stays_as_it_is(model: Fleet) -> None:
     assert again["metadata"]["annotations"] == pod["metadata"]["annotations"]
 
 
-def test_dry_run_is_injected_too_and_leaves_nothing(model: Fleet) -> None:
+def test_dry_run_is_injected_too_and_leaves_nothing(model: OperatorHarness) -> None:
     pod = create_pod(model, query="?dryRun=All")
-    assert inits(pod) == [names.LOADER_CONTAINER]
+    assert init_container_names(pod) == [names.LOADER_CONTAINER]
     assert not model.plane.request("GET", f"/api/v1/namespaces/{model.namespace}/pods")["items"]
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "Job", "DaemonSet"])
-def test_workloads_of_every_kind_get_injected_pods(model: Fleet, kind: str) -> None:
+def test_workloads_of_every_kind_get_injected_pods(model: OperatorHarness, kind: str) -> None:
     if kind == "DaemonSet":
         model.add_nodes("a")
     group = "batch" if kind == "Job" else "apps"
@@ -88,28 +88,28 @@ def test_workloads_of_every_kind_get_injected_pods(model: Fleet, kind: str) -> N
     model.plane.request("POST", f"/apis/{group}/v1/namespaces/{model.namespace}/{plural}", body)
     path = f"/api/v1/namespaces/{model.namespace}/pods"
     pods = eventually(lambda: model.plane.request("GET", path)["items"])
-    assert inits(pods[0]) == [names.LOADER_CONTAINER]
+    assert init_container_names(pods[0]) == [names.LOADER_CONTAINER]
 
 
-def test_a_pod_that_asks_for_nothing_never_reaches_us(model: Fleet, webhook: WebhookThread) -> None:
+def test_a_pod_without_annotations_never_reaches_the_webhook(model: OperatorHarness, webhook: WebhookThread) -> None:
     before = _admissions(webhook)
     pod = create_pod(model, {})
-    assert not inits(pod)
+    assert not init_container_names(pod)
     assert _admissions(webhook) == before
 
 
 def _admissions(webhook: WebhookThread) -> float:
-    found = [sample.value for metric in webhook.webhook.metrics.admissions.collect() for sample in metric.samples]
+    found = [sample.value for metric in webhook.app.metrics.admissions.collect() for sample in metric.samples]
     return sum(found)
 
 
-def test_opting_out_works_for_pods_and_for_namespaces(model: Fleet) -> None:
-    assert not inits(create_pod(model, {names.MODEL: "llama", names.INJECT: "false"}))
+def test_opting_out_works_for_pods_and_for_namespaces(model: OperatorHarness) -> None:
+    assert not init_container_names(create_pod(model, {names.MODEL: "llama", names.INJECT: "false"}))
     model.plane.kubectl("label", "namespace", model.namespace, "tonnage.dev/inject=false")
-    assert not inits(create_pod(model))
+    assert not init_container_names(create_pod(model))
 
 
-def test_neighbours_stay_as_they_were(model: Fleet) -> None:
+def test_other_containers_and_volumes_stay_unchanged(model: OperatorHarness) -> None:
     pod = create_pod(
         model,
         initContainers=[
@@ -121,24 +121,24 @@ def test_neighbours_stay_as_they_were(model: Fleet) -> None:
         securityContext={"runAsUser": 1000, "fsGroup": 1000},
         automountServiceAccountToken=False,
     )
-    assert inits(pod) == ["istio-init", names.LOADER_CONTAINER, "proxy", "migrate"]
+    assert init_container_names(pod) == ["istio-init", names.LOADER_CONTAINER, "proxy", "migrate"]
     assert "mine" in [each["name"] for each in pod["spec"]["volumes"]]
     assert pod["spec"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 1000}
 
 
 def test_a_pod_is_admitted_under_the_restricted_profile_without_host_paths(
-    fleet: Fleet, webhook: WebhookThread
+    harness: OperatorHarness, webhook: WebhookThread
 ) -> None:
     del webhook
-    fleet.plane.kubectl("label", "namespace", fleet.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    make_resolved(fleet, {"cache": {"delivery": "EmptyDir"}})
+    harness.plane.kubectl("label", "namespace", harness.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    create_resolved_model(harness, {"cache": {"delivery": "EmptyDir"}})
     context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     pod = create_pod(
-        fleet,
+        harness,
         containers=[{**CONTAINERS[0], "securityContext": context}],
         securityContext={"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
     )
-    assert inits(pod) == [names.LOADER_CONTAINER]
+    assert init_container_names(pod) == [names.LOADER_CONTAINER]
 
 
 @pytest.mark.parametrize(
@@ -152,36 +152,38 @@ def test_a_pod_is_admitted_under_the_restricted_profile_without_host_paths(
     ],
 )
 def test_a_pod_that_cannot_be_served_is_refused_with_a_sentence(
-    model: Fleet, notes: dict[str, str], sentence: str
+    model: OperatorHarness, notes: dict[str, str], sentence: str
 ) -> None:
-    assert sentence in refused(model, notes)
+    assert sentence in rejection_message(model, notes)
 
 
-def test_a_model_that_is_not_resolved_yet_is_refused(fleet: Fleet, webhook: WebhookThread) -> None:
+def test_a_model_that_is_not_resolved_yet_is_refused(harness: OperatorHarness, webhook: WebhookThread) -> None:
     del webhook
-    fleet.create({"placement": {"prewarm": "None"}})
-    assert "is not resolved" in refused(fleet)
+    harness.create({"placement": {"prewarm": "None"}})
+    assert "is not resolved" in rejection_message(harness)
 
 
-def test_going_on_without_weights_is_possible(model: Fleet) -> None:
+def test_a_pod_may_continue_without_weights(model: OperatorHarness) -> None:
     pod = create_pod(model, {names.MODEL: "nothing", names.ON_FAILURE: "continue"})
-    assert not inits(pod)
+    assert not init_container_names(pod)
     env = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
     assert env["TONNAGE_STATUS"] == "failed"
     assert "does not exist" in env["TONNAGE_REASON"]
 
 
-def test_another_namespace_may_use_it_only_where_it_is_allowed(model: Fleet, control_plane: ControlPlane) -> None:
-    guest = Fleet(control_plane, f"{model.namespace}-guest")
+def test_another_namespace_may_use_it_only_where_it_is_allowed(
+    model: OperatorHarness, control_plane: ControlPlane
+) -> None:
+    guest = OperatorHarness(control_plane, f"{model.namespace}-guest")
     control_plane.kubectl("create", "namespace", guest.namespace)
-    notes = {names.MODEL: f"{model.namespace}/llama"}
-    assert "may not use it" in refused(guest, notes)
+    annotations = {names.MODEL: f"{model.namespace}/llama"}
+    assert "may not use it" in rejection_message(guest, annotations)
     selector = {"matchLabels": {"kubernetes.io/metadata.name": guest.namespace}}
     model.patch({"access": {"allowedNamespaces": {"from": "Selector", "selector": selector}}})
-    assert inits(create_pod(guest, notes)) == [names.LOADER_CONTAINER]
+    assert init_container_names(create_pod(guest, annotations)) == [names.LOADER_CONTAINER]
 
 
-def test_warm_nodes_are_preferred_and_can_be_required(model: Fleet) -> None:
+def test_warm_nodes_are_preferred_and_can_be_required(model: OperatorHarness) -> None:
     (node,) = model.add_nodes("a")
     revision = model.status()["resolved"]["revision"]
     cache = {
@@ -268,18 +270,20 @@ def test_a_review_without_namespace_is_refused_with_a_sentence(webhook: WebhookT
     assert "names no namespace" in answer["status"]["message"]
 
 
-def test_a_review_of_3_megabytes_is_answered(model: Fleet, webhook: WebhookThread) -> None:
+def test_a_review_of_3_megabytes_is_answered(model: OperatorHarness, webhook: WebhookThread) -> None:
     pod = pod_template({names.MODEL: "llama", "big": "x" * (3 << 20)})
     answer = _answer(webhook, _review(pod, namespace=model.namespace))
     assert answer["allowed"]
     assert b"tonnage-loader" in base64.b64decode(answer["patch"])
 
 
-def test_a_defect_of_ours_is_counted_and_refuses_just_the_pod_that_asked(model: Fleet, webhook: WebhookThread) -> None:
+def test_an_internal_error_is_counted_and_denies_only_the_annotated_pod(
+    model: OperatorHarness, webhook: WebhookThread
+) -> None:
     pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": [1, 2]}}
     answer = _answer(webhook, _review(pod, namespace=model.namespace))
     assert (answer["allowed"], answer["status"]["code"]) == (False, 500)
-    assert webhook.webhook.metrics.admissions.labels("error")._value.get() >= 1
+    assert webhook.app.metrics.admissions.labels("error")._value.get() >= 1
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"[]", b"{}", b'{"request": null}', b'{"request": {"uid": 7}}'])
@@ -293,21 +297,21 @@ def test_health_and_metrics_are_there(webhook: WebhookThread) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         with urllib.request.urlopen(webhook.url + path, timeout=5, context=context) as answer:
             assert answer.status == 200
-    with urllib.request.urlopen(f"http://127.0.0.1:{webhook.webhook.health_port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{webhook.app.health_port}/metrics", timeout=5) as answer:
         assert b"tonnage_admission_duration_seconds_bucket" in answer.read()
 
 
-def _served(webhook: WebhookThread) -> str:
-    return ssl.get_server_certificate(("127.0.0.1", webhook.webhook.port))
+def _served_certificate(webhook: WebhookThread) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", webhook.app.port))
 
 
 def test_a_renewed_certificate_is_served_without_a_failed_request(webhook: WebhookThread) -> None:
-    before = _served(webhook)
-    webhook.renew()
+    before = _served_certificate(webhook)
+    webhook.issue_certificate()
     for _ in range(20):
         assert _post(webhook, _review({}))[0] == 200
-    webhook.check_certificate()
-    assert _served(webhook) != before
+    webhook.reload_certificate()
+    assert _served_certificate(webhook) != before
     assert _post(webhook, _review({}))[0] == 200
 
 
@@ -315,8 +319,8 @@ def test_a_renewed_certificate_is_served_without_a_failed_request(webhook: Webho
 def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(
     webhook: WebhookThread, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    before = _served(webhook)
-    failures = webhook.webhook.metrics.certificate_reloads.labels("failure")
+    before = _served_certificate(webhook)
+    failures = webhook.app.metrics.certificate_reloads.labels("failure")
     count = failures._value.get()
     if damage == "garbage":
         webhook.cert.write_text("not a certificate")
@@ -324,20 +328,20 @@ def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(
         webhook.key.write_bytes(webhook.ca.issue_cert("other").private_key_pem.bytes())
     else:
         webhook.cert.unlink()
-    webhook.check_certificate()
+    webhook.reload_certificate()
     assert failures._value.get() == count + 1
     assert "can't be used, the old one stays in use" in caplog.text
-    assert _served(webhook) == before
+    assert _served_certificate(webhook) == before
     assert _post(webhook, _review({}))[0] == 200
-    webhook.renew()
-    webhook.check_certificate()
-    assert _served(webhook) != before
+    webhook.issue_certificate()
+    webhook.reload_certificate()
+    assert _served_certificate(webhook) != before
 
 
-def test_an_api_server_that_is_away_refuses_those_who_ask_and_nobody_else(
+def test_an_unreachable_api_server_denies_only_annotated_pods(
     webhook: WebhookThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook._access, "server", "https://127.0.0.1:1")
+    monkeypatch.setattr(webhook._client_config, "server", "https://127.0.0.1:1")
     pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": CONTAINERS}}
     answer = _answer(webhook, _review(pod))
     assert answer["status"]["code"] == 503

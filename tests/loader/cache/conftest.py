@@ -39,7 +39,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def as_root() -> None:
+def requires_root() -> None:
     """For tests that become another user."""
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user")

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.cache_entries import NAME, fill, published_entry, sample
-from support.children import NOBODY, in_child
+from support.cache_entries import ENTRY_NAME, make_sample, published_entry, write_partial
+from support.child_processes import NOBODY_UID, run_in_child
 from tonnage.cache import Cache, Entry, EntryState
 from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MADE = sample()
+MADE = make_sample()
 SHARD = "model-rank-0-part-0.safetensors"
 
 
@@ -23,7 +23,7 @@ def test_a_prepared_entry_is_empty_and_preparing_again_changes_nothing(root: Pat
     cache = Cache(root / "deep" / "cache")
     cache.create()
     cache.create()
-    entry = cache.entry(NAME)
+    entry = cache.entry(ENTRY_NAME)
     assert not entry.exists()
     assert entry.state is EntryState.EMPTY
     entry.create()
@@ -43,14 +43,14 @@ def test_only_entries_with_something_in_them_are_listed_damaged_ones_too(root: P
     published_entry(root)
     for name in ("r-partial", "r-empty", "r-damaged", "r-strange"):
         cache.entry(name).create()
-    fill(cache.entry("r-partial"), MADE)
+    write_partial(cache.entry("r-partial"), MADE)
     cache.entry("r-damaged").manifest_path.write_bytes(b"garbage")
     cache.entry("r-strange").manifest_path.mkdir()
     (root / "stranger").mkdir()
     (root / "file").touch()
-    (root / "r-link").symlink_to(root / NAME)
+    (root / "r-link").symlink_to(root / ENTRY_NAME)
     assert [(entry.name, entry.state) for entry in cache.entries()] == [
-        (NAME, EntryState.READY),
+        (ENTRY_NAME, EntryState.READY),
         ("r-damaged", EntryState.DAMAGED),
         ("r-partial", EntryState.PARTIAL),
         ("r-strange", EntryState.DAMAGED),
@@ -61,7 +61,7 @@ def test_a_cache_that_is_not_there_has_no_entries(root: Path) -> None:
     assert Cache(root / "no").entries() == []
 
 
-def test_a_root_that_is_a_file_is_said(root: Path) -> None:
+def test_a_root_that_is_a_file_is_an_error(root: Path) -> None:
     (root / "file").touch()
     with pytest.raises(CacheNotWritable, match=r"The cache folder .*file can't be made: File exists"):
         Cache(root / "file").create()
@@ -73,20 +73,20 @@ def test_a_root_that_is_a_file_is_said(root: Path) -> None:
         Entry(root / "file").create()
 
 
-@pytest.mark.usefixtures("as_root")
-def test_a_root_without_permission_is_said(memory: Path) -> None:
+@pytest.mark.usefixtures("requires_root")
+def test_a_root_without_permission_is_an_error(memory: Path) -> None:
     memory.chmod(0o755)
 
     def work() -> None:
         with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
             Cache(memory / "cache").create()
         with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
-            Cache(memory).entry(NAME).create()
+            Cache(memory).entry(ENTRY_NAME).create()
 
-    assert in_child(work, uid=NOBODY) == 0
+    assert run_in_child(work, uid=NOBODY_UID) == 0
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.usefixtures("requires_root")
 def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Path) -> None:
     entry = published_entry(memory)
     entry.private_dir.chmod(0o700)
@@ -95,9 +95,9 @@ def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Pa
         finding = entry.read_status()
         assert finding.state is EntryState.DAMAGED
         assert "Permission denied" in finding.problem
-        assert [found.name for found in Cache(memory).entries()] == [NAME]
+        assert [found.name for found in Cache(memory).entries()] == [ENTRY_NAME]
 
-    assert in_child(work, uid=NOBODY) == 0
+    assert run_in_child(work, uid=NOBODY_UID) == 0
 
 
 @pytest.mark.parametrize("damage", ["shortened", "lengthened", "missing", "link", "folder"])
@@ -135,7 +135,7 @@ def test_a_published_entry_is_read_with_its_tensors(root: Path) -> None:
     published = published_entry(root).read_published()
     assert published is not None
     assert published.table == MADE.table
-    assert published.manifest.revision == NAME
+    assert published.manifest.revision == ENTRY_NAME
     assert Cache(root).entry("r-none").read_published() is None
 
 
@@ -157,9 +157,9 @@ def test_an_entry_is_found_from_its_folder_or_its_model(root: Path) -> None:
 
 
 def test_a_fresh_partial_folder_forgets_what_an_earlier_load_left_and_a_kept_one_does_not(root: Path) -> None:
-    entry = Cache(root).entry(NAME)
+    entry = Cache(root).entry(ENTRY_NAME)
     entry.create()
-    fill(entry, MADE)
+    write_partial(entry, MADE)
     assert (entry.begin_partial(keep_existing=True) / SHARD).exists()
     assert entry.journal_path.exists()
     assert list(entry.begin_partial().iterdir()) == []

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.cache_entries import header, sample
-from support.children import Child, die, in_child
+from support.cache_entries import journal_header, make_sample
+from support.child_processes import ChildProcess, kill_self, run_in_child
 from tonnage.cache import Journal, boot_id
 from tonnage.cache.journal import make_frame, read_frames
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
@@ -21,9 +21,9 @@ from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.children import Say
+    from support.child_processes import SendLine
 
-HEADER = header(sample().manifest)
+HEADER = journal_header(make_sample().manifest)
 RECORDS = [b'{"segment":0,"start":0,"end":4096}', b"", b"line\nbreak", b"\0" * 3000]
 
 
@@ -112,22 +112,22 @@ def test_what_was_appended_survives_kill_9(root: Path) -> None:
         with Journal.create(root / "parts", HEADER) as journal:
             for record in RECORDS:
                 journal.append(record)
-            die()
+            kill_self()
 
-    assert in_child(work) == -9
+    assert run_in_child(work) == -9
     assert replayed(root / "parts") == RECORDS
 
 
 def test_a_writer_killed_at_any_time_leaves_a_beginning_of_what_it_wrote(memory: Path) -> None:
-    def work(say: Say) -> None:
+    def work(send_line: SendLine) -> None:
         with Journal.create(memory / "parts", HEADER) as journal:
             for number in range(1_000_000):
                 journal.append(b"%d" % number)
                 if number == 100:
-                    say("going")
+                    send_line("going")
 
-    with Child(work) as child:
-        assert child.hear() == "going"
+    with ChildProcess(work) as child:
+        assert child.read_line() == "going"
         assert child.kill() == -9
     found = replayed(memory / "parts")
     assert len(found) > 100
@@ -139,16 +139,16 @@ def test_replacing_a_journal_never_loses_the_records_that_are_kept(tmp_path: Pat
 
     def halfway() -> Iterator[bytes]:
         yield RECORDS[0]
-        die()
+        kill_self()
 
-    assert in_child(lambda: Journal.create(path, HEADER, halfway())) == -9
+    assert run_in_child(lambda: Journal.create(path, HEADER, halfway())) == -9
     assert replayed(path) == RECORDS
     Journal.create(path, HEADER, RECORDS[:2]).close()
     assert replayed(path) == RECORDS[:2]
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_medium_is_said_and_leaves_a_readable_journal(tmp_path: Path) -> None:
+def test_a_full_medium_is_reported_and_leaves_a_readable_journal(tmp_path: Path) -> None:
     path = tmp_path / "parts"
 
     def work() -> None:
@@ -162,7 +162,7 @@ def test_a_full_medium_is_said_and_leaves_a_readable_journal(tmp_path: Path) -> 
             assert path.stat().st_size == size
             journal.append(b"small")
 
-    assert in_child(work) == 0
+    assert run_in_child(work) == 0
     assert replayed(path) == [b"first", b"small"]
 
 
@@ -174,7 +174,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CacheNotWritable, match="No such file"):
         Journal.create(tmp_path / "no" / "parts", HEADER)
 

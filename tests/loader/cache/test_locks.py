@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.cache_entries import published_entry
-from support.children import NOBODY, Child, in_child
+from support.child_processes import NOBODY_UID, ChildProcess, run_in_child
 from tonnage.cache import Cache, FileLock, LockHolder, LockMode, find_lock_holders
 from tonnage.cache.listing import evict
 from tonnage.cache.lock_holders import command_name, describe_lock_holders, parse_locks
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from support.children import Say
+    from support.child_processes import SendLine
 
 
-def holding(path: Path, kind: LockMode) -> Callable[[Say], None]:
+def hold_lock(path: Path, kind: LockMode) -> Callable[[SendLine], None]:
     """Makes a child's work: it takes the lock, says so, and keeps it until it is killed."""
 
-    def work(say: Say) -> None:
+    def work(send_line: SendLine) -> None:
         lock = FileLock(path)
         lock.acquire(kind)
-        say("held")
+        send_line("held")
         time.sleep(60)
 
     return work
@@ -40,8 +40,8 @@ def holding(path: Path, kind: LockMode) -> Callable[[Say], None]:
 
 def test_any_number_may_share_a_lock_but_not_with_an_exclusive_one(root: Path) -> None:
     path = root / "lock"
-    with Child(holding(path, LockMode.SHARED)) as one, Child(holding(path, LockMode.SHARED)) as two:
-        assert (one.hear(), two.hear()) == ("held", "held")
+    with ChildProcess(hold_lock(path, LockMode.SHARED)) as one, ChildProcess(hold_lock(path, LockMode.SHARED)) as two:
+        assert (one.read_line(), two.read_line()) == ("held", "held")
         with FileLock(path) as mine:
             assert mine.try_acquire(LockMode.SHARED)
         with FileLock(path) as mine:
@@ -55,17 +55,17 @@ def test_any_number_may_share_a_lock_but_not_with_an_exclusive_one(root: Path) -
 
 
 def test_a_lock_dies_with_its_process(root: Path) -> None:
-    with Child(holding(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
-        child.hear()
+    with ChildProcess(hold_lock(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+        child.read_line()
         assert not mine.try_acquire(LockMode.EXCLUSIVE)
         child.kill()
         assert mine.try_acquire(LockMode.EXCLUSIVE)
 
 
-def test_who_waits_gets_the_lock_when_the_holder_ends(root: Path) -> None:
+def test_a_waiter_gets_the_lock_when_the_lock_holder_ends(root: Path) -> None:
     waits = []
-    with Child(holding(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
-        child.hear()
+    with ChildProcess(hold_lock(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+        child.read_line()
         mine.acquire(LockMode.SHARED, on_wait=lambda: waits.append(child.kill()))
         assert mine.mode is LockMode.SHARED
     assert waits == [-9]
@@ -73,8 +73,8 @@ def test_who_waits_gets_the_lock_when_the_holder_ends(root: Path) -> None:
 
 def test_waiting_ends_at_the_deadline_and_names_the_holder(root: Path) -> None:
     path = root / "lock"
-    with Child(holding(path, LockMode.EXCLUSIVE)) as child, FileLock(path) as mine:
-        child.hear()
+    with ChildProcess(hold_lock(path, LockMode.EXCLUSIVE)) as child, FileLock(path) as mine:
+        child.read_line()
         began = time.monotonic()
         with pytest.raises(Timeout, match=rf"lock, held by pid {child.pid} \(.+\)\."):
             mine.acquire(LockMode.EXCLUSIVE, deadline=began + 0.1)
@@ -90,8 +90,8 @@ def test_waiting_ends_when_it_is_canceled(root: Path) -> None:
         asked += 1
         return asked == 3
 
-    with Child(holding(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
-        child.hear()
+    with ChildProcess(hold_lock(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
+        child.read_line()
         with pytest.raises(Interrupted, match="waiting for"):
             mine.acquire(LockMode.EXCLUSIVE, canceled=canceled)
     assert asked == 3
@@ -135,7 +135,7 @@ def test_a_lock_file_can_be_used_by_everybody_whatever_the_umask(root: Path) -> 
     assert stat.S_IMODE((root / "lock").stat().st_mode) == 0o666
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.usefixtures("requires_root")
 def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) -> None:
     path = memory / "lock"
     for mode in (0o666, 0o444):
@@ -147,14 +147,14 @@ def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) 
                 assert mine.try_acquire(LockMode.SHARED)
                 mine.touch()
 
-        assert in_child(work, uid=NOBODY) == 0
+        assert run_in_child(work, uid=NOBODY_UID) == 0
     path.chmod(0o600)
 
     def refused() -> None:
         with pytest.raises(CacheNotWritable, match="Permission denied"):
             FileLock(path).try_acquire(LockMode.SHARED)
 
-    assert in_child(refused, uid=NOBODY) == 0
+    assert run_in_child(refused, uid=NOBODY_UID) == 0
 
 
 def test_something_else_in_its_place_is_refused(root: Path) -> None:
@@ -200,13 +200,13 @@ def test_descriptors_are_closed_on_exec_unless_asked(root: Path) -> None:
 def test_holders_are_seen_with_their_mode(root: Path) -> None:
     path = root / "lock"
     assert find_lock_holders(path) == []
-    with Child(holding(path, LockMode.SHARED)) as one, Child(holding(path, LockMode.SHARED)) as two:
-        one.hear(), two.hear()
+    with ChildProcess(hold_lock(path, LockMode.SHARED)) as one, ChildProcess(hold_lock(path, LockMode.SHARED)) as two:
+        one.read_line(), two.read_line()
         found = find_lock_holders(path)
         assert [(holder.pid, holder.mode) for holder in found] == sorted((c.pid, "shared") for c in (one, two))
         assert all(holder.command for holder in found)
-    with Child(holding(path, LockMode.EXCLUSIVE)) as child:
-        child.hear()
+    with ChildProcess(hold_lock(path, LockMode.EXCLUSIVE)) as child:
+        child.read_line()
         assert [(holder.pid, holder.mode) for holder in find_lock_holders(path)] == [(child.pid, "exclusive")]
     assert find_lock_holders(path) == []
 
@@ -267,31 +267,31 @@ def test_of_two_loaders_one_loads_and_the_other_finds_it_done(root: Path) -> Non
     entry.create()
     done = root / "done"
 
-    def load(say: Say) -> None:
+    def load(send_line: SendLine) -> None:
         with entry.acquire_use_lock(), entry.acquire_load_lock(deadline=time.monotonic() + 20):
             if not done.exists():
                 time.sleep(0.05)
                 with done.open("x") as file:
                     file.write("x")
-                say("loaded")
+                send_line("loaded")
             else:
-                say("hit")
+                send_line("hit")
 
-    children = [Child(load) for _ in range(4)]
-    assert sorted(child.hear() for child in children) == ["hit", "hit", "hit", "loaded"]
+    children = [ChildProcess(load) for _ in range(4)]
+    assert sorted(child.read_line() for child in children) == ["hit", "hit", "hit", "loaded"]
     assert [child.wait() for child in children] == [0] * 4
 
 
-def test_a_removal_is_refused_while_anybody_uses_the_entry(root: Path) -> None:
+def test_a_removal_is_refused_while_the_entry_is_in_use(root: Path) -> None:
     entry = published_entry(root)
 
-    def use(say: Say) -> None:
+    def use(send_line: SendLine) -> None:
         entry.acquire_use_lock()
-        say("held")
+        send_line("held")
         time.sleep(60)
 
-    with Child(use) as one, Child(use) as two:
-        one.hear(), two.hear()
+    with ChildProcess(use) as one, ChildProcess(use) as two:
+        one.read_line(), two.read_line()
         for child in (one, two):
             with pytest.raises(CacheInUse, match=rf"pid {child.pid} \("):
                 evict(entry)
@@ -300,28 +300,28 @@ def test_a_removal_is_refused_while_anybody_uses_the_entry(root: Path) -> None:
     assert evict(entry) > 0
 
 
-def test_who_comes_during_a_removal_waits_and_finds_the_entry_empty(root: Path) -> None:
+def test_a_user_during_a_removal_waits_and_finds_the_entry_empty(root: Path) -> None:
     entry = published_entry(root)
     may_go_on, go_on = os.pipe()
 
-    def remove(say: Say) -> None:
+    def remove(send_line: SendLine) -> None:
         removal = entry.try_acquire_exclusive_use_lock()
         assert removal is not None
         with removal:
-            say("removing")
+            send_line("removing")
             os.read(may_go_on, 1)
             entry.clear()
 
-    def come(say: Say) -> None:
-        with entry.acquire_use_lock(on_wait=lambda: say("waiting")):
-            say(entry.state)
+    def come(send_line: SendLine) -> None:
+        with entry.acquire_use_lock(on_wait=lambda: send_line("waiting")):
+            send_line(entry.state)
 
-    with Child(remove) as remover:
-        assert remover.hear() == "removing"
-        with Child(come) as child:
-            assert child.hear() == "waiting"
+    with ChildProcess(remove) as remover:
+        assert remover.read_line() == "removing"
+        with ChildProcess(come) as child:
+            assert child.read_line() == "waiting"
             os.write(go_on, b"x")
-            assert child.hear() == "empty"
+            assert child.read_line() == "empty"
         assert remover.wait() == 0
     os.close(go_on)
     os.close(may_go_on)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.cache_entries import published_entry, sample
+from support.cache_entries import make_sample, published_entry
 from tonnage.cache import Entry, FileRecord, TensorRecord, TensorTable
 from tonnage.cache.manifest import (
     decode_manifest,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tonnage.cache import Manifest
 
-MADE = sample()
+MADE = make_sample()
 DATA = encode_table(MADE.table)
 MANIFEST = msgspec.structs.replace(MADE.manifest, table=table_record(DATA))
 
@@ -64,7 +64,7 @@ def test_unknown_fields_are_ignored() -> None:
         b"[" * 100_000, b'"' + b"\xff" * 10 + b'"',
     ],
 )  # fmt: skip
-def test_a_manifest_that_is_garbage_is_said_to_be_unreadable(data: bytes) -> None:
+def test_a_garbage_manifest_is_unreadable(data: bytes) -> None:
     with pytest.raises(CacheDamaged, match=r"^/x/manifest\.json can't be read: "):
         decode_manifest(data, where="/x/manifest.json")
 

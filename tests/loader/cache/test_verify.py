@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.cache_entries import NAME, fill, publish, published_entry, sample
+from support.cache_entries import ENTRY_NAME, make_sample, publish, published_entry, write_partial
 from tonnage.cache import Cache, EntryState, TensorTable
 from tonnage.cache import verify as verify_module
 from tonnage.cache.listing import entry_info, evict, list_entries
@@ -22,7 +22,7 @@ from tonnage.errors import CacheDamaged, Interrupted
 if TYPE_CHECKING:
     from pathlib import Path
 
-MADE = sample()
+MADE = make_sample()
 SHARD = "model-rank-1-part-0.safetensors"
 
 
@@ -60,9 +60,9 @@ def test_a_flipped_bit_outside_of_tensors_is_found(root: Path, path: str) -> Non
 
 
 def test_no_byte_of_the_model_can_change_unnoticed(memory: Path) -> None:
-    made = sample(ranks=1, tensor_bytes=20)
+    made = make_sample(ranks=1, tensor_bytes=20)
     entry = published_entry(memory, made)
-    for path, data in made.contents.items():
+    for path, data in made.files.items():
         for position in range(0, len(data), 1 if path.startswith("model-rank") else 37):
             flip(entry.model_dir / path, position)
             with pytest.raises(CacheDamaged):
@@ -88,7 +88,7 @@ def test_a_shortened_file_is_named_before_anything_is_read(root: Path) -> None:
 
 
 def test_an_entry_with_nothing_in_it_can_not_be_verified(root: Path) -> None:
-    entry = Cache(root).entry(NAME)
+    entry = Cache(root).entry(ENTRY_NAME)
     entry.create()
     with pytest.raises(CacheDamaged, match="nothing published"):
         verify_entry(entry)
@@ -97,7 +97,7 @@ def test_an_entry_with_nothing_in_it_can_not_be_verified(root: Path) -> None:
 def test_large_tensors_are_checked_by_several_threads_in_chunks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify_module, "TASK_BYTES", 4096)
     monkeypatch.setattr(verify_module, "READ_BYTES", 1000)
-    entry = published_entry(root, sample(tensor_bytes=50_000))
+    entry = published_entry(root, make_sample(tensor_bytes=50_000))
     seen: list[tuple[int, int]] = []
     result = verify_entry(entry, threads=4, progress=lambda done, total: seen.append((done, total)))
     assert result.verified is Verify.CRC32
@@ -113,7 +113,7 @@ def test_verifying_can_be_canceled(root: Path) -> None:
         verify_entry(published_entry(root), canceled=lambda: True)
 
 
-def test_what_has_no_checksum_is_said() -> None:
+def test_tensors_without_a_checksum_are_reported() -> None:
     tensors = MADE.table.tensors
     assert achievable_level(tensors, Verify.SHA256) == (Verify.SHA256, ())
     no_sha = [msgspec.structs.replace(tensors[0], sha256=None), *tensors[1:]]
@@ -147,7 +147,7 @@ def test_a_stronger_check_is_written_into_the_manifest_and_a_weaker_one_is_not(r
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=6), st.integers(0, 100))
 @settings(deadline=None, max_examples=50)
-def test_tensors_and_the_rest_make_up_the_file_or_overlap(extents: list[tuple[int, int]], size: int) -> None:
+def test_tensors_and_non_tensor_bytes_make_up_the_file_or_overlap(extents: list[tuple[int, int]], size: int) -> None:
     ranges = [(start, start + length) for start, length in extents]
     covered = [position for start, end in set(ranges) for position in range(start, end)]
     if len(set(covered)) != len(covered) or any(end > size for _, end in ranges):
@@ -161,8 +161,8 @@ def test_tensors_and_the_rest_make_up_the_file_or_overlap(extents: list[tuple[in
 def test_usage_says_what_is_there_and_who_uses_it(root: Path) -> None:
     entry = published_entry(root)
     (row,) = list_entries(Cache(root))
-    assert (row.name, row.state, row.bytes, row.files) == (NAME, EntryState.READY, MADE.manifest.bytes, 4)
-    assert (row.revision, row.layout, row.verified, row.created) == (NAME, "safetensors", "crc32", 1.0)
+    assert (row.name, row.state, row.bytes, row.files) == (ENTRY_NAME, EntryState.READY, MADE.manifest.bytes, 4)
+    assert (row.revision, row.layout, row.verified, row.created) == (ENTRY_NAME, "safetensors", "crc32", 1.0)
     assert (row.in_use, row.holders) == (False, ())
     os.utime(entry.use_lock_path, (1000, 1000))
     assert entry_info(entry).last_used == 1000
@@ -175,9 +175,9 @@ def test_usage_says_what_is_there_and_who_uses_it(root: Path) -> None:
 
 
 def test_usage_of_a_partial_and_of_a_damaged_entry(root: Path) -> None:
-    entry = Cache(root).entry(NAME)
+    entry = Cache(root).entry(ENTRY_NAME)
     entry.create()
-    fill(entry, MADE)
+    write_partial(entry, MADE)
     assert (entry_info(entry).state, entry_info(entry).bytes) == (EntryState.PARTIAL, MADE.manifest.bytes)
     publish(entry, MADE)
     (entry.model_dir / SHARD).unlink()
@@ -186,7 +186,7 @@ def test_usage_of_a_partial_and_of_a_damaged_entry(root: Path) -> None:
     assert SHARD in row.problem
 
 
-def test_removing_frees_what_usage_said(root: Path) -> None:
+def test_removing_frees_the_listed_bytes(root: Path) -> None:
     entry = published_entry(root)
     assert evict(entry) == MADE.manifest.bytes
     assert evict(entry) == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from support.command import Finished, run_tonnage
+from support.tonnage_cli import CommandResult, run_tonnage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ def model(s3: SeaweedS3, tensors_file: tuple[Path, dict[str, torch.Tensor]]) -> 
 
 
 @pytest.fixture(scope="module")
-def loaded(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+def loaded(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CommandResult]:
     """A cache with the model in it, and the run that loaded it."""
     cache = tmp_path_factory.mktemp("cache")
     return cache, run_tonnage("load", model.source, "--cache", cache, environment=model.environment)

@@ -48,14 +48,14 @@ def shown_commands(text: str) -> list[list[str]]:
 def page_commands() -> list[list[str]]:
     blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-    return [words for line in lines for words in shown_commands(line)]
+    return [args for line in lines for args in shown_commands(line)]
 
 
 def help_commands() -> list[list[str]]:
     texts = [help_texts.PROGRAM_DESCRIPTION, *(command.description for command in help_texts.COMMANDS.values())]
     lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
     examples = [line for line in lines if re.match(r"\s+(tonnage |\w+=\$\(tonnage )", line)]
-    return [words for line in examples for words in shown_commands(line)]
+    return [args for line in examples for args in shown_commands(line)]
 
 
 @pytest.mark.parametrize("words", page_commands(), ids=" ".join)
@@ -69,7 +69,7 @@ def test_every_example_of_the_help_can_be_given(words: list[str]) -> None:
 
 
 def test_both_have_examples_of_every_command() -> None:
-    assert {words[0] for words in page_commands()} == set(COMMANDS)
+    assert {args[0] for args in page_commands()} == set(COMMANDS)
     assert {words[0] for words in help_commands()} == set(COMMANDS)
 
 

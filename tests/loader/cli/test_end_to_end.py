@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.cache_entries import NAME, published_entry
-from support.command import Finished, command_environment, run_tonnage, start_tonnage
-from support.models import assert_same, read_entry
+from support.cache_entries import ENTRY_NAME, published_entry
+from support.models import assert_tensors_equal, load_safetensors_dir
 from support.tensors_writer import RawTensor, build_tensors_file
+from support.tonnage_cli import CommandResult, command_environment, run_tonnage, start_tonnage
 from tonnage.contract import Plan, S3Source, Verify, decode_report, encode_plan
 
 if TYPE_CHECKING:
@@ -31,47 +31,47 @@ REPORT_FIELDS = {
 
 
 def test_a_load_ends_with_its_report_and_the_model_lies_where_it_says(
-    loaded: tuple[Path, Finished], model: Model
+    loaded: tuple[Path, CommandResult], model: Model
 ) -> None:
     _, finished = loaded
-    assert finished.code == 0
-    assert finished.out.count("\n") == 1
+    assert finished.returncode == 0
+    assert finished.stdout.count("\n") == 1
     report = finished.report
     assert report.keys() >= REPORT_FIELDS
     assert (report["outcome"], report["reason"], report["verified"]) == ("loaded", "", "crc32")
     assert report["tensors"] == len(model.tensors)
     assert report["downloaded_bytes"] > 0
-    assert_same(read_entry(Path(report["path"])), dict(model.tensors))
+    assert_tensors_equal(load_safetensors_dir(Path(report["path"])), dict(model.tensors))
     assert json.loads((Path(report["path"]) / "config.json").read_text()) == {"model_type": "tiny"}
 
 
-def test_progress_is_json_lines_on_standard_error_where_nobody_looks(loaded: tuple[Path, Finished]) -> None:
-    lines = [json.loads(line) for line in loaded[1].err.splitlines()]
+def test_progress_is_json_lines_on_standard_error_without_a_terminal(loaded: tuple[Path, CommandResult]) -> None:
+    lines = [json.loads(line) for line in loaded[1].stderr.splitlines()]
     assert [line["phase"] for line in lines][:1] == ["resolving"]
     assert {line["kind"] for line in lines} == {"progress"}
 
 
-def test_the_second_load_is_a_hit_that_downloads_nothing(loaded: tuple[Path, Finished], model: Model) -> None:
+def test_the_second_load_is_a_hit_that_downloads_nothing(loaded: tuple[Path, CommandResult], model: Model) -> None:
     cache, first = loaded
     finished = run_tonnage(
         "load", model.source, "--progress", "off", environment={**model.environment, "TONNAGE_CACHE": str(cache)}
     )
-    assert (finished.code, finished.err) == (0, "")
+    assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.report["outcome"] == "hit"
     assert finished.report["downloaded_bytes"] == 0
     assert finished.report["path"] == first.report["path"]
 
 
-def test_ls_shows_the_entry_in_both_forms(loaded: tuple[Path, Finished]) -> None:
+def test_ls_shows_the_entry_in_both_forms(loaded: tuple[Path, CommandResult]) -> None:
     cache, first = loaded
     name = first.report["entry"]
     table = run_tonnage("ls", "--cache", cache)
-    assert table.code == 0
-    title, row, footer = table.out.splitlines()
+    assert table.returncode == 0
+    title, row, footer = table.stdout.splitlines()
     assert title.split()[:3] == ["ENTRY", "STATE", "SIZE"]
     assert row.split()[:2] == [name, "ready"]
     assert "1 entry" in footer
-    listed = json.loads(run_tonnage("ls", "--cache", cache, "--json").out)
+    listed = json.loads(run_tonnage("ls", "--cache", cache, "--json").stdout)
     (entry,) = listed["entries"]
     assert (entry["name"], entry["state"], entry["in_use"]) == (name, "ready", False)
     assert entry["path"] == first.report["path"]
@@ -79,15 +79,17 @@ def test_ls_shows_the_entry_in_both_forms(loaded: tuple[Path, Finished]) -> None
 
 
 @pytest.mark.parametrize("level", ["size", "crc32", "sha256"])
-def test_verify_finds_a_sound_entry_by_the_beginning_of_its_name(loaded: tuple[Path, Finished], level: str) -> None:
+def test_verify_finds_a_sound_entry_by_the_beginning_of_its_name(
+    loaded: tuple[Path, CommandResult], level: str
+) -> None:
     cache, first = loaded
     finished = run_tonnage("verify", first.report["entry"][:5], "--cache", cache, "--level", level, "--json")
-    assert finished.code == 0
-    (result,) = json.loads(finished.out)["entries"]
+    assert finished.returncode == 0
+    (result,) = json.loads(finished.stdout)["entries"]
     assert (result["sound"], result["verified"]) == (True, level)
 
 
-def test_verify_names_what_was_changed_and_leaves_with_its_code(model: Model, tmp_path: Path) -> None:
+def test_verify_names_what_was_changed_and_exits_with_its_code(model: Model, tmp_path: Path) -> None:
     report = run_tonnage("load", model.source, "--cache", tmp_path, environment=model.environment).report
     shard = next(Path(report["path"]).glob("*.safetensors"))
     shard.chmod(0o644)
@@ -95,41 +97,45 @@ def test_verify_names_what_was_changed_and_leaves_with_its_code(model: Model, tm
     data[-1] ^= 1
     shard.write_bytes(data)
     by_path = run_tonnage("verify", report["path"])
-    assert by_path.code == 29
-    assert "tonnage: CacheDamaged: " in by_path.err
-    assert shard.name in by_path.err
-    assert run_tonnage("verify", report["path"], "--level", "size", "--progress", "off").code == 0
+    assert by_path.returncode == 29
+    assert "tonnage: CacheDamaged: " in by_path.stderr
+    assert shard.name in by_path.stderr
+    assert run_tonnage("verify", report["path"], "--level", "size", "--progress", "off").returncode == 0
 
 
-def test_resolve_pins_what_a_load_then_insists_on(loaded: tuple[Path, Finished], model: Model, tmp_path: Path) -> None:
+def test_resolve_pins_what_a_load_then_insists_on(
+    loaded: tuple[Path, CommandResult], model: Model, tmp_path: Path
+) -> None:
     finished = run_tonnage("resolve", model.source, "--json", environment=model.environment)
-    report = decode_report(finished.out)
+    report = decode_report(finished.stdout)
     assert report.revision == loaded[1].report["revision"]
     assert report.resolved is not None
     assert [pin.key for pin in report.resolved[0].objects] == ["tiny/config.json", "tiny/model.tensors"]
-    words: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--progress", "off", "--expect-digest"]
-    assert run_tonnage(*words, report.digest, environment=model.environment).code == 0
-    other = run_tonnage(*words, "sha256:" + "0" * 64, environment=model.environment)
-    assert (other.code, other.report["reason"]) == (19, "DigestMismatch")
+    args: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--progress", "off", "--expect-digest"]
+    assert run_tonnage(*args, report.digest, environment=model.environment).returncode == 0
+    other = run_tonnage(*args, "sha256:" + "0" * 64, environment=model.environment)
+    assert (other.returncode, other.report["reason"]) == (19, "DigestMismatch")
 
 
 def test_resolve_shows_people_a_table_with_revision_and_digest(model: Model) -> None:
     finished = run_tonnage("resolve", model.source, environment=model.environment)
-    assert finished.code == 0
-    assert f"{model.source}model.tensors" in finished.out
-    assert "revision r-" in finished.out
-    assert "digest   sha256:" in finished.out
+    assert finished.returncode == 0
+    assert f"{model.source}model.tensors" in finished.stdout
+    assert "revision r-" in finished.stdout
+    assert "digest   sha256:" in finished.stdout
 
 
 def test_a_plan_with_pinned_objects_loads_the_same_entry(
-    loaded: tuple[Path, Finished], model: Model, tmp_path: Path
+    loaded: tuple[Path, CommandResult], model: Model, tmp_path: Path
 ) -> None:
-    resolved = decode_report(run_tonnage("resolve", model.source, "--json", environment=model.environment).out).resolved
+    resolved = decode_report(
+        run_tonnage("resolve", model.source, "--json", environment=model.environment).stdout
+    ).resolved
     assert resolved is not None
     source = S3Source(bucket=model.bucket, prefix="tiny/", objects=resolved[0].objects)
     plan = encode_plan(Plan(sources=(source,), verify=Verify.SHA256, entry="mine")).decode()
-    finished = run_tonnage("load", "--plan", "-", "--cache", tmp_path, environment=model.environment, given=plan)
-    assert finished.code == 0
+    finished = run_tonnage("load", "--plan", "-", "--cache", tmp_path, environment=model.environment, stdin_text=plan)
+    assert finished.returncode == 0
     assert finished.report["entry"] == "mine"
     assert finished.report["digest"] == loaded[1].report["digest"]
     assert finished.report["verified"] == "sha256"
@@ -137,50 +143,50 @@ def test_a_plan_with_pinned_objects_loads_the_same_entry(
 
 def test_inspect_shows_tensors_partition_and_companions(model: Model) -> None:
     finished = run_tonnage("inspect", model.source, "--tensors", "2", environment=model.environment)
-    assert finished.code == 0
+    assert finished.returncode == 0
     for part in ("layers.0.weight", "float32", "[64, 256]", "2 more: --tensors all", "config.json", "1 segment"):
-        assert part in finished.out, part
-    assert "layers.3.weight" not in finished.out
-    described = json.loads(run_tonnage("inspect", model.source, "--json", environment=model.environment).out)
+        assert part in finished.stdout, part
+    assert "layers.3.weight" not in finished.stdout
+    described = json.loads(run_tonnage("inspect", model.source, "--json", environment=model.environment).stdout)
     names = [tensor["name"] for file in described["files"] for tensor in file["tensors"]]
     assert names == list(model.tensors)
 
 
-def test_inspect_downloads_no_weights(faulty: FaultyServer) -> None:
+def test_inspect_downloads_no_weights(faulty_server: FaultyServer) -> None:
     data = build_tensors_file([RawTensor(b"w", b"|u1", (8 << 20,), bytes(8 << 20))]).data
-    faulty.put("m/w.tensors", bytes(data))
-    assert run_tonnage("inspect", f"{faulty.url}/m/w.tensors").code == 0
-    assert faulty.bytes_sent < 1 << 20
+    faulty_server.put("m/w.tensors", bytes(data))
+    assert run_tonnage("inspect", f"{faulty_server.url}/m/w.tensors").returncode == 0
+    assert faulty_server.bytes_sent < 1 << 20
 
 
 def test_the_tensorizer_layout_is_the_object_byte_for_byte(model: Model, tmp_path: Path) -> None:
-    words: list[str | Path] = ["--cache", tmp_path, "--layout", "tensorizer", "--exclude", "*.json"]
-    finished = run_tonnage("load", model.source, *words, environment=model.environment)
-    assert finished.code == 0
+    args: list[str | Path] = ["--cache", tmp_path, "--layout", "tensorizer", "--exclude", "*.json"]
+    finished = run_tonnage("load", model.source, *args, environment=model.environment)
+    assert finished.returncode == 0
     folder = Path(finished.report["path"])
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["model.tensors"]
     assert (folder / "model.tensors").read_bytes() == model.file
 
 
 def test_an_entry_that_is_held_cannot_be_removed_and_after_the_signal_it_can(model: Model, tmp_path: Path) -> None:
-    words: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--hold", "--progress", "off"]
-    with start_tonnage(*words, environment=model.environment) as process:
+    args: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--hold", "--progress", "off"]
+    with start_tonnage(*args, environment=model.environment) as process:
         assert process.stdout is not None
         entry = json.loads(process.stdout.readline())["entry"]
         while b"hold.py" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             assert process.poll() is None
             time.sleep(0.01)
         refused = run_tonnage("rm", entry, "--cache", tmp_path)
-        assert refused.code == 30
-        assert str(process.pid) in refused.err
-        assert str(process.pid) in run_tonnage("ls", "--cache", tmp_path).out
-        assert run_tonnage("rm", "--all", "--cache", tmp_path).code == 30
+        assert refused.returncode == 30
+        assert str(process.pid) in refused.stderr
+        assert str(process.pid) in run_tonnage("ls", "--cache", tmp_path).stdout
+        assert run_tonnage("rm", "--all", "--cache", tmp_path).returncode == 30
         process.terminate()
         assert process.wait(5) == 0
     removed = run_tonnage("rm", entry[:4], "--cache", tmp_path)
-    assert (removed.code, removed.err) == (0, "")
-    assert removed.out.startswith(f"removed {entry}, ")
-    assert "no entries" in run_tonnage("ls", "--cache", tmp_path).out
+    assert (removed.returncode, removed.stderr) == (0, "")
+    assert removed.stdout.startswith(f"removed {entry}, ")
+    assert "no entries" in run_tonnage("ls", "--cache", tmp_path).stdout
 
 
 def test_rm_goes_on_after_an_entry_that_is_in_use(tmp_path: Path) -> None:
@@ -194,27 +200,27 @@ def test_rm_goes_on_after_an_entry_that_is_in_use(tmp_path: Path) -> None:
         held.stdout.readline()
         finished = run_tonnage("rm", "--all", "--cache", tmp_path, "--json")
         held.communicate(b"\n")
-    assert finished.code == 30
-    results = {entry["name"]: entry["removed"] for entry in json.loads(finished.out)["entries"]}
-    assert results == {"aa-in-use": False, NAME: True}
+    assert finished.returncode == 30
+    results = {entry["name"]: entry["removed"] for entry in json.loads(finished.stdout)["entries"]}
+    assert results == {"aa-in-use": False, ENTRY_NAME: True}
 
 
 def test_a_beginning_that_fits_several_entries_removes_none(tmp_path: Path) -> None:
     published_entry(tmp_path).path.rename(tmp_path / "r-0999")
     published_entry(tmp_path)
     finished = run_tonnage("rm", "r-0", "--cache", tmp_path)
-    assert finished.code == 2
-    assert "beginning of several entries" in finished.err
-    assert json.loads(run_tonnage("ls", "--cache", tmp_path, "--json").out)["entries"][1]["state"] == "ready"
+    assert finished.returncode == 2
+    assert "beginning of several entries" in finished.stderr
+    assert json.loads(run_tonnage("ls", "--cache", tmp_path, "--json").stdout)["entries"][1]["state"] == "ready"
 
 
-def test_a_load_that_is_told_to_stop_says_so_and_the_next_one_goes_on(s3: SeaweedS3, tmp_path: Path) -> None:
+def test_an_interrupted_load_reports_it_and_the_next_one_resumes(s3: SeaweedS3, tmp_path: Path) -> None:
     bucket = s3.make_bucket()
     tensors = [RawTensor(f"t{number}".encode(), b"|u1", (4 << 20,), bytes(4 << 20)) for number in range(12)]
     s3.put(bucket, {"m/model.tensors": bytes(build_tensors_file(tensors).data)})
-    words: list[str | Path] = ["load", f"s3://{bucket}/m/", "--cache", tmp_path, "--part-size", "1Mi"]
+    args: list[str | Path] = ["load", f"s3://{bucket}/m/", "--cache", tmp_path, "--part-size", "1Mi"]
     slow: list[str | Path] = ["--bandwidth-limit", "12MiB", "--report", tmp_path / "report"]
-    with start_tonnage(*words, *slow, environment=s3.environment()) as process:
+    with start_tonnage(*args, *slow, environment=s3.environment()) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if json.loads(line)["loaded_bytes"] > 8 << 20:
@@ -225,8 +231,8 @@ def test_a_load_that_is_told_to_stop_says_so_and_the_next_one_goes_on(s3: Seawee
     assert json.loads(out)["reason"] == "Interrupted"
     assert "what is on disk is kept" in err
     assert json.loads((tmp_path / "report").read_text())["reason"] == "Interrupted"
-    again = run_tonnage(*words, environment=s3.environment())
-    assert (again.code, again.report["outcome"]) == (0, "loaded")
+    again = run_tonnage(*args, environment=s3.environment())
+    assert (again.returncode, again.report["outcome"]) == (0, "loaded")
     assert again.report["resumed_bytes"] > 0
     assert again.report["resumed_bytes"] + again.report["downloaded_bytes"] >= 48 << 20
 
@@ -235,23 +241,23 @@ def test_a_load_that_waits_for_another_says_so_and_ends_as_a_hit(s3: SeaweedS3, 
     bucket = s3.make_bucket()
     tensors = [RawTensor(f"t{number}".encode(), b"|u1", (4 << 20,), bytes(4 << 20)) for number in range(4)]
     s3.put(bucket, {"m/model.tensors": bytes(build_tensors_file(tensors).data)})
-    words: list[str | Path] = ["load", f"s3://{bucket}/m/", "--cache", tmp_path]
-    with start_tonnage(*words, "--bandwidth-limit", "8MiB", environment=s3.environment()) as first:
+    args: list[str | Path] = ["load", f"s3://{bucket}/m/", "--cache", tmp_path]
+    with start_tonnage(*args, "--bandwidth-limit", "8MiB", environment=s3.environment()) as first:
         assert first.stderr is not None
         while json.loads(first.stderr.readline())["phase"] != "loading":
             pass
-        second = run_tonnage(*words, environment=s3.environment())
+        second = run_tonnage(*args, environment=s3.environment())
         out, _ = first.communicate(timeout=30)
     assert json.loads(out)["outcome"] == "loaded"
-    assert [json.loads(line)["phase"] for line in second.err.splitlines()] == ["resolving", "waiting"]
-    assert (second.code, second.report["outcome"]) == (0, "hit")
+    assert [json.loads(line)["phase"] for line in second.stderr.splitlines()] == ["resolving", "waiting"]
+    assert (second.returncode, second.report["outcome"]) == (0, "hit")
 
 
-def test_a_person_at_a_terminal_sees_one_friendly_line(loaded: tuple[Path, Finished], model: Model) -> None:
+def test_a_person_at_a_terminal_sees_one_friendly_line(loaded: tuple[Path, CommandResult], model: Model) -> None:
     leading, following = os.openpty()
     environment = command_environment({**model.environment, "TERM": "xterm", "COLUMNS": "140"})
-    words = [sys.executable, "-m", "tonnage", "load", model.source, "--cache", str(loaded[0])]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=following, text=True) as process:
+    args = [sys.executable, "-m", "tonnage", "load", model.source, "--cache", str(loaded[0])]
+    with subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=following, text=True) as process:
         os.close(following)
         out, _ = process.communicate(timeout=30)
     shown = os.read(leading, 65536).decode()

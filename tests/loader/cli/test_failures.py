@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from support.command import run_tonnage, start_tonnage
-from support.faulty_rules import Fault
-from support.s3_server import NOBODY, SeaweedS3
+from support.faults import Fault
+from support.s3_server import NO_PERMISSIONS, SeaweedS3
 from support.tensors_writer import RawTensor, build_tensors_file
+from support.tonnage_cli import run_tonnage, start_tonnage
 from tonnage.errors import Reason, error_classes
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Case(NamedTuple):
     """What is asked for, and how that must end."""
 
-    words: str
+    arguments: str
     reason: Reason
     named: str
     environment: Mapping[str, str] = MappingProxyType({})
@@ -46,7 +46,7 @@ CASES = {
     ),
     "no permission": Case(
         "s3://{bucket}/tiny/", Reason.ACCESS_DENIED, "tiny/",
-        {"AWS_ACCESS_KEY_ID": NOBODY.access_key, "AWS_SECRET_ACCESS_KEY": NOBODY.secret_key},
+        {"AWS_ACCESS_KEY_ID": NO_PERMISSIONS.access_key, "AWS_SECRET_ACCESS_KEY": NO_PERMISSIONS.secret_key},
     ),
     "no credentials": Case(
         "s3://{bucket}/tiny/", Reason.CREDENTIALS_MISSING, "", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
@@ -59,7 +59,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def bad(s3: SeaweedS3, model: Model) -> Model:
+def damaged_model(s3: SeaweedS3, model: Model) -> Model:
     """The model's bucket with damaged files beside it."""
     good = build_tensors_file([RawTensor(b"w", b"<f4", (1000,), bytes(4000))])
     flipped = bytearray(good.data)
@@ -78,61 +78,63 @@ def bad(s3: SeaweedS3, model: Model) -> Model:
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_failure_has_its_reason_and_code_and_names_what_failed(name: str, bad: Model, tmp_path: Path) -> None:
+def test_a_failure_has_its_reason_and_code_and_names_what_failed(
+    name: str, damaged_model: Model, tmp_path: Path
+) -> None:
     case = CASES[name]
-    words = case.words.format(bucket=bad.bucket).split()
-    if "--cache" not in words:
-        words += ["--cache", str(tmp_path / "cache")]
-    environment = {**bad.environment, **case.environment, "AWS_SESSION_TOKEN": ""}
-    finished = run_tonnage("load", *words, environment=environment)
+    args = case.arguments.format(bucket=damaged_model.bucket).split()
+    if "--cache" not in args:
+        args += ["--cache", str(tmp_path / "cache")]
+    environment = {**damaged_model.environment, **case.environment, "AWS_SESSION_TOKEN": ""}
+    finished = run_tonnage("load", *args, environment=environment)
     report = finished.report
     assert (report["outcome"], report["reason"]) == ("failed", case.reason.value), report["message"]
-    assert finished.code == error_classes()[case.reason].exit_code
+    assert finished.returncode == error_classes()[case.reason].exit_code
     assert case.named in report["message"]
     assert report["message"].endswith((".", "?"))
     assert report["remedy"] == error_classes()[case.reason].remedy
-    assert f"tonnage: {case.reason.value}: " in finished.err
-    assert "Traceback" not in finished.err
+    assert f"tonnage: {case.reason.value}: " in finished.stderr
+    assert "Traceback" not in finished.stderr
     secret = environment["AWS_SECRET_ACCESS_KEY"]
-    assert not secret or secret not in finished.everything
+    assert not secret or secret not in finished.output
 
 
 def test_an_endpoint_that_is_down_is_unreachable(tmp_path: Path) -> None:
     environment = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-    words = ["s3://b/m/", "--endpoint-url", "http://127.0.0.1:9", "--cache", str(tmp_path), "--timeout", "20s"]
-    finished = run_tonnage("load", *words, environment=environment)
-    assert (finished.code, finished.report["reason"]) == (13, "EndpointUnreachable")
+    args = ["s3://b/m/", "--endpoint-url", "http://127.0.0.1:9", "--cache", str(tmp_path), "--timeout", "20s"]
+    finished = run_tonnage("load", *args, environment=environment)
+    assert (finished.returncode, finished.report["reason"]) == (13, "EndpointUnreachable")
 
 
-def test_a_certificate_that_is_not_trusted_is_said(faulty_tls: FaultyServer, tmp_path: Path) -> None:
-    faulty_tls.put("m/x.tensors", b"|TZR|")
-    finished = run_tonnage("load", f"{faulty_tls.url}/m/x.tensors", "--cache", tmp_path)
-    assert (finished.code, finished.report["reason"]) == (14, "TLSVerificationFailed")
+def test_an_untrusted_certificate_is_reported(faulty_tls_server: FaultyServer, tmp_path: Path) -> None:
+    faulty_tls_server.put("m/x.tensors", b"|TZR|")
+    finished = run_tonnage("load", f"{faulty_tls_server.url}/m/x.tensors", "--cache", tmp_path)
+    assert (finished.returncode, finished.report["reason"]) == (14, "TLSVerificationFailed")
 
 
-def test_a_deadline_is_kept(faulty: FaultyServer, tmp_path: Path) -> None:
-    faulty.put("m/x.tensors", b"|TZR|")
-    faulty.fault(Fault(stall_before=True))
-    finished = run_tonnage("load", f"{faulty.url}/m/x.tensors", "--cache", tmp_path, "--timeout", "500ms")
-    assert (finished.code, finished.report["reason"]) == (31, "Timeout")
+def test_a_deadline_is_kept(faulty_server: FaultyServer, tmp_path: Path) -> None:
+    faulty_server.put("m/x.tensors", b"|TZR|")
+    faulty_server.add_fault(Fault(stall_before=True))
+    finished = run_tonnage("load", f"{faulty_server.url}/m/x.tensors", "--cache", tmp_path, "--timeout", "500ms")
+    assert (finished.returncode, finished.report["reason"]) == (31, "Timeout")
 
 
 def test_a_presigned_url_appears_nowhere(s3: SeaweedS3, model: Model, tmp_path: Path) -> None:
     url = s3.presign(model.bucket, "tiny/model.tensors")
     signature = url.partition("X-Amz-Signature=")[2].partition("&")[0]
     assert signature
-    for words in (["load", url, "--cache", tmp_path], ["resolve", url, "--json"], ["inspect", url], ["resolve", url]):
-        finished = run_tonnage(*words)
-        assert finished.code == 0, finished.err
-        assert signature not in finished.everything
-        assert "X-Amz" not in finished.everything
+    for args in (["load", url, "--cache", tmp_path], ["resolve", url, "--json"], ["inspect", url], ["resolve", url]):
+        finished = run_tonnage(*args)
+        assert finished.returncode == 0, finished.stderr
+        assert signature not in finished.output
+        assert "X-Amz" not in finished.output
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert signature.encode() not in path.read_bytes(), path
     spoiled = url.replace(signature, signature[::-1])
     failed = run_tonnage("load", spoiled, "--cache", tmp_path, "--exclude", "x")
-    assert failed.code == 10, failed.report["message"]
-    assert signature[::-1] not in failed.everything
+    assert failed.returncode == 10, failed.report["message"]
+    assert signature[::-1] not in failed.output
 
 
 def test_no_secret_is_in_the_command_lines_of_what_is_running(s3: SeaweedS3, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ exec_holder([lock.fileno()], ready_fd=int(sys.argv[2]) if sys.argv[2] else None)
 """
 
 
-class Holder:
+class HolderProcess:
     """A real process that loads nothing, takes the lock and becomes a holder."""
 
     def __init__(
@@ -47,20 +47,20 @@ class Holder:
         program: str = BECOME,
     ) -> None:
         self.path = path
-        reading, writing = os.pipe()
-        arguments = [*prefix, sys.executable, "-c", program, str(path), str(writing) if ready else "", before]
+        read_fd, write_fd = os.pipe()
+        arguments = [*prefix, sys.executable, "-c", program, str(path), str(write_fd) if ready else "", before]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(LOADER), "AWS_SECRET_ACCESS_KEY": "hunter2"}
-        self.process = subprocess.Popen(arguments, pass_fds=[writing], env=environment)
-        os.close(writing)
+        self.process = subprocess.Popen(arguments, pass_fds=[write_fd], env=environment)
+        os.close(write_fd)
         self.pid = self.process.pid
         if ready:
-            assert os.read(reading, 1) == b"\n"
-        os.close(reading)
+            assert os.read(read_fd, 1) == b"\n"
+        os.close(read_fd)
 
-    def ends_within(self, seconds: float) -> int:
+    def wait(self, seconds: float) -> int:
         return self.process.wait(seconds)
 
-    def proc(self, name: str) -> str:
+    def read_proc(self, name: str) -> str:
         return Path(f"/proc/{self.pid}/{name}").read_text()
 
     def __enter__(self) -> Self:
@@ -72,58 +72,58 @@ class Holder:
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[Holder]:
-    with Holder(tmp_path / "use.lock") as running:
+def holder(tmp_path: Path) -> Iterator[HolderProcess]:
+    with HolderProcess(tmp_path / "use.lock") as running:
         yield running
 
 
-def free(path: Path) -> bool:
+def is_unlocked(path: Path) -> bool:
     with FileLock(path) as lock:
         return lock.try_acquire(LockMode.EXCLUSIVE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_holds_until_the_signal_and_leaves_with_0_within_a_second(holder: Holder, number: int) -> None:
-    assert not free(holder.path)
+def test_it_holds_until_the_signal_and_exits_with_0_within_a_second(holder: HolderProcess, number: int) -> None:
+    assert not is_unlocked(holder.path)
     began = time.monotonic()
     holder.process.send_signal(number)
-    assert holder.ends_within(5) == 0
+    assert holder.wait(5) == 0
     assert time.monotonic() - began < 1
-    assert free(holder.path)
+    assert is_unlocked(holder.path)
 
 
-def test_it_is_at_most_12_mib_resident(holder: Holder) -> None:
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", holder.proc("status"), re.MULTILINE)
+def test_it_is_at_most_12_mib_resident(holder: HolderProcess) -> None:
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", holder.read_proc("status"), re.MULTILINE)
     assert found is not None
     assert int(found[1]) <= MOST_RESIDENT_KIB
 
 
-def test_it_keeps_no_credentials_and_no_command_line_of_the_load(holder: Holder) -> None:
-    assert "hunter2" not in holder.proc("environ")
-    assert "AWS" not in holder.proc("environ")
-    words = holder.proc("cmdline").split("\0")
-    assert words[1:4] == ["-I", "-S", hold.__file__]
-    assert re.fullmatch(r"[0-9]+", words[4])
+def test_it_keeps_no_credentials_and_no_command_line_of_the_load(holder: HolderProcess) -> None:
+    assert "hunter2" not in holder.read_proc("environ")
+    assert "AWS" not in holder.read_proc("environ")
+    args = holder.read_proc("cmdline").split("\0")
+    assert args[1:4] == ["-I", "-S", hold.__file__]
+    assert re.fullmatch(r"[0-9]+", args[4])
 
 
-def test_the_lock_says_that_tonnage_holds_it(holder: Holder) -> None:
+def test_the_lock_says_that_tonnage_holds_it(holder: HolderProcess) -> None:
     assert [(found.pid, found.command, found.mode) for found in find_lock_holders(holder.path)] == [
         (holder.pid, "tonnage hold", "shared")
     ]
 
 
-def test_it_does_not_end_by_a_hangup_or_a_child(holder: Holder) -> None:
+def test_it_does_not_end_by_a_hangup_or_a_child(holder: HolderProcess) -> None:
     for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGHUP):
         holder.process.send_signal(number)
     with pytest.raises(subprocess.TimeoutExpired):
-        holder.ends_within(0.2)
-    assert not free(holder.path)
+        holder.wait(0.2)
+    assert not is_unlocked(holder.path)
 
 
-def test_kill_9_frees_the_lock_too(holder: Holder) -> None:
+def test_kill_9_frees_the_lock_too(holder: HolderProcess) -> None:
     holder.process.kill()
-    assert holder.ends_within(5) == -9
-    assert free(holder.path)
+    assert holder.wait(5) == -9
+    assert is_unlocked(holder.path)
 
 
 def test_a_signal_between_the_load_and_the_holder_is_not_lost(tmp_path: Path) -> None:
@@ -135,44 +135,44 @@ def test_a_signal_between_the_load_and_the_holder_is_not_lost(tmp_path: Path) ->
         "    real(*arguments)\n"
         "hold.os = type('os', (), {**vars(os), 'execve': staticmethod(execve)})\n"
     )
-    with Holder(tmp_path / "use.lock", before=arrive, ready=False) as running:
-        assert running.ends_within(10) == 0
+    with HolderProcess(tmp_path / "use.lock", before=arrive, ready=False) as running:
+        assert running.wait(10) == 0
 
 
 def test_a_signal_that_the_load_ignored_still_ends_the_holder(tmp_path: Path) -> None:
-    with Holder(tmp_path / "use.lock", before="signal.signal(signal.SIGTERM, signal.SIG_IGN)") as running:
+    with HolderProcess(tmp_path / "use.lock", before="signal.signal(signal.SIGTERM, signal.SIG_IGN)") as running:
         running.process.terminate()
-        assert running.ends_within(5) == 0
+        assert running.wait(5) == 0
 
 
-def test_nobody_listening_for_readiness_is_no_reason_to_let_go(tmp_path: Path) -> None:
+def test_without_a_readiness_listener_the_lock_is_kept(tmp_path: Path) -> None:
     before = "r, w = os.pipe(); os.close(r); sys.argv[2] = str(w)"
-    with Holder(tmp_path / "use.lock", before=before, ready=False) as running:
+    with HolderProcess(tmp_path / "use.lock", before=before, ready=False) as running:
         with pytest.raises(subprocess.TimeoutExpired):
-            running.ends_within(0.5)
+            running.wait(0.5)
         running.process.terminate()
-        assert running.ends_within(5) == 0
+        assert running.wait(5) == 0
 
 
-def test_it_becomes_what_it_is_told_once_the_locks_are_free(tmp_path: Path) -> None:
+def test_it_execs_the_given_command_once_the_locks_are_free(tmp_path: Path) -> None:
     path = tmp_path / "use.lock"
-    told = tmp_path / "told"
-    os.mkfifo(told)
-    last = f"exit_command=['/bin/sh', '-c', 'cat {told}; exit 7']"
+    marker = tmp_path / "told"
+    os.mkfifo(marker)
+    last = f"exit_command=['/bin/sh', '-c', 'cat {marker}; exit 7']"
     program = BECOME.replace("ready_fd=int", f"{last}, ready_fd=int")
-    with Holder(path, program=program) as running:
-        assert not free(path)
+    with HolderProcess(path, program=program) as running:
+        assert not is_unlocked(path)
         running.process.terminate()
-        told.write_text("go on")
-        assert free(path)
-        assert running.ends_within(5) == 7
+        marker.write_text("go on")
+        assert is_unlocked(path)
+        assert running.wait(5) == 7
 
 
 def test_it_may_hold_nothing_at_all(tmp_path: Path) -> None:
-    with Holder(tmp_path / "use.lock", program=BECOME.replace("[lock.fileno()]", "[]")) as running:
-        assert free(running.path)
+    with HolderProcess(tmp_path / "use.lock", program=BECOME.replace("[lock.fileno()]", "[]")) as running:
+        assert is_unlocked(running.path)
         running.process.terminate()
-        assert running.ends_within(5) == 0
+        assert running.wait(5) == 0
 
 
 def test_as_the_first_process_of_a_container_it_ends_and_reaps(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_as_the_first_process_of_a_container_it_ends_and_reaps(tmp_path: Path) -
         "assert os.getpid() == 1\n"
     )
     os.mkfifo(f"{path}.go")
-    with Holder(path, before=orphan, prefix=("unshare", "-pf", "--kill-child", "--mount-proc")) as running:
-        (inside,) = [int(pid) for pid in running.proc(f"task/{running.pid}/children").split()]
+    with HolderProcess(path, before=orphan, prefix=("unshare", "-pf", "--kill-child", "--mount-proc")) as running:
+        (inside,) = [int(pid) for pid in running.read_proc(f"task/{running.pid}/children").split()]
         children = Path(f"/proc/{inside}/task/{inside}/children")
         assert children.read_text().split()
         Path(f"{path}.go").write_text("go\n")
@@ -196,15 +196,15 @@ def test_as_the_first_process_of_a_container_it_ends_and_reaps(tmp_path: Path) -
             assert time.monotonic() < deadline, "the orphan was not reaped"
             time.sleep(0.01)
         os.kill(inside, signal.SIGTERM)
-        assert running.ends_within(5) == 0
-    assert free(path)
+        assert running.wait(5) == 0
+    assert is_unlocked(path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [([], "usage"), (["x"], "usage"), (["99"], "not open"), (["0", "y"], "usage"), (["1,98"], "not open")],
 )
-def test_a_wrong_command_line_is_said(arguments: list[str], words: str) -> None:
+def test_a_wrong_command_line_is_an_error(arguments: list[str], words: str) -> None:
     run = subprocess.run(
         [sys.executable, "-I", "-S", hold.__file__, *arguments], check=False, capture_output=True, text=True, timeout=10
     )

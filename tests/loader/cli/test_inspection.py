@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from support.tensors_files import CorpusFile
+    from support.tensors_corpus import CorpusFile
 
 TENSORS = [RawTensor(f"t{number}".encode(), b"|u1", (1000,), bytes(1000)) for number in range(10)]
 

@@ -49,9 +49,7 @@ def test_the_termination_message_is_cut_to_what_kubernetes_keeps(tmp_path: Path)
     assert decode_report(log.read_bytes()).revision == REPORT.revision
 
 
-def test_a_report_that_cannot_be_written_is_said_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unwritable_report_is_only_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = tmp_path / "gone" / "x"
     write_report_files(REPORT, str(gone), str(gone))
     shown = capsys.readouterr().err

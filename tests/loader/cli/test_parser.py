@@ -99,8 +99,8 @@ def test_every_variable_is_named_after_its_option(name: str) -> None:
 
 
 def test_values_are_read_into_what_they_mean() -> None:
-    words = "load s3://b/a s3://b/c --layout tensorizer --ranks 0-2 --addressing-style path --timeout 10m --include x"
-    found = parse_command_line([*words.split(), "--include", "y", "--bandwidth-limit", "5GiB", "--hold"], {})
+    args = "load s3://b/a s3://b/c --layout tensorizer --ranks 0-2 --addressing-style path --timeout 10m --include x"
+    found = parse_command_line([*args.split(), "--include", "y", "--bandwidth-limit", "5GiB", "--hold"], {})
     assert found.sources == ["s3://b/a", "s3://b/c"]
     assert found.layout is Layout.TENSORIZER
     assert found.ranks == (0, 1, 2)

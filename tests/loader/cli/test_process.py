@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.cache_entries import published_entry
-from support.command import command_environment, run_tonnage, start_tonnage
+from support.tonnage_cli import command_environment, run_tonnage, start_tonnage
 from tonnage._version import __version__
 from tonnage.contract import decode_report
 
@@ -19,55 +19,57 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_version_is_told_in_both_ways() -> None:
-    assert run_tonnage("--version").out == f"tonnage {__version__}\n"
-    assert run_tonnage("version").out == f"tonnage {__version__}\n"
-    assert json.loads(run_tonnage("version", "--json").out)["tonnage"] == __version__
+def test_the_version_is_printed_in_both_ways() -> None:
+    assert run_tonnage("--version").stdout == f"tonnage {__version__}\n"
+    assert run_tonnage("version").stdout == f"tonnage {__version__}\n"
+    assert json.loads(run_tonnage("version", "--json").stdout)["tonnage"] == __version__
 
 
 def test_help_goes_to_standard_output_and_succeeds() -> None:
     finished = run_tonnage("load", "--help")
-    assert (finished.code, finished.err) == (0, "")
-    assert "tonnage load s3://" in finished.out
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "tonnage load s3://" in finished.stdout
 
 
 def test_a_load_that_cannot_be_understood_still_ends_with_a_report() -> None:
     finished = run_tonnage("load", "s3://b/k/", "--cache", "/c", "--part-size", "many")
-    assert finished.code == 2
+    assert finished.returncode == 2
     assert finished.report["outcome"] == "failed"
     assert finished.report["reason"] == "InvalidPlan"
-    assert finished.out.count("\n") == 1
-    assert finished.err.startswith("tonnage: InvalidPlan: ")
-    assert "\n  → See `tonnage load --help`." in finished.err
+    assert finished.stdout.count("\n") == 1
+    assert finished.stderr.startswith("tonnage: InvalidPlan: ")
+    assert "\n  → See `tonnage load --help`." in finished.stderr
 
 
 def test_other_commands_print_nothing_on_standard_output_when_they_fail(tmp_path: Path) -> None:
     finished = run_tonnage("ls", "--cache", tmp_path / "gone")
-    assert (finished.code, finished.out) == (2, "")
-    assert "is not a folder" in finished.err
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "is not a folder" in finished.stderr
 
 
-def test_other_commands_say_failures_in_json_where_that_was_asked_for(tmp_path: Path) -> None:
+def test_other_commands_print_failures_as_json_with_json(tmp_path: Path) -> None:
     finished = run_tonnage("verify", "r-1", "--cache", tmp_path, "--json")
-    assert finished.code == 11
-    assert json.loads(finished.out)["reason"] == "ObjectNotFound"
-    assert json.loads(finished.out)["remedy"]
+    assert finished.returncode == 11
+    assert json.loads(finished.stdout)["reason"] == "ObjectNotFound"
+    assert json.loads(finished.stdout)["remedy"]
 
 
 def test_no_command_at_all_names_them() -> None:
     finished = run_tonnage()
-    assert finished.code == 2
+    assert finished.returncode == 2
     for name in ("load", "resolve", "inspect", "ls", "verify", "rm"):
-        assert name in finished.err
+        assert name in finished.stderr
 
 
 def test_a_plan_comes_from_standard_input_too(tmp_path: Path) -> None:
-    finished = run_tonnage("load", "--plan", "-", "--cache", tmp_path, given='{"schema_version": 99, "sources": []}')
-    assert finished.code == 2
+    finished = run_tonnage(
+        "load", "--plan", "-", "--cache", tmp_path, stdin_text='{"schema_version": 99, "sources": []}'
+    )
+    assert finished.returncode == 2
     assert "schema version 99" in finished.report["message"]
 
 
-def test_report_file_and_termination_message_tell_of_failures(tmp_path: Path) -> None:
+def test_report_file_and_termination_message_contain_failures(tmp_path: Path) -> None:
     report, log = tmp_path / "report.json", tmp_path / "log"
     environment = {"TONNAGE_TERMINATION_LOG": str(log)}
     finished = run_tonnage("load", "gopher://x", "--cache", tmp_path, "--report", report, environment=environment)
@@ -75,7 +77,7 @@ def test_report_file_and_termination_message_tell_of_failures(tmp_path: Path) ->
     assert decode_report(report.read_bytes()) == decode_report(log.read_bytes())
 
 
-def test_a_reader_that_leaves_ends_a_table_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_a_table_quietly(tmp_path: Path) -> None:
     published_entry(tmp_path)
     reading, writing = os.pipe()
     os.close(reading)
@@ -85,7 +87,7 @@ def test_a_reader_that_leaves_ends_a_table_quietly(tmp_path: Path) -> None:
     assert (process.returncode, err) == (141, "")
 
 
-def test_a_reader_that_leaves_does_not_change_how_a_load_ends() -> None:
+def test_a_closed_pipe_does_not_change_a_loads_exit_code() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with start_tonnage("load", "gopher://x", "--cache", "/c", stdout=writing) as process:
@@ -113,7 +115,7 @@ def test_a_defect_is_reported_as_one(tmp_path: Path, debug: bool) -> None:
     loader = command_environment()["PYTHONPATH"]
     environment = {"PYTHONPATH": f"{tmp_path}:{loader}", **({"TONNAGE_DEBUG": "1"} if debug else {})}
     finished = run_tonnage("load", "s3://b/k/", "--cache", tmp_path, environment=environment)
-    assert finished.code == 70
+    assert finished.returncode == 70
     assert finished.report["reason"] == "InternalError"
     assert "ModuleNotFoundError" in finished.report["message"]
-    assert ("Traceback" in finished.err) is debug
+    assert ("Traceback" in finished.stderr) is debug

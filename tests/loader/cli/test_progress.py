@@ -58,7 +58,7 @@ def test_a_line_always_has_all_fields() -> None:
     ("kind", "view"),
     [("bar", LazyProgressBar), ("json", JsonLines), ("off", NullProgress), ("auto", JsonLines), (None, JsonLines)],
 )
-def test_auto_is_json_where_nobody_looks(kind: str | None, view: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_json_without_a_terminal(kind: str | None, view: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert type(progress_view(kind)) is view
 

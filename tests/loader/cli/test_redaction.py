@@ -18,7 +18,7 @@ def test_values_of_secret_variables_are_hidden() -> None:
     assert "s3cr3t" not in redact("denied for s3cr3t/key+x", ENVIRONMENT)
 
 
-def test_queries_and_users_of_urls_are_hidden_and_the_rest_stays() -> None:
+def test_only_queries_and_users_of_urls_are_hidden() -> None:
     shown = redact("GET https://me:pw@h/b/x.tensors?X-Amz-Signature=abc&X=1 failed", {})
     assert shown == "GET https://h/b/x.tensors?[hidden] failed"
 

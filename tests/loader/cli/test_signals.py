@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.command import command_environment, start_tonnage
-from support.faulty_rules import Fault
+from support.faults import Fault
+from support.tonnage_cli import command_environment, start_tonnage
 from tonnage.cli.signals import Cancellation
 from tonnage.errors import Interrupted
 
@@ -32,7 +32,7 @@ def test_a_signal_is_an_answer_where_it_is_asked_for() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_signal_is_an_error_where_nobody_asks() -> None:
+def test_a_signal_is_an_error_where_it_is_not_polled() -> None:
     with Cancellation(), pytest.raises(Interrupted, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -40,15 +40,15 @@ def test_a_signal_is_an_error_where_nobody_asks() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["load", "resolve", "inspect"])
 def test_a_signal_during_a_request_is_an_interruption_with_its_own_code(
-    faulty: FaultyServer, tmp_path: Path, command: str, number: signal.Signals
+    faulty_server: FaultyServer, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
-    faulty.put("b/x.tensors", b"|TZR|")
-    faulty.fault(Fault(stall_before=True))
-    words = ["--cache", tmp_path] if command == "load" else ["--json"]
+    faulty_server.put("b/x.tensors", b"|TZR|")
+    faulty_server.add_fault(Fault(stall_before=True))
+    args = ["--cache", tmp_path] if command == "load" else ["--json"]
     with start_tonnage(
-        command, "s3://b/x.tensors", "--endpoint-url", faulty.url, *words, environment=ENVIRONMENT
+        command, "s3://b/x.tensors", "--endpoint-url", faulty_server.url, *args, environment=ENVIRONMENT
     ) as process:
-        faulty.wait_for_requests(1)
+        faulty_server.wait_for_requests(1)
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert process.returncode == Interrupted.exit_code == 32

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from support.command import Finished, command_environment
+from support.tonnage_cli import CommandResult, command_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,22 +23,22 @@ DEAR = {
 HIT_SECONDS = 0.15
 
 
-def modules_of(words: list[str], environment: dict[str, str]) -> set[str]:
+def modules_of(args: list[str], environment: dict[str, str]) -> set[str]:
     """Returns what a run imports."""
     program = (
         "import sys; from tonnage.cli.main import main; code = main(sys.argv[1:]);"
         "print('\\n' + ' '.join(sys.modules)); sys.exit(code)"
     )
     found = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *args],
         env=command_environment(environment), capture_output=True, text=True, check=True,
     )  # fmt: skip
     return set(found.stdout.rpartition("\n\n")[2].split())
 
 
-def test_a_hit_imports_nothing_dear(loaded: tuple[Path, Finished], model: Model) -> None:
-    words = ["load", model.source, "--cache", str(loaded[0])]
-    modules = modules_of(words, model.environment)
+def test_a_hit_imports_nothing_expensive(loaded: tuple[Path, CommandResult], model: Model) -> None:
+    args = ["load", model.source, "--cache", str(loaded[0])]
+    modules = modules_of(args, model.environment)
     assert "tonnage.loading.load" in modules
     assert not DEAR & modules
 
@@ -49,21 +49,21 @@ def test_help_and_version_import_no_loader() -> None:
     assert not DEAR & modules
 
 
-def test_a_listing_for_a_pipe_imports_no_tables_for_people(loaded: tuple[Path, Finished]) -> None:
+def test_a_listing_for_a_pipe_imports_no_tables_for_people(loaded: tuple[Path, CommandResult]) -> None:
     assert not DEAR & modules_of(["ls", "--cache", str(loaded[0])], {})
 
 
-def test_a_hit_is_over_before_anybody_notices(loaded: tuple[Path, Finished], model: Model) -> None:
+def test_a_hit_takes_milliseconds(loaded: tuple[Path, CommandResult], model: Model) -> None:
     """The best of several runs, so that other work on the machine is not measured."""
-    words = [sys.executable, "-c", "import sys; from tonnage.cli.main import main; sys.exit(main(sys.argv[1:]))"]
-    words += ["load", model.source, "--cache", str(loaded[0])]
+    args = [sys.executable, "-c", "import sys; from tonnage.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+    args += ["load", model.source, "--cache", str(loaded[0])]
     environment = {
         name: value for name, value in command_environment(model.environment).items() if name != "PYTHONWARNINGS"
     }
     took = []
     for _ in range(8):
         began = time.perf_counter()
-        subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(args, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         took.append(time.perf_counter() - began)
     busy = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
     assert min(took) <= HIT_SECONDS * (2 if busy else 1)

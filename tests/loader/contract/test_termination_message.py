@@ -68,7 +68,7 @@ def test_one_that_fits_loses_nothing(report: Report) -> None:
         assert decode_report(termination_message(report)) == report
 
 
-def test_what_says_nothing_is_left_out() -> None:
+def test_empty_fields_are_left_out() -> None:
     """A pod with many containers keeps only a share of each message."""
     report = Report(outcome=Outcome.LOADED, revision="r-0123456789ab", bytes=7)
     assert json.loads(termination_message(report)) == {
@@ -76,7 +76,7 @@ def test_what_says_nothing_is_left_out() -> None:
     }  # fmt: skip
 
 
-def test_a_list_that_is_too_long_is_said_to_be() -> None:
+def test_a_list_that_is_too_long_is_marked_as_truncated() -> None:
     objects = tuple(
         ObjectPin(key=f"model/shard-{number:05}.tensors", size=1 << 30, etag="e" * 32) for number in range(100)
     )

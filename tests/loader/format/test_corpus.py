@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from support.tensors_decrypt import decrypter
-from support.tensors_files import stored_dtype
+from support.tensors_corpus import stored_dtype
+from support.tensors_decrypt import make_decrypt
 from support.tensors_reader import read_index, read_tensors
 from support.tensors_writer import raw_bytes
 from tonnage.errors import NameCollision
@@ -18,7 +18,7 @@ from tonnage.format.tensor_names import check_flat_names
 from tonnage.format.tensors_index import TYPICAL_HEAD_BYTES
 
 if TYPE_CHECKING:
-    from support.tensors_files import CorpusFile
+    from support.tensors_corpus import CorpusFile
 
 FILES = [
     "module-float32", "module-float16", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-sayable",
@@ -66,7 +66,7 @@ def test_the_preamble_says_what_was_needed_to_write_the_file(file: CorpusFile) -
 
 def test_every_hash_of_every_tensor_holds_and_the_bytes_are_those_written(file: CorpusFile) -> None:
     data = file.path.read_bytes()
-    decrypt = decrypter(data, file.key) if file.key is not None else None
+    decrypt = make_decrypt(data, file.key) if file.key is not None else None
     found = read_tensors(data, decrypt=decrypt)
     for path, (entry, header, contents) in found.items():
         sealed = file.encrypted and entry.length > 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from support.tensors_damage import DAMAGES, Damage, sample, sample_with_features
+from support.tensors_damage import DAMAGES, Damage, sample_file, sample_file_with_features
 from support.tensors_reader import read_index, read_tensors
 from tonnage.errors import TonnageError
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=damage.name[:60]) for damage in DAMAGES])
 def test_each_damage_is_refused_by_its_reason_naming_the_object(damage: Damage) -> None:
-    file = damage.start()
-    damage.harm(file)
+    file = damage.build()
+    damage.corrupt(file)
     with pytest.raises(damage.error) as caught:
         read_tensors(bytes(file.data), name="s3://models/hurt.tensors")
-    assert damage.says in str(caught.value)
+    assert damage.message in str(caught.value)
     assert "s3://models/hurt.tensors" in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("start", [sample, sample_with_features])
+@pytest.mark.parametrize("start", [sample_file, sample_file_with_features])
 def test_a_file_cut_at_any_byte_is_refused(start: Callable[[], BuiltFile]) -> None:
     whole = bytes(start().data)
     read_tensors(whole)
@@ -39,7 +39,7 @@ def test_a_file_cut_at_any_byte_is_refused(start: Callable[[], BuiltFile]) -> No
             read_tensors(whole[:length])
 
 
-@pytest.mark.parametrize("start", [sample, sample_with_features])
+@pytest.mark.parametrize("start", [sample_file, sample_file_with_features])
 def test_a_flipped_bit_anywhere_but_in_the_slack_is_caught(start: Callable[[], BuiltFile]) -> None:
     file = start()
     slack = range(*file.fields["slack"])
@@ -54,7 +54,7 @@ def test_a_flipped_bit_anywhere_but_in_the_slack_is_caught(start: Callable[[], B
 
 
 def test_without_hashes_flips_change_the_data_or_the_module_index_at_most() -> None:
-    file = sample(hashes=())
+    file = sample_file(hashes=())
     expected = read_tensors(bytes(file.data))
     for position in range(len(file.data)):
         file.data[position] ^= 0x10
@@ -67,11 +67,11 @@ def test_without_hashes_flips_change_the_data_or_the_module_index_at_most() -> N
 def test_a_stated_length_is_never_allocated_before_it_is_checked() -> None:
     import tracemalloc
 
-    file = sample()
+    file = sample_file()
     tracemalloc.start()
     try:
         for field in ("count", "index_length", "data_bytes", "index[1].data_offset", "index[1].length"):
-            hurt = sample()
+            hurt = sample_file()
             for value in (1 << 40, (1 << 63) - 1, (1 << 64) - 1):
                 hurt.set_number(field, value)
                 with pytest.raises(TonnageError):
@@ -92,7 +92,7 @@ def test_arbitrary_bytes_raise_nothing_but_our_errors(data: bytes) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(
-    st.sampled_from([sample, sample_with_features]),
+    st.sampled_from([sample_file, sample_file_with_features]),
     st.lists(st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=9)), min_size=1, max_size=6),
     st.integers(0, 40),
 )
@@ -108,6 +108,6 @@ def test_arbitrary_overwriting_raises_nothing_but_our_errors(
 
 
 def test_bytes_behind_the_terminator_are_no_damage() -> None:
-    data = bytes(sample().data)
+    data = bytes(sample_file().data)
     assert read_index(data + b"more").body_end == len(data)
     assert len(read_tensors(data + b"more")) == 3

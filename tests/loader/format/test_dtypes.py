@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from support.tensors_files import SAYABLE, bits, every_dtype
-from support.tensors_writer import PLAIN, raw_bytes, stored_dtype
+from support.tensors_corpus import SAFETENSORS_DTYPES, all_dtypes, random_bits
+from support.tensors_writer import NUMPY_DTYPES, raw_bytes, stored_dtype
 from tonnage.errors import FormatUnsupported
 from tonnage.format.dtypes import DTYPES, Dtype, dtype_from_safetensors, parse_dtype
 
@@ -31,17 +31,20 @@ def test_torch_has_each_dtype_with_this_size_and_spelling(dtype: Dtype) -> None:
 
 
 def test_the_table_has_every_dtype_that_torch_has_and_tensorizer_writes() -> None:
-    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES} == set(every_dtype())
+    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES} == set(all_dtypes())
     assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if b"\0" not in dtype.stored_name.encode()} == set(
-        PLAIN
+        NUMPY_DTYPES
     )
-    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if dtype.safetensors_name} == SAYABLE
+    assert {getattr(torch, dtype.torch_name) for dtype in DTYPES if dtype.safetensors_name} == SAFETENSORS_DTYPES
 
 
 @pytest.mark.parametrize("dtype", IN_SAFETENSORS)
 def test_safetensors_writes_and_reads_each_dtype_under_this_name(dtype: Dtype, tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
-    tensors = {"w": bits(getattr(torch, dtype.torch_name), 3, 5), "s": bits(getattr(torch, dtype.torch_name))}
+    tensors = {
+        "w": random_bits(getattr(torch, dtype.torch_name), 3, 5),
+        "s": random_bits(getattr(torch, dtype.torch_name)),
+    }
     save_file(tensors, path)
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -57,12 +60,12 @@ def test_safetensors_writes_and_reads_each_dtype_under_this_name(dtype: Dtype, t
 
 def test_safetensors_states_another_shape_for_pairs_of_four_bit_floats(tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
-    save_file({"w": bits(torch.float4_e2m1fn_x2, 2, 4)}, path)
+    save_file({"w": random_bits(torch.float4_e2m1fn_x2, 2, 4)}, path)
     with safe_open(path, "pt") as file:
         assert file.get_slice("w").get_shape() == [2, 8]
 
 
-def test_a_dtype_of_a_later_torch_is_carried_but_not_said_in_safetensors() -> None:
+def test_a_dtype_of_a_later_torch_is_kept_but_has_no_safetensors_name() -> None:
     dtype = parse_dtype(b"|V1\0torch.float6_e2m3", where="x")
     assert (dtype.item_size, dtype.torch_name, dtype.safetensors_name) == (1, "float6_e2m3", None)
     assert dtype.stored_name == "|V1\0torch.float6_e2m3"

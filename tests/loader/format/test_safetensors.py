@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 
-from support.tensors_files import SAYABLE, bits
+from support.tensors_corpus import SAFETENSORS_DTYPES, random_bits
 from support.tensors_writer import raw_bytes, stored_dtype
 from tonnage.errors import CacheDamaged, DtypeUnsupported, FormatUnsupported, InternalError, NameCollision, TonnageError
 from tonnage.format.dtypes import Dtype, dtype_from_safetensors, parse_dtype
@@ -53,7 +53,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], *, align: int = 4096) -
 
 
 def _every_kind() -> dict[str, torch.Tensor]:
-    tensors = {str(dtype): bits(dtype, 3, 5, seed=7) for dtype in sorted(SAYABLE, key=str)}
+    tensors = {str(dtype): random_bits(dtype, 3, 5, seed=7) for dtype in sorted(SAFETENSORS_DTYPES, key=str)}
     return tensors | {"scalar": torch.tensor(2.5), "empty": torch.ones(0, 3), 'odd "名" 🙂\n\0': torch.ones(1)}
 
 
@@ -123,7 +123,7 @@ def test_no_tensors_make_a_valid_file_too(tmp_path: Path) -> None:
     assert not read_header(tmp_path / "x.safetensors", label="x").tensors
 
 
-def test_a_dtype_that_safetensors_cannot_say_is_refused_naming_tensor_dtype_and_layout() -> None:
+def test_a_dtype_without_a_safetensors_name_is_refused_naming_tensor_dtype_and_layout() -> None:
     dtype = parse_dtype(b"<V4\0torch.complex32", where="x")
     for refuse in (
         lambda: safetensors_dtype_name("rotary", dtype),
@@ -147,7 +147,7 @@ def test_a_header_that_readers_refuse_is_not_written() -> None:
         build_shard_header(names, metadata={})
 
 
-def test_our_own_mistakes_are_told_as_such() -> None:
+def test_programming_errors_are_internal_errors() -> None:
     with pytest.raises(InternalError, match="shape"):
         build_shard_header([ShardTensor("w", F32, (2,), 4)], metadata={})
     with pytest.raises(InternalError, match="misaligned"):
@@ -263,7 +263,7 @@ def test_arbitrary_headers_raise_nothing_but_our_errors(text: bytes) -> None:
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9).filter("__metadata__".__ne__),
-        st.tuples(st.sampled_from(sorted(SAYABLE, key=str)), st.lists(st.integers(0, 4), max_size=4)),
+        st.tuples(st.sampled_from(sorted(SAFETENSORS_DTYPES, key=str)), st.lists(st.integers(0, 4), max_size=4)),
         max_size=8,
     )
 )
@@ -271,7 +271,7 @@ def test_any_shard_is_read_alike_by_us_and_the_real_library(
     tmp_path_factory: pytest.TempPathFactory, described: dict[str, tuple[torch.dtype, list[int]]]
 ) -> None:
     path = tmp_path_factory.mktemp("shard") / "x.safetensors"
-    tensors = {name: bits(dtype, *shape) for name, (dtype, shape) in described.items()}
+    tensors = {name: random_bits(dtype, *shape) for name, (dtype, shape) in described.items()}
     _write(path, tensors)
     ours, theirs = read_header(path, label="x"), load_file(path)
     data = path.read_bytes()

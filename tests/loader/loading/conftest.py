@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.load_site import KEY, PartOf, Site
-from support.models import CONFIG, file_of, tensors_of
+from support.load_harness import KEY, IsPartRequest, LoadHarness
+from support.models import CONFIG, make_tensors, to_tensors_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,25 +18,27 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tensors() -> dict[str, torch.Tensor]:
     """About 2 MiB in twelve tensors."""
-    return tensors_of()
+    return make_tensors()
 
 
 @pytest.fixture(scope="session")
 def weights(tensors: dict[str, torch.Tensor]) -> bytes:
     """The tensors as a file."""
-    return file_of(tensors)
+    return to_tensors_file(tensors)
 
 
 @pytest.fixture
-def site(faulty: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes) -> Site:
+def harness(
+    faulty_server: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes
+) -> LoadHarness:
     """The model on a server that does as told."""
-    faulty.put(KEY, weights)
-    faulty.put("bucket/model/config.json", CONFIG)
-    return Site(faulty, tmp_path / "cache", tensors, weights)
+    faulty_server.put(KEY, weights)
+    faulty_server.put("bucket/model/config.json", CONFIG)
+    return LoadHarness(faulty_server, tmp_path / "cache", tensors, weights)
 
 
 @pytest.fixture
-def parts() -> PartOf:
+def is_part_request() -> IsPartRequest:
     """Whether a request is for a part of the body (not the index)."""
 
     def is_part(request: Any) -> bool:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.faulty_rules import Fault, expired_token, unavailable
-from support.load_site import SMALL
-from support.models import assert_same, file_of, read_entry, tensors_of
+from support.faults import Fault, expired_token, slow_down
+from support.load_harness import SMALL_LIMITS
+from support.models import assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from tonnage.contract import HttpSource, Outcome, Plan
 from tonnage.errors import (
     AccessDenied,
@@ -29,7 +29,7 @@ from tonnage.source.backoff import backoff_seconds
 from tonnage.transfer import policy
 
 if TYPE_CHECKING:
-    from support.load_site import PartOf, Site
+    from support.load_harness import IsPartRequest, LoadHarness
 
 
 KEY = "bucket/model/weights.tensors"
@@ -37,11 +37,11 @@ KEY = "bucket/model/weights.tensors"
 PASSING = {
     "500": Fault(status=500, body=b"<Error><Code>InternalError</Code></Error>"),
     "502 with a page of HTML": Fault(status=502, body=b"<html>bad gateway</html>"),
-    "503 with Retry-After": unavailable(retry_after="1"),
+    "503 with Retry-After": slow_down(retry_after="1"),
     "429": Fault(status=429),
     "a reset in the middle": Fault(reset_after=50_000),
     "an end in the middle": Fault(close_after=70_001),
-    "no answer at all": Fault(drop=True),
+    "no answer at all": Fault(drop_connection=True),
     "a stall in the middle": Fault(stall_after=60_000),
     "a stall before the answer": Fault(stall_before=True),
     "a shorter range": Fault(shorten=1000),
@@ -54,25 +54,27 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_a_failure_that_passes_costs_a_retry_and_nothing_else(site: Site, parts: PartOf, fault: Fault) -> None:
-    site.server.fault(fault, when=parts, skip=2, times=3)
-    report = site.load()
+def test_a_failure_that_passes_costs_a_retry_and_nothing_else(
+    harness: LoadHarness, is_part_request: IsPartRequest, fault: Fault
+) -> None:
+    harness.server.add_fault(fault, when=is_part_request, skip=2, times=3)
+    report = harness.load()
     assert report.outcome is Outcome.LOADED
-    site.assert_loaded(report)
+    harness.assert_loaded(report)
 
 
-def test_what_came_before_a_reset_is_not_fetched_again(site: Site, parts: PartOf) -> None:
-    site.server.fault(Fault(reset_after=200_000), when=parts, times=2)
-    report = site.load()
+def test_what_came_before_a_reset_is_not_fetched_again(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
+    harness.server.add_fault(Fault(reset_after=200_000), when=is_part_request, times=2)
+    report = harness.load()
     assert report.retries >= 1
-    starts = [request.range[0] for request in site.server.seen(method="GET", key=KEY) if request.range]
+    starts = [request.range[0] for request in harness.server.find_requests(method="GET", key=KEY) if request.range]
     assert len(starts) == len(set(starts))
-    assert report.downloaded_bytes < len(site.weights) + 300_000
+    assert report.downloaded_bytes < len(harness.tensors_file) + 300_000
 
 
 LASTING: dict[str, tuple[Fault, type[TonnageError]]] = {
     "500": (Fault(status=500), RetriesExhausted),
-    "503": (unavailable(), RetriesExhausted),
+    "503": (slow_down(), RetriesExhausted),
     "Range ignored": (Fault(ignore_range=True), EndpointUnreachable),
     "another range": (Fault(shift=512), EndpointUnreachable),
     "access denied": (Fault(status=403, body=b"<Error><Code>AccessDenied</Code></Error>"), AccessDenied),
@@ -81,24 +83,28 @@ LASTING: dict[str, tuple[Fault, type[TonnageError]]] = {
         RequestTimeTooSkewed,
     ),
     "another ETag": (Fault(etag='"0123456789abcdef0123456789abcdef"'), SourceChanged),
-    "another size": (Fault(lie_total=1), SourceChanged),
+    "another size": (Fault(total_offset=1), SourceChanged),
     "expired for good": (expired_token(), CredentialsExpired),
 }
 
 
 @pytest.mark.parametrize(("fault", "expected"), LASTING.values(), ids=LASTING.keys())
 def test_a_failure_that_stays_has_its_reason_and_leaves_nothing_visible(
-    site: Site, parts: PartOf, fault: Fault, expected: type[TonnageError], monkeypatch: pytest.MonkeyPatch
+    harness: LoadHarness,
+    is_part_request: IsPartRequest,
+    fault: Fault,
+    expected: type[TonnageError],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tonnage.transfer.coordinator.MAX_ATTEMPTS", 2)
-    site.server.fault(fault, when=parts, skip=2)
+    harness.server.add_fault(fault, when=is_part_request, skip=2)
     with pytest.raises(expected) as caught:
-        site.load()
+        harness.load()
     assert "s3://bucket/model/weights.tensors" in caught.value.message
     assert caught.value.details["revision"]
-    site.assert_nothing_visible()
-    site.server.clear_faults()
-    site.assert_loaded(site.load())
+    harness.assert_nothing_visible()
+    harness.server.clear_faults()
+    harness.assert_loaded(harness.load())
 
 
 def test_attempts_are_bounded_so_that_waiting_ends() -> None:
@@ -107,88 +113,102 @@ def test_attempts_are_bounded_so_that_waiting_ends() -> None:
     assert 10 < waiting < 60
 
 
-def test_an_object_replaced_during_the_load_is_noticed_and_never_mixed(site: Site, parts: PartOf) -> None:
-    replacement = file_of(tensors_of(seed=7))
-    assert len(replacement) == len(site.weights)
+def test_an_object_replaced_during_the_load_is_noticed_and_never_mixed(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
+    replacement = to_tensors_file(make_tensors(seed=7))
+    assert len(replacement) == len(harness.tensors_file)
 
     def replace_after_three(request: Any) -> bool:
-        if parts(request) and sum(map(parts, site.server.seen())) == 3:
-            site.server.put(KEY, replacement)
+        if is_part_request(request) and sum(map(is_part_request, harness.server.find_requests())) == 3:
+            harness.server.put(KEY, replacement)
         return False
 
-    site.server.fault(Fault(), when=replace_after_three)
+    harness.server.add_fault(Fault(), when=replace_after_three)
     with pytest.raises(SourceChanged):
-        site.load()
-    site.assert_nothing_visible()
+        harness.load()
+    harness.assert_nothing_visible()
 
 
-def test_an_object_deleted_during_the_load_is_a_change_of_the_source(site: Site, parts: PartOf) -> None:
+def test_an_object_deleted_during_the_load_is_a_change_of_the_source(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
     def delete_after_three(request: Any) -> bool:
-        if parts(request) and sum(map(parts, site.server.seen())) == 3:
-            site.server.delete(KEY)
+        if is_part_request(request) and sum(map(is_part_request, harness.server.find_requests())) == 3:
+            harness.server.delete(KEY)
         return False
 
-    site.server.fault(Fault(), when=delete_after_three)
+    harness.server.add_fault(Fault(), when=delete_after_three)
     with pytest.raises(SourceChanged):
-        site.load()
+        harness.load()
 
 
-def data_offset(site: Site) -> int:
+def data_offset(harness: LoadHarness) -> int:
     """An offset inside the data of some tensor in the middle."""
-    return 262_217 + (len(site.weights) - 262_217) // 2
+    return 262_217 + (len(harness.tensors_file) - 262_217) // 2
 
 
-def test_a_bit_flipped_on_the_way_is_fetched_again_over_another_connection(site: Site, parts: PartOf) -> None:
-    at = data_offset(site)
+def test_a_bit_flipped_on_the_way_is_fetched_again_over_another_connection(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
+    at = data_offset(harness)
 
     def covers(request: Any) -> bool:
-        return parts(request) and request.range[0] <= at <= request.range[1]
+        return is_part_request(request) and request.range[0] <= at <= request.range[1]
 
-    site.server.fault(Fault(flip=at), when=covers, times=1)
-    report = site.load()
+    harness.server.add_fault(Fault(flip=at), when=covers, times=1)
+    report = harness.load()
     assert report.retries == 1
-    site.assert_loaded(report)
-    covering = [request for request in site.server.seen() if covers(request)]
+    harness.assert_loaded(report)
+    covering = [request for request in harness.server.find_requests() if covers(request)]
     assert len(covering) == 2
     assert covering[0].connection != covering[1].connection
 
 
-def test_a_bit_that_is_flipped_in_the_store_names_tensor_object_and_place(site: Site, parts: PartOf) -> None:
-    site.server.fault(Fault(flip=data_offset(site)), when=parts)
+def test_a_bit_that_is_flipped_in_the_store_names_tensor_object_and_place(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
+    harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
     with pytest.raises(ChecksumMismatch) as caught:
-        site.load()
+        harness.load()
     assert re.search(
         r"s3://bucket/model/weights\.tensors: tensor 'layers\.\d+\.weight' \(bytes \d+ to \d+\)", caught.value.message
     )
-    site.assert_nothing_visible()
+    harness.assert_nothing_visible()
 
 
-def test_without_verification_a_flipped_bit_is_not_noticed_but_said(site: Site, parts: PartOf) -> None:
-    site.server.fault(Fault(flip=data_offset(site)), when=parts)
-    assert site.load(verify="none").verified == "none"
+def test_without_verification_a_flipped_bit_passes_and_is_reported_as_unverified(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
+    harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
+    assert harness.load(verify="none").verified == "none"
 
 
-def test_with_sha256_a_flipped_bit_is_noticed_too(site: Site, parts: PartOf) -> None:
-    site.server.fault(Fault(flip=data_offset(site)), when=parts)
+def test_with_sha256_a_flipped_bit_is_noticed_too(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
+    harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
     with pytest.raises(ChecksumMismatch):
-        site.load(verify="sha256")
+        harness.load(verify="sha256")
 
 
-def test_a_header_that_disagrees_with_the_index_is_damage(site: Site, parts: PartOf) -> None:
+def test_a_header_that_disagrees_with_the_index_is_damage(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     first_header = 262_217
-    site.server.fault(Fault(flip=first_header + 12), when=parts)
+    harness.server.add_fault(Fault(flip=first_header + 12), when=is_part_request)
     with pytest.raises((FormatDamaged, ChecksumMismatch), match=r"weights\.tensors"):
-        site.load()
-    site.assert_nothing_visible()
+        harness.load()
+    harness.assert_nothing_visible()
 
 
-def test_something_behind_the_last_tensor_instead_of_the_end_mark_is_damage(site: Site, parts: PartOf) -> None:
-    site.server.fault(Fault(flip=len(site.weights) - 3), when=parts)
+def test_something_behind_the_last_tensor_instead_of_the_end_mark_is_damage(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
+    harness.server.add_fault(Fault(flip=len(harness.tensors_file) - 3), when=is_part_request)
     with pytest.raises(FormatDamaged, match="end mark"):
-        site.load()
+        harness.load()
 
 
-def test_credentials_that_expire_during_the_load_are_renewed(site: Site, parts: PartOf, tmp_path: Path) -> None:
+def test_credentials_that_expire_during_the_load_are_renewed(
+    harness: LoadHarness, is_part_request: IsPartRequest, tmp_path: Path
+) -> None:
     folder = tmp_path / "secret"
     folder.mkdir()
     (folder / "AWS_ACCESS_KEY_ID").write_text("AKIDEXAMPLE")
@@ -197,17 +217,19 @@ def test_credentials_that_expire_during_the_load_are_renewed(site: Site, parts: 
     (tmp_path / "second").write_text("second")
 
     def is_old(request: Any) -> bool:
-        old = parts(request) and request.headers.get("x-amz-security-token") == "first"
-        if old and sum(map(parts, site.server.seen())) > 3:
+        old = is_part_request(request) and request.headers.get("x-amz-security-token") == "first"
+        if old and sum(map(is_part_request, harness.server.find_requests())) > 3:
             with contextlib.suppress(FileNotFoundError):  # another request was first
                 (tmp_path / "second").rename(folder / "AWS_SESSION_TOKEN")
             return True
         return False
 
-    site.server.fault(expired_token(), when=is_old)
-    report = site.load(environment={"TONNAGE_CREDENTIALS_DIR": str(folder)})
-    site.assert_loaded(report)
-    tokens = {request.headers.get("x-amz-security-token") for request in site.server.seen(method="GET", key=KEY)}
+    harness.server.add_fault(expired_token(), when=is_old)
+    report = harness.load(environment={"TONNAGE_CREDENTIALS_DIR": str(folder)})
+    harness.assert_loaded(report)
+    tokens = {
+        request.headers.get("x-amz-security-token") for request in harness.server.find_requests(method="GET", key=KEY)
+    }
     assert tokens == {"first", "second"}
 
 
@@ -215,34 +237,36 @@ EXPIRED_URL = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Me
 
 
 @pytest.mark.parametrize("words", [EXPIRED_URL, b"AuthenticationFailed"])
-def test_a_presigned_url_that_runs_out_is_read_anew_from_the_plans_file(
-    site: Site, parts: PartOf, tmp_path: Path, words: bytes
+def test_an_expired_presigned_url_is_reloaded_from_the_plans_file(
+    harness: LoadHarness, is_part_request: IsPartRequest, tmp_path: Path, words: bytes
 ) -> None:
     urls, renewed = tmp_path / "urls", tmp_path / "renewed"
-    urls.write_text(f"{site.server.url}/{KEY}?X-Amz-Signature=old\n")
-    renewed.write_text(f"{site.server.url}/{KEY}?X-Amz-Signature=new\n")
+    urls.write_text(f"{harness.server.url}/{KEY}?X-Amz-Signature=old\n")
+    renewed.write_text(f"{harness.server.url}/{KEY}?X-Amz-Signature=new\n")
 
     def is_old(request: Any) -> bool:
-        old = parts(request) and "old" in request.raw_query
-        if old and sum(map(parts, site.server.seen())) > 3:
+        old = is_part_request(request) and "old" in request.raw_query
+        if old and sum(map(is_part_request, harness.server.find_requests())) > 3:
             with contextlib.suppress(FileNotFoundError):  # another request was first
                 renewed.rename(urls)
             return True
         return False
 
-    site.server.fault(Fault(status=403, reason="Forbidden", body=words), when=is_old)
-    plan = Plan(sources=(HttpSource(urls_file=str(urls)),), limits=SMALL)
-    report = run_plan(plan, cache=site.cache, environment={}).report
-    assert_same(read_entry(Path(report.path)), site.tensors)
+    harness.server.add_fault(Fault(status=403, reason="Forbidden", body=words), when=is_old)
+    plan = Plan(sources=(HttpSource(urls_file=str(urls)),), limits=SMALL_LIMITS)
+    report = run_plan(plan, cache=harness.cache, environment={}).report
+    assert_tensors_equal(load_safetensors_dir(Path(report.path)), harness.tensors)
     assert report.retries >= 1
-    queries = [request.raw_query.rpartition("=")[2] for request in site.server.seen(method="GET", key=KEY)]
+    queries = [request.raw_query.rpartition("=")[2] for request in harness.server.find_requests(method="GET", key=KEY)]
     assert set(queries) == {"old", "new"}
 
 
-def test_a_presigned_url_that_nobody_renews_is_an_error(site: Site, parts: PartOf, tmp_path: Path) -> None:
-    (tmp_path / "urls").write_text(f"{site.server.url}/{KEY}?X-Amz-Signature=secret\n")
-    site.server.fault(Fault(status=403, reason="Forbidden", body=EXPIRED_URL), when=parts, skip=2)
-    plan = Plan(sources=(HttpSource(urls_file=str(tmp_path / "urls")),), limits=SMALL)
+def test_a_presigned_url_that_stays_expired_is_an_error(
+    harness: LoadHarness, is_part_request: IsPartRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "urls").write_text(f"{harness.server.url}/{KEY}?X-Amz-Signature=secret\n")
+    harness.server.add_fault(Fault(status=403, reason="Forbidden", body=EXPIRED_URL), when=is_part_request, skip=2)
+    plan = Plan(sources=(HttpSource(urls_file=str(tmp_path / "urls")),), limits=SMALL_LIMITS)
     with pytest.raises(CredentialsExpired) as caught:
-        run_plan(plan, cache=site.cache, environment={})
+        run_plan(plan, cache=harness.cache, environment={})
     assert "secret" not in caught.value.message

@@ -12,83 +12,85 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tonnage
-from support.models import CONFIG, assert_same, file_of, read_entry, tensors_of
+from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from tonnage.contract import Limits, Outcome, Progress, Verify
 from tonnage.errors import DigestMismatch, InsufficientSpace, Interrupted, Timeout
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.load_site import Site
+    from support.load_harness import LoadHarness
     from support.s3_server import SeaweedS3
-    from support.tensors_files import CorpusFile
+    from support.tensors_corpus import CorpusFile
 
 
-def test_a_model_comes_from_s3_whole_and_verified(site: Site) -> None:
-    report = site.load()
-    site.assert_loaded(report)
+def test_a_model_comes_from_s3_whole_and_verified(harness: LoadHarness) -> None:
+    report = harness.load()
+    harness.assert_loaded(report)
     assert report.outcome is Outcome.LOADED
     assert report.verified == "crc32"
-    assert report.tensors == len(site.tensors)
+    assert report.tensors == len(harness.tensors)
     assert report.downloaded_bytes > 0
     assert report.resumed_bytes == 0
     assert report.medium is not None
 
 
-def test_the_second_load_is_a_hit_that_asks_but_does_not_fetch(site: Site) -> None:
-    first = site.load()
-    sent = site.server.bytes_sent
-    gets = site.server.count(method="GET", key="bucket/model/weights.tensors")
-    second = site.load()
+def test_the_second_load_is_a_hit_that_asks_but_does_not_fetch(harness: LoadHarness) -> None:
+    first = harness.load()
+    sent = harness.server.bytes_sent
+    gets = harness.server.count_requests(method="GET", key="bucket/model/weights.tensors")
+    second = harness.load()
     assert second.outcome is Outcome.HIT
     assert second.path == first.path
     assert second.downloaded_bytes == 0
-    assert site.server.count(method="GET", key="bucket/model/weights.tensors") == gets
-    assert site.server.bytes_sent - sent < 4096  # the listing
+    assert harness.server.count_requests(method="GET", key="bucket/model/weights.tensors") == gets
+    assert harness.server.bytes_sent - sent < 4096  # the listing
 
 
-def test_files_are_readable_by_others_and_writable_by_nobody(site: Site) -> None:
-    report = site.load()
-    for path in (site.cache / report.entry / "model").iterdir():
+def test_files_are_world_readable_and_read_only(harness: LoadHarness) -> None:
+    report = harness.load()
+    for path in (harness.cache / report.entry / "model").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o444
-    assert stat.S_IMODE((site.cache / report.entry / "model").stat().st_mode) & 0o055 == 0o055
+    assert stat.S_IMODE((harness.cache / report.entry / "model").stat().st_mode) & 0o055 == 0o055
 
 
 @pytest.mark.parametrize("level", list(Verify))
-def test_each_level_of_verification_is_reported_as_what_was_done(site: Site, level: Verify) -> None:
-    report = site.load(verify=level)
+def test_each_level_of_verification_is_reported_as_what_was_done(harness: LoadHarness, level: Verify) -> None:
+    report = harness.load(verify=level)
     assert report.verified == level
-    site.assert_loaded(report)
+    harness.assert_loaded(report)
 
 
-def test_an_entry_that_was_checked_less_is_checked_again_when_more_is_wanted(site: Site) -> None:
-    site.load(verify="none")
-    report = site.load(verify="sha256")
+def test_an_entry_that_was_checked_less_is_checked_again_when_more_is_wanted(harness: LoadHarness) -> None:
+    harness.load(verify="none")
+    report = harness.load(verify="sha256")
     assert (report.outcome, report.verified) == (Outcome.HIT, "sha256")
-    again = site.load(verify="crc32")
+    again = harness.load(verify="crc32")
     assert (again.outcome, again.verified) == (Outcome.HIT, "sha256")
 
 
-def test_the_tensorizer_layout_is_the_object_itself(site: Site) -> None:
-    report = site.load(layout="tensorizer")
-    assert (site.cache / report.entry / "model" / "weights.tensors").read_bytes() == site.weights
+def test_the_tensorizer_layout_is_the_object_itself(harness: LoadHarness) -> None:
+    report = harness.load(layout="tensorizer")
+    assert (harness.cache / report.entry / "model" / "weights.tensors").read_bytes() == harness.tensors_file
     assert report.entry.endswith("-tensorizer")
 
 
-def test_both_layouts_lie_side_by_side(site: Site) -> None:
-    assert site.load().entry != site.load(layout="tensorizer").entry
+def test_both_layouts_lie_side_by_side(harness: LoadHarness) -> None:
+    assert harness.load().entry != harness.load(layout="tensorizer").entry
 
 
-def test_segments_follow_the_wanted_size(site: Site) -> None:
-    report = site.load(limits=Limits(workers=2, connections=4, part_size=100_000, segment_size=500_000))
+def test_segments_follow_the_wanted_size(harness: LoadHarness) -> None:
+    report = harness.load(limits=Limits(workers=2, connections=4, part_size=100_000, segment_size=500_000))
     assert report.segments > 3
-    assert (site.cache / report.entry / "model" / "model.safetensors.index.json").exists()
-    site.assert_loaded(report)
+    assert (harness.cache / report.entry / "model" / "model.safetensors.index.json").exists()
+    harness.assert_loaded(report)
 
 
-def test_progress_goes_from_resolving_to_the_last_byte(site: Site) -> None:
+def test_progress_goes_from_resolving_to_the_last_byte(harness: LoadHarness) -> None:
     seen: list[Progress] = []
-    site.load(on_progress=seen.append, limits=Limits(workers=1, connections=1, part_size=100_000, bandwidth=2_000_000))
+    harness.load(
+        on_progress=seen.append, limits=Limits(workers=1, connections=1, part_size=100_000, bandwidth=2_000_000)
+    )
     assert seen[0].phase == "resolving"
     loading = [progress for progress in seen if progress.phase == "loading"]
     assert loading
@@ -97,41 +99,43 @@ def test_progress_goes_from_resolving_to_the_last_byte(site: Site) -> None:
     assert any(progress.bytes_per_second > 0 for progress in loading)
 
 
-def test_a_request_to_stop_ends_the_load_and_the_next_one_goes_on(site: Site) -> None:
+def test_a_request_to_stop_ends_the_load_and_the_next_one_goes_on(harness: LoadHarness) -> None:
     slow = Limits(workers=1, connections=2, part_size=100_000, bandwidth=1_000_000)
     with pytest.raises(Interrupted):
-        site.load(limits=slow, canceled=lambda: site.server.bytes_sent > 900_000)
-    site.assert_nothing_visible()
-    report = site.load()
+        harness.load(limits=slow, canceled=lambda: harness.server.bytes_sent > 900_000)
+    harness.assert_nothing_visible()
+    report = harness.load()
     assert report.resumed_bytes > 0
-    assert report.resumed_bytes + report.downloaded_bytes < len(site.weights) + 700_000
-    site.assert_loaded(report)
+    assert report.resumed_bytes + report.downloaded_bytes < len(harness.tensors_file) + 700_000
+    harness.assert_loaded(report)
 
 
-def test_a_deadline_is_kept(site: Site) -> None:
+def test_a_deadline_is_kept(harness: LoadHarness) -> None:
     with pytest.raises(Timeout):
-        site.load(limits=Limits(workers=1, connections=1, part_size=100_000, bandwidth=200_000, timeout=1.0))
-    site.assert_nothing_visible()
+        harness.load(limits=Limits(workers=1, connections=1, part_size=100_000, bandwidth=200_000, timeout=1.0))
+    harness.assert_nothing_visible()
 
 
-def test_another_digest_than_the_expected_one_is_refused_before_anything_is_fetched(site: Site) -> None:
+def test_another_digest_than_the_expected_one_is_refused_before_anything_is_fetched(harness: LoadHarness) -> None:
     with pytest.raises(DigestMismatch):
-        site.load(expected_digest="sha256:" + "0" * 64)
-    assert site.server.count(method="GET", key="bucket/model/weights.tensors") == 0
+        harness.load(expected_digest="sha256:" + "0" * 64)
+    assert harness.server.count_requests(method="GET", key="bucket/model/weights.tensors") == 0
 
 
-def test_a_new_version_of_the_object_is_another_entry_beside_the_old_one(site: Site) -> None:
-    first = site.load()
-    others = tensors_of(seed=1)
-    site.server.put("bucket/model/weights.tensors", file_of(others))
-    second = site.load()
+def test_a_new_version_of_the_object_is_another_entry_beside_the_old_one(harness: LoadHarness) -> None:
+    first = harness.load()
+    others = make_tensors(seed=1)
+    harness.server.put("bucket/model/weights.tensors", to_tensors_file(others))
+    second = harness.load()
     assert second.outcome is Outcome.LOADED
     assert second.path != first.path
-    assert_same(read_entry(site.cache / second.entry / "model"), others)
-    site.assert_loaded(first)
+    assert_tensors_equal(load_safetensors_dir(harness.cache / second.entry / "model"), others)
+    harness.assert_loaded(first)
 
 
-def test_no_room_is_said_before_the_first_byte_with_both_numbers(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_reported_before_the_first_byte_with_both_numbers(
+    harness: LoadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.statvfs
 
     def full(path: Any) -> os.statvfs_result:
@@ -141,28 +145,28 @@ def test_no_room_is_said_before_the_first_byte_with_both_numbers(site: Site, mon
 
     monkeypatch.setattr(os, "statvfs", full)
     with pytest.raises(InsufficientSpace, match=r"\d"):
-        site.load()
-    gets = list(site.server.seen(method="GET", key="bucket/model/weights.tensors"))
+        harness.load()
+    gets = list(harness.server.find_requests(method="GET", key="bucket/model/weights.tensors"))
     assert all(request.range is not None and request.range[0] == 0 for request in gets)
 
 
-def test_room_that_must_stay_free_is_not_taken(site: Site) -> None:
+def test_room_that_must_stay_free_is_not_taken(harness: LoadHarness) -> None:
     with pytest.raises(InsufficientSpace, match="kept free"):
-        site.load(limits=Limits(min_free=1 << 60))
+        harness.load(limits=Limits(min_free=1 << 60))
 
 
-def test_ranks_are_loaded_one_by_one_into_one_entry(site: Site) -> None:
-    files = {rank: tensors_of(seed=rank, count=3) for rank in range(3)}
+def test_ranks_are_loaded_one_by_one_into_one_entry(harness: LoadHarness) -> None:
+    files = {rank: make_tensors(seed=rank, count=3) for rank in range(3)}
     for rank, found in files.items():
-        site.server.put(f"bucket/ranks/model-rank-{rank:03d}.tensors", file_of(found))
+        harness.server.put(f"bucket/ranks/model-rank-{rank:03d}.tensors", to_tensors_file(found))
 
     def load(ranks: list[int] | None) -> Any:
         return tonnage.load(
             "s3://bucket/ranks/",
-            cache=site.cache,
+            cache=harness.cache,
             ranks=ranks,
             anonymous=True,
-            endpoint_url=site.server.endpoint,
+            endpoint_url=harness.server.endpoint,
             region="us-east-1",
             environment={},
         )
@@ -170,7 +174,7 @@ def test_ranks_are_loaded_one_by_one_into_one_entry(site: Site) -> None:
     first, second = load([0]), load([0, 2])
     assert first.path == second.path
     assert (first.outcome, second.outcome) == (Outcome.LOADED, Outcome.LOADED)
-    folder = site.cache / first.entry / "model"
+    folder = harness.cache / first.entry / "model"
     assert sorted(path.name for path in folder.iterdir()) == [
         "model-rank-0-part-0.safetensors",
         "model-rank-2-part-0.safetensors",
@@ -181,7 +185,7 @@ def test_ranks_are_loaded_one_by_one_into_one_entry(site: Site) -> None:
     from safetensors.torch import load_file
 
     for rank, found in files.items():
-        assert_same(load_file(folder / f"model-rank-{rank}-part-0.safetensors"), found)
+        assert_tensors_equal(load_file(folder / f"model-rank-{rank}-part-0.safetensors"), found)
 
 
 def test_every_file_of_the_corpus_comes_through_a_real_s3_server(
@@ -205,16 +209,16 @@ def test_every_file_of_the_corpus_comes_through_a_real_s3_server(
             assert (folder / item.path.name).read_bytes() == item.path.read_bytes(), item.name
         else:
             stored = {item.flat_names[path] for path, tensor in item.tensors.items() if not tensor.is_meta}
-            assert_same(read_entry(folder), {name: item.by_flat_name[name] for name in stored})
+            assert_tensors_equal(load_safetensors_dir(folder), {name: item.by_flat_name[name] for name in stored})
         assert report.verified == ("size" if item.encrypted else "crc32"), item.name
 
 
-def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(site: Site) -> None:
-    site.load()
+def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(harness: LoadHarness) -> None:
+    harness.load()
     script = (
         "import sys, tonnage\n"
-        f"report = tonnage.load('s3://bucket/model/', cache={str(site.cache)!r}, anonymous=True, "
-        f"endpoint_url={site.server.endpoint!r}, region='us-east-1', environment={{}})\n"
+        f"report = tonnage.load('s3://bucket/model/', cache={str(harness.cache)!r}, anonymous=True, "
+        f"endpoint_url={harness.server.endpoint!r}, region='us-east-1', environment={{}})\n"
         "assert report.outcome == 'hit', report\n"
         "heavy = {'torch', 'numpy', 'botocore', 'boto3', 'isal', 'rich', 'pydantic', 'asyncio', 'kubernetes'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
@@ -229,11 +233,11 @@ def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(site: Site) -> N
     assert done.stdout.strip() == "[]"
 
 
-def test_the_companion_is_there_as_it_was(site: Site) -> None:
-    report = site.load()
-    assert (site.cache / report.entry / "model" / "config.json").read_bytes() == CONFIG
+def test_the_companion_is_there_as_it_was(harness: LoadHarness) -> None:
+    report = harness.load()
+    assert (harness.cache / report.entry / "model" / "config.json").read_bytes() == CONFIG
 
 
-def test_an_option_that_does_not_exist_is_an_error_and_not_ignored(site: Site) -> None:
+def test_an_option_that_does_not_exist_is_an_error_and_not_ignored(harness: LoadHarness) -> None:
     with pytest.raises(TypeError, match=r"no option 'anonymus'; there are .*anonymous"):
-        site.load(anonymus=True)
+        harness.load(anonymus=True)

@@ -19,18 +19,18 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.faulty_rules import Request
-    from support.load_site import PartOf, Site
+    from support.faults import Request
+    from support.load_harness import IsPartRequest, LoadHarness
 
 LOADER = Path(__file__).parents[3] / "loader"
 INTERRUPTED = 32
 IN_USE = 30
 
 
-def command(site: Site, *options: str) -> list[str]:
+def command(harness: LoadHarness, *options: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "tonnage", "load", "s3://bucket/model/", "--cache", str(site.cache), "--anonymous"),
-        *("--endpoint-url", site.server.endpoint, "--region", "us-east-1", "--part-size", "128Ki", "--workers", "2"),
+        *(sys.executable, "-m", "tonnage", "load", "s3://bucket/model/", "--cache", str(harness.cache), "--anonymous"),
+        *("--endpoint-url", harness.server.endpoint, "--region", "us-east-1", "--part-size", "128Ki", "--workers", "2"),
         *("--connections", "4", "--progress", "off", *options),
     ]
 
@@ -39,9 +39,9 @@ def environment() -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(LOADER), "HOME": "/nonexistent"}
 
 
-def start(site: Site, *options: str) -> subprocess.Popen[str]:
+def start(harness: LoadHarness, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(site, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command(harness, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
 
 
@@ -69,49 +69,49 @@ def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.3, 0.6, 0.95])
-def test_after_kill_9_nothing_is_visible_and_the_next_load_goes_on(site: Site, moment: float) -> None:
-    with ended(start(site, "--bandwidth-limit", "2MB")) as process:
-        site.server.wait_for_bytes(int(262_217 + moment * (len(site.weights) - 262_217)))
+def test_after_kill_9_nothing_is_visible_and_the_next_load_resumes(harness: LoadHarness, moment: float) -> None:
+    with ended(start(harness, "--bandwidth-limit", "2MB")) as process:
+        harness.server.wait_for_bytes(int(262_217 + moment * (len(harness.tensors_file) - 262_217)))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    visible = [path for path in site.cache.glob("*/model/**/*") if path.is_file()]
+    visible = [path for path in harness.cache.glob("*/model/**/*") if path.is_file()]
     if visible:
         assert moment > 0.9
-    report = site.load()
-    site.assert_loaded(report)
+    report = harness.load()
+    harness.assert_loaded(report)
     if moment > 0.2:
         assert report.resumed_bytes > 0 or report.outcome == "hit"
-    assert report.downloaded_bytes <= (1.05 - moment) * len(site.weights) + 1_200_000
+    assert report.downloaded_bytes <= (1.05 - moment) * len(harness.tensors_file) + 1_200_000
 
 
-def test_killed_again_and_again_it_still_ends_with_the_right_bytes(site: Site) -> None:
+def test_killed_again_and_again_it_still_ends_with_the_right_bytes(harness: LoadHarness) -> None:
     chance = random.Random(4)
     for _ in range(6):
-        with ended(start(site, "--bandwidth-limit", "4MB")) as process:
-            site.server.wait_for_bytes(site.server.bytes_sent + chance.randrange(50_000, 500_000))
+        with ended(start(harness, "--bandwidth-limit", "4MB")) as process:
+            harness.server.wait_for_bytes(harness.server.bytes_sent + chance.randrange(50_000, 500_000))
             process.kill()
             process.wait()
-        visible = [path for path in site.cache.glob("*/model/**/*") if path.is_file()]
+        visible = [path for path in harness.cache.glob("*/model/**/*") if path.is_file()]
         if visible:
             break
-    site.assert_loaded(site.load())
+    harness.assert_loaded(harness.load())
 
 
-def test_a_killed_worker_is_replaced(site: Site) -> None:
-    with ended(start(site, "--bandwidth-limit", "1MB")) as process:
-        site.server.wait_for_bytes(600_000)
+def test_a_killed_worker_is_replaced(harness: LoadHarness) -> None:
+    with ended(start(harness, "--bandwidth-limit", "1MB")) as process:
+        harness.server.wait_for_bytes(600_000)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert len(children) == 2
         os.kill(int(children[0]), signal.SIGKILL)
         report = report_of(process)
     assert (report["outcome"], report["reason"]) == ("loaded", "")
     assert report["retries"] >= 1
-    site.assert_loaded(site.load())
+    harness.assert_loaded(harness.load())
 
 
-def test_workers_do_not_outlive_a_killed_loader(site: Site) -> None:
-    with ended(start(site, "--bandwidth-limit", "500KB")) as process:
-        site.server.wait_for_bytes(500_000)
+def test_workers_do_not_outlive_a_killed_loader(harness: LoadHarness) -> None:
+    with ended(start(harness, "--bandwidth-limit", "500KB")) as process:
+        harness.server.wait_for_bytes(500_000)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
         process.wait()
@@ -131,40 +131,40 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_load_soon_with_its_reason_and_keeps_what_is_there(
-    site: Site, number: signal.Signals
+    harness: LoadHarness, number: signal.Signals
 ) -> None:
-    with ended(start(site, "--bandwidth-limit", "1MB")) as process:
-        site.server.wait_for_bytes(800_000)
+    with ended(start(harness, "--bandwidth-limit", "1MB")) as process:
+        harness.server.wait_for_bytes(800_000)
         process.send_signal(number)
         sent = time.monotonic()
         report = report_of(process)
         assert time.monotonic() - sent < 5
         assert process.returncode == INTERRUPTED
     assert (report["outcome"], report["reason"]) == ("failed", "Interrupted")
-    site.assert_nothing_visible()
-    again = site.load()
+    harness.assert_nothing_visible()
+    again = harness.load()
     assert again.resumed_bytes > 0
-    site.assert_loaded(again)
+    harness.assert_loaded(again)
 
 
-def test_loads_started_together_download_the_bytes_once(site: Site, parts: PartOf) -> None:
-    processes = [start(site) for _ in range(5)]
+def test_loads_started_together_download_the_bytes_once(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
+    processes = [start(harness) for _ in range(5)]
     reports = [report_of(process) for process in processes]
     assert sorted(report["outcome"] for report in reports) == ["hit"] * 4 + ["loaded"]
     assert len({report["path"] for report in reports}) == 1
-    fetched = sum(length_of(request) for request in site.server.seen() if parts(request))
-    assert fetched == len(site.weights) - 262_217
-    assert sum(report["downloaded_bytes"] for report in reports) < len(site.weights) + 10_000
+    fetched = sum(length_of(request) for request in harness.server.find_requests() if is_part_request(request))
+    assert fetched == len(harness.tensors_file) - 262_217
+    assert sum(report["downloaded_bytes"] for report in reports) < len(harness.tensors_file) + 10_000
 
 
-def test_a_held_entry_is_in_use_until_the_signal_and_small(site: Site) -> None:
-    with ended(start(site, "--hold")) as process:
+def test_a_held_entry_is_in_use_until_the_signal_and_small(harness: LoadHarness) -> None:
+    with ended(start(harness, "--hold")) as process:
         assert process.stdout is not None
         report = json.loads(process.stdout.readline())
         assert report["outcome"] == "loaded"
         wait_until_small(process.pid)
         refused = subprocess.run(
-            [sys.executable, "-m", "tonnage", "rm", report["entry"], "--cache", str(site.cache)],
+            [sys.executable, "-m", "tonnage", "rm", report["entry"], "--cache", str(harness.cache)],
             capture_output=True,
             text=True,
             env=environment(),
@@ -172,18 +172,18 @@ def test_a_held_entry_is_in_use_until_the_signal_and_small(site: Site) -> None:
         )
         assert refused.returncode == IN_USE
         assert str(process.pid) in refused.stderr
-        site.assert_loaded(site.load())
+        harness.assert_loaded(harness.load())
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=1.0) == 0
     removed = subprocess.run(
-        [sys.executable, "-m", "tonnage", "rm", report["entry"], "--cache", str(site.cache)],
+        [sys.executable, "-m", "tonnage", "rm", report["entry"], "--cache", str(harness.cache)],
         capture_output=True,
         text=True,
         env=environment(),
         check=False,
     )
     assert removed.returncode == 0, removed.stderr
-    site.assert_nothing_visible()
+    harness.assert_nothing_visible()
 
 
 def wait_until_small(pid: int) -> None:
@@ -200,28 +200,28 @@ def resident_kib(pid: int) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
-def test_a_full_medium_is_said_with_numbers_and_the_next_load_goes_on(site: Site, tmp_path: Path) -> None:
+def test_a_full_medium_is_reported_with_numbers_and_the_next_load_resumes(harness: LoadHarness, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
-    size = len(site.weights) + (1 << 20)
+    size = len(harness.tensors_file) + (1 << 20)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
     try:
-        site.cache = folder / "cache"
+        harness.cache = folder / "cache"
         filler = folder / "filler"
-        with ended(start(site, "--bandwidth-limit", "2MB")) as process:
-            site.server.wait_for_bytes(800_000)
+        with ended(start(harness, "--bandwidth-limit", "2MB")) as process:
+            harness.server.wait_for_bytes(800_000)
             fill(filler)
             report = report_of(process)
         assert report["reason"] == "InsufficientSpace"
         assert "bytes" in report["message"]
-        site.assert_nothing_visible()
-        early = report_of(start(site))
+        harness.assert_nothing_visible()
+        early = report_of(start(harness))
         assert early["reason"] == "InsufficientSpace"
         assert early["downloaded_bytes"] == 0
         filler.unlink()
-        again = site.load()
+        again = harness.load()
         assert again.resumed_bytes > 0
-        site.assert_loaded(again)
+        harness.assert_loaded(again)
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
 
@@ -243,11 +243,11 @@ def damage_manifest(entry: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_shard, damage_manifest])
-def test_a_damaged_entry_is_named_by_verify_and_loaded_anew_by_load(site: Site, damage: Any) -> None:
-    entry = site.cache / site.load().entry
+def test_a_damaged_entry_is_named_by_verify_and_loaded_again_by_load(harness: LoadHarness, damage: Any) -> None:
+    entry = harness.cache / harness.load().entry
     damage(entry)
     checked = subprocess.run(
-        [sys.executable, "-m", "tonnage", "verify", entry.name, "--cache", str(site.cache)],
+        [sys.executable, "-m", "tonnage", "verify", entry.name, "--cache", str(harness.cache)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -255,15 +255,15 @@ def test_a_damaged_entry_is_named_by_verify_and_loaded_anew_by_load(site: Site, 
     )
     assert checked.returncode == 29
     assert "CacheDamaged" in checked.stderr
-    report = site.load()
+    report = harness.load()
     assert report.outcome == "loaded"
     assert any("damaged" in note for note in report.notes)
-    site.assert_loaded(report)
+    harness.assert_loaded(report)
 
 
-def test_no_secret_is_in_any_output_or_argument(site: Site) -> None:
+def test_no_secret_is_in_any_output_or_argument(harness: LoadHarness) -> None:
     secrets = {"AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIsecret", "AWS_SESSION_TOKEN": "FwoGZXIvYXdzTOKEN"}
-    options = [option for option in command(site, "--bandwidth-limit", "1MB") if option != "--anonymous"]
+    options = [option for option in command(harness, "--bandwidth-limit", "1MB") if option != "--anonymous"]
     process = subprocess.Popen(
         options,
         stdout=subprocess.PIPE,
@@ -272,13 +272,13 @@ def test_no_secret_is_in_any_output_or_argument(site: Site) -> None:
         env=environment() | secrets | {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE"},
     )
     with ended(process):
-        site.server.wait_for_bytes(500_000)
+        harness.server.wait_for_bytes(500_000)
         pids = [process.pid, *map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
         arguments = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
         workers = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in pids[1:])
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-    tokens = {request.headers.get("x-amz-security-token") for request in site.server.seen()}
+    tokens = {request.headers.get("x-amz-security-token") for request in harness.server.find_requests()}
     assert tokens == {secrets["AWS_SESSION_TOKEN"]}
     for secret in (*secrets.values(), "Signature="):
         assert secret not in out + err

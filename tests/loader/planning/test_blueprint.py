@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from support.tensors_files import CorpusFile, write_tensors_file
+from support.tensors_corpus import CorpusFile, write_tensors_file
 from support.tensors_writer import raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision

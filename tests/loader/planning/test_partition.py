@@ -63,7 +63,7 @@ def test_runs_that_could_be_light_are_evened_out() -> None:
     assert sorted(sizes) == [2, 2, 3, 3]
 
 
-def test_a_large_index_is_cut_in_a_blink() -> None:
+def test_a_large_index_is_partitioned_quickly() -> None:
     weights = [(number * 7919) % 1_000_003 for number in range(20_000)]
     start = time.process_time()
     linear_partition(weights, 64)

@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.report_desk import ReportDesk
+from support.report_server import ReportServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from support.tls import TestAuthority
+    from support.tls import CertificateAuthority
 
 
 @pytest.fixture
-def desk(tmp_path: Path, authority: TestAuthority) -> Iterator[ReportDesk]:
+def report_server(tmp_path: Path, authority: CertificateAuthority) -> Iterator[ReportServer]:
     """An endpoint with TLS."""
-    with ReportDesk(tmp_path, authority) as made:
+    with ReportServer(tmp_path, authority) as made:
         yield made

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.tls import make_authority
+from support.tls import make_certificate_authority
 from tonnage.contract import Identity, Outcome, Progress, Report, Reporting
 from tonnage.reporting.reporter import Reporter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.report_desk import ReportDesk
+    from support.report_server import ReportServer
 
 IDENTITY = Identity(namespace="serving", name="llama", uid="u-1", generation=3)
 TEMPLATE = Report(entry="r-0123456789ab", identity=IDENTITY, node="node-1", pod="server-0")
@@ -26,11 +26,11 @@ def loading(count: int) -> Progress:
     return Progress(phase="loading", loaded_bytes=count, total_bytes=100)
 
 
-def test_progress_goes_out_and_says_whose_it_is(desk: ReportDesk) -> None:
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+def test_progress_is_sent_with_its_identity(report_server: ReportServer) -> None:
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         reporter.progress(loading(1))
-        desk.wait_for(1)
-    (received,) = desk.received
+        report_server.wait_for(1)
+    (received,) = report_server.received
     assert (received.path, received.token) == ("/v1/reports", "first-token")
     assert received.report.kind == "progress"
     assert received.report.progress == loading(1)
@@ -38,40 +38,40 @@ def test_progress_goes_out_and_says_whose_it_is(desk: ReportDesk) -> None:
     assert (received.report.node, received.report.pod, received.report.entry) == ("node-1", "server-0", TEMPLATE.entry)
 
 
-def test_reports_keep_their_distance_and_the_newest_state_wins(desk: ReportDesk) -> None:
-    with Reporter(desk.reporting(interval=0.3), TEMPLATE) as reporter:
+def test_reports_keep_their_distance_and_the_newest_state_wins(report_server: ReportServer) -> None:
+    with Reporter(report_server.reporting_config(interval=0.3), TEMPLATE) as reporter:
         began = time.monotonic()
         count = 0
-        while len(desk.received) < 3:
+        while len(report_server.received) < 3:
             assert time.monotonic() - began < 10
             count += 1
             reporter.progress(loading(count))
             time.sleep(0.005)
     assert time.monotonic() - began >= 0.6
-    loaded = [each.report.progress.loaded_bytes for each in desk.received if each.report.progress]
+    loaded = [each.report.progress.loaded_bytes for each in report_server.received if each.report.progress]
     assert loaded[0] == 1
     assert loaded[1] > 20
-    assert desk.connections == 1
+    assert report_server.connections == 1
 
 
-def test_resolving_alone_is_not_worth_a_report(desk: ReportDesk) -> None:
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+def test_resolving_alone_is_not_worth_a_report(report_server: ReportServer) -> None:
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         reporter.progress(Progress(phase="resolving"))
         assert reporter.send_final(FINISHED, timeout=5) is None
-    assert desk.kinds == ["finished"]
+    assert report_server.report_kinds == ["finished"]
 
 
-def test_the_token_is_read_anew_for_each_report(desk: ReportDesk) -> None:
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+def test_the_token_is_read_again_for_each_report(report_server: ReportServer) -> None:
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         assert reporter.send_final(FINISHED, timeout=5) is None
-        desk.token_file.write_text("second-token")
+        report_server.token_file.write_text("second-token")
         assert reporter.send_final(FINISHED, timeout=5) is None
-    assert [each.token for each in desk.received] == ["first-token", "second-token"]
+    assert [each.token for each in report_server.received] == ["first-token", "second-token"]
 
 
-def test_an_endpoint_that_does_not_answer_costs_the_load_nothing(desk: ReportDesk) -> None:
-    desk.silent = True
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+def test_an_endpoint_that_does_not_answer_costs_the_load_nothing(report_server: ReportServer) -> None:
+    report_server.unresponsive = True
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         slowest = 0.0
         until = time.monotonic() + 0.4
         while time.monotonic() < until:
@@ -87,33 +87,33 @@ def test_an_endpoint_that_does_not_answer_costs_the_load_nothing(desk: ReportDes
         assert 0.4 < time.monotonic() - began < 1.2
 
 
-def test_the_last_report_replaces_progress_that_nobody_has_sent_yet(desk: ReportDesk) -> None:
-    with Reporter(desk.reporting(interval=60), TEMPLATE) as reporter:
+def test_the_last_report_replaces_unsent_progress(report_server: ReportServer) -> None:
+    with Reporter(report_server.reporting_config(interval=60), TEMPLATE) as reporter:
         reporter.progress(loading(1))
-        desk.wait_for(1)
+        report_server.wait_for(1)
         reporter.progress(loading(2))
         assert reporter.send_final(FINISHED, timeout=5) is None
-    assert desk.kinds == ["progress", "finished"]
+    assert report_server.report_kinds == ["progress", "finished"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
-def test_the_last_report_is_tried_again_where_that_may_help(desk: ReportDesk, status: int) -> None:
-    desk.answers = [status, status]
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+def test_the_last_report_is_tried_again_where_that_may_help(report_server: ReportServer, status: int) -> None:
+    report_server.next_statuses = [status, status]
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         assert reporter.send_final(FINISHED, timeout=5) is None
-    assert desk.kinds == ["finished"]
+    assert report_server.report_kinds == ["finished"]
 
 
-def test_a_refusal_for_good_is_told_at_once_in_the_endpoints_words(desk: ReportDesk) -> None:
-    desk.answers = [400] * 9
+def test_a_permanent_rejection_is_logged_at_once_with_the_endpoints_message(report_server: ReportServer) -> None:
+    report_server.next_statuses = [400] * 9
     began = time.monotonic()
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         failure = reporter.send_final(FINISHED, timeout=5)
     assert failure == ("it answers 400: This desk says no", True)
     assert time.monotonic() - began < 2
 
 
-def test_patience_bounds_all_tries_together() -> None:
+def test_the_timeout_bounds_all_attempts_together() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     began = time.monotonic()
@@ -124,42 +124,46 @@ def test_patience_bounds_all_tries_together() -> None:
     assert time.monotonic() - began < 1
 
 
-def test_a_signal_ends_the_waiting(desk: ReportDesk) -> None:
-    desk.silent = True
+def test_a_signal_ends_the_waiting(report_server: ReportServer) -> None:
+    report_server.unresponsive = True
     began = time.monotonic()
-    with Reporter(desk.reporting(), TEMPLATE) as reporter:
+    with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         assert reporter.send_final(FINISHED, timeout=10, canceled=lambda: time.monotonic() - began > 0.2) is not None
     assert time.monotonic() - began < 1
 
 
-def test_an_endpoint_that_another_authority_vouches_for_gets_no_token(desk: ReportDesk, tmp_path: Path) -> None:
-    other = make_authority(tmp_path, "other")
-    reporting = Reporting(url=desk.url, ca_bundle=str(other.bundle), token_file=str(desk.token_file))
+def test_an_endpoint_signed_by_another_ca_gets_no_token(report_server: ReportServer, tmp_path: Path) -> None:
+    other = make_certificate_authority(tmp_path, "other")
+    reporting = Reporting(url=report_server.url, ca_bundle=str(other.bundle), token_file=str(report_server.token_file))
     with Reporter(reporting, TEMPLATE) as reporter:
         failure = reporter.send_final(FINISHED, timeout=0.3)
     assert failure is not None
     assert "not trusted" in failure.message
-    assert desk.received == []
+    assert report_server.received == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"two words", b"line\r\nX-Evil: yes", b"\xff"])
-def test_a_token_that_is_none_is_said_and_nothing_is_sent(
-    desk: ReportDesk, tmp_path: Path, content: bytes | None
+def test_an_invalid_token_is_logged_and_nothing_is_sent(
+    report_server: ReportServer, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "other-token"
     if content is not None:
         path.write_bytes(content)
-    reporting = Reporting(url=desk.url, ca_bundle=desk.reporting().ca_bundle, token_file=str(path))
+    reporting = Reporting(
+        url=report_server.url, ca_bundle=report_server.reporting_config().ca_bundle, token_file=str(path)
+    )
     with Reporter(reporting, TEMPLATE) as reporter:
         failure = reporter.send_final(FINISHED, timeout=0.1)
     assert failure is not None
     assert str(path) in failure.message
     assert "words" not in failure.message
-    assert desk.received == []
+    assert report_server.received == []
 
 
-def test_a_bundle_that_is_missing_is_no_error_of_the_load(desk: ReportDesk, tmp_path: Path) -> None:
-    reporting = Reporting(url=desk.url, ca_bundle=str(tmp_path / "gone"), token_file=str(desk.token_file))
+def test_a_bundle_that_is_missing_is_no_error_of_the_load(report_server: ReportServer, tmp_path: Path) -> None:
+    reporting = Reporting(
+        url=report_server.url, ca_bundle=str(tmp_path / "gone"), token_file=str(report_server.token_file)
+    )
     with Reporter(reporting, TEMPLATE) as reporter:
         reporter.progress(loading(1))
         assert reporter.send_final(FINISHED, timeout=0.3) is not None

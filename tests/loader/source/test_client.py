@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.faulty_server import Fault, expired_token, unavailable
+from support.faulty_server import Fault, expired_token, slow_down
 from tonnage.errors import (
     EndpointUnreachable,
     FormatDamaged,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.faulty_server import FaultyServer
-    from support.tls import TestAuthority
+    from support.tls import CertificateAuthority
     from tonnage.errors import TonnageError
 
 DATA = bytes(range(256)) * 4096
@@ -34,10 +34,10 @@ ANYBODY = CredentialProvider(anonymous=True)
 
 
 @pytest.fixture
-def target(faulty: FaultyServer) -> RequestTarget:
-    stored = faulty.put("b/k", DATA)
+def target(faulty_server: FaultyServer) -> RequestTarget:
+    stored = faulty_server.put("b/k", DATA)
     return RequestTarget(
-        url=f"{faulty.url}/b/k",
+        url=f"{faulty_server.url}/b/k",
         size=len(DATA),
         etag=stored.etag.strip('"'),
         precondition_header=f"If-Match: {stored.etag}",
@@ -45,126 +45,126 @@ def target(faulty: FaultyServer) -> RequestTarget:
     )
 
 
-def test_a_range_is_exactly_what_was_asked(faulty: FaultyServer, target: RequestTarget) -> None:
+def test_a_range_is_exactly_what_was_asked(faulty_server: FaultyServer, target: RequestTarget) -> None:
     assert get_range(target, ANYBODY, 10, 300_000) == DATA[10:300_000]
-    assert faulty.seen()[0].range == (10, 299_999)
-    assert faulty.seen()[0].headers["if-match"] == f'"{target.etag}"'
+    assert faulty_server.find_requests()[0].range == (10, 299_999)
+    assert faulty_server.find_requests()[0].headers["if-match"] == f'"{target.etag}"'
 
 
 def test_several_ranges_come_in_their_order_and_empty_ones_cost_nothing(
-    faulty: FaultyServer, target: RequestTarget
+    faulty_server: FaultyServer, target: RequestTarget
 ) -> None:
     asked = [(5, 9), (7, 7), (0, len(DATA)), (len(DATA), len(DATA))]
     bodies = get_ranges([RangeRequest(target, ANYBODY, start, end) for start, end in asked])
     assert bodies == [DATA[start:end] for start, end in asked]
-    assert faulty.count() == 2
+    assert faulty_server.count_requests() == 2
 
 
-def test_nothing_outside_of_the_object_is_asked_for(faulty: FaultyServer, target: RequestTarget) -> None:
+def test_nothing_outside_of_the_object_is_asked_for(faulty_server: FaultyServer, target: RequestTarget) -> None:
     with pytest.raises(FormatDamaged, match=r"s3://b/k: bytes 0 to 1048577"):
         get_range(target, ANYBODY, 0, len(DATA) + 1)
-    assert faulty.count() == 0
+    assert faulty_server.count_requests() == 0
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        unavailable(),
+        slow_down(),
         Fault(status=500),
         Fault(status=429),
         Fault(reset_after=1000),
         Fault(close_after=1000),
-        Fault(drop=True),
+        Fault(drop_connection=True),
         Fault(ignore_range=True),
         Fault(shift=7),
         Fault(shorten=7),
         Fault(close_after=0),
     ],
 )
-def test_what_passes_is_tried_again(faulty: FaultyServer, target: RequestTarget, fault: Fault) -> None:
-    faulty.fault(fault, times=2)
+def test_what_passes_is_tried_again(faulty_server: FaultyServer, target: RequestTarget, fault: Fault) -> None:
+    faulty_server.add_fault(fault, times=2)
     assert get_range(target, ANYBODY, 100, 200_000) == DATA[100:200_000]
-    assert faulty.count() == 3
+    assert faulty_server.count_requests() == 3
 
 
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
         (Fault(etag='"other"', headers={"If-Match": "*"}), SourceChanged),
-        (Fault(lie_total=5), SourceChanged),
+        (Fault(total_offset=5), SourceChanged),
         (Fault(status=412), SourceChanged),
         (Fault(status=404), SourceChanged),
     ],
 )
 def test_what_does_not_pass_is_not_tried_again(
-    faulty: FaultyServer, target: RequestTarget, fault: Fault, error: type[TonnageError]
+    faulty_server: FaultyServer, target: RequestTarget, fault: Fault, error: type[TonnageError]
 ) -> None:
-    faulty.fault(fault)
+    faulty_server.add_fault(fault)
     with pytest.raises(error, match="s3://b/k"):
         get_range(target, ANYBODY, 0, 100)
-    assert faulty.count() == 1
+    assert faulty_server.count_requests() == 1
 
 
-def test_more_bytes_than_asked_for_are_not_taken(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(Fault(extra=b"x" * 50_000))
+def test_more_bytes_than_asked_for_are_not_taken(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(Fault(extra=b"x" * 50_000))
     assert get_range(target, ANYBODY, 0, 100) == DATA[:100]
 
 
 def test_a_body_that_is_longer_than_its_range_is_refused(
-    faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
+    faulty_server: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tonnage.source.client.UNREACHABLE_SECONDS", 0.5)
-    faulty.fault(Fault(extra=b"x" * 50, announce_extra=True))
+    faulty_server.add_fault(Fault(extra=b"x" * 50, announce_extra=True))
     with pytest.raises(EndpointUnreachable, match="announced 150 bytes"):
         get_range(target, ANYBODY, 0, 100)
 
 
-def test_chunked_answers_will_do(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(Fault(chunked=True))
+def test_chunked_answers_will_do(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(Fault(chunked=True))
     assert get_range(target, ANYBODY, 0, 100_000) == DATA[:100_000]
 
 
-def test_a_server_that_ignores_ranges_is_told_without_reading_its_body(
-    faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_ignores_ranges_is_reported_without_reading_its_body(
+    faulty_server: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tonnage.source.client.UNREACHABLE_SECONDS", 0.5)
-    faulty.fault(Fault(ignore_range=True))
+    faulty_server.add_fault(Fault(ignore_range=True))
     with pytest.raises(EndpointUnreachable, match="does not serve ranges"):
         get_range(target, ANYBODY, 0, 100)
 
 
-def test_the_whole_object_may_come_without_a_range(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(Fault(ignore_range=True))
+def test_the_whole_object_may_come_without_a_range(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(Fault(ignore_range=True))
     assert get_range(target, ANYBODY, 0, len(DATA)) == DATA
-    assert faulty.count() == 1
+    assert faulty_server.count_requests() == 1
 
 
-def test_retry_after_is_obeyed(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(unavailable(retry_after="1"), times=1)
+def test_retry_after_is_obeyed(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(slow_down(retry_after="1"), times=1)
     get_range(target, ANYBODY, 0, 10)
-    first, second = faulty.seen()
+    first, second = faulty_server.find_requests()
     assert second.time - first.time >= 1.0
 
 
-def test_a_server_that_wants_too_long_a_rest_is_given_up(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(unavailable(retry_after="86400"))
+def test_a_too_long_retry_after_ends_the_retries(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(slow_down(retry_after="86400"))
     with pytest.raises(RetriesExhausted, match="can't answer now"):
         get_range(target, ANYBODY, 0, 10)
-    assert faulty.count() == 1
+    assert faulty_server.count_requests() == 1
 
 
 def test_tries_end_and_are_counted(
-    faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
+    faulty_server: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tonnage.source.backoff.INITIAL_BACKOFF_SECONDS", 0.001)
-    faulty.fault(Fault(status=500))
+    faulty_server.add_fault(Fault(status=500))
     with pytest.raises(RetriesExhausted, match="7 tries failed"):
         get_range(target, ANYBODY, 0, 10)
-    assert faulty.count() == 7
+    assert faulty_server.count_requests() == 7
 
 
-def test_the_deadline_ends_a_stalled_request(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(Fault(stall_before=True))
+def test_the_deadline_ends_a_stalled_request(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(Fault(stall_before=True))
     started = time.monotonic()
     with pytest.raises(Timeout, match="s3://b/k"):
         get_range(target, ANYBODY, 0, 10, deadline=started + 0.4)
@@ -172,27 +172,27 @@ def test_the_deadline_ends_a_stalled_request(faulty: FaultyServer, target: Reque
 
 
 def test_a_stalled_answer_is_cut_and_asked_for_again(
-    faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
+    faulty_server: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tonnage.source.client.STALL_SECONDS", 1)
-    faulty.fault(Fault(stall_after=1000), times=1)
+    faulty_server.add_fault(Fault(stall_after=1000), times=1)
     assert get_range(target, ANYBODY, 0, 100_000) == DATA[:100_000]
-    assert faulty.count() == 2
+    assert faulty_server.count_requests() == 2
 
 
-def test_cancellation_is_noticed(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(Fault(stall_before=True))
+def test_cancellation_is_noticed(faulty_server: FaultyServer, target: RequestTarget) -> None:
+    faulty_server.add_fault(Fault(stall_before=True))
     with pytest.raises(Interrupted):
-        get_ranges([RangeRequest(target, ANYBODY, 0, 10)], canceled=lambda: faulty.count() > 0)
+        get_ranges([RangeRequest(target, ANYBODY, 0, 10)], canceled=lambda: faulty_server.count_requests() > 0)
 
 
-def test_connections_are_used_again(faulty: FaultyServer, target: RequestTarget) -> None:
+def test_connections_are_used_again(faulty_server: FaultyServer, target: RequestTarget) -> None:
     with Client(connections=4) as client:
         for _ in range(3):
             answers = client.run([Request(target=target, provider=ANYBODY, head=True)] * 20)
             assert all(answer.status == 200 for answer in answers)
-    assert faulty.count() == 60
-    assert faulty.connections <= 4
+    assert faulty_server.count_requests() == 60
+    assert faulty_server.connections <= 4
 
 
 def test_a_body_is_cut_at_its_limit(target: RequestTarget) -> None:
@@ -203,17 +203,17 @@ def test_a_body_is_cut_at_its_limit(target: RequestTarget) -> None:
 
 
 def test_headers_without_end_are_not_taken(
-    faulty: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
+    faulty_server: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tonnage.source.backoff.INITIAL_BACKOFF_SECONDS", 0.001)
-    faulty.fault(Fault(headers={f"x-{number}": "y" * 8000 for number in range(60)}))
+    faulty_server.add_fault(Fault(headers={f"x-{number}": "y" * 8000 for number in range(60)}))
     with Client() as client:
         answer = client.run([Request(target=target, provider=ANYBODY)])[0]
     assert answer.failure is not None
 
 
 def test_expired_credentials_are_renewed_once_and_the_request_made_again(
-    faulty: FaultyServer, target: RequestTarget, tmp_path: Path
+    faulty_server: FaultyServer, target: RequestTarget, tmp_path: Path
 ) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("old")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
@@ -221,36 +221,38 @@ def test_expired_credentials_are_renewed_once_and_the_request_made_again(
     provider.current()
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("new")
     signed = RequestTarget(url=target.url, sigv4="aws:amz:us-east-1:s3", size=target.size, label=target.label)
-    faulty.fault(expired_token(), when=lambda request: "Credential=old/" in request.headers["authorization"])
+    faulty_server.add_fault(expired_token(), when=lambda request: "Credential=old/" in request.headers["authorization"])
     assert get_range(signed, provider, 0, 10) == DATA[:10]
-    assert faulty.count() == 2
+    assert faulty_server.count_requests() == 2
 
 
-def test_credentials_that_stay_expired_are_told(faulty: FaultyServer, target: RequestTarget) -> None:
+def test_credentials_that_stay_expired_are_reported(faulty_server: FaultyServer, target: RequestTarget) -> None:
     provider = CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "s"})
     signed = RequestTarget(url=target.url, sigv4="aws:amz:us-east-1:s3", size=target.size, label=target.label)
-    faulty.fault(expired_token())
+    faulty_server.add_fault(expired_token())
     with Client() as client:
         answer = client.run([Request(target=signed, provider=provider)])[0]
     assert answer.failure is not None
     assert answer.failure.reason is Reason.CREDENTIALS_EXPIRED
-    assert faulty.count() == 1
+    assert faulty_server.count_requests() == 1
 
 
-def test_signed_requests_follow_no_redirect(faulty: FaultyServer, target: RequestTarget) -> None:
+def test_signed_requests_follow_no_redirect(faulty_server: FaultyServer, target: RequestTarget) -> None:
     provider = CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s"})
     signed = RequestTarget(url=target.url, sigv4="aws:amz:us-east-1:s3", size=target.size, label=target.label)
-    faulty.fault(Fault(status=302, headers={"Location": f"{faulty.url}/elsewhere"}))
+    faulty_server.add_fault(Fault(status=302, headers={"Location": f"{faulty_server.url}/elsewhere"}))
     with pytest.raises(EndpointUnreachable, match="redirects elsewhere"):
         get_range(signed, provider, 0, 10)
-    assert faulty.count(key="elsewhere") == 0
+    assert faulty_server.count_requests(key="elsewhere") == 0
 
 
-def test_unsigned_requests_follow_redirects_with_range_and_pin(faulty: FaultyServer, target: RequestTarget) -> None:
-    faulty.fault(Fault(status=302, headers={"Location": f"{faulty.url}/mirror/k"}), key="b/k")
-    faulty.put("mirror/k", DATA)
+def test_unsigned_requests_follow_redirects_with_range_and_pin(
+    faulty_server: FaultyServer, target: RequestTarget
+) -> None:
+    faulty_server.add_fault(Fault(status=302, headers={"Location": f"{faulty_server.url}/mirror/k"}), key="b/k")
+    faulty_server.put("mirror/k", DATA)
     assert get_range(target, ANYBODY, 3, 9) == DATA[3:9]
-    assert faulty.seen(key="mirror/k")[0].headers["if-match"] == f'"{target.etag}"'
+    assert faulty_server.find_requests(key="mirror/k")[0].headers["if-match"] == f'"{target.etag}"'
 
 
 def test_a_server_that_is_not_there_is_given_up_in_seconds() -> None:
@@ -261,19 +263,21 @@ def test_a_server_that_is_not_there_is_given_up_in_seconds() -> None:
     assert time.monotonic() - started < 8
 
 
-def test_an_untrusted_certificate_is_refused_at_once(faulty_tls: FaultyServer) -> None:
-    faulty_tls.put("b/k", DATA)
-    target = RequestTarget(url=f"{faulty_tls.url}/b/k", size=len(DATA), label="s3://b/k")
+def test_an_untrusted_certificate_is_refused_at_once(faulty_tls_server: FaultyServer) -> None:
+    faulty_tls_server.put("b/k", DATA)
+    target = RequestTarget(url=f"{faulty_tls_server.url}/b/k", size=len(DATA), label="s3://b/k")
     started = time.monotonic()
     with pytest.raises(TLSVerificationFailed, match="s3://b/k"):
         get_range(target, ANYBODY, 0, 10)
     assert time.monotonic() - started < 2
-    assert faulty_tls.count() == 0
+    assert faulty_tls_server.count_requests() == 0
 
 
-def test_a_certificate_of_a_trusted_authority_is_fine(faulty_tls: FaultyServer, authority: TestAuthority) -> None:
-    faulty_tls.put("b/k", DATA)
+def test_a_certificate_of_a_trusted_authority_is_fine(
+    faulty_tls_server: FaultyServer, authority: CertificateAuthority
+) -> None:
+    faulty_tls_server.put("b/k", DATA)
     target = RequestTarget(
-        url=f"{faulty_tls.url}/b/k", size=len(DATA), ca_bundle=str(authority.bundle), label="s3://b/k"
+        url=f"{faulty_tls_server.url}/b/k", size=len(DATA), ca_bundle=str(authority.bundle), label="s3://b/k"
     )
     assert get_range(target, ANYBODY, 0, 10) == DATA[:10]

@@ -93,7 +93,7 @@ def test_a_key_without_its_secret_is_named() -> None:
         CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "key"}).current()
 
 
-def test_anonymous_has_none_and_asks_nobody() -> None:
+def test_anonymous_has_none_and_queries_no_provider() -> None:
     provider = CredentialProvider(anonymous=True, environment={})
     assert provider.current() is None
     assert provider.refresh() is None
@@ -119,7 +119,7 @@ def test_mounted_credentials_that_run_out_are_read_again_in_time(tmp_path: Path)
     assert current(provider).access_key == "two"
 
 
-def test_a_directory_without_keys_leaves_the_word_to_the_environment(tmp_path: Path) -> None:
+def test_a_directory_without_keys_falls_back_to_the_environment(tmp_path: Path) -> None:
     (tmp_path / "AWS_REGION").write_text("r")
     provider = CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
     assert current(provider).access_key == "key"
@@ -162,14 +162,14 @@ def test_a_profile_that_is_not_there_is_named(bare: pytest.MonkeyPatch) -> None:
 
 
 def test_container_credentials_are_fetched_and_renewed_on_demand(
-    bare: pytest.MonkeyPatch, faulty: FaultyServer
+    bare: pytest.MonkeyPatch, faulty_server: FaultyServer
 ) -> None:
     def serve(key: str) -> None:
         answer = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t", "Expiration": iso(3600)}
-        faulty.put("creds", json.dumps(answer).encode())
+        faulty_server.put("creds", json.dumps(answer).encode())
 
     serve("one")
-    bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{faulty.url}/creds")
+    bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{faulty_server.url}/creds")
     bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "pod-identity")
     provider = CredentialProvider()
     first = current(provider)
@@ -180,7 +180,7 @@ def test_container_credentials_are_fetched_and_renewed_on_demand(
     renewed = provider.refresh(first)
     assert renewed is not None
     assert renewed.access_key == "two"
-    assert faulty.seen()[0].headers["authorization"] == "pod-identity"
+    assert faulty_server.find_requests()[0].headers["authorization"] == "pod-identity"
 
 
 def assume(bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path, fault: Fault) -> Credentials:
@@ -190,30 +190,30 @@ def assume(bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path, fault
     bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/models")
     bare.setenv("AWS_ENDPOINT_URL_STS", faulty.url)
     bare.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    faulty.fault(fault, method="POST")
+    faulty.add_fault(fault, method="POST")
     return current(CredentialProvider())
 
 
-def test_web_identity_assumes_its_role(bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path) -> None:
+def test_web_identity_assumes_its_role(bare: pytest.MonkeyPatch, faulty_server: FaultyServer, tmp_path: Path) -> None:
     body = (
         "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>wk</AccessKeyId>"
         f"<SecretAccessKey>ws</SecretAccessKey><SessionToken>wt</SessionToken><Expiration>{iso(3600)}</Expiration>"
         "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
     )
-    found = assume(bare, faulty, tmp_path, Fault(status=200, body=body.encode()))
+    found = assume(bare, faulty_server, tmp_path, Fault(status=200, body=body.encode()))
     assert (found.access_key, found.session_token) == ("wk", "wt")
-    assert b"header.payload.signature" in faulty.seen()[0].body
+    assert b"header.payload.signature" in faulty_server.find_requests()[0].body
 
 
 @pytest.mark.parametrize(
     ("code", "error"), [("AccessDenied", AccessDenied), ("ExpiredTokenException", CredentialsExpired)]
 )
-def test_a_role_that_may_not_be_assumed_is_told(
-    bare: pytest.MonkeyPatch, faulty: FaultyServer, tmp_path: Path, code: str, error: type[TonnageError]
+def test_a_role_that_may_not_be_assumed_is_reported(
+    bare: pytest.MonkeyPatch, faulty_server: FaultyServer, tmp_path: Path, code: str, error: type[TonnageError]
 ) -> None:
     body = f"<ErrorResponse><Error><Code>{code}</Code><Message>Not authorized</Message></Error></ErrorResponse>"
     with pytest.raises(error, match=f"AssumeRoleWithWebIdentity answers {code}: Not authorized"):
-        assume(bare, faulty, tmp_path, Fault(status=403, body=body.encode()))
+        assume(bare, faulty_server, tmp_path, Fault(status=403, body=body.encode()))
 
 
 def test_nothing_secret_is_in_what_is_printed() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.faulty_server import FaultyServer
-    from support.tls import TestAuthority
+    from support.tls import CertificateAuthority
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
@@ -30,8 +30,8 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 @pytest.fixture
-def proxy(faulty_tls: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
-    """Tunnels to ``faulty_tls``, and says more about itself than it should; gives its URL and the requests it saw."""
+def proxy(faulty_tls_server: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
+    """A proxy that tunnels to ``faulty_tls_server`` and reveals too much in its errors; yields URL and requests."""
     seen: list[bytes] = []
     sockets: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -47,7 +47,7 @@ def proxy(faulty_tls: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
                 seen.append(stream.readline())
                 while stream.readline().strip():
                     pass
-            server = socket.create_connection(("127.0.0.1", faulty_tls.port))
+            server = socket.create_connection(("127.0.0.1", faulty_tls_server.port))
             client.sendall(b"HTTP/1.1 200 Connection established\r\nETag: proxy\r\nContent-Range: bytes 0-0/1\r\n\r\n")
             sockets.extend((client, server))
             for pair in ((client, server), (server, client)):
@@ -70,16 +70,21 @@ def proxy(faulty_tls: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_a_proxys_own_answer_is_not_taken_for_the_objects(
-    faulty_tls: FaultyServer, authority: TestAuthority, proxy: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
+    faulty_tls_server: FaultyServer,
+    authority: CertificateAuthority,
+    proxy: tuple[str, list[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, seen = proxy
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", url)
-    faulty_tls.put("b/a.tensors", b"aaaa")
-    source = S3Source(bucket="b", prefix="", endpoint=faulty_tls.url, ca_bundle=str(authority.bundle), region="r-1")
+    faulty_tls_server.put("b/a.tensors", b"aaaa")
+    source = S3Source(
+        bucket="b", prefix="", endpoint=faulty_tls_server.url, ca_bundle=str(authority.bundle), region="r-1"
+    )
     environment = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     resolved = resolve(Plan(sources=(source,)), environment=environment)
     assert get_range(resolved.objects[0].target, resolved.providers[0], 1, 3) == b"aa"
-    assert all(line.startswith(f"CONNECT localhost:{faulty_tls.port}".encode()) for line in seen)
+    assert all(line.startswith(f"CONNECT localhost:{faulty_tls_server.port}".encode()) for line in seen)
     assert seen

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import pytest
 from msgspec import structs
 
-from support.faulty_server import Fault, FaultyServer, expired_token, unavailable
+from support.faulty_server import Fault, FaultyServer, expired_token, slow_down
 from tonnage.contract import ObjectPin, Plan, S3Source
 from tonnage.errors import (
     AccessDenied,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Unpack
 
-    from support.tls import TestAuthority
+    from support.tls import CertificateAuthority
     from tonnage.source.resolve import ResolvedRevision
 
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
@@ -59,7 +59,7 @@ def environment(server: FaultyServer, **more: str) -> dict[str, str]:
     }
 
 
-def ask(
+def resolve_source(
     server: FaultyServer,
     *,
     deadline: float | None = None,
@@ -72,45 +72,45 @@ def ask(
 
 
 @pytest.fixture
-def server(faulty: FaultyServer) -> FaultyServer:
-    faulty.put("b/a.tensors", b"aaaa")
-    faulty.put("b/config.json", b"{}")
-    return faulty
+def server(faulty_server: FaultyServer) -> FaultyServer:
+    faulty_server.put("b/a.tensors", b"aaaa")
+    faulty_server.put("b/config.json", b"{}")
+    return faulty_server
 
 
 def test_listings_are_read_page_by_page() -> None:
     with FaultyServer(page_size=7) as server:
         for number in range(30):
             server.put(f"b/{number:02d} +&.tensors", b"x" * number)
-        resolved = ask(server)
+        resolved = resolve_source(server)
         assert [each.pin.size for each in resolved.objects] == list(range(30))
-        assert sum(request.query.get("list-type") == "2" for request in server.seen()) == 5
+        assert sum(request.query.get("list-type") == "2" for request in server.find_requests()) == 5
 
 
-def test_heads_share_few_connections(faulty: FaultyServer) -> None:
+def test_heads_share_few_connections(faulty_server: FaultyServer) -> None:
     for number in range(100):
-        faulty.put(f"b/{number:03d}.tensors", b"x")
-    ask(faulty)
-    assert faulty.count() == 101
-    assert faulty.connections <= 32
+        faulty_server.put(f"b/{number:03d}.tensors", b"x")
+    resolve_source(faulty_server)
+    assert faulty_server.count_requests() == 101
+    assert faulty_server.connections <= 32
 
 
 def test_requests_are_signed_with_the_session_token(server: FaultyServer) -> None:
-    ask(server, env={"AWS_SESSION_TOKEN": "token", "AWS_REGION": "eu-west-1"})
-    for request in server.seen():
+    resolve_source(server, env={"AWS_SESSION_TOKEN": "token", "AWS_REGION": "eu-west-1"})
+    for request in server.find_requests():
         assert "/eu-west-1/s3/aws4_request" in request.headers["authorization"]
         assert "x-amz-security-token" in request.headers["authorization"]
         assert request.headers["x-amz-security-token"] == "token"
 
 
 def test_anonymous_requests_carry_nothing(server: FaultyServer) -> None:
-    ask(server, prefix="", anonymous=True)
-    assert not any("authorization" in request.headers for request in server.seen())
+    resolve_source(server, prefix="", anonymous=True)
+    assert not any("authorization" in request.headers for request in server.find_requests())
 
 
 def test_a_busy_store_is_asked_again(server: FaultyServer) -> None:
-    server.fault(unavailable(), times=3)
-    assert len(ask(server).objects) == 2
+    server.add_fault(slow_down(), times=3)
+    assert len(resolve_source(server).objects) == 2
 
 
 def test_the_region_that_the_store_names_is_used_from_then_on(server: FaultyServer) -> None:
@@ -118,162 +118,164 @@ def test_the_region_that_the_store_names_is_used_from_then_on(server: FaultyServ
         status=400,
         body=b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><Region>eu-west-3</Region></Error>",
     )
-    server.fault(wrong, when=lambda request: "/eu-west-3/" not in request.headers["authorization"])
-    resolved = ask(server)
+    server.add_fault(wrong, when=lambda request: "/eu-west-3/" not in request.headers["authorization"])
+    resolved = resolve_source(server)
     assert resolved.objects[0].target.sigv4 == "aws:amz:eu-west-3:s3"
 
 
 def test_the_region_comes_from_a_head_without_a_body_too(server: FaultyServer) -> None:
     wrong = Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"})
-    server.fault(wrong, when=lambda request: "/eu-west-3/" not in request.headers["authorization"])
-    assert ask(server, keys=("a.tensors",)).objects[0].target.sigv4 == "aws:amz:eu-west-3:s3"
+    server.add_fault(wrong, when=lambda request: "/eu-west-3/" not in request.headers["authorization"])
+    assert resolve_source(server, keys=("a.tensors",)).objects[0].target.sigv4 == "aws:amz:eu-west-3:s3"
 
 
 def test_a_store_that_never_likes_a_region_is_not_asked_for_ever(server: FaultyServer) -> None:
-    server.fault(Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"}))
+    server.add_fault(Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"}))
     with pytest.raises(AccessDenied, match="in the region eu-west-3"):
-        ask(server)
-    assert server.count() == 2
+        resolve_source(server)
+    assert server.count_requests() == 2
 
 
 def test_a_head_that_is_denied_is_explained_by_a_get(server: FaultyServer) -> None:
-    server.fault(Fault(status=403), method="HEAD")
-    server.fault(Fault(status=403, body=DENIED), method="GET", key="b/a.tensors")
+    server.add_fault(Fault(status=403), method="HEAD")
+    server.add_fault(Fault(status=403, body=DENIED), method="GET", key="b/a.tensors")
     with pytest.raises(AccessDenied, match=r"s3://b/a.tensors: access is denied.*403 AccessDenied"):
-        ask(server, keys=("a.tensors",))
+        resolve_source(server, keys=("a.tensors",))
 
 
 def test_a_head_that_is_forbidden_while_get_is_not_does_no_harm(server: FaultyServer) -> None:
-    server.fault(Fault(status=403), method="HEAD")
-    resolved = ask(server)
+    server.add_fault(Fault(status=403), method="HEAD")
+    resolved = resolve_source(server)
     assert [each.pin.size for each in resolved.objects] == [4, 2]
 
 
-def test_an_expired_token_is_told_although_heads_have_no_body(server: FaultyServer) -> None:
-    server.fault(Fault(status=400), method="HEAD")
-    server.fault(expired_token(), method="GET", key="b/a.tensors")
+def test_an_expired_token_is_reported_although_heads_have_no_body(server: FaultyServer) -> None:
+    server.add_fault(Fault(status=400), method="HEAD")
+    server.add_fault(expired_token(), method="GET", key="b/a.tensors")
     with pytest.raises(CredentialsExpired, match="have expired"):
-        ask(server, keys=("a.tensors",))
+        resolve_source(server, keys=("a.tensors",))
 
 
-def test_a_missing_bucket_is_told_although_heads_have_no_body(faulty: FaultyServer) -> None:
+def test_a_missing_bucket_is_reported_although_heads_have_no_body(faulty_server: FaultyServer) -> None:
     with pytest.raises(BucketNotFound):
-        ask(faulty, keys=("a.tensors",))
+        resolve_source(faulty_server, keys=("a.tensors",))
 
 
 def test_clock_skew_states_the_difference(server: FaultyServer) -> None:
     body = b"<Error><Code>RequestTimeTooSkewed</Code><Message>m</Message></Error>"
-    server.fault(Fault(status=403, body=body, headers={"Date": "Sat, 01 Jan 2000 00:00:00 GMT"}))
+    server.add_fault(Fault(status=403, body=body, headers={"Date": "Sat, 01 Jan 2000 00:00:00 GMT"}))
     with pytest.raises(RequestTimeTooSkewed, match=r"\d+ s ahead of the store's"):
-        ask(server)
+        resolve_source(server)
 
 
-def test_a_server_that_is_no_s3_server_is_told(server: FaultyServer) -> None:
-    server.fault(Fault(status=200, body=b"<!DOCTYPE html><html><p>Welcome</html>"))
+def test_a_server_that_is_no_s3_server_is_reported(server: FaultyServer) -> None:
+    server.add_fault(Fault(status=200, body=b"<!DOCTYPE html><html><p>Welcome</html>"))
     with pytest.raises(EndpointUnreachable, match="is this an S3 endpoint"):
-        ask(server)
+        resolve_source(server)
 
 
-def test_a_server_that_serves_no_ranges_is_told(server: FaultyServer) -> None:
-    server.fault(Fault(headers={"Accept-Ranges": "none"}), method="HEAD")
+def test_a_server_without_range_support_is_reported(server: FaultyServer) -> None:
+    server.add_fault(Fault(headers={"Accept-Ranges": "none"}), method="HEAD")
     with pytest.raises(EndpointUnreachable, match="does not serve ranges"):
-        ask(server)
+        resolve_source(server)
 
 
 def test_the_deadline_is_kept(server: FaultyServer) -> None:
-    server.fault(Fault(stall_before=True))
+    server.add_fault(Fault(stall_before=True))
     started = time.monotonic()
     with pytest.raises(Timeout):
-        ask(server, deadline=started + 0.5)
+        resolve_source(server, deadline=started + 0.5)
     assert time.monotonic() - started < 3
 
 
 def test_tls_without_trust_is_refused_and_with_it_fine(
-    faulty_tls: FaultyServer, authority: TestAuthority, tmp_path: Path
+    faulty_tls_server: FaultyServer, authority: CertificateAuthority, tmp_path: Path
 ) -> None:
-    faulty_tls.put("b/a.tensors", b"aaaa")
+    faulty_tls_server.put("b/a.tensors", b"aaaa")
     with pytest.raises(TLSVerificationFailed):
-        ask(faulty_tls)
-    assert ask(faulty_tls, env={"AWS_CA_BUNDLE": str(authority.bundle)}).objects
-    assert ask(faulty_tls, prefix="", ca_bundle=str(authority.bundle)).objects
+        resolve_source(faulty_tls_server)
+    assert resolve_source(faulty_tls_server, env={"AWS_CA_BUNDLE": str(authority.bundle)}).objects
+    assert resolve_source(faulty_tls_server, prefix="", ca_bundle=str(authority.bundle)).objects
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no certificate")
     with pytest.raises(TLSVerificationFailed):
-        ask(faulty_tls, prefix="", ca_bundle=str(garbage))
+        resolve_source(faulty_tls_server, prefix="", ca_bundle=str(garbage))
 
 
-def test_missing_credentials_are_told_before_any_request(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported_before_any_request(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     with pytest.raises(CredentialsMissing):
-        ask(server, env={"AWS_ACCESS_KEY_ID": ""})
-    assert server.count() == 0
+        resolve_source(server, env={"AWS_ACCESS_KEY_ID": ""})
+    assert server.count_requests() == 0
 
 
 @pytest.mark.parametrize("key", ["x/../a.tensors", "x/./a.tensors", "../a.tensors"])
-def test_keys_that_no_file_can_have_are_refused(faulty: FaultyServer, key: str) -> None:
-    faulty.put("b/b.tensors", b"x")
-    faulty.put(f"b/{key}", b"x")
+def test_keys_that_no_file_can_have_are_refused(faulty_server: FaultyServer, key: str) -> None:
+    faulty_server.put("b/b.tensors", b"x")
+    faulty_server.put(f"b/{key}", b"x")
     with pytest.raises(NameCollision):
-        ask(faulty)
+        resolve_source(faulty_server)
 
 
-def test_dots_above_the_prefix_can_not_be_requested_either(faulty: FaultyServer) -> None:
-    faulty.put("b/x/../a.tensors", b"x")
+def test_dots_above_the_prefix_can_not_be_requested_either(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/x/../a.tensors", b"x")
     with pytest.raises(NameCollision, match="URLs can't have"):
-        ask(faulty, prefix="x/../")
+        resolve_source(faulty_server, prefix="x/../")
 
 
-def test_only_directories_are_no_model(faulty: FaultyServer) -> None:
-    faulty.put("b/m/", b"")
+def test_only_directories_are_no_model(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/m/", b"")
     with pytest.raises(NoTensorFiles, match="only empty directories"):
-        ask(faulty, prefix="m/")
+        resolve_source(faulty_server, prefix="m/")
 
 
-def test_a_prefix_without_its_slash_is_a_directory_all_the_same(faulty: FaultyServer) -> None:
-    faulty.put("b/v7/a.tensors", b"x")
-    faulty.put("b/v70/b.tensors", b"x")
-    assert [each.path for each in ask(faulty, prefix="v7").objects] == ["a.tensors"]
+def test_a_prefix_without_its_slash_is_a_directory_all_the_same(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/v7/a.tensors", b"x")
+    faulty_server.put("b/v70/b.tensors", b"x")
+    assert [each.path for each in resolve_source(faulty_server, prefix="v7").objects] == ["a.tensors"]
 
 
-def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty: FaultyServer) -> None:
-    faulty.put("b/a.tensors", b"aaaa", version_id="v1")
-    faulty.fault(Fault(status=403, body=DENIED), when=lambda request: "versionId" in request.query)
-    resolved = ask(faulty)
+def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/a.tensors", b"aaaa", version_id="v1")
+    faulty_server.add_fault(Fault(status=403, body=DENIED), when=lambda request: "versionId" in request.query)
+    resolved = resolve_source(faulty_server)
     target = resolved.objects[0].target
     assert resolved.objects[0].pin.version_id == "v1"
     assert "versionId" not in target.url
     assert target.precondition_header.startswith("If-Match: ")
     assert "ETag only" in resolved.notes[0]
-    again = ask(faulty, prefix="", objects=resolved.sources[0].objects)
+    again = resolve_source(faulty_server, prefix="", objects=resolved.sources[0].objects)
     assert (again.objects, again.notes) == (resolved.objects, resolved.notes)
 
 
-def test_the_version_null_is_none(faulty: FaultyServer) -> None:
-    faulty.put("b/a.tensors", b"aaaa", headers={"x-amz-version-id": "null"})
-    assert ask(faulty).objects[0].pin.version_id == ""
+def test_the_version_null_is_none(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/a.tensors", b"aaaa", headers={"x-amz-version-id": "null"})
+    assert resolve_source(faulty_server).objects[0].pin.version_id == ""
 
 
 def test_a_pinned_plan_asks_once_for_each_object_and_lists_nothing(server: FaultyServer) -> None:
-    first = ask(server)
-    before = server.count()
-    ask(server, prefix="", objects=first.sources[0].objects)
-    assert [request.method for request in server.seen()[before:]] == ["HEAD", "HEAD"]
+    first = resolve_source(server)
+    before = server.count_requests()
+    resolve_source(server, prefix="", objects=first.sources[0].objects)
+    assert [request.method for request in server.find_requests()[before:]] == ["HEAD", "HEAD"]
 
 
 @pytest.mark.parametrize("change", [{"size": 5}, {"etag": "other"}])
 def test_a_pin_that_no_longer_fits_is_a_change(server: FaultyServer, change: dict[str, object]) -> None:
-    objects = tuple(structs.replace(pin, **change) for pin in ask(server).sources[0].objects)
+    objects = tuple(structs.replace(pin, **change) for pin in resolve_source(server).sources[0].objects)
     with pytest.raises(SourceChanged, match=r"s3://b/a\.tensors"):
-        ask(server, prefix="", objects=objects)
+        resolve_source(server, prefix="", objects=objects)
 
 
 def test_pins_outside_of_the_prefix_are_refused(server: FaultyServer) -> None:
     with pytest.raises(InvalidPlan, match="not below it"):
-        ask(server, prefix="m/", objects=(ObjectPin(key="other/a.tensors", size=1),))
+        resolve_source(server, prefix="m/", objects=(ObjectPin(key="other/a.tensors", size=1),))
 
 
 @pytest.mark.parametrize("source", [{}, {"prefix": "", "keys": ("a",)}])
@@ -284,33 +286,33 @@ def test_a_source_needs_a_prefix_or_keys(server: FaultyServer, source: Options) 
 
 
 def test_nothing_secret_is_in_an_error(server: FaultyServer) -> None:
-    server.fault(Fault(status=403, body=DENIED.replace(b"Access Denied", b"no X-Amz-Signature=SECRET&b for key")))
+    server.add_fault(Fault(status=403, body=DENIED.replace(b"Access Denied", b"no X-Amz-Signature=SECRET&b for key")))
     with pytest.raises(AccessDenied) as caught:
-        ask(server)
+        resolve_source(server)
     assert "SECRET" not in str(caught.value)
 
 
-def test_an_etag_of_any_characters_pins(faulty: FaultyServer) -> None:
-    faulty.put("b/a.tensors", b"aaaa", etag='"\xe9\xff"')
-    resolved = ask(faulty)
+def test_an_etag_of_any_characters_pins(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/a.tensors", b"aaaa", etag='"\xe9\xff"')
+    resolved = resolve_source(faulty_server)
     assert get_range(resolved.objects[0].target, resolved.providers[0], 0, 4) == b"aaaa"
 
 
-def test_a_bad_request_without_words_is_explained_even_if_it_names_a_region(server: FaultyServer) -> None:
-    server.fault(Fault(status=400, headers={"x-amz-bucket-region": "us-east-1"}), method="HEAD")
-    server.fault(expired_token(), method="GET", key="b/a.tensors")
+def test_a_bad_request_without_a_message_is_explained_even_if_it_names_a_region(server: FaultyServer) -> None:
+    server.add_fault(Fault(status=400, headers={"x-amz-bucket-region": "us-east-1"}), method="HEAD")
+    server.add_fault(expired_token(), method="GET", key="b/a.tensors")
     with pytest.raises(CredentialsExpired):
-        ask(server, keys=("a.tensors",))
+        resolve_source(server, keys=("a.tensors",))
 
 
-def test_keys_can_not_forge_lines_of_a_message(faulty: FaultyServer) -> None:
-    faulty.put("b/x.tensors", b"x")
+def test_keys_can_not_forge_lines_of_a_message(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/x.tensors", b"x")
     with pytest.raises(ObjectNotFound) as caught:
-        ask(faulty, keys=("a\nb.tensors",))
+        resolve_source(faulty_server, keys=("a\nb.tensors",))
     assert "\n" not in str(caught.value)
 
 
-def test_a_length_that_is_none_is_no_length(faulty: FaultyServer) -> None:
-    faulty.put("b/a.tensors", b"aaaa")
-    faulty.fault(Fault(headers={"Content-Length": None}), method="HEAD")
-    assert ask(faulty).objects[0].pin.size == 4
+def test_a_length_that_is_none_is_no_length(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/a.tensors", b"aaaa")
+    faulty_server.add_fault(Fault(headers={"Content-Length": None}), method="HEAD")
+    assert resolve_source(faulty_server).objects[0].pin.size == 4

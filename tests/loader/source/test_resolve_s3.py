@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import structs
 
-from support.s3_server import ADMIN, NOBODY, READER
+from support.s3_server import ADMIN, NO_PERMISSIONS, READER
 from tonnage.contract import AddressingStyle, FileSelection, Plan, RankSelection, S3Source
 from tonnage.errors import (
     AccessDenied,
@@ -57,8 +57,10 @@ def pinned(plan: Plan, resolved: ResolvedRevision) -> Plan:
 
 
 def read(resolved: ResolvedRevision) -> dict[str, bytes]:
-    asked = [RangeRequest(each.target, resolved.providers[each.source], 0, each.pin.size) for each in resolved.objects]
-    return {each.path: body for each, body in zip(resolved.objects, get_ranges(asked), strict=True)}
+    range_requests = [
+        RangeRequest(each.target, resolved.providers[each.source], 0, each.pin.size) for each in resolved.objects
+    ]
+    return {each.path: body for each, body in zip(resolved.objects, get_ranges(range_requests), strict=True)}
 
 
 @pytest.fixture
@@ -217,7 +219,7 @@ def test_what_is_not_there_is_named(
         resolve(plan_of(text.format(model=model)), environment=s3.environment())
 
 
-def test_an_empty_bucket_is_said_to_be_empty(s3: SeaweedS3) -> None:
+def test_an_empty_bucket_is_reported_as_empty(s3: SeaweedS3) -> None:
     with pytest.raises(NoTensorFiles, match="the bucket is empty"):
         resolve(plan_of(f"s3://{s3.make_bucket()}"), environment=s3.environment())
 
@@ -225,7 +227,7 @@ def test_an_empty_bucket_is_said_to_be_empty(s3: SeaweedS3) -> None:
 @pytest.mark.parametrize("text", ["s3://{model}/m/", "s3://{model}/m/a.tensors"])
 def test_an_identity_without_permission_is_denied(s3: SeaweedS3, model: str, text: str) -> None:
     with pytest.raises(AccessDenied, match="access is denied"):
-        resolve(plan_of(text.format(model=model)), environment=s3.environment(NOBODY))
+        resolve(plan_of(text.format(model=model)), environment=s3.environment(NO_PERMISSIONS))
 
 
 def test_an_identity_that_may_not_list_can_still_read_keys(s3: SeaweedS3, model: str) -> None:
@@ -242,7 +244,7 @@ def test_an_identity_that_may_not_list_can_still_read_keys(s3: SeaweedS3, model:
         ({"AWS_SECRET_ACCESS_KEY": "WRONGSECRET"}, "signature does not match"),
     ],
 )
-def test_wrong_keys_are_told_apart_and_not_repeated(
+def test_wrong_keys_are_distinguished_and_not_repeated(
     s3: SeaweedS3, model: str, change: dict[str, str], words: str
 ) -> None:
     with pytest.raises(AccessDenied, match=words) as caught:
@@ -263,7 +265,7 @@ def test_presigned_urls_need_no_credentials(s3: SeaweedS3, model: str) -> None:
     assert "Signature" not in repr(resolved)
 
 
-def test_an_expired_presigned_url_is_told(s3: SeaweedS3, model: str) -> None:
+def test_an_expired_presigned_url_is_reported(s3: SeaweedS3, model: str) -> None:
     url = s3.presign(model, "m/a.tensors", expires=1)
     time.sleep(2.1)  # nothing but time makes a signature expire
     with pytest.raises(CredentialsExpired) as caught:

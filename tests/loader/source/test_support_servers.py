@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.faulty_server import Fault, FaultyServer, unavailable
+from support.faulty_server import Fault, FaultyServer, slow_down
 
 if TYPE_CHECKING:
     from support.s3_server import SeaweedS3
 
 
-def ask(server: FaultyServer, key: str, **headers: str) -> tuple[int, bytes]:
+def send_get(server: FaultyServer, key: str, **headers: str) -> tuple[int, bytes]:
     with socket.create_connection((server.host, server.port), timeout=5) as connection:
         lines = [f"GET /{key} HTTP/1.1", "Host: x", *(f"{n.replace('_', '-')}: {v}" for n, v in headers.items())]
         connection.sendall(("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode())
@@ -23,45 +23,45 @@ def ask(server: FaultyServer, key: str, **headers: str) -> tuple[int, bytes]:
     return int(head.split()[1]), body
 
 
-def test_the_faulty_server_serves_ranges(faulty: FaultyServer) -> None:
-    faulty.put("b/k", b"0123456789")
-    assert ask(faulty, "b/k", Range="bytes=2-4") == (206, b"234")
-    assert faulty.seen()[0].range == (2, 4)
+def test_the_faulty_server_serves_ranges(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/k", b"0123456789")
+    assert send_get(faulty_server, "b/k", Range="bytes=2-4") == (206, b"234")
+    assert faulty_server.find_requests()[0].range == (2, 4)
 
 
-def test_the_faulty_server_checks_if_match(faulty: FaultyServer) -> None:
-    faulty.put("b/k", b"0123456789")
-    assert ask(faulty, "b/k", If_Match='"other"')[0] == 412
+def test_the_faulty_server_checks_if_match(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/k", b"0123456789")
+    assert send_get(faulty_server, "b/k", If_Match='"other"')[0] == 412
 
 
-def test_faults_start_and_end_as_told(faulty: FaultyServer) -> None:
-    faulty.put("b/k", b"0123456789")
-    faulty.fault(unavailable(), key="b/k", skip=1, times=2)
-    assert [ask(faulty, "b/k")[0] for _ in range(4)] == [200, 503, 503, 200]
+def test_faults_start_and_end_as_configured(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/k", b"0123456789")
+    faulty_server.add_fault(slow_down(), key="b/k", skip=1, times=2)
+    assert [send_get(faulty_server, "b/k")[0] for _ in range(4)] == [200, 503, 503, 200]
 
 
-def test_a_reset_cuts_the_body(faulty: FaultyServer) -> None:
-    faulty.put("b/k", bytes(1 << 20))
-    faulty.fault(Fault(reset_after=1000))
+def test_a_reset_cuts_the_body(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/k", bytes(1 << 20))
+    faulty_server.add_fault(Fault(reset_after=1000))
     with pytest.raises(ConnectionResetError):
-        ask(faulty, "b/k")
+        send_get(faulty_server, "b/k")
 
 
-def test_a_short_body_ends_cleanly(faulty: FaultyServer) -> None:
-    faulty.put("b/k", bytes(5000))
-    faulty.fault(Fault(close_after=1000))
-    assert len(ask(faulty, "b/k")[1]) == 1000
+def test_a_short_body_ends_cleanly(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/k", bytes(5000))
+    faulty_server.add_fault(Fault(close_after=1000))
+    assert len(send_get(faulty_server, "b/k")[1]) == 1000
 
 
-def test_a_stalled_answer_goes_on_when_released(faulty: FaultyServer) -> None:
-    faulty.put("b/k", bytes(5000))
-    faulty.fault(Fault(stall_after=100))
-    with socket.create_connection((faulty.host, faulty.port), timeout=5) as connection:
+def test_a_stalled_answer_goes_on_when_released(faulty_server: FaultyServer) -> None:
+    faulty_server.put("b/k", bytes(5000))
+    faulty_server.add_fault(Fault(stall_after=100))
+    with socket.create_connection((faulty_server.host, faulty_server.port), timeout=5) as connection:
         connection.sendall(b"GET /b/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        faulty.wait_for_bytes(100)
-        assert faulty.bytes_sent == 100
-        faulty.release()
-        faulty.wait_for_bytes(5000)
+        faulty_server.wait_for_bytes(100)
+        assert faulty_server.bytes_sent == 100
+        faulty_server.release_stalled()
+        faulty_server.wait_for_bytes(5000)
 
 
 def test_seaweed_takes_objects_and_keeps_versions(s3: SeaweedS3) -> None:

@@ -41,7 +41,7 @@ class Snapshot:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     cache_index: CacheIndex = field(default_factory=CacheIndex)
     jobs: Sequence[Job] = ()
-    """Those of this object, in any state, as ``job_results.as_known`` has them."""
+    """Those of this object, in any state, as ``job_results.effective_job`` has them."""
     pods: Mapping[str, Pod] = field(default_factory=dict)
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()

@@ -62,7 +62,7 @@ class NodeSnapshot:
     references: Sequence[ModelReferences] = ()
     """Objects that refer to what is or may be here, and those that are being deleted; others don't matter."""
     jobs: Sequence[Job] = ()
-    """Load and cleanup Jobs for this node, as ``job_results.as_known`` has them."""
+    """Load and cleanup Jobs for this node, as ``job_results.effective_job`` has them."""
     pods: Mapping[str, Pod] = field(default_factory=dict)
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()

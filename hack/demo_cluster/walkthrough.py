@@ -1,0 +1,200 @@
+"""The story: a model in a bucket, a warm node, replicas that attach at once, a new version, and a clean node."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from demo_cluster.install import upload_model
+from demo_cluster.manifests import NAMESPACE, deployment, model_weights
+from e2e_support.e2e_cluster import BUCKET
+from e2e_support.pods import Pod
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from e2e_support.e2e_cluster import E2ECluster
+
+STEPS = 7
+REPLICAS = 3
+_COLUMNS = "{:7}{:16}{:11}{:6}{:10}{}"
+
+Object = dict[str, Any]
+
+
+class DemoFailed(Exception):
+    """Something was not as it must be."""
+
+
+class StepPrinter:
+    """Announces steps, and indents what belongs to them."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._bold, self._dim, self._plain = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+
+    def print_step(self, sentence: str) -> None:
+        """Begins the next step."""
+        self._step += 1
+        print(f"\n{self._bold}{self._step}/{STEPS} {sentence}{self._plain}", flush=True)
+
+    def print_details(self, text: str) -> None:
+        """Says something within a step."""
+        print("\n".join(f"    {line}".rstrip() for line in text.splitlines()), flush=True)
+
+    def print_command(self, line: str) -> None:
+        """Shows a command line as a person would type it."""
+        print(f"    {self._dim}$ {line}{self._plain}", flush=True)
+
+
+class Walkthrough:
+    """The steps, on a cluster with Tonnage."""
+
+    def __init__(self, site: E2ECluster, folder: Path, *, small: bool) -> None:
+        self._site = site
+        self._folder = folder
+        self._small = small
+        self._printer = StepPrinter()
+
+    def run(self) -> None:
+        """Tells it all."""
+        step = self._printer.print_step
+        step("Two versions of a model, serialized by tensorizer, go into a bucket.")
+        self._upload_models()
+        step("Name the model: a ModelWeights, which warms every node that matches.")
+        first = self._prewarm()
+        step(f"Ask for it: {REPLICAS} replicas, one annotation. All find it on the node.")
+        self._deploy_replicas(first)
+        step("Look at it.")
+        self._kubectl("get", "mw,pods", "-n", NAMESPACE)
+        self._kubectl("get", "nodecaches")
+        step("Roll to a new version: the node is warmed first, then pods are replaced one by one.")
+        second = self._roll_out_new_version(first)
+        step("The old version goes when its last pod is gone.")
+        self._wait_until_evicted(first)
+        self._kubectl("get", "nodecaches")
+        step("Delete it all: the node is clean.")
+        self._clean_up(second)
+
+    def _upload_models(self) -> None:
+        for version in ("v1", "v2"):
+            size = upload_model(self._site, self._folder / version, version, f"demo/{version}/", small=self._small)
+            self._printer.print_details(f"s3://{BUCKET}/demo/{version}/: {size / 1e6:.0f} MB")
+
+    def _prewarm(self) -> str:
+        self._kubectl("apply", "-f", "model.yaml", text=model_weights(self._site, "v1"))
+        revision = self._watch_until("Warm")
+        sent = self._bytes_served("v1") / 1e6
+        self._printer.print_details(
+            f"{sent:.0f} MB came from the bucket, and every tensor's checksum was verified on the way."
+        )
+        return revision
+
+    def _deploy_replicas(self, revision: str) -> None:
+        before = self._bytes_served("v1")
+        self._kubectl("apply", "-f", "server.yaml", text=deployment(self._site, REPLICAS))
+        self._kubectl("rollout", "status", "-n", NAMESPACE, "deployment/server")
+        self._check_replicas(revision)
+        self._expect(self._bytes_served("v1") == before, "a replica downloaded the model again")
+        self._printer.print_details("Nothing more was downloaded.")
+
+    def _roll_out_new_version(self, old: str) -> str:
+        patch = '{"spec":{"source":{"s3":{"prefix":"demo/v2/"}}}}'
+        self._kubectl("patch", "mw", "-n", NAMESPACE, "demo", "--type=merge", "-p", patch)
+        new = self._watch_until("Warm", other_than=old)
+        self._kubectl("rollout", "restart", "-n", NAMESPACE, "deployment/server")
+        self._kubectl("rollout", "status", "-n", NAMESPACE, "deployment/server")
+        self._check_replicas(new)
+        return new
+
+    def _clean_up(self, last: str) -> None:
+        self._kubectl("delete", "-n", NAMESPACE, "deployment/server", "modelweights/demo")
+        self._wait_until_evicted(last)
+        self._kubectl("get", "nodecaches")
+        self._printer.print_details("No weights are left in the node's memory.")
+
+    def _kubectl(self, *arguments: str, text: str = "") -> None:
+        """Shows and runs a command, and shows its output; ``text`` is what the file is that it names."""
+        shown = " ".join(f"'{each}'" if "{" in each else each for each in arguments)
+        self._printer.print_command(f"kubectl {shown}")
+        if text:
+            arguments = tuple("-" if each.endswith(".yaml") else each for each in arguments)
+        self._printer.print_details(self._site.kubectl(*arguments, stdin=text or None, timeout=180))
+
+    def _watch_until(self, condition: str, *, other_than: str = "") -> str:
+        """Shows how the object comes along until it has a condition; returns its revision."""
+        self._printer.print_command(f"kubectl get mw -n {NAMESPACE} -w")
+        self._printer.print_details(_COLUMNS.format("READY", "REVISION", "SIZE", "WARM", "PROGRESS", "ETA"))
+        last_row = ""
+        for found in self._site.api.watch("ModelWeights", "demo", NAMESPACE, timeout=180):
+            if found is None or "status" not in found:
+                continue
+            if (line := row(found["status"])) != last_row:
+                self._printer.print_details(line)
+                last_row = line
+            revision = (found["status"].get("resolved") or {}).get("revision", "")
+            current = found["status"].get("observedGeneration") == found["metadata"]["generation"]
+            if current and revision not in {"", other_than} and condition_status(found["status"], condition) == "True":
+                return str(revision)
+        raise DemoFailed(f"the object did not become {condition}")
+
+    def _check_replicas(self, revision: str) -> None:
+        """Shows what each replica's start took; all must have attached to what was on the node already."""
+        for body in self._site.api.list("Pod", NAMESPACE, labelSelector="app=server"):
+            if "deletionTimestamp" in body["metadata"]:
+                continue
+            pod = Pod(self._site, body["metadata"]["name"], NAMESPACE)
+            pod.wait_ready()
+            report, took = pod.last_report(), pod.startup_times()
+            self._expect(report.downloaded_bytes == 0, f"{pod.name} downloaded {report.downloaded_bytes} bytes")
+            self._expect(report.revision == revision, f"{pod.name} has {report.revision}")
+            self._expect("serving" in pod.logs(), f"{pod.name} does not serve")
+            self._printer.print_details(
+                f"{pod.name}: a {report.outcome}, {1000 * took.loader:.0f} ms of loader; "
+                f"the server started {1000 * took.init:.0f} ms after it did"
+            )
+
+    def _wait_until_evicted(self, revision: str) -> None:
+        def is_evicted(body: Object) -> bool:
+            return revision not in {each["name"] for each in body["status"].get("entries") or ()}
+
+        self._site.api.wait_for(
+            "NodeCache", self._site.node, "", is_evicted, timeout=120, description=f"{revision} to go"
+        )
+        left = list((self._site.media["Memory"] / revision).glob("model/*"))
+        self._expect(not left, f"files are left: {left}")
+
+    def _bytes_served(self, version: str) -> int:
+        return self._site.storage.bytes_served(BUCKET, f"demo/{version}/model.tensors")
+
+    def _expect(self, condition: bool, what: str) -> None:  # noqa: FBT001  # as assert
+        if not condition:
+            raise DemoFailed(what)
+
+
+def condition_status(status: Object, condition: str) -> str:
+    """Returns the status of a condition; empty while there is none."""
+    return next((each["status"] for each in status.get("conditions") or () if each["type"] == condition), "")
+
+
+def row(status: Object) -> str:
+    """Returns the columns that ``kubectl get`` has."""
+    resolved, nodes, progress = (status.get(key) or {} for key in ("resolved", "nodes", "progress"))
+    columns = (condition_status(status, "Ready"), resolved.get("revision"), status.get("size"), nodes.get("summary"))
+    return _COLUMNS.format(*(each or "" for each in (*columns, status.get("progressSummary"), progress.get("eta"))))
+
+
+def run_walkthrough(site: E2ECluster, folder: Path, *, small: bool) -> None:
+    """Tells the story on a cluster that has Tonnage, and takes back what it made there.
+
+    Raises:
+        DemoFailed: Something was not as it must be.
+    """
+    try:
+        site.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        Walkthrough(site, folder, small=small).run()
+    finally:
+        site.api.delete("Namespace", NAMESPACE)
+        for found in site.s3_client.list_objects_v2(Bucket=BUCKET, Prefix="demo/").get("Contents", ()):
+            site.s3_client.delete_object(Bucket=BUCKET, Key=found["Key"])
+    site.api.wait_deleted("Namespace", NAMESPACE, timeout=60)

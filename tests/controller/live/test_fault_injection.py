@@ -1,0 +1,331 @@
+"""The controller when things go wrong around it: killed, doubled, refused, cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from operator_support import objects
+from operator_support.fake_kubelet import Termination
+from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
+from operator_support.harness import ControllerProcess, ControllerThread, admin_client_config, make_installation
+from operator_support.pods import create_pvc
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+from tonnage_operator.kube.credentials import ClientConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+    from operator_support.fake_kubelet import FakeLoaders
+    from operator_support.harness import OperatorHarness
+
+
+AUTOMATIC = {"revision": {"policy": "Track", "interval": "1m", "update": "Automatic"}}
+
+
+@pytest.fixture
+def faulty_proxy(control_plane: ControlPlane, operator_namespace: str) -> Iterator[FaultyProxy]:
+    del operator_namespace
+    with FaultyProxy(control_plane) as running:
+        yield running
+
+
+def _count_runs(loaders: FakeLoaders, nodes: list[str]) -> Counter[tuple[str, str]]:
+    return Counter(each for each in loaders.terminated if each[1] in nodes)
+
+
+class RestartingController:
+    """Controllers that are killed at their first write each, when the server has done it and they don't know."""
+
+    def __init__(self, harness: OperatorHarness, proxy: FaultyProxy, folder: Path) -> None:
+        self.writes: list[str] = []
+        self._wrote_event = threading.Event()
+        self._fleet = harness
+        self._process = ControllerProcess(harness.plane, folder, server=proxy.url)
+        proxy.drop_response_after_write = self._on_write
+
+    def _on_write(self, method: str, path: str) -> bool:
+        self.writes.append(f"{method} {path}")
+        self._wrote_event.set()
+        return True  # it never learns that its write was done
+
+    def run_until(self, done: Callable[[], bool], *, within: float = 60) -> None:
+        """Starts one after the other until one that writes nothing finds that it is done; that one lives on."""
+        deadline = time.monotonic() + within
+        while not (self._process.running and done()):
+            assert time.monotonic() < deadline, "\n".join(
+                ["never done", *self.writes, json.dumps(self._fleet.status())]
+            )
+            if self._wrote_event.is_set() or not self._process.running:
+                self._process.kill()
+                self._wrote_event.clear()
+                self._process.start()
+            self._wrote_event.wait(0.1)
+
+    def stop(self) -> None:
+        """Kills the last one."""
+        self._process.kill()
+
+
+class FailOnce(dict[str, Termination]):
+    """Endings that happen a single time."""
+
+    def __getitem__(self, key: str) -> Termination:
+        return self.pop(key)
+
+
+@pytest.fixture
+def restarting_controller(
+    harness: OperatorHarness, faulty_proxy: FaultyProxy, tmp_path: Path
+) -> Iterator[RestartingController]:
+    controllers = RestartingController(harness, faulty_proxy, tmp_path)
+    yield controllers
+    controllers.stop()
+
+
+def _is_idle(harness: OperatorHarness) -> bool:
+    return harness.condition("Progressing") == ("False", "Idle") and not harness.jobs()
+
+
+@pytest.mark.timeout(300)
+def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, restarting_controller: RestartingController
+) -> None:
+    """A whole life: a load that fails once, an update, a node that comes, one that reboots, the end."""
+    (first,) = harness.add_nodes("a")
+    fake_loaders.load_failures = FailOnce(
+        {first: Termination(objects.failed_report("ChecksumMismatch", "Broken."), exit_code=12)}
+    )
+    harness.create(AUTOMATIC)
+    restarting_controller.run_until(lambda: harness.condition("Warm") == ("True", "AllNodesWarm") and _is_idle(harness))
+    expected = Counter({(names.ROLE_RESOLVE, first): 1, (names.ROLE_LOAD, first): 2})
+    assert _count_runs(fake_loaders, [first]) == expected, "\n".join(restarting_controller.writes)
+
+    old = harness.status()["resolved"]["revision"]
+    fake_loaders.version = "2"
+    harness.expire_check_interval()
+    restarting_controller.run_until(lambda: _is_idle(harness) and old not in harness.entry_states(first))
+    expected += Counter({(role, first): 1 for role in (names.ROLE_RESOLVE, names.ROLE_LOAD, names.ROLE_CLEANUP)})
+    assert _count_runs(fake_loaders, [first]) == expected, "\n".join(restarting_controller.writes)
+    new = harness.status()["resolved"]["revision"]
+    assert harness.entry_states(first) == {new: "Ready"} != {old: "Ready"}
+
+    (second,) = harness.add_nodes("b")
+    restarting_controller.run_until(lambda: _is_idle(harness) and harness.status()["nodes"]["summary"] == "2/2")
+    harness.set_node_status(second, boot_id="boot-2")
+    restarting_controller.run_until(
+        lambda: _is_idle(harness) and _count_runs(fake_loaders, [second])[names.ROLE_LOAD, second] == 2
+    )
+    assert _count_runs(fake_loaders, [first, second]) == expected + Counter({(names.ROLE_LOAD, second): 2})
+
+    harness.delete()
+    restarting_controller.run_until(harness.is_gone)
+    expected += Counter({(names.ROLE_LOAD, second): 2, (names.ROLE_CLEANUP, first): 1, (names.ROLE_CLEANUP, second): 1})
+    assert _count_runs(fake_loaders, [first, second]) == expected
+    assert not harness.entry_states(first)
+    assert not harness.entry_states(second)
+    assert len(restarting_controller.writes) >= 30, restarting_controller.writes
+    reasons = Counter(harness.event_reasons())
+    assert reasons.keys() >= {"NodeLoadFailed", "RevisionChanged", "LoadCompleted"}, reasons
+    assert max(reasons.values()) <= 5, "none is told again and again"
+
+
+@pytest.mark.timeout(180)
+def test_killed_after_each_single_write_a_pvc_is_filled_once_and_emptied_once(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, restarting_controller: RestartingController
+) -> None:
+    harness.add_nodes("a")
+    create_pvc(harness)
+    before = len(fake_loaders.terminated)
+    harness.create({"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights"}})
+    restarting_controller.run_until(
+        lambda: harness.condition("Progressing") == ("False", "Idle") and len(harness.jobs()) == 1
+    )
+    assert harness.condition("Warm") == ("True", "AllNodesWarm")
+    harness.delete()
+    restarting_controller.run_until(harness.is_gone)
+    mine = [role for role, node in fake_loaders.terminated[before:] if harness.namespace in node]
+    assert mine == [names.ROLE_RESOLVE, names.ROLE_LOAD, names.ROLE_CLEANUP]
+
+
+def test_two_controllers_at_once_make_each_job_once(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
+) -> None:
+    del operator_namespace
+    access = admin_client_config(harness.plane)
+    nodes = harness.add_nodes("a", "b", "c")
+    with (
+        ControllerThread(access, make_installation()) as first,
+        ControllerThread(access, make_installation()) as second,
+    ):
+        harness.create({"placement": {"maxConcurrentNodes": 1}})
+        harness.wait_for_condition("Warm", timeout=40)
+        eventually(lambda: not harness.jobs() and first.app.idle and second.app.idle)
+        before = first.count_writes() + second.count_writes()
+        first.reconcile_all()
+        second.reconcile_all()
+        assert first.count_writes() + second.count_writes() == before
+        harness.delete()
+        eventually(harness.is_gone, timeout=25)
+    done = _count_runs(fake_loaders, nodes)
+    assert sum(count for (role, _), count in done.items() if role == names.ROLE_RESOLVE) == 1
+    assert {(role, count) for (role, _), count in done.items()} == {("resolve", 1), ("load", 1), ("cleanup", 1)}
+    assert len(harness.event_reasons()) == len(set(harness.event_reasons())) + 2, (
+        "each event once, and one for each of three nodes"
+    )
+
+
+def test_a_controller_with_a_stale_cache_repeats_no_job(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, faulty_proxy: FaultyProxy
+) -> None:
+    """It sees Jobs come and go, and neither the records that say what they did, nor that their object is deleted."""
+    nodes = harness.add_nodes("a")
+    records = ("/modelweights", "/nodecaches")
+    fake_loaders.block_resolves = True
+    with (
+        ControllerThread(admin_client_config(harness.plane), make_installation()) as first,
+        ControllerThread(ClientConfig(faulty_proxy.url), make_installation()) as behind,
+    ):
+        harness.create()
+        eventually(lambda: behind.has_jobs_in(harness.namespace) and first.app.idle)
+        faulty_proxy.delay_watch = lambda path: path.endswith(records)
+        fake_loaders.block_resolves = False
+        harness.wait_for_condition("Warm")
+        eventually(lambda: not harness.jobs() and not behind.has_jobs_in(harness.namespace))
+        behind.reconcile_all()
+        harness.delete()
+        eventually(harness.is_gone, timeout=25)
+        eventually(lambda: not behind.has_jobs_in(harness.namespace))
+        behind.reconcile_all()
+        faulty_proxy.delay_watch = lambda _path: False
+        behind.reconcile_all()
+    assert _count_runs(fake_loaders, nodes) == {(role, nodes[0]): 1 for role in ("resolve", "load", "cleanup")}
+    assert not harness.entry_states(nodes[0])
+
+
+def test_refusals_and_broken_watches_only_cost_time(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, faulty_proxy: FaultyProxy
+) -> None:
+    numbers = itertools.count()
+    kinds = [ErrorResponse(500), ErrorResponse(429, {"Retry-After": "1"}), ErrorResponse(503), ErrorResponse(409)]
+    writes = {"POST", "PUT", "PATCH", "DELETE"}
+
+    def inject_errors(method: str, path: str) -> ErrorResponse | None:
+        if method not in writes or "/events" in path:
+            return None
+        number = next(numbers)
+        return kinds[number // 2 % len(kinds)] if number % 2 else None
+
+    faulty_proxy.on_request = inject_errors
+    nodes = harness.add_nodes("a", "b")
+    with ControllerThread(ClientConfig(faulty_proxy.url), make_installation()) as running:
+        harness.create()
+        harness.wait_for_condition("Resolved", timeout=40)
+        fake_loaders.block_loads = True
+        faulty_proxy.drop_watches()
+        fake_loaders.block_loads = False
+        harness.wait_for_condition("Warm", timeout=50)
+        faulty_proxy.on_request = lambda method, path: (
+            ErrorResponse(410) if method == "GET" and "watch=" in path else None
+        )
+        faulty_proxy.drop_watches()
+        faulty_proxy.on_request = lambda _method, _path: None
+        (third,) = harness.add_nodes("c")
+        eventually(lambda: bool(harness.entry_states(third)), timeout=40)
+        # Away for a while, as in an upgrade of the control plane.
+        faulty_proxy.on_request = lambda _method, _path: ErrorResponse(503)
+        faulty_proxy.drop_watches()
+        (fourth,) = harness.add_nodes("d")
+        assert not harness.entry_states(fourth)
+        faulty_proxy.on_request = lambda _method, _path: None
+        eventually(lambda: bool(harness.entry_states(fourth)), timeout=40)
+        harness.wait_for_condition("Warm", timeout=40)
+        assert running.error is None
+    nodes += [third, fourth]
+    assert all(_count_runs(fake_loaders, nodes)[names.ROLE_LOAD, node] == 1 for node in nodes)
+
+
+def test_an_unreadable_object_gets_a_condition_and_the_others_continue(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
+) -> None:
+    """As after an upgrade of the CRD alone: here an enum's value that the operator doesn't know."""
+    del fake_loaders, operator_namespace
+    plane = harness.plane
+    with _patched_schema(plane, lambda spec: spec["verify"]["enum"].append("Blake3")):
+        eventually(lambda: _try_create(harness, {"verify": "Blake3"}, "newer"))
+        with ControllerThread(admin_client_config(plane), make_installation()) as running:
+            harness.wait_for_condition("Accepted", "False", "InvalidSpec", name="newer")
+            harness.add_nodes("a")
+            harness.create()
+            harness.wait_for_condition("Warm")
+            eventually(lambda: running.app.idle and not harness.jobs())
+            before = running.count_writes()
+            running.reconcile_all()
+            assert running.count_writes() == before, "it was told once"
+            harness.delete("newer")
+            eventually(lambda: harness.is_gone("newer"))
+
+
+def test_an_object_stored_by_an_older_release_continues_after_an_upgrade(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
+) -> None:
+    """Its schema had no such fields, so nothing of them is stored: neither values nor defaults."""
+    del fake_loaders, operator_namespace
+    plane = harness.plane
+
+    def older(spec: dict[str, Any]) -> None:
+        for field in ("verify", "loader", "access", "suspend"):
+            del spec[field]
+        for field in ("retention", "layout"):
+            del spec["cache"]["properties"][field]
+            del spec["cache"]["default"][field]
+
+    nodes = harness.add_nodes("a")
+    with _patched_schema(plane, older):
+        eventually(lambda: _try_create(harness, {}, "old"))
+        eventually(lambda: "verify" not in harness.get("old")["spec"])
+    with ControllerThread(admin_client_config(plane), make_installation()):
+        harness.wait_for_condition("Warm", name="old")
+        harness.patch({"loader": {"connections": 8}}, name="old")
+        eventually(lambda: harness.status("old")["observedGeneration"] == harness.get("old")["metadata"]["generation"])
+        harness.delete("old")
+        eventually(lambda: harness.is_gone("old"), timeout=25)
+    assert not harness.entry_states(nodes[0])
+
+
+@contextlib.contextmanager
+def _patched_schema(plane: ControlPlane, change: Callable[[dict[str, Any]], object]) -> Iterator[None]:
+    """Lets the API server have another schema of specs for a while."""
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonnage.dev"
+    original = plane.request("GET", path)
+    changed = json.loads(json.dumps(original))
+    schema = changed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    change(schema["properties"])
+    del schema["x-kubernetes-validations"]
+    plane.request("PUT", path, changed)
+    try:
+        yield
+    finally:
+        restored = plane.request("GET", path)
+        restored["spec"] = original["spec"]
+        plane.request("PUT", path, restored)
+
+
+def _try_create(harness: OperatorHarness, spec: dict[str, Any], name: str) -> bool:
+    with contextlib.suppress(OSError):
+        harness.delete(name)
+    try:
+        made = harness.create(spec, name=name)
+    except OSError:
+        return False
+    return made["spec"].items() >= spec.items() and ("verify" in made["spec"]) == ("verify" in spec)

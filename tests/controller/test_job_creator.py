@@ -1,0 +1,119 @@
+"""The last look before a Job is made: what the server says counts, not what was known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from operator_support import objects
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.controller.job_creator import JobCreator, Precondition
+from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.controller.workqueue import StaleCache
+from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.resources import JOBS, NODE_CACHES
+
+if TYPE_CHECKING:
+    from tonnage_operator.kube.client import KubeClient
+    from tonnage_operator.kube.resources import Resource
+
+Body = dict[str, Any]
+KEY = ("r-1", Medium.MEMORY)
+
+
+class FakeApiServer:
+    """The few answers that are needed, in memory, with a note of what was asked."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[Resource, str], Body] = {}
+        self.calls: list[str] = []
+
+    def put(self, resource: Resource, name: str, version: int, **more: Any) -> None:
+        metadata = {"name": name, "namespace": "serving", "uid": f"uid-{name}", "resourceVersion": str(version)}
+        self.objects[resource, name] = {"metadata": metadata, **more}
+
+    async def get_or_none(self, resource: Resource, name: str, _namespace: str = "") -> Body | None:
+        self.calls.append(f"find {resource.plural}")
+        return self.objects.get((resource, name))
+
+    async def get_resource_version(self, resource: Resource, name: str, _namespace: str = "") -> str:
+        self.calls.append(f"version of {resource.plural}")
+        found = self.objects.get((resource, name))
+        return str(found["metadata"]["resourceVersion"]) if found else ""
+
+    async def create(self, resource: Resource, body: Body, _namespace: str = "", **_: Any) -> Body:
+        self.calls.append(f"create {resource.plural}")
+        if (resource, body["metadata"]["name"]) in self.objects:
+            raise ApiError(409, "AlreadyExists", "It exists.")
+        self.put(resource, body["metadata"]["name"], 100)
+        return self.objects[resource, body["metadata"]["name"]]
+
+
+@pytest.fixture
+def api_server() -> FakeApiServer:
+    return FakeApiServer()
+
+
+@pytest.fixture
+def job_creator(api_server: FakeApiServer) -> JobCreator:
+    return JobCreator(ControllerState(objects.INSTALLATION), cast("KubeClient", api_server))
+
+
+def _record(server: FakeApiServer, version: int, state: str, **more: Any) -> None:
+    entries = [{"name": KEY[0], "medium": KEY[1].value, "state": state, **more}]
+    server.put(NODE_CACHES, "n0", version, status={"entries": entries})
+
+
+JOB: Body = {"metadata": {"name": "load", "namespace": "serving"}}
+PRECONDITION = Precondition(NODE_CACHES, "n0", "7", entry_key=KEY)
+
+
+async def test_the_job_is_looked_for_before_the_record(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+    api_server.put(NODE_CACHES, "n0", 7)
+    assert await job_creator.create(JOB, PRECONDITION)
+    assert api_server.calls == ["find jobs", "version of nodecaches", "create jobs"]
+
+
+async def test_a_job_that_is_there_is_taken_in_and_not_made(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+    api_server.put(JOBS, "load", 5)
+    assert not await job_creator.create(JOB, PRECONDITION)
+    assert api_server.calls == ["find jobs"]
+
+
+@pytest.mark.parametrize(
+    ("state", "made"), [("Ready", False), ("Evicting", False), ("Loading", True), ("Partial", True)]
+)
+async def test_unrelated_changes_of_the_nodecache_do_not_matter(
+    api_server: FakeApiServer, job_creator: JobCreator, state: str, made: bool
+) -> None:
+    _record(api_server, 8, state)
+    if made:
+        assert await job_creator.create(JOB, PRECONDITION)
+        return
+    with pytest.raises(StaleCache):
+        await job_creator.create(JOB, PRECONDITION)
+    assert (JOBS, "load") not in api_server.objects
+
+
+async def test_a_record_that_came_after_the_decision_counts_also_when_it_is_known(
+    api_server: FakeApiServer, job_creator: JobCreator
+) -> None:
+    _record(api_server, 7, "Ready")
+    with pytest.raises(StaleCache):
+        await job_creator.create(JOB, Precondition(NODE_CACHES, "n0", "6", entry_key=KEY))
+    with pytest.raises(StaleCache):
+        await job_creator.create(JOB, PRECONDITION)
+
+
+async def test_some_ranks_do_not_stand_for_all(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+    _record(api_server, 8, "Ready", ranks="0-3")
+    assert await job_creator.create(JOB, PRECONDITION)
+
+
+async def test_any_change_matters_where_the_whole_record_asks(
+    api_server: FakeApiServer, job_creator: JobCreator
+) -> None:
+    api_server.put(NODE_CACHES, "n0", 8)
+    with pytest.raises(StaleCache):
+        await job_creator.create(JOB, Precondition(NODE_CACHES, "n0", "7"))

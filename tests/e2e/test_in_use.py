@@ -1,0 +1,113 @@
+"""An entry that a pod uses stays, and goes when nobody uses it: seen by locks on the node, and by the controller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from e2e_support import processes
+from e2e_support.e2e_cluster import MEDIA
+from e2e_support.pods import Pod
+from tonnage.contract import Outcome
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.namespace import Model, Namespace
+
+IN_USE = 30
+"""Exit code of `tonnage rm` for an entry that somebody uses."""
+ENDS_WITHIN = 2.0
+"""Seconds after which a deleted pod's processes are gone."""
+
+
+def evict(namespace: Namespace, model: Model, name: str) -> tuple[int, str]:
+    """Runs in a pod what a cleanup Job runs, and returns its exit code and what it said."""
+    entry = model.revision
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace.name},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [
+                {
+                    "name": "rm",
+                    "image": namespace.e2e.images.loader,
+                    "command": ["tonnage", "rm", "--cache", "/cache", entry],
+                    "securityContext": {"runAsUser": 0, "runAsNonRoot": False},
+                    "volumeMounts": [{"name": "entry", "mountPath": f"/cache/{entry}"}],
+                }
+            ],
+            "volumes": [{"name": "entry", "hostPath": {"path": f"{MEDIA['Memory']}/{entry}"}}],
+        },
+    }
+    namespace.e2e.api.create(body)
+    pod = Pod(namespace.e2e, name, namespace.name)
+    pod.wait_for(lambda body: body["status"]["phase"] in {"Succeeded", "Failed"}, description="its end")
+    code: int = pod.container_status("rm")["state"]["terminated"]["exitCode"]
+    return code, pod.logs("rm")
+
+
+def test_an_eviction_sees_that_a_pod_lives_and_leaves_its_weights_alone(namespace: Namespace) -> None:
+    model = namespace.create_model()
+    pod = namespace.create_pod()
+    pod.wait_ready()
+    before = model.visible_files()
+    code, output = evict(namespace, model, "early")
+    assert code == IN_USE, output
+    assert "CacheInUse" in output
+    assert model.visible_files() == before
+
+    (holder,) = pod.pids(names.LOADER_CONTAINER)
+    assert processes.memory_bytes(holder, "Pss") < 12 << 20, "what stays beside a pod is to be small"
+    server = pod.pids("server")[0]
+    pod.e2e.api.delete("Pod", pod.name, pod.namespace)
+    took = max(processes.wait_for_exit(pid, timeout=10) for pid in (server, holder))
+    print(f"a deleted pod's processes were gone after {took:.2f} s")
+    assert took <= ENDS_WITHIN
+    pod.e2e.api.wait_deleted("Pod", pod.name, pod.namespace)
+
+    code, output = evict(namespace, model, "late")
+    assert code == 0, output
+    assert not model.visible_files()
+    assert model.entry_path().is_dir(), "pods may have the folder mounted"
+
+
+def test_a_deleted_object_leaves_the_bytes_to_pods_that_run(namespace: Namespace, e2e: E2ECluster) -> None:
+    model = namespace.create_model()
+    pod = namespace.create_pod()
+    pod.wait_ready()
+    entry, shown = model.entry_path(), model.visible_files()
+    model.delete()
+    model.wait_deleted()
+    assert sorted(path.name for path in entry.glob("model/*")) == shown
+    assert pod.exec("ls", "/models/llama").split() == shown
+    pod.delete()
+    name = entry.name
+    e2e.api.wait_for(
+        "NodeCache",
+        e2e.node,
+        "",
+        lambda body: name not in {each["name"] for each in (body.get("status") or {}).get("entries") or ()},
+        description=f"{name} to be off the record",
+    )
+    assert not list(entry.glob("model/*"))
+
+
+def test_the_plain_form_loads_and_ends_before_the_server_starts(namespace: Namespace) -> None:
+    model = namespace.create_model()
+    pod = namespace.create_pod(annotations={names.FORM: "Init"})
+    body = pod.wait_ready()
+    loader = pod.container_status(names.LOADER_CONTAINER, body)
+    assert loader["state"]["terminated"]["exitCode"] == 0
+    assert "restartPolicy" not in body["spec"]["initContainers"][0]
+    assert pod.last_report().outcome is Outcome.LOADED
+    assert f"serving {model.revision}" in pod.logs()
+    # Nobody holds a lock; the controller knows the pod all the same.
+    entry, shown = model.entry_path(), model.visible_files()
+    model.delete()
+    model.wait_deleted()
+    assert sorted(path.name for path in entry.glob("model/*")) == shown
+    server = pod.pids("server")[0]
+    pod.e2e.api.delete("Pod", pod.name, pod.namespace)
+    assert processes.wait_for_exit(server, timeout=10) <= ENDS_WITHIN

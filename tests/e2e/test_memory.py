@@ -1,0 +1,98 @@
+"""Memory: who is charged for a cache in memory, who is killed for it, and what a reboot leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e_support.kube_client import get_condition
+from tonnage.contract import Outcome
+from tonnage_operator.api import names
+from tonnage_operator.domain.units import parse_quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.namespace import Namespace
+
+PREWARM = {"placement": {"prewarm": "AllMatching"}}
+
+
+def test_a_limit_below_the_weights_is_raised_so_that_the_loader_is_not_killed(
+    namespace: Namespace, e2e: E2ECluster
+) -> None:
+    limits = {"loader": {"resources": {"limits": {"memory": "32Mi"}}}}
+    model = namespace.create_model("large", files=e2e.model_files.large, spec={**PREWARM, **limits}, wait=False)
+    body = model.wait_for_condition("Warm")
+    assert "failures" not in body["status"]
+    pod = namespace.create_pod(model="large")
+    pod.wait_ready()
+    loader = pod.get()["spec"]["initContainers"][0]["resources"]
+    size = body["status"]["resolved"]["totalBytes"]
+    assert parse_quantity(loader["limits"]["memory"]) > size
+    assert parse_quantity(loader["requests"]["memory"]) > size
+
+
+@pytest.fixture
+def reserved_memory(e2e: E2ECluster) -> Iterator[None]:
+    """An installation whose administrator says that the cache's memory is set aside, so no limit is raised for it."""
+    e2e.release.install({"cache": {"memory": {"reserved": True}}})
+    yield
+    e2e.release.install()
+
+
+@pytest.mark.usefixtures("reserved_memory")
+def test_an_oom_killed_loader_is_reported_on_the_object_with_numbers(namespace: Namespace, e2e: E2ECluster) -> None:
+    # Room for the weights, and none for the loader that writes them. Less would be refused before the first byte.
+    limits = {"loader": {"resources": {"requests": {"memory": "32Mi"}, "limits": {"memory": "144Mi"}}}}
+    model = namespace.create_model("large", files=e2e.model_files.large, spec={**PREWARM, **limits}, wait=False)
+    body = model.wait_for_condition("Warm", "False", "LoaderOOMKilled")
+    (failure,) = body["status"]["failures"]
+    assert failure["node"] == e2e.node
+    assert failure["reason"] == "LoaderOOMKilled"
+    assert "its limit is 144Mi, and 128Mi are to be written" in failure["message"]
+    assert get_condition(body, "Ready")[0] == "False"
+    assert get_condition(body, "Degraded")[:2] == ("True", "NodeLoadFailed")
+    assert not model.visible_files()
+    model.patch_spec({"loader": {"resources": None}})
+    body = model.wait_for_condition("Warm", timeout=90)
+    assert "failures" not in body["status"]
+
+
+def test_a_reboot_forgets_what_was_in_memory_and_keeps_the_disk(namespace: Namespace, e2e: E2ECluster) -> None:
+    memory = namespace.create_model("memory", spec=PREWARM, wait=False)
+    disk = namespace.create_model("disk", spec={**PREWARM, "cache": {"medium": "Disk"}}, wait=False)
+    memory.wait_for_condition("Warm")
+    disk.wait_for_condition("Warm")
+    pod = namespace.create_pod(model="memory")
+    pod.wait_ready()
+    loads = {model.name: e2e.storage.gets(e2e.bucket, f"{model.prefix}model.tensors") for model in (memory, disk)}
+    boot = e2e.api.get("Node", e2e.node)["status"]["nodeInfo"]["bootID"]
+
+    e2e.reboot()
+
+    node = e2e.api.get("Node", e2e.node)
+    assert node["status"]["nodeInfo"]["bootID"] != boot
+    e2e.api.wait_for(
+        "NodeCache",
+        e2e.node,
+        "",
+        lambda body: (
+            body["status"]["bootID"] == node["status"]["nodeInfo"]["bootID"]
+            and {entry["name"] for entry in body["status"]["entries"] if entry["state"] == "Ready"}
+            >= {memory.revision, disk.revision}
+        ),
+        timeout=90,
+        description="both entries, of the new boot",
+    )
+    memory.wait_for_condition("Warm")
+    pod.wait_for(
+        lambda body: pod.container_status(names.LOADER_CONTAINER, body).get("restartCount"), description="a restart"
+    )
+    pod.wait_ready(timeout=120)
+    after = {model.name: e2e.storage.gets(e2e.bucket, f"{model.prefix}model.tensors") for model in (memory, disk)}
+    assert after["memory"] == 2 * loads["memory"], "what was in memory is loaded once more"
+    assert after["disk"] == loads["disk"], "what is on disk is still there"
+    assert pod.last_report().outcome in {Outcome.HIT, Outcome.LOADED}

@@ -1,0 +1,142 @@
+"""Nobody can do more than is needed: what is injected opens nothing, and a model is had by those who may read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from e2e_support.kube_client import ApiError, KubeClient
+from e2e_support.namespace import READER_SECRET, Namespace
+from tonnage.contract import Outcome, decode_report
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.pods import Pod
+
+Object = dict[str, Any]
+
+LOADER = names.LOADER_CONTAINER
+OPEN = {"access": {"allowedNamespaces": {"from": "All"}}}
+
+
+@pytest.fixture(scope="module")
+def serving_pod(e2e: E2ECluster) -> Iterator[Pod]:
+    """A pod that serves; its own containers get a token for the API, as pods do unless they say otherwise."""
+    namespace = Namespace.create(e2e, "permissions")
+    namespace.create_model()
+    pod = namespace.create_pod(automountServiceAccountToken=True)
+    pod.wait_ready()
+    yield pod
+    namespace.delete()
+
+
+def test_what_is_injected_does_not_open_the_api(serving_pod: Pod, e2e: E2ECluster) -> None:
+    folder = "/var/run/secrets/tonnage.dev"
+    found = serving_pod.exec(
+        "find", "/var/run/secrets", "/run/secrets", "-name", "token*", "-type", "l", container=LOADER
+    )
+    tokens = sorted({line for line in found.split() if line.endswith("/token")})
+    assert not [path for path in tokens if "kubernetes.io" in path], "the pod's own token is not for the loader"
+    assert tokens, f"the loader reports with a token, somewhere like {folder}"
+    for path in tokens:
+        held = KubeClient(e2e.cluster.kubeconfig, token=serving_pod.exec("cat", path, container=LOADER))
+        with pytest.raises(ApiError) as caught:
+            held.list("Pod", serving_pod.namespace)
+        assert caught.value.code == 401
+    assert "tonnage" not in serving_pod.exec("find", "/var/run/secrets", "/run/secrets")
+
+
+def test_a_loader_has_no_powers_and_sees_its_own_entry_alone(serving_pod: Pod, namespace: Namespace) -> None:
+    other = namespace.create_model()
+    namespace.create_pod().wait_ready()
+    status = dict(
+        line.split(":\t", 1)
+        for line in serving_pod.exec("cat", "/proc/1/status", container=LOADER).splitlines()
+        if ":\t" in line
+    )
+    assert status["CapEff"] == status["CapBnd"] == "0000000000000000"
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    entries = serving_pod.exec("ls", "/cache", container=LOADER).split()
+    assert len(entries) == 1
+    assert other.revision not in entries
+    assert other.revision not in serving_pod.exec("cat", "/proc/1/mountinfo", container=LOADER)
+    mounts = [line.split() for line in serving_pod.exec("cat", "/proc/1/mountinfo", container=LOADER).splitlines()]
+    root = next(fields for fields in mounts if fields[4] == "/")
+    assert "ro" in root[5].split(",")
+
+
+def test_a_server_reads_its_model_and_cannot_write_it(serving_pod: Pod) -> None:
+    script = "open('/models/llama/more', 'w')"
+    with pytest.raises(Exception, match="Read-only file system"):
+        serving_pod.exec("/usr/bin/python3", "-c", script)
+    assert "config.json" in serving_pod.exec("ls", "/models/llama").split()
+    assert ".tonnage" not in serving_pod.exec("ls", "-a", "/models/llama").split()
+
+
+def test_another_namespace_gets_a_model_only_where_access_says_so(
+    namespace: Namespace, make_namespace: Callable[..., Namespace]
+) -> None:
+    owner, friend, stranger = namespace, make_namespace(labels={"team": "research"}), make_namespace()
+    selector = {"from": "Selector", "selector": {"matchLabels": {"team": "research"}}}
+    owner.create_model().patch_spec({"access": {"allowedNamespaces": selector}})
+    model_ref = f"{owner.name}/llama"
+    pod = friend.create_pod(model=model_ref)
+    pod.wait_ready()
+    assert pod.last_report().outcome is Outcome.LOADED
+    with pytest.raises(ApiError, match="may not use it"):
+        stranger.create_pod(model=model_ref)
+    with pytest.raises(ApiError, match="does not exist"):
+        stranger.create_pod(model="llama")
+
+
+def test_a_pod_of_another_namespace_opens_the_bucket_with_its_own_credentials(
+    namespace: Namespace, make_namespace: Callable[..., Namespace], e2e: E2ECluster
+) -> None:
+    owner, other = namespace, make_namespace()
+    owner.create_model().patch_spec(OPEN)
+    owner.create_pod().wait_ready()  # the node has it now
+    other.apply_secret(READER_SECRET, e2e.user_credentials("stranger"))
+    pod = other.create_pod(model=f"{owner.name}/llama")
+    body = pod.wait_for(
+        lambda body: terminated_state(pod.container_status(LOADER, body)), description="its loader to fail"
+    )
+    report = decode_report(terminated_state(pod.container_status(LOADER, body))["message"])
+    assert report.outcome is Outcome.FAILED
+    assert report.reason == "AccessDenied"
+    assert e2e.user_credentials("stranger")["AWS_SECRET_ACCESS_KEY"] not in pod.logs(LOADER)
+    assert not pod.container_status("server", body).get("started")
+    pod.delete()
+    other.apply_secret(READER_SECRET, e2e.reader_credentials)
+    pod = other.create_pod(model=f"{owner.name}/llama")
+    pod.wait_ready()
+    assert pod.last_report().outcome is Outcome.HIT
+
+
+def terminated_state(container: Object) -> Object:
+    """Returns how a container ended last; empty while it hasn't."""
+    found: Object = (container.get("state") or {}).get("terminated") or {}
+    return found or (container.get("lastState") or {}).get("terminated") or {}
+
+
+def test_a_missing_secret_is_named(make_namespace: Callable[..., Namespace], e2e: E2ECluster) -> None:
+    namespace = make_namespace()
+    e2e.api.delete("Secret", READER_SECRET, namespace.name)
+    model = namespace.create_model(wait=False)
+    model.wait_for_condition("Resolved", "False", "CredentialsMissing", message=READER_SECRET)
+
+
+def test_the_operators_own_pods_are_of_the_restricted_profile(
+    make_namespace: Callable[..., Namespace], e2e: E2ECluster
+) -> None:
+    namespace = make_namespace(labels={"pod-security.kubernetes.io/enforce": "restricted"})
+    for component in ("controller", "webhook"):
+        pod = e2e.release.pods(component)[0]
+        spec = {key: value for key, value in pod["spec"].items() if key not in {"nodeName", "serviceAccountName"}}
+        spec.pop("serviceAccount", None)
+        metadata = {"name": component, "namespace": namespace.name}
+        e2e.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, dryRun="All")

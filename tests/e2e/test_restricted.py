@@ -1,0 +1,73 @@
+"""Namespaces that enforce the restricted profile: no host path, weights in a claim or in each pod's own folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from e2e_support.kube_client import ApiError
+from e2e_support.pods import PYTHON, SERVER_SCRIPT, Pod
+from e2e_support.pvcs import create_pvc
+from tonnage.contract import Outcome
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.namespace import Namespace
+
+Object = dict[str, Any]
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "access" / "restricted-claim.yaml"
+PREWARM = {"placement": {"prewarm": "AllMatching"}}
+ENFORCED = {"pod-security.kubernetes.io/enforce": "restricted"}
+GROUP = 65532
+SECURITY = {"runAsNonRoot": True, "fsGroup": GROUP, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+@pytest.fixture
+def restricted(make_namespace: Callable[..., Namespace]) -> Namespace:
+    """A namespace of the restricted profile."""
+    return make_namespace(labels=ENFORCED)
+
+
+def test_host_paths_are_refused_there_with_a_sentence(restricted: Namespace) -> None:
+    restricted.create_model()
+    with pytest.raises(ApiError, match="violates PodSecurity") as caught:
+        restricted.create_pod(securityContext=SECURITY)
+    assert "hostPath" in str(caught.value)
+
+
+def test_each_pod_can_have_a_copy_of_its_own(restricted: Namespace) -> None:
+    model = restricted.create_model(spec={"cache": {"delivery": "EmptyDir", "medium": "Disk"}})
+    pod = restricted.create_pod(securityContext=SECURITY)
+    pod.wait_ready()
+    assert pod.last_report().outcome is Outcome.LOADED
+    assert f"serving {model.revision}" in pod.logs()
+    assert pod.exec("id", "-u", container=names.LOADER_CONTAINER).strip() == str(GROUP)
+
+
+def test_one_job_fills_a_pvc_and_pods_get_a_hit(make_namespace: Callable[..., Namespace], e2e: E2ECluster) -> None:
+    found = {each["kind"]: each for each in yaml.safe_load_all(EXAMPLE.read_text())}
+    namespace, model, deployment = (found[kind] for kind in ("Namespace", "ModelWeights", "Deployment"))
+    space = make_namespace(labels=namespace["metadata"]["labels"])
+    create_pvc(e2e, space.name, found["PersistentVolumeClaim"])
+    weights = space.create_model(
+        model["metadata"]["name"], spec={"cache": model["spec"]["cache"], **PREWARM}, wait=False
+    )
+    assert model["spec"]["placement"] == PREWARM["placement"]
+    weights.wait_for_condition("Warm")
+    template = deployment["spec"]["template"]
+    template["spec"]["containers"][0] |= {"image": e2e.images.loader, "command": [PYTHON, "-c", SERVER_SCRIPT]}
+    for number in range(2):
+        metadata = {**template["metadata"], "name": f"server-{number}", "namespace": space.name}
+        e2e.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    for number in range(2):
+        pod = Pod(e2e, f"server-{number}", space.name)
+        pod.wait_ready()
+        assert pod.last_report().outcome is Outcome.HIT
+        assert f"serving {weights.revision}" in pod.logs()

@@ -1,0 +1,161 @@
+"""What Tonnage is for: the first pod on a node loads, later ones attach, and all of them serve."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e_support import processes
+from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT
+from tonnage.contract import Outcome
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.namespace import Namespace
+
+INIT_SECONDS = 5.0
+LOADER_SECONDS = 2.0
+"""Far above what a pod takes that finds its weights on the node (0.15 s and a second): figures come from benchmarks."""
+NOISE_SECONDS = 4.0
+"""How far two init phases of the same kind may be apart on a busy machine."""
+
+
+def baseline_init_seconds(namespace: Namespace, number: int) -> float:
+    """Returns the seconds that a sidecar takes, which has nothing to do and is ready at once: kubelet's own share."""
+    probe = {"exec": {"command": ["test", "-d", "/"]}, "periodSeconds": 1, "failureThreshold": 60}
+    sidecar = {
+        "name": "idle",
+        "image": namespace.e2e.images.loader,
+        "command": [PYTHON, "-IBS", "-c", IDLE_SCRIPT],
+        "restartPolicy": "Always",
+        "startupProbe": probe,
+        "securityContext": RESTRICTED_SECURITY_CONTEXT,
+    }
+    pod = namespace.create_pod(f"bare-{number}", model="", initContainers=[sidecar])
+    pod.wait_ready()
+    return processes.start_time(pod.pids("server")[0]) - processes.start_time(pod.pids("idle")[0])
+
+
+def test_the_first_pod_loads_and_later_ones_attach_at_once(namespace: Namespace, e2e: E2ECluster) -> None:
+    model = namespace.create_model("large", files=e2e.model_files.large)
+    first = namespace.create_pod(model="large")
+    body = first.wait_ready()
+    report = first.last_report()
+    assert report.outcome is Outcome.LOADED
+    assert report.verified == "crc32"
+    assert report.node == e2e.node
+    assert report.downloaded_bytes > 100_000_000
+    assert "whole: model" in first.logs()
+    assert f"serving {model.revision}" in first.logs()
+    assert body["metadata"]["annotations"][names.REVISION] == f"large={model.revision}"
+
+    startups = []
+    for _ in range(3):
+        later = namespace.create_pod(model="large")
+        later.wait_ready()
+        assert later.last_report().outcome is Outcome.HIT
+        assert later.last_report().downloaded_bytes == 0
+        startups.append(later.startup_times())
+    floor = [baseline_init_seconds(namespace, number) for number in range(2)]
+    for each in startups:
+        print(f"attached: loader {1000 * each.loader:.0f} ms, init phase {1000 * each.init:.0f} ms")
+    print(f"an init phase that does nothing: {', '.join(f'{1000 * each:.0f} ms' for each in floor)}")
+    assert min(each.loader for each in startups) <= LOADER_SECONDS
+    # Kubelet looks at containers and probes once a second, whatever they do.
+    assert statistics.median(each.init for each in startups) <= max(
+        INIT_SECONDS, statistics.mean(floor) + NOISE_SECONDS
+    )
+
+    entry = e2e.api.wait_for(
+        "NodeCache", e2e.node, "", lambda _: (found := model.nodecache_entry()) and found["state"] == "Ready"
+    )
+    assert entry["status"]["bootID"]
+    model.wait_for_status(lambda status: status["consumers"]["pods"] == 4, description="four consumers")
+    on_node = model.nodecache_entry()
+    assert on_node
+    assert on_node["models"] == [f"{namespace.name}/large"]
+    assert on_node["bytes"] == pytest.approx(report.bytes, rel=0.01)
+
+
+def test_ten_pods_at_once_share_one_download(namespace: Namespace, e2e: E2ECluster) -> None:
+    model = namespace.create_model()
+    with ThreadPoolExecutor(10) as pool:
+        pods = list(pool.map(lambda _: namespace.create_pod(), range(10)))
+    for pod in pods:
+        pod.wait_ready(timeout=150)
+    reports = [pod.last_report() for pod in pods]
+    assert Counter(report.outcome for report in reports) == {Outcome.LOADED: 1, Outcome.HIT: 9}
+    (size,) = {path.stat().st_size for name, path in e2e.model_files.small.items() if name == "model.tensors"}
+    # The index is read before the tensors, and each object is asked for its state; no byte of a tensor comes twice.
+    assert size * 0.9 < e2e.storage.bytes_served(e2e.bucket, f"{model.prefix}model.tensors") < size * 1.1
+
+
+def test_a_prewarmed_node_is_warm_before_a_pod_asks(namespace: Namespace, e2e: E2ECluster) -> None:
+    spec = {"placement": {"prewarm": "AllMatching"}, "loader": {"bandwidthLimit": "40Mi"}}
+    model = namespace.create_model("large", files=e2e.model_files.large, spec=spec, wait=False)
+    model.wait_for_status(
+        lambda status: 0 < (status.get("progress") or {}).get("percent", -1) < 100, description="progress on the way"
+    )
+    assert not model.visible_files(), "a half-written model can be seen"
+    body = model.wait_for_condition("Warm")
+    assert body["status"]["nodes"]["summary"] == "1/1"
+    assert "LoadCompleted" in model.event_reasons()
+    pod = namespace.create_pod(model="large")
+    pod.wait_ready()
+    assert pod.last_report().outcome is Outcome.HIT
+    media = {each["name"]: each for each in e2e.api.get("NodeCache", e2e.node)["status"]["media"]}
+    assert 0 < media["Memory"]["freeBytes"] < media["Memory"]["capacityBytes"]
+
+
+def test_two_models_come_by_their_aliases(namespace: Namespace) -> None:
+    base, draft = namespace.create_model(), namespace.create_model("draft")
+    pod = namespace.create_pod(
+        model="", annotations={names.MODELS: "big=llama,little-1=draft", names.MOUNT_PATH: "/weights"}
+    )
+    pod.wait_ready()
+    environment = dict(line.split("=", 1) for line in pod.exec("env").splitlines() if line.startswith("TONNAGE_"))
+    assert environment["TONNAGE_MODEL_PATH_BIG"] == "/weights/big"
+    assert environment["TONNAGE_MODEL_PATH_LITTLE_1"] == "/weights/little-1"
+    assert environment["TONNAGE_REVISION_BIG"] == base.revision
+    assert environment["TONNAGE_REVISION_LITTLE_1"] == draft.revision
+    for alias in ("big", "little-1"):
+        assert "config.json" in pod.exec("ls", f"/weights/{alias}").split()
+
+
+def test_presigned_urls_from_a_secret_are_loaded(namespace: Namespace, e2e: E2ECluster) -> None:
+    prefix = f"{namespace.name}/presigned/"
+    e2e.upload(prefix, e2e.model_files.small)
+    urls = [
+        e2e.s3_client.generate_presigned_url("get_object", Params={"Bucket": e2e.bucket, "Key": prefix + name})
+        for name in e2e.model_files.small
+    ]
+    namespace.apply_secret("urls", {"urls": "\n".join(urls)})
+    # A merge can't take the s3 source away, so the whole object is written here.
+    body = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.MODEL_WEIGHTS_KIND,
+        "metadata": {"name": "presigned", "namespace": namespace.name},
+        "spec": {"source": {"http": {"urlsFrom": {"name": "urls", "key": "urls"}}}},
+    }
+    e2e.api.create(body)
+    e2e.api.wait_for(
+        "ModelWeights",
+        "presigned",
+        namespace.name,
+        lambda found: any(each["type"] == "Ready" and each["status"] == "True" for each in _conditions(found)),
+    )
+    pod = namespace.create_pod(model="presigned")
+    pod.wait_ready()
+    assert pod.last_report().outcome is Outcome.LOADED
+    described = e2e.kubectl("get", "pod", pod.name, "-n", namespace.name, "-o", "yaml")
+    assert "X-Amz-Signature" not in described + pod.logs(names.LOADER_CONTAINER)
+
+
+def _conditions(found: dict[str, object]) -> list[dict[str, str]]:
+    status = found.get("status")
+    return list(status.get("conditions") or ()) if isinstance(status, dict) else []

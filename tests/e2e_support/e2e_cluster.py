@@ -1,0 +1,140 @@
+"""What all cluster tests share: one real node with Tonnage installed by its chart, an S3 server, models in a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+from e2e_support import diagnostics
+from e2e_support.helm_release import NAMESPACE, HelmRelease
+from e2e_support.kube_client import KubeClient, get_condition
+from e2e_support.model_files import ModelFiles, finish_writing, start_writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from e2e_support.images import Images
+    from local_cluster.cluster import Cluster
+    from local_cluster.object_storage import ObjectStorage
+
+BUCKET = "models"
+MEDIA = {"Memory": "/dev/shm/tonnage", "Disk": "/var/lib/tonnage"}
+"""Folders on the node, as the chart has them."""
+
+
+@dataclass
+class E2ECluster:
+    """The cluster and what is in it."""
+
+    cluster: Cluster
+    folder: Path
+    images: Images
+    bucket: str = BUCKET
+    model_files: ModelFiles = field(init=False)
+
+    @cached_property
+    def release(self) -> HelmRelease:
+        """The chart's installation."""
+        return HelmRelease(self)
+
+    @property
+    def storage(self) -> ObjectStorage:
+        """The S3 server."""
+        return self.cluster.object_storage
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+        return self.cluster.node_name
+
+    @property
+    def node_root(self) -> Path:
+        """The node's file system, as seen from here; another one after a reboot."""
+        return self.cluster.node_path("/")
+
+    @property
+    def media(self) -> dict[str, Path]:
+        """Where the node's caches lie, as seen from here."""
+        return {name: self.node_root / path.lstrip("/") for name, path in MEDIA.items()}
+
+    @property
+    def reader_credentials(self) -> dict[str, str]:
+        """What a reader's Secret holds."""
+        return self.user_credentials("reader")
+
+    def user_credentials(self, user: str) -> dict[str, str]:
+        """Returns the keys of a user of the S3 server."""
+        identity = self.storage.user(user)
+        return {"AWS_ACCESS_KEY_ID": identity.access_key, "AWS_SECRET_ACCESS_KEY": identity.secret_key}
+
+    @cached_property
+    def api(self) -> KubeClient:
+        """The administrator's way to the API server."""
+        return KubeClient(self.cluster.kubeconfig)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+        """Runs kubectl and returns its output."""
+        return self.cluster.kubectl(*arguments, input=stdin, timeout=timeout)
+
+    def reboot(self) -> None:
+        """Cuts the node's power, boots it again, and returns when it is ready."""
+        self.cluster.reboot_node()
+        self.api.wait_for("Node", self.node, "", lambda node: get_condition(node, "Ready")[0] == "True", timeout=90)
+
+    @cached_property
+    def s3_client(self) -> Any:
+        """A boto3 client of the server's administrator."""
+        keys = {key.lower(): value for key, value in self.user_credentials("admin").items()}
+        config = Config(signature_version="s3v4", s3={"addressing_style": "path"}, retries={"max_attempts": 3})
+        return boto3.client(
+            "s3", endpoint_url=self.storage.endpoint, region_name=self.storage.region, config=config, **keys
+        )
+
+    def upload(self, prefix: str, files: Mapping[str, Path]) -> None:
+        """Uploads files below a prefix."""
+        for name, path in files.items():
+            self.s3_client.upload_file(str(path), self.bucket, prefix + name)
+
+
+def ensure_prerequisites() -> None:
+    """Installs and builds what a cluster needs; minutes, the first time.
+
+    Raises:
+        Lacking: This machine can't run one; the message names everything that is missing.
+    """
+    from local_cluster import components, preflight
+
+    with tempfile.TemporaryDirectory(prefix="tonnage-e2e-") as folder:
+        preflight.ensure_requirements(Path(folder), print)
+    components.find_programs()
+
+
+@contextlib.contextmanager
+def start_e2e_cluster(folder: Path, images: Images) -> Iterator[E2ECluster]:
+    """Starts a cluster, installs Tonnage, and takes everything down at the end."""
+    from local_cluster.cluster import start
+    from local_cluster.errors import CommandFailed
+
+    writer = start_writing(folder / "sources")
+    try:
+        with start(folder / "cluster") as cluster:
+            for archive in images.archives:
+                cluster.import_image(archive)
+            e2e = E2ECluster(cluster, folder, images)
+            e2e.s3_client.create_bucket(Bucket=BUCKET)
+            try:
+                e2e.release.install()
+            except CommandFailed as error:
+                raise RuntimeError(f"{error}\n{diagnostics.collect(e2e, NAMESPACE)}") from None
+            e2e.model_files = finish_writing(writer, folder / "sources")
+            yield e2e
+    finally:
+        writer.kill()
+        writer.wait()

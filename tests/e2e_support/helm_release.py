@@ -1,0 +1,94 @@
+"""The chart's release, as an administrator installs, upgrades and removes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from e2e_support.kube_client import get_condition
+from operator_support.objects import deep_merge
+
+if TYPE_CHECKING:
+    from e2e_support.e2e_cluster import E2ECluster
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "tonnage"
+NAME = "tonnage"
+NAMESPACE = "tonnage-system"
+
+Values = dict[str, Any]
+
+_TEST_VALUES: Values = {
+    "loader": {"resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}},
+    "controller": {"resources": {"requests": {"cpu": "10m"}}},
+    "webhook": {"resources": {"requests": {"cpu": "10m"}}, "drainSeconds": 1},
+    "reports": {"intervalSeconds": 1},
+    "retry": {"baseSeconds": 1, "capSeconds": 4},
+}
+"""What differs from the chart's defaults: the node has two processors, and nobody wants to wait here."""
+
+
+class HelmRelease:
+    """One installation."""
+
+    def __init__(self, e2e: E2ECluster) -> None:
+        self._e2e = e2e
+        self._installed: tuple[Values, Path] | None = None
+
+    def arguments(self, chart: Path | None = None) -> list[str]:
+        """Returns the words of a plain install; without ``chart`` as a person in the repository would write them."""
+        return [NAME, str(chart or CHART.relative_to(CHART.parents[1])), "-n", NAMESPACE, "--create-namespace"]
+
+    def install(self, changes: Values | None = None, *, chart: Path = CHART) -> str:
+        """Installs or upgrades, waits until it is ready, and returns Helm's output; empty where it is so already."""
+        values = deep_merge(_TEST_VALUES, changes or {})
+        if self._installed == (values, chart):
+            return ""
+        path = self._e2e.folder / "values.yaml"
+        path.write_text(yaml.safe_dump(values))
+        self._installed = None
+        output = self._e2e.cluster.helm(
+            "upgrade", "--install", *self.arguments(chart), "--values", str(path), "--wait", "--timeout", "120s"
+        )
+        self._installed = (values, chart)
+        return output
+
+    def uninstall(self) -> str:
+        """Uninstalls, and returns Helm's output."""
+        self._installed = None
+        return self._e2e.cluster.helm("uninstall", NAME, "-n", NAMESPACE, "--wait", "--timeout", "120s")
+
+    def run_tests(self) -> str:
+        """Runs the chart's own test."""
+        return self._e2e.cluster.helm("test", NAME, "-n", NAMESPACE, "--timeout", "120s")
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        """Returns the pods of ``controller`` or ``webhook`` that aren't on their way out."""
+        found = self._e2e.api.list("Pod", NAMESPACE, labelSelector=f"app.kubernetes.io/component={component}")
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def wait_ready(self, component: str, *, timeout: float = 60) -> None:
+        """Waits until a Deployment has all of its pods."""
+
+        def is_ready(body: dict[str, Any]) -> bool:
+            status, wanted = body.get("status") or {}, body["spec"]["replicas"]
+            current = status.get("observedGeneration", 0) >= body["metadata"]["generation"]
+            counts = {status.get(key, 0) for key in ("replicas", "updatedReplicas", "readyReplicas")}
+            return current and counts == {wanted} and (not wanted or get_condition(body, "Available")[0] == "True")
+
+        name = f"{NAME}-{component}"
+        self._e2e.api.wait_for("Deployment", name, NAMESPACE, is_ready, timeout=timeout, description="all replicas")
+
+    def scale(self, component: str, replicas: int) -> None:
+        """Sets the number of pods of a Deployment and waits for it."""
+        self._e2e.api.patch("Deployment", f"{NAME}-{component}", NAMESPACE, {"spec": {"replicas": replicas}})
+        self.wait_ready(component)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns Helm's records of this release."""
+        found: list[dict[str, Any]] = json.loads(
+            self._e2e.cluster.helm("history", NAME, "-n", NAMESPACE, "--output", "json")
+        )
+        return found

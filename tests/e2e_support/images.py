@@ -1,0 +1,42 @@
+"""The images that the cluster tests run, built from the repository's Dockerfile, once for each state of its inputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "hack" / "images" / "build.py"
+EXIT_CANNOT_BUILD = 3
+"""Exit code of the build where the machine can't."""
+
+
+class ImageBuildUnavailable(Exception):
+    """This machine can't build images; the text says what is missing."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Names of the images, and the archives that they are in."""
+
+    loader: str
+    operator: str
+    archives: tuple[Path, ...]
+
+
+def build_images() -> Images:
+    """Builds the images, or finds those that were built before.
+
+    Raises:
+        Lacking: This machine can't; the text says why.
+    """
+    result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+    if result.returncode == EXIT_CANNOT_BUILD:
+        raise ImageBuildUnavailable(result.stderr.strip().splitlines()[-1])
+    if result.returncode:
+        raise RuntimeError(f"{SCRIPT.name} failed with {result.returncode}:\n{result.stderr[-4000:]}")
+    built = json.loads(result.stdout)["images"]
+    archives = tuple(Path(image["archive"]) for image in built.values())
+    return Images(built["loader"]["name"], built["operator"]["name"], archives)

@@ -1,0 +1,219 @@
+"""One test's corner of the cluster: a namespace, a bucket's prefix, models and pods in it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from e2e_support.kube_client import get_condition
+from e2e_support.pods import Pod, server_pod
+from operator_support.objects import deep_merge
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from e2e_support.e2e_cluster import E2ECluster
+
+Object = dict[str, Any]
+
+READER_SECRET = "s3-reader"
+
+
+@dataclass
+class Model:
+    """A ``ModelWeights`` and the objects that it names."""
+
+    e2e: E2ECluster
+    name: str
+    namespace: str
+    prefix: str
+
+    def get(self) -> Object:
+        """Returns it as the API has it."""
+        return self.e2e.api.get("ModelWeights", self.name, self.namespace)
+
+    def wait_for_condition(
+        self, kind: str, status: str = "True", reason: str = "", *, timeout: float = 60, message: str = ""
+    ) -> Object:
+        """Waits for a condition of the generation that it has now."""
+        generation = self.get()["metadata"]["generation"]
+
+        def predicate(body: Object) -> bool:
+            found = get_condition(body, kind)
+            current = (body.get("status") or {}).get("observedGeneration", 0) >= generation
+            return current and found[0] == status and (not reason or found[1] == reason) and message in found[2]
+
+        what = f"{kind} {status} {reason}"
+        return self.e2e.api.wait_for(
+            "ModelWeights", self.name, self.namespace, predicate, timeout=timeout, description=what
+        )
+
+    def wait_for_status(
+        self, predicate: Callable[[Object], object], *, timeout: float = 60, description: str = ""
+    ) -> Object:
+        """Waits for something about its status."""
+        return self.e2e.api.wait_for(
+            "ModelWeights",
+            self.name,
+            self.namespace,
+            lambda body: predicate(body.get("status") or {}),
+            timeout=timeout,
+            description=description,
+        )
+
+    @property
+    def status(self) -> Object:
+        """Returns its status."""
+        status: Object = self.get().get("status") or {}
+        return status
+
+    @property
+    def revision(self) -> str:
+        """Returns the revision in use."""
+        revision: str = self.status["resolved"]["revision"]
+        return revision
+
+    def entry_path(self, medium: str = "Memory") -> Path:
+        """Returns where its entry lies on the node."""
+        return self.e2e.media[medium] / self.revision
+
+    def visible_files(self, medium: str = "Memory") -> list[str]:
+        """Returns the files that a serving container would see on the node."""
+        return sorted(path.name for path in self.entry_path(medium).glob("model/*"))
+
+    def nodecache_entry(self) -> Object | None:
+        """Returns what the node's record says about its entry."""
+        cache = self.e2e.api.get_or_none("NodeCache", self.e2e.node)
+        entries = ((cache or {}).get("status") or {}).get("entries") or ()
+        return next((each for each in entries if each["name"].endswith(self.revision)), None)
+
+    def patch_spec(self, spec: Object) -> None:
+        """Changes its spec."""
+        self.e2e.api.patch("ModelWeights", self.name, self.namespace, {"spec": spec})
+
+    def delete(self) -> None:
+        """Deletes it, without waiting."""
+        self.e2e.api.delete("ModelWeights", self.name, self.namespace)
+
+    def wait_deleted(self, *, timeout: float = 60) -> None:
+        """Waits until it is gone."""
+        self.e2e.api.wait_deleted("ModelWeights", self.name, self.namespace, timeout=timeout)
+
+    def event_reasons(self) -> set[str]:
+        """Returns the reasons of its events."""
+        found = self.e2e.api.list("Event", self.namespace)
+        return {each["reason"] for each in found if each["involvedObject"]["name"] == self.name}
+
+
+@dataclass
+class Namespace:
+    """A namespace with the reader's Secret."""
+
+    e2e: E2ECluster
+    name: str
+    prepared_model: Model | None = None
+    """A model as tests want it as a rule, resolved already and on no node; the first who asks for one has it."""
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    @classmethod
+    def create(cls, e2e: E2ECluster, name: str, *, labels: dict[str, str] | None = None) -> Namespace:
+        """Makes the namespace and the Secret."""
+        metadata = {"name": name, "labels": labels or {}}
+        e2e.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        namespace = cls(e2e, name)
+        namespace.apply_secret(READER_SECRET, e2e.reader_credentials)
+        return namespace
+
+    def apply_secret(self, name: str, values: dict[str, str]) -> None:
+        """Applies a Secret."""
+        metadata = {"name": name, "namespace": self.name}
+        self.e2e.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values})
+
+    def create_model(
+        self,
+        name: str = "llama",
+        *,
+        files: Mapping[str, Path] | None = None,
+        spec: Object | None = None,
+        prefix: str = "",
+        wait: bool = True,
+    ) -> Model:
+        """Puts files below a prefix of its own and creates a ``ModelWeights`` for them.
+
+        Args:
+            name: Of the object.
+            files: By the key's last part; None: a few small tensors.
+            spec: Merged into the usual spec.
+            prefix: Instead of one of its own; nothing is put there then.
+            wait: Whether to return once pods can use it.
+        """
+        if self.prepared_model and wait and (name, files, spec, prefix) == (self.prepared_model.name, None, None, ""):
+            prepared, self.prepared_model = self.prepared_model, None
+            return prepared
+        if not prefix:
+            prefix = f"{self.name}/{name}/"
+            self.e2e.upload(prefix, self.e2e.model_files.small if files is None else files)
+        source = {"s3": {"bucket": self.e2e.bucket, "prefix": prefix, "endpoint": self.e2e.storage.endpoint}}
+        default_spec = {
+            "source": source,
+            "credentials": {"secretRef": {"name": READER_SECRET}},
+            "placement": {"prewarm": "None"},
+        }
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.MODEL_WEIGHTS_KIND,
+            "metadata": {"name": name, "namespace": self.name},
+            "spec": deep_merge(default_spec, spec or {}),
+        }
+        self.e2e.api.create(body)
+        model = Model(self.e2e, name, self.name, prefix)
+        if wait:
+            model.wait_for_condition("Ready")
+        return model
+
+    def create_pod(
+        self,
+        name: str = "",
+        *,
+        model: str = "llama",
+        annotations: dict[str, str] | None = None,
+        query: dict[str, str] | None = None,
+        **more: Any,
+    ) -> Pod:
+        """Creates a server's pod that asks for a model; an empty ``model`` asks for none."""
+        name = name or f"server-{next(self._numbers)}"
+        model_annotation = {names.MODEL: model} if model else {}
+        body = server_pod(
+            name, self.name, self.e2e.images.loader, annotations={**model_annotation, **(annotations or {})}, **more
+        )
+        self.e2e.api.create(body, **(query or {}))
+        return Pod(self.e2e, name, self.name)
+
+    def prepare_model(self) -> None:
+        """Has a model made that is to be in stock; ``stock.until("Ready")`` waits for it."""
+        self.prepared_model = self.create_model(wait=False)
+
+    def create_deployment(self, name: str, *, model: str = "llama", replicas: int = 1) -> None:
+        """Creates a Deployment of servers that ask for a model; its pods are labeled ``app: <name>``."""
+        template = server_pod("", self.name, self.e2e.images.loader, annotations={names.MODEL: model})
+        metadata = {"labels": {"app": name}, "annotations": template["metadata"]["annotations"]}
+        spec = {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": metadata, "spec": template["spec"]},
+        }
+        body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": self.name}}
+        self.e2e.api.create({**body, "spec": spec})
+
+    def list_pods(self, **query: str) -> list[Object]:
+        """Returns all pods of the namespace."""
+        return self.e2e.api.list("Pod", self.name, **query)
+
+    def delete(self) -> None:
+        """Has the namespace deleted, without waiting; pods end at once."""
+        for pod in self.list_pods():
+            self.e2e.api.delete("Pod", pod["metadata"]["name"], self.name, grace_period=2)
+        self.e2e.api.delete("Namespace", self.name)

@@ -1,0 +1,72 @@
+"""Processes of containers, as the node sees them: the tests run on the node itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def container_pids(container_id: str) -> list[int]:
+    """Returns the processes of a container, its first one first.
+
+    Args:
+        container_id: As in a pod's status, ``containerd://…``.
+    """
+    identity = container_id.rpartition("/")[2]
+    found = []
+    for folder in _PROC.iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if identity and identity in (folder / "cgroup").read_text():
+                    found.append(int(folder.name))
+    return sorted(found, key=lambda pid: (start_time(pid), pid))
+
+
+def start_time(pid: int) -> float:
+    """Returns when a process started, in seconds since boot, to a hundredth."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("inf")
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def modification_time(path: Path) -> float:
+    """Returns when a file was last written, in seconds since boot."""
+    since_epoch = path.stat().st_mtime_ns / 1e9
+    return since_epoch - (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def memory_bytes(pid: int, kind: str) -> int:
+    """Returns bytes of one kind of a process's memory, by the name that ``smaps_rollup`` has for it."""
+    for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(kind)
+
+
+def kill(pid: int) -> None:
+    """Ends a process at once; one that is gone already is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_exit(pid: int, *, timeout: float) -> float:
+    """Waits for a process to end and returns the seconds that it took."""
+    started = time.monotonic()
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0.0
+    try:
+        ready, _, _ = select.select([pidfd], [], [], timeout)
+    finally:
+        os.close(pidfd)
+    assert ready, f"process {pid} is still there after {timeout} s"
+    return time.monotonic() - started

@@ -1,0 +1,305 @@
+"""A published entry is whole, or not there, wherever the process that publishes it dies."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.cache_entries import (
+    ENTRY_NAME,
+    RECORDS,
+    assert_complete,
+    assert_empty_or_complete,
+    make_sample,
+    publish,
+    published_entry,
+    visible_files,
+    write_partial,
+)
+from support.child_processes import NOBODY_UID, kill_at_operation, kill_self, run_in_child
+from tonnage.cache import Cache, EntryState, Journal
+from tonnage.cache.verify import verify_entry
+from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tonnage.cache import Entry
+
+BEFORE = ("modes", "synced", "table", "model", "manifest-written")
+AFTER = ("manifest", "journal-removed", "partial-removed", "done")
+WHOLE = make_sample()
+FIRST_RANK = make_sample(ranks=1)
+ADDED = {"model-rank-1-part-0.safetensors"}
+
+
+def prepared(root: Path) -> Entry:
+    entry = Cache(root).entry(ENTRY_NAME)
+    entry.create()
+    return entry
+
+
+def filled(root: Path) -> Entry:
+    entry = prepared(root)
+    write_partial(entry, WHOLE)
+    return entry
+
+
+def with_one_rank(root: Path) -> Entry:
+    """An entry that has rank 0 published and rank 1 ready to be."""
+    entry = published_entry(root, FIRST_RANK)
+    write_partial(entry, WHOLE, only=ADDED)
+    return entry
+
+
+def publish_until(entry: Entry, wanted: str) -> int:
+    return run_in_child(lambda: publish(entry, WHOLE, checkpoint=lambda step: kill_self() if step == wanted else None))
+
+
+def journal_records(entry: Entry) -> list[bytes]:
+    journal = Journal.open(entry.journal_path)
+    assert journal is not None
+    with journal:
+        return journal.read_payloads()
+
+
+def test_publishing_goes_through_these_steps(root: Path) -> None:
+    steps: list[str] = []
+    publish(filled(root), WHOLE, checkpoint=steps.append)
+    assert steps == [*BEFORE, *AFTER]
+
+
+def test_what_was_published_is_whole_and_readable_by_all(root: Path) -> None:
+    entry = published_entry(root)
+    assert_complete(entry, WHOLE)
+    for folder in (entry.path, entry.model_dir, entry.private_dir, entry.model_dir / "tokenizer"):
+        assert folder.stat().st_mode & 0o777 == 0o755
+    assert entry.load_lock_path.stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("step", BEFORE)
+def test_killed_before_the_commit_the_entry_goes_back_to_what_can_be_resumed(root: Path, step: str) -> None:
+    entry = filled(root)
+    assert publish_until(entry, step) == -9
+    assert_empty_or_complete(entry, WHOLE.files)
+    assert entry.read_manifest() is None
+
+    assert entry.recover() is EntryState.PARTIAL
+
+    assert visible_files(entry) == {}
+    assert journal_records(entry) == RECORDS
+    for path, data in WHOLE.files.items():
+        assert (entry.partial_model_dir / path).read_bytes() == data
+        assert (entry.partial_model_dir / path).stat().st_mode & 0o200
+    publish(entry, WHOLE)
+    assert_complete(entry, WHOLE)
+
+
+@pytest.mark.parametrize("step", AFTER)
+def test_killed_after_the_commit_the_entry_is_ready_and_recovery_tidies_up(root: Path, step: str) -> None:
+    entry = filled(root)
+    assert publish_until(entry, step) == -9
+    assert entry.state is EntryState.READY
+    assert visible_files(entry) == WHOLE.files
+    assert entry.recover() is EntryState.READY
+    assert_complete(entry, WHOLE)
+
+
+@pytest.mark.parametrize("step", [*BEFORE, *AFTER, *(f"file {path}" for path in ADDED)])
+def test_killed_while_adding_a_rank_the_other_stays_ready_and_the_addition_can_be_resumed(
+    root: Path, step: str
+) -> None:
+    entry = with_one_rank(root)
+    assert publish_until(entry, step) == -9
+    assert entry.state is EntryState.READY
+    assert verify_entry(entry).tensors in {2, 4}
+
+    assert entry.recover() is EntryState.READY
+
+    if step in AFTER:
+        assert_complete(entry, WHOLE)
+        return
+    assert visible_files(entry) == FIRST_RANK.files
+    assert journal_records(entry) == RECORDS
+    assert {path: (entry.partial_model_dir / path).read_bytes() for path in ADDED} == {
+        path: WHOLE.files[path] for path in ADDED
+    }
+    publish(entry, WHOLE)
+    assert_complete(entry, WHOLE)
+
+
+@pytest.mark.parametrize("start", [filled, with_one_rank])
+def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
+    memory: Path, start: Callable[[Path], Entry]
+) -> None:
+    number = 0
+    while True:
+        entry = start(memory)
+        before = visible_files(entry)
+        killed = kill_at_operation(functools.partial(publish, entry, WHOLE), number)
+        assert_empty_or_complete(entry, before, WHOLE.files)
+        if entry.recover() is not EntryState.READY or visible_files(entry) != WHOLE.files:
+            assert visible_files(entry) == before
+            publish(entry, WHOLE)
+        assert_complete(entry, WHOLE)
+        entry.clear()
+        if not killed:
+            break
+        number += 1
+    assert number > 20
+
+
+@pytest.mark.parametrize("start", [filled, with_one_rank])
+@pytest.mark.parametrize("step", ["table", "model", "manifest-written", "journal-removed"])
+def test_killed_again_while_recovering_it_recovers_the_next_time(
+    memory: Path, start: Callable[[Path], Entry], step: str
+) -> None:
+    number = 0
+    killed = True
+    while killed:
+        entry = start(memory)
+        before = visible_files(entry)
+        assert publish_until(entry, step) == -9
+        killed = kill_at_operation(entry.recover, number)
+        entry.recover()
+        if step in BEFORE:
+            assert visible_files(entry) == before
+            assert journal_records(entry) == RECORDS
+            publish(entry, WHOLE)
+        assert_complete(entry, WHOLE)
+        entry.clear()
+        number += 1
+    assert number > 5
+
+
+def test_killed_before_any_file_operation_of_clearing_the_model_is_whole_or_gone(memory: Path) -> None:
+    number = 0
+    killed = True
+    while killed:
+        entry = published_entry(memory)
+        killed = kill_at_operation(entry.clear, number)
+        assert_empty_or_complete(entry, WHOLE.files)
+        entry.recover()
+        assert_empty_or_complete(entry, WHOLE.files)
+        entry.clear()
+        assert entry.state is EntryState.EMPTY
+        number += 1
+    assert number > 5
+
+
+def test_clearing_keeps_folders_and_locks_and_says_what_it_freed(root: Path) -> None:
+    entry = published_entry(root)
+    entry.acquire_use_lock().release()
+    inodes = {
+        path: path.stat().st_ino for path in (entry.path, entry.private_dir, entry.load_lock_path, entry.use_lock_path)
+    }
+    assert entry.clear() == WHOLE.manifest.bytes
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    assert sorted(path.name for path in entry.private_dir.iterdir()) == ["load.lock", "use.lock"]
+    assert list(entry.model_dir.iterdir()) == []
+    assert entry.state is EntryState.EMPTY
+
+
+def test_a_mapped_file_outlives_the_clearing(root: Path) -> None:
+    entry = published_entry(root)
+    path, data = next(iter(WHOLE.files.items()))
+    with (entry.model_dir / path).open("rb") as file:
+        entry.clear()
+        assert file.read() == data
+
+
+def test_files_that_no_manifest_names_are_not_published(root: Path) -> None:
+    entry = filled(root)
+    (entry.partial_model_dir / "stranger.bin").write_bytes(b"x")
+    publish(entry, WHOLE)
+    assert_complete(entry, WHOLE)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_file_that_is_not_as_announced_is_refused_before_anything_is_visible(root: Path, damage: str) -> None:
+    entry = filled(root)
+    victim = entry.partial_model_dir / "tokenizer/vocab.txt"
+    if damage == "missing":
+        victim.unlink()
+    else:
+        os.truncate(victim, 299)
+    with pytest.raises(CacheDamaged, match=r"tokenizer/vocab\.txt"):
+        publish(entry, WHOLE)
+    assert visible_files(entry) == {}
+    assert entry.state is EntryState.PARTIAL
+
+
+def test_a_link_in_the_partial_folder_is_refused(root: Path) -> None:
+    entry = filled(root)
+    (entry.partial_model_dir / "passwd").symlink_to("/etc/passwd")
+    with pytest.raises(CacheDamaged, match="passwd is neither a file nor a folder"):
+        publish(entry, WHOLE)
+
+
+def test_publishing_over_unmanaged_files_is_an_internal_error(root: Path) -> None:
+    entry = filled(root)
+    (entry.model_dir / "left.bin").write_bytes(b"x")
+    with pytest.raises(InternalError, match="recover the entry"):
+        publish(entry, WHOLE)
+
+
+def test_a_damaged_entry_is_repaired_by_loading_it_again(root: Path) -> None:
+    entry = published_entry(root)
+    victim = entry.model_dir / "tokenizer/vocab.txt"
+    victim.unlink()
+    assert entry.recover() is EntryState.DAMAGED
+    write_partial(entry, WHOLE)
+    publish(entry, WHOLE)
+    assert_complete(entry, WHOLE)
+
+
+def test_a_manifest_that_is_garbage_counts_as_none(root: Path) -> None:
+    entry = published_entry(root)
+    entry.manifest_path.write_bytes(b"\xff{garbage")
+    assert entry.state is EntryState.DAMAGED
+    assert entry.recover() is EntryState.PARTIAL
+    assert visible_files(entry) == {}
+
+
+@pytest.mark.usefixtures("requires_root")
+def test_another_user_can_use_but_not_change_an_entry(memory: Path) -> None:
+    entry = published_entry(memory)
+
+    def look() -> None:
+        entry.create()
+        with entry.acquire_use_lock():
+            assert entry.state is EntryState.READY
+            assert visible_files(entry) == WHOLE.files
+            with pytest.raises(CacheNotWritable):
+                entry.clear()
+            with pytest.raises(CacheNotWritable):
+                entry.begin_partial()
+
+    assert run_in_child(look, uid=NOBODY_UID) == 0
+    assert_complete(entry, WHOLE)
+
+
+@pytest.mark.usefixtures("requires_root")
+def test_a_user_without_privileges_resumes_files_that_were_made_read_only(memory: Path) -> None:
+    entry = Cache(memory).entry(ENTRY_NAME)
+
+    def begin() -> None:
+        os.umask(0o077)
+        entry.create()
+        write_partial(entry, WHOLE)
+        publish(entry, WHOLE, checkpoint=lambda step: kill_self() if step == "model" else None)
+
+    def resume() -> None:
+        entry.recover()
+        for path, data in WHOLE.files.items():
+            (entry.partial_model_dir / path).write_bytes(data)
+        publish(entry, WHOLE)
+
+    assert run_in_child(begin, uid=NOBODY_UID) == -9
+    assert run_in_child(resume, uid=NOBODY_UID) == 0
+    assert_complete(entry, WHOLE)
+    assert run_in_child(entry.clear, uid=NOBODY_UID) == 0

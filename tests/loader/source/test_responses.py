@@ -1,0 +1,115 @@
+"""Whether an answer is to the question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+import pytest
+
+from tonnage.errors import Reason
+from tonnage.source.request_target import RequestTarget
+from tonnage.source.responses import check_partial, parse_headers, strong_etag
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from tonnage.source.error_classification import RequestFailure
+
+TARGET = RequestTarget(url="http://h/b/k", size=100, etag="abc", version_id="v1", label="s3://b/k")
+GOOD = {"content-range": "bytes 10-19/100", "etag": '"abc"', "content-length": "10", "x-amz-version-id": "v1"}
+
+
+class ResponseOverrides(TypedDict, total=False):
+    """What an answer has other than the good one."""
+
+    status: int
+    content_length: str
+    content_range: str
+    etag: str
+    x_amz_version_id: str
+
+
+def check(**difference: Unpack[ResponseOverrides]) -> RequestFailure | None:
+    headers = {name.replace("_", "-"): str(value) for name, value in difference.items() if name != "status"}
+    return check_partial(TARGET, status=difference.get("status", 206), headers={**GOOD, **headers}, start=10, end=20)
+
+
+def refusal(**difference: Unpack[ResponseOverrides]) -> RequestFailure:
+    failure = check(**difference)
+    assert failure is not None
+    return failure
+
+
+def test_the_asked_range_of_the_pinned_revision_is_fine() -> None:
+    assert check() is None
+
+
+def test_an_answer_that_says_less_about_the_object_is_fine() -> None:
+    assert check_partial(TARGET, status=206, headers={"content-range": "bytes 10-19/*"}, start=10, end=20) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"etag": '"other"'}, "ETag"),
+        ({"etag": 'W/"abc"'}, "ETag"),
+        ({"x_amz_version_id": "v2"}, "version"),
+        ({"content_range": "bytes 10-19/101"}, "101 bytes now"),
+    ],
+)
+def test_another_object_is_a_change(headers: ResponseOverrides, words: str) -> None:
+    failure = refusal(**headers)
+    assert failure.reason is Reason.SOURCE_CHANGED
+    assert words in failure.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": 200},
+        {"content_range": "bytes 11-20/100"},
+        {"content_range": "bytes 10-18/100"},
+        {"content_range": "10-19"},
+        {"content_range": ""},
+        {"content_length": "11"},
+    ],
+)
+def test_another_range_is_an_endpoint_error(change: ResponseOverrides) -> None:
+    assert refusal(**change).reason is Reason.ENDPOINT_UNREACHABLE
+
+
+def test_a_change_is_reported_even_when_the_range_is_ignored() -> None:
+    assert refusal(status=200, etag='"other"').reason is Reason.SOURCE_CHANGED
+
+
+def test_the_whole_object_may_come_without_a_range() -> None:
+    headers = {"etag": '"abc"', "content-length": "100"}
+    assert check_partial(TARGET, status=200, headers=headers, start=0, end=100) is None
+    assert check_partial(TARGET, status=200, headers={"content-length": "99"}, start=0, end=100) is not None
+
+
+def test_only_the_last_block_of_headers_counts() -> None:
+    lines = [
+        b"HTTP/1.1 302 Found\r\n",
+        b"ETag: old\r\n",
+        b"\r\n",
+        b"HTTP/1.1 206 Partial Content\r\n",
+        b"Content-Range:bytes 0-0/5\r\n",
+        b"\r\n",
+    ]
+    assert parse_headers(lines) == (206, {"content-range": "bytes 0-0/5"})
+
+
+def test_lines_that_are_no_headers_do_no_harm() -> None:
+    assert parse_headers([b"HTTP/1.1\r\n", b"nonsense\r\n", b"\xff: x\r\n"])[0] == 0
+
+
+@pytest.mark.parametrize(("header", "etag"), [('"a"', "a"), ("a", "a"), ('W/"a"', ""), ("", ""), (' "a-2" ', "a-2")])
+def test_strong_etags_lose_their_quotes(header: str, etag: str) -> None:
+    assert strong_etag(header) == etag
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\xb2"])
+def test_numbers_without_end_or_of_another_script_are_no_numbers(number: str) -> None:
+    assert refusal(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
+    assert parse_headers([f"HTTP/1.1 {number} x".encode("latin-1")])[0] == 0

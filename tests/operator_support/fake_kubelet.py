@@ -1,0 +1,167 @@
+"""What a kubelet and a loader would do, for nodes that are objects alone: pods get a status, nothing runs.
+
+The real scheduler places the pods, the real controller manager makes them from Jobs and ends the Jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import urllib.error
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from operator_support import objects
+from tonnage import contract
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from operator_support.control_plane import ControlPlane
+
+Pod = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Termination:
+    """How a loader ends. ``report`` None: without a word."""
+
+    report: contract.Report | None
+    exit_code: int = 0
+    reason: str = ""
+
+
+@dataclass
+class FakeLoaders:
+    """What loaders find and do; tests change it while the cluster runs.
+
+    ``version`` is what the source has, ``block_loads`` keeps load pods running, ``load_failures`` ends loads on nodes.
+    """
+
+    version: str = "1"
+    block_loads: bool = False
+    block_resolves: bool = False
+    load_failures: dict[str, Termination] = field(default_factory=dict)
+    resolve_failure: Termination | None = None
+    waiting_messages: dict[str, str] = field(default_factory=dict)
+    """By role: the message with which a container can't be created."""
+    listed_by_report_only: bool = False
+    terminated: list[tuple[str, str]] = field(default_factory=list)
+
+    def termination(self, role: str, node: str, plan: contract.Plan | None) -> Termination | None:
+        """Returns how a pod ends now; None: it goes on."""
+        if role == names.ROLE_RESOLVE:
+            if self.block_resolves:
+                return None
+            bucket = plan.sources[0].bucket if plan and isinstance(plan.sources[0], contract.S3Source) else "models"
+            return self.resolve_failure or Termination(objects.resolved_report(self.version, bucket=bucket))
+        if role == names.ROLE_LOAD:
+            if node in self.load_failures:
+                return self.load_failures[node]
+            if self.block_loads:
+                return None
+        report = contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB, seconds=1.0, verified="crc32")
+        return Termination(report)
+
+
+class FakeKubelet:
+    """A thread that looks after all pods of all nodes."""
+
+    def __init__(self, plane: ControlPlane, loaders: FakeLoaders, *, interval: float = 0.1) -> None:
+        self._plane = plane
+        self.loaders = loaders
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kubelet")
+        self.error: BaseException | None = None
+        self._terminated_uids: set[str] = set()
+        """Uids of pods that were ended: the lists come from a cache and may be a moment old."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(self._interval):
+                for pod in self._plane.request("GET", "/api/v1/pods?resourceVersion=0")["items"]:
+                    with contextlib.suppress(urllib.error.HTTPError):
+                        self._sync_pod(pod)
+        except BaseException as error:  # noqa: BLE001 - told by the test's thread
+            self.error = error
+
+    def _sync_pod(self, pod: Pod) -> None:
+        metadata, phase = pod["metadata"], pod.get("status", {}).get("phase")
+        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        if not pod["spec"].get("nodeName"):
+            return
+        if metadata.get("deletionTimestamp"):
+            self._plane.request("DELETE", path, {"gracePeriodSeconds": 0})
+            return
+        role = metadata.get("labels", {}).get(names.ROLE)
+        if phase in {"Succeeded", "Failed"} or metadata["uid"] in self._terminated_uids:
+            return
+        if role == names.ROLE_INJECTED:
+            self._start_user_pod(path, pod)
+        elif role:
+            self._run_loader(path, pod, role)
+
+    def _run_loader(self, path: str, pod: Pod, role: str) -> None:
+        if message := self.loaders.waiting_messages.get(role):
+            waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": message}}
+            if _container_state(pod) != waiting:
+                self._set_container_state(path, "Pending", waiting)
+            return
+        env = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0].get("env", ())}
+        plan = contract.decode_plan(env["TONNAGE_PLAN"]) if "TONNAGE_PLAN" in env else None
+        termination = self.loaders.termination(role, pod["spec"]["nodeName"], plan)
+        if termination is None:
+            if "running" not in _container_state(pod):
+                self._set_container_state(path, "Running", {"running": {}})
+            return
+        termination_message = contract.termination_message(termination.report).decode() if termination.report else ""
+        reason = termination.reason or ("Error" if termination.exit_code else "Completed")
+        state = {"terminated": {"exitCode": termination.exit_code, "reason": reason, "message": termination_message}}
+        self._set_container_state(path, "Failed" if termination.exit_code else "Succeeded", state)
+        self._terminated_uids.add(pod["metadata"]["uid"])
+        self.loaders.terminated.append((role, pod["spec"]["nodeName"]))
+
+    def _start_user_pod(self, path: str, pod: Pod) -> None:
+        """Starts a pod of a user: its loaders are ready at once."""
+        if pod["status"].get("initContainerStatuses"):
+            return
+        statuses = [_container_status(each["name"], {"running": {}}) for each in pod["spec"].get("initContainers", ())]
+        self._patch_status(path, {"phase": "Running", "initContainerStatuses": statuses})
+
+    def _set_container_state(self, path: str, phase: str, state: dict[str, Any]) -> None:
+        self._patch_status(
+            path, {"phase": phase, "containerStatuses": [_container_status(names.LOADER_CONTAINER, state)]}
+        )
+
+    def _patch_status(self, path: str, status: dict[str, Any]) -> None:
+        body = {"status": status}
+        self._plane.request("PATCH", f"{path}/status", body, content_type="application/strategic-merge-patch+json")
+
+
+def _container_state(pod: Pod) -> dict[str, Any]:
+    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
+    state: dict[str, Any] = statuses[0].get("state") or {}
+    return state
+
+
+def _container_status(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    running = "running" in state
+    return {
+        "name": name,
+        "image": "loader",
+        "imageID": "loader",
+        "ready": running,
+        "started": running,
+        "restartCount": 0,
+        "state": state,
+    }

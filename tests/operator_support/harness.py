@@ -1,0 +1,385 @@
+"""Nodes, objects and controllers on a real control plane, in few words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import yaml
+
+from operator_support import objects
+from operator_support.control_plane import ROOT
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
+from tonnage_operator.config import ServerOptions
+from tonnage_operator.controller.app import ControllerApp
+from tonnage_operator.domain.installation import Installation
+from tonnage_operator.kube.credentials import ClientConfig, load_kube_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+
+T = TypeVar("T")
+GROUP_PATH = "/apis/tonnage.dev/v1alpha1"
+
+
+def make_installation(**changes: Any) -> Installation:
+    """Returns the tests' installation: quick retries."""
+    defaults = {
+        "namespace": "tonnage-system",
+        "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
+        "loader": {"image": "tonnage-loader:1", "memoryOverhead": "16Mi", "resources": {"requests": {"cpu": "1m"}}},
+        "retryBase": 0.5,
+        "retryCap": 2.0,
+    }
+    return Installation.model_validate({**defaults, **changes})
+
+
+class OperatorHarness:
+    """A namespace and some nodes of one test."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self.plane = plane
+        self.namespace = namespace
+
+    def add_nodes(self, *short_names: str, labels: dict[str, str] | None = None, boot_id: str = "boot-1") -> list[str]:
+        """Adds nodes, named after the namespace so that tests don't share them."""
+        made = []
+        for short in short_names:
+            name = f"{self.namespace}-{short}"
+            body = {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": name,
+                    "labels": {names.HOSTNAME_LABEL: name, "test-namespace": self.namespace, **(labels or {})},
+                },
+            }
+            self.plane.request("POST", "/api/v1/nodes", body)
+            # Admission taints each new node, and nobody else is there to take that back.
+            self.patch_node(name, {"spec": {"taints": None}})
+            self.set_node_status(name, boot_id=boot_id)
+            made.append(name)
+        return made
+
+    def patch_node(self, name: str, patch: dict[str, Any]) -> None:
+        """Changes a node."""
+        self.plane.request("PATCH", f"/api/v1/nodes/{name}", patch, content_type="application/merge-patch+json")
+
+    def set_node_status(self, name: str, *, boot_id: str = "boot-1", ready: bool = True) -> None:
+        """Says what its kubelet would."""
+        resources = {"cpu": "64", "memory": "512Gi", "pods": "500"}
+        status = {
+            "capacity": resources,
+            "allocatable": resources,
+            "nodeInfo": {"bootID": boot_id},
+            "conditions": [
+                {"type": "Ready", "status": "True" if ready else "False", "reason": "Test", "message": "as told"}
+            ],
+        }
+        self.plane.request(
+            "PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, content_type="application/merge-patch+json"
+        )
+
+    def delete_node(self, name: str) -> None:
+        """Removes a node."""
+        self.plane.request("DELETE", f"/api/v1/nodes/{name}")
+
+    def create(self, spec: dict[str, Any] | None = None, *, name: str = "llama") -> dict[str, Any]:
+        """Creates a ``ModelWeights`` that prewarms this fleet's nodes, unless the spec says otherwise."""
+        placement = {"placement": {"prewarm": "AllMatching", "nodeSelector": {"test-namespace": self.namespace}}}
+        # A bucket of its own, or entries would be shared with other tests.
+        source = objects.deep_merge(objects.SOURCE, {"s3": {"bucket": self.namespace}})
+        merged_spec = objects.deep_merge(objects.deep_merge({"source": source}, placement), spec or {})
+        body = {
+            "apiVersion": "tonnage.dev/v1alpha1",
+            "kind": "ModelWeights",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": merged_spec,
+        }
+        made: dict[str, Any] = self.plane.request(
+            "POST", f"{GROUP_PATH}/namespaces/{self.namespace}/modelweights", body
+        )
+        return made
+
+    def object_path(self, name: str = "llama") -> str:
+        """Returns an object's path."""
+        return f"{GROUP_PATH}/namespaces/{self.namespace}/modelweights/{name}"
+
+    def get(self, name: str = "llama") -> dict[str, Any]:
+        """Returns an object."""
+        body: dict[str, Any] = self.plane.request("GET", self.object_path(name))
+        return body
+
+    def patch(self, spec: dict[str, Any], name: str = "llama") -> None:
+        """Changes an object's spec."""
+        self.plane.request("PATCH", self.object_path(name), {"spec": spec}, content_type="application/merge-patch+json")
+
+    def delete(self, name: str = "llama") -> None:
+        """Deletes an object, without waiting."""
+        self.plane.request("DELETE", self.object_path(name))
+
+    def is_gone(self, name: str = "llama") -> bool:
+        """Whether an object is gone."""
+        return not any(item["metadata"]["name"] == name for item in self._list("modelweights"))
+
+    def expire_check_interval(self, name: str = "llama") -> None:
+        """Lets the interval of ``Track`` be over."""
+        body = self.get(name)
+        body["status"]["lastCheckedTime"] = "2020-01-01T00:00:00Z"
+        self.plane.request("PUT", self.object_path(name) + "/status", body)
+
+    def cleanup(self) -> None:
+        """Removes what is left of objects and nodes, so that controllers of later tests don't look after it."""
+        for item in self._list("modelweights"):
+            name = item["metadata"]["name"]
+            with contextlib.suppress(urllib.error.HTTPError):
+                self.delete(name)
+                no_finalizers = {"metadata": {"finalizers": None}}
+                self.plane.request(
+                    "PATCH", self.object_path(name), no_finalizers, content_type="application/merge-patch+json"
+                )
+        selector = f"labelSelector=fleet%3D{self.namespace}"
+        self.plane.request("DELETE", f"/api/v1/nodes?{selector}")
+
+    def _list(self, plural: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.plane.request("GET", f"{GROUP_PATH}/namespaces/{self.namespace}/{plural}")[
+            "items"
+        ]
+        return items
+
+    def status(self, name: str = "llama") -> dict[str, Any]:
+        """Returns an object's status."""
+        return self.get(name).get("status") or {}
+
+    def condition(self, kind: str, name: str = "llama") -> tuple[str, str]:
+        """Returns (status, reason) of a condition; empty while there is none."""
+        for each in self.status(name).get("conditions") or ():
+            if each["type"] == kind:
+                return each["status"], each["reason"]
+        return "", ""
+
+    def wait_for_condition(
+        self, kind: str, status: str = "True", reason: str = "", *, name: str = "llama", timeout: float = 25
+    ) -> None:
+        """Waits for a condition."""
+
+        def holds() -> bool:
+            found = self.condition(kind, name)
+            return found[0] == status and (not reason or found[1] == reason)
+
+        try:
+            eventually(holds, timeout=timeout)
+        except AssertionError:
+            raise AssertionError(
+                f"{kind} is not {status} {reason}: {json.dumps(self.status(name), indent=1)}"
+            ) from None
+
+    def nodecache_status(self, node: str) -> dict[str, Any]:
+        """Returns a node's cache status; empty while there is none."""
+        try:
+            return self.plane.request("GET", f"{GROUP_PATH}/nodecaches/{node}").get("status") or {}
+        except urllib.error.HTTPError as error:
+            with error:
+                return {}
+
+    def entry_states(self, node: str) -> dict[str, str]:
+        """Returns the state of each entry of a node."""
+        return {entry["name"]: entry["state"] for entry in self.nodecache_status(node).get("entries") or ()}
+
+    def jobs(self, role: str = "") -> list[dict[str, Any]]:
+        """Returns the Jobs of this namespace."""
+        selector = f"?labelSelector={names.ROLE}%3D{role}" if role else ""
+        items: list[dict[str, Any]] = self.plane.request(
+            "GET", f"/apis/batch/v1/namespaces/{self.namespace}/jobs{selector}"
+        )["items"]
+        return items
+
+    def loading_pod_name(self, node: str) -> str:
+        """Returns the name of the pod that loads on a node now; empty while there is none."""
+        selector = f"labelSelector={names.ROLE}%3Dload&fieldSelector=spec.nodeName%3D{node}"
+        items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/pods?{selector}")["items"]
+        running = [each["metadata"]["name"] for each in items if each.get("status", {}).get("phase") == "Running"]
+        return running[0] if running else ""
+
+    def event_reasons(self) -> list[str]:
+        """Returns the reasons of all events about objects of this namespace."""
+        items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/events")["items"]
+        return [each["reason"] for each in items if each["involvedObject"]["kind"] == "ModelWeights"]
+
+
+class ControllerThread:
+    """A controller in a thread of its own, with its own event loop."""
+
+    def __init__(self, client_config: ClientConfig, installation: Installation) -> None:
+        self._client_config = client_config
+        self._installation = installation
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._started = threading.Event()
+        self.app: ControllerApp
+        self.loop: asyncio.AbstractEventLoop
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """Starts it, and doesn't wait until it knows the cluster."""
+        self._thread.start()
+        assert self._started.wait(10)
+
+    def __enter__(self) -> Self:
+        if not self._started.is_set():
+            self.start()
+        try:
+            eventually(lambda: self.error or self.app.ready.is_set(), timeout=20)
+        except AssertionError:
+            self.__exit__()
+            raise
+        if self.error:
+            raise self.error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.app.stopping.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the controller doesn't end"
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self.loop = asyncio.get_running_loop()
+            self.app = ControllerApp(self._client_config, self._installation, ServerOptions("127.0.0.1", 0, 0))
+            self._started.set()
+            await self.app.run()
+            await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background
+
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 - told by the test's thread
+            self.error = error
+            self._started.set()
+
+    def call_in_loop(self, function: Callable[[], T]) -> T:
+        """Returns what a function returns in the controller's loop, where nothing changes meanwhile."""
+
+        async def call() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+
+    def reconcile_all(self) -> None:
+        """Has everything looked at again, and returns when that is done."""
+
+        def enqueue_all() -> None:
+            for record in self.app.state.weights:
+                self.app.weights_queue.add(record.uid)
+            for node in self.app.state.nodes:
+                self.app.node_queue.add(node.name)
+
+        self.call_in_loop(enqueue_all)
+        eventually(lambda: self.call_in_loop(lambda: self.app.idle))
+
+    def has_jobs_in(self, namespace: str) -> bool:
+        """Returns whether it knows of a Job for an object of a namespace."""
+        prefix = f"{namespace}/"
+        return self.call_in_loop(lambda: any(job.model_ref.startswith(prefix) for job in self.app.state.jobs))
+
+    def count_writes(self) -> int:
+        """Returns how many writing requests it has sent."""
+        total = 0.0
+        for metric in self.app.metrics.requests.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total") and sample.labels["verb"] in {
+                    "create",
+                    "apply",
+                    "update",
+                    "patch",
+                    "delete",
+                }:
+                    total += sample.value
+        return int(total)
+
+
+class ControllerProcess:
+    """A controller as people run it, which can be killed."""
+
+    def __init__(
+        self, plane: ControlPlane, folder: Path, *, server: str = "", health_port: int = 0, **installation_values: Any
+    ) -> None:
+        self._folder = folder
+        self.health_port = health_port
+        self._kubeconfig = folder / "kubeconfig"
+        kubeconfig = json.loads(plane.kubeconfig.read_text())
+        if server:
+            kubeconfig["clusters"][0]["cluster"] = {"server": server}
+        self._kubeconfig.write_text(json.dumps(kubeconfig))
+        config = make_installation(**installation_values).model_dump(mode="json", by_alias=True)
+        (folder / "installation.yaml").write_text(yaml.safe_dump(config))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it."""
+        command = [
+            sys.executable,
+            "-m",
+            "tonnage_operator",
+            "controller",
+            "--config",
+            str(self._folder / "installation.yaml"),
+        ]
+        command += [
+            "--kubeconfig",
+            str(self._kubeconfig),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--health-port",
+            str(self.health_port),
+        ]
+        path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
+        with (self._folder / "controller.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process that runs."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """Kills it, as a node's crash would."""
+        if self.process and self.running:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def admin_client_config(plane: ControlPlane) -> ClientConfig:
+    """Returns the administrator's access."""
+    return load_kube_config(plane.kubeconfig)

@@ -1,0 +1,70 @@
+"""Pods and what is injected into them, for tests of decisions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from operator_support import objects
+from tonnage_operator.api import names
+from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
+from tonnage_operator.domain.admission.pod_request import parse_annotations
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+
+if TYPE_CHECKING:
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
+
+RESERVED_INSTALLATION = objects.INSTALLATION.model_copy(
+    update={
+        "media": {
+            medium: host.model_copy(update={"reserved": True}) for medium, host in objects.INSTALLATION.media.items()
+        }
+    }
+)
+"""An installation whose memory medium lies outside of what nodes give to pods."""
+
+
+def resolved_modelweights(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
+    """Returns an object with a revision in use."""
+    unresolved = objects.modelweights(spec, **more)
+    seen = parse_resolve_report(objects.resolved_report(), unresolved, now="2026-01-01T00:00:00Z")
+    status = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}  # type: ignore[union-attr]
+    return objects.modelweights(spec, status=status, **more)
+
+
+def annotated_pod(annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    """Returns a pod that asks for the model ``llama``, unless other annotations are given."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": "server-",
+            "namespace": "serving",
+            "annotations": annotations if annotations is not None else {names.MODEL: "llama"},
+        },
+        "spec": {"containers": [{"name": "server", "image": "vllm"}], **spec},
+    }
+
+
+def inject_pod(
+    pod: dict[str, Any],
+    *models: ModelWeights,
+    warm: tuple[str, ...] = (),
+    installation: Installation = objects.INSTALLATION,
+) -> dict[str, Any]:
+    """Returns the pod with what it asks for."""
+    request = parse_annotations(pod["metadata"]["annotations"], namespace="serving")
+    chosen = models or (resolved_modelweights(),)
+    supplies = tuple(resolve_injected_model(*pair, warm) for pair in zip(request.models, chosen, strict=True))
+    return inject(pod, supplies, request, installation)
+
+
+def find_loader(pod: dict[str, Any], name: str = names.LOADER_CONTAINER) -> dict[str, Any]:
+    """Returns a pod's loader."""
+    found: dict[str, Any] = next(each for each in pod["spec"]["initContainers"] if each["name"] == name)
+    return found
+
+
+def plain_env(container: dict[str, Any]) -> dict[str, str]:
+    """Returns a container's variables that have plain values."""
+    return {each["name"]: each.get("value", "") for each in container["env"]}

@@ -1,0 +1,129 @@
+"""A webhook in a thread, and its configuration on the API server as the chart makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+import trustme
+
+from operator_support.waiting import eventually
+from tonnage_operator.config import ServerOptions
+from tonnage_operator.webhook.app import WebhookApp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from operator_support.control_plane import ControlPlane
+    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.kube.credentials import ClientConfig
+
+
+class WebhookThread:
+    """A webhook with a certificate of its own."""
+
+    def __init__(self, client_config: ClientConfig, installation: Installation, folder: Path) -> None:
+        self._client_config = client_config
+        self._installation = installation
+        self.ca = trustme.CA()
+        self.cert = folder / "tls.crt"
+        self.key = folder / "tls.key"
+        self.issue_certificate()
+        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
+        self._started = threading.Event()
+        self.app: WebhookApp
+        self.loop: asyncio.AbstractEventLoop
+        self.error: BaseException | None = None
+
+    def issue_certificate(self) -> None:
+        """Writes a new certificate."""
+        pair = self.ca.issue_cert("127.0.0.1", "localhost")
+        self.key.write_bytes(pair.private_key_pem.bytes())
+        self.cert.write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
+
+    def reload_certificate(self) -> None:
+        """Has the webhook look at its certificate now."""
+        certificate = self.app.certificate
+        assert certificate is not None
+
+        async def check() -> None:
+            certificate.reload_if_changed()
+
+        asyncio.run_coroutine_threadsafe(check(), self.loop).result(10)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"https://127.0.0.1:{self.app.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(10)
+        eventually(lambda: self.error or self.app.ready.is_set(), timeout=20)
+        if self.error:
+            raise self.error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.app.stopping.set)
+        self._thread.join(20)
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self.loop = asyncio.get_running_loop()
+            listening = ServerOptions("127.0.0.1", 0, 0, self.cert, self.key)
+            self.app = WebhookApp(self._client_config, self._installation, listening)
+            self._started.set()
+            await self.app.run()
+            await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background
+
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 - told by the test's thread
+            self.error = error
+            self._started.set()
+
+    def register(self, plane: ControlPlane) -> None:
+        """Tells the API server about it."""
+        plane.request(
+            "POST", WEBHOOK_CONFIGURATIONS_PATH, webhook_configuration(self.url + "/inject", self.ca.cert_pem.bytes())
+        )
+
+    def unregister(self, plane: ControlPlane) -> None:
+        """Takes it back."""
+        plane.request("DELETE", f"{WEBHOOK_CONFIGURATIONS_PATH}/tonnage")
+
+
+WEBHOOK_CONFIGURATIONS_PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+
+
+def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
+    """Returns the configuration that keeps every pod away that doesn't ask."""
+    match_expression = "has(object.metadata.annotations) && ('tonnage.dev/model' in object.metadata.annotations || "
+    match_expression += "'tonnage.dev/models' in object.metadata.annotations)"
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "tonnage"},
+        "webhooks": [
+            {
+                "name": "inject.tonnage.dev",
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+                "failurePolicy": "Fail",
+                "reinvocationPolicy": "IfNeeded",
+                "timeoutSeconds": 5,
+                "clientConfig": {"url": url, "caBundle": base64.b64encode(ca).decode()},
+                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+                "namespaceSelector": {
+                    "matchExpressions": [{"key": "tonnage.dev/inject", "operator": "NotIn", "values": ["false"]}]
+                },
+                "matchConditions": [{"name": "asks-for-weights", "expression": match_expression}],
+            }
+        ],
+    }

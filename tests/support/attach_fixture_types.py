@@ -1,0 +1,49 @@
+"""What the fixtures of ``tests/attach`` are that return functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from tonnage.contract import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tonnage.attach import CopyOptions, Weights
+    from tonnage.attach.device.engine import Engine
+    from tonnage.attach.progress import Progress
+    from tonnage.cache import Entry
+
+TensorsEqual = Callable[[torch.Tensor, torch.Tensor], bool]
+
+
+class MakeEntry(Protocol):
+    """Publishes an entry of ``.tensors`` files below a cache root of its own."""
+
+    def __call__(
+        self,
+        files: Sequence[Path],
+        *,
+        layout: Layout = Layout.SAFETENSORS,
+        ranks: bool = False,
+        names: Sequence[str] = (),
+        segment_size: int = 0,
+    ) -> Entry: ...
+
+
+class Attach(Protocol):
+    """Opens weights whose copies go through the ring; without ``options`` a small one, without ``engine`` the CPU's."""
+
+    def __call__(self, path: Path, *, options: CopyOptions = ..., engine: Engine | None = None) -> Weights: ...
+
+
+class LoadWithWorkers(Protocol):
+    """Loads all tensors through the ring."""
+
+    def __call__(
+        self, weights: Weights, *, dtype: torch.dtype | None = None, progress: Progress = "off"
+    ) -> dict[str, torch.Tensor]: ...

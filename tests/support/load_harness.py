@@ -1,0 +1,63 @@
+"""A model on a faulty server, and a cache to load it into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tonnage
+from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir
+from tonnage.contract import Limits, Report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from support.faulty_server import FaultyServer
+
+KEY = "bucket/model/weights.tensors"
+KIB = 1 << 10
+SMALL_LIMITS = Limits(workers=2, connections=4, part_size=256 * KIB)
+"""Small parts, so that a small file has many."""
+
+IsPartRequest = Callable[[Any], bool]
+
+
+@dataclass
+class LoadHarness:
+    """A faulty server with a model on it, and a cache to load it into."""
+
+    server: FaultyServer
+    cache: Path
+    tensors: dict[str, torch.Tensor]
+    tensors_file: bytes
+
+    def load(self, *, environment: Mapping[str, str] | None = None, **options: Any) -> Report:
+        """Loads the model anonymously, unless credentials are in the environment."""
+        arguments: dict[str, Any] = {
+            "limits": SMALL_LIMITS,
+            "endpoint_url": self.server.endpoint,
+            "region": "us-east-1",
+        }
+        if environment is None:
+            arguments["anonymous"] = True
+        arguments |= options
+        return tonnage.load(
+            "s3://bucket/model/",
+            cache=self.cache,
+            environment={"TONNAGE_STALL_SECONDS": "1", **(environment or {})},
+            **arguments,
+        )
+
+    def assert_loaded(self, report: Report) -> None:
+        """All tensors are there bit for bit, and so is the companion."""
+        folder = self.cache / report.entry / "model"
+        assert str(folder) == report.path
+        assert_tensors_equal(load_safetensors_dir(folder), self.tensors)
+        assert (folder / "config.json").read_bytes() == CONFIG
+
+    def assert_nothing_visible(self) -> None:
+        """No engine finds anything."""
+        assert [path for path in self.cache.glob("*/model/**/*") if path.is_file()] == []

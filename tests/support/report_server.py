@@ -1,0 +1,122 @@
+"""An endpoint for reports on a real socket, with TLS: takes what loaders send, or misbehaves as told."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from tonnage.contract import Report, Reporting, decode_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.tls import CertificateAuthority
+
+
+@dataclass(frozen=True)
+class ReceivedReport:
+    """One report as it arrived."""
+
+    report: Report
+    token: str
+    path: str
+    time: float
+
+
+class ReportServer:
+    """The endpoint. ``answers``: statuses of the next responses, then 204. ``unresponsive``: no response at all."""
+
+    def __init__(self, folder: Path, authority: CertificateAuthority | None = None) -> None:
+        self.received: list[ReceivedReport] = []
+        self.connections = 0
+        self.next_statuses: list[int] = []
+        self.unresponsive = False
+        self.token_file = folder / "token"
+        self.token_file.write_text("first-token\n")
+        self._authority = authority
+        self._changed = threading.Condition()
+        self._released = threading.Event()
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler_class())
+        self._server.daemon_threads = False
+        if authority is not None:
+            context = authority.server_context()
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="report-server")
+
+    @property
+    def url(self) -> str:
+        scheme, host = ("https", "localhost") if self._authority else ("http", "127.0.0.1")
+        return f"{scheme}://{host}:{self._server.server_port}/v1/reports"
+
+    def reporting_config(self, *, interval: float = 0.05) -> Reporting:
+        """Returns what a plan says of this endpoint."""
+        bundle = str(self._authority.bundle) if self._authority else ""
+        return Reporting(url=self.url, ca_bundle=bundle, token_file=str(self.token_file), interval=interval)
+
+    @property
+    def report_kinds(self) -> list[str]:
+        return [each.report.kind.value for each in list(self.received)]
+
+    def wait_for(self, count: int, *, timeout: float = 10) -> None:
+        """Waits until so many reports have arrived."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.received) >= count, timeout), self.report_kinds
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _receive(self, handler: http.server.BaseHTTPRequestHandler) -> int:
+        data = handler.rfile.read(int(handler.headers["Content-Length"]))
+        token = handler.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.unresponsive:
+            self._released.wait(30)
+        with self._changed:
+            status = self.next_statuses.pop(0) if self.next_statuses else 204
+            if status == 204:
+                self.received.append(ReceivedReport(decode_report(data), token, handler.path, time.monotonic()))
+            self._changed.notify_all()
+        return status
+
+    def _handler_class(self) -> type[http.server.BaseHTTPRequestHandler]:
+        report_server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 5
+            disable_nagle_algorithm = True  # as servers that people use have it
+
+            def setup(self) -> None:
+                report_server.connections += 1
+                super().setup()
+
+            def do_POST(self) -> None:
+                status = report_server._receive(self)
+                body = b"" if status == 204 else b'{"message": "This desk says no."}'
+                self.send_response(status)
+                if body:
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except OSError:  # the client went away, or speaks no TLS
+                    self.close_connection = True
+
+        return Handler
