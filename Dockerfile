@@ -1,4 +1,4 @@
-# Two images from one file: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). docs/images.md tells
+# Two images from one file: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). docs/contributing/images.md tells
 # how they are built; `hack/images/build.py` does it.
 #
 # What a machine needs for building (an index, a proxy's CA, options of apt) comes as build secrets and never stays in

@@ -1,4 +1,4 @@
-"""Writes the table of the chart's values in ``docs/helm.md``, from the comments of ``values.yaml``.
+"""Writes the table of the chart's values in ``docs/guides/helm.md``, from the comments of ``values.yaml``.
 
 A comment that begins with ``# --`` describes the key below it; deeper keys without one are part of its default. Run it
 after a change of ``values.yaml``: ``python hack/chart/values_table.py``.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUES = ROOT / "charts" / "tonnage" / "values.yaml"
-PAGE = ROOT / "docs" / "helm.md"
+PAGE = ROOT / "docs" / "guides" / "helm.md"
 BEGIN = "<!-- values: made by hack/chart/values_table.py -->"
 END = "<!-- end of values -->"
 

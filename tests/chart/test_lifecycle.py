@@ -283,7 +283,7 @@ def test_without_the_hook_nothing_runs_at_an_uninstall(helm_with_cluster: Helm, 
 def test_the_commands_of_the_page_do_what_it_says(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
-    page = ROOT / "docs" / "helm.md"
+    page = ROOT / "docs" / "guides" / "helm.md"
     text = "\n".join(block.text for block in code_blocks(page) if block.language == "console")
     commands = [shlex.split(line)[2:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("$ helm ")]
     commands = [command for command in commands if command[0] != "test"]  # that needs a node: see tests/e2e

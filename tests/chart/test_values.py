@@ -156,7 +156,7 @@ def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
 
 def test_the_table_of_values_is_up_to_date() -> None:
     script = runpy.run_path(str(ROOT / "hack" / "chart" / "values_table.py"))
-    text = (ROOT / "docs" / "helm.md").read_text()
+    text = (ROOT / "docs" / "guides" / "helm.md").read_text()
     assert script["page"](text) == text, "run: python hack/chart/values_table.py"
     described = [value.path for value in script["values"]((CHART / "values.yaml").read_text())]
     for path, _ in _leaves(default_values()):

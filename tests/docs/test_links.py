@@ -43,7 +43,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_files_of_ours_that_documents_name_in_code_exist() -> None:
-    of_others = ROOT / "docs" / "comparison.md"
+    of_others = ROOT / "docs" / "concepts" / "comparison.md"
     pattern = re.compile(
         r"`((?:docs|hack|operator|loader|charts|crds|examples|tests|requirements|benchmarks)/[\w./-]+)`"
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from enum import StrEnum
 
-PAGE = ROOT / "docs" / "operations.md"
+PAGE = ROOT / "docs" / "guides" / "operations" / "README.md"
 ALERTS = ROOT / "charts" / "tonnage" / "templates" / "monitoring" / "_alerts.tpl"
 NOT_OURS = {"up", "apiserver_admission_webhook_rejection_count"}
 """Series of Prometheus and Kubernetes that alerts look at."""

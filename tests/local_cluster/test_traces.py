@@ -189,13 +189,13 @@ def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled() -> N
 def test_the_documented_commands_and_the_documented_example_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (ROOT / "docs" / "local-cluster.md").read_text()
+    text = (ROOT / "docs" / "contributing" / "local-cluster.md").read_text()
     documented = re.findall(r"^\$ PYTHONPATH=hack \.venv/bin/python -m local_cluster (\w+)", text, re.MULTILINE)
     known = subprocess.run(command(tmp_path, "--help"), env=ENVIRONMENT, check=True, capture_output=True, text=True)
     assert documented == ["up", "status", "kubectl", "reboot", "down"]
     assert all(re.search(rf"^ +{name} ", known.stdout, re.MULTILINE) for name in documented)
     (example,) = re.findall(r"<!-- run: python -->\n```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(example, "docs/local-cluster.md", "exec"), {"folder": str(tmp_path / "cluster")})
+    exec(compile(example, "docs/contributing/local-cluster.md", "exec"), {"folder": str(tmp_path / "cluster")})
     assert "0 GETs of that object so far" in capsys.readouterr().out
 
 

@@ -22,7 +22,7 @@ Way = Literal["auto", "ring", "register", "plain"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """How tensors get onto a device. The defaults are what was measured best (docs/attach.md).
+    """How tensors get onto a device. The defaults are what was measured best (docs/guides/attach.md).
 
     Attributes:
         way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned for the while (worth a

@@ -63,7 +63,7 @@ output:
   engine), bytes, downloaded_bytes, resumed_bytes, seconds, tensors, segments, retries, verified.
 
 {_ENVIRONMENT}{_LOAD_ENVIRONMENT}
-exit codes (docs/reasons.md says what each means and what to do):
+exit codes (docs/reference/reasons.md says what each means and what to do):
 {codes}
 """
 

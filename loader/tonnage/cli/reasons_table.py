@@ -1,4 +1,4 @@
-"""``python -m tonnage.cli.reasons_table``: writes ``docs/reasons.md`` to standard output, from the error classes."""
+"""``python -m tonnage.cli.reasons_table`` generates ``docs/reference/reasons.md`` from the error classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ on standard error, and what the operator shows in conditions and events. Scripts
 neither changes its meaning from one release to the next. Exit code 0 is success (`loaded` or `hit`); 128 and more come
 from signals, as in any shell.
 
-This page is made from the error classes by `python -m tonnage.cli.reasons_table > docs/reasons.md`.
+This page is made from the error classes by `python -m tonnage.cli.reasons_table > docs/reference/reasons.md`.
 
 """
 

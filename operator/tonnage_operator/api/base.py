@@ -82,7 +82,7 @@ class Condition(ApiModel):
     status: ConditionStatus = Field(description="Whether it holds: True, False or Unknown.")
     reason: str = Field(
         max_length=1024,
-        description="Why, as one stable CamelCase word; docs/operations.md lists each with cause and remedy.",
+        description="Stable reason in CamelCase; docs/guides/operations/reasons.md lists cause and remedy.",
     )
     message: str = Field(default="", max_length=32768, description="A sentence for a person, which says what to do.")
     last_transition_time: Time = Field(description="When the status last changed.")

@@ -72,7 +72,7 @@ class NodeFailure(ApiModel):
     """Why a node is not warm."""
 
     node: str = Field(description="The node; for a claim: pvc/<name>.")
-    reason: str = Field(description="The loader's reason; docs/operations.md lists each.")
+    reason: str = Field(description="The loader's reason; docs/guides/operations/reasons.md lists each.")
     message: str = Field(default="", description="A sentence about it.")
     attempts: int = Field(default=1, description="How often it was tried since the last success.")
     time: Time = Field(description="When it last failed.")

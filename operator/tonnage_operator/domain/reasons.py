@@ -1,6 +1,6 @@
 """The operator's own reasons, all in one place. Names are part of the API: scripts and alerts go by them.
 
-``docs/operations.md`` has a row for each, and a test keeps it so. The loader's reasons are in ``tonnage.errors``.
+``docs/guides/operations/reasons.md`` has a row for each; a test checks this. The loader's are in ``tonnage.errors``.
 """
 
 from __future__ import annotations

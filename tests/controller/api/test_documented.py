@@ -1,4 +1,4 @@
-"""What docs/operator.md tells people to write is what the operator reads."""
+"""What docs/guides/operator.md tells people to write is what the operator reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tonnage_operator.domain.installation import Installation
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGE = (ROOT / "docs" / "operator.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "operator.md").read_text()
 
 
 def test_the_installation_of_the_page_can_be_used(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The policy that docs/security.md offers admits what Tonnage injects, and nothing else that mounts a host path."""
+"""The policy that docs/concepts/security.md offers admits what Tonnage injects, and nothing else that mounts a host path."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def with_another_loader() -> Pod:
 @pytest.fixture
 def policy_namespace(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
     """A namespace under the policy."""
-    text = (ROOT / "docs" / "security.md").read_text()
+    text = (ROOT / "docs" / "concepts" / "security.md").read_text()
     (policy,) = [
         each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "ValidatingAdmissionPolicy" in each
     ]

@@ -12,14 +12,14 @@ from tonnage.cli import help_texts
 from tonnage.cli.command_line import build_parser, parse_command_line
 from tonnage.contract import Report, decode_report
 
-PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
 COMMANDS = build_parser()[1]
 
 
 def section(name: str) -> str:
     """Returns the page's section about a command."""
     found = re.search(rf"^## tonnage {name}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found, f"docs/cli.md has no section on {name}"
+    assert found, f"docs/reference/cli.md has no section on {name}"
     return found[1]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tonnage.cli import reasons_table
 from tonnage.errors import Reason, error_classes
 
-PAGE = Path(__file__).parents[3] / "docs" / "reasons.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "reasons.md"
 
 
 def test_every_reason_has_one_class_with_an_exit_code_of_its_own() -> None:
@@ -27,7 +27,7 @@ def test_every_reason_has_a_meaning_and_a_remedy_in_sentences() -> None:
 
 def test_the_page_of_reasons_is_what_the_error_classes_say() -> None:
     assert PAGE.read_text() == reasons_table.markdown(), (
-        "make it anew: python -m tonnage.cli.reasons_table > docs/reasons.md"
+        "make it anew: python -m tonnage.cli.reasons_table > docs/reference/reasons.md"
     )
 
 
