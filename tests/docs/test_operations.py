@@ -1,4 +1,4 @@
-"""The page for the person on call has a row for everything that can be met, and none for what can't."""
+"""The pages for the person on call have a row for everything that can occur, and none for what can't."""
 
 from __future__ import annotations
 
@@ -18,37 +18,40 @@ from tonnage_operator.telemetry import Metrics
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from enum import StrEnum
+    from pathlib import Path
 
-PAGE = ROOT / "docs" / "guides" / "operations" / "README.md"
+PAGES = ROOT / "docs" / "guides" / "operations"
+REASONS = PAGES / "reasons.md"
+METRICS = PAGES / "alerts.md"
 ALERTS = ROOT / "charts" / "tonnage" / "templates" / "monitoring" / "_alerts.tpl"
 NOT_OURS = {"up", "apiserver_admission_webhook_rejection_count"}
 """Series of Prometheus and Kubernetes that alerts look at."""
 FUNCTIONS = {"absent", "by", "histogram_quantile", "increase", "le", "max", "min", "rate", "sum", "time", "without"}
 
 
-def rows(title: str) -> list[list[str]]:
+def rows(page: Path, title: str) -> list[list[str]]:
     """Returns the rows of the first table of a section."""
-    found = table_rows(section(PAGE, title))
+    found = table_rows(section(page, title))
     width = len(found[0])
     return [row for row in found if len(row) == width]
 
 
-def keys(title: str) -> list[str]:
+def keys(page: Path, title: str) -> list[str]:
     """Returns what the rows of a section's table are about."""
-    return [inline_code(row[0]) for row in rows(title)]
+    return [inline_code(row[0]) for row in rows(page, title)]
 
 
 @pytest.mark.parametrize(
     ("title", "reasons"),
     [
         ("States", ConditionReason),
-        ("Failures that the operator sees", FailureReason),
+        ("Failures that the operator detects", FailureReason),
         ("The loader's reasons, in a cluster", Reason),
         ("Events", EventReason),
     ],
 )
 def test_every_reason_has_one_row_and_no_row_is_of_another(title: str, reasons: type[StrEnum]) -> None:
-    assert sorted(keys(title)) == sorted(str(each) for each in reasons)
+    assert sorted(keys(REASONS, title)) == sorted(str(each) for each in reasons)
 
 
 def literal_reasons() -> Iterator[str]:
@@ -96,16 +99,15 @@ def metrics() -> dict[str, tuple[str, ...]]:
 
 
 def test_every_metric_has_a_row_with_its_labels() -> None:
-    documented = {
-        inline_code(row[0]): tuple(filter(None, row[1].replace(" ", "").split(","))) for row in rows("Metrics")
-    }
+    found = rows(METRICS, "Metrics")
+    documented = {inline_code(row[0]): tuple(filter(None, row[1].replace(" ", "").split(","))) for row in found}
     assert documented == metrics()
 
 
 def queries() -> list[str]:
-    """Returns every query of the page and of the chart's alerts."""
-    found = [inline_code(row[1]).replace("\\|", "|") for row in table_rows(section(PAGE, "Metrics")) if len(row) == 2]
-    for block in code_blocks(PAGE):
+    """Returns every query of the pages and of the chart's alerts."""
+    found = [inline_code(row[1]).replace("\\|", "|") for row in table_rows(section(METRICS, "Metrics")) if len(row) == 2]
+    for block in [block for page in sorted(PAGES.glob("*.md")) for block in code_blocks(page)]:
         if block.language == "yaml" and "expr:" in block.text:
             groups = yaml.safe_load(block.text)["groups"]
             found += [rule["expr"] for group in groups for rule in group["rules"]]
@@ -137,4 +139,4 @@ def test_a_query_is_read_right() -> None:
 
 
 def test_every_alert_of_the_chart_has_a_row() -> None:
-    assert keys("Alerts") == re.findall(r"- alert: (\w+)", ALERTS.read_text())
+    assert keys(METRICS, "Alerts") == re.findall(r"- alert: (\w+)", ALERTS.read_text())
