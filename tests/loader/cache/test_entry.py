@@ -105,6 +105,7 @@ def test_a_file_that_is_not_as_published_is_named(root: Path, damage: str) -> No
     entry = published_entry(root)
     victim = entry.model_dir / SHARD
     if damage in {"shortened", "lengthened"}:
+        victim.chmod(0o644)
         os.truncate(victim, 10 if damage == "shortened" else 10_000)
     else:
         data = victim.read_bytes()

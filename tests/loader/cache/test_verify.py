@@ -82,6 +82,7 @@ def test_all_damage_is_counted_and_the_first_is_named(root: Path) -> None:
 
 def test_a_shortened_file_is_named_before_anything_is_read(root: Path) -> None:
     entry = published_entry(root)
+    (entry.model_dir / SHARD).chmod(0o644)
     os.truncate(entry.model_dir / SHARD, 100)
     with pytest.raises(CacheDamaged, match=rf"{SHARD} has 100 bytes instead of 2,016"):
         verify_entry(entry)
