@@ -4,7 +4,7 @@ Stages, in the order in which they are given (each says in its JSON what it foun
 
   peers    everybody, on a tmpfs of ordinary pages, and the bus's limit between them: first call and best call
   tune     this library's own settings against each other
-  fresh    files in shared memory that nobody has read since they were written
+  fresh    files in shared memory that were not read since they were written
   huge     the same on a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
   gpus     one process a GPU, all at once: each its own rank's files, and all of them one model
   cold     from a disk with an empty page cache (drops it: needs root)
@@ -145,7 +145,7 @@ class Bench:
         self.run_rounds("peers", specs)
 
     def stage_tune(self) -> None:
-        """Settings of the ring."""
+        """Settings of the copy."""
         path = str(self.model())
         specs: list[dict[str, Any]] = [{"label": "pinned limit", "contender": "limit", "path": path, "calls": 3}]
         for options in TUNE:
@@ -173,7 +173,7 @@ class Bench:
             synthetic_models.unmount(mount)
 
     def stage_fresh(self) -> None:
-        """Files that nobody has read since they were written, as the first pod finds them."""
+        """Files that were not read since they were written, as the first pod finds them."""
         folder = self.root / "fresh"
         specs: list[dict[str, Any]] = [
             {"label": "tonnage", "contender": "tonnage"},

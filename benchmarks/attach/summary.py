@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 TITLES = {
     "peers": "Shared memory, ordinary 4 KiB pages",
-    "fresh": "Shared memory, ordinary pages that nobody has read since they were written",
+    "fresh": "Shared memory, ordinary pages not read since they were written",
     "huge": "Shared memory, huge pages",
     "gpus": "Several GPUs at once",
     "cold": "From a disk, page cache empty",
-    "tune": "Settings of the ring",
+    "tune": "Settings of the copy",
 }
 
 
