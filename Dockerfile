@@ -1,5 +1,5 @@
-# Two images from one file: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). docs/contributing/images.md tells
-# how they are built; `hack/images/build.py` does it.
+# Two images from one file: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). See
+# docs/contributing/images.md for how they are built; `hack/images/build.py` builds them.
 #
 # What a machine needs for building (an index, a proxy's CA, options of apt) comes as build secrets and never stays in
 # an image: `pip.conf`, `ca.pem`, `apt.conf`, each only if there is one.

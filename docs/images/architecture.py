@@ -1,4 +1,4 @@
-"""Draws docs/images/architecture.svg, the picture of the whole system: `python docs/images/architecture.py`."""
+"""Draws docs/images/architecture.svg, the diagram of the whole system: `python docs/images/architecture.py`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def operator() -> list[str]:
         box(300, top, 170, 102),
         text(385, top + 24, "Controller", "title", "middle"),
         text(385, top + 51, "resolves, warms nodes,", "soft", "middle"),
-        text(385, top + 71, "cleans up, says what is", "soft", "middle"),
+        text(385, top + 71, "cleans up, reports status", "soft", "middle"),
         across(470, top + 54, 530, top + 54),
         text(498, top + 47, "writes", "small", "middle"),
         box(530, top, 160, 102),
@@ -197,7 +197,7 @@ def cache() -> list[str]:
 
 
 def pods() -> list[str]:
-    """Who reads the cache."""
+    """The programs that read the cache."""
     drawn = []
     for place, engine in enumerate(("vLLM", "SGLang", "transformers")):
         y = 278 + place * 80
@@ -216,7 +216,7 @@ def node() -> list[str]:
     """The frame of a node and what is said below it."""
     return [
         box(206, 256, 750, 314, "zone", 12),
-        text(497, 552, "downloaded once a node, whoever asks", "small", "middle"),
+        text(497, 552, "downloaded once for each node", "small", "middle"),
         text(854, 534, "read-only, the same pages,", "small", "middle"),
         text(854, 552, "attached without a download", "small", "middle"),
         text(226, 552, "Node", "title"),

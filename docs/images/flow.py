@@ -1,4 +1,4 @@
-"""Draws flow.svg, the picture of the README: `python docs/images/flow.py`."""
+"""Draws flow.svg, the diagram of the architecture page: `python docs/images/flow.py`."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def lanes() -> list[str]:
 
 
 def readers() -> list[str]:
-    """Who reads the cache."""
+    """The programs that read the cache."""
     drawn = [text(898, 56, "any engine", "title")]
     for place, name in enumerate(("vLLM", "SGLang", "transformers")):
         y = 108 + place * 74

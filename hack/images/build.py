@@ -7,7 +7,7 @@
 
 An archive is a tar file for `ctr images import` or `docker load`. All that the images are made of is in the name of the
 archives' folder, so a second call takes a moment, and an edit of Tonnage's sources builds just the last layer anew.
-docs/contributing/images.md tells more.
+See docs/contributing/images.md.
 """
 
 from __future__ import annotations
