@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 _INTRODUCTION = """\
 # Reasons
 
-Every failure of `tonnage` has one stable name. It is the `reason` of the report, the word after `tonnage:` on standard
-error, and the reason in the operator's conditions and events. Scripts may rely on names and exit codes: their meaning does
-not change between releases. Exit code 0 is success (`loaded` or `hit`); 128 and above come from signals, as in any shell.
+Every failure of `tonnage` has one stable name. It is the `reason` of the report, the word after `tonnage:` on
+standard error, and the reason in the operator's conditions and events. Scripts may rely on names and exit codes:
+their meaning does not change between releases. Exit code 0 is success (`loaded` or `hit`); 128 and above come from
+signals, as in any shell.
 
 This page is generated from the error classes by `python -m tonnage.cli.reasons_table > docs/reference/reasons.md`.
 

@@ -1,4 +1,4 @@
-"""The policy that docs/concepts/security.md offers admits what Tonnage injects, and nothing else that mounts a host path."""
+"""The policy of docs/concepts/security.md admits injected pods, and no other pod that mounts a host path."""
 
 from __future__ import annotations
 
