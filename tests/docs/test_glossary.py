@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from support.documents import ROOT, documents, prose, table_rows
+from support.markdown import ROOT, markdown_files, prose, table_rows
 from tonnage_operator.api import names
 
 PAGE = ROOT / "docs" / "reference" / "glossary.md"
@@ -28,7 +28,7 @@ def sources() -> str:
 @functools.cache
 def in_use() -> str:
     """Returns the text in which a term has to occur: the product and every page but the glossary."""
-    return "\n".join([sources(), *(prose(page) for page in documents() if page != PAGE)]).lower()
+    return "\n".join([sources(), *(prose(page) for page in markdown_files() if page != PAGE)]).lower()
 
 
 def is_there(name: str) -> bool:

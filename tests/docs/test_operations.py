@@ -106,7 +106,8 @@ def test_every_metric_has_a_row_with_its_labels() -> None:
 
 def queries() -> list[str]:
     """Returns every query of the pages and of the chart's alerts."""
-    found = [inline_code(row[1]).replace("\\|", "|") for row in table_rows(section(METRICS, "Metrics")) if len(row) == 2]
+    table = table_rows(section(METRICS, "Metrics"))
+    found = [inline_code(row[1]).replace("\\|", "|") for row in table if len(row) == 2]
     for block in [block for page in sorted(PAGES.glob("*.md")) for block in code_blocks(page)]:
         if block.language == "yaml" and "expr:" in block.text:
             groups = yaml.safe_load(block.text)["groups"]
