@@ -9,7 +9,7 @@ from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.installation import Installation
 from tonnage_operator.domain.observed.model_weights import ModelWeights, parse_model_weights
-from tonnage_operator.domain.observed.objects import Pod, parse_pod
+from tonnage_operator.domain.observed.pod import Pod, parse_pod
 
 GIB = 1 << 30
 UID = "11111111-2222-3333-4444-555555555555"

@@ -17,11 +17,14 @@ from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.domain.modelweights.reconcile import Decision, Deletion, decide, plan_deletion
 from tonnage_operator.domain.modelweights.snapshot import Snapshot
 from tonnage_operator.domain.nodecache.index import CacheIndex
-from tonnage_operator.domain.nodecache.reconcile import ModelReferences, NodeDecision, NodeSnapshot, decide_node
+from tonnage_operator.domain.nodecache.reconcile import NodeDecision, decide_node
+from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnapshot
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.held_entries import HeldEntry
+from tonnage_operator.domain.observed.job import Job, parse_job
 from tonnage_operator.domain.observed.model_weights import ModelWeights, parse_model_weights
-from tonnage_operator.domain.observed.objects import Job, LoaderStatus, Node, Pod, parse_job, parse_node
+from tonnage_operator.domain.observed.node import Node, parse_node
+from tonnage_operator.domain.observed.pod import LoaderStatus, Pod
 from tonnage_operator.domain.units import format_time
 
 if TYPE_CHECKING:

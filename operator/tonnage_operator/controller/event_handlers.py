@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tonnage_operator.api.nodecache import EntryState
     from tonnage_operator.controller.state import CacheRecord, ControllerState, WeightsRecord
     from tonnage_operator.domain.nodecache.index import EntryKey
-    from tonnage_operator.domain.observed.objects import Job, Node, Pod
+    from tonnage_operator.domain.observed.job import Job
+    from tonnage_operator.domain.observed.node import Node
+    from tonnage_operator.domain.observed.pod import Pod
 
 Enqueue = Callable[[str], None]
 

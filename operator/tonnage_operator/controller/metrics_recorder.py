@@ -10,7 +10,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.held_entries import HeldEntry
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-    from tonnage_operator.domain.observed.objects import Pod
+    from tonnage_operator.domain.observed.pod import Pod
     from tonnage_operator.telemetry import Metrics
 
 _MAX_COUNTED: Final = 100_000

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tonnage_operator.controller.reconciler import Clock
     from tonnage_operator.controller.state import CacheRecord, ControllerState
     from tonnage_operator.domain.nodecache.reconcile import NodeDecision
-    from tonnage_operator.domain.observed.objects import Node
+    from tonnage_operator.domain.observed.node import Node
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
 

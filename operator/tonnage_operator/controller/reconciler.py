@@ -12,7 +12,7 @@ from tonnage_operator.kube.resources import JOBS
 
 if TYPE_CHECKING:
     from tonnage_operator.controller.state import ControllerState
-    from tonnage_operator.domain.observed.objects import Job
+    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api.modelweights import FromNamespaces, Retention
-from tonnage_operator.domain.nodecache.reconcile import ModelReferences
+from tonnage_operator.domain.nodecache.snapshot import ModelReferences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

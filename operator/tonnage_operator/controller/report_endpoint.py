@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tonnage_operator.controller.state import ControllerState
-    from tonnage_operator.domain.observed.objects import Job, Pod
+    from tonnage_operator.domain.observed.job import Job
+    from tonnage_operator.domain.observed.pod import Pod
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
 

@@ -12,9 +12,12 @@ from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.controller.reference_index import ReferenceIndex
 from tonnage_operator.domain.modelweights.snapshot import Snapshot
 from tonnage_operator.domain.nodecache.index import CacheIndex
-from tonnage_operator.domain.nodecache.reconcile import NodeSnapshot
-from tonnage_operator.domain.observed import job_results, objects
+from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
+from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.job import Job, parse_job
 from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, ModelWeights, parse_model_weights
+from tonnage_operator.domain.observed.node import Node, parse_node
+from tonnage_operator.domain.observed.pod import Pod, parse_pod
 from tonnage_operator.kube.informer import Store
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
@@ -126,9 +129,9 @@ class ControllerState:
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
         self.weights = Store(parse_weights_record)
-        self.nodes = Store(objects.parse_node)
-        self.jobs = Store(objects.parse_job)
-        self.pods = Store(objects.parse_pod)
+        self.nodes = Store(parse_node)
+        self.jobs = Store(parse_job)
+        self.pods = Store(parse_pod)
         self.node_caches = Store(parse_cache_record)
         self.cache_index = CacheIndex()
         """What the records of ``caches`` say, to be looked up."""
@@ -146,7 +149,7 @@ class ControllerState:
         self._pending_pods = Index(
             lambda pod: ("",) if pod.held_entries and not pod.node and not pod.is_terminal else ()
         )
-        self._node_by_name: dict[str, objects.Node] = {}
+        self._node_by_name: dict[str, Node] = {}
         self._cache_by_name: dict[str, CacheRecord] = {}
         for index in (self._jobs_of_model, self._jobs_of_node):
             self.jobs.add_event_handler(index.update)
@@ -166,7 +169,7 @@ class ControllerState:
         elif before:
             self.references.drop(before.uid)
 
-    def _node_changed(self, before: objects.Node | None, after: objects.Node | None) -> None:
+    def _node_changed(self, before: Node | None, after: Node | None) -> None:
         if after:
             self._node_by_name[after.name] = after
         elif before and self._node_by_name.get(before.name) == before:
@@ -181,11 +184,11 @@ class ControllerState:
             del self._cache_by_name[before.name]
             self.cache_index.drop(before.name)
 
-    def _job_changed(self, before: objects.Job | None, after: objects.Job | None) -> None:
+    def _job_changed(self, before: Job | None, after: Job | None) -> None:
         if after is None and before:
             self.reports.pop(before.uid, None)
 
-    def _pod_changed(self, before: objects.Pod | None, after: objects.Pod | None) -> None:
+    def _pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         if after is None and before:
             self.reported_outcomes.pop(before.uid, None)
 
@@ -194,7 +197,7 @@ class ControllerState:
         stores: dict[Resource, Store[Any]] = {MODEL_WEIGHTS: self.weights, NODE_CACHES: self.node_caches}
         return stores[resource]
 
-    def node(self, name: str) -> objects.Node | None:
+    def node(self, name: str) -> Node | None:
         """Returns a node by name."""
         return self._node_by_name.get(name)
 
@@ -202,13 +205,13 @@ class ControllerState:
         """Returns a node's ``NodeCache``."""
         return self._cache_by_name.get(name)
 
-    def _jobs(self, uids: Iterable[str]) -> list[objects.Job]:
+    def _jobs(self, uids: Iterable[str]) -> list[Job]:
         return [job for uid in uids if (job := self.jobs.get(uid))]
 
-    def _pods(self, uids: Iterable[str]) -> list[objects.Pod]:
+    def _pods(self, uids: Iterable[str]) -> list[Pod]:
         return [pod for uid in uids if (pod := self.pods.get(uid))]
 
-    def _latest_pods(self, jobs: Iterable[objects.Job]) -> dict[str, objects.Pod]:
+    def _latest_pods(self, jobs: Iterable[Job]) -> dict[str, Pod]:
         found = {}
         for job in jobs:
             # Who may create pods anywhere can name any owner in them: just those of the Job's namespace are its own.
@@ -217,7 +220,7 @@ class ControllerState:
                 found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
         return found
 
-    def jobs_on(self, node: str) -> list[objects.Job]:
+    def jobs_on(self, node: str) -> list[Job]:
         """Returns the Jobs for a node."""
         return self._jobs(self._jobs_of_node[node])
 
@@ -246,7 +249,7 @@ class ControllerState:
         others = [each.weights for each in self.weights if each.weights and each.uid != weights.uid]
         return frozenset().union(*(each.claim_entries() for each in others if each.claim_ref == claim))
 
-    def node_snapshot(self, node: objects.Node, now: datetime) -> NodeSnapshot:
+    def node_snapshot(self, node: Node, now: datetime) -> NodeSnapshot:
         """Returns what a decision about one node looks at."""
         cache = self.node_cache(node.name)
         status = cache.status if cache else NodeCacheStatus()

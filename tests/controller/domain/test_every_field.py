@@ -19,8 +19,9 @@ from tonnage_operator.api.nodecache import CacheEntry
 from tonnage_operator.domain.admission import access
 from tonnage_operator.domain.admission.inject import AdmissionDenied
 from tonnage_operator.domain.modelweights import node_selection
-from tonnage_operator.domain.nodecache.reconcile import NodeSnapshot, decide_node
-from tonnage_operator.domain.observed.objects import parse_node
+from tonnage_operator.domain.nodecache.reconcile import decide_node
+from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
+from tonnage_operator.domain.observed.node import parse_node
 from tonnage_operator.domain.specs import jobs
 
 if TYPE_CHECKING:

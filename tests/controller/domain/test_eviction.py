@@ -15,9 +15,12 @@ from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStat
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 from tonnage_operator.domain.nodecache.eviction import MAX_ENTRIES
-from tonnage_operator.domain.nodecache.reconcile import ModelReferences, NodeDecision, NodeSnapshot, decide_node
+from tonnage_operator.domain.nodecache.reconcile import NodeDecision, decide_node
+from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnapshot
 from tonnage_operator.domain.observed.held_entries import HeldEntry
-from tonnage_operator.domain.observed.objects import Job, LoaderStatus, Pod, parse_job, parse_node
+from tonnage_operator.domain.observed.job import Job, parse_job
+from tonnage_operator.domain.observed.node import parse_node
+from tonnage_operator.domain.observed.pod import LoaderStatus, Pod
 from tonnage_operator.domain.specs import jobs
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ from operator_support import objects
 from operator_support.simulation import prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain.observed.objects import parse_pod
+from tonnage_operator.domain.observed.pod import parse_pod
 
 
 def test_at_most_so_many_nodes_load_at_once_and_in_the_end_all_are_warm() -> None:

@@ -10,7 +10,8 @@ from operator_support import objects
 from operator_support.simulation import Simulation
 from tonnage_operator.api import names
 from tonnage_operator.domain.observed.held_entries import HeldEntry
-from tonnage_operator.domain.observed.objects import Pod, parse_job
+from tonnage_operator.domain.observed.job import parse_job
+from tonnage_operator.domain.observed.pod import Pod
 from tonnage_operator.domain.units import format_time
 
 AUTOMATIC = {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}}

@@ -11,7 +11,7 @@ from operator_support.simulation import Simulation
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.objects import parse_pod
+from tonnage_operator.domain.observed.pod import parse_pod
 from tonnage_operator.domain.units import format_time
 
 

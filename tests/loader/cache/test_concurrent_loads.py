@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from support.cache_entries import ENTRY_NAME, assert_complete, make_sample, publish, visible_files, write_partial
 from support.child_processes import ChildProcess, run_in_child
 from tonnage.cache import Cache, EntryState
-from tonnage.cache.listing import evict
+from tonnage.cache.eviction import evict
 from tonnage.errors import CacheInUse
 
 if TYPE_CHECKING:

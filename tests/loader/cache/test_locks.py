@@ -15,7 +15,7 @@ import pytest
 from support.cache_entries import published_entry
 from support.child_processes import NOBODY_UID, ChildProcess, run_in_child
 from tonnage.cache import Cache, FileLock, LockHolder, LockMode, find_lock_holders
-from tonnage.cache.listing import evict
+from tonnage.cache.eviction import evict
 from tonnage.cache.lock_holders import command_name, describe_lock_holders, parse_locks
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InternalError, Interrupted, Timeout
 

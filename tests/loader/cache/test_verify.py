@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.cache_entries import ENTRY_NAME, make_sample, publish, published_entry, write_partial
 from tonnage.cache import Cache, EntryState, TensorTable
 from tonnage.cache import verify as verify_module
-from tonnage.cache.listing import entry_info, evict, list_entries
+from tonnage.cache.eviction import evict
+from tonnage.cache.listing import entry_info, list_entries
 from tonnage.cache.non_tensor_checksums import non_tensor_ranges
 from tonnage.cache.verify import achievable_level, upgrade, verify_entry
 from tonnage.contract import Verify

@@ -26,7 +26,7 @@ from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
-from tonnage_operator.domain.observed.objects import parse_node
+from tonnage_operator.domain.observed.node import parse_node
 from tonnage_operator.domain.specs import jobs
 from tonnage_operator.http_server import CertificateWatcher, serve
 from tonnage_operator.telemetry import Metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tonnage.cache.listing import evict
+from tonnage.cache.eviction import evict
 from tonnage.cache.medium import human_bytes
 from tonnage.cli import output
 from tonnage.cli.command_line import UsageError

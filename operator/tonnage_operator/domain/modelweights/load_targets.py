@@ -9,7 +9,7 @@ from tonnage_operator.api.status import LoadProgress, NodeFailure
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import EventReason, FailureReason
 from tonnage_operator.domain.specs.jobs import build_load_job
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tonnage import contract
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
-    from tonnage_operator.domain.observed.objects import Job, Node
+    from tonnage_operator.domain.observed.job import Job
+    from tonnage_operator.domain.observed.node import Node
 
 
 @dataclass

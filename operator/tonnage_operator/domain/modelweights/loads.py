@@ -23,7 +23,7 @@ from tonnage_operator.domain.modelweights.load_targets import (
     slowest_progress,
 )
 from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import EventReason
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.status import LoadProgress, NodeFailure, SeenRevision
     from tonnage_operator.domain.modelweights.revisions import Resolution
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
-    from tonnage_operator.domain.observed.objects import Job
+    from tonnage_operator.domain.observed.job import Job
 
 
 @dataclass

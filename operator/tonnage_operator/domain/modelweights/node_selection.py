@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from tonnage_operator.api.placement import NodeSelectorRequirement, NodeSelectorTerm, PlacementSpec, Toleration
-    from tonnage_operator.domain.observed.objects import Node, Taint
+    from tonnage_operator.domain.observed.node import Node, Taint
 
 
 def _tolerates(toleration: Toleration, taint: Taint) -> bool:

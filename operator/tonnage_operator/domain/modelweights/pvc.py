@@ -14,7 +14,7 @@ from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.nodecache.eviction import MAX_CLEANUP_ATTEMPTS
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import EventReason
 from tonnage_operator.domain.specs.jobs import build_pvc_cleanup_job
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-    from tonnage_operator.domain.observed.objects import Job
 
 CAUSE_UNREFERENCED: Final = "Unreferenced"
 CAUSE_DELETED: Final = "Deleted"

@@ -14,13 +14,13 @@ from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.domain.modelweights import loads, pvc, revisions, status_builder
 from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT, VOLUME_MOUNT_TIMEOUT
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 
 if TYPE_CHECKING:
     from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.domain.conditions import Event
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
-    from tonnage_operator.domain.observed.objects import Job
+    from tonnage_operator.domain.observed.job import Job
 
 
 @dataclass(frozen=True)

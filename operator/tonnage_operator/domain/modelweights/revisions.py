@@ -13,8 +13,8 @@ from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, PinnedObject, 
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.observed.job_results import Failure
-from tonnage_operator.domain.observed.objects import JobState
 from tonnage_operator.domain.reasons import EventReason, FailureReason
 from tonnage_operator.domain.specs.jobs import build_resolve_job
 from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-    from tonnage_operator.domain.observed.objects import Job
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from tonnage import contract
     from tonnage_operator.api.nodecache import CacheEntry
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-    from tonnage_operator.domain.observed.objects import Job, Node, Pod
+    from tonnage_operator.domain.observed.node import Node
+    from tonnage_operator.domain.observed.pod import Pod
 
 
 POD_CREATION_TIMEOUT = 15.0

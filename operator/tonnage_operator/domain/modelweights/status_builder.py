@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.modelweights.revisions import Resolution
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-    from tonnage_operator.domain.observed.objects import Pod
+    from tonnage_operator.domain.observed.pod import Pod
 
 
 def find_spec_problem(weights: ModelWeights, installation: Installation) -> Failure | None:

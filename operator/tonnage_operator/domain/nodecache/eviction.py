@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from tonnage.errors import Reason
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Medium, Retention
+from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import MAX_MODELS, EntryState
 from tonnage_operator.domain import units
+from tonnage_operator.domain.nodecache.snapshot import entry_key
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.specs.jobs import build_cleanup_job
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from tonnage_operator.api.nodecache import CacheEntry
     from tonnage_operator.domain.nodecache.index import EntryKey
-    from tonnage_operator.domain.nodecache.reconcile import ModelReferences, NodeSnapshot
-    from tonnage_operator.domain.observed.objects import Job
+    from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnapshot
+    from tonnage_operator.domain.observed.job import Job
 
 MAX_CLEANUP_ATTEMPTS = 3
 """Failed cleanups after which a deleted object is let go; the entry stays on record and is tried on."""
@@ -54,11 +55,6 @@ class _References:
     needed: frozenset[EntryKey]
     """Entries that must not be emptied now."""
     held_keys: frozenset[EntryKey]
-
-
-def entry_key(job: Job) -> EntryKey:
-    """Returns the entry that a load or cleanup Job is about."""
-    return job.key, Medium(job.medium)
 
 
 def plan_eviction(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 from tonnage import contract
 from tonnage.errors import InvalidPlan, Reason, error_classes
 from tonnage_operator.domain import units
-from tonnage_operator.domain.observed.objects import JobState
+from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tonnage_operator.domain.observed.objects import Job, LoaderStatus, Pod
+    from tonnage_operator.domain.observed.job import Job
+    from tonnage_operator.domain.observed.pod import LoaderStatus, Pod
 
 
 REPORT_GRACE_PERIOD: Final = 15.0

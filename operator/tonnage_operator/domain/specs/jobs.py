@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-    from tonnage_operator.domain.observed.objects import Node
+    from tonnage_operator.domain.observed.node import Node
 
 Body = dict[str, Any]
 

@@ -1,0 +1,56 @@
+"""A Node, as placement and the node caches see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as placement sees it."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    unschedulable: bool
+    ready: bool
+    boot_id: str
+
+    @property
+    def hostname(self) -> str:
+        """Value of the host name's label, which pods' affinity goes by; the node's name where it is missing."""
+        return self.labels.get(names.HOSTNAME_LABEL, self.name)
+
+
+def parse_node(body: Body) -> Node:
+    """Returns what matters of a Node. One without a Ready condition counts as ready: nobody said otherwise."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    ready = [each["status"] for each in status.get("conditions") or () if each["type"] == "Ready"]
+    return Node(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        labels=metadata.get("labels") or {},
+        taints=tuple(Taint(each["key"], each.get("value", ""), each["effect"]) for each in spec.get("taints") or ()),
+        unschedulable=bool(spec.get("unschedulable")),
+        ready=ready in ([], ["True"]),
+        boot_id=(status.get("nodeInfo") or {}).get("bootID", ""),
+    )
