@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tonnage.cache.manifest import Manifest
     from tonnage.contract import Plan, Progress
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
-    from tonnage.transfer.transfer_spec import Done, TransferResult, Undone
+    from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange, TransferResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def fill_entry(
     header = resume.build_journal_header(
         blueprint, revision=resolved.revision, segment_size=segment_size, identity=identity
     )
-    completed_records: list[Done | Undone] = []
+    completed_records: list[FetchedRange | DiscardedTensor] = []
     if journal is not None and journal.header.is_compatible_with(header):
         completed_records = resume.valid_records(
             resume.read_records(journal),

@@ -13,7 +13,7 @@ from tonnage.cache.boot import boot_id
 from tonnage.cache.filesystem import make_directory, translate_os_errors
 from tonnage.cache.journal import Journal, JournalHeader
 from tonnage.planning.segments import SpanRole
-from tonnage.transfer.transfer_spec import Done, Undone
+from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,20 +45,20 @@ def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: i
     )
 
 
-def read_records(journal: Journal) -> list[Done | Undone]:
+def read_records(journal: Journal) -> list[FetchedRange | DiscardedTensor]:
     """Returns what the journal says, up to the first record that can't be understood."""
-    records: list[Done | Undone] = []
+    records: list[FetchedRange | DiscardedTensor] = []
     for payload in journal.read_payloads():
         try:
-            records.append(msgspec.msgpack.decode(payload, type=Done | Undone))
+            records.append(msgspec.msgpack.decode(payload, type=FetchedRange | DiscardedTensor))
         except msgspec.MsgspecError:
             break
     return records
 
 
 def valid_records(
-    records: Sequence[Done | Undone], blueprint: Blueprint, folder: Path, *, after_reboot: bool
-) -> list[Done | Undone]:
+    records: Sequence[FetchedRange | DiscardedTensor], blueprint: Blueprint, folder: Path, *, after_reboot: bool
+) -> list[FetchedRange | DiscardedTensor]:
     """Returns the records that still hold.
 
     Args:
@@ -73,9 +73,9 @@ def valid_records(
         for number, file in enumerate(blueprint.files)
         if (path := folder / file.path).is_file() and path.stat().st_size == file.size
     }
-    kept: list[Done | Undone] = []
+    kept: list[FetchedRange | DiscardedTensor] = []
     for record in records:
-        if isinstance(record, Undone):
+        if isinstance(record, DiscardedTensor):
             kept.append(record)
             continue
         if not 0 <= record.segment < len(blueprint.segments):
@@ -89,7 +89,7 @@ def valid_records(
     return kept
 
 
-def _checksums_match(record: Done, blueprint: Blueprint, folder: Path) -> bool:
+def _checksums_match(record: FetchedRange, blueprint: Blueprint, folder: Path) -> bool:
     from isal import isal_zlib  # only after a restart of the machine
 
     segment = blueprint.segments[record.segment]

@@ -5,6 +5,7 @@ botocore is imported only where the config file says something that matters, for
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,7 @@ from tonnage.errors import InvalidPlan, TLSVerificationFailed
 from tonnage.source.endpoint_urls import DEFAULT_REGION, aws_endpoint, check_endpoint, split_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from tonnage.contract import S3Source
 
@@ -171,7 +172,7 @@ class _ConfigFile:
         from botocore.configprovider import ConfiguredEndpointProvider
         from botocore.session import Session
 
-        with self._translate_errors():
+        with _translate_errors():
             session = Session()
             scoped = session.get_scoped_config()
             found = ConfiguredEndpointProvider(
@@ -184,7 +185,7 @@ class _ConfigFile:
             return ""
         from botocore.session import Session
 
-        with self._translate_errors():
+        with _translate_errors():
             found = Session().get_config_variable("region")
         return found or ""
 
@@ -197,19 +198,13 @@ class _ConfigFile:
                 self._text = ""
         return self._text
 
-    @staticmethod
-    def _translate_errors() -> _ConfigErrorTranslation:
-        return _ConfigErrorTranslation()
 
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Raises botocore's errors about the config file as ``InvalidPlan``."""
+    from botocore.exceptions import BotoCoreError
 
-class _ConfigErrorTranslation:
-    """Turns botocore's complaints about the config file into ours."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from botocore.exceptions import BotoCoreError
-
-        if isinstance(error, BotoCoreError):
-            raise InvalidPlan(f"AWS's config file can't be used: {type(error).__name__}: {error}.") from error
+    try:
+        yield
+    except BotoCoreError as error:
+        raise InvalidPlan(f"AWS's config file can't be used: {type(error).__name__}: {error}.") from error

@@ -70,7 +70,6 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     headers: dict[str, str]
     body: bytes
-    truncated: bool = False
     failure: RequestFailure | None = None
 
 
@@ -118,8 +117,15 @@ class Client:
             Interrupted: ``canceled`` said so.
             TonnageError: Credentials could not be had.
         """
-        limits = _Limits(self._connections, self._deadline, self._canceled)
-        return _Batch(self._multi, self._handles, limits, requests).result()
+        batch = _Batch(
+            self._multi,
+            self._handles,
+            requests,
+            connections=self._connections,
+            deadline=self._deadline,
+            canceled=self._canceled,
+        )
+        return batch.result()
 
 
 class RangeRequest(NamedTuple):
@@ -163,23 +169,10 @@ def get_ranges(
     return [_body(next(responses)) if each.start < each.end else b"" for each in ranges]
 
 
-def get_range(
-    target: RequestTarget, provider: CredentialProvider, start: int, end: int, *, deadline: float | None = None
-) -> bytes:
-    """Fetches one short range; see ``get_ranges``."""
-    return get_ranges([RangeRequest(target, provider, start, end)], deadline=deadline)[0]
-
-
 def _body(answer: Response) -> bytes:
     if answer.failure is not None:
         raise answer.failure.to_exception()
     return answer.body
-
-
-class _Limits(NamedTuple):
-    connections: int
-    deadline: float | None
-    canceled: Callable[[], bool] | None
 
 
 class _PendingRequest:
@@ -265,9 +258,7 @@ class _PendingRequest:
             )
         if failure is None and self.request.exact:
             failure = self._check_range() or self._wrong_length()
-        return Response(
-            status=status, headers=headers, body=bytes(self.body), truncated=self.truncated, failure=failure
-        )
+        return Response(status=status, headers=headers, body=bytes(self.body), failure=failure)
 
     def _wrong_length(self) -> RequestFailure | None:
         if len(self.body) == self.request.end - self.request.start:
@@ -281,11 +272,20 @@ class _Batch:
     """One call of ``Client.run``: which tasks wait, which run on which handle, which have ended."""
 
     def __init__(
-        self, multi: pycurl.CurlMulti, spare: list[pycurl.Curl], limits: _Limits, requests: Sequence[Request]
+        self,
+        multi: pycurl.CurlMulti,
+        spare: list[pycurl.Curl],
+        requests: Sequence[Request],
+        *,
+        connections: int,
+        deadline: float | None,
+        canceled: Callable[[], bool] | None,
     ) -> None:
         self._multi = multi
         self._spare = spare
-        self._connections, self._deadline, self._canceled = limits
+        self._connections = connections
+        self._deadline = deadline
+        self._canceled = canceled
         self._ready = deque(_PendingRequest(number, request) for number, request in enumerate(requests))
         self._waiting: list[tuple[float, int, _PendingRequest]] = []
         self._running: dict[pycurl.Curl, _PendingRequest] = {}

@@ -44,7 +44,6 @@ class RequestFailure(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry
     retry_after: float | None = None
     region: str = ""
-    code: str = ""
 
     def to_exception(self) -> TonnageError:
         """Returns the failure as the exception of its reason."""
@@ -204,7 +203,6 @@ def _classify_status(
         retry=case.retry,
         retry_after=parse_retry_after(headers.get("retry-after", ""), now) if case.retry is Retry.BACKOFF else None,
         region=region,
-        code=code,
     )
 
 

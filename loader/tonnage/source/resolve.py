@@ -67,12 +67,6 @@ class ResolvedRevision:
     providers: tuple[CredentialProvider, ...]
 
 
-def provider_for(source: Source, environment: Mapping[str, str] | None = None) -> CredentialProvider:
-    """Returns who asks for a source's objects. URLs carry their own permission, so nobody does."""
-    anonymous = source.anonymous if isinstance(source, S3Source) else True
-    return CredentialProvider(anonymous=anonymous, environment=environment)
-
-
 def resolve(
     plan: Plan,
     *,
@@ -97,7 +91,7 @@ def resolve(
     pinned: list[PinnedSource] = []
     with Client(deadline=deadline, canceled=canceled) as client:
         for source in plan.sources:
-            provider = _shared(providers, source, environment)
+            provider = _shared_provider(providers, source, environment)
             context = RequestContext(client, provider, environment)
             only_source = len(plan.sources) == 1
             if isinstance(source, S3Source):
@@ -132,7 +126,15 @@ def resolve(
     )
 
 
-def _shared(providers: list[CredentialProvider], source: Source, environment: Mapping[str, str]) -> CredentialProvider:
-    """One provider for all sources of one identity, so that each credential is fetched and renewed once."""
-    new = provider_for(source, environment)
-    return next((each for each in providers if each.anonymous == new.anonymous), new)
+def _shared_provider(
+    providers: list[CredentialProvider], source: Source, environment: Mapping[str, str]
+) -> CredentialProvider:
+    """Returns one provider for all signed sources and one for all anonymous ones, so that credentials load only once.
+
+    HTTP sources are anonymous: their URLs are public or presigned.
+    """
+    anonymous = source.anonymous if isinstance(source, S3Source) else True
+    for provider in providers:
+        if provider.anonymous == anonymous:
+            return provider
+    return CredentialProvider(anonymous=anonymous, environment=environment)

@@ -50,9 +50,7 @@ def check_partial(
         end: The byte after the last one asked for. A server that ignores ranges will do where this is the whole object.
     """
     asked = f"bytes {start}-{end - 1}"
-    match = re.fullmatch(
-        r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", headers.get("content-range", "").strip()
-    )
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     change = _describe_change(target, headers, "*" if match is None else match[3])
     if change:
         message = f"{target.label}: the object was replaced: {change}."

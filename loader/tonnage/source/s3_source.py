@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MAX_OBJECTS = 100_000
 """More objects below one prefix than any model has: a sign that the prefix is not a model's."""
 
+_PINNED_BY_ETAG = "Versions are pinned by ETag only: this identity may not read them by their ids."
+
 
 class _WrongRegion(Exception):  # a signal within this module
     """The store names another region than the one that was asked."""
@@ -180,7 +182,7 @@ class _Pinning(NamedTuple):
         by_version = any(head.version_id for head in heads)
         if by_version and not self._can_read_versions(objects, heads):
             by_version = False
-            notes.append("Versions are pinned by ETag only: this identity may not read them by their ids.")
+            notes.append(_PINNED_BY_ETAG)
         found = {}
         for each, head in zip(objects, heads, strict=True):
             pin = ObjectPin(key=each.key, size=head.size, etag=head.pin_etag, version_id=head.version_id)
@@ -205,7 +207,7 @@ class _Pinning(NamedTuple):
             heads = self._heads([self._expected_target(pin, by_version=by_version) for pin in pins], pinned=True)
         except _VersionsDenied:
             by_version = False
-            notes.append("Versions are pinned by ETag only: this identity may not read them by their ids.")
+            notes.append(_PINNED_BY_ETAG)
             heads = self._heads([self._expected_target(pin, by_version=False) for pin in pins], pinned=True)
         found = {}
         for pin, head in zip(pins, heads, strict=True):

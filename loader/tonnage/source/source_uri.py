@@ -33,8 +33,6 @@ def parse_sources(
     a slash at the end a text is an object if its name ends as a tensor file's or companion's does, or has an ending at
     all, and a prefix otherwise.
 
-    Presigned URLs are secrets: never show such a source, but what ``public_source`` makes of it.
-
     Args:
         uris: What was typed.
         endpoint: Of an S3 server that is not AWS; empty: AWS, or what the environment says.
@@ -81,13 +79,6 @@ def parse_sources(
             )
         )
     return tuple(sources)
-
-
-def public_source(source: Source) -> Source:
-    """Returns the source as it may be shown: URLs without their queries."""
-    if isinstance(source, S3Source) or source.urls is None:
-        return source
-    return structs.replace(source, urls=tuple(redact_url(url) for url in source.urls))
 
 
 def _split_s3(text: str) -> tuple[str, str, str | None]:

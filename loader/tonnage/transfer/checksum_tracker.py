@@ -7,7 +7,7 @@ with its own CRC-32; when all are there the CRCs are combined and compared with 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tonnage.errors import ChecksumMismatch, FormatDamaged, TonnageError
 from tonnage.format.tensor_header import parse_tensor_header
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.planning.blueprint import SourceObject
     from tonnage.planning.segments import ByteRange, Piece
-
-
-class Checksums(Protocol):
-    """The two functions of CRC-32 that are needed (isal's)."""
-
-    def crc32(self, data: bytes, value: int = 0, /) -> int:
-        """Continues a CRC-32."""
-
-    def crc32_combine(self, first: int, second: int, second_length: int, /) -> int:
-        """Returns the CRC-32 of two strings one behind the other."""
 
 
 @dataclass(slots=True)
@@ -65,13 +55,14 @@ class ChecksumTracker:
 
     Args:
         objects: As in the blueprint.
-        checksums: ``isal.isal_zlib`` or something like it.
         check_crc32: False: only the headers are compared with the index.
     """
 
-    def __init__(self, objects: Sequence[SourceObject], checksums: Checksums, *, check_crc32: bool) -> None:
+    def __init__(self, objects: Sequence[SourceObject], *, check_crc32: bool) -> None:
+        from isal import isal_zlib  # a hit doesn't need it
+
         self._objects = objects
-        self._checksums = checksums
+        self._isal = isal_zlib
         self._check = check_crc32
         self._incomplete: dict[tuple[int, int], _TensorState] = {}
         self.headers: dict[tuple[int, int], TensorHeader] = {}
@@ -138,10 +129,10 @@ class ChecksumTracker:
             return CorruptTensor(index, tensor, byte_range, error)
         expected = header.expected_crc32
         if self._check and expected is not None and not source.tensors_index.preamble.encrypted:
-            value = self._checksums.crc32(header.hash_prefix)
+            value = self._isal.crc32(header.hash_prefix)
             for start in sorted(state.data_pieces):
                 end, checksum = state.data_pieces[start]
-                value = self._checksums.crc32_combine(value, checksum, end - start)
+                value = self._isal.crc32_combine(value, checksum, end - start)
             if value != expected:
                 return CorruptTensor(
                     index, tensor, byte_range, mismatch_error(source.label, entry.name, byte_range, "CRC-32")

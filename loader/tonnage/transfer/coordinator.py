@@ -43,7 +43,7 @@ from tonnage.transfer.protocol import (
     SetConnections,
     WriteFailed,
 )
-from tonnage.transfer.transfer_spec import Done, TransferResult, TransferSpec, Undone
+from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange, TransferResult, TransferSpec
 from tonnage.transfer.verification import Verification
 from tonnage.transfer.worker_pool import PoolWorker, WorkerExit, WorkerPool
 
@@ -251,14 +251,14 @@ class _Transfer:
     def _record_range(self, part: Part, end: int, checksums: list[int], captured: list[bytes]) -> None:
         if end <= part.start:
             return
-        done = Done(part.segment, part.start, end, checksums, captured)
+        done = FetchedRange(part.segment, part.start, end, checksums, captured)
         self._spec.on_record(done)
         for corrupt in self._verification.add(done):
             self._refetch(corrupt)
 
     def _refetch(self, corrupt: CorruptTensor) -> None:
         """Fetches a wrong tensor once more over other connections; the second time it is an error."""
-        self._spec.on_record(Undone(corrupt.object, corrupt.tensor))
+        self._spec.on_record(DiscardedTensor(corrupt.object, corrupt.tensor))
         segment = self._verification.prepare_refetch(corrupt)
         self._result.retries += 1
         self._meter.add_refetched(corrupt.range[1] - corrupt.range[0])

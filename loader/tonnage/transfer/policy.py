@@ -126,14 +126,14 @@ class ConnectionTuner:
         """Whether it has stopped looking."""
         return self._settled
 
-    def update(self, rate: float) -> int:
-        """Takes the rate at the present width, and returns the width from now on.
+    def update(self, rate: float) -> None:
+        """Chooses ``connections`` from the rate measured with the present number.
 
         Args:
             rate: Bytes a second of all workers over the last interval.
         """
         if self._settled:
-            return self.connections
+            return
         factor = 2.0
         if self._before is not None:
             width, known = self._before
@@ -141,9 +141,8 @@ class ConnectionTuner:
             if followed < self.KEEP_THRESHOLD:
                 self.connections = width
                 self._settled = True
-                return self.connections
+                return
             factor = 2.0 if followed >= self.DOUBLE_THRESHOLD else 1.5
         self._before = (self.connections, rate)
         self.connections = min(self._maximum, max(self.connections + 1, int(self.connections * factor)))
         self._settled = self.connections == self._before[0]
-        return self.connections

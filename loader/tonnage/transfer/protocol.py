@@ -17,6 +17,9 @@ from tonnage.source.request_target import Credentials, RequestTarget
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+RECEIVE_BYTES = 1 << 18
+"""The most bytes read from the socket at once, on both sides."""
+
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages; the tag is the class name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,21 +15,12 @@ if TYPE_CHECKING:
     from tonnage.contract import Progress, Verify
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.planning.blueprint import Blueprint
-    from tonnage.source.request_target import Credentials, RequestTarget
+    from tonnage.source.credentials import CredentialProvider
+    from tonnage.source.request_target import RequestTarget
     from tonnage.transfer.policy import Concurrency
 
 
-class CredentialSource(Protocol):
-    """Where credentials come from; implemented by ``tonnage.source.credentials``."""
-
-    def current(self) -> Credentials | None:
-        """Returns credentials that are good for some minutes; None for anonymous or presigned access."""
-
-    def refresh(self, failed: Credentials | None = None) -> Credentials | None:
-        """Returns new credentials because the store refused ``failed``, or the same if there are no others."""
-
-
-class Done(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
     """A range ``[start, end)`` of a segment that is on disk: what the journal keeps.
 
     ``checksums`` and ``captured`` belong to the pieces of that range, in order: CRC-32 of tensor data (else 0), the
@@ -43,7 +34,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag=True):
     captured: list[bytes]
 
 
-class Undone(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class DiscardedTensor(msgspec.Struct, frozen=True, array_like=True, tag="Undone"):
     """A tensor that had the wrong hash: what is on disk of it does not count."""
 
     object: int
@@ -71,7 +62,7 @@ class TransferSpec:
     paths: Sequence[str]
     targets: Sequence[RequestTarget]
     credential_indexes: Sequence[int]
-    credentials: Sequence[CredentialSource]
+    credentials: Sequence[CredentialProvider]
     verify: Verify
     concurrency: Concurrency
     environment: Mapping[str, str]
@@ -79,9 +70,9 @@ class TransferSpec:
     bandwidth: int = 0
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS
-    journal_records: Sequence[Done | Undone] = ()
+    journal_records: Sequence[FetchedRange | DiscardedTensor] = ()
     pass_fds: Sequence[int] = ()
-    on_record: Callable[[Done | Undone], None] = lambda _: None
+    on_record: Callable[[FetchedRange | DiscardedTensor], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     canceled: Callable[[], bool] = lambda: False
 

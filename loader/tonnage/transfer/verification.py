@@ -14,13 +14,13 @@ from tonnage.errors import CacheDamaged, InternalError
 from tonnage.planning.segments import subtract_ranges
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor, mismatch_error
 from tonnage.transfer.protocol import Hash
-from tonnage.transfer.transfer_spec import Undone
+from tonnage.transfer.transfer_spec import DiscardedTensor
 
 if TYPE_CHECKING:
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.format.tensors_index import TensorEntry
     from tonnage.planning.segments import ByteRange
-    from tonnage.transfer.transfer_spec import Done, TransferResult, TransferSpec
+    from tonnage.transfer.transfer_spec import FetchedRange, TransferResult, TransferSpec
 
 
 class HashTask(NamedTuple):
@@ -41,14 +41,12 @@ class Verification:
     """
 
     def __init__(self, spec: TransferSpec, result: TransferResult) -> None:
-        from isal import isal_zlib  # a hit doesn't need it
-
         self._spec = spec
         self._result = result
         self._segments = spec.blueprint.segments
         self._by_start = sorted(self._segments, key=lambda segment: (segment.object_index, segment.start))
-        self._ledger = ChecksumTracker(
-            spec.blueprint.objects, isal_zlib, check_crc32=spec.verify.strength >= Verify.CRC32.strength
+        self._tracker = ChecksumTracker(
+            spec.blueprint.objects, check_crc32=spec.verify.strength >= Verify.CRC32.strength
         )
         self._placement = {(place.object_index, place.tensor_index): place for place in spec.blueprint.placements}
         self._refetched: set[tuple[int, int]] = set()
@@ -60,13 +58,13 @@ class Verification:
     @property
     def headers(self) -> dict[tuple[int, int], TensorHeader]:
         """The headers of the tensors that proved right, by object and tensor."""
-        return self._ledger.headers
+        return self._tracker.headers
 
     def replay(self) -> dict[int, list[ByteRange]]:
         """Books what an earlier load left on disk; returns the ranges that need not be fetched, by segment."""
         done: dict[int, list[ByteRange]] = {}
         for record in self._spec.journal_records:
-            if isinstance(record, Undone):
+            if isinstance(record, DiscardedTensor):
                 self._discard(done, record.object, record.tensor)
                 continue
             done.setdefault(record.segment, []).append((record.start, record.end))
@@ -75,12 +73,12 @@ class Verification:
         self._result.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
         return done
 
-    def add(self, done: Done) -> list[CorruptTensor]:
+    def add(self, done: FetchedRange) -> list[CorruptTensor]:
         """Books a range, and returns the tensors that it proved wrong."""
         segment = self._segments[done.segment]
         pieces = segment.pieces(done.start, done.end)
         corrupt: list[CorruptTensor] = []
-        for outcome in self._ledger.add(segment.object_index, pieces, done.checksums, done.captured):
+        for outcome in self._tracker.add(segment.object_index, pieces, done.checksums, done.captured):
             if isinstance(outcome, CorruptTensor):
                 corrupt.append(outcome)
             elif isinstance(outcome, VerifiedTensor):
@@ -98,7 +96,7 @@ class Verification:
         _, index, tensor = task
         if not digest:
             raise CacheDamaged(f"{self._spec.paths[task.request.file]} was cut short while it was being loaded.")
-        if digest == self._ledger.headers[index, tensor].expected_sha256:
+        if digest == self._tracker.headers[index, tensor].expected_sha256:
             self._count(index, Verify.SHA256)
             return None
         label, name = self._spec.blueprint.objects[index].label, self._entry(index, tensor).name
@@ -115,7 +113,7 @@ class Verification:
         if key in self._refetched:
             raise corrupt.error
         self._refetched.add(key)
-        self._ledger.discard(*key)
+        self._tracker.discard(*key)
         return self._segment_at(corrupt.object, corrupt.range[0])
 
     def check_complete(self) -> None:
@@ -124,7 +122,7 @@ class Verification:
         Raises:
             InternalError: Tensors were never verified.
         """
-        missing = self.tensors - len(self._ledger.headers)
+        missing = self.tensors - len(self._tracker.headers)
         if missing:
             raise InternalError(f"{missing} tensors were never verified.")
 
@@ -156,7 +154,7 @@ class Verification:
         self.pending_hashes.append(HashTask(request, outcome.object, outcome.tensor))
 
     def _discard(self, done: dict[int, list[ByteRange]], index: int, tensor: int) -> None:
-        self._ledger.discard(index, tensor)
+        self._tracker.discard(index, tensor)
         hole = self._range(index, tensor)
         segment = self._segment_at(index, hole[0])
         done[segment] = [left for kept in done.get(segment, []) for left in subtract_ranges(kept, [hole])]

@@ -17,6 +17,7 @@ from isal import isal_zlib
 
 from tonnage.transfer.connection import Connection
 from tonnage.transfer.protocol import (
+    RECEIVE_BYTES,
     Fetch,
     FetchFailed,
     FetchSucceeded,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from tonnage.source.request_target import Credentials, RequestTarget
     from tonnage.transfer.sha256_worker import Sha256Worker
 
-RECEIVE_BYTES = 1 << 18
 TICK_SECONDS = 0.2
 """How often bytes in flight are reported, so that progress moves between the ends of parts."""
 

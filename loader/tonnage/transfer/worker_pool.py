@@ -52,14 +52,13 @@ class WorkerPool:
         for number in range(count):
             self.start(number)
 
-    def start(self, number: int) -> PoolWorker:
+    def start(self, number: int) -> None:
         """Starts a worker under a number, anew if there was one before."""
         process = WorkerProcess(pass_fds=self._pass_fds, environment=self._environment)
         worker = PoolWorker(number, process)
         self.workers[number] = worker
         self._selector.register(process.socket, selectors.EVENT_READ, worker)
         process.send(self._setup)
-        return worker
 
     def set_setup(self, setup: Setup) -> None:
         """Sets what workers that start later are told."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tonnage.transfer.protocol import FrameDecoder, ToCoordinator, encode_frame
+from tonnage.transfer.protocol import RECEIVE_BYTES, FrameDecoder, ToCoordinator, encode_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,6 @@ _BOOT = "import sys;sys.path[:]=sys.argv[2:];from tonnage.transfer.worker import
 _MALLOC_SETTINGS = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_TOP_PAD_": str(8 << 20)}
 """A worker frees a MiB of received bytes a thousand times a second. glibc would give it back to the kernel each time
 and fault it in again, which took a tenth of the worker's processor time."""
-RECEIVE_BYTES = 1 << 18
 EXIT_SECONDS = 2.0
 
 
@@ -82,11 +81,6 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.send_signal(signal.SIGKILL)
             return self._process.wait()
-
-    @property
-    def pid(self) -> int:
-        """The process ID."""
-        return self._process.pid
 
 
 def _worker_environment(environment: Mapping[str, str]) -> dict[str, str]:

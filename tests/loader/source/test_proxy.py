@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.ranges import get_range
 from tonnage.contract import Plan, S3Source
-from tonnage.source.client import get_range
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 from msgspec import structs
 
 from support.faulty_server import Fault, FaultyServer, expired_token, slow_down
+from support.ranges import get_range
 from tonnage.contract import ObjectPin, Plan, S3Source
 from tonnage.errors import (
     AccessDenied,
@@ -25,7 +26,6 @@ from tonnage.errors import (
     Timeout,
     TLSVerificationFailed,
 )
-from tonnage.source.client import get_range
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:

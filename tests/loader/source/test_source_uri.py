@@ -6,7 +6,7 @@ import pytest
 
 from tonnage.contract import AddressingStyle, HttpSource, S3Source
 from tonnage.errors import InvalidPlan
-from tonnage.source.source_uri import parse_sources, public_source
+from tonnage.source.source_uri import parse_sources
 
 PRESIGNED = "https://h/b/a.tensors?X-Amz-Signature=SECRET"
 
@@ -64,9 +64,3 @@ def test_refusals_do_not_repeat_secrets() -> None:
     with pytest.raises(InvalidPlan) as caught:
         parse_sources([PRESIGNED, PRESIGNED])
     assert "SECRET" not in str(caught.value)
-
-
-def test_a_source_that_is_shown_has_no_signature() -> None:
-    source = parse_sources([PRESIGNED])[0]
-    assert public_source(source) == HttpSource(urls=("https://h/b/a.tensors",))
-    assert public_source(S3Source(bucket="b", prefix="")) == S3Source(bucket="b", prefix="")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isal import isal_zlib
 
 from support.tensors_writer import build_tensors_file, raw_tensors
 from tonnage.contract import Layout
@@ -36,7 +35,7 @@ def blueprint_of(data: bytes) -> Blueprint:
 
 
 def record_bytes(
-    ledger: ChecksumTracker, blueprint: Blueprint, data: bytes, start: int, end: int
+    tracker: ChecksumTracker, blueprint: Blueprint, data: bytes, start: int, end: int
 ) -> list[VerifiedTensor | CorruptTensor]:
     """Books a part as a worker reports it."""
     pieces = blueprint.segments[0].pieces(start, end)
@@ -44,7 +43,7 @@ def record_bytes(
     captured = [
         data[piece.start : piece.end] if piece.role in {SpanRole.HEADER, SpanRole.TAIL} else b"" for piece in pieces
     ]
-    return ledger.add(0, pieces, checksums, captured)
+    return tracker.add(0, pieces, checksums, captured)
 
 
 DATA = bytes(build_tensors_file(raw_tensors(TENSORS)).data)
@@ -57,15 +56,15 @@ def test_every_tensor_is_verified_however_its_bytes_are_cut_and_ordered(data: st
     segment = BLUEPRINT.segments[0]
     cuts = sorted(data.draw(st.sets(st.integers(segment.start + 1, segment.end - 1), max_size=20)))
     bounds = list(zip([segment.start, *cuts], [*cuts, segment.end], strict=True))
-    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    tracker = ChecksumTracker(BLUEPRINT.objects, check_crc32=True)
     settled = [
         outcome
         for start, end in data.draw(st.permutations(bounds))
-        for outcome in record_bytes(ledger, BLUEPRINT, DATA, start, end)
+        for outcome in record_bytes(tracker, BLUEPRINT, DATA, start, end)
     ]
     assert all(isinstance(outcome, VerifiedTensor) for outcome in settled)
     assert sorted(outcome.tensor for outcome in settled) == list(range(len(TENSORS)))
-    assert len(ledger.headers) == len(TENSORS)
+    assert len(tracker.headers) == len(TENSORS)
 
 
 @settings(deadline=None)
@@ -75,12 +74,12 @@ def test_a_flip_of_any_bit_of_the_body_is_found(data: st.DataObject) -> None:
     at = data.draw(st.integers(segment.start, segment.end - 1))
     changed = bytearray(DATA)
     changed[at] ^= 1 << data.draw(st.integers(0, 7))
-    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    tracker = ChecksumTracker(BLUEPRINT.objects, check_crc32=True)
     if at >= segment.end - 8:
         with pytest.raises(FormatDamaged, match="s3://b/x"):
-            record_bytes(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
+            record_bytes(tracker, BLUEPRINT, bytes(changed), segment.start, segment.end)
         return
-    outcomes = record_bytes(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
+    outcomes = record_bytes(tracker, BLUEPRINT, bytes(changed), segment.start, segment.end)
     wrong = [outcome for outcome in outcomes if isinstance(outcome, CorruptTensor)]
     # The SHA-256 in a header does not protect the CRC-32 beside it, so a flip there goes unnoticed by CRC-32 alone.
     assert len(wrong) <= 1
@@ -105,12 +104,12 @@ def test_a_tensor_that_was_wrong_can_be_booked_again() -> None:
     entry = tensors.tensors[0]
     changed = bytearray(DATA)
     changed[entry.data_offset] ^= 1
-    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
-    outcomes = record_bytes(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
+    tracker = ChecksumTracker(BLUEPRINT.objects, check_crc32=True)
+    outcomes = record_bytes(tracker, BLUEPRINT, bytes(changed), segment.start, segment.end)
     wrong = next(outcome for outcome in outcomes if isinstance(outcome, CorruptTensor))
     assert isinstance(wrong.error, ChecksumMismatch)
-    ledger.discard(0, wrong.tensor)
-    again = record_bytes(ledger, BLUEPRINT, DATA, *wrong.range)
+    tracker.discard(0, wrong.tensor)
+    again = record_bytes(tracker, BLUEPRINT, DATA, *wrong.range)
     assert [type(outcome) for outcome in again] == [VerifiedTensor]
 
 
@@ -119,9 +118,9 @@ def test_without_checking_only_headers_are_compared() -> None:
     assert tensors is not None
     changed = bytearray(DATA)
     changed[tensors.tensors[0].data_offset] ^= 1
-    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=False)
+    tracker = ChecksumTracker(BLUEPRINT.objects, check_crc32=False)
     segment = BLUEPRINT.segments[0]
-    outcomes = record_bytes(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
+    outcomes = record_bytes(tracker, BLUEPRINT, bytes(changed), segment.start, segment.end)
     assert all(isinstance(outcome, VerifiedTensor) for outcome in outcomes)
 
 
@@ -131,9 +130,9 @@ def test_the_error_names_object_tensor_and_bytes() -> None:
     entry = tensors.tensors[2]
     changed = bytearray(DATA)
     changed[entry.data_offset + 3] ^= 4
-    ledger = ChecksumTracker(BLUEPRINT.objects, isal_zlib, check_crc32=True)
+    tracker = ChecksumTracker(BLUEPRINT.objects, check_crc32=True)
     segment = BLUEPRINT.segments[0]
-    outcomes = record_bytes(ledger, BLUEPRINT, bytes(changed), segment.start, segment.end)
+    outcomes = record_bytes(tracker, BLUEPRINT, bytes(changed), segment.start, segment.end)
     wrong = next(outcome for outcome in outcomes if isinstance(outcome, CorruptTensor))
     with pytest.raises(ChecksumMismatch, match=rf"s3://b/x: tensor 'b' \(bytes {entry.header_offset} to"):
         raise wrong.error

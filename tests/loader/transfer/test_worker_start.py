@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-DEAR = {"json", "hashlib", "socket", "threading", "queue", "subprocess", "asyncio", "botocore", "tonnage.loading"}
+UNWANTED = {
+    "json",
+    "hashlib",
+    "socket",
+    "threading",
+    "queue",
+    "subprocess",
+    "asyncio",
+    "botocore",
+    "tonnage.loading",
+}
 
 
 def test_a_worker_imports_nothing_that_it_can_do_without() -> None:
@@ -13,4 +23,4 @@ def test_a_worker_imports_nothing_that_it_can_do_without() -> None:
     command = [sys.executable, "-I", "-S", "-c", program, *sys.path]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "tonnage.transfer.worker" in found
-    assert not DEAR & set(found)
+    assert not UNWANTED & set(found)
