@@ -18,68 +18,76 @@ from tonnage_operator.telemetry import configure_logging
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tonnage_operator.controller.app import ControllerApp
+    from tonnage_operator.webhook.app import WebhookApp
+
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tonnage-operator", description="Keeps model weights warm on the nodes of a cluster, and injects them."
+        prog="tonnage-operator",
+        description="Caches model weights on the nodes of a cluster, and injects them into pods.",
     )
     parser.add_argument("--version", action="version", version=f"tonnage-operator {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     controller = commands.add_parser(
         "controller",
         help="run the controller",
-        description="Resolves, warms, cleans up, and writes statuses. On a laptop, with the current kubeconfig: "
+        description="Resolves sources, loads and evicts entries, and writes statuses. On a laptop, with the current "
+        "kubeconfig: "
         "tonnage-operator controller --config installation.yaml",
     )
     webhook = commands.add_parser(
-        "webhook", help="run the webhook", description="Injects loaders into pods that ask for weights."
+        "webhook", help="run the webhook", description="Injects loaders into pods that request weights."
     )
     for each in (controller, webhook):
-        each.add_argument("--config", type=Path, required=True, help="the installation's YAML file")
+        each.add_argument("--config", type=Path, required=True, help="YAML file of the installation")
         each.add_argument("--host", default="0.0.0.0", help="address to listen on")  # noqa: S104 - in a container
-        each.add_argument("--port", type=int, default=8443, help="port for reports, or for admission reviews")
+        each.add_argument("--port", type=int, default=8443, help="port for loaders' reports, or for admission reviews")
         each.add_argument("--health-port", type=int, default=8080, help="port of /healthz, /readyz and /metrics")
-        each.add_argument("--tls-cert", type=Path, help="PEM of the serving certificate; reloaded when it changes")
-        each.add_argument("--tls-key", type=Path, help="PEM of its key")
-        each.add_argument("--log-format", choices=("json", "text"), default="json", help="how log lines look")
+        each.add_argument("--tls-cert", type=Path, help="serving certificate in PEM; reloaded when it changes")
+        each.add_argument("--tls-key", type=Path, help="private key of the certificate in PEM")
+        each.add_argument("--log-format", choices=("json", "text"), default="json", help="log format")
         each.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
         _add_kubeconfig_options(each)
-    crd = commands.add_parser("crd", help="write the CRDs", description="Writes the CRDs' YAML.")
-    crd.add_argument("--output", type=Path, help="folder; absent: standard output")
+    crd = commands.add_parser(
+        "crd", help="write the CRDs", description="Writes the YAML of the CustomResourceDefinitions."
+    )
+    crd.add_argument("--output", type=Path, help="folder for the files; default: standard output")
     release = commands.add_parser(
         "release",
-        help="let objects go before an uninstall",
-        description="Removes the operator's finalizer from every ModelWeights, so that nothing hangs once the "
-        "operator is gone. Entries on nodes that aren't emptied yet stay where they are.",
+        help="remove finalizers before an uninstall",
+        description="Removes the operator's finalizer from every ModelWeights, so that objects can be deleted without "
+        "the operator. Stop the controller first. Entries that are still on nodes stay there.",
     )
     _add_kubeconfig_options(release)
     wipe = commands.add_parser(
         "wipe",
-        help="empty the cluster before an uninstall",
-        description="Deletes every ModelWeights, and waits until the controller, which must run, has emptied the "
-        "nodes. Exits with 1 and names what is left when the time is up.",
+        help="delete all ModelWeights and empty the nodes before an uninstall",
+        description="Deletes every ModelWeights, and waits until the controller, which must be running, has emptied "
+        "the nodes. Exits with 1 and lists what remains when the time is up.",
     )
-    wipe.add_argument("--within", type=float, default=240, metavar="SECONDS", help="how long to wait; default 240")
+    wipe.add_argument("--within", type=float, default=240, metavar="SECONDS", help="time to wait; default: 240")
     _add_kubeconfig_options(wipe)
     check = commands.add_parser(
         "check",
-        help="ask webhook and controller whether they answer",
-        description="Asks over the network, as the API server and loaders do. Exits with 1 and says who is silent.",
+        help="check that webhook and controller respond",
+        description="Sends a request to each endpoint, with the CA that its clients use. Exits with 1 and lists the "
+        "endpoints that don't respond.",
     )
-    check.add_argument("--webhook", metavar="URL", help="the webhook's /readyz")
-    check.add_argument("--webhook-ca", type=Path, metavar="FILE", help="PEM that signs its certificate")
-    check.add_argument("--reports", metavar="URL", help="where loaders send reports")
-    check.add_argument("--reports-ca", type=Path, metavar="FILE", help="PEM that signs its certificate")
-    check.add_argument("--within", type=float, default=60, metavar="SECONDS", help="how long to try; default 60")
+    check.add_argument("--webhook", metavar="URL", help="/readyz of the webhook")
+    check.add_argument("--webhook-ca", type=Path, metavar="FILE", help="CA of the webhook's certificate in PEM")
+    check.add_argument("--reports", metavar="URL", help="endpoint to which loaders send reports")
+    check.add_argument("--reports-ca", type=Path, metavar="FILE", help="CA of that endpoint's certificate in PEM")
+    check.add_argument("--within", type=float, default=60, metavar="SECONDS", help="time to keep trying; default: 60")
     return parser
 
 
 def _add_kubeconfig_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kubeconfig", help="absent: this pod's service account, KUBECONFIG, ~/.kube/config")
-    parser.add_argument("--context", help="context of the kubeconfig; absent: the current one")
+    parser.add_argument("--kubeconfig", help="default: the pod's service account, KUBECONFIG, ~/.kube/config")
+    parser.add_argument("--context", help="context of the kubeconfig; default: the current one")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tonnage-operator: {error}\n")
         return _EXIT_USAGE
     except ApiError as error:
-        sys.stderr.write(f"tonnage-operator: the API server refused: {error.message or error.reason}\n")
+        sys.stderr.write(f"tonnage-operator: the request to the API server failed: {error.message or error.reason}\n")
         return _EXIT_FAILURE
 
 
@@ -131,14 +139,14 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 async def _release(options: argparse.Namespace) -> int:
-    from tonnage_operator.controller.release import FinalizerRestored, release_all
+    from tonnage_operator.controller.uninstall import FinalizerRestored, release_all
 
     try:
         released = await release_all(load_client_config(options.kubeconfig, options.context))
     except FinalizerRestored as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
         return _EXIT_FAILURE
-    sys.stdout.write(f"Released {released} objects.\n")
+    sys.stdout.write(f"Removed the finalizer of {released} ModelWeights.\n")
     return 0
 
 
@@ -147,23 +155,22 @@ async def _wipe(options: argparse.Namespace) -> int:
 
     remaining = await wipe_all(load_client_config(options.kubeconfig, options.context), timeout_seconds=options.within)
     for each in remaining:
-        sys.stderr.write(f"Left: {each.text}.\n")
+        sys.stderr.write(f"Remaining: {each.text}.\n")
     blocking = any(each.blocking for each in remaining)
-    sys.stdout.write("" if blocking else "All objects are gone, and all nodes within reach are empty.\n")
+    sys.stdout.write("" if blocking else "All ModelWeights are deleted, and all ready nodes are empty.\n")
     return _EXIT_FAILURE if blocking else 0
 
 
 async def _check(options: argparse.Namespace) -> int:
     from tonnage_operator.health_check import Probe, check
 
-    probes = [Probe.webhook(options.webhook, options.webhook_ca)] if options.webhook else []
-    probes += [Probe.reports(options.reports, options.reports_ca)] if options.reports else []
+    probes = []
+    if options.webhook:
+        probes.append(Probe("webhook", "GET", options.webhook, options.webhook_ca, expected=200))
+    if options.reports:
+        # A report without a token is rejected.
+        probes.append(Probe("controller", "POST", options.reports, options.reports_ca, expected=401))
     failures = await check(probes, timeout_seconds=options.within)
     for probe in probes:
-        sys.stdout.write(f"{probe.target}: {failures.get(probe.target) or 'answers'}\n")
+        sys.stdout.write(f"{probe.target}: {failures.get(probe.target) or 'responds'}\n")
     return _EXIT_FAILURE if failures else 0
-
-
-if TYPE_CHECKING:
-    from tonnage_operator.controller.app import ControllerApp
-    from tonnage_operator.webhook.app import WebhookApp

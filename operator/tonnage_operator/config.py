@@ -1,4 +1,4 @@
-"""How the processes are set up: the installation's YAML file, and where to listen."""
+"""Configuration of the processes: the installation's YAML file, and the addresses to listen on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tonnage_operator.domain.installation import Installation
 
 
 class ConfigError(Exception):
-    """The installation's file can't be used; the text says which field and why."""
+    """The configuration is invalid; the message names the file, the field and the error."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where a process listens. Port 0: one that is free. Without a certificate: plain HTTP, for a laptop."""
+    """Where a process listens. Port 0: any free port. Without a certificate: plain HTTP, for a laptop."""
 
     host: str = "0.0.0.0"  # noqa: S104 - a container's own network
     port: int = 8443
@@ -28,10 +28,10 @@ class ServerOptions:
 
 
 def read_installation(path: Path) -> Installation:
-    """Reads the installation's file.
+    """Reads the installation's file, and the CA file that it names.
 
     Raises:
-        BadConfig: It is missing, no YAML, or a field is wrong.
+        ConfigError: A file is missing or malformed, or a field is wrong.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -39,7 +39,7 @@ def read_installation(path: Path) -> Installation:
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -50,16 +50,16 @@ def read_installation(path: Path) -> Installation:
 
 
 def read_ca(path: Path) -> str:
-    """Returns the PEM of a file, which holds at least one CA.
+    """Returns the content of a PEM file with at least one CA.
 
     Raises:
-        BadConfig: It is missing, or holds none.
+        ConfigError: The file is missing, or holds no CA.
     """
     try:
         pem = path.read_text()
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except OSError as error:
-        # ssl.SSLError is one too, and has no strerror worth showing.
+        # ssl.SSLError is an OSError too.
         raise ConfigError(f"{path} can't be read as a CA: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} holds no CA in PEM: {error}") from error

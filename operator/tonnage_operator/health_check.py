@@ -1,4 +1,4 @@
-"""Asks webhook and controller over the network whether they answer, trusting what their callers trust."""
+"""Checks over the network that webhook and controller respond, with the CAs that their clients use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_INTERVAL: Final = 1.0
 
 @dataclass(frozen=True)
 class Probe:
-    """One endpoint, and the HTTP status that shows it answers as it should."""
+    """A request to one endpoint, and the HTTP status that it should return."""
 
     target: str
     method: str
@@ -30,26 +30,16 @@ class Probe:
     ca_file: Path | None
     expected: int
 
-    @classmethod
-    def webhook(cls, url: str, ca_file: Path | None) -> Probe:
-        """Returns the question whether the webhook is ready."""
-        return cls("webhook", "GET", url, ca_file, 200)
-
-    @classmethod
-    def reports(cls, url: str, ca_file: Path | None) -> Probe:
-        """Returns the question whether the controller takes reports: one without a token is refused."""
-        return cls("controller", "POST", url, ca_file, 401)
-
 
 async def check(probes: Sequence[Probe], *, timeout_seconds: float) -> dict[str, str]:
-    """Asks until all answer as they should or the time is up; returns what is wrong, by who it is.
+    """Repeats the probes until all succeed or the time is up; returns the last error of each that failed, by target.
 
     Args:
-        probes: What to ask.
+        probes: The probes, with distinct targets.
         timeout_seconds: Seconds.
 
     Raises:
-        BadConfig: A CA's file can't be used.
+        ConfigError: A CA file can't be used.
     """
     deadline = time.monotonic() + timeout_seconds
     pending = {each.target: each for each in probes}
@@ -75,11 +65,11 @@ def _ssl_context(probe: Probe) -> ssl.SSLContext:
 
 
 async def _send_probe(session: aiohttp.ClientSession, probe: Probe, context: ssl.SSLContext) -> str:
-    """Returns what is wrong with the answer; empty: nothing."""
+    """Returns the error; empty on success."""
     try:
         async with session.request(probe.method, probe.url, ssl=context) as response:
             if response.status == probe.expected:
                 return ""
-            return f"{probe.url} answered {response.status} and not {probe.expected}"
+            return f"{probe.url} returned {response.status}, expected {probe.expected}"
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return f"{probe.url} did not answer: {error!r}"
+        return f"{probe.url} did not respond: {error!r}"

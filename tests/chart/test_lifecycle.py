@@ -171,7 +171,7 @@ def test_without_a_controller_an_uninstall_removes_finalizers_and_deleting_never
     started = time.monotonic()
     helm_with_cluster.uninstall()
     assert time.monotonic() - started < 25
-    assert hook_runner.finished == [("release", 0, "Released 1 objects.\n")]
+    assert hook_runner.finished == [("release", 0, "Removed the finalizer of 1 ModelWeights.\n")]
     assert rbac.used_permissions(plane, "tonnage-release") == rbac.granted_permissions("release")
     assert not _has_finalizer(harness)
     rest = plane.kubectl("get", "all,secrets,configmaps,serviceaccounts", "-n", NAMESPACE, "-o", "name").stdout.split()
@@ -241,7 +241,7 @@ def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
         ("wipe --within=20", 0),
         ("release", 0),
     ]
-    assert "all nodes within reach are empty" in hook_runner.finished[0][2]
+    assert "all ready nodes are empty" in hook_runner.finished[0][2]
     assert rbac.used_permissions(plane, "tonnage-wipe") == rbac.granted_permissions("wipe")
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
@@ -255,7 +255,7 @@ def test_a_wipe_that_can_not_finish_says_what_is_left_and_takes_nothing_away(
         helm_with_cluster.uninstall()
     ((_, code, output),) = hook_runner.finished
     assert code == 1
-    assert f"Left: ModelWeights {harness.namespace}/llama is being deleted." in output
+    assert f"Remaining: ModelWeights {harness.namespace}/llama is being deleted." in output
     assert plane.kubectl("get", "deployment/tonnage-controller", "-n", NAMESPACE, "-o", "name").stdout
     bound = plane.kubectl("get", "clusterrolebinding/tonnage-controller", "-o", "jsonpath={.subjects[*].name}").stdout
     assert bound == "tonnage-controller"

@@ -99,7 +99,7 @@ def _check(
 def test_they_start_answer_and_reload_new_certificates(
     components: dict[str, ComponentProcess], plane: ControlPlane, helm: Helm, objects: list[Object], tmp_path: Path
 ) -> None:
-    assert _check(plane, tmp_path / "first", objects, components) == (0, "webhook: answers\ncontroller: answers\n")
+    assert _check(plane, tmp_path / "first", objects, components) == (0, "webhook: responds\ncontroller: responds\n")
     for program in components.values():
         status, text = _get(f"http://127.0.0.1:{program.ports['health']}/metrics")
         assert status == 200
@@ -110,7 +110,7 @@ def test_they_start_answer_and_reload_new_certificates(
     renewed = helm.render(VALUES)
     code, output = _check(plane, tmp_path / "second", renewed, components)
     assert code == 1
-    assert output.count("did not answer") == 2
+    assert output.count("did not respond") == 2
     assert "CERTIFICATE_VERIFY_FAILED" in output
 
     for program in components.values():
@@ -126,9 +126,9 @@ def test_check_names_endpoints_that_fail_or_answer_differently(
     ca = components["webhook"].root / "etc/tonnage/reports-ca/ca.crt"
     url = f"https://127.0.0.1:{components['controller'].ports['reports']}"
     assert main(["check", "--webhook", "https://127.0.0.1:1/readyz", "--within", "0"]) == 1
-    assert "webhook: https://127.0.0.1:1/readyz did not answer" in capsys.readouterr().out
+    assert "webhook: https://127.0.0.1:1/readyz did not respond" in capsys.readouterr().out
     assert main(["check", "--reports", f"{url}/elsewhere", "--reports-ca", str(ca), "--within", "0"]) == 1
-    assert "answered 404 and not 401" in capsys.readouterr().out
+    assert "returned 404, expected 401" in capsys.readouterr().out
     assert main(["check", "--webhook", url, "--webhook-ca", str(tmp_path / "none")]) == 2
     assert "the CA of the webhook, can't be used" in capsys.readouterr().err
 

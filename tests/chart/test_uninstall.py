@@ -35,5 +35,5 @@ def test_objects_and_entries_are_worth_waiting_for() -> None:
 
 def test_an_unreachable_node_is_reported_and_not_waited_for() -> None:
     (found,) = leftovers([], [_cache("a", ENTRY, ready=False)])
-    assert found.text == "Memory entry r-1 (2Gi) on a is out of reach: not ready"
+    assert found.text == "Memory entry r-1 (2Gi) on a is unreachable: node not ready"
     assert not found.blocking

@@ -1,8 +1,4 @@
-"""Empties the whole cluster before an uninstall: deletes all objects, and waits until the controller emptied the nodes.
-
-The controller does the work, so it must run meanwhile. What is on nodes that are not ready can't be reached by anybody,
-and is told and left.
-"""
+"""Prepares an uninstall: removes finalizers (``release_all``), or empties the whole cluster first (``wipe_all``)."""
 
 from __future__ import annotations
 
@@ -27,45 +23,66 @@ if TYPE_CHECKING:
 Body = dict[str, Any]
 
 _POLL_INTERVAL: Final = 1.0
+_MAX_RELEASE_ROUNDS: Final = 30
+"""Lists of all objects before ``release_all`` gives up; objects that changed in between need another round."""
+_RELEASE_INTERVAL: Final = 0.5
+
+
+class FinalizerRestored(Exception):
+    """Objects keep getting the finalizer back."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """What is not gone. ``blocking``: waiting longer may help; otherwise its node is out of reach."""
+    """An object or entry that still exists. ``blocking``: it may go yet; if not, its node is unreachable."""
 
     text: str
     blocking: bool
 
 
-def leftovers(weights: Iterable[Body], caches: Iterable[Body]) -> list[Leftover]:
-    """Returns what there still is, objects first.
+async def release_all(client_config: ClientConfig) -> int:
+    """Removes the finalizer from every ``ModelWeights`` and returns the number of changed objects.
 
-    Args:
-        weights: All ``ModelWeights``.
-        caches: All ``NodeCache`` objects.
+    Without an operator, objects with the finalizer can't be deleted. Stop the controller first: it would add the
+    finalizer again.
+
+    Raises:
+        FinalizerRestored: Objects still have the finalizer after ``_MAX_RELEASE_ROUNDS``.
+        ApiError: A request failed.
     """
-    found = [
-        Leftover(
-            f"ModelWeights {each['metadata']['namespace']}/{each['metadata']['name']} is being deleted", blocking=True
-        )
-        for each in weights
-    ]
-    for cache in caches:
-        status = NodeCacheStatus.model_validate(cache.get("status") or {})
-        reachable = any(
-            each.type == "Ready" and each.status is ConditionStatus.TRUE for each in status.conditions or ()
-        )
-        for entry in status.entries or ():
-            name = (
-                f"{entry.medium.value} entry {entry.name} ({human_bytes(entry.bytes)}) on {cache['metadata']['name']}"
-            )
-            why = f"is {entry.state.value}; pods that use it keep it" if reachable else "is out of reach: not ready"
-            found.append(Leftover(f"{name} {why}", blocking=reachable))
-    return found
+    released: set[str] = set()
+    async with KubeClient(client_config, field_manager=names.FIELD_MANAGER) as client:
+        for _ in range(_MAX_RELEASE_ROUNDS):
+            items, _version = await client.list(MODEL_WEIGHTS)
+            with_finalizer = [
+                item["metadata"] for item in items if names.FINALIZER in (item["metadata"].get("finalizers") or ())
+            ]
+            if not with_finalizer:
+                return len(released)
+            for metadata in with_finalizer:
+                await _remove_finalizer(client, metadata)
+                released.add(metadata["uid"])
+            await asyncio.sleep(_RELEASE_INTERVAL)
+    raise FinalizerRestored(
+        f"{len(with_finalizer)} ModelWeights still have the finalizer {names.FINALIZER}: stop the controller first."
+    )
+
+
+async def _remove_finalizer(client: KubeClient, metadata: Body) -> None:
+    kept = [each for each in metadata["finalizers"] if each != names.FINALIZER]
+    patch = {"metadata": {"finalizers": kept, "resourceVersion": metadata["resourceVersion"]}}
+    try:
+        await client.merge_patch(MODEL_WEIGHTS, metadata["name"], metadata["namespace"], patch)
+    except ApiError as error:
+        if not error.not_found and not error.conflict:
+            raise
 
 
 async def wipe_all(client_config: ClientConfig, *, timeout_seconds: float) -> list[Leftover]:
-    """Deletes all objects, and returns what is left when nothing blocks any more or the time is up.
+    """Deletes all objects, waits until the running controller has emptied the nodes, and returns what remains.
+
+    Returns when nothing blocks any more or the time is up. Entries on nodes that are not ready can't be removed; they
+    are reported and left.
 
     Args:
         client_config: With the role of ``operator/rbac/wipe.yaml``.
@@ -86,12 +103,39 @@ async def wipe_all(client_config: ClientConfig, *, timeout_seconds: float) -> li
             await asyncio.sleep(_POLL_INTERVAL)
 
 
+def leftovers(weights: Iterable[Body], caches: Iterable[Body]) -> list[Leftover]:
+    """Returns what still exists, objects first.
+
+    Args:
+        weights: All ``ModelWeights``.
+        caches: All ``NodeCache`` objects.
+    """
+    found = [
+        Leftover(
+            f"ModelWeights {each['metadata']['namespace']}/{each['metadata']['name']} is being deleted", blocking=True
+        )
+        for each in weights
+    ]
+    for cache in caches:
+        status = NodeCacheStatus.model_validate(cache.get("status") or {})
+        reachable = any(
+            each.type == "Ready" and each.status is ConditionStatus.TRUE for each in status.conditions or ()
+        )
+        for entry in status.entries or ():
+            name = (
+                f"{entry.medium.value} entry {entry.name} ({human_bytes(entry.bytes)}) on {cache['metadata']['name']}"
+            )
+            why = f"is {entry.state.value}; pods that use it keep it" if reachable else "is unreachable: node not ready"
+            found.append(Leftover(f"{name} {why}", blocking=reachable))
+    return found
+
+
 async def _delete_weights(client: KubeClient, body: Body) -> None:
     metadata = body["metadata"]
     if "deletionTimestamp" in metadata:
         return
     if (body["spec"].get("cache") or {}).get("retention") == Retention.EVICTABLE:
-        # Evictable entries outlive their objects, which is not what is asked for here.
+        # Evictable entries outlive their objects, but a wipe must remove them.
         patch = {"metadata": {"uid": metadata["uid"]}, "spec": {"cache": {"retention": Retention.WHILE_REFERENCED}}}
         try:
             await client.merge_patch(MODEL_WEIGHTS, metadata["name"], metadata["namespace"], patch)
@@ -102,7 +146,7 @@ async def _delete_weights(client: KubeClient, body: Body) -> None:
 
 
 async def _release_evictable_entries(client: KubeClient, body: Body) -> None:
-    """Has the controller empty evictable entries to which no object refers any more."""
+    """Changes the retention of evictable entries that no object refers to, so that the controller evicts them."""
     status = NodeCacheStatus.model_validate(body.get("status") or {})
     entries = status.entries or ()
     if not any(entry.retention is Retention.EVICTABLE and not entry.models for entry in entries):
@@ -120,6 +164,6 @@ async def _release_evictable_entries(client: KubeClient, body: Body) -> None:
             status=new_status.model_dump(mode="json", by_alias=True, exclude_none=True),
         )
     except ApiError as error:
-        # The controller wrote meanwhile: the next look decides anew.
+        # The controller wrote at the same time; the next poll tries again.
         if not error.not_found and not error.conflict:
             raise

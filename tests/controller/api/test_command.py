@@ -35,7 +35,7 @@ def test_the_crds_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("loader: {image: x}\nmeida: {}", "meida"),
         ("loader: {image: x}\nmedia: {Disk: {hostPath: /a}}", "defaultMedium Memory is not among media"),
         ("loader: {image: x}\nmedia: {Memory: {hostPath: relative}}", "media.Memory.hostPath"),
-        ("{", "is no YAML"),
+        ("{", "is not YAML"),
     ],
 )
 def test_a_bad_installation_file_is_named_with_its_field(

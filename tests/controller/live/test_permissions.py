@@ -17,7 +17,7 @@ from operator_support.harness import ControllerThread, make_installation
 from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
 from tonnage_operator.api import names
-from tonnage_operator.controller.release import release_all
+from tonnage_operator.controller.uninstall import release_all
 from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
