@@ -1,1 +1,1 @@
-"""The process that makes clusters as ``ModelWeights`` say: observe, decide (``domain``), act (``kube``)."""
+"""The controller process: observes the cluster, decides (``domain``) and acts (``kube``) for each ``ModelWeights``."""

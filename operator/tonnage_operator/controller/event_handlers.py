@@ -1,4 +1,4 @@
-"""Who has to look again when something changes. Too many wakes cost time, one too few costs truth."""
+"""Maps object changes to reconcile keys. A spurious enqueue costs time; a missed one leaves a stale status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Enqueue = Callable[[str], None]
 
 
 class EventHandlers:
-    """Connects the stores with the workers."""
+    """Enqueues the keys that a change in one of the stores concerns."""
 
     def __init__(self, state: ControllerState, *, enqueue_weights: Enqueue, enqueue_node: Enqueue) -> None:
         self._state = state
@@ -31,7 +31,6 @@ class EventHandlers:
         self._enqueue_node = enqueue_node
 
     def register(self) -> None:
-        """Listens from now on."""
         state = self._state
         state.weights.add_event_handler(self._weights_changed)
         state.nodes.add_event_handler(self._node_changed)
@@ -40,13 +39,13 @@ class EventHandlers:
         state.node_caches.add_event_handler(self._cache_changed)
 
     def enqueue_all(self) -> None:
-        """Has everything looked at: after the start, and now and then for safety."""
+        """Enqueues all keys: after the start, and at each resync."""
         for record in self._state.weights:
             self._enqueue_weights(record.uid)
         for name in {node.name for node in self._state.nodes} | {
             job.node_name for job in self._state.jobs if job.node_name
         }:
-            self._enqueue_node(name)  # Jobs may be there still for nodes that are gone
+            self._enqueue_node(name)  # deleted nodes may still have Jobs
 
     def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
         record = after or before
@@ -97,10 +96,10 @@ class EventHandlers:
             for node in {each.node for each in (before, after) if each and each.node}:
                 self._enqueue_node(node)
             if placement_changed and after is None and not pod.node:
-                self._enqueue_nodes_with((claim.key, claim.medium) for claim in pod.held_entries)
+                self._enqueue_nodes_with((held.key, held.medium) for held in pod.held_entries)
 
     def _loader_changed(self, pod: Pod, *, ended: bool) -> None:
-        """Wakes whom the pod of a Job concerns: its object always, its node when its last words are in."""
+        """Enqueues the object of a Job's pod, and its node when a loader in the pod has terminated."""
         if pod.model_uid:
             self._enqueue_weights(pod.model_uid)
         job = self._state.jobs.get(pod.job_uid)
@@ -135,6 +134,6 @@ def _has_terminated(pod: Pod | None) -> bool:
 
 
 def _relevant_fields(cache: CacheRecord | None) -> set[tuple[str, Medium, EntryState, str | None, tuple[str, ...]]]:
-    """Returns what objects care about in a node's record."""
+    """Returns the fields of a ``NodeCache`` on which decisions about objects depend."""
     entries = (cache.status.entries if cache else None) or ()
     return {(each.name, each.medium, each.state, each.ranks, each.models) for each in entries}

@@ -1,8 +1,9 @@
-"""Posts events about objects. The same occurrence has the same name, so it is posted once."""
+"""Posts Kubernetes events. The same occurrence always gets the same event name, so it is posted once."""
 
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
@@ -13,7 +14,6 @@ from tonnage_operator.kube.resources import EVENTS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tonnage_operator.controller.reconciler import Clock
     from tonnage_operator.controller.state import WeightsRecord
     from tonnage_operator.domain.conditions import Event
     from tonnage_operator.kube.client import KubeClient
@@ -23,27 +23,26 @@ _LOG = logging.getLogger("tonnage.weights")
 
 
 class EventRecorder:
-    """Tells what happened to an object, for ``kubectl describe``."""
+    """Posts the events of ``ModelWeights``, which ``kubectl describe`` shows."""
 
-    def __init__(self, client: KubeClient, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, client: KubeClient, metrics: Metrics) -> None:
         self._client = client
         self._metrics = metrics
-        self._clock = clock
 
     async def record(self, involved_object: WeightsRecord, events: Iterable[Event]) -> None:
-        """Posts events. One that is there already was posted before a restart, or by another controller."""
+        """Posts events. An event that exists was posted before a restart, or by another controller."""
         for event in events:
             try:
                 await self._client.create(EVENTS, self._event_body(involved_object, event), involved_object.namespace)
                 self._metrics.events.labels(event.reason).inc()
             except ApiError as error:
                 if not error.conflict:
-                    # An event is a courtesy: a quota or a namespace that ends must not stop the work.
+                    # Events are best effort: a quota or a terminating namespace must not fail the reconcile.
                     log_extra = {"tonnage": {"object": involved_object.ref}}
-                    _LOG.warning("Event %s was not posted: %s", event.reason, error.message, extra=log_extra)
+                    _LOG.warning("Posting event %s failed: %s", event.reason, error.message, extra=log_extra)
 
     def _event_body(self, involved_object: WeightsRecord, event: Event) -> dict[str, Any]:
-        now = units.format_time(self._clock())
+        now = units.format_time(datetime.now(UTC))
         return {
             "apiVersion": "v1",
             "kind": "Event",

@@ -1,10 +1,10 @@
-"""Starts Jobs, each once, even where two controllers run by accident.
+"""Creates each Job once, even if two controllers run by accident.
 
-Names are deterministic, so the same Job can't be there twice at a time. It could be made anew after the other
-controller has recorded its outcome and removed it, by one whose picture is a moment behind. So the last look before a
-Job is made is at the server: first that there is no such Job, then that the records which ask for it are still as they
-were. A Job that was removed before the first look had its outcome recorded before the second; and one that is made
-after the first look can't have ended before ours is sent.
+Job names are deterministic, so duplicates conflict. A controller with a stale cache could still create a Job again that
+another one has already recorded and deleted. Two reads at the API server prevent that: first that the Job does not
+exist, then that the record which requires it is unchanged. A Job that was deleted before the first read had its outcome
+recorded before the second one; a Job that another controller creates after the first read can't finish before our own
+create request is sent.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
     from tonnage_operator.kube.resources import Resource
 
 _CREATE_TIMEOUT: Final = 5.0
-"""Seconds for making a Job: less than any Job takes from its creation to its record."""
+"""Seconds for creating a Job: less than any Job takes from its creation until its outcome is recorded."""
 
 Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Precondition:
-    """The version of a record on whose word a Job is started; empty: there is no record.
+    """The state that a record must still have when the Job is created.
 
-    ``entry_key`` is the entry of a node's record that the Job is to load: what else changes there doesn't matter.
+    ``resource_version`` is empty if the record must not exist. ``entry_key`` is the entry of a ``NodeCache`` that the
+    Job will load; other changes of the ``NodeCache`` don't matter then.
     """
 
     resource: Resource
@@ -44,22 +45,22 @@ class Precondition:
 
 
 class JobCreator:
-    """Makes Jobs."""
+    """Creates Jobs, and checks their preconditions."""
 
     def __init__(self, state: ControllerState, client: KubeClient) -> None:
         self._state = state
         self._client = client
 
     async def create(self, job: Body, precondition: Precondition) -> bool:
-        """Makes a Job and returns whether it is new.
+        """Creates a Job; returns False if it exists.
 
         Args:
-            job: The whole object.
-            precondition: The record that asks for it.
+            job: The Job manifest.
+            precondition: The record that requires the Job.
 
         Raises:
-            Outdated: That says something else by now.
-            ApiError: It can't be made.
+            StaleCache: The record has changed.
+            ApiError: The Job can't be created.
         """
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         if await self._refresh_job(name, namespace):
@@ -75,10 +76,10 @@ class JobCreator:
         return True
 
     async def check_precondition(self, precondition: Precondition) -> None:
-        """Looks whether a record is as it was known, and takes it in where it isn't.
+        """Compares a record at the API server with the cache, and updates the cache if they differ.
 
         Raises:
-            Outdated: It says something else by now.
+            StaleCache: The record has changed.
         """
         if (
             await self._client.get_resource_version(precondition.resource, precondition.name, precondition.namespace)
@@ -92,7 +93,7 @@ class JobCreator:
             raise StaleCache
 
     def _is_ready_or_evicting(self, node: str, key: EntryKey) -> bool:
-        """Returns whether an entry is there, or has to be emptied first."""
+        """Returns whether an entry is complete, or must be evicted before it can be loaded."""
         entry = self._state.cache_index.entry(node, *key)
         if entry is None:
             return False

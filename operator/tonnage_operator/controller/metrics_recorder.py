@@ -1,4 +1,4 @@
-"""Keeps the metrics: what ended is counted once, what is, is shown."""
+"""Updates the metrics: counts each finished Job and load once, and sets the gauges."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from tonnage_operator.telemetry import Metrics
 
 _MAX_COUNTED: Final = 100_000
+"""Keys of counted events that are kept; then all are dropped."""
 
 
 class MetricsRecorder:
-    """Counts for one process."""
+    """Records the metrics of one process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -35,7 +36,7 @@ class MetricsRecorder:
         self._revisions: dict[tuple[str, str], str] = {}
 
     def _is_new(self, key: str) -> bool:
-        """Returns True the first time."""
+        """Returns True the first time that a key is given."""
         if key in self._counted:
             return False
         if len(self._counted) >= _MAX_COUNTED:
@@ -44,12 +45,11 @@ class MetricsRecorder:
         return True
 
     def record_job_created(self, namespace: str, name: str, role: str) -> None:
-        """Takes note of a Job of an object that was made."""
         if role == names.ROLE_LOAD:
             self._metrics.loads_started.labels(namespace, name).inc()
 
     def record_finished_jobs(self, snapshot: Snapshot) -> None:
-        """Counts each ended Job of an object once."""
+        """Counts each finished Job of an object once."""
         for job in snapshot.jobs:
             if job.state is JobState.ACTIVE or not self._is_new(job.uid):
                 continue
@@ -77,7 +77,7 @@ class MetricsRecorder:
             self._metrics.verified.labels(report.verified or "none", "failure").inc()
 
     def record_pod_load(self, pod: Pod, held: HeldEntry, report: contract.Report) -> None:
-        """Counts the end of a load of a pod of a user, as its loader reports it."""
+        """Counts a load that an injected loader finished, according to its report."""
         if report.outcome is None or not self._is_new(f"{pod.uid} {held.container}"):
             return
         result = _RESULT_LABELS[report.outcome]
@@ -91,7 +91,7 @@ class MetricsRecorder:
         self._record_load(held.medium.value, report, report.reason)
 
     def set_status_gauges(self, weights: ModelWeights, status: ModelWeightsStatus) -> None:
-        """Shows an object as its status is."""
+        """Sets the gauges of an object from its status."""
         labels = (weights.namespace, weights.name)
         for condition in status.conditions or ():
             for each in ("True", "False", "Unknown"):
@@ -114,7 +114,7 @@ class MetricsRecorder:
         self._revisions[labels] = revision
 
     def drop(self, namespace: str, name: str) -> None:
-        """Drops the series of an object that is gone."""
+        """Removes the series of a deleted object."""
         self._metrics.drop_model(namespace, name)
         self._revisions.pop((namespace, name), None)
 
@@ -127,7 +127,7 @@ _RESULT_LABELS: Final = {
 
 
 def set_node_gauges(metrics: Metrics, records: Iterable[NodeCacheStatus]) -> None:
-    """Sums all nodes up, when metrics are asked for."""
+    """Sets the gauges that sum all nodes; called at each scrape."""
     entries: dict[tuple[Medium, EntryState], int] = {}
     used: dict[Medium, int] = {}
     capacity: dict[Medium, int] = {}

@@ -1,8 +1,9 @@
-"""Carries out the decision about one ``ModelWeights``: events, Jobs, status, in this order."""
+"""Reconciles ``ModelWeights``: posts events, creates Jobs and writes the status, in this order."""
 
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tonnage_operator.api import names
@@ -11,7 +12,7 @@ from tonnage_operator.controller.event_recorder import EventRecorder
 from tonnage_operator.controller.job_creator import Precondition
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder
 from tonnage_operator.controller.rate_limiter import RateLimiter
-from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, utc_now
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist_weights
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import conditions, status_diff, units
 from tonnage_operator.domain.conditions import Event, Observation
@@ -21,10 +22,7 @@ from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from tonnage_operator.api.status import ModelWeightsStatus
-    from tonnage_operator.controller.reconciler import Clock
     from tonnage_operator.controller.state import ControllerState, WeightsRecord
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -34,24 +32,30 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.weights")
 
 _DELETION_RECHECK_INTERVAL: Final = 30.0
-"""Seconds after which a deletion that waits looks again, though every change wakes it anyway."""
+"""Seconds between rechecks of a blocked deletion; changes also enqueue it."""
 _COUNTS_WRITE_INTERVAL: Final = 10.0
-"""Seconds between two status writes of one object that bring other counts and no news, once some were at once."""
+"""Minimum seconds between status writes of one object that change only counts, after an initial burst."""
 
 Body = dict[str, Any]
 
 
 class ModelWeightsController(Reconciler):
-    """Brings one object after the other in order."""
+    """Reconciles one ``ModelWeights`` at a time; the key is its uid."""
 
-    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics, *, clock: Clock = utc_now) -> None:
-        super().__init__(state, client, metrics, clock=clock)
-        self._event_recorder = EventRecorder(client, metrics, clock)
-        self._metrics_recorder = MetricsRecorder(metrics)
+    def __init__(
+        self,
+        state: ControllerState,
+        client: KubeClient,
+        metrics: Metrics,
+        metrics_recorder: MetricsRecorder | None = None,
+    ) -> None:
+        super().__init__(state, client, metrics)
+        self._event_recorder = EventRecorder(client, metrics)
+        self._metrics_recorder = metrics_recorder or MetricsRecorder(metrics)
         self._counts_rate_limiter = RateLimiter(burst=10, interval=_COUNTS_WRITE_INTERVAL)
 
     async def reconcile(self, uid: str) -> float | None:
-        """Brings one object in order. See ``PartQueue``."""
+        """Reconciles one object. See ``ReconcileFunc``."""
         record = self._state.weights.get(uid)
         if record is None:
             self._counts_rate_limiter.drop(uid)
@@ -60,9 +64,8 @@ class ModelWeightsController(Reconciler):
             return await self._reconcile(record)
         except ApiError as error:
             if error.not_found:
-                # Gone meanwhile, perhaps; a whole list tells, and what isn't in it is forgotten.
-                items, _ = await self._client.list(MODEL_WEIGHTS)
-                self._state.weights.replace(items)
+                # The object may have been deleted; a fresh list removes it from the cache if so.
+                await relist_weights(self._state, self._client)
                 if self._state.weights.get(uid) is None:
                     self._metrics_recorder.drop(record.namespace, record.name)
                     raise Gone from error
@@ -72,7 +75,7 @@ class ModelWeightsController(Reconciler):
             raise
 
     async def _reconcile(self, record: WeightsRecord) -> float | None:
-        now = self._clock()
+        now = datetime.now(UTC)
         if record.weights is None:
             if record.deleting:
                 await self._remove_finalizer(record)
@@ -85,7 +88,7 @@ class ModelWeightsController(Reconciler):
             return await self._finalize(record, snapshot)
         if record.weights.spec.cache.delivery is not Delivery.EMPTY_DIR and names.FINALIZER not in record.finalizers:
             await self._set_finalizers(record, (*record.finalizers, names.FINALIZER))
-            return 0.0  # the record is another one now
+            return 0.0  # the write changed the record, so reconcile the new one
         decision = decide(snapshot)
         await self._event_recorder.record(record, decision.events)
         await self._create_jobs(record, decision.apply)
@@ -101,7 +104,7 @@ class ModelWeightsController(Reconciler):
         return min((each for each in (remaining_seconds, decision.requeue_after) if each), default=None)
 
     def _status_write_delay(self, record: WeightsRecord, weights: ModelWeights, status: ModelWeightsStatus) -> float:
-        """Returns the seconds until a status should be written that brings other counts and no news; 0: now."""
+        """Returns the seconds until the status should be written; 0: now. Changes of counts alone are delayed."""
         if status == weights.status or status_diff.is_significant(weights.status, status):
             return 0.0
         delay = self._counts_rate_limiter.delay(record.uid)
@@ -129,18 +132,18 @@ class ModelWeightsController(Reconciler):
                 self._metrics_recorder.record_job_created(record.namespace, record.name, role)
                 log_extra = self._log_extra(record, job=job["metadata"]["name"], node=node or None)
                 log_extra["tonnage"]["revision"] = annotations.get(names.REVISION)
-                _LOG.info("Started a %s job", role, extra=log_extra)
+                _LOG.info("Created a %s Job", role, extra=log_extra)
 
         await gather_bounded(create, jobs)
 
     def _log_extra(self, record: WeightsRecord, **fields: object) -> dict[str, Any]:
-        """Returns the fields of a log line about an object."""
+        """Returns the ``extra`` of a log line about an object."""
         resolved = record.weights.status.resolved if record.weights else None
         return {"tonnage": {"object": record.ref, "revision": resolved.revision if resolved else None, **fields}}
 
     async def _write_status(self, record: WeightsRecord, status: Body) -> None:
-        # The uid keeps us from writing into another object that took the name, the version from undoing what another
-        # controller has just recorded.
+        # The uid prevents a write to a new object of the same name; the resource version prevents a write that
+        # overwrites what another controller has just recorded.
         body = await self._client.update_status(
             MODEL_WEIGHTS,
             record.name,
@@ -152,7 +155,7 @@ class ModelWeightsController(Reconciler):
         self._state.weights.put(body)
 
     async def _report_invalid_spec(self, record: WeightsRecord, now: datetime) -> None:
-        """Says that an object can't be read; just by conditions, since the rest isn't understood either and stays."""
+        """Sets the conditions of an object with an invalid spec; the rest of its status stays as it is."""
         observed = [
             Observation(kind, status=False, reason=ConditionReason.INVALID_SPEC, message=record.spec_error)
             for kind in ("Accepted", "Ready")
@@ -175,8 +178,8 @@ class ModelWeightsController(Reconciler):
         except ApiError as error:
             if error.status not in {403, 404, 422}:
                 raise
-            # The namespace goes as well, or forbids it: nothing more can be done, and nothing may hang.
-            _LOG.warning("A deleted object's claim can't be emptied: %s", error.message, extra=self._log_extra(record))
+            # The namespace is terminating or forbids the Job. Give up, so that the finalizer does not block deletion.
+            _LOG.warning("Emptying a deleted object's claim failed: %s", error.message, extra=self._log_extra(record))
             waiting = ""
         await self._delete_jobs(deletion.delete)
         await self._event_recorder.record(record, deletion.events)
@@ -191,7 +194,7 @@ class ModelWeightsController(Reconciler):
         if names.FINALIZER in record.finalizers:
             kept = tuple(each for each in record.finalizers if each != names.FINALIZER)
             await self._set_finalizers(record, kept)
-            _LOG.info("Let go of a deleted object", extra=self._log_extra(record))
+            _LOG.info("Removed the finalizer of a deleted object", extra=self._log_extra(record))
 
     async def _set_finalizers(self, record: WeightsRecord, finalizers: tuple[str, ...]) -> None:
         patch = {"metadata": {"resourceVersion": record.resource_version, "finalizers": list(finalizers)}}

@@ -1,25 +1,25 @@
-"""Carries out the decision about one node: its ``NodeCache``, and cleanup Jobs."""
+"""Reconciles nodes: writes each node's ``NodeCache`` and creates its cleanup Jobs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.job_creator import Precondition
-from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, utc_now
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist_weights
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import status_diff
 from tonnage_operator.domain.nodecache.reconcile import decide_node
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+from tonnage_operator.kube.resources import NODE_CACHES
 
 if TYPE_CHECKING:
     from tonnage_operator.api.nodecache import NodeCacheStatus
-    from tonnage_operator.controller.reconciler import Clock
     from tonnage_operator.controller.state import CacheRecord, ControllerState
     from tonnage_operator.domain.nodecache.reconcile import NodeDecision
     from tonnage_operator.domain.observed.node import Node
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.nodes")
 
 _LIST_MAX_AGE: Final = 5.0
-"""Seconds for which a list of all objects counts as fresh before bytes are removed."""
+"""Seconds for which a list of all ``ModelWeights`` counts as fresh before an eviction."""
 _LOAD_START_GRACE_PERIOD: Final = 2.0
-"""Seconds that a load may have been going on before the node's record says so: short ones are written once."""
+"""Seconds before a started load is written to the ``NodeCache``, so that short loads cost one write."""
 
 
 class NodeCacheController(Reconciler):
-    """Brings one node's record after the other in order."""
+    """Reconciles one node at a time; the key is its name."""
 
-    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics, *, clock: Clock = utc_now) -> None:
-        super().__init__(state, client, metrics, clock=clock)
+    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics) -> None:
+        super().__init__(state, client, metrics)
         self._last_list_time = float("-inf")
         self._list_lock = asyncio.Lock()
         self._load_started_at: dict[str, float] = {}
-        """When a load began that isn't on record yet, by node."""
+        """Monotonic time of the start of a load that is not in the ``NodeCache`` yet, by node."""
 
     async def reconcile(self, name: str) -> float | None:
-        """Brings one node's record in order. See ``PartQueue``."""
+        """Reconciles one node. See ``ReconcileFunc``."""
         node = self._state.node(name)
         if node is None:
             self._load_started_at.pop(name, None)
@@ -60,11 +60,11 @@ class NodeCacheController(Reconciler):
             raise StaleCache from error
 
     async def _reconcile(self, node: Node) -> float | None:
-        decision = decide_node(self._state.node_snapshot(node, self._clock()))
+        decision = decide_node(self._state.node_snapshot(node, datetime.now(UTC)))
         if decision.apply:
-            # Bytes are removed only on the word of a list just read: the local picture may miss what is minutes old.
-            await self._relist_weights()
-            decision = decide_node(self._state.node_snapshot(node, self._clock()))
+            # Evict only after a fresh list of ModelWeights: the cache may lag by minutes.
+            await self._refresh_weights()
+            decision = decide_node(self._state.node_snapshot(node, datetime.now(UTC)))
         cache = self._state.node_cache(node.name)
         if decision.status is not None:
             if delay := self._status_write_delay(node.name, cache, decision):
@@ -76,7 +76,7 @@ class NodeCacheController(Reconciler):
         return decision.requeue_after
 
     def _status_write_delay(self, name: str, cache: CacheRecord | None, decision: NodeDecision) -> float:
-        """Returns the seconds until a record that tells of a beginning alone should be written."""
+        """Returns the seconds until the status should be written; 0: now. Started loads alone are delayed."""
         if cache is None or decision.status is None or decision.apply or decision.delete:
             return 0.0
         if cache.status == decision.status or not status_diff.only_load_started(cache.status, decision.status):
@@ -93,31 +93,30 @@ class NodeCacheController(Reconciler):
             annotations = job["metadata"]["annotations"]
             self._metrics.evictions.labels(annotations[names.MEDIUM], annotations[names.CAUSE]).inc()
             fields = {"node": node.name, "entry": annotations[names.CACHE_KEY], "object": annotations[names.MODEL_REF]}
-            _LOG.info("Started a cleanup job", extra={"tonnage": fields})
+            _LOG.info("Created a cleanup Job", extra={"tonnage": fields})
 
         await gather_bounded(create, decision.apply)
 
     async def _delete_cleanup_jobs(self, name: str) -> None:
-        """Deletes cleanup Jobs for a node that is gone; load Jobs are their objects' business."""
+        """Deletes the cleanup Jobs of a deleted node. Its load Jobs are deleted by ``ModelWeightsController``."""
         jobs = self._state.jobs_on(name)
         await self._delete_jobs(job for job in jobs if job.role == names.ROLE_CLEANUP and not job.deleting)
 
-    async def _relist_weights(self) -> None:
+    async def _refresh_weights(self) -> None:
         async with self._list_lock:
             if time.monotonic() - self._last_list_time < _LIST_MAX_AGE:
                 return
-            items, _ = await self._client.list(MODEL_WEIGHTS)
-            self._state.weights.replace(items)
+            await relist_weights(self._state, self._client)
             self._last_list_time = time.monotonic()
 
     async def _write_status(self, node: Node, cache: CacheRecord | None, status: NodeCacheStatus) -> CacheRecord:
-        """Writes a node's record, and makes the object where there is none."""
+        """Writes the status of a node's ``NodeCache``, and creates the object if it does not exist."""
         if cache is None or cache.hostname != node.hostname:
             cache = await self._create_node_cache(node)
         if cache.status == status:
             return cache
         previous, status_body = cache.status, status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        # The version keeps two controllers from undoing each other's records: the later one looks again.
+        # The resource version prevents two controllers from overwriting each other's records: the later one conflicts.
         body = await self._client.update_status(
             NODE_CACHES, cache.name, "", uid=cache.uid, resource_version=cache.resource_version, status=status_body
         )

@@ -1,4 +1,4 @@
-"""How often one thing may be done: a few times at once, then at a steady rate."""
+"""Rate limits by key: a burst, then a steady rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLEANUP_THRESHOLD: Final = 4096
 class RateLimiter:
     """Allows ``burst`` runs of each key at once, and one more every ``interval`` seconds.
 
-    So what is rare happens at once, and what comes in a flood is worked on together.
+    Rare changes are handled immediately; frequent ones are batched.
     """
 
     def __init__(self, *, burst: int, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,12 +28,11 @@ class RateLimiter:
         return max(0.0, self._free_at.get(key, 0.0) - self._burst_allowance - self._clock())
 
     def consume(self, key: str) -> None:
-        """Takes note of a run."""
+        """Records a run of the key."""
         now = self._clock()
         if len(self._free_at) > _CLEANUP_THRESHOLD:
             self._free_at = {each: free for each, free in self._free_at.items() if free > now}
         self._free_at[key] = max(now, self._free_at.get(key, 0.0)) + self._interval
 
     def drop(self, key: str) -> None:
-        """Drops what is known of a key."""
         self._free_at.pop(key, None)

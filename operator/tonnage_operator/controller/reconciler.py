@@ -1,56 +1,58 @@
-"""What both loops are made of: the cluster as it is known, the way to it, and Jobs."""
+"""Base of the two controllers: shared state, API client, and creation and deletion of Jobs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tonnage_operator.controller.job_creator import JobCreator
-from tonnage_operator.kube.resources import JOBS
+from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
     from tonnage_operator.controller.state import ControllerState
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
 
-Body = dict[str, Any]
-Clock = Callable[[], datetime]
 T = TypeVar("T")
 
 _MAX_CONCURRENT: Final = 8
-"""Requests of one decision that are under way at the same time."""
+"""Requests of one decision that run at the same time."""
 
 
 async def gather_bounded(func: Callable[[T], Awaitable[object]], items: Iterable[T]) -> None:
-    """Does the same to all items, some at a time. A failure doesn't keep the others; the first one is raised after."""
+    """Calls ``func`` for all items with bounded concurrency. All calls finish before the first exception is raised."""
     semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
 
-    async def one(item: T) -> None:
+    async def call(item: T) -> None:
         async with semaphore:
             await func(item)
 
-    results = await asyncio.gather(*(one(item) for item in items), return_exceptions=True)
+    results = await asyncio.gather(*(call(item) for item in items), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
 
 
-def utc_now() -> datetime:
-    """Returns the time, which tests replace."""
-    return datetime.now(UTC)
+async def relist_weights(state: ControllerState, client: KubeClient) -> None:
+    """Replaces the cached ``ModelWeights`` by a fresh list.
+
+    Raises:
+        ApiError: The list failed; the cache is unchanged.
+    """
+    items, _ = await client.list(MODEL_WEIGHTS)
+    state.weights.replace(items)
 
 
 class Reconciler:
-    """Base of the loops."""
+    """Base class of the controllers."""
 
-    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics, *, clock: Clock = utc_now) -> None:
+    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics) -> None:
         self._state = state
         self._client = client
         self._metrics = metrics
-        self._clock = clock
         self._job_creator = JobCreator(state, client)
 
     async def _delete_jobs(self, jobs: Iterable[Job]) -> None:

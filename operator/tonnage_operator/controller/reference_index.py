@@ -1,4 +1,4 @@
-"""Which objects refer to which entries, kept up to date with each object, so that a node finds its own at once."""
+"""Index from cache entries to the ``ModelWeights`` that refer to them, updated with each object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceIndex:
-    """All objects, as far as nodes care."""
+    """The fields of all ``ModelWeights`` on which decisions about nodes depend."""
 
     def __init__(self, installation: Installation) -> None:
         self._installation = installation
@@ -25,10 +25,9 @@ class ReferenceIndex:
         self._by_key: dict[EntryKey, set[str]] = defaultdict(set)
         self._by_ref: dict[str, str] = {}
         self._always_included: set[str] = set()
-        """Those that may matter to any node: being deleted, or not to be read."""
+        """Uids of objects that may concern any node: those being deleted, and those with an invalid spec."""
 
     def put(self, uid: str, weights: ModelWeights) -> None:
-        """Takes in an object."""
         references, retention = weights.references(self._installation), weights.spec.cache.retention
         cross_namespace = weights.spec.access.allowed_namespaces.from_ is not FromNamespaces.SAME
         self._put(
@@ -36,11 +35,10 @@ class ReferenceIndex:
         )
 
     def put_unreadable(self, uid: str, ref: str, *, deleting: bool) -> None:
-        """Takes in an object of which nothing but its name is understood."""
+        """Adds an object whose spec is invalid, so that only its name is known."""
         self._put(uid, ModelReferences(ref, deleting, frozenset(), Retention.WHILE_REFERENCED, is_valid=False))
 
     def drop(self, uid: str) -> None:
-        """Forgets an object, if it is known."""
         before = self._by_uid.pop(uid, None)
         if before:
             for key in before.entries:
@@ -61,12 +59,8 @@ class ReferenceIndex:
         if after.deleting or not after.is_valid:
             self._always_included.add(uid)
 
-    def get(self, uid: str) -> ModelReferences | None:
-        """Returns one object."""
-        return self._by_uid.get(uid)
-
     def for_keys(self, keys: Iterable[EntryKey]) -> Sequence[ModelReferences]:
-        """Returns the objects that refer to one of the entries, and all that are being deleted or can't be read."""
+        """Returns the objects that refer to one of the entries, and all of ``_always_included``."""
         uids = self._always_included.union(*(self._by_key.get(key, ()) for key in keys))
         return [self._by_uid[uid] for uid in sorted(uids)]
 

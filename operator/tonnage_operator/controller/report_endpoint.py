@@ -1,7 +1,7 @@
-"""Takes loaders' reports: who sends them is checked by TokenReview, and what they say against what we know.
+"""Receives loaders' reports. A TokenReview authenticates the sender; its Job or held entries must match the report.
 
-Reports are a courtesy: they bring progress and long object lists. How a load ended is told by the pod's termination
-message, so that a lost or refused report costs nothing but that.
+Reports are best effort: they carry progress and object lists too long for a termination message. The termination
+message stays authoritative for a load's result, so a lost report costs only these.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.reports")
 
 MAX_BODY_BYTES: Final = 2 << 20
-"""Bytes of a report: 2000 objects with long keys fit."""
+"""Maximum size of a report in bytes; enough for 2,000 objects with long keys."""
 _TOKEN_REVIEW_TTL: Final = 60.0
 _MAX_CACHED: Final = 10_000
 _RETRY_AFTER: Final = "1"
-"""Seconds after which a loader is asked to try again."""
+"""Seconds, for the ``Retry-After`` header."""
 _PROGRESS_INTERVAL: Final = 5.0
-"""Seconds between two status writes for progress alone, for one object."""
+"""Minimum seconds between enqueues of one object for progress alone."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sender:
 
 
 class ReportRejected(Exception):
-    """A report that is not taken; the text goes back to its sender."""
+    """A rejected report: HTTP status, value of the metric's label ``result``, and the message for the sender."""
 
     def __init__(self, status: int, result: str, message: str) -> None:
         super().__init__(message)
@@ -65,8 +65,8 @@ class ReportRejected(Exception):
 class ReportEndpoint:
     """The handler of ``POST /v1/reports``.
 
-    ``has_synced`` says whether all pods and Jobs are known by now. Until then nobody is called unknown: a loader takes
-    that for the last word, and a long list would have to be made again.
+    Until ``has_synced`` returns True, unknown pods get 503 and not 403, because loaders don't retry after a 403 and a
+    resolve Job would have to list the source again.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class ReportEndpoint:
         state: ControllerState,
         client: KubeClient,
         metrics: Metrics,
+        metrics_recorder: MetricsRecorder | None = None,
         *,
         has_synced: Callable[[], bool],
         enqueue_weights: Callable[[str], None],
@@ -83,14 +84,14 @@ class ReportEndpoint:
         self._has_synced = has_synced
         self._client = client
         self._metrics = metrics
-        self._metrics_recorder = MetricsRecorder(metrics)
+        self._metrics_recorder = metrics_recorder or MetricsRecorder(metrics)
         self._enqueue_weights = enqueue_weights
         self._enqueue_node = enqueue_node
         self._senders: dict[str, tuple[float, Sender]] = {}
         self._last_progress: dict[str, float] = {}
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Takes one report."""
+        """Answers one request: 204, or a 4xx or 503 with a message."""
         kind = "unknown"
         try:
             sender = await self._authenticate(request)
@@ -99,7 +100,7 @@ class ReportEndpoint:
             self._accept(sender, report)
         except ReportRejected as rejection:
             self._metrics.reports.labels(kind, rejection.result).inc()
-            _LOG.warning("Refused a %s report (%s): %s", kind, rejection.result, rejection)
+            _LOG.warning("Rejected a %s report (%s): %s", kind, rejection.result, rejection)
             headers = {"Retry-After": _RETRY_AFTER} if rejection.status == 503 else None
             return web.json_response({"message": str(rejection)}, status=rejection.status, headers=headers)
         self._metrics.reports.labels(kind, "accepted").inc()
@@ -134,7 +135,7 @@ class ReportEndpoint:
         try:
             token_review = await self._client.create(TOKEN_REVIEWS, body)
         except ApiError as error:
-            raise ReportRejected(503, "unchecked", "The token can't be checked now; try again.") from error
+            raise ReportRejected(503, "unchecked", "The token can't be verified now; try again.") from error
         sender = _parse_token_review(token_review.get("status") or {})
         while len(self._senders) >= _MAX_CACHED:
             del self._senders[next(iter(self._senders))]
@@ -144,11 +145,11 @@ class ReportEndpoint:
     def _accept(self, sender: Sender, report: contract.Report) -> None:
         if not self._has_synced():
             raise ReportRejected(
-                503, "too_early", "The controller has just started and doesn't know all pods yet; try again."
+                503, "too_early", "The controller is starting and does not know all pods yet; try again."
             )
         pod = self._state.pods.get(sender.uid)
         if pod is None or (pod.namespace, pod.name) != (sender.namespace, sender.pod):
-            raise ReportRejected(403, "unknown_pod", "This pod has no loader that the operator knows of.")
+            raise ReportRejected(403, "unknown_pod", "The operator knows no loader in this pod.")
         if pod.job_uid:
             self._accept_from_job_pod(pod, report, report.identity)
         else:
@@ -157,9 +158,8 @@ class ReportEndpoint:
             self._store_medium(pod, report.medium, report)
 
     def _accept_from_user_pod(self, pod: Pod, report: contract.Report) -> None:
-        """Takes what a loader in a pod of a user says."""
         model_uid = report.identity.uid if report.identity else ""
-        held_entries = [claim for claim in pod.held_entries if claim.uid == model_uid]
+        held_entries = [held for held in pod.held_entries if held.uid == model_uid]
         if not held_entries:
             raise ReportRejected(
                 403, "other_object", "This pod was not admitted with the object that the report is about."
@@ -178,18 +178,18 @@ class ReportEndpoint:
     def _accept_from_job_pod(self, pod: Pod, report: contract.Report, identity: contract.Identity | None) -> None:
         job = self._state.jobs.get(pod.job_uid)
         if job is None or (job.namespace, job.model_uid) != (pod.namespace, pod.model_uid):
-            raise ReportRejected(403, "unknown_pod", "This pod belongs to no Job of the operator.")
+            raise ReportRejected(403, "unknown_pod", "This pod does not belong to a Job of the operator.")
         if not identity or identity.uid != job.model_uid:
-            raise ReportRejected(403, "other_object", "The report is about another object than the Job is.")
+            raise ReportRejected(403, "other_object", "The report is about another object than the Job.")
         if report.kind is ReportKind.RESOLVED and job.role != names.ROLE_RESOLVE:
-            raise ReportRejected(403, "wrong_kind", "Only resolve Jobs say what was resolved.")
+            raise ReportRejected(403, "wrong_kind", "Only resolve Jobs report a resolved source.")
         before = self._state.reports.get(job.uid)
         if report.resolved or not (before and before.resolved):
             self._state.reports[job.uid] = report
         self._enqueue_throttled(job, report)
 
     def _enqueue_throttled(self, job: Job, report: contract.Report) -> None:
-        """Wakes the object; for progress alone not too often, since each wake may write the status."""
+        """Enqueues the object; for progress alone at a limited rate, since each reconcile may write the status."""
         now = time.monotonic()
         if (
             report.kind is ReportKind.PROGRESS
@@ -204,7 +204,7 @@ class ReportEndpoint:
     def _store_medium(self, pod: Pod, medium: contract.Medium, report: contract.Report) -> None:
         job = self._state.jobs.get(pod.job_uid) if pod.job_uid else None
         if job and job.target.startswith(names.CLAIM_PREFIX):
-            return  # a claim is no medium of the node
+            return  # a claim is not a medium of the node
         if job and job.medium:
             self._state.reported_media[pod.node][Medium(job.medium)] = medium
             return
@@ -214,7 +214,11 @@ class ReportEndpoint:
 
 
 def _parse_token_review(status: dict[str, Any]) -> Sender:
-    """Reads a TokenReview's answer."""
+    """Parses the status of a TokenReview.
+
+    Raises:
+        ReportRejected: The token is not valid, or belongs to no pod.
+    """
     user = status.get("user") or {}
     extra = user.get("extra") or {}
     audiences = status.get("audiences") or ()

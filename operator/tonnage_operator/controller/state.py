@@ -1,4 +1,4 @@
-"""The cluster as the controller knows it: local pictures of all kinds, indexed, so that a change costs little."""
+"""Indexed informer stores of every kind that the controller reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """A ``ModelWeights`` with what writing it needs. ``weights`` is None if the spec is invalid; see ``spec_error``."""
+    """A ``ModelWeights`` with the metadata that writes need; ``weights`` is None if the spec is invalid."""
 
     namespace: str
     name: str
@@ -44,20 +44,19 @@ class WeightsRecord:
     generation: int
     weights: ModelWeights | None
     spec_error: str
-    """Why it can't be read: a sentence for its conditions."""
+    """Why the spec is invalid, as the message of the conditions; empty if it is valid."""
     invalid_spec_reported: bool = False
-    """That is what its conditions say already."""
+    """Whether its conditions have ``spec_error`` as their message already."""
     raw_status: dict[str, Any] = field(default_factory=dict)
-    """The status of an object that can't be read, as it is."""
+    """The status of an object with an invalid spec, unchanged; empty if the spec is valid."""
 
     @property
     def ref(self) -> str:
-        """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
 
 
 def parse_weights_record(body: dict[str, Any]) -> WeightsRecord:
-    """Reads an object as far as it can be read."""
+    """Parses a ``ModelWeights``. An invalid spec is no error; see ``WeightsRecord.spec_error``."""
     metadata = body["metadata"]
     weights, spec_error = None, ""
     try:
@@ -82,7 +81,7 @@ def parse_weights_record(body: dict[str, Any]) -> WeightsRecord:
 
 @dataclass(frozen=True)
 class CacheRecord:
-    """A ``NodeCache`` with what writing it needs."""
+    """A ``NodeCache`` with the metadata that writes need."""
 
     name: str
     uid: str
@@ -92,7 +91,6 @@ class CacheRecord:
 
 
 def parse_cache_record(body: dict[str, Any]) -> CacheRecord:
-    """Reads a ``NodeCache``."""
     metadata = body["metadata"]
     return CacheRecord(
         name=metadata["name"],
@@ -104,14 +102,13 @@ def parse_cache_record(body: dict[str, Any]) -> CacheRecord:
 
 
 class Index:
-    """Uids by some key of the object, kept up to date by a store's changes."""
+    """Uids by keys of the object, updated as an event handler of a store."""
 
     def __init__(self, index_func: Callable[[Any], Iterable[str]]) -> None:
         self._index_func = index_func
         self._uids: dict[str, set[str]] = defaultdict(set)
 
-    def update(self, before: Any, after: Any) -> None:  # noqa: ANN401 - of whatever kind the store is
-        """Takes in one change."""
+    def update(self, before: Any, after: Any) -> None:  # noqa: ANN401 - the type of the store's objects
         for key in self._index_func(before) if before else ():
             self._uids[key].discard(before.uid)
             if not self._uids[key]:
@@ -124,7 +121,7 @@ class Index:
 
 
 class ControllerState:
-    """Everything that is known, and nothing that is decided."""
+    """The controller's observed state; it makes no decisions."""
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
@@ -134,12 +131,12 @@ class ControllerState:
         self.pods = Store(parse_pod)
         self.node_caches = Store(parse_cache_record)
         self.cache_index = CacheIndex()
-        """What the records of ``caches`` say, to be looked up."""
+        """The entries of ``node_caches``."""
         self.references = ReferenceIndex(installation)
         self.reports: dict[str, contract.Report] = {}
         """The latest report of each Job, by its uid."""
         self.reported_outcomes: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
-        """How loads of pods of users ended, as reported, by the pod's uid and the entry's name."""
+        """Outcomes that injected loaders reported, by the pod's uid and the entry's name."""
         self.reported_media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
         self._jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
         self._jobs_of_node = Index(lambda job: (job.node_name,) if job.node_name else ())
@@ -193,16 +190,14 @@ class ControllerState:
             self.reported_outcomes.pop(before.uid, None)
 
     def store_for(self, resource: Resource) -> Store[Any]:
-        """Returns the picture of the records of one kind."""
+        """Returns the store of ``ModelWeights`` or ``NodeCache``, which Jobs may have as precondition."""
         stores: dict[Resource, Store[Any]] = {MODEL_WEIGHTS: self.weights, NODE_CACHES: self.node_caches}
         return stores[resource]
 
     def node(self, name: str) -> Node | None:
-        """Returns a node by name."""
         return self._node_by_name.get(name)
 
     def node_cache(self, name: str) -> CacheRecord | None:
-        """Returns a node's ``NodeCache``."""
         return self._cache_by_name.get(name)
 
     def _jobs(self, uids: Iterable[str]) -> list[Job]:
@@ -214,18 +209,17 @@ class ControllerState:
     def _latest_pods(self, jobs: Iterable[Job]) -> dict[str, Pod]:
         found = {}
         for job in jobs:
-            # Who may create pods anywhere can name any owner in them: just those of the Job's namespace are its own.
+            # ownerReferences are user input: only pods in the Job's own namespace can belong to it.
             pods = [pod for pod in self._pods(self._pods_of_job[job.uid]) if pod.namespace == job.namespace]
             if pods:
                 found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
         return found
 
     def jobs_on(self, node: str) -> list[Job]:
-        """Returns the Jobs for a node."""
         return self._jobs(self._jobs_of_node[node])
 
     def snapshot(self, record: WeightsRecord, weights: ModelWeights, now: datetime) -> Snapshot:
-        """Returns what a decision about one object looks at."""
+        """Returns the input of the decision about one object."""
         jobs = self._jobs(self._jobs_of_model[record.uid])
         pods = self._latest_pods(jobs)
         return Snapshot(
@@ -242,7 +236,7 @@ class ControllerState:
         )
 
     def _shared_entries(self, weights: ModelWeights) -> frozenset[str]:
-        """Returns the entries that other objects refer to in the object's claim."""
+        """Returns the entries of the object's claim to which other objects refer."""
         claim = weights.claim_ref
         if not any(claim):
             return frozenset()
@@ -250,7 +244,7 @@ class ControllerState:
         return frozenset().union(*(each.claim_entries() for each in others if each.claim_ref == claim))
 
     def node_snapshot(self, node: Node, now: datetime) -> NodeSnapshot:
-        """Returns what a decision about one node looks at."""
+        """Returns the input of the decision about one node."""
         cache = self.node_cache(node.name)
         status = cache.status if cache else NodeCacheStatus()
         jobs = self.jobs_on(node.name)
@@ -270,7 +264,7 @@ class ControllerState:
             jobs=[job_results.effective_job(job, pods.get(job.uid), now) for job in jobs],
             pods=pods,
             consumers=consumers,
-            pending_entries=frozenset((claim.key, claim.medium) for pod in pending for claim in pod.held_entries),
+            pending_entries=frozenset((held.key, held.medium) for pod in pending for held in pod.held_entries),
             reported_outcomes={
                 (pod.uid, entry): outcome
                 for pod in consumers

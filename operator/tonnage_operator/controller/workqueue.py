@@ -1,4 +1,4 @@
-"""Runs one task a key, never two at once for the same key: the heart of a level-based controller."""
+"""Work queue: reconciles each key in one task, never concurrently with itself, with rate limits and backoff."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _MAX_BACKOFF: Final = 60.0
 
 
 class Gone(Exception):
-    """Raised by a reconcile whose object is gone."""
+    """Raised by a reconcile whose object is deleted; the key is dropped."""
 
 
 class StaleCache(Exception):
-    """Raised by a reconcile that found its picture of the world older than the world: it looks again shortly."""
+    """Raised by a reconcile whose cache is older than the API server; the key is requeued with backoff."""
 
 
 ReconcileFunc = Callable[[str], Awaitable[float | None]]
-"""Brings one key's world in order. Returns the seconds until it should be called again; None: when it is woken."""
+"""Reconciles one key. Returns the seconds until it is requeued, or None to wait for the next ``add``."""
 
 
 @dataclass
@@ -39,9 +39,10 @@ class _Worker:
 
 
 class WorkQueue:
-    """Workers of one kind of keys.
+    """The queue of one kind of keys.
 
-    A key that is woken while it works is worked on once more. Errors are logged and tried again, with growing delays.
+    A key that is added during its reconcile is reconciled once more. Errors are logged and retried with backoff.
+    ``batch_delay`` is the minimum time in seconds from ``add`` to the reconcile.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class WorkQueue:
         self._closed = False
 
     def add(self, key: str) -> None:
-        """Has the key worked on soon."""
+        """Enqueues the key; adding a pending key again has no effect."""
         if self._closed:
             return
         worker = self._workers.get(key)
@@ -74,7 +75,7 @@ class WorkQueue:
         worker.pending.set()
 
     async def close(self) -> None:
-        """Ends all workers; a request that is under way is given up."""
+        """Cancels all reconciles, including their requests."""
         self._closed = True
         tasks = [worker.task for worker in self._workers.values() if worker.task]
         for task in tasks:
@@ -83,7 +84,7 @@ class WorkQueue:
 
     @property
     def idle(self) -> bool:
-        """Nobody has been woken and not come to rest yet."""
+        """True when no key is pending or being reconciled. For tests."""
         return not any(worker.pending.is_set() or worker.busy for worker in self._workers.values())
 
     async def _run(self, key: str, worker: _Worker) -> None:
@@ -95,7 +96,7 @@ class WorkQueue:
             except TimeoutError:
                 await asyncio.sleep(self._rate_limiter.delay(key))
             else:
-                # What comes together is worked on together.
+                # Changes that arrive together are reconciled together.
                 await asyncio.sleep(max(self._batch_delay, self._rate_limiter.delay(key)))
             self._rate_limiter.consume(key)
             worker.busy = True
@@ -123,13 +124,13 @@ class WorkQueue:
             worker.failures += 1
             self._on_result("outdated", time.monotonic() - started)
             return _backoff(worker.failures)
-        except Exception as error:  # noqa: BLE001 - one object's trouble must not end the others' work
+        except Exception as error:  # noqa: BLE001 - an error with one object must not stop the others
             worker.failures += 1
             delay = _backoff(worker.failures)
             expected = hasattr(error, "status")
             _LOG.log(
                 logging.WARNING if expected else logging.ERROR,
-                "%s %s failed and is tried again in %.1f s: %s",
+                "Reconciling %s %s failed, retrying in %.1f s: %s",
                 self._name,
                 key,
                 delay,
@@ -144,5 +145,5 @@ class WorkQueue:
 
 
 def _backoff(failures: int) -> float:
-    """Returns the seconds until the next try: about 0.5, 1, 2, … up to ``_MAX_BACKOFF``."""
+    """Returns the seconds until the next attempt: about 0.5, 1, 2, … up to about ``_MAX_BACKOFF``."""
     return min(_MAX_BACKOFF, 2.0 ** min(failures, 10) / 4) * (0.75 + random.random() / 2)  # noqa: S311

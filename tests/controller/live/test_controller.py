@@ -119,7 +119,7 @@ def test_health_metrics_and_logs_are_served(
     eventually(shown)
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
     logged = {each["message"]: each for each in lines if each.get("object") == f"{harness.namespace}/llama"}
-    assert logged["Started a load job"]["revision"] == harness.status()["resolved"]["revision"]
+    assert logged["Created a load Job"]["revision"] == harness.status()["resolved"]["revision"]
 
 
 def test_the_spec_is_never_written(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
