@@ -1,9 +1,10 @@
-"""The half of Tonnage that talks to the Kubernetes API: resources, Jobs, injection, status.
+"""The operator of Tonnage: custom resources, load Jobs, injection into pods, and status.
 
-It reads no Secret, opens no bucket and touches no weight: that is the loader's work, in pods of the tenants' own
-namespaces. Of the loader, only ``tonnage.contract`` and ``tonnage.errors`` are imported here.
+It reads no Secrets, buckets or weights; the loader does, in pods of the tenants' own namespaces. From the loader's
+package it imports only ``tonnage.contract`` and ``tonnage.errors``.
 
-``api`` is the vocabulary, ``domain`` decides (pure functions), ``kube`` acts, ``controller`` and ``webhook`` wire.
+``api`` defines the resources, ``domain`` decides (pure functions), ``kube`` is the API client, and ``controller`` and
+``webhook`` are the two processes.
 """
 
 from __future__ import annotations

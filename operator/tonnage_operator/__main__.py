@@ -1,4 +1,4 @@
-"""``python -m tonnage_operator``."""
+"""``python -m tonnage_operator`` runs the command ``tonnage-operator``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics and logs. Labels are bounded: no pods, no uids, no paths, no nodes; the revision only in ``tonnage_info``."""
+"""Metrics and logs. Labels are bounded: no pods, uids, paths or nodes; the revision only in ``tonnage_info``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ADMISSION_BUCKETS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.
 
 
 class Metrics:
-    """All metrics of one process, in a registry of their own."""
+    """All metrics of one process, in their own registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -42,63 +42,65 @@ class Metrics:
         self.desired = gauge("desired_nodes", "Nodes that should be warm.", *model)
         self.warm = gauge("warm_nodes", "Desired nodes that are warm.", *model)
         self.failed = gauge("failed_nodes", "Nodes whose last load failed.", *model)
-        self.reconciles = counter("reconcile_total", "Decisions that were carried out.", "kind", "result")
+        self.reconciles = counter("reconcile_total", "Reconciles.", "kind", "result")
         self.reconcile_seconds = histogram(
-            "reconcile_duration_seconds", "Time of one decision with its requests.", _ADMISSION_BUCKETS, "kind"
+            "reconcile_duration_seconds", "Time of one reconcile with its requests.", _ADMISSION_BUCKETS, "kind"
         )
-        self.resolves = counter("source_resolve_total", "Ended looks at a source.", "result", "reason")
+        self.resolves = counter("source_resolve_total", "Resolve Jobs that finished.", "result", "reason")
         self.resolve_seconds = histogram(
-            "source_resolve_duration_seconds", "Time of looks at a source that succeeded.", _RESOLVE_BUCKETS
+            "source_resolve_duration_seconds", "Time of successful resolves.", _RESOLVE_BUCKETS
         )
-        self.loads_started = counter("load_started_total", "Load Jobs that were made.", *model)
-        self.loads_finished = counter("load_finished_total", "Load Jobs that ended.", "result", "reason")
-        self.load_seconds = histogram("load_duration_seconds", "Time of loads that succeeded.", _LOAD_BUCKETS, "medium")
-        self.load_bytes = counter("load_bytes_total", "Bytes that loads fetched.", "medium")
-        self.load_retries = counter("load_retries_total", "Requests for parts that were repeated.")
-        self.verified = counter("verify_total", "Loads whose bytes were checked.", "level", "result")
-        self.cache_requests = counter("cache_requests_total", "Pods that asked for weights.", *model, "result")
-        self.bytes_saved = counter("bytes_saved_total", "Bytes that pods found and need not fetch.", *model)
+        self.loads_started = counter("load_started_total", "Load Jobs that were created.", *model)
+        self.loads_finished = counter("load_finished_total", "Load Jobs that finished.", "result", "reason")
+        self.load_seconds = histogram("load_duration_seconds", "Time of successful loads.", _LOAD_BUCKETS, "medium")
+        self.load_bytes = counter("load_bytes_total", "Bytes that loads downloaded.", "medium")
+        self.load_retries = counter("load_retries_total", "Requests for parts that were retried.")
+        self.verified = counter("verify_total", "Loads that were verified.", "level", "result")
+        self.cache_requests = counter("cache_requests_total", "Loads of pods that requested weights.", *model, "result")
+        self.bytes_saved = counter(
+            "bytes_saved_total", "Bytes that pods read from the cache instead of downloading.", *model
+        )
         self.pod_wait_seconds = histogram(
-            "pod_wait_seconds", "Time that a pod's loader took until the pod could go on.", _WAIT_BUCKETS, "result"
+            "pod_wait_seconds", "Time that a pod waited for its loader.", _WAIT_BUCKETS, "result"
         )
-        self.evictions = counter("evictions_total", "Cleanup Jobs that were made.", "medium", "cause")
-        self.evicted_bytes = counter("evicted_bytes_total", "Bytes of entries that were emptied.", "medium")
-        self.cache_capacity = gauge("cache_capacity_bytes", "Capacity of all nodes' media, as reported.", "medium")
+        self.evictions = counter("evictions_total", "Cleanup Jobs that were created.", "medium", "cause")
+        self.evicted_bytes = counter("evicted_bytes_total", "Bytes of entries that were evicted.", "medium")
+        self.cache_capacity = gauge(
+            "cache_capacity_bytes", "Capacity of all nodes' media, as reported by loaders.", "medium"
+        )
         self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' ready entries.", "medium")
         self.cache_entries = gauge("cache_entries", "Entries on all nodes.", "medium", "state")
-        self.reports = counter("reports_total", "Reports that arrived.", "kind", "result")
+        self.reports = counter("reports_total", "Reports that loaders sent.", "kind", "result")
         self.requests = counter("api_requests_total", "Requests to the API server.", "verb", "resource", "code")
-        self.watch_restarts = counter("watch_restarts_total", "Watches that broke and began anew.", "resource")
+        self.watch_restarts = counter("watch_restarts_total", "Watches that were restarted after an error.", "resource")
         self.events = counter("events_total", "Events that were posted.", "reason")
         self.admissions = counter("admission_requests_total", "Admission reviews.", "result")
         self.admission_seconds = histogram(
             "admission_duration_seconds", "Time of an admission review inside the server.", _ADMISSION_BUCKETS
         )
         self.certificate_expiry = gauge(
-            "certificate_expiry_timestamp_seconds", "When the serving certificate ends; 0 without one."
+            "certificate_expiry_timestamp_seconds", "When the serving certificate expires; 0 without one."
         )
-        self.certificate_reloads = counter("certificate_reload_total", "Changes of the serving certificate.", "result")
+        self.certificate_reloads = counter("certificate_reload_total", "Reloads of the serving certificate.", "result")
 
     def observe_request(self, verb: str, resource: Resource, label: str, status: int) -> None:
-        """Counts one request to the API server; status 0: it wasn't answered."""
+        """Counts one request to the API server; status 0: there was no response."""
         self.requests.labels(verb, label or resource.plural, str(status)).inc()
 
     def count_watch_restart(self, resource: str) -> None:
-        """Counts a watch that broke."""
         self.watch_restarts.labels(resource).inc()
 
     def drop_model(self, namespace: str, name: str) -> None:
-        """Drops the series of an object that is gone."""
+        """Removes the series of a deleted object."""
         of_models = (self.info, self.condition, self.desired, self.warm, self.failed)
         for metric in (*of_models, self.loads_started, self.cache_requests, self.bytes_saved):
             metric.remove_by_labels({"namespace": namespace, "name": name})
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; what is given as ``extra={"tonnage": {...}}`` becomes fields."""
+    """Formats each record as one line of JSON; ``extra={"tonnage": {...}}`` adds fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -112,7 +114,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(*, json_lines: bool, level: str) -> None:
-    """Sends all logs to stderr, as JSON lines or for people."""
+    """Sends all logs to stderr, as lines of JSON or of plain text."""
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if json_lines else plain)

@@ -1,4 +1,4 @@
-"""Fixtures of the operator's tests: one control plane a session, one namespace a test."""
+"""Fixtures of the operator's tests: one control plane per session, one namespace per test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MISSING = pytest.StashKey[str]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what the control plane needs before the first test, since a cold build outlasts a test's time limit."""
+    """Builds the control plane's programs before the first test: a cold build takes longer than a test's time limit."""
     wanted = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
     if not wanted or session.config.option.collectonly or _PROGRAMS in session.config.stash:
         return
@@ -47,9 +47,9 @@ _NUMBERS = itertools.count(1)
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """A fresh namespace. It is left behind, since the control plane goes as a whole; its pods are not.
+    """A new namespace. Its workloads are deleted after the test, or their pods would run on the nodes of later tests.
 
-    They would be placed on the nodes of later tests.
+    The namespace itself stays, because the control plane is removed as a whole.
     """
     name = f"test-{next(_NUMBERS)}"
     body: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}

@@ -1,4 +1,4 @@
-"""The last look before a Job is made: what the server says counts, not what was known."""
+"""The reads at the API server before a Job is created: its state counts, not that of the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = ("r-1", Medium.MEMORY)
 
 
 class FakeApiServer:
-    """The few answers that are needed, in memory, with a note of what was asked."""
+    """An in-memory API server with the few requests that are needed; it records the calls."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[Resource, str], Body] = {}
@@ -34,7 +34,7 @@ class FakeApiServer:
         self.objects[resource, name] = {"metadata": metadata, **more}
 
     async def get_or_none(self, resource: Resource, name: str, _namespace: str = "") -> Body | None:
-        self.calls.append(f"find {resource.plural}")
+        self.calls.append(f"get {resource.plural}")
         return self.objects.get((resource, name))
 
     async def get_resource_version(self, resource: Resource, name: str, _namespace: str = "") -> str:
@@ -60,7 +60,7 @@ def job_creator(api_server: FakeApiServer) -> JobCreator:
     return JobCreator(ControllerState(objects.INSTALLATION), cast("KubeClient", api_server))
 
 
-def _record(server: FakeApiServer, version: int, state: str, **more: Any) -> None:
+def _put_node_cache(server: FakeApiServer, version: int, state: str, **more: Any) -> None:
     entries = [{"name": KEY[0], "medium": KEY[1].value, "state": state, **more}]
     server.put(NODE_CACHES, "n0", version, status={"entries": entries})
 
@@ -69,26 +69,26 @@ JOB: Body = {"metadata": {"name": "load", "namespace": "serving"}}
 PRECONDITION = Precondition(NODE_CACHES, "n0", "7", entry_key=KEY)
 
 
-async def test_the_job_is_looked_for_before_the_record(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+async def test_the_job_is_read_before_the_precondition(api_server: FakeApiServer, job_creator: JobCreator) -> None:
     api_server.put(NODE_CACHES, "n0", 7)
     assert await job_creator.create(JOB, PRECONDITION)
-    assert api_server.calls == ["find jobs", "version of nodecaches", "create jobs"]
+    assert api_server.calls == ["get jobs", "version of nodecaches", "create jobs"]
 
 
-async def test_a_job_that_is_there_is_taken_in_and_not_made(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+async def test_a_job_that_exists_is_not_created(api_server: FakeApiServer, job_creator: JobCreator) -> None:
     api_server.put(JOBS, "load", 5)
     assert not await job_creator.create(JOB, PRECONDITION)
-    assert api_server.calls == ["find jobs"]
+    assert api_server.calls == ["get jobs"]
 
 
 @pytest.mark.parametrize(
-    ("state", "made"), [("Ready", False), ("Evicting", False), ("Loading", True), ("Partial", True)]
+    ("state", "created"), [("Ready", False), ("Evicting", False), ("Loading", True), ("Partial", True)]
 )
 async def test_unrelated_changes_of_the_nodecache_do_not_matter(
-    api_server: FakeApiServer, job_creator: JobCreator, state: str, made: bool
+    api_server: FakeApiServer, job_creator: JobCreator, state: str, created: bool
 ) -> None:
-    _record(api_server, 8, state)
-    if made:
+    _put_node_cache(api_server, 8, state)
+    if created:
         assert await job_creator.create(JOB, PRECONDITION)
         return
     with pytest.raises(StaleCache):
@@ -96,24 +96,24 @@ async def test_unrelated_changes_of_the_nodecache_do_not_matter(
     assert (JOBS, "load") not in api_server.objects
 
 
-async def test_a_record_that_came_after_the_decision_counts_also_when_it_is_known(
+async def test_a_ready_entry_that_appeared_after_the_decision_counts_even_if_it_is_cached(
     api_server: FakeApiServer, job_creator: JobCreator
 ) -> None:
-    _record(api_server, 7, "Ready")
+    _put_node_cache(api_server, 7, "Ready")
     with pytest.raises(StaleCache):
         await job_creator.create(JOB, Precondition(NODE_CACHES, "n0", "6", entry_key=KEY))
     with pytest.raises(StaleCache):
         await job_creator.create(JOB, PRECONDITION)
 
 
-async def test_some_ranks_do_not_stand_for_all(api_server: FakeApiServer, job_creator: JobCreator) -> None:
-    _record(api_server, 8, "Ready", ranks="0-3")
+async def test_a_ready_entry_with_some_ranks_is_not_complete(
+    api_server: FakeApiServer, job_creator: JobCreator
+) -> None:
+    _put_node_cache(api_server, 8, "Ready", ranks="0-3")
     assert await job_creator.create(JOB, PRECONDITION)
 
 
-async def test_any_change_matters_where_the_whole_record_asks(
-    api_server: FakeApiServer, job_creator: JobCreator
-) -> None:
+async def test_any_change_matters_without_an_entry_key(api_server: FakeApiServer, job_creator: JobCreator) -> None:
     api_server.put(NODE_CACHES, "n0", 8)
     with pytest.raises(StaleCache):
         await job_creator.create(JOB, Precondition(NODE_CACHES, "n0", "7"))

@@ -1,4 +1,4 @@
-"""What happens on a machine that can't run a control plane."""
+"""Tests that need a control plane, on a machine that can't run one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from operator_support.control_plane import skip_or_fail
 
 
-def test_without_a_control_plane_tests_are_skipped_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_control_plane_tests_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="No control plane: there is no Go"):
         skip_or_fail("there is no Go")
 
 
-def test_in_ci_that_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_ci_they_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="No control plane: there is no Go"):
         skip_or_fail("there is no Go")

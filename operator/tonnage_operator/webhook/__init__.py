@@ -1,1 +1,1 @@
-"""The process that answers admission reviews: stateless, several replicas, no kopf."""
+"""The webhook process: answers admission reviews. It is stateless and runs in several replicas, without kopf."""

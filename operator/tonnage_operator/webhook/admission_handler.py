@@ -1,4 +1,4 @@
-"""One admission review: from the request's bytes to the answer. A pod that asks for nothing is never refused."""
+"""Answers admission reviews of pods. A pod that does not request weights is always admitted."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.webhook")
 
 _LOOKUP_TIMEOUT: Final = 2.0
-"""Seconds for reading one object, of which at most two are read one after the other: the API server waits longer."""
+"""Seconds to read one object. A review reads at most two one after the other; the API server waits longer than that."""
 
 Body = dict[str, Any]
 
 
 class InvalidReview(Exception):
-    """The request's body is no admission review."""
+    """The request's body is not an AdmissionReview."""
 
 
 def parse_review(data: bytes) -> Body:
-    """Returns the review's request.
+    """Returns the request of an AdmissionReview.
 
     Raises:
-        NotAReview: It is something else.
+        InvalidReview: The data is something else.
     """
     try:
         review = msgspec.json.decode(data)
@@ -55,12 +55,15 @@ def parse_review(data: bytes) -> Body:
         if not isinstance(request["uid"], str):
             raise InvalidReview("The review's request has no uid.")
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
-        raise InvalidReview("This is no AdmissionReview of admission.k8s.io/v1.") from error
+        raise InvalidReview("The body is not an AdmissionReview of admission.k8s.io/v1.") from error
     return dict(request)
 
 
 def json_patch(before: Body, after: Body) -> list[Body]:
-    """Returns a JSON patch: whole members of ``metadata`` and ``spec`` that differ."""
+    """Returns the JSON Patch that replaces the members of ``metadata`` and ``spec`` that differ, as a whole.
+
+    Members that ``after`` lacks are kept.
+    """
     operations = []
     for part in ("metadata", "spec"):
         old, new = before.get(part) or {}, after.get(part) or {}
@@ -76,7 +79,7 @@ def json_patch(before: Body, after: Body) -> list[Body]:
 
 
 class AdmissionHandler:
-    """Answers reviews."""
+    """Answers admission reviews with the current ``installation``."""
 
     def __init__(self, client: KubeClient, warm_nodes: WarmNodes, installation: Installation, metrics: Metrics) -> None:
         self._client = client
@@ -85,10 +88,10 @@ class AdmissionHandler:
         self._metrics = metrics
 
     async def handle(self, data: bytes) -> bytes:
-        """Returns the answer to a review.
+        """Returns the encoded AdmissionReview with the response.
 
         Raises:
-            NotAReview: The body is something else.
+            InvalidReview: The data is not an AdmissionReview.
         """
         started = time.perf_counter()
         request = parse_review(data)
@@ -123,11 +126,11 @@ class AdmissionHandler:
         except (AdmissionDenied, InvalidAnnotation) as refusal:
             message = str(refusal)
         except ApiError as error:
-            message, code, result = f"Tonnage can't look the model up now, try again: {error.message}", 503, "error"
-            _LOG.warning("A lookup failed: %s", error.message, extra=log_extra)
-        except Exception:  # noqa: BLE001 - counted, logged, and answered: a crash would be a timeout for the pod
-            message, code, result = "Tonnage failed on this pod; its webhook's log says how.", 500, "error"
-            _LOG.exception("Injection failed", extra=log_extra)
+            message, code, result = f"The model can't be looked up now; try again: {error.message}", 503, "error"
+            _LOG.warning("Looking up a model failed: %s", error.message, extra=log_extra)
+        except Exception:  # noqa: BLE001 - counted, logged and answered; a crash would be a timeout for the pod
+            message, code, result = "The webhook failed on this pod; its log has the error.", 500, "error"
+            _LOG.exception("Injecting a pod failed", extra=log_extra)
         else:
             _LOG.info("Injected a pod", extra=log_extra)
             return _patch_response(pod, injected), "injected"
@@ -135,15 +138,15 @@ class AdmissionHandler:
             _LOG.info("Admitted a pod without weights: %s", message, extra=log_extra)
             response = _patch_response(pod, inject.without_weights(pod, message))
             return {**response, "warnings": [f"tonnage: started without weights: {message}"[:250]]}, "continued"
-        _LOG.info("Refused a pod: %s", message, extra=log_extra)
+        _LOG.info("Denied a pod: %s", message, extra=log_extra)
         return {"allowed": False, "status": {"code": code, "message": f"tonnage: {message}"}}, result
 
     async def _inject(self, pod: Body, annotations: dict[str, str], namespace: str) -> Body:
         if not namespace:
-            raise AdmissionDenied("The review names no namespace, so it can't be known which model is meant.")
+            raise AdmissionDenied("The review names no namespace, so the model can't be determined.")
         request = parse_annotations(annotations, namespace=namespace)
-        supplies = await asyncio.gather(*(self._look_up_model(wanted, namespace, request) for wanted in request.models))
-        return inject.inject(pod, tuple(supplies), request, self.installation)
+        models = await asyncio.gather(*(self._look_up_model(wanted, namespace, request) for wanted in request.models))
+        return inject.inject(pod, tuple(models), request, self.installation)
 
     async def _look_up_model(self, wanted: RequestedModel, namespace: str, request: PodRequest) -> inject.InjectedModel:
         absent = AdmissionDenied(
@@ -171,7 +174,7 @@ class AdmissionHandler:
 
 
 def _annotations(pod: Body) -> dict[str, str]:
-    """Returns the pod's annotations; nonsense is none, so that it can't break anything."""
+    """Returns the pod's annotations. Malformed ones are dropped, so that they can't cause an error."""
     metadata = pod.get("metadata")
     annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
     return (

@@ -1,4 +1,4 @@
-"""Which nodes have which entries, from a local picture of the ``NodeCache`` objects: no request lists anything."""
+"""Index of the nodes that have an entry ready, from an informer's store, so that reviews need no list request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState, NodeCacheStatus
 from tonnage_operator.domain import ranks
 from tonnage_operator.kube.informer import Store
@@ -14,50 +13,50 @@ from tonnage_operator.kube.informer import Store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Key = tuple[str, Medium]
+    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.domain.nodecache.index import EntryKey
 
 
 @dataclass(frozen=True)
 class WarmNode:
     """The ready entries of one node."""
 
-    uid: str
     hostname: str
-    entries: Mapping[Key, str | None]
-    """The ranks of each; None: all."""
+    entries: Mapping[EntryKey, str | None]
+    """The ranks of each entry; None: all."""
 
 
 def parse_warm_node(body: dict[str, Any]) -> WarmNode:
-    """Reads a ``NodeCache``."""
     metadata = body["metadata"]
     status = NodeCacheStatus.model_validate(body.get("status") or {})
     ready = (entry for entry in status.entries or () if entry.state is EntryState.READY)
     return WarmNode(
-        uid=metadata["uid"],
         hostname=(metadata.get("labels") or {}).get(names.HOSTNAME_LABEL, metadata["name"]),
         entries={(entry.name, entry.medium): entry.ranks for entry in ready},
     )
 
 
 class WarmNodes:
-    """Host names by entry."""
+    """Hostnames by entry."""
 
     def __init__(self) -> None:
         self.store = Store(parse_warm_node)
-        self._hostnames: dict[Key, dict[str, str | None]] = {}
+        self._hostnames: dict[EntryKey, dict[str, str | None]] = {}
         self.store.add_event_handler(self._changed)
 
     def _changed(self, before: WarmNode | None, after: WarmNode | None) -> None:
-        for key in before.entries if before else ():
-            hostnames = self._hostnames.get(key, {})
-            hostnames.pop(before.hostname if before else "", None)
-            if not hostnames:
-                self._hostnames.pop(key, None)
-        for key, available_ranks in after.entries.items() if after else ():
-            self._hostnames.setdefault(key, {})[after.hostname if after else ""] = available_ranks
+        if before:
+            for key in before.entries:
+                hostnames = self._hostnames.get(key, {})
+                hostnames.pop(before.hostname, None)
+                if not hostnames:
+                    self._hostnames.pop(key, None)
+        if after:
+            for key, available_ranks in after.entries.items():
+                self._hostnames.setdefault(key, {})[after.hostname] = available_ranks
 
     def hostnames(self, key: str, medium: Medium, wanted_ranks: str = "") -> tuple[str, ...]:
-        """Returns the host names of the nodes that have an entry with the wanted ranks (empty: all), sorted."""
+        """Returns the sorted hostnames of the nodes that have an entry with the wanted ranks (empty: all)."""
         found = self._hostnames.get((key, medium), {})
         return tuple(
             sorted(
