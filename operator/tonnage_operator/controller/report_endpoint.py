@@ -65,8 +65,8 @@ class ReportRejected(Exception):
 class ReportEndpoint:
     """The handler of ``POST /v1/reports``.
 
-    Until ``has_synced`` returns True, unknown pods get 503 and not 403, because loaders don't retry after a 403 and a
-    resolve Job would have to list the source again.
+    Until ``has_synced`` returns True, reports get 503: the cache may lack their pods, and a loader does not retry after
+    a 403, so that a resolve Job would have to list the source again.
     """
 
     def __init__(

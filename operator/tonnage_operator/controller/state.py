@@ -190,7 +190,7 @@ class ControllerState:
             self.reported_outcomes.pop(before.uid, None)
 
     def store_for(self, resource: Resource) -> Store[Any]:
-        """Returns the store of ``ModelWeights`` or ``NodeCache``, which Jobs may have as precondition."""
+        """Returns the picture of the records of one kind."""
         stores: dict[Resource, Store[Any]] = {MODEL_WEIGHTS: self.weights, NODE_CACHES: self.node_caches}
         return stores[resource]
 
