@@ -11,7 +11,7 @@ from tonnage.cache.journal import Journal, JournalHeader
 from tonnage.cache.lock_holders import LockHolder, find_lock_holders
 from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
-from tonnage.cache.medium import check_free_space, human_bytes, inspect_medium
+from tonnage.cache.medium import check_free_space, inspect_medium
 
 __all__ = [
     "Cache",
@@ -32,7 +32,6 @@ __all__ = [
     "boot_id",
     "check_free_space",
     "find_lock_holders",
-    "human_bytes",
     "inspect_medium",
     "memory_limit",
 ]

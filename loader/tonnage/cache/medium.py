@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from tonnage.cache.cgroups import memory_limit
 from tonnage.cache.procfs import PROC, Mount, find_mount
 from tonnage.contract import Medium
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import InsufficientSpace
 
 MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
@@ -99,6 +101,7 @@ def insufficient_space_message(
     machine: int | None = None,
 ) -> str:
     """Returns why ``required_bytes`` bytes don't fit, as a sentence; empty when they do. See ``check_room``."""
+    exact_bytes = functools.partial(human_bytes, style="exact")
     if limit is not None and required_bytes > limit:
         return (
             f"{path} is memory ({medium.filesystem}), and {exact_bytes(required_bytes)} are to be written there, but "
@@ -134,22 +137,6 @@ def nearest_existing_path(path: Path) -> Path:
     while not _path_exists(place) and place != place.parent:
         place = place.parent
     return place
-
-
-def human_bytes(count: int) -> str:
-    """Returns a size as people read it: ``812 bytes``, ``1.5 MiB``, ``131.4 GiB``."""
-    value = float(count)
-    unit = ""
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
-
-
-def exact_bytes(count: int) -> str:
-    """Returns a size for people and for comparing: ``1.5 MiB (1,572,864 bytes)``."""
-    return human_bytes(count) if abs(count) < 1024 else f"{human_bytes(count)} ({count:,} bytes)"
 
 
 def _path_exists(path: Path) -> bool:

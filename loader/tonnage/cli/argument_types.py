@@ -6,47 +6,32 @@ import re
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, TypeVar
 
+from tonnage.contract import ranks, sizes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from enum import StrEnum
 
 _Name = TypeVar("_Name", bound="StrEnum")
 
-_SIZE = re.compile(r"(\d{1,30})(?:\.(\d{1,20}))?\s*([kmgtp]?)(i?)(b?)(/s)?", re.IGNORECASE | re.ASCII)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_MAX_SIZE = (1 << 63) - 1
-
 _DURATION_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MAX_DURATION = 366 * 86400.0
-
-_RANKS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
-MAX_RANK = 65_535
-"""No model is cut finer, and a typing error should not fill the memory with numbers."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
 
 def parse_size(text: str) -> int:
-    """Returns the bytes that ``text`` says.
-
-    Plain bytes, decimal units (``400MB``, ``5G``) and binary ones (``16Mi``, ``5GiB``), in upper or lower case, with a
-    fraction where wanted (``1.5Gi``, rounded down). A trailing ``/s`` is taken for granted where a rate is meant.
+    """See ``sizes.parse_size``.
 
     Raises:
-        ArgumentTypeError: It is none of these, or more than 2^63 - 1 bytes.
+        ArgumentTypeError: The text is not a size.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or (match[4] and not match[3]):
-        raise ArgumentTypeError(f"{text!r} is not a size; write for example 16Mi, 5GiB, 400MB or plain bytes")
-    whole, fraction, unit, binary, _, _ = match.groups()
-    digits = fraction or ""
-    factor = (1024 if binary else 1000) ** _POWERS[unit.lower()]
-    count: int = int(whole + digits) * factor // 10 ** len(digits)
-    if count > _MAX_SIZE:
-        raise ArgumentTypeError(f"{text!r} is more bytes than any storage holds")
-    return count
+    try:
+        return sizes.parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def parse_duration(text: str) -> float:
@@ -68,24 +53,15 @@ def parse_duration(text: str) -> float:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """Returns the ranks that ``text`` lists, in order and once each: ``3``, ``0-3`` (both included), ``0,2,5-7``.
+    """See ``ranks.parse_ranks``.
 
     Raises:
-        ArgumentTypeError: It is no such list, a range runs backwards, or a rank is above 65,535.
+        ArgumentTypeError: The text is not a list of ranks.
     """
-    found: set[int] = set()
-    for part in text.split(","):
-        match = _RANKS.fullmatch(part.strip())
-        if match is None:
-            raise ArgumentTypeError(f"{text!r} is no list of ranks; write for example 0-3 or 0,2,5-7")
-        first = int(match[1])
-        last = int(match[2]) if match[2] else first
-        if last < first:
-            raise ArgumentTypeError(f"{text!r} has a range of ranks that runs backwards: {part.strip()}")
-        if last > MAX_RANK:
-            raise ArgumentTypeError(f"{text!r} has a rank above {MAX_RANK}")
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+    try:
+        return ranks.parse_ranks(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def int_range(lowest: int, highest: int) -> Callable[[str], int]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from tonnage.cache.medium import human_bytes
+from tonnage.contract.sizes import human_bytes
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -18,7 +18,7 @@ _VERIFICATION_TEXT = {
 
 def load_summary(report: Report) -> str:
     """Returns what was loaded, how fast, how it was checked, and where it lies, with the report's notes."""
-    from tonnage.cache.medium import human_bytes
+    from tonnage.contract.sizes import human_bytes
 
     proof = _VERIFICATION_TEXT.get(report.verified, "not verified")
     tensors = "1 tensor" if report.tensors == 1 else f"{report.tensors:,} tensors"

@@ -29,6 +29,9 @@ __all__ = [
     "Verify",
 ]
 
+MAX_RANKS = 4096
+"""Ranks of one model at most. All of them fit into a plan, which has to fit into an environment variable."""
+
 Glob = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -42,7 +45,7 @@ class Ranks(ApiModel):
         description="Name of a rank's object, with one printf field (%d or %03d) for the rank.",
     )
     count: int | None = Field(
-        default=None, ge=1, le=4096, description="How many ranks there must be; absent: as many as are there."
+        default=None, ge=1, le=MAX_RANKS, description="How many ranks there must be; absent: as many as are there."
     )
 
 

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api import names
 from tonnage_operator.api.base import ConditionStatus
 from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import NodeCacheStatus
-from tonnage_operator.domain.units import human_bytes
 from tonnage_operator.kube.client import ApiError, KubeClient
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
@@ -122,9 +122,8 @@ def leftovers(weights: Iterable[Body], caches: Iterable[Body]) -> list[Leftover]
             each.type == "Ready" and each.status is ConditionStatus.TRUE for each in status.conditions or ()
         )
         for entry in status.entries or ():
-            name = (
-                f"{entry.medium.value} entry {entry.name} ({human_bytes(entry.bytes)}) on {cache['metadata']['name']}"
-            )
+            size = human_bytes(entry.bytes, "column")
+            name = f"{entry.medium.value} entry {entry.name} ({size}) on {cache['metadata']['name']}"
             why = f"is {entry.state.value}; pods that use it keep it" if reachable else "is unreachable: node not ready"
             found.append(Leftover(f"{name} {why}", blocking=reachable))
     return found

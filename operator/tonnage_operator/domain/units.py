@@ -57,19 +57,6 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def human_bytes(count: int) -> str:
-    """Returns ``131.5Gi`` and the like: at most one decimal, binary units; empty for 0."""
-    if count <= 0:
-        return ""
-    size, unit = float(count), ""
-    for unit in ("", "Ki", "Mi", "Gi", "Ti", "Pi"):  # noqa: B007
-        if size < 1024:
-            break
-        size /= 1024
-    text = f"{size:.1f}".removesuffix(".0") if size < 100 else f"{size:.0f}"
-    return text + unit
-
-
 def human_seconds(seconds: float) -> str:
     """Returns ``2m10s`` and the like; empty below 0, which means unknown."""
     if seconds < 0:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tonnage.contract import ranks
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState, NodeCacheStatus
-from tonnage_operator.domain import ranks
 from tonnage_operator.kube.informer import Store
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
-from tonnage_operator.domain import ranks
 from tonnage_operator.domain.nodecache.index import CacheIndex
 from tonnage_operator.domain.status_diff import only_load_started
 
@@ -44,19 +43,6 @@ def test_after_any_changes_all_is_found_as_if_looked_through(steps: list[tuple[s
     for ref in ("a/x", "a/y", "b/x"):
         naming = {node for node, record in plain.items() for entry in record.entries or () if ref in entry.models}
         assert set(caches.nodes_referencing(ref)) == naming
-
-
-@given(st.sets(st.integers(0, 40), min_size=1))
-def test_ranks_are_read_as_they_are_written(some: set[int]) -> None:
-    assert ranks.parse_ranks(ranks.format_ranks(some)) == tuple(sorted(some))
-
-
-def test_ranks_cover_what_they_hold() -> None:
-    assert ranks.includes_ranks(None, None)
-    assert ranks.includes_ranks(None, "0-3")
-    assert ranks.includes_ranks("0-3", "1,2")
-    assert not ranks.includes_ranks("0-3", "3,4")
-    assert not ranks.includes_ranks("0-3", None)
 
 
 def _record(*states: EntryState) -> NodeCacheStatus:

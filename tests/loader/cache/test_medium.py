@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.cache import check_free_space, human_bytes, inspect_medium
-from tonnage.cache.medium import exact_bytes, in_memory, insufficient_space_message, machine_memory, page_kind
+from tonnage.cache import check_free_space, inspect_medium
+from tonnage.cache.medium import in_memory, insufficient_space_message, machine_memory, page_kind
 from tonnage.cache.procfs import Mount, find_mount, parse_mountinfo
 from tonnage.contract import Medium
 from tonnage.errors import InsufficientSpace
@@ -133,12 +133,3 @@ def test_the_machines_memory_is_known() -> None:
     assert found is not None
     assert found >= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.9
     assert machine_memory(Path("/nowhere")) is None
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5000 << 40, "5000.0 TiB")],
-)
-def test_sizes_are_readable(count: int, text: str) -> None:
-    assert human_bytes(count) == text
-    assert exact_bytes(count).startswith(text)

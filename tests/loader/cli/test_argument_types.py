@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tonnage.cli import argument_types
 from tonnage.contract import Layout
+from tonnage.contract.ranks import MAX_RANK
 
 BOUNDED = settings(deadline=None, max_examples=50)
 
@@ -124,7 +125,7 @@ def test_ranks_are_a_list_of_numbers_and_ranges(text: str, expected: tuple[int, 
 
 
 @BOUNDED
-@given(st.sets(st.integers(0, argument_types.MAX_RANK), min_size=1, max_size=20))
+@given(st.sets(st.integers(0, MAX_RANK), min_size=1, max_size=20))
 def test_every_set_of_ranks_can_be_written_and_read(ranks: set[int]) -> None:
     assert argument_types.parse_ranks(",".join(map(str, ranks))) == tuple(sorted(ranks))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tonnage.cache.medium import human_bytes
 from tonnage.cli import output
 from tonnage.cli.command_line import UsageError
 from tonnage.cli.plan_arguments import build_plan
 from tonnage.cli.tables import Column, escape_unprintable, print_table
 from tonnage.contract.plan import Layout
+from tonnage.contract.sizes import human_bytes
 from tonnage.inspection import inspect_files, inspect_sources
 
 if TYPE_CHECKING:

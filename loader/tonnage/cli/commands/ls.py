@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cache.listing import list_entries
-from tonnage.cache.medium import human_bytes, inspect_medium
+from tonnage.cache.medium import inspect_medium
 from tonnage.cli import output
 from tonnage.cli.entry_arguments import cache_from_arguments
 from tonnage.cli.tables import Column, format_age, print_table
+from tonnage.contract.sizes import human_bytes
 
 if TYPE_CHECKING:
     import argparse

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cache.eviction import evict
-from tonnage.cache.medium import human_bytes
 from tonnage.cli import output
 from tonnage.cli.command_line import UsageError
 from tonnage.cli.entry_arguments import cache_from_arguments, select_entries
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import TonnageError
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tonnage.cache.medium import human_bytes
 from tonnage.cache.verify import verify_entry
 from tonnage.cli import output
 from tonnage.cli.entry_arguments import select_entries
 from tonnage.cli.progress_output import progress_view
 from tonnage.contract.plan import Verify
 from tonnage.contract.report import Progress
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import CacheDamaged, Interrupted, TonnageError
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tonnage.contract import ranks
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import LoaderForm
+from tonnage_operator.api.modelweights import MAX_RANKS, LoaderForm
 from tonnage_operator.api.placement import Scheduling
-from tonnage_operator.domain import ranks, units
+from tonnage_operator.domain import units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +105,7 @@ def _parse_models(annotations: Mapping[str, str], namespace: str) -> tuple[Reque
 
 def _parse_ranks(text: str) -> tuple[int, ...]:
     try:
-        return ranks.parse_ranks(text)
+        return ranks.parse_ranks(text, highest=MAX_RANKS - 1)
     except ValueError as error:
         raise InvalidAnnotation(f"{names.RANKS}: {error}.") from error
 

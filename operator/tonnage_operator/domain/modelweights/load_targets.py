@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api.status import LoadProgress, NodeFailure
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
@@ -145,6 +146,6 @@ def completion_event(snapshot: Snapshot, goal: SeenRevision, job: Job) -> Event:
     report = job_results.final_report(snapshot.pods.get(job.uid))
     details = ""
     if report and report.seconds > 0 and report.downloaded_bytes:
-        rate = units.human_bytes(round(report.downloaded_bytes / report.seconds))
-        details = f": {units.human_bytes(report.downloaded_bytes)} in {report.seconds:.1f} s, {rate}/s"
+        rate = human_bytes(round(report.downloaded_bytes / report.seconds), "column")
+        details = f": {human_bytes(report.downloaded_bytes, 'column')} in {report.seconds:.1f} s, {rate}/s"
     return Event(EventReason.LOAD_COMPLETED, f"{job.target} has {goal.revision}{details}.", key=job.uid)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.api.placement import PrewarmMode
-from tonnage_operator.domain import units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.modelweights import node_selection
 from tonnage_operator.domain.modelweights.load_targets import (
@@ -137,7 +137,7 @@ def _decide_node_loads(
 def _load_started_events(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[Event, ...]:
     if snapshot.weights.spec.suspend or not scan.first_attempts or scan.active or scan.ready:
         return ()
-    size = units.human_bytes(goal.total_bytes)
+    size = human_bytes(goal.total_bytes, "column")
     return (
         Event(
             EventReason.LOAD_STARTED,

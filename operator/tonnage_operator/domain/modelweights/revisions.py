@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tonnage import contract
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import RevisionPolicy, UpdatePolicy
@@ -87,7 +88,7 @@ class Resolution:
 
 def _revision_changed_event(old: SeenRevision | None, new: SeenRevision, generation: int) -> Event:
     before = old.revision if old else "nothing"
-    message = f"Now using {new.revision} ({units.human_bytes(new.total_bytes)}) in place of {before}."
+    message = f"Now using {new.revision} ({human_bytes(new.total_bytes, 'column')}) in place of {before}."
     return Event(EventReason.REVISION_CHANGED, message, key=f"{before} {new.revision} {generation}")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage import contract
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
 from tonnage_operator.api.base import ConditionStatus
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
-from tonnage_operator.domain import conditions, units
+from tonnage_operator.domain import conditions
 from tonnage_operator.domain.conditions import Event, Observation
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job_results import Failure
@@ -95,7 +96,7 @@ def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observ
         and revision
         and (problem is None or problem.reason not in {Reason.DIGEST_MISMATCH, FailureReason.PIN_UNKNOWN})
     ):
-        size = units.human_bytes(revision.total_bytes)
+        size = human_bytes(revision.total_bytes, "column")
         message = f"{revision.object_count} objects, {size}, {revision.digest}."
         if problem:
             message += f" The last look at the source failed: {problem.reason}: {problem.message}"
@@ -242,7 +243,7 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
         last_checked_time=revisions.last_checked_time or None,
         medium=weights.medium(snapshot.installation),
         source=describe_source(weights),
-        size=units.human_bytes(revisions.resolved.total_bytes) if revisions.resolved else None,
+        size=human_bytes(revisions.resolved.total_bytes, "column") if revisions.resolved else None,
         nodes=NodeCounts(
             desired=len(load.desired),
             warm=load.warm,

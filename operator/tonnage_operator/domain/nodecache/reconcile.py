@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tonnage import contract
+from tonnage.contract.ranks import merge_ranks
+from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus, NodeCacheStatus, NodeCacheSummary
@@ -18,7 +20,6 @@ from tonnage_operator.domain.nodecache.eviction import plan_eviction
 from tonnage_operator.domain.nodecache.snapshot import entry_key
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
-from tonnage_operator.domain.ranks import merge_ranks
 from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
@@ -262,9 +263,9 @@ def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> N
         media=media or None,
         entries=listed or None,
         summary=NodeCacheSummary(
-            memory_used=units.human_bytes(memory.used_bytes) if memory else "",
-            memory_free=units.human_bytes(memory.free_bytes) if memory else "",
-            disk_used=units.human_bytes(disk.used_bytes) if disk else "",
+            memory_used=human_bytes(memory.used_bytes, "column") if memory else "",
+            memory_free=human_bytes(memory.free_bytes, "column") if memory else "",
+            disk_used=human_bytes(disk.used_bytes, "column") if disk else "",
             entries=sum(entry.state is EntryState.READY for entry in listed),
             loading=sum(entry.state is EntryState.LOADING for entry in listed),
         ),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tonnage import contract
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import InvalidPlan, Reason, error_classes
 from tonnage_operator.domain import units
 from tonnage_operator.domain.observed.job import JobState
@@ -80,7 +81,7 @@ def _kubernetes_failure(job: Job, pod: Pod) -> Failure | None:
     for loader in pod.loaders:
         if loader.terminated and loader.terminated.reason == "OOMKilled":
             limit = f"its limit is {loader.memory_limit}" if loader.memory_limit else "the node had no more"
-            size = f", and {units.human_bytes(job.bytes)} are to be written" if job.bytes else ""
+            size = f", and {human_bytes(job.bytes, 'column')} are to be written" if job.bytes else ""
             return Failure(
                 Reason.LOADER_OOM_KILLED,
                 f"The loader was killed for memory: {limit}{size}. Pages of a memory cache are charged to it: raise "
