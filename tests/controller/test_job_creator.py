@@ -8,6 +8,7 @@ import pytest
 
 from operator_support import objects
 from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.job_creator import JobCreator, Precondition
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import StaleCache
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tonnage_operator.kube.resources import Resource
 
 Body = dict[str, Any]
-KEY = ("r-1", Medium.MEMORY)
+KEY = EntryKey("r-1", Medium.MEMORY)
 
 
 class FakeApiServer:
@@ -61,7 +62,7 @@ def job_creator(api_server: FakeApiServer) -> JobCreator:
 
 
 def _put_node_cache(server: FakeApiServer, version: int, state: str, **more: Any) -> None:
-    entries = [{"name": KEY[0], "medium": KEY[1].value, "state": state, **more}]
+    entries = [{"name": KEY.cache_key, "medium": KEY.medium.value, "state": state, **more}]
     server.put(NODE_CACHES, "n0", version, status={"entries": entries})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
+from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
@@ -63,6 +64,12 @@ def find_loader(pod: dict[str, Any], name: str = names.LOADER_CONTAINER) -> dict
     """Returns a pod's loader."""
     found: dict[str, Any] = next(each for each in pod["spec"]["initContainers"] if each["name"] == name)
     return found
+
+
+def loader_plan(job: dict[str, Any]) -> contract.Plan:
+    """Returns the plan inside a Job, as its loader will read it."""
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    return contract.decode_plan(plain_env(container)["TONNAGE_PLAN"])
 
 
 def plain_env(container: dict[str, Any]) -> dict[str, str]:

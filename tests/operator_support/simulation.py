@@ -14,7 +14,8 @@ from operator_support import objects
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
-from tonnage_operator.domain.modelweights.reconcile import Decision, Deletion, decide, plan_deletion
+from tonnage_operator.domain.modelweights.deletion import Deletion, plan_deletion
+from tonnage_operator.domain.modelweights.reconcile import Decision, decide
 from tonnage_operator.domain.modelweights.snapshot import Snapshot
 from tonnage_operator.domain.nodecache.index import CacheIndex
 from tonnage_operator.domain.nodecache.reconcile import NodeDecision, decide_node

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+Body = dict[str, Any]
+"""A Kubernetes object, or a part of one, as parsed JSON."""
+
 
 class ApiModel(BaseModel):
     """Base of every object of the API.

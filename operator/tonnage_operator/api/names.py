@@ -46,7 +46,7 @@ POD_ANNOTATIONS: Final = (
 INJECTED: Final = f"{GROUP}/injected"
 REVISION: Final = f"{GROUP}/revision"
 ENTRIES: Final = f"{GROUP}/entries"
-"""JSON list of the entries that this pod's loaders hold; see ``domain.claims``."""
+"""JSON list of the entries that this pod's loaders hold; see ``domain.observed.held_entries``."""
 
 REPORT_CA: Final = f"{GROUP}/report-ca"
 """PEM of the CA of the report endpoint, for the loaders of this pod."""
@@ -56,7 +56,6 @@ ROLE: Final = f"{GROUP}/loader"
 """``resolve``, ``load`` or ``cleanup`` on Jobs and their pods, ``injected`` on pods of users."""
 MODEL_UID: Final = f"{GROUP}/model-uid"
 NODE_HASH: Final = f"{GROUP}/node-hash"
-ENTRY: Final = f"{GROUP}/entry"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "tonnage-operator"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import NamedTuple
 
 from pydantic import ConfigDict, Field
 
@@ -31,6 +32,14 @@ class MediumStatus(ApiModel):
     free_bytes: Int64 = Field(default=0, description="Free bytes, as a loader last reported them.")
 
 
+class EntryKey(NamedTuple):
+    """Identifies an entry on a node."""
+
+    cache_key: str
+    """The entry's path below the medium's folder; see ``naming.cache_key``."""
+    medium: Medium
+
+
 class CacheEntry(ApiModel):
     """One revision in the cache of the node."""
 
@@ -53,6 +62,10 @@ class CacheEntry(ApiModel):
     last_used_time: Time | None = Field(default=None, description="When a loader last used it, to the minute.")
     verified: str | None = Field(default=None, description="How far its bytes were checked.")
     revision: str | None = Field(default=None, description="The revision that it holds.")
+
+    @property
+    def entry_key(self) -> EntryKey:
+        return EntryKey(self.name, self.medium)
 
 
 class NodeCacheStatus(ApiModel):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api import names
+from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.placement import PrewarmMode
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import EntryState
     from tonnage_operator.controller.state import CacheRecord, ControllerState, WeightsRecord
-    from tonnage_operator.domain.nodecache.index import EntryKey
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.node import Node
     from tonnage_operator.domain.observed.pod import Pod
@@ -96,7 +96,7 @@ class EventHandlers:
             for node in {each.node for each in (before, after) if each and each.node}:
                 self._enqueue_node(node)
             if placement_changed and after is None and not pod.node:
-                self._enqueue_nodes_with((held.key, held.medium) for held in pod.held_entries)
+                self._enqueue_nodes_with(held.entry_key for held in pod.held_entries)
 
     def _loader_changed(self, pod: Pod, *, ended: bool) -> None:
         """Enqueues the object of a Job's pod, and its node when a loader in the pod has terminated."""
@@ -121,7 +121,7 @@ class EventHandlers:
         rebooted = before is not None and after is not None and before.status.boot_id != after.status.boot_id
         if rebooted:
             changed = old | new
-        keys = {(name, medium) for name, medium, _, _, _ in changed}
+        keys = {EntryKey(name, medium) for name, medium, _, _, _ in changed}
         refs = {ref for _, _, _, _, models in changed for ref in models}
         for uid in self._state.references.uids_for(keys, refs):
             self._enqueue_weights(uid)

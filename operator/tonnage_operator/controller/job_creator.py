@@ -10,7 +10,7 @@ create request is sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.workqueue import StaleCache
@@ -18,15 +18,14 @@ from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
+    from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.controller.state import ControllerState
-    from tonnage_operator.domain.nodecache.index import EntryKey
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
 
 _CREATE_TIMEOUT: Final = 5.0
 """Seconds for creating a Job: less than any Job takes from its creation until its outcome is recorded."""
-
-Body = dict[str, Any]
 
 
 @dataclass(frozen=True)

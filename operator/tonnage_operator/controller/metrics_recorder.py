@@ -54,7 +54,7 @@ class MetricsRecorder:
             if job.state is JobState.ACTIVE or not self._is_new(job.uid):
                 continue
             pod = snapshot.pods.get(job.uid)
-            success = job_results.succeeded(job)
+            success = job.state is JobState.SUCCEEDED
             reason = "" if success else job_results.job_failure(job, pod).reason
             report = job_results.final_report(pod)
             if job.role == names.ROLE_RESOLVE:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
+from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.event_recorder import EventRecorder
 from tonnage_operator.controller.job_creator import Precondition
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder
@@ -16,12 +17,14 @@ from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, r
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import conditions, status_diff, units
 from tonnage_operator.domain.conditions import Event, Observation
-from tonnage_operator.domain.modelweights.reconcile import decide, plan_deletion
+from tonnage_operator.domain.modelweights.deletion import plan_deletion
+from tonnage_operator.domain.modelweights.reconcile import decide
 from tonnage_operator.domain.reasons import ConditionReason, EventReason
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.controller.state import ControllerState, WeightsRecord
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
@@ -35,8 +38,6 @@ _DELETION_RECHECK_INTERVAL: Final = 30.0
 """Seconds between rechecks of a blocked deletion; changes also enqueue it."""
 _COUNTS_WRITE_INTERVAL: Final = 10.0
 """Minimum seconds between status writes of one object that change only counts, after an initial burst."""
-
-Body = dict[str, Any]
 
 
 class ModelWeightsController(Reconciler):
@@ -124,7 +125,7 @@ class ModelWeightsController(Reconciler):
             cache = self._state.node_cache(node)
             precondition = own_precondition
             if self._state.node(node):
-                entry_key = annotations[names.CACHE_KEY], Medium(annotations[names.MEDIUM])
+                entry_key = EntryKey(annotations[names.CACHE_KEY], Medium(annotations[names.MEDIUM]))
                 precondition = Precondition(
                     NODE_CACHES, node, cache.resource_version if cache else "", entry_key=entry_key
                 )

@@ -127,7 +127,7 @@ class NodeCacheController(Reconciler):
     def _count_evicted(self, before: NodeCacheStatus, after: NodeCacheStatus) -> None:
         remaining = {(each.name, each.medium) for each in after.entries or ()}
         for entry in before.entries or ():
-            if entry.state is EntryState.EVICTING and (entry.name, entry.medium) not in remaining:
+            if entry.state is EntryState.EVICTING and entry.entry_key not in remaining:
                 self._metrics.evicted_bytes.labels(entry.medium.value).inc(entry.bytes)
 
     async def _create_node_cache(self, node: Node) -> CacheRecord:

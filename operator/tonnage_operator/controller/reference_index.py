@@ -11,8 +11,8 @@ from tonnage_operator.domain.nodecache.snapshot import ModelReferences
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.domain.nodecache.index import EntryKey
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.controller.reference_index import ReferenceIndex
 from tonnage_operator.domain.modelweights.snapshot import Snapshot
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tonnage import contract
+    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.domain.nodecache.index import EntryKey
     from tonnage_operator.kube.resources import Resource
 
 
@@ -250,9 +250,9 @@ class ControllerState:
         jobs = self.jobs_on(node.name)
         pods = self._latest_pods(jobs)
         consumers = self._pods(self._pods_of_node[node.name])
-        keys: set[EntryKey] = {(entry.name, entry.medium) for entry in status.entries or ()}
-        keys |= {(job.key, Medium(job.medium)) for job in jobs}
-        keys |= {(held.key, held.medium) for pod in consumers for held in pod.held_entries}
+        keys: set[EntryKey] = {entry.entry_key for entry in status.entries or ()}
+        keys |= {job.entry_key for job in jobs}
+        keys |= {held.entry_key for pod in consumers for held in pod.held_entries}
         pending = self._pods(self._pending_pods[""])
         return NodeSnapshot(
             now=now,
@@ -264,7 +264,7 @@ class ControllerState:
             jobs=[job_results.effective_job(job, pods.get(job.uid), now) for job in jobs],
             pods=pods,
             consumers=consumers,
-            pending_entries=frozenset((held.key, held.medium) for pod in pending for held in pod.held_entries),
+            pending_entries=frozenset(held.entry_key for pod in pending for held in pod.held_entries),
             reported_outcomes={
                 (pod.uid, entry): outcome
                 for pod in consumers

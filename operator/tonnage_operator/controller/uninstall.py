@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api import names
-from tonnage_operator.api.base import ConditionStatus
+from tonnage_operator.api.base import Body, ConditionStatus
 from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.kube.client import ApiError, KubeClient
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tonnage_operator.kube.credentials import ClientConfig
-
-Body = dict[str, Any]
 
 _POLL_INTERVAL: Final = 1.0
 _MAX_RELEASE_ROUNDS: Final = 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tonnage_operator.api.base import Condition, ConditionStatus
 from tonnage_operator.domain import naming
@@ -11,6 +11,9 @@ from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+MESSAGE_LIMIT: Final = 1000
+"""Characters of one failure or event. A loader's own messages are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def transition_events(old: Iterable[Condition], new: Iterable[Condition]) -> tup
         events.append(
             Event(
                 reason=condition.reason,
-                message=f"{condition.type} is {condition.status.value}: {condition.message}"[:1000],
+                message=f"{condition.type} is {condition.status.value}: {condition.message}"[:MESSAGE_LIMIT],
                 key=f"{condition.type} {condition.status.value} {condition.reason} {since}",
                 warning=not good,
             )

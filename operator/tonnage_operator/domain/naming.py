@@ -56,3 +56,8 @@ def cache_entry_name(revision: str, layout: api.Layout) -> str:
 def cache_key(entry: str, *, namespace: str, sharing: Sharing) -> str:
     """Returns what tells entries of one medium apart; it is also their path below the medium's folder."""
     return entry if sharing is Sharing.CLUSTER else f"{namespace}/{entry}"
+
+
+def entry_of(cache_key: str) -> str:
+    """Returns the name of the cache entry of a cache key."""
+    return cache_key.rpartition("/")[2]

@@ -28,8 +28,8 @@ def only_load_started(before: NodeCacheStatus, after: NodeCacheStatus) -> bool:
     """Returns whether the one thing that is new on a node is that loads have begun: short ones are over at once."""
     if (before.boot_id, before.media, before.conditions) != (after.boot_id, after.media, after.conditions):
         return False
-    old = {(each.name, each.medium): each for each in before.entries or ()}
-    new = {(each.name, each.medium): each for each in after.entries or ()}
+    old = {each.entry_key: each for each in before.entries or ()}
+    new = {each.entry_key: each for each in after.entries or ()}
     return old.keys() <= new.keys() and all(
         entry == old.get(key) or _load_started(old.get(key), entry) for key, entry in new.items()
     )

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -25,6 +25,7 @@ from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
     from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.kube.client import KubeClient
@@ -35,8 +36,6 @@ _LOG = logging.getLogger("tonnage.webhook")
 
 _LOOKUP_TIMEOUT: Final = 2.0
 """Seconds to read one object. A review reads at most two one after the other; the API server waits longer than that."""
-
-Body = dict[str, Any]
 
 
 class InvalidReview(Exception):

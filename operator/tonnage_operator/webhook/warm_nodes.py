@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from tonnage.contract import ranks
 from tonnage_operator.api import names
-from tonnage_operator.api.nodecache import EntryState, NodeCacheStatus
+from tonnage_operator.api.nodecache import EntryKey, EntryState, NodeCacheStatus
 from tonnage_operator.kube.informer import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tonnage_operator.api.modelweights import Medium
-    from tonnage_operator.domain.nodecache.index import EntryKey
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def parse_warm_node(body: dict[str, Any]) -> WarmNode:
     ready = (entry for entry in status.entries or () if entry.state is EntryState.READY)
     return WarmNode(
         hostname=(metadata.get("labels") or {}).get(names.HOSTNAME_LABEL, metadata["name"]),
-        entries={(entry.name, entry.medium): entry.ranks for entry in ready},
+        entries={entry.entry_key: entry.ranks for entry in ready},
     )
 
 
@@ -57,7 +56,7 @@ class WarmNodes:
 
     def hostnames(self, key: str, medium: Medium, wanted_ranks: str = "") -> tuple[str, ...]:
         """Returns the sorted hostnames of the nodes that have an entry with the wanted ranks (empty: all)."""
-        found = self._hostnames.get((key, medium), {})
+        found = self._hostnames.get(EntryKey(key, medium), {})
         return tuple(
             sorted(
                 hostname

@@ -10,7 +10,7 @@ from operator_support import objects
 from operator_support.simulation import Simulation, consumer_pod, prewarming_simulation
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState
-from tonnage_operator.domain.modelweights.reconcile import plan_deletion
+from tonnage_operator.domain.modelweights.deletion import plan_deletion
 from tonnage_operator.domain.specs import jobs
 
 
@@ -62,9 +62,9 @@ def test_deletion_waits_until_a_running_load_is_on_record() -> None:
     simulation.finish_resolve()
     simulation.caches.clear()
     simulation.deleting = True
-    farewell = plan_deletion(simulation.snapshot())
-    assert farewell.delete == ()
-    assert "on record" in farewell.waiting_message
+    deletion = plan_deletion(simulation.snapshot())
+    assert deletion.delete == ()
+    assert "on record" in deletion.waiting_message
 
 
 @pytest.mark.parametrize("dead", ["gone", "not ready"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from operator_support import objects
+from operator_support.injection import loader_plan
 from operator_support.simulation import Simulation, prewarming_simulation
 from tonnage_operator.api import names
-from tonnage_operator.domain.specs import jobs
 
 
 def test_pinned_never_looks_again_and_track_does_on_its_interval() -> None:
@@ -115,6 +115,6 @@ def test_a_huge_list_is_pinned_by_its_digest(count: int, folder: str) -> None:
     assert "objects" not in simulation.status["resolved"]
     assert simulation.status["resolved"]["objectCount"] == count + 1
     (load,) = simulation.active_jobs(names.ROLE_LOAD)
-    plan = jobs.encoded_plan(load)
+    plan = loader_plan(load)
     assert plan.expected_digest == report.digest
     assert plan.sources[0].objects is None

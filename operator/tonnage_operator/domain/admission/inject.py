@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tonnage_operator import __version__
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, LoaderForm
 from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain.admission.pod_request import OnFailure
+from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
 from tonnage_operator.domain.specs import loader_container, plans
 from tonnage_operator.domain.specs.loader_container import (
@@ -24,12 +25,11 @@ from tonnage_operator.domain.specs.loader_container import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-
-PodManifest = dict[str, Any]
 
 MESH_INIT_CONTAINERS: Final = frozenset({
     "istio-init", "istio-validation", "istio-proxy", "linkerd-init", "linkerd-network-validator", "linkerd-proxy",
@@ -76,24 +76,22 @@ def resolve_injected_model(requested: RequestedModel, weights: ModelWeights, war
     return InjectedModel(requested, weights, seen, warm)
 
 
-def is_injected(pod: PodManifest) -> bool:
+def is_injected(pod: Body) -> bool:
     """Returns whether the pod has its loaders already. The annotation alone may have been copied from another pod."""
     loaders = [each["name"] for each in pod["spec"].get("initContainers") or ()]
     marked = names.INJECTED in (pod.get("metadata", {}).get("annotations") or {})
     return marked and any(name.startswith(names.LOADER_CONTAINER) for name in loaders)
 
 
-def without_weights(pod: PodManifest, reason: str) -> PodManifest:
+def without_weights(pod: Body, reason: str) -> Body:
     """Returns the pod as it starts without weights, where it asked for that: told by an environment variable."""
     out = copy.deepcopy(pod)
     for container in out["spec"].get("containers") or ():
-        _add_env(container, {"TONNAGE_STATUS": "failed", "TONNAGE_REASON": reason[:1000]})
+        _add_env(container, {"TONNAGE_STATUS": "failed", "TONNAGE_REASON": reason[:MESSAGE_LIMIT]})
     return out
 
 
-def inject(
-    pod: PodManifest, models: tuple[InjectedModel, ...], request: PodRequest, installation: Installation
-) -> PodManifest:
+def inject(pod: Body, models: tuple[InjectedModel, ...], request: PodRequest, installation: Installation) -> Body:
     """Returns the pod with loaders, volumes, environment, affinity and annotations.
 
     Raises:
@@ -148,8 +146,8 @@ def inject(
     return out
 
 
-def _target_containers(spec: dict[str, Any], request: PodRequest) -> list[dict[str, Any]]:
-    containers: list[dict[str, Any]] = spec.get("containers") or []
+def _target_containers(spec: Body, request: PodRequest) -> list[Body]:
+    containers: list[Body] = spec.get("containers") or []
     if request.containers is None:
         return containers
     everywhere = [*containers, *(spec.get("initContainers") or [])]
@@ -198,12 +196,12 @@ def _describe_loader(
 
 
 def _build_loader(
-    spec: dict[str, Any],
+    spec: Body,
     model: InjectedModel,
     container_spec: ContainerSpec,
     request: PodRequest,
     installation: Installation,
-) -> dict[str, Any]:
+) -> Body:
     override = {name: value for name, value in (("cpu", request.cpu), ("memory", request.memory)) if value}
     has_user = "runAsUser" in (spec.get("securityContext") or {})
     container = loader_container.build_loader_container(
@@ -222,10 +220,10 @@ def _build_loader(
 
 
 def _check_name_conflicts(
-    spec: dict[str, Any],
+    spec: Body,
     container_spec: ContainerSpec,
     held_entry: HeldEntry,
-    containers: list[dict[str, Any]],
+    containers: list[Body],
     path: str,
 ) -> None:
     """Refuses a pod that uses our names for something else."""
@@ -251,9 +249,7 @@ def _check_name_conflicts(
                 )
 
 
-def _add_mounts(
-    container: dict[str, Any], model: InjectedModel, container_spec: ContainerSpec, request: PodRequest
-) -> None:
+def _add_mounts(container: Body, model: InjectedModel, container_spec: ContainerSpec, request: PodRequest) -> None:
     path = f"{request.mount_path}/{model.requested.alias}"
     mounts = container["volumeMounts"] = list(container.get("volumeMounts") or ())
     folder = f"{loader_container.entry_sub_path(model.weights, container_spec.plan.entry)}/model".lstrip("/")
@@ -286,7 +282,7 @@ def _status_file(request: PodRequest, requested: RequestedModel) -> str:
     return f"{request.mount_path}/{_STATUS_FOLDER}/{requested.alias}/status"
 
 
-def _add_env(container: dict[str, Any], variables: Mapping[str, str]) -> None:
+def _add_env(container: Body, variables: Mapping[str, str]) -> None:
     """Adds variables; those that the container sets itself stay. Ours come first, so that others can refer to them."""
     env = container.get("env") or []
     present = {each["name"] for each in env}
@@ -294,7 +290,7 @@ def _add_env(container: dict[str, Any], variables: Mapping[str, str]) -> None:
     container["env"] = [*ours, *env]
 
 
-def _add_node_affinity(spec: dict[str, Any], model: InjectedModel, request: PodRequest) -> None:
+def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) -> None:
     """Prefers or requires warm nodes."""
     placement = model.weights.spec.placement
     scheduling = request.scheduling or placement.scheduling
@@ -320,7 +316,7 @@ def _add_node_affinity(spec: dict[str, Any], model: InjectedModel, request: PodR
         preferred.append({"weight": PREFERENCE, "preference": {"matchExpressions": [hosts]}})
 
 
-def _add_image_pull_secrets(spec: dict[str, Any], installation: Installation) -> None:
+def _add_image_pull_secrets(spec: Body, installation: Installation) -> None:
     present = {each.get("name") for each in spec.get("imagePullSecrets") or ()}
     missing = [{"name": name} for name in installation.loader.pull_secrets if name not in present]
     if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api.status import LoadProgress, NodeFailure
@@ -15,9 +15,10 @@ from tonnage_operator.domain.reasons import EventReason, FailureReason
 from tonnage_operator.domain.specs.jobs import build_load_job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from tonnage import contract
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.job import Job
@@ -39,15 +40,6 @@ class TargetScan:
     """Desired targets that have the goal."""
     unschedulable: int = 0
     """Active ones for which there is no room on their node: they ask nothing of the source."""
-
-
-def latest_by_target(found: Iterable[Job]) -> dict[str, Job]:
-    """Returns the Job with the highest attempt for each target."""
-    newest: dict[str, Job] = {}
-    for job in found:
-        if job.target not in newest or newest[job.target].attempt < job.attempt:
-            newest[job.target] = job
-    return newest
 
 
 def classify_target(snapshot: Snapshot, scan: TargetScan, node: Node | None, job: Job | None) -> None:
@@ -81,7 +73,7 @@ def _failure(job: Job, failure: job_results.Failure, time: str) -> NodeFailure:
     return NodeFailure(node=job.target, reason=failure.reason, message=failure.message, attempts=job.attempt, time=time)
 
 
-def build_next_load_jobs(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[dict[str, Any], ...]:
+def build_next_load_jobs(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[Body, ...]:
     """Returns the Jobs to start now: nodes that never failed first, as many as may load at once."""
     weights = snapshot.weights
     if weights.spec.suspend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
@@ -19,16 +19,16 @@ from tonnage_operator.domain.modelweights.load_targets import (
     classify_target,
     completion_event,
     completion_events,
-    latest_by_target,
     slowest_progress,
 )
 from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
-from tonnage_operator.domain.observed.job import JobState
+from tonnage_operator.domain.observed.job import JobState, latest_attempts
 from tonnage_operator.domain.reasons import EventReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import LoadProgress, NodeFailure, SeenRevision
     from tonnage_operator.domain.modelweights.revisions import Resolution
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
@@ -51,7 +51,7 @@ class LoadDecision:
     backing_off: int = 0
     progress: LoadProgress | None = None
     staged_complete: bool = False
-    apply: tuple[dict[str, Any], ...] = ()
+    apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
     completion_events: tuple[Event, ...] = ()
@@ -84,8 +84,9 @@ def _decide_node_loads(
     )
     warm = snapshot.warm_nodes(key, medium)
     used = warm if used_key == key else snapshot.warm_nodes(used_key, medium)
-    jobs = latest_by_target(
-        job for job in load_jobs if job.key == key and job.medium == medium.value and not job.deleting
+    jobs = latest_attempts(
+        (job for job in load_jobs if job.key == key and job.medium == medium.value and not job.deleting),
+        key=lambda job: job.target,
     )
     busy = {node for node, job in jobs.items() if job.state is JobState.ACTIVE}
     spec = weights.spec.placement
@@ -177,7 +178,7 @@ def _decide_claim_load(
         return decision
     target = f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
     matching = [job for job in load_jobs if job.target == target and job.medium == medium.value and not job.deleting]
-    job = latest_by_target(job for job in matching if job.key == key).get(target)
+    job = max((job for job in matching if job.key == key), key=lambda job: job.attempt, default=None)
     scan = TargetScan(kept_job_uids=set(claim_cleanup.kept_job_uids))
     done = job is not None and job.state is JobState.SUCCEEDED
     if done and job:

@@ -7,16 +7,15 @@ to the same end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Delivery
-from tonnage_operator.domain.modelweights import loads, pvc, revisions, status_builder
+from tonnage_operator.domain.modelweights import loads, revisions, status_builder
 from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT, VOLUME_MOUNT_TIMEOUT
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.domain.conditions import Event
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
@@ -32,7 +31,7 @@ class Decision:
     """
 
     status: ModelWeightsStatus
-    apply: tuple[dict[str, Any], ...] = ()
+    apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
     deferred_events: tuple[Event, ...] = ()
@@ -80,50 +79,3 @@ def decide(snapshot: Snapshot) -> Decision:
         deferred_deletes=tuple(job for job in load_decision.delete if job.state is JobState.SUCCEEDED),
         requeue_after=max(0.5, min(delays)) if delays else None,
     )
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """What an object that is being deleted needs."""
-
-    delete: tuple[Job, ...] = ()
-    waiting_message: str = ""
-    """Why it can't go yet; empty: the finalizer may go."""
-    apply: tuple[dict[str, Any], ...] = ()
-    events: tuple[Event, ...] = ()
-    requeue_after: float | None = None
-
-
-def plan_deletion(snapshot: Snapshot) -> Deletion:
-    """Returns which Jobs go, and whether anything still holds the object.
-
-    Entries are emptied by the decision about each node, which drops the object from the entry when that is done or
-    can't be done (the node is not ready, or pods use the entry). So this one just looks whether it is named anywhere.
-    """
-    weights = snapshot.weights
-    if weights.spec.cache.delivery is Delivery.CLAIM:
-        claim_deletion = pvc.plan_claim_deletion(snapshot)
-        deletable = tuple(job for job in snapshot.jobs if job.role != names.ROLE_CLEANUP and not job.deleting)
-        return Deletion(
-            deletable,
-            claim_deletion.waiting_message,
-            claim_deletion.apply,
-            claim_deletion.events,
-            claim_deletion.requeue_after,
-        )
-    shared = weights.spec.cache.delivery is Delivery.HOST_PATH
-    unrecorded_loads = [
-        job for job in snapshot.jobs if job.role == names.ROLE_LOAD and shared and not snapshot.is_recorded(job)
-    ]
-    deletable = tuple(job for job in snapshot.jobs if job not in unrecorded_loads and not job.deleting)
-    referencing_nodes = sorted(
-        node for node in snapshot.cache_index.nodes_referencing(weights.ref) if node in snapshot.nodes
-    )
-    waiting_message = ""
-    if unrecorded_loads:
-        waiting_message = f"Waiting until {len(unrecorded_loads)} loads are on record, so that their bytes get removed."
-    elif referencing_nodes:
-        waiting_message = (
-            f"Emptying its cache entries on {len(referencing_nodes)} nodes: {', '.join(referencing_nodes[:5])}."
-        )
-    return Deletion(deletable, waiting_message)

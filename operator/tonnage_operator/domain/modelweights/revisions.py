@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage import contract
 from tonnage.contract.sizes import human_bytes
@@ -23,6 +23,7 @@ from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tonnage_operator.api.base import Body
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -68,7 +69,7 @@ class Resolution:
     problem: Failure | None = None
     attempts: int = 0
     running: bool = False
-    apply: tuple[dict[str, Any], ...] = ()
+    apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None

@@ -11,6 +11,7 @@ from tonnage_operator.domain import units
 from tonnage_operator.domain.nodecache.index import CacheIndex
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.reasons import FailureReason
+from tonnage_operator.domain.retry import retry_delay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,10 +60,8 @@ class Snapshot:
         return units.format_time(self.now)
 
     def retry_delay(self, job: Job) -> float:
-        """Returns the seconds until a failed Job is tried again; 0 or less: now."""
-        policy = job_results.RetryPolicy(self.installation.retry_base, self.installation.retry_cap)
-        waited = (self.now - units.parse_time(job.finished_time)).total_seconds() if job.finished_time else 0.0
-        return policy.delay(job.attempt, job.name) - waited
+        """See ``retry.retry_delay``."""
+        return retry_delay(job, self.installation, self.now)
 
     def start_failure(self, job: Job) -> job_results.Failure | None:
         """Returns why a running Job's loader can't start, or None while nothing is wrong."""

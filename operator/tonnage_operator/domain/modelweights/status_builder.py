@@ -12,7 +12,7 @@ from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
 from tonnage_operator.domain import conditions
-from tonnage_operator.domain.conditions import Event, Observation
+from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event, Observation
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job_results import Failure
 from tonnage_operator.domain.reasons import ConditionReason, FailureReason
@@ -268,7 +268,7 @@ def status_events(weights: ModelWeights, new: ModelWeightsStatus) -> tuple[Event
     events.extend(
         Event(
             reason=each.reason,
-            message=f"{each.node}: {each.message}"[:1000],
+            message=f"{each.node}: {each.message}"[:MESSAGE_LIMIT],
             key=f"{each.node} {each.reason} {weights.generation}",
             warning=True,
         )

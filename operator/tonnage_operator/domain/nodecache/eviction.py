@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import MAX_MODELS, EntryState
-from tonnage_operator.domain import units
-from tonnage_operator.domain.nodecache.snapshot import entry_key
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
+from tonnage_operator.domain.retry import MAX_CLEANUP_ATTEMPTS, retry_delay
 from tonnage_operator.domain.specs.jobs import build_cleanup_job
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tonnage_operator.api.nodecache import CacheEntry
-    from tonnage_operator.domain.nodecache.index import EntryKey
+    from tonnage_operator.api.base import Body
+    from tonnage_operator.api.nodecache import CacheEntry, EntryKey
     from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnapshot
     from tonnage_operator.domain.observed.job import Job
-
-MAX_CLEANUP_ATTEMPTS = 3
-"""Failed cleanups after which a deleted object is let go; the entry stays on record and is tried on."""
 
 MAX_ENTRIES = 500
 """Entries of a node beyond which evictable ones go, though there is room: its record is one object of limited size."""
@@ -36,7 +32,7 @@ class Eviction:
     """What becomes of a node's entries, and the Jobs that empty some of them."""
 
     entries: dict[EntryKey, CacheEntry] = field(default_factory=dict)
-    apply: tuple[dict[str, Any], ...] = ()
+    apply: tuple[Body, ...] = ()
     retry_delays: tuple[float, ...] = ()
     """Seconds until a failed cleanup is tried again, for each of them."""
 
@@ -76,7 +72,7 @@ def plan_eviction(
         stays = entry.retention is Retention.EVICTABLE and key not in victims
         if key in references.needed or stays or not references.invalid.isdisjoint(entry.models):
             kept[key] = _keep_entry(references, key, entry, job, stays=stays)
-        elif key[1] not in snapshot.installation.media or not snapshot.node.ready:
+        elif key.medium not in snapshot.installation.media or not snapshot.node.ready:
             kept[key] = _changed(entry, models=())  # it is emptied when the node comes back
         else:
             kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job)
@@ -93,13 +89,11 @@ def _collect_references(snapshot: NodeSnapshot) -> _References:
     loads = [job for job in snapshot.jobs if job.role == names.ROLE_LOAD]
     jobs: dict[EntryKey, set[str]] = defaultdict(set)
     for job in loads:
-        jobs[entry_key(job)].add(job.model_ref)
-    held_keys = {
-        (claim.key, claim.medium) for pod in snapshot.consumers if not pod.is_terminal for claim in pod.held_entries
-    }
+        jobs[job.entry_key].add(job.model_ref)
+    held_keys = {held.entry_key for pod in snapshot.consumers if not pod.is_terminal for held in pod.held_entries}
     held_keys |= snapshot.pending_entries
     # A Job that is there still speaks for its bytes: emptied now, they would be put on record once more.
-    busy = {entry_key(job) for job in loads if not job.deleting}
+    busy = {job.entry_key for job in loads if not job.deleting}
     return _References(
         live=alive,
         deleting={each.ref: each for each in snapshot.references if each.deleting and each.is_valid},
@@ -158,7 +152,7 @@ def _select_victims(
     chosen: set[EntryKey] = set()
     over_limit = len(entries) > MAX_ENTRIES
     for medium in snapshot.installation.media:
-        candidates = [(key, entry) for key, entry in entries.items() if key[1] is medium and key not in needed]
+        candidates = [(key, entry) for key, entry in entries.items() if key.medium is medium and key not in needed]
         chosen |= {key for key, entry in candidates if entry.state is EntryState.EVICTING}
         full = any(
             job.role == names.ROLE_LOAD
@@ -181,7 +175,7 @@ def _select_victims(
 
 def _plan_cleanup(
     snapshot: NodeSnapshot, key: EntryKey, entry: CacheEntry, job: Job | None
-) -> tuple[CacheEntry, list[dict[str, Any]], list[float]]:
+) -> tuple[CacheEntry, list[Body], list[float]]:
     """Returns the entry while it is emptied, the Job to start now, and the seconds until the next try."""
     attempt, models = 1, entry.models
     if job is not None and entry.state is not EntryState.EVICTING:
@@ -189,18 +183,16 @@ def _plan_cleanup(
     if job is not None:
         if job.state is not JobState.FAILED:
             return entry, [], []
-        policy = job_results.RetryPolicy(snapshot.installation.retry_base, snapshot.installation.retry_cap)
-        waited = (snapshot.now - units.parse_time(job.finished_time)).total_seconds() if job.finished_time else 0.0
         if job.attempt >= MAX_CLEANUP_ATTEMPTS:
             models = ()
-        if (remaining_seconds := policy.delay(job.attempt, job.name) - waited) > 0:
-            return _changed(entry, models=models), [], [remaining_seconds]
+        if (delay := retry_delay(job, snapshot.installation, snapshot.now)) > 0:
+            return _changed(entry, models=models), [], [delay]
         attempt = job.attempt + 1
     evicting = _changed(entry, state=EntryState.EVICTING, models=models)
     manifest = build_cleanup_job(
         snapshot.installation,
-        key=key[0],
-        medium=key[1],
+        key=key.cache_key,
+        medium=key.medium,
         node=snapshot.node,
         attempt=attempt,
         uid=snapshot.uid,

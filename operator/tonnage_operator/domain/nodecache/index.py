@@ -6,15 +6,13 @@ from collections import defaultdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import EntryKey
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import CacheEntry, NodeCacheStatus
-
-EntryKey = tuple[str, Medium]
-"""Cache key and medium: what an entry is on a node."""
 
 _NOTHING: Final[Mapping[str, CacheEntry]] = MappingProxyType({})
 
@@ -34,7 +32,7 @@ class CacheIndex:
         self.drop(node)
         self._records[node] = status
         for entry in status.entries or ():
-            self._entries_by_node[entry.name, entry.medium][node] = entry
+            self._entries_by_node[entry.entry_key][node] = entry
             for ref in entry.models:
                 self._nodes_by_ref[ref].add(node)
 
@@ -42,7 +40,7 @@ class CacheIndex:
         """Forgets a node's record, if there is one."""
         before = self._records.pop(node, None)
         for entry in (before.entries if before else None) or ():
-            key = (entry.name, entry.medium)
+            key = entry.entry_key
             self._entries_by_node[key].pop(node, None)
             if not self._entries_by_node[key]:
                 del self._entries_by_node[key]
@@ -62,7 +60,7 @@ class CacheIndex:
 
     def nodes_with(self, key: str, medium: Medium) -> Mapping[str, CacheEntry]:
         """Returns the record of an entry on each node that has one, by the node's name."""
-        return self._entries_by_node.get((key, medium), _NOTHING)
+        return self._entries_by_node.get(EntryKey(key, medium), _NOTHING)
 
     def nodes_referencing(self, ref: str) -> Collection[str]:
         """Returns the nodes with an entry that names the object ``namespace/name``."""

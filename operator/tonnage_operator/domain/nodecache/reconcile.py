@@ -6,7 +6,7 @@ The record is derived from Jobs and pods, and kept in the object, since both van
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage import contract
 from tonnage.contract.ranks import merge_ranks
@@ -14,18 +14,18 @@ from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus, NodeCacheStatus, NodeCacheSummary
-from tonnage_operator.domain import conditions, units
+from tonnage_operator.domain import conditions, naming, units
 from tonnage_operator.domain.conditions import Observation
 from tonnage_operator.domain.nodecache.eviction import plan_eviction
-from tonnage_operator.domain.nodecache.snapshot import entry_key
 from tonnage_operator.domain.observed import job_results
-from tonnage_operator.domain.observed.job import JobState
+from tonnage_operator.domain.observed.job import JobState, latest_attempts
 from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tonnage_operator.domain.nodecache.index import EntryKey
+    from tonnage_operator.api.base import Body
+    from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
     from tonnage_operator.domain.observed.held_entries import HeldEntry
     from tonnage_operator.domain.observed.job import Job
@@ -37,7 +37,7 @@ class NodeDecision:
     """What to do: write the status, then apply and delete Jobs. ``status`` None: there is nothing to record."""
 
     status: NodeCacheStatus | None
-    apply: tuple[dict[str, Any], ...] = ()
+    apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     requeue_after: float | None = None
 
@@ -45,8 +45,15 @@ class NodeDecision:
 def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
     """Returns what the node's record should say, and which entries are to be emptied."""
     entries = _surviving_entries(snapshot)
-    cleanups = _latest_cleanups(snapshot)
-    entries = _drop_emptied(snapshot, entries, cleanups)
+    cleanups = latest_attempts(
+        (
+            job
+            for job in snapshot.jobs
+            if job.role == names.ROLE_CLEANUP and not job.deleting and job.boot_id == snapshot.node.boot_id
+        ),
+        key=lambda job: job.entry_key,
+    )
+    entries = _drop_emptied(entries, cleanups)
     entries = _apply_load_jobs(snapshot, entries)
     entries = _apply_consumers(snapshot, entries)
     entries = _mark_interrupted(snapshot, entries)
@@ -57,7 +64,7 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
         for job in snapshot.jobs
         if job.role == names.ROLE_CLEANUP
         and not job.deleting
-        and (entry_key(job) not in wanted or job is not cleanups.get(entry_key(job)))
+        and (job.entry_key not in wanted or job is not cleanups.get(job.entry_key))
         and job.state is not JobState.ACTIVE
     )
     if not snapshot.uid and not eviction.entries:
@@ -75,31 +82,18 @@ def _surviving_entries(snapshot: NodeSnapshot) -> dict[EntryKey, CacheEntry]:
     """Returns what was on record and can still be there."""
     rebooted = bool(snapshot.status.boot_id) and snapshot.status.boot_id != snapshot.node.boot_id
     return {
-        (entry.name, entry.medium): entry
+        entry.entry_key: entry
         for entry in snapshot.status.entries or ()
         if not (rebooted and entry.medium is Medium.MEMORY)
     }
 
 
-def _latest_cleanups(snapshot: NodeSnapshot) -> dict[EntryKey, Job]:
-    latest: dict[EntryKey, Job] = {}
-    for job in snapshot.jobs:
-        if job.role == names.ROLE_CLEANUP and not job.deleting and job.boot_id == snapshot.node.boot_id:
-            before = latest.get(entry_key(job))
-            if before is None or before.attempt < job.attempt:
-                latest[entry_key(job)] = job
-    return latest
-
-
-def _drop_emptied(
-    snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry], cleanups: dict[EntryKey, Job]
-) -> dict[EntryKey, CacheEntry]:
+def _drop_emptied(entries: dict[EntryKey, CacheEntry], cleanups: dict[EntryKey, Job]) -> dict[EntryKey, CacheEntry]:
     """Drops what a cleanup Job has emptied; only what was being evicted, so that an old Job can't drop a new entry."""
-    del snapshot
     return {
         key: entry
         for key, entry in entries.items()
-        if not (entry.state is EntryState.EVICTING and key in cleanups and job_results.succeeded(cleanups[key]))
+        if not (entry.state is EntryState.EVICTING and key in cleanups and cleanups[key].state is JobState.SUCCEEDED)
     }
 
 
@@ -109,7 +103,7 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
     for job in snapshot.jobs:
         if job.role != names.ROLE_LOAD or (job.medium == Medium.MEMORY.value and job.boot_id != snapshot.node.boot_id):
             continue
-        key = entry_key(job)
+        key = job.entry_key
         entry = entries.get(key) or _new_entry(key)
         unfinished = entry.state in {EntryState.PARTIAL, EntryState.LOADING}
         if job.state is JobState.SUCCEEDED and (unfinished or (entry.state is EntryState.READY and entry.ranks)):
@@ -131,7 +125,7 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
 
 
 def _new_entry(key: EntryKey) -> CacheEntry:
-    return CacheEntry(name=key[0], medium=key[1], state=EntryState.PARTIAL)
+    return CacheEntry(name=key.cache_key, medium=key.medium, state=EntryState.PARTIAL)
 
 
 def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
@@ -139,7 +133,7 @@ def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
     entries = dict(entries)
     for pod in snapshot.consumers:
         for held_entry in pod.held_entries:
-            key = (held_entry.key, held_entry.medium)
+            key = held_entry.entry_key
             if not held_entry.key or (pod.is_terminal and key not in entries):
                 continue
             entry = entries.get(key) or _new_entry(key)
@@ -180,7 +174,7 @@ def _load_outcome(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> co
     report = next(
         (job_results.termination_report(each) for each in pod.loaders if each.name == held_entry.container), None
     )
-    return (report and report.outcome) or snapshot.reported_outcomes.get((pod.uid, held_entry.key.rpartition("/")[2]))
+    return (report and report.outcome) or snapshot.reported_outcomes.get((pod.uid, naming.entry_of(held_entry.key)))
 
 
 def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
@@ -202,9 +196,9 @@ def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
 
 def _mark_interrupted(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
     """Marks what was loading and isn't any more: its bytes are there, and the next loader resumes from them."""
-    active = {entry_key(job) for job in snapshot.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
+    active = {job.entry_key for job in snapshot.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
     active |= {
-        (held_entry.key, held_entry.medium)
+        held_entry.entry_key
         for pod in snapshot.consumers
         for held_entry in pod.held_entries
         if _may_load(snapshot, pod, held_entry)
@@ -238,7 +232,7 @@ _PRESSURE_THRESHOLD = 0.05
 
 
 def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> NodeCacheStatus:
-    listed = tuple(entries[key] for key in sorted(entries, key=lambda key: (key[1].value, key[0])))
+    listed = tuple(entries[key] for key in sorted(entries, key=lambda key: (key.medium.value, key.cache_key)))
     media = _media_statuses(snapshot, listed)
     by_name = {state.name: state for state in media}
     memory, disk = by_name.get(Medium.MEMORY), by_name.get(Medium.DISK)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tonnage_operator.api.modelweights import Medium
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from tonnage import contract
-    from tonnage_operator.api.modelweights import Retention
-    from tonnage_operator.api.nodecache import NodeCacheStatus
+    from tonnage_operator.api.modelweights import Medium, Retention
+    from tonnage_operator.api.nodecache import EntryKey, NodeCacheStatus
     from tonnage_operator.domain.installation import Installation
-    from tonnage_operator.domain.nodecache.index import EntryKey
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.node import Node
     from tonnage_operator.domain.observed.pod import Pod
@@ -63,8 +60,3 @@ class NodeSnapshot:
     """How loads of pods of users ended, as reported since this process began, by the pod's uid and the entry's name."""
     reported_media: Mapping[Medium, contract.Medium] = field(default_factory=dict)
     """What loaders reported of the node's media since this process began."""
-
-
-def entry_key(job: Job) -> EntryKey:
-    """Returns the entry that a load or cleanup Job is about."""
-    return job.key, Medium(job.medium)

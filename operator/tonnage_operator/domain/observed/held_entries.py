@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import EntryKey
 
 
 class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -23,6 +24,10 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     verify: str = ""
     optional: bool = False
     """The pod starts without its weights as well, so that its start proves nothing about them."""
+
+    @property
+    def entry_key(self) -> EntryKey:
+        return EntryKey(self.key, self.medium)
 
     @property
     def ref(self) -> str:

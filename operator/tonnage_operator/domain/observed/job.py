@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import EntryKey
 
-Body = dict[str, Any]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+
+    from tonnage_operator.api.base import Body
+
+_Key = TypeVar("_Key", bound="Hashable")
 
 
 class JobState(enum.StrEnum):
@@ -49,9 +56,24 @@ class Job:
     deleting: bool
 
     @property
+    def entry_key(self) -> EntryKey:
+        """The entry that a load or cleanup Job on a node is about."""
+        return EntryKey(self.key, Medium(self.medium))
+
+    @property
     def node_name(self) -> str:
         """Name of the node that it is for; empty where it is for a claim, or for nothing of the kind."""
         return "" if self.target.startswith(names.CLAIM_PREFIX) else self.target
+
+
+def latest_attempts(jobs: Iterable[Job], key: Callable[[Job], _Key]) -> dict[_Key, Job]:
+    """Returns the Job with the highest attempt for each value of ``key``."""
+    latest: dict[_Key, Job] = {}
+    for job in jobs:
+        before = latest.get(key(job))
+        if before is None or before.attempt < job.attempt:
+            latest[key(job)] = job
+    return latest
 
 
 def parse_job(body: Body) -> Job:

@@ -10,6 +10,7 @@ from tonnage import contract
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import InvalidPlan, Reason, error_classes
 from tonnage_operator.domain import units
+from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import FailureReason
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 REPORT_GRACE_PERIOD: Final = 15.0
 """Seconds for which the end of a pod may be known later than the end of its Job: they are watched apart."""
-MESSAGE_LIMIT: Final = 1000
-"""Characters of one message in a status; loaders' messages are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +129,3 @@ def pod_start_failure(pod: Pod | None) -> Failure | None:
                 FailureReason.CONTAINER_NOT_STARTED, f"The loader's image can't be pulled: {loader.waiting_message}"
             )
     return None
-
-
-def succeeded(job: Job) -> bool:
-    """Returns whether the Job ended well."""
-    return job.state is JobState.SUCCEEDED
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """When a failed Job is tried again; without end."""
-
-    base: float
-    cap: float
-
-    def delay(self, attempt: int, jitter_key: str) -> float:
-        """Returns the seconds between the end of attempt ``attempt`` (from 1) and the next one.
-
-        ``jitter_key`` is any text; it moves the result by up to a fifth, so nodes which failed together don't retry
-        together. The same text gives the same result.
-        """
-        plain = min(self.cap, self.base * 2.0 ** min(attempt - 1, 30))
-        share = int.from_bytes(jitter_key.encode()[-4:], "big") % 1000 / 1000
-        return plain * (1 + 0.2 * share)

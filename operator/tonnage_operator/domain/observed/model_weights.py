@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from tonnage_operator.api.modelweights import Delivery, Medium, ModelWeightsSpec, RevisionPolicy, UpdatePolicy
+from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.status import ModelWeightsStatus, SeenRevision
 from tonnage_operator.domain import naming
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
     from tonnage_operator.domain.installation import Installation
 
 
@@ -73,7 +75,7 @@ class ModelWeights:
         kept = (self.status.resolved, self.status.available)
         return frozenset(naming.cache_entry_name(seen.revision, self.spec.cache.layout) for seen in kept if seen)
 
-    def references(self, installation: Installation) -> frozenset[tuple[str, Medium]]:
+    def references(self, installation: Installation) -> frozenset[EntryKey]:
         """(cache key, medium) of the entries that must stay: of the revision in use, and of the one being moved to."""
         if self.deleting or self.spec.cache.delivery is not Delivery.HOST_PATH:
             return frozenset()
@@ -81,10 +83,10 @@ class ModelWeights:
         if self.spec.revision.update is UpdatePolicy.AUTOMATIC and self.spec.revision.policy is RevisionPolicy.TRACK:
             kept.append(self.status.available)
         medium = self.medium(installation)
-        return frozenset((self.key(seen.revision, installation), medium) for seen in kept if seen)
+        return frozenset(EntryKey(self.key(seen.revision, installation), medium) for seen in kept if seen)
 
 
-def parse_model_weights(body: dict[str, Any]) -> ModelWeights:
+def parse_model_weights(body: Body) -> ModelWeights:
     """Reads an object.
 
     Raises:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
-Body = dict[str, Any]
+    from tonnage_operator.api.base import Body
 
 
 @dataclass(frozen=True, slots=True)

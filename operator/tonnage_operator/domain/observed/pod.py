@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tonnage_operator.api import names
 from tonnage_operator.domain.observed.held_entries import parse_held_entries
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
     from tonnage_operator.domain.observed.held_entries import HeldEntry
-
-Body = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

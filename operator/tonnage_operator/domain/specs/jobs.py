@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.domain import naming, units
@@ -22,12 +21,11 @@ from tonnage_operator.domain.specs.loader_container import (
 )
 
 if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.domain.observed.node import Node
-
-Body = dict[str, Any]
 
 _TERMINATION_LOG_ARGS: Final = ("--termination-log", TERMINATION_LOG)
 _RESOLVE_DEADLINE: Final = 600
@@ -203,6 +201,21 @@ def build_load_job(
     return job
 
 
+def _cleanup_container(installation: Installation, delivery: Delivery, entries: list[str], mount_path: str) -> Body:
+    return {
+        "name": names.LOADER_CONTAINER,
+        "image": installation.loader.image,
+        "imagePullPolicy": installation.loader.pull_policy,
+        "command": ["tonnage"],
+        # An earlier attempt may have removed the entry without its result being observed.
+        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", *entries],
+        "resources": _CLEANUP_RESOURCES,
+        "securityContext": security_context(delivery, installation),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "tonnage-cache", "mountPath": mount_path}],
+    }
+
+
 def build_cleanup_job(
     installation: Installation,
     *,
@@ -226,23 +239,11 @@ def build_cleanup_job(
         model_ref: The object that referred to the entry last, for people.
         cause: Why it is emptied: ``Unreferenced`` or ``Pressure``.
     """
-    entry = key.rpartition("/")[2]
+    entry = naming.entry_of(key)
     path = f"{installation.media[medium].host_path}/{key}"
-    loader: Body = {
-        "name": names.LOADER_CONTAINER,
-        "image": installation.loader.image,
-        "imagePullPolicy": installation.loader.pull_policy,
-        "command": ["tonnage"],
-        # An earlier attempt may have emptied it and not been heard.
-        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", entry],
-        "resources": _CLEANUP_RESOURCES,
-        "securityContext": security_context(Delivery.HOST_PATH, installation),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "tonnage-cache", "mountPath": f"{CACHE_ROOT}/{entry}"}],
-    }
     pod: Body = {
         "serviceAccountName": installation.cleanup_service_account,
-        "containers": [loader],
+        "containers": [_cleanup_container(installation, Delivery.HOST_PATH, [entry], f"{CACHE_ROOT}/{entry}")],
         "volumes": [{"name": "tonnage-cache", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}],
         "affinity": _node_affinity(node.name),
         **_pull_secrets(installation),
@@ -280,21 +281,10 @@ def build_pvc_cleanup_job(
         cause: ``Unreferenced`` or ``Deleted``.
     """
     claim = weights.spec.cache.claim_name
-    entries = sorted(key.rpartition("/")[2] for key in keys)
-    loader: Body = {
-        "name": names.LOADER_CONTAINER,
-        "image": installation.loader.image,
-        "imagePullPolicy": installation.loader.pull_policy,
-        "command": ["tonnage"],
-        "args": ["rm", "--cache", CACHE_ROOT, "--ignore-not-found", *entries],
-        "resources": _CLEANUP_RESOURCES,
-        "securityContext": security_context(Delivery.CLAIM, installation),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "tonnage-cache", "mountPath": CACHE_ROOT}],
-    }
+    entries = sorted(naming.entry_of(key) for key in keys)
     pod: Body = {
         "serviceAccountName": installation.job_service_account,
-        "containers": [loader],
+        "containers": [_cleanup_container(installation, Delivery.CLAIM, entries, CACHE_ROOT)],
         "volumes": [{"name": "tonnage-cache", "persistentVolumeClaim": {"claimName": claim}}],
         "securityContext": {"fsGroup": installation.loader.unprivileged_uid},
         **_pull_secrets(installation),
@@ -326,9 +316,3 @@ def build_pvc_cleanup_job(
     )
     job["metadata"]["ownerReferences"] = _owner_references(weights)
     return job
-
-
-def encoded_plan(job: Body) -> contract.Plan:
-    """Returns the plan inside a Job, as its loader will read it."""
-    env = job["spec"]["template"]["spec"]["containers"][0]["env"]
-    return contract.decode_plan(next(each["value"] for each in env if each["name"] == "TONNAGE_PLAN"))

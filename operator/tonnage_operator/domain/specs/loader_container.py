@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tonnage import contract
 from tonnage_operator.api import names
@@ -14,12 +14,10 @@ from tonnage_operator.domain.specs import plans
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tonnage_operator.api.base import KeyReference
+    from tonnage_operator.api.base import Body, KeyReference
     from tonnage_operator.api.modelweights import ModelWeightsSpec, ResourceRequirements
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
-
-Body = dict[str, Any]
 
 CACHE_ROOT: Final = "/cache"
 RUN_FOLDER: Final = "/run/tonnage"
@@ -211,7 +209,6 @@ def entry_volume(
     *,
     key: str,
     size: int,
-    node_local: bool = True,
 ) -> Body:
     """Returns the volume that holds the entry.
 
@@ -221,13 +218,12 @@ def entry_volume(
         installation: Knows the host paths.
         key: The entry's cache key: its path below the medium's folder.
         size: Bytes of the entry, for the limit of an EmptyDir in memory.
-        node_local: False for what isn't on a node's own path.
     """
     cache, name = weights.spec.cache, container_spec.volume_name("cache")
     medium = weights.medium(installation)
     if cache.delivery is Delivery.CLAIM:
         return {"name": name, "persistentVolumeClaim": {"claimName": cache.claim_name}}
-    if cache.delivery is Delivery.EMPTY_DIR or not node_local:
+    if cache.delivery is Delivery.EMPTY_DIR:
         folder: Body = {}
         if medium is Medium.MEMORY:
             folder = {"medium": "Memory", "sizeLimit": str(size + size // 20 + (64 << 20))}
