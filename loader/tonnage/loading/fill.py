@@ -17,8 +17,8 @@ from tonnage.loading.indexes import read_indexes
 from tonnage.planning.blueprint import Blueprint, build_blueprint
 from tonnage.source.presigned_refresh import refresh_targets
 from tonnage.source.request_target import STALL_SECONDS
+from tonnage.transfer.concurrency import choose_concurrency
 from tonnage.transfer.coordinator import transfer
-from tonnage.transfer.policy import choose_concurrency
 from tonnage.transfer.transfer_spec import TransferSpec
 
 if TYPE_CHECKING:

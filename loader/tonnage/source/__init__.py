@@ -1,1 +1,1 @@
-"""Object storage: addresses, credentials, listing, pinning, and what its failures mean."""
+"""Object storage: addresses, credentials, listing, pinning, and the classification of failed requests."""

@@ -1,6 +1,6 @@
-"""Endpoint, region and trusted authorities, from the source, the environment, mounted files and AWS's config file.
+"""Endpoint, region and CA bundle, from the source, the environment, mounted files and AWS's config file.
 
-botocore is imported only where the config file says something that matters, for that costs more than a cache hit takes.
+botocore is imported only if the config file has a setting that is needed: the import takes longer than a cache hit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tonnage.contract import S3Source
 
 CREDENTIALS_DIR = "TONNAGE_CREDENTIALS_DIR"
-"""Names a directory, usually a mounted Secret, whose files are called as AWS's variables and hold their values."""
+"""Variable with the path of a directory, usually a mounted Secret. Its files have the names of AWS's variables."""
 
 _MOUNTED_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
@@ -32,7 +32,7 @@ _MOUNTED_VARIABLES = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
 )
-_LONGEST_VALUE = 64 * 1024
+_MAX_VALUE_BYTES = 64 * 1024
 _SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -46,19 +46,18 @@ _AWS_HOST = re.compile(
 
 
 class S3Settings(NamedTuple):
-    """How a bucket is reached. ``aws``: AWS itself, whose hosts carry bucket and region."""
+    """How to reach a bucket. ``aws`` is True for AWS itself, whose host names contain bucket and region."""
 
     endpoint: str
     region: str
     aws: bool
     ca_bundle: str
     default_endpoint: bool
-    """Whether the endpoint follows from the region, so that another region means another endpoint."""
+    """Whether the endpoint was derived from the region, so that another region has another endpoint."""
     dualstack: bool = False
     fips: bool = False
 
     def with_region(self, region: str) -> S3Settings:
-        """Returns the settings for another region of the same store."""
         endpoint = self.endpoint
         if self.default_endpoint:
             endpoint = aws_endpoint(region, dualstack=self.dualstack, fips=self.fips)
@@ -66,11 +65,11 @@ class S3Settings(NamedTuple):
 
 
 def s3_settings(source: S3Source, environment: Mapping[str, str]) -> S3Settings:
-    """Returns how to reach a source: what it says itself goes before mounted files, variables and the config file.
+    """Returns how to reach a source. Its own fields take precedence over mounted files, variables and the config file.
 
     Raises:
-        InvalidPlan: An endpoint or region can't be one.
-        TLSVerificationFailed: The bundle of authorities that was asked for is not there.
+        InvalidPlan: The endpoint or the region is not valid.
+        TLSVerificationFailed: The requested CA bundle does not exist.
     """
     values = {**environment, **mounted_values(environment)}
     config = _ConfigFile(values)
@@ -97,19 +96,19 @@ def s3_settings(source: S3Source, environment: Mapping[str, str]) -> S3Settings:
 
 
 def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns what the mounted directory says, read anew at each call; nothing where none is named.
+    """Reads the values of the mounted directory, on each call; returns an empty dict if none is configured.
 
-    All files are taken from one generation of a mounted Secret, so keys of two rotations never mix.
+    All files are read from one generation of a mounted Secret, so that keys of two rotations never mix.
 
     Raises:
-        InvalidPlan: The directory that the environment names is not there.
+        InvalidPlan: The directory is missing, or one of its files can't be read.
     """
     name = environment.get(CREDENTIALS_DIR, "")
     if not name:
         return {}
     directory = Path(name)
     if not directory.is_dir():
-        raise InvalidPlan(f"{CREDENTIALS_DIR} names {name}, which is not a directory.")
+        raise InvalidPlan(f"{CREDENTIALS_DIR} is set to {name}, which is not a directory.")
     generation = directory / "..data"
     if generation.is_dir():
         directory = generation.resolve()
@@ -117,7 +116,7 @@ def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
     for variable in _MOUNTED_VARIABLES:
         try:
             with (directory / variable).open("rb") as file:
-                value = file.read(_LONGEST_VALUE).decode().strip()
+                value = file.read(_MAX_VALUE_BYTES).decode().strip()
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
@@ -128,13 +127,13 @@ def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_ca_bundle(requested: str, environment: Mapping[str, str]) -> str:
-    """Returns the PEM file of authorities to trust; empty where there is none on this machine.
+    """Returns the PEM file with the CA certificates to trust; empty if this machine has none.
 
-    The one asked for goes before ``AWS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE`` and the system's. libcurl is
-    always told, because its wheel looks where only some distributions keep it.
+    ``requested`` takes precedence over ``AWS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE`` and the system's
+    bundle. The path is always passed to libcurl, because the default of its wheel exists on some distributions only.
 
     Raises:
-        TLSVerificationFailed: The file that was asked for, or that a variable names, is not there.
+        TLSVerificationFailed: The file from ``requested`` or from a variable does not exist.
     """
     for place, name in (
         ("the source", requested),
@@ -145,14 +144,14 @@ def find_ca_bundle(requested: str, environment: Mapping[str, str]) -> str:
     ):
         if name:
             if not Path(name).is_file():
-                raise TLSVerificationFailed(f"The CA bundle {name}, named by {place}, is not a file that can be read.")
+                raise TLSVerificationFailed(f"The CA bundle {name}, set by {place}, is not a file.")
             return name
     return next((name for name in _SYSTEM_BUNDLES if Path(name).is_file()), "") or _botocore_bundle()
 
 
 def _botocore_bundle() -> str:
-    """The authorities that botocore brings along, for images without any of their own."""
-    import importlib.util  # rare: only where the system has no bundle
+    """Returns the CA bundle of botocore, for images without a system bundle; empty if there is none."""
+    import importlib.util  # needed only if the system has no bundle
 
     spec = importlib.util.find_spec("botocore")
     bundle = Path(spec.origin).with_name("cacert.pem") if spec is not None and spec.origin else None
@@ -160,7 +159,7 @@ def _botocore_bundle() -> str:
 
 
 class _ConfigFile:
-    """AWS's config file, as far as it has a say; read by botocore, and only when a plain look finds the word."""
+    """AWS's config file. Parsed by botocore, which is imported only if the text of the file mentions the setting."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -194,7 +193,7 @@ class _ConfigFile:
             path = Path(self._environment.get("AWS_CONFIG_FILE") or "~/.aws/config")
             try:
                 self._text = path.expanduser().read_text(errors="replace")
-            except (OSError, RuntimeError):  # the latter where a user has no home at all, as in containers
+            except (OSError, RuntimeError):  # RuntimeError: the user has no home directory, as in some containers
                 self._text = ""
         return self._text
 

@@ -1,6 +1,6 @@
-"""Small requests, many at once: HEADs, listings and short ranges over one CurlMulti.
+"""Small concurrent requests: HEADs, listings and short ranges over one CurlMulti.
 
-Weights don't pass here. What does is bounded in size, retried as ``classify`` says, and over before the deadline.
+Not for tensor data. Responses are bounded in size, retried as ``classify`` decides, and end by the deadline.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 32
 MAX_ATTEMPTS = 7
-"""Tries of one request, the first included; waits between them add up to at most half a minute."""
+"""Attempts for one request, including the first. The delays between them add up to at most half a minute."""
 CONNECT_SECONDS = 3.0
 UNREACHABLE_SECONDS = 6.0
-"""For how long a server that can't be reached is tried again."""
+"""For how long a request to an unreachable server is retried."""
 STALL_SECONDS = 10
 MAX_BACKOFF_SECONDS = 8.0
 HEADERS_LIMIT = 256 * 1024
@@ -44,14 +44,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One small request.
 
     Attributes:
-        target: What is asked for. Its pin goes along.
-        provider: Who asks.
-        head: HEAD instead of GET.
-        start: First byte wanted; -1: the whole.
-        end: The byte after the last one wanted, with ``start``.
-        limit: The most bytes of body that are taken; a longer answer is cut there, which ``Response.cut`` tells.
-        exact: Whether the answer must be just the asked range of the pinned revision.
-        pinned: Whether absence means that a pinned revision is gone.
+        target: The object to request. Its pin is sent as a precondition.
+        provider: The credentials to sign with.
+        head: Send HEAD instead of GET.
+        start: First byte of the requested range; -1 requests the whole object.
+        end: End of the requested range, exclusive; used with ``start``.
+        limit: Maximum size of the body in bytes; a longer body is truncated.
+        exact: Whether the response must be exactly the requested range of the pinned revision.
+        pinned: Whether a missing object means that its pinned revision is gone.
     """
 
     target: RequestTarget
@@ -65,7 +65,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back: of a success, or in ``failure`` why there is none. Header names are in lower case."""
+    """The response to one request; ``failure`` is None if it succeeded. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -74,12 +74,12 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    """Runs small requests on connections that it keeps. Use it as a context, or call ``close``.
+    """Runs small requests and keeps their connections open. Use it as a context manager, or call ``close``.
 
     Args:
-        deadline: The moment of ``time.monotonic()`` by which everything must have ended; None: no limit.
-        canceled: Asked several times a second whether to give up.
-        connections: The most requests that run at once.
+        deadline: Value of ``time.monotonic()`` by which all requests must have ended; None: no limit.
+        canceled: Polled several times a second; True interrupts the requests.
+        connections: Maximum number of concurrent requests.
     """
 
     def __init__(
@@ -103,19 +103,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes all connections."""
         for curl in self._handles:
             curl.close()
         self._handles.clear()
         self._multi.close()
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
-        """Runs all requests and returns their answers in the same order; failures are answers too.
+        """Runs all requests and returns their responses in the same order, including those of failed requests.
 
         Raises:
-            Timeout: The deadline passed; the message names a request that was under way.
-            Interrupted: ``canceled`` said so.
-            TonnageError: Credentials could not be had.
+            Timeout: The deadline passed; the message names an unfinished request.
+            Interrupted: ``canceled`` returned True.
+            TonnageError: Credentials could not be obtained.
         """
         batch = _Batch(
             self._multi,
@@ -129,7 +128,7 @@ class Client:
 
 
 class RangeRequest(NamedTuple):
-    """Bytes ``start`` to ``end`` (exclusive) of a pinned object, and who asks."""
+    """Bytes ``start`` to ``end`` (exclusive) of a pinned object, and the credentials to sign with."""
 
     target: RequestTarget
     provider: CredentialProvider
@@ -140,23 +139,25 @@ class RangeRequest(NamedTuple):
 def get_ranges(
     ranges: Sequence[RangeRequest], *, deadline: float | None = None, canceled: Callable[[], bool] | None = None
 ) -> list[bytes]:
-    """Fetches short ranges, all at once; each is checked to be exactly the one asked for, of the pinned revision.
+    """Fetches short ranges concurrently. Each response must be exactly the requested range of the pinned revision.
 
     Args:
-        ranges: What to fetch; it is held in memory.
-        deadline: The moment of ``time.monotonic()`` by which it must be there; None: no limit.
-        canceled: Asked several times a second whether to give up.
+        ranges: The ranges to fetch. All of them are held in memory.
+        deadline: Value of ``time.monotonic()`` by which all requests must have ended; None: no limit.
+        canceled: Polled several times a second; True interrupts the requests.
 
     Returns:
-        The bytes of each, in the same order.
+        The bytes of each range, in the same order.
 
     Raises:
         FormatDamaged: A range is not within its object.
-        TonnageError: The first, in their order, that can't be had.
+        TonnageError: A request failed; the error is that of the first failed range, in their order.
     """
     for target, _, start, end in ranges:
         if not 0 <= start <= end <= target.size:
-            raise FormatDamaged(f"{target.label}: bytes {start} to {end} are outside of its {target.size} bytes.")
+            raise FormatDamaged(
+                f"{target.label}: bytes {start} to {end} are outside the object of {target.size} bytes."
+            )
     requests = [
         Request(target=target, provider=provider, start=start, end=end, limit=end - start, exact=True, pinned=True)
         for target, provider, start, end in ranges
@@ -169,14 +170,14 @@ def get_ranges(
     return [_body(next(responses)) if each.start < each.end else b"" for each in ranges]
 
 
-def _body(answer: Response) -> bytes:
-    if answer.failure is not None:
-        raise answer.failure.to_exception()
-    return answer.body
+def _body(response: Response) -> bytes:
+    if response.failure is not None:
+        raise response.failure.to_exception()
+    return response.body
 
 
 class _PendingRequest:
-    """One request on its way through tries."""
+    """One request and the state of its current attempt."""
 
     def __init__(self, number: int, request: Request) -> None:
         self.number = number
@@ -219,15 +220,15 @@ class _PendingRequest:
             self.truncated = self.range_failure is None and self._range_ignored()
             if self.range_failure is not None or self.truncated:
                 return -1
-        room = max(self.request.limit, BODY_LIMIT) - len(self.body)
-        self.body += data[:room]
-        if len(data) > room:
+        space = max(self.request.limit, BODY_LIMIT) - len(self.body)
+        self.body += data[:space]
+        if len(data) > space:
             self.truncated = True
             return -1
         return None
 
     def _check_range(self) -> RequestFailure | None:
-        """Whether this answer is not to the question, so that its body need not be read."""
+        """Returns a failure if this is not the requested range, so that the body need not be read."""
         status, headers = parse_headers(self.lines)
         request = self.request
         if not request.exact or status >= 300:
@@ -235,11 +236,11 @@ class _PendingRequest:
         return check_partial(request.target, status=status, headers=headers, start=request.start, end=request.end)
 
     def _range_ignored(self) -> bool:
-        """Whether the whole object comes where a range was asked for."""
+        """Whether the server sends the whole object although a range was requested."""
         return self.request.start >= 0 and not self.request.exact and parse_headers(self.lines)[0] == 200
 
     def finish(self, curl: pycurl.Curl, code: int) -> Response:
-        """Judges an ended try."""
+        """Returns the response of a completed attempt."""
         status, headers = parse_headers(self.lines)
         label = self.request.target.label
         failure = self.range_failure
@@ -269,7 +270,7 @@ class _PendingRequest:
 
 
 class _Batch:
-    """One call of ``Client.run``: which tasks wait, which run on which handle, which have ended."""
+    """One call of ``Client.run``: the requests that wait, run on a handle, or have completed."""
 
     def __init__(
         self,
@@ -320,18 +321,18 @@ class _Batch:
             pass
         more = 1
         while more:
-            more, good, bad = self._multi.info_read()
-            for curl in good:
+            more, succeeded, failed = self._multi.info_read()
+            for curl in succeeded:
                 self._on_completed(curl, 0)
-            for curl, code, _ in bad:
+            for curl, code, _ in failed:
                 self._on_completed(curl, code)
         if not self._running and self._waiting and not self._ready:
             time.sleep(min(self._select_timeout(), max(0.0, self._waiting[0][0] - time.monotonic())))
         elif self._running and self._multi.select(self._select_timeout()) == -1:
-            time.sleep(0.005)  # libcurl has no descriptor yet, for instance while a name is resolved
+            time.sleep(0.005)  # libcurl has no descriptor yet, for example during name resolution
 
     def _select_timeout(self) -> float:
-        """For how many seconds at most nothing needs to be done here."""
+        """Seconds until the next retry, the deadline or libcurl's next timeout, at most ``SELECT_SECONDS``."""
         moments = [time.monotonic() + SELECT_SECONDS]
         moments += [self._waiting[0][0]] if self._waiting else []
         moments += [self._deadline] if self._deadline is not None else []
@@ -353,18 +354,18 @@ class _Batch:
         if failure is not None and self._schedule_retry(task, failure):
             return
         if failure is not None and task.attempts > 1:
-            message = f"{failure.message.rstrip('.')}; {task.attempts} tries failed."
+            message = f"{failure.message.rstrip('.')}; {task.attempts} attempts failed."
             response = structs.replace(response, failure=structs.replace(failure, message=message))
         self._responses[task.number] = response
 
     def _schedule_retry(self, task: _PendingRequest, failure: RequestFailure) -> bool:
-        """Arranges another try where one makes sense."""
+        """Schedules another attempt if the failure can be retried; returns whether it did."""
         if failure.retry is Retry.REFRESH_CREDENTIALS and not task.refreshed and task.used is not None:
             task.refreshed = True
-            renewed = task.request.provider.refresh(task.used) != task.used
-            if renewed:
+            changed = task.request.provider.refresh(task.used) != task.used
+            if changed:
                 self._ready.append(task)
-            return renewed
+            return changed
         if failure.retry is not Retry.BACKOFF or task.attempts >= MAX_ATTEMPTS:
             return False
         retry_at = time.monotonic() + backoff_seconds(
@@ -377,7 +378,7 @@ class _Batch:
         return True
 
     def _retry_deadline(self, task: _PendingRequest, failure: RequestFailure) -> float:
-        """Until when a task may be tried again."""
+        """Value of ``time.monotonic()`` until which a request may be retried."""
         latest = math.inf if self._deadline is None else self._deadline
         if failure.reason in {Reason.ENDPOINT_UNREACHABLE, Reason.TLS_VERIFICATION_FAILED}:
             latest = min(latest, task.first_attempt_at + UNREACHABLE_SECONDS)
@@ -385,9 +386,9 @@ class _Batch:
 
     def _check_limits(self) -> None:
         if self._canceled is not None and self._canceled():
-            raise Interrupted("The load was interrupted while the store was being asked.")
+            raise Interrupted("The load was interrupted during a request to the store.")
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         tasks = [*self._running.values(), *(each[2] for each in self._waiting), *self._ready]
         label = tasks[0].request.target.label if tasks else "the last request"
-        raise Timeout(f"The time for the load was over while {label} was being asked for.")
+        raise Timeout(f"The deadline passed during a request for {label}.")

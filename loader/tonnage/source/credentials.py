@@ -1,9 +1,9 @@
-"""Who asks: credentials from mounted files, the environment, or botocore's chain, and new ones when they run out.
+"""Loads credentials from mounted files, the environment or botocore's chain, and refreshes them before they expire.
 
-The simple places are read here, because importing botocore takes longer than a whole cache hit may. Order: anonymous;
-the directory that ``TONNAGE_CREDENTIALS_DIR`` names; ``AWS_ACCESS_KEY_ID`` and its companions, which in botocore too go
-before a profile that ``AWS_PROFILE`` names; then botocore's chain with profiles, assumed roles, SSO, web identity
-(IRSA), container credentials (Pod Identity) and instance metadata.
+Mounted files and the environment are read here, because importing botocore takes longer than a cache hit may. Order:
+anonymous; the directory in ``TONNAGE_CREDENTIALS_DIR``; ``AWS_ACCESS_KEY_ID`` and the variables that belong to it,
+which take precedence over ``AWS_PROFILE`` in botocore too; then botocore's chain with profiles, assumed roles, SSO, web
+identity (IRSA), container credentials (Pod Identity) and instance metadata.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
 REFRESH_MARGIN = 300.0
-"""How many seconds before they run out credentials are renewed."""
+"""Credentials are refreshed this many seconds before they expire."""
 
+# Class names, so that the exceptions need not be imported from botocore.
 _EXPIRED_ERRORS = {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError", "LoginRefreshRequired"}
 _UNREACHABLE_ERRORS = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
 
 
 class CredentialProvider:
-    """Gives the credentials of one source, renewed before they run out.
+    """Provides the credentials of one source and refreshes them before they expire.
 
     Args:
-        anonymous: Requests go unsigned; there are no credentials.
-        environment: The variables to read. botocore's chain reads the process's own, whatever is given here.
+        anonymous: Requests are not signed; there are no credentials.
+        environment: The variables to read; None: those of the process. botocore's chain always reads the latter.
     """
 
     def __init__(self, *, anonymous: bool = False, environment: Mapping[str, str] | None = None) -> None:
@@ -56,17 +57,18 @@ class CredentialProvider:
 
     @property
     def anonymous(self) -> bool:
-        """Whether requests go unsigned."""
         return self._anonymous
 
     def current(self) -> Credentials | None:
-        """Returns credentials good for some minutes at least, as far as that is known; None for anonymous access.
+        """Returns credentials, refreshed if they expire within ``REFRESH_MARGIN``; None for anonymous access.
+
+        If the refresh fails, credentials that are still valid are returned.
 
         Raises:
-            CredentialsMissing: No place had any, or what it had is incomplete.
-            CredentialsExpired: A login (SSO) has run out, so that none can be had.
-            AccessDenied: The role that a profile or the pod names may not be assumed.
-            EndpointUnreachable: The service that gives them does not answer.
+            CredentialsMissing: No credentials were found, or they are incomplete.
+            CredentialsExpired: An SSO login or a web identity token has expired.
+            AccessDenied: The role of the profile or the pod can't be assumed.
+            EndpointUnreachable: The service that issues credentials does not respond.
             InvalidPlan: The mounted directory can't be read.
         """
         if self._anonymous:
@@ -82,11 +84,11 @@ class CredentialProvider:
         return self._current
 
     def refresh(self, failed: Credentials | None = None) -> Credentials | None:
-        """Returns new credentials, or the same where there are no newer ones; None for anonymous access.
+        """Loads the credentials again and returns them, changed or not; None for anonymous access.
 
         Args:
-            failed: Those that the store refused. When others have been loaded since, those are returned at once, so
-                that many workers who fail together cause one renewal.
+            failed: The credentials that the store rejected. If others have been loaded since, those are returned
+                without another refresh, so that many workers that fail together cause only one.
 
         Raises:
             TonnageError: As ``current``.
@@ -108,7 +110,7 @@ class CredentialProvider:
         return self._from_chain(environment)
 
     def _from_chain(self, environment: Mapping[str, str]) -> Credentials:
-        from botocore.exceptions import BotoCoreError, ClientError  # see the module
+        from botocore.exceptions import BotoCoreError, ClientError  # slow; see the module's docstring
         from botocore.session import Session
 
         try:
@@ -135,7 +137,7 @@ class CredentialProvider:
 def _from_values(values: Mapping[str, str], *, place: str) -> Credentials:
     secret = values.get("AWS_SECRET_ACCESS_KEY", "").strip()
     if not secret:
-        raise CredentialsMissing(f"There is AWS_ACCESS_KEY_ID in {place}, but no AWS_SECRET_ACCESS_KEY.")
+        raise CredentialsMissing(f"Found AWS_ACCESS_KEY_ID in {place}, but no AWS_SECRET_ACCESS_KEY.")
     return Credentials(
         access_key=values["AWS_ACCESS_KEY_ID"].strip(),
         secret_key=secret,
@@ -147,17 +149,17 @@ def _from_values(values: Mapping[str, str], *, place: str) -> Credentials:
 def _parse_expiration(text: str, place: str) -> float | None:
     if not text:
         return None
-    import datetime as dt  # only credentials that say when they expire need it
+    import datetime as dt  # needed only for credentials with an expiration
 
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError as error:
-        raise InvalidPlan(f"AWS_CREDENTIAL_EXPIRATION in {place} is not an ISO 8601 date.") from error
+        raise InvalidPlan(f"AWS_CREDENTIAL_EXPIRATION in {place} is not an ISO 8601 date and time.") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _seconds_to_expiry(credentials: Credentials) -> float:
-    """For how many more seconds the credentials are good, as far as they say."""
+    """Seconds until the credentials expire; infinite if they have no expiration."""
     return math.inf if credentials.expires_at is None else credentials.expires_at - time.time()
 
 
@@ -177,7 +179,7 @@ def _missing_credentials_message(environment: Mapping[str, str]) -> str:
 
 def _chain_error(error: Exception) -> TonnageError:
     kind = type(error).__name__
-    text = f"Credentials can't be had: {kind}: {redact(str(error)).rstrip('.')}."
+    text = f"Can't load credentials: {kind}: {redact(str(error)).rstrip('.')}."
     if kind in _EXPIRED_ERRORS:
         return CredentialsExpired(text)
     return EndpointUnreachable(text) if kind in _UNREACHABLE_ERRORS else CredentialsMissing(text)
@@ -187,6 +189,6 @@ def _service_error(error: ClientError) -> TonnageError:
     error_fields = error.response.get("Error", {})
     code = str(error_fields.get("Code", ""))
     detail = redact(str(error_fields.get("Message", "")))
-    text = f"Credentials can't be had: {error.operation_name} answers {code}: {detail}"
+    text = f"Can't load credentials: {error.operation_name} failed with {code}: {detail}"
     expired = code.startswith("ExpiredToken") or code == "InvalidIdentityToken"
     return (CredentialsExpired if expired else AccessDenied)(text)

@@ -1,7 +1,7 @@
-"""URLs without urllib, which costs milliseconds that a cache hit has not: quoting, splitting, S3 addressing, redaction.
+"""Encoding, splitting and redacting URLs, and S3 addressing, without urllib: its import would slow down a cache hit.
 
-Quoting follows S3's own rule (UTF-8, all but ``A-Z a-z 0-9 - _ . ~`` as ``%XX`` in capitals), for signatures are made
-over exactly this form.
+Percent-encoding follows the rule of AWS Signature Version 4, because signatures are computed over exactly this form:
+UTF-8, and all bytes but ``A-Z a-z 0-9 - _ . ~`` as ``%XX`` in upper case.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _PARTITIONS = (
     ("us-isof-", "csp.hci.ic.gov"),
 )
 DEFAULT_REGION = "us-east-1"
-"""What a request is signed for where nothing names a region; AWS answers with the right one, others don't mind."""
+"""The region to sign for if none is configured. AWS responds with the right one; most other stores ignore it."""
 
 
 class SplitUrl(NamedTuple):
-    """The parts of a URL. ``host`` has its port; ``query`` is without the question mark, fragments are dropped."""
+    """The parts of a URL. ``host`` includes the port; ``query`` has no question mark; the fragment is dropped."""
 
     scheme: str
     userinfo: str
@@ -43,13 +43,13 @@ class SplitUrl(NamedTuple):
 
 
 def quote(text: str, *, safe: str = "") -> str:
-    """Returns ``text`` percent-encoded, but for unreserved characters and those of ``safe``."""
+    """Percent-encodes all characters but the unreserved ones and those in ``safe``."""
     kept = _UNRESERVED | frozenset(safe.encode())
     return "".join(chr(byte) if byte in kept else f"%{byte:02X}" for byte in text.encode())
 
 
 def quote_key(key: str) -> str:
-    """Returns an object's key as a URL path has it: slashes stay, everything else that is special is encoded."""
+    """Percent-encodes an object's key for a URL path; slashes are kept."""
     return quote(key, safe="/")
 
 
@@ -62,7 +62,7 @@ def unquote(text: str, *, plus: bool = False) -> str:
 
 
 def split_url(url: str) -> SplitUrl | None:
-    """Returns the parts of an absolute URL, None where it isn't one. The scheme is in lower case."""
+    """Returns the parts of an absolute URL, or None if it is not one. The scheme is in lower case."""
     match = _URL.fullmatch(url)
     if match is None or not match["authority"]:
         return None
@@ -72,12 +72,12 @@ def split_url(url: str) -> SplitUrl | None:
 
 
 def escape_unprintable(text: str) -> str:
-    """Returns the text with whatever can't be printed as an escape, so that a key can't forge lines of a log."""
+    """Escapes unprintable characters, so that a key can't forge lines of a log."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def redact_url(url: str) -> str:
-    """Returns the URL without user information, query and fragment: what may be shown, and what names an object."""
+    """Returns the URL without user information, query and fragment. It identifies the object and is safe to log."""
     parts = split_url(url)
     if parts is None:
         return url.partition("?")[0].rpartition("@")[2]
@@ -85,7 +85,7 @@ def redact_url(url: str) -> str:
 
 
 def is_presigned(url: str) -> bool:
-    """Whether the URL carries a signature in its query, and so is a secret."""
+    """Whether the URL has a signature in its query, and so is a secret."""
     parts = split_url(url)
     if parts is None:
         return False
@@ -94,13 +94,13 @@ def is_presigned(url: str) -> bool:
 
 
 def aws_endpoint(region: str, *, dualstack: bool = False, fips: bool = False) -> str:
-    """Returns AWS's own S3 endpoint of a region.
+    """Returns the URL of AWS's S3 endpoint in a region.
 
     Raises:
-        InvalidPlan: This can't be a region's name.
+        InvalidPlan: The region's name is not valid.
     """
     if not _REGION.fullmatch(region):
-        raise InvalidPlan(f"{region!r} is not the name of a region.")
+        raise InvalidPlan(f"{region!r} is not a valid region.")
     domain = next((suffix for prefix, suffix in _PARTITIONS if region.startswith(prefix)), "amazonaws.com")
     service = ("s3-fips" if fips else "s3") + (".dualstack" if dualstack else "")
     return f"https://{service}.{region}.{domain}"
@@ -110,34 +110,34 @@ def check_endpoint(endpoint: str) -> str:
     """Returns a custom endpoint without trailing slashes.
 
     Raises:
-        InvalidPlan: It is not a plain http or https URL. The message repeats nothing that could be a secret.
+        InvalidPlan: It is not an http or https URL, or has a user, query or fragment. The message has no secrets.
     """
     parts = split_url(endpoint)
     if parts is None or parts.scheme not in {"http", "https"}:
-        raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} must be a URL beginning with http:// or https://.")
+        raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} must be an http:// or https:// URL.")
     if parts.userinfo or parts.query or "#" in endpoint:
-        raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} must have no user, query or fragment.")
+        raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} must not have a user, query or fragment.")
     return f"{parts.scheme}://{parts.host}{parts.path.rstrip('/')}"
 
 
 def check_bucket(bucket: str, *, aws: bool) -> None:
-    """Refuses what can't be a bucket's name; other stores than AWS are freer.
+    """Checks a bucket's name. The rules for stores other than AWS are less strict.
 
     Raises:
-        InvalidPlan: It is not one.
+        InvalidPlan: The name is not valid.
     """
     if aws and bucket.endswith("--x-s3"):
-        raise InvalidPlan(f"{bucket} is a directory bucket (S3 Express), which Tonnage does not read.")
-    good = _DNS_BUCKET_WITH_DOTS.fullmatch(bucket) if aws else bucket and not re.search(r"[/\x00-\x20?#]", bucket)
-    if not good or bucket in {".", ".."}:
-        raise InvalidPlan(f"{bucket!r} is not the name of a bucket.")
+        raise InvalidPlan(f"{bucket} is a directory bucket (S3 Express One Zone), which Tonnage does not support.")
+    valid = _DNS_BUCKET_WITH_DOTS.fullmatch(bucket) if aws else bucket and not re.search(r"[/\x00-\x20?#]", bucket)
+    if not valid or bucket in {".", ".."}:
+        raise InvalidPlan(f"{bucket!r} is not a valid bucket name.")
 
 
 def bucket_url(endpoint: str, bucket: str, style: AddressingStyle, *, aws: bool) -> str:
-    """Returns the URL below which a bucket's keys lie, without a trailing slash.
+    """Returns the base URL of a bucket's keys, without a trailing slash.
 
-    ``auto`` puts the bucket into the host name for AWS, unless dots in it would break the certificate's match, and into
-    the path elsewhere.
+    ``auto`` is virtual-hosted style for AWS, unless the bucket's name has dots, which AWS's TLS certificate does not
+    match, and path style elsewhere.
     """
     virtual = style is AddressingStyle.VIRTUAL
     if style is AddressingStyle.AUTO:

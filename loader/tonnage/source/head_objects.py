@@ -1,4 +1,4 @@
-"""What an object is right now: size and validators, by HEAD, or by a GET of one byte where HEAD can't say."""
+"""Gets size and validators of objects by HEAD, or by a GET of one byte if HEAD gives no clear result."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _INCONCLUSIVE_STATUSES = {301, 307, 400, 403, 404, 405, 501}
-"""Statuses that S3 explains in a body, which an answer to HEAD has not; some servers forbid or lack HEAD, too."""
+"""Statuses that S3 explains in the body, which a response to HEAD lacks. Some servers reject HEAD with them, too."""
 
 
 class ObjectHead(NamedTuple):
-    """One object's validators. ``etag`` is as the header has it; ``last_modified`` and ``version_id`` may be empty."""
+    """Size and validators of an object. ``etag`` is the header's value; all but ``size`` may be empty."""
 
     size: int
     etag: str
@@ -34,7 +34,7 @@ class ObjectHead(NamedTuple):
 
     @property
     def pin_etag(self) -> str:
-        """What goes into ``ObjectPin.etag``: the strong ETag without quotes, else whatever tells versions apart."""
+        """The value for ``ObjectPin.etag``: a strong ETag without quotes, otherwise the weak one or the date."""
         if strong_etag(self.etag):
             return strong_etag(self.etag)
         if self.etag:
@@ -43,21 +43,21 @@ class ObjectHead(NamedTuple):
 
     @property
     def precondition_header(self) -> str:
-        """The header line that makes a server refuse any other version; empty where it gives nothing to pin by."""
+        """The header line with which a server rejects a request for any other version; empty without a validator."""
         if strong_etag(self.etag):
             return f'If-Match: "{strong_etag(self.etag)}"'
         return f"If-Unmodified-Since: {self.last_modified}" if self.last_modified else ""
 
 
 HeadResult = ObjectHead | RequestFailure
-"""What one object is, or why that can't be said."""
+"""One object's head, or why the request for it failed."""
 
 
 def head_or_raise(result: HeadResult) -> ObjectHead:
     """Returns the head.
 
     Raises:
-        TonnageError: There is none; of the failure's reason.
+        TonnageError: The result is a failure.
     """
     if isinstance(result, ObjectHead):
         return result
@@ -72,21 +72,21 @@ def head_objects(
     pinned: bool = False,
     skip_head: Sequence[bool] = (),
 ) -> list[HeadResult]:
-    """Asks for all objects at once; failures are results too, explained as well as the server can.
+    """Requests the heads of all objects concurrently. A failed request is a result too, with the server's explanation.
 
     Args:
-        client: What runs the requests.
-        targets: The objects; their pins go along.
-        provider: Who asks.
-        pinned: Whether a missing object is a changed one.
-        skip_head: For each object whether HEAD is known to be useless (presigned GET URLs).
+        client: Runs the requests.
+        targets: The objects; their pins are sent as preconditions.
+        provider: The credentials to sign with.
+        pinned: Whether a missing object is a changed source.
+        skip_head: For each object, whether to send GET only (a presigned GET URL does not allow HEAD).
     """
     skip = list(skip_head) or [False] * len(targets)
-    asked = [at for at in range(len(targets)) if not skip[at]]
-    requests = [Request(target=targets[at], provider=provider, head=True, pinned=pinned) for at in asked]
-    responses = dict(zip(asked, client.run(requests), strict=True))
+    by_head = [at for at in range(len(targets)) if not skip[at]]
+    requests = [Request(target=targets[at], provider=provider, head=True, pinned=pinned) for at in by_head]
+    responses = dict(zip(by_head, client.run(requests), strict=True))
     inconclusive = [at for at in range(len(targets)) if skip[at] or _is_inconclusive(responses[at])]
-    results = {at: _parse_head(answer, targets[at]) for at, answer in responses.items() if at not in set(inconclusive)}
+    results = {at: _parse_head(each, targets[at]) for at, each in responses.items() if at not in set(inconclusive)}
     results.update(_head_by_range(client, {at: targets[at] for at in inconclusive}, provider, pinned=pinned))
     return [results[at] for at in range(len(targets))]
 
@@ -94,7 +94,7 @@ def head_objects(
 def _head_by_range(
     client: Client, targets: Mapping[int, RequestTarget], provider: CredentialProvider, *, pinned: bool
 ) -> dict[int, HeadResult]:
-    """Asks for the first byte of each. One denial explains the others: asking a thousand times more would not."""
+    """Requests the first byte of each object. If the first request fails, its failure is used for all others."""
     results: dict[int, HeadResult] = {}
     numbers = list(targets)
     for group in (numbers[:1], numbers[1:]):
@@ -115,7 +115,7 @@ def _is_inconclusive(response: Response) -> bool:
 
 
 def _as_head_response(response: Response, target: RequestTarget) -> Response:
-    """The answer to a GET of the first byte as an answer to HEAD: its length is the object's."""
+    """Converts the response to a GET of the first byte to one to HEAD, with the object's length."""
     total = re.fullmatch(r"bytes (?:[0-9]+-[0-9]+|\*)/([0-9]{1,18})", response.headers.get("content-range", "").strip())
     if response.status == 206 and total:
         return structs.replace(response, headers={**response.headers, "content-length": total[1]})
@@ -123,7 +123,7 @@ def _as_head_response(response: Response, target: RequestTarget) -> Response:
         return structs.replace(response, headers={**response.headers, "content-length": "0"}, failure=None)
     if response.failure is None and response.headers.get("content-length") != "0":
         raise EndpointUnreachable(
-            f"{target.label}: the server answered {response.status} where one byte was asked for: it ignores ranges."
+            f"{target.label}: the server responded with {response.status} to a request for one byte: it ignores ranges."
         )
     return response
 
@@ -133,15 +133,15 @@ def _parse_head(response: Response, target: RequestTarget) -> HeadResult:
         return response.failure
     headers = response.headers
     if headers.get("accept-ranges", "").strip().lower() == "none":
-        raise EndpointUnreachable(f"{target.label}: the server says that it does not serve ranges.")
+        raise EndpointUnreachable(f"{target.label}: the server does not support ranges (Accept-Ranges: none).")
     length = headers.get("content-length", "")
     if _LENGTH.fullmatch(length) is None:
-        raise EndpointUnreachable(f"{target.label}: the server does not say how large the object is.")
+        raise EndpointUnreachable(f"{target.label}: the response has no valid Content-Length.")
     version = headers.get("x-amz-version-id", "")
     etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
     return ObjectHead(int(length), etag, modified, "" if version == "null" else version)
 
 
 def _relabel(failure: RequestFailure, first: RequestTarget, other: RequestTarget) -> RequestFailure:
-    """The failure of one object, said of another."""
+    """Returns the failure of one object with the label of another."""
     return structs.replace(failure, message=failure.message.replace(first.label, other.label, 1))

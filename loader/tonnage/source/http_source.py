@@ -1,4 +1,4 @@
-"""Pinning objects by URL, public or presigned."""
+"""Pins objects that are named by URL, public or presigned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tonnage.source.pinned import RequestContext
 
 URLS_LIMIT = 4 << 20
-"""Bytes of a file of URLs."""
+"""Maximum size of a file of URLs, in bytes."""
 
 
 def pin_http(
@@ -33,29 +33,29 @@ def pin_http(
     *,
     need_tensors: bool,
 ) -> PinnedSource:
-    """Pins what a source's URLs lead to; each becomes a file named by the last part of its path.
+    """Pins the objects of a source's URLs. The last part of an URL's path is the file's name.
 
     Raises:
-        TonnageError: Of the reason why that can't be done.
+        TonnageError: The source is not valid, or an object can't be pinned.
     """
     urls = {redact_url(url): percent_encode_url(url) for url in read_urls(source, context.environment)}
     if source.objects is not None:
         missing = [pin.key for pin in source.objects if pin.key not in urls]
         if missing:
-            raise InvalidPlan(f"There is no URL for the pinned object {missing[0]}.")
+            raise InvalidPlan(f"The source has no URL for the pinned object {missing[0]}.")
         urls = {pin.key: urls[pin.key] for pin in source.objects}
     where = next(iter(urls), "the plan's URLs")
     candidates = [(key, _file_name(key)) for key in urls]
     selection = select(candidates, files, where=where, explicit=True, need_tensors=need_tensors)
     objects = filter_ranks(selection.objects, files.ranks, where=where)
     bundle = find_ca_bundle(source.ca_bundle, context.environment)
-    # Pinned objects of other ranks need not be looked at; before pinning all of them make the revision.
-    asked = selection.objects if source.objects is None else objects
-    heads = _heads({each.key: urls[each.key] for each in asked}, bundle, context, pinned=source.objects is not None)
+    # A revision has the pins of all ranks. Once they are in the plan, only the objects of this load are requested.
+    requested = selection.objects if source.objects is None else objects
+    heads = _heads({each.key: urls[each.key] for each in requested}, bundle, context, pinned=source.objects is not None)
     pins = {key: ObjectPin(key=key, size=head.size, etag=head.pin_etag) for key, head in heads.items()}
     for pin in source.objects or ():
         if pin.key in pins and pins[pin.key] != pin:
-            raise SourceChanged(f"{pin.key}: it is no longer the object that the plan has pinned.")
+            raise SourceChanged(f"{pin.key}: the object changed after the plan pinned it.")
     without_validator = [key for key, head in heads.items() if not head.precondition_header]
     return PinnedSource(
         place="",
@@ -65,7 +65,10 @@ def pin_http(
         ),
         notes=(
             *selection.notes,
-            *(f"{key}: only the size is pinned; the server gives no validator." for key in without_validator),
+            *(
+                f"{key}: only the size is pinned; the server sends no ETag and no Last-Modified."
+                for key in without_validator
+            ),
         ),
     )
 
@@ -89,10 +92,11 @@ def _target(url: str, head: ObjectHead, bundle: str) -> RequestTarget:
 
 
 def read_urls(source: HttpSource, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the source's URLs, wherever it says they are.
+    """Returns the source's URLs, read from the plan, a file or a variable.
 
     Raises:
-        InvalidPlan: There are none, they can't be read, or one is not an http or https URL. The message shows no query.
+        InvalidPlan: There are none, they can't be read, two name the same object, or one is not an http or https URL.
+            The message contains no query.
     """
     if sum((source.urls is not None, bool(source.urls_file), bool(source.urls_env))) != 1:
         raise InvalidPlan("An HTTP source must have exactly one of urls, urls_file and urls_env.")
@@ -108,11 +112,11 @@ def read_urls(source: HttpSource, environment: Mapping[str, str]) -> tuple[str, 
         except (OSError, ValueError) as error:
             raise InvalidPlan(f"The file of URLs {source.urls_file} can't be read: {type(error).__name__}.") from error
     if not urls:
-        raise InvalidPlan(f"There is no URL in {place}.")
+        raise InvalidPlan(f"No URL in {place}.")
     for url in urls:
         parts = split_url(url)
         if parts is None or parts.scheme not in {"http", "https"}:
-            raise InvalidPlan(f"{redact_url(url)!r} in {place} is not a URL beginning with http:// or https://.")
+            raise InvalidPlan(f"{redact_url(url)!r} in {place} is not an http:// or https:// URL.")
     if len({redact_url(url) for url in urls}) != len(urls):
         raise InvalidPlan(f"Two URLs in {place} name the same object.")
     return tuple(urls)
@@ -124,6 +128,6 @@ def _file_name(key: str) -> str:
 
 
 def percent_encode_url(url: str) -> str:
-    """Returns the URL as it can be sent: without fragment, and with what may not stand in a URL encoded."""
+    """Removes the fragment and percent-encodes the characters that a URL can't contain."""
     url = url.partition("#")[0]
     return "".join(each if "!" <= each <= "~" else "".join(f"%{byte:02X}" for byte in each.encode()) for each in url)

@@ -1,4 +1,4 @@
-"""ListObjectsV2: the query of one page, and what its XML says. Pure."""
+"""ListObjectsV2: builds the query for a page and parses its XML. Pure."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from tonnage.errors import EndpointUnreachable
 from tonnage.source.endpoint_urls import quote, unquote
 
 PAGE_LIMIT = 16 << 20
-"""The most bytes that one page of at most 1,000 keys may have; keys of 1,024 bytes make it 4 MiB at worst."""
+"""Maximum size of a page in bytes. 1,000 keys of 1,024 bytes, the most that S3 allows, take at most 4 MiB."""
 
 
 class ListedObject(NamedTuple):
-    """One object of a listing."""
+    """An object in a listing."""
 
     key: str
     size: int
 
 
 class Page(NamedTuple):
-    """One page. ``token`` continues the listing; empty on the last page."""
+    """A page of a listing. ``token`` is the continuation token, empty on the last page."""
 
     objects: tuple[ListedObject, ...]
     token: str
 
 
 def list_query(prefix: str, *, token: str = "", max_keys: int = 1000) -> str:
-    """Returns the query string of a page of all keys that begin with ``prefix``, in the order that is signed."""
+    """Returns the query for a page of the keys below ``prefix``, its parameters sorted as for the signature."""
     parts = {"encoding-type": "url", "list-type": "2", "max-keys": str(max_keys), "prefix": prefix}
     if token:
         parts["continuation-token"] = token
@@ -35,14 +35,14 @@ def list_query(prefix: str, *, token: str = "", max_keys: int = 1000) -> str:
 
 
 def parse_page(body: bytes, *, label: str) -> Page:
-    """Reads one page.
+    """Parses a page.
 
     Args:
-        body: The answer's body.
-        label: What was listed, for the message.
+        body: The response body.
+        label: The prefix that was listed, for the message.
 
     Raises:
-        EndpointUnreachable: It is not a listing, so the server is no S3 server.
+        EndpointUnreachable: The body is not a listing, so the server is not an S3 server.
     """
     reader = _Reader()
     parser = pyexpat.ParserCreate()
@@ -51,14 +51,14 @@ def parse_page(body: bytes, *, label: str) -> Page:
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.text
     try:
-        parser.Parse(body, True)  # noqa: FBT003  # expat's own way to say that this is all
+        parser.Parse(body, True)  # noqa: FBT003  # expat's flag for the last data
         return reader.page()
     except (pyexpat.ExpatError, ValueError) as error:
-        raise EndpointUnreachable(f"{label}: the answer is not an S3 listing; is this an S3 endpoint?") from error
+        raise EndpointUnreachable(f"{label}: the response is not an S3 listing; is this an S3 endpoint?") from error
 
 
 class _Reader:
-    """Collects what the parser meets. Names come without namespace handling, as every server uses the default one."""
+    """Handles the parser's events. Namespaces are ignored, because all servers use the default one."""
 
     def __init__(self) -> None:
         self._path: list[str] = []

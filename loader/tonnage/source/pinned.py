@@ -1,4 +1,4 @@
-"""What pinning a source gives, whatever its kind."""
+"""The result of pinning a source, the same for S3 and HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RequestContext(NamedTuple):
-    """What asks the stores: the connections, the identity, and the environment that says how."""
+    """Client, credentials and environment variables for the requests to a source."""
 
     client: Client
     provider: CredentialProvider
@@ -23,7 +23,7 @@ class RequestContext(NamedTuple):
 
 
 class PinnedObject(NamedTuple):
-    """One object that this load is for."""
+    """An object to load."""
 
     selected: SelectedObject
     pin: ObjectPin
@@ -31,9 +31,13 @@ class PinnedObject(NamedTuple):
 
 
 class PinnedSource(NamedTuple):
-    """A source. ``pins`` are those of all its objects, ``objects`` only what this load is for (its ranks).
+    """A source with its objects pinned.
 
-    ``place`` is endpoint and bucket, empty for HTTP.
+    Attributes:
+        place: Endpoint and bucket; empty for HTTP.
+        pins: The pins of all objects of the revision, of all ranks.
+        objects: The objects to load, only those of the selected ranks.
+        notes: Remarks for the report.
     """
 
     place: str

@@ -1,4 +1,4 @@
-"""Presigned URLs that run out in the middle of a load: whoever made them may have put new ones into the plan's file."""
+"""Replaces presigned URLs that expire during a load, if the plan's file of URLs has new ones by then."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def refresh_targets(plan: Plan, items: Sequence[ResolvedObject], environment: Mapping[str, str]) -> list[RequestTarget]:
-    """Returns how the objects are requested now, with the URLs that the plan's files have at this moment.
+    """Returns the request targets of the objects, with the URLs that the plan's files contain now.
 
-    An object that a file no longer names, or whose file can't be read just now, is requested as before.
+    The target of an object stays the same if the file can't be read, or no longer contains the object.
     """
     urls: dict[tuple[int, str], str] = {}
     for number, source in enumerate(plan.sources):

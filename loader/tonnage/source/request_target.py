@@ -1,6 +1,6 @@
-"""What one object's requests need, and how it goes onto a curl handle. Worker processes import this module.
+"""The data for requests of one object, and the configuration of a curl handle from it.
 
-It stays light on purpose: pycurl, msgspec and the error classes are all it needs.
+Worker processes import this module, so its imports are few: pycurl and msgspec.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from tonnage._version import __version__
 
 USER_AGENT = f"tonnage/{__version__}"
 CONNECT_SECONDS = 10
-"""How long a connection may take to come up, TLS included."""
+"""Timeout for connecting, including TLS."""
 STALL_SECONDS = 20
-"""After how long below ``STALL_BYTES`` a second a transfer counts as stalled and is cut."""
+"""A transfer that is slower than ``STALL_BYTES`` a second for this long is stalled and is aborted."""
 STALL_BYTES = 1024
 RECEIVE_BUFFER = 512 * 1024
-"""Bytes of libcurl's receive buffer: against the default of 16 KiB it saves a third to a half of the CPU time."""
+"""Size of libcurl's receive buffer. It takes a third to a half less CPU time than the default of 16 KiB."""
 MAX_REDIRECTS = 5
 SUPPRESS_CONNECT_HEADERS = 265
-"""CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl has no name for: a proxy's own answer is not the object's."""
+"""CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl does not define: a proxy's headers are not the object's."""
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """Keys of an AWS-like identity. ``expires_at`` is in seconds since the epoch; None: they don't say."""
+    """AWS credentials. ``expires_at`` is in seconds since the epoch; None if unknown."""
 
     access_key: str
     secret_key: str
@@ -42,18 +42,17 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """One object of a pinned revision, as its requests name it. ``url`` may be a secret; ``label`` never is.
+    """One object of a pinned revision and how to request it. ``url`` may be a secret; ``label`` never is.
 
     Attributes:
-        url: Where it is, percent-encoded, with ``versionId`` where the version is pinned by it.
-        sigv4: What libcurl signs for, ``aws:amz:REGION:s3``; empty: requests are not signed.
-        ca_bundle: A PEM file of trusted authorities; empty: those that libcurl was built with, if they are there.
+        url: The percent-encoded URL, with ``versionId`` if the object is pinned by version.
+        sigv4: libcurl's signing scope, ``aws:amz:REGION:s3``; empty: requests are not signed.
+        ca_bundle: A PEM file of trusted CA certificates; empty: libcurl's default.
         size: The object's size in bytes.
-        etag: The strong ETag that every answer must have, without quotes; empty: none is checked.
-        version_id: The version that every answer must name if it names one; empty: none is checked.
-        precondition_header: A whole header line that makes the server refuse another revision; empty where there is
-            none.
-        label: What messages call the object: ``s3://bucket/key``, or the URL without its query.
+        etag: The strong ETag that a response must have if it has one, without quotes; empty: not checked.
+        version_id: The version that a response must have if it has one; empty: not checked.
+        precondition_header: A header line with which the server rejects other revisions; empty if there is none.
+        label: The object's name in messages: ``s3://bucket/key``, or the URL without its query.
     """
 
     url: str
@@ -80,21 +79,21 @@ def configure_handle(
     connect_seconds: float = CONNECT_SECONDS,
     stall_seconds: int = STALL_SECONDS,
 ) -> None:
-    """Makes ``curl`` ready for a GET of the whole object.
+    """Configures ``curl`` for a GET of the whole object.
 
-    The handle is reset first, so set RANGE and callbacks afterwards; its connections survive. A header callback may see
-    several blocks of headers, one for each ``HTTP/`` line: only the last counts. Signed requests never follow a
-    redirect; the others do, five times at most, and never from https to http.
+    The handle is reset first, so set RANGE and callbacks afterwards; its connections stay open. A header callback may
+    get several blocks of headers, each with an ``HTTP/`` line; only the last block is the response's. Signed requests
+    never follow a redirect; others follow up to ``MAX_REDIRECTS``, but never from https to http.
 
     Args:
-        curl: An easy handle that is not in a multi handle at the moment.
-        target: The object. Its pin goes along as a header.
-        credentials: Who asks. None leaves the request unsigned (anonymous).
-        connect_seconds: How long a connection may take to come up.
+        curl: An easy handle that is not in a multi handle.
+        target: The object. Its pin is sent as a precondition.
+        credentials: The credentials to sign with; None leaves the request unsigned.
+        connect_seconds: Timeout for connecting, including TLS.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second.
     """
     curl.reset()
-    # Bytes throughout: pycurl takes only ASCII as text, but a store may say anything in an ETag.
+    # Bytes, because pycurl accepts only ASCII strings, and an ETag may have other characters.
     curl.setopt(pycurl.URL, target.url.encode())
     headers = [target.precondition_header] if target.precondition_header else []
     if target.sigv4 and credentials is not None:
@@ -104,7 +103,7 @@ def configure_handle(
         if credentials.session_token:
             headers.append(f"x-amz-security-token: {credentials.session_token}")
     else:
-        # libcurl refuses this flag with its own signatures; a presigned path must stay as it was signed.
+        # libcurl does not allow this option when it signs. A presigned path must not be changed.
         curl.setopt(pycurl.PATH_AS_IS, 1)
         curl.setopt(pycurl.FOLLOWLOCATION, 1)
         curl.setopt(pycurl.MAXREDIRS, MAX_REDIRECTS)

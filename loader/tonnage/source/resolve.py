@@ -1,4 +1,4 @@
-"""From a plan to a pinned revision: which objects, what they are, and how each is requested."""
+"""Resolves a plan to a pinned revision: its objects, their kinds and ranks, and how to request each of them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedObject:
-    """One object that a load is for.
+    """An object to load.
 
     Attributes:
-        source: Which of the plan's sources it is from, from 0.
+        source: Index of its source in the plan.
         place: Endpoint and bucket; empty for HTTP.
-        pin: Its revision.
+        pin: Its size, ETag and version.
         kind: ``tensors`` or ``companion``.
-        path: Its file below the model's directory: relative, and safe to join.
-        rank: Of a rank-sharded model; None for what belongs to all ranks.
-        target: How it is requested.
+        path: Path of its file below the model's directory: relative and safe to join.
+        rank: Its rank in a rank-sharded model; None if it belongs to all ranks.
+        target: How to request it.
     """
 
     source: int
@@ -51,11 +51,11 @@ class ResolvedRevision:
     """A pinned revision.
 
     Attributes:
-        objects: What this load is for, in the order of sources and paths.
-        digest: Over all objects of the revision, also those of ranks that this load is not for.
-        revision: Its short name.
+        objects: The objects to load, in the order of sources and paths.
+        digest: Digest over all objects of the revision, including those of other ranks.
+        revision: The revision's name, ``r-`` and 12 hex digits.
         notes: Remarks for the report.
-        sources: All pinned objects, of each of the plan's sources.
+        sources: All pinned objects of each of the plan's sources.
         providers: The credentials of each of the plan's sources.
     """
 
@@ -74,19 +74,20 @@ def resolve(
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
 ) -> ResolvedRevision:
-    """Lists what a plan names and pins it, or asks again for what it has pinned already.
+    """Lists and pins the objects of a plan, or checks the pins that the plan already has.
 
     Args:
         plan: Sources and the selection of files.
-        environment: AWS's variables and Tonnage's. botocore's chain, and libcurl's proxies, read the process's own.
-        deadline: The moment of ``time.monotonic()`` by which it must be done; None: no limit.
-        canceled: Asked several times a second whether to give up.
+        environment: AWS's variables and Tonnage's. botocore's chain and libcurl's proxy settings use the process's
+            environment instead.
+        deadline: Value of ``time.monotonic()`` by which resolving must have ended; None: no limit.
+        canceled: Polled several times a second; True interrupts the requests.
 
     Raises:
-        TonnageError: Of the reason why the sources can't be had, or are no model.
+        TonnageError: A source can't be read, or the sources have no model.
     """
     if not plan.sources:
-        raise InvalidPlan("The plan names no source.")
+        raise InvalidPlan("The plan has no source.")
     providers: list[CredentialProvider] = []
     pinned: list[PinnedSource] = []
     with Client(deadline=deadline, canceled=canceled) as client:
@@ -113,8 +114,8 @@ def resolve(
         for each in source.objects
     )
     if not any(each.kind == "tensors" for each in objects):
-        raise NoTensorFiles("None of the sources has a .tensors file that counts.")
-    check_path_conflicts((each.path for each in objects), where="The sources together")
+        raise NoTensorFiles("None of the sources has a matching .tensors file.")
+    check_path_conflicts((each.path for each in objects), where="All sources")
     digest = revision_digest((source.place, pin) for source in pinned for pin in source.pins)
     return ResolvedRevision(
         objects=objects,

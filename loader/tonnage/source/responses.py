@@ -1,4 +1,4 @@
-"""Whether an answer is to the question: exact range, same revision. Pure; every ranged GET passes here."""
+"""Validates responses to range requests: exact range, same revision. Pure; used for every ranged GET."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)
 
 
 def parse_headers(lines: list[bytes]) -> tuple[int, dict[str, str]]:
-    """Returns status and headers (names in lower case) of the last block of raw header lines, as curl hands them out.
+    """Returns status and headers (names in lower case) of the last block of raw header lines from curl.
 
-    There are several blocks after a redirect, an interim answer or a proxy's CONNECT.
+    There are several blocks after a redirect, an interim response or a proxy's CONNECT.
     """
     status = 0
     headers: dict[str, str] = {}
@@ -38,18 +38,19 @@ def parse_headers(lines: list[bytes]) -> tuple[int, dict[str, str]]:
 def check_partial(
     target: RequestTarget, *, status: int, headers: Mapping[str, str], start: int, end: int
 ) -> RequestFailure | None:
-    """Checks the head of an answer to ``Range: bytes=start-(end-1)``; None when its body is exactly what was asked.
+    """Checks status and headers of a response to ``Range: bytes=start-(end-1)``; returns None if they match.
 
-    Only for successful answers (status below 300); ``classify`` is for the others.
+    Only for successful responses (status below 300); use ``classify`` for others. A response with status 200 is
+    accepted if the range is the whole object.
 
     Args:
-        target: The object; its size, ETag and version must be the answer's.
+        target: The object; size, ETag and version in the response must be equal to its.
         status: The HTTP status.
-        headers: The answer's, names in lower case.
-        start: First byte asked for.
-        end: The byte after the last one asked for. A server that ignores ranges will do where this is the whole object.
+        headers: The response headers, names in lower case.
+        start: First byte of the requested range.
+        end: End of the requested range, exclusive.
     """
-    asked = f"bytes {start}-{end - 1}"
+    requested = f"bytes {start}-{end - 1}"
     match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     change = _describe_change(target, headers, "*" if match is None else match[3])
     if change:
@@ -57,35 +58,35 @@ def check_partial(
         return RequestFailure(reason=Reason.SOURCE_CHANGED, message=message, retry=Retry.NEVER)
     problem = ""
     if status == 200 and (start, end) == (0, target.size):
-        pass  # the whole object is what was asked for
+        pass  # the range is the whole object
     elif status != 206:
-        problem = f"answered {status} without a range where {asked} were asked for"
+        problem = f"responded with status {status} instead of 206 to a request for {requested}"
     elif match is None:
-        problem = f"answered 206 without saying which bytes, where {asked} were asked for"
+        problem = f"responded with status 206 and no valid Content-Range to a request for {requested}"
     elif (int(match[1]), int(match[2])) != (start, end - 1):
-        problem = f"answered with bytes {match[1]}-{match[2]} where {asked} were asked for"
+        problem = f"responded with bytes {match[1]}-{match[2]} to a request for {requested}"
     if not problem and headers.get("content-length", str(end - start)) != str(end - start):
-        problem = f"announced {headers['content-length']} bytes of body for {asked}"
+        problem = f"sent a Content-Length of {headers['content-length']} to a request for {requested}"
     if not problem:
         return None
-    message = f"{target.label}: the server {problem}; it does not serve ranges as HTTP says."
+    message = f"{target.label}: the server {problem}; it does not implement range requests correctly."
     return RequestFailure(reason=Reason.ENDPOINT_UNREACHABLE, message=message, retry=Retry.BACKOFF)
 
 
 def _describe_change(target: RequestTarget, headers: Mapping[str, str], total: str) -> str:
-    """How the answer's object differs from the pinned one; empty where it doesn't, or says nothing."""
+    """Returns how the response's object differs from the pinned one; empty if no difference is visible."""
     etag = headers.get("etag", "")
     if target.etag and etag and strong_etag(etag) != target.etag:
-        return f'its ETag is {etag[:100]} now and was "{target.etag}"'
+        return f'its ETag was "{target.etag}" and is now {etag[:100]}'
     version = headers.get("x-amz-version-id", "")
     if target.version_id and version and version != target.version_id:
-        return "the server answers with another version than the pinned one"
+        return "the server responded with a version other than the pinned one"
     if total not in {"*", str(target.size)}:
-        return f"it has {total} bytes now and had {target.size}"
+        return f"it had {target.size} bytes and now has {total}"
     return ""
 
 
 def strong_etag(header: str) -> str:
-    """Returns a strong ETag without its quotes; empty for a weak one or none."""
+    """Returns a strong ETag without its quotes; empty if it is weak or missing."""
     header = header.strip()
     return "" if header.startswith("W/") else header.removeprefix('"').removesuffix('"')

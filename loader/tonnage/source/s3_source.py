@@ -1,4 +1,4 @@
-"""Pinning the objects of one bucket: list, select, HEAD, and look again where a plan has pinned them already."""
+"""Pins the objects of one bucket: list, select, HEAD. Pins that the plan already has are checked by HEAD."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from tonnage.source.selection import SelectedObject
 
 MAX_OBJECTS = 100_000
-"""More objects below one prefix than any model has: a sign that the prefix is not a model's."""
+"""A prefix with more objects is not the prefix of one model."""
 
-_PINNED_BY_ETAG = "Versions are pinned by ETag only: this identity may not read them by their ids."
+_PINNED_BY_ETAG = (
+    "Versions are pinned by ETag only: this identity may not read them by their IDs (s3:GetObjectVersion)."
+)
 
 
-class _WrongRegion(Exception):  # a signal within this module
-    """The store names another region than the one that was asked."""
+class _WrongRegion(Exception):  # control flow within this module
+    """The bucket is in a region other than the requested one."""
 
     def __init__(self, region: str, failure: RequestFailure) -> None:
         super().__init__(region)
@@ -55,10 +57,10 @@ def pin_s3(
     *,
     need_tensors: bool,
 ) -> PinnedSource:
-    """Finds and pins a source's objects, in the region that the store names if it is another.
+    """Lists and pins a source's objects. If the bucket is in another region, it is tried again in that region.
 
     Raises:
-        TonnageError: Of the reason why that can't be done.
+        TonnageError: The source is not valid, or its objects can't be pinned.
     """
     if (source.prefix is None) == (source.keys is None):
         raise InvalidPlan(f"The source in bucket {source.bucket!r} must have either a prefix or keys.")
@@ -77,7 +79,7 @@ def pin_s3(
 
 
 class _Pinning(NamedTuple):
-    """One attempt, in one region."""
+    """One attempt to pin a source, in one region."""
 
     source: S3Source
     files: FileSelection
@@ -87,7 +89,7 @@ class _Pinning(NamedTuple):
 
     @property
     def key_prefix(self) -> str:
-        """What all keys begin with, and paths don't: empty, or a directory with its slash."""
+        """The part of the keys that is not part of the paths: empty, or a directory with its slash."""
         prefix = self.source.prefix
         if prefix is None:
             return common_directory(self.source.keys or ())
@@ -95,7 +97,7 @@ class _Pinning(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The source in messages."""
+        """The source's name in messages."""
         keys = self.source.keys
         return (
             f"s3://{self.source.bucket}/{escape_unprintable(keys[0] if keys and len(keys) == 1 else self.key_prefix)}"
@@ -112,7 +114,7 @@ class _Pinning(NamedTuple):
         key_prefix = self.key_prefix
         outside = [key for key in keys if not key.startswith(key_prefix)]
         if outside:
-            raise InvalidPlan(f"{self.where}: the pinned object {outside[0]!r} is not below it.")
+            raise InvalidPlan(f"{self.where}: the pinned object {outside[0]!r} is not below this prefix.")
         selection = select(
             [(key, key[len(key_prefix) :]) for key in keys],
             self.files,
@@ -138,7 +140,7 @@ class _Pinning(NamedTuple):
         )
 
     def _list(self) -> list[str]:
-        """All keys below the prefix, but for the empty objects that stand for directories."""
+        """Returns all keys below the prefix, except the empty objects that mark directories."""
         keys: list[str] = []
         token, listed = "", 0
         while True:
@@ -148,10 +150,12 @@ class _Pinning(NamedTuple):
             if not page.token or page.token == token:
                 break
             if len(keys) > MAX_OBJECTS:
-                raise InvalidPlan(f"{self.where}: more than {MAX_OBJECTS} objects are here; name one model's prefix.")
+                raise InvalidPlan(
+                    f"{self.where}: there are more than {MAX_OBJECTS} objects; use the prefix of one model."
+                )
             token = page.token
         if not listed and self.key_prefix:
-            raise ObjectNotFound(f"{self.where}: there is nothing under this prefix.")
+            raise ObjectNotFound(f"{self.where}: there are no objects below this prefix.")
         if not keys and self.need_tensors:
             empty = "there are only empty directories" if listed else "the bucket is empty"
             raise NoTensorFiles(f"{self.where}: {empty}.")
@@ -166,15 +170,17 @@ class _Pinning(NamedTuple):
         if response.failure is not None:
             self._raise_if_wrong_region(response.failure)
             if response.failure.reason is Reason.OBJECT_NOT_FOUND:
-                raise BucketNotFound(f"s3://{self.source.bucket}: there is no such bucket at this endpoint.")
+                raise BucketNotFound(f"s3://{self.source.bucket}: the bucket does not exist at this endpoint.")
             raise response.failure.to_exception()
         return parse_page(response.body, label=self.where)
 
     def _check_requestable(self, objects: Sequence[SelectedObject]) -> None:
-        """Refuses keys that libcurl would change on the way, which it does to signed requests."""
+        """Rejects keys with dot segments, because libcurl removes those from the paths of signed requests."""
         for each in objects:
             if not {".", ".."}.isdisjoint(each.key.split("/")):
-                raise NameCollision(f"{self.where}: the key {each.key!r} has a part that URLs can't have.")
+                raise NameCollision(
+                    f'{self.where}: the key {each.key!r} has a part "." or "..", which URLs can\'t have.'
+                )
 
     def _pin(self, objects: Sequence[SelectedObject]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
         heads = self._heads([self._object_target(each.key) for each in objects])
@@ -190,7 +196,7 @@ class _Pinning(NamedTuple):
         return found, notes
 
     def _can_read_versions(self, objects: Sequence[SelectedObject], heads: Sequence[ObjectHead]) -> bool:
-        """Whether GetObjectVersion is allowed, which is another permission than GetObject."""
+        """Whether s3:GetObjectVersion is allowed, which is a separate permission from s3:GetObject."""
         each, head = next((each, head) for each, head in zip(objects, heads, strict=True) if head.version_id)
         target = self._object_target(each.key, version_id=head.version_id)
         result = head_objects(self.context.client, [target], self.context.provider)[0]
@@ -200,7 +206,7 @@ class _Pinning(NamedTuple):
         return True
 
     def _check_pins(self, pins: Sequence[ObjectPin]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
-        """Asks whether the pinned objects are still there and allowed."""
+        """Checks that the pinned objects still exist, are unchanged and can be read."""
         notes: list[str] = []
         by_version = any(pin.version_id for pin in pins)
         try:
@@ -212,7 +218,7 @@ class _Pinning(NamedTuple):
         found = {}
         for pin, head in zip(pins, heads, strict=True):
             if (head.size, head.pin_etag) != (pin.size, pin.etag):
-                raise SourceChanged(f"{self._label(pin.key)}: it is no longer the object that the plan has pinned.")
+                raise SourceChanged(f"{self._label(pin.key)}: the object changed after the plan pinned it.")
             found[pin.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
@@ -269,5 +275,5 @@ class _Pinning(NamedTuple):
         return f"s3://{self.source.bucket}/{escape_unprintable(key)}"
 
 
-class _VersionsDenied(Exception):  # a signal within this module
-    """The identity may not ask for versions by their ids."""
+class _VersionsDenied(Exception):  # control flow within this module
+    """The identity may not read versions by their IDs."""

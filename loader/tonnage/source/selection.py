@@ -1,4 +1,4 @@
-"""Which objects belong to a model, what they are, and what they are called below its prefix. Pure."""
+"""Selects the objects of a model: tensor files and companions, with their paths and ranks. Pure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Kind = Literal["tensors", "companion"]
 
 TENSORS_SUFFIX = ".tensors"
 SAFETENSORS_INDEX = "*.safetensors.index.json"
-"""Indexes of safetensors shards at the source: they describe other files than the ones the cache will hold."""
+"""Index files of safetensors shards at the source. They describe other files than those in the cache."""
 DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
 NAME_MAX = 255
-"""Bytes of one file's name, on every file system that a cache may lie on."""
+"""Maximum length of a file's name in bytes, on the file systems of a cache."""
 
 
 class SelectedObject(NamedTuple):
-    """One object of the model: its key at the source, its path below the prefix, and what it is."""
+    """An object of the model: its key, its path below the prefix, its kind and its rank."""
 
     key: str
     path: str
@@ -33,19 +33,19 @@ class SelectedObject(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """All that was selected, in the order of paths, and remarks about what was not."""
+    """The selected objects, sorted by path, and remarks about objects that were left out."""
 
     objects: tuple[SelectedObject, ...]
     notes: tuple[str, ...]
 
 
 def classify_path(path: str, files: FileSelection, *, explicit: bool = False) -> Kind | None:
-    """Returns what a file is, None when it doesn't count.
+    """Returns the kind of a file, or None if it does not belong to the model.
 
     Args:
-        path: The key below the prefix.
+        path: The key without the prefix.
         files: The patterns; each is matched against the whole path and against its last part.
-        explicit: The key was named, so it needs no pattern to be a companion.
+        explicit: The source names the key, so it is a companion even if no pattern matches.
     """
     if _matches(path, files.exclude):
         return None
@@ -65,17 +65,17 @@ def select(
     """Selects a model's files.
 
     Args:
-        keys: Pairs of the key and its path below the prefix, all that are there.
+        keys: All objects of the source, as pairs of key and path below the prefix.
         files: Patterns and ranks.
-        where: What the source is called in messages.
-        explicit: The keys were named one by one.
-        need_tensors: Refuse a source without tensor files.
+        where: The source's name in messages.
+        explicit: The source names the keys.
+        need_tensors: Whether a source without tensor files is an error.
 
     Raises:
-        NoTensorFiles: None of the files counts as a tensor file.
-        ObjectNotFound: Ranks are missing that must be there; the message names them.
-        NameCollision: A path can't be a file's, or two files want one place.
-        InvalidPlan: The pattern of ranks is none.
+        NoTensorFiles: No file matches as a tensor file.
+        ObjectNotFound: Ranks are missing; the message lists them.
+        NameCollision: A path can't be the name of a file, or two files have the same path or the same rank.
+        InvalidPlan: The pattern of ranks is not valid.
     """
     notes: list[str] = []
     chosen: list[tuple[str, str, Kind]] = []
@@ -86,12 +86,12 @@ def select(
         if kind is None:
             continue
         if kind == "companion" and fnmatchcase(path.rpartition("/")[2], SAFETENSORS_INDEX):
-            notes.append(f"{path} was left out: it describes other files than the ones in the cache.")
+            notes.append(f"{path} was left out: it describes other files than those in the cache.")
             continue
         check_path(path, where=where)
         chosen.append((key, path, kind))
     if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
-        raise NoTensorFiles(f"{where}: none of the {seen} objects here is a {TENSORS_SUFFIX} file that counts.")
+        raise NoTensorFiles(f"{where}: none of the {seen} objects is a matching {TENSORS_SUFFIX} file.")
     chosen.sort(key=lambda each: each[1])
     check_path_conflicts((path for _, path, _ in chosen), where=where)
     ranks = _ranks([path for _, path, kind in chosen if kind == "tensors"], files.ranks, where=where, notes=notes)
@@ -108,70 +108,70 @@ def select(
 def filter_ranks(
     objects: Sequence[SelectedObject], ranks: RankSelection | None, *, where: str
 ) -> tuple[SelectedObject, ...]:
-    """Returns those of the selected objects that this load is for: all, or companions and the wanted ranks.
+    """Returns the objects to load: all, or only the requested ranks and the files that belong to all ranks.
 
     Raises:
-        ObjectNotFound: A wanted rank is not there, in a source that has tensor files.
+        ObjectNotFound: A requested rank is missing in a source that has tensor files.
     """
     if ranks is None or ranks.wanted is None:
         return tuple(objects)
     available = {each.rank for each in objects}
     missing = [rank for rank in ranks.wanted if rank not in available]
     if missing and any(each.kind == "tensors" for each in objects):
-        raise ObjectNotFound(
-            f"{where}: there is no file of {_rank_list(missing)}, which {_is_or_are(missing)} asked for."
-        )
+        raise ObjectNotFound(f"{where}: there is no file for the requested {_rank_list(missing)}.")
     return tuple(each for each in objects if each.rank is None or each.rank in ranks.wanted)
 
 
 def check_path(path: str, *, where: str) -> None:
-    """Refuses a path that can't be a file's below the cache's directory.
+    """Checks that a path can be a file below the cache's directory.
 
     Raises:
-        NameCollision: It is absolute or has a part that is empty, ``.``, ``..``, too long or has a NUL.
+        NameCollision: The path is absolute, or has a part that is empty, ``.``, ``..``, too long or contains NUL.
     """
     for part in path.split("/"):
         if part in {"", ".", ".."} or "\x00" in part or len(part.encode()) > NAME_MAX:
             shown = path if len(path) <= 200 else path[:200] + "…"
-            raise NameCollision(f"{where}: the key {shown!r} can't be a file's name in the cache.")
+            raise NameCollision(f"{where}: the key {shown!r} can't be the name of a file in the cache.")
 
 
 def check_path_conflicts(paths: Iterable[str], *, where: str) -> None:
-    """Refuses two files of one path, and a file where another's directory must be.
+    """Checks that no two files have the same path, and that no file has the path of another one's directory.
 
     Raises:
-        NameCollision: There are such; the message names both.
+        NameCollision: There is a conflict; the message names both files.
     """
     files: set[str] = set()
     for path in paths:
         if path in files:
-            raise NameCollision(f"{where}: two objects would be the file {path!r} in the cache.")
+            raise NameCollision(f"{where}: two objects have the same path in the cache, {path!r}.")
         files.add(path)
     for path in sorted(files):
         parent = path.rpartition("/")[0]
         while parent:
             if parent in files:
-                raise NameCollision(f"{where}: {parent!r} would be a file and, for {path!r}, a directory in the cache.")
+                raise NameCollision(
+                    f"{where}: in the cache, {parent!r} would be both a file and the directory of {path!r}."
+                )
             parent = parent.rpartition("/")[0]
 
 
 def rank_pattern(pattern: str) -> re.Pattern[str]:
-    """Returns what matches the names that a printf pattern with one integer field makes; group 1 is the number.
+    """Converts a printf pattern with one integer field to a regular expression; group 1 is the number.
 
     Raises:
-        InvalidPlan: It has not just one integer field.
+        InvalidPlan: The pattern does not have exactly one integer field.
     """
     literal = r"((?:[^%]|%%)*)"
     match = re.fullmatch(literal + r"%(0?)(\d{0,3})[di]" + literal, pattern, re.DOTALL)
     if match is None:
-        raise InvalidPlan(f"The pattern of ranks {pattern!r} must have one integer field such as %03d.")
+        raise InvalidPlan(f"The pattern of ranks {pattern!r} must have exactly one integer field such as %03d.")
     before, zero, width, after = match.groups()
     digits = rf"\d{{{width},}}" if zero and width else r"\d+"
     return re.compile(f"{re.escape(before.replace('%%', '%'))}({digits}){re.escape(after.replace('%%', '%'))}")
 
 
 def common_directory(keys: Sequence[str]) -> str:
-    """Returns the longest directory that all keys lie in, with its trailing slash; empty for the top."""
+    """Returns the longest common directory of the keys, with its trailing slash; empty for the top level."""
     directories = [key.split("/")[:-1] for key in keys]
     shared = []
     for parts in zip(*directories, strict=False):
@@ -187,7 +187,7 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, notes: list[str]) -> dict[str, int]:
-    """The rank of each file that has one."""
+    """Returns the rank of each file that has one."""
     if not paths:
         return {}
     pattern = DEFAULT_RANKS if ranks is None else rank_pattern(ranks.pattern)
@@ -204,15 +204,15 @@ def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, not
         missing = [rank for rank in range(ranks.count or 0) if rank not in found]
         if missing:
             raise ObjectNotFound(
-                f"{where}: {_rank_list(missing)} of {ranks.count} {_is_or_are(missing)} not there (named "
+                f"{where}: {_rank_list(missing)} of {ranks.count} {_is_or_are(missing)} missing (file names: "
                 f"{ranks.pattern})."
             )
         if not found:
-            raise ObjectNotFound(f"{where}: no file is named as ranks are, {ranks.pattern}.")
+            raise ObjectNotFound(f"{where}: no file name matches the pattern of ranks, {ranks.pattern}.")
     elif found:
         gaps = [rank for rank in range(max(found)) if rank not in found] if max(found) < 10_000 else []
         if gaps:
-            notes.append(f"{_rank_list(gaps)} {_is_or_are(gaps)} not at the source, but higher ones are.")
+            notes.append(f"{_rank_list(gaps)} {_is_or_are(gaps)} missing at the source, but higher ranks are present.")
     return {path: rank for rank, path in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""What people type: ``s3://…`` and ``https://…`` texts into sources."""
+"""Parses ``s3://…`` and ``https://…`` URIs of the command line into sources."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def parse_sources(
     ca_bundle: str = "",
     anonymous: bool = False,
 ) -> tuple[Source, ...]:
-    """Returns the sources that texts name; keys of one bucket become one source, and so do all URLs.
+    """Parses URIs into sources. Keys of one bucket are combined in one source, and so are all URLs.
 
-    ``s3://bucket`` and ``s3://bucket/prefix/`` are everything below; ``s3://bucket/key.tensors`` is one object. Without
-    a slash at the end a text is an object if its name ends as a tensor file's or companion's does, or has an ending at
-    all, and a prefix otherwise.
+    ``s3://bucket`` and ``s3://bucket/prefix/`` mean all objects below; ``s3://bucket/key.tensors`` is one object. A URI
+    without a trailing slash is an object if its name matches a default pattern of tensor files or companions, or has an
+    extension; otherwise it is a prefix.
 
     Args:
-        uris: What was typed.
-        endpoint: Of an S3 server that is not AWS; empty: AWS, or what the environment says.
-        region: Of the buckets; empty: what the environment says.
-        addressing_style: Where the bucket's name goes.
-        ca_bundle: A PEM file of authorities to trust; empty: what the environment says, or the system's.
+        uris: The URIs.
+        endpoint: URL of an S3 server; empty: the environment's, or AWS.
+        region: Region of the buckets; empty: the environment's.
+        addressing_style: Whether the bucket is part of the host name or of the path.
+        ca_bundle: A PEM file of trusted CA certificates; empty: the environment's, or the system's.
         anonymous: Don't sign requests.
 
     Raises:
-        InvalidPlan: A text is no source, or there is none. The message shows no query.
+        InvalidPlan: There are no URIs, one is not valid, or one is given twice. The message contains no query.
     """
     if not uris:
-        raise InvalidPlan("There is no source: give at least one s3://bucket/prefix/ or https:// URL.")
+        raise InvalidPlan("No source given: pass at least one s3://bucket/prefix/ or https:// URL.")
     if endpoint:
         endpoint = check_endpoint(endpoint)
     sources: list[Source] = []
@@ -82,10 +82,10 @@ def parse_sources(
 
 
 def _split_s3(text: str) -> tuple[str, str, str | None]:
-    """Bucket, key, and the prefix where it is one. Everything after the bucket is the key as it is, with ? # and %."""
+    """Returns bucket, key and prefix; the prefix is None for a key. ``?``, ``#`` and ``%`` are part of the key."""
     bucket, _, key = text[5:].partition("/")
     if not bucket or "?" in bucket or "#" in bucket or "@" in bucket:
-        raise InvalidPlan(f"{redact_url(text)!r} does not name a bucket: write s3://bucket/prefix/.")
+        raise InvalidPlan(f"{redact_url(text)!r} has no valid bucket: use s3://bucket/prefix/.")
     if not key or key.endswith("/"):
         return bucket, "", key
     name = key.rpartition("/")[2]
@@ -98,12 +98,12 @@ def _split_s3(text: str) -> tuple[str, str, str | None]:
 def _checked_url(text: str) -> str:
     parts = split_url(text)
     if parts is None or parts.scheme not in {"http", "https"}:
-        raise InvalidPlan(f"{redact_url(text)!r} is no source: write s3://bucket/prefix/ or an http(s):// URL.")
+        raise InvalidPlan(f"{redact_url(text)!r} is not a valid source: use s3://bucket/prefix/ or an http(s):// URL.")
     return text
 
 
 def _extend(sources: list[Source], at: int, field: str, value: str) -> None:
     present = getattr(sources[at], field)
     if value in present:
-        raise InvalidPlan(f"{redact_url(value)} is given twice.")
+        raise InvalidPlan(f"{redact_url(value)} is specified twice.")
     sources[at] = structs.replace(sources[at], **{field: (*present, value)})

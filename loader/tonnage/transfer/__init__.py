@@ -1,1 +1,1 @@
-"""Moving bytes: worker processes that fetch parts, check them and write them to their place."""
+"""Transfers: worker processes that fetch parts, compute their checksums and write them to files."""

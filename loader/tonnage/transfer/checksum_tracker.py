@@ -1,7 +1,7 @@
-"""Which bytes are in, and which tensors have proven right. Pure bookkeeping: fed by results, asked by the coordinator.
+"""Tracks which tensors are complete, and compares their CRC-32 with their headers. Pure.
 
 A tensor's hash covers its header (with the digests zeroed) and its data. The pieces of both arrive in any order, each
-with its own CRC-32; when all are there the CRCs are combined and compared with what the header states.
+with its own CRC-32. When all have arrived, their CRCs are combined and compared with the value in the header.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _TensorState:
-    """What is known of one tensor: pieces by their start, those of data as (end, CRC-32)."""
+    """The received pieces of an incomplete tensor by start offset, those of data as (end, CRC-32)."""
 
     header_pieces: dict[int, bytes] = field(default_factory=dict)
     data_pieces: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class _TensorState:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedTensor:
-    """A tensor whose bytes are all there and whose CRC-32, where it has one and it is wanted, is right."""
+    """A complete tensor. Its CRC-32 is correct, if it has one and it is checked."""
 
     object: int
     tensor: int
@@ -42,7 +42,7 @@ class VerifiedTensor:
 
 @dataclass(frozen=True, slots=True)
 class CorruptTensor:
-    """A tensor that contradicts its hash or its index entry, and the source range to fetch again."""
+    """A tensor that does not match its hash or its index entry, and the source range to refetch."""
 
     object: int
     tensor: int
@@ -51,11 +51,14 @@ class CorruptTensor:
 
 
 class ChecksumTracker:
-    """The tensors of all objects of a load.
+    """Tracks the tensors of all objects of a load.
 
     Args:
-        objects: As in the blueprint.
-        check_crc32: False: only the headers are compared with the index.
+        objects: The blueprint's objects.
+        check_crc32: If False, only the headers are checked, against the index.
+
+    Attributes:
+        headers: The headers of the verified tensors by (object, tensor).
     """
 
     def __init__(self, objects: Sequence[SourceObject], *, check_crc32: bool) -> None:
@@ -70,17 +73,17 @@ class ChecksumTracker:
     def add(
         self, index: int, pieces: Sequence[Piece], checksums: Sequence[int], captured: Sequence[bytes]
     ) -> list[VerifiedTensor | CorruptTensor]:
-        """Takes in the pieces of a part of object ``index``; returns the tensors that this settled.
+        """Adds the pieces of a part of object ``index``; returns the tensors that this completed.
 
         Raises:
-            FormatDamaged: The file does not end as it must.
+            FormatDamaged: Something other than the end mark follows the last tensor.
         """
         settled: list[VerifiedTensor | CorruptTensor] = []
         for piece, checksum, content in zip(pieces, checksums, captured, strict=False):
             if piece.tensor_index < 0:
                 if piece.role is SpanRole.TAIL and content.strip(b"\0"):
                     raise FormatDamaged(
-                        f"{self._objects[index].label}: something else than the end mark follows the last tensor, "
+                        f"{self._objects[index].label}: something other than the end mark follows the last tensor, "
                         f"at offset {piece.start}."
                     )
                 continue
@@ -90,7 +93,7 @@ class ChecksumTracker:
         return settled
 
     def discard(self, index: int, tensor: int) -> None:
-        """Drops what is known of a tensor, because it is fetched again."""
+        """Forgets a tensor, because it will be refetched."""
         self._incomplete.pop((index, tensor), None)
         self.headers.pop((index, tensor), None)
 
@@ -142,8 +145,8 @@ class ChecksumTracker:
 
 
 def mismatch_error(label: str, tensor: str, byte_range: ByteRange, what: str) -> ChecksumMismatch:
-    """Returns the error for a tensor whose bytes don't have the hash that its header states."""
+    """Returns the error for a tensor whose hash is not that in its header."""
     return ChecksumMismatch(
-        f"{label}: tensor {short_repr(tensor)} (bytes {byte_range[0]} to {byte_range[1] - 1}) does not have the {what} "
-        "that its header states."
+        f"{label}: tensor {short_repr(tensor)} (bytes {byte_range[0]} to {byte_range[1] - 1}) does not match the "
+        f"{what} in its header."
     )

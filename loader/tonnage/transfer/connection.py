@@ -1,8 +1,8 @@
-"""A slot: one connection of a worker, and the part that it is fetching.
+"""One connection of a worker, and the part that it fetches.
 
-libcurl hands over at most 16 KiB a call, 60,000 times a GB, so the callback does as little as it can: one CRC-32 over
-bytes that are still in the processor's cache, and one append. The pieces of bytes are written by ``pwritev`` a MiB at a
-time without being copied together, which cost less than a buffer of our own in every measurement.
+libcurl calls back with at most 16 KiB, 60,000 times a GB, so the callback does as little as possible: one CRC-32 over
+bytes that are still in the CPU's cache, and one append. The received ``bytes`` are written by ``pwritev``, a MiB at a
+time and without joining them, which was faster than a buffer in every measurement.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 FLUSH_BYTES = 1 << 20
 MAX_VECTORS = 512
-"""Buffers a ``pwritev``; the kernel takes 1024."""
+"""Buffers per ``pwritev``; the kernel's limit is 1024."""
 
 _ABORT = -1
-"""What a callback returns to make libcurl give the transfer up."""
+"""Return value of a callback that makes libcurl abort the transfer."""
 
 
 class Connection:
-    """A reusable curl handle with the state of one part.
+    """A reusable curl handle and the state of one part.
 
     Args:
         crc32: ``(data, value) -> value``.
-        files: File descriptors of the output files, opened on first use.
+        files: Returns the file descriptor of an output file, which is opened on first use.
     """
 
     __slots__ = (
@@ -86,8 +86,8 @@ class Connection:
         Args:
             fetch: The part.
             target: Its object.
-            credentials: Who asks; None: nobody in particular.
-            stall_seconds: How long almost nothing may come before the request is given up.
+            credentials: The credentials to sign with; None leaves the request unsigned.
+            stall_seconds: How long the transfer may stay below ``STALL_BYTES`` a second before it is aborted.
         """
         self.fetch = fetch
         self.target = target
@@ -117,12 +117,12 @@ class Connection:
             curl.setopt(pycurl.FORBID_REUSE, 1)
 
     def finish(self, curl_code: int | None) -> RequestFailure | None:
-        """Ends the part: writes what is waiting, and says what went wrong, if anything did.
+        """Ends the part: flushes buffered bytes and returns the failure, if any.
+
+        After this call, all bytes of the part before ``written_end`` are in the file.
 
         Args:
-            curl_code: libcurl's error, or None if it was content.
-
-        After it, ``written_end`` is how far the file can be trusted.
+            curl_code: libcurl's error code; None on success.
         """
         self._flush()
         if self.failure is None and not self.accepted:
@@ -145,7 +145,7 @@ class Connection:
 
     @property
     def written_end(self) -> int:
-        """End of the bytes of this part that are checked in and written; the part's start if a write failed."""
+        """End of the bytes of this part that are in the file; the part's start if a write failed."""
         return self.fetch.start if self.write_error else self.at
 
     def _piece_start(self) -> int:
@@ -191,9 +191,9 @@ class Connection:
         return self._on_mixed(memoryview(data))
 
     def _on_mixed(self, data: memoryview) -> int | None:
-        """Bytes that cross pieces, or aren't a tensor's data."""
+        """Handles bytes that are not all tensor data of the current piece."""
         if self.at + len(data) > self.fetch.end:
-            self.failure = self._range_failure("went on beyond them")
+            self.failure = self._range_failure("was too long")
             return _ABORT
         while data:
             chunk = data[: self._piece_end - self.at]
@@ -235,9 +235,9 @@ class Connection:
         self._write_at = at
 
     def _check_response(self) -> bool:
-        """Whether the answer is the range that was asked for, of the pinned object.
+        """Checks that the response has the requested range of the pinned object.
 
-        Else ``failure`` is set, if the answer claims to be a good one.
+        If not, and the status is 200 or 206, sets ``failure``.
         """
         status, headers = parse_headers(self._lines)
         if status not in {200, 206}:
@@ -253,7 +253,6 @@ class Connection:
         return self.accepted
 
     def _range_failure(self, problem: str) -> RequestFailure:
-        message = (
-            f"{self.target.label}: the answer to a request for bytes {self.fetch.start}-{self.fetch.end - 1} {problem}."
-        )
+        requested = f"bytes {self.fetch.start}-{self.fetch.end - 1}"
+        message = f"{self.target.label}: the response to a request for {requested} {problem}."
         return RequestFailure(reason=Reason.RETRIES_EXHAUSTED, message=message, retry=Retry.BACKOFF)

@@ -1,4 +1,4 @@
-"""The coordinator: gives parts to workers, takes their results, decides about failures, until every byte is right."""
+"""The coordinator: assigns parts to workers, handles their results and failures, until all tensors are verified."""
 
 from __future__ import annotations
 
@@ -22,17 +22,10 @@ from tonnage.errors import (
 )
 from tonnage.source.backoff import backoff_seconds
 from tonnage.source.error_classification import Retry
+from tonnage.transfer.bandwidth import BandwidthLimiter
+from tonnage.transfer.concurrency import INITIAL_CONNECTIONS, MIN_PART_SIZE, PART_SECONDS, ConnectionTuner
 from tonnage.transfer.credential_state import CredentialState
 from tonnage.transfer.part_queue import Part, PartQueue
-from tonnage.transfer.policy import (
-    INITIAL_CONNECTIONS,
-    MAX_ATTEMPTS,
-    MAX_BACKOFF_SECONDS,
-    MIN_PART_SIZE,
-    PART_SECONDS,
-    BandwidthLimiter,
-    ConnectionTuner,
-)
 from tonnage.transfer.progress_meter import ProgressMeter
 from tonnage.transfer.protocol import (
     Fetch,
@@ -54,18 +47,21 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 PREFETCH = 1
-"""Parts a worker has waiting beyond its connections, so that none idles for the length of a message."""
+"""Parts queued at a worker beyond its connections, so that none is idle until the next message."""
+MAX_ATTEMPTS = 8
+"""Consecutive failures of a part without a byte of progress that are retried: about 40 seconds of backoff."""
+MAX_BACKOFF_SECONDS = 15.0
 MAX_RESPAWNS = 3
 MAX_REFRESHES = 2
-"""New credentials in a row that a part may be refused with."""
+"""Consecutive denials of a part that are retried with refreshed credentials."""
 CREDENTIAL_CHECK_SECONDS = 20.0
 
 
 def transfer(spec: TransferSpec) -> TransferResult:
-    """Brings every byte of the job's blueprint to its place, verified.
+    """Transfers and verifies all bytes of a blueprint.
 
     Raises:
-        TonnageError: Of the reason that stopped it. What is on disk has been recorded.
+        TonnageError: The transfer failed. The ranges that are on disk have been recorded.
     """
     return _Transfer(spec).run()
 
@@ -90,15 +86,14 @@ class _Transfer:
         self._sent_generation: dict[int, int] = {}
         self._respawns = 0
         concurrency = spec.concurrency
-        most = -(-concurrency.connections // concurrency.workers)
-        self._tuner = ConnectionTuner(initial=most if concurrency.fixed else INITIAL_CONNECTIONS, maximum=most)
+        maximum = -(-concurrency.connections // concurrency.workers)
+        self._tuner = ConnectionTuner(initial=maximum if concurrency.fixed else INITIAL_CONNECTIONS, maximum=maximum)
         self._bandwidth_limiter = BandwidthLimiter(spec.bandwidth, now=time.monotonic())
         self._meter = ProgressMeter(total=spec.blueprint.source_bytes, resumed=self._result.resumed)
 
-    # -- the loop
+    # -- loop
 
     def run(self) -> TransferResult:
-        """Runs to the end."""
         if self._has_work:
             pool = WorkerPool(
                 count=self._spec.concurrency.workers,
@@ -135,7 +130,7 @@ class _Transfer:
             self._progress(now)
 
     def _adapt(self, pool: WorkerPool, now: float) -> None:
-        """Fits connections and part size to the rate."""
+        """Adapts the part size and the number of connections to the rate."""
         rate = self._meter.interval_rate(now, skip=ConnectionTuner.SETTLING, seconds=ConnectionTuner.INTERVAL)
         if rate is None or not self._queue.remaining:
             return
@@ -156,7 +151,7 @@ class _Transfer:
 
     def _check_time(self, now: float) -> None:
         if self._spec.canceled():
-            raise Interrupted("The load was asked to stop; what is on disk is kept.")
+            raise Interrupted("The load was interrupted; what is on disk is kept.")
         if self._spec.deadline is not None and now > self._spec.deadline:
             total = self._spec.blueprint.source_bytes
             raise Timeout(f"The deadline passed with {self._meter.loaded} of {total} bytes loaded.")
@@ -172,7 +167,7 @@ class _Transfer:
                 )
             )
 
-    # -- giving work
+    # -- assigning work
 
     def _tune(self, pool: WorkerPool) -> None:
         count = max(1, len(pool.workers)) * self._tuner.connections
@@ -221,7 +216,7 @@ class _Transfer:
             )
         )
 
-    # -- taking results
+    # -- results
 
     def _handle(self, pool: WorkerPool, worker: PoolWorker, message: object) -> None:
         match message:
@@ -246,7 +241,7 @@ class _Transfer:
             case WorkerExit():
                 self._replace_worker(pool, message)
             case _:
-                raise InternalError(f"A worker sent {type(message).__name__}.")
+                raise InternalError(f"A worker sent an unexpected message, {type(message).__name__}.")
 
     def _record_range(self, part: Part, end: int, checksums: list[int], captured: list[bytes]) -> None:
         if end <= part.start:
@@ -257,7 +252,7 @@ class _Transfer:
             self._refetch(corrupt)
 
     def _refetch(self, corrupt: CorruptTensor) -> None:
-        """Fetches a wrong tensor once more over other connections; the second time it is an error."""
+        """Refetches a corrupt tensor over new connections; a second mismatch is an error."""
         self._spec.on_record(DiscardedTensor(corrupt.object, corrupt.tensor))
         segment = self._verification.prepare_refetch(corrupt)
         self._result.retries += 1
@@ -272,46 +267,47 @@ class _Transfer:
         generation = self._sent_generation.pop(message.id)
         progressed = message.end > part.start
         attempt = 1 if progressed else part.attempt + 1
-        refused = failure.retry is Retry.REFRESH_CREDENTIALS or failure.reason is Reason.ACCESS_DENIED
-        if refused:
+        denied = failure.retry is Retry.REFRESH_CREDENTIALS or failure.reason is Reason.ACCESS_DENIED
+        if denied:
             if attempt > MAX_REFRESHES or not self._credential_state.refresh_after_denial(pool, failure, generation):
                 raise self._error(failure)
-            waiting = 0.0
+            delay = 0.0
         elif failure.retry is Retry.NEVER:
             raise self._error(failure)
         else:
             if attempt > MAX_ATTEMPTS:
                 raise self._error(failure, attempts=attempt)
-            waiting = backoff_seconds(attempt, maximum=MAX_BACKOFF_SECONDS, retry_after=failure.retry_after)
+            delay = backoff_seconds(attempt, maximum=MAX_BACKOFF_SECONDS, retry_after=failure.retry_after)
         self._result.retries += 1
         remainder = Part(part.segment, max(message.end, part.start), part.end, attempt, part.fresh_connection)
-        self._queue.requeue(remainder, not_before=time.monotonic() + waiting)
+        self._queue.requeue(remainder, not_before=time.monotonic() + delay)
 
     def _error(self, failure: RequestFailure, *, attempts: int = 1) -> TonnageError:
-        suffix = f" It was tried {attempts} times." if attempts > 1 else ""
+        suffix = f" {attempts} attempts failed." if attempts > 1 else ""
         return error_for(failure.reason, failure.message + suffix)
 
     def _write_error(self, part: Part, error: int) -> TonnageError:
         path = self._spec.paths[self._segments[part.segment].file_index]
         if error in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}:
-            disk = os.statvfs(os.path.dirname(path))  # noqa: PTH120  # a string suffices
+            disk = os.statvfs(os.path.dirname(path))  # noqa: PTH120  # path is a string
             return InsufficientSpace(
-                f"No room left while writing {path}: {self._queue.remaining} bytes are still to come, "
+                f"No space left while writing {path}: {self._queue.remaining} bytes remain, "
                 f"{disk.f_bavail * disk.f_frsize} bytes are free."
             )
         return CacheNotWritable(f"Writing {path} failed: {os.strerror(error)}.")
 
     def _replace_worker(self, pool: WorkerPool, worker_exit: WorkerExit) -> None:
-        """Another worker takes over what a dead one had."""
+        """Starts a new worker in place of one that exited, and requeues its parts and hashes."""
         self._respawns += 1
         if self._respawns > MAX_RESPAWNS:
             if worker_exit.exit_code == -signal.SIGKILL:
                 raise LoaderOOMKilled(
-                    f"Worker processes were killed {self._respawns} times, as the kernel does for want of memory: "
-                    f"{self._queue.remaining} bytes were still to come, the memory limit is "
-                    f"{memory_limit() or 'the machine'}."
+                    f"Worker processes were killed {self._respawns} times (SIGKILL), most likely by the OOM killer: "
+                    f"{self._queue.remaining} bytes remained, {_memory_limit_text()}."
                 )
-            raise InternalError(f"Worker processes kept dying, the last with exit code {worker_exit.exit_code}.")
+            raise InternalError(
+                f"Worker processes exited {self._respawns} times, the last with code {worker_exit.exit_code}."
+            )
         self._result.retries += 1
         now = time.monotonic()
         for request, part in worker_exit.worker.parts.items():
@@ -320,6 +316,11 @@ class _Transfer:
         self._verification.pending_hashes += worker_exit.worker.hashes.values()
         pool.start(worker_exit.worker.number)
         self._tune(pool)
+
+
+def _memory_limit_text() -> str:
+    limit = memory_limit()
+    return "no memory limit was found" if limit is None else f"the memory limit is {limit} bytes"
 
 
 def _split(byte_range: ByteRange, size: int) -> list[ByteRange]:

@@ -1,4 +1,4 @@
-"""With what the workers ask: credentials and URLs, renewed when they run out."""
+"""The credentials and URLs that workers use; refreshed before they expire, or after the store denied a request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class CredentialState:
-    """What a job's requests are made with at the moment.
+    """The current credentials and request targets of a transfer.
 
     Attributes:
-        generation: Grows with each change, so that a refusal can be told apart from one of something older.
+        generation: Incremented on each change. A request of an older generation that was denied can be retried without
+            another refresh.
     """
 
     def __init__(self, spec: TransferSpec) -> None:
@@ -30,7 +31,7 @@ class CredentialState:
         self.generation = 0
 
     def setup(self) -> Setup:
-        """Returns what a worker that starts now is told."""
+        """Returns the setup message for a worker started now."""
         return Setup(
             list(self._targets),
             list(self._spec.credential_indexes),
@@ -40,16 +41,18 @@ class CredentialState:
         )
 
     def refresh_expiring(self, pool: WorkerPool) -> None:
-        """Renews credentials that will run out soon."""
+        """Refreshes credentials that expire soon."""
         self._update_credentials(pool, [source.current() for source in self._spec.credentials])
 
     def refresh_after_denial(self, pool: WorkerPool, failure: RequestFailure, generation: int) -> bool:
-        """Whether a refused request was made with what has been renewed since, or can be renewed now.
+        """Refreshes credentials and URLs after a denied request; returns whether to retry it.
+
+        Returns True without a refresh if there has been one since the request was sent.
 
         Args:
-            pool: The workers, which are told.
-            failure: The refusal.
-            generation: With which the request was made.
+            pool: The workers, which get the new credentials and URLs.
+            failure: The denial.
+            generation: The generation of the request.
         """
         if generation != self.generation or self._update_targets(pool):
             return True

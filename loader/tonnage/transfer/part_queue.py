@@ -1,7 +1,8 @@
-"""What is still to fetch, and who fetches it next. Pure: no clock, no socket.
+"""The ranges not yet assigned, and which worker gets the next part. Pure: no clock, no socket.
 
-A segment has one owner, since several writers of one tmpfs file hinder each other: a worker takes parts of its own
-segment first, then opens the next untouched one, and only when there is none left helps with the fullest.
+A segment has one owner, because several writers of one tmpfs file slow each other down. A worker takes parts of its own
+segments first, then of the next segment without an owner; if there is none left, it helps with the segment that has the
+most bytes left.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Part:
     """A sub-range of a segment to fetch.
 
     Attributes:
-        attempt: How often in a row it failed without a byte of progress.
-        fresh_connection: Whether to use a new connection, because what came before was wrong.
+        attempt: Consecutive failures without a byte of progress.
+        fresh_connection: Whether to use a new connection, because the bytes from the last one were corrupt.
     """
 
     segment: int
@@ -42,13 +43,16 @@ class _Delayed:
 
 
 class PartQueue:
-    """The parts of a load that nobody fetches at the moment. ``max_part_size`` may be changed as it goes.
+    """The ranges of a load that are not assigned to a worker.
 
     Args:
         segments: All segments.
-        done: Ranges that are on disk already, by segment.
-        max_part_size: Ordinary part size in bytes.
+        done: Ranges that are already on disk, by segment.
+        max_part_size: Largest part size in bytes, used while enough bytes remain. Can be changed at any time.
         min_part_size: Smallest part size in bytes.
+
+    Attributes:
+        remaining: Number of bytes that are not assigned.
     """
 
     def __init__(
@@ -72,13 +76,13 @@ class PartQueue:
         self.remaining = sum(end - start for left in self._unassigned.values() for start, end in left)
 
     def take(self, worker: int, *, slots: int, now: float, max_size: int = 1 << 62) -> Part | None:
-        """Returns the next part for a worker, or None if there is none for it now.
+        """Returns the next part for a worker, or None if there is none now.
 
         Args:
-            worker: Who asks.
-            slots: Connections of all workers together.
-            now: The time on the clock that ``requeue`` was given.
-            max_size: The most bytes wanted; a part that comes back after a failure may be larger.
+            worker: The worker's number.
+            slots: Total connections of all workers.
+            now: Current time, on the clock of ``requeue``'s ``not_before``.
+            max_size: Maximum size in bytes. A requeued part may be larger.
         """
         if self._delayed and self._delayed[0].when <= now:
             part = heapq.heappop(self._delayed).part
@@ -106,13 +110,13 @@ class PartQueue:
         return Part(segment, start, end)
 
     def requeue(self, part: Part, *, not_before: float) -> None:
-        """Puts a part back, to be fetched at ``not_before`` or later."""
+        """Adds a part that ``take`` returns at ``not_before`` or later."""
         self._order += 1
         self.remaining += part.end - part.start
         heapq.heappush(self._delayed, _Delayed(not_before, self._order, part))
 
     def next_due(self) -> float | None:
-        """When the next delayed part is due; None if none waits."""
+        """Returns the time at which the next requeued part is due; None if there is none."""
         return self._delayed[0].when if self._delayed else None
 
     def _choose(self, worker: int) -> int | None:

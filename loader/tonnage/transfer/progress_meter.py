@@ -1,4 +1,4 @@
-"""How fast a transfer is, and how long it will still take."""
+"""Measures the rate of a transfer and estimates the remaining time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from tonnage.contract import Progress
 
 REPORT_SECONDS = 0.2
 RATE_SECONDS = 3.0
-"""Time over which the shown rate averages."""
+"""Window for the average rate in progress reports."""
 SETTLED_SECONDS = 1.0
-"""Time after the first byte before which a rate says nothing about the rest: connections are still being made."""
+"""No remaining time is estimated in this time after the first byte, while connections are still being opened."""
 
 
 class ProgressMeter:
-    """Counts bytes on the monotonic clock.
+    """Counts received bytes and measures their rate.
 
     Args:
         total: Bytes of the whole load.
-        resumed: Of which this many were on disk before.
+        resumed: Bytes that an earlier load left on disk.
     """
 
     def __init__(self, *, total: int, resumed: int) -> None:
@@ -34,21 +34,19 @@ class ProgressMeter:
 
     @property
     def loaded(self) -> int:
-        """Bytes that are here, in flight ones included, never more than the total."""
+        """Bytes loaded, including those in flight, at most ``total``."""
         return max(0, min(self._total, self._resumed + self._received - self._wasted))
 
     def add_received(self, count: int) -> None:
-        """Counts body bytes that arrived."""
         self._received += count
 
     def add_refetched(self, count: int) -> None:
-        """Counts bytes that are fetched again."""
         self._wasted += count
 
     def interval_rate(self, now: float, *, skip: float, seconds: float) -> float | None:
-        """Returns bytes a second since this last returned a number; None until ``skip + seconds`` have gone by.
+        """Returns bytes per second since the last call that returned a number; None before ``skip + seconds`` passed.
 
-        The first ``skip`` seconds, and all before the first byte, don't count.
+        The first ``skip`` seconds and the time before the first byte are not measured.
         """
         since, count = self._interval
         if not self._measuring:
@@ -65,14 +63,13 @@ class ProgressMeter:
         return (self._received - count) / (now - since)
 
     def is_report_due(self, now: float) -> bool:
-        """Whether it is time to tell how it goes; True at most a few times a second."""
+        """Whether a progress report is due; True at most once per ``REPORT_SECONDS``."""
         if now - self._reported < REPORT_SECONDS:
             return False
         self._reported = now
         return True
 
     def progress(self, now: float, *, verified: int, tensors: int, retries: int) -> Progress:
-        """Returns the present state."""
         self._window.append((now, self._received))
         while len(self._window) > 2 and (now - self._window[0][0] > RATE_SECONDS or not self._window[1][1]):
             self._window.pop(0)

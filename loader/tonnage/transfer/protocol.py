@@ -1,7 +1,7 @@
-"""Messages between the coordinator and its worker processes, over one stream socket each.
+"""Messages between the coordinator and its worker processes, over one stream socket per worker.
 
-Frames are a little-endian u32 length and msgpack. They carry credentials, so they never touch a file, an argument list
-or a log.
+A frame is a little-endian u32 length and msgpack. Messages contain credentials: never write them to a file, an argument
+list or a log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECEIVE_BYTES = 1 << 18
-"""The most bytes read from the socket at once, on both sides."""
+"""Maximum bytes per read from the socket, on both ends."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -28,9 +28,12 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 class Setup(_Message, frozen=True, array_like=True, tag=True):
     """First message to a worker.
 
-    ``targets`` are the objects, ``credential_indexes`` the source of each (an index into ``credentials``), ``files``
-    the absolute
-    paths of the output files, all of which exist already, ``stall_seconds`` how long a request may stand still.
+    Attributes:
+        targets: The objects.
+        credential_indexes: For each object, the index of its credentials.
+        credentials: The credentials of each source.
+        files: Absolute paths of the output files, which exist.
+        stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted.
     """
 
     targets: list[RequestTarget]
@@ -43,8 +46,8 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
 class Fetch(_Message, frozen=True, array_like=True, tag=True):
     """Fetch ``[start, end)`` of object ``target`` into ``file``.
 
-    ``pieces`` are (end, role, offset in the file or -1), in order. ``fresh_connection`` asks for a connection of its
-    own, because what came over the last one was wrong.
+    ``pieces`` are (end, role, offset in the file or -1), in order. ``fresh_connection`` requests a new connection that
+    is not reused, because the bytes from the last one were corrupt.
     """
 
     id: int
@@ -57,7 +60,7 @@ class Fetch(_Message, frozen=True, array_like=True, tag=True):
 
 
 class Hash(_Message, frozen=True, array_like=True, tag=True):
-    """Compute the SHA-256 of ``prefix`` followed by ``length`` bytes of ``file`` from ``offset`` on."""
+    """Compute the SHA-256 of ``prefix`` followed by ``length`` bytes of ``file`` from ``offset``."""
 
     id: int
     file: int
@@ -74,23 +77,23 @@ class UpdateCredentials(_Message, frozen=True, array_like=True, tag=True):
 
 
 class UpdateTarget(_Message, frozen=True, array_like=True, tag=True):
-    """Another way to request an object: its presigned URL was renewed."""
+    """A new request target for an object, because its presigned URL was refreshed."""
 
     object: int
     target: RequestTarget
 
 
 class SetConnections(_Message, frozen=True, array_like=True, tag=True):
-    """How many connections to use at once."""
+    """Sets how many connections the worker uses at a time."""
 
     connections: int
 
 
 class Result(_Message, frozen=True, array_like=True):
-    """What is common to the ends of a fetch: everything before ``end`` is in the file.
+    """The result of a fetch: all bytes before ``end`` are in the file.
 
-    ``checksums`` and ``captured`` belong to the first pieces of the request, the last of them perhaps cut off:
-    CRC-32 for DATA (else 0), bytes for HEADER and TAIL (else empty).
+    ``checksums`` and ``captured`` are those of the first pieces of the request; the last of them may be incomplete.
+    CRC-32 for DATA (otherwise 0), bytes for HEADER and TAIL (otherwise empty).
     """
 
     id: int
@@ -100,7 +103,7 @@ class Result(_Message, frozen=True, array_like=True):
 
 
 class FetchSucceeded(Result, frozen=True, array_like=True, tag=True):
-    """The whole part is there."""
+    """The part is complete."""
 
 
 class FetchFailed(Result, frozen=True, array_like=True, tag=True):
@@ -110,21 +113,21 @@ class FetchFailed(Result, frozen=True, array_like=True, tag=True):
 
 
 class WriteFailed(_Message, frozen=True, array_like=True, tag=True):
-    """The output file could not be written: an ``errno``."""
+    """The output file could not be written; ``error`` is an ``errno``."""
 
     id: int
     error: int
 
 
 class Hashed(_Message, frozen=True, array_like=True, tag=True):
-    """Answer to ``Hash``; empty digest: the file ended early."""
+    """Response to ``Hash``; ``digest`` is empty if the file is too short."""
 
     id: int
     digest: bytes
 
 
 class Received(_Message, frozen=True, array_like=True, tag=True):
-    """Body bytes that arrived since the last such message."""
+    """Number of body bytes received since the last such message."""
 
     count: int
 
@@ -136,20 +139,19 @@ _LENGTH = struct.Struct("<I")
 
 
 def encode_frame(message: ToWorker | ToCoordinator) -> bytes:
-    """Returns the bytes to send."""
     data = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(data)) + data
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into the messages of one direction."""
+    """Splits a stream of bytes into the messages of one direction."""
 
     def __init__(self, kind: object) -> None:
         self._decode = msgspec.msgpack.Decoder(kind).decode
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[ToWorker | ToCoordinator]:
-        """Yields the messages that are complete with ``data``."""
+        """Yields the messages that ``data`` completes."""
         buffer = self._buffer
         buffer += data
         at = 0

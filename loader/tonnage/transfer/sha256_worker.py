@@ -1,4 +1,4 @@
-"""SHA-256 of tensors on disk, in a thread of a worker. Most loads never need it, so it is imported when one does."""
+"""SHA-256 of tensors on disk, in a thread of a worker. Imported only when needed, which is in few loads."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CHUNK = 4 << 20
 
 
 class Sha256Worker:
-    """One thread that hashes; hashlib lets the transfer's thread run meanwhile.
+    """A thread that computes hashes. hashlib releases the GIL, so that the transfer continues.
 
     Args:
         descriptor: Returns the file descriptor of an output file.
 
     Attributes:
-        wake: A descriptor that can be read when there is an answer.
+        wakeup_fd: A file descriptor that is readable when there are results.
     """
 
     def __init__(self, descriptor: Callable[[int], int]) -> None:
@@ -36,16 +36,15 @@ class Sha256Worker:
         threading.Thread(target=self._work, name="sha256", daemon=True).start()
 
     def submit(self, request: Hash) -> None:
-        """Queues a tensor."""
         self._requests.put((request, self._descriptor(request.file)))
 
     def finished(self) -> list[Hashed]:
-        """Returns the answers so far."""
+        """Returns the results so far."""
         os.read(self.wakeup_fd, 4096)
-        answers = []
+        results = []
         while not self._results.empty():
-            answers.append(self._results.get())
-        return answers
+            results.append(self._results.get())
+        return results
 
     def _work(self) -> None:
         buffer = memoryview(bytearray(CHUNK))

@@ -1,4 +1,4 @@
-"""What a transfer is given, and what it gives back."""
+"""The input and the result of a transfer, and the records of its journal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.credentials import CredentialProvider
     from tonnage.source.request_target import RequestTarget
-    from tonnage.transfer.policy import Concurrency
+    from tonnage.transfer.concurrency import Concurrency
 
 
 class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
-    """A range ``[start, end)`` of a segment that is on disk: what the journal keeps.
+    """Journal record: the range ``[start, end)`` of a segment is on disk. The tag is part of the format.
 
-    ``checksums`` and ``captured`` belong to the pieces of that range, in order: CRC-32 of tensor data (else 0), the
-    bytes of headers (else empty).
+    ``checksums`` and ``captured`` are those of the range's pieces, in order: CRC-32 of tensor data (otherwise 0), bytes
+    of headers (otherwise empty).
     """
 
     segment: int
@@ -35,7 +35,7 @@ class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
 
 
 class DiscardedTensor(msgspec.Struct, frozen=True, array_like=True, tag="Undone"):
-    """A tensor that had the wrong hash: what is on disk of it does not count."""
+    """Journal record: a tensor had the wrong hash, so its bytes on disk are invalid. The tag is part of the format."""
 
     object: int
     tensor: int
@@ -43,19 +43,21 @@ class DiscardedTensor(msgspec.Struct, frozen=True, array_like=True, tag="Undone"
 
 @dataclass(frozen=True, slots=True)
 class TransferSpec:
-    """A transfer.
+    """The input of a transfer.
 
     Attributes:
-        paths: Absolute paths of the blueprint's files; they exist, with their final size.
+        paths: Absolute paths of the blueprint's files, which exist with their final size.
         targets: How to request each of the blueprint's objects.
-        refresh_targets: Asked for the same anew when the store refuses a request.
-        credential_indexes: For each object the index of its credentials.
-        journal_records: What an earlier load left on disk, in the journal's order.
-        on_record: Called with each range that has come to disk, before it counts.
-        pass_fds: Descriptors that workers hold open, so that the entry stays locked while any of them writes.
-        bandwidth: Bytes a second of the whole load; 0: no limit.
-        deadline: On the monotonic clock; None: no limit.
-        stall_seconds: After how long almost without a byte a request is given up and tried again.
+        credential_indexes: For each object, the index of its credentials.
+        environment: Variables, of which workers get those without secrets.
+        refresh_targets: Returns the current targets; called when the store denies a request.
+        bandwidth: Limit for the whole load, in bytes per second; 0: no limit.
+        deadline: Value of ``time.monotonic()`` by which the transfer must have ended; None: no limit.
+        stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted and retried.
+        journal_records: The records of an earlier load, in the journal's order.
+        pass_fds: File descriptors that workers inherit, so that the entry stays locked while any worker writes.
+        on_record: Called with each record, before the transfer relies on it.
+        canceled: Polled several times a second; True interrupts the transfer.
     """
 
     blueprint: Blueprint
@@ -79,14 +81,15 @@ class TransferSpec:
 
 @dataclass(slots=True)
 class TransferResult:
-    """How a transfer ended.
+    """The result of a transfer.
 
     Attributes:
-        downloaded: Body bytes that arrived, repeated ones included.
-        resumed: Bytes that were on disk before.
+        downloaded: Body bytes received, including those that were fetched more than once.
+        resumed: Bytes that an earlier load left on disk.
+        retries: Repeated requests, refetched tensors and restarted workers.
+        connections: Total connections of all workers at the end.
         headers: The header of each tensor by (object, tensor).
-        verify_levels: The weakest check that a tensor of each object had, by object.
-        connections: The width at the end, of all workers together.
+        verify_levels: For each object, the weakest level at which one of its tensors was verified.
     """
 
     downloaded: int = 0

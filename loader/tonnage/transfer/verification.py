@@ -1,7 +1,7 @@
-"""What of a transfer has proven right, tensor by tensor, to which level; and what must be hashed or fetched again.
+"""Tracks which tensors are verified, to which level, and which must be hashed or refetched.
 
-The ledger (``checks``) decides by headers and CRC-32 from the ranges alone. This adds what the job asked for: SHA-256
-over what is on disk, one more fetch of a tensor that proved wrong, and what an earlier load had already brought.
+``ChecksumTracker`` checks headers and CRC-32. This module adds SHA-256 over the bytes on disk, one refetch of a corrupt
+tensor, and the journal of an earlier load.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class HashTask(NamedTuple):
-    """A worker is to hash this tensor."""
+    """A tensor to be hashed by a worker."""
 
     request: Hash
     object: int
@@ -32,12 +32,12 @@ class HashTask(NamedTuple):
 
 
 class Verification:
-    """Takes ranges and hashes in, and writes into the outcome to which level each object is verified.
+    """Handles fetched ranges and hashes, and writes the level to which each object is verified to the result.
 
     Attributes:
-        tensors: How many there are.
-        verified: How many have proven right so far.
-        to_hash: Tensors that workers are to hash; whoever gives one out takes it from here.
+        tensors: Number of tensors.
+        verified: Number of tensors verified so far.
+        pending_hashes: Tensors waiting to be hashed by a worker; the coordinator removes those that it assigns.
     """
 
     def __init__(self, spec: TransferSpec, result: TransferResult) -> None:
@@ -57,11 +57,11 @@ class Verification:
 
     @property
     def headers(self) -> dict[tuple[int, int], TensorHeader]:
-        """The headers of the tensors that proved right, by object and tensor."""
+        """The headers of the tensors that match them, by (object, tensor)."""
         return self._tracker.headers
 
     def replay(self) -> dict[int, list[ByteRange]]:
-        """Books what an earlier load left on disk; returns the ranges that need not be fetched, by segment."""
+        """Replays the journal of an earlier load; returns the ranges that need not be fetched, by segment."""
         done: dict[int, list[ByteRange]] = {}
         for record in self._spec.journal_records:
             if isinstance(record, DiscardedTensor):
@@ -74,7 +74,7 @@ class Verification:
         return done
 
     def add(self, done: FetchedRange) -> list[CorruptTensor]:
-        """Books a range, and returns the tensors that it proved wrong."""
+        """Adds a fetched range; returns the corrupt tensors that it completed."""
         segment = self._segments[done.segment]
         pieces = segment.pieces(done.start, done.end)
         corrupt: list[CorruptTensor] = []
@@ -88,14 +88,14 @@ class Verification:
         return corrupt
 
     def check_sha256(self, task: HashTask, digest: bytes) -> CorruptTensor | None:
-        """Takes a tensor's SHA-256 in, and returns it where it is wrong.
+        """Compares a tensor's SHA-256 with its header; returns the tensor if it is corrupt.
 
         Raises:
-            CacheDamaged: The file was cut short meanwhile.
+            CacheDamaged: The file was truncated during the load.
         """
         _, index, tensor = task
         if not digest:
-            raise CacheDamaged(f"{self._spec.paths[task.request.file]} was cut short while it was being loaded.")
+            raise CacheDamaged(f"{self._spec.paths[task.request.file]} was truncated during the load.")
         if digest == self._tracker.headers[index, tensor].expected_sha256:
             self._count(index, Verify.SHA256)
             return None
@@ -104,10 +104,10 @@ class Verification:
         return CorruptTensor(index, tensor, place, mismatch_error(label, name, place, "SHA-256"))
 
     def prepare_refetch(self, corrupt: CorruptTensor) -> int:
-        """Unbooks a wrong tensor, so that it can be fetched once more; returns the segment that it lies in.
+        """Forgets a corrupt tensor, so that it can be refetched; returns the segment that contains it.
 
         Raises:
-            ChecksumMismatch: It was fetched twice already.
+            ChecksumMismatch: The tensor has already been refetched.
         """
         key = (corrupt.object, corrupt.tensor)
         if key in self._refetched:
@@ -117,10 +117,10 @@ class Verification:
         return self._segment_at(corrupt.object, corrupt.range[0])
 
     def check_complete(self) -> None:
-        """Makes sure that nothing was left out.
+        """Checks that all tensors have been verified.
 
         Raises:
-            InternalError: Tensors were never verified.
+            InternalError: A tensor has not been verified.
         """
         missing = self.tensors - len(self._tracker.headers)
         if missing:

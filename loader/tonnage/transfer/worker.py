@@ -1,7 +1,7 @@
-"""The worker process: one CurlMulti, several slots, one Python thread that moves bytes.
+"""The worker process: one CurlMulti, several connections, and one Python thread that moves the bytes.
 
-It knows nothing of models: it fetches the ranges that it is told, computes their CRC-32, writes them where it is told
-and reports. It ends when the coordinator's socket closes, whatever the reason.
+A worker knows nothing about models. It fetches the ranges that the coordinator assigns, computes their CRC-32, writes
+them to the given files and sends the results. It exits when the coordinator's socket closes, for whatever reason.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from tonnage.transfer.sha256_worker import Sha256Worker
 
 TICK_SECONDS = 0.2
-"""How often bytes in flight are reported, so that progress moves between the ends of parts."""
+"""Interval for reporting bytes in flight, so that progress is shown before parts are complete."""
 
 
 def main(descriptor: int) -> None:
-    """Runs a worker on an inherited socket until the other side closes it."""
+    """Runs a worker on an inherited socket until the coordinator closes it."""
     Worker(descriptor).run()
 
 
@@ -51,7 +51,7 @@ class Worker:
     """The state of one worker process.
 
     Args:
-        control: The socket's descriptor. It is read and written as such: the module for sockets takes time to import.
+        control: The socket's file descriptor. It is read and written directly, because ``socket`` is slow to import.
     """
 
     def __init__(self, control: int) -> None:
@@ -74,7 +74,7 @@ class Worker:
         self._sha256_worker: Sha256Worker | None = None
 
     def run(self) -> None:
-        """Serves the coordinator until it goes away."""
+        """Handles the coordinator's messages until its socket closes."""
         while self._poll():
             self._start_queued()
             while self._multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
@@ -85,7 +85,7 @@ class Worker:
             self._flush()
 
     def _poll(self) -> bool:
-        """Waits until something can be done, and takes messages; False when the coordinator is gone."""
+        """Waits for events and handles messages; returns False when the coordinator's socket is closed."""
         reading, writing, failing = self._multi.fdset()
         timeout = min(max(self._multi.timeout(), 0) / 1000 if self._busy else 1.0, TICK_SECONDS if self._busy else 1.0)
         if self._busy and not reading and not writing:
@@ -140,7 +140,7 @@ class Worker:
         return self._descriptors[file]
 
     def _start_queued(self) -> None:
-        """Starts queued parts on free slots."""
+        """Starts queued parts on idle connections."""
         while self._queue and len(self._busy) < self._connections:
             fetch = self._queue.popleft()
             connection = self._idle.pop() if self._idle else Connection(isal_zlib.crc32, self._descriptor)
@@ -160,7 +160,7 @@ class Worker:
             self._multi.add_handle(connection.curl)
 
     def _collect(self) -> None:
-        """Reports the parts that ended."""
+        """Reports the parts that have ended."""
         queued = 1
         while queued:
             queued, succeeded, failed = self._multi.info_read()

@@ -1,4 +1,4 @@
-"""The worker processes of a transfer, who does what, and their wake-ups."""
+"""The worker processes of a transfer, the work assigned to each, and their messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PoolWorker:
-    """A worker and the parts and tensors it has been given, by request ID."""
+    """A worker and the parts and hashes assigned to it, by request ID."""
 
     number: int
     process: WorkerProcess
@@ -28,19 +28,20 @@ class PoolWorker:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExit:
-    """A worker ended although nobody asked it to; ``exit_code`` is negative for a signal."""
+    """A worker exited unexpectedly; ``exit_code`` is negative for a signal."""
 
     worker: PoolWorker
     exit_code: int
 
 
 class WorkerPool:
-    """Workers that are told the same setup.
+    """Workers with the same setup.
 
     Args:
-        count: How many processes.
-        pass_fds: Descriptors they inherit.
-        environment: Of which they get the harmless part.
+        count: Number of processes.
+        setup: First message to each worker.
+        pass_fds: File descriptors that workers inherit.
+        environment: Variables, of which workers get those without secrets.
     """
 
     def __init__(self, *, count: int, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
@@ -53,7 +54,7 @@ class WorkerPool:
             self.start(number)
 
     def start(self, number: int) -> None:
-        """Starts a worker under a number, anew if there was one before."""
+        """Starts the worker with this number, or its replacement."""
         process = WorkerProcess(pass_fds=self._pass_fds, environment=self._environment)
         worker = PoolWorker(number, process)
         self.workers[number] = worker
@@ -61,11 +62,10 @@ class WorkerPool:
         process.send(self._setup)
 
     def set_setup(self, setup: Setup) -> None:
-        """Sets what workers that start later are told."""
+        """Sets the setup message for workers started later."""
         self._setup = setup
 
     def broadcast(self, message: ToWorker) -> None:
-        """Sends a message to all workers."""
         for worker in self.workers.values():
             worker.process.send(message)
 
@@ -81,7 +81,6 @@ class WorkerPool:
                 yield worker, WorkerExit(worker, worker.process.close())
 
     def close(self) -> None:
-        """Ends all workers."""
         self._selector.close()
         workers = list(self.workers.values())
         for worker in workers:

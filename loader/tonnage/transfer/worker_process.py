@@ -1,7 +1,7 @@
-"""Starting and ending worker processes.
+"""Starts and ends worker processes.
 
-They are started by ``exec``, not by ``fork``: ``tonnage.load`` may be called in a process that holds threads, CUDA and
-gigabytes. Nothing secret is in their arguments or environment; credentials come over the socket.
+Workers are started by ``exec``, not by ``fork`` alone: ``tonnage.load`` may be called in a process with threads, CUDA
+and gigabytes of memory. Their arguments and environment contain no secrets; credentials are sent over the socket.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 _BOOT = "import sys;sys.path[:]=sys.argv[2:];from tonnage.transfer.worker import main;main(int(sys.argv[1]))"
 _MALLOC_SETTINGS = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_TOP_PAD_": str(8 << 20)}
-"""A worker frees a MiB of received bytes a thousand times a second. glibc would give it back to the kernel each time
-and fault it in again, which took a tenth of the worker's processor time."""
+"""A worker frees a MiB of received bytes a thousand times a second. By default glibc returns the memory to the kernel
+each time and faults it in again, which took a tenth of the worker's CPU time."""
 EXIT_SECONDS = 2.0
 
 
 class WorkerProcess:
-    """One worker and the socket to it.
+    """A worker process and the socket to it.
 
     Args:
-        pass_fds: File descriptors that the worker inherits, so that locks on them outlive this process only as long as
-            somebody still writes.
-        environment: Where secrets are left out.
+        pass_fds: File descriptors that the worker inherits, so that locks on them stay held while any worker writes,
+            even if this process was killed.
+        environment: Variables, of which the worker gets those without secrets.
     """
 
     def __init__(self, *, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
         self.socket, other = socket.socketpair()
         self._decoder = FrameDecoder(ToCoordinator)
         with other:
-            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own code
+            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, no shell
                 [sys.executable, "-I", "-S", "-c", _BOOT, str(other.fileno()), *sys.path],
                 pass_fds=(other.fileno(), *pass_fds),
                 env=_worker_environment(environment),
@@ -51,15 +51,15 @@ class WorkerProcess:
             )
 
     def send(self, message: ToWorker) -> None:
-        """Sends a message. A worker that is gone is noticed when its socket is read."""
+        """Sends a message. If the worker has exited, the next ``receive`` raises ``EOFError``."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(encode_frame(message))
 
     def receive(self) -> Iterator[object]:
-        """Yields the messages that are there.
+        """Yields the messages received so far.
 
         Raises:
-            EOFError: The worker is gone.
+            EOFError: The worker has exited.
         """
         try:
             data = self.socket.recv(RECEIVE_BYTES)
@@ -70,7 +70,7 @@ class WorkerProcess:
         yield from self._decoder.feed(data)
 
     def disconnect(self) -> None:
-        """Closes the socket, upon which the worker ends."""
+        """Closes the socket; the worker exits when it notices."""
         self.socket.close()
 
     def close(self) -> int:
@@ -84,7 +84,7 @@ class WorkerProcess:
 
 
 def _worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker needs of the environment: proxies, certificate paths, the locale. No credential."""
+    """Returns the variables for a worker: proxies, certificate paths, the locale. No credentials."""
     wanted = ("_proxy", "_PROXY", "SSL_CERT_", "CURL_", "LANG", "LC_", "LD_LIBRARY_PATH", "TZ", "PATH")
     return (
         {name: value for name, value in environment.items() if name.startswith(wanted) or name.endswith(wanted[:2])}

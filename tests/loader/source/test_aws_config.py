@@ -1,4 +1,4 @@
-"""Endpoint, region and authorities."""
+"""Endpoint, region and CA bundle."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 NO_FILES = {"AWS_CONFIG_FILE": os.devnull}
 
 
-def settle(environment: Mapping[str, str] | None = None, *, endpoint: str = "", region: str = "") -> S3Settings:
+def settings_of(environment: Mapping[str, str] | None = None, *, endpoint: str = "", region: str = "") -> S3Settings:
     source = S3Source(bucket="b", prefix="", endpoint=endpoint, region=region)
     return s3_settings(source, {**NO_FILES, **(environment or {})})
 
 
-def test_without_settings_it_is_aws_in_us_east_1() -> None:
-    settings = settle()
+def test_the_default_is_aws_in_us_east_1() -> None:
+    settings = settings_of()
     assert (settings.endpoint, settings.region, settings.aws) == (
         "https://s3.us-east-1.amazonaws.com",
         "us-east-1",
@@ -34,42 +34,42 @@ def test_without_settings_it_is_aws_in_us_east_1() -> None:
     )
 
 
-def test_the_source_goes_before_the_environment() -> None:
+def test_the_source_takes_precedence_over_the_environment() -> None:
     environment = {"AWS_ENDPOINT_URL_S3": "http://env", "AWS_REGION": "env-1"}
-    settings = settle(environment, endpoint="http://own", region="own-1")
+    settings = settings_of(environment, endpoint="http://own", region="own-1")
     assert (settings.endpoint, settings.region, settings.aws) == ("http://own", "own-1", False)
 
 
-def test_the_variable_for_s3_goes_before_the_general_one() -> None:
-    assert settle({"AWS_ENDPOINT_URL": "http://all", "AWS_ENDPOINT_URL_S3": "http://s3"}).endpoint == "http://s3"
-    assert settle({"AWS_ENDPOINT_URL": "http://all"}).endpoint == "http://all"
+def test_the_variable_for_s3_takes_precedence_over_the_general_one() -> None:
+    assert settings_of({"AWS_ENDPOINT_URL": "http://all", "AWS_ENDPOINT_URL_S3": "http://s3"}).endpoint == "http://s3"
+    assert settings_of({"AWS_ENDPOINT_URL": "http://all"}).endpoint == "http://all"
 
 
 def test_configured_endpoints_can_be_ignored() -> None:
     environment = {"AWS_ENDPOINT_URL": "http://all", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}
-    assert settle(environment).aws
+    assert settings_of(environment).aws
 
 
-def test_aws_region_goes_before_the_default_one() -> None:
-    assert settle({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}).region == "eu-west-1"
-    assert settle({"AWS_DEFAULT_REGION": "eu-west-2"}).endpoint == "https://s3.eu-west-2.amazonaws.com"
+def test_aws_region_takes_precedence_over_aws_default_region() -> None:
+    assert settings_of({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}).region == "eu-west-1"
+    assert settings_of({"AWS_DEFAULT_REGION": "eu-west-2"}).endpoint == "https://s3.eu-west-2.amazonaws.com"
 
 
 def test_an_endpoint_of_aws_names_its_region() -> None:
-    settings = settle({"AWS_REGION": "us-east-1"}, endpoint="https://s3.eu-north-1.amazonaws.com")
+    settings = settings_of({"AWS_REGION": "us-east-1"}, endpoint="https://s3.eu-north-1.amazonaws.com")
     assert (settings.region, settings.aws) == ("eu-north-1", True)
 
 
-def test_another_region_is_another_endpoint_of_aws_and_the_same_one_elsewhere() -> None:
-    assert settle().with_region("ap-south-1").endpoint == "https://s3.ap-south-1.amazonaws.com"
-    other = settle(endpoint="http://own").with_region("ap-south-1")
+def test_another_region_changes_the_endpoint_of_aws_only() -> None:
+    assert settings_of().with_region("ap-south-1").endpoint == "https://s3.ap-south-1.amazonaws.com"
+    other = settings_of(endpoint="http://own").with_region("ap-south-1")
     assert (other.endpoint, other.region) == ("http://own", "ap-south-1")
 
 
 def test_a_mounted_directory_may_name_endpoint_and_region(tmp_path: Path) -> None:
     (tmp_path / "AWS_ENDPOINT_URL_S3").write_text("http://mounted\n")
     (tmp_path / "AWS_REGION").write_text("mounted-1")
-    settings = settle({"TONNAGE_CREDENTIALS_DIR": str(tmp_path), "AWS_REGION": "env-1"})
+    settings = settings_of({"TONNAGE_CREDENTIALS_DIR": str(tmp_path), "AWS_REGION": "env-1"})
     assert (settings.endpoint, settings.region) == ("http://mounted", "mounted-1")
 
 
@@ -81,19 +81,19 @@ def test_the_config_file_may_name_endpoint_and_region(tmp_path: Path, monkeypatc
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
-    settings = settle({"AWS_CONFIG_FILE": str(config)})
+    settings = settings_of({"AWS_CONFIG_FILE": str(config)})
     assert (settings.endpoint, settings.region) == ("http://config", "eu-west-3")
 
 
-def test_a_broken_config_file_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_config_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config"
     config.write_text("region without a section\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     with pytest.raises(InvalidPlan, match="AWS's config file can't be used"):
-        settle({"AWS_CONFIG_FILE": str(config)})
+        settings_of({"AWS_CONFIG_FILE": str(config)})
 
 
-def test_the_bundle_that_is_asked_for_goes_first(tmp_path: Path) -> None:
+def test_the_requested_ca_bundle_takes_precedence(tmp_path: Path) -> None:
     own, env = tmp_path / "own.pem", tmp_path / "env.pem"
     own.touch()
     env.touch()
@@ -102,10 +102,10 @@ def test_the_bundle_that_is_asked_for_goes_first(tmp_path: Path) -> None:
     assert find_ca_bundle("", {"SSL_CERT_FILE": str(env)}) == str(env)
 
 
-def test_without_settings_there_is_a_default_bundle() -> None:
+def test_there_is_a_default_ca_bundle() -> None:
     assert find_ca_bundle("", {}).endswith((".crt", ".pem"))
 
 
-def test_a_bundle_that_is_not_there_is_named() -> None:
-    with pytest.raises(TLSVerificationFailed, match=r"/nowhere\.pem, named by AWS_CA_BUNDLE"):
+def test_a_missing_ca_bundle_is_named() -> None:
+    with pytest.raises(TLSVerificationFailed, match=r"/nowhere\.pem, set by AWS_CA_BUNDLE"):
         find_ca_bundle("", {"AWS_CA_BUNDLE": "/nowhere.pem"})

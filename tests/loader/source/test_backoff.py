@@ -1,4 +1,4 @@
-"""Waiting before another try: it grows, ends somewhere, and never undercuts what a server asks for."""
+"""The backoff grows up to a limit and is never shorter than the server's Retry-After."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LONGEST = 15.0
 
 
 @given(st.integers(1, 60), JITTER)
-def test_waiting_grows_with_failures_and_is_never_endless(failures: int, jitter: float) -> None:
-    waiting = backoff_seconds(failures, maximum=LONGEST, jitter=jitter)
-    assert INITIAL_BACKOFF_SECONDS / 2 <= waiting <= LONGEST
-    assert backoff_seconds(failures + 1, maximum=LONGEST, jitter=jitter) >= waiting
+def test_the_backoff_grows_with_failures_up_to_a_limit(failures: int, jitter: float) -> None:
+    seconds = backoff_seconds(failures, maximum=LONGEST, jitter=jitter)
+    assert INITIAL_BACKOFF_SECONDS / 2 <= seconds <= LONGEST
+    assert backoff_seconds(failures + 1, maximum=LONGEST, jitter=jitter) >= seconds
 
 
 @given(st.integers(1, 20), st.floats(0, 10_000), JITTER)
-def test_what_the_server_asks_for_is_waited_but_not_for_hours(failures: int, asked: float, jitter: float) -> None:
-    waiting = backoff_seconds(failures, maximum=LONGEST, retry_after=asked, jitter=jitter)
-    assert min(asked, MAX_RETRY_AFTER_SECONDS) <= waiting <= MAX_RETRY_AFTER_SECONDS + LONGEST
+def test_retry_after_is_respected_up_to_a_limit(failures: int, retry_after: float, jitter: float) -> None:
+    seconds = backoff_seconds(failures, maximum=LONGEST, retry_after=retry_after, jitter=jitter)
+    assert min(retry_after, MAX_RETRY_AFTER_SECONDS) <= seconds <= MAX_RETRY_AFTER_SECONDS + LONGEST
 
 
 def test_jitter_spreads_retries_of_many_clients() -> None:

@@ -1,4 +1,4 @@
-"""Where credentials come from, and how they are renewed."""
+"""Where credentials are loaded from, and how they are refreshed."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def test_the_environment_is_used_with_its_session_token() -> None:
     )
 
 
-def test_the_environment_goes_before_a_profile_as_in_botocore() -> None:
+def test_the_environment_takes_precedence_over_a_profile_as_in_botocore() -> None:
     assert current(CredentialProvider(environment={**STATIC, "AWS_PROFILE": "other"})).access_key == "key"
 
 
-def test_the_environment_may_say_when_its_credentials_expire() -> None:
+def test_the_environment_may_set_an_expiration() -> None:
     environment = {**STATIC, "AWS_CREDENTIAL_EXPIRATION": "2025-06-15T15:06:40Z"}
     assert current(CredentialProvider(environment=environment)).expires_at == 1_750_000_000.0
 
 
-def test_an_expiration_that_is_no_date_is_refused() -> None:
+def test_an_invalid_expiration_is_rejected() -> None:
     with pytest.raises(InvalidPlan, match="AWS_CREDENTIAL_EXPIRATION"):
         CredentialProvider(environment={**STATIC, "AWS_CREDENTIAL_EXPIRATION": "soon"}).current()
 
@@ -93,13 +93,13 @@ def test_a_key_without_its_secret_is_named() -> None:
         CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "key"}).current()
 
 
-def test_anonymous_has_none_and_queries_no_provider() -> None:
+def test_anonymous_access_has_no_credentials() -> None:
     provider = CredentialProvider(anonymous=True, environment={})
     assert provider.current() is None
     assert provider.refresh() is None
 
 
-def test_a_mounted_secret_goes_first_and_is_read_again_when_rotated(tmp_path: Path) -> None:
+def test_a_mounted_secret_takes_precedence_and_is_read_again_after_a_rotation(tmp_path: Path) -> None:
     mount(tmp_path, {"AWS_ACCESS_KEY_ID": "one\n", "AWS_SECRET_ACCESS_KEY": "s1\n"}, "..1")
     provider = CredentialProvider(environment={**STATIC, "TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
     first = provider.current()
@@ -108,7 +108,7 @@ def test_a_mounted_secret_goes_first_and_is_read_again_when_rotated(tmp_path: Pa
     assert provider.refresh(first) == Credentials(access_key="two", secret_key="s2", session_token="t")
 
 
-def test_mounted_credentials_that_run_out_are_read_again_in_time(tmp_path: Path) -> None:
+def test_mounted_credentials_are_read_again_before_they_expire(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
     (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(60))
@@ -125,12 +125,12 @@ def test_a_directory_without_keys_falls_back_to_the_environment(tmp_path: Path) 
     assert current(provider).access_key == "key"
 
 
-def test_a_mounted_directory_that_is_not_there_is_named() -> None:
-    with pytest.raises(InvalidPlan, match="TONNAGE_CREDENTIALS_DIR names /nowhere"):
+def test_a_missing_mounted_directory_is_named() -> None:
+    with pytest.raises(InvalidPlan, match="TONNAGE_CREDENTIALS_DIR is set to /nowhere"):
         CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": "/nowhere"}).current()
 
 
-def test_workers_that_fail_together_cause_one_renewal(tmp_path: Path) -> None:
+def test_workers_that_fail_together_cause_one_refresh(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
     provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
@@ -142,7 +142,7 @@ def test_workers_that_fail_together_cause_one_renewal(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-def test_an_empty_chain_says_where_it_looked() -> None:
+def test_the_error_of_an_empty_chain_lists_all_places() -> None:
     with pytest.raises(CredentialsMissing) as caught:
         CredentialProvider().current()
     for place in ("AWS_ACCESS_KEY_ID", "'default'", "web identity", "container", "instance metadata"):
@@ -155,18 +155,18 @@ def test_a_profile_of_the_shared_files_is_found(bare: pytest.MonkeyPatch, tmp_pa
     assert CredentialProvider().current() == Credentials(access_key="pk", secret_key="ps")
 
 
-def test_a_profile_that_is_not_there_is_named(bare: pytest.MonkeyPatch) -> None:
+def test_a_missing_profile_is_named(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("AWS_PROFILE", "nope")
     with pytest.raises(CredentialsMissing, match="nope"):
         CredentialProvider().current()
 
 
-def test_container_credentials_are_fetched_and_renewed_on_demand(
+def test_container_credentials_are_fetched_and_refreshed_on_demand(
     bare: pytest.MonkeyPatch, faulty_server: FaultyServer
 ) -> None:
     def serve(key: str) -> None:
-        answer = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t", "Expiration": iso(3600)}
-        faulty_server.put("creds", json.dumps(answer).encode())
+        response = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t", "Expiration": iso(3600)}
+        faulty_server.put("creds", json.dumps(response).encode())
 
     serve("one")
     bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{faulty_server.url}/creds")
@@ -177,9 +177,9 @@ def test_container_credentials_are_fetched_and_renewed_on_demand(
     assert first.expires_at == pytest.approx(time.time() + 3600, abs=60)
     assert provider.current() is first
     serve("two")
-    renewed = provider.refresh(first)
-    assert renewed is not None
-    assert renewed.access_key == "two"
+    refreshed = provider.refresh(first)
+    assert refreshed is not None
+    assert refreshed.access_key == "two"
     assert faulty_server.find_requests()[0].headers["authorization"] == "pod-identity"
 
 
@@ -208,15 +208,15 @@ def test_web_identity_assumes_its_role(bare: pytest.MonkeyPatch, faulty_server: 
 @pytest.mark.parametrize(
     ("code", "error"), [("AccessDenied", AccessDenied), ("ExpiredTokenException", CredentialsExpired)]
 )
-def test_a_role_that_may_not_be_assumed_is_reported(
+def test_a_role_that_can_not_be_assumed_is_reported(
     bare: pytest.MonkeyPatch, faulty_server: FaultyServer, tmp_path: Path, code: str, error: type[TonnageError]
 ) -> None:
     body = f"<ErrorResponse><Error><Code>{code}</Code><Message>Not authorized</Message></Error></ErrorResponse>"
-    with pytest.raises(error, match=f"AssumeRoleWithWebIdentity answers {code}: Not authorized"):
+    with pytest.raises(error, match=f"AssumeRoleWithWebIdentity failed with {code}: Not authorized"):
         assume(bare, faulty_server, tmp_path, Fault(status=403, body=body.encode()))
 
 
-def test_nothing_secret_is_in_what_is_printed() -> None:
+def test_representations_contain_no_secrets() -> None:
     shown = [
         repr(Credentials(access_key="KEYSECRET", secret_key="SECRET", session_token="SECRET")),
         repr(RequestTarget(url="https://h/x?X-Amz-Signature=SECRET", label="https://h/x")),
@@ -242,7 +242,7 @@ def test_simple_credentials_and_resolving_import_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_credentials_that_still_last_are_kept_when_renewal_fails(tmp_path: Path) -> None:
+def test_valid_credentials_are_kept_when_a_refresh_fails(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("one")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("s")
     (tmp_path / "AWS_CREDENTIAL_EXPIRATION").write_text(iso(60))
@@ -254,7 +254,7 @@ def test_credentials_that_still_last_are_kept_when_renewal_fails(tmp_path: Path)
         provider.refresh(first)
 
 
-def test_stray_white_space_never_reaches_a_header() -> None:
+def test_white_space_is_stripped() -> None:
     environment = {name: f" {value}\n" for name, value in {**STATIC, "AWS_SESSION_TOKEN": "t"}.items()}
     assert CredentialProvider(environment=environment).current() == Credentials(
         access_key="key", secret_key="SECRET", session_token="t"

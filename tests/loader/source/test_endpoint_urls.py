@@ -1,4 +1,4 @@
-"""Quoting, splitting, addressing and redacting URLs."""
+"""Encoding, splitting, addressing and redacting URLs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 @settings(max_examples=50, deadline=None)
 @given(texts)
-def test_quoting_is_what_the_standard_library_says_of_strict_quoting(text: str) -> None:
+def test_quoting_is_that_of_the_standard_library(text: str) -> None:
     assert quote(text) == urllib.parse.quote(text, safe="-_.~")
     assert quote_key(text) == urllib.parse.quote(text, safe="/-_.~")
 
@@ -43,7 +43,7 @@ def test_unquoting_reverses_quoting(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("50%", "50%"), ("%zz", "%zz"), ("%4", "%4"), ("a%20b", "a b")])
-def test_a_percent_sign_that_encodes_nothing_stays(text: str, wanted: str) -> None:
+def test_a_percent_sign_that_encodes_nothing_is_kept(text: str, wanted: str) -> None:
     assert unquote(text) == wanted
 
 
@@ -52,7 +52,7 @@ def test_a_url_splits_into_its_parts() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "host/path", "http://", "http:///path", "/a", "://x"])
-def test_what_is_no_absolute_url_does_not_split(text: str) -> None:
+def test_only_absolute_urls_are_split(text: str) -> None:
     assert split_url(text) is None
 
 
@@ -93,7 +93,7 @@ def test_dualstack_and_fips_have_their_hosts() -> None:
 
 
 @pytest.mark.parametrize("region", ["", "us east", "evil.example/", "x" * 65])
-def test_what_can_be_no_region_never_becomes_a_host(region: str) -> None:
+def test_invalid_regions_are_rejected(region: str) -> None:
     with pytest.raises(InvalidPlan, match="region"):
         aws_endpoint(region)
 
@@ -108,7 +108,7 @@ def test_what_can_be_no_region_never_becomes_a_host(region: str) -> None:
         (AddressingStyle.VIRTUAL, "my.models", False, "https://my.models.s3.eu-west-1.amazonaws.com"),
     ],
 )
-def test_the_bucket_goes_where_the_style_says(style: AddressingStyle, bucket: str, aws: bool, url: str) -> None:
+def test_the_style_determines_the_place_of_the_bucket(style: AddressingStyle, bucket: str, aws: bool, url: str) -> None:
     assert bucket_url(AWS, bucket, style, aws=aws) == url
 
 
@@ -117,23 +117,23 @@ def test_an_endpoint_may_have_a_path_and_a_trailing_slash() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["host:9000", "ftp://h", "https://u:secret@h", "https://h?token=secret", "s3://b"])
-def test_what_can_be_no_endpoint_is_refused_without_repeating_secrets(endpoint: str) -> None:
+def test_invalid_endpoints_are_rejected_without_repeating_secrets(endpoint: str) -> None:
     with pytest.raises(InvalidPlan) as caught:
         check_endpoint(endpoint)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bucket", ["", "a", "UPPER", "with space", "a/b", "b--x-s3", "arn:aws:s3:::b"])
-def test_what_can_be_no_aws_bucket_is_refused(bucket: str) -> None:
+def test_invalid_aws_buckets_are_rejected(bucket: str) -> None:
     with pytest.raises(InvalidPlan):
         check_bucket(bucket, aws=True)
 
 
-def test_other_stores_may_have_freer_names() -> None:
+def test_other_stores_have_less_strict_bucket_names() -> None:
     check_bucket("Tenant:Bucket_1", aws=False)
     with pytest.raises(InvalidPlan):
         check_bucket("a/b", aws=False)
 
 
-def test_what_can_not_be_printed_is_shown_as_an_escape() -> None:
+def test_unprintable_characters_are_escaped() -> None:
     assert escape_unprintable("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"

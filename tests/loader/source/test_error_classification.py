@@ -1,4 +1,4 @@
-"""What a failed request means."""
+"""Classification of failed requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABEL = "s3://bucket/model.tensors"
 NOW = 1_750_000_000.0
 
 
-def answer(
+def classify_status(
     status: int,
     code: str = "",
     message: str = "",
@@ -69,8 +69,8 @@ def curl_failure(code: int, *, connected: bool = True) -> RequestFailure:
         (418, "", Reason.ENDPOINT_UNREACHABLE, Retry.NEVER),
     ],
 )
-def test_each_answer_has_its_reason(status: int, code: str, reason: Reason, retry: Retry) -> None:
-    failure = answer(status, code, "words")
+def test_each_status_has_its_reason(status: int, code: str, reason: Reason, retry: Retry) -> None:
+    failure = classify_status(status, code, "words")
     assert (failure.reason, failure.retry) == (reason, retry)
     assert failure.message.startswith(f"{LABEL}: ")
     assert str(status) in failure.message
@@ -103,24 +103,27 @@ def test_a_timeout_before_the_connection_is_an_unreachable_endpoint() -> None:
     assert curl_failure(28, connected=False).reason is Reason.ENDPOINT_UNREACHABLE
 
 
-def test_a_missing_object_is_a_change_once_it_was_pinned() -> None:
-    assert answer(404, "NoSuchKey", pinned=True).reason is Reason.SOURCE_CHANGED
-    assert answer(404, "NoSuchVersion", pinned=True).reason is Reason.SOURCE_CHANGED
-    assert answer(404, "NoSuchBucket", pinned=True).reason is Reason.BUCKET_NOT_FOUND
+def test_a_missing_pinned_object_is_a_changed_source() -> None:
+    assert classify_status(404, "NoSuchKey", pinned=True).reason is Reason.SOURCE_CHANGED
+    assert classify_status(404, "NoSuchVersion", pinned=True).reason is Reason.SOURCE_CHANGED
+    assert classify_status(404, "NoSuchBucket", pinned=True).reason is Reason.BUCKET_NOT_FOUND
 
 
 def test_an_expired_presigned_url_is_distinguished_from_a_denial() -> None:
-    failure = answer(403, "AccessDenied", "Request has expired")
+    failure = classify_status(403, "AccessDenied", "Request has expired")
     assert failure.reason is Reason.CREDENTIALS_EXPIRED
     assert "presigned URL" in failure.message
 
 
 def test_a_denial_without_a_message_mentions_a_missing_object() -> None:
-    assert "may not list the bucket" in answer(403).message
+    assert "may not list the bucket" in classify_status(403).message
 
 
 def test_a_denial_includes_the_servers_message() -> None:
-    assert "not authorized to perform" in answer(403, "AccessDenied", "User x is not authorized to perform y").message
+    assert (
+        "not authorized to perform"
+        in classify_status(403, "AccessDenied", "User x is not authorized to perform y").message
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,26 +139,26 @@ def test_a_denial_includes_the_servers_message() -> None:
 def test_the_region_named_by_the_server_is_reported(
     status: int, code: str, headers: dict[str, str], extra: str
 ) -> None:
-    failure = answer(status, code, "words", headers=headers, extra=extra)
+    failure = classify_status(status, code, "words", headers=headers, extra=extra)
     assert failure.region == "eu-west-3"
     assert failure.reason is Reason.ACCESS_DENIED
     assert "eu-west-3" in failure.message
 
 
-def test_a_region_of_an_answer_that_is_about_something_else_is_no_hint() -> None:
-    assert answer(403, "AccessDenied", headers={"x-amz-bucket-region": "eu-west-3"}).region == ""
+def test_the_region_of_an_unrelated_error_is_ignored() -> None:
+    assert classify_status(403, "AccessDenied", headers={"x-amz-bucket-region": "eu-west-3"}).region == ""
 
 
-def test_a_region_that_is_none_is_ignored() -> None:
-    assert answer(301, "", headers={"x-amz-bucket-region": "evil.example/?"}).region == ""
+def test_an_invalid_region_is_ignored() -> None:
+    assert classify_status(301, "", headers={"x-amz-bucket-region": "evil.example/?"}).region == ""
 
 
 def test_clock_differences_are_stated() -> None:
     theirs = email.utils.formatdate(NOW - 3600, usegmt=True)
-    assert "3600 s ahead of" in answer(403, "RequestTimeTooSkewed", headers={"date": theirs}).message
+    assert "3600 s ahead of" in classify_status(403, "RequestTimeTooSkewed", headers={"date": theirs}).message
     server_time = "<ServerTime>2025-06-15T15:11:40Z</ServerTime>"
-    assert "behind" in answer(403, "RequestTimeTooSkewed", "m", extra=server_time).message
-    assert "too far apart" in answer(403, "RequestTimeTooSkewed").message
+    assert "behind" in classify_status(403, "RequestTimeTooSkewed", "m", extra=server_time).message
+    assert "differ too much" in classify_status(403, "RequestTimeTooSkewed").message
 
 
 @pytest.mark.parametrize(
@@ -172,10 +175,10 @@ def test_clock_differences_are_stated() -> None:
 )
 def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW) == seconds
-    assert answer(503, "SlowDown", headers={"retry-after": value}).retry_after == seconds
+    assert classify_status(503, "SlowDown", headers={"retry-after": value}).retry_after == seconds
 
 
-def test_dates_that_are_none_are_none() -> None:
+def test_invalid_dates_are_none() -> None:
     assert parse_http_date("Tue, 99 Foo 2025 99:99:99 GMT") is None
 
 
@@ -188,13 +191,13 @@ def test_dates_that_are_none_are_none() -> None:
         "key AKIASECRETSECRET1234 is unknown",
     ],
 )
-def test_scrubbed_messages_have_no_secret(text: str) -> None:
+def test_redacted_messages_have_no_secret(text: str) -> None:
     assert "SECRET" not in redact(text)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=2000))
-def test_scrubbed_messages_are_one_short_line(text: str) -> None:
+def test_redacted_messages_are_one_short_line(text: str) -> None:
     assert len(redact(text)) <= 300
     assert "\n" not in redact(text)
 
@@ -210,5 +213,5 @@ def test_any_response_gets_a_message(status: int, body: bytes, headers: dict[str
 
 def test_signature_details_of_the_store_are_not_repeated() -> None:
     extra = "<AWSAccessKeyId>KEYID</AWSAccessKeyId><StringToSign>STS</StringToSign><Signature>SIG</Signature>"
-    message = answer(403, "SignatureDoesNotMatch", "The request signature we calculated", extra=extra).message
+    message = classify_status(403, "SignatureDoesNotMatch", "The request signature we calculated", extra=extra).message
     assert not any(word in message for word in ("KEYID", "STS", "SIG"))

@@ -29,7 +29,7 @@ def test_a_page_gives_keys_sizes_and_the_token() -> None:
     assert parse_page(text.encode(), label="s3://b") == ((("a b/c\n", 12), ("d", 0)), "t&k")
 
 
-def test_keys_are_taken_as_they_are_where_the_server_does_not_encode() -> None:
+def test_keys_are_not_decoded_if_the_server_did_not_encode_them() -> None:
     text = page("<IsTruncated>false</IsTruncated><Contents><Key>a+b%2F&lt;</Key><Size>1</Size></Contents>")
     assert parse_page(text.encode(), label="s3://b") == ((("a+b%2F<", 1),), "")
 
@@ -43,6 +43,6 @@ def test_a_token_on_the_last_page_is_not_followed() -> None:
     "body",
     [b"", b"hello", b"<html><body>x</body></html>", page("<Contents><Size>x</Size></Contents>").encode(), b"<a>"],
 )
-def test_what_is_no_listing_is_no_s3_server(body: bytes) -> None:
-    with pytest.raises(EndpointUnreachable, match="s3://b: the answer is not an S3 listing"):
+def test_a_body_that_is_not_a_listing_means_no_s3_server(body: bytes) -> None:
+    with pytest.raises(EndpointUnreachable, match="s3://b: the response is not an S3 listing"):
         parse_page(body, label="s3://b")

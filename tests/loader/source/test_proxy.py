@@ -31,7 +31,7 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
 
 @pytest.fixture
 def proxy(faulty_tls_server: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
-    """A proxy that tunnels to ``faulty_tls_server`` and reveals too much in its errors; yields URL and requests."""
+    """A proxy that tunnels to ``faulty_tls_server`` and sends headers of its own; yields its URL and the requests."""
     seen: list[bytes] = []
     sockets: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -69,7 +69,7 @@ def proxy(faulty_tls_server: FaultyServer) -> Iterator[tuple[str, list[bytes]]]:
         each.close()
 
 
-def test_a_proxys_own_answer_is_not_taken_for_the_objects(
+def test_headers_of_a_proxy_are_not_those_of_the_object(
     faulty_tls_server: FaultyServer,
     authority: CertificateAuthority,
     proxy: tuple[str, list[bytes]],

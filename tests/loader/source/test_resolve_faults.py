@@ -1,4 +1,4 @@
-"""Resolving what a store does that a good one rarely does."""
+"""Resolving against a store with faults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Err
 
 
 class Options(TypedDict, total=False):
-    """What of a source a test sets."""
+    """The fields of a source that a test sets."""
 
     prefix: str
     keys: tuple[str, ...]
@@ -129,7 +129,7 @@ def test_the_region_comes_from_a_head_without_a_body_too(server: FaultyServer) -
     assert resolve_source(server, keys=("a.tensors",)).objects[0].target.sigv4 == "aws:amz:eu-west-3:s3"
 
 
-def test_a_store_that_never_likes_a_region_is_not_asked_for_ever(server: FaultyServer) -> None:
+def test_a_store_that_rejects_every_region_is_not_retried_forever(server: FaultyServer) -> None:
     server.add_fault(Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"}))
     with pytest.raises(AccessDenied, match="in the region eu-west-3"):
         resolve_source(server)
@@ -143,7 +143,7 @@ def test_a_head_that_is_denied_is_explained_by_a_get(server: FaultyServer) -> No
         resolve_source(server, keys=("a.tensors",))
 
 
-def test_a_head_that_is_forbidden_while_get_is_not_does_no_harm(server: FaultyServer) -> None:
+def test_an_object_is_resolved_if_only_get_is_allowed(server: FaultyServer) -> None:
     server.add_fault(Fault(status=403), method="HEAD")
     resolved = resolve_source(server)
     assert [each.pin.size for each in resolved.objects] == [4, 2]
@@ -168,7 +168,7 @@ def test_clock_skew_states_the_difference(server: FaultyServer) -> None:
         resolve_source(server)
 
 
-def test_a_server_that_is_no_s3_server_is_reported(server: FaultyServer) -> None:
+def test_a_server_that_is_not_an_s3_server_is_reported(server: FaultyServer) -> None:
     server.add_fault(Fault(status=200, body=b"<!DOCTYPE html><html><p>Welcome</html>"))
     with pytest.raises(EndpointUnreachable, match="is this an S3 endpoint"):
         resolve_source(server)
@@ -176,7 +176,7 @@ def test_a_server_that_is_no_s3_server_is_reported(server: FaultyServer) -> None
 
 def test_a_server_without_range_support_is_reported(server: FaultyServer) -> None:
     server.add_fault(Fault(headers={"Accept-Ranges": "none"}), method="HEAD")
-    with pytest.raises(EndpointUnreachable, match="does not serve ranges"):
+    with pytest.raises(EndpointUnreachable, match="does not support ranges"):
         resolve_source(server)
 
 
@@ -188,7 +188,7 @@ def test_the_deadline_is_kept(server: FaultyServer) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_tls_without_trust_is_refused_and_with_it_fine(
+def test_tls_needs_a_trusted_certificate(
     faulty_tls_server: FaultyServer, authority: CertificateAuthority, tmp_path: Path
 ) -> None:
     faulty_tls_server.put("b/a.tensors", b"aaaa")
@@ -216,7 +216,7 @@ def test_missing_credentials_are_reported_before_any_request(
 
 
 @pytest.mark.parametrize("key", ["x/../a.tensors", "x/./a.tensors", "../a.tensors"])
-def test_keys_that_no_file_can_have_are_refused(faulty_server: FaultyServer, key: str) -> None:
+def test_keys_that_can_not_be_file_names_are_rejected(faulty_server: FaultyServer, key: str) -> None:
     faulty_server.put("b/b.tensors", b"x")
     faulty_server.put(f"b/{key}", b"x")
     with pytest.raises(NameCollision):
@@ -229,13 +229,13 @@ def test_dots_above_the_prefix_can_not_be_requested_either(faulty_server: Faulty
         resolve_source(faulty_server, prefix="x/../")
 
 
-def test_only_directories_are_no_model(faulty_server: FaultyServer) -> None:
+def test_a_prefix_with_only_directories_has_no_model(faulty_server: FaultyServer) -> None:
     faulty_server.put("b/m/", b"")
     with pytest.raises(NoTensorFiles, match="only empty directories"):
         resolve_source(faulty_server, prefix="m/")
 
 
-def test_a_prefix_without_its_slash_is_a_directory_all_the_same(faulty_server: FaultyServer) -> None:
+def test_a_prefix_without_a_trailing_slash_is_a_directory(faulty_server: FaultyServer) -> None:
     faulty_server.put("b/v7/a.tensors", b"x")
     faulty_server.put("b/v70/b.tensors", b"x")
     assert [each.path for each in resolve_source(faulty_server, prefix="v7").objects] == ["a.tensors"]
@@ -254,12 +254,12 @@ def test_versions_that_may_not_be_read_by_their_ids_are_pinned_by_etag(faulty_se
     assert (again.objects, again.notes) == (resolved.objects, resolved.notes)
 
 
-def test_the_version_null_is_none(faulty_server: FaultyServer) -> None:
+def test_the_version_null_is_not_a_version(faulty_server: FaultyServer) -> None:
     faulty_server.put("b/a.tensors", b"aaaa", headers={"x-amz-version-id": "null"})
     assert resolve_source(faulty_server).objects[0].pin.version_id == ""
 
 
-def test_a_pinned_plan_asks_once_for_each_object_and_lists_nothing(server: FaultyServer) -> None:
+def test_a_pinned_plan_needs_one_head_per_object_and_no_listing(server: FaultyServer) -> None:
     first = resolve_source(server)
     before = server.count_requests()
     resolve_source(server, prefix="", objects=first.sources[0].objects)
@@ -267,14 +267,14 @@ def test_a_pinned_plan_asks_once_for_each_object_and_lists_nothing(server: Fault
 
 
 @pytest.mark.parametrize("change", [{"size": 5}, {"etag": "other"}])
-def test_a_pin_that_no_longer_fits_is_a_change(server: FaultyServer, change: dict[str, object]) -> None:
+def test_a_pin_that_no_longer_matches_is_a_changed_source(server: FaultyServer, change: dict[str, object]) -> None:
     objects = tuple(structs.replace(pin, **change) for pin in resolve_source(server).sources[0].objects)
     with pytest.raises(SourceChanged, match=r"s3://b/a\.tensors"):
         resolve_source(server, prefix="", objects=objects)
 
 
-def test_pins_outside_of_the_prefix_are_refused(server: FaultyServer) -> None:
-    with pytest.raises(InvalidPlan, match="not below it"):
+def test_pins_outside_of_the_prefix_are_rejected(server: FaultyServer) -> None:
+    with pytest.raises(InvalidPlan, match="not below this prefix"):
         resolve_source(server, prefix="m/", objects=(ObjectPin(key="other/a.tensors", size=1),))
 
 
@@ -312,7 +312,7 @@ def test_keys_can_not_forge_lines_of_a_message(faulty_server: FaultyServer) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_length_that_is_none_is_no_length(faulty_server: FaultyServer) -> None:
+def test_without_a_content_length_the_size_is_read_by_get(faulty_server: FaultyServer) -> None:
     faulty_server.put("b/a.tensors", b"aaaa")
     faulty_server.add_fault(Fault(headers={"Content-Length": None}), method="HEAD")
     assert resolve_source(faulty_server).objects[0].pin.size == 4

@@ -26,7 +26,7 @@ EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Messag
 
 
 class Options(TypedDict, total=False):
-    """What of a source a test sets."""
+    """The fields of a source that a test sets."""
 
     urls: tuple[str, ...]
     urls_file: str
@@ -80,7 +80,7 @@ def test_without_a_strong_etag_the_date_pins_and_distinguishes_revisions(
     assert resolve_urls(f"{faulty_server.url}/a.tensors").digest != resolved.digest
 
 
-def test_without_any_validator_the_size_is_all_and_a_note_says_so(faulty_server: FaultyServer) -> None:
+def test_without_any_validator_only_the_size_is_pinned_with_a_note(faulty_server: FaultyServer) -> None:
     faulty_server.put("a.tensors", b"abc", etag="", last_modified="")
     resolved = resolve_urls(f"{faulty_server.url}/a.tensors")
     assert resolved.objects[0].pin.etag == ""
@@ -88,7 +88,7 @@ def test_without_any_validator_the_size_is_all_and_a_note_says_so(faulty_server:
     assert read(resolved) == [b"abc"]
 
 
-def test_presigned_urls_are_asked_by_get_and_never_shown(faulty_server: FaultyServer) -> None:
+def test_presigned_urls_are_requested_by_get_and_never_shown(faulty_server: FaultyServer) -> None:
     faulty_server.put("b/a.tensors", b"abc")
     resolved = resolve_urls(f"{faulty_server.url}/b/a.tensors?X-Amz-Signature=SECRET&X-Amz-Expires=60")
     assert [(each.method, each.range) for each in faulty_server.find_requests()] == [("GET", (0, 0))]
@@ -106,13 +106,13 @@ def test_an_expired_presigned_url_is_reported_without_its_signature(faulty_serve
 
 
 @pytest.mark.parametrize("status", [403, 405, 501])
-def test_a_server_without_head_is_asked_for_one_byte(faulty_server: FaultyServer, status: int) -> None:
+def test_without_head_one_byte_is_requested(faulty_server: FaultyServer, status: int) -> None:
     faulty_server.put("a.tensors", b"abc")
     faulty_server.add_fault(Fault(status=status), method="HEAD")
     assert resolve_urls(f"{faulty_server.url}/a.tensors").objects[0].pin.size == 3
 
 
-def test_a_server_that_ignores_ranges_is_an_error_and_not_read(faulty_server: FaultyServer) -> None:
+def test_the_body_of_a_server_that_ignores_ranges_is_not_read(faulty_server: FaultyServer) -> None:
     faulty_server.put("a.tensors", bytes(50 << 20))
     faulty_server.add_fault(Fault(status=405), method="HEAD")
     faulty_server.add_fault(Fault(ignore_range=True), method="GET")
@@ -150,13 +150,13 @@ def test_urls_come_from_a_file_or_a_variable(faulty_server: FaultyServer, tmp_pa
         {"urls": ("http://h/a",), "urls_env": "X"},
     ],
 )
-def test_what_gives_no_urls_is_refused_without_showing_queries(source: Options) -> None:
+def test_sources_without_valid_urls_are_rejected_without_showing_queries(source: Options) -> None:
     with pytest.raises(InvalidPlan) as caught:
         resolve_urls(**source)
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_file_that_is_no_tensor_file_is_no_model(faulty_server: FaultyServer) -> None:
+def test_a_source_without_a_tensor_file_is_rejected(faulty_server: FaultyServer) -> None:
     faulty_server.put("model.bin", b"abc")
     with pytest.raises(NoTensorFiles):
         resolve_urls(f"{faulty_server.url}/model.bin")

@@ -51,7 +51,7 @@ def plan_of(*texts: str, files: FileSelection | None = None) -> Plan:
 
 
 def pinned(plan: Plan, resolved: ResolvedRevision) -> Plan:
-    """The same plan with what was resolved, as the operator hands it on."""
+    """The same plan with what was resolved, as the operator passes it on."""
     pairs = zip(plan.sources, resolved.sources, strict=True)
     return structs.replace(plan, sources=tuple(structs.replace(each, objects=found.objects) for each, found in pairs))
 
@@ -89,12 +89,12 @@ def test_the_same_names_at_another_endpoint_are_another_revision(s3: SeaweedS3, 
     assert there.revision != here.revision
 
 
-def test_a_bucket_alone_is_all_of_it(s3: SeaweedS3, model: str) -> None:
+def test_a_bucket_without_a_prefix_is_read_completely(s3: SeaweedS3, model: str) -> None:
     resolved = resolve(plan_of(f"s3://{model}"), environment=s3.environment())
     assert [each.path for each in resolved.objects] == ["m/a.tensors", "m/config.json", "other/b.tensors"]
 
 
-def test_keys_are_just_those(s3: SeaweedS3, model: str) -> None:
+def test_keys_select_only_those_objects(s3: SeaweedS3, model: str) -> None:
     resolved = resolve(plan_of(f"s3://{model}/m/a.tensors", f"s3://{model}/m/README.md"), environment=s3.environment())
     assert [(each.path, each.kind) for each in resolved.objects] == [
         ("README.md", "companion"),
@@ -148,7 +148,7 @@ def test_a_deleted_object_is_a_change_once_pinned(s3: SeaweedS3, model: str) -> 
     plan = plan_of(f"s3://{model}/m/")
     resolved = resolve(plan, environment=s3.environment())
     s3.client().delete_object(Bucket=model, Key="m/a.tensors")
-    with pytest.raises(SourceChanged, match=r"m/a\.tensors: the pinned revision is no longer there"):
+    with pytest.raises(SourceChanged, match=r"m/a\.tensors: the pinned revision no longer exists"):
         resolve(pinned(plan, resolved), environment=s3.environment())
 
 
@@ -166,7 +166,7 @@ def test_a_pinned_plan_gives_what_was_resolved(s3: SeaweedS3, model: str) -> Non
     assert (again.objects, again.digest) == (resolved.objects, resolved.digest)
 
 
-def test_wanted_ranks_are_loaded_and_the_revision_is_of_all(s3: SeaweedS3) -> None:
+def test_only_requested_ranks_are_loaded_but_the_revision_has_all_ranks(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket()
     s3.put(bucket, {f"model-rank-{rank:03d}.tensors": b"x" * rank for rank in range(3)})
     everything = resolve(plan_of(f"s3://{bucket}"), environment=s3.environment())
@@ -206,13 +206,13 @@ def test_many_objects_are_resolved_quickly(s3: SeaweedS3) -> None:
     ("text", "error", "words"),
     [
         ("s3://{model}/m/nope.tensors", ObjectNotFound, "m/nope.tensors"),
-        ("s3://{model}/nope/", ObjectNotFound, "nothing under this prefix"),
-        ("s3://no-such-bucket/x.tensors", BucketNotFound, "no such bucket"),
-        ("s3://no-such-bucket/x/", BucketNotFound, "no such bucket"),
+        ("s3://{model}/nope/", ObjectNotFound, "no objects below this prefix"),
+        ("s3://no-such-bucket/x.tensors", BucketNotFound, "bucket does not exist"),
+        ("s3://no-such-bucket/x/", BucketNotFound, "bucket does not exist"),
         ("s3://{model}/m/config.json", NoTensorFiles, "none of the 1 objects"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_objects_and_buckets_are_named(
     s3: SeaweedS3, model: str, text: str, error: type[TonnageError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -240,7 +240,7 @@ def test_an_identity_that_may_not_list_can_still_read_keys(s3: SeaweedS3, model:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"AWS_ACCESS_KEY_ID": "unknown"}, "does not know the access key"),
+        ({"AWS_ACCESS_KEY_ID": "unknown"}, "access key does not exist"),
         ({"AWS_SECRET_ACCESS_KEY": "WRONGSECRET"}, "signature does not match"),
     ],
 )
@@ -267,7 +267,7 @@ def test_presigned_urls_need_no_credentials(s3: SeaweedS3, model: str) -> None:
 
 def test_an_expired_presigned_url_is_reported(s3: SeaweedS3, model: str) -> None:
     url = s3.presign(model, "m/a.tensors", expires=1)
-    time.sleep(2.1)  # nothing but time makes a signature expire
+    time.sleep(2.1)  # a signature expires only with time
     with pytest.raises(CredentialsExpired) as caught:
         resolve(plan_of(url), environment={})
     assert "Signature" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Whether an answer is to the question."""
+"""Responses to range requests are validated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = {"content-range": "bytes 10-19/100", "etag": '"abc"', "content-length": "
 
 
 class ResponseOverrides(TypedDict, total=False):
-    """What an answer has other than the good one."""
+    """The differences from a good response."""
 
     status: int
     content_length: str
@@ -34,17 +34,17 @@ def check(**difference: Unpack[ResponseOverrides]) -> RequestFailure | None:
     return check_partial(TARGET, status=difference.get("status", 206), headers={**GOOD, **headers}, start=10, end=20)
 
 
-def refusal(**difference: Unpack[ResponseOverrides]) -> RequestFailure:
+def failure_of(**difference: Unpack[ResponseOverrides]) -> RequestFailure:
     failure = check(**difference)
     assert failure is not None
     return failure
 
 
-def test_the_asked_range_of_the_pinned_revision_is_fine() -> None:
+def test_the_requested_range_of_the_pinned_revision_is_accepted() -> None:
     assert check() is None
 
 
-def test_an_answer_that_says_less_about_the_object_is_fine() -> None:
+def test_a_response_without_validators_is_accepted() -> None:
     assert check_partial(TARGET, status=206, headers={"content-range": "bytes 10-19/*"}, start=10, end=20) is None
 
 
@@ -54,11 +54,11 @@ def test_an_answer_that_says_less_about_the_object_is_fine() -> None:
         ({"etag": '"other"'}, "ETag"),
         ({"etag": 'W/"abc"'}, "ETag"),
         ({"x_amz_version_id": "v2"}, "version"),
-        ({"content_range": "bytes 10-19/101"}, "101 bytes now"),
+        ({"content_range": "bytes 10-19/101"}, "now has 101"),
     ],
 )
-def test_another_object_is_a_change(headers: ResponseOverrides, words: str) -> None:
-    failure = refusal(**headers)
+def test_a_different_object_is_a_changed_source(headers: ResponseOverrides, words: str) -> None:
+    failure = failure_of(**headers)
     assert failure.reason is Reason.SOURCE_CHANGED
     assert words in failure.message
 
@@ -74,12 +74,12 @@ def test_another_object_is_a_change(headers: ResponseOverrides, words: str) -> N
         {"content_length": "11"},
     ],
 )
-def test_another_range_is_an_endpoint_error(change: ResponseOverrides) -> None:
-    assert refusal(**change).reason is Reason.ENDPOINT_UNREACHABLE
+def test_a_different_range_is_an_endpoint_error(change: ResponseOverrides) -> None:
+    assert failure_of(**change).reason is Reason.ENDPOINT_UNREACHABLE
 
 
 def test_a_change_is_reported_even_when_the_range_is_ignored() -> None:
-    assert refusal(status=200, etag='"other"').reason is Reason.SOURCE_CHANGED
+    assert failure_of(status=200, etag='"other"').reason is Reason.SOURCE_CHANGED
 
 
 def test_the_whole_object_may_come_without_a_range() -> None:
@@ -100,7 +100,7 @@ def test_only_the_last_block_of_headers_counts() -> None:
     assert parse_headers(lines) == (206, {"content-range": "bytes 0-0/5"})
 
 
-def test_lines_that_are_no_headers_do_no_harm() -> None:
+def test_lines_that_are_not_headers_are_ignored() -> None:
     assert parse_headers([b"HTTP/1.1\r\n", b"nonsense\r\n", b"\xff: x\r\n"])[0] == 0
 
 
@@ -110,6 +110,6 @@ def test_strong_etags_lose_their_quotes(header: str, etag: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "\xb2"])
-def test_numbers_without_end_or_of_another_script_are_no_numbers(number: str) -> None:
-    assert refusal(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
+def test_numbers_that_are_too_long_or_not_ascii_are_rejected(number: str) -> None:
+    assert failure_of(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
     assert parse_headers([f"HTTP/1.1 {number} x".encode("latin-1")])[0] == 0

@@ -1,4 +1,4 @@
-"""Which objects belong to a model."""
+"""Selection of a model's objects."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_exclusion_wins() -> None:
     assert paths(pick("a.tensors", "optimizer.tensors", "old/a.tensors", files=files)) == ["a.tensors"]
 
 
-def test_only_names_that_end_so_are_tensor_files() -> None:
+def test_only_files_with_the_suffix_are_tensor_files() -> None:
     files = FileSelection(tensors=("*",), companions=("*",))
     assert classify_path("a.bin", files) == "companion"
     assert classify_path("a.tensors", files) == "tensors"
@@ -72,14 +72,14 @@ def test_indexes_of_safetensors_shards_are_left_out_with_a_note() -> None:
     assert "model.safetensors.index.json" in picked.notes[0]
 
 
-def test_no_tensor_file_is_an_error_that_counts_what_is_there() -> None:
+def test_without_a_tensor_file_the_error_counts_the_objects() -> None:
     with pytest.raises(NoTensorFiles, match="none of the 2 objects"):
         pick("config.json", "a.bin")
     assert paths(pick("config.json", need_tensors=False)) == ["config.json"]
 
 
 @pytest.mark.parametrize("path", ["/a", "a//b", "../a", "a/../b", "./a", "a/.", "", "a\x00b", "x" * 256, "é" * 128])
-def test_paths_that_leave_the_directory_or_fit_no_file_system_are_refused(path: str) -> None:
+def test_paths_that_leave_the_directory_or_are_too_long_are_rejected(path: str) -> None:
     with pytest.raises(NameCollision, match="s3://b/m/"):
         check_path(path, where=WHERE)
 
@@ -89,7 +89,7 @@ def test_odd_but_safe_paths_are_fine(path: str) -> None:
     check_path(path, where=WHERE)
 
 
-def test_an_unsafe_key_that_is_not_selected_does_no_harm() -> None:
+def test_an_unsafe_key_that_is_not_selected_is_ignored() -> None:
     assert paths(pick("a.tensors", "x//../y.bin")) == ["a.tensors"]
 
 
@@ -98,7 +98,7 @@ def test_a_file_and_a_directory_of_one_name_collide() -> None:
         pick("a.json", "a.json/b.tensors")
 
 
-def test_ranks_are_found_without_being_asked_for() -> None:
+def test_ranks_are_recognized_by_default() -> None:
     picked = pick(*ranked(0, 1), "config.json", "extra.tensors")
     assert {each.path: each.rank for each in picked.objects} == {
         "model-rank-000.tensors": 0,
@@ -109,12 +109,12 @@ def test_ranks_are_found_without_being_asked_for() -> None:
 
 
 def test_a_gap_in_found_ranks_is_noted() -> None:
-    assert "rank 1 is not at the source" in pick(*ranked(0, 2)).notes[0]
+    assert "rank 1 is missing at the source" in pick(*ranked(0, 2)).notes[0]
 
 
 def test_missing_ranks_are_named() -> None:
     files = FileSelection(ranks=RankSelection(count=4))
-    with pytest.raises(ObjectNotFound, match=r"ranks 1, 3 of 4 are not there"):
+    with pytest.raises(ObjectNotFound, match=r"ranks 1, 3 of 4 are missing"):
         pick(*ranked(0, 2), files=files)
 
 
@@ -129,12 +129,12 @@ def test_two_files_of_one_rank_collide() -> None:
         pick("a/model-rank-000.tensors", "b/model-rank-000.tensors")
 
 
-def test_asked_ranks_that_are_named_otherwise_are_an_error() -> None:
-    with pytest.raises(ObjectNotFound, match="no file is named as ranks are"):
+def test_requested_ranks_need_matching_file_names() -> None:
+    with pytest.raises(ObjectNotFound, match="no file name matches the pattern of ranks"):
         pick("a.tensors", files=FileSelection(ranks=RankSelection()))
 
 
-def test_wanted_ranks_leave_the_others_and_keep_what_is_common() -> None:
+def test_only_requested_ranks_and_common_files_are_selected() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick(*ranked(0, 1), "config.json", files=FileSelection(ranks=ranks)).objects
     assert [each.path for each in filter_ranks(objects, ranks, where=WHERE)] == [
@@ -143,7 +143,7 @@ def test_wanted_ranks_leave_the_others_and_keep_what_is_common() -> None:
     ]
 
 
-def test_a_wanted_rank_that_is_not_there_is_named() -> None:
+def test_a_missing_requested_rank_is_named() -> None:
     ranks = RankSelection(wanted=(1, 7, 8))
     objects = pick(*ranked(0, 1), files=FileSelection(ranks=ranks)).objects
     with pytest.raises(ObjectNotFound, match="ranks 7, 8"):
@@ -167,14 +167,14 @@ def test_rank_patterns_are_printf(pattern: str, name: str, rank: int | None) -> 
 
 
 @pytest.mark.parametrize("pattern", ["model.tensors", "%s", "%d-%d", "%", "%03x"])
-def test_what_is_no_rank_pattern_is_refused(pattern: str) -> None:
+def test_invalid_rank_patterns_are_rejected(pattern: str) -> None:
     with pytest.raises(InvalidPlan, match="integer field"):
         rank_pattern(pattern)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 99999))
-def test_what_printf_makes_is_recognized(rank: int) -> None:
+def test_names_from_printf_are_recognized(rank: int) -> None:
     match = rank_pattern("model-rank-%03d.tensors").fullmatch(f"model-rank-{rank:03d}.tensors")
     assert match is not None
     assert int(match[1]) == rank
@@ -194,7 +194,7 @@ def test_the_common_directory_ends_with_a_slash(keys: list[str], directory: str)
     assert common_directory(keys) == directory
 
 
-def test_a_source_of_companions_alone_lacks_no_rank() -> None:
+def test_a_source_with_only_companions_needs_no_rank() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick("config.json", files=FileSelection(ranks=ranks), need_tensors=False).objects
     assert filter_ranks(objects, ranks, where=WHERE) == objects

@@ -1,4 +1,4 @@
-"""What people type as a source."""
+"""URIs of the command line as sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRESIGNED = "https://h/b/a.tensors?X-Amz-Signature=SECRET"
         ("S3://b/odd?key#with%20[x].tensors", None, ("odd?key#with%20[x].tensors",)),
     ],
 )
-def test_a_text_is_a_prefix_or_a_key(text: str, prefix: str | None, keys: tuple[str, ...] | None) -> None:
+def test_a_uri_is_a_prefix_or_a_key(text: str, prefix: str | None, keys: tuple[str, ...] | None) -> None:
     assert parse_sources([text]) == (S3Source(bucket="b", prefix=prefix, keys=keys),)
 
 
@@ -37,7 +37,7 @@ def test_keys_of_one_bucket_are_one_source_and_urls_another() -> None:
     )
 
 
-def test_options_go_to_every_source() -> None:
+def test_options_apply_to_every_source() -> None:
     s3, http = parse_sources(
         ["s3://b", "https://h/x"],
         endpoint="http://h:1/",
@@ -55,12 +55,12 @@ def test_options_go_to_every_source() -> None:
     "texts",
     [[], ["b/x"], ["s3://"], ["s3:///x"], ["s3://b?x/y"], ["ftp://h/x"], ["https://"], ["s3://b/x.tensors"] * 2],
 )
-def test_what_is_no_source_is_refused(texts: list[str]) -> None:
+def test_invalid_uris_are_rejected(texts: list[str]) -> None:
     with pytest.raises(InvalidPlan):
         parse_sources(texts)
 
 
-def test_refusals_do_not_repeat_secrets() -> None:
+def test_errors_do_not_repeat_secrets() -> None:
     with pytest.raises(InvalidPlan) as caught:
         parse_sources([PRESIGNED, PRESIGNED])
     assert "SECRET" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The servers that other tests lean on do what they say."""
+"""The servers that other tests use."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_short_body_ends_cleanly(faulty_server: FaultyServer) -> None:
     assert len(send_get(faulty_server, "b/k")[1]) == 1000
 
 
-def test_a_stalled_answer_goes_on_when_released(faulty_server: FaultyServer) -> None:
+def test_a_stalled_response_continues_when_released(faulty_server: FaultyServer) -> None:
     faulty_server.put("b/k", bytes(5000))
     faulty_server.add_fault(Fault(stall_after=100))
     with socket.create_connection((faulty_server.host, faulty_server.port), timeout=5) as connection:
@@ -64,7 +64,7 @@ def test_a_stalled_answer_goes_on_when_released(faulty_server: FaultyServer) -> 
         faulty_server.wait_for_bytes(5000)
 
 
-def test_seaweed_takes_objects_and_keeps_versions(s3: SeaweedS3) -> None:
+def test_seaweed_stores_objects_and_versions(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket(versioned=True)
     s3.put(bucket, {"a b": b"one"})
     s3.put(bucket, {"a b": b"second"})
@@ -76,5 +76,5 @@ def test_seaweed_takes_objects_and_keeps_versions(s3: SeaweedS3) -> None:
 def test_seaweed_honours_presigned_urls(s3: SeaweedS3) -> None:
     bucket = s3.make_bucket()
     s3.put(bucket, {"k": b"content"})
-    with urllib.request.urlopen(s3.presign(bucket, "k"), timeout=10) as answer:
-        assert answer.read() == b"content"
+    with urllib.request.urlopen(s3.presign(bucket, "k"), timeout=10) as response:
+        assert response.read() == b"content"

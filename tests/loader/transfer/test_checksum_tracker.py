@@ -37,7 +37,7 @@ def blueprint_of(data: bytes) -> Blueprint:
 def record_bytes(
     tracker: ChecksumTracker, blueprint: Blueprint, data: bytes, start: int, end: int
 ) -> list[VerifiedTensor | CorruptTensor]:
-    """Books a part as a worker reports it."""
+    """Adds a part as a worker reports it."""
     pieces = blueprint.segments[0].pieces(start, end)
     checksums = [zlib.crc32(data[piece.start : piece.end]) if piece.role is SpanRole.DATA else 0 for piece in pieces]
     captured = [
@@ -69,7 +69,7 @@ def test_every_tensor_is_verified_however_its_bytes_are_cut_and_ordered(data: st
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_flip_of_any_bit_of_the_body_is_found(data: st.DataObject) -> None:
+def test_a_flip_of_any_bit_of_the_body_is_detected(data: st.DataObject) -> None:
     segment = BLUEPRINT.segments[0]
     at = data.draw(st.integers(segment.start, segment.end - 1))
     changed = bytearray(DATA)
@@ -81,7 +81,7 @@ def test_a_flip_of_any_bit_of_the_body_is_found(data: st.DataObject) -> None:
         return
     outcomes = record_bytes(tracker, BLUEPRINT, bytes(changed), segment.start, segment.end)
     wrong = [outcome for outcome in outcomes if isinstance(outcome, CorruptTensor)]
-    # The SHA-256 in a header does not protect the CRC-32 beside it, so a flip there goes unnoticed by CRC-32 alone.
+    # The SHA-256 in a header does not protect the CRC-32 beside it, so CRC-32 alone does not detect a flip there.
     assert len(wrong) <= 1
     tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
@@ -97,7 +97,7 @@ def test_a_flip_of_any_bit_of_the_body_is_found(data: st.DataObject) -> None:
         assert digest[0] <= at < digest[1]
 
 
-def test_a_tensor_that_was_wrong_can_be_booked_again() -> None:
+def test_a_discarded_tensor_can_be_added_again() -> None:
     segment = BLUEPRINT.segments[0]
     tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
@@ -113,7 +113,7 @@ def test_a_tensor_that_was_wrong_can_be_booked_again() -> None:
     assert [type(outcome) for outcome in again] == [VerifiedTensor]
 
 
-def test_without_checking_only_headers_are_compared() -> None:
+def test_without_crc32_only_headers_are_checked() -> None:
     tensors = BLUEPRINT.objects[0].tensors_index
     assert tensors is not None
     changed = bytearray(DATA)

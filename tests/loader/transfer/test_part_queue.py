@@ -28,7 +28,7 @@ def drain(queue: PartQueue, *, workers: int, slots: int) -> list[tuple[int, Part
     st.integers(1, 30),
     st.data(),
 )
-def test_every_byte_that_is_missing_is_given_out_exactly_once(
+def test_every_missing_byte_is_assigned_exactly_once(
     sizes: list[int], workers: int, slots: int, largest: int, smallest: int, data: st.DataObject
 ) -> None:
     segments = [segment(index, 10, 10 + size) for index, size in enumerate(sizes)]
@@ -45,17 +45,17 @@ def test_every_byte_that_is_missing_is_given_out_exactly_once(
         if not any(start <= at < end for start, end in done.get(item.index, []))
     }
     assert queue.remaining == len(wanted)
-    given_out = [
+    assigned = [
         (part.segment, at)
         for _, part in drain(queue, workers=workers, slots=slots)
         for at in range(part.start, part.end)
     ]
-    assert len(given_out) == len(set(given_out))
-    assert set(given_out) == wanted
+    assert len(assigned) == len(set(assigned))
+    assert set(assigned) == wanted
     assert queue.remaining == 0
 
 
-def test_workers_keep_to_their_own_segments_while_there_are_enough() -> None:
+def test_workers_take_parts_of_their_own_segments_while_there_are_enough() -> None:
     queue = PartQueue([segment(0, 0, 100), segment(1, 0, 100)], {}, max_part_size=10, min_part_size=10)
     first_half = [(worker, part.segment) for worker, part in drain(queue, workers=2, slots=1)]
     assert set(first_half) == {(0, 0), (1, 1)}
@@ -68,7 +68,7 @@ def test_a_worker_without_a_segment_helps_with_the_fullest() -> None:
     assert queue.take(2, slots=1, now=0.0) == Part(1, 10, 20)
 
 
-def test_a_delayed_part_comes_back_when_it_is_due_and_not_before() -> None:
+def test_a_requeued_part_is_returned_when_it_is_due() -> None:
     queue = PartQueue([], {}, max_part_size=10, min_part_size=1)
     late, later = Part(0, 0, 5, attempt=1), Part(0, 5, 9, attempt=2, fresh_connection=True)
     queue.requeue(later, not_before=7.0)

@@ -20,7 +20,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> float:
     return 100.0
 
 
-def test_the_first_bytes_give_no_remaining_time(start: float) -> None:
+def test_no_remaining_time_is_estimated_from_the_first_bytes(start: float) -> None:
     meter = ProgressMeter(total=1000, resumed=0)
     assert progress(meter, start + 2).remaining_seconds == -1
     meter.add_received(1)
@@ -29,7 +29,7 @@ def test_the_first_bytes_give_no_remaining_time(start: float) -> None:
     assert progress(meter, start + 3.0).remaining_seconds == pytest.approx(9, abs=0.1)
 
 
-def test_time_before_the_first_byte_does_not_count_into_the_rate(start: float) -> None:
+def test_time_before_the_first_byte_does_not_lower_the_rate(start: float) -> None:
     meter = ProgressMeter(total=1000, resumed=0)
     for moment in (1, 2):
         progress(meter, start + moment)

@@ -1,4 +1,4 @@
-"""Each load starts a worker process a core: what one imports is paid that many times."""
+"""A load starts one worker per core, so the imports of a worker must be few."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNWANTED = {
 }
 
 
-def test_a_worker_imports_nothing_that_it_can_do_without() -> None:
+def test_a_worker_imports_no_slow_modules() -> None:
     program = "import sys; sys.path[:] = sys.argv[1:]; import tonnage.transfer.worker; print(*sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", program, *sys.path]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
