@@ -26,7 +26,7 @@ from tonnage.errors import (
 )
 from tonnage.loading import run_plan
 from tonnage.source.backoff import backoff_seconds
-from tonnage.transfer import policy
+from tonnage.transfer import coordinator
 
 if TYPE_CHECKING:
     from support.load_harness import IsPartRequest, LoadHarness
@@ -108,8 +108,8 @@ def test_a_failure_that_stays_has_its_reason_and_leaves_nothing_visible(
 
 
 def test_attempts_are_bounded_so_that_waiting_ends() -> None:
-    tries = range(1, policy.MAX_ATTEMPTS + 1)
-    waiting = sum(backoff_seconds(number, maximum=policy.MAX_BACKOFF_SECONDS, jitter=0.99) for number in tries)
+    tries = range(1, coordinator.MAX_ATTEMPTS + 1)
+    waiting = sum(backoff_seconds(number, maximum=coordinator.MAX_BACKOFF_SECONDS, jitter=0.99) for number in tries)
     assert 10 < waiting < 60
 
 
