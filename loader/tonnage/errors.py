@@ -1,9 +1,9 @@
-"""Every way in which Tonnage can fail: a stable reason, an exit code, and an error class for each.
+"""All failures of Tonnage: a stable reason, an exit code, and an error class for each.
 
-The reason's name is what appears in reports, termination messages, status conditions and events, so it never changes
-its meaning. The exit code is what a shell sees. ``remedy`` says what a person can do about it.
+The reason's name appears in reports, termination messages, status conditions and events, so its meaning never changes.
+The exit code is for shells and scripts. ``remedy`` is the next step for the user.
 
-This module imports nothing of Tonnage and little of Python, for it is on the path of a cache hit.
+This module is imported on a cache hit, so it imports nothing else of Tonnage and little of the standard library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 
 class Reason(enum.StrEnum):
-    """Stable names of what went wrong, shared by the loader, the operator and the documentation."""
+    """Stable names of failures, shared by the loader, the operator and the documentation."""
 
     ACCESS_DENIED = "AccessDenied"
     OBJECT_NOT_FOUND = "ObjectNotFound"
@@ -49,16 +49,16 @@ class TonnageError(Exception):
     """Base of every error that Tonnage raises on purpose.
 
     Attributes:
-        reason: The stable reason, one a class.
-        exit_code: What the ``tonnage`` command exits with. 137 and 143 are left to signals, as shells read them.
-        remedy: One sentence telling the reader what to do next.
-        message: One or two sentences naming the object, tensor and offset where there is one. Never a secret.
-        details: Facts for the report of a load that failed, by the report's field names.
+        reason: The stable reason; each direct subclass has its own.
+        exit_code: Exit code of the ``tonnage`` command. 137 and 143 are reserved for signals, as in a shell.
+        remedy: One sentence: what to do next.
+        message: One or two sentences that name the object, tensor and offset if there are any. Never a secret.
+        details: Values for the report of a failed load, by the report's field names.
     """
 
     reason: ClassVar[Reason] = Reason.INTERNAL_ERROR
     exit_code: ClassVar[int] = 70
-    remedy: ClassVar[str] = "This is a defect of Tonnage: please report it with the message above."
+    remedy: ClassVar[str] = "This is a bug in Tonnage: report it with the message above."
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class TonnageError(Exception):
 
 
 class AccessDenied(TonnageError):
-    """The store knows the caller, or nobody, and says no."""
+    """The store denied access to this identity, or to anonymous requests."""
 
     reason = Reason.ACCESS_DENIED
     exit_code = 10
@@ -78,15 +78,15 @@ class AccessDenied(TonnageError):
 
 
 class ObjectNotFound(TonnageError):
-    """The bucket is there, the object or prefix is not."""
+    """The bucket exists, but the object or prefix does not."""
 
     reason = Reason.OBJECT_NOT_FOUND
     exit_code = 11
-    remedy = "Check the key or prefix; `tonnage inspect` on its parent lists what is there."
+    remedy = "Check the key or prefix; `tonnage inspect` on its parent lists the objects that exist."
 
 
 class BucketNotFound(TonnageError):
-    """There is no such bucket at this endpoint."""
+    """The bucket does not exist at this endpoint."""
 
     reason = Reason.BUCKET_NOT_FOUND
     exit_code = 12
@@ -94,7 +94,7 @@ class BucketNotFound(TonnageError):
 
 
 class EndpointUnreachable(TonnageError):
-    """The server could not be resolved, connected to, or did not speak HTTP."""
+    """The server's name could not be resolved, the connection failed, or the answer was not HTTP."""
 
     reason = Reason.ENDPOINT_UNREACHABLE
     exit_code = 13
@@ -102,7 +102,7 @@ class EndpointUnreachable(TonnageError):
 
 
 class TLSVerificationFailed(TonnageError):
-    """The server's certificate is not trusted here."""
+    """This machine does not trust the server's certificate."""
 
     reason = Reason.TLS_VERIFICATION_FAILED
     exit_code = 14
@@ -110,15 +110,15 @@ class TLSVerificationFailed(TonnageError):
 
 
 class RequestTimeTooSkewed(TonnageError):
-    """This machine's clock and the store's are too far apart for signatures to hold."""
+    """This machine's clock differs too much from the store's, so the store rejects signatures."""
 
     reason = Reason.REQUEST_TIME_TOO_SKEWED
     exit_code = 15
-    remedy = "Set this machine's clock (NTP); stores refuse signatures that are more than about 15 minutes off."
+    remedy = "Synchronize this machine's clock (NTP); stores reject signatures that are more than about 15 minutes off."
 
 
 class CredentialsMissing(TonnageError):
-    """No place that was asked for credentials had any."""
+    """No credential provider returned credentials."""
 
     reason = Reason.CREDENTIALS_MISSING
     exit_code = 16
@@ -126,31 +126,31 @@ class CredentialsMissing(TonnageError):
 
 
 class CredentialsExpired(TonnageError):
-    """Credentials or a presigned URL ran out and could not be renewed."""
+    """Credentials or a presigned URL expired and could not be renewed."""
 
     reason = Reason.CREDENTIALS_EXPIRED
     exit_code = 17
-    remedy = "Get fresh credentials or a new presigned URL and start again: what is on disk is kept and resumed."
+    remedy = "Get new credentials or a new presigned URL and start again: the load resumes from the data on disk."
 
 
 class SourceChanged(TonnageError):
-    """An object is no longer the one that was pinned."""
+    """An object's version or ETag is no longer the pinned one."""
 
     reason = Reason.SOURCE_CHANGED
     exit_code = 18
-    remedy = "Start again to load the new revision, or turn on bucket versioning so that old ones stay readable."
+    remedy = "Start again to load the new revision, or enable bucket versioning so that old versions stay readable."
 
 
 class DigestMismatch(TonnageError):
-    """What lies at the source is not what the plan expects."""
+    """The source's digest differs from the one that the plan expects."""
 
     reason = Reason.DIGEST_MISMATCH
     exit_code = 19
-    remedy = "Compare `tonnage resolve` with the digest you expect; someone published something else."
+    remedy = "Compare the expected digest with that of `tonnage resolve`; the objects at the source were changed."
 
 
 class NoTensorFiles(TonnageError):
-    """Nothing at the source is a ``.tensors`` file, or filters left none."""
+    """The source has no ``.tensors`` file, or the patterns exclude all of them."""
 
     reason = Reason.NO_TENSOR_FILES
     exit_code = 20
@@ -158,7 +158,7 @@ class NoTensorFiles(TonnageError):
 
 
 class NotATensorizerFile(TonnageError):
-    """The object does not begin as tensorizer's files do."""
+    """The object does not begin with the header of a tensorizer file."""
 
     reason = Reason.NOT_A_TENSORIZER_FILE
     exit_code = 21
@@ -166,7 +166,7 @@ class NotATensorizerFile(TonnageError):
 
 
 class FormatUnsupported(TonnageError):
-    """A version or feature of the format that no released tensorizer writes, or that this layout cannot hold."""
+    """The file has a version or feature that no released tensorizer writes, or that this layout can't represent."""
 
     reason = Reason.FORMAT_UNSUPPORTED
     exit_code = 22
@@ -174,7 +174,7 @@ class FormatUnsupported(TonnageError):
 
 
 class FormatDamaged(TonnageError):
-    """The file contradicts itself or its size."""
+    """The file is truncated, or its contents are inconsistent."""
 
     reason = Reason.FORMAT_DAMAGED
     exit_code = 23
@@ -182,35 +182,35 @@ class FormatDamaged(TonnageError):
 
 
 class ChecksumMismatch(TonnageError):
-    """A tensor's bytes do not have the hash that its header states, twice in a row."""
+    """A tensor's bytes did not match the hash in its header, twice in a row."""
 
     reason = Reason.CHECKSUM_MISMATCH
     exit_code = 24
-    remedy = "The object in the store is damaged, or something on the way changes bytes: upload it again."
+    remedy = "Upload the object again: it is damaged in the store, or a proxy on the way changes its bytes."
 
 
 class DtypeUnsupported(TonnageError):
-    """The safetensors format cannot say this dtype."""
+    """safetensors has no encoding for this dtype."""
 
     reason = Reason.DTYPE_UNSUPPORTED
     exit_code = 25
-    remedy = "Load with --layout tensorizer, which keeps the file as it is."
+    remedy = "Load with --layout tensorizer, which keeps the files unchanged."
 
 
 class NameCollision(TonnageError):
-    """Two things want one name, or a name can't be used as one."""
+    """Two files or two tensors have the same name, or a name is invalid."""
 
     reason = Reason.NAME_COLLISION
     exit_code = 26
-    remedy = "Rename one of them at the source, leave one out with --exclude, or use --layout tensorizer."
+    remedy = "Rename one of them at the source, omit one with --exclude, or use --layout tensorizer."
 
 
 class InsufficientSpace(TonnageError):
-    """The cache's medium has not enough room."""
+    """The cache's medium has too little free space."""
 
     reason = Reason.INSUFFICIENT_SPACE
     exit_code = 27
-    remedy = "Free room (`tonnage ls`, `tonnage rm`), enlarge the medium or the memory limit, or use another --cache."
+    remedy = "Free space (`tonnage ls`, `tonnage rm`), enlarge the medium or the memory limit, or use another --cache."
 
 
 class CacheNotWritable(TonnageError):
@@ -218,11 +218,11 @@ class CacheNotWritable(TonnageError):
 
     reason = Reason.CACHE_NOT_WRITABLE
     exit_code = 28
-    remedy = "Give this user write permission on the cache directory, or choose another with --cache."
+    remedy = "Give this user write permission on the cache directory, or use another one with --cache."
 
 
 class CacheDamaged(TonnageError):
-    """A cache entry is not what its manifest says."""
+    """A cache entry is damaged: its files do not match its manifest."""
 
     reason = Reason.CACHE_DAMAGED
     exit_code = 29
@@ -230,55 +230,55 @@ class CacheDamaged(TonnageError):
 
 
 class CacheInUse(TonnageError):
-    """The entry is held by someone, so it can't be removed."""
+    """The entry is in use and can't be removed."""
 
     reason = Reason.CACHE_IN_USE
     exit_code = 30
-    remedy = "Stop the processes or pods that hold the entry, then try again."
+    remedy = "Stop the processes or pods that use the entry, then try again."
 
 
 class Timeout(TonnageError):
-    """The total deadline passed."""
+    """The command took longer than its timeout."""
 
     reason = Reason.TIMEOUT
     exit_code = 31
-    remedy = "Start again: what is on disk is kept and resumed. Raise --timeout if the network is this slow."
+    remedy = "Start again: the load resumes from the data on disk. Raise --timeout if the network is slow."
 
 
 class Interrupted(TonnageError):
-    """A signal asked for an early end."""
+    """The command was terminated by a signal."""
 
     reason = Reason.INTERRUPTED
     exit_code = 32
-    remedy = "Start again: what is on disk is kept and resumed."
+    remedy = "Start again: the load resumes from the data on disk."
 
 
 class RetriesExhausted(TonnageError):
-    """A request kept failing although failures of its kind usually pass."""
+    """A request still failed after all retries."""
 
     reason = Reason.RETRIES_EXHAUSTED
     exit_code = 33
-    remedy = "Look at the store's health and limits, then start again: what is on disk is kept and resumed."
+    remedy = "Check the store's health and limits, then start again: the load resumes from the data on disk."
 
 
 class LoaderOOMKilled(TonnageError):
-    """A loader process was killed for memory."""
+    """A loader process was killed by the kernel's OOM killer."""
 
     reason = Reason.LOADER_OOM_KILLED
     exit_code = 34
-    remedy = "Raise the memory limit: pages of a memory cache are charged to whoever writes them."
+    remedy = "Raise the memory limit: pages of a cache in memory count against the loader that writes them."
 
 
 class LoaderEvicted(TonnageError):
-    """The loader's pod was evicted from its node. Stated by the operator, never by the loader itself."""
+    """The loader's pod was evicted from its node. Reported by the operator, never by the loader."""
 
     reason = Reason.LOADER_EVICTED
     exit_code = 35
-    remedy = "Look at the node's pressure conditions; the load is tried again."
+    remedy = "Check the node's pressure conditions; the load is retried."
 
 
 class InvalidPlan(TonnageError):
-    """The command's arguments or the plan contradict themselves."""
+    """The command's arguments or the plan are invalid."""
 
     reason = Reason.INVALID_PLAN
     exit_code = 2
@@ -286,14 +286,14 @@ class InvalidPlan(TonnageError):
 
 
 class InternalError(TonnageError):
-    """A defect of Tonnage."""
+    """A bug in Tonnage."""
 
 
 def error_classes() -> dict[Reason, type[TonnageError]]:
-    """Returns the one error class of each reason."""
+    """Returns the error class of each reason."""
     return {cls.reason: cls for cls in TonnageError.__subclasses__()}
 
 
 def error_for(reason: Reason, message: str) -> TonnageError:
-    """Returns an error of the class that belongs to ``reason``."""
+    """Returns an error of the class of ``reason``."""
     return error_classes()[reason](message)

@@ -229,7 +229,7 @@ def test_an_interrupted_load_reports_it_and_the_next_one_resumes(s3: SeaweedS3, 
         out, err = process.communicate(timeout=30)
     assert process.returncode == 32
     assert json.loads(out)["reason"] == "Interrupted"
-    assert "what is on disk is kept" in err
+    assert "the load resumes from the data on disk" in err
     assert json.loads((tmp_path / "report").read_text())["reason"] == "Interrupted"
     again = run_tonnage(*args, environment=s3.environment())
     assert (again.returncode, again.report["outcome"]) == (0, "loaded")
