@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import resource
-import statistics
 import sys
 import threading
 import time
@@ -234,7 +233,7 @@ def measure_pinned_limit(device: str, spec: dict[str, Any]) -> dict[str, Any]:
         synchronize(device)
         ended = time.monotonic()
         calls.append({"seconds": ended - began, "began": began, "ended": ended, "cpu_seconds": 0.0})
-    return {"bytes": count * block, "calls": calls, "median": statistics.median(call["seconds"] for call in calls)}
+    return {"bytes": count * block, "calls": calls}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from support.cpu_engine import CpuEngine
 from tonnage.attach import CopyOptions
-from tonnage.attach.device.engine import CpuEngine
 from tonnage.attach.weights import open_path
 from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
 from tonnage.contract import Layout, Verify

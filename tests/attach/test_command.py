@@ -60,10 +60,10 @@ def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with ProgressReporter("auto", 100, description="llama") as reporter:
-        reporter(1)
+        reporter.update(1)
         assert terminal.getvalue() == ""
         reporter._began -= 5
-        reporter(50)
+        reporter.update(50)
         reporter.finish_phase(60)
     assert "llama" in terminal.getvalue()
 
@@ -71,7 +71,7 @@ def test_a_bar_shows_on_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch
 def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReporter("auto", 100, description="llama") as reporter:
         reporter._began -= 5
-        reporter(50)
+        reporter.update(50)
     assert capsys.readouterr().err == ""
 
 

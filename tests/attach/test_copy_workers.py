@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from support.cpu_engine import CpuEngine, CpuQueue
 from tonnage.attach import CopyOptions, DeviceFailed
 from tonnage.attach.copy.chunks import pack_groups
 from tonnage.attach.copy.workers import CopyWorkers
 from tonnage.attach.copy_options import MAX_PINNED_BYTES
-from tonnage.attach.device.engine import CpuEngine, CpuQueue
 from tonnage.errors import CacheDamaged, InvalidPlan
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class CountingEngine(CpuEngine):
         self.most_pinned = 0
         self._lock = threading.Lock()
 
-    def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
+    def queue(self, slots: int, *, streams: int) -> CpuQueue:
         return CpuQueue(self._pin)
 
     def _pin(self, size: int) -> None:
@@ -201,7 +201,7 @@ def test_memory_that_can_not_be_pinned_makes_it_slower_not_wrong(
     tensors_equal: TensorsEqual,
 ) -> None:
     class Engine(CpuEngine):
-        def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
+        def queue(self, slots: int, *, streams: int) -> CpuQueue:
             return Unpinnable(lambda size: None)
 
     weights = attach(shard, engine=Engine())
@@ -214,7 +214,7 @@ def test_pages_that_can_not_be_registered_are_an_error(
     attach: Attach, load_with_workers: LoadWithWorkers, shard: Path
 ) -> None:
     class Engine(CpuEngine):
-        def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
+        def queue(self, slots: int, *, streams: int) -> CpuQueue:
             return Unpinnable(lambda size: None)
 
     with pytest.raises(DeviceFailed, match="can't pin pages"):
@@ -240,7 +240,7 @@ def test_a_device_that_fails_midway_ends_the_load_with_its_error(
     FailingQueue.copies = 0
 
     class Engine(CountingEngine):
-        def queue(self, slots: int, *, sleep: bool, streams: int) -> CpuQueue:
+        def queue(self, slots: int, *, streams: int) -> CpuQueue:
             return FailingQueue(self._pin)
 
     engine = Engine()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tonnage.attach.device.topology import numa_local_cpus, parse_cpu_list
+from tonnage.attach.device.cuda import numa_local_cpus, parse_cpu_list
 
 if TYPE_CHECKING:
     from pathlib import Path

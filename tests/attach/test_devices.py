@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from support.cpu_engine import CpuEngine
 from tonnage.attach import DeviceMemoryShort, DeviceNotFound, open_weights
-from tonnage.attach.device.engine import CpuEngine
 from tonnage.attach.device.lookup import find_device
 from tonnage.attach.progress import ProgressReporter
 from tonnage.errors import InvalidPlan

@@ -45,7 +45,6 @@ def test_closed_weights_refuse_everything(shard: Path) -> None:
         lambda: weights["embed"],
         weights.state_dict,
         weights.nested,
-        lambda: weights.warm_up("cpu"),
     )
     for use in uses:
         with pytest.raises(WeightsClosed, match="were closed"):
@@ -117,10 +116,10 @@ print(sum(float(view.to(dtype=view.dtype).abs().float().nan_to_num().sum()) for 
 def test_a_program_that_never_closes_its_weights_still_ends(shard: Path) -> None:
     program = """
 import sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 import torch
+from support.cpu_engine import CpuEngine
 from tonnage.attach import CopyOptions
-from tonnage.attach.device.engine import CpuEngine
 from tonnage.attach.weights import open_path
 options = dict(rank=None, device=None, meta_tensors="zeros", options=CopyOptions())
 weights = open_path(sys.argv[1], engine_factory=lambda _: CpuEngine(), **options)
@@ -128,7 +127,8 @@ weights._copier.warm_up(torch.device("cpu"))
 print("done", flush=True)
 """
     loader = next(path for path in sys.path if path.endswith("loader"))
+    tests = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", program, shard, loader], capture_output=True, text=True, check=True, timeout=40
+        [sys.executable, "-c", program, shard, loader, tests], capture_output=True, text=True, check=True, timeout=40
     )
     assert done.stdout.strip() == "done"

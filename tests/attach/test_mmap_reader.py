@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from tonnage.attach.copy import mmap_reader
 from tonnage.attach.copy import reader as reader_module
-from tonnage.attach.copy.buffers import StagingBuffer
 from tonnage.attach.copy.chunks import pack_groups, split_group
 from tonnage.attach.copy.mmap_reader import ThreadMappings
 from tonnage.attach.copy.reader import ChunkReader
+from tonnage.attach.copy.staging import StagingBuffer
 from tonnage.attach.files.source_file import SourceFile
 from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.errors import CacheDamaged

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tonnage.attach.copy.buffers import HUGE_PAGE, StagingBuffer
 from tonnage.attach.copy.chunks import pack_groups, split_group
 from tonnage.attach.copy.reader import DIRECT_IO_ALIGNMENT, ChunkReader
+from tonnage.attach.copy.staging import HUGE_PAGE, StagingBuffer
 from tonnage.attach.files.source_file import SourceFile
 from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.errors import CacheDamaged

@@ -188,13 +188,12 @@ def _read_into_buffers(weights: Weights, options: CopyOptions) -> CopyStats:
 class _NullEngine:
     """A device that takes nothing."""
 
-    name = "nowhere"
     device = torch.device("cpu")
 
     def start(self) -> None:
         """Nothing to get ready."""
 
-    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:  # noqa: ARG002
+    def queue(self, slots: int, *, streams: int) -> CopyQueue:  # noqa: ARG002
         return _NullQueue()
 
     def empty(self, size: int) -> torch.Tensor:  # noqa: ARG002

@@ -35,7 +35,6 @@ class CopyOptions:
         register_bytes: How much of a file is pinned at a time with ``register``.
         group_bytes: Size of the device allocations that tensors share. One is freed when the last of its tensors goes.
         streams: CUDA streams that the threads share; 0: each has its own.
-        sleep: Threads that wait for the device sleep instead of spinning: kinder to others, and slower.
         direct: Whether to read files on disks past the page cache: ``auto`` (what isn't in it), ``never``, ``always``.
     """
 
@@ -46,7 +45,6 @@ class CopyOptions:
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
     streams: int = 1
-    sleep: bool = False
     direct: Literal["auto", "never", "always"] = "auto"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -39,28 +39,23 @@ class LoadResult(NamedTuple):
     left_on_meta: tuple[str, ...]
 
 
-class TensorSource(Protocol):
-    """Where tensors come from."""
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """The functions of ``Weights`` that loading a module needs.
 
-    def view(self, record: TensorInfo) -> torch.Tensor:
-        """Returns a tensor in the machine's own memory, unconverted."""
+    Attributes:
+        view: Returns a tensor on the CPU, unconverted.
+        reporter: Returns the progress reporter for a load of these tensors.
+        load: Returns the tensors on the device, by name.
+        stream: Calls a function with each tensor while it is on the device.
+    """
 
-    def reporter(self, records: list[TensorInfo]) -> ProgressReporter:
-        """Returns what is to be told how far bringing these is, altogether."""
-
-    def load(
-        self, records: list[TensorInfo], device: torch.device, dtype: torch.dtype | None, reporter: ProgressReporter
-    ) -> dict[str, torch.Tensor]:
-        """Returns the tensors on the device."""
-
-    def stream(
-        self,
-        records: list[TensorInfo],
-        device: torch.device,
-        use: Callable[[TensorInfo, torch.Tensor], None],
-        reporter: ProgressReporter,
-    ) -> None:
-        """Calls ``use`` with each tensor in turn."""
+    view: Callable[[TensorInfo], torch.Tensor]
+    reporter: Callable[[list[TensorInfo]], ProgressReporter]
+    load: Callable[[list[TensorInfo], torch.device, torch.dtype | None, ProgressReporter], Mapping[str, torch.Tensor]]
+    stream: Callable[
+        [list[TensorInfo], torch.device, Callable[[TensorInfo, torch.Tensor], None], ProgressReporter], None
+    ]
 
 
 class Binding(NamedTuple):

@@ -55,11 +55,11 @@ class ProgressReporter:
     def finish_phase(self, size: int) -> None:
         """Tells that ``size`` bytes more are done for good: later figures count from there."""
         self._finished_bytes += size
-        self(0)
+        self.update(0)
 
-    def __call__(self, done: int) -> None:
-        """Takes the bytes of this phase so far."""
-        done = min(self._finished_bytes + done, self._total)
+    def update(self, phase_bytes: int) -> None:
+        """Reports the bytes of this phase so far."""
+        done = min(self._finished_bytes + phase_bytes, self._total)
         if done == self._last:
             return
         self._last = done

@@ -7,6 +7,7 @@ import difflib
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,7 +19,7 @@ from tonnage.attach.device.lookup import DeviceLike, engine_for, find_device
 from tonnage.attach.errors import KeyNotFound, WeightsClosed
 from tonnage.attach.files.cache_entry import find_entry, lock_entry, read_entry
 from tonnage.attach.files.catalog import read_path
-from tonnage.attach.module_loading import LoadResult, load_into_module
+from tonnage.attach.module_loading import LoadResult, TensorSource, load_into_module
 from tonnage.attach.progress import ProgressReporter, check_progress
 from tonnage.attach.unflatten import unflatten
 from tonnage.errors import InvalidPlan
@@ -26,7 +27,6 @@ from tonnage.format.tensor_names import short_repr
 
 if TYPE_CHECKING:
     import os
-    from types import TracebackType
 
     from tonnage.attach.copy_options import CopyOptions, CopyStats
     from tonnage.attach.device.engine import Engine
@@ -221,23 +221,12 @@ class Weights(Mapping[str, torch.Tensor]):
         return load_into_module(
             module,
             self._records,
-            _WeightsSource(self, progress),
+            TensorSource(self._view, partial(self._reporter, progress), self._load, self._stream),
             device=target_device,
             strict=strict,
             dtype=dtype,
             label=str(self.path),
         )
-
-    def warm_up(self, device: DeviceLike) -> None:
-        """Makes buffers ready in the background for a copy to ``device`` that will come.
-
-        Raises:
-            DeviceNotFound: There is no such device.
-        """
-        self._check_open()
-        target_device = find_device(device)
-        if target_device.type not in {"cpu", "meta"}:
-            self._copier.warm_up(target_device)
 
     def close(self) -> None:
         """Lets go of files, of the entry's lock and of buffers. Tensors taken before stay good. May be called again."""
@@ -246,9 +235,7 @@ class Weights(Mapping[str, torch.Tensor]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _load(
@@ -313,20 +300,6 @@ class Weights(Mapping[str, torch.Tensor]):
     def _check_open(self) -> None:
         if self.closed:
             raise WeightsClosed(f"The weights of {self.path} were closed.")
-
-
-class _WeightsSource:
-    """What filling a module needs of weights."""
-
-    def __init__(self, weights: Weights, progress: Progress) -> None:
-        self._weights = weights
-        self._progress = progress
-        self.view = weights._view  # noqa: SLF001
-        self.load = weights._load  # noqa: SLF001
-        self.stream = weights._stream  # noqa: SLF001
-
-    def reporter(self, records: list[TensorInfo]) -> ProgressReporter:
-        return self._weights._reporter(self._progress, records)  # noqa: SLF001
 
 
 def open_path(

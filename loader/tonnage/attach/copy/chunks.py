@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 """Bytes. Enough for every vectorized kernel that reads weights; 16 is the most that any is known to ask for."""
 
-MIB = 1 << 20
-
 
 class Extent(NamedTuple):
     """Bytes that are contiguous in a file and in a group: ``length`` of them from ``source`` to ``target``."""

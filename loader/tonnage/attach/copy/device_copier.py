@@ -202,7 +202,7 @@ class DeviceCopier:
             self._copy_plain(groups, device, on_group, reporter)
             return "plain", None
         try:
-            workers.run(self._files, groups, on_group=on_group, window=window, progress=reporter)
+            workers.run(self._files, groups, on_group=on_group, window=window, progress=reporter.update)
         finally:
             workers.close()
         reporter.finish_phase(_tensor_bytes(groups))
@@ -224,7 +224,7 @@ class DeviceCopier:
                 source = torch.frombuffer(mapping, dtype=torch.uint8, count=extent.length, offset=extent.source)
                 base[extent.target : extent.target + extent.length].copy_(source)
                 done += extent.length
-                reporter(done)
+                reporter.update(done)
             on_group(group, base)
         reporter.finish_phase(_tensor_bytes(groups))
 

@@ -246,7 +246,7 @@ class CopyWorkers:
 
     def _new_strategy(self) -> StagingStrategy:
         self._engine.start()
-        queue = self._engine.queue(self._options.slots, sleep=self._options.sleep, streams=self._options.streams)
+        queue = self._engine.queue(self._options.slots, streams=self._options.streams)
         if self._options.way == "register":
             return HostRegisterStrategy(queue, slots=self._options.slots)
         return BounceBufferStrategy(queue, slots=self._options.slots, slot_bytes=self._options.slot_bytes)

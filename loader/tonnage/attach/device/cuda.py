@@ -11,12 +11,13 @@ Functions and constants: CUDA driver API, cuda.h.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from tonnage.attach.device.topology import numa_local_cpus
 from tonnage.attach.errors import DeviceFailed
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
     from tonnage.attach.device.engine import CopyQueue
 
+SYS = Path("/sys")
+
 _SUCCESS = 0
 _STREAM_NON_BLOCKING = 1
-_EVENT_BLOCKING_SYNC = 1
 _EVENT_DISABLE_TIMING = 2
 _REGISTER_PORTABLE = 1
 _REGISTER_READ_ONLY = 8
@@ -127,7 +129,7 @@ class StreamPool:
 class CudaQueue:
     """A worker thread's place on a stream, and an event for each slot."""
 
-    def __init__(self, driver: Driver, slots: int, streams: StreamPool, *, shared: int, blocking: bool) -> None:
+    def __init__(self, driver: Driver, slots: int, streams: StreamPool, *, shared: int) -> None:
         self._driver = driver
         self._streams = streams
         raw = driver.cdll
@@ -137,10 +139,9 @@ class CudaQueue:
         self._synchronize = raw.cuEventSynchronize
         self._stream_id, self._stream = streams.acquire(shared)
         self._events: list[ctypes.c_void_p] = []
-        flags = _EVENT_DISABLE_TIMING | (_EVENT_BLOCKING_SYNC if blocking else 0)
         for _ in range(slots):
             event = ctypes.c_void_p()
-            driver.call("cuEventCreate", ctypes.byref(event), flags)
+            driver.call("cuEventCreate", ctypes.byref(event), _EVENT_DISABLE_TIMING)
             self._events.append(event)
 
     def copy(self, target: int, source: int, length: int) -> None:
@@ -187,8 +188,6 @@ class CudaQueue:
 class CudaEngine:
     """One GPU, through its primary context, which is PyTorch's too."""
 
-    name = "cuda"
-
     def __init__(self, device: torch.device) -> None:
         """Loads the driver's library.
 
@@ -220,9 +219,9 @@ class CudaEngine:
                 self._context = context
         self._driver.call("cuCtxSetCurrent", self._context)
 
-    def queue(self, slots: int, *, sleep: bool, streams: int) -> CopyQueue:
+    def queue(self, slots: int, *, streams: int) -> CopyQueue:
         """Returns a place on a stream and events, for the calling thread."""
-        return CudaQueue(self._driver, slots, self._streams, shared=streams, blocking=sleep)
+        return CudaQueue(self._driver, slots, self._streams, shared=streams)
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates on the GPU, from PyTorch's allocator."""
@@ -242,3 +241,34 @@ class CudaEngine:
         if raw.cuDeviceGetPCIBusId(bus_id, len(bus_id), handle):
             return set()
         return numa_local_cpus(bus_id.value.decode())
+
+
+def parse_cpu_list(text: str) -> set[int]:
+    """Returns the numbers in a kernel list such as ``0-3,8``; empty for what isn't one."""
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            return set()
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def numa_local_cpus(bus_id: str, *, sys: Path = SYS) -> set[int]:
+    """Returns the cores on the memory node of a PCI device that this process may use.
+
+    Empty where the machine has one node, or doesn't say.
+
+    Args:
+        bus_id: As the driver spells it, for example ``0000:1B:00.0``.
+        sys: Where sysfs is.
+    """
+    folder = sys / "bus/pci/devices" / bus_id.lower()
+    try:
+        if int((folder / "numa_node").read_text()) < 0:
+            return set()
+        local = parse_cpu_list((folder / "local_cpulist").read_text())
+    except (OSError, ValueError):
+        return set()
+    allowed = os.sched_getaffinity(0)
+    return local & allowed if local & allowed != allowed else set()

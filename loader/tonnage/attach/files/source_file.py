@@ -12,7 +12,6 @@ from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 MAP_NORESERVE = 0x4000
 """Linux's flag, which the mmap module knows from Python 3.13 on: don't count the private mapping as memory in use, for
@@ -92,7 +91,5 @@ class SourceFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
