@@ -1,15 +1,16 @@
-"""Tonnage beside its peers, from a cache to a GPU: one machine, one run, fresh processes, rotated order.
+"""Compares Tonnage and other libraries that load a cached model onto a GPU, on one machine, in one run.
 
-Stages, in the order in which they are given (each says in its JSON what it found, also when something failed):
+Each measurement has a new process, and the order rotates. Stages run in the order in which they are given; each writes
+its results, or its error, to the JSON file:
 
-  peers    everybody, on a tmpfs of ordinary pages, and the bus's limit between them: first call and best call
-  tune     this library's own settings against each other
+  peers    all contenders on a tmpfs of ordinary pages, and the bus's limit: first call and best call
+  tune     different copy options of this library
   fresh    files in shared memory that were not read since they were written
-  huge     the same on a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
-  gpus     one process a GPU, all at once: each its own rank's files, and all of them one model
+  huge     a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
+  gpus     one process per GPU, all at the same time: each with its own rank's files, and all with one model
   cold     from a disk with an empty page cache (drops it: needs root)
   correct  every dtype and the whole model, compared on the GPU bit for bit; also misaligned sources
-  report   makes table and chart of JSON files of earlier runs (--in), no GPU needed
+  report   writes table and chart from JSON files of earlier runs (--in); needs no GPU
 
 Example: bench_attach.py peers correct --out results --rounds 5 --seconds 560
 """
@@ -75,7 +76,7 @@ HUGE: list[dict[str, Any]] = [
 
 
 class Bench:
-    """One invocation: where things lie, how much time is left, what was found."""
+    """One run of the benchmark: its folders, its deadline and its results."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -86,23 +87,23 @@ class Bench:
         self._bytes = 0
 
     def seconds_left(self) -> float:
-        """Seconds until nothing new is started."""
+        """Seconds until no new measurement is started."""
         return self.deadline - time.monotonic()
 
     def model(self, name: str = "model", *, seed: int = 1, rank: int | None = None, parent: Path | None = None) -> Path:
-        """The synthetic model, made where it isn't yet."""
+        """Returns the folder of the synthetic model, which is created if it does not exist."""
         folder = (parent or self.root) / name
         probe = "*.safetensors" if rank is None else f"model-rank-{rank}-*.safetensors"
         if not any(folder.glob(probe)):
             began = time.monotonic()
             self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
             synthetic_models.read_through(folder.glob(probe))
-            log(f"made {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
+            log(f"created {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
         self._bytes = self._bytes or sum(path.stat().st_size for path in folder.glob(probe))
         return folder
 
     def tensors_file(self) -> Path | None:
-        """The same model as one ``.tensors`` file; None without tensorizer, or without room."""
+        """Returns the same model as one ``.tensors`` file; None without tensorizer or with too little space."""
         path = self.root / "model.tensors"
         if not path.exists():
             began = time.monotonic()
@@ -114,18 +115,18 @@ class Bench:
                 log(self.metadata["tensors_file"])
                 return None
             synthetic_models.read_through([path])
-            log(f"made {path} in {time.monotonic() - began:.1f} s")
+            log(f"created {path} in {time.monotonic() - began:.1f} s")
         return path
 
     def run_contender(self, stage: str, number: int, spec: dict[str, Any]) -> None:
-        """Measures one contender in a process of its own and records what came of it, be it an error."""
+        """Measures one contender in a process of its own and records its result or error."""
         spec = {"bytes": self._bytes, "device": self.arguments.device, **spec}
         process = spawn(spec)
         self.records.append({"stage": stage, "round": number, **spec, **collect(process, spec)})
         log_record(self.records[-1])
 
     def run_rounds(self, stage: str, specs: list[dict[str, Any]]) -> None:
-        """All contenders, as many rounds as there is time for, the order shifted by a third each round."""
+        """Measures all contenders until the deadline, with the order shifted by a third in each round."""
         for number in range(self.arguments.rounds):
             shift = number * max(1, len(specs) // 3)
             for spec in [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]:
@@ -135,7 +136,7 @@ class Bench:
                 self.run_contender(stage, number, {**spec, "memory": spec.get("memory", False) and number == 0})
 
     def stage_peers(self) -> None:
-        """Everybody on ordinary pages."""
+        """Measures all contenders on ordinary pages."""
         shards, tensors = self.model(), self.tensors_file()
         specs = []
         for spec in PEERS:
@@ -145,7 +146,7 @@ class Bench:
         self.run_rounds("peers", specs)
 
     def stage_tune(self) -> None:
-        """Settings of the copy."""
+        """Measures different copy options."""
         path = str(self.model())
         specs: list[dict[str, Any]] = [{"label": "pinned limit", "contender": "limit", "path": path, "calls": 3}]
         for options in TUNE:
@@ -155,7 +156,7 @@ class Bench:
         self.run_rounds("tune", specs)
 
     def stage_huge(self) -> None:
-        """A tmpfs of huge pages."""
+        """Measures on a tmpfs of huge pages."""
         mount = Path(self.arguments.huge_root)
         problem = synthetic_models.mount_tmpfs(mount, gib=int(self.arguments.gib * 1.25) + 2, huge=True)
         if problem:
@@ -173,7 +174,7 @@ class Bench:
             synthetic_models.unmount(mount)
 
     def stage_fresh(self) -> None:
-        """Files that were not read since they were written, as the first pod finds them."""
+        """Measures with files that were not read since they were written, as for the first pod on a node."""
         folder = self.root / "fresh"
         specs: list[dict[str, Any]] = [
             {"label": "tonnage", "contender": "tonnage"},
@@ -194,7 +195,7 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
 
     def stage_gpus(self) -> None:
-        """One process a GPU."""
+        """Measures several GPUs at the same time, with one process each."""
         import torch
 
         device_count = 2 if self.arguments.device == "cpu" else torch.cuda.device_count()
@@ -225,7 +226,7 @@ class Bench:
                     self._run_concurrently(number, specs)
 
     def _run_concurrently(self, number: int, specs: list[dict[str, Any]]) -> None:
-        """Starts all, lets them go at once, and counts from the first start to the last end."""
+        """Starts all processes, releases them together, and measures from the first start to the last end."""
         processes = [spawn(spec) for spec in specs]
         for process in processes:
             for line in process.stdout or ():
@@ -247,7 +248,7 @@ class Bench:
                 began = min(each["calls"][at]["began"] for each in found)
                 ended = max(each["calls"][at]["ended"] for each in found)
                 slowest = max(each["calls"][at]["seconds"] for each in found)
-                # Later calls are not started together, so they count by the slowest alone.
+                # Later calls do not start together, so their time is that of the slowest.
                 seconds = ended - began if at == 0 else slowest
                 cpu = sum(each["calls"][at]["cpu_seconds"] for each in found)
                 record["calls"].append({"seconds": seconds, "cpu_seconds": cpu})
@@ -255,7 +256,7 @@ class Bench:
         log_record(record)
 
     def stage_cold(self) -> None:
-        """A disk, with an empty page cache."""
+        """Measures from a disk with an empty page cache."""
         folder = Path(self.arguments.disk_root) / "tonnage-cold"
         shards = self.model()
         size = synthetic_models.copy_shards(shards, folder, self.arguments.cold_gib)
@@ -286,7 +287,7 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
 
     def stage_correct(self) -> None:
-        """Bit for bit."""
+        """Compares copied tensors with the originals bit for bit."""
         command = [sys.executable, str(HERE / "verify_copies.py"), str(self.model())]
         tensors = self.tensors_file()
         command += [str(tensors)] if tensors is not None else []
@@ -298,7 +299,7 @@ class Bench:
         self.metadata["correct"] = json.loads(lines[-1][7:]) if lines else {"error": done.stderr[-1500:]}
 
     def write(self, out: Path, name: str) -> None:
-        """Writes what was found so far."""
+        """Writes the results so far."""
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(json.dumps({**self.metadata, "records": self.records}, indent=1))
 
@@ -308,13 +309,12 @@ def _short(value: object) -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """The children's: this library from the working tree, and whatever PYTHONPATH held."""
+    """Returns the children's environment: PYTHONPATH begins with this repository's library."""
     paths = [str(HERE.parents[1] / "loader"), str(HERE), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
-    """Starts a contender."""
     return subprocess.Popen(
         [sys.executable, str(HERE / "contenders.py"), json.dumps(spec)],
         stdin=subprocess.PIPE,
@@ -332,10 +332,10 @@ def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, A
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return {"error": f"more than {CHILD_TIMEOUT} s"}
+        return {"error": f"timed out after {CHILD_TIMEOUT} s"}
     lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
     if process.returncode or not lines:
-        return {"error": f"ended with {process.returncode}: {errors.strip()[-600:]}"}
+        return {"error": f"exited with {process.returncode}: {errors.strip()[-600:]}"}
     found: dict[str, Any] = json.loads(lines[-1][7:])
     if spec["contender"] == "limit":
         found["calls"] = sorted(found["calls"], key=lambda call: call["seconds"])[:1]
@@ -343,7 +343,7 @@ def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, A
 
 
 def log_record(record: dict[str, Any]) -> None:
-    """One line of progress."""
+    """Logs one line with a result."""
     if "error" in record:
         log(f"{record['stage']} {record['round'] + 1} {record['label']}: FAILED {record['error'][-300:]}")
         return
@@ -357,12 +357,10 @@ def log_record(record: dict[str, Any]) -> None:
 
 
 def log(text: str) -> None:
-    """Progress goes to standard output, at once."""
     print(text, flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = ["peers", "tune", "fresh", "huge", "gpus", "cold", "correct", "report"]
     parser.add_argument("stages", nargs="+", choices=stages)
@@ -376,9 +374,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gib", type=float, default=16.5, help="size of the model")
     parser.add_argument("--cold-gib", type=float, default=8.0, help="size of the model on the disk")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=540, help="nothing new is started after this")
-    parser.add_argument("--device", default="", help="cpu: no GPU, just to see that the script works")
-    parser.add_argument("--only", nargs="*", default=[], help="for peers, huge, fresh and cold: just these contenders")
+    parser.add_argument("--seconds", type=float, default=540, help="no new measurement is started after this time")
+    parser.add_argument("--device", default="", help="cpu: without a GPU, to test the script")
+    parser.add_argument("--only", nargs="*", default=[], help="for peers, huge, fresh and cold: only these contenders")
     return parser.parse_args()
 
 
@@ -398,7 +396,7 @@ def main() -> int:
             continue
         try:
             getattr(bench, f"stage_{stage}")()
-        except Exception:  # noqa: BLE001  # one stage must not cost the others
+        except Exception:  # noqa: BLE001  # the other stages still run
             bench.metadata[f"{stage}_error"] = traceback.format_exc()
             log(bench.metadata[f"{stage}_error"])
         bench.write(args.out, args.name)

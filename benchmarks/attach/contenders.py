@@ -1,4 +1,7 @@
-"""What is compared: functions that make a loader, which returns all tensors on the GPU. A fresh process each."""
+"""The libraries that are compared: each function returns a loader, which returns all tensors on the GPU.
+
+``bench_attach.py`` runs this file in a new process for each measurement.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ MIB = 1 << 20
 
 
 def tonnage(path: Path, device: str, spec: dict[str, Any], extra_results: dict[str, Any]) -> Loader:
-    """This library. ``options`` of the spec are those of a copy; ``hint`` tells the device when opening."""
+    """This library. The spec's ``options`` are copy options; with ``hint`` the device is passed to ``open`` too."""
     from tonnage.attach import CopyOptions, open_weights, weights  # noqa: F401  # imported before the clock starts
 
     options = CopyOptions(**spec.get("options", {}))
@@ -47,7 +50,7 @@ def tonnage(path: Path, device: str, spec: dict[str, Any], extra_results: dict[s
 
 
 def instanttensor(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
-    """InstantTensor with its defaults, which pick the mapping for tmpfs; tensors own their memory."""
+    """InstantTensor with its defaults, which use a mapping for tmpfs. Tensors own their memory."""
     from instanttensor import safe_open
 
     files = shard_files(path, spec)
@@ -60,7 +63,7 @@ def instanttensor(path: Path, device: str, spec: dict[str, Any], _extra_results:
 
 
 def fastsafetensors(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
-    """The fastsafetensors library without GPUDirect, tuned: blocks of 160 MiB give its 16 threads something to do."""
+    """The fastsafetensors library without GPUDirect, tuned: blocks of 160 MiB keep its 16 threads busy."""
     from fastsafetensors import SafeTensorsFileLoader, SingleGroup
 
     files = shard_files(path, spec)
@@ -93,7 +96,7 @@ def tensorizer(path: Path, device: str, spec: dict[str, Any], _extra_results: di
 
 
 def runai(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
-    """The runai-model-streamer, 16 threads. What it yields is a view of a buffer that it reuses, hence the clone."""
+    """The runai-model-streamer with 16 threads. It yields views of a buffer that it reuses, so they are cloned."""
     import os
 
     os.environ["RUNAI_STREAMER_CONCURRENCY"] = "16"
@@ -132,14 +135,14 @@ CONTENDERS = {
 
 
 def shard_files(path: Path, spec: dict[str, Any]) -> list[str]:
-    """The safetensors files of a folder, of one rank where the spec has one."""
+    """Returns the safetensors files of a folder; those of one rank if the spec has a rank."""
     rank = spec.get("rank")
     pattern = "*.safetensors" if rank is None else f"model-rank-{rank}-part-*.safetensors"
     return sorted(map(str, path.glob(pattern)))
 
 
 def run_child(spec: dict[str, Any]) -> dict[str, Any]:
-    """Measures one contender in this process: ``calls`` loads, and one more to watch memory where asked."""
+    """Measures one contender in this process: ``calls`` loads, and one more to measure memory if requested."""
     import torch
 
     device = spec.get("device") or f"cuda:{spec.get('gpu', 0)}"
@@ -176,7 +179,7 @@ def run_child(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def synchronize(device: str) -> None:
-    """Waits for everything that was started on the device."""
+    """Waits for all operations on the device."""
     import torch
 
     if device != "cpu":
@@ -184,7 +187,7 @@ def synchronize(device: str) -> None:
 
 
 def measure_peak_memory(load: Loader, size: int, device: str) -> int:
-    """GPU memory beyond the weights that a load takes at its peak, whoever allocates it. Not timed."""
+    """Returns the peak of GPU memory during a load, less the weights, in bytes. Includes all allocators. Not timed."""
     import torch
 
     gc.collect()
@@ -212,7 +215,7 @@ def measure_peak_memory(load: Loader, size: int, device: str) -> int:
 
 
 def measure_pinned_limit(device: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """What the bus can do: copies of 1 GiB from one pinned buffer, as many as the model has."""
+    """Measures the bus: copies of 1 GiB from one pinned buffer, as many bytes as the model has."""
     import torch
 
     block = min(1024 * MIB, spec["bytes"])

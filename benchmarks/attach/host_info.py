@@ -1,4 +1,4 @@
-"""What is worth knowing of the machine, beside its figures."""
+"""Describes the machine on which results were measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def collect_host_info() -> dict[str, Any]:
-    """Hardware, kernel, page settings, and versions of everything that is compared."""
+    """Returns hardware, kernel, page settings, and versions of all libraries that are compared."""
     return {
         "cpu": _line("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
@@ -39,7 +39,7 @@ def collect_host_info() -> dict[str, Any]:
 
 
 def huge_pages_in_use() -> int:
-    """Bytes of shared memory in huge pages."""
+    """Returns the bytes of shared memory in huge pages."""
     fields = _line("/proc/meminfo", "ShmemHugePages").split()
     return int(fields[0]) * 1024 if fields else 0
 

@@ -1,4 +1,4 @@
-"""Table and chart of what was measured."""
+"""Writes results as a table and a chart."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TITLES = {
     "huge": "Shared memory, huge pages",
     "gpus": "Several GPUs at once",
     "cold": "From a disk, page cache empty",
-    "tune": "Settings of the copy",
+    "tune": "Copy options",
 }
 
 
 def build_rows(results: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
-    """One row a contender, in order of the first call's median; the limit first."""
+    """Returns one row per contender, in the order of the first call's median; the limit first."""
     labels: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for record in result["records"]:
@@ -54,12 +54,12 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def find_pinned_limit(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
-    """The pinned limit of the same stage, where it was measured."""
+    """Returns the pinned limit of the same stage, if it was measured."""
     return next((row["first"] for row in rows if row["limit"] and row["gpus"] == gpus), None)
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Returns a Markdown table."""
     lines = [
         "| | runs | first call, GB/s | of limit | best call, GB/s | CPU s/GB | GPU memory beyond weights | pinned |",
         "|---|---|---|---|---|---|---|---|",

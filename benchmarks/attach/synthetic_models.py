@@ -1,6 +1,6 @@
-"""Models to measure with: the shapes of a Llama of 8 billion parameters, and as many layers as fill the size asked for.
+"""Creates models for benchmarks: the shapes of Llama 8B, with enough layers for the requested size.
 
-The bytes are random but not fresh for each tensor: slices of one random pool per process, at changing offsets.
+The bytes are random, but not independent: they are slices of one random pool per process, at varying offsets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POOL_BYTES = 64 << 20
 
 
 def tensor_shapes(gib: float) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes (bfloat16) of a model of at least this size."""
+    """Returns names and shapes (bfloat16) of a model of at least this size."""
     layer: list[tuple[str, tuple[int, ...]]] = [
         ("input_layernorm.weight", (HIDDEN,)),
         ("self_attn.q_proj.weight", (HIDDEN, HIDDEN)),
@@ -48,7 +48,7 @@ def tensor_shapes(gib: float) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def make_shards(folder: Path, gib: float, *, seed: int, shards: int = 16, rank: int | None = None) -> int:
-    """Writes a model as safetensors files, each by a process of its own, and an index. Returns its bytes."""
+    """Writes a model as safetensors files, in parallel processes, and an index. Returns the bytes of its tensors."""
     from tonnage.planning.partition import linear_partition
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _write_shard(task: tuple[Path, list[tuple[str, tuple[int, ...]]], int]) -> i
 
 
 def write_tensors_file(shards: Path, path: Path) -> None:
-    """Writes the model of ``shards`` as one ``.tensors`` file, with the real tensorizer."""
+    """Writes the model of ``shards`` as one ``.tensors`` file with tensorizer."""
     from tensorizer import TensorSerializer
 
     from tonnage.attach import open_weights
@@ -108,10 +108,10 @@ def write_tensors_file(shards: Path, path: Path) -> None:
 
 
 def read_through(paths: Iterable[Path]) -> None:
-    """Reads files from end to end.
+    """Reads whole files.
 
-    The first reading of a tmpfs page moves it to another list of the kernel's (see
-    ``tonnage/attach/copy/mmap_reader.py``), and whoever came first would pay.
+    The first read of a tmpfs page is slow (see ``tonnage/attach/copy/page_lru.py``). Without this, the first contender
+    would be measured slower than the others.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(_read, paths))
@@ -125,22 +125,22 @@ def _read(path: Path) -> None:
 
 
 def mount_tmpfs(folder: Path, *, gib: int, huge: bool) -> str:
-    """Mounts a tmpfs, and returns an empty text, or says why that is not possible."""
+    """Mounts a tmpfs; returns an empty string, or the error."""
     folder.mkdir(parents=True, exist_ok=True)
     options = f"size={gib}g" + (",huge=always" if huge else "")
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tonnage", str(folder)], capture_output=True, text=True, check=False
     )
-    return "" if done.returncode == 0 else (done.stderr.strip() or f"mount ended with {done.returncode}")
+    return "" if done.returncode == 0 else (done.stderr.strip() or f"mount exited with {done.returncode}")
 
 
 def unmount(folder: Path) -> None:
-    """Takes the mount away, where there is one."""
+    """Unmounts a folder. Does nothing if it is not mounted."""
     subprocess.run(["umount", str(folder)], capture_output=True, check=False)
 
 
 def copy_shards(source: Path, target: Path, gib: float) -> int:
-    """Copies whole shards up to about this size, without an index. Returns their bytes."""
+    """Copies whole shards up to about ``gib``, without an index. Returns their bytes."""
     target.mkdir(parents=True, exist_ok=True)
     total = 0
     for path in sorted(source.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""Compares what arrives on the GPU with the original, bit for bit: every dtype and way, misaligned sources, a model."""
+"""Compares tensors on the GPU with the originals, bit for bit: all dtypes and ways, misaligned sources, and a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAYS: list[dict[str, Any]] = [
 
 
 def reference_tensors() -> dict[str, torch.Tensor]:
-    """Tensors of every dtype this PyTorch has, of odd sizes, with empty ones and scalars."""
+    """Returns tensors of all dtypes of this PyTorch version, with odd sizes, empty tensors and scalars."""
     generator = torch.Generator().manual_seed(5)
     found = {}
     for dtype in DTYPES:
@@ -43,14 +43,14 @@ def reference_tensors() -> dict[str, torch.Tensor]:
 
 
 def bitwise_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether dtype, shape and bytes agree."""
+    """Returns whether dtype, shape and bytes are equal."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return torch.equal(_bytes(one), _bytes(other))
 
 
 def values_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """As ``bitwise_equal`` after a conversion, where processors differ in what they make of the payload of a NaN."""
+    """Like ``bitwise_equal``, but ignores the payload of NaNs, which differs between processors after a conversion."""
     one, other = one.cpu(), other.cpu()
     return torch.equal(one.isnan(), other.isnan()) and bitwise_equal(one.nan_to_num(0.0), other.nan_to_num(0.0))
 
@@ -60,7 +60,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_dtypes(folder: Path) -> dict[str, Any]:
-    """Every dtype through both formats and all ways."""
+    """Checks all dtypes in both formats, with all ways of copying."""
     from safetensors.torch import save_file
 
     tensors = reference_tensors()
@@ -97,7 +97,7 @@ def check_dtypes(folder: Path) -> dict[str, Any]:
                         and not values_equal(converted[name], tensor.to(torch.float32))
                     ]  # fmt: skip
                     found[label] = {"tensors": len(loaded), "misaligned": misaligned, "wrong": wrong}
-            except Exception as error:  # noqa: BLE001  # one way must not hide the others
+            except Exception as error:  # noqa: BLE001  # the other ways are still checked
                 found[label] = {"error": f"{type(error).__name__}: {error}"[:300], "wrong": ["error"]}
     return found
 
@@ -107,7 +107,7 @@ def _has_safetensors_dtype(name: str) -> bool:
 
 
 def check_model(path: Path) -> dict[str, Any]:
-    """A whole model, compared on the GPU with what PyTorch itself copies from the mapping."""
+    """Compares a whole model on the GPU with PyTorch's own copies from the mapping."""
     with open_weights(path) as weights:
         loaded = weights.state_dict(DEVICE, progress="off")
         wrong = [
@@ -119,7 +119,7 @@ def check_model(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Checks all, and prints the result as one line of JSON."""
+    """Runs all checks and prints the result as one line of JSON."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as folder:
         found = check_dtypes(Path(folder))

@@ -1,4 +1,4 @@
-"""A transformers model on the CPU, over the cache's own memory: nothing is copied, all processes share the pages.
+"""Runs a transformers model on the CPU from the cache's own memory: nothing is copied, and all processes share the pages.
 
     python examples/attach/transformers_cpu.py /models/llama-70b --tokens 8
 
@@ -18,25 +18,25 @@ import tonnage
 
 
 def load(path: Path) -> transformers.PreTrainedModel:
-    """Returns the model. Its parameters are views of the cache; writing to one copies the pages written."""
+    """Returns the model. Its parameters are views of the cache; writing to one copies the written pages."""
     folder = path if (path / "config.json").exists() else path / "model"
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, config.architectures[0])
     with tonnage.open(path) as weights:
-        # The mapping lives as long as a tensor of it does, so leaving the context is safe.
+        # Each tensor keeps the mapping alive, so leaving the context is safe.
         return model_class.from_pretrained(None, config=config, state_dict=weights.state_dict()).eval()
 
 
 def main() -> None:
-    """Loads the model and lets it go on from a few token ids."""
+    """Loads the model and generates tokens from a prompt of token IDs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--prompt", type=int, nargs="+", default=[1, 2, 3], help="token ids")
-    parser.add_argument("--tokens", type=int, default=8, help="how many more")
+    parser.add_argument("--prompt", type=int, nargs="+", default=[1, 2, 3], help="token IDs")
+    parser.add_argument("--tokens", type=int, default=8, help="number of tokens to generate")
     arguments = parser.parse_args()
     began = time.perf_counter()
     model = load(arguments.path)
-    print(f"{type(model).__name__} after {time.perf_counter() - began:.2f} s")
+    print(f"Loaded {type(model).__name__} in {time.perf_counter() - began:.2f} s")
     with torch.inference_mode():
         ids = model.generate(
             torch.tensor([arguments.prompt]), max_new_tokens=arguments.tokens, do_sample=False, pad_token_id=0

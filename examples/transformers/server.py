@@ -1,6 +1,6 @@
-"""Answers HTTP requests with a transformers model on the CPU, from the weights that Tonnage put beside it.
+"""Serves a transformers model on the CPU over HTTP, from weights that Tonnage has cached on the node.
 
-    GET /health      200 once the model is there
+    GET /health      200 once the model is loaded
     POST /generate   {"prompt": "Model weights", "tokens": 8}  →  {"text": …, "revision": …}
 
 The weights are mapped from the cache, not copied: all pods of a node share these pages.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-MOST_TOKENS = 64
+MAX_TOKENS = 64
 
 
 class Model:
@@ -32,27 +32,27 @@ class Model:
 
     def generate(self, prompt: str, tokens: int) -> str:
         """Returns the most likely continuation."""
-        asked = self._tokenizer(prompt, return_tensors="pt")
+        inputs = self._tokenizer(prompt, return_tensors="pt")
         with self._lock, torch.inference_mode():
-            found = self._model.generate(**asked, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-        text: str = self._tokenizer.decode(found[0][asked["input_ids"].shape[1] :])
+            output = self._model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        text: str = self._tokenizer.decode(output[0][inputs["input_ids"].shape[1] :])
         return text
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handles the requests of one connection."""
 
     model: Model
 
     def do_GET(self) -> None:
-        """Answers probes; the server listens once the model is there."""
+        """Answers probes. The server listens only after the model is loaded."""
         self._answer(200 if self.path == "/health" else 404, {})
 
     def do_POST(self) -> None:
-        """Answers a prompt."""
+        """Generates text for a prompt."""
         try:
-            asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            prompt, tokens = str(asked["prompt"]), min(int(asked.get("tokens", 8)), MOST_TOKENS)
+            request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            prompt, tokens = str(request["prompt"]), min(int(request.get("tokens", 8)), MAX_TOKENS)
         except (ValueError, KeyError, TypeError):
             self._answer(400, {"error": 'send {"prompt": "…", "tokens": 8}'})
             return
@@ -67,8 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as the base class has it
-        """Leaves probes out of the log."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
+        """Does nothing, so that probes are not logged."""
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     Handler.model = Model(path)
     server = ThreadingHTTPServer(("", int(os.environ.get("PORT", "8000"))), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    print(f"{path} after {time.perf_counter() - began:.2f} s; listening on {server.server_port}.", flush=True)
+    print(f"Loaded {path} in {time.perf_counter() - began:.2f} s; listening on port {server.server_port}.", flush=True)
     server.serve_forever()
 
 

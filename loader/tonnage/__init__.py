@@ -1,11 +1,11 @@
-"""Tonnage: model weights from object storage into a verified cache on this machine.
+"""Tonnage loads model weights from object storage into a verified cache on this machine.
 
 >>> import tonnage
 >>> report = tonnage.load("s3://models/llama/", cache="/dev/shm/tonnage")  # doctest: +SKIP
 >>> weights = tonnage.open(report.path)  # doctest: +SKIP
 
-Importing this package imports next to nothing: the functions bring what they need when they are first used, torch only
-for ``open``.
+Importing this package imports almost nothing: each function imports its modules on first use, and only ``open`` imports
+torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAZY_ATTRIBUTES = {
 def __getattr__(name: str) -> object:
     if name not in _LAZY_ATTRIBUTES:
         raise AttributeError(f"module 'tonnage' has no attribute {name!r}")
-    import importlib  # not on the command line's path
+    import importlib  # here, because the command line does not need it
 
     module, attribute = _LAZY_ATTRIBUTES[name]
     return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""``python -m tonnage`` is the command ``tonnage``."""
+"""``python -m tonnage`` runs the command ``tonnage``."""
 
 from __future__ import annotations
 

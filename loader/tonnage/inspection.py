@@ -1,6 +1,6 @@
-"""Looking into ``.tensors`` files without their weights: tensors, and the segments that a load would cut them into.
+"""Describes ``.tensors`` files: their tensors, and the segments of a load.
 
-Only the files' first bytes are read, as far as the index goes.
+Only the preamble and the index at the beginning of each file are read, no tensor data.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
 
 KINDS = ("parameter", "buffer", "state_dict")
-"""What the numbers of the format's tensor kinds mean."""
+"""Names of the format's tensor kinds, by number."""
 
 
 class TensorInspection(msgspec.Struct, frozen=True, kw_only=True):
     """One tensor.
 
-    ``dtype`` is torch's name. ``bytes`` and ``offset`` are of its data in the ``.tensors`` file. ``kind`` is
-    ``parameter``, ``buffer`` or ``state_dict``; ``meta``: it has a shape but no data. ``segment`` is a position in the
-    file's segments.
+    ``dtype`` is the PyTorch name. ``bytes`` and ``offset`` describe its data in the ``.tensors`` file. ``kind`` is
+    ``parameter``, ``buffer`` or ``state_dict``. A ``meta`` tensor has a shape but no data. ``segment`` is an index into
+    the file's segments.
     """
 
     name: str
@@ -46,9 +46,9 @@ class TensorInspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SegmentInspection(msgspec.Struct, frozen=True, kw_only=True):
-    """A contiguous run of the file that one writer at a time fetches.
+    """A contiguous range of the object that is written to one output file.
 
-    ``start`` (inclusive) and ``end`` (exclusive) are bytes of the object, ``file`` where in the cache its tensors go.
+    ``start`` (inclusive) and ``end`` (exclusive) are byte offsets in the object; ``file`` is the output file.
     """
 
     file: str
@@ -58,9 +58,9 @@ class SegmentInspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileInspection(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of the model. The fields after ``rank`` are of ``.tensors`` files only.
+    """One file of the model. Only ``.tensors`` files have the fields after ``rank``.
 
-    ``data_bytes`` is what the tensors take, ``index_bytes`` what comes before them.
+    ``data_bytes`` are the bytes of the tensors, ``index_bytes`` those before them.
     """
 
     label: str
@@ -80,9 +80,10 @@ class FileInspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole model. ``revision`` and ``digest`` are empty for files on this machine.
+    """A whole model. ``revision`` and ``digest`` are empty for local files.
 
-    ``layout`` is the one that the segments are for: the one asked for, unless a note says why that can't be.
+    ``layout`` is the layout of the segments: the requested one, unless it can't represent the model; a note then has
+    the reason.
     """
 
     revision: str = ""
@@ -99,16 +100,16 @@ def inspect_sources(
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
 ) -> Inspection:
-    """Looks into the files that a plan names.
+    """Describes the files of a plan.
 
     Args:
         plan: Sources, selection of files, layout and segment size.
-        environment: Where credentials, endpoints and proxies are looked up.
-        deadline: The moment of ``time.monotonic()`` by which it must be done; None: no limit.
-        canceled: Asked several times a second whether to give up.
+        environment: Environment variables with credentials, endpoints and proxies.
+        deadline: Deadline as a time of ``time.monotonic()``; None: no limit.
+        canceled: Called several times a second; returns whether to stop.
 
     Raises:
-        TonnageError: The sources can't be had, or a file is damaged or none of tensorizer's.
+        TonnageError: The sources can't be read, or a file is damaged or not a tensorizer file.
     """
     from tonnage.loading.indexes import read_indexes
     from tonnage.source.resolve import resolve
@@ -132,25 +133,25 @@ def inspect_sources(
 def inspect_files(
     paths: Iterable[Path | str], *, layout: Layout = Layout.SAFETENSORS, segment_size: int = 0
 ) -> Inspection:
-    """Looks into files on this machine; of a folder, into all ``.tensors`` files below it.
+    """Describes local files and, for a folder, all ``.tensors`` files below it.
 
     Raises:
-        ObjectNotFound: There is no such file, or it can't be read.
-        NoTensorFiles: A folder has none.
-        FormatDamaged: A file is damaged; see ``tonnage.format`` for the other errors too.
+        ObjectNotFound: A file does not exist or can't be read.
+        NoTensorFiles: A folder has no ``.tensors`` files.
+        FormatDamaged: A file is damaged. For other errors see ``tonnage.format``.
     """
     objects = [_local_object(file) for path in paths for file in _local_files(Path(path))]
     return inspect_objects(objects, layout=layout, segment_size=segment_size)
 
 
 def inspect_objects(objects: Sequence[SourceObject], *, layout: Layout, segment_size: int = 0) -> Inspection:
-    """Describes objects whose indexes were read. Pure.
+    """Describes objects from their indexes. Pure.
 
     Args:
-        objects: Of one model.
-        layout: The form in the cache that segments are cut for. Where it can't hold the model, a note says why, and
-            the Tensorizer layout's are shown.
-        segment_size: Largest segment in bytes; 0 for the default.
+        objects: The objects of one model.
+        layout: The layout of the segments. If it can't represent the model, the Tensorizer layout is used, and a note
+            has the reason.
+        segment_size: Maximum size of a segment in bytes; 0 for the default.
     """
     notes: tuple[str, ...] = ()
     try:
@@ -158,7 +159,7 @@ def inspect_objects(objects: Sequence[SourceObject], *, layout: Layout, segment_
     except (DtypeUnsupported, FormatUnsupported, NameCollision) as error:
         if layout is Layout.TENSORIZER:
             raise
-        notes = (f"The {layout.value} layout can't hold this: {error.message}",)
+        notes = (f"The {layout.value} layout can't represent this model: {error.message}",)
         layout = Layout.TENSORIZER
         blueprint = build_blueprint(objects, layout=layout, segment_size=segment_size)
     return Inspection(
@@ -226,7 +227,7 @@ def _local_files(path: Path) -> list[Path]:
         return [path]
     found = sorted(path.rglob("*.tensors"))
     if not found:
-        raise NoTensorFiles(f"There is no .tensors file below {path}.")
+        raise NoTensorFiles(f"{path} and its subfolders have no .tensors file.")
     return found
 
 

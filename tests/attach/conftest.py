@@ -1,4 +1,4 @@
-"""Weights in all forms in which they are found: files, directories, and entries as a load leaves them."""
+"""Weights as files, directories and published entries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
 
 SMALL_BUFFERS = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20)
-"""A ring so small that small tensors go around it many times."""
+"""Buffers so small that even small tensors need many chunks."""
 
 
 def _source_object(path: Path, rank: int | None, name: str | None = None) -> SourceObject:
@@ -111,7 +111,7 @@ def make_entry(tmp_path: Path) -> MakeEntry:
 
 
 def sample_tensors() -> dict[str, torch.Tensor]:
-    """A few hundred KB in several dtypes, with everything that needs care."""
+    """A few hundred KB in several dtypes, with empty, scalar, odd-sized and quantized tensors."""
     generator = torch.Generator().manual_seed(3)
     found = {f"layers.{n}.weight": torch.randn(301 + n, 129, generator=generator).bfloat16() for n in range(8)}
     found |= {f"layers.{n}.bias": torch.randn(7, generator=generator) for n in range(8)}
@@ -131,7 +131,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def shard(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """One safetensors file, written by the safetensors library."""
+    """A safetensors file, written by the safetensors library."""
     path = tmp_path / "model.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
     return path
@@ -139,7 +139,7 @@ def shard(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 @pytest.fixture(scope="session")
 def tensors_file(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch.Tensor]) -> Path:
-    """The same as a ``.tensors`` file, written by tensorizer. Most of its tensors are misaligned."""
+    """The same tensors in a ``.tensors`` file, written by tensorizer. Most of them are misaligned."""
     from tensorizer import TensorSerializer
 
     path = tmp_path_factory.mktemp("written") / "model.tensors"
@@ -151,7 +151,7 @@ def tensors_file(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, to
 
 @pytest.fixture
 def attach() -> Iterator[Attach]:
-    """Opens weights whose copies to "meta-less" devices go through the ring, with the CPU as the device."""
+    """Opens weights whose copies go through the copy workers, with the CPU as the device."""
     opened: list[Weights] = []
 
     def open_(path: Path, *, options: CopyOptions = SMALL_BUFFERS, engine: Engine | None = None) -> Weights:
@@ -173,7 +173,7 @@ def attach() -> Iterator[Attach]:
 
 @pytest.fixture
 def load_with_workers() -> LoadWithWorkers:
-    """Loads through the ring as a GPU would be loaded."""
+    """Loads all tensors through the copy workers, as onto a GPU."""
 
     def load(
         weights: Weights, *, dtype: torch.dtype | None = None, progress: Progress = "off"

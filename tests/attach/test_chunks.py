@@ -1,4 +1,4 @@
-"""Where tensors go on a device."""
+"""Groups and chunks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def records_of(layout: Rows) -> list[TensorInfo]:
 
 @given(layouts, st.integers(64, 5000), st.integers(1, 3000))
 @settings(deadline=None, max_examples=200)
-def test_chunks_bring_each_byte_to_its_place_once(layout: Rows, group_bytes: int, chunk_bytes: int) -> None:
+def test_chunks_copy_each_byte_once_to_its_place(layout: Rows, group_bytes: int, chunk_bytes: int) -> None:
     records = records_of(layout)
     where: dict[str, Group] = {}
     for group in pack_groups(records, group_bytes=group_bytes):
@@ -57,7 +57,7 @@ def test_chunks_bring_each_byte_to_its_place_once(layout: Rows, group_bytes: int
 
 @given(layouts, st.integers(64, 5000))
 @settings(deadline=None, max_examples=100)
-def test_groups_hold_what_was_asked_for_and_little_more(layout: Rows, group_bytes: int) -> None:
+def test_groups_have_the_requested_size_and_little_padding(layout: Rows, group_bytes: int) -> None:
     records = records_of(layout)
     groups = pack_groups(records, group_bytes=group_bytes)
     for group in groups:
@@ -66,7 +66,7 @@ def test_groups_hold_what_was_asked_for_and_little_more(layout: Rows, group_byte
     assert total_bytes(groups) < sum(record.length for record in records) + ALIGNMENT * len(records) + 1
 
 
-def test_neighbors_in_a_file_travel_as_one() -> None:
+def test_neighbors_in_a_file_are_one_extent() -> None:
     records = [TensorInfo(f"t{n}", (f"t{n}",), "uint8", 1, (640,), 0, 4096 + 640 * n, 640) for n in range(10)]
     (group,) = pack_groups(reversed(records), group_bytes=1 << 20)
     assert group.extents == ((0, 4096, 0, 6400),)

@@ -1,4 +1,4 @@
-"""``python -m tonnage.attach bench``, the bar, and the benchmark's tables."""
+"""``python -m tonnage.attach bench``, the progress bar, and the benchmark's tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks/attach"
 
 
 @NO_GPU
-def test_without_a_gpu_it_says_so_and_measures_reading(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_measures_reading(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(shard), "--repeat", "2"]) == 0
     out = capsys.readouterr().out
-    assert "There is no GPU here" in out
+    assert "No GPU found" in out
     assert "read 2:" in out
 
 
@@ -35,14 +35,14 @@ def test_as_json(tensors_file: Path, tensors: dict[str, torch.Tensor], capsys: p
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["gone"], 11), (["gone", "--repeat", "0"], 2)])
-def test_errors_end_it_with_their_code_and_a_remedy(
+def test_errors_set_the_exit_code_and_print_a_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 ) -> None:
     assert main(["bench", str(tmp_path / arguments[0]), *arguments[1:]]) == code
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_its_help_says_what_is_measured_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_help_describes_the_measurement_and_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--help"])
     assert ended.value.code == 0

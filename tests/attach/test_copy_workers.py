@@ -1,6 +1,6 @@
-"""The ring, with the machine's own memory as the device: real reads, real copies, made as late as a GPU might."""
+"""Copy workers with the CPU as the device: real reads and copies, each deferred until it is waited for."""
 
-# ruff: noqa: ARG001, ARG002, ARG005  # protocols and callbacks pass more than a test looks at
+# ruff: noqa: ARG001, ARG002, ARG005  # protocols and callbacks have arguments that a test doesn't use
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def path(request: pytest.FixtureRequest, shard: Path, tensors_file: Path) -> Pat
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_brings_every_bit(
+def test_every_way_copies_all_bytes(
     attach: Attach,
     load_with_workers: LoadWithWorkers,
     path: Path,
@@ -112,7 +112,7 @@ def test_tensors_of_a_group_share_one_allocation(
     assert len(storages) == 1
 
 
-def test_progress_grows_to_exactly_all(attach: Attach, load_with_workers: LoadWithWorkers, path: Path) -> None:
+def test_progress_ends_at_the_total(attach: Attach, load_with_workers: LoadWithWorkers, path: Path) -> None:
     weights = attach(path)
     seen: list[tuple[int, int]] = []
     load_with_workers(weights, dtype=torch.float32, progress=lambda done, total: seen.append((done, total)))
@@ -122,12 +122,10 @@ def test_progress_grows_to_exactly_all(attach: Attach, load_with_workers: LoadWi
 
 
 class CountingEngine(CpuEngine):
-    """Counts allocations that are alive, and pinned bytes."""
+    """Counts pinned bytes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive: list[torch.Tensor] = []
-        self.largest = 0
         self.pinned = 0
         self.most_pinned = 0
         self._lock = threading.Lock()
@@ -167,7 +165,7 @@ def test_a_hint_allocates_buffers_and_closing_frees_them(attach: Attach, shard: 
     assert all_unpinned(engine)
 
 
-def test_no_setting_pins_more_than_a_gigabyte() -> None:
+def test_no_options_pin_more_than_a_gibibyte() -> None:
     for options in (
         CopyOptions(),
         CopyOptions(threads=256, slots=8),
@@ -183,7 +181,7 @@ def test_no_setting_pins_more_than_a_gigabyte() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"threads": -1}, {"slots": 0}, {"slot_bytes": 5000}, {"register_bytes": 1}, {"group_bytes": 1}]
 )
-def test_settings_that_can_not_work_are_refused(wrong: Numbers) -> None:
+def test_options_out_of_range_are_refused(wrong: Numbers) -> None:
     with pytest.raises(InvalidPlan, match=next(iter(wrong))):
         CopyOptions(**wrong)
 
@@ -249,7 +247,7 @@ def test_a_device_that_fails_midway_ends_the_load_with_its_error(
     assert all_unpinned(engine)
 
 
-def test_a_device_that_never_starts_is_its_error(
+def test_a_device_that_does_not_start_ends_the_load_with_its_error(
     attach: Attach, load_with_workers: LoadWithWorkers, shard: Path
 ) -> None:
     class Engine(CpuEngine):
@@ -267,7 +265,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_signal(
     weights = attach(shard, options=WAYS[way])
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size // 2)
-    with pytest.raises(CacheDamaged, match=r"ended at byte|was cut off"):
+    with pytest.raises(CacheDamaged, match=r"ended at byte|is truncated"):
         load_with_workers(weights)
 
 
@@ -275,7 +273,7 @@ def test_a_file_that_shrank_before_it_was_mapped_is_an_error_and_no_signal(attac
     weights = attach(shard)
     with shard.open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(CacheDamaged, match="was cut off"):
+    with pytest.raises(CacheDamaged, match="is truncated"):
         weights["embed"]
 
 
@@ -295,7 +293,7 @@ def test_an_error_of_the_progress_callback_ends_the_load(
 
 
 def test_a_window_bounds_what_is_allocated_at_once(attach: Attach, shard: Path) -> None:
-    """Groups that only pass through: never more than the window of them, and each whole when it is handed out."""
+    """Temporary groups: never more bytes than the window, and each group is complete when it is passed on."""
 
     class Engine(CpuEngine):
         live = 0
@@ -310,8 +308,8 @@ def test_a_window_bounds_what_is_allocated_at_once(attach: Attach, shard: Path) 
     groups = pack_groups((r for r in weights.records.values() if r.length), group_bytes=64 * KIB)
     largest = max(group.size for group in groups)
     assert sum(group.size for group in groups) > 2 * largest
-    ring = CopyWorkers(Engine(), CopyOptions(threads=2, slots=2, slot_bytes=64 * KIB))
-    ring.start()
+    workers = CopyWorkers(Engine(), CopyOptions(threads=2, slots=2, slot_bytes=64 * KIB))
+    workers.start()
     expected = {name: tensor.contiguous().reshape(-1).view(torch.uint8) for name, tensor in weights.items()}
 
     def check(group: Group, base: torch.Tensor) -> None:
@@ -319,7 +317,7 @@ def test_a_window_bounds_what_is_allocated_at_once(attach: Attach, shard: Path) 
             assert torch.equal(base[offset : offset + record.length], expected[record.name])
         Engine.live -= group.size
 
-    ring.run(weights.files, groups, on_group=check, window=largest)
-    ring.close()
+    workers.run(weights.files, groups, on_group=check, window=largest)
+    workers.close()
     assert Engine.live == 0
     assert Engine.most <= largest

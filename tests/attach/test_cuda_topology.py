@@ -1,4 +1,4 @@
-"""Cores near a device, read from files as kernels write them."""
+"""Cores on a device's NUMA node, read from sysfs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def tree(root: Path, files: dict[str, str]) -> dict[str, Path]:
     return {"proc": root / "proc", "sys": root / "sys"}
 
 
-def test_cpu_lists_are_read() -> None:
+def test_cpu_lists_are_parsed() -> None:
     assert parse_cpu_list("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
     assert parse_cpu_list("\n") == set()
     assert parse_cpu_list("a-b") == set()
 
 
-def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path: Path) -> None:
+def test_if_all_cores_are_local_or_the_node_is_unknown_none_are_returned(tmp_path: Path) -> None:
     folder = "sys/bus/pci/devices/0000:1b:00.0"
     mine = ",".join(map(str, os.sched_getaffinity(0)))
     sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": mine})["sys"]
@@ -39,7 +39,7 @@ def test_all_cores_near_a_device_are_as_good_as_none_named(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
-def test_cores_near_a_device_are_those_of_its_node_that_may_be_used(tmp_path: Path) -> None:
+def test_local_cores_are_those_of_the_node_that_this_process_may_use(tmp_path: Path) -> None:
     first = min(os.sched_getaffinity(0))
     folder = "sys/bus/pci/devices/0000:1b:00.0"
     sys = tree(tmp_path, {f"{folder}/numa_node": "0\n", f"{folder}/local_cpulist": f"{first},4000"})["sys"]

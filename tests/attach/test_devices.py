@@ -1,4 +1,4 @@
-"""Devices that aren't there or lack room. Those that are there and have it are for the benchmark on GPU machines."""
+"""Devices that do not exist or lack memory. The benchmark on GPU machines tests the others."""
 
 from __future__ import annotations
 
@@ -28,22 +28,20 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine w
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "cpu:0"])
-def test_the_cpu_is_always_there(device: torch.device | str | int) -> None:
+def test_the_cpu_always_exists(device: torch.device | str | int) -> None:
     assert find_device(device) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("device", ["qpu", "cuda:x", "", -1, 4.5])
-def test_what_is_no_device_is_refused(device: str | float) -> None:
+def test_a_value_that_is_no_device_is_refused(device: str | float) -> None:
     with pytest.raises(DeviceNotFound, match="not a device"):
         find_device(device)  # type: ignore[arg-type]
 
 
 @NO_GPU
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", 0])
-def test_a_gpu_that_is_not_there_is_refused_before_anything_happens(
-    shard: Path, device: torch.device | str | int
-) -> None:
-    with pytest.raises(DeviceNotFound, match="no CUDA device here"):
+def test_a_missing_gpu_is_refused_first(shard: Path, device: torch.device | str | int) -> None:
+    with pytest.raises(DeviceNotFound, match="found no CUDA device"):
         open_weights(shard, device=device)
     with open_weights(shard) as weights:
         with pytest.raises(DeviceNotFound):
@@ -53,18 +51,18 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_happens(
 
 
 @pytest.mark.parametrize("device", ["cuda:2", 5])
-def test_a_gpu_beyond_the_last_is_refused_naming_those_there_are(
+def test_a_gpu_beyond_the_last_is_refused_with_the_available_ones(
     monkeypatch: pytest.MonkeyPatch, device: torch.device | str | int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceNotFound, match="there is cuda:0, cuda:1"):
+    with pytest.raises(DeviceNotFound, match="Available: cuda:0, cuda:1"):
         find_device(device)
     assert find_device(1) == torch.device("cuda", 1)
 
 
 class NoAllocationEngine(CpuEngine):
-    """A device on which nothing may be allocated."""
+    """Fails on every allocation."""
 
     def empty(self, size: int) -> torch.Tensor:
         raise AssertionError(f"{size} bytes were allocated")
@@ -72,7 +70,7 @@ class NoAllocationEngine(CpuEngine):
 
 @pytest.fixture
 def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> GpuMemory:
-    """Says what PyTorch tells about a GPU: free and total bytes, and what its allocator holds without using it."""
+    """Sets what PyTorch reports for a GPU: free and total bytes, and bytes that its allocator has cached."""
 
     def set_memory(*, free: int, total: int = 80 << 30, cached: int = 0) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, total))
@@ -83,7 +81,7 @@ def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> GpuMemory:
 
 
 def load_onto_gpu(weights: Weights, *, dtype: torch.dtype | None = None) -> None:
-    """Loads all of it onto a GPU that isn't there."""
+    """Loads all tensors onto a GPU that does not exist."""
     records = list(weights.records.values())
     with ProgressReporter("off", weights.nbytes, description="test") as reporter:
         weights._copier.load(records, torch.device("cuda", 0), dtype=dtype, reporter=reporter)
@@ -104,23 +102,23 @@ def test_too_little_memory_is_reported_with_numbers_before_anything_is_allocated
     assert caught.value.remedy
 
 
-def test_what_the_allocator_holds_unused_counts_as_free(attach: Attach, shard: Path, gpu_memory: GpuMemory) -> None:
+def test_memory_cached_by_the_allocator_counts_as_free(attach: Attach, shard: Path, gpu_memory: GpuMemory) -> None:
     weights = attach(shard, engine=NoAllocationEngine())
     gpu_memory(free=weights.nbytes // 2, cached=weights.nbytes)
     with pytest.raises(AssertionError, match="were allocated"):
         load_onto_gpu(weights)
 
 
-def test_a_small_load_that_is_converted_asks_for_little_more_than_it_makes(
+def test_a_small_load_that_is_converted_needs_little_more_than_its_results(
     attach: Attach, shard: Path, gpu_memory: GpuMemory
 ) -> None:
     weights = attach(shard, engine=NoAllocationEngine())
-    gpu_memory(free=6 * weights.nbytes)  # what is to be converted, and four times as much at most when it is float64
+    gpu_memory(free=6 * weights.nbytes)  # the stored tensors, and at most four times as much as float64
     with pytest.raises(AssertionError, match="were allocated"):
         load_onto_gpu(weights, dtype=torch.float64)
 
 
-def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(
+def test_loading_a_module_in_place_needs_memory_for_the_buffers_only(
     attach: Attach, shard: Path, gpu_memory: GpuMemory
 ) -> None:
     weights = attach(shard, engine=NoAllocationEngine())
@@ -136,13 +134,13 @@ def test_filling_a_module_in_place_needs_room_for_the_buffers_alone(
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu"])
-def test_other_devices_that_are_not_there_are_refused(device: str) -> None:
+def test_other_missing_devices_are_refused(device: str) -> None:
     with pytest.raises(DeviceNotFound, match=device):
         find_device(device)
 
 
 @NO_GPU
-def test_a_driver_that_is_missing_leaves_pytorchs_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_pytorchs_own_copy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from tonnage.attach.device import lookup
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -1,4 +1,4 @@
-"""The example with a small random model of transformers, from a directory and from an entry."""
+"""The transformers example with a small random model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     class Generates(Protocol):
-        """The library's own annotation of ``generate`` asks for a protocol that no model of its own fits."""
+        """The library annotates ``generate`` with a protocol that its own models do not implement."""
 
         def generate(
             self, inputs: torch.Tensor, *, max_new_tokens: int, do_sample: bool, pad_token_id: int
@@ -49,7 +49,7 @@ def directory(tmp_path: Path, model: LlamaForCausalLM) -> Path:
     return tmp_path
 
 
-def test_it_generates_what_the_model_itself_does(directory: Path, model: LlamaForCausalLM) -> None:
+def test_it_generates_the_same_as_the_model(directory: Path, model: LlamaForCausalLM) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLE, directory, "--tokens", "5"],
         capture_output=True,

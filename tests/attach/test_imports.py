@@ -1,4 +1,4 @@
-"""What importing costs, and what happens without PyTorch."""
+"""Importing attach, with and without PyTorch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ with tonnage.open(sys.argv[1]) as weights:
     assert int(done.stdout) > 0, done.stderr
 
 
-def test_without_torch_one_sentence_says_what_to_install(shard: Path) -> None:
+def test_without_torch_the_error_names_the_package_to_install(shard: Path) -> None:
     program = """
 sys.modules["torch"] = None
 import tonnage

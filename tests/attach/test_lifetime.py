@@ -1,4 +1,4 @@
-"""What closing does, and what eviction may do meanwhile."""
+"""Closing weights, and eviction while they are open."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_tensors_outlive_their_weights(
     assert tensors_equal(embed, tensors["embed"])
 
 
-def test_closed_weights_refuse_everything(shard: Path) -> None:
+def test_closed_weights_raise_an_error(shard: Path) -> None:
     weights = open_weights(shard)
     weights.close()
     weights.close()
@@ -51,7 +51,7 @@ def test_closed_weights_refuse_everything(shard: Path) -> None:
             use()
 
 
-def test_forgotten_weights_give_their_files_back(shard: Path) -> None:
+def test_collected_weights_close_their_files(shard: Path) -> None:
     before = descriptors()
     weights = open_weights(shard)
     assert descriptors() > before

@@ -1,4 +1,4 @@
-"""The whole way: an object in a store, loaded by the loader, opened by name."""
+"""From an object in a store to tensors: loaded by the loader, then opened."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def harness(faulty_server: FaultyServer, tmp_path: Path) -> LoadHarness:
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_what_was_loaded_opens_with_every_bit(
-    harness: LoadHarness, layout: Layout, tensors_equal: TensorsEqual
-) -> None:
+def test_a_loaded_model_opens_with_all_bytes(harness: LoadHarness, layout: Layout, tensors_equal: TensorsEqual) -> None:
     report = harness.load(layout=layout)
     with tonnage.open(report.path) as weights:
         assert list(weights) == list(harness.tensors)

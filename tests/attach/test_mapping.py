@@ -42,7 +42,7 @@ def test_tensors_are_views_of_one_mapping(path: Path) -> None:
         assert weights["embed"].data_ptr() == weights.state_dict()["embed"].data_ptr()
 
 
-def test_writing_to_a_view_changes_neither_the_file_nor_what_others_see(
+def test_writing_to_a_view_changes_neither_the_file_nor_other_views(
     path: Path, tensors: dict[str, torch.Tensor], tensors_equal: TensorsEqual
 ) -> None:
     before = path.read_bytes()
@@ -76,7 +76,7 @@ def test_a_subset_by_names_or_by_filter(path: Path) -> None:
             weights.state_dict(keys="embed")
 
 
-def test_conversion_touches_ordinary_floats_alone(
+def test_only_ordinary_floats_are_converted(
     path: Path, tensors: dict[str, torch.Tensor], tensors_equal: TensorsEqual
 ) -> None:
     with open_weights(path) as weights:
@@ -87,7 +87,7 @@ def test_conversion_touches_ordinary_floats_alone(
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "bfloat16"])
-def test_conversion_to_what_is_no_float_is_refused(path: Path, dtype: torch.dtype | str) -> None:
+def test_conversion_to_a_dtype_that_is_not_floating_is_refused(path: Path, dtype: torch.dtype | str) -> None:
     with open_weights(path) as weights, pytest.raises(InvalidPlan, match="not a floating type"):
         weights.state_dict(dtype=dtype)  # type: ignore[arg-type]
 
@@ -109,22 +109,22 @@ def test_meta_tensors_are_zeros_or_stay_on_the_meta_device(corpus: dict[str, Cor
         assert weights["absent"].shape == (3, 4)
 
 
-def test_zeros_of_a_huge_meta_tensor_cost_nothing_until_they_are_touched(corpus: dict[str, CorpusFile]) -> None:
+def test_zeros_of_a_huge_meta_tensor_use_no_memory_until_they_are_accessed(corpus: dict[str, CorpusFile]) -> None:
     with open_weights(corpus["long"].path) as weights:
         assert weights["long"].shape == ((1 << 32) + 5,)
         assert weights["long"][-1] == 0
 
 
-def test_zeros_beyond_any_memory_are_refused(corpus: dict[str, CorpusFile]) -> None:
+def test_zeros_that_no_machine_can_hold_are_refused(corpus: dict[str, CorpusFile]) -> None:
     with open_weights(corpus["meta"].path) as weights:
         record = weights.records["absent"]._replace(shape=(1 << 60,))
         weights._records["absent"] = record
-        with pytest.raises(DeviceMemoryShort, match="no room for"):
+        with pytest.raises(DeviceMemoryShort, match="bytes of zeros can't be allocated"):
             weights["absent"]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_progress_on_the_cpu_grows_to_exactly_all(path: Path, dtype: torch.dtype | None) -> None:
+def test_progress_on_the_cpu_ends_at_the_total(path: Path, dtype: torch.dtype | None) -> None:
     seen: list[tuple[int, int]] = []
     with open_weights(path) as weights:
         weights.state_dict(dtype=dtype, progress=lambda done, total: seen.append((done, total)))
@@ -135,7 +135,7 @@ def test_progress_on_the_cpu_grows_to_exactly_all(path: Path, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("progress", ["bar", 5, None])
-def test_a_progress_that_is_none_is_refused(shard: Path, progress: str | int | None) -> None:
+def test_an_invalid_progress_is_refused(shard: Path, progress: str | int | None) -> None:
     with open_weights(shard) as weights, pytest.raises(InvalidPlan, match='neither "auto" nor "off"'):
         weights.state_dict(progress=progress)  # type: ignore[arg-type]
 
@@ -154,5 +154,5 @@ def test_tensor_infos_are_read_without_touching_the_data(path: Path, tensors: di
 def test_a_dtype_that_this_torch_lacks_is_named(shard: Path) -> None:
     with open_weights(shard) as weights:
         weights._records["embed"] = weights.records["embed"]._replace(dtype="float2_nice")
-        with pytest.raises(Exception, match=r"'embed' is of dtype float2_nice .* doesn't know"):
+        with pytest.raises(Exception, match=r"'embed' has the dtype float2_nice .* does not have"):
             weights["embed"]

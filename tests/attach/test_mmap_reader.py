@@ -1,4 +1,4 @@
-"""Reading through mappings."""
+"""Reads through mappings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_any_range_arrives(file: SourceFile, data: bytes, start: int, length: in
     assert buffer.view[:length] == data[start : start + length]
 
 
-def test_page_tables_are_given_back_and_the_data_stays_readable(file: SourceFile, data: bytes) -> None:
+def test_page_tables_are_freed_and_the_data_stays_readable(file: SourceFile, data: bytes) -> None:
     buffer = StagingBuffer(SIZE)
     mappings = ThreadMappings([file])
     mappings.read(0, 0, SIZE, buffer.address)
@@ -89,7 +89,7 @@ def test_a_file_that_became_shorter_is_an_error_and_no_crash(tmp_path: Path) -> 
         buffer = ctypes.create_string_buffer(20_000)
         mappings.read(0, 0, 20_000, ctypes.addressof(buffer))
         os.truncate(path, 5000)
-        with pytest.raises(CacheDamaged, match="should have at least 20,000 bytes"):
+        with pytest.raises(CacheDamaged, match="truncated: it has 5,000 bytes and should have at least 20,000"):
             mappings.read(0, 0, 20_000, ctypes.addressof(buffer))
 
 
@@ -106,8 +106,8 @@ def cold(tmp_path: Path) -> Iterator[SourceFile]:
 def test_what_is_in_memory_is_known_without_reading_it(cold: SourceFile) -> None:
     mappings = ThreadMappings([cold])
     if mappings.is_resident(0, 0, SIZE):
-        pytest.skip("this file system doesn't let go of pages")
-    assert not mappings.is_resident(0, 1 << 20, SIZE - (1 << 20)), "asking has read it"
+        pytest.skip("this file system doesn't drop pages")
+    assert not mappings.is_resident(0, 1 << 20, SIZE - (1 << 20)), "the check has read the pages"
     os.pread(cold.descriptor, SIZE, 0)
     assert mappings.is_resident(0, 0, SIZE)
     assert mappings.is_resident(0, 4097, 4096)
@@ -122,7 +122,7 @@ def in_memory(shard: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def by_mapping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of what was copied from mappings."""
+    """The lengths of ranges that were copied from mappings."""
     read = ThreadMappings.read
     lengths: list[int] = []
 
@@ -134,7 +134,7 @@ def by_mapping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
-def test_copy_workers_copy_every_bit_through_mappings(
+def test_copy_workers_copy_all_bytes_through_mappings(
     attach: Attach,
     load_with_workers: LoadWithWorkers,
     in_memory: Path,

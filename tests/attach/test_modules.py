@@ -1,4 +1,4 @@
-"""Weights into modules."""
+"""Loading weights into modules."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def without_head(model: Model) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """The model as a hub has it: the tied head once."""
+    """The model as on a hub: the tied weight is stored once."""
     path = tmp_path / "model.safetensors"
     save_file(without_head(seeded()), path)
     return path
@@ -91,10 +91,10 @@ def test_a_module_is_filled_in_place(request: pytest.FixtureRequest, path: str) 
 
 
 @pytest.mark.parametrize("meta", [(), ("embed",), ("embed", "head", "layers")])
-def test_progress_counts_new_memory_and_what_is_overwritten_together(
+def test_progress_counts_new_and_overwritten_tensors_together(
     request: pytest.FixtureRequest, meta: tuple[str, ...]
 ) -> None:
-    """Both names of the tied weight are in the file, and comparing them is no progress."""
+    """Both names of the tied weight are in the file; comparing them does not count as progress."""
     model = Model()
     for name in meta:
         model.get_submodule(name).to("meta")
@@ -142,7 +142,7 @@ def test_a_model_filled_from_the_cache_can_be_trained_without_touching_the_cache
     assert saved.read_bytes() == before
 
 
-def test_all_disagreements_are_listed_at_once_and_nothing_is_changed(tmp_path: Path) -> None:
+def test_all_mismatches_are_listed_at_once_and_nothing_is_changed(tmp_path: Path) -> None:
     state = without_head(seeded())
     del state["layers.1.bias"], state["norm.running_mean"]
     state |= {"extra.weight": torch.ones(2), "layers.0.bias": torch.ones(8), "layers.2.bias": torch.ones(7).half()}
@@ -190,7 +190,7 @@ def test_shapes_and_kinds_of_numbers_must_agree_even_without_strict(
 
 
 @pytest.mark.parametrize("meta", [False, True])
-def test_dtype_makes_the_module_so(saved: Path, meta: bool) -> None:
+def test_dtype_converts_the_module(saved: Path, meta: bool) -> None:
     with torch.device("meta" if meta else "cpu"):
         model = Model()
     parameter = model.embed.weight
@@ -203,16 +203,16 @@ def test_dtype_makes_the_module_so(saved: Path, meta: bool) -> None:
     assert meta or model.embed.weight is parameter
 
 
-def test_a_module_of_another_dtype_says_which(saved: Path) -> None:
+def test_a_mismatch_of_dtypes_names_both(saved: Path) -> None:
     with open_weights(saved) as weights, pytest.raises(ModuleMismatch, match="bfloat16 in the module and float32"):
         weights.load_into(Model(dtype=torch.bfloat16))
 
 
-def test_what_is_tied_in_the_module_must_be_one_in_the_weights(tmp_path: Path) -> None:
+def test_tied_names_must_have_equal_tensors_in_the_weights(tmp_path: Path) -> None:
     state = without_head(seeded()) | {"head.weight": torch.zeros(11, 7)}
     save_file(state, tmp_path / "model.safetensors")
     with open_weights(tmp_path) as weights:
-        with pytest.raises(ModuleMismatch, match="one tensor in the module and two different in the weights"):
+        with pytest.raises(ModuleMismatch, match="one tensor in the module and two different tensors in the weights"):
             weights.load_into(Model())
         model = Model(tied=False)
         weights.load_into(model)
@@ -269,9 +269,9 @@ def test_integer_parameters_need_no_gradient(tmp_path: Path) -> None:
     assert not module.weight.requires_grad
 
 
-def test_a_module_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
+def test_a_lazy_module_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "m.safetensors")
-    with open_weights(tmp_path / "m.safetensors") as weights, pytest.raises(ModuleMismatch, match="not built yet"):
+    with open_weights(tmp_path / "m.safetensors") as weights, pytest.raises(ModuleMismatch, match="not initialized"):
         weights.load_into(nn.LazyLinear(2))
 
 
@@ -296,22 +296,22 @@ def test_a_shared_module_is_filled_once(tmp_path: Path) -> None:
 def test_filling_through_copy_workers(
     attach: Attach, saved: Path, meta: bool, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: new memory for what is on the meta device, and in place, through passing groups, for the rest."""
+    """As on a GPU: tensors on the meta device get new memory; the others are overwritten through temporary groups."""
     weights = attach(saved)
-    uploader = weights._copier
+    copier = weights._copier
     from tonnage.attach.progress import ProgressReporter
 
     monkeypatch.setattr(
         type(weights),
         "_load",
-        lambda _self, records, device, dtype, _progress: uploader.load(
+        lambda _self, records, device, dtype, _progress: copier.load(
             records, device, dtype=dtype, reporter=ProgressReporter("off", 1, description="")
         ),
     )
     monkeypatch.setattr(
         type(weights),
         "_stream",
-        lambda _self, records, device, use, _progress: uploader.stream(
+        lambda _self, records, device, use, _progress: copier.stream(
             records, device, use, reporter=ProgressReporter("off", 1, description="")
         ),
     )

@@ -1,4 +1,4 @@
-"""Nested names."""
+"""Nested names of tensors."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_a_part_keeps_positions_in_lists() -> None:
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ([("a",), ("a", "b")], "goes through what is itself a tensor"),
+        ([("a",), ("a", "b")], "continues below another tensor"),
         ([("a", "b"), ("a",)], "both a tensor and a collection"),
-        ([("a", "b"), ("a", 0)], "names and positions side by side"),
+        ([("a", "b"), ("a", 0)], "has both names and list positions"),
         ([("a", 10**12)], "not numbered from 0"),
     ],
 )
-def test_names_that_are_no_tree_are_refused(paths: list[TensorPath], message: str) -> None:
+def test_names_that_do_not_form_a_tree_are_refused(paths: list[TensorPath], message: str) -> None:
     with pytest.raises(FormatDamaged, match=message):
         unflatten(dict.fromkeys(paths, 1))
 

@@ -1,4 +1,4 @@
-"""What can be opened, and what is refused."""
+"""Opening paths of all kinds, and the paths that are refused."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_one_rank_of_a_sharded_entry(corpus: dict[str, CorpusFile], make_entry: 
         assert weights["w"].dtype == torch.bfloat16
     with open_weights(entry.path, rank=0) as weights:
         assert weights["w"].dtype == torch.float32
-    with pytest.raises(RankMissing, match=r"2 ranks \(0, 1\): say which with rank="):
+    with pytest.raises(RankMissing, match=r"2 ranks \(0, 1\): choose one with rank="):
         open_weights(entry.path)
-    with pytest.raises(RankMissing, match="no rank 2; it holds 0, 1"):
+    with pytest.raises(RankMissing, match=r"no rank 2\. Available: 0, 1"):
         open_weights(entry.path, rank=2)
 
 
-def test_ranks_are_known_from_file_names_without_an_entry(
+def test_without_an_entry_ranks_are_parsed_from_file_names(
     corpus: dict[str, CorpusFile], make_entry: MakeEntry, tmp_path: Path
 ) -> None:
     files = [corpus["one-float32"].path, corpus["one-bfloat16"].path]
@@ -121,14 +121,14 @@ def test_ranks_are_known_from_file_names_without_an_entry(
     shutil.copytree(entry.model_dir, tmp_path / "alone")
     with open_weights(tmp_path / "alone", rank=1) as weights:
         assert weights["w"].dtype == torch.bfloat16
-    with pytest.raises(RankMissing, match="say which"):
+    with pytest.raises(RankMissing, match="choose one"):
         open_weights(tmp_path / "alone")
 
 
-def test_a_missing_part_of_a_rank_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_part_of_a_rank_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model-rank-0-part-0.safetensors")
     save_file({"b": torch.ones(2)}, tmp_path / "model-rank-0-part-2.safetensors")
-    with pytest.raises(CacheDamaged, match="lacks part 1 of rank 0"):
+    with pytest.raises(CacheDamaged, match="part 1 of rank 0 is missing"):
         open_weights(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_a_rank_of_weights_without_ranks_is_refused(shard: Path) -> None:
         open_weights(shard.parent, rank=0)
 
 
-def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
+def test_an_index_selects_the_files(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
@@ -150,12 +150,12 @@ def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
     [
         ("{", "is not an index"),
         ("[]", "is not an index"),
-        ('{"weight_map": {"a": 5}}', "names the file 5"),
-        ('{"weight_map": {"a": "../x.safetensors"}}', "not below its own directory"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "isn't there: the directory is incomplete"),
+        ('{"weight_map": {"a": 5}}', "lists the file 5"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "not below the index's directory"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "does not exist: the directory is incomplete"),
     ],
 )
-def test_an_index_that_can_not_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_index_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CacheDamaged, match=message):
         open_weights(tmp_path)
@@ -168,7 +168,9 @@ def test_a_name_in_two_files_is_refused_naming_both(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-def test_names_that_collide_when_flat_stay_apart(corpus: dict[str, CorpusFile], tensors_equal: TensorsEqual) -> None:
+def test_equal_flat_names_of_different_paths_are_kept_apart(
+    corpus: dict[str, CorpusFile], tensors_equal: TensorsEqual
+) -> None:
     file = corpus["colliding"]
     with open_weights(file.path) as weights:
         assert set(weights) == {"a.b", '["a", "b"]'}
@@ -177,15 +179,15 @@ def test_names_that_collide_when_flat_stay_apart(corpus: dict[str, CorpusFile], 
         assert tensors_equal(weights.nested()["a"]["b"], file.tensors["a", "b"])
 
 
-def test_nothing_at_the_path_is_a_file_not_found(tmp_path: Path) -> None:
-    with pytest.raises(PathNotFound, match="nothing at"):
+def test_a_path_that_does_not_exist_is_a_file_not_found_error(tmp_path: Path) -> None:
+    with pytest.raises(PathNotFound, match="gone does not exist"):
         open_weights(tmp_path / "gone")
     with pytest.raises(FileNotFoundError):
         open_weights(tmp_path / "gone")
 
 
-def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NoTensorFiles, match=r"holds no \.safetensors and no \.tensors file"):
+def test_a_path_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NoTensorFiles, match=r"has no \.safetensors and no \.tensors file"):
         open_weights(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(NoTensorFiles, match="neither a directory nor"):
@@ -204,7 +206,7 @@ def test_encrypted_weights_are_refused_before_anything_is_read(
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1])
-def test_a_shard_shorter_than_its_header_says_is_refused(shard: Path, left: int) -> None:
+def test_a_shard_that_is_shorter_than_in_its_header_is_refused(shard: Path, left: int) -> None:
     data = shard.read_bytes()
     shard.write_bytes(data[:left])
     with pytest.raises(CacheDamaged, match=str(shard)):
@@ -212,7 +214,7 @@ def test_a_shard_shorter_than_its_header_says_is_refused(shard: Path, left: int)
 
 
 @pytest.mark.parametrize("left", [10, 300_000, -1, -9])
-def test_a_tensors_file_that_is_cut_off_is_refused(tensors_file: Path, tmp_path: Path, left: int) -> None:
+def test_a_truncated_tensors_file_is_refused(tensors_file: Path, tmp_path: Path, left: int) -> None:
     path = tmp_path / "cut.tensors"
     path.write_bytes(tensors_file.read_bytes()[:left])
     with pytest.raises(FormatDamaged, match=r"cut\.tensors"):
@@ -225,14 +227,14 @@ def test_an_entry_file_of_another_size_is_refused(corpus: dict[str, CorpusFile],
     shard.chmod(0o644)
     with shard.open("ab") as file:
         file.write(b"x")
-    with pytest.raises(CacheDamaged, match="the manifest says"):
+    with pytest.raises(CacheDamaged, match="in the manifest"):
         open_weights(entry.path)
     shard.unlink()
     with pytest.raises(CacheDamaged, match="can't be opened"):
         open_weights(entry.path)
 
 
-def test_an_entry_that_was_never_finished_is_refused(tmp_path: Path) -> None:
+def test_an_entry_whose_load_is_not_finished_is_refused(tmp_path: Path) -> None:
     entry = Cache(tmp_path).entry("r-0123456789ab")
     entry.path.mkdir()
     entry.create()
@@ -241,7 +243,7 @@ def test_an_entry_that_was_never_finished_is_refused(tmp_path: Path) -> None:
     assert isinstance(caught.value, CacheDamaged)
 
 
-def test_an_emptied_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
+def test_an_evicted_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     exclusive = entry.try_acquire_exclusive_use_lock()
     assert exclusive is not None
@@ -251,18 +253,18 @@ def test_an_emptied_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: 
         open_weights(entry.path)
 
 
-def test_an_entry_that_is_being_emptied_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
+def test_an_entry_that_is_being_evicted_is_refused(corpus: dict[str, CorpusFile], make_entry: MakeEntry) -> None:
     entry = make_entry([corpus["state-dict"].path])
     exclusive = entry.try_acquire_exclusive_use_lock()
     assert exclusive is not None
-    with pytest.raises(EntryBeingRemoved, match="being emptied") as caught:
+    with pytest.raises(EntryBeingRemoved, match="being evicted") as caught:
         open_weights(entry.path)
     assert isinstance(caught.value, CacheInUse)
     exclusive.release()
     open_weights(entry.path).close()
 
 
-def test_every_error_of_opening_says_what_to_do(tmp_path: Path, corpus: dict[str, CorpusFile]) -> None:
+def test_every_error_of_opening_has_a_remedy(tmp_path: Path, corpus: dict[str, CorpusFile]) -> None:
     for path in (tmp_path / "gone", tmp_path, corpus["encrypted-module"].path):
         with pytest.raises(TonnageError) as caught:
             open_weights(path)

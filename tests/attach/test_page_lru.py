@@ -1,4 +1,4 @@
-"""Whether files in shared memory await their first read."""
+"""Detection of unread pages in shared memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Kernel:
-    """The kernel's two files as they are given."""
+    """Writes the two files of the kernel with these contents."""
 
     def make(lru: str | None, meminfo: str) -> dict[str, Path]:
         files = {"lru_gen": tmp_path / "enabled", "meminfo": tmp_path / "meminfo"}
@@ -37,7 +37,7 @@ def memory(*, shared: float, active: float) -> str:
 
 
 @pytest.mark.parametrize("text", ["0x0007\n", "0x0001\n"])
-def test_a_kernel_with_generations_has_no_slow_first_reads(kernel: Kernel, text: str) -> None:
+def test_a_kernel_with_the_multi_gen_lru_has_no_slow_first_reads(kernel: Kernel, text: str) -> None:
     assert not has_unread_pages(GIB, **kernel(text, memory(shared=5, active=0)))
 
 
@@ -46,7 +46,7 @@ def test_a_kernel_with_generations_has_no_slow_first_reads(kernel: Kernel, text:
     ("shared", "active", "found"),
     [(1.0, 0.0, True), (3.0, 2.4, True), (3.0, 2.8, True), (3.0, 2.9, False), (1.0, 1.0, False), (1.0, 4.0, False)],
 )
-def test_without_generations_the_page_lists_decide(
+def test_without_the_multi_gen_lru_the_page_lists_decide(
     kernel: Kernel, text: str | None, shared: float, active: float, found: bool
 ) -> None:
     assert has_unread_pages(GIB, **kernel(text, memory(shared=shared, active=active))) is found
@@ -58,4 +58,4 @@ def test_an_unknown_kernel_is_assumed_to_be_slow(kernel: Kernel, meminfo: str) -
 
 
 def test_this_machine_has_no_exbibyte_of_unread_pages() -> None:
-    assert not has_unread_pages(1 << 60), "nobody has an exbibyte unread"
+    assert not has_unread_pages(1 << 60), "no machine has an exbibyte of unread pages"

@@ -1,4 +1,4 @@
-"""Reading chunks: gathering pieces, and going past the page cache."""
+"""Reading chunks: vectored reads, and direct I/O."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ pieces = st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 60_000)), min
 @pytest.mark.parametrize("direct", ["auto", "never", "always"])
 @given(layout=pieces, chunk_bytes=st.sampled_from([64 << 10, (1 << 20) + 4096, 2 << 20]))
 @settings(deadline=None, max_examples=30)
-def test_pieces_arrive_wherever_they_lie(
+def test_extents_are_read_at_any_offset(
     file: SourceFile, data: bytes, direct: Direct, layout: list[tuple[int, int]], chunk_bytes: int
 ) -> None:
     records: list[TensorInfo] = []
@@ -84,7 +84,7 @@ def test_direct_reads_reach_the_end_of_the_file(file: SourceFile, data: bytes, s
     reader.close()
 
 
-def test_a_cold_file_is_read_right(tmp_path: Path, data: bytes) -> None:
+def test_a_cold_file_is_read_correctly(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "cold"
     path.write_bytes(data)
     with SourceFile(path) as file:
@@ -101,7 +101,7 @@ def test_a_file_that_ended_early_is_named_with_the_offset(tmp_path: Path) -> Non
     with SourceFile(path) as file:
         os.truncate(path, 400)
         record = TensorInfo("all", ("all",), "uint8", 1, (1000,), 0, 0, 1000)
-        with pytest.raises(CacheDamaged, match=r"short ended at byte 400 .* had 1,000"):
+        with pytest.raises(CacheDamaged, match=r"short ended at byte 400; it had 1,000"):
             arrive(ChunkReader([file]), [record], 1 << 20)
 
 
@@ -116,6 +116,6 @@ def test_buffers_begin_at_huge_pages() -> None:
     assert view[-1] == 5
 
 
-def test_a_directory_is_no_file(tmp_path: Path) -> None:
+def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheDamaged, match="not a regular file"):
         SourceFile(tmp_path)

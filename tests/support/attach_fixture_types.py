@@ -1,4 +1,4 @@
-"""What the fixtures of ``tests/attach`` are that return functions."""
+"""Types of fixtures in ``tests/attach`` that return functions."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class MakeEntry(Protocol):
 
 
 class Attach(Protocol):
-    """Opens weights whose copies go through the ring; without ``options`` a small one, without ``engine`` the CPU's."""
+    """Opens weights that are copied by copy workers; by default with small buffers and the CPU as the device."""
 
     def __call__(self, path: Path, *, options: CopyOptions = ..., engine: Engine | None = None) -> Weights: ...
 
 
 class LoadWithWorkers(Protocol):
-    """Loads all tensors through the ring."""
+    """Loads all tensors through the copy workers."""
 
     def __call__(
         self, weights: Weights, *, dtype: torch.dtype | None = None, progress: Progress = "off"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CpuQueue:
-    """Copies within the machine's memory, made when somebody waits for them."""
+    """Copies within the machine's memory, each deferred until it is waited for."""
 
     def __init__(self, on_pinned: Callable[[int], None]) -> None:
         self._pending: list[tuple[int, int, int]] = []
@@ -25,19 +25,15 @@ class CpuQueue:
         self._lengths: dict[int, int] = {}
 
     def copy(self, target: int, source: int, length: int) -> None:
-        """Notes the copy."""
         self._pending.append((target, source, length))
 
     def record_event(self, slot: int) -> None:
-        """Remembers how many copies were noted so far."""
         self._events[slot] = self._done + len(self._pending)
 
     def wait(self, slot: int) -> None:
-        """Makes all copies up to the slot's mark."""
         self._execute(self._events.get(slot, 0) - self._done)
 
     def drain(self) -> None:
-        """Makes all copies."""
         self._execute(len(self._pending))
 
     def _execute(self, count: int) -> None:
@@ -48,42 +44,38 @@ class CpuQueue:
         del self._pending[:count]
         self._done += count
 
-    def pin(self, address: int, length: int, *, read_only: bool) -> bool:  # noqa: ARG002  # nothing to do about it
-        """Counts, so that limits can be checked without a GPU."""
+    def pin(self, address: int, length: int, *, read_only: bool) -> bool:  # noqa: ARG002
+        """Records the pinned length, so that tests can check limits."""
         self._lengths[address] = length
         self._on_pinned(length)
         return True
 
     def unpin(self, address: int) -> None:
-        """Counts."""
         self._on_pinned(-self._lengths.pop(address))
 
     def close(self) -> None:
-        """Refuses to lose copies: whoever closes has drained."""
+        """Fails if copies are pending: the worker must have drained them."""
         if self._pending:
             raise RuntimeError(f"{len(self._pending)} copies were never waited for")
 
 
 class CpuEngine:
-    """The machine's own memory as a device: for tests, and to measure how fast a cache can be read."""
+    """The machine's own memory as a device."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
 
     def start(self) -> None:
-        """Nothing needs to be got ready."""
+        pass
 
     def queue(self, slots: int, *, streams: int) -> CpuQueue:  # noqa: ARG002
-        """Returns a queue of deferred copies."""
         return CpuQueue(lambda length: None)  # noqa: ARG005
 
     def empty(self, size: int) -> torch.Tensor:
-        """Allocates ordinary memory."""
         return torch.empty(size, dtype=torch.uint8)
 
     def synchronize(self) -> None:
-        """Nothing is asynchronous beyond the queues."""
+        """Does nothing: only the queues are asynchronous."""
 
     def local_cpus(self) -> set[int]:
-        """All cores are alike."""
         return set()

@@ -1,6 +1,6 @@
-"""From a cache entry to tensors, on the CPU or a GPU. Needs PyTorch: ``pip install 'tonnage[attach]'``.
+"""Opens cache entries as tensors, on the CPU or a GPU. Needs PyTorch: ``pip install 'tonnage[attach]'``.
 
-``open_weights`` is what ``tonnage.open`` is. Importing this package imports no PyTorch; opening weights does.
+``tonnage.open`` is ``open_weights``. Importing this package does not import PyTorch; opening weights does.
 """
 
 from __future__ import annotations
@@ -63,31 +63,33 @@ def open_weights(
     meta_tensors: Literal["zeros", "meta"] = "zeros",
     options: CopyOptions | None = None,
 ) -> Weights:
-    """Opens weights: a read-only mapping of names to tensors, none of which is read yet.
+    """Opens weights as a read-only mapping of names to tensors. No tensor data is read yet.
 
-    Every file is checked against its header first, and a cache entry is held in use until the weights are closed.
+    The size of every file is compared with its header first. A cache entry is locked until the weights are closed, so
+    that it is not evicted.
 
     Args:
-        path: A cache entry or its ``model`` folder, a directory of safetensors or ``.tensors`` files (an index is
-            honored), or one such file.
-        rank: Which rank's tensors, where the weights are one set for each rank.
-        device: Where they will go, if that is known: a GPU's copy buffers are then made ready meanwhile.
-        meta_tensors: What tensors without data become: ``zeros`` of their shape, as tensorizer makes them, or ``meta``
-            to leave them on PyTorch's meta device.
-        options: How copies to devices are made.
+        path: A cache entry or its ``model`` folder, a directory of safetensors or ``.tensors`` files (a safetensors
+            index selects the files), or one such file.
+        rank: The rank to open, if the weights are sharded by rank.
+        device: The device that the tensors will be copied to, if known: copy buffers for a GPU are then prepared in
+            the background.
+        meta_tensors: How tensors without data are returned: ``zeros`` of their shape, as in tensorizer, or ``meta`` for
+            tensors on PyTorch's meta device.
+        options: How tensors are copied to devices.
 
     Raises:
         TorchMissing: PyTorch isn't installed; also an ``ImportError``.
-        PathNotFound: There is nothing at the path; also a ``FileNotFoundError``.
-        NoTensorFiles: What is there holds no weights.
-        RankMissing: The weights are one set for each rank, and this one isn't among them.
-        EntryIncomplete: The entry was never finished, or was emptied; a ``CacheDamaged``.
-        EntryBeingRemoved: Somebody is emptying the entry; a ``CacheInUse``.
-        CacheDamaged: A file is cut off, missing, or not what it should be.
-        FormatDamaged: A ``.tensors`` file contradicts itself.
-        FormatUnsupported: A file is encrypted or of a version unknown here.
-        NameCollision: Two files hold a tensor of the same name.
-        DeviceNotFound: There is no such device.
+        PathNotFound: The path does not exist; also a ``FileNotFoundError``.
+        NoTensorFiles: The path exists, but has no weights.
+        RankMissing: The weights are sharded by rank, and a rank must be chosen or does not exist.
+        EntryIncomplete: The entry's load is not finished, or the entry was evicted; a ``CacheDamaged``.
+        EntryBeingRemoved: Another process is evicting the entry; a ``CacheInUse``.
+        CacheDamaged: A file is truncated, missing or malformed.
+        FormatDamaged: A ``.tensors`` file is truncated or inconsistent.
+        FormatUnsupported: A file is encrypted or has an unknown version.
+        NameCollision: Two files have a tensor of the same name.
+        DeviceNotFound: The device does not exist.
     """
     require_torch()
     from tonnage.attach.weights import open_path  # imports PyTorch
@@ -96,7 +98,7 @@ def open_weights(
 
 
 def require_torch() -> None:
-    """Says what to install where PyTorch isn't.
+    """Raises an error that names the package to install if PyTorch is missing.
 
     Raises:
         TorchMissing: PyTorch isn't installed.

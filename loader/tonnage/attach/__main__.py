@@ -1,4 +1,4 @@
-"""``python -m tonnage.attach bench PATH``: how fast this machine loads these weights."""
+"""``python -m tonnage.attach bench PATH``: measures how fast this machine loads weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 from tonnage.errors import TonnageError
 
-_ABOUT = "Looks at how weights in a cache get onto this machine's devices."
+_ABOUT = "Measures how fast weights are copied from a cache to this machine's devices."
 _ABOUT_BENCH = """\
-Loads the weights a few times and prints GB/s (10**9 bytes a second) of each, beside what the bus does from pinned
-memory in the same run. The first load counts pinning and allocating, as in a process that starts. Without a GPU it
-measures how fast the cache is read. Nothing is changed."""
+Loads the weights several times and prints the throughput of each load in GB/s (10**9 bytes per second), beside the
+bandwidth of copies from pinned memory in the same run. The first load includes pinning and allocating, as in a new
+process. Without a GPU it measures how fast the cache is read. Nothing is changed."""
 _EXAMPLES = """\
 examples:
   python -m tonnage.attach bench /models/llama-70b
@@ -29,17 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bench = commands.add_parser(
         "bench",
-        help="load weights a few times, beside what the bus can do",
+        help="load weights several times and compare with the bus bandwidth",
         description=_ABOUT_BENCH,
         epilog=_EXAMPLES,
         formatter_class=form,
     )
     bench.add_argument("path", help="a cache entry, a directory of safetensors files, or one .tensors file")
-    bench.add_argument("--device", help="for example cuda:1; default: the first GPU, or none")
-    bench.add_argument("--rank", type=int, help="which rank's weights, where they are sharded by rank")
-    bench.add_argument("--repeat", type=int, default=3, help="how often (default 3)")
+    bench.add_argument("--device", help="for example cuda:1; default: the current GPU, or the CPU without one")
+    bench.add_argument("--rank", type=int, help="rank to load, if the weights are sharded by rank")
+    bench.add_argument("--repeat", type=int, default=3, help="number of loads (default 3)")
     bench.add_argument("--way", choices=["auto", "ring", "register", "plain"], default="auto", help="how to copy")
-    bench.add_argument("--threads", type=int, default=0, help="worker threads; default: by the cores")
+    bench.add_argument("--threads", type=int, default=0, help="worker threads; default: depends on the number of cores")
     bench.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
     try:

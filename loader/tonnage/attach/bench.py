@@ -1,4 +1,4 @@
-"""How fast this machine brings these weights to this device, beside what its bus can do."""
+"""Measures how fast weights are copied to a device, and the bandwidth of the bus for comparison."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _BANDWIDTH_COPIES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """What was measured.
+    """Results of the measurement.
 
     Attributes:
-        path: The weights.
-        device: Where they went; ``cpu`` where there is no GPU and they were only read.
+        path: Path of the weights.
+        device: Device that the weights were copied to; ``cpu`` if there is no GPU and they were only read.
         device_name: The GPU's model.
-        tensors: How many.
-        tensor_bytes: Of all tensors.
-        pinned_bandwidth: What the bus does from pinned memory, in 10**9 bytes a second; None without a GPU.
-        seconds: Of each load, from opening to the last byte.
-        stats: Of the last load.
+        tensors: Number of tensors.
+        tensor_bytes: Bytes of all tensors.
+        pinned_bandwidth: Bandwidth of copies from pinned memory, in 10**9 bytes per second; None without a GPU.
+        seconds: Duration of each load, from opening to the last byte.
+        stats: Statistics of the last load.
     """
 
     path: str
@@ -51,7 +51,7 @@ class BenchResult:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """10**9 bytes a second, of each load."""
+        """Throughput of each load, in 10**9 bytes per second."""
         return tuple(self.tensor_bytes / seconds / 1e9 for seconds in self.seconds)
 
 
@@ -63,21 +63,22 @@ def measure(
     rank: int | None = None,
     options: CopyOptions | None = None,
 ) -> BenchResult:
-    """Loads the weights a few times.
+    """Loads the weights several times.
 
     Args:
-        path: What ``tonnage.open`` takes.
-        device: Where to; None: the GPU, or where there is none just into buffers, to see how fast the cache is read.
-        repeat: How often. The first time counts pinning and allocating, as it does in a process that starts.
-        rank: Which rank's weights.
-        options: How copies are made.
+        path: As in ``tonnage.open``.
+        device: Device to copy to; None: the current GPU or, without one, only into buffers, which measures how fast
+            the cache is read.
+        repeat: Number of loads. The first includes pinning and allocating, as in a new process.
+        rank: The rank to load.
+        options: How tensors are copied.
 
     Raises:
         InvalidPlan: ``repeat`` is below 1, or the weights have no bytes.
         TonnageError: As ``tonnage.open`` and ``Weights.state_dict`` do.
     """
     if repeat < 1:
-        raise InvalidPlan(f"--repeat {repeat}: once is the least.")
+        raise InvalidPlan(f"--repeat must be at least 1, got {repeat}.")
     options = options or CopyOptions()
     target = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pinned_bandwidth = None
@@ -90,7 +91,7 @@ def measure(
         hint = None if target.type == "cpu" else target
         with open_path(path, rank=rank, device=hint, meta_tensors="zeros", options=options) as weights:
             if not weights.nbytes:
-                raise InvalidPlan(f"{path} has no bytes to measure with.")
+                raise InvalidPlan(f"The tensors in {path} have no data to measure with.")
             stats = _read_into_buffers(weights, options) if target.type == "cpu" else _load(weights, target)
         seconds.append(time.perf_counter() - began)
     return BenchResult(
@@ -106,7 +107,7 @@ def measure(
 
 
 def measure_pinned_bandwidth(device: torch.device) -> float:
-    """Returns what copies from pinned memory reach, in 10**9 bytes a second: the best of three rounds of 4 GiB."""
+    """Returns the bandwidth from pinned memory, in 10**9 bytes per second: the best of three rounds of 4 GiB."""
     host = torch.empty(_BANDWIDTH_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
     target = torch.empty(_BANDWIDTH_BUFFER_BYTES, dtype=torch.uint8, device=device)
     target.copy_(host, non_blocking=True)
@@ -122,14 +123,14 @@ def measure_pinned_bandwidth(device: torch.device) -> float:
 
 
 def format_result(result: BenchResult) -> str:
-    """Returns the result as a few lines of text."""
+    """Returns the result as lines of text."""
     lines = [f"{result.path}: {result.tensors:,} tensors, {result.tensor_bytes / 1e9:.2f} GB"]
     if result.pinned_bandwidth is None:
-        lines.append("There is no GPU here: this is how fast the cache is read into buffers.")
+        lines.append("No GPU found: this is how fast the cache is read into buffers.")
         what = "read"
     else:
         lines.append(
-            f"{result.device} ({result.device_name}), pinned memory copies at {result.pinned_bandwidth:.1f} GB/s"
+            f"{result.device} ({result.device_name}), copies from pinned memory: {result.pinned_bandwidth:.1f} GB/s"
         )
         what = "load"
     for number, (rate, seconds) in enumerate(zip(result.rates, result.seconds, strict=True), 1):
@@ -142,7 +143,7 @@ def format_result(result: BenchResult) -> str:
 
 
 def as_dict(result: BenchResult) -> dict[str, object]:
-    """Returns the result with the names of the attributes, rates in GB/s."""
+    """Returns the result as a dict for JSON; rates are in GB/s."""
     return {
         "path": result.path,
         "device": result.device,
@@ -164,7 +165,7 @@ def _load(weights: Weights, device: torch.device) -> CopyStats | None:
 
 
 def _read_into_buffers(weights: Weights, options: CopyOptions) -> CopyStats:
-    """Reads all tensors into the ring's buffers, and no further."""
+    """Reads all tensors into the workers' buffers and drops them."""
     began = time.perf_counter()
     groups = pack_groups(
         (record for record in weights.records.values() if record.length),
@@ -186,12 +187,12 @@ def _read_into_buffers(weights: Weights, options: CopyOptions) -> CopyStats:
 
 
 class _NullEngine:
-    """A device that takes nothing."""
+    """A device that drops all copies."""
 
     device = torch.device("cpu")
 
     def start(self) -> None:
-        """Nothing to get ready."""
+        pass
 
     def queue(self, slots: int, *, streams: int) -> CopyQueue:  # noqa: ARG002
         return _NullQueue()
@@ -200,32 +201,32 @@ class _NullEngine:
         return torch.empty(0, dtype=torch.uint8)
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        pass
 
     def local_cpus(self) -> set[int]:
         return set()
 
 
 class _NullQueue:
-    """A queue that copies nothing."""
+    """A queue that drops all copies."""
 
     def copy(self, target: int, source: int, length: int) -> None:
-        """Drops it."""
+        pass
 
     def record_event(self, slot: int) -> None:
-        """Nothing is under way."""
+        pass
 
     def wait(self, slot: int) -> None:
-        """Nothing is under way."""
+        pass
 
     def drain(self) -> None:
-        """Nothing is under way."""
+        pass
 
     def pin(self, address: int, length: int, *, read_only: bool) -> bool:  # noqa: ARG002
         return True
 
     def unpin(self, address: int) -> None:
-        """Nothing was pinned."""
+        pass
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        pass

@@ -1,4 +1,4 @@
-"""How copies to a device are made, and how the last one went."""
+"""Options and statistics of copies to devices."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 MAX_THREADS = 12
-"""Beyond it, threads wait for each other and for the interpreter's lock more than they copy."""
+"""With more threads, they spend more time waiting for each other and for the GIL than copying."""
 MANY_CORES = 8
-"""From here on two cores are left to the thread that allocates and to whatever else runs."""
+"""From this number of cores on, two are left to the thread that allocates and to other processes."""
 MAX_PINNED_BYTES = GIB
-"""Bytes of host memory that a copy may pin at once."""
+"""Maximum number of bytes of host memory that a copy pins at once."""
 
 Way = Literal["auto", "ring", "register", "plain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """How tensors get onto a device. The defaults are what was measured best (docs/guides/attach.md).
+    """How tensors are copied to a device. The defaults were the fastest in measurements (docs/guides/attach.md).
 
     Attributes:
-        way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned for the while (worth a
-            try where they are huge); ``plain``: PyTorch's own copy, tensor by tensor; ``auto``: the ring where the
-            device has one.
-        threads: Worker threads, each on a core of its own; 0: as many as there are cores, two fewer from eight cores
-            on, and twelve at most.
-        slots: Buffers of each thread.
+        way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned during the copy (may be
+            faster if they are huge pages); ``plain``: PyTorch's own copies; ``auto``: ``ring`` if the device supports
+            it, else ``plain``.
+        threads: Number of worker threads; 0: one per core, two fewer from eight cores on, at most twelve.
+        slots: Buffers per thread.
         slot_bytes: Size of each buffer, a multiple of 4096.
-        register_bytes: How much of a file is pinned at a time with ``register``.
-        group_bytes: Size of the device allocations that tensors share. One is freed when the last of its tensors goes.
-        streams: CUDA streams that the threads share; 0: each has its own.
-        direct: Whether to read files on disks past the page cache: ``auto`` (what isn't in it), ``never``, ``always``.
+        register_bytes: Bytes of a file that ``register`` pins at a time.
+        group_bytes: Size of the device allocations that tensors share. An allocation is freed with its last tensor.
+        streams: Number of CUDA streams that the threads share; 0: one per thread.
+        direct: Whether files on disk are read with direct I/O: ``auto`` (if they are not in the page cache), ``never``
+            or ``always``.
     """
 
     way: Way = "auto"
@@ -48,7 +48,7 @@ class CopyOptions:
     direct: Literal["auto", "never", "always"] = "auto"
 
     def __post_init__(self) -> None:
-        """Refuses what can't work.
+        """Validates the options.
 
         Raises:
             InvalidPlan: A number is out of its range.
@@ -64,7 +64,7 @@ class CopyOptions:
             raise InvalidPlan(f"group_bytes={self.group_bytes} must be at least 1 MiB.")
 
     def threads_for(self, cores: int) -> int:
-        """Returns how many workers to run on this many cores, within what may be pinned."""
+        """Returns the number of worker threads for this number of cores, limited by ``MAX_PINNED_BYTES``."""
         each = self.slots * (self.register_bytes + 2 * MIB if self.way == "register" else self.slot_bytes)
         spare = 2 if cores >= MANY_CORES else 0
         return max(1, min(self.threads or min(MAX_THREADS, cores - spare), MAX_PINNED_BYTES // each))
@@ -72,16 +72,16 @@ class CopyOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyStats:
-    """How the last copy to a device went.
+    """Statistics of a copy to a device.
 
     Attributes:
-        way: How it was made.
-        device: Where to.
+        way: ``ring``, ``register`` or ``plain``; of the benchmark without a GPU: ``read``.
+        device: The target device.
         tensor_bytes: Bytes of tensors.
-        seconds: From the call until all was there.
-        allocate_seconds: Of these, until the last allocation was made; copies run meanwhile.
-        threads: Workers.
-        pinned_bytes: Host memory pinned for it, at most.
+        seconds: Duration, from the call until all tensors were on the device.
+        allocate_seconds: Time from the call to the last allocation. Copies run at the same time.
+        threads: Number of worker threads.
+        pinned_bytes: Maximum of host memory that was pinned.
     """
 
     way: str

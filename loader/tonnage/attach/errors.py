@@ -1,6 +1,6 @@
-"""What can go wrong between a cache entry and tensors, beyond the errors that all of Tonnage shares.
+"""Errors specific to attach.
 
-Each class keeps the reason of the one it derives from and says, in its own remedy, what to do in this case.
+Each class has the reason of its base class, and its own remedy.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from tonnage.errors import (
 
 
 class TorchMissing(InvalidPlan, ImportError):
-    """PyTorch is not installed here."""
+    """PyTorch is not installed."""
 
     remedy = "pip install 'tonnage[attach]'"
 
 
 class PathNotFound(ObjectNotFound, FileNotFoundError):
-    """There is nothing at the path that was to be opened."""
+    """The path does not exist."""
 
     remedy = "Check the path; in a pod, TONNAGE_MODEL_PATH holds it. `tonnage ls` lists the entries of a cache."
 
 
 class RankMissing(InvalidPlan):
-    """The weights are one set for each rank, and none, or one that isn't there, was asked for."""
+    """The weights are sharded by rank, and no rank was given, or one that does not exist."""
 
-    remedy = "Pass rank=, one of those that the message lists."
+    remedy = "Pass one of the ranks that the message lists as rank=."
 
 
 class KeyNotFound(InvalidPlan, KeyError):
     """No tensor has this name."""
 
-    remedy = "Look at weights.keys(); the nearest names are in the message."
+    remedy = "Check weights.keys(); the message has the most similar names."
 
 
 class WeightsClosed(InvalidPlan, ValueError):
-    """The weights were closed; tensors taken before stay good."""
+    """The weights were closed. Tensors returned before that stay valid."""
 
     remedy = "Open the path again, or use the weights before their context ends."
 
 
 class ModuleMismatch(InvalidPlan):
-    """Module and weights disagree. The message lists every disagreement.
+    """Module and weights do not match. The message lists the mismatches.
 
     Attributes:
-        missing: Names that the module has and the weights have not.
-        unexpected: Names that the weights have and the module has not.
-        differing: One sentence for each tensor that both have in different form.
+        missing: Names that only the module has.
+        unexpected: Names that only the weights have.
+        differing: A description of each tensor that differs in shape or dtype, or between tied names.
     """
 
-    remedy = "Build the module from the config that belongs to these weights, pass dtype= or use strict=False."
+    remedy = "Build the module from the config of these weights, pass dtype=, or use strict=False."
 
     def __init__(
         self, message: str, *, missing: tuple[str, ...], unexpected: tuple[str, ...], differing: tuple[str, ...]
@@ -67,36 +67,36 @@ class ModuleMismatch(InvalidPlan):
 
 
 class DeviceNotFound(InvalidPlan):
-    """The device does not exist on this machine, or this PyTorch can't use it."""
+    """The device does not exist on this machine, or this PyTorch version can't use it."""
 
-    remedy = "Use a device that the message lists; CUDA_VISIBLE_DEVICES and the pod's GPU limit decide what is there."
+    remedy = "Use an available device; for GPUs, check CUDA_VISIBLE_DEVICES and the pod's GPU limit."
 
 
 class DeviceMemoryShort(InsufficientSpace):
-    """The device has too little free memory for what was asked."""
+    """The device has too little free memory."""
 
-    remedy = "Free memory on the device, load fewer tensors (keys=, filter=, rank=) or use a device with more."
+    remedy = "Free memory on the device, load fewer tensors (keys=, filter=, rank=) or use a device with more memory."
 
 
 class DeviceFailed(InternalError):
-    """The GPU's driver refused an operation."""
+    """The GPU's driver returned an error."""
 
-    remedy = "Look at `nvidia-smi` and the kernel's log: an earlier error of this process or a fault of the GPU."
+    remedy = "Check `nvidia-smi` and the kernel's log for GPU faults, and this process for earlier CUDA errors."
 
 
 class DtypeUnknown(DtypeUnsupported):
-    """The file has a dtype that this PyTorch doesn't know."""
+    """The file has a dtype that this PyTorch version does not have."""
 
-    remedy = "Install a newer PyTorch, or leave the tensor out with keys= or filter=."
+    remedy = "Install a newer PyTorch version, or omit the tensor with keys= or filter=."
 
 
 class EntryIncomplete(CacheDamaged):
-    """The entry was never finished, or was emptied."""
+    """The entry's load is not finished, or the entry was evicted."""
 
-    remedy = "Wait for the loader that fills it, or load it again."
+    remedy = "Wait for the load to finish, or load the entry again."
 
 
 class EntryBeingRemoved(CacheInUse):
-    """Somebody is emptying the entry right now."""
+    """Another process is evicting the entry."""
 
-    remedy = "Load it again."
+    remedy = "Load the entry again."

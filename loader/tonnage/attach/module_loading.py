@@ -1,4 +1,4 @@
-"""Weights into a module: what goes where, whether the two agree, and doing it."""
+"""Loads weights into a module: matches names, checks shapes and dtypes, then replaces or overwrites the tensors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tonnage.attach.progress import ProgressReporter
 
 _SHOWN = 200
-"""Disagreements of each kind that the message lists; the error's attributes hold all."""
+"""Maximum number of mismatches of each kind in the message; the error's attributes have all."""
 
 _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 class LoadResult(NamedTuple):
-    """What loading into a module left out.
+    """Names that were not loaded into a module.
 
     Attributes:
-        missing: Names that the module has and the weights have not. Empty if strict.
-        unexpected: Names that the weights have and the module has not. Empty if strict.
-        left_on_meta: Parameters and buffers that still hold no data, because the weights don't have them: as a rule
-            buffers that are computed when a module is built, and that the caller has to compute.
+        missing: Names that only the module has. Empty if strict.
+        unexpected: Names that only the weights have. Empty if strict.
+        left_on_meta: Parameters and buffers that are still on the meta device, because the weights don't have them:
+            usually buffers that modules compute at construction, which the caller must compute.
     """
 
     missing: tuple[str, ...]
@@ -59,7 +59,7 @@ class TensorSource:
 
 
 class Binding(NamedTuple):
-    """A name of a parameter or buffer: the module that owns it, and under which attribute."""
+    """A name of a parameter or buffer, with the module that owns it and its attribute there."""
 
     name: str
     owner: torch.nn.Module
@@ -71,7 +71,7 @@ class ModuleTensor:
     """A parameter or buffer of the module, with all its names.
 
     Attributes:
-        tensor: What the module has now.
+        tensor: The module's current tensor.
         is_parameter: Whether it is a parameter.
         persistent: Whether the module's state has it under some name: all but non-persistent buffers.
         bindings: Its names; several where modules share it.
@@ -84,7 +84,7 @@ class ModuleTensor:
 
     @property
     def is_lazy(self) -> bool:
-        """Whether its shape isn't known yet."""
+        """Whether its shape is not known yet."""
         return torch.nn.parameter.is_lazy(self.tensor)
 
 
@@ -123,10 +123,10 @@ def load_into_module(
     dtype: torch.dtype | None,
     label: str,
 ) -> LoadResult:
-    """Gives the module the weights; see ``Weights.load_into``.
+    """Loads the weights into the module; see ``Weights.load_into``.
 
     Raises:
-        ModuleMismatch: They disagree; nothing was changed.
+        ModuleMismatch: Module and weights do not match. Nothing was changed.
     """
     targets = list_module_tensors(module)
     moves: list[_Move] = []
@@ -161,11 +161,11 @@ def load_into_module(
 def _compare(
     target: ModuleTensor, record: TensorInfo, dtype: torch.dtype | None, *, strict: bool
 ) -> tuple[str, torch.dtype]:
-    """What is wrong with a pair (or nothing), and the dtype that the module's tensor will have."""
+    """Returns the mismatch of a pair (empty if there is none), and the dtype that the module's tensor will have."""
     stored = torch_dtype(record)
     loaded_dtype = dtype if dtype is not None and needs_conversion(record, dtype) else stored
     if target.is_lazy:
-        return "is not built yet in the module: run the module once, or give its layers their sizes", loaded_dtype
+        return "is not initialized in the module: run the module once, or give its layers their sizes", loaded_dtype
     if tuple(target.tensor.shape) != record.shape:
         return (
             f"has the shape {tuple(target.tensor.shape)} in the module and {record.shape} in the weights",
@@ -180,10 +180,10 @@ def _compare(
 
 
 def _find_tied_conflicts(tied_pairs: list[tuple[TensorInfo, TensorInfo]], source: TensorSource) -> list[str]:
-    """Names that the module has for one tensor, and the weights for two that differ."""
+    """Describes tied names of the module under which the weights have different tensors."""
     return [
-        f"{short_repr(one.name)} and {short_repr(other.name)} are one tensor in the module and two different in the "
-        f"weights"
+        f"{short_repr(one.name)} and {short_repr(other.name)} are one tensor in the module and two different tensors "
+        "in the weights"
         for one, other in tied_pairs
         if (one.dtype, one.shape) != (other.dtype, other.shape)
         or not torch.equal(_bytes(source.view(one)), _bytes(source.view(other)))
@@ -191,12 +191,12 @@ def _find_tied_conflicts(tied_pairs: list[tuple[TensorInfo, TensorInfo]], source
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor's bytes, so that NaN equals itself and every dtype can be compared."""
+    """Views a contiguous tensor as bytes, so that NaN equals itself and every dtype can be compared."""
     return tensor.reshape(-1).view(torch.uint8)
 
 
 def _apply(moves: list[_Move], source: TensorSource, dtype: torch.dtype | None, reporter: ProgressReporter) -> None:
-    """First what needs new memory, then what is overwritten: running out of memory then changes nothing."""
+    """Loads what needs new memory first, then overwrites in place: running out of memory then changes nothing."""
     reallocated = [move for move in moves if not _in_place(move)]
     loaded: list[tuple[_Move, torch.Tensor]] = []
     for device in dict.fromkeys(move.device for move in reallocated):
@@ -224,7 +224,7 @@ def _in_place(move: _Move) -> bool:
 
 
 def _assign(move: _Move, tensor: torch.Tensor) -> None:
-    """Puts new memory under the target's names: into the same parameter where that can be, else into a new one."""
+    """Assigns a new tensor to all of the target's names. Keeps the parameter object, except on the meta device."""
     target = move.target
     old = target.tensor
     if not target.is_parameter:
@@ -243,7 +243,7 @@ def _assign(move: _Move, tensor: torch.Tensor) -> None:
 def _mismatch(
     module: torch.nn.Module, label: str, missing: list[str], unexpected: list[str], differing: list[str]
 ) -> ModuleMismatch:
-    lines = [f"{type(module).__name__} and the weights of {label} disagree:"]
+    lines = [f"{type(module).__name__} and the weights of {label} do not match:"]
     for what, names in (("missing in the weights", missing), ("unknown to the module", unexpected)):
         if names:
             lines.append(f"  {len(names)} {what}: {', '.join(map(short_repr, names[:_SHOWN]))}{_more(names)}")

@@ -1,4 +1,4 @@
-"""How far a copy is: a callback, or a bar on a terminal when it takes long enough to wonder."""
+"""Reports the progress of a copy: to a callback, or as a progress bar if it takes more than a second."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None] | Literal["auto", "off"]
 
 _BAR_DELAY = 1.0
-"""Seconds before the bar shows."""
+"""Seconds before the bar appears."""
 
 
 def check_progress(progress: object) -> None:
-    """Refuses a ``progress=`` that says nothing.
+    """Validates a ``progress=`` argument.
 
     Raises:
         InvalidPlan: It is neither a callback nor ``auto`` nor ``off``.
     """
     if not callable(progress) and progress not in ("auto", "off"):
-        raise InvalidPlan(f'progress={progress!r} is neither "auto" nor "off" nor a function of two numbers of bytes.')
+        raise InvalidPlan(f'progress={progress!r} is neither "auto" nor "off" nor a function of two numbers.')
 
 
 class ProgressReporter:
-    """Tells one copy's progress. A context manager, so that the bar goes away.
+    """Reports one copy's progress. Use it as a context manager, which removes the bar.
 
-    ``progress`` is a callback with (bytes so far, bytes in all), ``auto`` for a bar if standard error is a terminal and
+    ``progress`` is a callback with (bytes done, bytes in all), ``auto`` for a bar if standard error is a terminal and
     the copy takes longer than a second, or ``off``.
     """
 
@@ -53,12 +53,12 @@ class ProgressReporter:
             self._bar.stop()
 
     def finish_phase(self, size: int) -> None:
-        """Tells that ``size`` bytes more are done for good: later figures count from there."""
+        """Adds ``size`` bytes to the finished phases; ``update`` counts from there."""
         self._finished_bytes += size
         self.update(0)
 
     def update(self, phase_bytes: int) -> None:
-        """Reports the bytes of this phase so far."""
+        """Reports the bytes that are done in the current phase."""
         done = min(self._finished_bytes + phase_bytes, self._total)
         if done == self._last:
             return

@@ -1,4 +1,4 @@
-"""Nested names back into the dicts and lists that they were. Pure."""
+"""Rebuilds nested dicts and lists from key paths. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ KeyPath = tuple[str | int, ...]
 
 
 def unflatten(values: Mapping[KeyPath, Any], *, all_paths: Iterable[KeyPath] | None = None) -> Any:  # noqa: ANN401  # dict or list
-    """Builds dicts (where paths have strings) and lists (where they have integers).
+    """Builds dicts (for strings in paths) and lists (for integers in paths).
 
     Args:
-        values: What goes where.
-        all_paths: The paths of the whole, where ``values`` is a part of it: lists keep their positions, with None for
-            what
-            was left out at a place where the whole has something.
+        values: Values by path.
+        all_paths: All paths of the tree, if ``values`` has only some of them: lists then keep their positions, with
+            None for omitted items.
 
     Raises:
-        FormatDamaged: A path goes through another's value, one node has both kinds of keys, or a list has holes.
+        FormatDamaged: A path continues below a value, a node has both kinds of keys, or a list has gaps.
     """
     root: dict[str | int, Any] = {}
     for path in values if all_paths is None else all_paths:
@@ -31,7 +30,7 @@ def unflatten(values: Mapping[KeyPath, Any], *, all_paths: Iterable[KeyPath] | N
         for step in path[:-1]:
             node = node.setdefault(step, {})
             if not isinstance(node, dict):
-                raise FormatDamaged(f"The name {short_repr(_format_path(path))} goes through what is itself a tensor.")
+                raise FormatDamaged(f"The name {short_repr(_format_path(path))} continues below another tensor.")
         if path[-1] in node:
             raise FormatDamaged(
                 f"The name {short_repr(_format_path(path))} is both a tensor and a collection of tensors."
@@ -51,14 +50,14 @@ class _Leaf:
 def _build(node: dict[str | int, Any], path: KeyPath) -> Any:  # noqa: ANN401
     lists = sum(isinstance(key, int) for key in node)
     if lists not in {0, len(node)}:
-        raise FormatDamaged(f"Below {short_repr(_format_path(path))} there are names and positions side by side.")
+        raise FormatDamaged(f"{short_repr(_format_path(path))} has both names and list positions below it.")
     if not lists:
         settled = {key: _build_value(child, (*path, key)) for key, child in node.items()}
         present = {key: value for key, value in settled.items() if value is not _ABSENT}
         return present if present or not path else _ABSENT
     if set(node) != set(range(len(node))):
         raise FormatDamaged(
-            f"The list {short_repr(_format_path(path))} has {len(node)} items, which are not numbered from 0."
+            f"The {len(node)} items of the list {short_repr(_format_path(path))} are not numbered from 0."
         )
     items = [_build_value(node[position], (*path, position)) for position in range(len(node))]
     if path and all(item is _ABSENT for item in items):
@@ -76,4 +75,4 @@ def _build_value(child: Any, path: KeyPath) -> Any:  # noqa: ANN401
 
 
 def _format_path(path: KeyPath) -> str:
-    return ".".join(map(str, path)) or "the top"
+    return ".".join(map(str, path)) or "the root"

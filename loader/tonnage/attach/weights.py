@@ -1,4 +1,4 @@
-"""Weights: names to tensors, over whatever holds them."""
+"""``Weights``: opened model files as a mapping of names to tensors."""
 
 from __future__ import annotations
 
@@ -40,17 +40,16 @@ _NAMES_IN_ERROR = 5
 
 
 class Weights(Mapping[str, torch.Tensor]):
-    """Tensors by name, without having been read yet: ``tonnage.open`` makes one.
+    """Tensors by name, returned by ``tonnage.open``. Opening reads no tensor data.
 
-    On the CPU a tensor is a view of the cache's own memory, which all processes share. Writing to one changes a private
-    copy of the pages written, in this process alone; the cache never changes. As a context manager, and with
-    ``close()``, it lets go of files and of the entry's lock. Tensors taken before stay good: the memory is given back
-    when the last of them goes.
+    On the CPU a tensor is a view of the cache's own memory, which all processes share. Writing to a tensor copies the
+    written pages, for this process only; the cache never changes. ``close()``, or leaving the context, releases files
+    and the entry's lock. Tensors returned before stay valid: the memory is unmapped with the last of them.
 
     Attributes:
-        path: What was opened.
-        metadata: What the files say about themselves: the headers' metadata, and ``tonnage.revision``,
-            ``tonnage.digest``, ``tonnage.layout`` and ``tonnage.verified`` of a cache entry.
+        path: The path that was opened.
+        metadata: Metadata of the files' headers; of a cache entry also ``tonnage.revision``, ``tonnage.digest``,
+            ``tonnage.layout`` and ``tonnage.verified``.
         nbytes: Bytes of all tensors' data.
     """
 
@@ -75,12 +74,11 @@ class Weights(Mapping[str, torch.Tensor]):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
         return not self._finalizer.alive
 
     @property
     def records(self) -> Mapping[str, TensorInfo]:
-        """What is known of each tensor without touching it: dtype, shape, file, offset, length."""
+        """Dtype, shape, file, offset and length of each tensor, from the headers."""
         return types.MappingProxyType(self._records)
 
     @property
@@ -90,16 +88,16 @@ class Weights(Mapping[str, torch.Tensor]):
 
     @property
     def last_copy(self) -> CopyStats | None:
-        """How the last copy to a device went; None before the first."""
+        """Statistics of the last copy to a device; None before the first."""
         return self._copier.last_copy
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """Returns a tensor on the CPU.
 
         Raises:
-            KeyNotFound: There is none of this name; a ``KeyError``.
+            KeyNotFound: No tensor has this name; a ``KeyError``.
             WeightsClosed: The weights were closed.
-            DtypeUnknown: This PyTorch doesn't know the tensor's dtype.
+            DtypeUnknown: This PyTorch version does not have the tensor's dtype.
         """
         self._check_open()
         try:
@@ -126,29 +124,29 @@ class Weights(Mapping[str, torch.Tensor]):
         device: DeviceLike = "cpu",
         *,
         keys: Iterable[str] | None = None,
-        filter: Callable[[str], bool] | None = None,  # noqa: A002  # what people call it
+        filter: Callable[[str], bool] | None = None,  # noqa: A002  # the usual name
         dtype: torch.dtype | None = None,
         nested: bool = False,
         progress: Progress = "auto",
-    ) -> Any:  # noqa: ANN401  # a dict of tensors, or whatever was nested
+    ) -> Any:  # noqa: ANN401  # a dict of tensors, or nested dicts and lists
         """Returns tensors by name: views on the CPU, or copies on a device.
 
         Args:
-            device: Where they shall be. ``meta`` gives shapes without data.
-            keys: Only these, in this order.
-            filter: Only the names for which this is true.
-            dtype: What float16, bfloat16, float32 and float64 tensors are converted to; others are left as they are.
-            nested: Dicts and lists as they were before names were flattened; lists have None for what was left out.
-            progress: Called with (bytes so far, bytes in all); ``auto``: a bar when standard error is a terminal and it
-                takes more than a second; ``off``.
+            device: The tensors' device. ``meta`` returns shapes without data.
+            keys: Only these names, in this order.
+            filter: Only the names for which this function returns true.
+            dtype: Converts float16, bfloat16, float32 and float64 tensors to this dtype; others are not converted.
+            nested: Return the original dicts and lists instead of flat names; lists have None for omitted items.
+            progress: A callback with (bytes done, bytes in all); ``auto``: a bar if standard error is a terminal and
+                the copy takes more than a second; ``off``.
 
         Raises:
-            KeyNotFound: Some of ``keys`` are not there.
-            DeviceNotFound: There is no such device.
+            KeyNotFound: Some of ``keys`` do not exist.
+            DeviceNotFound: The device does not exist.
             DeviceMemoryShort: The device has too little free memory. Nothing was copied.
-            DeviceFailed: The device refused something.
+            DeviceFailed: The device's driver returned an error.
             CacheDamaged: A file became shorter or can't be read.
-            InvalidPlan: ``dtype`` is not a floating type, or ``progress`` none of these.
+            InvalidPlan: ``dtype`` is not a floating type, or ``progress`` is invalid.
             WeightsClosed: The weights were closed.
         """
         self._check_open()
@@ -184,32 +182,31 @@ class Weights(Mapping[str, torch.Tensor]):
         dtype: torch.dtype | None = None,
         progress: Progress = "auto",
     ) -> LoadResult:
-        """Gives a module these weights.
+        """Loads these weights into a module.
 
-        Parameters and buffers that lie on the device already are overwritten in place; those on the meta device, or
-        elsewhere, get new memory (on the CPU: the cache's own). Parameters that are one object under several names stay
-        one, and only one of the names needs to be among the weights. Buffers that the module doesn't keep in its state
-        are filled where the weights have them. Whether the weights call something a parameter or a buffer doesn't
-        matter, the module decides.
+        Parameters and buffers that are on the target device already are overwritten in place; those on the meta device
+        or another device get new memory (on the CPU: the cache's own). A parameter with several names (tied weights)
+        stays one parameter, and the weights need only one of the names. Non-persistent buffers are loaded if the
+        weights have them. The module decides what is a parameter and what is a buffer, not the weights.
 
         Args:
-            module: Built from the config that belongs to the weights.
-            device: Where its tensors shall be; None: where each is, and the CPU for those on the meta device.
-            strict: Refuse missing and unexpected names and other dtypes. Without it, what both have is loaded and
-                converted to the module's dtype. Other shapes are refused in any case.
-            dtype: The dtype that floating tensors shall have in the module afterwards.
+            module: A module built from the config of the weights.
+            device: The target device; None: each tensor's own, and the CPU for those on the meta device.
+            strict: Reject missing and unexpected names and different dtypes. If false, the names that both have are
+                loaded and converted to the module's dtype. Different shapes are always rejected.
+            dtype: Converts the module's floating tensors to this dtype.
             progress: As in ``state_dict``.
 
         Returns:
-            What was left out, and what is still on the meta device because the weights don't have it.
+            The names that were not loaded, and those still on the meta device because the weights don't have them.
 
         Raises:
-            ModuleMismatch: Module and weights disagree; all disagreements are listed, and nothing was changed.
-            DeviceNotFound: There is no such device.
+            ModuleMismatch: Module and weights do not match. All mismatches are listed, and nothing was changed.
+            DeviceNotFound: The device does not exist.
             DeviceMemoryShort: The device has too little free memory. Nothing was copied.
-            DeviceFailed: The device refused something.
+            DeviceFailed: The device's driver returned an error.
             CacheDamaged: A file became shorter or can't be read.
-            InvalidPlan: ``dtype`` is not a floating type, ``device`` is ``meta``, or ``progress`` no progress.
+            InvalidPlan: ``dtype`` is not a floating type, ``device`` is ``meta``, or ``progress`` is invalid.
             WeightsClosed: The weights were closed.
         """
         self._check_open()
@@ -229,7 +226,7 @@ class Weights(Mapping[str, torch.Tensor]):
         )
 
     def close(self) -> None:
-        """Lets go of files, of the entry's lock and of buffers. Tensors taken before stay good. May be called again."""
+        """Releases files, the entry's lock and buffers. Tensors returned before stay valid. Idempotent."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -311,7 +308,7 @@ def open_path(
     options: CopyOptions,
     engine_factory: Callable[[torch.device], Engine | None] = engine_for,
 ) -> Weights:
-    """Opens weights; see ``tonnage.attach.open_weights``."""
+    """Opens weights; see ``tonnage.attach.open_weights``. Tests pass ``engine_factory`` to copy without a GPU."""
     weights_path = Path(path)
     target = None if device is None else find_device(device)
     copier = DeviceCopier(options, meta_tensors=meta_tensors, engine_factory=engine_factory)

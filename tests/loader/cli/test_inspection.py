@@ -51,7 +51,7 @@ def test_what_safetensors_cannot_hold_is_shown_in_the_other_layout_with_a_note(c
     encrypted = next(file for file in corpus.values() if file.encrypted)
     inspection = inspect_files([encrypted.path])
     assert inspection.layout is Layout.TENSORIZER
-    assert "safetensors layout can't hold this" in inspection.notes[0]
+    assert "safetensors layout can't represent this model" in inspection.notes[0]
 
 
 def test_segments_cover_the_body_without_gaps_and_tensors_know_theirs(tmp_path: Path) -> None:

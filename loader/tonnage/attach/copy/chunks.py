@@ -1,10 +1,10 @@
-"""How tensors lie on the device, and in which pieces they get there. Pure arithmetic.
+"""Computes where tensors are placed on a device, and the chunks in which they are copied. Pure.
 
-Tensors are packed into **groups**, one device allocation each, so that neighbours in a file stay neighbours and many
-small tensors travel in one copy. Groups are cut into **chunks**, what one bounce buffer holds. A chunk consists of
-**pieces**, contiguous both in a file and in the group. Every tensor begins at a multiple of ``ALIGNMENT`` on the device
-whatever its offset in the file: about half of the tensors in ``.tensors`` files are misaligned.
-All ranges include their start and exclude their end.
+Tensors are packed into **groups**, one device allocation each, in the order of the file, so that many small tensors are
+copied at once. Groups are split into **chunks**: the unit of a copy, what one staging buffer holds. A chunk consists of
+**extents**, ranges that are contiguous both in a file and in the group. Every tensor begins at a multiple of
+``ALIGNMENT`` on the device, whatever its offset in the file: about half of the tensors in ``.tensors`` files are
+misaligned. All ranges include their start and exclude their end.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tonnage.attach.files.tensor_info import TensorInfo
 
 ALIGNMENT = 64
-"""Bytes. Enough for every vectorized kernel that reads weights; 16 is the most that any is known to ask for."""
+"""Bytes. Enough for all vectorized kernels that read weights; none is known to need more than 16."""
 
 
 class Extent(NamedTuple):
-    """Bytes that are contiguous in a file and in a group: ``length`` of them from ``source`` to ``target``."""
+    """Contiguous bytes: ``length`` bytes at ``source`` in the file, which are copied to ``target`` in the group."""
 
     file: int
     source: int
@@ -34,8 +34,8 @@ class Group(NamedTuple):
 
     Attributes:
         size: Bytes, a multiple of ``ALIGNMENT``.
-        extents: What is to be copied, by ascending target.
-        tensors: Which tensors are in it, and the offset of each.
+        extents: Extents to copy, by ascending target.
+        tensors: The tensors of the group, with their offsets in it.
     """
 
     size: int
@@ -44,9 +44,9 @@ class Group(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one buffer holds: its range in the group, and the pieces that fill it (``data_bytes`` bytes).
+    """The contents of one buffer: a range of the group, and the extents in it (``data_bytes`` bytes in all).
 
-    ``data_bytes`` is less than ``length`` where there is padding between tensors.
+    ``data_bytes`` is less than ``length`` if there is padding between tensors.
     """
 
     target: int
@@ -56,11 +56,11 @@ class Chunk(NamedTuple):
 
 
 def pack_groups(records: Iterable[TensorInfo], *, group_bytes: int) -> list[Group]:
-    """Decides the groups.
+    """Packs tensors into groups.
 
     Args:
-        records: Tensors with data. Sorted by file and offset here, so the order doesn't matter.
-        group_bytes: A group is closed before it would exceed this; one larger tensor makes a larger group.
+        records: Tensors with data, in any order. They are sorted by file and offset.
+        group_bytes: Maximum size of a group; a tensor that is larger gets a group of its own.
     """
     groups: list[Group] = []
     extents: list[Extent] = []
@@ -84,10 +84,10 @@ def pack_groups(records: Iterable[TensorInfo], *, group_bytes: int) -> list[Grou
 
 
 def split_group(group: Group, *, chunk_bytes: int) -> Iterator[Chunk]:
-    """Cuts a group into chunks of at most ``chunk_bytes`` bytes of target range.
+    """Splits a group into chunks whose target range has at most ``chunk_bytes`` bytes.
 
-    A new chunk also begins where less than a sixteenth of the buffer is left and the next run wouldn't fit, so that
-    tensors are not torn for nothing.
+    A new chunk also begins if less than a sixteenth of the buffer is left and the next extent doesn't fit, so that
+    tensors are not split needlessly.
     """
     start = end = 0
     extents: list[Extent] = []
@@ -115,7 +115,7 @@ def _chunk(start: int, end: int, extents: list[Extent]) -> Chunk:
 
 
 def total_bytes(groups: Sequence[Group]) -> int:
-    """Bytes on the device that the groups need."""
+    """Returns the bytes of device memory that the groups need."""
     return sum(group.size for group in groups)
 
 

@@ -1,4 +1,4 @@
-"""Records onto a device: which way, in which groups, and what becomes of the ones to be converted."""
+"""Copies tensors from files to a device, and converts them there."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ if TYPE_CHECKING:
     from tonnage.attach.progress import ProgressReporter
 
 TEMPORARY_GROUP_BYTES = 32 << 20
-"""Size of the groups that exist only until their tensors are converted, or copied to where they belong."""
+"""Size of groups that exist only until their tensors are converted, or copied into a module."""
 WINDOW_BYTES = 240 << 20
-"""Bytes of such groups that exist at once: two of the largest matrices of common models."""
+"""Maximum bytes of such groups at once: two of the largest matrices of common models."""
 
 _CONVERTIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def needs_conversion(record: TensorInfo, dtype: torch.dtype | None) -> bool:
-    """Says whether ``dtype=`` changes this tensor.
+    """Returns whether ``dtype=`` converts this tensor.
 
-    Only the floating types that hold values as they are do change: not complex numbers, not integers, and not the types
-    of 8 bits and less, which are quantized weights and mean nothing without their scales.
+    Only float16, bfloat16, float32 and float64 are converted: not complex numbers, not integers, and not floating types
+    of 8 bits and fewer, which are quantized weights and have no meaning without their scales.
     """
     own = torch_dtype(record)
     return dtype is not None and own in _CONVERTIBLE and own != dtype
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Refuses a ``dtype=`` that tensors can't be converted to.
+    """Validates a ``dtype=`` argument.
 
     Raises:
-        InvalidPlan: It is no dtype, or not a floating one.
+        InvalidPlan: It is not a floating dtype.
     """
     if dtype is not None and not getattr(dtype, "is_floating_point", False):
         raise InvalidPlan(f"dtype={dtype} is not a floating type; only floating tensors can be converted.")
 
 
 class DeviceCopier:
-    """Brings tensors of files to devices.
+    """Copies tensors from files to devices.
 
     Attributes:
-        last: How the last copy went; None before the first.
+        last_copy: Statistics of the last copy; None before the first.
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class DeviceCopier:
         self._warm_workers: tuple[torch.device, CopyWorkers] | None = None
 
     def set_files(self, files: Sequence[SourceFile]) -> None:
-        """Says which files records refer to: warming up can begin before they are known."""
+        """Sets the files that tensors refer to by number. They are opened after ``warm_up``."""
         self._files = files
 
     def warm_up(self, device: torch.device) -> None:
-        """Starts the workers for a copy that will come, so that their buffers are ready by then."""
+        """Starts workers in advance, which prepare their buffers in the background."""
         if self._warm_workers is None and self._options.way != "plain":
             workers = self._start_workers(device)
             if workers is not None:
                 self._warm_workers = (device, workers)
 
     def close(self) -> None:
-        """Lets go of workers that were never used."""
+        """Stops workers that were never used."""
         if self._warm_workers is not None:
             self._warm_workers[1].close()
             self._warm_workers = None
@@ -99,11 +99,11 @@ class DeviceCopier:
         dtype: torch.dtype | None,
         reporter: ProgressReporter,
     ) -> dict[str, torch.Tensor]:
-        """Returns the tensors on the device, in the order of the records.
+        """Returns the tensors on the device, in the order of ``records``.
 
         Raises:
-            DeviceMemoryShort: They don't fit.
-            DeviceFailed: The device refused something.
+            DeviceMemoryShort: The device has too little free memory.
+            DeviceFailed: The device's driver returned an error.
             CacheDamaged: A file became shorter or can't be read.
         """
         self.warm_up(device)
@@ -149,13 +149,13 @@ class DeviceCopier:
         *,
         reporter: ProgressReporter,
     ) -> None:
-        """Calls ``use`` with each tensor while it is on the device; its memory is given back afterwards.
+        """Calls ``use`` with each tensor on the device, in the order of the files, and frees its memory afterwards.
 
-        ``use`` copies what it wants to keep, on PyTorch's current stream. The order is that of the files.
+        ``use`` must copy the data on PyTorch's current stream.
 
         Raises:
-            DeviceMemoryShort: The largest tensor doesn't fit.
-            DeviceFailed: The device refused something.
+            DeviceMemoryShort: The device has too little free memory for the largest tensor.
+            DeviceFailed: The device's driver returned an error.
             CacheDamaged: A file became shorter or can't be read.
         """
         self.warm_up(device)
@@ -196,7 +196,7 @@ class DeviceCopier:
         *,
         window: int = 0,
     ) -> tuple[str, CopyWorkers | None]:
-        """One pass over the groups, and how it was made."""
+        """Copies the groups; returns the way of copying, and the workers if there were any."""
         workers = self._acquire_workers(device)
         if workers is None:
             self._copy_plain(groups, device, on_group, reporter)
@@ -215,7 +215,7 @@ class DeviceCopier:
         on_group: Callable[[Group, torch.Tensor], None],
         reporter: ProgressReporter,
     ) -> None:
-        """PyTorch's own copies from the mapping, for devices without an engine."""
+        """Copies from the mapping with PyTorch, for devices without an engine."""
         done = 0
         for group in groups:
             base = torch.empty(group.size, dtype=torch.uint8, device=device)
@@ -266,7 +266,7 @@ class DeviceCopier:
 def cpu_tensor(
     record: TensorInfo, files: Sequence[SourceFile], *, dtype: torch.dtype | None, meta_tensors: str
 ) -> torch.Tensor:
-    """Returns a tensor in the machine's own memory: a view of the cache unless it is converted or has no data."""
+    """Returns a tensor on the CPU: a view of the cache unless it is converted or has no data."""
     if record.length:
         tensor = cpu_view(record, files[record.file])
     else:
@@ -279,7 +279,7 @@ def _tensor_bytes(groups: Sequence[Group]) -> int:
 
 
 def _synchronize(device: torch.device) -> None:
-    """Waits for conversions and fills, so that whatever stream uses the tensors next finds them done."""
+    """Waits for conversions and fills, so that the tensors can be used on any stream."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
@@ -287,7 +287,7 @@ def _synchronize(device: torch.device) -> None:
 def _peak_bytes(
     groups: Sequence[Group], records: Sequence[TensorInfo], to_convert: Sequence[TensorInfo], dtype: torch.dtype | None
 ) -> int:
-    """Bytes of device memory that a load takes at its peak."""
+    """Returns the peak bytes of device memory of a load."""
     peak = total_bytes(groups) + sum(nbytes(record) + ALIGNMENT for record in records if not record.length)
     if to_convert and dtype is not None:
         peak += sum(nbytes(record) // record.item_size * dtype.itemsize for record in to_convert)
@@ -296,6 +296,6 @@ def _peak_bytes(
 
 
 def _window_peak_bytes(records: Sequence[TensorInfo]) -> int:
-    """Bytes of device memory for the groups that are there at once, at most."""
+    """Returns the maximum bytes of device memory for temporary groups that exist at once."""
     sizes = [record.length + ALIGNMENT for record in records]
     return min(sum(sizes), max(WINDOW_BYTES, *sizes)) if sizes else 0

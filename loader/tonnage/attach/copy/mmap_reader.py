@@ -1,8 +1,8 @@
-"""Files through a mapping: to read what lies in memory, and to ask whether it does.
+"""Reads files in memory through mappings, and checks whether a range is in the page cache.
 
-A mapping that is marked as read in sequence spares pages their slow first ``read`` (see ``unread``), but its page
-tables cost more than a ``read`` of pages that had theirs (Linux: mm_inline.h ``vma_has_recency``). Each thread has
-mappings of its own: in one that all share they wait for each other at the kernel's count of who is using it.
+A mapping with ``MADV_SEQUENTIAL`` avoids the slow first ``read`` of each page (see ``page_lru``; Linux: mm_inline.h
+``vma_has_recency``), but its page tables make it slower than ``read`` for pages that were read before. Each thread has
+mappings of its own, because threads that share one contend for its reference count in the kernel.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tonnage.attach.files.source_file import SourceFile
 
 MAX_RESIDENT_BYTES = 64 << 30
-"""Bytes whose page tables (a 512th of it) are kept until the end, when giving them back costs nobody time."""
+"""Bytes whose page tables (1/512 of the bytes) are kept until the end, when freeing them no longer delays the copy."""
 
 
 class ThreadMappings:
-    """A mapping of each file for each thread, made when it is first needed, unmapped with this object."""
+    """A mapping of each file for each thread, created on first use and unmapped with this object."""
 
     def __init__(self, files: Sequence[SourceFile]) -> None:
         self._files = files
@@ -37,12 +37,12 @@ class ThreadMappings:
         self._libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 
     def read(self, file: int, start: int, length: int, address: int) -> bool:
-        """Copies bytes of a file to a memory address; False where the file can't be mapped, as with no addresses left.
+        """Copies bytes of a file to a memory address; False if the file can't be mapped, for lack of address space.
 
         Raises:
-            CacheDamaged: The file has become shorter.
+            CacheDamaged: The file became shorter.
         """
-        self._files[file].require_size(start + length)  # touching a mapping beyond its file's end would end the process
+        self._files[file].require_size(start + length)  # reading a mapping beyond the file's end raises SIGBUS
         base = self._address(file)
         if not base:
             return False
@@ -56,9 +56,9 @@ class ThreadMappings:
         return True
 
     def is_resident(self, file: int, start: int, length: int) -> bool:
-        """Says whether all of a range is in the page cache; yes where it can't be told.
+        """Returns whether all of a range is in the page cache; True if unknown.
 
-        The kernel tells those alone who own the file or may write it.
+        The kernel reports it only to the file's owner and to processes that may write the file.
         """
         base = self._address(file)
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
@@ -69,7 +69,7 @@ class ThreadMappings:
         return all(byte & 1 for byte in found.raw)
 
     def release_page_tables(self) -> None:
-        """Gives the page tables back that reading took. Several threads may do it together."""
+        """Frees the page tables of ranges that were read. Thread-safe."""
         while self._resident_ranges:
             try:
                 address, length = self._resident_ranges.pop()
@@ -78,11 +78,11 @@ class ThreadMappings:
             self._libc.madvise(address, length, mmap.MADV_DONTNEED)
 
     def _address(self, file: int) -> int:
-        """Where this thread has the file; 0 where it can't be mapped."""
+        """Returns the address of this thread's mapping of the file; 0 if it can't be mapped."""
         addresses = self._thread_local.addresses
         if file not in addresses:
             mapping = _map(self._files[file])
-            self._all_mappings.append(mapping)  # not the thread's: its page tables may be given back after its end
+            self._all_mappings.append(mapping)  # outlives the thread: page tables may be freed after the thread ended
             addresses[file] = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) if mapping else 0
         return addresses[file]
 
@@ -93,7 +93,7 @@ def _map(file: SourceFile) -> mmap.mmap | None:
             file.descriptor,
             file.size,
             flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,  # ctypes tells the address of writable memory only
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,  # ctypes returns the address of writable memory only
         )
     except (OSError, ValueError):
         return None
@@ -102,7 +102,7 @@ def _map(file: SourceFile) -> mmap.mmap | None:
 
 
 class _ThreadLocal(threading.local):
-    """One thread's."""
+    """Addresses of a thread's mappings, by file number."""
 
     def __init__(self) -> None:
         self.addresses: dict[int, int] = {}

@@ -1,8 +1,8 @@
-"""Whether the files in shared memory have been read since they were written.
+"""Detects tmpfs pages that were never read since they were written.
 
-A tmpfs page that was written and never read moves from the kernel's list of inactive pages to the active one with its
-first ``read``, under one lock for all: a dozen threads then read at half their speed. The multi-generational LRU has no
-such lists (Linux: mm/shmem.c ``shmem_file_read_iter``, mm/swap.c ``folio_mark_accessed``).
+The first ``read`` of such a page moves it from the kernel's inactive list to the active list under a global lock, which
+halves the throughput of a dozen threads. The multi-generational LRU does not have these lists (Linux: mm/shmem.c
+``shmem_file_read_iter``, mm/swap.c ``folio_mark_accessed``).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Final
 LRU_GEN = Path("/sys/kernel/mm/lru_gen/enabled")
 MEMINFO = Path("/proc/meminfo")
 _UNREAD_DIVISOR: Final = 8
-"""A share of the files. Below it, reading all of them is as quick as any better way with the others."""
+"""If fewer than one in this many bytes are unread, reading all of them is as fast as copying from mappings."""
 
 
 def has_unread_pages(size: int, *, lru_gen: Path = LRU_GEN, meminfo: Path = MEMINFO) -> bool:
-    """Says whether files in shared memory await their slow first read, judging by all shared memory of this machine.
+    """Returns whether files in shared memory probably have unread pages, judging by all shared memory of this machine.
 
     Args:
-        size: Of the files, bytes.
-        lru_gen: Where the kernel says whether it has the multi-generational LRU.
-        meminfo: Where the kernel tells how much memory there is of which kind.
+        size: Bytes of the files.
+        lru_gen: The kernel's file with the state of the multi-generational LRU.
+        meminfo: The kernel's ``meminfo`` file.
 
     Returns:
-        True where at least an eighth of the files' size was never read, and where the kernel doesn't tell.
+        True if the unread bytes are at least an eighth of ``size``, or if the kernel does not report them.
     """
     if _has_multi_gen_lru(lru_gen):
         return False
@@ -43,7 +43,7 @@ def _has_multi_gen_lru(lru_gen: Path) -> bool:
 
 
 def _read_meminfo(meminfo: Path) -> dict[str, int]:
-    """Bytes by the kind's name; empty where the kernel doesn't tell."""
+    """Returns bytes by field name; empty if the file can't be read."""
     found = {}
     try:
         for line in meminfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Reads the pieces of a chunk into a buffer: from memory, or past it where a file on a disk is cold."""
+"""Reads a chunk into a buffer: with ``read``, from a mapping, or with direct I/O if a file on disk is not cached."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 Direct = Literal["auto", "never", "always"]
 
 DIRECT_IO_ALIGNMENT = 4096
-"""Offsets, lengths and addresses of direct reads are multiples of this; no disk has larger blocks."""
+"""Bytes. Offsets, lengths and addresses of direct reads are multiples of it; no disk has larger blocks."""
 MIN_DIRECT_IO_BYTES = 1 << 20
-"""Bytes. Below it a direct read's latency costs more than the page cache."""
+"""Minimum bytes of a direct read. For smaller ones the page cache is faster than a direct read's latency."""
 _MAX_GAP_BYTES = 16 << 10
-"""Bytes between two pieces of a file up to which one system call reads both, and throws what is between away."""
+"""Maximum bytes between two extents of a file that one system call reads together, discarding the bytes between."""
 _MAX_IOVECS = 512
 _MAX_MAPPED_EXTENTS = 64
-"""Chunks of more pieces are read by system calls, which take many at a time."""
+"""Chunks with more extents are read by system calls, each of which reads many extents."""
 _READ_EVERY_NTH = 4
-"""Of chunks that nobody has read yet, one of so many is read, the others are copied from a mapping. The lock that makes
-first reads slow isn't waited for then, and with each process that loads the same files fewer are left unread.
+"""If the files have unread pages, every n-th chunk is read and the others are copied from a mapping. This avoids
+contention on the LRU lock, and fewer pages are left unread for the next process that loads the same files.
 """
 
 
 class BufferCopy(NamedTuple):
-    """What is to be copied on: ``length`` bytes at ``offset`` of the buffer to ``target`` in the group."""
+    """A copy to the device: ``length`` bytes at ``offset`` of the buffer to ``target`` in the group."""
 
     offset: int
     target: int
@@ -44,20 +44,20 @@ class BufferCopy(NamedTuple):
 
 
 class ChunkReader:
-    """Reads chunks of some files. Used by all worker threads; each passes its own buffer and scratch memory.
+    """Reads chunks of files. All worker threads use it; each passes its own buffer and scratch memory.
 
     Attributes:
-        files: What pieces refer to by number.
+        files: The files that extents refer to by number.
     """
 
     def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto", has_unread: bool | None = None) -> None:
-        """Looks where the files lie.
+        """Checks which files are on disk, and which are in memory.
 
         Args:
-            files: What pieces refer to by number.
-            direct: Whether to go past the page cache: where a file isn't in it, never, or always.
-            has_unread: Whether files in memory were never read before, which mostly a mapping is better for; None: to
-                be found out.
+            files: The files that extents refer to by number.
+            direct: Whether to use direct I/O: for ranges that are not in the page cache, never, or always.
+            has_unread: Whether files in memory have pages that were never read; mappings are then used for most
+                chunks. None: ask the kernel.
         """
         self.files = files
         self._direct = direct
@@ -70,30 +70,30 @@ class ChunkReader:
         if direct != "always" and all(memory_backed):
             if has_unread is None:
                 has_unread = has_unread_pages(sum(file.size for file in files))
-            if has_unread:  # at another chunk in each process, so that in time all are read
+            if has_unread:  # starts at a random chunk, so that several processes together read all pages
                 self._chunk_counter = itertools.count(os.urandom(1)[0])
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
 
     @property
     def may_read_direct(self) -> bool:
-        """Whether some file may be read past the page cache, so that buffers need room for alignment."""
+        """Whether direct I/O may be used for a file, so that buffers need extra space for alignment."""
         return not all(self._buffered_only)
 
     def read_chunk(self, chunk: Chunk, buffer: memoryview, scratch: memoryview, *, address: int) -> list[BufferCopy]:
         """Reads a chunk.
 
         Args:
-            chunk: What to read.
-            buffer: Where to, at least the chunk's length.
-            address: Of the buffer.
-            scratch: At least 16 KiB that nobody looks at.
+            chunk: The chunk to read.
+            buffer: Target of the read, at least as long as the chunk.
+            address: Address of the buffer.
+            scratch: At least 16 KiB for bytes to be discarded.
 
         Returns:
-            The copies to make from the buffer: one, unless a direct read left the pieces as they are in the file.
+            The copies to start from the buffer: one, or one per extent after a direct read.
 
         Raises:
-            CacheDamaged: A file can't be read, or has become shorter.
+            CacheDamaged: A file can't be read, or became shorter.
         """
         extents = chunk.extents
         first = extents[0]
@@ -106,7 +106,7 @@ class ChunkReader:
         return [BufferCopy(0, chunk.target, chunk.length)]
 
     def close(self) -> None:
-        """Closes what direct reads opened. No thread may be reading."""
+        """Closes the descriptors of direct reads. No thread may be reading."""
         with self._lock:
             for descriptor in self._descriptors.values():
                 if descriptor >= 0:
@@ -114,11 +114,11 @@ class ChunkReader:
             self._descriptors.clear()
 
     def release_page_tables(self) -> None:
-        """Gives back what reading took and nobody needs any more; each thread may help with it."""
+        """Frees page tables that are no longer needed. Thread-safe."""
         self._mappings.release_page_tables()
 
     def _try_mapped(self, chunk: Chunk, address: int) -> bool:
-        """Copies a chunk from mappings; False where it's better read, or can't be mapped."""
+        """Copies a chunk from mappings; False if it should be read instead, or a file can't be mapped."""
         if (
             self._chunk_counter is None
             or len(chunk.extents) > _MAX_MAPPED_EXTENTS
@@ -138,7 +138,7 @@ class ChunkReader:
             self._read_vectored(chunk, buffer, scratch)
 
     def _read_vectored(self, chunk: Chunk, buffer: memoryview, scratch: memoryview) -> None:
-        """Reads neighboring pieces in one call each, at their aligned places, and headers between them to nowhere."""
+        """Reads neighboring extents in one call, each to its aligned offset, and discards the bytes between them."""
         views: list[memoryview] = []
         file = start = end = -1
         for extent in chunk.extents:
@@ -164,14 +164,14 @@ class ChunkReader:
                 count = os.preadv(file.descriptor, left, offset + done)
                 if count == 0:
                     raise CacheDamaged(
-                        f"{file.path} ended at byte {offset + done:,} while it was read; it had {file.size:,} bytes."
+                        f"{file.path} ended at byte {offset + done:,}; it had {file.size:,} bytes when it was opened."
                     )
                 done += count
         except OSError as error:
             raise CacheDamaged(f"Reading {file.path} at byte {offset:,} failed: {error.strerror}.") from error
 
     def _try_direct(self, extents: Sequence[Extent], buffer: memoryview) -> list[BufferCopy] | None:
-        """Reads one stretch of a disk's file that isn't in memory; None where the ordinary way is the right one."""
+        """Reads extents of a file on disk with direct I/O; None if the page cache should be used."""
         number, start = extents[0].file, extents[0].source
         end = extents[-1].source + extents[-1].length
         data_bytes = sum(piece.length for piece in extents)
@@ -188,7 +188,7 @@ class ChunkReader:
         return [BufferCopy(extent.source - begin, extent.target, extent.length) for extent in extents]
 
     def _read_direct(self, number: int, offset: int, length: int, buffer: memoryview) -> bool:
-        """Reads past the page cache, and says whether that was possible."""
+        """Reads with direct I/O; False if that is not possible."""
         descriptor = self._direct_descriptor(number)
         done = 0
         try:
@@ -205,7 +205,7 @@ class ChunkReader:
         return descriptor >= 0
 
     def _direct_descriptor(self, number: int) -> int:
-        """A descriptor for direct reads; -1 where the file system has none."""
+        """Returns a descriptor for direct reads; -1 if the file system doesn't support them."""
         with self._lock:
             if number not in self._descriptors:
                 path = f"/proc/self/fd/{self.files[number].descriptor}"
@@ -218,7 +218,7 @@ class ChunkReader:
 
 
 def _supports_nowait(file: SourceFile) -> bool:
-    """Whether the file system says what is in memory. Those that hold files in memory alone don't, and needn't."""
+    """Whether the file system supports ``RWF_NOWAIT``, as those on disk do. Those in memory, like tmpfs, don't."""
     try:
         os.preadv(file.descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
     except OSError as error:
@@ -227,7 +227,7 @@ def _supports_nowait(file: SourceFile) -> bool:
 
 
 def _unfilled_views(views: Sequence[memoryview], done: int) -> list[memoryview]:
-    """The views that a vectored read left unfilled, after ``done`` bytes."""
+    """Returns the views that a vectored read of ``done`` bytes left unfilled."""
     left = []
     for view in views:
         if done >= len(view):

@@ -1,4 +1,4 @@
-"""What one worker does with a chunk: read it into a buffer and copy that on, or copy from the file's own pages."""
+"""How one worker copies a chunk to the device: through a pinned buffer, or from the file's own pages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SCRATCH_BYTES = 64 << 10
 class StagingBuffer:
     """Anonymous memory that begins at a huge page, so that pinning it touches few pages.
 
-    It is given back when the last view of it goes: the traceback of an error may hold one longer than anybody planned.
+    The memory is freed with its last view. The traceback of an error may keep a view longer than expected.
 
     Attributes:
-        address: Of its first byte.
-        view: Its bytes, writable.
+        address: Address of the first byte.
+        view: The memory, writable.
     """
 
     def __init__(self, size: int) -> None:
@@ -38,37 +38,37 @@ class StagingBuffer:
         self.view = memoryview(self._mapping)[skip : skip + size]
 
     def prefault(self, start: int, length: int) -> None:
-        """Has the kernel provide the pages of a range, without holding the interpreter's lock."""
+        """Allocates the pages of a range, without holding the GIL."""
         ctypes.memset(self.address + start, 0, length)
 
 
 class StagingStrategy(Protocol):
-    """One worker's way from files to the device. Used by that worker alone.
+    """How one worker copies from files to the device. Not thread-safe: each worker has its own.
 
     Attributes:
-        pinned: Whether the memory that copies read from could be pinned so far.
+        pinned: Whether all memory that copies read from could be pinned so far.
     """
 
     pinned: bool
 
     def prepare(self, slot: int) -> None:
-        """Does ahead of time what the slot's first use would need."""
+        """Prepares a slot before its first use."""
 
     def wait(self, slot: int) -> None:
-        """Returns when the slot's last chunk has arrived."""
+        """Waits until the slot's last chunk is on the device."""
 
     def copy_chunk(self, slot: int, base_address: int, chunk: Chunk, reader: ChunkReader) -> None:
-        """Starts bringing a chunk to its group at device address ``base_address``. The slot is free."""
+        """Starts copying a chunk to its group at device address ``base_address``. The slot must be free."""
 
     def drain(self) -> None:
-        """Returns when all chunks have arrived."""
+        """Waits until all chunks are on the device."""
 
     def close(self) -> None:
-        """Gives buffers and queue back. Nothing may be under way."""
+        """Releases buffers and queue. No copy may be in progress."""
 
 
 class BounceBufferStrategy:
-    """Reads into buffers of its own, which stay pinned as long as the lane."""
+    """Reads into buffers of its own, which stay pinned until ``close``."""
 
     def __init__(self, queue: CopyQueue, *, slots: int, slot_bytes: int) -> None:
         self.pinned = True
@@ -81,7 +81,7 @@ class BounceBufferStrategy:
         self._addresses: list[int] = []
 
     def prepare(self, slot: int) -> None:
-        """Touches and pins the slot's buffer."""
+        """Allocates and pins the slot's buffer."""
         if not self._prepared[slot]:
             self._memory.prefault(slot * self._slot_bytes, self._slot_bytes)
             self._pin(slot)
@@ -95,25 +95,23 @@ class BounceBufferStrategy:
             self.pinned = False
 
     def wait(self, slot: int) -> None:
-        """Waits for the copies out of the slot's buffer."""
         self._queue.wait(slot)
 
     def copy_chunk(self, slot: int, base_address: int, chunk: Chunk, reader: ChunkReader) -> None:
-        """Reads the chunk; pins the buffer after its first use, for reading is what others can do meanwhile."""
+        """Reads the chunk into the slot's buffer, pins the buffer if it is not pinned yet, and starts the copies."""
         address = self._memory.address + slot * self._slot_bytes
         copies = reader.read_chunk(chunk, self._views[slot], self._scratch, address=address)
-        if not self._prepared[slot]:
+        if not self._prepared[slot]:  # after reading, which runs in parallel with the other workers; pinning does not
             self._pin(slot)
         for offset, target, length in copies:
             self._queue.copy(base_address + target, address + offset, length)
         self._queue.record_event(slot)
 
     def drain(self) -> None:
-        """Waits for all copies."""
         self._queue.drain()
 
     def close(self) -> None:
-        """Unpins the buffers, which go with the lane."""
+        """Unpins the buffers, and closes the queue."""
         for address in self._addresses:
             self._queue.unpin(address)
         self._addresses.clear()
@@ -121,7 +119,7 @@ class BounceBufferStrategy:
 
 
 class HostRegisterStrategy:
-    """Pins the file's own pages for as long as their copy takes. Pays where pages are huge."""
+    """Pins the file's own pages during their copy. May be faster if they are huge pages."""
 
     def __init__(self, queue: CopyQueue, *, slots: int) -> None:
         self.pinned = True
@@ -133,10 +131,10 @@ class HostRegisterStrategy:
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
     def prepare(self, slot: int) -> None:
-        """Nothing can be done ahead."""
+        """Does nothing: pages are pinned with the chunk."""
 
     def wait(self, slot: int) -> None:
-        """Waits for the slot's copies and lets go of the pages they read."""
+        """Waits for the slot's copies, then unpins and unmaps their pages."""
         self._queue.wait(slot)
         for address, length in self._registered[slot]:
             self._queue.unpin(address)
@@ -144,10 +142,10 @@ class HostRegisterStrategy:
         self._registered[slot].clear()
 
     def copy_chunk(self, slot: int, base_address: int, chunk: Chunk, reader: ChunkReader) -> None:
-        """Maps and pins the pages under each piece, and copies from there.
+        """Maps and pins the pages of each extent, and starts the copies from them.
 
         Raises:
-            DeviceFailed: Pages can't be mapped, or the device can't read pages that this process may not write.
+            DeviceFailed: Pages can't be mapped, or the driver can't pin pages that are mapped read-only.
         """
         for extent in chunk.extents:
             begin = extent.source // HUGE_PAGE * HUGE_PAGE
@@ -156,7 +154,7 @@ class HostRegisterStrategy:
             if not self._queue.pin(address, length, read_only=True):
                 self._libc.munmap(address, length)
                 self.pinned = False
-                raise DeviceFailed("The GPU's driver can't pin pages that are mapped for reading only.")
+                raise DeviceFailed("The GPU's driver can't pin pages that are mapped read-only.")
             self._registered[slot].append((address, length))
             self._queue.copy(base_address + extent.target, address + extent.source - begin, extent.length)
         self._queue.record_event(slot)
@@ -170,11 +168,10 @@ class HostRegisterStrategy:
         return int(address)
 
     def drain(self) -> None:
-        """Waits for all copies and lets go of all pages."""
+        """Waits for all copies, then unpins and unmaps all pages."""
         self._queue.drain()
         for slot in range(len(self._registered)):
             self.wait(slot)
 
     def close(self) -> None:
-        """Lets go of the queue."""
         self._queue.close()

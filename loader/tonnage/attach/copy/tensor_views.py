@@ -1,4 +1,4 @@
-"""Records as CPU tensors: views of mapped files, zeros, and what dtypes are called in torch."""
+"""Creates tensors from ``TensorInfo``: views of mapped files and of device allocations, and zeros."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
 
 
 def torch_dtype(record: TensorInfo) -> torch.dtype:
-    """Returns the record's dtype.
+    """Returns the PyTorch dtype of a tensor.
 
     Raises:
-        DtypeUnknown: This torch has none of that name, or one with another size.
+        DtypeUnknown: This PyTorch version has no dtype of that name, or one with another size.
     """
     dtype = getattr(torch, record.dtype, None)
     if not isinstance(dtype, torch.dtype) or dtype.itemsize != record.item_size:
         raise DtypeUnknown(
-            f"The tensor {short_repr(record.name)} is of dtype {record.dtype} ({record.item_size} bytes), which "
-            f"PyTorch "
-            f"{torch.__version__} doesn't know."
+            f"The tensor {short_repr(record.name)} has the dtype {record.dtype} ({record.item_size} bytes), which "
+            f"PyTorch {torch.__version__} does not have."
         )
     return dtype
 
 
 def nbytes(record: TensorInfo) -> int:
-    """Bytes that the tensor takes in memory: of a meta tensor, those of its zeros."""
+    """Returns the bytes of a tensor in memory; for a meta tensor, those of its zeros."""
     return math.prod(record.shape) * record.item_size
 
 
@@ -51,11 +50,11 @@ def strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def tensor_without_data(record: TensorInfo, device: torch.device | str, *, meta_tensors: str) -> torch.Tensor:
-    """Makes the tensor of a record that has no bytes: an empty one, or zeros for a meta tensor.
+    """Creates a tensor that has no data in the file: an empty tensor, or zeros for a meta tensor.
 
     Args:
-        record: With ``length`` 0.
-        device: Where it is made.
+        record: A tensor whose ``length`` is 0.
+        device: The new tensor's device.
         meta_tensors: ``zeros``, or ``meta`` to keep meta tensors on the meta device.
     """
     dtype = torch_dtype(record)
@@ -67,31 +66,27 @@ def tensor_without_data(record: TensorInfo, device: torch.device | str, *, meta_
 
 
 def _zeros(size: int, device: torch.device | str, record: TensorInfo) -> torch.Tensor:
-    """Zero bytes. On the CPU pages come when they are touched, for a few bytes of a file can claim any shape."""
+    """Returns zeros. On the CPU, pages are allocated on access, because a small file can declare any shape."""
     if torch.device(device).type != "cpu" or size < mmap.PAGESIZE:
         return torch.zeros(size, dtype=torch.uint8, device=device)
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     except (OSError, OverflowError, ValueError) as error:
         raise DeviceMemoryShort(
-            f"The tensor {short_repr(record.name)} has no data but the shape {record.shape}: there is no room for "
-            f"{size:,} "
-            "bytes of zeros."
+            f"The meta tensor {short_repr(record.name)} has the shape {record.shape}: {size:,} bytes of zeros can't be "
+            "allocated."
         ) from error
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def cpu_view(record: TensorInfo, file: SourceFile) -> torch.Tensor:
-    """Returns the tensor as a view of the file's mapping, at whatever offset it lies there.
-
-    The tensor keeps the mapping alive.
-    """
+    """Returns the tensor as a view of the file's mapping, aligned or not. The tensor keeps the mapping alive."""
     dtype = torch_dtype(record)
     count = record.length // record.item_size
     return torch.frombuffer(file.mapping(), dtype=dtype, count=count, offset=record.offset).view(record.shape)
 
 
 def group_view(base: torch.Tensor, record: TensorInfo, offset: int) -> torch.Tensor:
-    """Returns the tensor that lies at ``offset`` bytes of a group's allocation (a uint8 tensor)."""
+    """Returns the tensor at byte ``offset`` of a group's allocation (a uint8 tensor)."""
     typed = base.view(torch_dtype(record))
     return typed.as_strided(record.shape, strides(record.shape), offset // record.item_size)

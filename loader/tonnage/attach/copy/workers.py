@@ -1,9 +1,9 @@
-"""Worker threads that bring groups of tensors to a device, chunk by chunk.
+"""Worker threads that copy groups of tensors to a device, chunk by chunk.
 
-The caller's thread allocates groups in order and hands their chunks out; a worker takes the next chunk, waits until one
-of its slots is free, fills it and starts the copy. Reading and copying so overlap within a worker, and the workers'
-system calls among each other, since none of them holds the interpreter's lock. Workers start before there is anything
-to copy and make their buffers ready meanwhile; they give them back after the caller has what it wanted.
+The caller's thread allocates groups in order and enqueues their chunks. A worker takes the next chunk, waits until one
+of its slots is free, fills it and starts the copy. So reading and copying overlap within a worker, and the workers'
+system calls run in parallel, because they release the GIL. Workers start before there is anything to copy and prepare
+their buffers in the background; they release them after the caller has its tensors.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     ProgressCallback = Callable[[int], None]
 
 _MIN_LOCAL_CPUS = 8
-"""Fewer than this near the device, and the others are worth their longer way."""
+"""With fewer cores on the device's NUMA node, workers use all cores: more threads outweigh the longer distance."""
 _IDLE_POLL_INTERVAL = 0.5
-"""How often a worker without work looks whether the program has ended."""
+"""Seconds after which an idle worker checks whether the program has ended."""
 _POLL_INTERVAL = 0.1
-"""How often the caller looks after its workers and tells the progress."""
+"""Seconds after which the caller checks its workers and reports progress."""
 
 
 class CopyWorkers:
-    """Workers for one run. ``start`` them as early as possible, ``run`` once, and ``close`` in any case."""
+    """Workers for one run. Call ``start`` as early as possible, ``run`` once, and ``close`` in any case."""
 
     def __init__(self, engine: Engine, options: CopyOptions) -> None:
         self._engine = engine
@@ -69,13 +69,13 @@ class CopyWorkers:
 
     @property
     def pinned_bytes(self) -> int:
-        """Host memory that the workers pin, at most."""
+        """Maximum bytes of host memory that the workers pin."""
         options = self._options
         each = options.register_bytes if options.way == "register" else options.slot_bytes
         return self.threads * options.slots * each if self._pinned else 0
 
     def start(self) -> None:
-        """Starts the workers, and doesn't keep the caller meanwhile: to start a thread is to wait until it runs."""
+        """Starts the workers from another thread, because starting a thread blocks until it runs."""
         self._running = self.threads
         threading.Thread(target=self._start_workers, name="tonnage-copy-start").start()
 
@@ -83,7 +83,7 @@ class CopyWorkers:
         for number in range(self.threads):
             try:
                 threading.Thread(target=self._run_worker, args=(number,), name=f"tonnage-copy-{number}").start()
-            except RuntimeError as error:  # no more threads, or the program is ending
+            except RuntimeError as error:  # thread limit reached, or the interpreter is shutting down
                 self._fail(error)
                 self._worker_exits.release(self.threads - number)
                 return
@@ -97,23 +97,23 @@ class CopyWorkers:
         window: int = 0,
         progress: ProgressCallback | None = None,
     ) -> None:
-        """Brings all groups to the device. When it returns, everything is there.
+        """Copies all groups to the device. Returns when all copies are complete.
 
         Args:
-            files: What the groups' runs refer to.
-            groups: In the order in which they shall come.
-            on_group: Called with each group and its allocation in the caller's thread. With ``window`` 0 as soon as the
-                allocation is made, when its contents still mean nothing; else when they have arrived.
-            window: How many bytes of groups may be allocated and not yet handed to ``on_group``, where one group alone
-                isn't more; 0: no limit.
-            progress: Called now and then with the bytes so far, in the caller's thread.
+            files: The files that the groups' extents refer to.
+            groups: The groups, in the order in which they are copied.
+            on_group: Called with each group and its allocation in the caller's thread: with ``window`` 0 immediately
+                after the allocation, before the data is there; otherwise when the group's copies are complete.
+            window: Maximum bytes of groups that are allocated and not yet passed to ``on_group``. A single group may
+                be larger. 0: no limit.
+            progress: Called periodically with the bytes copied so far, in the caller's thread.
 
         Raises:
             CacheDamaged: A file became shorter or can't be read.
-            DeviceFailed: The device refused something.
+            DeviceFailed: The device's driver returned an error.
         """
         if self._used:
-            raise InternalError("A ring was run twice.")
+            raise InternalError("The copy workers were run twice.")
         self._used = True
         self._reader = ChunkReader(files, direct=self._options.direct)
         bases: list[torch.Tensor | None] = []  # keeps every target alive until the workers have ended
@@ -150,13 +150,13 @@ class CopyWorkers:
         self.allocated_at = time.perf_counter()
 
     def close(self) -> None:
-        """Lets the workers end, if they haven't; returns without waiting for them to give their buffers back."""
+        """Stops the workers if they were not run. Does not wait until they have released their buffers."""
         if not self._used:
             self._used = True
             self._join(None, quiet=True)
 
     def _enqueue_group(self, number: int, group: Group) -> tuple[torch.Tensor, int]:
-        """Allocates a group and hands its chunks out; returns the allocation and how many chunks it has."""
+        """Allocates a group and enqueues its chunks; returns the allocation and the number of chunks."""
         base = self._engine.empty(group.size)
         self._engine.synchronize()
         address = base.data_ptr()
@@ -211,7 +211,7 @@ class CopyWorkers:
         self.allocated_at = time.perf_counter()
 
     def _join(self, progress: ProgressCallback | None, *, quiet: bool = False) -> None:
-        """Waits until every worker has drained its copies, so that nobody writes to the device any more."""
+        """Waits until every worker has drained its copies, so that nothing writes to the device any more."""
         for _ in range(self._running):
             self._work_queue.put(None)
         while self._running:
@@ -229,7 +229,7 @@ class CopyWorkers:
                 os.sched_setaffinity(0, self._local_cpus)
             strategy = self._new_strategy()
             self._copy_chunks(strategy, number)
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the caller's thread raises it
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
             self._fail(error)
         finally:
             self._drain(strategy)
@@ -237,7 +237,7 @@ class CopyWorkers:
         if self._reader is not None:
             self._reader.release_page_tables()
         if strategy is not None:
-            with contextlib.suppress(DeviceFailed):  # the caller has long had what it wanted, or a better error
+            with contextlib.suppress(DeviceFailed):  # the caller already has its tensors, or the original error
                 strategy.close()
 
     def _fail(self, error: BaseException) -> None:
@@ -261,7 +261,7 @@ class CopyWorkers:
             self._failures.append(error)
 
     def _copy_chunks(self, strategy: StagingStrategy, number: int) -> None:
-        """One worker's life: chunk after chunk, slot after slot."""
+        """Copies chunks until there are no more, using the slots in turn."""
         slots = self._options.slots
         for slot in range(slots):
             if not self._work_queue.empty():
@@ -285,7 +285,7 @@ class CopyWorkers:
             self._complete_slot(slot_groups, slot)
 
     def _next_item(self, strategy: StagingStrategy, slot_groups: list[int]) -> Work | None:
-        """The next chunk. With a window nobody hands out more until arrivals are told, so drain before waiting."""
+        """Returns the next chunk. With a window, the caller waits for completed copies, so drain before blocking."""
         if self._completed_chunks is not None:
             try:
                 return self._work_queue.get_nowait()
@@ -297,7 +297,7 @@ class CopyWorkers:
             try:
                 return self._work_queue.get(timeout=_IDLE_POLL_INTERVAL)
             except Empty:
-                # A program that ends without closing its weights would otherwise wait for its workers for ever.
+                # Otherwise a program that ends without closing its weights would wait for its workers forever.
                 if not threading.main_thread().is_alive():
                     return None
 
@@ -309,7 +309,7 @@ class CopyWorkers:
 
 @contextlib.contextmanager
 def _gc_disabled() -> Iterator[None]:
-    """Puts the garbage collector off: among many objects it holds the interpreter's lock for 50 ms and more."""
+    """Disables the garbage collector: with many objects, a collection holds the GIL for 50 ms and more."""
     enabled = gc.isenabled()
     gc.disable()
     try:

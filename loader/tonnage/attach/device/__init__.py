@@ -1,1 +1,1 @@
-"""Devices that tensors are copied to: CUDA, and the CPU."""
+"""Devices that tensors are copied to."""

@@ -1,10 +1,9 @@
-"""NVIDIA GPUs: asynchronous copies by the driver's own functions.
+"""Asynchronous copies to NVIDIA GPUs with the CUDA driver API.
 
-Called through ctypes, which costs about a microsecond; PyTorch's way to the same function costs several, and allocates.
-Calls that may take long let go of the interpreter's lock. Those that never do keep it: getting it back among a dozen
-busy threads takes tens of microseconds, and at five calls a chunk that alone bounded the ring. PyTorch allocates the
-memory and knows nothing of the copies, so a copy's target must not be in use (``synchronize``), and nobody may use it
-before the queues are drained.
+A call through ctypes takes about a microsecond; the same copy through PyTorch takes several, and allocates. Calls that
+may block release the GIL. Short calls keep it: reacquiring it among a dozen busy threads takes tens of microseconds,
+which at five calls per chunk limited throughput. PyTorch allocates the memory but is not aware of the copies, so a
+copy's target must not be in use (``synchronize``), and must not be used before the queues are drained.
 Functions and constants: CUDA driver API, cuda.h.
 """
 
@@ -56,18 +55,18 @@ _FUNCTIONS: dict[str, Sequence[type]] = {
 
 
 class Driver:
-    """The functions of libcuda that a copy needs, each raising ``DeviceFailed`` unless it succeeds.
+    """The functions of libcuda that a copy needs.
 
     Attributes:
-        raw: The library, for calls whose result is looked at elsewhere.
-        quick: The same, called without letting go of the interpreter's lock.
+        cdll: The library; calls release the GIL.
+        pydll: The same library; calls keep the GIL.
     """
 
     def __init__(self) -> None:
         """Loads the driver's library.
 
         Raises:
-            OSError: There is none on this machine.
+            OSError: This machine has no CUDA driver.
         """
         self.cdll = ctypes.CDLL("libcuda.so.1")
         self.pydll = ctypes.PyDLL("libcuda.so.1")
@@ -78,24 +77,24 @@ class Driver:
                 function.restype = ctypes.c_int
 
     def call(self, name: str, *arguments: object) -> None:
-        """Calls a function.
+        """Calls a function, without the GIL.
 
         Raises:
-            DeviceFailed: It returned an error, which is named.
+            DeviceFailed: The function returned an error. The message has its name.
         """
         code = getattr(self.cdll, name)(*arguments)
         if code != _SUCCESS:
             raise self.failure(name, code)
 
     def failure(self, name: str, code: int) -> DeviceFailed:
-        """Returns the error for a function's result."""
+        """Returns an exception for a function's error code."""
         text = ctypes.c_char_p()
         self.cdll.cuGetErrorName(code, ctypes.byref(text))
         return DeviceFailed(f"{name} failed: {(text.value or b'unknown error').decode()} ({code}).")
 
 
 class StreamPool:
-    """The streams that worker threads share, in turn; each lives as long as somebody uses it."""
+    """Reference-counted streams that worker threads share, round robin. Thread-safe."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -104,7 +103,7 @@ class StreamPool:
         self._next = 0
 
     def acquire(self, count: int) -> tuple[int, ctypes.c_void_p]:
-        """Returns a number to give back and one of ``count`` streams; with 0 one of its own."""
+        """Returns a number for ``release``, and one of ``count`` shared streams; a new stream if ``count`` is 0."""
         with self._lock:
             stream_id = self._next % count if count else -1 - self._next
             self._next += 1
@@ -117,7 +116,7 @@ class StreamPool:
             return stream_id, stream
 
     def release(self, stream_id: int) -> None:
-        """Destroys the stream with its last user."""
+        """Destroys the stream if this was its last user."""
         with self._lock:
             stream, users = self._streams.pop(stream_id)
             if users > 1:
@@ -127,7 +126,7 @@ class StreamPool:
 
 
 class CudaQueue:
-    """A worker thread's place on a stream, and an event for each slot."""
+    """A worker thread's copies on a stream, and an event for each slot."""
 
     def __init__(self, driver: Driver, slots: int, streams: StreamPool, *, shared: int) -> None:
         self._driver = driver
@@ -145,19 +144,17 @@ class CudaQueue:
             self._events.append(event)
 
     def copy(self, target: int, source: int, length: int) -> None:
-        """Starts a copy on the stream."""
         code = self._memcpy(target, source, length, self._stream)
         if code:
             raise self._driver.failure("cuMemcpyHtoDAsync", code)
 
     def record_event(self, slot: int) -> None:
-        """Records the slot's event."""
         code = self._record(self._events[slot], self._stream)
         if code:
             raise self._driver.failure("cuEventRecord", code)
 
     def wait(self, slot: int) -> None:
-        """Waits for the slot's event; one that was never recorded is past."""
+        """Waits for the slot's event; returns immediately if it was never recorded."""
         event = self._events[slot]
         if self._query(event) == _SUCCESS:
             return
@@ -166,36 +163,34 @@ class CudaQueue:
             raise self._driver.failure("cuEventSynchronize", code)
 
     def drain(self) -> None:
-        """Waits for the stream."""
         self._driver.call("cuStreamSynchronize", self._stream)
 
     def pin(self, address: int, length: int, *, read_only: bool) -> bool:
-        """Registers the memory with the driver; False where it refuses (limits, virtual machines, WSL)."""
+        """Registers the memory with the driver; False if the driver can't (limits, virtual machines, WSL)."""
         flags = _REGISTER_PORTABLE | (_REGISTER_READ_ONLY if read_only else 0)
         return bool(self._driver.cdll.cuMemHostRegister_v2(address, length, flags) == _SUCCESS)
 
     def unpin(self, address: int) -> None:
-        """Unregisters."""
         self._driver.call("cuMemHostUnregister", address)
 
     def close(self) -> None:
-        """Destroys the events and gives the stream back."""
+        """Destroys the events and releases the stream."""
         for event in self._events:
             self._driver.call("cuEventDestroy_v2", event)
         self._streams.release(self._stream_id)
 
 
 class CudaEngine:
-    """One GPU, through its primary context, which is PyTorch's too."""
+    """One GPU, through its primary context, which PyTorch uses too."""
 
     def __init__(self, device: torch.device) -> None:
         """Loads the driver's library.
 
         Args:
-            device: With an index.
+            device: A CUDA device with an index.
 
         Raises:
-            OSError: There is none on this machine.
+            OSError: This machine has no CUDA driver.
         """
         self.device = device
         self._driver = Driver()
@@ -208,7 +203,7 @@ class CudaEngine:
         return self.device.index or 0
 
     def start(self) -> None:
-        """Makes the GPU's context, where PyTorch hasn't yet, and the calling thread's current one."""
+        """Retains the GPU's primary context and makes it current for the calling thread."""
         with self._lock:
             if self._context is None:
                 handle = ctypes.c_int()
@@ -220,11 +215,10 @@ class CudaEngine:
         self._driver.call("cuCtxSetCurrent", self._context)
 
     def queue(self, slots: int, *, streams: int) -> CopyQueue:
-        """Returns a place on a stream and events, for the calling thread."""
         return CudaQueue(self._driver, slots, self._streams, shared=streams)
 
     def empty(self, size: int) -> torch.Tensor:
-        """Allocates on the GPU, from PyTorch's allocator."""
+        """Allocates on the GPU with PyTorch's allocator."""
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def synchronize(self) -> None:
@@ -232,7 +226,7 @@ class CudaEngine:
         torch.cuda.current_stream(self.device).synchronize()
 
     def local_cpus(self) -> set[int]:
-        """The cores on the GPU's memory node."""
+        """Returns the cores on the GPU's NUMA node."""
         bus_id = ctypes.create_string_buffer(32)
         handle = ctypes.c_int()
         raw = self._driver.cdll
@@ -244,7 +238,7 @@ class CudaEngine:
 
 
 def parse_cpu_list(text: str) -> set[int]:
-    """Returns the numbers in a kernel list such as ``0-3,8``; empty for what isn't one."""
+    """Parses a kernel CPU list such as ``0-3,8``; empty if it is invalid."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -255,13 +249,13 @@ def parse_cpu_list(text: str) -> set[int]:
 
 
 def numa_local_cpus(bus_id: str, *, sys: Path = SYS) -> set[int]:
-    """Returns the cores on the memory node of a PCI device that this process may use.
+    """Returns the cores on a PCI device's NUMA node that this process may use.
 
-    Empty where the machine has one node, or doesn't say.
+    Empty if that is all of them, or if the node is unknown.
 
     Args:
-        bus_id: As the driver spells it, for example ``0000:1B:00.0``.
-        sys: Where sysfs is.
+        bus_id: PCI bus ID as the driver returns it, for example ``0000:1B:00.0``.
+        sys: Mount point of sysfs.
     """
     folder = sys / "bus/pci/devices" / bus_id.lower()
     try:

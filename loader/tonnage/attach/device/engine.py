@@ -1,8 +1,6 @@
-"""What a copy needs of a device, as two small protocols, and the one for the CPU's own memory.
+"""The protocols of a device that tensors are copied to.
 
-An **engine** allocates on the device and gives each worker thread its own **queue** of asynchronous copies. The CPU's
-engine makes real copies, and makes them as late as it may: code that reuses a buffer too early fails with it as it
-would on a GPU, only every time.
+An **engine** allocates on the device and creates a **queue** of asynchronous copies for each worker thread.
 """
 
 from __future__ import annotations
@@ -14,54 +12,54 @@ if TYPE_CHECKING:
 
 
 class CopyQueue(Protocol):
-    """Copies of one worker thread, in order. Used by that thread alone.
+    """Asynchronous copies of one worker thread, in order. Not thread-safe.
 
-    A **slot** is whatever the worker reuses: it marks the slot after the copies that read from it, and waits for the
-    slot before it writes there again.
+    A **slot** is a buffer that the worker reuses: it records an event for the slot after the copies that read from it,
+    and waits for that event before it writes to the buffer again.
     """
 
     def copy(self, target: int, source: int, length: int) -> None:
         """Starts copying ``length`` bytes from host address ``source`` to device address ``target``."""
 
     def record_event(self, slot: int) -> None:
-        """Says that all copies so far belong to ``slot`` or to slots marked before."""
+        """Records the slot's event after all copies that were started so far."""
 
     def wait(self, slot: int) -> None:
-        """Returns when the copies up to the slot's last mark are done; at once if it was never marked."""
+        """Waits for the slot's last event; returns immediately if none was recorded."""
 
     def drain(self) -> None:
-        """Returns when all copies are done."""
+        """Waits for all copies."""
 
     def pin(self, address: int, length: int, *, read_only: bool) -> bool:
-        """Makes host memory fit for fast copies; False where the device can't, and copies are slower but right."""
+        """Pins host memory for fast copies; False if that is not possible: copies then work, but are slower."""
 
     def unpin(self, address: int) -> None:
-        """Takes back what ``pin`` did to the memory that begins at ``address``."""
+        """Unpins the memory that was pinned at ``address``."""
 
     def close(self) -> None:
-        """Lets go of the queue. Nothing may be under way."""
+        """Releases the queue. No copy may be in progress."""
 
 
 class Engine(Protocol):
     """A device that tensors can be copied to.
 
     Attributes:
-        device: Where ``empty`` allocates.
+        device: The device that ``empty`` allocates on.
     """
 
     device: torch.device
 
     def start(self) -> None:
-        """Gets the device ready; called once, by any thread, before all else."""
+        """Initializes the device for the calling thread; each thread calls it before ``queue``."""
 
     def queue(self, slots: int, *, streams: int) -> CopyQueue:
-        """Returns the calling thread's queue, with room for this many slots; for the rest see ``CopyOptions``."""
+        """Returns a queue for the calling thread, with this number of slots; ``streams`` as in ``CopyOptions``."""
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates ``size`` bytes as a uint8 tensor, aligned for every dtype."""
 
     def synchronize(self) -> None:
-        """Returns when nothing that was started before still uses memory that ``empty`` gave out since."""
+        """Waits until no earlier operation uses memory that ``empty`` has returned."""
 
     def local_cpus(self) -> set[int]:
-        """Cores with the shortest way to the device; empty where all are alike."""
+        """Returns the cores on the device's NUMA node; empty if there is no difference between cores."""

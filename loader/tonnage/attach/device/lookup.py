@@ -1,4 +1,4 @@
-"""Which device is meant, whether it is there, and whether it has room."""
+"""Finds devices, their engines and their free memory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DeviceLike = torch.device | str | int
 
 
 def find_device(device: DeviceLike) -> torch.device:
-    """Returns the device with its index.
+    """Returns the device, a CUDA device with its index.
 
     Args:
-        device: As PyTorch takes them; a number is a CUDA device.
+        device: As in ``torch.device``; a number is a CUDA device.
 
     Raises:
-        DeviceNotFound: It isn't there, or this PyTorch can't use it.
+        DeviceNotFound: The device does not exist, or this PyTorch version can't use it.
     """
     try:
         found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise DeviceNotFound(f"{device!r} is not a device that PyTorch {torch.__version__} knows.") from error
+        raise DeviceNotFound(f"{device!r} is not a device of PyTorch {torch.__version__}.") from error
     if found.type in {"cpu", "meta"}:
         return torch.device(found.type)
     if found.type == "cuda":
@@ -35,29 +35,27 @@ def find_device(device: DeviceLike) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DeviceNotFound(f"The device {found} can't be used here: {reason}") from error
+        raise DeviceNotFound(f"The device {found} can't be used: {reason}") from error
     return found
 
 
 def _find_cuda(device: torch.device) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        raise DeviceNotFound(
-            f"There is no CUDA device here that PyTorch {torch.__version__} (CUDA: {torch.version.cuda}) can use."
-        )
-    named: int | None = device.index  # PyTorch's own annotation leaves the None out
+        raise DeviceNotFound(f"PyTorch {torch.__version__} (CUDA: {torch.version.cuda}) found no CUDA device.")
+    named: int | None = device.index  # PyTorch's own annotation omits None
     index = torch.cuda.current_device() if named is None else named
     if not 0 <= index < count:
         known = ", ".join(f"cuda:{number}" for number in range(count))
-        raise DeviceNotFound(f"There is no device cuda:{index} here; there is {known}.")
+        raise DeviceNotFound(f"The device cuda:{index} does not exist. Available: {known}.")
     return torch.device("cuda", index)
 
 
 def engine_for(device: torch.device) -> Engine | None:
-    """Returns the engine for a device, or None where PyTorch's own copy is the only way."""
+    """Returns the engine for a device, or None if only PyTorch's own copies are possible."""
     if device.type != "cuda" or _is_rocm():
         return None
-    from tonnage.attach.device.cuda import CudaEngine  # only where there is a GPU
+    from tonnage.attach.device.cuda import CudaEngine  # needed only with a GPU
 
     try:
         return CudaEngine(device)
@@ -70,17 +68,17 @@ def _is_rocm() -> bool:
 
 
 def check_free_memory(device: torch.device, needed: int, *, label: str) -> None:
-    """Refuses a load that the device has no memory for, before anything is copied.
+    """Raises an error if a device has too little free memory, before anything is copied.
 
-    What PyTorch's allocator holds but doesn't use counts as free.
+    Memory that PyTorch's allocator has cached counts as free.
 
     Args:
-        device: Any; only CUDA devices say how much they have.
-        needed: Bytes.
-        label: What the error says they are for.
+        device: The device. Only CUDA devices are checked.
+        needed: Bytes that will be allocated.
+        label: Subject of the error message: what the memory is for, in the plural.
 
     Raises:
-        DeviceMemoryShort: With needed, free and total bytes.
+        DeviceMemoryShort: The message has the needed, free and total bytes.
     """
     if device.type != "cuda":
         return

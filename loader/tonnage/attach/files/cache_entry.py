@@ -1,4 +1,4 @@
-"""A cache entry's own account of its tensors: ``.tonnage/``, read under the lock that says "in use"."""
+"""Reads a cache entry's manifest and table of tensors (``.tonnage/``) under a shared use lock."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
-    """Returns the entry that a path belongs to, and where in its ``model/`` folder the path is; None outside of one.
+    """Returns the entry that contains a path, and the path relative to its ``model/`` folder; None outside an entry.
 
-    In a serving container that sees the ``model/`` folder alone there is no entry, just a directory with files.
+    In a serving container, only the ``model/`` folder is mounted: it is a directory of files, not an entry.
     """
     resolved = path.resolve()
     for root in (resolved, *resolved.parents):
@@ -36,41 +36,41 @@ def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
 
 
 def lock_entry(root: Path) -> FileLock:
-    """Takes the entry's lock that keeps others from emptying it. Whoever gets it releases it.
+    """Acquires the entry's shared use lock, which prevents eviction. The caller must release it.
 
     Raises:
-        EntryBeingRemoved: Somebody is emptying the entry.
+        EntryBeingRemoved: Another process is evicting the entry.
         CacheNotWritable: The lock file can't be opened.
-        CacheDamaged: Something that isn't a lock file lies in its place.
+        CacheDamaged: The lock's path is not a regular file.
     """
     lock = FileLock(Entry(root).use_lock_path)
     if not lock.try_acquire(LockMode.SHARED):
-        raise EntryBeingRemoved(f"The entry {root} is being emptied by another process.")
+        raise EntryBeingRemoved(f"The entry {root} is being evicted by another process.")
     lock.touch()
     return lock
 
 
 def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catalog:
-    """Reads what the entry's manifest and table of tensors say, and checks every file's size.
+    """Reads the entry's manifest and table of tensors, and checks every file's size.
 
     Args:
         root: The entry's directory.
-        subpath: What part of ``model/`` counts: a folder or a file there, or all of it.
-        rank: Which rank's tensors, where the entry has ranks.
+        subpath: A folder or file in ``model/`` to open; empty for all of it.
+        rank: The rank to open, if the entry is sharded by rank.
 
     Raises:
-        EntryIncomplete: The entry was never finished, or was emptied.
-        CacheDamaged: A file is missing or has another size than the manifest says, or the manifest is damaged.
-        RankMissing: The entry has ranks, and this one isn't among them.
-        NoTensorFiles: There are no weights in this part.
-        NameCollision: Two files of this part hold a tensor of the same name.
+        EntryIncomplete: The entry's load is not finished, or the entry was evicted.
+        CacheDamaged: A file is missing or its size differs from the manifest, or the manifest is damaged.
+        RankMissing: The entry is sharded by rank, and a rank must be chosen or does not exist.
+        NoTensorFiles: ``subpath`` has no weights.
+        NameCollision: Two files have a tensor of the same name.
         FormatUnsupported: The weights are encrypted.
     """
     entry = Entry(root)
     published = entry.read_published()
     if published is None:
         raise EntryIncomplete(
-            f"The entry {root} has nothing published: its load is not finished, was cut off, or it was emptied."
+            f"The entry {root} is not published: its load is not finished or was interrupted, or the entry was evicted."
         )
     manifest = published.manifest
     wanted = {
@@ -79,7 +79,7 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         if file.kind in {"shard", "object"} and PurePosixPath(file.path).is_relative_to(subpath)
     }
     if not wanted:
-        raise NoTensorFiles(f"The entry {root} holds no weights in {PurePosixPath(MODEL_DIRECTORY) / subpath}.")
+        raise NoTensorFiles(f"The entry {root} has no weights in {PurePosixPath(MODEL_DIRECTORY) / subpath}.")
     ranks = {own for number in wanted if (own := manifest.files[number].rank) is not None}
     chosen = choose_rank(rank, ranks, label=f"The entry {root}")
     wanted = {number for number in wanted if manifest.files[number].rank in {None, chosen}}
@@ -87,8 +87,8 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         source = manifest.files[number].source
         if source is not None and manifest.sources[source].encrypted:
             raise FormatUnsupported(
-                f"{manifest.files[number].path} in the entry {root} is encrypted; only tensorizer itself, with the "
-                "key, can open it."
+                f"{manifest.files[number].path} in the entry {root} is encrypted; only tensorizer, with the key, can "
+                "read it."
             )
     metadata = {
         "tonnage.revision": manifest.revision,
@@ -106,7 +106,7 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
             file = opened.enter_context(SourceFile(entry.model_dir / manifest.files[number].path))
             if file.size != manifest.files[number].size:
                 raise CacheDamaged(
-                    f"{file.path} has {file.size:,} bytes; the manifest says {manifest.files[number].size:,}."
+                    f"{file.path} has {file.size:,} bytes, but {manifest.files[number].size:,} in the manifest."
                 )
             files.append(file)
         found = (

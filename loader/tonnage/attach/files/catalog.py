@@ -1,4 +1,4 @@
-"""From a path to the tensors that are there: an entry, a directory of files, or one file."""
+"""Finds the tensor files at a path outside an entry, and reads their headers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _MAX_INDEX_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All tensors of one set of weights, and the files that hold them, open. Whoever gets it closes it.
+    """The tensors of one set of weights and the open files that hold them. The caller must close it.
 
-    ``records`` are by flat name, in the order in which files and headers list them.
+    ``records`` are by flat name, in the order of the files and their headers.
     """
 
     files: tuple[SourceFile, ...]
@@ -43,42 +43,41 @@ class Catalog:
     metadata: dict[str, str]
 
     def close(self) -> None:
-        """Closes the files."""
         for file in self.files:
             file.close()
 
 
 def read_path(path: Path, *, rank: int | None) -> Catalog:
-    """Finds and reads the headers of all tensor files at a path outside of an entry's own bookkeeping.
+    """Finds all tensor files at a path outside an entry and reads their headers.
 
     Args:
         path: A directory with safetensors or ``.tensors`` files, or one such file.
-        rank: Which rank's files count, where the files' names carry ranks.
+        rank: The rank to open, if the files' names have ranks.
 
     Raises:
-        PathNotFound: Nothing is there.
-        NoTensorFiles: Something is there, but no weights.
-        RankMissing: The files are one set for each rank, and this one isn't among them.
-        NameCollision: Two files hold a tensor of the same name.
-        CacheDamaged: A file is cut off or not what its name says.
-        FormatUnsupported: A file is encrypted, or of a version that is unknown here.
+        PathNotFound: The path does not exist.
+        NoTensorFiles: The path exists, but has no weights.
+        RankMissing: The files are sharded by rank, and a rank must be chosen or does not exist.
+        NameCollision: Two files have a tensor of the same name.
+        CacheDamaged: A file is truncated or malformed.
+        FormatUnsupported: A file is encrypted or has an unknown version.
     """
     if path.is_dir():
         return read_files(_select_rank_files(_list_tensor_files(path), path, rank))
     if not path.exists():
-        raise PathNotFound(f"There is nothing at {path}.")
+        raise PathNotFound(f"{path} does not exist.")
     if path.suffix not in {SAFETENSORS, TENSORS}:
         raise NoTensorFiles(f"{path} is neither a directory nor a {SAFETENSORS} or {TENSORS} file.")
     return read_files([path])
 
 
 def read_files(paths: Sequence[Path]) -> Catalog:
-    """Reads the headers of these files, in this order, and checks each against its file's size.
+    """Reads the headers of these files, in this order, and compares each file's size with its header.
 
     Raises:
-        NameCollision: Two files hold a tensor of the same name.
-        CacheDamaged: A file is cut off or not what its name says.
-        FormatUnsupported: A file is encrypted, or of a version that is unknown here.
+        NameCollision: Two files have a tensor of the same name.
+        CacheDamaged: A file is truncated or malformed.
+        FormatUnsupported: A file is encrypted or has an unknown version.
     """
     files: list[SourceFile] = []
     records: dict[str, TensorInfo] = {}
@@ -98,11 +97,11 @@ def read_files(paths: Sequence[Path]) -> Catalog:
 def add_records(records: dict[str, TensorInfo], found: Iterable[TensorInfo], files: Sequence[SourceFile]) -> None:
     """Adds ``found`` to ``records``.
 
-    Where flat names collide although nested paths differ (``{"a": {"b": …}, "a.b": …}``), the nested one is called by
-    its path, as JSON.
+    If two flat names are equal although their paths differ (``{"a": {"b": …}, "a.b": …}``), the nested tensor is named
+    by its path, as JSON.
 
     Raises:
-        NameCollision: A tensor is there already.
+        NameCollision: ``records`` already has a tensor of the same name.
     """
     for record in found:
         other = records.get(record.name)
@@ -111,18 +110,18 @@ def add_records(records: dict[str, TensorInfo], found: Iterable[TensorInfo], fil
         elif record.path == other.path:
             places = [str(files[each.file].path) if each.file != NO_FILE else "no file" for each in (other, record)]
             raise NameCollision(
-                f"The tensor {short_repr(record.name)} is in {places[0]} and in {places[1]}: open one of them."
+                f"The tensor {short_repr(record.name)} is in {places[0]} and in {places[1]}: open only one of them."
             )
         else:
             renamed, keeps = (record, other) if len(record.path) > 1 else (other, record)
             records[keeps.name] = keeps
             renamed = renamed._replace(name=json.dumps(renamed.path, ensure_ascii=False))
             if records.setdefault(renamed.name, renamed) is not renamed:
-                raise NameCollision(f"Two tensors are called {short_repr(renamed.name)}.")
+                raise NameCollision(f"Two tensors have the name {short_repr(renamed.name)}.")
 
 
 def _list_tensor_files(directory: Path) -> list[Path]:
-    """The tensor files that count: what an index names, else all of one kind."""
+    """Returns the files in the index or, without one, all safetensors files; without those, all ``.tensors`` files."""
     try:
         names = sorted(path.name for path in directory.iterdir())
     except OSError as error:
@@ -136,14 +135,14 @@ def _list_tensor_files(directory: Path) -> list[Path]:
         found = [directory / name for name in names if name.endswith(suffix)]
         if found:
             return found
-    raise NoTensorFiles(f"{directory} holds no {SAFETENSORS} and no {TENSORS} file.")
+    raise NoTensorFiles(f"{directory} has no {SAFETENSORS} and no {TENSORS} file.")
 
 
 def _read_index(directory: Path, name: str) -> list[Path]:
     index = directory / name
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
-            raise CacheDamaged(f"{index} is larger than any index.")
+            raise CacheDamaged(f"{index} has more than {_MAX_INDEX_BYTES:,} bytes; it is not an index.")
         weight_map = json.loads(index.read_bytes())["weight_map"]
         files = sorted(set(weight_map.values()))
     except OSError as error:
@@ -152,9 +151,9 @@ def _read_index(directory: Path, name: str) -> list[Path]:
         raise CacheDamaged(f"{index} is not an index of safetensors files: {error!r}.") from error
     for file in files:
         if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
-            raise CacheDamaged(f"{index} names the file {file!r}, which is not below its own directory.")
+            raise CacheDamaged(f"{index} lists the file {file!r}, which is not below the index's directory.")
         if not (directory / file).exists():
-            raise CacheDamaged(f"{index} names the file {file!r}, which isn't there: the directory is incomplete.")
+            raise CacheDamaged(f"{index} lists the file {file!r}, which does not exist: the directory is incomplete.")
     return [directory / file for file in files]
 
 
@@ -171,34 +170,34 @@ def _select_rank_files(paths: list[Path], directory: Path, rank: int | None) -> 
     parts = sorted(ranks[chosen])
     missing = sorted(set(range(parts[-1][0] + 1)) - {part for part, _ in parts})
     if missing:
-        raise CacheDamaged(f"{directory} lacks part {missing[0]} of rank {chosen}: the directory is incomplete.")
+        raise CacheDamaged(f"{directory} is incomplete: part {missing[0]} of rank {chosen} is missing.")
     return [path for _, path in parts]
 
 
 def choose_rank(rank: int | None, available: Iterable[int], *, label: str) -> int:
-    """Returns the rank to read.
+    """Returns the rank to open.
 
     Args:
-        rank: The one that was asked for.
-        available: The ranks that exist; none where the weights are not sharded by rank, and then the result means
-            nothing.
-        label: What the error calls the weights.
+        rank: The requested rank.
+        available: The ranks that exist. If there are none, the weights are not sharded by rank, and the result has no
+            meaning.
+        label: Name of the weights in error messages.
 
     Raises:
-        RankMissing: The one asked for isn't there, or there are several and none was asked for.
+        RankMissing: The requested rank does not exist, or there are several and none was requested.
     """
     ranks = sorted(available)
     if not ranks:
         if rank is not None:
-            raise RankMissing(f"{label} is not sharded by rank, but rank {rank} was asked for: leave rank= out.")
+            raise RankMissing(f"{label} is not sharded by rank, but rank {rank} was requested: omit rank=.")
         return 0
     known = ", ".join(map(str, ranks[:64])) + ("…" if len(ranks) > 64 else "")
     if rank is None:
         if len(ranks) == 1:
             return ranks[0]
-        raise RankMissing(f"{label} holds the weights of {len(ranks)} ranks ({known}): say which with rank=.")
+        raise RankMissing(f"{label} has the weights of {len(ranks)} ranks ({known}): choose one with rank=.")
     if rank not in ranks:
-        raise RankMissing(f"{label} holds no rank {rank}; it holds {known}.")
+        raise RankMissing(f"{label} has no rank {rank}. Available: {known}.")
     return rank
 
 
@@ -229,7 +228,7 @@ def _read_safetensors(file: SourceFile, number: int) -> tuple[list[TensorInfo], 
 def _parse_shard_metadata(
     file: SourceFile, metadata: dict[str, str]
 ) -> tuple[dict[str, tuple[str | int, ...]], dict[str, tuple[str, int, tuple[int, ...]]]]:
-    """What shards say about names and tensors that safetensors itself has no words for."""
+    """Parses the metadata for which safetensors has no fields: nested names and meta tensors. Removes it."""
     try:
         paths = {str(name): tuple(path) for name, path in json.loads(metadata.pop(PATHS_KEY, "{}")).items()}
         metas = {
@@ -237,7 +236,7 @@ def _parse_shard_metadata(
             for name, (dtype, size, shape) in json.loads(metadata.pop(META_KEY, "{}")).items()
         }
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheDamaged(f"{file.path}: what its metadata says of names can't be read: {error!r}.") from error
+        raise CacheDamaged(f"{file.path}: the names in its metadata can't be parsed: {error!r}.") from error
     return paths, metas
 
 
@@ -247,7 +246,7 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[TensorInfo], dict
         head = os.pread(file.descriptor, TYPICAL_HEAD_BYTES, 0)
         preamble = parse_preamble(head, object_size=file.size, label=name)
         if preamble.encrypted:
-            raise FormatUnsupported(f"{name} is encrypted; only tensorizer itself, with the key, can open it.")
+            raise FormatUnsupported(f"{name} is encrypted; only tensorizer, with the key, can read it.")
         missing = PREAMBLE_BYTES + preamble.index_length - len(head)
         if missing > 0:
             head += os.pread(file.descriptor, missing, len(head))
@@ -270,5 +269,5 @@ def _read_tensors(file: SourceFile, number: int) -> tuple[list[TensorInfo], dict
 
 
 def is_flat(path: tuple[str | int, ...]) -> bool:
-    """Says whether a path is just a name. Its flat name then counts, which has lost a root module's leading dot."""
+    """Returns whether a path is one name. The flat name is then used, without the leading dot of a root module."""
     return len(path) == 1 and isinstance(path[0], str)

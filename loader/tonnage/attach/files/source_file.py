@@ -1,4 +1,4 @@
-"""Files that are being read: one descriptor each, and a mapping that lives as long as any tensor over it."""
+"""Files that hold tensors: a descriptor each, and a mapping that stays valid as long as a tensor uses it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAP_NORESERVE = 0x4000
-"""Linux's flag, which the mmap module knows from Python 3.13 on: don't count the private mapping as memory in use, for
-a model may be larger than the machine's memory when its cache is on disk."""
+"""Linux's flag, in the mmap module from Python 3.13 on: don't reserve memory for the private mapping, because a model
+in a cache on disk may be larger than the machine's memory."""
 
 
 class SourceFile:
     """A file that holds tensors, open for reading.
 
     Attributes:
-        path: Where it is.
-        size: Its bytes when it was opened. Nothing beyond is ever touched.
-        descriptor: For ``pread``; -1 once closed.
+        path: Path of the file.
+        size: Bytes when it was opened. Nothing beyond is read.
+        descriptor: File descriptor for ``pread``; -1 after ``close``.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the file.
 
         Raises:
-            CacheDamaged: It can't be opened, or isn't a regular file.
+            CacheDamaged: The file can't be opened, or is not a regular file.
         """
         self.path = path
         self.descriptor = -1
@@ -49,22 +49,22 @@ class SourceFile:
         self.size = status.st_size
 
     def require_size(self, size: int) -> None:
-        """Refuses a file that is shorter than what is said to be in it, now and at every later mapping.
+        """Raises an error if the file is shorter than its contents should be.
 
         Raises:
-            CacheDamaged: It has fewer than ``size`` bytes.
+            CacheDamaged: The file has fewer than ``size`` bytes.
         """
         actual = os.fstat(self.descriptor).st_size
         if actual < size:
-            raise CacheDamaged(f"{self.path} should have at least {size:,} bytes and has {actual:,}: it was cut off.")
+            raise CacheDamaged(f"{self.path} is truncated: it has {actual:,} bytes and should have at least {size:,}.")
 
     def mapping(self) -> mmap.mmap:
-        """Returns the whole file as memory: private and copy-on-write, so that pages are the cache's own until written.
+        """Returns a mapping of the whole file: private and copy-on-write, so that pages are shared until written.
 
-        Nobody ever closes the mapping: whoever holds it, each tensor included, keeps it, and the last one to go unmaps.
+        The mapping is never closed explicitly. It is unmapped with its last reference; each tensor holds one.
 
         Raises:
-            CacheDamaged: The file became shorter, or the kernel can't map it.
+            CacheDamaged: The file became shorter, or can't be mapped.
         """
         with self._lock:
             if self._mapping is None:
@@ -81,7 +81,7 @@ class SourceFile:
             return self._mapping
 
     def close(self) -> None:
-        """Closes the descriptor and lets go of the mapping; tensors over it stay good."""
+        """Closes the descriptor and drops the reference to the mapping. Tensors in it stay valid."""
         with self._lock:
             self._mapping = None
             if self.descriptor >= 0:

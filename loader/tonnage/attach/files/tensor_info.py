@@ -1,4 +1,4 @@
-"""What is known of a tensor before it is one: its name, form and place. Pure data, without torch."""
+"""Name, dtype, shape and location of a tensor in a file. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class TensorInfo(NamedTuple):
     """One tensor.
 
     Attributes:
-        name: Its flat name, unique in the catalog.
-        path: Its place in nested dicts (strings) and lists (integers); a 1-tuple where names are flat.
-        dtype: Name of the dtype in torch, for example ``bfloat16``.
+        name: Flat name, unique in the catalog.
+        path: Keys of nested dicts (strings) and indices of lists (integers); a 1-tuple if the name is not nested.
+        dtype: Name of the PyTorch dtype, for example ``bfloat16``.
         item_size: Bytes of an element.
-        shape: Dimensions as torch shows them.
+        shape: Shape as in PyTorch.
         file: Index in ``Catalog.files``; ``NO_FILE`` for a meta tensor.
-        offset: Offset of its first byte in the file.
+        offset: Offset of the first byte in the file.
         length: Bytes; 0 for empty and meta tensors.
     """
 
@@ -33,5 +33,5 @@ class TensorInfo(NamedTuple):
 
     @property
     def is_meta(self) -> bool:
-        """Whether the file says what the tensor looks like, but holds no data for it."""
+        """Whether the file has a shape and a dtype for the tensor, but no data."""
         return self.file == NO_FILE
