@@ -1,4 +1,4 @@
-"""Runs a transformers model on the CPU from the cache's own memory: nothing is copied, and all processes share the pages.
+"""Runs a transformers model on the CPU from the cache's own memory: no copies, and all processes share the pages.
 
     python examples/attach/transformers_cpu.py /models/llama-70b --tokens 8
 

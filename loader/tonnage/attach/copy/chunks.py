@@ -96,12 +96,12 @@ def split_group(group: Group, *, chunk_bytes: int) -> Iterator[Chunk]:
         while done < length:
             if not extents:
                 start = target + done
-            room = start + chunk_bytes - (target + done)
-            if room <= 0 or (extents and room < min(length - done, chunk_bytes // 16)):
+            space = start + chunk_bytes - (target + done)
+            if space <= 0 or (extents and space < min(length - done, chunk_bytes // 16)):
                 yield _chunk(start, end, extents)
                 extents = []
                 continue
-            size = min(room, length - done)
+            size = min(space, length - done)
             extents.append(Extent(file, source + done, target + done, size))
             done += size
             end = target + done

@@ -1,1 +1,1 @@
-"""Files of tensors on this machine: cache entries and plain files, and which tensor lies where."""
+"""Finds tensors in cache entries and in plain files."""
