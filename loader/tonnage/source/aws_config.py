@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tonnage.contract import S3Source
 
 CREDENTIALS_DIR = "TONNAGE_CREDENTIALS_DIR"
-"""Variable with the path of a directory, usually a mounted Secret. Its files have the names of AWS's variables."""
+"""Variable for the path of a directory, usually a mounted Secret, with a file for each of AWS's variables."""
 
 _MOUNTED_VARIABLES = (
     "AWS_ACCESS_KEY_ID",

@@ -33,7 +33,7 @@ def pin_http(
     *,
     need_tensors: bool,
 ) -> PinnedSource:
-    """Pins the objects of a source's URLs. The last part of an URL's path is the file's name.
+    """Pins the objects of a source's URLs. The last part of a URL's path is the file's name.
 
     Raises:
         TonnageError: The source is not valid, or an object can't be pinned.

@@ -9,7 +9,7 @@ from tonnage.errors import EndpointUnreachable
 from tonnage.source.endpoint_urls import quote, unquote
 
 PAGE_LIMIT = 16 << 20
-"""Maximum size of a page in bytes. 1,000 keys of 1,024 bytes, the most that S3 allows, take at most 4 MiB."""
+"""Maximum size of a page in bytes. S3 limits it to 1,000 keys of 1,024 bytes, at most 4 MiB."""
 
 
 class ListedObject(NamedTuple):
@@ -27,7 +27,7 @@ class Page(NamedTuple):
 
 
 def list_query(prefix: str, *, token: str = "", max_keys: int = 1000) -> str:
-    """Returns the query for a page of the keys below ``prefix``, its parameters sorted as for the signature."""
+    """Returns the query for a page of the keys that begin with ``prefix``, its parameters sorted for the signature."""
     parts = {"encoding-type": "url", "list-type": "2", "max-keys": str(max_keys), "prefix": prefix}
     if token:
         parts["continuation-token"] = token

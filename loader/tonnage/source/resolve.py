@@ -115,7 +115,7 @@ def resolve(
     )
     if not any(each.kind == "tensors" for each in objects):
         raise NoTensorFiles("None of the sources has a matching .tensors file.")
-    check_path_conflicts((each.path for each in objects), where="All sources")
+    check_path_conflicts((each.path for each in objects), where="The plan's sources")
     digest = revision_digest((source.place, pin) for source in pinned for pin in source.pins)
     return ResolvedRevision(
         objects=objects,

@@ -145,7 +145,7 @@ class ChecksumTracker:
 
 
 def mismatch_error(label: str, tensor: str, byte_range: ByteRange, what: str) -> ChecksumMismatch:
-    """Returns the error for a tensor whose hash is not that in its header."""
+    """Returns the error for a tensor that does not match a hash in its header."""
     return ChecksumMismatch(
         f"{label}: tensor {short_repr(tensor)} (bytes {byte_range[0]} to {byte_range[1] - 1}) does not match the "
         f"{what} in its header."

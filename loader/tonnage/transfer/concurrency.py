@@ -81,9 +81,9 @@ class ConnectionTuner:
     SETTLING = 0.15
     """Seconds after a change that are not measured."""
     KEEP_THRESHOLD = 0.25
-    """The relative increase of the rate, divided by that of the connections, from which an increase is kept."""
+    """More connections are kept if the rate increased by at least this share of their relative increase."""
     DOUBLE_THRESHOLD = 0.7
-    """From this ratio on, the next step doubles the connections; below, it adds half."""
+    """If the rate increased by at least this share, the next step doubles the connections; otherwise it adds half."""
 
     def __init__(self, *, initial: int, maximum: int) -> None:
         self.connections = max(1, min(initial, maximum))

@@ -120,19 +120,19 @@ class PartQueue:
         return self._delayed[0].when if self._delayed else None
 
     def _choose(self, worker: int) -> int | None:
-        untouched: int | None = None
-        fullest: int | None = None
+        unowned: int | None = None
+        largest: int | None = None
         most = 0
         for segment, left in self._unassigned.items():
             owner = self._owner.get(segment)
             if owner == worker:
                 return segment
-            if owner is None and untouched is None:
-                untouched = segment
+            if owner is None and unowned is None:
+                unowned = segment
             size = sum(end - start for start, end in left)
             if size > most:
-                most, fullest = size, segment
-        if untouched is not None:
-            self._owner[untouched] = worker
-            return untouched
-        return fullest
+                most, largest = size, segment
+        if unowned is not None:
+            self._owner[unowned] = worker
+            return unowned
+        return largest

@@ -8,9 +8,9 @@ from tonnage.contract import Progress
 
 REPORT_SECONDS = 0.2
 RATE_SECONDS = 3.0
-"""Window for the average rate in progress reports."""
+"""Seconds over which the reported rate is averaged."""
 SETTLED_SECONDS = 1.0
-"""No remaining time is estimated in this time after the first byte, while connections are still being opened."""
+"""Seconds after the first byte without an estimate of the remaining time: connections are still being opened."""
 
 
 class ProgressMeter:

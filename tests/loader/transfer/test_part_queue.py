@@ -61,7 +61,7 @@ def test_workers_take_parts_of_their_own_segments_while_there_are_enough() -> No
     assert set(first_half) == {(0, 0), (1, 1)}
 
 
-def test_a_worker_without_a_segment_helps_with_the_fullest() -> None:
+def test_a_worker_without_a_segment_helps_with_the_largest() -> None:
     queue = PartQueue([segment(0, 0, 20), segment(1, 0, 100)], {}, max_part_size=10, min_part_size=10)
     assert queue.take(0, slots=1, now=0.0) == Part(0, 0, 10)
     assert queue.take(1, slots=1, now=0.0) == Part(1, 0, 10)
