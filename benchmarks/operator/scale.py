@@ -21,8 +21,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operator_support.control_plane import ROOT, ControlPlane, find_programs, free_ports
+from operator_support.control_plane import ROOT, ControlPlane, find_programs
 from operator_support.harness import ControllerProcess, OperatorHarness
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

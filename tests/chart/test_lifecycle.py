@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from chart_support import rbac
 from chart_support.helm import CHART, NAMESPACE, Helm, HelmError, Object
 from chart_support.hook_runner import HookRunner
 from operator_support.control_plane import ROOT
 from operator_support.fake_kubelet import FakeKubelet, FakeLoaders
 from operator_support.harness import ControllerThread, OperatorHarness, make_installation
+from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from support.markdown import code_blocks
 from tonnage_operator import __version__
@@ -86,7 +86,7 @@ def _crds_served(plane: ControlPlane) -> bool:
 
 def _controller(plane: ControlPlane) -> ControllerThread:
     """Returns a controller that has just the rights which the chart gives it."""
-    token = plane.kubectl("create", "token", "tonnage-controller", "-n", NAMESPACE).stdout.strip()
+    token = plane.create_token("tonnage-controller")
     return ControllerThread(ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token), make_installation())
 
 
@@ -172,7 +172,7 @@ def test_without_a_controller_an_uninstall_removes_finalizers_and_deleting_never
     helm_with_cluster.uninstall()
     assert time.monotonic() - started < 25
     assert hook_runner.finished == [("release", 0, "Removed the finalizer of 1 ModelWeights.\n")]
-    assert rbac.used_permissions(plane, "tonnage-release") == rbac.granted_permissions("release")
+    assert used_permissions(plane, "tonnage-release") == granted_permissions("release")
     assert not _has_finalizer(harness)
     rest = plane.kubectl("get", "all,secrets,configmaps,serviceaccounts", "-n", NAMESPACE, "-o", "name").stdout.split()
     assert not [each for each in rest if "tonnage" in each]
@@ -242,7 +242,7 @@ def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
         ("release", 0),
     ]
     assert "all ready nodes are empty" in hook_runner.finished[0][2]
-    assert rbac.used_permissions(plane, "tonnage-wipe") == rbac.granted_permissions("wipe")
+    assert used_permissions(plane, "tonnage-wipe") == granted_permissions("wipe")
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
 

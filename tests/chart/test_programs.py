@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from chart_support.component_process import PYTHONPATH, ComponentProcess, write_volumes
+from chart_support.component_process import ComponentProcess, write_volumes
+from operator_support.control_plane import PYTHONPATH
 from operator_support.waiting import eventually
 from tonnage_operator.cli import main
 from tonnage_operator.config import ConfigError, read_installation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import signal
 import subprocess
@@ -11,15 +10,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chart_support.helm import NAMESPACE, Object, find_one, pod_template
-from operator_support.control_plane import ROOT, free_ports
+from chart_support.helm import Object, find_one, pod_template
+from operator_support.control_plane import PYTHONPATH
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
-
-PYTHONPATH = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
 
 
 def write_volumes(objects: list[Object], pod: Object, root: Path) -> None:
@@ -72,17 +70,10 @@ class ComponentProcess:
             flag = "--health-port" if port["name"] == "health" else "--port"
             arguments[arguments.index(f"{flag}={port['containerPort']}")] = f"{flag}={self.ports[port['name']]}"
         if container["args"][0] != "check":
-            arguments += ["--kubeconfig", str(self._kubeconfig()), "--host", "127.0.0.1"]
+            kubeconfig = self.root / "kubeconfig"
+            self.plane.write_account_kubeconfig(kubeconfig, self.pod["spec"]["serviceAccountName"])
+            arguments += ["--kubeconfig", str(kubeconfig), "--host", "127.0.0.1"]
         return [sys.executable, "-m", "tonnage_operator", *arguments]
-
-    def _kubeconfig(self) -> Path:
-        account = self.pod["spec"]["serviceAccountName"]
-        token = self.plane.kubectl("create", "token", account, "-n", NAMESPACE).stdout.strip()
-        config = json.loads(self.plane.kubeconfig.read_text())
-        config["users"][0]["user"] = {"token": token}
-        path = self.root / "kubeconfig"
-        path.write_text(json.dumps(config))
-        return path
 
     def start(self) -> None:
         """Starts it."""

@@ -122,7 +122,7 @@ def pytest_runtest_makereport(
     if report.when in {"setup", "call"} and report.failed and (running := item.config.stash.get(_E2E, None)):
         for namespace in getattr(item, "namespaces", ()):
             report.sections.append(
-                (f"cluster, namespace {namespace.namespace}", diagnostics.collect(running, namespace.namespace))
+                (f"cluster, namespace {namespace.name}", diagnostics.collect(running, namespace.name))
             )
     del call
     return report

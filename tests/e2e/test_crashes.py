@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from e2e_support import processes
-from e2e_support.kube_client import get_condition
+from operator_support.objects import get_condition
 from operator_support.waiting import eventually
 from tonnage.contract import Outcome
 from tonnage_operator.api import names

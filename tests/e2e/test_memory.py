@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e_support.kube_client import get_condition
+from operator_support.objects import get_condition
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 from tonnage_operator.domain.units import parse_quantity

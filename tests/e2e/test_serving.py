@@ -11,6 +11,7 @@ import pytest
 
 from e2e_support import processes
 from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT
+from operator_support.objects import get_condition
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 
@@ -147,15 +148,10 @@ def test_presigned_urls_from_a_secret_are_loaded(namespace: Namespace, e2e: E2EC
         "ModelWeights",
         "presigned",
         namespace.name,
-        lambda found: any(each["type"] == "Ready" and each["status"] == "True" for each in _conditions(found)),
+        lambda found: get_condition(found, "Ready")[0] == "True",
     )
     pod = namespace.create_pod(model="presigned")
     pod.wait_ready()
     assert pod.last_report().outcome is Outcome.LOADED
     described = e2e.kubectl("get", "pod", pod.name, "-n", namespace.name, "-o", "yaml")
     assert "X-Amz-Signature" not in described + pod.logs(names.LOADER_CONTAINER)
-
-
-def _conditions(found: dict[str, object]) -> list[dict[str, str]]:
-    status = found.get("status")
-    return list(status.get("conditions") or ()) if isinstance(status, dict) else []

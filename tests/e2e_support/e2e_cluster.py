@@ -14,8 +14,9 @@ from botocore.config import Config
 
 from e2e_support import diagnostics
 from e2e_support.helm_release import NAMESPACE, HelmRelease
-from e2e_support.kube_client import KubeClient, get_condition
+from e2e_support.kube_client import KubeClient
 from e2e_support.model_files import ModelFiles, finish_writing, start_writing
+from operator_support.objects import get_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from e2e_support.kube_client import get_condition
-from operator_support.objects import deep_merge
+from operator_support.objects import deep_merge, get_condition
 
 if TYPE_CHECKING:
     from e2e_support.e2e_cluster import E2ECluster

@@ -230,11 +230,3 @@ def _ssl_context(cluster: Object) -> ssl.SSLContext:
     if data := cluster.get("certificate-authority-data"):
         return ssl.create_default_context(cadata=base64.b64decode(data).decode())
     return ssl.create_default_context(cafile=cluster["certificate-authority"])
-
-
-def get_condition(found: Object, kind: str) -> tuple[str, str, str]:
-    """Returns status, reason and message of a condition; empty while there is none."""
-    for each in (found.get("status") or {}).get("conditions") or ():
-        if each["type"] == kind:
-            return each["status"], each.get("reason", ""), each.get("message", "")
-    return "", "", ""

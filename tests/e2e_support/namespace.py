@@ -6,9 +6,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from e2e_support.kube_client import get_condition
 from e2e_support.pods import Pod, server_pod
-from operator_support.objects import deep_merge
+from operator_support.objects import deep_merge, get_condition
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from e2e_support import processes
-from e2e_support.kube_client import get_condition
+from operator_support.objects import get_condition
 from tonnage import contract
 from tonnage_operator.api import names
 

@@ -6,13 +6,11 @@ in ``local_cluster.control_plane``.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import io
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import threading
@@ -30,8 +28,12 @@ from local_cluster import credentials, preflight, programs
 from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_server_ready, program_arguments
 from local_cluster.errors import MissingRequirements
 from local_cluster.process import Process
+from support.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHONPATH = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
+"""For processes that run ``python -m tonnage_operator`` from the source tree."""
+OPERATOR_NAMESPACE = "tonnage-system"
 
 _AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
@@ -62,15 +64,6 @@ def skip_or_fail(missing: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"No control plane: {missing}")
     pytest.skip(f"No control plane: {missing}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports of loopback that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @dataclass
@@ -190,10 +183,18 @@ class ControlPlane:
                         raise
                     time.sleep(0.1)
 
-    def audit_events(self, user: str) -> list[dict[str, Any]]:
+    def create_token(self, account: str) -> str:
+        """Returns a token of a service account of the operator's namespace."""
+        return self.kubectl("create", "token", account, "-n", OPERATOR_NAMESPACE).stdout.strip()
+
+    def write_account_kubeconfig(self, path: Path, account: str) -> None:
+        """Writes a kubeconfig of a service account of the operator's namespace."""
+        credentials.write_kubeconfig(path, url=self.url, ca_file=self.ca_file, token=self.create_token(account))
+
+    def audit_events(self, account: str) -> list[dict[str, Any]]:
         """Returns what a service account of the operator's namespace did, from the audit log."""
         lines = self.settings.audit_log.read_text().splitlines()
-        wanted = f"system:serviceaccount:tonnage-system:{user}"
+        wanted = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{account}"
         return [event for event in map(json.loads, lines) if event["user"]["username"] == wanted]
 
     def request(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Any:

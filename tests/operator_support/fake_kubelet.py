@@ -6,12 +6,12 @@ The real scheduler places the pods, the real controller manager makes them from 
 from __future__ import annotations
 
 import contextlib
-import threading
 import urllib.error
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
+from operator_support.background_thread import BackgroundThread
 from tonnage import contract
 from tonnage_operator.api import names
 
@@ -44,7 +44,6 @@ class FakeLoaders:
     resolve_failure: Termination | None = None
     waiting_messages: dict[str, str] = field(default_factory=dict)
     """By role: the message with which a container can't be created."""
-    listed_by_report_only: bool = False
     terminated: list[tuple[str, str]] = field(default_factory=list)
 
     def termination(self, role: str, node: str, plan: contract.Plan | None) -> Termination | None:
@@ -63,37 +62,22 @@ class FakeLoaders:
         return Termination(report)
 
 
-class FakeKubelet:
-    """A thread that looks after all pods of all nodes."""
+class FakeKubelet(BackgroundThread):
+    """Acts as the kubelet of all nodes: sets the status of their pods every ``interval`` seconds."""
 
     def __init__(self, plane: ControlPlane, loaders: FakeLoaders, *, interval: float = 0.1) -> None:
-        self._plane = plane
+        super().__init__()
         self.loaders = loaders
+        self._plane = plane
         self._interval = interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="kubelet")
-        self.error: BaseException | None = None
         self._terminated_uids: set[str] = set()
-        """Uids of pods that were ended: the lists come from a cache and may be a moment old."""
+        """UIDs of terminated pods: the lists come from the API server's cache and may be stale."""
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(30)
-        if self.error:
-            raise self.error
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.wait(self._interval):
-                for pod in self._plane.request("GET", "/api/v1/pods?resourceVersion=0")["items"]:
-                    with contextlib.suppress(urllib.error.HTTPError):
-                        self._sync_pod(pod)
-        except BaseException as error:  # noqa: BLE001 - told by the test's thread
-            self.error = error
+    def run(self) -> None:
+        while not self.stop_requested.wait(self._interval):
+            for pod in self._plane.request("GET", "/api/v1/pods?resourceVersion=0")["items"]:
+                with contextlib.suppress(urllib.error.HTTPError):
+                    self._sync_pod(pod)
 
     def _sync_pod(self, pod: Pod) -> None:
         metadata, phase = pod["metadata"], pod.get("status", {}).get("phase")

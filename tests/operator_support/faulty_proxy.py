@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import functools
 import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
+
+from operator_support.background_thread import EventLoopThread
 
 if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
@@ -32,56 +33,36 @@ RequestHook = Callable[[str, str], ErrorResponse | None]
 """Says by method and path whether a request is refused."""
 
 
-class FaultyProxy:
-    """A plain HTTP server on loopback that forwards to the API server, as the administrator."""
+class FaultyProxy(EventLoopThread):
+    """A plain HTTP server on loopback that forwards to the API server with the administrator's token."""
 
     def __init__(self, plane: ControlPlane) -> None:
-        self._plane = plane
+        super().__init__()
         self.on_request: RequestHook = lambda _method, _path: None
         self.drop_response_after_write: Callable[[str, str], bool] = lambda _method, _path: False
-        """Called when the server has done a write; True: the answer is withheld for good."""
+        """Called with method and path after a successful write; True: the client never gets the response."""
         self.delay_watch: Callable[[str], bool] = lambda _path: False
-        """Says by path whether what a watch brings is kept back for now."""
+        """Called with the path of a watch; True: its events are held back, until it returns False."""
         self.url = ""
         self.requests: list[tuple[str, str]] = []
-        self.error: BaseException | None = None
+        self._plane = plane
         self._watches: set[asyncio.Task[object]] = set()
-        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
-        self._started = threading.Event()
-        self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._started.wait(10)
-        if self.error:
-            raise self.error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        if self.error:
-            raise self.error
+    def request_stop(self) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
 
     def drop_watches(self) -> None:
-        """Breaks every watch that is open."""
+        """Breaks every open watch."""
 
         def drop() -> None:
             for task in list(self._watches):
                 task.cancel()
 
-        self._loop.call_soon_threadsafe(drop)
+        self.loop.call_soon_threadsafe(drop)
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - told by the test's thread
-            self.error = error
-            self._started.set()
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+    async def main(self) -> None:
+        self._stop = asyncio.Event()
         context = ssl.create_default_context(cafile=str(self._plane.ca_file))
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
@@ -92,12 +73,11 @@ class FaultyProxy:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            self._started.set()
+            self.started.set()
             await self._stop.wait()
             for task in list(self._watches):
                 task.cancel()
             await runner.cleanup()
-        await asyncio.sleep(0.3)
 
     async def _forward(self, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))

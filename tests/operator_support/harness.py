@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
 from operator_support import objects
-from operator_support.control_plane import ROOT
+from operator_support.background_thread import AppThread
+from operator_support.control_plane import PYTHONPATH
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
@@ -26,12 +25,10 @@ from tonnage_operator.domain.installation import Installation
 from tonnage_operator.kube.credentials import ClientConfig, load_kube_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
 
-T = TypeVar("T")
 GROUP_PATH = "/apis/tonnage.dev/v1alpha1"
 
 
@@ -151,7 +148,7 @@ class OperatorHarness:
                 self.plane.request(
                     "PATCH", self.object_path(name), no_finalizers, content_type="application/merge-patch+json"
                 )
-        selector = f"labelSelector=fleet%3D{self.namespace}"
+        selector = f"labelSelector=test-namespace%3D{self.namespace}"
         self.plane.request("DELETE", f"/api/v1/nodes?{selector}")
 
     def _list(self, plural: str) -> list[dict[str, Any]]:
@@ -166,10 +163,7 @@ class OperatorHarness:
 
     def condition(self, kind: str, name: str = "llama") -> tuple[str, str]:
         """Returns (status, reason) of a condition; empty while there is none."""
-        for each in self.status(name).get("conditions") or ():
-            if each["type"] == kind:
-                return each["status"], each["reason"]
-        return "", ""
+        return objects.get_condition(self.get(name), kind)[:2]
 
     def wait_for_condition(
         self, kind: str, status: str = "True", reason: str = "", *, name: str = "llama", timeout: float = 25
@@ -220,64 +214,16 @@ class OperatorHarness:
         return [each["reason"] for each in items if each["involvedObject"]["kind"] == "ModelWeights"]
 
 
-class ControllerThread:
-    """A controller in a thread of its own, with its own event loop."""
+class ControllerThread(AppThread[ControllerApp]):
+    """A controller in a thread. ``start`` doesn't wait until it is ready, a ``with`` block does."""
 
     def __init__(self, client_config: ClientConfig, installation: Installation) -> None:
+        super().__init__()
         self._client_config = client_config
         self._installation = installation
-        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
-        self._started = threading.Event()
-        self.app: ControllerApp
-        self.loop: asyncio.AbstractEventLoop
-        self.error: BaseException | None = None
 
-    def start(self) -> None:
-        """Starts it, and doesn't wait until it knows the cluster."""
-        self._thread.start()
-        assert self._started.wait(10)
-
-    def __enter__(self) -> Self:
-        if not self._started.is_set():
-            self.start()
-        try:
-            eventually(lambda: self.error or self.app.ready.is_set(), timeout=20)
-        except AssertionError:
-            self.__exit__()
-            raise
-        if self.error:
-            raise self.error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.app.stopping.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "the controller doesn't end"
-        if self.error:
-            raise self.error
-
-    def _run(self) -> None:
-        async def run() -> None:
-            self.loop = asyncio.get_running_loop()
-            self.app = ControllerApp(self._client_config, self._installation, ServerOptions("127.0.0.1", 0, 0))
-            self._started.set()
-            await self.app.run()
-            await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background
-
-        try:
-            asyncio.run(run())
-        except BaseException as error:  # noqa: BLE001 - told by the test's thread
-            self.error = error
-            self._started.set()
-
-    def call_in_loop(self, function: Callable[[], T]) -> T:
-        """Returns what a function returns in the controller's loop, where nothing changes meanwhile."""
-
-        async def call() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+    def create_app(self) -> ControllerApp:
+        return ControllerApp(self._client_config, self._installation, ServerOptions("127.0.0.1", 0, 0))
 
     def reconcile_all(self) -> None:
         """Has everything looked at again, and returns when that is done."""
@@ -349,10 +295,9 @@ class ControllerProcess:
             "--health-port",
             str(self.health_port),
         ]
-        path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
         with (self._folder / "controller.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": PYTHONPATH}, start_new_session=True
             )
 
     @property

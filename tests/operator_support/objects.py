@@ -89,6 +89,14 @@ def failed_report(reason: str, message: str = "It failed.") -> contract.Report:
     return contract.Report(outcome=contract.Outcome.FAILED, reason=reason, message=message)
 
 
+def get_condition(body: dict[str, Any], kind: str) -> tuple[str, str, str]:
+    """Returns status, reason and message of an object's condition; empty strings if it is not set."""
+    for each in (body.get("status") or {}).get("conditions") or ():
+        if each["type"] == kind:
+            return each["status"], each.get("reason", ""), each.get("message", "")
+    return "", "", ""
+
+
 def node(name: str, *, labels: dict[str, str] | None = None, boot_id: str = "boot-1", **spec: Any) -> dict[str, Any]:
     """Returns a Node as the API has it."""
     ready = spec.pop("ready", True)

@@ -120,14 +120,13 @@ class Simulation:
 
     def sync_nodes(self) -> None:
         """Lets each node's record follow."""
-        for name, node in self.nodes.items():
+        for name in self.node_bodies:
             decision = self.node_decision(name)
             if decision.status is not None:
                 self.caches[name] = decision.status
             self._apply(decision.apply)
             for job in decision.delete:
                 self.jobs.pop(job.name, None)
-            del node
 
     def node_decision(self, name: str) -> NodeDecision:
         """Returns what one node's decision is now."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import trustme
 
-from operator_support.waiting import eventually
+from operator_support.background_thread import AppThread
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.webhook.app import WebhookApp
 
@@ -21,21 +19,17 @@ if TYPE_CHECKING:
     from tonnage_operator.kube.credentials import ClientConfig
 
 
-class WebhookThread:
+class WebhookThread(AppThread[WebhookApp]):
     """A webhook with a certificate of its own."""
 
     def __init__(self, client_config: ClientConfig, installation: Installation, folder: Path) -> None:
+        super().__init__()
         self._client_config = client_config
         self._installation = installation
         self.ca = trustme.CA()
         self.cert = folder / "tls.crt"
         self.key = folder / "tls.key"
         self.issue_certificate()
-        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
-        self._started = threading.Event()
-        self.app: WebhookApp
-        self.loop: asyncio.AbstractEventLoop
-        self.error: BaseException | None = None
 
     def issue_certificate(self) -> None:
         """Writes a new certificate."""
@@ -47,46 +41,16 @@ class WebhookThread:
         """Has the webhook look at its certificate now."""
         certificate = self.app.certificate
         assert certificate is not None
-
-        async def check() -> None:
-            certificate.reload_if_changed()
-
-        asyncio.run_coroutine_threadsafe(check(), self.loop).result(10)
+        self.call_in_loop(certificate.reload_if_changed)
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"https://127.0.0.1:{self.app.port}"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._started.wait(10)
-        eventually(lambda: self.error or self.app.ready.is_set(), timeout=20)
-        if self.error:
-            raise self.error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.app.stopping.set)
-        self._thread.join(20)
-        if self.error:
-            raise self.error
-
-    def _run(self) -> None:
-        async def run() -> None:
-            self.loop = asyncio.get_running_loop()
-            listening = ServerOptions("127.0.0.1", 0, 0, self.cert, self.key)
-            self.app = WebhookApp(self._client_config, self._installation, listening)
-            self._started.set()
-            await self.app.run()
-            await asyncio.sleep(0.3)  # aiohttp ends TLS connections in the background
-
-        try:
-            asyncio.run(run())
-        except BaseException as error:  # noqa: BLE001 - told by the test's thread
-            self.error = error
-            self._started.set()
+    def create_app(self) -> WebhookApp:
+        listening = ServerOptions("127.0.0.1", 0, 0, self.cert, self.key)
+        return WebhookApp(self._client_config, self._installation, listening)
 
     def register(self, plane: ControlPlane) -> None:
         """Tells the API server about it."""

@@ -68,8 +68,6 @@ class FaultyServer:
         self.connections = 0
         self.open_connections = 0
         self.peak_connections = 0
-        self.most_requests = 0
-        self._active_requests = 0
         self._tls = tls
         self._rules: list[Rule] = []
         self._sockets: set[socket.socket] = set()
@@ -266,18 +264,12 @@ class FaultyServer:
     def _respond(self, connection: socket.socket, request: Request) -> None:
         with self._changed:
             fault = next((rule.fault for rule in self._rules if rule.consume(request)), NO_FAULT)
-            self._active_requests += 1
-            self.most_requests = max(self.most_requests, self._active_requests)
-        try:
-            if fault.stall_before:
-                self._released.wait()
-            if fault.drop_connection or self._closed.is_set():
-                raise _CloseConnection
-            response = build_response(request, fault, self._snapshot())
-            self._send(connection, request, response, fault)
-        finally:
-            with self._changed:
-                self._active_requests -= 1
+        if fault.stall_before:
+            self._released.wait()
+        if fault.drop_connection or self._closed.is_set():
+            raise _CloseConnection
+        response = build_response(request, fault, self._snapshot())
+        self._send(connection, request, response, fault)
         if fault.close or request.headers.get("connection", "").lower() == "close":
             raise _CloseConnection
 

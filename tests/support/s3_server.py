@@ -25,6 +25,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local_cluster import seaweed
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -155,7 +156,7 @@ def _start_process(directory: Path, log_path: Path) -> SeaweedS3:
     data.mkdir(parents=True)
     config = directory / "s3.json"
     config.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NO_PERMISSIONS)]}))
-    ports = _free_ports(8)
+    ports = free_ports(8)
     components = ("master", "volume", "filer", "s3")
     ports_by_component = {part: (ports[2 * number], ports[2 * number + 1]) for number, part in enumerate(components)}
     options = seaweed.arguments(
@@ -204,11 +205,3 @@ def _pdeathsig_prefix() -> list[str]:
     """A prefix that has the kernel kill the server should the test run be killed."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -19,8 +19,6 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "*.localhost")
 class CertificateAuthority:
     """One CA: ``bundle`` is the PEM file that a client has to trust."""
 
-    __test__ = False
-
     ca: trustme.CA
     bundle: Path
 

@@ -7,13 +7,13 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from operator_support.control_plane import ROOT
 from operator_support.harness import ControllerThread, make_installation
+from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
 from tonnage_operator.api import names
@@ -26,23 +26,6 @@ if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
     from operator_support.fake_kubelet import FakeLoaders
     from operator_support.harness import OperatorHarness
-
-Rule = tuple[str, str, str]
-
-
-def _role(name: str) -> dict[str, Any]:
-    role: dict[str, Any] = yaml.safe_load((ROOT / "operator" / "rbac" / f"{name}.yaml").read_text())
-    return role
-
-
-def _granted(role: dict[str, Any]) -> set[Rule]:
-    return {
-        (group, resource, verb)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
 
 
 def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
@@ -57,30 +40,12 @@ def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
         f"--clusterrole=tonnage-{name}",
         f"--serviceaccount={namespace}:{account}",
     )
-    token = plane.kubectl("create", "token", account, "-n", namespace).stdout.strip()
-    return ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token)
-
-
-def _recorded_calls(plane: ControlPlane, name: str) -> tuple[set[Rule], list[str]]:
-    """Returns what was used and what was forbidden."""
-    used: set[Rule] = set()
-    forbidden = []
-    for event in plane.audit_events(f"role-{name}"):
-        target = event.get("objectRef")
-        if event["responseStatus"].get("code") == 403:
-            forbidden.append(f"{event['verb']} {event['requestURI']}")
-        if not target or "resource" not in target:
-            continue  # discovery
-        resource = "/".join(part for part in (target["resource"], target.get("subresource")) if part)
-        used.add((target.get("apiGroup", ""), resource, event["verb"]))
-        if event["verb"] == "patch" and event["responseStatus"].get("code") == 201:
-            used.add((target.get("apiGroup", ""), resource, "create"))
-    return used, forbidden
+    return ClientConfig(plane.url, ca_file=str(plane.ca_file), token=plane.create_token(account))
 
 
 def test_roles_have_no_wildcards_and_no_secrets() -> None:
     for path in (ROOT / "operator" / "rbac").iterdir():
-        granted = _granted(yaml.safe_load(path.read_text()))
+        granted = granted_permissions(path.stem)
         assert not any("*" in part for rule in granted for part in rule)
         assert not any(resource.startswith("secrets") for _, resource, _ in granted)
 
@@ -103,10 +68,7 @@ def test_the_controller_needs_its_role_and_nothing_else(
             assert answer.code == 401
         harness.delete()
         eventually(harness.is_gone, timeout=25)
-    used, forbidden = _recorded_calls(harness.plane, "controller")
-    granted = _granted(_role("controller"))
-    assert not forbidden
-    assert used == granted
+    assert used_permissions(harness.plane, "role-controller") == granted_permissions("controller")
 
 
 def test_the_webhook_needs_its_role_and_nothing_else(
@@ -129,9 +91,7 @@ def test_the_webhook_needs_its_role_and_nothing_else(
                 harness.plane.request("POST", "/api/v1/namespaces/default/pods", pod)
             with caught.value as answer:
                 assert "may not use it" in json.loads(answer.read())["message"]
-    used, forbidden = _recorded_calls(harness.plane, "webhook")
-    assert not forbidden
-    assert used == _granted(_role("webhook"))
+    assert used_permissions(harness.plane, "role-webhook") == granted_permissions("webhook")
 
 
 async def _release(access: ClientConfig) -> int:
@@ -154,7 +114,5 @@ def test_released_objects_can_be_deleted_without_an_operator(
     assert not harness.is_gone()
     assert asyncio.run(_release(access)) >= 1
     eventually(harness.is_gone)
-    used, forbidden = _recorded_calls(harness.plane, "release")
-    assert not forbidden
-    assert used == _granted(_role("release"))
+    assert used_permissions(harness.plane, "role-release") == granted_permissions("release")
     assert body
