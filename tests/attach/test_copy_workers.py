@@ -71,7 +71,7 @@ def test_every_way_copies_all_bytes(
 
 
 @pytest.mark.parametrize(
-    "name", ["dtypes-sayable", "dtypes-unsayable", "mixed-large", "many", "module-bfloat16", "meta"]
+    "name", ["dtypes-safetensors", "dtypes-other", "mixed-large", "many", "module-bfloat16", "meta"]
 )
 def test_tensorizers_files_arrive_aligned_and_bit_for_bit(
     corpus: dict[str, CorpusFile],

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from support.tensors_corpus import CorpusFile
 
 PLAIN = [
-    "module-float32", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-sayable", "dtypes-unsayable",
+    "module-float32", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-safetensors", "dtypes-other",
     "scalar", "strided", "empty", "empty-bfloat16", "many-dimensions", "meta", "meta-bfloat16", "nested", "list",
     "unicode", "unicode-nested", "longest-name", "mixed-large", "many", "reserved",
 ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_tensorizers_files_open_with_every_tensor_as_it_was(
 
 @pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize(
-    "name", ["module-bfloat16", "nested", "meta", "empty", "mixed-large", "dtypes-sayable", "list"]
+    "name", ["module-bfloat16", "nested", "meta", "empty", "mixed-large", "dtypes-safetensors", "list"]
 )
 def test_entries_of_both_layouts_hold_the_same_tensors(
     corpus: dict[str, CorpusFile], make_entry: MakeEntry, layout: Layout, name: str, tensors_equal: TensorsEqual

@@ -22,7 +22,7 @@ TensorsEqual = Callable[[torch.Tensor, torch.Tensor], bool]
 
 
 class MakeEntry(Protocol):
-    """Publishes an entry of ``.tensors`` files below a cache root of its own."""
+    """Publishes an entry from ``.tensors`` files, each in a new cache root."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Cache entries with real tensors in them, small enough to be written by the hundred."""
+"""Sample cache entries, small enough to write hundreds of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORDS = [b'{"segment":0}', b'{"segment":1}']
 
 
 class SampleEntry(NamedTuple):
-    """What an entry is to hold: contents by path, and the manifest and table that say so."""
+    """Contents of an entry by path, and the matching manifest and tensor table."""
 
     files: dict[str, bytes]
     manifest: Manifest
@@ -31,7 +31,7 @@ class SampleEntry(NamedTuple):
 
 
 def make_sample(*, ranks: int = 2, tensor_bytes: int = 1000, sha256: bool = True) -> SampleEntry:
-    """Makes one shard of two tensors a rank, an index and a companion in a folder."""
+    """Returns one shard with two tensors for each rank, an index, and a companion in a subfolder."""
     rng = random.Random(7)
     companions = {path: rng.randbytes(300) for path in ("model.safetensors.index.json", "tokenizer/vocab.txt")}
     contents: dict[str, bytes] = {}
@@ -74,7 +74,7 @@ def journal_header(manifest: Manifest) -> JournalHeader:
 
 
 def write_partial(entry: Entry, sample: SampleEntry, *, only: set[str] | None = None) -> None:
-    """Writes what a load has written just before it publishes: files, and a journal."""
+    """Writes what a load has written before it publishes: files (``only`` some of them) and a journal."""
     model = entry.begin_partial()
     for path, data in sample.files.items():
         if only is None or path in only:
@@ -90,7 +90,6 @@ def publish(entry: Entry, sample: SampleEntry, *, checkpoint: StepCallback | Non
 
 
 def published_entry(root: Path, sample_entry: SampleEntry | None = None) -> Entry:
-    """Returns an entry that a load has published."""
     sample_entry = sample_entry or make_sample()
     entry = Cache(root).entry(ENTRY_NAME)
     entry.path.parent.mkdir(exist_ok=True)
@@ -102,7 +101,7 @@ def published_entry(root: Path, sample_entry: SampleEntry | None = None) -> Entr
 
 
 def visible_files(entry: Entry) -> dict[str, bytes]:
-    """Returns what a serving container sees."""
+    """Returns contents by path, as a serving container sees them."""
     return {
         str(path.relative_to(entry.model_dir)): path.read_bytes()
         for path in entry.model_dir.rglob("*")
@@ -116,7 +115,7 @@ def assert_empty_or_complete(entry: Entry, *allowed: dict[str, bytes]) -> None:
 
 
 def assert_complete(entry: Entry, sample: SampleEntry) -> None:
-    """Fails unless all of the sample is published, verified, read-only, and nothing else is left."""
+    """Fails unless the sample is published, verified and read-only, and nothing else is left."""
     assert entry.state == "ready"
     assert visible_files(entry) == sample.files
     assert verify_entry(entry, level=Verify.CRC32, threads=1).verified is Verify.CRC32

@@ -1,4 +1,4 @@
-"""Real child processes for tests of locks and of sudden death: forked, so that they start in milliseconds."""
+"""Real child processes for tests of locks and crashes, forked so that they start in milliseconds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     SendLine = Callable[[str], None]
 
-NOBODY_UID = 65534
+UNPRIVILEGED_UID = 65534
 AUDIT_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree")
 
 
 class ChildProcess:
-    """A child process that runs ``work`` and then ends with 0, or with 1 and a traceback.
+    """A child process that runs ``work`` and exits with 0, or with 1 and a traceback if it raised.
 
-    ``work`` gets a function that says a line to the parent, who reads it with ``read_line``.
+    ``work`` gets a function that sends a line to the parent, which reads it with ``read_line``.
     """
 
     def __init__(self, work: Callable[[SendLine], object], *, uid: int | None = None) -> None:
@@ -33,7 +33,7 @@ class ChildProcess:
         self._status: int | None = None
 
     def read_line(self) -> str:
-        """Returns the next line that the child says, empty when it has ended."""
+        """Returns the child's next line; empty if it has exited."""
         return self._lines.readline().rstrip("\n")
 
     def kill(self, signum: int = signal.SIGKILL) -> int:
@@ -41,7 +41,7 @@ class ChildProcess:
         return self.wait()
 
     def wait(self) -> int:
-        """Waits for its end and returns its exit code, negative for a signal."""
+        """Waits until it exits and returns its exit code, negative for a signal."""
         if self._status is None:
             _, status = os.waitpid(self.pid, 0)
             self._status = os.waitstatus_to_exitcode(status)
@@ -58,16 +58,19 @@ class ChildProcess:
 
 def run_in_child(work: Callable[[], object], *, uid: int | None = None) -> int:
     """Runs ``work`` in a child process and returns its exit code, negative for a signal."""
-    return ChildProcess(lambda _say: work(), uid=uid).wait()
+    return ChildProcess(lambda _send_line: work(), uid=uid).wait()
 
 
 def kill_self() -> None:
-    """Ends this process as kill -9 does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_at_operation(work: Callable[[], object], number: int) -> bool:
-    """Runs ``work`` in a child that kill -9 ends before its file operation ``number``; False if it has fewer."""
+    """Runs ``work`` in a child that is killed (SIGKILL) before file operation ``number``, counted from 0.
+
+    Returns:
+        False if ``work`` finished with fewer operations.
+    """
 
     def run() -> None:
         remaining = number
@@ -100,7 +103,7 @@ def _run(work: Callable[[SendLine], object], read_fd: int, write_fd: int, uid: i
             os.setuid(uid)
         work(send_line)
         exit_code = 0
-    except BaseException:  # noqa: BLE001 - whatever it is, the child must not run on as a second pytest
+    except BaseException:  # noqa: BLE001 - the child must not continue as a second pytest
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Images as they come out of the build, and containers of them, run by runc as containerd does: for tests as root."""
+"""Unpacks built images, and runs containers of them with runc as containerd would. Needs root."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMESPACES = ("pid", "ipc", "uts", "mount")
 
 @dataclass(frozen=True)
 class Image:
-    """An image, unpacked. ``layer_sizes`` are the bytes of the files of each layer, the base's first."""
+    """An unpacked image. ``layer_sizes``: bytes of the files in each layer, the base layer first."""
 
     name: str
     config: dict[str, Any]
@@ -33,11 +33,11 @@ class Image:
 
     @property
     def command(self) -> list[str]:
-        """What a container runs that names nothing itself."""
+        """The command of a container that sets none."""
         return [*self.config["Entrypoint"], *self.config["Cmd"]]
 
     def python_packages(self) -> dict[str, str]:
-        """Returns the installed distributions, with their versions, by normalized name."""
+        """Returns the versions of installed distributions by normalized name."""
         found = {}
         for folder in self.root.glob("opt/tonnage/lib/python3.*/site-packages/*.dist-info"):
             name, _, version = folder.name.removesuffix(".dist-info").partition("-")
@@ -46,7 +46,7 @@ class Image:
 
 
 def unpack(archive: Path, folder: Path) -> Image:
-    """Unpacks a ``docker-archive`` with one image, layer upon layer, as an engine does."""
+    """Unpacks a ``docker-archive`` with one image, and applies its layers in order, whiteouts included."""
     with tarfile.open(archive) as outer:
         outer.extractall(folder / "archive", filter="data")
     (manifest,) = json.loads((folder / "archive" / "manifest.json").read_text())
@@ -83,31 +83,31 @@ class Container:
     _runc: list[str] = field(default_factory=list)
 
     def wait_until_running(self) -> None:
-        """Waits until runc has handed over to the container's own first process.
+        """Waits until runc has started the container's first process.
 
         Raises:
-            RuntimeError: It ended before.
+            RuntimeError: The container exited before.
         """
         while self.process.poll() is None:
             result = subprocess.run([*self._runc, "state", self.name], capture_output=True, text=True, check=False)
             if result.returncode == 0 and json.loads(result.stdout)["status"] == "running":
                 return
-        raise RuntimeError(f"The container ended: {self.wait()}")
+        raise RuntimeError(f"The container exited: {self.wait()}")
 
     def kill(self, signum: signal.Signals) -> None:
-        """Sends a signal to its first process."""
+        """Sends a signal to the container's first process."""
         subprocess.run([*self._runc, "kill", self.name, str(int(signum))], check=True, capture_output=True)
 
     def exec(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """Runs another command in it."""
+        """Runs another command in the container."""
         command = [*self._runc, "exec", self.name, *args]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
 
     def wait(self, timeout: float = _TIMEOUT) -> tuple[int, str, str]:
-        """Waits for its end and returns the exit code, standard output and standard error.
+        """Waits until the container exits; returns exit code, standard output and standard error.
 
         Raises:
-            TimeoutExpired: It goes on for longer than that many seconds.
+            TimeoutExpired: It still runs after ``timeout`` seconds.
         """
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
@@ -124,16 +124,16 @@ def start_container(
     mounts: Mapping[str, Path] | None = None,
     isolated_network: bool = False,
 ) -> Iterator[Container]:
-    """Starts a container as Tonnage's pods are: read-only root, no capability, no new privileges.
+    """Starts a container with the restrictions of Tonnage's pods: read-only root, no capabilities, no new privileges.
 
     Args:
-        image: What of.
-        folder: A private one, for runc.
-        command: What to run; the image's own by default.
-        user: As whom, with a group of the same number; the image's own by default.
-        environment: Besides the image's own.
-        mounts: Folders of this machine by their paths in the container, writable.
-        isolated_network: With loopback alone, instead of the machine's network.
+        image: The unpacked image.
+        folder: Private folder for runc's files.
+        command: Replaces the image's command.
+        user: UID and GID; None: the image's.
+        environment: Added to the image's variables.
+        mounts: Folders of the host by their paths in the container, writable.
+        isolated_network: A network namespace with loopback only, instead of the host's.
     """
     bundle = folder / f"bundle-{next(_NUMBERS)}"
     bundle.mkdir()
@@ -195,6 +195,6 @@ def _system_mounts() -> list[dict[str, Any]]:
 
 
 def run_container(image: Image, folder: Path, *args: str, **settings: Any) -> tuple[int, str, str]:
-    """Runs the image's program with ``args`` to its end; see ``start_container`` and ``Container.finish``."""
+    """Runs the image's entrypoint with ``args`` until it exits; see ``start_container`` and ``Container.wait``."""
     with start_container(image, folder, command=[*image.config["Entrypoint"], *args], **settings) as container:
         return container.wait()

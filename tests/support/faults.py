@@ -1,4 +1,4 @@
-"""What the faulty server is asked, and the ways in which it may answer wrongly."""
+"""Requests that the faulty server recorded, and the faults that it can inject."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived. ``number`` counts from 0 over the server's life; header names are in lower case."""
+    """A recorded request. ``number`` counts from 0 over the server's lifetime; header names are in lower case."""
 
     number: int
     connection: int
@@ -38,36 +38,36 @@ class Request:
 
     @property
     def range(self) -> tuple[int, int | None] | None:
-        """First and last byte asked for, both inclusive; None without a Range header."""
+        """First and last byte requested, both inclusive; None without a Range header."""
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         return (int(match[1]), int(match[2]) if match[2] else None) if match else None
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to answer wrongly; members combine. Offsets ``*_after`` count bytes of this answer's body.
+    """A fault of a response; members combine. Offsets ``*_after`` count bytes of this response's body.
 
     Attributes:
-        status: Answers with this status and ``body`` instead of the object.
+        status: Responds with this status and ``body`` instead of the object.
         reason: The status line's text.
         body: With ``status``.
-        headers: Added to the answer, replacing those of the same name; a value of None drops the header.
-        reset_after: Resets the connection (RST) after so many bytes of the body.
-        close_after: Ends the connection (FIN) after so many bytes, with the Content-Length of the whole.
-        stall_after: Sends nothing more after so many bytes, until the server is released.
-        stall_before: Sends nothing at all, until the server is released.
-        drop_connection: Closes the connection without an answer.
+        headers: Added to the response, replacing those of the same name; None removes the header.
+        reset_after: Resets the connection (RST) after this many bytes of the body.
+        close_after: Closes the connection (FIN) after this many bytes; Content-Length is that of the whole body.
+        stall_after: Stalls after this many bytes, until ``release_stalled``.
+        stall_before: Stalls before the response, until ``release_stalled``.
+        drop_connection: Closes the connection without a response.
         extra: Sent after the body; with ``announce_extra`` counted in Content-Length.
-        ignore_range: Answers 200 with the whole object.
-        shift: Answers a range that begins and ends so many bytes later, and says so in Content-Range.
+        ignore_range: Responds with 200 and the whole object.
+        shift: Sends a range that begins and ends this many bytes later, with the matching Content-Range.
         total_offset: Added to the total in Content-Range.
-        shorten: Answers a range so many bytes shorter, consistently.
-        etag: Another ETag (with its quotes); If-Match is checked against it.
-        data: Another object's bytes.
+        shorten: Sends a range that is this many bytes shorter, with matching headers.
+        etag: ETag (with quotes) in place of the object's; If-Match is compared with it.
+        data: Sent in place of the object's bytes.
         flip: Flips the lowest bit of the byte at this offset of the object.
-        rate: Sends about so many bytes a second.
+        rate: Bytes per second, approximately.
         chunked: Transfer-Encoding chunked, without Content-Length.
-        close: Says and does ``Connection: close``.
+        close: Sends ``Connection: close``, and closes the connection after the response.
     """
 
     status: int | None = None
@@ -97,18 +97,18 @@ NO_FAULT = Fault()
 
 
 def slow_down(*, retry_after: str = "0") -> Fault:
-    """503 SlowDown with a Retry-After of seconds or an HTTP date."""
+    """Returns 503 SlowDown; ``retry_after`` is in seconds or an HTTP date."""
     return Fault(status=503, reason="Slow Down", body=SLOW_DOWN, headers={"Retry-After": retry_after})
 
 
 def expired_token() -> Fault:
-    """403 ExpiredToken, as S3 says it."""
+    """Returns 403 ExpiredToken with the body that S3 sends."""
     return Fault(status=403, reason="Forbidden", body=EXPIRED_TOKEN, headers={"Content-Type": "application/xml"})
 
 
 @dataclass
 class Rule:
-    """When a fault happens: for requests that match, from the ``skip``-th matching one on, at most ``times`` times."""
+    """When a fault is injected: into matching requests, after the first ``skip`` of them, at most ``times`` times."""
 
     fault: Fault
     when: Callable[[Request], bool] | None = None
@@ -120,7 +120,7 @@ class Rule:
     applied: int = 0
 
     def consume(self, request: Request) -> bool:
-        """Whether the fault applies to this request; counts it."""
+        """Returns whether the fault applies to this request, and counts the request."""
         if self.method is not None and request.method != self.method:
             return False
         if self.key is not None and request.key != self.key:
@@ -136,7 +136,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One version of an object. ``data`` is anything with the buffer protocol, so a file may be mapped."""
+    """One version of an object. ``data`` has the buffer protocol, so it may be a mapped file."""
 
     data: Any
     etag: str

@@ -1,4 +1,4 @@
-"""What the faulty server says: answers to requests, right or wrong, and the pieces in which they are sent. Pure."""
+"""Builds the faulty server's responses, and the blocks in which their bodies are sent. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Response:
 
 
 class StoreSnapshot(NamedTuple):
-    """What there is at the moment: versions of each object, the newest first."""
+    """The stored objects: versions of each, the newest first."""
 
     objects: Mapping[str, Sequence[StoredObject]]
     buckets: frozenset[str]
@@ -35,7 +35,7 @@ class StoreSnapshot(NamedTuple):
 
 
 def build_response(request: Request, fault: Fault, snapshot: StoreSnapshot) -> Response:
-    """Returns what is said to a request, wrong in the way that the fault wants."""
+    """Returns the response to a request, with the fault applied."""
     if fault.status is not None:
         response = Response(fault.status, fault.reason, {"Content-Length": str(len(fault.body))}, fault.body)
     else:
@@ -147,7 +147,7 @@ def _object_response(request: Request, stored: StoredObject, fault: Fault) -> Re
 
 
 def blocks(body: memoryview, fault: Fault) -> Iterator[memoryview | None]:
-    """The body's pieces as they are sent; None where the server stalls."""
+    """Yields the body in the blocks that are sent; None where the server stalls."""
     stops = [stop for stop in (fault.reset_after, fault.close_after) if stop is not None]
     end = min([len(body), *stops])
     step = BLOCK if fault.rate is None else max(1, min(BLOCK, int(fault.rate / 50)))

@@ -1,14 +1,14 @@
-"""An HTTP/1.1 server on a real socket that serves objects and misbehaves as told.
+"""An HTTP/1.1 server on a real socket that serves objects and injects configured faults.
 
     with FaultyServer() as server:
         server.put("bucket/model.tensors", data)
-        server.fault(Fault(reset_after=1000), key="bucket/model.tensors", skip=2, times=1)
+        server.add_fault(Fault(reset_after=1000), key="bucket/model.tensors", skip=2, times=1)
         … load from server.url …
-        assert server.count(method="GET") == 7
+        assert server.count_requests(method="GET") == 7
 
-It speaks enough S3 for path-style ``s3://`` sources: HEAD and GET with Range, If-Match, If-Unmodified-Since and
-versionId, ListObjectsV2 with continuation, and XML errors. Signatures are recorded, never checked: that is SeaweedFS's
-part. Every connection has a thread; everything ends with ``close``.
+It implements as much of S3 as path-style ``s3://`` sources need: HEAD and GET with Range, If-Match, If-Unmodified-Since and
+versionId, ListObjectsV2 with continuation, and XML errors. Signatures are recorded but not verified; tests against
+SeaweedFS verify them. Each connection has a thread; ``close`` ends all.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ LAST_MODIFIED = "Tue, 01 Jul 2025 12:00:00 GMT"
 
 
 class _CloseConnection(Exception):
-    """This connection ends now, without more words."""
+    """Closes the current connection."""
 
 
 class FaultyServer:
-    """The server; see the module. ``url`` is its root, ``endpoint`` the same for S3."""
+    """The server, running from its creation until ``close``. ``endpoint`` is ``url`` under its S3 name."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", page_size: int = 1000) -> None:
         self.requests: list[Request] = []
@@ -81,7 +81,7 @@ class FaultyServer:
         self._threads: list[threading.Thread] = []
         self._acceptor.start()
 
-    # What tests arrange and ask
+    # For tests
 
     @property
     def url(self) -> str:
@@ -101,8 +101,8 @@ class FaultyServer:
     ) -> StoredObject:
         """Stores ``data`` (bytes or any buffer) at ``key``, which is ``bucket/key`` for S3 sources.
 
-        ``etag`` is with its quotes, its MD5 when None, and not sent when empty; ``last_modified`` empty: not sent. With
-        a ``version_id`` older versions stay readable by theirs.
+        ``etag`` includes the quotes; None: the MD5 of the data; empty: not sent. An empty ``last_modified`` is not sent.
+        With a ``version_id``, older versions stay readable by theirs.
         """
         digest = hashlib.md5(memoryview(data), usedforsecurity=False).hexdigest() if etag is None else ""
         stored = StoredObject(
@@ -118,7 +118,7 @@ class FaultyServer:
         return stored
 
     def delete(self, key: str) -> None:
-        """Removes the object, its bucket stays."""
+        """Removes the object. Its bucket stays."""
         with self._changed:
             del self.objects[key]
 
@@ -132,9 +132,9 @@ class FaultyServer:
         skip: int = 0,
         times: int | None = None,
     ) -> Rule:
-        """Arranges a fault for requests that match all that is given; the first rule that applies wins.
+        """Injects a fault into requests that match all conditions; the first rule that applies wins.
 
-        The first ``skip`` matching requests are answered well, then ``times`` of them badly (None: all).
+        The first ``skip`` matching requests get a normal response, then ``times`` of them the fault (None: all).
         """
         rule = Rule(fault=fault, when=when, method=method, key=key, skip=skip, times=times)
         with self._changed:
@@ -142,16 +142,16 @@ class FaultyServer:
         return rule
 
     def clear_faults(self) -> None:
-        """From now on everything is answered well; stalled answers stay stalled until ``release_stalled``."""
+        """Removes all faults. Stalled responses stay stalled until ``release_stalled``."""
         with self._changed:
             self._rules.clear()
 
     def release_stalled(self) -> None:
-        """Lets every stalled answer go on, now and in future."""
+        """Continues every stalled response; later ones don't stall."""
         self._released.set()
 
     def find_requests(self, *, method: str | None = None, key: str | None = None) -> list[Request]:
-        """The requests so far, in order of arrival."""
+        """Returns the recorded requests, in order of arrival."""
         with self._changed:
             return [
                 each
@@ -160,29 +160,28 @@ class FaultyServer:
             ]
 
     def count_requests(self, *, method: str | None = None, key: str | None = None) -> int:
-        """How many requests there were."""
         return len(self.find_requests(method=method, key=key))
 
     def wait_for(self, condition: Callable[[FaultyServer], bool], timeout: float = 20.0) -> None:
-        """Waits until ``condition(server)``, looked at whenever a request arrives or bytes were sent.
+        """Waits until ``condition(server)`` is true, evaluated after each request and each sent block.
 
         Raises:
-            TimeoutError: It did not come true in time.
+            TimeoutError: It is still false after ``timeout`` seconds.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self), timeout):
                 raise TimeoutError(f"waited {timeout} s; {len(self.requests)} requests, {self.bytes_sent} bytes sent")
 
     def wait_for_requests(self, count: int, timeout: float = 20.0, **match: str) -> None:
-        """Waits until ``count`` requests of a ``method`` or ``key`` have arrived."""
+        """Waits until ``count`` requests with this ``method`` or ``key`` have arrived."""
         self.wait_for(lambda server: server.count_requests(**match) >= count, timeout)
 
     def wait_for_bytes(self, count: int, timeout: float = 20.0) -> None:
-        """Waits until ``count`` bytes of bodies were handed to the kernel."""
+        """Waits until ``count`` bytes of bodies were passed to the kernel."""
         self.wait_for(lambda server: server.bytes_sent >= count, timeout)
 
     def close(self) -> None:
-        """Ends all connections and threads."""
+        """Closes all connections and joins all threads."""
         self._closed.set()
         self._released.set()
         with contextlib.suppress(OSError):
@@ -310,5 +309,5 @@ class FaultyServer:
 
 
 def _reset(connection: socket.socket) -> None:
-    """Makes the coming close an RST."""
+    """Has the next close send an RST."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""A model on a faulty server, and a cache to load it into."""
+"""Loads a model from a faulty server into a cache, and asserts what was loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEY = "bucket/model/weights.tensors"
 KIB = 1 << 10
 SMALL_LIMITS = Limits(workers=2, connections=4, part_size=256 * KIB)
-"""Small parts, so that a small file has many."""
+"""Parts so small that a small file has many."""
 
 IsPartRequest = Callable[[Any], bool]
 
@@ -35,7 +35,7 @@ class LoadHarness:
     tensors_file: bytes
 
     def load(self, *, environment: Mapping[str, str] | None = None, **options: Any) -> Report:
-        """Loads the model anonymously, unless credentials are in the environment."""
+        """Loads the model, anonymously unless ``environment`` is given."""
         arguments: dict[str, Any] = {
             "limits": SMALL_LIMITS,
             "endpoint_url": self.server.endpoint,
@@ -52,12 +52,12 @@ class LoadHarness:
         )
 
     def assert_loaded(self, report: Report) -> None:
-        """All tensors are there bit for bit, and so is the companion."""
+        """Fails unless all tensors and the companion are loaded bit for bit."""
         folder = self.cache / report.entry / "model"
         assert str(folder) == report.path
         assert_tensors_equal(load_safetensors_dir(folder), self.tensors)
         assert (folder / "config.json").read_bytes() == CONFIG
 
     def assert_nothing_visible(self) -> None:
-        """No engine finds anything."""
+        """Fails if a serving container would see a file."""
         assert [path for path in self.cache.glob("*/model/**/*") if path.is_file()] == []

@@ -1,4 +1,4 @@
-"""Reads Markdown as far as tests of the documentation need it: blocks of code, tables, links and headings."""
+"""Parses the Markdown that tests of the documentation need: code blocks, tables, links and headings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADING = re.compile(r"^(#{1,6}) +(.*?) *#*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """One fenced block of code."""
+    """A fenced code block."""
 
     document: Path
     line: int
@@ -30,19 +30,18 @@ class CodeBlock:
 
 
 def tracked_files() -> list[Path]:
-    """Returns what the repository holds: tracked files, and new ones that git doesn't ignore."""
+    """Returns the files that git tracks, and new ones that it doesn't ignore."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return sorted(path for name in listed.split("\0") if name and (path := ROOT / name).is_file())
 
 
 def markdown_files() -> list[Path]:
-    """Returns all Markdown files of the repository."""
     return [path for path in tracked_files() if path.suffix == ".md"]
 
 
 def code_blocks(document: Path) -> list[CodeBlock]:
-    """Returns the fenced blocks of a document, without the indentation of lists."""
+    """Returns the fenced code blocks of a document, without the indentation of lists."""
     text = document.read_text()
     found = []
     for match in _FENCE.finditer(text):
@@ -53,17 +52,17 @@ def code_blocks(document: Path) -> list[CodeBlock]:
 
 
 def prose(document: Path) -> str:
-    """Returns the text without fenced blocks."""
+    """Returns the text without fenced code blocks."""
     return _FENCE.sub("", document.read_text())
 
 
 def links(document: Path) -> list[str]:
-    """Returns the targets of links and pictures, as they are written; code is no link."""
+    """Returns the targets of links and images as written, those in inline code left out."""
     return _LINK.findall(re.sub(r"`[^`\n]*`", "`code`", prose(document)))
 
 
 def anchors(document: Path) -> set[str]:
-    """Returns the anchors of a document's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub generates for a document's headings."""
     seen: dict[str, int] = {}
     found = set()
     for _, title in _HEADING.findall(prose(document)):
@@ -76,10 +75,10 @@ def anchors(document: Path) -> set[str]:
 
 
 def section(document: Path, title: str) -> str:
-    """Returns what stands below a heading, until the next one of its level or above.
+    """Returns the text below a heading, up to the next heading of the same or a higher level.
 
     Raises:
-        KeyError: There is no such heading.
+        KeyError: The document has no such heading.
     """
     text = document.read_text()
     for match in _HEADING.finditer(text):
@@ -90,7 +89,7 @@ def section(document: Path, title: str) -> str:
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """Returns the cells of all tables in a text, without heads."""
+    """Returns the cells of all tables in a text, header rows left out."""
     rows: list[list[str]] = []
     previous = ""
     for line in text.splitlines():
@@ -103,6 +102,6 @@ def table_rows(text: str) -> list[list[str]]:
 
 
 def inline_code(cell: str) -> str:
-    """Returns the first piece of code in a cell; empty when there is none."""
+    """Returns the first inline code in a cell; empty if there is none."""
     match = re.search(r"`([^`]+)`", cell)
     return match[1] if match else ""

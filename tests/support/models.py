@@ -1,4 +1,4 @@
-"""Small models as servers offer them, and what a cache entry must hold of them."""
+"""Small models as files, and assertions on what a load made of them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ def make_tensors(*, seed: int = 0, count: int = 12, rows: int = 256) -> dict[str
 
 
 def to_tensors_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Returns the tensors as a ``.tensors`` file."""
     return bytes(build_tensors_file(raw_tensors(dict(tensors))).data)
 
 
 def load_safetensors_dir(path: Path) -> dict[str, torch.Tensor]:
-    """Reads all shards of a model's folder with the safetensors library."""
+    """Reads all shards of a folder with the safetensors library."""
     from safetensors.torch import load_file
 
     found: dict[str, torch.Tensor] = {}
@@ -44,7 +43,7 @@ def load_safetensors_dir(path: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_tensors_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Compares bit for bit."""
+    """Fails unless names, dtypes, shapes and all bits are equal."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name

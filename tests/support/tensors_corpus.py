@@ -1,6 +1,6 @@
-"""The corpus: ``.tensors`` files written by the real tensorizer, one for each thing that the format can say.
+"""The corpus: ``.tensors`` files written by the real tensorizer, at least one for each feature of the format.
 
-Expectations are computed from the source tensors and never read back through tensorizer.
+Expectations are computed from the source tensors, never read back through tensorizer.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ SAFETENSORS_DTYPES = {
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
     torch.float8_e5m2, torch.float8_e4m3fn, torch.float8_e5m2fnuz, torch.float8_e4m3fnuz, torch.float8_e8m0fnu,
 }  # fmt: skip
-"""Dtypes that safetensors can say."""
+"""Dtypes that safetensors supports."""
 
 _QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file and what is in it.
+    """A file and its expected contents.
 
     Attributes:
-        name: What it is an example of.
-        path: Where it is.
-        tensors: By path, in file order. Meta tensors are on torch's meta device (``tensor.is_meta``); a reader makes
-            zeros of them.
+        name: The feature that it is an example of.
+        path: The file.
+        tensors: By path, in file order. Meta tensors are on torch's meta device (``tensor.is_meta``); readers return
+            zeros for them.
         flat_names: The name of each path in the safetensors layout.
         kinds: 0 parameter, 1 buffer, 2 entry of a state dict.
         module_indexes: Positions of the owning modules; 0 in state dicts.
-        version: The format version it must have.
-        key: The 32 bytes that decrypt it; None where it is not encrypted.
-        opens_in_tensorizer: tensorizer 2.12.1 can open what it wrote, and in reasonable memory.
-        safetensors: All of it can be loaded in the safetensors layout, in reasonable memory.
+        version: The expected format version.
+        key: 32 bytes; None: not encrypted.
+        opens_in_tensorizer: Whether tensorizer 2.12.1 can open the file that it wrote, in reasonable memory.
+        safetensors: Whether all of it can be loaded in the safetensors layout, in reasonable memory.
     """
 
     name: str
@@ -81,12 +81,11 @@ class CorpusFile:
 
     @property
     def encrypted(self) -> bool:
-        """The data is ciphertext."""
         return self.key is not None
 
     @property
     def by_flat_name(self) -> dict[str, torch.Tensor]:
-        """The tensors as an engine should find them, meta ones as zeros; only where ``safetensors`` is set."""
+        """The tensors as an inference engine should load them, meta ones as zeros; valid if ``safetensors`` is set."""
         return {
             self.flat_names[path]: torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
             for path, tensor in self.tensors.items()
@@ -103,13 +102,13 @@ def random_bits(dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def all_dtypes() -> list[torch.dtype]:
-    """Returns each dtype of this torch that tensorizer writes."""
+    """Returns the dtypes of the installed torch that tensorizer can write."""
     found = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
     return sorted(found - _QUANTIZED, key=str)
 
 
 class _SampleModule(torch.nn.Module):
-    """Parameters and buffers, persistent and not, at the root and below, and a tied weight."""
+    """Parameters, persistent and non-persistent buffers, at the root and below, and a tied weight."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class _SampleModule(torch.nn.Module):
 
 
 class CorpusFileOverrides(TypedDict, total=False):
-    """What ``CorpusFile`` says of a file beyond its tensors, where it isn't the usual."""
+    """Attributes of ``CorpusFile`` that differ from the defaults."""
 
     module_indexes: dict[TensorPath, int]
     version: int
@@ -135,7 +134,7 @@ class CorpusFileOverrides(TypedDict, total=False):
 
 
 class _CorpusWriter:
-    """Writes files into a directory and keeps what was written."""
+    """Writes files into a directory and records their expected contents."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -144,7 +143,6 @@ class _CorpusWriter:
     def state_dict(
         self, name: str, tree: object, *, encrypt: bool = False, **expected: Unpack[CorpusFileOverrides]
     ) -> None:
-        """Writes a (nested) state dict."""
         tensors = dict(_flatten(tree, ()))
         names = {path: ".".join(map(str, path)) for path in tensors}
         kinds = dict.fromkeys(tensors, 2)
@@ -153,7 +151,6 @@ class _CorpusWriter:
     def module(
         self, name: str, module: torch.nn.Module, *, encrypt: bool = False, **expected: Unpack[CorpusFileOverrides]
     ) -> None:
-        """Writes a module."""
         tensors: dict[TensorPath, torch.Tensor] = {}
         names: dict[TensorPath, str] = {}
         kinds: dict[TensorPath, int] = {}
@@ -203,7 +200,7 @@ def _meta(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 
 def tensorizer_corpus(directory: Path) -> list[CorpusFile]:
-    """Writes the corpus, about 10 MB, and says what is in it. Takes a few seconds, so keep it for the session."""
+    """Writes the corpus, about 10 MB, and returns its files. Takes a few seconds: once a session is enough."""
     corpus = _CorpusWriter(directory)
     _write_modules(corpus)
     _write_dtypes(corpus)
@@ -236,11 +233,11 @@ def _write_modules(corpus: _CorpusWriter) -> None:
 def _write_dtypes(corpus: _CorpusWriter) -> None:
     dtypes = all_dtypes()
     for label, selected in (
-        ("dtypes-sayable", [dtype for dtype in dtypes if dtype in SAFETENSORS_DTYPES]),
-        ("dtypes-unsayable", [dtype for dtype in dtypes if dtype not in SAFETENSORS_DTYPES]),
+        ("dtypes-safetensors", [dtype for dtype in dtypes if dtype in SAFETENSORS_DTYPES]),
+        ("dtypes-other", [dtype for dtype in dtypes if dtype not in SAFETENSORS_DTYPES]),
     ):
         tensors = {str(dtype): _patterns(dtype) for dtype in selected}
-        corpus.state_dict(label, tensors, version=2, safetensors=label == "dtypes-sayable")
+        corpus.state_dict(label, tensors, version=2, safetensors=label == "dtypes-safetensors")
     for dtype in (torch.float32, torch.bfloat16):
         label = str(dtype).removeprefix("torch.")
         corpus.state_dict(f"one-{label}", {"w": random_bits(dtype, 6, 4)}, version=1 if dtype is torch.float32 else 2)
@@ -250,7 +247,7 @@ def _patterns(dtype: torch.dtype) -> torch.Tensor:
     try:
         return random_bits(dtype, 3, 5)
     except RuntimeError:
-        # The integers below one byte can't be made by a view in every torch; their bytes are unspecified then.
+        # Not every torch supports views of integers below one byte; their bytes are unspecified then.
         return torch.empty((3, 5), dtype=dtype)
 
 

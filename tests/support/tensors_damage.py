@@ -1,4 +1,4 @@
-"""Ways to damage a ``.tensors`` file, and what each must be refused as."""
+"""Ways to damage a ``.tensors`` file, and the error that each must cause."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sample_file(
     hashes: Sequence[str] = ALL_HASHES,
     index_length: int | None = 300,
 ) -> BuiltFile:
-    """Builds the file that damages are done to: three tensors with 24, 8 and 5 bytes, and a short index."""
+    """Builds the file to damage: three tensors of 24, 8 and 5 bytes, and a short index."""
     return build_tensors_file(
         [
             RawTensor(b"first", F32, (2, 3), struct.pack("<6f", *range(6))),
@@ -54,10 +54,7 @@ def sample_file_with_features() -> BuiltFile:
 
 
 class Damage(NamedTuple):
-    """What is done, the error that must come, and words of its text.
-
-    ``build`` makes the file before the damage.
-    """
+    """A damage, the expected error and a part of its message. ``build`` returns the file to damage."""
 
     name: str
     corrupt: Callable[[BuiltFile], None]
@@ -93,7 +90,7 @@ def _flip_bit(field: str, bit: int = 0) -> Callable[[BuiltFile], None]:
 
 
 def _set_in_index_and_header(field: str, value: int) -> Callable[[BuiltFile], None]:
-    """Changes index and header of the first tensor alike, so that only the hash knows."""
+    """Sets a field of the first tensor in index and header, so that only the hash detects it."""
 
     def change(file: BuiltFile) -> None:
         file.set_number(f"index[0].{field}", value)
@@ -103,13 +100,13 @@ def _set_in_index_and_header(field: str, value: int) -> Callable[[BuiltFile], No
 
 
 def _overlap_tensors(file: BuiltFile) -> None:
-    """Lets the second tensor be the first once more."""
+    """Gives the second tensor the offsets of the first."""
     for field in ("header_offset", "data_offset"):
         file.set_number(f"index[1].{field}", file.number(f"index[0].{field}"))
 
 
 def _swap_tensors(file: BuiltFile) -> None:
-    """Lets the first two tensors' places change, as in a file whose entries are not in file order."""
+    """Swaps the offsets of the first two tensors, as if the entries were not in file order."""
     for field in ("header_offset", "data_offset"):
         first, second = file.number(f"index[0].{field}"), file.number(f"index[1].{field}")
         file.set_number(f"index[0].{field}", second)

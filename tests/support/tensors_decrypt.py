@@ -1,4 +1,4 @@
-"""Decrypts what tensorizer encrypted by key, so that the hashes of encrypted files can be held against plaintext."""
+"""Decrypts tensors that tensorizer encrypted with a key, so that hashes can be compared with the plaintext."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def make_decrypt(file: bytes, key: bytes) -> Callable[[TensorEntry, bytes], bytes]:
-    """Returns what makes plaintext of a tensor's data.
+    """Returns a function that decrypts a tensor's data.
 
     Args:
-        file: The whole file, in whose tensor headers the nonces are.
+        file: The whole file; its tensor headers have the nonces.
         key: 32 bytes.
     """
 

@@ -1,4 +1,4 @@
-"""Session fixtures over ``tensors_files``: the corpus is written once."""
+"""The corpus of ``tensors_corpus`` as a fixture, written once a session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CorpusFile]:
-    """Files written by the real tensorizer, by name; see ``support.tensors_corpus.tensorizer_corpus``."""
+    """Files of the corpus by name."""
     from support.tensors_corpus import tensorizer_corpus
 
     return {file.name: file for file in tensorizer_corpus(tmp_path_factory.mktemp("corpus"))}

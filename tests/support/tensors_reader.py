@@ -1,4 +1,4 @@
-"""Reads a whole ``.tensors`` file from memory with the loader's parsers, checking all that can be checked."""
+"""Reads a whole ``.tensors`` file from memory with the loader's parsers and verifies every hash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class VerifiedTensor(NamedTuple):
-    """A tensor that passed."""
+    """A tensor whose hashes match."""
 
     entry: TensorEntry
     header: TensorHeader
@@ -30,7 +30,6 @@ class VerifiedTensor(NamedTuple):
 
 
 def read_index(data: bytes, *, name: str = "s3://models/a.tensors") -> TensorsIndex:
-    """Reads preamble and index."""
     preamble = parse_preamble(data[:PREAMBLE_BYTES], object_size=len(data), label=name)
     return parse_index(preamble, data[PREAMBLE_BYTES : preamble.body_offset], object_size=len(data), label=name)
 
@@ -41,15 +40,15 @@ def read_tensors(
     name: str = "s3://models/a.tensors",
     decrypt: Callable[[TensorEntry, bytes], bytes] | None = None,
 ) -> dict[tuple[str | int, ...], VerifiedTensor]:
-    """Reads everything, with every hash of every tensor.
+    """Reads all tensors and verifies their hashes.
 
     Args:
         data: The file.
-        name: For error texts.
-        decrypt: Makes plaintext; without it the hashes of encrypted tensors are left alone.
+        name: For error messages.
+        decrypt: Decrypts a tensor's data; None: hashes of encrypted tensors are not verified.
 
     Raises:
-        TonnageError: Whatever is wrong with it.
+        TonnageError: The file is damaged or not supported.
     """
     file = read_index(data, name=name)
     tensors = {}

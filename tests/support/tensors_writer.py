@@ -1,6 +1,6 @@
-"""Writes ``.tensors`` files that tensorizer won't: longer indexes, fewer hashes, other versions, and damaged ones.
+"""Writes ``.tensors`` files that tensorizer can't: longer indexes, fewer hashes, other versions, and damaged ones.
 
-Written from the format's description alone and sharing no code with the loader, so that the two check each other.
+Implements the format's description and shares no code with the loader, so that each checks the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     TensorPath = tuple[str | int, ...]
     Tensors = Mapping[str, torch.Tensor] | Mapping[TensorPath, torch.Tensor] | Mapping[str | TensorPath, torch.Tensor]
-    """A mapping's keys are invariant, so each kind of name is one of its own."""
+    """A union of mappings, since the key type of a mapping is invariant."""
 
 NUMPY_DTYPES = {
     torch.float16: "<f2",
@@ -45,7 +45,7 @@ ALL_HASHES = ("crc32", "sha256")
 
 
 class RawTensor(NamedTuple):
-    """A tensor as the file has it; nothing is checked, so that nonsense can be written too."""
+    """A tensor as stored in the file. Nothing is validated, so that invalid files can be written."""
 
     name: bytes
     dtype: bytes
@@ -57,7 +57,7 @@ class RawTensor(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a field is."""
+    """The bytes of a field, ``end`` exclusive."""
 
     start: int
     end: int
@@ -65,8 +65,10 @@ class Span(NamedTuple):
 
 @dataclass
 class BuiltFile:
-    """The bytes of a file and where each field is, by names such as ``count``, ``index[0].length``, ``header[1].name``,
-    ``data[2]`` and ``terminator``."""
+    """The bytes of a file, and the span of each field.
+
+    Names of fields are such as ``count``, ``index[0].length``, ``header[1].name``, ``data[2]`` and ``terminator``.
+    """
 
     data: bytearray
     fields: dict[str, Span] = field(default_factory=dict)
@@ -77,26 +79,25 @@ class BuiltFile:
         self.data[start:end] = (value % (1 << 8 * (end - start))).to_bytes(end - start, "little")
 
     def number(self, name: str) -> int:
-        """Returns an integer field."""
         start, end = self.fields[name]
         return int.from_bytes(self.data[start:end], "little")
 
     def set_bytes(self, name: str, value: bytes) -> None:
-        """Overwrites a field with as many other bytes."""
+        """Overwrites a field with a value of the same length."""
         start, end = self.fields[name]
         assert len(value) == end - start
         self.data[start:end] = value
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
-    """Returns a tensor's elements in C order."""
+    """Returns the bytes of a tensor's elements in C order."""
     if tensor.is_meta or not tensor.numel():
         return b""
     return bytes(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def stored_dtype(dtype: torch.dtype) -> bytes:
-    """Returns a dtype as the file spells it."""
+    """Returns a dtype as stored in the file."""
     if dtype in NUMPY_DTYPES:
         return NUMPY_DTYPES[dtype].encode()
     size = dtype.itemsize
@@ -104,7 +105,7 @@ def stored_dtype(dtype: torch.dtype) -> bytes:
 
 
 def stored_name(path: str | tuple[str | int, ...]) -> bytes:
-    """Returns a name or path as the file spells it."""
+    """Returns a name or path as stored in the file."""
     if isinstance(path, str):
         return path.encode()
     if len(path) == 1 and isinstance(path[0], str):
@@ -113,7 +114,7 @@ def stored_name(path: str | tuple[str | int, ...]) -> bytes:
 
 
 def raw_tensors(tensors: Tensors) -> list[RawTensor]:
-    """Turns torch's tensors into what the file has, as entries of a state dict."""
+    """Converts torch tensors to entries of a state dict."""
     return [
         RawTensor(
             stored_name(path), stored_dtype(tensor.dtype), tuple(tensor.shape), raw_bytes(tensor),
@@ -124,7 +125,7 @@ def raw_tensors(tensors: Tensors) -> list[RawTensor]:
 
 
 class _Buffer:
-    """Appends fields and notes where they are."""
+    """Appends fields and records their spans."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -210,10 +211,10 @@ def build_tensors_file(
 
     Args:
         tensors: In file order.
-        version: None: the smallest that suffices.
-        flags: None: a tagged index from version 5 on, nothing else.
-        hashes: Which hashes each header has, in this order.
-        index_length: None: 256 KiB as tensorizer has it, more where that is too small; 0: exactly as needed.
+        version: None: the lowest that supports the tensors.
+        flags: None: only a tagged index, from version 5.
+        hashes: The hashes of each header, in this order.
+        index_length: None: 256 KiB as in tensorizer, or more if needed; 0: exactly as needed.
     """
     version = _minimum_version(tensors) if version is None else version
     flags = (2 if version >= 5 else 0) if flags is None else flags
@@ -261,7 +262,7 @@ def write_tensors_file(
     index_length: int | None = None,
     mutate: Callable[[BuiltFile], None] | None = None,
 ) -> BuiltFile:
-    """Writes a file, after ``mutate`` had its way with it. See ``build_tensors_file`` for the other arguments."""
+    """Builds a file, applies ``mutate`` and writes it. See ``build_tensors_file`` for the other arguments."""
     raw = raw_tensors(tensors) if isinstance(tensors, Mapping) else tensors
     built = build_tensors_file(raw, version=version, flags=flags, hashes=hashes, index_length=index_length)
     if mutate is not None:

@@ -1,4 +1,4 @@
-"""Running the command ``tonnage`` as a person does: a real process, with only the environment that it is given."""
+"""Runs the command ``tonnage`` in a subprocess with a controlled environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOADER = str(Path(tonnage.__file__).parents[1])
 
 @dataclass(frozen=True)
 class CommandResult:
-    """A command that has ended."""
+    """The result of a command."""
 
     returncode: int
     stdout: str
@@ -30,7 +30,7 @@ class CommandResult:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The last line of standard output, which has to be JSON."""
+        """The last line of standard output, as JSON."""
         report: dict[str, Any] = json.loads(self.stdout.rstrip("\n").rpartition("\n")[2])
         return report
 
@@ -40,7 +40,7 @@ class CommandResult:
 
 
 def command_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns a small environment: nothing of AWS or Tonnage but what ``extra`` has."""
+    """Returns a minimal environment. AWS and Tonnage variables come only from ``extra``."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return {**inherited, "PYTHONPATH": _LOADER, "PYTHONWARNINGS": "error", **(extra or {})}
 
@@ -49,7 +49,7 @@ def command_environment(extra: Mapping[str, str] | None = None) -> dict[str, str
 def start_tonnage(
     *args: str | Path, environment: Mapping[str, str] | None = None, **popen_options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """Starts the command with pipes for its output. It does not outlive the context."""
+    """Starts the command with pipes for its output, and kills it at the end of the context."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-m", "tonnage", *map(str, args)]
     with subprocess.Popen(
@@ -62,7 +62,7 @@ def start_tonnage(
 
 
 def run_tonnage(*args: str | Path, environment: Mapping[str, str] | None = None, stdin_text: str = "") -> CommandResult:
-    """Runs the command to its end. ``stdin_text`` is what it finds on standard input."""
+    """Runs the command with ``stdin_text`` on standard input until it exits."""
     with start_tonnage(*args, environment=environment, stdin=subprocess.PIPE) as process:
         out, err = process.communicate(stdin_text, timeout=TIMEOUT)
     return CommandResult(process.returncode, out, err)

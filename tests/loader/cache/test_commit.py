@@ -19,7 +19,7 @@ from support.cache_entries import (
     visible_files,
     write_partial,
 )
-from support.child_processes import NOBODY_UID, kill_at_operation, kill_self, run_in_child
+from support.child_processes import UNPRIVILEGED_UID, kill_at_operation, kill_self, run_in_child
 from tonnage.cache import Cache, EntryState, Journal
 from tonnage.cache.verify import verify_entry
 from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError
@@ -279,7 +279,7 @@ def test_another_user_can_use_but_not_change_an_entry(memory: Path) -> None:
             with pytest.raises(CacheNotWritable):
                 entry.begin_partial()
 
-    assert run_in_child(look, uid=NOBODY_UID) == 0
+    assert run_in_child(look, uid=UNPRIVILEGED_UID) == 0
     assert_complete(entry, WHOLE)
 
 
@@ -299,7 +299,7 @@ def test_a_user_without_privileges_resumes_files_that_were_made_read_only(memory
             (entry.partial_model_dir / path).write_bytes(data)
         publish(entry, WHOLE)
 
-    assert run_in_child(begin, uid=NOBODY_UID) == -9
-    assert run_in_child(resume, uid=NOBODY_UID) == 0
+    assert run_in_child(begin, uid=UNPRIVILEGED_UID) == -9
+    assert run_in_child(resume, uid=UNPRIVILEGED_UID) == 0
     assert_complete(entry, WHOLE)
-    assert run_in_child(entry.clear, uid=NOBODY_UID) == 0
+    assert run_in_child(entry.clear, uid=UNPRIVILEGED_UID) == 0

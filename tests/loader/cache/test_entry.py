@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.cache_entries import ENTRY_NAME, make_sample, published_entry, write_partial
-from support.child_processes import NOBODY_UID, run_in_child
+from support.child_processes import UNPRIVILEGED_UID, run_in_child
 from tonnage.cache import Cache, Entry, EntryState
 from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
 
@@ -83,7 +83,7 @@ def test_a_root_without_permission_is_an_error(memory: Path) -> None:
         with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
             Cache(memory).entry(ENTRY_NAME).create()
 
-    assert run_in_child(work, uid=NOBODY_UID) == 0
+    assert run_in_child(work, uid=UNPRIVILEGED_UID) == 0
 
 
 @pytest.mark.usefixtures("requires_root")
@@ -97,7 +97,7 @@ def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Pa
         assert "Permission denied" in finding.problem
         assert [found.name for found in Cache(memory).entries()] == [ENTRY_NAME]
 
-    assert run_in_child(work, uid=NOBODY_UID) == 0
+    assert run_in_child(work, uid=UNPRIVILEGED_UID) == 0
 
 
 @pytest.mark.parametrize("damage", ["shortened", "lengthened", "missing", "link", "folder"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.cache_entries import published_entry
-from support.child_processes import NOBODY_UID, ChildProcess, run_in_child
+from support.child_processes import UNPRIVILEGED_UID, ChildProcess, run_in_child
 from tonnage.cache import Cache, FileLock, LockHolder, LockMode, find_lock_holders
 from tonnage.cache.eviction import evict
 from tonnage.cache.lock_holders import command_name, describe_lock_holders, parse_locks
@@ -147,14 +147,14 @@ def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) 
                 assert mine.try_acquire(LockMode.SHARED)
                 mine.touch()
 
-        assert run_in_child(work, uid=NOBODY_UID) == 0
+        assert run_in_child(work, uid=UNPRIVILEGED_UID) == 0
     path.chmod(0o600)
 
     def refused() -> None:
         with pytest.raises(CacheNotWritable, match="Permission denied"):
             FileLock(path).try_acquire(LockMode.SHARED)
 
-    assert run_in_child(refused, uid=NOBODY_UID) == 0
+    assert run_in_child(refused, uid=UNPRIVILEGED_UID) == 0
 
 
 def test_something_else_in_its_place_is_refused(root: Path) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from support.tensors_corpus import CorpusFile
 
 FILES = [
-    "module-float32", "module-float16", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-sayable",
-    "dtypes-unsayable", "one-float32", "one-bfloat16", "scalar", "strided", "empty", "empty-bfloat16",
+    "module-float32", "module-float16", "module-bfloat16", "module-meta-marker", "state-dict", "dtypes-safetensors",
+    "dtypes-other", "one-float32", "one-bfloat16", "scalar", "strided", "empty", "empty-bfloat16",
     "many-dimensions", "meta", "meta-bfloat16", "long", "nested", "list", "colliding", "reserved", "unicode",
     "unicode-nested", "longest-name", "encrypted-module", "encrypted-pieces", "encrypted-meta", "encrypted-long",
     "many", "mixed-large",
@@ -77,11 +77,11 @@ def test_every_hash_of_every_tensor_holds_and_the_bytes_are_those_written(file: 
 
 
 def test_dtypes_are_spelled_as_the_own_writer_spells_them(corpus: dict[str, CorpusFile]) -> None:
-    for name in ("dtypes-sayable", "dtypes-unsayable"):
+    for name in ("dtypes-safetensors", "dtypes-other"):
         for entry in read_index(corpus[name].path.read_bytes()).tensors:
             stored = stored_dtype(corpus[name].tensors[entry.path].dtype)
             assert parse_dtype(stored, where="x") == entry.dtype
-            assert (entry.dtype.safetensors_name is not None) == (name == "dtypes-sayable")
+            assert (entry.dtype.safetensors_name is not None) == (name == "dtypes-safetensors")
 
 
 def test_flat_names_are_those_of_the_module_s_state_dict(corpus: dict[str, CorpusFile]) -> None:

@@ -109,7 +109,7 @@ def test_a_permanent_rejection_is_logged_at_once_with_the_endpoints_message(repo
     began = time.monotonic()
     with Reporter(report_server.reporting_config(), TEMPLATE) as reporter:
         failure = reporter.send_final(FINISHED, timeout=5)
-    assert failure == ("it answers 400: This desk says no", True)
+    assert failure == ("it answers 400: Rejected by the test server", True)
     assert time.monotonic() - began < 2
 
 
