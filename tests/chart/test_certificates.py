@@ -141,7 +141,7 @@ def test_cert_manager_signs_for_both_services_with_a_ca_that_stays(helm: Helm) -
 
 
 def test_cert_manager_may_use_a_given_issuer(helm: Helm) -> None:
-    objects = helm.template(VARIANTS["cert-manager, a given issuer"])
+    objects = helm.template(VARIANTS["cert-manager, existing issuer"])
     assert not any(body["kind"] == "Issuer" for body in objects)
     for body in objects:
         if body["kind"] == "Certificate":

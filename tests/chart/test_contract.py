@@ -115,7 +115,7 @@ def test_the_installation_says_what_the_values_say(helm: Helm) -> None:
         "Memory": "/dev/shm/tonnage",
         "Disk": "/var/lib/tonnage",
     }
-    memory = read("memory alone, reserved")
+    memory = read("memory only, reserved")
     media = [(medium.value, each.reserved, each.min_free) for medium, each in memory.media.items()]
     assert media == [("Memory", True, "16Gi")]
     assert not read("no host paths").media

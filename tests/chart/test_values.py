@@ -180,7 +180,7 @@ def test_every_object_says_where_it_belongs(helm: Helm, name: str) -> None:
             assert labels["example.com/cost"] == "center", about
 
 
-@pytest.mark.parametrize("name", ["defaults", "everything placed", "cert-manager"])
+@pytest.mark.parametrize("name", ["defaults", "scheduling", "cert-manager"])
 def test_the_same_values_make_the_same_objects_but_for_new_keys(helm: Helm, name: str) -> None:
     def settled() -> list[Object]:
         objects = helm.render(VARIANTS[name])
@@ -222,7 +222,7 @@ def test_every_pod_has_the_pull_secrets(helm: Helm) -> None:
 
 
 def test_settings_of_a_component_go_before_the_general_ones(helm: Helm) -> None:
-    objects = helm.template({**VARIANTS["everything placed"], "webhook": {"logLevel": "error"}})
+    objects = helm.template({**VARIANTS["scheduling"], "webhook": {"logLevel": "error"}})
     controller = find_one(objects, "Deployment", "controller")["spec"]["template"]
     webhook = find_one(objects, "Deployment", "webhook")["spec"]["template"]
     assert controller["spec"]["priorityClassName"] == "system-cluster-critical"

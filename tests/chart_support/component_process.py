@@ -1,4 +1,4 @@
-"""Runs the containers of rendered pods as processes of this machine, with the same arguments, files and rights."""
+"""Runs containers of rendered pods as local processes, with the same arguments, files and permissions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_volumes(objects: list[Object], pod: Object, root: Path) -> None:
-    """Writes what the pod's volumes hold below ``root``, where the container mounts it."""
+    """Writes the files of the pod's volumes below ``root``, at the container's mount paths."""
     volumes = {each["name"]: each for each in pod["spec"]["volumes"]}
     for mount in pod["spec"]["containers"][0]["volumeMounts"]:
         volume = volumes[mount["name"]]
@@ -40,7 +40,7 @@ def write_volumes(objects: list[Object], pod: Object, root: Path) -> None:
 
 @dataclass
 class ComponentProcess:
-    """The one container of a rendered pod, as a process."""
+    """The only container of a rendered pod, as a process."""
 
     plane: ControlPlane
     root: Path
@@ -50,7 +50,7 @@ class ComponentProcess:
 
     @classmethod
     def create(cls, plane: ControlPlane, root: Path, objects: list[Object], kind: str, name: str) -> ComponentProcess:
-        """Returns it with its files in place, and ports of its own."""
+        """Writes the volumes' files and selects free ports; doesn't start the process."""
         pod = pod_template(find_one(objects, kind, name))
         assert pod
         write_volumes(objects, pod, root)
@@ -59,11 +59,11 @@ class ComponentProcess:
 
     @property
     def log(self) -> str:
-        """What it wrote so far."""
+        """The output so far."""
         return (self.root / "log").read_text()
 
     def command(self) -> list[str]:
-        """Returns the command with this machine's paths and ports."""
+        """Returns the command with local paths and ports."""
         (container,) = self.pod["spec"]["containers"]
         arguments = [each.replace("=/etc/tonnage/", f"={self.root}/etc/tonnage/") for each in container["args"]]
         for port in container.get("ports", ()):
@@ -76,13 +76,12 @@ class ComponentProcess:
         return [sys.executable, "-m", "tonnage_operator", *arguments]
 
     def start(self) -> None:
-        """Starts it."""
         with (self.root / "log").open("wb") as log:
             environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
             self.process = subprocess.Popen(self.command(), env=environment, stdout=log, stderr=log)
 
     def stop(self) -> int:
-        """Tells it to stop as kubelet does, and returns its exit code."""
+        """Sends SIGTERM as a kubelet does, and returns the exit code."""
         assert self.process
         self.process.send_signal(signal.SIGTERM)
         try:

@@ -1,4 +1,4 @@
-"""Real Helm, with a home of its own, and what it renders as dicts."""
+"""Runs the real Helm with separate home folders, and parses what it renders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Values = dict[str, Any]
 
 
 def find_helm() -> Path:
-    """Returns Helm's path, building it where it is missing."""
+    """Returns Helm's path, after building it if it is missing."""
     try:
         return programs.find_or_build(programs.CLIENTS)["helm"]
     except MissingRequirements as error:
@@ -34,12 +34,12 @@ def find_helm() -> Path:
 
 
 class HelmError(Exception):
-    """Helm refused; the text is what it said."""
+    """Helm failed; the message is its standard error."""
 
 
 @dataclass
 class Helm:
-    """Helm, for one cluster or for none."""
+    """Helm, with or without a cluster."""
 
     binary: Path
     home: Path
@@ -47,10 +47,10 @@ class Helm:
     _rendered: dict[str, list[Object]] = field(default_factory=dict, repr=False)
 
     def run(self, *arguments: str | Path, values: Values | None = None) -> str:
-        """Runs it and returns what it printed.
+        """Runs Helm and returns its standard output.
 
         Raises:
-            Refused: It exited with another code than 0.
+            HelmError: It exited with a code other than 0.
         """
         command: list[str | Path] = [self.binary, *arguments]
         if values is not None:
@@ -72,9 +72,9 @@ class Helm:
         return result.stdout
 
     def template(self, values: Values | None = None, *arguments: str, namespace: str = NAMESPACE) -> list[Object]:
-        """Returns all objects, hooks included, that the chart makes of values; without looking at a cluster.
+        """Returns all objects that the chart renders, hooks included, without a cluster.
 
-        What was rendered once is not rendered again.
+        Results are kept, so that the same arguments are rendered once.
         """
         key = json.dumps([values, arguments, namespace], sort_keys=True)
         if key not in self._rendered:
@@ -82,7 +82,7 @@ class Helm:
         return copy.deepcopy(self._rendered[key])
 
     def render(self, values: Values | None = None, *arguments: str, namespace: str = NAMESPACE) -> list[Object]:
-        """Does what ``template`` does, anew each time."""
+        """Like ``template``, but renders each time."""
         text = self.run(
             "template", "tonnage", CHART, "--namespace", namespace, "--kube-version", "1.34.4", *arguments,
             values=values or {},
@@ -92,25 +92,25 @@ class Helm:
     def install(self, values: Values | None = None, *arguments: str, chart: Path = CHART) -> str:
         """Installs or upgrades the release ``tonnage``.
 
-        Helm's own validation is left out, which costs as much as all the rest: the API server validates.
+        Helm's OpenAPI validation is disabled: it takes as long as the rest, and the API server validates anyway.
         """
         where = ("--namespace", NAMESPACE, "--create-namespace", "--disable-openapi-validation")
         return self.run("upgrade", "--install", "tonnage", chart, *where, *arguments, values=values or {})
 
     def uninstall(self, *arguments: str) -> str:
-        """Uninstalls it; hooks have half a minute."""
+        """Uninstalls the release; hooks time out after 30 seconds."""
         return self.run("uninstall", "tonnage", "--namespace", NAMESPACE, "--timeout", "30s", *arguments)
 
 
 def find_one(objects: list[Object], kind: str, name: str = "") -> Object:
-    """Returns the one object of this kind whose name ends so."""
+    """Returns the only object of this kind whose name ends with ``name``."""
     found = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(name)]
     assert len(found) == 1, f"{len(found)} of {kind} {name}"
     return found[0]
 
 
 def pod_template(body: Object) -> Object | None:
-    """Returns the metadata and spec of the pods that an object makes; None where it makes none."""
+    """Returns metadata and spec of the pods that an object is or creates; None if it creates none."""
     if body["kind"] == "Pod":
         return {"metadata": {**body["metadata"]}, "spec": body["spec"]}
     if body["kind"] in {"Deployment", "Job"}:
@@ -120,6 +120,5 @@ def pod_template(body: Object) -> Object | None:
 
 
 def default_values() -> Values:
-    """Returns the chart's defaults."""
     values: Values = yaml.safe_load((CHART / "values.yaml").read_text())
     return values

@@ -1,4 +1,4 @@
-"""Runs the Jobs around an uninstall as a kubelet would, in processes of this machine."""
+"""Runs the pods of the chart's uninstall hooks as local processes, in place of a kubelet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real CRDs of operators for which the chart makes objects: cert-manager and the Prometheus operator."""
+"""CRDs of operators whose objects the chart creates: cert-manager and the Prometheus operator."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CRD_FILES = {
 
 
 def download_crd_files() -> list[Path]:
-    """Returns the files, fetching the Go modules that carry them where this machine has them not yet."""
-    # Where hack/kubernetes/build.sh looks for it, too.
+    """Returns the CRD files, after downloading the Go modules that contain them if needed."""
+    # hack/kubernetes/build.sh searches there, too.
     go = shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")
     if not go:
-        raise DependencyUnavailable("CRDs of other operators: there is no Go to fetch them")
+        raise DependencyUnavailable("Go not found; it downloads the CRDs of other operators")
     result = subprocess.run(
         [go, "mod", "download", "-json", *_CRD_FILES],
         cwd=_FOLDER,
@@ -44,7 +44,7 @@ def download_crd_files() -> list[Path]:
 
 
 def load_crds(files: list[Path]) -> list[dict[str, Any]]:
-    """Returns the CRDs, without the labels that are templates of their own chart."""
+    """Returns the CRDs without labels (templates of their own charts) and without conversion webhooks."""
     found = []
     for path in files:
         body = yaml.safe_load(path.read_text())

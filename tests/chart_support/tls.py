@@ -1,4 +1,4 @@
-"""Looks at certificates by using them: a handshake in memory, as a client and a server would do it."""
+"""Verifies certificates with a TLS handshake in memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def secret_value(secret: dict[str, Any], key: str) -> str:
-    """Returns one key of a Secret as text."""
+    """Returns the decoded value of a Secret's key."""
     return base64.b64decode(secret["data"][key]).decode()
 
 
 def handshake(secret: dict[str, Any], *, ca_pem: str, server_name: str, folder: Path) -> dict[str, Any]:
-    """Returns the certificate that a client verified, which trusts some PEM and asks for some name.
+    """Returns the server's certificate as verified by a client that trusts ``ca_pem`` and expects ``server_name``.
 
     Raises:
         ssl.SSLError: The client did not trust the server.
@@ -40,4 +40,4 @@ def handshake(secret: dict[str, Any], *, ca_pem: str, server_name: str, folder: 
                 continue
         if not pending:
             return dict(client_side.getpeercert() or {})
-    raise AssertionError("the handshake doesn't end")
+    raise AssertionError("the handshake did not complete")

@@ -1,4 +1,4 @@
-"""Values as administrators combine them: what is tested of each must hold for all."""
+"""Combinations of the chart's values; tests check the same properties for each."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "global": {"imagePullSecrets": ["parent"]},
     },
-    "everything placed": {
+    "scheduling": {
         "controller": _SCHEDULING_VALUES,
         "webhook": {**_SCHEDULING_VALUES, "replicas": 3, "podDisruptionBudget": {"maxUnavailable": "34%"}},
         "nodeSelector": {"general": "yes"},
         "tolerations": [{"operator": "Exists"}],
         "priorityClassName": "system-node-critical",
         "commonLabels": {"example.com/cost": "center"},
-        "commonAnnotations": {"example.com/owner": "someone"},
+        "commonAnnotations": {"example.com/owner": "ml"},
     },
-    "one webhook, spread by hand": {
+    "one webhook, custom spread": {
         "webhook": {
             "replicas": 1,
             "failurePolicy": "Ignore",
@@ -66,7 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             ],
         }
     },
-    "memory alone, reserved": {
+    "memory only, reserved": {
         "cache": {
             "memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True, "minFree": "16Gi"},
             "disk": {"enabled": False},
@@ -96,10 +96,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
     "cert-manager": {"certificates": {"mode": "CertManager"}},
-    "cert-manager, a given issuer": {
+    "cert-manager, existing issuer": {
         "certificates": {"mode": "CertManager", "certManager": {"issuerRef": {"name": "corp", "kind": "ClusterIssuer"}}}
     },
-    "closed network": {
+    "restricted network": {
         "networkPolicy": {
             "enabled": True,
             "apiServer": {"cidrs": ["10.0.0.1/32", "fd00::1/128"], "ports": [6443]},
@@ -109,14 +109,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
     "open network policies": {"networkPolicy": {"enabled": True}},
-    "watched": {
+    "monitored": {
         "metrics": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "namespace": "monitoring"},
             "prometheusRule": {"enabled": True, "alertLabels": {"team": "ml"}},
         }
     },
-    "wiped at the end": {"uninstall": {"policy": "Wipe"}, "crds": {"keep": False}},
-    "just the programs": {
+    "wiped on uninstall": {"uninstall": {"policy": "Wipe"}, "crds": {"keep": False}},
+    "programs only": {
         "crds": {"enabled": False},
         "rbac": {"create": False, "aggregate": False},
         "uninstall": {"hook": False},

@@ -51,7 +51,7 @@ def test_the_first_pod_loads_and_later_ones_attach_at_once(namespace: Namespace,
     assert report.verified == "crc32"
     assert report.node == e2e.node
     assert report.downloaded_bytes > 100_000_000
-    assert "whole: model" in first.logs()
+    assert "complete: model" in first.logs()
     assert f"serving {model.revision}" in first.logs()
     assert body["metadata"]["annotations"][names.REVISION] == f"large={model.revision}"
 

@@ -1,4 +1,4 @@
-"""What a person would look at first after a failure, gathered for the test's report."""
+"""Collects objects, events and logs after a failure, for the test's report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from e2e_support.helm_release import NAMESPACE
 if TYPE_CHECKING:
     from e2e_support.e2e_cluster import E2ECluster
 
-_LINES = 60
-
 
 def collect(e2e: E2ECluster, namespace: str) -> str:
-    """Returns objects, descriptions and logs around a namespace; whatever can't be had is left out."""
+    """Returns objects, events and logs of a namespace and of the operator. Failed commands add their error."""
     parts = [
         _kubectl(e2e, "get", "modelweights,nodecaches,jobs,pods", "-A", "-o", "wide"),
         _kubectl(e2e, "get", "modelweights", "-n", namespace, "-o", "yaml"),
@@ -24,13 +22,11 @@ def collect(e2e: E2ECluster, namespace: str) -> str:
     ]
     with contextlib.suppress(Exception):
         for place in sorted({namespace, NAMESPACE}):
-            parts += [_pod_logs(e2e, place, pod["metadata"]["name"]) for pod in e2e.api.list("Pod", place)]
+            for pod in e2e.api.list("Pod", place):
+                name = pod["metadata"]["name"]
+                parts.append(_kubectl(e2e, "logs", "-n", place, name, "--all-containers", "--prefix", "--tail=60"))
     parts.append(f"S3 server:\n{e2e.storage.server.tail()}")
     return "\n".join(part for part in parts if part)
-
-
-def _pod_logs(e2e: E2ECluster, namespace: str, pod: str) -> str:
-    return _kubectl(e2e, "logs", "-n", namespace, pod, "--all-containers", "--prefix", f"--tail={_LINES}")
 
 
 def _kubectl(e2e: E2ECluster, *arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What all cluster tests share: one real node with Tonnage installed by its chart, an S3 server, models in a bucket."""
+"""The cluster of the e2e tests: a real node with Tonnage installed by its chart, an S3 server, models in a bucket."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 BUCKET = "models"
 MEDIA = {"Memory": "/dev/shm/tonnage", "Disk": "/var/lib/tonnage"}
-"""Folders on the node, as the chart has them."""
+"""Host paths of the media, as in the chart's defaults."""
 
 
 @dataclass
 class E2ECluster:
-    """The cluster and what is in it."""
+    """The cluster, its S3 server and the chart's release."""
 
     cluster: Cluster
     folder: Path
@@ -42,56 +42,52 @@ class E2ECluster:
 
     @cached_property
     def release(self) -> HelmRelease:
-        """The chart's installation."""
         return HelmRelease(self)
 
     @property
     def storage(self) -> ObjectStorage:
-        """The S3 server."""
         return self.cluster.object_storage
 
     @property
     def node(self) -> str:
-        """The node's name."""
         return self.cluster.node_name
 
     @property
     def node_root(self) -> Path:
-        """The node's file system, as seen from here; another one after a reboot."""
+        """Path of the node's root file system on this machine; it changes with a reboot."""
         return self.cluster.node_path("/")
 
     @property
     def media(self) -> dict[str, Path]:
-        """Where the node's caches lie, as seen from here."""
+        """Paths of the node's caches on this machine."""
         return {name: self.node_root / path.lstrip("/") for name, path in MEDIA.items()}
 
     @property
     def reader_credentials(self) -> dict[str, str]:
-        """What a reader's Secret holds."""
+        """The data of a reader's Secret."""
         return self.user_credentials("reader")
 
     def user_credentials(self, user: str) -> dict[str, str]:
-        """Returns the keys of a user of the S3 server."""
+        """Returns the credentials of a user of the S3 server, as environment variables."""
         identity = self.storage.user(user)
         return {"AWS_ACCESS_KEY_ID": identity.access_key, "AWS_SECRET_ACCESS_KEY": identity.secret_key}
 
     @cached_property
     def api(self) -> KubeClient:
-        """The administrator's way to the API server."""
+        """A client with the administrator's credentials."""
         return KubeClient(self.cluster.kubeconfig)
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
-        """Runs kubectl and returns its output."""
         return self.cluster.kubectl(*arguments, input=stdin, timeout=timeout)
 
     def reboot(self) -> None:
-        """Cuts the node's power, boots it again, and returns when it is ready."""
+        """Reboots the node without a shutdown, and waits until it is ready."""
         self.cluster.reboot_node()
         self.api.wait_for("Node", self.node, "", lambda node: get_condition(node, "Ready")[0] == "True", timeout=90)
 
     @cached_property
     def s3_client(self) -> Any:
-        """A boto3 client of the server's administrator."""
+        """A boto3 client with the administrator's credentials."""
         keys = {key.lower(): value for key, value in self.user_credentials("admin").items()}
         config = Config(signature_version="s3v4", s3={"addressing_style": "path"}, retries={"max_attempts": 3})
         return boto3.client(
@@ -99,16 +95,15 @@ class E2ECluster:
         )
 
     def upload(self, prefix: str, files: Mapping[str, Path]) -> None:
-        """Uploads files below a prefix."""
         for name, path in files.items():
             self.s3_client.upload_file(str(path), self.bucket, prefix + name)
 
 
 def ensure_prerequisites() -> None:
-    """Installs and builds what a cluster needs; minutes, the first time.
+    """Installs and builds what a cluster needs. The first time takes minutes.
 
     Raises:
-        Lacking: This machine can't run one; the message names everything that is missing.
+        MissingRequirements: The host can't run a cluster; the message names all that is missing.
     """
     from local_cluster import components, preflight
 
@@ -119,7 +114,7 @@ def ensure_prerequisites() -> None:
 
 @contextlib.contextmanager
 def start_e2e_cluster(folder: Path, images: Images) -> Iterator[E2ECluster]:
-    """Starts a cluster, installs Tonnage, and takes everything down at the end."""
+    """Starts a cluster, installs Tonnage, and removes both at the end."""
     from local_cluster.cluster import start
     from local_cluster.errors import CommandFailed
 

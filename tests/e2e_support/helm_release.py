@@ -1,4 +1,4 @@
-"""The chart's release, as an administrator installs, upgrades and removes it."""
+"""Installs, upgrades and uninstalls the chart's release."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _TEST_VALUES: Values = {
     "reports": {"intervalSeconds": 1},
     "retry": {"baseSeconds": 1, "capSeconds": 4},
 }
-"""What differs from the chart's defaults: the node has two processors, and nobody wants to wait here."""
+"""Values that differ from the chart's defaults: small requests for a two-core node, and short intervals."""
 
 
 class HelmRelease:
-    """One installation."""
+    """The release."""
 
     def __init__(self, e2e: E2ECluster) -> None:
         self._e2e = e2e
         self._installed: tuple[Values, Path] | None = None
 
     def arguments(self, chart: Path | None = None) -> list[str]:
-        """Returns the words of a plain install; without ``chart`` as a person in the repository would write them."""
+        """Returns the arguments of an installation; without ``chart`` its path is relative to the repository."""
         return [NAME, str(chart or CHART.relative_to(CHART.parents[1])), "-n", NAMESPACE, "--create-namespace"]
 
     def install(self, changes: Values | None = None, *, chart: Path = CHART) -> str:
-        """Installs or upgrades, waits until it is ready, and returns Helm's output; empty where it is so already."""
+        """Installs or upgrades, waits until ready, and returns Helm's output; empty if nothing changed."""
         values = deep_merge(_TEST_VALUES, changes or {})
         if self._installed == (values, chart):
             return ""
@@ -55,21 +55,20 @@ class HelmRelease:
         return output
 
     def uninstall(self) -> str:
-        """Uninstalls, and returns Helm's output."""
         self._installed = None
         return self._e2e.cluster.helm("uninstall", NAME, "-n", NAMESPACE, "--wait", "--timeout", "120s")
 
     def run_tests(self) -> str:
-        """Runs the chart's own test."""
+        """Runs ``helm test`` and returns its output."""
         return self._e2e.cluster.helm("test", NAME, "-n", NAMESPACE, "--timeout", "120s")
 
     def pods(self, component: str) -> list[dict[str, Any]]:
-        """Returns the pods of ``controller`` or ``webhook`` that aren't on their way out."""
+        """Returns the pods of ``controller`` or ``webhook`` that are not being deleted."""
         found = self._e2e.api.list("Pod", NAMESPACE, labelSelector=f"app.kubernetes.io/component={component}")
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def wait_ready(self, component: str, *, timeout: float = 60) -> None:
-        """Waits until a Deployment has all of its pods."""
+        """Waits until all replicas of a Deployment are up to date and ready."""
 
         def is_ready(body: dict[str, Any]) -> bool:
             status, wanted = body.get("status") or {}, body["spec"]["replicas"]
@@ -81,12 +80,12 @@ class HelmRelease:
         self._e2e.api.wait_for("Deployment", name, NAMESPACE, is_ready, timeout=timeout, description="all replicas")
 
     def scale(self, component: str, replicas: int) -> None:
-        """Sets the number of pods of a Deployment and waits for it."""
+        """Scales a Deployment and waits until it is ready."""
         self._e2e.api.patch("Deployment", f"{NAME}-{component}", NAMESPACE, {"spec": {"replicas": replicas}})
         self.wait_ready(component)
 
     def history(self) -> list[dict[str, Any]]:
-        """Returns Helm's records of this release."""
+        """Returns the output of ``helm history``."""
         found: list[dict[str, Any]] = json.loads(
             self._e2e.cluster.helm("history", NAME, "-n", NAMESPACE, "--output", "json")
         )

@@ -1,4 +1,4 @@
-"""The images that the cluster tests run, built from the repository's Dockerfile, once for each state of its inputs."""
+"""Builds the images for the e2e tests from the repository's Dockerfile, unless they are up to date."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "hack" / "images" / "build.py"
 EXIT_CANNOT_BUILD = 3
-"""Exit code of the build where the machine can't."""
+"""Exit code of the build if the host can't build images."""
 
 
 class ImageBuildUnavailable(Exception):
-    """This machine can't build images; the text says what is missing."""
+    """The host can't build images; the message names what is missing."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Names of the images, and the archives that they are in."""
+    """Names of the images, and their archives."""
 
     loader: str
     operator: str
@@ -27,10 +27,10 @@ class Images:
 
 
 def build_images() -> Images:
-    """Builds the images, or finds those that were built before.
+    """Builds the images, or finds the previous build.
 
     Raises:
-        Lacking: This machine can't; the text says why.
+        ImageBuildUnavailable: The host can't build images.
     """
     result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
     if result.returncode == EXIT_CANNOT_BUILD:

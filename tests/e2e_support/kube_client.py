@@ -1,4 +1,4 @@
-"""Reading, changing and awaiting objects of a cluster: one request for a change, one watch for a wait."""
+"""A small Kubernetes client: one request for a change, one watch for a wait."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _KINDS: dict[str, tuple[str, str, bool]] = {
 
 
 class ApiError(Exception):
-    """The API server said no. ``code`` is HTTP's, the text is the server's sentence."""
+    """Error response of the API server. ``code`` is the HTTP status; the text is the message of its ``Status``."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class ApiError(Exception):
 
 
 class WaitTimeout(AssertionError):
-    """What was awaited did not come; the text says what was there instead."""
+    """A wait timed out; the text has the last observed state."""
 
 
 def object_path(kind: str, name: str = "", namespace: str = "") -> str:
@@ -72,7 +72,7 @@ def object_path(kind: str, name: str = "", namespace: str = "") -> str:
 
 
 class KubeClient:
-    """The administrator's way to the API server, or a bearer's of ``token``."""
+    """A client with the credentials of a kubeconfig, or with a bearer token."""
 
     def __init__(self, kubeconfig: Path, *, token: str = "") -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -86,21 +86,20 @@ class KubeClient:
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json", **query: str
     ) -> Any:
-        """Sends one request and returns the answer's JSON.
+        """Sends a request and returns the response's JSON.
 
         Raises:
-            Refused: The server said no.
+            ApiError: The status is 400 or above.
         """
         with self._open(method, path, body, content_type, query, timeout=30) as response:
             return json.loads(response.read() or b"null")
 
     def get(self, kind: str, name: str, namespace: str = "") -> Object:
-        """Returns one object."""
         found: Object = self.request("GET", object_path(kind, name, namespace))
         return found
 
     def get_or_none(self, kind: str, name: str, namespace: str = "") -> Object | None:
-        """Returns one object, or None where there is none."""
+        """Returns an object, or None if it does not exist."""
         try:
             return self.get(kind, name, namespace)
         except ApiError as error:
@@ -109,18 +108,17 @@ class KubeClient:
             raise
 
     def list(self, kind: str, namespace: str = "", **query: str) -> list[Object]:
-        """Returns all objects of a kind, of one namespace or of all."""
+        """Returns the objects of a kind in a namespace; without one, in all namespaces."""
         items: list[Object] = self.request("GET", object_path(kind, namespace=namespace), **query)["items"]
         return items
 
     def create(self, body: Object, **query: str) -> Object:
-        """Creates an object."""
         path = object_path(body["kind"], namespace=body["metadata"].get("namespace", ""))
         made: Object = self.request("POST", path, body, fieldManager=FIELD_MANAGER, **query)
         return made
 
     def apply(self, body: Object, **query: str) -> Object:
-        """Applies an object (server-side)."""
+        """Applies an object server-side."""
         metadata = body["metadata"]
         path = object_path(body["kind"], metadata["name"], metadata.get("namespace", ""))
         kind = "application/apply-patch+yaml"
@@ -130,13 +128,13 @@ class KubeClient:
         return done
 
     def patch(self, kind: str, name: str, namespace: str, body: Object, *, subresource: str = "") -> Object:
-        """Changes some fields (JSON merge patch), of a subresource where ``subresource`` names one."""
+        """Applies a JSON merge patch to an object, or to its ``subresource``."""
         path = object_path(kind, name, namespace) + (f"/{subresource}" if subresource else "")
         done: Object = self.request("PATCH", path, body, content_type="application/merge-patch+json")
         return done
 
     def delete(self, kind: str, name: str, namespace: str = "", *, grace_period: int | None = None) -> None:
-        """Deletes an object without waiting; one that is gone already is no error."""
+        """Deletes an object without waiting. It need not exist."""
         query = {} if grace_period is None else {"gracePeriodSeconds": str(grace_period)}
         try:
             self.request("DELETE", object_path(kind, name, namespace), propagationPolicy="Background", **query)
@@ -154,10 +152,10 @@ class KubeClient:
         timeout: float = 60,
         description: str = "",
     ) -> Object:
-        """Waits for an object about which ``predicate`` is true, and returns it.
+        """Waits until ``predicate`` is true for an object, and returns the object.
 
         Raises:
-            Late: It did not come within so many seconds.
+            WaitTimeout: It is still false after ``timeout`` seconds.
         """
         last: Object | None = None
         for last in self.watch(kind, name, namespace, timeout=timeout):
@@ -165,23 +163,23 @@ class KubeClient:
                 return last
         status = json.dumps((last or {}).get("status"), indent=1)
         raise WaitTimeout(
-            f"{kind} {namespace}/{name}: {description or 'what was awaited'} did not come in {timeout} s: {status}"
+            f"{kind} {namespace}/{name}: {description or 'condition'} not met within {timeout} s: {status}"
         )
 
     def wait_deleted(self, kind: str, name: str, namespace: str = "", *, timeout: float = 60) -> None:
-        """Waits until an object is gone.
+        """Waits until an object no longer exists.
 
         Raises:
-            Late: It is still there after so many seconds.
+            WaitTimeout: It still exists after ``timeout`` seconds.
         """
         for found in self.watch(kind, name, namespace, timeout=timeout):
             if found is None:
                 return
         metadata = (self.get_or_none(kind, name, namespace) or {}).get("metadata") or {}
-        raise WaitTimeout(f"{kind} {namespace}/{name} is still there after {timeout} s: {metadata.get('finalizers')}")
+        raise WaitTimeout(f"{kind} {namespace}/{name} still exists after {timeout} s: {metadata.get('finalizers')}")
 
     def watch(self, kind: str, name: str, namespace: str = "", *, timeout: float = 60) -> Iterator[Object | None]:
-        """Yields an object as it is and after each change, None for its absence, for so many seconds."""
+        """Yields an object now and after each change, None while it doesn't exist, for ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         path, query = object_path(kind, namespace=namespace), {"fieldSelector": f"metadata.name={name}"}
         while time.monotonic() < deadline:

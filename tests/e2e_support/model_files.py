@@ -1,6 +1,6 @@
-"""Models for the tests' bucket, written by the real tensorizer: files by the last part of their keys.
+"""Models for the tests' bucket, written by the real tensorizer.
 
-They are made by a process of their own (this file, run with a folder), beside the start of the cluster.
+A separate process (this file, run with a folder) writes them while the cluster starts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ SEED = 20
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Folders of files, each a model.
+    """The files of each model by name.
 
-    ``small`` has a few tensors, 4 MB. ``large`` has 128 MB of them, for loads that take a while and are to be seen.
-    ``llama`` is one that transformers reads, 60 MB, with what it says to ``PROMPT``.
+    Attributes:
+        small: A few tensors, 4 MB.
+        large: 128 MB of tensors, for loads whose progress is observed.
+        llama: A model that transformers loads, 60 MB.
+        completion: What ``llama`` generates for ``PROMPT``.
+        logits: Digest of the original model's logits for ``PROMPT``.
     """
 
     small: Mapping[str, Path]
@@ -32,27 +36,26 @@ class ModelFiles:
     llama: Mapping[str, Path]
     completion: str
     logits: str
-    """Digest of the original model's logits for ``PROMPT``."""
 
 
 def start_writing(folder: Path) -> subprocess.Popen[str]:
-    """Starts the process that writes all models below ``folder``; it takes several seconds."""
+    """Starts the process that writes all models below ``folder``. It takes several seconds."""
     command = [sys.executable, "-W", "ignore", __file__, str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def finish_writing(process: subprocess.Popen[str], folder: Path) -> ModelFiles:
-    """Waits for that process and returns what it made."""
+    """Waits for the process of ``start_writing`` and returns the models."""
     assert process.stdout
     with process.stdout as stdout:
         output = stdout.read()
-    assert process.wait() == 0, "the models could not be made"
+    assert process.wait() == 0, "the process that writes the models failed"
     result = json.loads(output.splitlines()[-1])
     return ModelFiles(
         small=_files(folder / "small"),
         large=_files(folder / "large"),
         llama=_files(folder / "llama"),
-        completion=result["answer"],
+        completion=result["completion"],
         logits=result["logits"],
     )
 
@@ -62,7 +65,7 @@ def _files(folder: Path) -> Mapping[str, Path]:
 
 
 def _write_tensors(folder: Path, *, count: int, rows: int) -> None:
-    """Writes ``count`` tensors of ``rows`` × 1024 bf16 numbers, 2 KiB a row."""
+    """Writes ``count`` tensors of ``rows`` × 1024 bfloat16 values, 2 KiB a row."""
     import torch
     from tensorizer import TensorSerializer
 
@@ -88,7 +91,7 @@ def _write_llama(folder: Path) -> tuple[str, str]:
     torch.manual_seed(SEED)
     tokenizer = _make_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer),  # so that whatever it says is a word
+        vocab_size=len(tokenizer),  # so that each generated token is in the vocabulary
         hidden_size=512,
         intermediate_size=1792,
         num_hidden_layers=8,
@@ -132,7 +135,7 @@ def _make_tokenizer() -> Any:
 
 
 def digest_of(logits: object) -> str:
-    """Returns a digest of a tensor's very bits."""
+    """Returns the SHA-256 of a tensor's bytes, in hex."""
     import hashlib
 
     import torch
@@ -142,14 +145,14 @@ def digest_of(logits: object) -> str:
 
 
 def main(folder: Path) -> None:
-    """Writes everything, and says on the last line what the Llama answers."""
+    """Writes all models. The last line of output is JSON with the completion and the digest of the logits."""
     import torch
 
-    torch.set_num_threads(1)  # so that sums are made in the same order everywhere
+    torch.set_num_threads(1)  # so that sums have the same order on every machine
     _write_tensors(folder / "small", count=4, rows=512)
     _write_tensors(folder / "large", count=32, rows=2048)
     completion, logits = _write_llama(folder / "llama")
-    print(json.dumps({"answer": completion, "logits": logits}))
+    print(json.dumps({"completion": completion, "logits": logits}))
 
 
 if __name__ == "__main__":

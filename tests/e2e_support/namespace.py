@@ -1,4 +1,4 @@
-"""One test's corner of the cluster: a namespace, a bucket's prefix, models and pods in it."""
+"""A test's namespace, with its S3 prefix, models and pods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READER_SECRET = "s3-reader"
 
 @dataclass
 class Model:
-    """A ``ModelWeights`` and the objects that it names."""
+    """A ``ModelWeights`` and the S3 prefix of its source."""
 
     e2e: E2ECluster
     name: str
@@ -31,13 +31,12 @@ class Model:
     prefix: str
 
     def get(self) -> Object:
-        """Returns it as the API has it."""
         return self.e2e.api.get("ModelWeights", self.name, self.namespace)
 
     def wait_for_condition(
         self, kind: str, status: str = "True", reason: str = "", *, timeout: float = 60, message: str = ""
     ) -> Object:
-        """Waits for a condition of the generation that it has now."""
+        """Waits for a condition that was observed at the current generation or later."""
         generation = self.get()["metadata"]["generation"]
 
         def predicate(body: Object) -> bool:
@@ -53,7 +52,7 @@ class Model:
     def wait_for_status(
         self, predicate: Callable[[Object], object], *, timeout: float = 60, description: str = ""
     ) -> Object:
-        """Waits for something about its status."""
+        """Waits until ``predicate`` is true for its status."""
         return self.e2e.api.wait_for(
             "ModelWeights",
             self.name,
@@ -65,61 +64,56 @@ class Model:
 
     @property
     def status(self) -> Object:
-        """Returns its status."""
         status: Object = self.get().get("status") or {}
         return status
 
     @property
     def revision(self) -> str:
-        """Returns the revision in use."""
         revision: str = self.status["resolved"]["revision"]
         return revision
 
     def entry_path(self, medium: str = "Memory") -> Path:
-        """Returns where its entry lies on the node."""
+        """Returns the path of its entry on the node."""
         return self.e2e.media[medium] / self.revision
 
     def visible_files(self, medium: str = "Memory") -> list[str]:
-        """Returns the files that a serving container would see on the node."""
+        """Returns the names of the files that a serving container would see."""
         return sorted(path.name for path in self.entry_path(medium).glob("model/*"))
 
     def nodecache_entry(self) -> Object | None:
-        """Returns what the node's record says about its entry."""
+        """Returns its entry in the NodeCache of the node; None if there is none."""
         cache = self.e2e.api.get_or_none("NodeCache", self.e2e.node)
         entries = ((cache or {}).get("status") or {}).get("entries") or ()
         return next((each for each in entries if each["name"].endswith(self.revision)), None)
 
     def patch_spec(self, spec: Object) -> None:
-        """Changes its spec."""
         self.e2e.api.patch("ModelWeights", self.name, self.namespace, {"spec": spec})
 
     def delete(self) -> None:
-        """Deletes it, without waiting."""
+        """Deletes it without waiting."""
         self.e2e.api.delete("ModelWeights", self.name, self.namespace)
 
     def wait_deleted(self, *, timeout: float = 60) -> None:
-        """Waits until it is gone."""
         self.e2e.api.wait_deleted("ModelWeights", self.name, self.namespace, timeout=timeout)
 
     def event_reasons(self) -> set[str]:
-        """Returns the reasons of its events."""
         found = self.e2e.api.list("Event", self.namespace)
         return {each["reason"] for each in found if each["involvedObject"]["name"] == self.name}
 
 
 @dataclass
 class Namespace:
-    """A namespace with the reader's Secret."""
+    """A namespace with a Secret of the S3 reader's credentials."""
 
     e2e: E2ECluster
     name: str
     prepared_model: Model | None = None
-    """A model as tests want it as a rule, resolved already and on no node; the first who asks for one has it."""
+    """A resolved model that is on no node, returned by the first ``create_model`` with default arguments."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @classmethod
     def create(cls, e2e: E2ECluster, name: str, *, labels: dict[str, str] | None = None) -> Namespace:
-        """Makes the namespace and the Secret."""
+        """Creates the namespace and the Secret."""
         metadata = {"name": name, "labels": labels or {}}
         e2e.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
         namespace = cls(e2e, name)
@@ -127,7 +121,6 @@ class Namespace:
         return namespace
 
     def apply_secret(self, name: str, values: dict[str, str]) -> None:
-        """Applies a Secret."""
         metadata = {"name": name, "namespace": self.name}
         self.e2e.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values})
 
@@ -140,14 +133,14 @@ class Namespace:
         prefix: str = "",
         wait: bool = True,
     ) -> Model:
-        """Puts files below a prefix of its own and creates a ``ModelWeights`` for them.
+        """Uploads files below a new prefix and creates a ``ModelWeights`` for them.
 
         Args:
-            name: Of the object.
-            files: By the key's last part; None: a few small tensors.
-            spec: Merged into the usual spec.
-            prefix: Instead of one of its own; nothing is put there then.
-            wait: Whether to return once pods can use it.
+            name: Name of the object.
+            files: By the last part of the key; None: a few small tensors.
+            spec: Merged into the default spec.
+            prefix: An existing prefix; nothing is uploaded.
+            wait: Whether to wait until the model is ready.
         """
         if self.prepared_model and wait and (name, files, spec, prefix) == (self.prepared_model.name, None, None, ""):
             prepared, self.prepared_model = self.prepared_model, None
@@ -182,7 +175,7 @@ class Namespace:
         query: dict[str, str] | None = None,
         **more: Any,
     ) -> Pod:
-        """Creates a server's pod that asks for a model; an empty ``model`` asks for none."""
+        """Creates a server's pod that requests a model; none if ``model`` is empty."""
         name = name or f"server-{next(self._numbers)}"
         model_annotation = {names.MODEL: model} if model else {}
         body = server_pod(
@@ -192,11 +185,11 @@ class Namespace:
         return Pod(self.e2e, name, self.name)
 
     def prepare_model(self) -> None:
-        """Has a model made that is to be in stock; ``stock.until("Ready")`` waits for it."""
+        """Creates ``prepared_model`` without waiting until it is ready."""
         self.prepared_model = self.create_model(wait=False)
 
     def create_deployment(self, name: str, *, model: str = "llama", replicas: int = 1) -> None:
-        """Creates a Deployment of servers that ask for a model; its pods are labeled ``app: <name>``."""
+        """Creates a Deployment of servers that request a model; its pods are labeled ``app: <name>``."""
         template = server_pod("", self.name, self.e2e.images.loader, annotations={names.MODEL: model})
         metadata = {"labels": {"app": name}, "annotations": template["metadata"]["annotations"]}
         spec = {
@@ -208,11 +201,10 @@ class Namespace:
         self.e2e.api.create({**body, "spec": spec})
 
     def list_pods(self, **query: str) -> list[Object]:
-        """Returns all pods of the namespace."""
         return self.e2e.api.list("Pod", self.name, **query)
 
     def delete(self) -> None:
-        """Has the namespace deleted, without waiting; pods end at once."""
+        """Deletes the namespace without waiting; its pods have a grace period of 2 seconds."""
         for pod in self.list_pods():
             self.e2e.api.delete("Pod", pod["metadata"]["name"], self.name, grace_period=2)
         self.e2e.api.delete("Namespace", self.name)

@@ -1,4 +1,4 @@
-"""Pods as tests want them, and what can be said about one that runs."""
+"""Builds pods for tests, and inspects running ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 IDLE_SCRIPT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); signal.pause()"
-"""A program that does nothing, and leaves on SIGTERM: the first process of a container ignores it unless told."""
+"""A program that sleeps until SIGTERM, which PID 1 of a container would ignore without a handler."""
 
 SERVER_SCRIPT = """
 import glob, json, os, signal, struct, sys
@@ -33,12 +33,12 @@ for name in sorted(glob.glob(path + "/*.safetensors")) if path else []:
         header = json.loads(file.read(length))
     end = max(each["data_offsets"][1] for key, each in header.items() if key != "__metadata__")
     if os.path.getsize(name) != 8 + length + end:
-        sys.exit(f"{name} is not whole")
-    print(f"whole: {os.path.basename(name)}", flush=True)
+        sys.exit(f"{name} is truncated")
+    print(f"complete: {os.path.basename(name)}", flush=True)
 print("serving", os.environ.get("TONNAGE_REVISION", ""), sorted(os.listdir(path)) if path else [], flush=True)
 signal.pause()
 """
-"""A server that refuses to start on a model that isn't whole, and leaves on SIGTERM."""
+"""A server that exits with an error if a shard is truncated, and on SIGTERM."""
 
 PYTHON = "/usr/bin/python3"
 
@@ -50,7 +50,7 @@ RESTRICTED_SECURITY_CONTEXT: Object = {
     "runAsUser": 1000,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-"""What the restricted profile asks of a container."""
+"""A container's security context that the restricted Pod Security Standard accepts."""
 
 
 def server_pod(
@@ -88,52 +88,47 @@ def server_pod(
 
 @dataclass
 class Pod:
-    """One pod of a test. What it is now is asked for each time."""
+    """A pod of a test. Its state is read from the API server each time."""
 
     e2e: E2ECluster
     name: str
     namespace: str
 
     def get(self) -> Object:
-        """Returns it as the API has it."""
         return self.e2e.api.get("Pod", self.name, self.namespace)
 
     @property
     def uid(self) -> str:
-        """Returns its uid."""
         uid: str = self.get()["metadata"]["uid"]
         return uid
 
     def wait_ready(self, *, timeout: float = 90) -> Object:
-        """Waits until all of its containers are ready."""
         return self.wait_for(
             lambda body: get_condition(body, "Ready")[0] == "True", timeout=timeout, description="Ready"
         )
 
     def wait_for(self, predicate: Callable[[Object], object], *, timeout: float = 90, description: str = "") -> Object:
-        """Waits for something about it."""
+        """Waits until ``predicate`` is true for the pod."""
         return self.e2e.api.wait_for(
             "Pod", self.name, self.namespace, predicate, timeout=timeout, description=description
         )
 
     def container_status(self, name: str, body: Object | None = None) -> Object:
-        """Returns a container's status; empty while there is none."""
+        """Returns a container's status; empty if it has none."""
         status = (body or self.get()).get("status") or {}
         both = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
         return next((each for each in both if each["name"] == name), {})
 
     def restart_count(self, container: str) -> int:
-        """Returns how often a container was started again."""
         count: int = self.container_status(container).get("restartCount", 0)
         return count
 
     def logs(self, container: str = "server", *, previous: bool = False) -> str:
-        """Returns what a container said."""
         more = ["--previous"] if previous else []
         return self.e2e.kubectl("logs", "-n", self.namespace, self.name, "-c", container, *more)
 
     def last_report(self, container: str = names.LOADER_CONTAINER) -> contract.Report:
-        """Returns the last report of a loader, from its log."""
+        """Returns the last report in a loader's log."""
         lines = [line for line in self.logs(container).splitlines() if line.startswith('{"schema_version"')]
         assert lines, f"the loader of {self.name} has not reported"
         return contract.decode_report(lines[-1])
@@ -143,11 +138,11 @@ class Pod:
         return self.e2e.kubectl("exec", "-n", self.namespace, self.name, "-c", container, "--", *command)
 
     def pids(self, container: str) -> list[int]:
-        """Returns the processes of a container on the node, its first one first."""
+        """Returns the PIDs of a container on the node, the oldest first."""
         return processes.container_pids(self.container_status(container).get("containerID", ""))
 
     def wait_for_pids(self, container: str, *, timeout: float = 30) -> list[int]:
-        """Waits until a container has processes, and returns them."""
+        """Waits until a container runs, and returns its PIDs."""
         body = self.wait_for(
             lambda body: (self.container_status(container, body).get("state") or {}).get("running"),
             timeout=timeout,
@@ -156,19 +151,19 @@ class Pod:
         return processes.container_pids(self.container_status(container, body)["containerID"])
 
     def delete(self, *, timeout: float = 40) -> float:
-        """Deletes it and returns the seconds until it is gone."""
+        """Deletes the pod, waits until it no longer exists, and returns the seconds that this took."""
         started = time.monotonic()
         self.e2e.api.delete("Pod", self.name, self.namespace)
         self.e2e.api.wait_deleted("Pod", self.name, self.namespace, timeout=timeout)
         return time.monotonic() - started
 
     def empty_dir(self, volume: str) -> Path:
-        """Returns where an EmptyDir of it lies on the node."""
+        """Returns the path of an emptyDir volume on the node."""
         volumes = self.e2e.node_root / "var/lib/kubelet/pods" / self.uid / "volumes"
         return volumes / "kubernetes.io~empty-dir" / volume
 
     def startup_times(self) -> StartupTimes:
-        """Returns how long its one loader and its whole init phase took; it must be ready."""
+        """Returns the startup times of a ready pod with one loader."""
         loader, server = self.pids(names.LOADER_CONTAINER)[0], self.pids("server")[0]
         started = processes.start_time(loader)
         ready = processes.modification_time(self.empty_dir("tonnage-run") / "ready")
@@ -177,9 +172,9 @@ class Pod:
 
 @dataclass(frozen=True)
 class StartupTimes:
-    """Seconds from the start of the loader's process, Python's own start included.
+    """Seconds since the start of the loader's process.
 
-    ``loader`` is until the entry was ready to be read, ``init`` until the serving container's process started.
+    ``loader`` is until the entry was ready, ``init`` until the serving container's process started.
     """
 
     loader: float

@@ -1,4 +1,4 @@
-"""Processes of containers, as the node sees them: the tests run on the node itself."""
+"""Inspects processes of containers. The tests run on the node itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PROC = Path("/proc")
 
 
 def container_pids(container_id: str) -> list[int]:
-    """Returns the processes of a container, its first one first.
+    """Returns the PIDs of a container, the oldest first.
 
     Args:
-        container_id: As in a pod's status, ``containerd://…``.
+        container_id: As in a pod's status: ``containerd://…``.
     """
     identity = container_id.rpartition("/")[2]
     found = []
@@ -29,7 +29,7 @@ def container_pids(container_id: str) -> list[int]:
 
 
 def start_time(pid: int) -> float:
-    """Returns when a process started, in seconds since boot, to a hundredth."""
+    """Returns the start time of a process in seconds since boot (0.01 s resolution); infinity if it has exited."""
     try:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -38,13 +38,13 @@ def start_time(pid: int) -> float:
 
 
 def modification_time(path: Path) -> float:
-    """Returns when a file was last written, in seconds since boot."""
+    """Returns a file's modification time in seconds since boot."""
     since_epoch = path.stat().st_mtime_ns / 1e9
     return since_epoch - (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def memory_bytes(pid: int, kind: str) -> int:
-    """Returns bytes of one kind of a process's memory, by the name that ``smaps_rollup`` has for it."""
+    """Returns a field of a process's ``smaps_rollup``, in bytes."""
     for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
         if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
@@ -52,13 +52,13 @@ def memory_bytes(pid: int, kind: str) -> int:
 
 
 def kill(pid: int) -> None:
-    """Ends a process at once; one that is gone already is no error."""
+    """Kills a process (SIGKILL). It may have exited already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def wait_for_exit(pid: int, *, timeout: float) -> float:
-    """Waits for a process to end and returns the seconds that it took."""
+    """Waits until a process exits and returns the seconds that this took."""
     started = time.monotonic()
     try:
         pidfd = os.pidfd_open(pid)
@@ -68,5 +68,5 @@ def wait_for_exit(pid: int, *, timeout: float) -> float:
         ready, _, _ = select.select([pidfd], [], [], timeout)
     finally:
         os.close(pidfd)
-    assert ready, f"process {pid} is still there after {timeout} s"
+    assert ready, f"process {pid} still runs after {timeout} s"
     return time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Claims on a folder of the node's own disk."""
+"""PersistentVolumeClaims on local volumes of the node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def create_pvc(e2e: E2ECluster, namespace: str, pvc: dict[str, Any]) -> None:
-    """Applies a claim in a namespace, with a local volume that it gets."""
+    """Creates a claim with a local volume, and waits until it is bound."""
     path = f"/var/lib/volumes/{namespace}"
     (e2e.node_root / path.lstrip("/")).mkdir(parents=True)
     name, spec = pvc["metadata"]["name"], pvc["spec"]
@@ -26,7 +26,7 @@ def create_pvc(e2e: E2ECluster, namespace: str, pvc: dict[str, Any]) -> None:
         "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [term]}]}},
     }
     e2e.api.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": pv_spec})
-    # There is no storage class here, of which a claim would get the default one.
+    # The cluster has no storage class to provision a volume.
     spec |= {"storageClassName": "", "volumeName": namespace}
     e2e.api.create({**pvc, "metadata": {"name": name, "namespace": namespace}})
     kind = "PersistentVolumeClaim"

@@ -1,4 +1,4 @@
-"""Pods with PyTorch: the test environment's own packages, mounted into the loader's image beside its Python."""
+"""Pods with PyTorch: the test environment's packages are mounted into the loader's image."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from e2e_support.pods import PYTHON, RESTRICTED_SECURITY_CONTEXT
 Object = dict[str, Any]
 
 IMAGE_PYTHON = (3, 11)
-"""Of Debian 12, which the image is made of."""
+"""Version in Debian 12, the base of the image."""
 PACKAGES_PATH = "/site"
 
 
 def skip_unless_same_python() -> None:
-    """Skips where the image's Python can't import this environment's compiled packages."""
+    """Skips the test if the image's Python can't import this environment's extension modules."""
     if sys.version_info[:2] != IMAGE_PYTHON:
         pytest.skip(f"PyTorch is mounted from this environment, whose Python is not {'.'.join(map(str, IMAGE_PYTHON))}")
 
 
 def mount_site_packages(spec: Object, container: Object) -> None:
-    """Changes a pod's container so that it imports what this environment has, torch and transformers among it."""
+    """Mounts this environment's packages (torch, transformers) into a pod's container, and adds them to its path."""
     spec.setdefault("volumes", []).append({"name": "packages", "hostPath": {"path": sysconfig.get_path("purelib")}})
     container.setdefault("volumeMounts", []).append({"name": "packages", "mountPath": PACKAGES_PATH, "readOnly": True})
     settings = {"PYTHONPATH": PACKAGES_PATH, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "HOME": "/tmp"}
@@ -32,7 +32,7 @@ def mount_site_packages(spec: Object, container: Object) -> None:
 
 
 def engine_spec(image: str, script: str) -> Object:
-    """Returns the spec of a pod that runs a script, which may import torch, and ends."""
+    """Returns the spec of a pod that runs a script once. The script may import torch."""
     container: Object = {
         "name": "server",
         "image": image,

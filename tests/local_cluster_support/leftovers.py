@@ -1,4 +1,4 @@
-"""What a cluster could leave on this machine, to be compared before and after."""
+"""Host state that a cluster could leave behind, to compare before and after."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _SYSCTLS = (
     "vm/panic_on_oom",
 )
 _SLOT_NUMBER = re.compile(r"tonnage(?:-cluster-|-local-cluster-)?(\d+)\b")
-"""What carries the number of a cluster's slot."""
+"""Names that contain the number of a cluster's slot."""
 _SEAWEED_PORTS = ("18080", "28080", "28333", "28888", "29333")
 
 
 def collect_host_state(folder: Path, slot: int | None) -> set[str]:
-    """Returns what there is now of a cluster in ``folder`` and of ``slot``, and all that belongs to no cluster.
+    """Returns the host state of the cluster in ``folder`` and ``slot``, and state that belongs to no cluster.
 
-    Clusters of other slots may come and go meanwhile; None is for a time when the slot isn't known.
+    State of other slots is left out, since their clusters may start and stop at any time. ``slot`` None: no slot's.
     """
     found = {
         *_command("ip", "-o", "link"),
@@ -70,7 +70,7 @@ def collect_host_state(folder: Path, slot: int | None) -> set[str]:
 def _command(*command: str) -> list[str]:
     path = {"PATH": programs.search_path()}
     lines = subprocess.run(command, check=False, capture_output=True, text=True, env=path).stdout.splitlines()
-    # Counters and numbers of links change by themselves.
+    # Packet counters and link numbers change at any time.
     return [re.sub(r"^\d+: |\[\d+:\d+\]", "", line) for line in lines if not line.startswith("#")]
 
 

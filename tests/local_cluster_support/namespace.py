@@ -1,4 +1,4 @@
-"""Pods of one small program, in a namespace of a test's own."""
+"""Runs pods of a small probe program in a test's namespace."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PORT = 8080
 
 @dataclass
 class Namespace:
-    """A namespace. Leaving it deletes it, without waiting."""
+    """A namespace, deleted at the end of the ``with`` block without waiting."""
 
     cluster: Cluster
     name: str
 
     @classmethod
     def create(cls, cluster: Cluster, name: str) -> Namespace:
-        """Makes the namespace, and returns when pods can be made in it."""
+        """Creates the namespace and waits until pods can be created in it."""
         cluster.kubectl("create", "namespace", name)
         made = cls(cluster, name)
         made.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=30s")
@@ -37,20 +37,17 @@ class Namespace:
         self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Runs kubectl in the namespace."""
         return self.cluster.kubectl(f"--namespace={self.name}", *arguments, input=stdin)
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """Applies objects."""
         self.kubectl("apply", "--server-side", "-f", "-", stdin="---\n".join(map(json.dumps, objects)))
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Returns an object."""
         found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
     def run_server(self, name: str, *, mounts: Sequence[dict[str, Any]] = (), **spec: Any) -> str:
-        """Starts a pod that serves HTTP, behind a Service of the same name; returns its uid when it is ready."""
+        """Creates an HTTP server's pod and a Service of the same name; returns the pod's UID when it is ready."""
         labels = {"app.kubernetes.io/name": name}
         port = {"port": 80, "targetPort": PORT}
         service = {"metadata": {"name": name}, "spec": {"selector": labels, "ports": [port]}}
@@ -66,11 +63,10 @@ class Namespace:
         return uid
 
     def wait_ready(self, name: str, *, timeout: int = 60) -> None:
-        """Returns when the pod is ready."""
         self.kubectl("wait", "--for=condition=Ready", f"pod/{name}", f"--timeout={timeout}s")
 
     def run_fetch(self, name: str, *urls: str) -> str:
-        """Has a pod fetch URLs; returns what it printed."""
+        """Runs a pod that fetches URLs, and returns its log."""
         self.apply(_pod(name, ["get", *urls], restartPolicy="Never"))
         done = "--for=jsonpath={.status.containerStatuses[0].state.terminated}"
         self.kubectl("wait", done, f"pod/{name}", "--timeout=60s")

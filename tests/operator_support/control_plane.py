@@ -1,7 +1,7 @@
 """A real Kubernetes control plane on loopback: etcd, API server, controller manager, scheduler. No node, no root.
 
-The programs are built once by ``hack/kubernetes/build.sh``, or come from ``KUBEBUILDER_ASSETS``. How they are called is
-in ``local_cluster.control_plane``.
+The programs are built once by ``hack/kubernetes/build.sh``, or come from ``KUBEBUILDER_ASSETS``. Their arguments are in
+``local_cluster.control_plane``.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ rules:
   userGroups: ["system:serviceaccounts:tonnage-system"]
 - level: None
 """
-"""Just what service accounts of the operator's namespace do: tests compare it with their roles."""
+"""Logs only requests of service accounts in the operator's namespace: tests compare them with their roles."""
 
 
 class DependencyUnavailable(Exception):
-    """This machine lacks what a control plane needs; the text says what."""
+    """A program that the tests need is missing; the message names it."""
 
 
 def find_programs() -> dict[str, Path]:
-    """Returns the path of each program, building those that are missing."""
+    """Returns the path of each program, after building missing ones."""
     try:
         return {**programs.find_or_build(programs.CONTROL_PLANE), "etcd": preflight.find_or_install("etcd")}
     except MissingRequirements as error:
@@ -60,7 +60,7 @@ def find_programs() -> dict[str, Path]:
 
 
 def skip_or_fail(missing: str) -> NoReturn:
-    """Skips the test that asks for a control plane, with a line that says what is missing. In CI that is a failure."""
+    """Skips the test (in CI: fails it) with the name of what is missing."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"No control plane: {missing}")
     pytest.skip(f"No control plane: {missing}")
@@ -68,7 +68,7 @@ def skip_or_fail(missing: str) -> NoReturn:
 
 @dataclass
 class ControlPlane:
-    """A running control plane, whose administrator has ``token``."""
+    """A control plane. ``token`` is that of its administrator, once it is started."""
 
     folder: Path
     programs: dict[str, Path]
@@ -79,9 +79,8 @@ class ControlPlane:
 
     @cached_property
     def settings(self) -> ControlPlaneSettings:
-        """What it is made of."""
         components = ("kube-controller-manager", "kube-scheduler")
-        # Nodes of these tests are objects without a kubelet, so nobody renews their leases.
+        # Nodes of these tests have no kubelet that renews their leases.
         controllers_flag = (
             "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-cloud-node-lifecycle-controller"
         )
@@ -105,21 +104,21 @@ class ControlPlane:
 
     @property
     def url(self) -> str:
-        """Where the API server answers."""
+        """The API server's URL."""
         return self.settings.url
 
     @property
     def ca_file(self) -> Path:
-        """The certificate that signs the API server's."""
+        """The CA certificate of the API server."""
         return self.settings.ca_file
 
     @property
     def kubeconfig(self) -> Path:
-        """A kubeconfig of the administrator."""
+        """The administrator's kubeconfig."""
         return self.folder / "admin.kubeconfig"
 
     def start(self) -> None:
-        """Starts everything and returns when the API server is ready."""
+        """Starts all programs and waits until the API server is ready."""
         settings = self.settings
         (self.folder / "audit-policy.yaml").write_text(_AUDIT_POLICY)
         credentials.make_service_account_key(settings.service_account_key)
@@ -135,7 +134,7 @@ class ControlPlane:
                 process.wait_until_ready()
 
     def stop(self) -> None:
-        """Ends everything that was started, the last first."""
+        """Stops all programs in reverse order."""
         for connection in self._connections:
             connection.close()
         for process in reversed(self._processes):
@@ -145,13 +144,13 @@ class ControlPlane:
         self._processes.clear()
 
     def pids(self) -> dict[str, int]:
-        """Returns the process of each program."""
+        """Returns the PID of each program by name."""
         return {process.name: process.pid for process in self._processes}
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Runs kubectl as the administrator."""
+        """Runs kubectl with the administrator's kubeconfig."""
         return subprocess.run(
             [
                 self.programs["kubectl"],
@@ -167,7 +166,7 @@ class ControlPlane:
         )
 
     def install_crds(self, folder: Path) -> None:
-        """Installs the CRDs and returns when they are served."""
+        """Creates the CRDs and waits until the API server serves them."""
         for path in sorted(folder.iterdir()):
             crd = yaml.safe_load(path.read_text())
             self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
@@ -192,16 +191,16 @@ class ControlPlane:
         credentials.write_kubeconfig(path, url=self.url, ca_file=self.ca_file, token=self.create_token(account))
 
     def audit_events(self, account: str) -> list[dict[str, Any]]:
-        """Returns what a service account of the operator's namespace did, from the audit log."""
+        """Returns the audit events of a service account of the operator's namespace."""
         lines = self.settings.audit_log.read_text().splitlines()
         wanted = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{account}"
         return [event for event in map(json.loads, lines) if event["user"]["username"] == wanted]
 
     def request(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Any:
-        """Sends one request as the administrator and returns the answer's JSON.
+        """Sends a request as the administrator and returns the response's JSON.
 
         Raises:
-            urllib.error.HTTPError: The server refused; its body is in ``fp``.
+            urllib.error.HTTPError: The status is 400 or above; the body is in ``fp``.
         """
         headers = {"Authorization": f"Bearer {self.token}"}
         data = None
@@ -209,7 +208,7 @@ class ControlPlane:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         try:
             response, text = self._send(self._connection(), method, path, data, headers)
-        except (http.client.BadStatusLine, ConnectionError):  # the server has closed what was idle
+        except (http.client.BadStatusLine, ConnectionError):  # the server closed an idle connection
             response, text = self._send(self._connection(fresh=True), method, path, data, headers)
         if response.status >= 400:
             error_body = io.BytesIO(text)
@@ -227,7 +226,7 @@ class ControlPlane:
         return response, response.read()
 
     def _connection(self, *, fresh: bool = False) -> http.client.HTTPSConnection:
-        """Returns this thread's connection: a handshake for each request would cost more than the requests."""
+        """Returns this thread's connection. It is kept, since a TLS handshake costs more than a request."""
         connection: http.client.HTTPSConnection | None = getattr(self._thread_local, "connection", None)
         if connection is None or fresh:
             context = ssl.create_default_context(cafile=str(self.ca_file))

@@ -1,6 +1,6 @@
-"""What a kubelet and a loader would do, for nodes that are objects alone: pods get a status, nothing runs.
+"""Sets the status of pods as kubelets and loaders would, for nodes without a kubelet. No container runs.
 
-The real scheduler places the pods, the real controller manager makes them from Jobs and ends the Jobs.
+The real scheduler binds the pods; the real controller manager creates them from Jobs and completes the Jobs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pod = dict[str, Any]
 
 @dataclass(frozen=True)
 class Termination:
-    """How a loader ends. ``report`` None: without a word."""
+    """How a loader terminates. ``report`` None: without a termination message."""
 
     report: contract.Report | None
     exit_code: int = 0
@@ -32,9 +32,16 @@ class Termination:
 
 @dataclass
 class FakeLoaders:
-    """What loaders find and do; tests change it while the cluster runs.
+    """What fake loaders do; tests change it while the cluster runs.
 
-    ``version`` is what the source has, ``block_loads`` keeps load pods running, ``load_failures`` ends loads on nodes.
+    Attributes:
+        version: The version of the source's objects.
+        block_loads: Keeps load pods running.
+        block_resolves: Keeps resolve pods running.
+        load_failures: By node: how its load pods terminate.
+        resolve_failure: How resolve pods terminate; None: they succeed.
+        waiting_messages: By role: the message with which a container can't be created.
+        terminated: Role and node of each terminated pod.
     """
 
     version: str = "1"
@@ -43,11 +50,10 @@ class FakeLoaders:
     load_failures: dict[str, Termination] = field(default_factory=dict)
     resolve_failure: Termination | None = None
     waiting_messages: dict[str, str] = field(default_factory=dict)
-    """By role: the message with which a container can't be created."""
     terminated: list[tuple[str, str]] = field(default_factory=list)
 
     def termination(self, role: str, node: str, plan: contract.Plan | None) -> Termination | None:
-        """Returns how a pod ends now; None: it goes on."""
+        """Returns how a pod terminates now; None: it keeps running."""
         if role == names.ROLE_RESOLVE:
             if self.block_resolves:
                 return None
@@ -116,7 +122,7 @@ class FakeKubelet(BackgroundThread):
         self.loaders.terminated.append((role, pod["spec"]["nodeName"]))
 
     def _start_user_pod(self, path: str, pod: Pod) -> None:
-        """Starts a pod of a user: its loaders are ready at once."""
+        """Starts a user's pod; its injected loaders are ready immediately."""
         if pod["status"].get("initContainerStatuses"):
             return
         statuses = [_container_status(each["name"], {"running": {}}) for each in pod["spec"].get("initContainers", ())]

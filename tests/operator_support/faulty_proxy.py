@@ -1,4 +1,4 @@
-"""A way to the API server that misbehaves on demand: refusals, broken watches, answers that never arrive."""
+"""A proxy in front of the API server that injects faults: errors, broken watches, lost responses."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WRITE_METHODS = {"POST", "PUT", "PATCH", "DELETE"}
 
 @dataclass
 class ErrorResponse:
-    """An answer in place of the server's."""
+    """A response in place of the server's."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
 
 
 RequestHook = Callable[[str, str], ErrorResponse | None]
-"""Says by method and path whether a request is refused."""
+"""Called with method and path (with query); returns the error to respond with, or None to forward."""
 
 
 class FaultyProxy(EventLoopThread):
@@ -120,7 +120,7 @@ class FaultyProxy(EventLoopThread):
         try:
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 async for chunk in upstream.content.iter_any():
-                    while self.delay_watch(request.path):  # noqa: ASYNC110 - asked of a test, in another thread
+                    while self.delay_watch(request.path):  # noqa: ASYNC110 - a test changes it from another thread
                         await asyncio.sleep(0.05)
                     await response.write(chunk)
         finally:

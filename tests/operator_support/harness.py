@@ -1,4 +1,4 @@
-"""Nodes, objects and controllers on a real control plane, in few words."""
+"""Test harness: nodes, ``ModelWeights`` and controllers on a real control plane."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GROUP_PATH = "/apis/tonnage.dev/v1alpha1"
 
 
 def make_installation(**changes: Any) -> Installation:
-    """Returns the tests' installation: quick retries."""
+    """Returns an installation with short retry delays."""
     defaults = {
         "namespace": "tonnage-system",
         "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
@@ -45,14 +45,14 @@ def make_installation(**changes: Any) -> Installation:
 
 
 class OperatorHarness:
-    """A namespace and some nodes of one test."""
+    """The namespace and the nodes of a test."""
 
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane = plane
         self.namespace = namespace
 
     def add_nodes(self, *short_names: str, labels: dict[str, str] | None = None, boot_id: str = "boot-1") -> list[str]:
-        """Adds nodes, named after the namespace so that tests don't share them."""
+        """Creates nodes and returns their names: prefixed with the namespace, so that tests don't share them."""
         made = []
         for short in short_names:
             name = f"{self.namespace}-{short}"
@@ -65,25 +65,29 @@ class OperatorHarness:
                 },
             }
             self.plane.request("POST", "/api/v1/nodes", body)
-            # Admission taints each new node, and nobody else is there to take that back.
+            # Admission taints each new node; a kubelet would remove the taint.
             self.patch_node(name, {"spec": {"taints": None}})
             self.set_node_status(name, boot_id=boot_id)
             made.append(name)
         return made
 
     def patch_node(self, name: str, patch: dict[str, Any]) -> None:
-        """Changes a node."""
         self.plane.request("PATCH", f"/api/v1/nodes/{name}", patch, content_type="application/merge-patch+json")
 
     def set_node_status(self, name: str, *, boot_id: str = "boot-1", ready: bool = True) -> None:
-        """Says what its kubelet would."""
+        """Sets the status that a kubelet would set."""
         resources = {"cpu": "64", "memory": "512Gi", "pods": "500"}
         status = {
             "capacity": resources,
             "allocatable": resources,
             "nodeInfo": {"bootID": boot_id},
             "conditions": [
-                {"type": "Ready", "status": "True" if ready else "False", "reason": "Test", "message": "as told"}
+                {
+                    "type": "Ready",
+                    "status": "True" if ready else "False",
+                    "reason": "Test",
+                    "message": "set by the test",
+                }
             ],
         }
         self.plane.request(
@@ -91,13 +95,12 @@ class OperatorHarness:
         )
 
     def delete_node(self, name: str) -> None:
-        """Removes a node."""
         self.plane.request("DELETE", f"/api/v1/nodes/{name}")
 
     def create(self, spec: dict[str, Any] | None = None, *, name: str = "llama") -> dict[str, Any]:
-        """Creates a ``ModelWeights`` that prewarms this fleet's nodes, unless the spec says otherwise."""
+        """Creates a ``ModelWeights`` that prewarms this namespace's nodes; ``spec`` is merged into the default."""
         placement = {"placement": {"prewarm": "AllMatching", "nodeSelector": {"test-namespace": self.namespace}}}
-        # A bucket of its own, or entries would be shared with other tests.
+        # A separate bucket, so that entries are not shared with other tests.
         source = objects.deep_merge(objects.SOURCE, {"s3": {"bucket": self.namespace}})
         merged_spec = objects.deep_merge(objects.deep_merge({"source": source}, placement), spec or {})
         body = {
@@ -112,34 +115,30 @@ class OperatorHarness:
         return made
 
     def object_path(self, name: str = "llama") -> str:
-        """Returns an object's path."""
         return f"{GROUP_PATH}/namespaces/{self.namespace}/modelweights/{name}"
 
     def get(self, name: str = "llama") -> dict[str, Any]:
-        """Returns an object."""
         body: dict[str, Any] = self.plane.request("GET", self.object_path(name))
         return body
 
     def patch(self, spec: dict[str, Any], name: str = "llama") -> None:
-        """Changes an object's spec."""
         self.plane.request("PATCH", self.object_path(name), {"spec": spec}, content_type="application/merge-patch+json")
 
     def delete(self, name: str = "llama") -> None:
-        """Deletes an object, without waiting."""
+        """Deletes an object without waiting."""
         self.plane.request("DELETE", self.object_path(name))
 
     def is_gone(self, name: str = "llama") -> bool:
-        """Whether an object is gone."""
         return not any(item["metadata"]["name"] == name for item in self._list("modelweights"))
 
     def expire_check_interval(self, name: str = "llama") -> None:
-        """Lets the interval of ``Track`` be over."""
+        """Sets the time of the last check back, so that the source is due to be resolved again."""
         body = self.get(name)
         body["status"]["lastCheckedTime"] = "2020-01-01T00:00:00Z"
         self.plane.request("PUT", self.object_path(name) + "/status", body)
 
     def cleanup(self) -> None:
-        """Removes what is left of objects and nodes, so that controllers of later tests don't look after it."""
+        """Removes objects and nodes, so that controllers of later tests don't reconcile them."""
         for item in self._list("modelweights"):
             name = item["metadata"]["name"]
             with contextlib.suppress(urllib.error.HTTPError):
@@ -158,17 +157,16 @@ class OperatorHarness:
         return items
 
     def status(self, name: str = "llama") -> dict[str, Any]:
-        """Returns an object's status."""
         return self.get(name).get("status") or {}
 
     def condition(self, kind: str, name: str = "llama") -> tuple[str, str]:
-        """Returns (status, reason) of a condition; empty while there is none."""
+        """Returns (status, reason) of a condition; empty strings if it is not set."""
         return objects.get_condition(self.get(name), kind)[:2]
 
     def wait_for_condition(
         self, kind: str, status: str = "True", reason: str = "", *, name: str = "llama", timeout: float = 25
     ) -> None:
-        """Waits for a condition."""
+        """Waits until a condition has this status and, unless empty, this reason."""
 
         def holds() -> bool:
             found = self.condition(kind, name)
@@ -182,7 +180,7 @@ class OperatorHarness:
             ) from None
 
     def nodecache_status(self, node: str) -> dict[str, Any]:
-        """Returns a node's cache status; empty while there is none."""
+        """Returns a NodeCache's status; empty if it does not exist."""
         try:
             return self.plane.request("GET", f"{GROUP_PATH}/nodecaches/{node}").get("status") or {}
         except urllib.error.HTTPError as error:
@@ -190,11 +188,11 @@ class OperatorHarness:
                 return {}
 
     def entry_states(self, node: str) -> dict[str, str]:
-        """Returns the state of each entry of a node."""
+        """Returns the state of each entry of a node by name."""
         return {entry["name"]: entry["state"] for entry in self.nodecache_status(node).get("entries") or ()}
 
     def jobs(self, role: str = "") -> list[dict[str, Any]]:
-        """Returns the Jobs of this namespace."""
+        """Returns the namespace's Jobs, all or those of a role."""
         selector = f"?labelSelector={names.ROLE}%3D{role}" if role else ""
         items: list[dict[str, Any]] = self.plane.request(
             "GET", f"/apis/batch/v1/namespaces/{self.namespace}/jobs{selector}"
@@ -202,14 +200,14 @@ class OperatorHarness:
         return items
 
     def loading_pod_name(self, node: str) -> str:
-        """Returns the name of the pod that loads on a node now; empty while there is none."""
+        """Returns the name of the running load pod of a node; empty if there is none."""
         selector = f"labelSelector={names.ROLE}%3Dload&fieldSelector=spec.nodeName%3D{node}"
         items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/pods?{selector}")["items"]
         running = [each["metadata"]["name"] for each in items if each.get("status", {}).get("phase") == "Running"]
         return running[0] if running else ""
 
     def event_reasons(self) -> list[str]:
-        """Returns the reasons of all events about objects of this namespace."""
+        """Returns the reasons of all events about ``ModelWeights`` of the namespace."""
         items = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/events")["items"]
         return [each["reason"] for each in items if each["involvedObject"]["kind"] == "ModelWeights"]
 
@@ -226,7 +224,7 @@ class ControllerThread(AppThread[ControllerApp]):
         return ControllerApp(self._client_config, self._installation, ServerOptions("127.0.0.1", 0, 0))
 
     def reconcile_all(self) -> None:
-        """Has everything looked at again, and returns when that is done."""
+        """Enqueues all objects and nodes, and waits until the queues are idle."""
 
         def enqueue_all() -> None:
             for record in self.app.state.weights:
@@ -238,12 +236,12 @@ class ControllerThread(AppThread[ControllerApp]):
         eventually(lambda: self.call_in_loop(lambda: self.app.idle))
 
     def has_jobs_in(self, namespace: str) -> bool:
-        """Returns whether it knows of a Job for an object of a namespace."""
+        """Returns whether the controller has a Job of an object of the namespace in its state."""
         prefix = f"{namespace}/"
         return self.call_in_loop(lambda: any(job.model_ref.startswith(prefix) for job in self.app.state.jobs))
 
     def count_writes(self) -> int:
-        """Returns how many writing requests it has sent."""
+        """Returns the number of write requests that the controller has sent."""
         total = 0.0
         for metric in self.app.metrics.requests.collect():
             for sample in metric.samples:
@@ -259,7 +257,7 @@ class ControllerThread(AppThread[ControllerApp]):
 
 
 class ControllerProcess:
-    """A controller as people run it, which can be killed."""
+    """A controller as a subprocess, which can be killed."""
 
     def __init__(
         self, plane: ControlPlane, folder: Path, *, server: str = "", health_port: int = 0, **installation_values: Any
@@ -276,7 +274,6 @@ class ControllerProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it."""
         command = [
             sys.executable,
             "-m",
@@ -302,17 +299,15 @@ class ControllerProcess:
 
     @property
     def pid(self) -> int:
-        """The process that runs."""
         assert self.process is not None
         return self.process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
         return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
-        """Kills it, as a node's crash would."""
+        """Kills the process group (SIGKILL), as a crash of the node would."""
         if self.process and self.running:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -326,5 +321,4 @@ class ControllerProcess:
 
 
 def admin_client_config(plane: ControlPlane) -> ClientConfig:
-    """Returns the administrator's access."""
     return load_kube_config(plane.kubeconfig)

@@ -1,4 +1,4 @@
-"""Pods and what is injected into them, for tests of decisions."""
+"""Pods before and after injection, for tests of the pure functions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RESERVED_INSTALLATION = objects.INSTALLATION.model_copy(
         }
     }
 )
-"""An installation whose memory medium lies outside of what nodes give to pods."""
+"""An installation whose media have reserved space, outside of the nodes' allocatable resources."""
 
 
 def resolved_modelweights(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
-    """Returns an object with a revision in use."""
+    """Returns a ``ModelWeights`` with a resolved revision."""
     unresolved = objects.modelweights(spec, **more)
     seen = parse_resolve_report(objects.resolved_report(), unresolved, now="2026-01-01T00:00:00Z")
     status = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}  # type: ignore[union-attr]
@@ -34,7 +34,7 @@ def resolved_modelweights(spec: dict[str, Any] | None = None, **more: Any) -> Mo
 
 
 def annotated_pod(annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    """Returns a pod that asks for the model ``llama``, unless other annotations are given."""
+    """Returns a pod that requests the model ``llama``, unless other annotations are given."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -53,15 +53,15 @@ def inject_pod(
     warm: tuple[str, ...] = (),
     installation: Installation = objects.INSTALLATION,
 ) -> dict[str, Any]:
-    """Returns the pod with what it asks for."""
+    """Returns the pod with the requested models injected; without ``models`` one resolved default."""
     request = parse_annotations(pod["metadata"]["annotations"], namespace="serving")
     chosen = models or (resolved_modelweights(),)
-    supplies = tuple(resolve_injected_model(*pair, warm) for pair in zip(request.models, chosen, strict=True))
-    return inject(pod, supplies, request, installation)
+    injected = tuple(resolve_injected_model(*pair, warm) for pair in zip(request.models, chosen, strict=True))
+    return inject(pod, injected, request, installation)
 
 
 def find_loader(pod: dict[str, Any], name: str = names.LOADER_CONTAINER) -> dict[str, Any]:
-    """Returns a pod's loader."""
+    """Returns the loader's container of an injected pod."""
     found: dict[str, Any] = next(each for each in pod["spec"]["initContainers"] if each["name"] == name)
     return found
 
@@ -73,5 +73,5 @@ def loader_plan(job: dict[str, Any]) -> contract.Plan:
 
 
 def plain_env(container: dict[str, Any]) -> dict[str, str]:
-    """Returns a container's variables that have plain values."""
+    """Returns a container's environment; variables with ``valueFrom`` are empty."""
     return {each["name"]: each.get("value", "") for each in container["env"]}

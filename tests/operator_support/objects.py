@@ -1,4 +1,4 @@
-"""Objects for tests of decisions: short to write, real in form."""
+"""Builders of Kubernetes objects, parsed objects and reports for tests of decisions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCE: dict[str, Any] = {"s3": {"bucket": "models", "prefix": "llama/", "endpoi
 
 
 def deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns ``base`` with the changes, dicts merged at any depth."""
+    """Returns a copy of ``base`` with the changes merged in, dicts at any depth."""
     result = copy.deepcopy(base)
     for key, value in changes.items():
         result[key] = (
@@ -45,7 +45,7 @@ def modelweights_manifest(
     status: dict[str, Any] | None = None,
     **metadata: Any,
 ) -> dict[str, Any]:
-    """Returns a ``ModelWeights`` as the API has it."""
+    """Returns a ``ModelWeights`` as the API server returns it."""
     return {
         "apiVersion": "tonnage.dev/v1alpha1",
         "kind": "ModelWeights",
@@ -56,12 +56,12 @@ def modelweights_manifest(
 
 
 def modelweights(spec: dict[str, Any] | None = None, **more: Any) -> ModelWeights:
-    """Returns a ``ModelWeights`` as decisions have it."""
+    """Returns a parsed ``ModelWeights``."""
     return parse_model_weights(modelweights_manifest(spec, **more))
 
 
 def object_pins(version: str = "1", count: int = 2, folder: str = "llama") -> tuple[contract.ObjectPin, ...]:
-    """Returns the objects of a revision; another version has other tags."""
+    """Returns the objects of a revision; each version has different ETags."""
     tensors = [
         contract.ObjectPin(key=f"{folder}/model-{index}.tensors", size=GIB, etag=f"{version}-{index}")
         for index in range(count)
@@ -72,7 +72,7 @@ def object_pins(version: str = "1", count: int = 2, folder: str = "llama") -> tu
 def resolved_report(
     version: str = "1", *, bucket: str = "models", count: int = 2, folder: str = "llama"
 ) -> contract.Report:
-    """Returns what a resolve Job reports."""
+    """Returns the report of a successful resolve Job."""
     objects = object_pins(version, count, folder)
     place = contract.source_place(SOURCE["s3"]["endpoint"], bucket)
     digest = contract.revision_digest((place, pin) for pin in objects)
@@ -85,7 +85,7 @@ def resolved_report(
 
 
 def failed_report(reason: str, message: str = "It failed.") -> contract.Report:
-    """Returns what a loader says that failed."""
+    """Returns the report of a loader that failed."""
     return contract.Report(outcome=contract.Outcome.FAILED, reason=reason, message=message)
 
 
@@ -98,7 +98,7 @@ def get_condition(body: dict[str, Any], kind: str) -> tuple[str, str, str]:
 
 
 def node(name: str, *, labels: dict[str, str] | None = None, boot_id: str = "boot-1", **spec: Any) -> dict[str, Any]:
-    """Returns a Node as the API has it."""
+    """Returns a Node as the API server returns it; ``ready=False`` for one that is not ready."""
     ready = spec.pop("ready", True)
     return {
         "metadata": {
@@ -115,14 +115,14 @@ def node(name: str, *, labels: dict[str, str] | None = None, boot_id: str = "boo
 
 
 def stored_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Returns a Job as the API server would store it. Nobody looks after it yet, so it isn't missed a pod."""
+    """Returns a Job as the API server stores it. It has no pod yet and must not count as lost."""
     stored = copy.deepcopy(job)
     stored["metadata"]["uid"] = "job-" + job["metadata"]["name"]
     return stored
 
 
 def terminated_pod(job: dict[str, Any], report: contract.Report | None, *, exit_code: int = 0, reason: str = "") -> Pod:
-    """Returns the pod of a Job whose loader ended."""
+    """Returns the pod of a Job whose loader has terminated."""
     message = contract.termination_message(report).decode() if report else ""
     return parse_pod(
         {

@@ -1,4 +1,4 @@
-"""Pods of users, and what they use, on a real control plane."""
+"""Users' pods and the models and claims that they use, on a real control plane."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTAINERS: list[dict[str, Any]] = [{"name": "server", "image": "vllm"}]
 
 
 def pod_template(annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    """Returns the template of a pod that asks for the model ``llama``, unless other annotations are given."""
+    """Returns a pod template that requests the model ``llama``, unless other annotations are given."""
     return {
         "metadata": {
             "labels": {"app": "a"},
@@ -29,7 +29,7 @@ def pod_template(annotations: dict[str, str] | None = None, **spec: Any) -> dict
 
 
 def create_resolved_model(harness: OperatorHarness, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
-    """Creates an object as the controller would have left it, resolved, and returns its revision."""
+    """Creates a ``ModelWeights`` with the status of a resolved one, and returns its revision."""
     body = harness.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
     report = objects.resolved_report(bucket=harness.namespace)
     seen = parse_resolve_report(report, parse_model_weights(body), now="2026-01-01T00:00:00Z")
@@ -42,7 +42,7 @@ def create_resolved_model(harness: OperatorHarness, spec: dict[str, Any] | None 
 def create_pod(
     harness: OperatorHarness, annotations: dict[str, str] | None = None, *, query: str = "", **spec: Any
 ) -> dict[str, Any]:
-    """Creates such a pod, and returns what was admitted."""
+    """Creates a pod from ``pod_template`` and returns it as admitted."""
     template = pod_template(annotations, **spec)
     template["metadata"]["generateName"] = "p-"
     body = {"apiVersion": "v1", "kind": "Pod", **template}
@@ -51,28 +51,26 @@ def create_pod(
 
 
 def delete_pod(harness: OperatorHarness, pod: dict[str, Any]) -> None:
-    """Deletes a pod, as far as the API server goes; its kubelet ends it."""
+    """Requests the deletion of a pod; the fake kubelet completes it."""
     harness.plane.request("DELETE", f"/api/v1/namespaces/{harness.namespace}/pods/{pod['metadata']['name']}")
 
 
 def init_container_names(pod: dict[str, Any]) -> list[str]:
-    """Returns the names of a pod's init containers."""
     return [each["name"] for each in pod["spec"].get("initContainers") or ()]
 
 
 def revision_of(pod: dict[str, Any]) -> str:
-    """Returns the revision that a pod of one model was admitted with."""
+    """Returns the revision in the annotation of a pod with one model."""
     revision: str = pod["metadata"]["annotations"][names.REVISION].partition("=")[2]
     return revision
 
 
 def volumes_by_name(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns a pod's volumes by name."""
     return {each["name"]: each for each in pod["spec"]["volumes"]}
 
 
 def create_pvc(harness: OperatorHarness, name: str = "weights") -> None:
-    """Makes a claim with a volume of its own, which Kubernetes binds."""
+    """Creates a claim and a volume that Kubernetes binds to it."""
     pv: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",

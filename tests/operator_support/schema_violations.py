@@ -1,4 +1,4 @@
-"""Every way in which an object can violate its schema, one at a time, made from the schema itself."""
+"""Derives from a schema every way in which an object can violate it, one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Path = tuple[str, ...]
-"""Of a field; ``*`` stands for each item of a list and each value of a map."""
+"""Path of a field; ``*`` is any item of a list or value of a map."""
 
 _MISSING = object()
 _NON_MATCHING_CANDIDATES = ("!!!!", "a b c", "A_B!", "%d-%d", "x://y")
@@ -20,7 +20,7 @@ _OTHER_TYPE = {"string": 7, "integer": "many", "boolean": "yes", "object": "text
 
 @dataclass(frozen=True)
 class Violation:
-    """One field that is wrong in one way. ``message`` is a part of what the API server says of it."""
+    """An object with one invalid field. ``message`` is a part of the API server's error."""
 
     path: Path
     kind: str
@@ -29,12 +29,11 @@ class Violation:
 
     @property
     def name(self) -> str:
-        """For people."""
         return f"{'.'.join(self.path)}: {self.kind}"
 
 
 def iter_fields(schema: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields each field of a schema, at any depth."""
+    """Yields the path and schema of each field, at any depth, the root included."""
     yield path, schema
     for name, child in schema.get("properties", {}).items():
         yield from iter_fields(child, (*path, name))
@@ -47,8 +46,8 @@ def iter_violations(schema: dict[str, Any], samples: list[dict[str, Any]]) -> It
     """Yields a violation of each constraint of a schema.
 
     Args:
-        schema: Structural, as a CRD has it.
-        samples: Valid objects that have all of its fields between them.
+        schema: The structural schema of a CRD.
+        samples: Valid objects; each field must be in at least one.
 
     Raises:
         AssertionError: A field is in no sample.
@@ -65,7 +64,7 @@ def iter_violations(schema: dict[str, Any], samples: list[dict[str, Any]]) -> It
 
 
 def _field_violations(field: dict[str, Any], valid: Any) -> Iterator[tuple[str, Any, str]]:
-    """Yields how a field can be wrong: in words, by value, and what is said of it."""
+    """Yields the violations of a field: description, invalid value, and a part of the error."""
     builders: dict[str, Callable[[Any], tuple[str, Any, str]]] = {
         "type": lambda kind: ("of another type", _OTHER_TYPE[kind], "must be of type"),
         "enum": lambda _: ("of no such value", "Nonsense", "Unsupported value"),

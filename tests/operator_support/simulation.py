@@ -1,6 +1,6 @@
-"""A cluster in memory that obeys decisions: what they want comes true at once, without an API server.
+"""In-memory cluster that applies decisions immediately, without an API server.
 
-Time is a number that tests move. Jobs end when a test says so.
+Tests advance the clock and finish the Jobs.
 """
 
 from __future__ import annotations
@@ -53,23 +53,20 @@ class Simulation:
     started_jobs: list[str] = field(default_factory=list)
 
     def add_nodes(self, *node_names: str, **more: Any) -> None:
-        """Adds nodes of the same kind."""
         for name in node_names:
             self.node_bodies[name] = objects.node(name, **more)
 
     @property
     def weights(self) -> ModelWeights:
-        """The object as it is now."""
         more = {"deletionTimestamp": "now"} if self.deleting else {}
         return parse_model_weights(objects.modelweights_manifest(self.spec, status=copy.deepcopy(self.status), **more))
 
     @property
     def nodes(self) -> dict[str, Node]:
-        """The nodes' facts."""
         return {name: parse_node(body) for name, body in self.node_bodies.items()}
 
     def snapshot(self) -> Snapshot:
-        """What the object's decision sees."""
+        """Returns the input of the decision for the object."""
         return Snapshot(
             now=self.now,
             installation=self.installation,
@@ -84,7 +81,7 @@ class Simulation:
         )
 
     def step(self) -> Decision:
-        """Decides once, does it, and lets each node record what is."""
+        """Makes one decision for the object, applies it, and reconciles all nodes."""
         decision = decide(self.snapshot())
         self._apply(decision.apply)
         for event in (*decision.events, *decision.deferred_events):
@@ -99,16 +96,16 @@ class Simulation:
         return decision
 
     def converge(self) -> Decision:
-        """Steps until nothing changes any more."""
+        """Steps until nothing changes, and returns the last decision."""
         for _ in range(50):
             previous = (copy.deepcopy(self.status), set(self.jobs), dict(self.caches))
             decision = self.step()
             if previous == (self.status, set(self.jobs), self.caches):
                 return decision
-        raise AssertionError("it never comes to rest")
+        raise AssertionError("did not converge in 50 steps")
 
     def step_deletion(self) -> Deletion:
-        """Decides about the deletion once, and does it."""
+        """Makes one decision for the object's deletion and applies it."""
         self.deleting = True
         decision = plan_deletion(self.snapshot())
         self._apply(decision.apply)
@@ -119,7 +116,7 @@ class Simulation:
         return decision
 
     def sync_nodes(self) -> None:
-        """Lets each node's record follow."""
+        """Reconciles each node's NodeCache once."""
         for name in self.node_bodies:
             decision = self.node_decision(name)
             if decision.status is not None:
@@ -129,7 +126,7 @@ class Simulation:
                 self.jobs.pop(job.name, None)
 
     def node_decision(self, name: str) -> NodeDecision:
-        """Returns what one node's decision is now."""
+        """Returns the decision for a node."""
         weights = self.weights
         return decide_node(
             NodeSnapshot(
@@ -164,26 +161,26 @@ class Simulation:
                 self.started_jobs.append(name)
 
     def active_jobs(self, role: str) -> list[dict[str, Any]]:
-        """Returns the Jobs of a role that haven't ended."""
+        """Returns the Jobs of a role that have not finished."""
         found = [job for job in self.jobs.values() if job["metadata"]["labels"][names.ROLE] == role]
         return [job for job in found if "conditions" not in job.get("status", {})]
 
     def job_node(self, job: dict[str, Any]) -> str:
-        """Returns the node that a Job is for."""
+        """Returns the name of a Job's node; empty if it has none."""
         node: str = job["metadata"]["annotations"].get(names.NODE, "")
         return node
 
     def finish_job(
         self, job: dict[str, Any], report: contract.Report | None = None, *, code: int = 0, reason: str = ""
     ) -> None:
-        """Ends a Job's loader and the Job."""
+        """Finishes a Job: failed if ``code`` is not 0, else complete."""
         kind = "Failed" if code else "Complete"
         when = format_time(self.now)
         job["status"] = {"conditions": [{"type": kind, "status": "True", "lastTransitionTime": when}]}
         self.pods[job["metadata"]["uid"]] = objects.terminated_pod(job, report, exit_code=code, reason=reason)
 
     def finish_resolve(self, version: str = "1") -> None:
-        """Lets the resolve Job that runs succeed."""
+        """Completes the active resolve Job with this version of the source."""
         self.converge()
         (job,) = self.active_jobs(names.ROLE_RESOLVE)
         self.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
@@ -191,14 +188,14 @@ class Simulation:
         self.converge()
 
     def finish_loads(self, *only: str) -> None:
-        """Lets load Jobs that run succeed: all, or those for some nodes."""
+        """Completes active load Jobs: all, or those of the given nodes."""
         for job in self.active_jobs(names.ROLE_LOAD):
             if not only or self.job_node(job) in only:
                 self.finish_job(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB))
         self.converge()
 
     def advance(self, seconds: float) -> None:
-        """Moves the clock and settles."""
+        """Advances the clock and converges."""
         self.now += timedelta(seconds=seconds)
         self.converge()
 
@@ -208,19 +205,19 @@ class Simulation:
         return found["status"], found["reason"]
 
     def loading_nodes(self) -> set[str]:
-        """Returns the nodes with a running load Job."""
+        """Returns the nodes with an active load Job."""
         return {self.job_node(job) for job in self.active_jobs(names.ROLE_LOAD)}
 
 
 def prewarming_simulation(count: int = 4, spec: dict[str, Any] | None = None) -> Simulation:
-    """Returns an object that wants all of so many nodes warm."""
+    """Returns a simulation with ``count`` nodes and an object that prewarms all of them."""
     simulation = Simulation(objects.deep_merge({"placement": {"prewarm": "AllMatching"}}, spec or {}))
     simulation.add_nodes(*(f"n{index}" for index in range(count)))
     return simulation
 
 
 def consumer_pod(simulation: Simulation, node: str, *, started: bool = True) -> Pod:
-    """Returns a pod on a node that was admitted with the revision in use."""
+    """Returns a pod on a node, admitted with the revision in use."""
     revision = simulation.status["resolved"]["revision"]
     held_entry = HeldEntry(
         container=names.LOADER_CONTAINER,

@@ -1,4 +1,4 @@
-"""Waiting for what a cluster does in its own time."""
+"""Waits for asynchronous changes in a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def eventually(condition: Callable[[], T], *, timeout: float = 15, interval: flo
     """Returns the first true result of ``condition``, or fails after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"did not come true within {timeout} s: {condition}"
+        assert time.monotonic() < deadline, f"not true within {timeout} s: {condition}"
         time.sleep(interval)
     return result
 
@@ -27,9 +27,9 @@ async def eventually_async(
     timeout: float = 15,  # noqa: ASYNC109
     interval: float = 0.05,
 ) -> T:
-    """Returns the first true result of ``condition``, or fails after ``timeout`` seconds; other tasks go on."""
+    """Returns the first true result of ``condition``, or fails after ``timeout`` seconds. Other tasks continue."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"did not come true within {timeout} s: {condition}"
+        assert time.monotonic() < deadline, f"not true within {timeout} s: {condition}"
         await asyncio.sleep(interval)
     return result

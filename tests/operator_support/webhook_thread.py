@@ -1,4 +1,4 @@
-"""A webhook in a thread, and its configuration on the API server as the chart makes it."""
+"""A webhook in a thread, and the webhook configuration that the chart would create for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class WebhookThread(AppThread[WebhookApp]):
-    """A webhook with a certificate of its own."""
+    """A webhook in a thread, with a certificate of its own CA."""
 
     def __init__(self, client_config: ClientConfig, installation: Installation, folder: Path) -> None:
         super().__init__()
@@ -32,20 +32,19 @@ class WebhookThread(AppThread[WebhookApp]):
         self.issue_certificate()
 
     def issue_certificate(self) -> None:
-        """Writes a new certificate."""
+        """Writes a new certificate and key."""
         pair = self.ca.issue_cert("127.0.0.1", "localhost")
         self.key.write_bytes(pair.private_key_pem.bytes())
         self.cert.write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
 
     def reload_certificate(self) -> None:
-        """Has the webhook look at its certificate now."""
+        """Has the webhook reload its certificate now if it changed."""
         certificate = self.app.certificate
         assert certificate is not None
         self.call_in_loop(certificate.reload_if_changed)
 
     @property
     def url(self) -> str:
-        """Where it listens."""
         return f"https://127.0.0.1:{self.app.port}"
 
     def create_app(self) -> WebhookApp:
@@ -53,13 +52,13 @@ class WebhookThread(AppThread[WebhookApp]):
         return WebhookApp(self._client_config, self._installation, listening)
 
     def register(self, plane: ControlPlane) -> None:
-        """Tells the API server about it."""
+        """Creates the webhook configuration."""
         plane.request(
             "POST", WEBHOOK_CONFIGURATIONS_PATH, webhook_configuration(self.url + "/inject", self.ca.cert_pem.bytes())
         )
 
     def unregister(self, plane: ControlPlane) -> None:
-        """Takes it back."""
+        """Deletes the webhook configuration."""
         plane.request("DELETE", f"{WEBHOOK_CONFIGURATIONS_PATH}/tonnage")
 
 
@@ -67,7 +66,7 @@ WEBHOOK_CONFIGURATIONS_PATH = "/apis/admissionregistration.k8s.io/v1/mutatingweb
 
 
 def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
-    """Returns the configuration that keeps every pod away that doesn't ask."""
+    """Returns a configuration that matches only pods with our annotations."""
     match_expression = "has(object.metadata.annotations) && ('tonnage.dev/model' in object.metadata.annotations || "
     match_expression += "'tonnage.dev/models' in object.metadata.annotations)"
     return {

@@ -6,8 +6,8 @@
         … load from server.url …
         assert server.count_requests(method="GET") == 7
 
-It implements as much of S3 as path-style ``s3://`` sources need: HEAD and GET with Range, If-Match, If-Unmodified-Since and
-versionId, ListObjectsV2 with continuation, and XML errors. Signatures are recorded but not verified; tests against
+It implements as much of S3 as path-style ``s3://`` sources need: HEAD and GET with Range, If-Match, If-Unmodified-Since
+and versionId, ListObjectsV2 with continuation, and XML errors. Signatures are recorded but not verified; tests against
 SeaweedFS verify them. Each connection has a thread; ``close`` ends all.
 """
 
@@ -101,8 +101,8 @@ class FaultyServer:
     ) -> StoredObject:
         """Stores ``data`` (bytes or any buffer) at ``key``, which is ``bucket/key`` for S3 sources.
 
-        ``etag`` includes the quotes; None: the MD5 of the data; empty: not sent. An empty ``last_modified`` is not sent.
-        With a ``version_id``, older versions stay readable by theirs.
+        ``etag`` includes the quotes; None: the MD5 of the data; empty: not sent. An empty ``last_modified`` is not
+        sent. With a ``version_id``, older versions stay readable by theirs.
         """
         digest = hashlib.md5(memoryview(data), usedforsecurity=False).hexdigest() if etag is None else ""
         stored = StoredObject(

@@ -27,7 +27,7 @@ class ReceivedReport:
 
 
 class ReportServer:
-    """The endpoint. ``next_statuses``: statuses of the next responses, then 204. ``unresponsive``: sends no response."""
+    """The endpoint. ``next_statuses``: statuses of the next responses, then 204. ``unresponsive``: no response."""
 
     def __init__(self, folder: Path, authority: CertificateAuthority | None = None) -> None:
         self.received: list[ReceivedReport] = []
