@@ -48,7 +48,7 @@ class S3Identity:
 ADMIN = S3Identity("admin", "TONNAGEADMIN", "admin/secret+key", ("Admin", "Read", "Write", "List", "Tagging"))
 READER = S3Identity("reader", "TONNAGEREADER", "reader/secret+key", ("Read",))
 """May read every object, but not list."""
-NO_PERMISSIONS = S3Identity("nobody", "TONNAGENOBODY", "nobody/secret+key", ())
+NO_PERMISSIONS = S3Identity("no-permissions", "TONNAGENOPERMISSIONS", "no-permissions/secret+key", ())
 """A valid user without any permission."""
 
 

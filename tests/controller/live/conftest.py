@@ -1,4 +1,4 @@
-"""One controller and one kubelet for the tests that don't need them for themselves."""
+"""Controller, webhook and fake kubelet for tests that can share them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def harness(control_plane: ControlPlane, namespace: str) -> Iterator[OperatorHarness]:
-    """A namespace with nodes to come, which are removed afterwards."""
+    """A harness for the test's namespace; removes its objects and nodes afterwards."""
     made = OperatorHarness(control_plane, namespace)
     yield made
     made.cleanup()
@@ -26,7 +26,7 @@ def harness(control_plane: ControlPlane, namespace: str) -> Iterator[OperatorHar
 
 @pytest.fixture
 def fake_loaders(control_plane: ControlPlane) -> Iterator[FakeLoaders]:
-    """What loaders do, with a kubelet that makes it so."""
+    """What fake loaders do, with a running fake kubelet."""
     behavior = FakeLoaders()
     with FakeKubelet(control_plane, behavior):
         yield behavior
@@ -41,7 +41,7 @@ def operator_namespace(control_plane: ControlPlane) -> str:
 
 @pytest.fixture(scope="module")
 def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator[ControllerThread]:
-    """A running controller, for all tests of a module: those that need one of their own are in other modules."""
+    """A running controller, shared by the tests of a module."""
     del operator_namespace
     with ControllerThread(admin_client_config(control_plane), make_installation()) as running:
         yield running
@@ -49,7 +49,7 @@ def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator
 
 @pytest.fixture(scope="module")
 def webhook(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookThread]:
-    """A running webhook, and its configuration on the API server."""
+    """A running webhook, with its configuration on the API server."""
     with WebhookThread(
         admin_client_config(control_plane), make_installation(), tmp_path_factory.mktemp("webhook")
     ) as running:

@@ -1,4 +1,4 @@
-"""Each annotation of a pod on a real API server: what people write is what is admitted."""
+"""Each annotation of a pod on a real API server has its effect in the admitted pod."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(harness: OperatorHarness) -> OperatorHarness:
 
 
 def create_admitted_pod(harness: OperatorHarness, **annotations: str) -> dict[str, Any]:
-    """Returns a pod of two containers as it is admitted with annotations beside that of the model."""
+    """Returns a pod of two containers as admitted, with annotations in addition to that of the model."""
     written = {f"tonnage.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}
     if names.MODELS not in written:
         written.setdefault(names.MODEL, "llama")
@@ -65,7 +65,7 @@ def test_one_model_is_mounted_read_only_into_all_containers_with_variables_and_a
     assert annotations[names.INJECTED]
 
 
-def test_several_models_come_by_alias(model: OperatorHarness) -> None:
+def test_several_models_are_mounted_by_alias(model: OperatorHarness) -> None:
     create_resolved_model(
         model, {"source": {"s3": {"prefix": "small/"}}, "cache": {"delivery": "EmptyDir"}}, name="small"
     )
@@ -83,7 +83,7 @@ def test_several_models_come_by_alias(model: OperatorHarness) -> None:
     ]
 
 
-def test_mount_path_and_containers_say_where_it_goes(model: OperatorHarness) -> None:
+def test_mount_path_and_containers_select_where_the_model_is_mounted(model: OperatorHarness) -> None:
     server, logs = create_admitted_pod(model, mount_path="/weights", containers="server")["spec"]["containers"]
     assert set(mounts(server)) == {"/weights/llama"}
     assert env(server)["TONNAGE_MODEL_PATH"] == "/weights/llama"
@@ -91,7 +91,7 @@ def test_mount_path_and_containers_say_where_it_goes(model: OperatorHarness) -> 
     assert not env(logs)
 
 
-def test_ranks_form_and_resources_are_those_of_the_annotations(model: OperatorHarness) -> None:
+def test_ranks_form_and_resources_are_taken_from_the_annotations(model: OperatorHarness) -> None:
     pod = create_admitted_pod(model, ranks="0-3", form="Init", loader_cpu="250m", loader_memory="1Gi")
     (loader,) = pod["spec"]["initContainers"]
     ranks = plan(loader).files.ranks
@@ -103,7 +103,7 @@ def test_ranks_form_and_resources_are_those_of_the_annotations(model: OperatorHa
     assert loader["restartPolicy"] == "Always"
 
 
-def test_continuing_after_a_failure_mounts_a_status_file(model: OperatorHarness) -> None:
+def test_a_pod_that_continues_after_a_failed_load_has_a_status_file_mounted(model: OperatorHarness) -> None:
     pod = create_admitted_pod(model, on_failure="continue")
     (loader,) = pod["spec"]["initContainers"]
     assert loader["args"][loader["args"].index("--on-failure") + 1] == "continue"
@@ -114,21 +114,21 @@ def test_continuing_after_a_failure_mounts_a_status_file(model: OperatorHarness)
     assert "--on-failure" not in loader["args"]
 
 
-def test_scheduling_of_the_pod_wins_over_that_of_the_object(harness: OperatorHarness) -> None:
-    """What it does where nodes are warm is tested beside this; here none is."""
+def test_the_pods_scheduling_annotation_overrides_the_object(harness: OperatorHarness) -> None:
+    """No node is warm here; test_webhook has the tests with warm nodes."""
     create_resolved_model(harness, {"placement": {"prewarm": "None", "scheduling": "Require"}})
     assert "affinity" not in create_admitted_pod(harness, scheduling="Ignore")["spec"]
     assert init_container_names(create_admitted_pod(harness, scheduling="prefer")) == [names.LOADER_CONTAINER]
 
 
-def test_no_annotation_that_a_pod_asks_with_is_missing_here(model: OperatorHarness) -> None:
+def test_every_annotation_of_a_pod_is_tested_here(model: OperatorHarness) -> None:
     assert not init_container_names(create_admitted_pod(model, inject="false"))
     tested = {"model", "models", "mount-path", "containers", "ranks", "form", "scheduling", "on-failure"}
     tested |= {"loader-cpu", "loader-memory", "inject"}
     assert {name.partition("/")[2] for name in names.POD_ANNOTATIONS} == tested
 
 
-def test_a_name_of_250_characters_fits_wherever_it_goes(harness: OperatorHarness) -> None:
+def test_a_name_of_250_characters_is_admitted(harness: OperatorHarness) -> None:
     name = "m" * 250
     create_resolved_model(harness, name=name)
     pod = create_pod(harness, {names.MODEL: name}, containers=PAIR)
@@ -136,8 +136,8 @@ def test_a_name_of_250_characters_fits_wherever_it_goes(harness: OperatorHarness
     assert pod["metadata"]["annotations"][names.REVISION].startswith(f"{name}=r-")
 
 
-def test_a_pod_that_may_not_be_root_is_valid_beside_a_loader_that_is(model: OperatorHarness) -> None:
-    """As many charts have it. Host paths are the loader's alone, so it keeps the user that the administrator chose."""
+def test_a_pod_with_run_as_non_root_is_valid_with_a_loader_that_runs_as_root(model: OperatorHarness) -> None:
+    """Many charts set runAsNonRoot. Only the loader writes to host paths, so it keeps the administrator's user."""
     context = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
     pod = create_pod(model, securityContext=context, serviceAccountName="default")
     (loader,) = pod["spec"]["initContainers"]

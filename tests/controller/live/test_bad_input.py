@@ -1,4 +1,4 @@
-"""What people get wrong, and what is wrong around them: each is told with a sentence, and everything else goes on."""
+"""User errors and missing objects get a condition that names them, and other objects continue."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_object_replaced_under_a_pinned_revision_is_reported_and_a_new_resolv
     harness.wait_for_condition("Warm")
 
 
-def test_all_works_in_a_namespace_of_the_restricted_profile_without_host_paths(
+def test_a_model_becomes_ready_in_a_restricted_namespace_without_host_paths(
     harness: OperatorHarness, fake_loaders: FakeLoaders
 ) -> None:
     del fake_loaders

@@ -1,4 +1,4 @@
-"""Every constraint of the schema on a real API server: what holds is accepted, what doesn't is refused by name."""
+"""Constraints of the schema on a real API server: valid specs are accepted, invalid ones rejected with a message."""
 
 from __future__ import annotations
 
@@ -207,11 +207,13 @@ def test_a_valid_spec_is_accepted_and_read_back(
 ) -> None:
     spec = _merge(MINIMAL, changes)
     stored = _create(control_plane, tenant, spec)["spec"]
-    assert ModelWeightsSpec.model_validate(stored) == ModelWeightsSpec.model_validate(spec), "defaults differ"
+    assert ModelWeightsSpec.model_validate(stored) == ModelWeightsSpec.model_validate(spec), (
+        "defaults of the CRD and of the model differ"
+    )
 
 
 @pytest.mark.parametrize(("changes", "sentence"), INVALID.values(), ids=INVALID)
-def test_an_invalid_spec_is_refused_with_a_sentence(
+def test_an_invalid_spec_is_rejected_with_a_message(
     control_plane: ControlPlane, tenant: str, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -230,7 +232,7 @@ def test_each_example_is_accepted(control_plane: ControlPlane, tenant: str, path
         assert _create(control_plane, tenant, document["spec"])["spec"]
 
 
-def test_every_rule_of_the_schema_has_a_refusal_here() -> None:
+def test_every_validation_rule_has_an_invalid_spec_here() -> None:
     messages: set[str] = set()
 
     def collect(schema: Any) -> None:
@@ -247,7 +249,7 @@ def test_every_rule_of_the_schema_has_a_refusal_here() -> None:
     assert not untested
 
 
-def test_explain_has_a_sentence_for_every_field(control_plane: ControlPlane) -> None:
+def test_explain_describes_every_field(control_plane: ControlPlane) -> None:
     """``kubectl explain`` shows what the API server publishes."""
     document = eventually(lambda: _published(control_plane), timeout=20)
     for kind in ("ModelWeights", "NodeCache"):
@@ -265,8 +267,8 @@ def _published(plane: ControlPlane) -> dict[str, Any]:
     return document
 
 
-def test_the_longest_lists_that_a_status_may_hold_fit_the_api_server(control_plane: ControlPlane, tenant: str) -> None:
-    """Four revisions of them: the one in use, the newer one, and two for going back."""
+def test_the_api_server_stores_a_status_with_the_longest_lists(control_plane: ControlPlane, tenant: str) -> None:
+    """Four revisions: the one in use, an available newer one, and two in the history."""
     spec = _merge(MINIMAL, {"source": {"s3": {"prefix": None, "keys": [f"{i:04}" * 20 for i in range(1000)]}}})
     base = f"/apis/tonnage.dev/v1alpha1/namespaces/{tenant}/modelweights"
     body = {"apiVersion": "tonnage.dev/v1alpha1", "kind": "ModelWeights", "metadata": {"name": "long"}, "spec": spec}
@@ -283,7 +285,7 @@ def test_the_longest_lists_that_a_status_may_hold_fit_the_api_server(control_pla
     control_plane.request("DELETE", f"{base}/long")
 
 
-def test_explain_has_a_sentence_for_a_deep_field(control_plane: ControlPlane) -> None:
+def test_explain_describes_a_nested_field(control_plane: ControlPlane) -> None:
     def explained() -> bool:
         field = "modelweights.spec.source.s3.caBundle.configMapKeyRef.key"
         return "The key within it that holds the value." in control_plane.kubectl("explain", field, check=False).stdout

@@ -27,7 +27,7 @@ def shown_metrics(controller: ControllerThread) -> str:
     return text
 
 
-def test_the_source_alone_becomes_ready(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
+def test_an_object_with_only_a_source_becomes_ready(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
     del fake_loaders
     harness.add_nodes("a")
     harness.create({"placement": {"prewarm": "None"}})
@@ -38,9 +38,7 @@ def test_the_source_alone_becomes_ready(harness: OperatorHarness, fake_loaders: 
     eventually(lambda: not harness.jobs())
 
 
-def test_matching_nodes_become_warm_and_kubectl_reads_like_a_dashboard(
-    harness: OperatorHarness, fake_loaders: FakeLoaders
-) -> None:
+def test_matching_nodes_become_warm_and_kubectl_shows_it(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
     del fake_loaders
     nodes = harness.add_nodes("a", "b")
     harness.create()
@@ -71,7 +69,7 @@ def test_matching_nodes_become_warm_and_kubectl_reads_like_a_dashboard(
         done = harness.plane.kubectl("wait", f"--for=condition={condition}", "-n", harness.namespace, "mw/llama")
         assert "condition met" in done.stdout
     expected_reasons = ["Accepted", "Resolved", "LoadStarted", "LoadCompleted", "LoadCompleted", "Warm", "AllNodesWarm"]
-    assert sorted(harness.event_reasons()) == sorted(expected_reasons), "each transition once"
+    assert sorted(harness.event_reasons()) == sorted(expected_reasons), "each transition has one event"
     together = harness.plane.kubectl("get", "tonnage", "-n", harness.namespace).stdout
     assert "modelweights.tonnage.dev/llama" in together
     description = harness.plane.kubectl("describe", "mw", "-n", harness.namespace, "llama").stdout
@@ -79,7 +77,7 @@ def test_matching_nodes_become_warm_and_kubectl_reads_like_a_dashboard(
     assert "LoadCompleted" in description
 
 
-def test_an_idle_cluster_costs_no_writes(
+def test_an_idle_controller_writes_nothing(
     harness: OperatorHarness, fake_loaders: FakeLoaders, controller: ControllerThread
 ) -> None:
     del fake_loaders
@@ -89,7 +87,7 @@ def test_an_idle_cluster_costs_no_writes(
     eventually(lambda: controller.app.idle and not harness.jobs())
     version = harness.get()["metadata"]["resourceVersion"]
     before = controller.count_writes()
-    # Heartbeats, as kubelets send them, and a change that means nothing to us.
+    # Heartbeats as kubelets send them, and an irrelevant change.
     for beat in range(5):
         harness.patch_node(node, {"metadata": {"annotations": {"beat": str(beat)}}})
         harness.set_node_status(node)
@@ -158,7 +156,7 @@ def test_an_oom_kill_is_named(harness: OperatorHarness, fake_loaders: FakeLoader
     harness.wait_for_condition("Warm", "False", "LoaderOOMKilled")
 
 
-def test_deletion_empties_the_nodes_first(
+def test_deletion_evicts_the_entries_from_nodes_first(
     harness: OperatorHarness, fake_loaders: FakeLoaders, controller: ControllerThread
 ) -> None:
     nodes = harness.add_nodes("a", "b")
@@ -171,7 +169,7 @@ def test_deletion_empties_the_nodes_first(
     )
     assert not any(harness.entry_states(node) for node in nodes)
     assert "DeletionWaiting" in harness.event_reasons()
-    assert f'namespace="{harness.namespace}"' not in shown_metrics(controller), "labels are bounded by what is there"
+    assert f'namespace="{harness.namespace}"' not in shown_metrics(controller), "series of a deleted object are removed"
 
 
 def test_a_namespace_with_objects_can_be_deleted(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
@@ -183,7 +181,7 @@ def test_a_namespace_with_objects_can_be_deleted(harness: OperatorHarness, fake_
     eventually(lambda: not harness.entry_states(node))
 
 
-def test_a_pin_moves_to_what_was_seen_and_back(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
+def test_a_pin_selects_another_revision_and_back(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
     harness.add_nodes("a")
     harness.create({"revision": {"policy": "Track", "interval": "1m"}})
     harness.wait_for_condition("Warm")
@@ -201,7 +199,7 @@ def test_a_pin_moves_to_what_was_seen_and_back(harness: OperatorHarness, fake_lo
     assert "RevisionChanged" in harness.event_reasons()
 
 
-def test_what_the_status_says_fits_the_schema(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
+def test_the_status_conforms_to_the_schema(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
     (node,) = harness.add_nodes("a")
     fake_loaders.load_failures[node] = Termination(objects.failed_report("AccessDenied"), exit_code=10)
     harness.create()

@@ -1,4 +1,4 @@
-"""Each constraint of both schemas, violated one at a time on a real API server: refused, and named."""
+"""Violates each constraint of both schemas, one at a time, on a real API server, which rejects and names each."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _schema(file: str, part: str) -> Body:
 
 
 def _unexpected_results(violations: list[Violation], send: Callable[[Body], object]) -> list[str]:
-    """Returns the violations that were not refused, or not for what they are."""
+    """Returns the violations that were accepted, or rejected for another reason."""
     wrong = []
     for violation in violations:
         message = "accepted"
@@ -185,7 +185,7 @@ def test_every_constraint_of_a_spec_is_enforced_and_named(control_plane: Control
 
 
 def test_every_constraint_of_a_status_is_enforced_and_named(control_plane: ControlPlane, namespace: str) -> None:
-    """So that what the operator writes is checked as well, and nobody else can write nonsense into records."""
+    """Validates what the operator writes, and rejects invalid NodeCaches of other clients."""
     kinds: list[tuple[str, str, Body, Body]] = [
         ("modelweights.yaml", f"{GROUP}/namespaces/{namespace}/modelweights", {"spec": SPECS[3]}, STATUS),
         ("nodecaches.yaml", f"{GROUP}/nodecaches", {}, RECORD),

@@ -1,4 +1,4 @@
-"""The controller when things go wrong around it: killed, doubled, refused, cut off."""
+"""The controller under faults: killed, running twice, with stale caches, API errors and broken watches."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def _count_runs(loaders: FakeLoaders, nodes: list[str]) -> Counter[tuple[str, st
 
 
 class RestartingController:
-    """Controllers that are killed at their first write each, when the server has done it and they don't know."""
+    """Runs controllers in sequence, and kills each after its first write, before it gets the response."""
 
     def __init__(self, harness: OperatorHarness, proxy: FaultyProxy, folder: Path) -> None:
         self.writes: list[str] = []
         self._wrote_event = threading.Event()
-        self._fleet = harness
+        self._harness = harness
         self._process = ControllerProcess(harness.plane, folder, server=proxy.url)
         proxy.drop_response_after_write = self._on_write
 
     def _on_write(self, method: str, path: str) -> bool:
         self.writes.append(f"{method} {path}")
         self._wrote_event.set()
-        return True  # it never learns that its write was done
+        return True
 
     def run_until(self, done: Callable[[], bool], *, within: float = 60) -> None:
-        """Starts one after the other until one that writes nothing finds that it is done; that one lives on."""
+        """Starts controllers in sequence until ``done`` is true while one that wrote nothing runs; it keeps running."""
         deadline = time.monotonic() + within
         while not (self._process.running and done()):
             assert time.monotonic() < deadline, "\n".join(
-                ["never done", *self.writes, json.dumps(self._fleet.status())]
+                ["not done in time", *self.writes, json.dumps(self._harness.status())]
             )
             if self._wrote_event.is_set() or not self._process.running:
                 self._process.kill()
@@ -73,12 +73,12 @@ class RestartingController:
             self._wrote_event.wait(0.1)
 
     def stop(self) -> None:
-        """Kills the last one."""
+        """Kills the running controller."""
         self._process.kill()
 
 
 class FailOnce(dict[str, Termination]):
-    """Endings that happen a single time."""
+    """Load failures by node that happen once each."""
 
     def __getitem__(self, key: str) -> Termination:
         return self.pop(key)
@@ -98,10 +98,10 @@ def _is_idle(harness: OperatorHarness) -> bool:
 
 
 @pytest.mark.timeout(300)
-def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
+def test_a_controller_killed_after_each_write_has_the_same_result_as_an_undisturbed_one(
     harness: OperatorHarness, fake_loaders: FakeLoaders, restarting_controller: RestartingController
 ) -> None:
-    """A whole life: a load that fails once, an update, a node that comes, one that reboots, the end."""
+    """Covers a load that fails once, an update, a new node, a rebooted node, and the deletion."""
     (first,) = harness.add_nodes("a")
     fake_loaders.load_failures = FailOnce(
         {first: Termination(objects.failed_report("ChecksumMismatch", "Broken."), exit_code=12)}
@@ -137,11 +137,11 @@ def test_killed_after_each_single_write_it_does_the_same_as_undisturbed(
     assert len(restarting_controller.writes) >= 30, restarting_controller.writes
     reasons = Counter(harness.event_reasons())
     assert reasons.keys() >= {"NodeLoadFailed", "RevisionChanged", "LoadCompleted"}, reasons
-    assert max(reasons.values()) <= 5, "none is told again and again"
+    assert max(reasons.values()) <= 5, "events are repeated"
 
 
 @pytest.mark.timeout(180)
-def test_killed_after_each_single_write_a_pvc_is_filled_once_and_emptied_once(
+def test_a_controller_killed_after_each_write_loads_and_empties_a_pvc_once(
     harness: OperatorHarness, fake_loaders: FakeLoaders, restarting_controller: RestartingController
 ) -> None:
     harness.add_nodes("a")
@@ -158,7 +158,7 @@ def test_killed_after_each_single_write_a_pvc_is_filled_once_and_emptied_once(
     assert mine == [names.ROLE_RESOLVE, names.ROLE_LOAD, names.ROLE_CLEANUP]
 
 
-def test_two_controllers_at_once_make_each_job_once(
+def test_two_controllers_create_each_job_once(
     harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
     del operator_namespace
@@ -188,7 +188,7 @@ def test_two_controllers_at_once_make_each_job_once(
 def test_a_controller_with_a_stale_cache_repeats_no_job(
     harness: OperatorHarness, fake_loaders: FakeLoaders, faulty_proxy: FaultyProxy
 ) -> None:
-    """It sees Jobs come and go, and neither the records that say what they did, nor that their object is deleted."""
+    """It sees Jobs created and deleted, but neither the NodeCaches with their results nor the object's deletion."""
     nodes = harness.add_nodes("a")
     records = ("/modelweights", "/nodecaches")
     fake_loaders.block_resolves = True
@@ -213,7 +213,7 @@ def test_a_controller_with_a_stale_cache_repeats_no_job(
     assert not harness.entry_states(nodes[0])
 
 
-def test_refusals_and_broken_watches_only_cost_time(
+def test_api_errors_and_broken_watches_only_delay_the_result(
     harness: OperatorHarness, fake_loaders: FakeLoaders, faulty_proxy: FaultyProxy
 ) -> None:
     numbers = itertools.count()
@@ -242,7 +242,7 @@ def test_refusals_and_broken_watches_only_cost_time(
         faulty_proxy.on_request = lambda _method, _path: None
         (third,) = harness.add_nodes("c")
         eventually(lambda: bool(harness.entry_states(third)), timeout=40)
-        # Away for a while, as in an upgrade of the control plane.
+        # The API server is unavailable for a while, as in an upgrade of the control plane.
         faulty_proxy.on_request = lambda _method, _path: ErrorResponse(503)
         faulty_proxy.drop_watches()
         (fourth,) = harness.add_nodes("d")
@@ -258,7 +258,7 @@ def test_refusals_and_broken_watches_only_cost_time(
 def test_an_unreadable_object_gets_a_condition_and_the_others_continue(
     harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
-    """As after an upgrade of the CRD alone: here an enum's value that the operator doesn't know."""
+    """As after an upgrade of the CRD only: the object has an enum value that the operator doesn't know."""
     del fake_loaders, operator_namespace
     plane = harness.plane
     with _patched_schema(plane, lambda spec: spec["verify"]["enum"].append("Blake3")):
@@ -271,7 +271,7 @@ def test_an_unreadable_object_gets_a_condition_and_the_others_continue(
             eventually(lambda: running.app.idle and not harness.jobs())
             before = running.count_writes()
             running.reconcile_all()
-            assert running.count_writes() == before, "it was told once"
+            assert running.count_writes() == before, "the condition is written once"
             harness.delete("newer")
             eventually(lambda: harness.is_gone("newer"))
 
@@ -279,7 +279,7 @@ def test_an_unreadable_object_gets_a_condition_and_the_others_continue(
 def test_an_object_stored_by_an_older_release_continues_after_an_upgrade(
     harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
-    """Its schema had no such fields, so nothing of them is stored: neither values nor defaults."""
+    """The older schema lacks newer fields, so neither their values nor their defaults are stored."""
     del fake_loaders, operator_namespace
     plane = harness.plane
 
@@ -305,7 +305,7 @@ def test_an_object_stored_by_an_older_release_continues_after_an_upgrade(
 
 @contextlib.contextmanager
 def _patched_schema(plane: ControlPlane, change: Callable[[dict[str, Any]], object]) -> Iterator[None]:
-    """Lets the API server have another schema of specs for a while."""
+    """Changes the schema of specs on the API server, and restores it afterwards."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modelweights.tonnage.dev"
     original = plane.request("GET", path)
     changed = json.loads(json.dumps(original))

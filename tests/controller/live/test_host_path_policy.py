@@ -1,4 +1,4 @@
-"""The policy of docs/concepts/security.md admits injected pods, and no other pod that mounts a host path."""
+"""The policy of docs/concepts/security.md admits injected pods, and no other pods that mount host paths."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ PLAIN: Pod = {
 
 
 def injected() -> Pod:
-    """Returns a pod as the webhook makes it."""
+    """Returns a pod that the webhook injected."""
     weights = objects.modelweights({"cache": {"medium": "Memory"}})
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     request = parse_annotations(PLAIN["metadata"]["annotations"], namespace="serving")
-    supply = inject.InjectedModel(request.models[0], weights, seen)  # type: ignore[arg-type]
-    return inject.inject(PLAIN, (supply,), request, make_installation())
+    injected_model = inject.InjectedModel(request.models[0], weights, seen)  # type: ignore[arg-type]
+    return inject.inject(PLAIN, (injected_model,), request, make_installation())
 
 
 def host_path(path: str) -> Pod:
-    """Returns a pod of somebody who mounts a host path by hand."""
+    """Returns a pod whose own spec mounts a host path."""
     pod = copy.deepcopy(PLAIN)
     pod["spec"]["volumes"] = [{"name": "own", "hostPath": {"path": path}}]
     pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "own", "mountPath": "/mnt"}]
@@ -52,14 +52,14 @@ def host_path(path: str) -> Pod:
 
 
 def with_writable_cache() -> Pod:
-    """Returns a pod whose server mounts the injected volume as a whole."""
+    """Returns a pod whose server mounts the whole injected volume writable."""
     pod = injected()
     pod["spec"]["containers"][0]["volumeMounts"].append({"name": "tonnage-cache", "mountPath": "/entry"})
     return pod
 
 
 def with_another_loader() -> Pod:
-    """Returns a pod whose loader is somebody's own program."""
+    """Returns a pod whose loader container runs another program."""
     pod = injected()
     pod["spec"]["initContainers"][0]["image"] = "shell"
     return pod
@@ -67,7 +67,7 @@ def with_another_loader() -> Pod:
 
 @pytest.fixture
 def policy_namespace(control_plane: ControlPlane, namespace: str) -> Iterator[str]:
-    """A namespace under the policy."""
+    """A namespace that the policy applies to."""
     text = (ROOT / "docs" / "concepts" / "security.md").read_text()
     (policy,) = [
         each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "ValidatingAdmissionPolicy" in each
@@ -86,7 +86,7 @@ def create(plane: ControlPlane, namespace: str, pod: Pod) -> Pod:
 
 
 def rejection_message(plane: ControlPlane, namespace: str, pod: Pod) -> str:
-    """Returns with which words a pod is refused; empty when it isn't."""
+    """Returns the message with which a pod is rejected; empty if it is admitted."""
     try:
         plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", pod)
     except urllib.error.HTTPError as error:
@@ -114,7 +114,7 @@ def test_the_policy_keeps_ephemeral_containers_off_the_cache(
     debug = {"name": "debug", "image": "shell", "volumeMounts": [{"name": "tonnage-cache", "mountPath": "/entry"}]}
     path = f"/api/v1/namespaces/{policy_namespace}/pods/{pod['metadata']['name']}/ephemeralcontainers"
     pod["spec"]["ephemeralContainers"] = [debug]
-    del pod["metadata"]["resourceVersion"]  # the scheduler writes to it, too
+    del pod["metadata"]["resourceVersion"]  # the scheduler may have changed the pod
     with pytest.raises(urllib.error.HTTPError) as caught:
         control_plane.request("PUT", path, pod)
     with caught.value as answer:

@@ -1,4 +1,4 @@
-"""How long bytes stay: revisions beside each other, entries that make room, claims, copies of a pod's own."""
+"""Lifetimes of entries: updates, deletion, eviction for space, claims, and copies in emptyDir volumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FULL = Termination(objects.failed_report("InsufficientSpace", "Needs 2 GiB, 1 Gi
 
 
 @pytest.mark.usefixtures("controller", "webhook")
-def test_an_automatic_update_goes_beside_the_old_revision_and_pods_keep_theirs(
+def test_an_automatic_update_keeps_the_old_revision_for_pods_that_use_it(
     harness: OperatorHarness, fake_loaders: FakeLoaders
 ) -> None:
     (node,) = harness.add_nodes("a")
@@ -34,7 +34,7 @@ def test_an_automatic_update_goes_beside_the_old_revision_and_pods_keep_theirs(
     harness.wait_for_condition("UpdateAvailable", "True", "SourceChanged")
     harness.wait_for_condition("Progressing", "True", "Updating")
     old, new = harness.status()["resolved"]["revision"], harness.status()["available"]["revision"]
-    assert harness.condition("Ready")[0] == "True", "the old one serves while the new one is loaded"
+    assert harness.condition("Ready")[0] == "True", "the old revision is in use while the new one is loaded"
     assert revision_of(create_pod(harness, query="?dryRun=All")) == old
     fake_loaders.block_loads = False
     eventually(lambda: harness.status()["resolved"]["revision"] == new)
@@ -48,7 +48,7 @@ def test_an_automatic_update_goes_beside_the_old_revision_and_pods_keep_theirs(
 
 
 @pytest.mark.usefixtures("controller", "webhook", "fake_loaders")
-def test_a_deleted_object_lets_pods_keep_their_bytes(harness: OperatorHarness) -> None:
+def test_entries_of_a_deleted_object_stay_while_pods_use_them(harness: OperatorHarness) -> None:
     (node,) = harness.add_nodes("a")
     harness.create()
     harness.wait_for_condition("Warm")
@@ -62,7 +62,7 @@ def test_a_deleted_object_lets_pods_keep_their_bytes(harness: OperatorHarness) -
 
 
 @pytest.mark.usefixtures("controller")
-def test_an_evictable_entry_outlives_its_object_until_its_room_is_needed(
+def test_an_evictable_entry_outlives_its_object_until_its_space_is_needed(
     harness: OperatorHarness, fake_loaders: FakeLoaders
 ) -> None:
     (node,) = harness.add_nodes("a")
@@ -117,7 +117,7 @@ def test_a_deleted_pvc_does_not_block_the_namespace_of_its_object(harness: Opera
 
 
 @pytest.mark.usefixtures("controller", "fake_loaders", "webhook")
-def test_a_copy_of_the_pods_own_leaves_nothing_on_nodes_and_nothing_to_wait_for(harness: OperatorHarness) -> None:
+def test_a_copy_in_an_empty_dir_leaves_nothing_on_nodes_and_delays_no_deletion(harness: OperatorHarness) -> None:
     (node,) = harness.add_nodes("a")
     harness.create({"cache": {"delivery": "EmptyDir", "medium": "Memory"}, "placement": {"prewarm": "None"}})
     harness.wait_for_condition("Ready", "True", "LoadedOnDemand")
@@ -132,7 +132,7 @@ def test_a_copy_of_the_pods_own_leaves_nothing_on_nodes_and_nothing_to_wait_for(
 
 @pytest.mark.usefixtures("controller", "fake_loaders")
 def test_a_job_without_a_pod_is_reported_with_likely_causes(harness: OperatorHarness) -> None:
-    """A missing ServiceAccount, a quota, and pod security, which forbids just the host path."""
+    """Causes: a missing ServiceAccount, a quota, and Pod Security that forbids host paths."""
     plane = harness.plane
     quota, guarded = (
         OperatorHarness(plane, f"{harness.namespace}-quota"),
@@ -144,7 +144,7 @@ def test_a_job_without_a_pod_is_reported_with_likely_causes(harness: OperatorHar
     plane.kubectl("create", "quota", "none", "--hard=pods=0", "-n", quota.namespace)
     plane.kubectl("label", "namespace", guarded.namespace, "pod-security.kubernetes.io/enforce=baseline")
     here = {"placement": {"nodeSelector": {"test-namespace": harness.namespace}}}
-    harness.create({"credentials": {"serviceAccountName": "nobody"}})
+    harness.create({"credentials": {"serviceAccountName": "missing"}})
     quota.create(here)
     guarded.create(here)
     for each in (harness, quota):

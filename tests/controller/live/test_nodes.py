@@ -1,4 +1,4 @@
-"""Nodes that come, go, are cordoned, drained, rebooted, relabelled, or dead, on a real control plane."""
+"""Nodes that are added, deleted, cordoned, drained, rebooted, relabelled or dead, on a real control plane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("controller")
 
 
-def test_nodes_that_come_go_and_reboot_are_followed(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
+def test_added_deleted_and_rebooted_nodes_are_reconciled(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
     (first,) = harness.add_nodes("a")
     harness.create()
     harness.wait_for_condition("Warm")
@@ -37,7 +37,7 @@ def test_nodes_that_come_go_and_reboot_are_followed(harness: OperatorHarness, fa
     harness.delete_node(first)
 
 
-def test_a_node_that_is_drained_while_it_loads_loads_when_it_is_back(
+def test_a_node_drained_during_a_load_loads_again_when_it_is_uncordoned(
     harness: OperatorHarness, fake_loaders: FakeLoaders
 ) -> None:
     good, drained = harness.add_nodes("good", "drained")
@@ -50,25 +50,23 @@ def test_a_node_that_is_drained_while_it_loads_loads_when_it_is_back(
     fake_loaders.block_loads = False
     harness.wait_for_condition("Warm")
     assert harness.status()["nodes"]["summary"] == "1/1"
-    assert harness.condition("Degraded")[0] == "False", "nobody is to be troubled by a drain"
+    assert harness.condition("Degraded")[0] == "False", "a drain is not a failure"
     harness.patch_node(drained, {"spec": {"unschedulable": False}})
     eventually(lambda: harness.status()["nodes"]["summary"] == "2/2", timeout=45)
     assert harness.entry_states(good).keys() == harness.entry_states(drained).keys()
 
 
-def test_a_node_that_is_relabelled_away_and_back_keeps_its_bytes(
-    harness: OperatorHarness, fake_loaders: FakeLoaders
-) -> None:
+def test_a_node_relabelled_away_and_back_keeps_its_entry(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
     stays, moved = harness.add_nodes("stays", "moved")
     harness.create()
     harness.wait_for_condition("Warm")
     harness.patch_node(moved, {"metadata": {"labels": {"test-namespace": "another"}}})
     eventually(lambda: harness.status()["nodes"]["summary"] == "1/1")
-    assert list(harness.entry_states(moved).values()) == ["Ready"], "pods may still be there"
+    assert list(harness.entry_states(moved).values()) == ["Ready"], "pods on the node may use it"
     harness.patch_node(moved, {"metadata": {"labels": {"test-namespace": harness.namespace}}})
     eventually(lambda: harness.status()["nodes"]["summary"] == "2/2")
     loads = [node for role, node in fake_loaders.terminated if role == names.ROLE_LOAD and node in {stays, moved}]
-    assert sorted(loads) == sorted([stays, moved]), "each loaded once"
+    assert sorted(loads) == sorted([stays, moved]), "each node loads once"
 
 
 def test_deletion_is_not_stuck_on_a_dead_node(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
@@ -87,7 +85,7 @@ def test_deletion_is_not_stuck_on_a_dead_node(harness: OperatorHarness, fake_loa
 
 
 def test_names_of_250_characters_work(harness: OperatorHarness, fake_loaders: FakeLoaders) -> None:
-    """Of the object and of the node: neither fits a label, and node names are in the names of nothing."""
+    """Names of the object and of the node: they don't fit label values, and no object is named after a node."""
     del fake_loaders
     (node,) = harness.add_nodes("n" * (250 - len(harness.namespace)), labels={names.HOSTNAME_LABEL: "short"})
     name = "m" * 250

@@ -1,4 +1,4 @@
-"""Each process with exactly its role: nothing it needs is forbidden, and nothing it may do goes unused."""
+"""Each process with exactly its role: no request is forbidden, and every permission is used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
-    """Makes a service account that has exactly the role."""
+    """Creates a service account ``role-<name>`` with exactly the role."""
     account, namespace = f"role-{name}", "tonnage-system"
     plane.kubectl("create", "serviceaccount", account, "-n", namespace)
     plane.kubectl("apply", "-f", str(ROOT / "operator" / "rbac" / f"{name}.yaml"))
@@ -59,7 +59,7 @@ def test_the_controller_needs_its_role_and_nothing_else(
         harness.add_nodes("a", "b")
         harness.create()
         harness.wait_for_condition("Warm")
-        # Anyone's token is reviewed, and this one is refused for what it is.
+        # Every token is reviewed. This one is invalid.
         url = f"http://127.0.0.1:{running.app.report_port}/v1/reports"
         request = urllib.request.Request(url, data=b"{}", headers={"Authorization": "Bearer x"})
         with pytest.raises(urllib.error.HTTPError) as caught:

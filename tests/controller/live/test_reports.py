@@ -1,4 +1,4 @@
-"""The report endpoint with real tokens: who may say what."""
+"""The report endpoint authenticates senders with real tokens, and accepts only reports of their own Jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Answer = tuple[int, str]
 
 
 def send(controller: ControllerThread, token: str, report: contract.Report | bytes) -> tuple[int, str, str]:
-    """Sends a report, and returns status, message and ``Retry-After`` of the answer."""
+    """Sends a report; returns status, message and ``Retry-After`` of the response."""
     data = report if isinstance(report, bytes) else contract.encode_report(report)
     url = f"http://127.0.0.1:{controller.app.report_port}/v1/reports"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -40,25 +40,25 @@ def send(controller: ControllerThread, token: str, report: contract.Report | byt
 
 
 class ReportSender:
-    """A loading pod, and the endpoint."""
+    """Sends reports of a loading pod to the endpoint."""
 
     def __init__(self, harness: OperatorHarness, controller: ControllerThread) -> None:
-        self.fleet = harness
+        self.harness = harness
         self.controller = controller
         self.uid: str = harness.get()["metadata"]["uid"]
         self.pod = eventually(self._pod)
 
     def _pod(self) -> str:
-        path = f"/api/v1/namespaces/{self.fleet.namespace}/pods?labelSelector={names.ROLE}%3Dload"
-        items = self.fleet.plane.request("GET", path)["items"]
+        path = f"/api/v1/namespaces/{self.harness.namespace}/pods?labelSelector={names.ROLE}%3Dload"
+        items = self.harness.plane.request("GET", path)["items"]
         running = [each for each in items if each.get("status", {}).get("phase") == "Running"]
         return running[0]["metadata"]["name"] if running else ""
 
     def token(self, pod: str = "", *, audience: str = "tonnage.dev", namespace: str = "") -> str:
-        command = ["create", "token", "default", "-n", namespace or self.fleet.namespace, f"--audience={audience}"]
+        command = ["create", "token", "default", "-n", namespace or self.harness.namespace, f"--audience={audience}"]
         if pod != "none":
             command += ["--bound-object-kind=Pod", f"--bound-object-name={pod or self.pod}"]
-        return self.fleet.plane.kubectl(*command).stdout.strip()
+        return self.harness.plane.kubectl(*command).stdout.strip()
 
     def report(self, *, uid: str = "", loaded: int = 50, **more: Any) -> contract.Report:
         identity = contract.Identity(namespace="x", name="llama", uid=uid or self.uid, generation=1)
@@ -88,22 +88,24 @@ def report_sender(harness: OperatorHarness, fake_loaders: FakeLoaders, controlle
 def test_progress_reaches_the_status_with_rate_and_remaining_time(report_sender: ReportSender) -> None:
     assert report_sender.send(report_sender.token(), report_sender.report()) == (204, "")
     progress = eventually(
-        lambda: report_sender.fleet.status().get("progress", {}).get("percent") == 50 and report_sender.fleet.status()
+        lambda: (
+            report_sender.harness.status().get("progress", {}).get("percent") == 50 and report_sender.harness.status()
+        )
     )
     assert progress["progressSummary"] == "50%"
     assert progress["progress"]["remainingSeconds"] == 70
     assert progress["progress"]["eta"] == "1m10s"
     assert progress["progress"]["bytesPerSecond"] == 5
     assert report_sender.report_count("progress", "accepted") == 1
-    wide = report_sender.fleet.plane.kubectl(
-        "get", "mw", "-n", report_sender.fleet.namespace, "-o", "wide"
+    wide = report_sender.harness.plane.kubectl(
+        "get", "mw", "-n", report_sender.harness.namespace, "-o", "wide"
     ).stdout.splitlines()
     columns = dict(zip(wide[0].split(), wide[1].split(), strict=True))
     assert (columns["READY"], columns["WARM"], columns["PROGRESS"]) == ("False", "0/1", "50%")
     assert (columns["MEDIUM"], columns["ETA"], columns["REASON"]) == ("Memory", "1m10s", "PartiallyWarm")
     assert (columns["PODS"], columns["SIZE"]) == ("0", "2Gi")
-    (cache,) = report_sender.fleet.plane.kubectl(
-        "get", "nodecaches", f"{report_sender.fleet.namespace}-a", "--no-headers"
+    (cache,) = report_sender.harness.plane.kubectl(
+        "get", "nodecaches", f"{report_sender.harness.namespace}-a", "--no-headers"
     ).stdout.splitlines()
     assert cache.split()[-2] == "1", "LOADING"
 
@@ -112,7 +114,7 @@ def test_reports_from_other_senders_are_rejected_and_counted(
     report_sender: ReportSender, fake_loaders: FakeLoaders
 ) -> None:
     del fake_loaders
-    plane, namespace = report_sender.fleet.plane, report_sender.fleet.namespace
+    plane, namespace = report_sender.harness.plane, report_sender.harness.namespace
     body = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -164,13 +166,15 @@ def test_reports_from_other_senders_are_rejected_and_counted(
         == 2
     )
     assert report_sender.report_count("resolved", "wrong_kind") == 1
-    assert "progress" not in report_sender.fleet.status() or report_sender.fleet.status()["progress"]["percent"] == -1
+    assert (
+        "progress" not in report_sender.harness.status() or report_sender.harness.status()["progress"]["percent"] == -1
+    )
 
 
 def test_a_controller_with_incomplete_caches_answers_with_retry_after(report_sender: ReportSender) -> None:
-    """A loader takes a 403 for the last word."""
+    """A loader doesn't retry after a 403."""
     token, report = report_sender.token(), report_sender.report()
-    with FaultyProxy(report_sender.fleet.plane) as proxy:
+    with FaultyProxy(report_sender.harness.plane) as proxy:
         proxy.on_request = lambda _method, path: ErrorResponse(503) if path.startswith("/api/v1/pods?") else None
         fresh = ControllerThread(ClientConfig(proxy.url), make_installation())
         fresh.start()

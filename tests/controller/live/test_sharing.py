@@ -1,4 +1,4 @@
-"""Whose entries are whose, as the administrator decides."""
+"""The installation's ``sharing`` decides whether namespaces share entries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from operator_support.waiting import eventually
 
 
 @pytest.mark.usefixtures("fake_loaders", "operator_namespace")
-def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so(harness: OperatorHarness) -> None:
+def test_namespaces_have_separate_entries_if_sharing_is_by_namespace(harness: OperatorHarness) -> None:
     plane = harness.plane
-    guest = OperatorHarness(plane, f"{harness.namespace}-guest")
-    plane.kubectl("create", "namespace", guest.namespace)
+    other = OperatorHarness(plane, f"{harness.namespace}-other")
+    plane.kubectl("create", "namespace", other.namespace)
     (node,) = harness.add_nodes("a")
     same = {
         "source": {"s3": {"bucket": harness.namespace}},
@@ -20,15 +20,15 @@ def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so(ha
     }
     with ControllerThread(admin_client_config(plane), make_installation(sharing="Namespace")):
         harness.create()
-        guest.create(same)
+        other.create(same)
         harness.wait_for_condition("Warm")
-        guest.wait_for_condition("Warm")
+        other.wait_for_condition("Warm")
         revision = harness.status()["resolved"]["revision"]
-        assert guest.status()["resolved"]["revision"] == revision
-        both = {f"{harness.namespace}/{revision}": "Ready", f"{guest.namespace}/{revision}": "Ready"}
+        assert other.status()["resolved"]["revision"] == revision
+        both = {f"{harness.namespace}/{revision}": "Ready", f"{other.namespace}/{revision}": "Ready"}
         assert harness.entry_states(node) == both
-        guest.delete()
-        eventually(guest.is_gone, timeout=25)
+        other.delete()
+        eventually(other.is_gone, timeout=25)
         assert harness.entry_states(node) == {f"{harness.namespace}/{revision}": "Ready"}
         harness.delete()
         eventually(harness.is_gone, timeout=25)

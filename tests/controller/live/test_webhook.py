@@ -1,4 +1,4 @@
-"""The webhook on a real API server: what people apply is what is admitted, refused, or left alone."""
+"""The webhook on a real API server: pods are injected, denied, or left unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def model(harness: OperatorHarness, webhook: WebhookThread) -> OperatorHarness:
-    """A fleet with a resolved model, as the controller would have left it."""
+    """A harness with a resolved model."""
     del webhook
     create_resolved_model(harness)
     return harness
@@ -37,7 +37,7 @@ def rejection_message(harness: OperatorHarness, annotations: dict[str, str] | No
     return message
 
 
-def test_a_pod_that_asks_is_injected_and_valid(model: OperatorHarness) -> None:
+def test_an_annotated_pod_is_injected_and_valid(model: OperatorHarness) -> None:
     pod = create_pod(model)
     assert init_container_names(pod) == [names.LOADER_CONTAINER]
     assert pod["metadata"]["annotations"][names.REVISION].startswith("llama=r-")
@@ -54,8 +54,8 @@ def test_the_loader_does_not_get_the_token_that_the_pod_has(model: OperatorHarne
     assert own not in {each["name"] for each in loader["volumeMounts"]}
 
 
-def test_a_pod_that_was_injected_before_stays_as_it_is(model: OperatorHarness) -> None:
-    """As when another webhook changes it and ours is called again, or when someone applies what the API server has."""
+def test_an_injected_pod_is_not_injected_again(model: OperatorHarness) -> None:
+    """As when another webhook changes it and ours is called again, or when the stored pod is applied again."""
     pod = create_pod(model)
     kept = {key: pod["metadata"][key] for key in ("labels", "annotations", "generateName")}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": kept, "spec": pod["spec"]}
@@ -64,7 +64,7 @@ def test_a_pod_that_was_injected_before_stays_as_it_is(model: OperatorHarness) -
     assert again["metadata"]["annotations"] == pod["metadata"]["annotations"]
 
 
-def test_dry_run_is_injected_too_and_leaves_nothing(model: OperatorHarness) -> None:
+def test_a_dry_run_is_injected_and_creates_nothing(model: OperatorHarness) -> None:
     pod = create_pod(model, query="?dryRun=All")
     assert init_container_names(pod) == [names.LOADER_CONTAINER]
     assert not model.plane.request("GET", f"/api/v1/namespaces/{model.namespace}/pods")["items"]
@@ -148,16 +148,16 @@ def test_a_pod_is_admitted_under_the_restricted_profile_without_host_paths(
         ({names.MODEL: "elsewhere/llama"}, "does not exist, or pods of namespace"),
         ({names.MODEL: "llama", names.FORM: "daemon"}, "tonnage.dev/form"),
         ({names.MODEL: "llama", names.SCHEDULING: "require"}, "No node has"),
-        ({names.MODEL: "llama", names.CONTAINERS: "nobody"}, "no container named nobody"),
+        ({names.MODEL: "llama", names.CONTAINERS: "missing"}, "no container named missing"),
     ],
 )
-def test_a_pod_that_cannot_be_served_is_refused_with_a_sentence(
+def test_a_pod_that_cannot_get_its_model_is_denied_with_a_message(
     model: OperatorHarness, notes: dict[str, str], sentence: str
 ) -> None:
     assert sentence in rejection_message(model, notes)
 
 
-def test_a_model_that_is_not_resolved_yet_is_refused(harness: OperatorHarness, webhook: WebhookThread) -> None:
+def test_a_pod_of_an_unresolved_model_is_denied(harness: OperatorHarness, webhook: WebhookThread) -> None:
     del webhook
     harness.create({"placement": {"prewarm": "None"}})
     assert "is not resolved" in rejection_message(harness)
@@ -171,16 +171,16 @@ def test_a_pod_may_continue_without_weights(model: OperatorHarness) -> None:
     assert "does not exist" in env["TONNAGE_REASON"]
 
 
-def test_another_namespace_may_use_it_only_where_it_is_allowed(
+def test_a_pod_of_another_namespace_is_denied_unless_access_allows_it(
     model: OperatorHarness, control_plane: ControlPlane
 ) -> None:
-    guest = OperatorHarness(control_plane, f"{model.namespace}-guest")
-    control_plane.kubectl("create", "namespace", guest.namespace)
+    other = OperatorHarness(control_plane, f"{model.namespace}-other")
+    control_plane.kubectl("create", "namespace", other.namespace)
     annotations = {names.MODEL: f"{model.namespace}/llama"}
-    assert "may not use it" in rejection_message(guest, annotations)
-    selector = {"matchLabels": {"kubernetes.io/metadata.name": guest.namespace}}
+    assert "may not use it" in rejection_message(other, annotations)
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": other.namespace}}
     model.patch({"access": {"allowedNamespaces": {"from": "Selector", "selector": selector}}})
-    assert init_container_names(create_pod(guest, annotations)) == [names.LOADER_CONTAINER]
+    assert init_container_names(create_pod(other, annotations)) == [names.LOADER_CONTAINER]
 
 
 def test_warm_nodes_are_preferred_and_can_be_required(model: OperatorHarness) -> None:
@@ -254,23 +254,23 @@ def _answer(webhook: WebhookThread, data: bytes) -> dict[str, Any]:
         None,
     ],
 )
-def test_a_pod_that_asks_for_nothing_is_never_refused_however_odd(webhook: WebhookThread, pod: Any) -> None:
+def test_a_pod_without_annotations_is_never_denied_even_if_malformed(webhook: WebhookThread, pod: Any) -> None:
     assert _answer(webhook, _review(pod)) == {"uid": "u", "allowed": True}
 
 
-def test_an_update_is_left_alone(webhook: WebhookThread) -> None:
+def test_an_update_is_allowed_unchanged(webhook: WebhookThread) -> None:
     pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": []}}
     assert _answer(webhook, _review(pod, operation="UPDATE")) == {"uid": "u", "allowed": True}
 
 
-def test_a_review_without_namespace_is_refused_with_a_sentence(webhook: WebhookThread) -> None:
+def test_a_review_without_namespace_is_denied_with_a_message(webhook: WebhookThread) -> None:
     pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": CONTAINERS}}
     answer = _answer(webhook, _review(pod, namespace=None))
     assert not answer["allowed"]
     assert "names no namespace" in answer["status"]["message"]
 
 
-def test_a_review_of_3_megabytes_is_answered(model: OperatorHarness, webhook: WebhookThread) -> None:
+def test_a_review_of_3_megabytes_gets_a_response(model: OperatorHarness, webhook: WebhookThread) -> None:
     pod = pod_template({names.MODEL: "llama", "big": "x" * (3 << 20)})
     answer = _answer(webhook, _review(pod, namespace=model.namespace))
     assert answer["allowed"]
@@ -287,11 +287,11 @@ def test_an_internal_error_is_counted_and_denies_only_the_annotated_pod(
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"[]", b"{}", b'{"request": null}', b'{"request": {"uid": 7}}'])
-def test_what_is_no_review_is_answered_with_400(webhook: WebhookThread, data: bytes) -> None:
+def test_a_request_that_is_no_review_gets_400(webhook: WebhookThread, data: bytes) -> None:
     assert _post(webhook, data)[0] == 400
 
 
-def test_health_and_metrics_are_there(webhook: WebhookThread) -> None:
+def test_health_and_metrics_are_served(webhook: WebhookThread) -> None:
     context = ssl.create_default_context()
     webhook.ca.configure_trust(context)
     for path in ("/healthz", "/readyz", "/metrics"):
@@ -316,7 +316,7 @@ def test_a_renewed_certificate_is_served_without_a_failed_request(webhook: Webho
 
 
 @pytest.mark.parametrize("damage", ["garbage", "another key", "missing"])
-def test_a_certificate_swapped_for_garbage_leaves_the_old_one_in_use(
+def test_a_damaged_certificate_leaves_the_old_one_in_use(
     webhook: WebhookThread, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     before = _served_certificate(webhook)
