@@ -1,4 +1,4 @@
-"""The repository itself: its layout, its pins, its links, and that what the documentation says can be done."""
+"""The repository itself: layout, pinned requirements, links, and commands of the documentation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DOCUMENTED_CACHE = "/dev/shm/tonnage"
 
 
 def blocks(kind: str) -> list[str]:
-    """Returns the README's blocks that are marked to be run as ``kind``."""
+    """Returns the README's code blocks that are marked with ``kind``."""
     return [text for how, _, text in BLOCK.findall((ROOT / "README.md").read_text()) if how == kind]
 
 
@@ -49,7 +49,7 @@ def commands(block: str) -> list[str]:
 def run(
     command: list[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command and returns what it printed; fails with its output unless it exits with 0."""
+    """Runs a command and returns its standard output; fails with its output unless it exits with 0."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
     assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -63,7 +63,7 @@ def test_no_package_file_shadows_the_standard_library() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_source_files_stay_readable_in_one_sitting() -> None:
+def test_source_files_have_a_maximum_length() -> None:
     sources = [*(ROOT / "loader").rglob("*.py"), *(ROOT / "operator").rglob("*.py")]
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in sources}
     assert not {name: length for name, length in lengths.items() if length > 500}
@@ -75,10 +75,10 @@ def test_shell_scripts_are_well_formed() -> None:
         assert os.access(script, os.X_OK), script
 
 
-def test_tests_that_run_side_by_side_are_there_and_are_counted() -> None:
+def test_folders_of_parallel_tests_exist_and_results_are_counted() -> None:
     from env import run_tests
 
-    assert all((ROOT / "tests" / folder).is_dir() for lane in run_tests.PARALLEL_RUNS.values() for folder in lane)
+    assert all((ROOT / "tests" / folder).is_dir() for folders in run_tests.PARALLEL_RUNS.values() for folder in folders)
     closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
     assert run_tests.parse_summary_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
     assert not run_tests.parse_summary_counts("")
@@ -111,7 +111,7 @@ def test_requirements_are_exact_hashed_and_name_no_index(file: Path) -> None:
         assert "--hash=sha256:" in requirement, requirement
 
 
-def test_everything_that_the_package_needs_is_pinned() -> None:
+def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     extras = [name for extra in project["project"]["optional-dependencies"].values() for name in extra]
@@ -136,13 +136,13 @@ def test_everything_that_the_package_needs_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_links_between_files_lead_somewhere(file: Path) -> None:
+def test_links_between_files_have_targets(file: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text()):
         if "://" not in target:
             assert (file.parent / target).exists(), f"{file.name}: {target}"
 
 
-def test_every_block_of_the_readme_says_how_it_is_run() -> None:
+def test_every_code_block_of_the_readme_is_marked_with_how_it_is_run() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(BLOCK.findall(text)) == len(FENCE.findall(text))
     assert {how for how, _, _ in BLOCK.findall(text)} == {"make", "wheel", "shell", "python", "cluster", "never"}
@@ -165,13 +165,13 @@ def test_help_lists_every_target_of_the_makefile() -> None:
     assert listed == set(phony[1].split())
 
 
-def test_the_picture_is_what_its_script_draws(tmp_path: Path) -> None:
+def test_the_image_is_up_to_date_with_its_script(tmp_path: Path) -> None:
     script = shutil.copy(ROOT / "docs" / "images" / "flow.py", tmp_path)
     run([sys.executable, str(script)])
     assert (tmp_path / "flow.svg").read_text() == (ROOT / "docs" / "images" / "flow.svg").read_text()
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
+def test_the_wheel_has_only_the_packages(tmp_path: Path) -> None:
     assert [command.split("#")[0].split()[:2] for command in commands(blocks("wheel")[0])] == [["pip", "install"]] * 2
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."], cwd=ROOT)
@@ -184,7 +184,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.fixture
 def documented(s3: SeaweedS3, tmp_path: Path) -> Mapping[str, str]:
-    """Where the README's examples work: `s3://models/llama/` is there, `tonnage` and `jq` are on PATH."""
+    """An environment for the README's commands: `s3://models/llama/` exists, `tonnage` and `jq` are in PATH."""
     serializer = TensorSerializer(str(tmp_path / "model.tensors"))
     serializer.write_state_dict({f"layers.{n}.weight": torch.rand(64, 64) for n in range(4)})
     serializer.close()
@@ -219,7 +219,7 @@ def test_the_readme_commands_work(documented: Mapping[str, str], tmp_path: Path)
 
 
 def demo(directory: Path) -> subprocess.Popen[str]:
-    """Starts the small demo, its temporary directory below ``directory``."""
+    """Starts the small demo with its temporary folder below ``directory``."""
     command = [sys.executable, str(ROOT / "examples" / "demo" / "demo.py"), "--small", "--directory", str(directory)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -254,7 +254,7 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -
 
 
 def listens(port: int) -> bool:
-    """Whether something listens on this port of loopback."""
+    """Returns whether a process listens on this port of loopback."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the chart's tests: Helm, and one API server for all, with nothing on it but what Helm installs."""
+"""Fixtures of the chart's tests: Helm, and an API server for the session that only Helm installs into."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MISSING = pytest.StashKey[str]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what is needed before the first test, since a cold build outlasts a test's time limit."""
+    """Builds missing programs before the first test, since a cold build takes longer than a test's time limit."""
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     stash = session.config.stash
     if session.config.option.collectonly or "helm" not in names or _HELM in stash:
@@ -46,7 +46,7 @@ def helm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def third_party_crd_files(helm: Helm, pytestconfig: pytest.Config) -> list[Path]:
-    """The files of the CRDs of other operators."""
+    """Files with CRDs of other operators."""
     del helm
     return pytestconfig.stash[_THIRD_PARTY_CRDS]
 
@@ -65,14 +65,18 @@ def plane(helm: Helm, pytestconfig: pytest.Config, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def helm_with_cluster(helm: Helm, plane: ControlPlane) -> Iterator[Helm]:
-    """Helm with that cluster. Afterwards it is as before, whatever the test installed."""
+    """Helm with the session's control plane, which is reset afterwards."""
     found = Helm(helm.binary, helm.home, plane.kubeconfig)
     yield found
     reset_cluster(found, plane)
 
 
 def reset_cluster(helm: Helm, plane: ControlPlane) -> None:
-    """Removes the release, its namespace's leftovers, and the CRDs with all objects."""
+    """Removes the release, what is left in its namespace, and the CRDs.
+
+    Raises:
+        AssertionError: The test left objects.
+    """
     helm.uninstall("--no-hooks", "--ignore-not-found")
     plane.kubectl("delete", "jobs,pods,secrets", "--all", "-n", "tonnage-system", "--wait=false", "--force")
     for kind in ("modelweights", "nodecaches"):

@@ -1,4 +1,4 @@
-"""What a real API server says to every combination of values: its schema, its validation, its Pod Security."""
+"""A real API server accepts the objects of every combination of values: schema, validation, Pod Security."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def restricted(plane: ControlPlane) -> str:
 
 @pytest.fixture(scope="module")
 def other_operators(plane: ControlPlane, third_party_crd_files: list[Path]) -> None:
-    """The CRDs of cert-manager and of the Prometheus operator, and the namespace of a Prometheus."""
+    """CRDs of cert-manager and the Prometheus operator, and a namespace ``monitoring``."""
     plane.kubectl("create", "namespace", "monitoring")
     crds = third_party_crds.load_crds(third_party_crd_files)
     names = [f"crd/{each['metadata']['name']}" for each in crds]
@@ -50,22 +50,22 @@ def _dry_run(plane: ControlPlane, objects: list[Object]) -> str:
 
 @pytest.mark.usefixtures("other_operators")
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_api_server_takes_every_object_and_warns_of_none(
+def test_the_api_server_accepts_every_object_without_warnings(
     helm: Helm, plane: ControlPlane, restricted: str, name: str
 ) -> None:
     objects = helm.template(VARIANTS[name], namespace=restricted)
-    # Bare pods are the next test's: here they would ask for an account that a dry run doesn't make.
+    # Bare pods are tested below: their ServiceAccount does not exist in a dry run.
     assert not _dry_run(plane, [body for body in objects if body["kind"] != "Pod"])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_pod_keeps_to_the_restricted_profile(helm: Helm, plane: ControlPlane, restricted: str, name: str) -> None:
+def test_every_pod_is_in_the_restricted_profile(helm: Helm, plane: ControlPlane, restricted: str, name: str) -> None:
     objects = helm.template(VARIANTS[name], namespace=restricted)
     pods: list[Object] = []
     for body in objects:
         if template := pod_template(body):
             spec = dict(template["spec"])
-            spec.pop("serviceAccountName")  # it isn't there in a dry run
+            spec.pop("serviceAccountName")  # it does not exist in a dry run
             spec.pop("priorityClassName", None)
             metadata = {**template["metadata"], "name": body["metadata"]["name"], "namespace": restricted}
             pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
@@ -79,7 +79,7 @@ def test_every_pod_keeps_to_the_restricted_profile(helm: Helm, plane: ControlPla
 
 
 @pytest.mark.parametrize("level", ["baseline", "restricted"])
-def test_a_namespace_that_forbids_host_paths_is_refused_with_a_way_out(
+def test_a_namespace_that_forbids_host_paths_is_rejected_with_a_remedy(
     helm_with_cluster: Helm, plane: ControlPlane, level: str
 ) -> None:
     plane.kubectl("create", "namespace", NAMESPACE, check=False)
@@ -93,7 +93,7 @@ def test_a_namespace_that_forbids_host_paths_is_refused_with_a_way_out(
 
 
 def _may(plane: ControlPlane, account: str, verb: str, resource: str, group: str = "") -> bool:
-    """Says whether an account of the chart may do something, in whatever namespace."""
+    """Returns whether a ServiceAccount of the chart has a permission in all namespaces."""
     plural, _, subresource = resource.partition("/")
     attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource}
     user = f"system:serviceaccount:{NAMESPACE}:tonnage-{account}"
@@ -118,7 +118,7 @@ def test_no_account_may_read_secrets_or_write_nodes(helm_with_cluster: Helm, pla
             assert not _may(plane, account, verb, resource), (account, verb, resource)
 
 
-def test_people_who_may_edit_may_write_models(helm_with_cluster: Helm, plane: ControlPlane) -> None:
+def test_users_with_the_edit_role_may_write_models(helm_with_cluster: Helm, plane: ControlPlane) -> None:
     helm_with_cluster.install()
 
     def may(role: str, verb: str) -> bool:

@@ -1,4 +1,4 @@
-"""Certificates: made once, kept, renewed before they end, and never a moment in which nobody trusts anybody."""
+"""Certificates: generated once, kept by upgrades, renewed before they expire, and trusted at every moment."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_upgrade_keeps_certificates(helm_with_cluster: Helm, plane: ControlPl
     assert _registered(plane) == tls.secret_value(_secret(plane), "ca.crt")
 
 
-def test_an_upgrade_makes_new_ones_where_that_is_due_and_trusts_both_meanwhile(
+def test_an_upgrade_renews_certificates_that_are_due_and_trusts_old_and_new(
     helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path
 ) -> None:
     due: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ def test_an_upgrade_makes_new_ones_where_that_is_due_and_trusts_both_meanwhile(
             tls.handshake(secret, ca_pem=bundle, server_name=CONTROLLER, folder=tmp_path)
 
 
-def test_the_ca_before_the_last_one_is_forgotten(helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path) -> None:
+def test_only_the_last_two_cas_are_trusted(helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path) -> None:
     made = []
     for generation in (1, 2, 3):
         helm_with_cluster.install({"certificates": {"selfSigned": {"generation": generation}}})
@@ -114,7 +114,7 @@ def test_the_ca_before_the_last_one_is_forgotten(helm_with_cluster: Helm, plane:
         tls.handshake(made[0], ca_pem=bundle, server_name=WEBHOOK, folder=tmp_path)
 
 
-def test_own_certificates_are_used_and_none_is_made(helm: Helm) -> None:
+def test_own_certificates_are_used_and_none_is_generated(helm: Helm) -> None:
     objects = helm.template(VARIANTS["own certificates"])
     assert not any(body["kind"] == "Secret" for body in objects)
     assert _ca_bundle(find_one(objects, "MutatingWebhookConfiguration")) == PEM
@@ -140,7 +140,7 @@ def test_cert_manager_signs_for_both_services_with_a_ca_that_stays(helm: Helm) -
     assert "caBundle" not in registration["webhooks"][0]["clientConfig"]
 
 
-def test_cert_manager_may_use_a_given_issuer(helm: Helm) -> None:
+def test_cert_manager_can_use_an_existing_issuer(helm: Helm) -> None:
     objects = helm.template(VARIANTS["cert-manager, existing issuer"])
     assert not any(body["kind"] == "Issuer" for body in objects)
     for body in objects:

@@ -1,4 +1,4 @@
-"""What the chart says to the operator, and the operator to the chart: arguments, files, ports, roles, names."""
+"""Chart and operator agree: arguments, files, ports, roles, names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _commands(objects: list[Object]) -> Iterator[tuple[Object, list[str]]]:
             yield template, container["args"]
 
 
-def test_copies_in_the_chart_are_what_they_are_copied_from() -> None:
+def test_copies_in_the_chart_equal_their_originals() -> None:
     sync = runpy.run_path(str(ROOT / "hack" / "chart" / "sync.py"))
     for path, text in sync["wanted"]().items():
         assert path.read_text() == text, f"{path.relative_to(ROOT)}: run python hack/chart/sync.py"
@@ -84,7 +84,7 @@ def test_each_account_has_one_role_and_each_pod_its_own_account(helm: Helm) -> N
     assert sorted(used) == sorted([*bound, "tonnage-cleanup"])
 
 
-def test_only_pods_that_ask_the_api_server_have_a_token(helm: Helm) -> None:
+def test_only_pods_that_call_the_api_server_have_a_token(helm: Helm) -> None:
     for template, arguments in _commands(helm.template({"uninstall": {"policy": "Wipe"}})):
         assert template["spec"]["automountServiceAccountToken"] == (arguments[0] != "check")
 
@@ -104,7 +104,7 @@ def test_the_operator_accepts_the_installation(helm: Helm, name: str) -> None:
     assert set(yaml.safe_load(text)) | {"reports"} == known, "the chart leaves a field out"
 
 
-def test_the_installation_says_what_the_values_say(helm: Helm) -> None:
+def test_the_installation_has_the_values(helm: Helm) -> None:
     def read(name: str) -> Installation:
         text = find_one(helm.template(VARIANTS[name]), "ConfigMap")["data"]["installation.yaml"]
         return Installation.model_validate(yaml.safe_load(text))
@@ -152,7 +152,7 @@ def test_files_in_arguments_are_mounted(helm: Helm) -> None:
                     assert {item["key"] for item in source["items"]} <= set(config["data"])
 
 
-def test_ports_lead_from_services_to_programs(helm: Helm) -> None:
+def test_services_target_the_ports_of_the_programs(helm: Helm) -> None:
     objects = helm.template()
     for name, expected in (
         ("controller", {"reports": 8443, "metrics": 8080}),
@@ -170,7 +170,7 @@ def test_ports_lead_from_services_to_programs(helm: Helm) -> None:
         assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)
 
 
-def test_the_webhook_is_registered_as_it_is_tested(helm: Helm) -> None:
+def test_the_webhook_configuration_is_the_one_that_tests_use(helm: Helm) -> None:
     rendered = find_one(helm.template(), "MutatingWebhookConfiguration")["webhooks"]
     tested = webhook_thread.webhook_configuration("https://x/inject", b"")["webhooks"]
     (ours,), (theirs,) = rendered, tested
@@ -199,7 +199,7 @@ def test_alerts_use_series_that_exist(helm: Helm) -> None:
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 5
 
 
-def test_monitors_find_the_services(helm: Helm) -> None:
+def test_service_monitors_select_the_services(helm: Helm) -> None:
     objects = helm.template({"metrics": {"serviceMonitor": {"enabled": True}}})
     monitor = find_one(objects, "ServiceMonitor")["spec"]
     wanted = monitor["selector"]["matchLabels"]
@@ -211,7 +211,7 @@ def test_monitors_find_the_services(helm: Helm) -> None:
         assert monitor["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
 
 
-def test_notes_say_what_to_do_next(helm_with_cluster: Helm) -> None:
+def test_the_notes_list_the_next_steps(helm_with_cluster: Helm) -> None:
     notes = helm_with_cluster.install({}, "--dry-run=server")
     _, _, text = notes.partition("NOTES:")
     assert "helm test -n tonnage-system tonnage" in text

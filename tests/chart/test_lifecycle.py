@@ -45,7 +45,7 @@ def hook_runner(plane: ControlPlane, tmp_path: Path) -> Iterator[HookRunner]:
 
 @pytest.fixture
 def harness(helm_with_cluster: Helm, plane: ControlPlane) -> Iterator[OperatorHarness]:
-    """A namespace with objects, which are gone afterwards; made before the chart's CRDs are removed."""
+    """A harness for a new namespace. Its objects are removed before the chart's CRDs."""
     del helm_with_cluster
     name = f"models-{next(_NUMBERS)}"
     plane.kubectl("create", "namespace", name)
@@ -64,7 +64,7 @@ def _has_finalizer(harness: OperatorHarness, name: str = "llama") -> bool:
 
 
 def _create_with_finalizer(harness: OperatorHarness) -> None:
-    """Makes an object as a controller leaves it that was killed."""
+    """Creates an object with a finalizer, as a killed controller leaves it."""
     eventually(lambda: _crds_served(harness.plane))
     harness.create()
     harness.plane.request(
@@ -85,14 +85,14 @@ def _crds_served(plane: ControlPlane) -> bool:
 
 
 def _controller(plane: ControlPlane) -> ControllerThread:
-    """Returns a controller that has just the rights which the chart gives it."""
+    """Returns a controller with exactly the permissions that the chart grants."""
     token = plane.create_token("tonnage-controller")
     return ControllerThread(ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token), make_installation())
 
 
 @pytest.fixture
 def older_chart(helm: Helm, tmp_path: Path) -> Path:
-    """A chart of an older version, as a package. None was released yet, so it is this one with an older CRD."""
+    """A packaged chart of an older version: this one with an older CRD, until there is a release."""
     copy = tmp_path / "tonnage"
     shutil.copytree(CHART, copy)
     path = copy / "files" / "crds" / "modelweights.yaml"
@@ -103,7 +103,7 @@ def older_chart(helm: Helm, tmp_path: Path) -> Path:
     return tmp_path / "tonnage-0.0.9.tgz"
 
 
-def test_an_upgrade_from_an_older_version_brings_its_crds_and_keeps_all_objects(
+def test_an_upgrade_from_an_older_version_updates_crds_and_keeps_all_objects(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, older_chart: Path
 ) -> None:
     def fields() -> Object:
@@ -135,7 +135,7 @@ def test_an_upgrade_that_changes_nothing_restarts_nothing(helm_with_cluster: Hel
     assert generations() == before == [1, 1]
 
 
-def test_only_pods_that_ask_wait_for_a_webhook_that_is_down(helm_with_cluster: Helm, plane: ControlPlane) -> None:
+def test_only_annotated_pods_wait_for_a_webhook_that_is_down(helm_with_cluster: Helm, plane: ControlPlane) -> None:
     helm_with_cluster.install()
     plane.kubectl("create", "namespace", "left-alone")
     plane.kubectl("label", "namespace", "left-alone", "tonnage.dev/inject=false")
@@ -211,7 +211,7 @@ def test_a_later_install_keeps_objects_and_crds(
         eventually(lambda: _has_finalizer(harness))
 
 
-def test_crds_go_with_the_chart_where_that_is_wanted(
+def test_crds_are_uninstalled_with_the_chart_if_keep_is_false(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
     helm_with_cluster.install({"crds": {"keep": False}})
@@ -221,7 +221,7 @@ def test_crds_go_with_the_chart_where_that_is_wanted(
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
 
-def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
+def test_a_wipe_evicts_all_entries_and_deletes_all_objects(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
     helm_with_cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 20}, "crds": {"keep": False}})
@@ -246,7 +246,7 @@ def test_a_wipe_deletes_all_objects_and_empties_the_nodes_first(
     eventually(lambda: not plane.kubectl("get", "crd/modelweights.tonnage.dev", "--ignore-not-found").stdout)
 
 
-def test_a_wipe_that_can_not_finish_says_what_is_left_and_takes_nothing_away(
+def test_a_wipe_that_cannot_finish_reports_what_is_left_and_keeps_the_release(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
     helm_with_cluster.install({"uninstall": {"policy": "Wipe", "wipeSeconds": 3}})
@@ -273,20 +273,20 @@ def test_an_uninstall_whose_hook_never_runs_ends_with_an_error(
     helm_with_cluster.uninstall("--no-hooks")
 
 
-def test_without_the_hook_nothing_runs_at_an_uninstall(helm_with_cluster: Helm, harness: OperatorHarness) -> None:
+def test_without_the_hook_an_uninstall_runs_nothing(helm_with_cluster: Helm, harness: OperatorHarness) -> None:
     helm_with_cluster.install({"uninstall": {"hook": False}})
     _create_with_finalizer(harness)
     helm_with_cluster.uninstall()
     assert _has_finalizer(harness)
 
 
-def test_the_commands_of_the_page_do_what_it_says(
+def test_the_documented_commands_have_the_documented_effect(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
     page = ROOT / "docs" / "guides" / "helm.md"
     text = "\n".join(block.text for block in code_blocks(page) if block.language == "console")
     commands = [shlex.split(line)[2:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("$ helm ")]
-    commands = [command for command in commands if command[0] != "test"]  # that needs a node: see tests/e2e
+    commands = [command for command in commands if command[0] != "test"]  # `helm test` needs a node: see tests/e2e
     assert [command[0] for command in commands] == ["install", "upgrade", "uninstall", "upgrade", "uninstall"]
 
     def run(command: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The programs, run with exactly what the chart gives them: arguments, files, certificates, rights."""
+"""The programs run with exactly what the chart configures: arguments, files, certificates, permissions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HERE = {"service": {"clusterIP": "127.0.0.1"}}
 VALUES: dict[str, Any] = {"controller": HERE, "webhook": HERE, "reports": {"host": "127.0.0.1"}}
-"""Certificates for this machine; such Services could not be installed."""
+"""Values with certificates for loopback; the Services could not be installed with them."""
 
 
 def _get(url: str) -> tuple[int, str]:
@@ -62,7 +62,7 @@ def _reloaded_certificates(program: ComponentProcess) -> bool:
 def components(
     helm_with_cluster: Helm, plane: ControlPlane, tmp_path: Path, objects: list[Object]
 ) -> Iterator[dict[str, ComponentProcess]]:
-    """Controller and webhook, ready."""
+    """Controller and webhook, running and ready."""
     helm_with_cluster.install()
     made = {}
     for name in ("controller", "webhook"):
@@ -84,7 +84,7 @@ def components(
 def _check(
     plane: ControlPlane, folder: Path, objects: list[Object], programs: dict[str, ComponentProcess]
 ) -> tuple[int, str]:
-    """Runs what `helm test` runs."""
+    """Runs the command of `helm test`."""
     folder.mkdir()
     command = ComponentProcess.create(plane, folder, objects, "Pod", "test").command()
     ports = (("webhook", 443), ("reports", 8443))
@@ -97,7 +97,7 @@ def _check(
     return done.returncode, done.stdout
 
 
-def test_they_start_answer_and_reload_new_certificates(
+def test_controller_and_webhook_start_and_reload_certificates(
     components: dict[str, ComponentProcess], plane: ControlPlane, helm: Helm, objects: list[Object], tmp_path: Path
 ) -> None:
     assert _check(plane, tmp_path / "first", objects, components) == (0, "webhook: responds\ncontroller: responds\n")
@@ -121,7 +121,7 @@ def test_they_start_answer_and_reload_new_certificates(
     assert _check(plane, tmp_path / "third", renewed, components)[0] == 0
 
 
-def test_check_names_endpoints_that_fail_or_answer_differently(
+def test_check_names_endpoints_that_fail_or_respond_differently(
     components: dict[str, ComponentProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ca = components["webhook"].root / "etc/tonnage/reports-ca/ca.crt"

@@ -1,4 +1,4 @@
-"""What a wipe calls a leftover, and which leftovers are worth waiting for."""
+"""What a wipe reports as left, and what it waits for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_nothing_left_reports_nothing() -> None:
     assert not leftovers([], [{"metadata": {"name": "new"}}, _cache("a")])
 
 
-def test_objects_and_entries_are_worth_waiting_for() -> None:
+def test_objects_and_entries_are_waited_for() -> None:
     found = leftovers([{"metadata": {"namespace": "n", "name": "m"}}], [_cache("a", ENTRY)])
     assert [each.text for each in found] == [
         "ModelWeights n/m is being deleted",

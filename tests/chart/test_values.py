@@ -1,4 +1,4 @@
-"""The chart's values: what is refused, that all are documented, and what they change."""
+"""The chart's values: which are rejected, that all are documented, and what they change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_chart_and_programs_have_one_version() -> None:
     assert chart["version"] == chart["appVersion"] == __version__
 
 
-def test_the_schema_knows_every_value_and_nothing_else() -> None:
+def test_the_schema_has_every_value_and_no_other() -> None:
     schema = _schema()
 
     def compare(node: dict[str, Any], values: Values, path: str) -> None:
@@ -66,7 +66,7 @@ def test_the_schema_knows_every_value_and_nothing_else() -> None:
     compare(schema, default_values(), "")
 
 
-def test_every_object_of_the_schema_is_closed() -> None:
+def test_no_object_of_the_schema_allows_additional_properties() -> None:
     schema = _schema()
 
     def open_ones(node: object, path: str) -> Iterator[str]:
@@ -125,7 +125,7 @@ def test_every_object_of_the_schema_is_closed() -> None:
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_is_misspelled_or_out_of_range(helm: Helm, values: Values) -> None:
+def test_the_schema_rejects_misspelled_and_out_of_range_values(helm: Helm, values: Values) -> None:
     with pytest.raises(HelmError, match="don't meet the specifications of the schema"):
         helm.template(values)
 
@@ -140,16 +140,18 @@ def test_the_schema_refuses_what_is_misspelled_or_out_of_range(helm: Helm, value
     ],
     ids=str,
 )
-def test_what_a_schema_cannot_express_is_rejected_with_a_message(helm: Helm, values: Values, sentence: str) -> None:
+def test_values_that_a_schema_cannot_check_are_rejected_with_a_message(
+    helm: Helm, values: Values, sentence: str
+) -> None:
     with pytest.raises(HelmError, match=sentence):
         helm.template(values)
 
 
-def test_a_parent_chart_may_have_a_condition_and_globals_of_its_own(helm: Helm) -> None:
+def test_a_parent_chart_can_set_a_condition_and_globals(helm: Helm) -> None:
     assert helm.template({"enabled": True, "global": {"storageClass": "fast"}})
 
 
-def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
+def test_an_older_kubernetes_version_is_rejected(helm: Helm) -> None:
     with pytest.raises(HelmError, match=r">=1\.30\.0-0"):
         helm.run("template", "tonnage", CHART, "--kube-version", "1.29.9")
 
@@ -164,7 +166,7 @@ def test_the_table_of_values_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_object_says_where_it_belongs(helm: Helm, name: str) -> None:
+def test_every_object_has_the_standard_labels(helm: Helm, name: str) -> None:
     values = VARIANTS[name]
     for body in helm.template(values):
         labels = body["metadata"]["labels"]
@@ -176,12 +178,12 @@ def test_every_object_says_where_it_belongs(helm: Helm, name: str) -> None:
             assert labels["app.kubernetes.io/version"] == __version__, about
             assert labels["helm.sh/chart"] == f"tonnage-{__version__}", about
         if values.get("commonAnnotations"):
-            assert body["metadata"]["annotations"]["example.com/owner"] == "someone", about
+            assert body["metadata"]["annotations"]["example.com/owner"] == "ml", about
             assert labels["example.com/cost"] == "center", about
 
 
 @pytest.mark.parametrize("name", ["defaults", "scheduling", "cert-manager"])
-def test_the_same_values_make_the_same_objects_but_for_new_keys(helm: Helm, name: str) -> None:
+def test_the_same_values_render_the_same_objects_except_keys(helm: Helm, name: str) -> None:
     def settled() -> list[Object]:
         objects = helm.render(VARIANTS[name])
         for body in objects:
@@ -221,7 +223,7 @@ def test_every_pod_has_the_pull_secrets(helm: Helm) -> None:
     assert installation["loader"]["pullSecrets"] == ["parent", "login"]
 
 
-def test_settings_of_a_component_go_before_the_general_ones(helm: Helm) -> None:
+def test_values_of_a_component_override_general_ones(helm: Helm) -> None:
     objects = helm.template({**VARIANTS["scheduling"], "webhook": {"logLevel": "error"}})
     controller = find_one(objects, "Deployment", "controller")["spec"]["template"]
     webhook = find_one(objects, "Deployment", "webhook")["spec"]["template"]
@@ -234,7 +236,7 @@ def test_settings_of_a_component_go_before_the_general_ones(helm: Helm) -> None:
     assert webhook["spec"]["tolerations"] == [{"operator": "Exists"}]
 
 
-def test_a_change_of_the_installation_restarts_both_programs_and_other_changes_do_not(helm: Helm) -> None:
+def test_only_a_change_of_the_installation_restarts_both_programs(helm: Helm) -> None:
     def annotations(values: Values) -> set[str]:
         objects = helm.template(values)
         pods = [find_one(objects, "Deployment", name)["spec"]["template"] for name in ("controller", "webhook")]

@@ -1,4 +1,4 @@
-"""Commands that documents show can be given: programs, subcommands, options, targets and files exist."""
+"""Commands in the documentation are valid: their programs, subcommands, options, targets and files exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROGRAMS = {
     "cat", "cd", "curl", "export", "git", "helm", "jq", "kubectl", "ls", "make", "mount", "pip", "python", "python3",
     "tail", "tonnage", "tonnage-operator", "umount", "vllm",
 }  # fmt: skip
-"""What a command of a document may begin with. A new program is a deliberate addition."""
+"""Programs that commands may use. Add a new program deliberately."""
 
 WORDS_OF_SHELLS = {
     "{",
@@ -52,7 +52,7 @@ TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text()
 
 
 def lines(block: CodeBlock) -> list[str]:
-    """Returns the command lines of a block, continued ones joined; output of programs is none."""
+    """Returns the command lines of a block, continued lines joined, output of programs left out."""
     text = block.text.replace("\\\n", " ")
     if block.language == "console":
         return [line[2:] for line in text.splitlines() if line.startswith("$ ")]
@@ -64,7 +64,7 @@ def lines(block: CodeBlock) -> list[str]:
 
 
 def calls(line: str) -> Iterator[list[str]]:
-    """Splits a command line into the calls that it makes: pipes, lists, and substitutions that aren't quoted."""
+    """Splits a command line into commands at pipes, lists, and unquoted substitutions."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
     lexer.whitespace_split = True
     lexer.commenters = "#"
@@ -95,32 +95,32 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in COMMANDS])
-def test_a_command_can_be_given(words: list[str]) -> None:
+def test_a_command_is_valid(words: list[str]) -> None:
     check(words)
 
 
-def test_there_are_commands_of_all_programs_that_matter() -> None:
+def test_commands_of_the_main_programs_are_found() -> None:
     seen = {words[0] for _, words in COMMANDS}
     assert {"make", "tonnage", "tonnage-operator", "kubectl", "helm"} <= seen
 
 
 def check(words: list[str]) -> None:
-    """Checks one call, as far as its program is known."""
+    """Checks a command, if there is a check for its program."""
     program, *arguments = words
     program = program.removeprefix(".venv/bin/")
-    assert program in PROGRAMS | WORDS_OF_SHELLS, f"{program} is no program that documents use"
+    assert program in PROGRAMS | WORDS_OF_SHELLS, f"{program} is not in PROGRAMS"
     if program in CHECKS:
         CHECKS[program](arguments)
 
 
 def check_make(arguments: list[str]) -> None:
-    """Targets are in the Makefile."""
+    """Checks that targets are in the Makefile."""
     targets = {word for word in arguments if not word.startswith("-") and "=" not in word}
     assert targets <= TARGETS, targets - TARGETS
 
 
 def check_tonnage(arguments: list[str]) -> None:
-    """The loader's own parser takes it."""
+    """Checks arguments with the loader's parser."""
     if "--help" in arguments:
         arguments = [word for word in arguments if word not in {"--help", "COMMAND"}] or ["version"]
         arguments = arguments if len(arguments) > 1 or arguments == ["version"] else [*arguments, "s3://bucket/"]
@@ -128,7 +128,7 @@ def check_tonnage(arguments: list[str]) -> None:
 
 
 def check_operator(arguments: list[str]) -> None:
-    """The operator's own parser takes it."""
+    """Checks arguments with the operator's parser."""
     if "--help" in arguments:
         with pytest.raises(SystemExit, match=r"^0$"):
             operator_cli._parser().parse_args(arguments)
@@ -137,7 +137,7 @@ def check_operator(arguments: list[str]) -> None:
 
 
 def check_python(arguments: list[str]) -> None:
-    """Scripts and modules of ours exist."""
+    """Checks that our scripts and modules exist."""
     if arguments[:1] == ["-m"]:
         assert importlib.util.find_spec(arguments[1]), arguments[1]
     elif arguments and arguments[0].endswith(".py"):
@@ -145,7 +145,7 @@ def check_python(arguments: list[str]) -> None:
 
 
 def check_kubectl(arguments: list[str]) -> None:
-    """The verb exists and has the options; what follows two dashes is a call of its own."""
+    """Checks verb and options, and the command after two dashes."""
     if "--" in arguments:
         position = arguments.index("--")
         check(arguments[position + 1 :])
@@ -154,7 +154,7 @@ def check_kubectl(arguments: list[str]) -> None:
 
 
 def check_helm(arguments: list[str]) -> None:
-    """The subcommand exists and has the options, and values that are set are values of the chart."""
+    """Checks subcommand and options, and that values that are set exist in the chart."""
     check_options("helm", arguments, groups={"get", "repo", "show"})
     for option, value in itertools.pairwise(arguments):
         if option in {"--set", "--set-string"}:
@@ -178,14 +178,13 @@ CHECKS = {
 
 @functools.cache
 def chart_values() -> dict[str, object]:
-    """Returns the chart's default values."""
     import yaml
 
     return dict(yaml.safe_load((ROOT / "charts" / "tonnage" / "values.yaml").read_text()))
 
 
 def value_exists(name: str) -> bool:
-    """Says whether a dotted name is a value of the chart; below an empty mapping everything is."""
+    """Returns whether a dotted name is a value of the chart. Below an empty mapping every name is."""
     here: object = chart_values()
     for part in name.split("."):
         if here == {}:
@@ -197,7 +196,7 @@ def value_exists(name: str) -> bool:
 
 
 def find_program(name: str) -> Path | None:
-    """Returns where a program is, if it has been built or is installed."""
+    """Returns the path of a program; None if it is neither built nor installed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tonnage" / "kubernetes"
     places = [Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent") / name, *sorted(cache.glob(f"*/{name}"))]
     found = next((place for place in places if place.exists()), None) or shutil.which(name)
@@ -206,7 +205,7 @@ def find_program(name: str) -> Path | None:
 
 @functools.cache
 def help_of(program: str, *command: str) -> str:
-    """Returns what a program's help says about a command; skips the test where there is no such program."""
+    """Returns a program's help for a command; skips the test if the program is not available."""
     path = find_program(program)
     if path is None:
         pytest.skip(f"{program} is neither built nor installed")
@@ -218,7 +217,7 @@ def help_of(program: str, *command: str) -> str:
 
 @functools.cache
 def options_of(program: str, *command: str) -> frozenset[str]:
-    """Returns the options that a command takes."""
+    """Returns the options of a command."""
     text = help_of(program, *command)
     if program == "kubectl":
         text += help_of("kubectl", "options")
@@ -227,7 +226,7 @@ def options_of(program: str, *command: str) -> frozenset[str]:
 
 
 def check_options(program: str, arguments: list[str], *, groups: set[str]) -> None:
-    """Looks a call up in the program's help."""
+    """Checks subcommand and options against the program's help."""
     command = arguments[: 2 if arguments[0] in groups else 1]
     assert re.search(rf"^  {re.escape(command[0])}\s", help_of(program), re.MULTILINE), f"{program} {command[0]}"
     known = options_of(program, *command)
@@ -239,12 +238,12 @@ def check_options(program: str, arguments: list[str], *, groups: set[str]) -> No
 
 
 @pytest.mark.parametrize("document", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_make_targets_in_sentences_exist(document: Path) -> None:
+def test_make_targets_in_prose_exist(document: Path) -> None:
     for words in re.findall(r"`make ([^`]+)`", prose(document)):
         check_make(shlex.split(words))
 
 
-def test_the_splitting_of_command_lines() -> None:
+def test_command_lines_are_split() -> None:
     assert list(calls("a=$(tonnage ls --json | jq -r .x) # why")) == [["tonnage", "ls", "--json"], ["jq", "-r", ".x"]]
     assert list(calls('ls "$path" > file')) == [["ls", "$path"]]
     assert list(calls("X=1 make test && ls")) == [["make", "test"], ["ls"]]

@@ -1,4 +1,4 @@
-"""The glossary is about what exists: its names are in the sources, and its terms are in use."""
+"""The names in the glossary are in the sources, and its terms are used."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ NAMES = [(term, name) for term, row in zip(TERMS, ROWS, strict=True) for name in
 
 @functools.cache
 def sources() -> str:
-    """Returns the text of the product: the loader, the operator and the resources."""
+    """Returns the text of loader, operator and CRDs."""
     files = [file for pattern in SOURCES for file in sorted(ROOT.glob(pattern))]
     return "\n".join([*(str(file.relative_to(ROOT)) for file in files), *(file.read_text() for file in files)])
 
 
 @functools.cache
 def in_use() -> str:
-    """Returns the text in which a term has to occur: the product and every page but the glossary."""
+    """Returns the text in which terms must occur: the product and every page except the glossary."""
     return "\n".join([sources(), *(prose(page) for page in markdown_files() if page != PAGE)]).lower()
 
 
 def is_there(name: str) -> bool:
-    """Checks that a name exists: a label or annotation, a package or function of ours, or words of the sources."""
+    """Returns whether a name exists: a label or annotation, a package or function of ours, or text in the sources."""
     label, _, value = name.partition("=")
     if label.startswith(f"{names.GROUP}/"):
         return {label, value or label} <= {each for each in vars(names).values() if isinstance(each, str)}
@@ -50,12 +50,12 @@ def test_a_name_of_the_glossary_exists(term: str, name: str) -> None:
     assert is_there(name), f"{term}: {name}"
 
 
-def test_a_name_that_does_not_exist_is_noticed() -> None:
+def test_a_name_that_does_not_exist_is_detected() -> None:
     assert not any(map(is_there, ("NoSuchClass", "tonnage.dev/no-such", "tonnage.nothing", "spec.noSuchField")))
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_a_term_of_the_glossary_is_in_use(term: str) -> None:
+def test_a_term_of_the_glossary_is_used(term: str) -> None:
     assert re.search(rf"\b{re.escape(term.lower())}", in_use()), term
 
 
@@ -64,6 +64,6 @@ def test_every_term_has_one_row_with_a_meaning() -> None:
     assert all(row[0].startswith("**") and row[1].endswith((".", ")")) for row in ROWS)
 
 
-def test_the_glossary_is_linked_from_where_people_begin() -> None:
+def test_the_glossary_is_linked_from_the_first_pages() -> None:
     for page in (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "README.md"):
         assert "reference/glossary.md" in page.read_text(), page.name

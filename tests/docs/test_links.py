@@ -1,4 +1,4 @@
-"""Every link of every document leads somewhere."""
+"""Every link in the documentation has a target."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DOCUMENTS = markdown_files()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings_that_are_there(document: Path) -> None:
+def test_links_have_existing_files_and_headings(document: Path) -> None:
     for target in links(document):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
         file = (document.parent / path).resolve() if path else document
-        assert file.is_relative_to(ROOT), f"{target} leaves the repository"
+        assert file.is_relative_to(ROOT), f"{target} is outside of the repository"
         assert file.exists(), target
         if anchor:
             assert file.suffix == ".md", f"{target}: only Markdown has anchors"
@@ -30,7 +30,7 @@ def test_links_lead_to_files_and_headings_that_are_there(document: Path) -> None
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_outside_links_are_https(document: Path) -> None:
+def test_external_links_are_https(document: Path) -> None:
     assert not [target for target in links(document) if target.startswith("http:")]
 
 
@@ -42,7 +42,7 @@ def test_every_page_is_in_the_index() -> None:
     assert not [str(page) for page in pages if page not in named and page.parent not in folders - {index.parent}]
 
 
-def test_files_of_ours_that_documents_name_in_code_exist() -> None:
+def test_files_named_in_code_exist() -> None:
     of_others = ROOT / "docs" / "concepts" / "comparison.md"
     pattern = re.compile(
         r"`((?:docs|hack|operator|loader|charts|crds|examples|tests|requirements|benchmarks)/[\w./-]+)`"

@@ -24,19 +24,17 @@ ANYTHING: dict[str, Any] = {}
 
 @functools.cache
 def chart_values() -> dict[str, Any]:
-    """Returns the chart's default values."""
     return dict(yaml.safe_load((ROOT / "charts" / "tonnage" / "values.yaml").read_text()))
 
 
 @functools.cache
 def schemas() -> list[dict[str, Any]]:
-    """Returns the schemas of all resources."""
     found = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "crds").glob("*.yaml"))]
     return [each["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for each in found]
 
 
 def has_field(schema: dict[str, Any], parts: list[str]) -> bool:
-    """Says whether a schema has a field; lists are looked into, and below free-form objects everything is."""
+    """Returns whether a schema has a field, also of list items. Below a free-form object every name is a field."""
     schema = schema.get("items", schema)
     if not parts:
         return True
@@ -46,7 +44,7 @@ def has_field(schema: dict[str, Any], parts: list[str]) -> bool:
 
 
 def has_value(values: object, parts: list[str]) -> bool:
-    """Says whether the chart has a value; ``*`` is any name, and below an empty mapping everything is."""
+    """Returns whether the chart has a value; ``*`` is any name. Below an empty mapping every name is a value."""
     if not parts or values in (ANYTHING, []):
         return True
     if not isinstance(values, dict):
@@ -76,7 +74,7 @@ def test_values_of_the_chart_exist(document: Path) -> None:
 
 
 def named_values(values: object, above: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """Returns the path of each leaf of a block of values."""
+    """Yields the path of each leaf of a block of values."""
     if not isinstance(values, dict) or not values:
         yield list(above)
         return

@@ -1,4 +1,4 @@
-"""The pages for the person on call have a row for everything that can occur, and none for what can't."""
+"""The operations pages have a row for each reason, metric and alert that exists, and no others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASONS = PAGES / "reasons.md"
 METRICS = PAGES / "alerts.md"
 ALERTS = ROOT / "charts" / "tonnage" / "templates" / "monitoring" / "_alerts.tpl"
 NOT_OURS = {"up", "apiserver_admission_webhook_rejection_count"}
-"""Series of Prometheus and Kubernetes that alerts look at."""
+"""Series of Prometheus and Kubernetes that alerts query."""
 FUNCTIONS = {"absent", "by", "histogram_quantile", "increase", "le", "max", "min", "rate", "sum", "time", "without"}
 
 
@@ -37,7 +37,7 @@ def rows(page: Path, title: str) -> list[list[str]]:
 
 
 def keys(page: Path, title: str) -> list[str]:
-    """Returns what the rows of a section's table are about."""
+    """Returns the code in the first cell of each row of a section's table."""
     return [inline_code(row[0]) for row in rows(page, title)]
 
 
@@ -50,12 +50,12 @@ def keys(page: Path, title: str) -> list[str]:
         ("Events", EventReason),
     ],
 )
-def test_every_reason_has_one_row_and_no_row_is_of_another(title: str, reasons: type[StrEnum]) -> None:
+def test_every_reason_has_one_row_and_every_row_a_reason(title: str, reasons: type[StrEnum]) -> None:
     assert sorted(keys(REASONS, title)) == sorted(str(each) for each in reasons)
 
 
 def literal_reasons() -> Iterator[str]:
-    """Finds reasons that the operator writes as plain strings, past the list of them."""
+    """Yields reasons that the operator writes as string literals instead of enum members."""
     for file in sorted((ROOT / "operator" / "tonnage_operator").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call):
@@ -70,7 +70,7 @@ def literal_reasons() -> Iterator[str]:
                     yield f"{file.relative_to(ROOT)}:{value.lineno}: {value.value}"
 
 
-def test_the_operator_takes_its_reasons_from_the_list() -> None:
+def test_the_operator_uses_only_reasons_of_the_enums() -> None:
     assert not list(literal_reasons())
 
 
@@ -87,7 +87,7 @@ def test_every_reason_of_the_operator_is_used() -> None:
 
 
 def metrics() -> dict[str, tuple[str, ...]]:
-    """Returns the labels of each metric, by the name under which it is looked for."""
+    """Returns the labels of each metric by the name that queries use."""
     registry = Metrics().registry
     found = {}
     for collector in registry._collector_to_names:
@@ -105,7 +105,7 @@ def test_every_metric_has_a_row_with_its_labels() -> None:
 
 
 def queries() -> list[str]:
-    """Returns every query of the pages and of the chart's alerts."""
+    """Returns every PromQL query in the pages and in the chart's alerts."""
     table = table_rows(section(METRICS, "Metrics"))
     found = [inline_code(row[1]).replace("\\|", "|") for row in table if len(row) == 2]
     for block in [block for page in sorted(PAGES.glob("*.md")) for block in code_blocks(page)]:
@@ -116,7 +116,7 @@ def queries() -> list[str]:
 
 
 def series(query: str) -> set[str]:
-    """Returns the series that a query asks for: what is left of it without labels, times and functions."""
+    """Returns the series in a query: what remains without labels, durations and functions."""
     plain = re.sub(r"\{\{.*?\}\}", "", query)
     plain = re.sub(r"\{[^}]*\}|\"[^\"]*\"|\[\w+\]", " ", plain)
     plain = re.sub(r"\b(?:by|without)\s*\([^)]*\)", " ", plain)
@@ -124,7 +124,7 @@ def series(query: str) -> set[str]:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_a_query_is_about_metrics_and_labels_that_there_are(query: str) -> None:
+def test_a_query_uses_existing_metrics_and_labels(query: str) -> None:
     known = metrics()
     exposed = {f"{name}{suffix}": name for name in known for suffix in ("", "_bucket", "_sum", "_count")}
     asked = series(query)
@@ -135,7 +135,7 @@ def test_a_query_is_about_metrics_and_labels_that_there_are(query: str) -> None:
         assert set(re.findall(r"(\w+)\s*[=!]", labels)) <= set(known[exposed[name]])
 
 
-def test_a_query_is_read_right() -> None:
+def test_series_are_parsed_from_a_query() -> None:
     assert series('sum by (le) (rate(a_b{x="c"}[5m])) / (d_total > 0)') == {"a_b", "d_total"}
 
 

@@ -1,4 +1,4 @@
-"""What is published names no machine of ours: no private path, no registry of packages."""
+"""No tracked file names a private path or a package registry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_no_tracked_file_names_a_private_path_or_a_registry_of_packages() -> Non
     assert not found
 
 
-def test_what_is_private_is_recognized() -> None:
+def test_private_names_are_detected() -> None:
     folders = (f"see /{name}/x" for name in ("work", "root", "home/me"))
     registry = "https://python.example/simple".replace("python.example", "pypi" + ".org")
     private = (*folders, registry, "--index-url https://x")

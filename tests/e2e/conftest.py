@@ -1,4 +1,4 @@
-"""One real node a session, with Tonnage installed by its chart; one namespace a test."""
+"""Fixtures of the e2e tests: one real node with Tonnage for the session, one namespace for each test."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _NUMBERS = itertools.count(1)
 _IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 _TIME_LIMIT = 240
 MAX_PREPARED = 20
-"""Namespaces that are made ahead; more would take as long as they save."""
+"""How many namespaces are prepared. To prepare more would take longer than it saves."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the marker."""
+    """Registers the marker."""
     config.addinivalue_line("markers", "e2e: on a real node, with the real image and chart")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs the node, gives it more time than a test has as a rule, and has it come last.
+    """Marks the tests that need the cluster, sets their time limit, and moves them to the end.
 
-    The cluster lives to the end of the session, and would otherwise take processors from all others meanwhile.
+    The cluster runs until the session ends, and would slow down all tests that come later.
     """
     cluster_items = [item for item in items if _needs_cluster(item)]
     for item in cluster_items:
@@ -47,7 +47,7 @@ def _needs_cluster(item: pytest.Item) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds images and programs before the first test, since that outlasts a test's time limit."""
+    """Builds images and programs before the first test, since this takes longer than a test's time limit."""
     wanted = any(map(_needs_cluster, session.items))
     if not wanted or session.config.option.collectonly or _IN_PARALLEL:
         return
@@ -64,7 +64,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def e2e(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E2ECluster]:
     """The running cluster."""
     if _IN_PARALLEL:
-        pytest.skip("Several processes would each start a cluster: run `make e2e`, or make test without -n.")
+        pytest.skip("Each xdist worker would start a cluster: run `make e2e`, or make test without -n.")
     if missing := pytestconfig.stash.get(_MISSING, ""):
         if os.environ.get("CI") == "true":
             pytest.fail(f"No cluster: {missing}")
@@ -76,7 +76,7 @@ def e2e(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def prepared_namespaces(e2e: E2ECluster, request: pytest.FixtureRequest) -> list[Namespace]:
-    """Namespaces with a resolved model each. They are made at once, since Kubernetes takes seconds for any of them."""
+    """Namespaces with a resolved model each, prepared together since each takes Kubernetes seconds."""
     wanted = sum("namespace" in getattr(item, "fixturenames", ()) for item in request.session.items)
     namespaces = [Namespace.create(e2e, f"e2e-{next(_NUMBERS)}") for _ in range(min(wanted, MAX_PREPARED))]
     for namespace in namespaces:
@@ -89,7 +89,7 @@ def prepared_namespaces(e2e: E2ECluster, request: pytest.FixtureRequest) -> list
 
 @pytest.fixture
 def make_namespace(e2e: E2ECluster, request: pytest.FixtureRequest) -> Iterator[Callable[..., Namespace]]:
-    """Makes namespaces, which go at the end."""
+    """Creates namespaces, which are deleted after the test."""
     made = request.node.namespaces = list[Namespace]()
 
     def make(**more: dict[str, str]) -> Namespace:
@@ -117,7 +117,7 @@ def namespace(
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds what the cluster says to the report of a test that failed."""
+    """Adds the cluster's objects and logs to the report of a failed test."""
     report = yield
     if report.when in {"setup", "call"} and report.failed and (running := item.config.stash.get(_E2E, None)):
         for namespace in getattr(item, "namespaces", ()):

@@ -1,4 +1,4 @@
-"""Engines in pods read the cache and give what the original model gives, bit for bit."""
+"""Inference engines in pods load from the cache and give the outputs of the original model, bit for bit."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ import torch, transformers
 torch.set_num_threads(1)
 path = os.environ["TONNAGE_MODEL_PATH"]
 
-def tell(model):
-    asked = transformers.AutoTokenizer.from_pretrained(path)({PROMPT!r}, return_tensors="pt")
+def print_logits(model):
+    inputs = transformers.AutoTokenizer.from_pretrained(path)({PROMPT!r}, return_tensors="pt")
     with torch.inference_mode():
-        logits = model.eval()(**asked).logits
+        logits = model.eval()(**inputs).logits
     print("logits", hashlib.sha256(bytes(logits.contiguous().view(torch.uint8).numpy())).hexdigest(), flush=True)
 """
 
 TRANSFORMERS = (
     COMMON
     + """
-tell(transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto"))
+print_logits(transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto"))
 """
 )
 
@@ -46,21 +46,21 @@ TENSORIZER = (
     COMMON
     + """
 import asyncio, sys, types
-# What tensorizer imports wants this package on Python before 3.11.3, as the image has it.
+# A dependency of tensorizer imports this package on Python before 3.11.3, which the image has.
 sys.modules["async_timeout"] = types.SimpleNamespace(timeout=asyncio.timeout)
 from tensorizer import TensorDeserializer
 config = transformers.AutoConfig.from_pretrained(path)
 model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 with TensorDeserializer(path + "/model.tensors", device="cpu", verify_hash=True) as deserializer:
     deserializer.load_into_module(model)
-tell(model)
+print_logits(model)
 """
 )
 
 
 @pytest.fixture(scope="module")
 def engines(e2e: E2ECluster) -> Iterator[Namespace]:
-    """All engines of this file, which start together: importing PyTorch is most of what they do."""
+    """The pods of all engines, started together since they spend most of their time importing PyTorch."""
     skip_unless_same_python()
     namespace = Namespace.create(e2e, "engines")
     layouts = {"transformers": "Safetensors", "tensorizer": "Tensorizer"}
@@ -82,7 +82,7 @@ def engines(e2e: E2ECluster) -> Iterator[Namespace]:
 
 
 def _adapted(document: dict[str, Any], namespace: Namespace) -> dict[str, Any]:
-    """Returns an object of the example for this cluster: its bucket, and in place of an image the same packages."""
+    """Returns an object of the example with this cluster's bucket, and mounted packages in place of the image."""
     document["metadata"]["namespace"] = namespace.name
     if document["kind"] == "ModelWeights":
         document["spec"]["source"]["s3"]["endpoint"] = namespace.e2e.storage.endpoint
@@ -102,13 +102,13 @@ def _adapted(document: dict[str, Any], namespace: Namespace) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "tensorizer"])
-def test_an_engine_in_a_pod_gives_the_outputs_of_the_original_model(engine: str, engines: Namespace) -> None:
+def test_an_engine_in_a_pod_has_the_outputs_of_the_original_model(engine: str, engines: Namespace) -> None:
     pod = Pod(engines.e2e, f"{engine}-pod", engines.name)
     pod.wait_for(lambda body: body["status"]["phase"] in {"Succeeded", "Failed"}, timeout=120, description="its end")
     assert f"logits {engines.e2e.model_files.logits}" in pod.logs()
 
 
-def test_a_deployment_answers_over_http_as_the_original_model_does(engines: Namespace, e2e: E2ECluster) -> None:
+def test_a_deployment_responds_over_http_as_the_original_model_does(engines: Namespace, e2e: E2ECluster) -> None:
     namespace = engines
     e2e.api.wait_for(
         "Deployment", "transformers", namespace.name, lambda body: (body["status"] or {}).get("readyReplicas") == 1,

@@ -1,4 +1,4 @@
-"""Whatever is killed: everything converges, nothing is half-visible, and the status says what is."""
+"""Killed processes: the cluster converges, no partial entry is visible, and the status is correct."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ WARMED_SLOWLY = {**SLOW, "placement": {"prewarm": "AllMatching"}}
 
 
 def wait_for_partial_load(model: Model) -> None:
-    """Waits until a part of the model is on the node, and demands that none of it can be seen."""
+    """Waits until a part of the model is on the node, and fails if any of it is visible."""
 
     def written() -> int:
         files = (model.entry_path() / ".tonnage" / "partial").rglob("*.safetensors")
         return sum(512 * path.stat().st_blocks for path in files)
 
     eventually(lambda: written() > 16 << 20, timeout=60)
-    assert not model.visible_files(), "a half-written model can be seen"
+    assert not model.visible_files(), "a partial entry is visible"
 
 
-def test_a_killed_loader_goes_on_where_it_was(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_killed_loader_resumes(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model("large", files=e2e.model_files.large, spec=SLOW)
     pod = namespace.create_pod(model="large")
     loader = pod.wait_for_pids(names.LOADER_CONTAINER)[0]
@@ -51,7 +51,7 @@ def test_a_killed_loader_goes_on_where_it_was(namespace: Namespace, e2e: E2EClus
     assert report.downloaded_bytes < report.bytes
 
 
-def test_a_killed_holder_comes_back_and_the_server_never_notices(namespace: Namespace) -> None:
+def test_a_killed_holder_is_restarted_without_effect_on_the_server(namespace: Namespace) -> None:
     namespace.create_model()
     pod = namespace.create_pod()
     pod.wait_ready()
@@ -68,14 +68,14 @@ def test_a_killed_holder_comes_back_and_the_server_never_notices(namespace: Name
 
 @pytest.fixture
 def restore_kubelet(e2e: E2ECluster) -> Iterator[None]:
-    """Sees to it that kubelet runs again."""
+    """Restarts kubelet afterwards."""
     yield
     e2e.cluster.process("kubelet").restart()
     e2e.api.wait_for("Node", e2e.node, "", lambda node: get_condition(node, "Ready")[0] == "True", timeout=90)
 
 
 @pytest.mark.usefixtures("restore_kubelet")
-def test_a_killed_kubelet_stops_no_load_and_is_not_mistaken_for_success(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_load_completes_without_kubelet_and_counts_when_it_is_back(namespace: Namespace, e2e: E2ECluster) -> None:
     serving = namespace.create_model()
     pod = namespace.create_pod()
     pod.wait_ready()
@@ -84,8 +84,8 @@ def test_a_killed_kubelet_stops_no_load_and_is_not_mistaken_for_success(namespac
     model.wait_for_condition("Resolved")
     wait_for_partial_load(model)
     e2e.cluster.process("kubelet").kill(signal.SIGKILL)
-    eventually(model.visible_files, timeout=60)  # the load ends without it
-    assert get_condition(model.get(), "Warm")[0] == "False", "nobody has said yet that it is there"
+    eventually(model.visible_files, timeout=60)  # the load completes without kubelet
+    assert get_condition(model.get(), "Warm")[0] == "False", "warm without a result of the load"
     assert get_condition(model.get(), "Progressing")[0] == "True"
     e2e.cluster.process("kubelet").restart()
     body = model.wait_for_condition("Warm", timeout=90)
@@ -94,7 +94,7 @@ def test_a_killed_kubelet_stops_no_load_and_is_not_mistaken_for_success(namespac
     assert serving.visible_files()
 
 
-def test_a_pod_whose_shim_is_killed_is_started_again_and_attaches(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_pod_whose_shim_is_killed_is_restarted_and_attaches(namespace: Namespace, e2e: E2ECluster) -> None:
     namespace.create_model()
     pod = namespace.create_pod()
     before = pod.wait_ready()["status"]["containerStatuses"][0]["containerID"]
@@ -112,7 +112,7 @@ def test_a_pod_whose_shim_is_killed_is_started_again_and_attaches(namespace: Nam
     assert pod.last_report().outcome is Outcome.HIT
 
 
-def test_a_killed_controller_finds_its_way_back_into_a_load(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_restarted_controller_continues_with_a_running_load(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model("large", files=e2e.model_files.large, spec=WARMED_SLOWLY, wait=False)
     model.wait_for_condition("Resolved")
     wait_for_partial_load(model)
@@ -131,17 +131,17 @@ def test_a_killed_controller_finds_its_way_back_into_a_load(namespace: Namespace
 
 @pytest.fixture
 def restore_webhook(e2e: E2ECluster) -> Iterator[None]:
-    """Sees to it that webhooks run again."""
+    """Restarts the webhooks afterwards."""
     yield
     e2e.release.scale("webhook", 2)
 
 
 @pytest.mark.usefixtures("restore_webhook")
-def test_without_webhooks_pods_that_ask_wait_and_others_start(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_without_webhooks_annotated_pods_wait_and_others_start(namespace: Namespace, e2e: E2ECluster) -> None:
     namespace.create_model()
     for pod in e2e.release.pods("webhook"):
         processes.kill(processes.container_pids(pod["status"]["containerStatuses"][0]["containerID"])[0])
-    e2e.release.scale("webhook", 0)  # or kubelet would have them back before anybody could ask
+    e2e.release.scale("webhook", 0)  # kubelet would restart killed ones too soon
     namespace.create_deployment("asking", replicas=1)
     plain = namespace.create_pod("plain", model="")
     plain.wait_ready()
@@ -150,7 +150,7 @@ def test_without_webhooks_pods_that_ask_wait_and_others_start(namespace: Namespa
         "asking",
         namespace.name,
         lambda body: get_condition(body, "ReplicaFailure")[0] == "True",
-        description="a failure that says why no pod is made",
+        description="ReplicaFailure",
     )
     assert "webhook" in get_condition(waiting, "ReplicaFailure")[2]
     assert [pod["metadata"]["name"] for pod in namespace.list_pods()] == ["plain"]
@@ -164,13 +164,13 @@ def test_without_webhooks_pods_that_ask_wait_and_others_start(namespace: Namespa
 
 @pytest.fixture
 def restore_storage(e2e: E2ECluster) -> Iterator[None]:
-    """Sees to it that the S3 server runs again."""
+    """Restarts the S3 server afterwards."""
     yield
     e2e.storage.start()
 
 
 @pytest.mark.usefixtures("restore_storage")
-def test_storage_that_goes_down_and_comes_back_is_waited_for(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_loads_wait_for_storage_that_is_down(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model("large", files=e2e.model_files.large, spec=SLOW)
     pod = namespace.create_pod(model="large")
     e2e.upload(f"{namespace.name}/late/", e2e.model_files.small)

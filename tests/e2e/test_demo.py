@@ -1,4 +1,4 @@
-"""The story of `make demo-cluster` is true."""
+"""The walkthrough of `make demo-cluster`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples are taken by a real API server as they stand, and those that need no GPU are run."""
+"""A real API server accepts the examples unchanged, and those that need no GPU are run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ TEMPLATES = {"leaderTemplate", "workerTemplate", "template"}
 
 
 def documents(path: Path) -> list[Object]:
-    """Returns the objects of a manifest."""
     return [each for each in yaml.safe_load_all(path.read_text()) if each]
 
 
 def pod_templates(document: object) -> Iterator[Object]:
-    """Yields the pod templates inside of an object."""
+    """Yields the pod templates of an object, at any depth."""
     if isinstance(document, dict):
         for key, value in document.items():
             if key in TEMPLATES and "containers" in value.get("spec", {}):
@@ -51,7 +50,7 @@ def test_the_examples_are_listed() -> None:
 
 @pytest.fixture(scope="module")
 def examples_namespace(e2e: E2ECluster) -> Iterator[Namespace]:
-    """A namespace for all that is only looked at."""
+    """A namespace for examples that are only validated."""
     namespace = Namespace.create(e2e, "examples")
     yield namespace
     namespace.delete()
@@ -64,11 +63,11 @@ def test_an_example_is_valid_on_a_real_api_server(path: Path, examples_namespace
         if document["kind"] != "Namespace":
             document["metadata"]["namespace"] = examples_namespace.name
         if document["apiVersion"].startswith("leaderworkerset"):
-            continue  # its API isn't here; what it makes of its templates is injected in the test below
+            continue  # its CRD is not installed; its pod templates are injected in the test below
         e2e.api.apply(body, dryRun="All", fieldValidation="Strict")
 
 
-def test_pods_of_examples_come_back_injected(examples_namespace: Namespace, e2e: E2ECluster) -> None:
+def test_pods_of_examples_are_injected(examples_namespace: Namespace, e2e: E2ECluster) -> None:
     specs: dict[str, Object] = {}
     for path in MANIFESTS:
         for document in documents(path):
@@ -97,7 +96,7 @@ def test_pods_of_examples_come_back_injected(examples_namespace: Namespace, e2e:
 
 
 def models_of(template: Object) -> dict[str, str]:
-    """Returns the models that a template asks for, by alias."""
+    """Returns the models that a pod template requests, by alias."""
     annotations = template["metadata"]["annotations"]
     if names.MODEL in annotations:
         return {"": annotations[names.MODEL]}
@@ -105,7 +104,7 @@ def models_of(template: Object) -> dict[str, str]:
 
 
 def files_for(spec: Object, e2e: E2ECluster) -> dict[str, Path]:
-    """Returns files as an object's ``files`` expects them."""
+    """Returns files that match an object's ``spec.files``."""
     small = dict(e2e.model_files.small)
     if ranks := spec.get("files", {}).get("ranks"):
         return {ranks["pattern"] % rank: small["model.tensors"] for rank in range(ranks["count"])}
@@ -113,11 +112,11 @@ def files_for(spec: Object, e2e: E2ECluster) -> dict[str, Path]:
 
 
 def portable_spec(spec: Object) -> Object:
-    """Returns what of an example's spec doesn't depend on where its objects are."""
+    """Returns the parts of an example's spec that don't depend on the location of its objects."""
     return {key: spec[key] for key in ("files", "cache", "loader") if key in spec}
 
 
-def test_the_readmes_commands_install_and_read_the_quickstarts_weights(e2e: E2ECluster) -> None:
+def test_the_readme_commands_install_tonnage_and_serve_the_quickstart(e2e: E2ECluster) -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
     block = re.search(r"<!-- run: cluster -->\n```console\n(.*?)```", readme, re.DOTALL)
     assert block
@@ -125,7 +124,7 @@ def test_the_readmes_commands_install_and_read_the_quickstarts_weights(e2e: E2EC
         line.removeprefix("$ ").split("#")[0].split() for line in block[1].splitlines() if line.startswith("$ ")
     ]
     assert commands[0][:2] == ["helm", "install"]
-    assert set(commands[0][2:]) <= set(e2e.release.arguments()), "other tests install it in another way"
+    assert set(commands[0][2:]) <= set(e2e.release.arguments()), "other tests install with other arguments"
     assert commands[1] == ["kubectl", "apply", "-f", "examples/quickstart.yaml"]
     e2e.upload("quickstart/", e2e.model_files.small)
     try:

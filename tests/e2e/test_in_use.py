@@ -1,4 +1,4 @@
-"""An entry that a pod uses stays, and goes when nobody uses it: seen by locks on the node, and by the controller."""
+"""An entry is evicted only when no pod uses it, as known from locks on the node and from the controller."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from e2e_support.namespace import Model, Namespace
 
 IN_USE = 30
-"""Exit code of `tonnage rm` for an entry that somebody uses."""
+"""Exit code of `tonnage rm` for an entry in use."""
 ENDS_WITHIN = 2.0
 """Seconds after which a deleted pod's processes are gone."""
 
 
 def evict(namespace: Namespace, model: Model, name: str) -> tuple[int, str]:
-    """Runs in a pod what a cleanup Job runs, and returns its exit code and what it said."""
+    """Runs the command of a cleanup Job in a pod, and returns its exit code and log."""
     entry = model.revision
     body = {
         "apiVersion": "v1",
@@ -43,12 +43,12 @@ def evict(namespace: Namespace, model: Model, name: str) -> tuple[int, str]:
     }
     namespace.e2e.api.create(body)
     pod = Pod(namespace.e2e, name, namespace.name)
-    pod.wait_for(lambda body: body["status"]["phase"] in {"Succeeded", "Failed"}, description="its end")
+    pod.wait_for(lambda body: body["status"]["phase"] in {"Succeeded", "Failed"}, description="terminated")
     code: int = pod.container_status("rm")["state"]["terminated"]["exitCode"]
     return code, pod.logs("rm")
 
 
-def test_an_eviction_sees_that_a_pod_lives_and_leaves_its_weights_alone(namespace: Namespace) -> None:
+def test_an_eviction_keeps_the_entry_of_a_running_pod(namespace: Namespace) -> None:
     model = namespace.create_model()
     pod = namespace.create_pod()
     pod.wait_ready()
@@ -59,7 +59,7 @@ def test_an_eviction_sees_that_a_pod_lives_and_leaves_its_weights_alone(namespac
     assert model.visible_files() == before
 
     (holder,) = pod.pids(names.LOADER_CONTAINER)
-    assert processes.memory_bytes(holder, "Pss") < 12 << 20, "what stays beside a pod is to be small"
+    assert processes.memory_bytes(holder, "Pss") < 12 << 20, "the holder uses too much memory"
     server = pod.pids("server")[0]
     pod.e2e.api.delete("Pod", pod.name, pod.namespace)
     took = max(processes.wait_for_exit(pid, timeout=10) for pid in (server, holder))
@@ -73,7 +73,7 @@ def test_an_eviction_sees_that_a_pod_lives_and_leaves_its_weights_alone(namespac
     assert model.entry_path().is_dir(), "pods may have the folder mounted"
 
 
-def test_a_deleted_object_leaves_the_bytes_to_pods_that_run(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_deleted_object_keeps_the_entry_for_running_pods(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model()
     pod = namespace.create_pod()
     pod.wait_ready()
@@ -94,7 +94,7 @@ def test_a_deleted_object_leaves_the_bytes_to_pods_that_run(namespace: Namespace
     assert not list(entry.glob("model/*"))
 
 
-def test_the_plain_form_loads_and_ends_before_the_server_starts(namespace: Namespace) -> None:
+def test_the_init_container_form_exits_before_the_server_starts(namespace: Namespace) -> None:
     model = namespace.create_model()
     pod = namespace.create_pod(annotations={names.FORM: "Init"})
     body = pod.wait_ready()
@@ -103,7 +103,7 @@ def test_the_plain_form_loads_and_ends_before_the_server_starts(namespace: Names
     assert "restartPolicy" not in body["spec"]["initContainers"][0]
     assert pod.last_report().outcome is Outcome.LOADED
     assert f"serving {model.revision}" in pod.logs()
-    # Nobody holds a lock; the controller knows the pod all the same.
+    # No process holds a lock, but the controller knows the pod.
     entry, shown = model.entry_path(), model.visible_files()
     model.delete()
     model.wait_deleted()

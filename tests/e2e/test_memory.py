@@ -1,4 +1,4 @@
-"""Memory: who is charged for a cache in memory, who is killed for it, and what a reboot leaves."""
+"""A cache in memory: memory limits of the loader, out-of-memory kills, and reboots."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_limit_below_the_weights_is_raised_so_that_the_loader_is_not_killed(
 
 @pytest.fixture
 def reserved_memory(e2e: E2ECluster) -> Iterator[None]:
-    """An installation whose administrator says that the cache's memory is set aside, so no limit is raised for it."""
+    """An installation with reserved memory for the cache, so that memory limits are not raised."""
     e2e.release.install({"cache": {"memory": {"reserved": True}}})
     yield
     e2e.release.install()
@@ -45,7 +45,7 @@ def reserved_memory(e2e: E2ECluster) -> Iterator[None]:
 
 @pytest.mark.usefixtures("reserved_memory")
 def test_an_oom_killed_loader_is_reported_on_the_object_with_numbers(namespace: Namespace, e2e: E2ECluster) -> None:
-    # Room for the weights, and none for the loader that writes them. Less would be refused before the first byte.
+    # Enough for the weights, but not for the loader as well. With less, the load would fail before the first byte.
     limits = {"loader": {"resources": {"requests": {"memory": "32Mi"}, "limits": {"memory": "144Mi"}}}}
     model = namespace.create_model("large", files=e2e.model_files.large, spec={**PREWARM, **limits}, wait=False)
     body = model.wait_for_condition("Warm", "False", "LoaderOOMKilled")
@@ -61,7 +61,7 @@ def test_an_oom_killed_loader_is_reported_on_the_object_with_numbers(namespace: 
     assert "failures" not in body["status"]
 
 
-def test_a_reboot_forgets_what_was_in_memory_and_keeps_the_disk(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_reboot_loses_entries_in_memory_and_keeps_those_on_disk(namespace: Namespace, e2e: E2ECluster) -> None:
     memory = namespace.create_model("memory", spec=PREWARM, wait=False)
     disk = namespace.create_model("disk", spec={**PREWARM, "cache": {"medium": "Disk"}}, wait=False)
     memory.wait_for_condition("Warm")
@@ -93,6 +93,6 @@ def test_a_reboot_forgets_what_was_in_memory_and_keeps_the_disk(namespace: Names
     )
     pod.wait_ready(timeout=120)
     after = {model.name: e2e.storage.gets(e2e.bucket, f"{model.prefix}model.tensors") for model in (memory, disk)}
-    assert after["memory"] == 2 * loads["memory"], "what was in memory is loaded once more"
-    assert after["disk"] == loads["disk"], "what is on disk is still there"
+    assert after["memory"] == 2 * loads["memory"], "the entry in memory must be loaded again"
+    assert after["disk"] == loads["disk"], "the entry on disk must still exist"
     assert pod.last_report().outcome in {Outcome.HIT, Outcome.LOADED}

@@ -1,4 +1,4 @@
-"""Nobody can do more than is needed: what is injected opens nothing, and a model is had by those who may read it."""
+"""Injected pods and loaders have no more permissions than needed, and models only permitted readers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPEN = {"access": {"allowedNamespaces": {"from": "All"}}}
 
 @pytest.fixture(scope="module")
 def serving_pod(e2e: E2ECluster) -> Iterator[Pod]:
-    """A pod that serves; its own containers get a token for the API, as pods do unless they say otherwise."""
+    """A serving pod whose own containers have an API token, as by default."""
     namespace = Namespace.create(e2e, "permissions")
     namespace.create_model()
     pod = namespace.create_pod(automountServiceAccountToken=True)
@@ -34,14 +34,14 @@ def serving_pod(e2e: E2ECluster) -> Iterator[Pod]:
     namespace.delete()
 
 
-def test_what_is_injected_does_not_open_the_api(serving_pod: Pod, e2e: E2ECluster) -> None:
+def test_the_injected_token_gives_no_access_to_the_api(serving_pod: Pod, e2e: E2ECluster) -> None:
     folder = "/var/run/secrets/tonnage.dev"
     found = serving_pod.exec(
         "find", "/var/run/secrets", "/run/secrets", "-name", "token*", "-type", "l", container=LOADER
     )
     tokens = sorted({line for line in found.split() if line.endswith("/token")})
-    assert not [path for path in tokens if "kubernetes.io" in path], "the pod's own token is not for the loader"
-    assert tokens, f"the loader reports with a token, somewhere like {folder}"
+    assert not [path for path in tokens if "kubernetes.io" in path], "the loader has the pod's API token"
+    assert tokens, f"the loader has no token for reports below {folder}"
     for path in tokens:
         held = KubeClient(e2e.cluster.kubeconfig, token=serving_pod.exec("cat", path, container=LOADER))
         with pytest.raises(ApiError) as caught:
@@ -50,7 +50,7 @@ def test_what_is_injected_does_not_open_the_api(serving_pod: Pod, e2e: E2ECluste
     assert "tonnage" not in serving_pod.exec("find", "/var/run/secrets", "/run/secrets")
 
 
-def test_a_loader_has_no_powers_and_sees_its_own_entry_alone(serving_pod: Pod, namespace: Namespace) -> None:
+def test_a_loader_has_no_capabilities_and_sees_only_its_own_entry(serving_pod: Pod, namespace: Namespace) -> None:
     other = namespace.create_model()
     namespace.create_pod().wait_ready()
     status = dict(
@@ -70,7 +70,7 @@ def test_a_loader_has_no_powers_and_sees_its_own_entry_alone(serving_pod: Pod, n
     assert "ro" in root[5].split(",")
 
 
-def test_a_server_reads_its_model_and_cannot_write_it(serving_pod: Pod) -> None:
+def test_a_server_can_read_but_not_write_its_model(serving_pod: Pod) -> None:
     script = "open('/models/llama/more', 'w')"
     with pytest.raises(Exception, match="Read-only file system"):
         serving_pod.exec("/usr/bin/python3", "-c", script)
@@ -78,7 +78,7 @@ def test_a_server_reads_its_model_and_cannot_write_it(serving_pod: Pod) -> None:
     assert ".tonnage" not in serving_pod.exec("ls", "-a", "/models/llama").split()
 
 
-def test_another_namespace_gets_a_model_only_where_access_says_so(
+def test_another_namespace_gets_a_model_only_if_access_allows_it(
     namespace: Namespace, make_namespace: Callable[..., Namespace]
 ) -> None:
     owner, friend, stranger = namespace, make_namespace(labels={"team": "research"}), make_namespace()
@@ -94,12 +94,12 @@ def test_another_namespace_gets_a_model_only_where_access_says_so(
         stranger.create_pod(model="llama")
 
 
-def test_a_pod_of_another_namespace_opens_the_bucket_with_its_own_credentials(
+def test_a_pod_of_another_namespace_reads_the_bucket_with_its_own_credentials(
     namespace: Namespace, make_namespace: Callable[..., Namespace], e2e: E2ECluster
 ) -> None:
     owner, other = namespace, make_namespace()
     owner.create_model().patch_spec(OPEN)
-    owner.create_pod().wait_ready()  # the node has it now
+    owner.create_pod().wait_ready()  # now the node is warm
     other.apply_secret(READER_SECRET, e2e.user_credentials("stranger"))
     pod = other.create_pod(model=f"{owner.name}/llama")
     body = pod.wait_for(
@@ -118,7 +118,7 @@ def test_a_pod_of_another_namespace_opens_the_bucket_with_its_own_credentials(
 
 
 def terminated_state(container: Object) -> Object:
-    """Returns how a container ended last; empty while it hasn't."""
+    """Returns a container's terminated state, current or last; empty if it has none."""
     found: Object = (container.get("state") or {}).get("terminated") or {}
     return found or (container.get("lastState") or {}).get("terminated") or {}
 
@@ -130,7 +130,7 @@ def test_a_missing_secret_is_named(make_namespace: Callable[..., Namespace], e2e
     model.wait_for_condition("Resolved", "False", "CredentialsMissing", message=READER_SECRET)
 
 
-def test_the_operators_own_pods_are_of_the_restricted_profile(
+def test_the_operators_own_pods_conform_to_the_restricted_profile(
     make_namespace: Callable[..., Namespace], e2e: E2ECluster
 ) -> None:
     namespace = make_namespace(labels={"pod-security.kubernetes.io/enforce": "restricted"})

@@ -1,4 +1,4 @@
-"""Namespaces that enforce the restricted profile: no host path, weights in a claim or in each pod's own folder."""
+"""Namespaces that enforce the restricted profile: no host paths, weights in a claim or in an emptyDir."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ SECURITY = {"runAsNonRoot": True, "fsGroup": GROUP, "seccompProfile": {"type": "
 
 @pytest.fixture
 def restricted(make_namespace: Callable[..., Namespace]) -> Namespace:
-    """A namespace of the restricted profile."""
+    """A namespace that enforces the restricted profile."""
     return make_namespace(labels=ENFORCED)
 
 
-def test_host_paths_are_refused_there_with_a_sentence(restricted: Namespace) -> None:
+def test_host_paths_are_denied_with_a_message(restricted: Namespace) -> None:
     restricted.create_model()
     with pytest.raises(ApiError, match="violates PodSecurity") as caught:
         restricted.create_pod(securityContext=SECURITY)
     assert "hostPath" in str(caught.value)
 
 
-def test_each_pod_can_have_a_copy_of_its_own(restricted: Namespace) -> None:
+def test_each_pod_can_have_its_own_copy(restricted: Namespace) -> None:
     model = restricted.create_model(spec={"cache": {"delivery": "EmptyDir", "medium": "Disk"}})
     pod = restricted.create_pod(securityContext=SECURITY)
     pod.wait_ready()

@@ -1,4 +1,4 @@
-"""What Tonnage is for: the first pod on a node loads, later ones attach, and all of them serve."""
+"""The main use: the first pod on a node loads, later ones attach, and all serve."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 5.0
 LOADER_SECONDS = 2.0
-"""Far above what a pod takes that finds its weights on the node (0.15 s and a second): figures come from benchmarks."""
+"""Generous limits for a hit (0.15 s in benchmarks) and its init phase (about a second)."""
 NOISE_SECONDS = 4.0
-"""How far two init phases of the same kind may be apart on a busy machine."""
+"""By how much two equal init phases may differ on a busy machine."""
 
 
 def baseline_init_seconds(namespace: Namespace, number: int) -> float:
-    """Returns the seconds that a sidecar takes, which has nothing to do and is ready at once: kubelet's own share."""
+    """Returns the seconds of an init phase whose sidecar is ready immediately: kubelet's own share."""
     probe = {"exec": {"command": ["test", "-d", "/"]}, "periodSeconds": 1, "failureThreshold": 60}
     sidecar = {
         "name": "idle",
@@ -42,7 +42,7 @@ def baseline_init_seconds(namespace: Namespace, number: int) -> float:
     return processes.start_time(pod.pids("server")[0]) - processes.start_time(pod.pids("idle")[0])
 
 
-def test_the_first_pod_loads_and_later_ones_attach_at_once(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_the_first_pod_loads_and_later_ones_attach(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model("large", files=e2e.model_files.large)
     first = namespace.create_pod(model="large")
     body = first.wait_ready()
@@ -67,7 +67,7 @@ def test_the_first_pod_loads_and_later_ones_attach_at_once(namespace: Namespace,
         print(f"attached: loader {1000 * each.loader:.0f} ms, init phase {1000 * each.init:.0f} ms")
     print(f"an init phase that does nothing: {', '.join(f'{1000 * each:.0f} ms' for each in floor)}")
     assert min(each.loader for each in startups) <= LOADER_SECONDS
-    # Kubelet looks at containers and probes once a second, whatever they do.
+    # Kubelet checks containers and probes once a second.
     assert statistics.median(each.init for each in startups) <= max(
         INIT_SECONDS, statistics.mean(floor) + NOISE_SECONDS
     )
@@ -92,17 +92,17 @@ def test_ten_pods_at_once_share_one_download(namespace: Namespace, e2e: E2EClust
     reports = [pod.last_report() for pod in pods]
     assert Counter(report.outcome for report in reports) == {Outcome.LOADED: 1, Outcome.HIT: 9}
     (size,) = {path.stat().st_size for name, path in e2e.model_files.small.items() if name == "model.tensors"}
-    # The index is read before the tensors, and each object is asked for its state; no byte of a tensor comes twice.
+    # Besides the tensors, once each, there are requests for the index and for the state of objects.
     assert size * 0.9 < e2e.storage.bytes_served(e2e.bucket, f"{model.prefix}model.tensors") < size * 1.1
 
 
-def test_a_prewarmed_node_is_warm_before_a_pod_asks(namespace: Namespace, e2e: E2ECluster) -> None:
+def test_a_prewarmed_node_is_warm_before_the_first_pod(namespace: Namespace, e2e: E2ECluster) -> None:
     spec = {"placement": {"prewarm": "AllMatching"}, "loader": {"bandwidthLimit": "40Mi"}}
     model = namespace.create_model("large", files=e2e.model_files.large, spec=spec, wait=False)
     model.wait_for_status(
         lambda status: 0 < (status.get("progress") or {}).get("percent", -1) < 100, description="progress on the way"
     )
-    assert not model.visible_files(), "a half-written model can be seen"
+    assert not model.visible_files(), "a partial entry is visible"
     body = model.wait_for_condition("Warm")
     assert body["status"]["nodes"]["summary"] == "1/1"
     assert "LoadCompleted" in model.event_reasons()
@@ -113,7 +113,7 @@ def test_a_prewarmed_node_is_warm_before_a_pod_asks(namespace: Namespace, e2e: E
     assert 0 < media["Memory"]["freeBytes"] < media["Memory"]["capacityBytes"]
 
 
-def test_two_models_come_by_their_aliases(namespace: Namespace) -> None:
+def test_two_models_are_mounted_by_alias(namespace: Namespace) -> None:
     base, draft = namespace.create_model(), namespace.create_model("draft")
     pod = namespace.create_pod(
         model="", annotations={names.MODELS: "big=llama,little-1=draft", names.MOUNT_PATH: "/weights"}
@@ -136,7 +136,7 @@ def test_presigned_urls_from_a_secret_are_loaded(namespace: Namespace, e2e: E2EC
         for name in e2e.model_files.small
     ]
     namespace.apply_secret("urls", {"urls": "\n".join(urls)})
-    # A merge can't take the s3 source away, so the whole object is written here.
+    # create_model merges its spec and can't remove the s3 source, so the object is created here.
     body = {
         "apiVersion": names.API_VERSION,
         "kind": names.MODEL_WEIGHTS_KIND,

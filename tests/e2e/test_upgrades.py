@@ -1,16 +1,16 @@
-"""Upgrades and uninstalls of the chart, with pods that run meanwhile."""
+"""Upgrades and uninstalls of the chart while pods run."""
 
 from __future__ import annotations
 
 import shutil
-import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from e2e_support import helm_release
 from e2e_support.kube_client import ApiError
+from operator_support.background_thread import BackgroundThread
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def reinstall_after(e2e: E2ECluster) -> Iterator[None]:
-    """Sees to it that Tonnage is installed as other tests expect it."""
+    """Installs Tonnage again with the default test values."""
     yield
     e2e.release.install()
 
 
 @pytest.fixture
 def previous_chart(tmp_path: Path) -> Path:
-    """The chart as it was before. There is no earlier release yet, so it is this one under an earlier version."""
+    """A chart of an earlier version: this one with another version number, until there is a release."""
     folder = tmp_path / "tonnage"
     shutil.copytree(helm_release.CHART, folder)
     chart = yaml.safe_load((folder / "Chart.yaml").read_text())
@@ -40,38 +40,29 @@ def previous_chart(tmp_path: Path) -> Path:
     return folder
 
 
-class DryRunPodCreator:
-    """Asks the webhook for pods (dry runs) until it is told to stop, and keeps what was refused."""
+class DryRunPodCreator(BackgroundThread):
+    """Creates pods as dry runs until the end of the ``with`` block, and records rejections."""
 
     def __init__(self, namespace: Namespace) -> None:
+        super().__init__()
         self._namespace = namespace
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.attempts = 0
         self.rejections: list[str] = []
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.1):
+    def run(self) -> None:
+        while not self.stop_requested.wait(0.1):
             self.attempts += 1
             try:
-                self._namespace.create_pod(f"asked-{self.attempts}", query={"dryRun": "All"})
+                self._namespace.create_pod(f"dry-run-{self.attempts}", query={"dryRun": "All"})
             except ApiError as error:
                 self.rejections.append(str(error))
 
 
 @pytest.mark.usefixtures("reinstall_after")
-def test_an_upgrade_disturbs_no_pod_and_refuses_none(
+def test_an_upgrade_disturbs_no_pod_and_rejects_none(
     namespace: Namespace, e2e: E2ECluster, previous_chart: Path
 ) -> None:
-    # Other settings, too, so that all of the operator's pods are replaced.
+    # Also changed settings, so that all of the operator's pods are replaced.
     old = {"podAnnotations": {"e2e": "old"}}
     e2e.release.install({"controller": old, "webhook": old}, chart=previous_chart)
     model = namespace.create_model()
@@ -84,7 +75,7 @@ def test_an_upgrade_disturbs_no_pod_and_refuses_none(
     assert creator.attempts > 5
     assert not creator.rejections
     assert [each["chart"].endswith("-0.0.1") for each in e2e.release.history()[-2:]] == [True, False]
-    assert secrets(e2e) == certificates, "certificates are kept over an upgrade"
+    assert secrets(e2e) == certificates, "an upgrade must keep certificates"
     after = pod.get()
     assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
     later = namespace.create_pod()
@@ -94,20 +85,20 @@ def test_an_upgrade_disturbs_no_pod_and_refuses_none(
 
 
 def secrets(e2e: E2ECluster) -> dict[str, Any]:
-    """Returns what the release's TLS Secrets hold."""
+    """Returns the data of the release's TLS Secrets by name."""
     found = e2e.api.list("Secret", helm_release.NAMESPACE)
     return {each["metadata"]["name"]: each["data"] for each in found if each["type"] == "kubernetes.io/tls"}
 
 
-def test_the_charts_own_test_passes(e2e: E2ECluster) -> None:
+def test_helm_test_passes(e2e: E2ECluster) -> None:
     assert "Phase:          Succeeded" in e2e.release.run_tests()
 
 
 @pytest.mark.usefixtures("reinstall_after")
-def test_an_uninstall_keeps_or_wipes_objects_and_bytes_by_its_policy(
+def test_an_uninstall_keeps_or_wipes_objects_and_entries_by_its_policy(
     namespace: Namespace, prepared_namespaces: list[Namespace], e2e: E2ECluster
 ) -> None:
-    while prepared_namespaces:  # what is wiped is no good for other tests
+    while prepared_namespaces:  # other tests can't use wiped namespaces
         prepared_namespaces.pop().delete()
     model = namespace.create_model()
     pod = namespace.create_pod()
@@ -117,7 +108,7 @@ def test_an_uninstall_keeps_or_wipes_objects_and_bytes_by_its_policy(
     e2e.release.uninstall()
     assert e2e.api.get_or_none("ModelWeights", model.name, model.namespace)
     assert model.visible_files() == shown
-    plain = namespace.create_pod("plain")  # nobody injects now, and nobody is kept from starting
+    plain = namespace.create_pod("plain")  # not injected, and not blocked
     assert names.INJECTED not in plain.get()["metadata"]["annotations"]
 
     e2e.release.install({"uninstall": {"policy": "Wipe"}})
@@ -136,7 +127,7 @@ def test_an_uninstall_keeps_or_wipes_objects_and_bytes_by_its_policy(
 
 
 def delete_and_wait(*pods: Pod) -> None:
-    """Ends pods and waits for it."""
+    """Deletes pods and waits until they no longer exist."""
     for pod in pods:
         pod.e2e.api.delete("Pod", pod.name, pod.namespace)
     for pod in pods:

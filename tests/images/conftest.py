@@ -1,4 +1,4 @@
-"""The real images, built or found by `hack/images/build.py`, and unpacked once for all tests."""
+"""The real images, built by `hack/images/build.py` unless up to date, and unpacked once a session."""
 
 from __future__ import annotations
 
@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "hack" / "images"
 EXIT_CANNOT_BUILD = 3
-"""The tools' exit code where a machine hasn't got what they need."""
+"""Exit code of the tools if the host lacks a requirement."""
 
 
 def _run_tool(*args: str) -> str:
-    """Runs one of the tools and returns what it printed; skips, in its words, where this machine can't do it.
-
-    In CI that is a failure.
-    """
+    """Runs a tool and returns its output. If the host lacks a requirement: skips (in CI: fails) with its message."""
     result = subprocess.run([sys.executable, *args], cwd=TOOLS, capture_output=True, text=True, check=False)
     if result.returncode == EXIT_CANNOT_BUILD and os.environ.get("CI") != "true":
         pytest.skip(result.stderr.strip().splitlines()[-1])
@@ -37,9 +34,9 @@ def _run_tool(*args: str) -> str:
 
 @pytest.fixture(scope="session")
 def build_result() -> dict[str, Any]:
-    """What `hack/images/build.py` says about the images; TONNAGE_IMAGE_OPTIONS can hold more of its options."""
+    """The JSON output of `hack/images/build.py`. TONNAGE_IMAGE_OPTIONS can have more options for it."""
     if os.geteuid() != 0:
-        pytest.skip("containers are run as root here, and this user isn't")
+        pytest.skip("needs root, to run containers")
     _run_tool("host.py", "runc")
     result: dict[str, Any] = json.loads(
         _run_tool("build.py", *shlex.split(os.environ.get("TONNAGE_IMAGE_OPTIONS", "")))

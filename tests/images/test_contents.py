@@ -1,4 +1,4 @@
-"""What is in the images, and what isn't."""
+"""Contents and descriptions of the images."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ UNCHECKED_HASH = 0b01
 
 @pytest.fixture(params=["loader", "operator"])
 def image(request: pytest.FixtureRequest) -> Image:
-    """Each of the two."""
+    """Each of the two images."""
     found: Image = request.getfixturevalue(request.param)
     return found
 
 
 def options() -> list[str]:
-    """Returns what the images of this run are built with."""
+    """Returns the build options of this test run."""
     return shlex.split(os.environ.get("TONNAGE_IMAGE_OPTIONS", ""))
 
 
@@ -54,7 +54,7 @@ def site_packages(image: Image) -> Path:
 
 
 def locked(*names: str) -> dict[str, str]:
-    """Returns the packages of requirement files that a Linux with Python 3.11 installs, by name."""
+    """Returns the versions that requirement files pin for Linux with Python 3.11, by name."""
     from packaging.requirements import Requirement
 
     found = {}
@@ -72,8 +72,8 @@ def test_the_loader_adds_less_than_150_mb_to_its_base(loader: Image) -> None:
     assert sum(loader.layer_sizes[1:]) <= 150_000_000
 
 
-def test_images_that_are_there_are_not_built_again(build_result: dict[str, Any]) -> None:
-    for _ in range(3):  # somebody may be editing the sources at this moment
+def test_existing_images_are_not_built_again(build_result: dict[str, Any]) -> None:
+    for _ in range(3):  # the sources may be edited at the same time
         found = subprocess.run([sys.executable, BUILD, *options()], capture_output=True, text=True, check=True)
         if not found.stderr:
             break
@@ -81,19 +81,19 @@ def test_images_that_are_there_are_not_built_again(build_result: dict[str, Any])
     assert json.loads(found.stdout).keys() == build_result.keys()
 
 
-def test_images_share_all_layers_but_the_last(loader: Image, operator: Image) -> None:
+def test_images_share_all_layers_except_the_last(loader: Image, operator: Image) -> None:
     assert loader.layer_sizes[:-1] == operator.layer_sizes[: len(loader.layer_sizes) - 1]
 
 
-def test_the_loader_has_what_is_locked_and_nothing_else(loader: Image) -> None:
+def test_the_loader_has_exactly_the_locked_packages(loader: Image) -> None:
     assert loader.python_packages() == {**locked("runtime.txt"), "tonnage": __version__}
 
 
-def test_the_operator_has_what_is_locked_and_nothing_else(operator: Image) -> None:
+def test_the_operator_has_exactly_the_locked_packages(operator: Image) -> None:
     assert operator.python_packages() == {**locked("image-operator.txt"), "tonnage": __version__}
 
 
-def test_no_compiler_installer_or_test_tool_is_there(image: Image) -> None:
+def test_no_compiler_installer_or_test_tool_is_installed(image: Image) -> None:
     programs = {
         file.name
         for folder in ("usr/bin", "usr/sbin", "usr/local/bin", "opt/tonnage/bin")
@@ -110,21 +110,21 @@ def test_no_compiler_installer_or_test_tool_is_there(image: Image) -> None:
     assert not list(image.root.glob("**/ensurepip"))
 
 
-def test_the_loader_knows_neither_kubernetes_nor_torch(loader: Image) -> None:
+def test_the_loader_has_neither_kubernetes_packages_nor_torch(loader: Image) -> None:
     assert not {"torch", "numpy", *KUBERNETES_PACKAGES} & loader.python_packages().keys()
     assert not (site_packages(loader) / "tonnage_operator").exists()
     assert not list(loader.root.glob("**/tonnage-operator"))
 
 
 def recorded(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yields the files that installed distributions list, with their hashes."""
+    """Yields the files in the RECORD of installed distributions, with their hashes."""
     for record in folder.glob("*.dist-info/RECORD"):
         for name, digest, _ in csv.reader(record.read_text().splitlines()):
             if digest:
                 yield folder / name, digest
 
 
-def test_every_file_of_a_package_is_as_its_record_says(image: Image) -> None:
+def test_every_file_of_a_package_has_the_hash_in_its_record(image: Image) -> None:
     count = 0
     for file, digest in recorded(site_packages(image)):
         kind, _, expected = digest.partition("=")
@@ -134,14 +134,14 @@ def test_every_file_of_a_package_is_as_its_record_says(image: Image) -> None:
     assert count > 1000
 
 
-def test_debian_packages_are_on_record(image: Image) -> None:
+def test_debian_packages_are_in_the_dpkg_database(image: Image) -> None:
     status = (image.root / "var/lib/dpkg/status").read_text()
     for name in ("python3.11-minimal", "libpython3.11-stdlib", "ca-certificates", "openssl"):
         assert re.search(rf"^Package: {re.escape(name)}$", status, re.MULTILINE), name
     assert (image.root / "etc/ssl/certs/ca-certificates.crt").stat().st_size > 100_000
 
 
-def test_all_modules_are_compiled_and_need_no_look_at_their_sources(image: Image) -> None:
+def test_all_modules_are_compiled_and_never_checked_against_their_sources(image: Image) -> None:
     folder = site_packages(image)
     for source in folder.rglob("*.py"):
         compiled = source.parent / "__pycache__" / f"{source.stem}.cpython-311.pyc"
@@ -164,7 +164,7 @@ def test_nothing_is_left_of_the_build(image: Image) -> None:
     assert not [value for value in config["Env"] if value.startswith(("PIP_", "http", "HTTP", "DEBIAN_"))]
 
 
-def test_no_program_gives_rights_that_its_caller_has_not(image: Image) -> None:
+def test_no_program_is_setuid_or_setgid(image: Image) -> None:
     for file in image.root.rglob("*"):
         if file.is_file() and not file.is_symlink():
             assert not file.stat().st_mode & (stat.S_ISUID | stat.S_ISGID), file
@@ -182,12 +182,12 @@ def test_files_of_packages_belong_to_root_and_are_readable_by_all(image: Image) 
 # Descriptions
 
 
-def test_both_run_as_a_fixed_user_who_is_not_root(image: Image) -> None:
+def test_both_images_run_as_a_fixed_user_other_than_root(image: Image) -> None:
     assert image.config["User"] == "65532:65532"
     assert "tonnage:x:65532:65532:" in (image.root / "etc/passwd").read_text()
 
 
-def test_labels_say_what_it_is(image: Image, build_result: dict[str, Any]) -> None:
+def test_labels_describe_the_image(image: Image, build_result: dict[str, Any]) -> None:
     labels = image.config["Labels"]
     prefix = "org.opencontainers.image."
     target = labels[f"{prefix}title"].removeprefix("tonnage-")
@@ -198,7 +198,7 @@ def test_labels_say_what_it_is(image: Image, build_result: dict[str, Any]) -> No
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", labels[f"{prefix}revision"])
 
 
-def test_a_base_that_was_made_here_is_named_as_one(image: Image, build_result: dict[str, Any]) -> None:
+def test_a_locally_built_base_is_labeled_as_such(image: Image, build_result: dict[str, Any]) -> None:
     labels = image.config["Labels"]
     if build_result["base"].startswith("localhost/"):
         assert labels["dev.tonnage.stand-in-base"] == "true"
@@ -207,11 +207,11 @@ def test_a_base_that_was_made_here_is_named_as_one(image: Image, build_result: d
         assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
 
 
-def test_arguments_alone_are_a_command(loader: Image, operator: Image) -> None:
+def test_images_without_a_command_print_help(loader: Image, operator: Image) -> None:
     assert loader.command == ["tonnage", "--help"]
     assert operator.command == ["tonnage-operator", "--help"]
 
 
-def test_only_the_operator_can_be_asked_for_its_health(loader: Image, operator: Image) -> None:
+def test_only_the_operator_has_a_health_check(loader: Image, operator: Image) -> None:
     assert loader.config["Healthcheck"]["Test"] == ["NONE"]
     assert operator.config["Healthcheck"]["Test"][0] == "CMD"

@@ -1,4 +1,4 @@
-"""The Dockerfile and what it is built from, read without building."""
+"""Static checks of the Dockerfile and its build context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def shell_commands() -> list[list[str]]:
-    """Returns the words of all commands that are run."""
+    """Returns the words of all shell commands."""
     commands: list[list[str]] = [[]]
     for name, text in instructions():
         if name == "RUN":
@@ -40,11 +40,11 @@ def shell_commands() -> list[list[str]]:
 
 
 def calls(*args: str) -> list[list[str]]:
-    """Returns the commands that have these words one after the other."""
+    """Returns the commands that contain these words in sequence."""
     return [command for command in shell_commands() if " ".join(args) in " ".join(command)]
 
 
-def test_stages_come_from_one_base_that_can_be_pinned() -> None:
+def test_stages_have_one_base_that_can_be_pinned() -> None:
     stages = set()
     for name, text in instructions():
         if name == "FROM":
@@ -64,7 +64,7 @@ def test_distribution_packages_are_pinned() -> None:
         assert all(re.fullmatch(r"[a-z0-9.-]+=[0-9][^*]*(-\*|\*)?", package) for package in packages), packages
 
 
-def test_python_packages_come_as_wheels_by_hash() -> None:
+def test_python_packages_are_installed_from_wheels_by_hash() -> None:
     installs = [command for command in shell_commands() if any(word.endswith("/pip") for word in command)]
     assert len(installs) == 3
     for command in installs:
@@ -73,25 +73,25 @@ def test_python_packages_come_as_wheels_by_hash() -> None:
         assert command[-2] == "--requirement"
 
 
-def test_nothing_is_downloaded_otherwise() -> None:
+def test_nothing_else_is_downloaded() -> None:
     for name, text in instructions():
         assert name != "ADD"
         assert not re.search(r"\b(curl|wget|git)\b|https?://(?!127\.0\.0\.1)", text), text
 
 
-def test_no_setting_of_a_machine_is_written_down() -> None:
+def test_no_setting_of_a_machine_is_committed() -> None:
     for name, text in instructions():
         if name in {"ARG", "ENV"}:
             assert not re.search(r"index|proxy|mirror|token|password|://", text, re.IGNORECASE), text
 
 
-def test_users_are_numbers() -> None:
+def test_users_are_numeric() -> None:
     users = [text for name, text in instructions() if name == "USER"]
     assert users == ["65532:65532"] * 2
 
 
 def copied() -> set[str]:
-    """Returns what is copied from the repository: paths by name, or all that .dockerignore lets through."""
+    """Returns the paths that are copied from the build context, as written."""
     found: set[str] = set()
     for name, text in instructions():
         if name == "COPY" and "--from=" not in text:
@@ -104,14 +104,14 @@ def copied() -> set[str]:
     }
 
 
-def test_what_is_copied_by_name_is_let_through() -> None:
+def test_copied_paths_are_not_ignored() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     for path in copied():
         assert (ROOT / path).exists()
         assert any(Path(path).match(line[1:]) for line in lines if line.startswith("!")), path
 
 
-def test_the_operator_gets_the_loaders_versions() -> None:
+def test_the_operator_has_the_loaders_versions() -> None:
     def pins(name: str) -> set[str]:
         text = (ROOT / "requirements" / name).read_text()
         return set(re.findall(r"^([a-z0-9._-]+==[^ ]+)", text, re.MULTILINE))
@@ -124,7 +124,7 @@ def test_the_operator_gets_the_loaders_versions() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of all that the images are made of."""
+    """A copy of the images' build inputs."""
     script = "import cache_key; print(*cache_key.input_files(), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", script], cwd=TOOLS, capture_output=True, text=True, check=True)
     for file in map(Path, done.stdout.splitlines()):
@@ -141,7 +141,7 @@ def key(clone: Path) -> str:
     ).stdout.strip()
 
 
-def test_all_that_is_copied_counts_for_the_key(clone: Path) -> None:
+def test_every_copied_file_is_part_of_the_key(clone: Path) -> None:
     for path in copied():
         assert (clone / path).exists(), path
     keys = {key(clone)}
@@ -152,7 +152,7 @@ def test_all_that_is_copied_counts_for_the_key(clone: Path) -> None:
     assert len(keys) == 4
 
 
-def test_what_running_leaves_behind_does_not_count_for_the_key(clone: Path) -> None:
+def test_files_created_at_run_time_are_not_part_of_the_key(clone: Path) -> None:
     before = key(clone)
     folder = clone / "loader" / "tonnage" / "__pycache__"
     folder.mkdir(exist_ok=True)

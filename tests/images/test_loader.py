@@ -1,4 +1,4 @@
-"""The loader's image at work: real containers, a real S3 server, a file that tensorizer wrote."""
+"""The loader's image in real containers, with a real S3 server and a file that tensorizer wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(600)
 
 STRANGER = 12345
-"""A user whom /etc/passwd doesn't know."""
+"""A UID without an entry in /etc/passwd."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def source(s3: SeaweedS3, tensors: dict[str, torch.Tensor], tmp_path_factory: py
 
 @pytest.fixture
 def environment(s3: SeaweedS3) -> dict[str, str]:
-    """What the loader needs to reach the server, and nothing of this machine's."""
+    """The S3 server's environment variables."""
     return s3.environment()
 
 
@@ -66,7 +66,7 @@ def last_line(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("user", [0, 65532, STRANGER])
-def test_any_user_loads_in_a_read_only_root_without_capabilities(
+def test_any_user_can_load_with_a_read_only_root_and_no_capabilities(
     user: int,
     loader: Image,
     source: str,
@@ -75,7 +75,7 @@ def test_any_user_loads_in_a_read_only_root_without_capabilities(
     cache: Path,
     tmp_path: Path,
 ) -> None:
-    # Root without capabilities is no more than the owner of its files.
+    # Root without capabilities can only access its own files.
     import os
 
     os.chown(cache, user, user)
@@ -92,7 +92,7 @@ def test_any_user_loads_in_a_read_only_root_without_capabilities(
     assert last_line(out)["outcome"] == "hit"
 
 
-def test_it_loads_without_a_home(
+def test_a_load_needs_no_home_folder(
     loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:
     cache.chmod(0o777)
@@ -106,7 +106,7 @@ def test_it_loads_without_a_home(
     assert last_line(out)["outcome"] == "loaded"
 
 
-def test_a_hit_as_a_whole_process_is_quick(
+def test_a_hit_takes_less_than_two_seconds(
     loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:
     args = ["load", source, "--cache", "/cache", "--progress", "off"]
@@ -120,10 +120,10 @@ def test_a_hit_as_a_whole_process_is_quick(
     with start_container(loader, tmp_path, command=command, **settings) as container:
         code, out, err = container.wait()
     assert code == 0, err
-    assert float(out.strip().rpartition("\n")[2]) < 2  # 0.15 on a quiet machine; this one may be busy
+    assert float(out.strip().rpartition("\n")[2]) < 2  # 0.15 s on an idle machine
 
 
-def test_holding_as_the_first_process_ends_at_sigterm(
+def test_a_holder_as_pid_1_exits_on_sigterm(
     loader: Image, source: str, environment: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:
     command = ["tonnage", "load", source, "--cache", "/cache", "--progress", "off", "--hold"]
@@ -142,8 +142,8 @@ def test_holding_as_the_first_process_ends_at_sigterm(
         assert time.monotonic() - started < 2
 
 
-def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path: Path, cache: Path) -> None:
-    # The address answers nobody, so that only the signal ends it.
+def test_a_sigterm_right_after_the_start_is_not_lost(loader: Image, tmp_path: Path, cache: Path) -> None:
+    # Nothing responds at this address, so only the signal ends the load.
     command = ["tonnage", "load", "http://192.0.2.1/model.tensors", "--cache", "/cache", "--progress", "off"]
     for _ in range(3):
         with start_container(loader, tmp_path, command=command, user=0, mounts={"/cache": cache}) as container:
@@ -155,19 +155,19 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(loader: Image, tmp_path:
             assert container.process.returncode in {32, 143}
 
 
-def test_it_says_which_version_it_is(loader: Image, tmp_path: Path) -> None:
+def test_version_is_printed(loader: Image, tmp_path: Path) -> None:
     code, out, err = run_container(loader, tmp_path, "version", "--json")
     assert code == 0, err
     assert json.loads(out)["tonnage"] == __version__
 
 
-def test_without_arguments_it_says_what_it_can_do(loader: Image, tmp_path: Path) -> None:
+def test_without_arguments_help_is_printed(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path) as container:
         code, out, _ = container.wait()
     assert code == 0
     assert "load" in out
 
 
-def test_what_startup_probes_run_is_there(loader: Image, tmp_path: Path) -> None:
+def test_the_command_of_startup_probes_works(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path, command=["test", "-e", "/usr/local/bin/tonnage"]) as container:
         assert container.wait()[0] == 0

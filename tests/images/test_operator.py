@@ -1,4 +1,4 @@
-"""The operator's image at work: real containers, with a read-only root and no capability."""
+"""The operator's image in real containers, with a read-only root and no capabilities."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ reports: {url: "https://tonnage-controller.tonnage-system.svc:8443/v1/reports"}
 KUBECONFIG = {
     "apiVersion": "v1",
     "kind": "Config",
-    "current-context": "nobody",
-    "contexts": [{"name": "nobody", "context": {"cluster": "nobody", "user": "nobody"}}],
-    "clusters": [{"name": "nobody", "cluster": {"server": "https://127.0.0.1:1"}}],
-    "users": [{"name": "nobody", "user": {"token": "none"}}],
+    "current-context": "unreachable",
+    "contexts": [{"name": "unreachable", "context": {"cluster": "unreachable", "user": "unreachable"}}],
+    "clusters": [{"name": "unreachable", "cluster": {"server": "https://127.0.0.1:1"}}],
+    "users": [{"name": "unreachable", "user": {"token": "none"}}],
 }
 """An API server that refuses connections."""
 
 
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
-    """What the operator is started with."""
+    """A folder with the operator's configuration files."""
     folder = tmp_path / "config"
     folder.mkdir()
     (folder / "installation.yaml").write_text(INSTALLATION)
@@ -55,7 +55,7 @@ def configuration(tmp_path: Path) -> Path:
 def running(
     request: pytest.FixtureRequest, operator: Image, configuration: Path, tmp_path: Path
 ) -> Iterator[Container]:
-    """Each of its two processes, as its container's first one, as soon as it serves."""
+    """A container of each command as PID 1, once it is ready."""
     files = ["--config", "/config/installation.yaml", "--kubeconfig", "/config/kubeconfig"]
     command = ["tonnage-operator", request.param, *files]
     mounts = {"/config": configuration}
@@ -68,7 +68,7 @@ def healthy(container: Container, image: Image) -> bool:
     return container.exec(*image.config["Healthcheck"]["Test"][1:]).returncode == 0
 
 
-def test_the_health_check_passes_while_it_serves_and_sigterm_ends_it(running: Container, operator: Image) -> None:
+def test_the_health_check_passes_until_sigterm(running: Container, operator: Image) -> None:
     deadline = time.monotonic() + 60
     while not healthy(running, operator):
         assert running.process.poll() is None, running.wait()
@@ -81,7 +81,7 @@ def test_the_health_check_passes_while_it_serves_and_sigterm_ends_it(running: Co
     assert "Traceback" not in err
 
 
-def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configuration: Path, tmp_path: Path) -> None:
+def test_a_sigterm_right_after_the_start_is_not_lost(operator: Image, configuration: Path, tmp_path: Path) -> None:
     command = ["tonnage-operator", "controller", "--config", "/config/installation.yaml"]
     with start_container(operator, tmp_path, command=command, mounts={"/config": configuration}) as container:
         container.wait_until_running()
@@ -92,19 +92,19 @@ def test_an_end_asked_for_at_the_very_start_is_not_lost(operator: Image, configu
         assert container.process.returncode in {0, 128 + signal.SIGTERM}
 
 
-def test_help_lists_its_commands(operator: Image, tmp_path: Path) -> None:
+def test_help_lists_the_commands(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "--help")
     assert code == 0, err
     assert all(command in out for command in ("controller", "webhook", "crd", "release"))
 
 
-def test_any_user_can_run_it(operator: Image, tmp_path: Path) -> None:
+def test_any_user_can_run_the_operator(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "--version", user=12345)
     assert code == 0, err
     assert out == f"tonnage-operator {__version__}\n"
 
 
-def test_it_writes_the_crds(operator: Image, tmp_path: Path) -> None:
+def test_crds_are_written(operator: Image, tmp_path: Path) -> None:
     code, out, err = run_container(operator, tmp_path, "crd")
     assert code == 0, err
     assert "kind: CustomResourceDefinition" in out

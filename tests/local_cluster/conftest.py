@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _MISSING = pytest.StashKey[str]()
 _NUMBERS = itertools.count(1)
 _TIME_LIMIT = 180
-"""Seconds for a test that may start a cluster, on a machine that does other things, too."""
+"""Seconds; enough to start a cluster on a busy machine."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds the programs before the first test, since a cold build outlasts a test's time limit."""
+    """Builds the programs before the first test, since a cold build takes longer than a test's time limit."""
     wanted = [item for item in session.items if "cluster_prerequisites" in getattr(item, "fixturenames", ())]
     for item in wanted:
         item.add_marker(pytest.mark.timeout(_TIME_LIMIT))
@@ -41,7 +41,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def cluster_prerequisites(pytestconfig: pytest.Config) -> None:
-    """Asks for a machine that can run a cluster. In CI each can."""
+    """Skips the test (in CI: fails it) if the host can't run a cluster."""
     if missing := pytestconfig.stash.get(_MISSING, ""):
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
@@ -58,7 +58,7 @@ def probe_image(cluster_prerequisites: None, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def cluster(probe_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One cluster for all tests that leave it as it was."""
+    """One cluster for all tests that leave it unchanged."""
     with start(tmp_path_factory.mktemp("cluster")) as running:
         running.import_image(probe_image)
         yield running
@@ -66,6 +66,6 @@ def cluster(probe_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[Namespace]:
-    """A namespace of the test's own."""
+    """A new namespace for the test."""
     with Namespace.create(cluster, f"test-{next(_NUMBERS)}") as made:
         yield made

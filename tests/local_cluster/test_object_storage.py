@@ -1,4 +1,4 @@
-"""The cluster's S3 server: its users, what it notes of requests, down and up again."""
+"""The cluster's S3 server: its users, its counts of requests, and its restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bucket(cluster: Cluster, request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_gets_of_an_object_and_of_its_parts_are_counted(cluster: Cluster, bucket: str) -> None:
+def test_gets_of_an_object_and_of_ranges_are_counted(cluster: Cluster, bucket: str) -> None:
     storage, s3 = cluster.object_storage, cluster.object_storage.client()
     assert storage.gets(bucket, KEY) == 0
     assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
@@ -35,7 +35,7 @@ def test_gets_of_an_object_and_of_its_parts_are_counted(cluster: Cluster, bucket
     assert storage.requests()[-1].method == "HEAD"
 
 
-def test_each_user_may_do_what_its_name_says(cluster: Cluster, bucket: str) -> None:
+def test_each_user_has_the_permissions_of_its_name(cluster: Cluster, bucket: str) -> None:
     storage = cluster.object_storage
     assert storage.client("reader").get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
     with pytest.raises(ClientError, match="AccessDenied"):
@@ -45,9 +45,7 @@ def test_each_user_may_do_what_its_name_says(cluster: Cluster, bucket: str) -> N
     assert storage.gets(bucket, KEY) == 1
 
 
-def test_it_refuses_connections_while_it_is_down_and_keeps_its_objects_and_counts(
-    cluster: Cluster, bucket: str
-) -> None:
+def test_a_stopped_server_refuses_connections_and_keeps_its_objects_and_counts(cluster: Cluster, bucket: str) -> None:
     storage, s3 = cluster.object_storage, cluster.object_storage.client()
     s3.get_object(Bucket=bucket, Key=KEY)["Body"].read()
     storage.stop()
@@ -58,12 +56,12 @@ def test_it_refuses_connections_while_it_is_down_and_keeps_its_objects_and_count
     assert storage.gets(bucket, KEY) == 2
 
 
-def test_pods_reach_it_at_the_same_url(cluster: Cluster, bucket: str, namespace: Namespace) -> None:
+def test_pods_reach_the_server_at_the_same_url(cluster: Cluster, bucket: str, namespace: Namespace) -> None:
     url = cluster.object_storage.client().generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": KEY})
     assert namespace.run_fetch("client", url).startswith("200 OK ")
     assert cluster.object_storage.bytes_served(bucket, KEY) == len(BODY)
 
 
-def test_no_secret_is_in_the_representation_of_a_user(cluster: Cluster) -> None:
+def test_the_repr_of_a_user_has_no_secret(cluster: Cluster) -> None:
     identity = cluster.object_storage.user("admin")
     assert identity.secret_key not in repr(identity)

@@ -1,4 +1,4 @@
-"""What pods find on the node: each other by name and address, their logs, the S3 server, and no world beyond."""
+"""Pods on the node: DNS names, Services, logs, and no names outside of the cluster."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_service_reaches_a_pod_that_calls_itself(namespace: Namespace) -> None
     assert output == "200 OK here is server\n"
 
 
-def test_a_name_outside_of_the_cluster_does_not_exist_and_pods_learn_so_at_once(namespace: Namespace) -> None:
+def test_a_name_outside_of_the_cluster_fails_to_resolve_at_once(namespace: Namespace) -> None:
     began = time.monotonic()
     assert "no such host" in namespace.run_fetch("client", "http://elsewhere.example/")
     assert time.monotonic() - began < 20
 
 
-def test_this_machine_reaches_a_node_port(namespace: Namespace, cluster: Cluster) -> None:
+def test_the_host_reaches_a_node_port(namespace: Namespace, cluster: Cluster) -> None:
     namespace.run_server("server")
     namespace.kubectl("patch", "service", "server", "-p", json.dumps({"spec": {"type": "NodePort"}}))
     port = namespace.get("service", "server")["spec"]["ports"][0]["nodePort"]
@@ -52,14 +52,14 @@ def test_this_machine_reaches_a_node_port(namespace: Namespace, cluster: Cluster
     assert output == "200 OK here is server\n"
 
 
-def test_the_nodes_folders_are_its_own_and_can_be_looked_into(namespace: Namespace, cluster: Cluster) -> None:
+def test_the_nodes_folders_are_separate_and_accessible_from_the_host(namespace: Namespace, cluster: Cluster) -> None:
     volume = {"name": "cache", "hostPath": {"path": "/dev/shm/test-look", "type": "DirectoryOrCreate"}}
     namespace.run_server("server", mounts=[{"name": "cache", "mountPath": "/cache"}], volumes=[volume])
     assert cluster.node_path("/dev/shm/test-look").is_dir()
     assert not Path("/dev/shm/test-look").exists()
 
 
-def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_come_again(
+def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_restarted(
     namespace: Namespace, cluster: Cluster
 ) -> None:
     uid = namespace.run_server("server")
@@ -75,9 +75,7 @@ def test_a_pod_keeps_running_while_kubelet_and_containerd_are_killed_and_come_ag
     assert namespace.get("pod", "server")["metadata"]["uid"] == uid
 
 
-def test_a_killed_shim_takes_its_pods_containers_along_and_they_are_started_again(
-    namespace: Namespace, cluster: Cluster
-) -> None:
+def test_containers_of_a_killed_shim_are_restarted(namespace: Namespace, cluster: Cluster) -> None:
     uid = namespace.run_server("server")
     (shim,) = cluster.shim_pids(uid)
     os.kill(shim, 9)

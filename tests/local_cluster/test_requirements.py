@@ -1,4 +1,4 @@
-"""What a machine lacks is named at once, with what to do. No root, no cluster."""
+"""All missing requirements are reported together, each with a remedy. Needs no root and no cluster."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ COMPLETE = HostCapabilities(
 )
 
 
-def test_a_machine_that_has_all_lacks_nothing_although_it_has_no_go() -> None:
+def test_a_complete_host_needs_no_go() -> None:
     assert missing_requirements(COMPLETE) == []
 
 
-def test_everything_is_named_in_one_message_each_with_its_remedy() -> None:
+def test_all_missing_requirements_are_in_one_message_each_with_its_remedy() -> None:
     found = HostCapabilities(
         root=False,
         can_install=False,
@@ -53,12 +53,12 @@ def test_everything_is_named_in_one_message_each_with_its_remedy() -> None:
     assert message.count("\n- ") == 9
 
 
-def test_packages_are_no_lack_where_they_can_be_installed() -> None:
+def test_packages_that_can_be_installed_are_not_missing() -> None:
     assert missing_requirements(replace(COMPLETE, packages=["runc"])) == []
     assert len(missing_requirements(replace(COMPLETE, packages=["runc"], can_install=False))) == 1
 
 
-def test_go_is_wanted_just_where_something_must_be_built() -> None:
+def test_go_is_required_only_if_a_program_must_be_built() -> None:
     (lack,) = missing_requirements(replace(COMPLETE, to_build=["kubelet", "helm"]))
     assert "Go 1.24 or newer, to build kubelet, helm" in lack[0]
     assert missing_requirements(replace(COMPLETE, to_build=["kubelet"], has_go=True)) == []
@@ -74,7 +74,7 @@ MOUNTED_V1 = """\
 """
 
 
-def test_hierarchies_of_both_versions_are_found() -> None:
+def test_cgroup_hierarchies_of_both_versions_are_found() -> None:
     found = dict(cgroups.hierarchies(MOUNTED_V1))
     assert len(found) == 5
     assert found[Path("/sys/fs/cgroup/unified")] == "cgroup2"
@@ -85,6 +85,6 @@ def test_a_controller_that_is_not_mounted_is_missing() -> None:
     assert cgroups.missing_controllers(MOUNTED_V1) == ["pids"]
 
 
-def test_controllers_of_the_second_version_are_read_from_its_root(tmp_path: Path) -> None:
+def test_controllers_of_cgroup_v2_are_read_from_its_root(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     assert cgroups.missing_controllers(f"30 20 0:25 / {tmp_path} rw - cgroup2 cgroup2 rw\n") == []

@@ -1,4 +1,4 @@
-"""A cluster leaves nothing, however it ends."""
+"""A cluster leaves nothing behind, however it ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("cluster_prerequisites")
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
-FORGETFUL = """
+BOOT_AND_SLEEP = """
 import sys, time
 from pathlib import Path
 from local_cluster.machine import Machine
@@ -39,7 +39,7 @@ machine.boot()
 print(machine.slot, machine.holder.pid, machine.init.pid, flush=True)
 time.sleep(300)
 """
-"""Boots a machine that shall die with it."""
+"""A program that boots a machine, which must die with the program."""
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
@@ -47,7 +47,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command; it must exit with 0."""
+    """Runs the command and fails unless it exits with 0."""
     done = subprocess.run(
         command(folder, *arguments), env=ENVIRONMENT, cwd=ROOT, check=False, capture_output=True, text=True
     )
@@ -62,7 +62,7 @@ def namespace_of(pid: int) -> str:
         return ""
 
 
-def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_path: Path, probe_image: Path) -> None:
+def test_the_command_starts_reboots_and_removes_a_cluster(tmp_path: Path, probe_image: Path) -> None:
     folder = tmp_path / "not" / "there"
     assert "not/there" in run(folder, "up").stdout
     assert "runs (0 s)" in run(folder, "up").stdout
@@ -105,7 +105,7 @@ def test_the_command_starts_a_cluster_that_stays_reboots_and_leaves_nothing(tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_start_leaves_nothing_after_down(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "cluster"
     before = leftovers.collect_host_state(folder, None)
     with subprocess.Popen(command(folder, "up"), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True) as up:
@@ -124,7 +124,7 @@ def test_a_start_that_is_ended_halfway_leaves_nothing_after_down(tmp_path: Path,
     assert not folder.exists()
 
 
-def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_reports_the_cause_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assets = tmp_path / "assets"
     assets.mkdir()
     (assets / "kube-apiserver").write_text("#!/bin/sh\necho no such luck\nexit 1\n")
@@ -138,8 +138,8 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypa
     assert not folder.exists()
 
 
-def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path) -> None:
-    script = [sys.executable, "-c", FORGETFUL, str(tmp_path)]
+def test_a_machine_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = [sys.executable, "-c", BOOT_AND_SLEEP, str(tmp_path)]
     with subprocess.Popen(script, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout
         slot, *pids = map(int, starter.stdout.readline().split())
@@ -148,17 +148,17 @@ def test_a_machine_dies_with_the_process_that_starts_it(tmp_path: Path) -> None:
     assert all(process and process.wait_for_exit(10) for process in processes)
     group = Network(slot).cgroup
     assert cgroups.exists(group)
-    remove_leftovers_of_dead_clusters()  # as each start and each end of a cluster does
+    remove_leftovers_of_dead_clusters()  # every start and every stop of a cluster does this
     assert not cgroups.exists(group)
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "letter").write_text("dear")
+def test_other_files_in_the_folder_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("kept")
     with pytest.raises(FolderInUse, match="not empty"):
         start(tmp_path)
     with pytest.raises(FolderInUse, match="no folder"):
-        start(tmp_path / "letter")
-    assert [path.name for path in tmp_path.iterdir()] == ["letter"]
+        start(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_folder_has_one_cluster_at_a_time(cluster: Cluster) -> None:
@@ -167,13 +167,13 @@ def test_a_folder_has_one_cluster_at_a_time(cluster: Cluster) -> None:
     assert cluster.is_running
 
 
-def test_where_there_is_no_cluster_status_says_so_and_what_to_do(tmp_path: Path) -> None:
+def test_status_without_a_cluster_has_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(NotRunning) as caught:
         attach(tmp_path)
     assert "local_cluster up" in caught.value.remedy
 
 
-def test_a_process_that_got_the_number_of_an_ended_one_is_never_signalled() -> None:
+def test_a_process_with_a_reused_pid_is_never_signalled() -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         now = ProcessIdentity.from_pid(other.pid)
         assert now
@@ -199,7 +199,7 @@ def test_the_documented_commands_and_the_documented_example_work(
     assert "0 GETs of that object so far" in capsys.readouterr().out
 
 
-def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_start_killed_during_the_build_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     State(made_folders=state_folder.create(folder), slot=3).write(folder)
     (folder / "probe").mkdir()
@@ -209,7 +209,7 @@ def test_what_is_left_of_a_start_that_was_killed_while_it_built_is_removed(tmp_p
     assert not folder.exists()
 
 
-def test_two_commands_never_work_on_one_cluster_at_once(tmp_path: Path) -> None:
+def test_two_commands_never_change_a_cluster_at_the_same_time(tmp_path: Path) -> None:
     State().write(tmp_path)
     with state_folder.lock(tmp_path):
         with pytest.raises(ClusterExists, match="Another command"):
