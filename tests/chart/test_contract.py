@@ -39,9 +39,9 @@ def _commands(objects: list[Object]) -> Iterator[tuple[Object, list[str]]]:
 
 def test_copies_in_the_chart_equal_their_originals() -> None:
     sync = runpy.run_path(str(ROOT / "hack" / "chart" / "sync.py"))
-    for path, text in sync["wanted"]().items():
+    for path, text in sync["generated_files"]().items():
         assert path.read_text() == text, f"{path.relative_to(ROOT)}: run python hack/chart/sync.py"
-    assert not sync["stale"]()
+    assert not sync["stale_files"]()
 
 
 @pytest.mark.parametrize("keep", [True, False])
