@@ -93,7 +93,7 @@ def _failure_text(row: dict[str, Any]) -> str:
 
 
 def write_report(results: list[dict[str, Any]], out: Path, name: str) -> None:
-    """Writes ``ENTRY_NAME.md`` and, where matplotlib is, ``ENTRY_NAME.svg``."""
+    """Writes the table as ``name.md`` and, if matplotlib is installed, a chart as ``name.svg``."""
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for stage, title in TITLES.items():

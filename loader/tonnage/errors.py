@@ -46,7 +46,7 @@ class Reason(enum.StrEnum):
 
 
 class TonnageError(Exception):
-    """Base of every error that Tonnage raises on purpose.
+    """Base class of all expected errors.
 
     Attributes:
         reason: The stable reason; each direct subclass has its own.

@@ -91,8 +91,3 @@ class CopyStats:
     allocate_seconds: float = 0.0
     threads: int = 1
     pinned_bytes: int = 0
-
-    @property
-    def gigabytes_per_second(self) -> float:
-        """10**9 bytes a second."""
-        return self.tensor_bytes / self.seconds / 1e9 if self.seconds else 0.0

@@ -229,7 +229,7 @@ def _assign(move: _Move, tensor: torch.Tensor) -> None:
     old = target.tensor
     if not target.is_parameter:
         for binding in target.bindings:
-            binding.owner._buffers[binding.attribute] = tensor  # noqa: SLF001  # register_buffer would lose its persistence
+            binding.owner._buffers[binding.attribute] = tensor  # noqa: SLF001  # register_buffer would reset its persistence
         return
     if not old.is_meta:
         old.data = tensor
