@@ -18,12 +18,13 @@ import pytest
 import torch
 from tensorizer import TensorSerializer
 
+from support.repository import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from support.s3_server import SeaweedS3
 
-ROOT = Path(__file__).parents[1]
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 DOCUMENTS = [
     ROOT / "README.md",

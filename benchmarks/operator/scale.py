@@ -21,9 +21,10 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operator_support.control_plane import ROOT, ControlPlane, find_programs
+from operator_support.control_plane import ControlPlane, find_programs
 from operator_support.harness import ControllerProcess, OperatorHarness
 from support.ports import free_ports
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

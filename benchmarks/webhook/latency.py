@@ -19,9 +19,10 @@ from typing import Any
 import aiohttp
 
 from operator_support import objects
-from operator_support.control_plane import ROOT, ControlPlane, find_programs
+from operator_support.control_plane import ControlPlane, find_programs
 from operator_support.harness import OperatorHarness, admin_client_config, make_installation
 from operator_support.webhook_thread import WebhookThread
+from support.repository import ROOT
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report

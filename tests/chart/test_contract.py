@@ -12,7 +12,7 @@ import yaml
 from chart_support.helm import NAMESPACE, Helm, Object, find_one, pod_template
 from chart_support.variants import VARIANTS
 from operator_support import webhook_thread
-from operator_support.control_plane import ROOT
+from support.repository import ROOT
 from tonnage_operator import cli
 from tonnage_operator.api import crd, names
 from tonnage_operator.domain.installation import Installation

@@ -15,12 +15,12 @@ import yaml
 
 from chart_support.helm import CHART, NAMESPACE, Helm, HelmError, Object
 from chart_support.hook_runner import HookRunner
-from operator_support.control_plane import ROOT
 from operator_support.fake_kubelet import FakeKubelet, FakeLoaders
 from operator_support.harness import ControllerThread, OperatorHarness, make_installation
 from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from support.markdown import code_blocks
+from support.repository import ROOT
 from tonnage_operator import __version__
 from tonnage_operator.api import names
 from tonnage_operator.kube.credentials import ClientConfig

@@ -11,7 +11,7 @@ import yaml
 
 from chart_support.helm import CHART, Helm, HelmError, Object, Values, default_values, find_one, pod_template
 from chart_support.variants import DIGEST, VARIANTS
-from operator_support.control_plane import ROOT
+from support.repository import ROOT
 from tonnage_operator import __version__
 
 if TYPE_CHECKING:

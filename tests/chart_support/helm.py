@@ -13,7 +13,8 @@ import yaml
 
 from local_cluster import programs
 from local_cluster.errors import MissingRequirements
-from operator_support.control_plane import ROOT, DependencyUnavailable
+from operator_support.control_plane import DependencyUnavailable
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from operator_support.control_plane import ROOT, DependencyUnavailable
+from operator_support.control_plane import DependencyUnavailable
+from support.repository import ROOT
 
 _FOLDER = ROOT / "hack" / "chart" / "foreign"
 _CRD_FILES = {

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operator_support.control_plane import ROOT, ControlPlane, DependencyUnavailable, find_programs, skip_or_fail
+from operator_support.control_plane import ControlPlane, DependencyUnavailable, find_programs, skip_or_fail
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.markdown import ROOT, code_blocks, markdown_files, prose
+from support.markdown import code_blocks, markdown_files, prose
+from support.repository import ROOT
 from tonnage.cli.command_line import parse_command_line
 from tonnage_operator import cli as operator_cli
 

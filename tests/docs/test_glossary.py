@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from support.markdown import ROOT, markdown_files, prose, table_rows
+from support.markdown import markdown_files, prose, table_rows
+from support.repository import ROOT
 from tonnage_operator.api import names
 
 PAGE = ROOT / "docs" / "reference" / "glossary.md"

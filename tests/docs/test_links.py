@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.markdown import ROOT, anchors, links, markdown_files, prose
+from support.markdown import anchors, links, markdown_files, prose
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from support.markdown import ROOT, code_blocks, markdown_files, prose
+from support.markdown import code_blocks, markdown_files, prose
+from support.repository import ROOT
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from support.markdown import ROOT, code_blocks, inline_code, section, table_rows
+from support.markdown import code_blocks, inline_code, section, table_rows
+from support.repository import ROOT
 from tonnage.errors import Reason
 from tonnage_operator.domain.reasons import ConditionReason, EventReason, FailureReason
 from tonnage_operator.telemetry import Metrics

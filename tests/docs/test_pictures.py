@@ -9,7 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from support.markdown import ROOT, links, markdown_files, tracked_files
+from support.markdown import links, markdown_files, tracked_files
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from support.markdown import ROOT, tracked_files
+from support.markdown import tracked_files
+from support.repository import ROOT
 
 PRIVATE = re.compile(
     r"(?<![\w./-])/(?:work|root|home/\w+|Users/\w+)/"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ from e2e_support.model_files import PROMPT
 from e2e_support.namespace import READER_SECRET, Namespace
 from e2e_support.pods import PYTHON, Pod
 from e2e_support.torch_pods import engine_spec, mount_site_packages, skip_unless_same_python
+from support.repository import ROOT
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from e2e_support.e2e_cluster import E2ECluster
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "transformers"
+EXAMPLE = ROOT / "examples" / "transformers"
 
 COMMON = f"""
 import hashlib, os

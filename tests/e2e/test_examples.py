@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,16 +12,18 @@ import yaml
 
 from demo_cluster.manifests import quickstart
 from e2e_support.namespace import Namespace
+from support.repository import ROOT
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from e2e_support.e2e_cluster import E2ECluster
 
 Object = dict[str, Any]
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 MANIFESTS = sorted(EXAMPLES.rglob("*.yaml"))
 TEMPLATES = {"leaderTemplate", "workerTemplate", "template"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +10,7 @@ import yaml
 from e2e_support.kube_client import ApiError
 from e2e_support.pods import PYTHON, SERVER_SCRIPT, Pod
 from e2e_support.pvcs import create_pvc
+from support.repository import ROOT
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "access" / "restricted-claim.yaml"
+EXAMPLE = ROOT / "examples" / "access" / "restricted-claim.yaml"
 PREWARM = {"placement": {"prewarm": "AllMatching"}}
 ENFORCED = {"pod-security.kubernetes.io/enforce": "restricted"}
 GROUP = 65532

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from operator_support.objects import deep_merge, get_condition
+from support.repository import ROOT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from e2e_support.e2e_cluster import E2ECluster
 
-CHART = Path(__file__).resolve().parents[2] / "charts" / "tonnage"
+CHART = ROOT / "charts" / "tonnage"
 NAME = "tonnage"
 NAMESPACE = "tonnage-system"
 
@@ -38,7 +40,7 @@ class HelmRelease:
 
     def arguments(self, chart: Path | None = None) -> list[str]:
         """Returns the arguments of an installation; without ``chart`` its path is relative to the repository."""
-        return [NAME, str(chart or CHART.relative_to(CHART.parents[1])), "-n", NAMESPACE, "--create-namespace"]
+        return [NAME, str(chart or CHART.relative_to(ROOT)), "-n", NAMESPACE, "--create-namespace"]
 
     def install(self, changes: Values | None = None, *, chart: Path = CHART) -> str:
         """Installs or upgrades, waits until ready, and returns Helm's output; empty if nothing changed."""

@@ -8,7 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "hack" / "images" / "build.py"
+from support.repository import ROOT
+
+SCRIPT = ROOT / "hack" / "images" / "build.py"
 EXIT_CANNOT_BUILD = 3
 """Exit code of the build if the host can't build images."""
 

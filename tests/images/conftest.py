@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.containers import unpack
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from support.containers import Image
 
-ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "hack" / "images"
 EXIT_CANNOT_BUILD = 3
 """Exit code of the tools if the host lacks a requirement."""

@@ -12,21 +12,21 @@ import shlex
 import stat
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.repository import ROOT
 from tonnage import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from support.containers import Image
 
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "hack" / "images" / "build.py"
 BUILD_PROGRAMS = re.compile(
     r"^(pip[0-9.]*|uv|gcc.*|g\+\+.*|cc|c\+\+|clang.*|ld|make|cmake|cargo|rustc|go|git|hatch.*|pytest)$"

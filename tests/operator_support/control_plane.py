@@ -18,8 +18,7 @@ import time
 import urllib.error
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import yaml
@@ -29,8 +28,11 @@ from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_serv
 from local_cluster.errors import MissingRequirements
 from local_cluster.process import Process
 from support.ports import free_ports
+from support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PYTHONPATH = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
 """For processes that run ``python -m tonnage_operator`` from the source tree."""
 OPERATOR_NAMESPACE = "tonnage-system"

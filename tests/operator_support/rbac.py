@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from operator_support.control_plane import ROOT
+from support.repository import ROOT
 
 if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane

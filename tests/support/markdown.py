@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.repository import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _FENCE = re.compile(
     r"^(?P<indent> *)(?P<ticks>```+)(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^ *(?P=ticks) *$", re.MULTILINE | re.DOTALL

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operator_support.control_plane import ROOT
+from support.repository import ROOT
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from operator_support.control_plane import ROOT
+from support.repository import ROOT
 from tonnage_operator.api import names
 from tonnage_operator.cli import _parser
 from tonnage_operator.config import read_installation

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from operator_support.control_plane import ROOT
+from support.repository import ROOT
 from tonnage_operator.api.modelweights import ModelWeightsSpec
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from operator_support.control_plane import ROOT
 from operator_support.schema_violations import iter_fields
 from operator_support.waiting import eventually
+from support.repository import ROOT
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
 from tonnage_operator.api.status import MAX_OBJECTS

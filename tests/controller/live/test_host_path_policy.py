@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from operator_support import objects
-from operator_support.control_plane import ROOT
 from operator_support.harness import make_installation
 from operator_support.waiting import eventually
+from support.repository import ROOT
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission import inject
 from tonnage_operator.domain.admission.pod_request import parse_annotations

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from operator_support.control_plane import ROOT
 from operator_support.harness import ControllerThread, make_installation
 from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
+from support.repository import ROOT
 from tonnage_operator.api import names
 from tonnage_operator.controller.uninstall import release_all
 from tonnage_operator.kube.credentials import ClientConfig
