@@ -52,7 +52,7 @@ def test_an_oom_killed_loader_is_reported_on_the_object_with_numbers(namespace: 
     (failure,) = body["status"]["failures"]
     assert failure["node"] == e2e.node
     assert failure["reason"] == "LoaderOOMKilled"
-    assert "its limit is 144Mi, and 128Mi are to be written" in failure["message"]
+    assert "its limit is 144Mi, and 128Mi have to be written" in failure["message"]
     assert get_condition(body, "Ready")[0] == "False"
     assert get_condition(body, "Degraded")[:2] == ("True", "NodeLoadFailed")
     assert not model.visible_files()

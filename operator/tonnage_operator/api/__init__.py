@@ -1,1 +1,1 @@
-"""What people see: the two resources, their names, and the annotations of pods. Models without I/O."""
+"""The user-facing API: the two resources, names, and pod annotations. Pydantic models without I/O."""

@@ -1,4 +1,4 @@
-"""What all API models share: immutable, camelCase outside, tolerant of fields that a newer schema has."""
+"""Base class and common types of the API models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Body = dict[str, Any]
 
 
 class ApiModel(BaseModel):
-    """Base of every object of the API.
+    """Base class of the API models: immutable, with camelCase aliases.
 
-    Unknown fields are ignored, since a newer CRD may be installed before a newer operator is.
+    Unknown fields are ignored, because a newer CRD may be installed before the newer operator.
     """
 
     model_config = ConfigDict(
@@ -24,19 +24,19 @@ class ApiModel(BaseModel):
 
 
 def validation_rules(*pairs: tuple[str, str]) -> dict[str, Any]:
-    """Returns the schema's extra part that holds CEL rules.
+    """Returns the schema extension for CEL validation rules.
 
     Args:
-        pairs: An expression over ``self``, and the sentence that a person reads when it doesn't hold.
+        pairs: An expression over ``self``, and the message if it is false.
     """
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
 
 
 QUANTITY_PATTERN = r"^([0-9]+|[0-9]+\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-"""Non-negative quantities in the forms that people write. Exponents are left out on purpose: nobody writes them."""
+"""Non-negative Kubernetes quantities, without exponents."""
 
 DURATION_PATTERN = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
-"""Hours, minutes, seconds, in this order, as Go prints durations."""
+"""Hours, minutes and seconds, in this order, as in Go."""
 
 
 def _quantity_to_str(value: object) -> object:
@@ -55,19 +55,19 @@ Quantity = Annotated[
         }
     ),
 ]
-"""A Kubernetes quantity, written as a number or as a string with a unit."""
+"""A Kubernetes quantity: a number, or a string with a unit."""
 
 Duration = Annotated[str, Field(pattern=DURATION_PATTERN, min_length=2, max_length=32)]
-"""Time as ``1h30m``; at least one part."""
+"""A duration such as ``1h30m``, with at least one part."""
 
 DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of a Kubernetes object."""
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
-"""RFC 3339 in UTC, with seconds, as Kubernetes writes it."""
+"""RFC 3339 in UTC with whole seconds."""
 
 Int64 = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})]
-"""A count or size that may pass 2**31."""
+"""An integer that may exceed 2**31."""
 
 
 class ConditionStatus(enum.StrEnum):
@@ -79,18 +79,18 @@ class ConditionStatus(enum.StrEnum):
 
 
 class Condition(ApiModel):
-    """One observation about the object, as in all of Kubernetes."""
+    """A standard Kubernetes condition."""
 
-    type: str = Field(max_length=316, description="Which aspect is observed, in CamelCase.")
-    status: ConditionStatus = Field(description="Whether it holds: True, False or Unknown.")
+    type: str = Field(max_length=316, description="Type of the condition, in CamelCase.")
+    status: ConditionStatus = Field(description="Status of the condition: True, False or Unknown.")
     reason: str = Field(
         max_length=1024,
-        description="Stable reason in CamelCase; docs/guides/operations/reasons.md lists cause and remedy.",
+        description="Stable reason in CamelCase; see docs/guides/operations/reasons.md for cause and remedy.",
     )
-    message: str = Field(default="", max_length=32768, description="A sentence for a person, which says what to do.")
+    message: str = Field(default="", max_length=32768, description="Readable explanation, with a remedy.")
     last_transition_time: Time = Field(description="When the status last changed.")
     observed_generation: Int64 | None = Field(
-        default=None, description="The generation of the spec that this observation is about."
+        default=None, description="Generation of the spec that this condition is based on."
     )
 
 
@@ -102,12 +102,12 @@ class KeyReference(ApiModel):
         min_length=1,
         max_length=253,
         pattern=r"^[-._a-zA-Z0-9]+$",
-        description="The key within it that holds the value.",
+        description="Key that contains the value.",
     )
 
 
 class LabelSelectorOperator(enum.StrEnum):
-    """How a label is compared."""
+    """Relation between a label and values."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -116,21 +116,21 @@ class LabelSelectorOperator(enum.StrEnum):
 
 
 class LabelSelectorRequirement(ApiModel):
-    """One requirement on a label of a namespace."""
+    """A requirement on a label of a namespace."""
 
     key: str = Field(min_length=1, max_length=317, description="The label's key.")
-    operator: LabelSelectorOperator = Field(description="How it is compared: In, NotIn, Exists or DoesNotExist.")
+    operator: LabelSelectorOperator = Field(description="Relation to the values: In, NotIn, Exists or DoesNotExist.")
     values: tuple[Annotated[str, Field(max_length=63)], ...] | None = Field(
         default=None, max_length=100, description="The values for In and NotIn; must be absent for the other operators."
     )
 
 
 class LabelSelector(ApiModel):
-    """Labels that must match; all requirements are joined by and."""
+    """A label selector. All requirements must match."""
 
     match_labels: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
-        default=None, description="Labels that must have exactly these values."
+        default=None, description="Labels that must have these values."
     )
     match_expressions: tuple[LabelSelectorRequirement, ...] | None = Field(
-        default=None, max_length=50, description="Requirements beyond equality."
+        default=None, max_length=50, description="Requirements other than equality."
     )

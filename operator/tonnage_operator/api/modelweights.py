@@ -1,4 +1,4 @@
-"""``ModelWeights``: the spec that a person writes. The status is in ``status``."""
+"""The spec of ``ModelWeights``. Its status is in ``status``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_RANKS = 4096
-"""Ranks of one model at most. All of them fit into a plan, which has to fit into an environment variable."""
+"""Maximum number of ranks of a model. A list of all of them fits into a plan, whose size is limited."""
 
 Glob = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -45,55 +45,57 @@ class Ranks(ApiModel):
         description="Name of a rank's object, with one printf field (%d or %03d) for the rank.",
     )
     count: int | None = Field(
-        default=None, ge=1, le=MAX_RANKS, description="How many ranks there must be; absent: as many as are there."
+        default=None, ge=1, le=MAX_RANKS, description="Expected number of ranks; absent: all ranks that exist."
     )
 
 
 class FilesSpec(ApiModel):
-    """Which objects of the source count. Shell patterns, matched against the whole key and against its last part."""
+    """Which objects of the source are used. Shell patterns, matched against the whole key and its last part."""
 
     tensors: tuple[Glob, ...] = Field(
-        default=("*.tensors",), min_length=1, max_length=100, description="Objects that hold tensors."
+        default=("*.tensors",), min_length=1, max_length=100, description="Objects that contain tensors."
     )
     companions: tuple[Glob, ...] = Field(
         default=("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"),
         max_length=100,
-        description="Small objects that engines read beside the tensors: configuration, tokenizer, templates.",
+        description="Small objects that engines need besides the tensors: configuration, tokenizer, templates.",
     )
-    exclude: tuple[Glob, ...] = Field(default=(), max_length=100, description="Objects that are left out in any case.")
-    ranks: Ranks | None = Field(default=None, description="Given when the model is sharded by rank.")
+    exclude: tuple[Glob, ...] = Field(
+        default=(), max_length=100, description="Objects to exclude, even if another pattern matches."
+    )
+    ranks: Ranks | None = Field(default=None, description="Set if the model is sharded by rank.")
 
 
 class RevisionPolicy(enum.StrEnum):
-    """How often the source is looked at."""
+    """When the source is resolved."""
 
     PINNED = "Pinned"
     TRACK = "Track"
 
 
 class UpdatePolicy(enum.StrEnum):
-    """What happens when the source has something new."""
+    """What happens if the source has a newer revision."""
 
     MANUAL = "Manual"
     AUTOMATIC = "Automatic"
 
 
 class RevisionSpec(ApiModel):
-    """Which version of the objects is used."""
+    """Which revision of the source is used."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "self.policy == 'Track' || self.update != 'Automatic'",
-                "update: Automatic needs policy: Track, which looks for new revisions",
+                "update: Automatic requires policy: Track, which looks for new revisions",
             ),
             (
                 "!has(self.pin) || self.update != 'Automatic'",
-                "pin holds one revision and update: Automatic leaves it: give one of the two",
+                "pin selects a fixed revision, so it can't be combined with update: Automatic",
             ),
             (
                 "!has(self.expectedDigest) || self.update != 'Automatic'",
-                "expectedDigest admits one revision and update: Automatic leaves it: give one of the two",
+                "expectedDigest allows one revision, so it can't be combined with update: Automatic",
             ),
             ("duration(self.interval) >= duration('1m')", "interval must be at least 1m"),
         )
@@ -101,29 +103,28 @@ class RevisionSpec(ApiModel):
 
     policy: RevisionPolicy = Field(
         default=RevisionPolicy.PINNED,
-        description="Pinned: resolve once for each change of source or files. Track: look again every interval.",
+        description="Pinned: resolve once after each change of source or files. Track: resolve again at each interval.",
     )
-    interval: Duration = Field(default="1h", description="With Track: time between two looks, at least 1m.")
+    interval: Duration = Field(default="1h", description="With Track: time between two resolves; at least 1m.")
     update: UpdatePolicy = Field(
         default=UpdatePolicy.MANUAL,
-        description="With Track: Manual shows UpdateAvailable and waits for pin; Automatic warms the new "
-        "revision beside "
-        "the old one and moves on.",
+        description="With Track: Manual sets the condition UpdateAvailable and waits for pin. Automatic loads the new "
+        "revision and then uses it.",
     )
     pin: str | None = Field(
         default=None,
         pattern=r"^r-[0-9a-f]{12}$",
-        description="Use this revision, one of those seen (status.resolved, status.available, status.history).",
+        description="Use this revision from status.resolved, status.available or status.history.",
     )
     expected_digest: str | None = Field(
         default=None,
         pattern=r"^sha256:[0-9a-f]{64}$",
-        description="Digest that the resolved object list must have; anything else is refused.",
+        description="Digest that the revision must have; others are rejected.",
     )
 
 
 class Verify(enum.StrEnum):
-    """How far the bytes are checked."""
+    """Level at which the bytes are verified."""
 
     CRC32 = "CRC32"
     SHA256 = "SHA256"
@@ -132,21 +133,21 @@ class Verify(enum.StrEnum):
 
 
 class Medium(enum.StrEnum):
-    """What kind of memory holds the cache."""
+    """Kind of storage that contains the cache."""
 
     MEMORY = "Memory"
     DISK = "Disk"
 
 
 class Layout(enum.StrEnum):
-    """In which form the cache holds the tensors."""
+    """Format of the tensor files in the cache."""
 
     SAFETENSORS = "Safetensors"
     TENSORIZER = "Tensorizer"
 
 
 class Delivery(enum.StrEnum):
-    """By which kind of volume a pod gets the weights."""
+    """Kind of volume that provides the weights to pods."""
 
     HOST_PATH = "HostPath"
     CLAIM = "PersistentVolumeClaim"
@@ -154,70 +155,67 @@ class Delivery(enum.StrEnum):
 
 
 class Retention(enum.StrEnum):
-    """How long an entry stays that nobody references."""
+    """How long an unreferenced entry is kept."""
 
     WHILE_REFERENCED = "WhileReferenced"
     EVICTABLE = "Evictable"
 
 
 class CacheSpec(ApiModel):
-    """Where and how the weights lie on a node."""
+    """Where and how the weights are cached."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "self.delivery == 'PersistentVolumeClaim' ? has(self.claimName) : !has(self.claimName)",
-                "claimName is given with delivery: PersistentVolumeClaim, and only with it",
+                "claimName is required with delivery: PersistentVolumeClaim and forbidden otherwise",
             ),
             (
                 "self.delivery != 'PersistentVolumeClaim' || !has(self.medium) || self.medium == 'Disk'",
-                "a PersistentVolumeClaim is not memory: leave medium out or give Disk",
+                "a PersistentVolumeClaim is not memory: remove medium or set it to Disk",
             ),
         )
     )
 
     medium: Medium | None = Field(
         default=None,
-        description="Memory (shared memory of the node) or Disk (NVMe); absent: the installation's default.",
+        description="Memory (tmpfs on the node) or Disk (NVMe); absent: the installation's default.",
     )
     layout: Layout = Field(
         default=Layout.SAFETENSORS,
-        description="Safetensors: files that any engine reads. Tensorizer: the .tensors objects byte for byte; "
-        "the only one "
-        "for encrypted files.",
+        description="Safetensors: files that all engines can read. Tensorizer: copies of the .tensors objects; "
+        "required for encrypted files.",
     )
     delivery: Delivery = Field(
         default=Delivery.HOST_PATH,
-        description="HostPath: shared by the node's pods. PersistentVolumeClaim: in a claim of the namespace. "
-        "EmptyDir: each "
-        "pod's own copy, for namespaces that forbid the others.",
+        description="HostPath: shared by all pods on the node. PersistentVolumeClaim: in a claim in the "
+        "namespace. EmptyDir: a copy for each pod, for namespaces that forbid the others.",
     )
     claim_name: DnsName | None = Field(
         default=None, description="With PersistentVolumeClaim: name of the claim, in the namespace of the pod."
     )
     retention: Retention = Field(
         default=Retention.WHILE_REFERENCED,
-        description="WhileReferenced: emptied as soon as no object and no pod refers to it. Evictable: kept "
-        "until its room is "
-        "needed.",
+        description="WhileReferenced: evicted as soon as no object and no pod refers to the entry. Evictable: "
+        "kept until the space is needed.",
     )
 
 
 class LoaderForm(enum.StrEnum):
-    """As what the loader is injected."""
+    """Kind of container that the loader is injected as."""
 
     SIDECAR = "Sidecar"
     INIT = "Init"
 
 
 class ResourceRequirements(ApiModel):
-    """Requests and limits of a container."""
+    """Resource requests and limits of a container."""
 
-    requests: dict[str, Quantity] | None = Field(default=None, description="What is set aside for the loader.")
+    requests: dict[str, Quantity] | None = Field(default=None, description="Resource requests of the loader.")
     limits: dict[str, Quantity] | None = Field(
         default=None,
-        description="What the loader may take at most. A memory limit below what it writes into Memory is raised "
-        "to that.",
+        description="Resource limits of the loader. A memory limit that is too low for the bytes that it writes to "
+        "Memory is raised.",
     )
 
 
@@ -230,7 +228,7 @@ _PART_SIZE_RULE = (
 
 
 class LoaderSettings(ApiModel):
-    """How the loader runs."""
+    """Settings of the loader."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
@@ -244,24 +242,26 @@ class LoaderSettings(ApiModel):
 
     form: LoaderForm = Field(
         default=LoaderForm.SIDECAR,
-        description="Sidecar: stays beside the pod and shows that the entry is in use. Init: loads and ends.",
+        description="Sidecar: keeps running and marks the entry as in use. Init: loads and exits.",
     )
     resources: ResourceRequirements | None = Field(
         default=None,
-        description="Requests and limits of the loader; absent: the installation's, plus what Memory needs.",
+        description="Requests and limits of the loader; absent: the installation's, plus the size of an entry in "
+        "Memory.",
     )
     connections: int | None = Field(
-        default=None, ge=1, le=1024, description="Connections to the source at once; absent: chosen by the loader."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Maximum number of connections to the source; absent: the loader chooses.",
     )
     part_size: Quantity | None = Field(
-        default=None, description="Bytes of one request, 1Mi to 1Gi; absent: chosen by the loader (about 16Mi)."
+        default=None, description="Size of one request, 1Mi to 1Gi; absent: the loader chooses (about 16Mi)."
     )
     bandwidth_limit: Quantity | None = Field(
-        default=None, description="Bytes a second that one loader takes at most; absent: no limit."
+        default=None, description="Maximum bytes per second of one loader; absent: no limit."
     )
-    timeout: Duration = Field(
-        default="1h", description="After this long, a load fails and is tried again; at least 10s."
-    )
+    timeout: Duration = Field(default="1h", description="Time after which a load fails and is retried; at least 10s.")
 
 
 class FromNamespaces(enum.StrEnum):
@@ -273,13 +273,13 @@ class FromNamespaces(enum.StrEnum):
 
 
 class AllowedNamespaces(ApiModel):
-    """Namespaces whose pods may name this object."""
+    """Namespaces whose pods may use this object."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "self.from == 'Selector' ? has(self.selector) : !has(self.selector)",
-                "selector is given with from: Selector, and only with it",
+                "selector is required with from: Selector and forbidden otherwise",
             )
         )
     )
@@ -287,60 +287,59 @@ class AllowedNamespaces(ApiModel):
     from_: FromNamespaces = Field(
         default=FromNamespaces.SAME,
         alias="from",
-        description="Same: this namespace. All: every one. Selector: those whose labels match, and this one.",
+        description="Same: this namespace. All: all namespaces. Selector: this one, and those whose labels match.",
     )
-    selector: LabelSelector | None = Field(default=None, description="With Selector: labels of the namespaces.")
+    selector: LabelSelector | None = Field(default=None, description="With Selector: label selector for namespaces.")
 
 
 class AccessSpec(ApiModel):
-    """Who may use the model."""
+    """Access from other namespaces."""
 
     allowed_namespaces: AllowedNamespaces = Field(
         default=AllowedNamespaces(),
-        description="Namespaces whose pods may ask for it as namespace/name. Each pod still reads the source "
-        "with its own "
-        "credentials.",
+        description="Namespaces whose pods may request the model as namespace/name. Each pod still reads the source "
+        "with its own credentials.",
     )
 
 
 class ModelWeightsSpec(ApiModel):
-    """What a person wants."""
+    """Desired state."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "self.cache.delivery != 'EmptyDir' || self.placement.prewarm == 'None'",
-                "an EmptyDir is one pod's own, so there is nothing to prewarm: use prewarm: None",
+                "an EmptyDir belongs to one pod and can't be prewarmed: use prewarm: None",
             ),
             (
                 "self.cache.delivery == 'HostPath' || self.placement.scheduling != 'Require'",
-                "scheduling: Require needs delivery: HostPath, since only that makes nodes warm",
+                "scheduling: Require requires delivery: HostPath, because only that makes nodes warm",
             ),
             (
                 "!has(self.source.http) || !has(self.credentials) || has(self.credentials.anonymous)",
-                "an http source takes no credentials: presigned URLs come from source.http.urlsFrom",
+                "an http source has no credentials: use source.http.urlsFrom for presigned URLs",
             ),
         )
     )
 
-    source: ModelSource = Field(description="Where the model's objects are. The only field that must be given.")
+    source: ModelSource = Field(description="Location of the model's objects. The only required field.")
     credentials: Credentials | None = Field(
         default=None,
-        description="With which identity they are read; absent: the ambient one of the pod that loads.",
+        description="Identity for reading the source; absent: the ambient identity of the loader's pod.",
     )
-    files: FilesSpec = Field(default=FilesSpec(), description="Which objects count, and as what.")
-    revision: RevisionSpec = Field(default=RevisionSpec(), description="Which version of the objects is used.")
+    files: FilesSpec = Field(default=FilesSpec(), description="Which objects of the source are used, and how.")
+    revision: RevisionSpec = Field(default=RevisionSpec(), description="Which revision of the source is used.")
     verify: Verify = Field(
         default=Verify.CRC32,
-        description="How far bytes are checked while they arrive: CRC32 and SHA256 against the hashes in the "
-        "file, Size, None.",
+        description="How bytes are verified during a load: CRC32 or SHA256 against the hashes in the files, Size, or "
+        "None.",
     )
-    cache: CacheSpec = Field(default=CacheSpec(), description="Where and how the weights lie on a node.")
+    cache: CacheSpec = Field(default=CacheSpec(), description="Where and how the weights are cached.")
     placement: PlacementSpec = Field(
-        default=PlacementSpec(), description="Which nodes are warmed, and how pods are steered."
+        default=PlacementSpec(), description="Which nodes are warmed, and whether pods prefer or require them."
     )
-    loader: LoaderSettings = Field(default=LoaderSettings(), description="How the loader runs.")
-    access: AccessSpec = Field(default=AccessSpec(), description="Who may use the model.")
+    loader: LoaderSettings = Field(default=LoaderSettings(), description="Settings of the loader.")
+    access: AccessSpec = Field(default=AccessSpec(), description="Access from other namespaces.")
     suspend: bool = Field(
-        default=False, description="Start nothing new, keep what is there; pods of users are still served."
+        default=False, description="Start no new Jobs and keep existing entries. Pods are still injected."
     )

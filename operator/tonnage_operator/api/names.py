@@ -1,6 +1,6 @@
 """Names that are part of the API: group, kinds, annotations, labels, finalizer.
 
-Changing one breaks manifests, dashboards or running pods, so they are all in this one place.
+Changing one breaks manifests, dashboards or running pods.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ NODE_CACHE_KIND: Final = "NodeCache"
 NODE_CACHE_PLURAL: Final = "nodecaches"
 
 FINALIZER: Final = f"{GROUP}/finalizer"
-"""Keeps a ``ModelWeights`` until its entries are emptied on the nodes."""
+"""Keeps a deleted ``ModelWeights`` until its entries are evicted."""
 
 FIELD_MANAGER: Final = "tonnage-operator"
-"""Owner of every field that the operator applies."""
+"""Field manager of the operator's server-side apply."""
 
 TOKEN_AUDIENCE: Final = GROUP
-"""Audience of the projected tokens with which loaders report."""
+"""Audience of the projected tokens that authenticate reports."""
 
-# What a pod asks with.
+# Annotations with which a pod requests weights.
 MODEL: Final = f"{GROUP}/model"
 MODELS: Final = f"{GROUP}/models"
 MOUNT_PATH: Final = f"{GROUP}/mount-path"
@@ -40,18 +40,18 @@ INJECT: Final = f"{GROUP}/inject"
 POD_ANNOTATIONS: Final = (
     MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, INJECT,
 )  # fmt: skip
-"""All of them."""
+"""All annotations that users can set on pods."""
 
-# What a pod gets.
+# Annotations of injected pods.
 INJECTED: Final = f"{GROUP}/injected"
 REVISION: Final = f"{GROUP}/revision"
 ENTRIES: Final = f"{GROUP}/entries"
-"""JSON list of the entries that this pod's loaders hold; see ``domain.observed.held_entries``."""
+"""JSON list of the pod's held entries; see ``domain.observed.held_entries``."""
 
 REPORT_CA: Final = f"{GROUP}/report-ca"
 """PEM of the CA of the report endpoint, for the loaders of this pod."""
 
-# Labels of what the operator makes; the first one selects all of it on the server.
+# Labels of objects that the operator creates; all have the first one.
 ROLE: Final = f"{GROUP}/loader"
 """``resolve``, ``load`` or ``cleanup`` on Jobs and their pods, ``injected`` on pods of users."""
 MODEL_UID: Final = f"{GROUP}/model-uid"
@@ -64,21 +64,21 @@ ROLE_LOAD: Final = "load"
 ROLE_CLEANUP: Final = "cleanup"
 ROLE_INJECTED: Final = "injected"
 
-# Annotations of Jobs: what they were made for, where a label could not hold it.
+# Annotations of Jobs, for values that are not valid in labels.
 NODE: Final = f"{GROUP}/node"
 CLAIM_PREFIX: Final = "pvc/"
-"""What stands before a claim's name where otherwise there is a node's."""
+"""Prefix of a claim's name where a node's name is expected."""
 BOOT_ID: Final = f"{GROUP}/boot-id"
 ATTEMPT: Final = f"{GROUP}/attempt"
 BYTES: Final = f"{GROUP}/bytes"
-"""Bytes that a load Job is to bring."""
+"""Size of the revision that a load Job loads."""
 CACHE_KEY: Final = f"{GROUP}/cache-key"
 MEDIUM: Final = f"{GROUP}/medium"
 MODEL_REF: Final = f"{GROUP}/model-ref"
 SOURCE_HASH: Final = f"{GROUP}/source-hash"
 ROUND: Final = f"{GROUP}/round"
 CAUSE: Final = f"{GROUP}/cause"
-"""Why an entry is emptied: ``Unreferenced`` or ``Pressure``."""
+"""Why a cleanup Job was created: ``Unreferenced``, ``Pressure`` or ``Deleted``."""
 
 HOSTNAME_LABEL: Final = "kubernetes.io/hostname"
 

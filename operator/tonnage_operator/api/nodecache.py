@@ -1,4 +1,4 @@
-"""``NodeCache``: what lies on one node, written by the controller alone."""
+"""``NodeCache``: the entries of one node. Only the controller writes it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
 from tonnage_operator.api.modelweights import Medium, Retention
 
 MAX_MODELS = 1000
-"""Objects that an entry names at most."""
+"""Maximum number of objects that an entry names."""
 
 
 class EntryState(enum.StrEnum):
-    """What an entry is fit for. Partial: a load ended early, and the next one resumes it."""
+    """State of an entry. Partial: a load was interrupted, and the next one resumes it."""
 
     READY = "Ready"
     LOADING = "Loading"
@@ -24,12 +24,12 @@ class EntryState(enum.StrEnum):
 
 
 class MediumStatus(ApiModel):
-    """Room of one medium of the node."""
+    """Capacity and usage of one medium of the node."""
 
     name: Medium = Field(description="Memory or Disk.")
-    capacity_bytes: Int64 = Field(default=0, description="Size of the medium, as a loader last reported it; 0 unknown.")
-    used_bytes: Int64 = Field(default=0, description="Bytes of the entries below.")
-    free_bytes: Int64 = Field(default=0, description="Free bytes, as a loader last reported them.")
+    capacity_bytes: Int64 = Field(default=0, description="Capacity in bytes, as last reported by a loader; 0: unknown.")
+    used_bytes: Int64 = Field(default=0, description="Total size of the ready entries in bytes.")
+    free_bytes: Int64 = Field(default=0, description="Free bytes, as last reported by a loader.")
 
 
 class EntryKey(NamedTuple):
@@ -41,27 +41,27 @@ class EntryKey(NamedTuple):
 
 
 class CacheEntry(ApiModel):
-    """One revision in the cache of the node."""
+    """An entry in the node's cache."""
 
-    # One writer, so no field of it needs an owner of its own: a hundred entries would have a thousand of them.
+    # There is one writer, and managed fields for each field of each entry would be large.
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
 
-    name: str = Field(description="The entry; <namespace>/<entry> where caches are not shared between namespaces.")
-    medium: Medium = Field(description="Where it lies.")
+    name: str = Field(description="Name of the entry; <namespace>/<entry> if caches are not shared between namespaces.")
+    medium: Medium = Field(description="Medium that contains the entry.")
     state: EntryState = Field(
-        description="Ready, Loading, Partial (a load ended early; the next resumes it) or Evicting."
+        description="Ready, Loading, Partial (a load was interrupted; the next one resumes it) or Evicting."
     )
-    bytes: Int64 = Field(default=0, description="Its size.")
-    ranks: str | None = Field(default=None, description="The ranks that it holds; absent: all.")
+    bytes: Int64 = Field(default=0, description="Size in bytes.")
+    ranks: str | None = Field(default=None, description="Ranks in the entry; absent: all.")
     models: tuple[str, ...] = Field(
-        default=(), max_length=MAX_MODELS, description="The ModelWeights that refer to it, as namespace/name."
+        default=(), max_length=MAX_MODELS, description="ModelWeights that refer to the entry, as namespace/name."
     )
     retention: Retention = Field(
-        default=Retention.WHILE_REFERENCED, description="Whether it stays when nothing refers to it any more."
+        default=Retention.WHILE_REFERENCED, description="When the entry is evicted once nothing refers to it."
     )
-    last_used_time: Time | None = Field(default=None, description="When a loader last used it, to the minute.")
-    verified: str | None = Field(default=None, description="How far its bytes were checked.")
-    revision: str | None = Field(default=None, description="The revision that it holds.")
+    last_used_time: Time | None = Field(default=None, description="When a loader last used the entry.")
+    verified: str | None = Field(default=None, description="Level at which the bytes were verified.")
+    revision: str | None = Field(default=None, description="Revision in the entry.")
 
     @property
     def entry_key(self) -> EntryKey:
@@ -69,30 +69,30 @@ class CacheEntry(ApiModel):
 
 
 class NodeCacheStatus(ApiModel):
-    """What lies on the node."""
+    """Observed state of the node's cache."""
 
     boot_id: str | None = Field(
         default=None,
         alias="bootID",
-        description="Boot of the node that Memory entries belong to; another boot forgets them.",
+        description="Boot ID of the node. After a reboot, Memory entries are dropped.",
     )
     media: tuple[MediumStatus, ...] | None = Field(
         default=None,
         max_length=4,
-        description="Room of each medium.",
+        description="Capacity and usage of each medium.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     entries: tuple[CacheEntry, ...] | None = Field(
         default=None,
         max_length=1000,
-        description="What lies there.",
+        description="Entries on the node.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "medium"]},
     )
-    summary: NodeCacheSummary | None = Field(default=None, description="The same for people.")
+    summary: NodeCacheSummary | None = Field(default=None, description="Totals for the columns of kubectl.")
     conditions: tuple[Condition, ...] | None = Field(
         default=None,
         max_length=8,
-        description="Ready, CapacityPressure.",
+        description="Conditions Ready and CapacityPressure.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
@@ -100,17 +100,17 @@ class NodeCacheStatus(ApiModel):
 class NodeCacheSummary(ApiModel):
     """Columns of ``kubectl get nodecaches``."""
 
-    memory_used: str = Field(default="", description="Bytes of entries in memory.")
-    memory_free: str = Field(default="", description="Free bytes of the memory medium.")
-    disk_used: str = Field(default="", description="Bytes of entries on disk.")
-    entries: int = Field(default=0, description="Entries that are ready.")
-    loading: int = Field(default=0, description="Entries that are being loaded.")
+    memory_used: str = Field(default="", description="Size of the entries in memory.")
+    memory_free: str = Field(default="", description="Free space of the memory medium.")
+    disk_used: str = Field(default="", description="Size of the entries on disk.")
+    entries: int = Field(default=0, description="Number of ready entries.")
+    loading: int = Field(default=0, description="Number of loading entries.")
 
 
 class NodeCacheResource(ApiModel):
-    """What lies in the weights cache of one node; the name is the node's."""
+    """The entries in the cache of one node, which has the same name."""
 
-    status: NodeCacheStatus | None = Field(default=None, description="What lies there.")
+    status: NodeCacheStatus | None = Field(default=None, description="Observed state; written by the controller.")
 
 
 NodeCacheStatus.model_rebuild()

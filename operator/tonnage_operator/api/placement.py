@@ -1,4 +1,4 @@
-"""Which nodes are warmed, and how pods are steered to them: ``spec.placement``."""
+"""``spec.placement``: which nodes are warmed, and whether pods prefer or require them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tonnage_operator.api.base import ApiModel, Int64, validation_rules
 
 
 class PrewarmMode(enum.StrEnum):
-    """Which nodes are loaded before a pod asks."""
+    """Which nodes are loaded before a pod needs them."""
 
     NONE = "None"
     ALL_MATCHING = "AllMatching"
@@ -19,7 +19,7 @@ class PrewarmMode(enum.StrEnum):
 
 
 class Scheduling(enum.StrEnum):
-    """How pods are steered to warm nodes."""
+    """Whether pods prefer or require warm nodes."""
 
     IGNORE = "Ignore"
     PREFER = "Prefer"
@@ -27,7 +27,7 @@ class Scheduling(enum.StrEnum):
 
 
 class NodeSelectorOperator(enum.StrEnum):
-    """How a label of a node is compared."""
+    """Relation between a node's label and values."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -38,43 +38,45 @@ class NodeSelectorOperator(enum.StrEnum):
 
 
 class NodeSelectorRequirement(ApiModel):
-    """One requirement on a node."""
+    """A requirement on a label or field of a node."""
 
-    key: str = Field(min_length=1, max_length=317, description="The label's key; for matchFields: metadata.name.")
-    operator: NodeSelectorOperator = Field(description="How it is compared: In, NotIn, Exists, DoesNotExist, Gt or Lt.")
+    key: str = Field(min_length=1, max_length=317, description="Label key; for matchFields: metadata.name.")
+    operator: NodeSelectorOperator = Field(
+        description="Relation to the values: In, NotIn, Exists, DoesNotExist, Gt or Lt."
+    )
     values: tuple[Annotated[str, Field(max_length=253)], ...] | None = Field(
-        default=None, max_length=1000, description="Values for In and NotIn; one whole number for Gt and Lt."
+        default=None, max_length=1000, description="Values for In and NotIn; one integer for Gt and Lt."
     )
 
 
 class NodeSelectorTerm(ApiModel):
-    """Requirements that must all hold."""
+    """Requirements that must all match."""
 
     match_expressions: tuple[NodeSelectorRequirement, ...] | None = Field(
         default=None, max_length=50, description="Requirements on labels."
     )
     match_fields: tuple[NodeSelectorRequirement, ...] | None = Field(
-        default=None, max_length=50, description="Requirements on fields; Kubernetes knows metadata.name alone."
+        default=None, max_length=50, description="Requirements on fields; Kubernetes supports only metadata.name."
     )
 
 
 class NodeSelector(ApiModel):
-    """Required terms; a node matches when one of them does."""
+    """Node selector terms; a node matches if any of them matches."""
 
     node_selector_terms: tuple[NodeSelectorTerm, ...] | None = Field(
-        default=None, max_length=50, description="Terms, of which one must match; absent: every node."
+        default=None, max_length=50, description="Terms, at least one of which must match; absent: all nodes."
     )
 
 
 class TolerationOperator(enum.StrEnum):
-    """How a taint is compared."""
+    """Relation between a toleration and a taint's value."""
 
     EQUAL = "Equal"
     EXISTS = "Exists"
 
 
 class TaintEffect(enum.StrEnum):
-    """What a taint does to pods that don't tolerate it."""
+    """Effect of a taint on pods that don't tolerate it."""
 
     NO_SCHEDULE = "NoSchedule"
     PREFER_NO_SCHEDULE = "PreferNoSchedule"
@@ -82,53 +84,56 @@ class TaintEffect(enum.StrEnum):
 
 
 class Toleration(ApiModel):
-    """A taint that load Jobs tolerate."""
+    """A toleration of load Jobs."""
 
     key: str | None = Field(
-        default=None, max_length=317, description="The taint's key; absent with Exists: every taint."
+        default=None, max_length=317, description="Key of the taint; absent with Exists: all taints."
     )
     operator: TolerationOperator = Field(
         default=TolerationOperator.EQUAL, description="Equal compares the value, Exists does not."
     )
-    value: str | None = Field(default=None, max_length=63, description="The taint's value, with Equal.")
-    effect: TaintEffect | None = Field(default=None, description="The taint's effect; absent: all effects.")
+    value: str | None = Field(default=None, max_length=63, description="Value of the taint, with Equal.")
+    effect: TaintEffect | None = Field(default=None, description="Effect of the taint; absent: all effects.")
     toleration_seconds: Int64 | None = Field(
         default=None, description="How long a NoExecute taint is tolerated; absent: forever."
     )
 
 
 class PlacementSpec(ApiModel):
-    """Which nodes are warmed, and how pods are steered to them."""
+    """Which nodes are warmed, and whether pods prefer or require them."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "self.prewarm == 'Count' ? has(self.count) : !has(self.count)",
-                "count is given with prewarm: Count, and only with it",
+                "count is required with prewarm: Count and forbidden otherwise",
             )
         )
     )
 
     prewarm: PrewarmMode = Field(
         default=PrewarmMode.NONE,
-        description="None: the first pod on a node loads. AllMatching: every matching node is warmed. Count: "
-        "that many of them.",
+        description="None: the first pod on a node loads. AllMatching: all matching nodes are warmed. Count: "
+        "that number of matching nodes is warmed.",
     )
-    count: int | None = Field(default=None, ge=1, le=10000, description="With Count: how many nodes to keep warm.")
+    count: int | None = Field(default=None, ge=1, le=10000, description="With Count: number of nodes to keep warm.")
     node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
-        default=None, description="Labels that a node must have to be warmed."
+        default=None, description="Labels that nodes must have to be warmed."
     )
     node_affinity: NodeSelector | None = Field(
-        default=None, description="Requirements beyond labels' equality, as the required part of a pod's node affinity."
+        default=None, description="Further requirements on nodes, in the format of required node affinity in a pod."
     )
     tolerations: tuple[Toleration, ...] | None = Field(
-        default=None, max_length=100, description="Taints that load Jobs tolerate; nodes with others are not warmed."
+        default=None, max_length=100, description="Tolerations of load Jobs; nodes with other taints are not warmed."
     )
     max_concurrent_nodes: int = Field(
-        default=4, ge=1, le=1000, description="Nodes that load at the same time, so that the source is not overrun."
+        default=4,
+        ge=1,
+        le=1000,
+        description="Maximum number of nodes that load at the same time, to limit the load on the source.",
     )
     scheduling: Scheduling = Field(
         default=Scheduling.PREFER,
-        description="Ignore: pods go anywhere. Prefer: warm nodes are preferred. Require: only warm nodes; "
-        "refused while none is.",
+        description="Ignore: pods run on any node. Prefer: pods prefer warm nodes. Require: pods run on warm "
+        "nodes only, and are denied while there is none.",
     )

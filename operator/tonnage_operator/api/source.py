@@ -1,4 +1,4 @@
-"""Where the bytes are, and with which identity they are read: ``spec.source`` and ``spec.credentials``."""
+"""``spec.source`` and ``spec.credentials``: where the objects are, and the identity for reading them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tonnage_operator.api.base import ApiModel, DnsName, KeyReference, validatio
 
 
 class AddressingStyle(enum.StrEnum):
-    """Where the bucket's name goes in a URL."""
+    """Position of the bucket's name in a URL."""
 
     AUTO = "Auto"
     PATH = "Path"
@@ -19,21 +19,23 @@ class AddressingStyle(enum.StrEnum):
 
 
 class CaBundle(ApiModel):
-    """PEM certificates that sign the server's, in exactly one place."""
+    """CA certificates in PEM, from a ConfigMap or a Secret."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "has(self.configMapKeyRef) != has(self.secretKeyRef)",
-                "give exactly one of configMapKeyRef and secretKeyRef",
+                "set exactly one of configMapKeyRef and secretKeyRef",
             )
         )
     )
 
-    config_map_key_ref: KeyReference | None = Field(default=None, description="A key of a ConfigMap that holds them.")
+    config_map_key_ref: KeyReference | None = Field(
+        default=None, description="ConfigMap key that contains the certificates."
+    )
     secret_key_ref: KeyReference | None = Field(
         default=None,
-        description="A key of a Secret that holds them; mounted into the loader, not read by the operator.",
+        description="Secret key that contains the certificates; mounted into the loader, not read by the operator.",
     )
 
 
@@ -41,12 +43,10 @@ ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class S3Location(ApiModel):
-    """Objects of one S3 bucket: all below a prefix, or exactly the given keys."""
+    """Objects in an S3 bucket: all objects with a prefix, or the listed keys."""
 
     model_config = ConfigDict(
-        json_schema_extra=validation_rules(
-            ("has(self.prefix) != has(self.keys)", "give exactly one of prefix and keys")
-        )
+        json_schema_extra=validation_rules(("has(self.prefix) != has(self.keys)", "set exactly one of prefix and keys"))
     )
 
     bucket: str = Field(
@@ -56,31 +56,31 @@ class S3Location(ApiModel):
         description="Name of the bucket.",
     )
     prefix: str | None = Field(
-        default=None, max_length=1024, description="Everything below this prefix counts; ends with a slash as a rule."
+        default=None, max_length=1024, description="All objects with this prefix; usually ends with a slash."
     )
     keys: tuple[ObjectKey, ...] | None = Field(
-        default=None, min_length=1, max_length=1000, description="Exactly these objects count."
+        default=None, min_length=1, max_length=1000, description="Keys of the objects."
     )
     endpoint: str | None = Field(
         default=None,
         max_length=1024,
         pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
-        description="URL of the S3 server, without credentials or query; absent: AWS.",
+        description="URL of the S3 server, without credentials or query string; absent: AWS.",
     )
     region: str | None = Field(
         default=None,
         min_length=1,
         max_length=64,
         pattern=r"^[a-z0-9-]+$",
-        description="Region that requests are signed for; absent: that of the loader's environment, or us-east-1.",
+        description="Region for signing requests; absent: the region in the loader's environment, or us-east-1.",
     )
     addressing_style: AddressingStyle = Field(
         default=AddressingStyle.AUTO,
-        description="Where the bucket's name goes: Path, Virtual (in the host name), or Auto, which chooses by "
-        "endpoint.",
+        description="Position of the bucket's name in URLs: Path, Virtual (in the host name), or Auto (depends on the "
+        "endpoint).",
     )
     ca_bundle: CaBundle | None = Field(
-        default=None, description="Certificates to trust for this endpoint, instead of the image's own."
+        default=None, description="CA certificates to trust for this endpoint, instead of those in the image."
     )
 
 
@@ -88,11 +88,11 @@ HttpUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^/?#@\s]+/[
 
 
 class HttpLocation(ApiModel):
-    """Objects by URL. Presigned URLs are secrets and come from a Secret."""
+    """Objects by URL. Presigned URLs are confidential and must be in a Secret."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
-            ("has(self.urls) != has(self.urlsFrom)", "give exactly one of urls and urlsFrom")
+            ("has(self.urls) != has(self.urlsFrom)", "set exactly one of urls and urlsFrom")
         )
     )
 
@@ -100,60 +100,58 @@ class HttpLocation(ApiModel):
         default=None,
         min_length=1,
         max_length=1000,
-        description="Public URLs. One with a query or user part is refused: put presigned URLs into a Secret "
+        description="Public URLs. URLs with a query string or user are rejected: put presigned URLs into a Secret "
         "(urlsFrom).",
     )
     urls_from: KeyReference | None = Field(
-        default=None, description="A key of a Secret that holds URLs, one a line; meant for presigned ones."
+        default=None, description="Secret key that contains URLs, one per line; for presigned URLs."
     )
     ca_bundle: CaBundle | None = Field(
-        default=None, description="Certificates to trust for these servers, instead of the image's own."
+        default=None, description="CA certificates to trust for these servers, instead of those in the image."
     )
 
 
 class ModelSource(ApiModel):
-    """Where the model's objects are. Exactly one member is given."""
+    """Location of the model's objects. Exactly one member is set."""
 
     model_config = ConfigDict(
-        json_schema_extra=validation_rules(("has(self.s3) != has(self.http)", "give exactly one of s3 and http"))
+        json_schema_extra=validation_rules(("has(self.s3) != has(self.http)", "set exactly one of s3 and http"))
     )
 
-    s3: S3Location | None = Field(default=None, description="A bucket of S3 or of a server that speaks its protocol.")
-    http: HttpLocation | None = Field(default=None, description="Plain or presigned URLs.")
+    s3: S3Location | None = Field(default=None, description="Objects in a bucket of S3 or of an S3-compatible server.")
+    http: HttpLocation | None = Field(default=None, description="Objects at public or presigned URLs.")
 
 
 class SecretReference(ApiModel):
-    """A Secret of the same namespace."""
+    """A Secret in the same namespace."""
 
-    name: DnsName = Field(description="Name of the Secret, in the namespace of the pod that loads.")
+    name: DnsName = Field(description="Name of the Secret, in the namespace of the loader's pod.")
 
 
 class Anonymous(ApiModel):
-    """No identity at all; has no fields."""
+    """Requests without an identity; has no fields."""
 
 
 class Credentials(ApiModel):
-    """With which identity the source is read. At most one member; none: the ambient identity of the pod that loads."""
+    """Identity for reading the source. At most one member is set; none: the ambient identity of the loader's pod."""
 
     model_config = ConfigDict(
         json_schema_extra=validation_rules(
             (
                 "[has(self.secretRef), has(self.serviceAccountName), has(self.anonymous)].filter(x, x).size() <= 1",
-                "give at most one of secretRef, serviceAccountName and anonymous",
+                "set at most one of secretRef, serviceAccountName and anonymous",
             )
         )
     )
 
     secret_ref: SecretReference | None = Field(
         default=None,
-        description="A Secret whose keys are the AWS environment names: AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, and "
-        "AWS_SESSION_TOKEN where there is one.",
+        description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and optionally "
+        "AWS_SESSION_TOKEN, AWS_REGION and AWS_DEFAULT_REGION.",
     )
     service_account_name: DnsName | None = Field(
         default=None,
-        description="ServiceAccount of resolve and load Jobs (IRSA, Pod Identity, …). An injected loader always "
-        "has the "
-        "identity of its own pod.",
+        description="ServiceAccount of resolve and load Jobs, for IRSA or EKS Pod Identity. An injected loader always "
+        "uses the ServiceAccount of its pod.",
     )
-    anonymous: Anonymous | None = Field(default=None, description="Read without any identity, as {}.")
+    anonymous: Anonymous | None = Field(default=None, description="Set to {} to send unsigned requests.")

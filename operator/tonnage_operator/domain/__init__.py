@@ -1,1 +1,4 @@
-"""What should exist, given what is. Pure functions: no network, no clock, no kopf; time comes as an argument."""
+"""Decides the desired state from the observed state.
+
+All functions are pure: no network, no clock, no kopf. The current time is an argument.
+"""

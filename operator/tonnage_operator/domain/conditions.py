@@ -1,4 +1,4 @@
-"""Conditions and events: what changed, said once."""
+"""Merges conditions, and derives at most one event from each transition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MESSAGE_LIMIT: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A condition without the time of its last transition. ``status`` None: unknown."""
+    """A condition without the time of its last transition. ``status`` is None if it is unknown."""
 
     type: str
     status: bool | None
@@ -29,7 +29,7 @@ class Observation:
 def merge(
     old: Iterable[Condition], observed: Iterable[Observation], *, now: str, generation: int | None
 ) -> tuple[Condition, ...]:
-    """Returns the conditions; the transition's time stays where the status did."""
+    """Returns the new conditions. The transition time is kept where the status is unchanged."""
     before = {condition.type: condition for condition in old}
     merged = []
     for each in observed:
@@ -53,7 +53,7 @@ def merge(
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell about the object. ``key`` identifies the occurrence: the same one is posted only once."""
+    """A Kubernetes Event about an object. Events with the same ``key`` are posted once."""
 
     reason: str
     message: str
@@ -61,21 +61,21 @@ class Event:
     warning: bool = False
 
     def name(self, model: str, uid: str) -> str:
-        """Returns the name of the Event object; posting it twice, or from two controllers, makes one."""
+        """Returns the name of the Event object. It is deterministic, so posting an event twice creates one object."""
         return f"{model[:200]}.{naming.short_digest(uid, self.reason, self.key)}"
 
 
 _REASON_EVENT_TYPES = frozenset({"Accepted", "Resolved"})
-"""Conditions whose reason is news by itself. Those of the others change with each node."""
+"""Conditions that cause an event when only their reason changes. The reasons of the others change with each node."""
 
 _STATUS_EVENT_TYPES = frozenset({"Warm", "Ready", "Degraded", "UpdateAvailable"})
 
 _QUIET_REASONS = frozenset({ConditionReason.RESOLVING, ConditionReason.NOT_RESOLVED})
-"""Reasons that are no news: the usual way of a fresh object."""
+"""Reasons that never cause an event: every new object passes through them."""
 
 
 def transition_events(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Event, ...]:
-    """Returns an event for each condition that changed in a way worth telling."""
+    """Returns an event for each significant change of a condition."""
     before = {condition.type: condition for condition in old}
     events = []
     for condition in new:
@@ -85,7 +85,7 @@ def transition_events(old: Iterable[Condition], new: Iterable[Condition]) -> tup
         is_significant = (flipped and condition.type in _REASON_EVENT_TYPES | _STATUS_EVENT_TYPES) or renamed
         if not is_significant or condition.reason in _QUIET_REASONS:
             continue
-        # Named by what was before, which is on record: a crash before the new status is written tells nothing twice.
+        # The key contains the recorded transition time: a crash before the status write doesn't post the event twice.
         since = earlier.last_transition_time if earlier else ""
         good = not is_true if condition.type == "Degraded" else is_true
         events.append(

@@ -1,4 +1,4 @@
-"""What the administrator decided: host paths, images, defaults. Users never name any of it."""
+"""Settings of the installation, which the administrator controls: host paths, images, defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tonnage_operator.api.modelweights import Medium, ResourceRequirements
 
 
 class Sharing(enum.StrEnum):
-    """Between whom the entries of a node are shared."""
+    """Which pods share the entries of a node."""
 
     CLUSTER = "Cluster"
     NAMESPACE = "Namespace"
@@ -20,8 +20,8 @@ class Sharing(enum.StrEnum):
 class HostMedium(ApiModel):
     """One medium of the nodes.
 
-    ``reserved`` says that the administrator keeps the cache's memory outside of the nodes' allocatable memory, so that
-    loaders request their overhead alone. ``min_free`` are bytes of the folder's file system that loads leave alone.
+    ``reserved`` means that the cache's memory is excluded from the nodes' allocatable memory, so loaders request only
+    their overhead. ``min_free`` is the number of bytes that loads must leave free on the folder's file system.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,33 +32,33 @@ class HostMedium(ApiModel):
 
 
 class ReportSettings(ApiModel):
-    """Where and how often loaders report."""
+    """Where loaders send reports, and how often."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(default="", description="URL of the controller's /v1/reports; empty: no reports.")
-    ca_pem: str = Field(default="", description="PEM of the CA that signs the endpoint's certificate; goes into pods.")
-    ca_file: str = Field(default="", description="File with that PEM, which is read again when it changes.")
+    ca_pem: str = Field(default="", description="PEM of the CA that signs the endpoint's certificate; copied to pods.")
+    ca_file: str = Field(default="", description="File that contains that PEM; reloaded when it changes.")
     token_seconds: int = Field(default=3600, ge=600)
-    interval: float = Field(default=2.0, gt=0, description="Seconds between two reports of progress.")
+    interval: float = Field(default=2.0, gt=0, description="Seconds between progress reports.")
 
 
 class LoaderImage(ApiModel):
-    """The loader's container."""
+    """Image, user and default resources of loaders."""
 
     model_config = ConfigDict(extra="forbid")
 
     image: str = Field(min_length=1)
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
-    uid: int = Field(default=0, ge=0, description="User that writes to host paths, which belong to root as a rule.")
-    unprivileged_uid: int = Field(default=65532, ge=1, description="User where no host path is involved.")
+    uid: int = Field(default=0, ge=0, description="User ID for writing to host paths, which root usually owns.")
+    unprivileged_uid: int = Field(default=65532, ge=1, description="User ID of loaders without a host path.")
     memory_overhead: Quantity = "512Mi"
     resources: ResourceRequirements = ResourceRequirements(requests={"cpu": "1", "memory": "512Mi"})
 
 
 class Installation(ApiModel):
-    """All of it. Read from a YAML file that the chart renders."""
+    """All settings. Parsed from a YAML file that the chart renders."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,14 +68,20 @@ class Installation(ApiModel):
     sharing: Sharing = Sharing.CLUSTER
     loader: LoaderImage
     reports: ReportSettings = ReportSettings()
-    job_service_account: str = Field(default="default", description="Identity of Jobs where the object names none.")
-    cleanup_service_account: str = Field(default="default", description="Identity of cleanup Jobs, in our namespace.")
+    job_service_account: str = Field(
+        default="default", description="ServiceAccount of Jobs of objects that don't name one."
+    )
+    cleanup_service_account: str = Field(
+        default="default", description="ServiceAccount of cleanup Jobs in the operator's namespace."
+    )
     cleanup_tolerate_all: bool = True
-    retry_base: float = Field(default=10.0, gt=0, description="Seconds before the first retry; doubles each time.")
-    retry_cap: float = Field(default=300.0, gt=0, description="Seconds that a retry waits at most.")
+    retry_base: float = Field(
+        default=10.0, gt=0, description="Seconds before the first retry; doubles with each retry."
+    )
+    retry_cap: float = Field(default=300.0, gt=0, description="Maximum seconds before a retry.")
 
     def with_report_ca(self, ca_pem: str) -> Installation:
-        """Returns the same with another CA of the report endpoint."""
+        """Returns a copy with another CA certificate for the report endpoint."""
         return self.model_copy(update={"reports": self.reports.model_copy(update={"ca_pem": ca_pem})})
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Deterministic names: the same wish always has the same name, so that doing it twice is doing it once."""
+"""Deterministic names and hashes: the same input always yields the same name, so creating an object is idempotent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def short_digest(*parts: object) -> str:
-    """Returns 16 hex digits over the parts, which must be JSON."""
+    """Returns 16 hex digits of a SHA-256 over the parts, which must be serializable as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
@@ -25,23 +25,23 @@ def _dump(model: ApiModel | None) -> object:
 
 
 def source_hash(spec: api.ModelWeightsSpec) -> str:
-    """Returns what a revision was resolved for: it changes when other objects may be meant."""
+    """Returns a hash of the fields that select a revision's objects."""
     return short_digest(_dump(spec.source), _dump(spec.files))
 
 
 def resolve_key(spec: api.ModelWeightsSpec) -> str:
-    """Returns what a resolve Job depends on: a change starts a new one at once, without waiting for a retry."""
+    """Returns a hash of the fields that a resolve Job depends on. A change starts a new Job without backoff."""
     return short_digest(_dump(spec.source), _dump(spec.files), _dump(spec.credentials), spec.revision.expected_digest)
 
 
 def job_name(role: str, model: str, *parts: object) -> str:
-    """Returns the name of a Job: readable, valid as a label's value (at most 63 characters), and deterministic."""
+    """Returns a readable, deterministic Job name that is a valid label value (at most 63 characters)."""
     readable = re.sub(r"[^a-z0-9-]", "-", model)[: 63 - len("tonnage-") - len(role) - 1 - 17].strip("-")
     return f"tonnage-{role}-{readable}-{short_digest(role, *parts)}"
 
 
 def node_hash(node: str) -> str:
-    """Returns a label's value for a node, whose name may be too long for one."""
+    """Returns a label value for a node, because node names may be too long for one."""
     return short_digest(node)
 
 
@@ -54,10 +54,10 @@ def cache_entry_name(revision: str, layout: api.Layout) -> str:
 
 
 def cache_key(entry: str, *, namespace: str, sharing: Sharing) -> str:
-    """Returns what tells entries of one medium apart; it is also their path below the medium's folder."""
+    """Returns the unique key of an entry within a medium; it is also the entry's path below the medium's folder."""
     return entry if sharing is Sharing.CLUSTER else f"{namespace}/{entry}"
 
 
 def entry_of(cache_key: str) -> str:
-    """Returns the name of the cache entry of a cache key."""
+    """Returns the name of the entry with this cache key."""
     return cache_key.rpartition("/")[2]

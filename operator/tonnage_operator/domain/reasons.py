@@ -1,6 +1,7 @@
-"""The operator's own reasons, all in one place. Names are part of the API: scripts and alerts go by them.
+"""The operator's own reasons. Their names are part of the API: scripts and alerts depend on them.
 
-``docs/guides/operations/reasons.md`` has a row for each; a test checks this. The loader's are in ``tonnage.errors``.
+Each has a row in ``docs/guides/operations/reasons.md``; a test checks this. The loader's reasons are in
+``tonnage.errors``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import enum
 
 
 class ConditionReason(enum.StrEnum):
-    """Reasons of conditions, of ``ModelWeights`` and ``NodeCache``, that name a state."""
+    """Reasons of ``ModelWeights`` and ``NodeCache`` conditions that are not failures of a Job."""
 
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
@@ -42,7 +43,7 @@ class ConditionReason(enum.StrEnum):
 
 
 class FailureReason(enum.StrEnum):
-    """Why a Job failed or waits, where the loader could not say it: in conditions, failures and events."""
+    """Why a Job failed or can't start, where the loader couldn't report it. In conditions, failures and events."""
 
     REPORT_LOST = "ReportLost"
     REPORT_CONTRADICTS_ITSELF = "ReportContradictsItself"
@@ -53,7 +54,7 @@ class FailureReason(enum.StrEnum):
 
 
 class EventReason(enum.StrEnum):
-    """Reasons of events that stand for no condition."""
+    """Reasons of events that don't belong to a condition."""
 
     LOAD_STARTED = "LoadStarted"
     LOAD_COMPLETED = "LoadCompleted"

@@ -1,4 +1,7 @@
-"""What of a status can't wait. Counts and progress can: each write costs the API server and everyone who watches."""
+"""Decides which status changes are written at once.
+
+Counts and progress are written less often, because each write costs the API server and all watchers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_significant(before: ModelWeightsStatus, after: ModelWeightsStatus) -> bool:
-    """Returns whether a status says more than other counts: another condition, revision or failing node."""
+    """Returns whether more than counts and progress changed: a condition, a revision, a failing node."""
     return _significant_fields(before) != _significant_fields(after)
 
 
@@ -25,7 +28,7 @@ def _significant_fields(status: ModelWeightsStatus) -> tuple[object, ...]:
 
 
 def only_load_started(before: NodeCacheStatus, after: NodeCacheStatus) -> bool:
-    """Returns whether the one thing that is new on a node is that loads have begun: short ones are over at once."""
+    """Returns whether the only change is that loads started. Writing that can wait, because short loads end first."""
     if (before.boot_id, before.media, before.conditions) != (after.boot_id, after.media, after.conditions):
         return False
     old = {each.entry_key: each for each in before.entries or ()}

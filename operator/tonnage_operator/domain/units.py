@@ -1,4 +1,4 @@
-"""Quantities, durations and times, as Kubernetes writes them and as people read them."""
+"""Quantities, durations and times in the formats of Kubernetes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 def parse_quantity(text: str) -> int:
-    """Returns a quantity in base units (bytes; whole CPUs), rounded up.
+    """Returns a quantity in base units (bytes or CPUs), rounded up to a whole number.
 
     Raises:
-        ValueError: It isn't a quantity, or below 0.
+        ValueError: The text is not a quantity, or is negative.
     """
     match = re.fullmatch(r"([0-9.]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?", text.strip())
     if match is None:
@@ -35,10 +35,10 @@ def parse_quantity(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Returns the seconds of ``1h30m`` and the like; the schema has checked the form.
+    """Returns the seconds of a duration such as ``1h30m``.
 
     Raises:
-        ValueError: It isn't such a text.
+        ValueError: The text is not a duration.
     """
     match = _DURATION.fullmatch(text)
     if match is None or not text:
@@ -48,17 +48,17 @@ def parse_duration(text: str) -> float:
 
 
 def format_time(moment: datetime) -> str:
-    """Returns the moment as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
+    """Returns RFC 3339 in UTC with whole seconds, as Kubernetes writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_time(text: str) -> datetime:
-    """Reads what Kubernetes writes; fractions of seconds are allowed."""
+    """Parses RFC 3339, with or without fractions of a second."""
     return datetime.fromisoformat(text)
 
 
 def human_seconds(seconds: float) -> str:
-    """Returns ``2m10s`` and the like; empty below 0, which means unknown."""
+    """Returns text such as ``2m10s`` or ``3h5m``; empty for negative values, which mean unknown."""
     if seconds < 0:
         return ""
     whole = round(seconds)

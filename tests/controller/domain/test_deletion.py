@@ -34,7 +34,7 @@ def test_deletion_empties_every_node_and_then_removes_the_finalizer() -> None:
     simulation = prewarming_simulation(2)
     simulation.finish_resolve()
     simulation.finish_loads()
-    assert "Emptying its cache entries on 2 nodes" in simulation.step_deletion().waiting_message
+    assert "Evicting its entries on 2 nodes" in simulation.step_deletion().waiting_message
     cleanups = simulation.active_jobs(names.ROLE_CLEANUP)
     assert {simulation.job_node(job) for job in cleanups} == {"n0", "n1"}
     for job in cleanups:

@@ -134,7 +134,7 @@ def test_warm_nodes_are_required_in_each_alternative_of_the_pods_own() -> None:
 
 
 def test_required_without_a_warm_node_is_refused() -> None:
-    with pytest.raises(AdmissionDenied, match="No node has serving/llama"):
+    with pytest.raises(AdmissionDenied, match="No node is warm for serving/llama"):
         inject_pod(annotated_pod({names.MODEL: "llama", names.SCHEDULING: "Require"}))
 
 
@@ -156,7 +156,7 @@ def test_ignored_scheduling_leaves_affinity_alone() -> None:
     ],
 )
 def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None:
-    with pytest.raises(AdmissionDenied, match=r"tonnage-loader|tonnage-cache|tonnage-urls|mounts something else"):
+    with pytest.raises(AdmissionDenied, match=r"tonnage-loader|tonnage-cache|tonnage-urls|already mounts a volume"):
         inject_pod(annotated_pod(**taken))
 
 

@@ -201,7 +201,7 @@ def test_an_oom_killed_loader_is_reported_with_its_numbers() -> None:
     simulation.finish_job(job, code=137, reason="OOMKilled")
     simulation.converge()
     (failure,) = simulation.status["failures"]
-    assert "its limit is 1Gi, and 2Gi are to be written" in failure["message"]
+    assert "its limit is 1Gi, and 2Gi have to be written" in failure["message"]
 
 
 def test_a_failing_node_does_not_hold_up_the_others() -> None:

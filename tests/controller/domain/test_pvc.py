@@ -1,4 +1,4 @@
-"""Models in a PersistentVolumeClaim: loaded once for all pods, emptied of what nobody needs."""
+"""Models in a PersistentVolumeClaim: loaded once for all pods, and old revisions removed."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_deleted_object_removes_its_revisions_from_the_pvc() -> None:
     simulation = _loaded(AUTOMATIC)
     old = _revision(simulation)
     _update(simulation)
-    assert "Emptying what claim weights holds" in simulation.step_deletion().waiting_message
+    assert "Removing its entries from PersistentVolumeClaim weights" in simulation.step_deletion().waiting_message
     deleted = [each for each in _cleanups(simulation) if len(each) == 2]
     assert deleted == [sorted([old, _revision(simulation)])]
     assert not simulation.active_jobs(names.ROLE_LOAD)

@@ -245,5 +245,5 @@ def test_a_source_that_no_plan_can_hold_is_refused_with_a_way_out(source: dict[s
         simulation.spec["source"]["s3"]["prefix"] = None
     simulation.converge()
     assert simulation.condition("Accepted") == ("False", "SpecTooLarge")
-    assert "prefix in place of keys" in simulation.status["conditions"][0]["message"]
+    assert "prefix instead of keys" in simulation.status["conditions"][0]["message"]
     assert not simulation.jobs

@@ -144,28 +144,28 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "keys for http": (
         {"source": {"s3": None, **HTTP["source"]}, "credentials": {"secretRef": {"name": "a"}}},
-        "an http source takes no credentials",
+        "an http source has no credentials",
     ),
     "odd secret name": ({"credentials": {"secretRef": {"name": "A_b"}}}, "name"),
     "no tensors": ({"files": {"tensors": []}}, "at least 1"),
     "pattern without field": ({"files": {"ranks": {"pattern": "rank.tensors"}}}, "pattern"),
     "pattern with two fields": ({"files": {"ranks": {"pattern": "%d-%d"}}}, "pattern"),
     "no ranks": ({"files": {"ranks": {"count": 0}}}, "greater than or equal to 1"),
-    "automatic without track": ({"revision": {"update": "Automatic"}}, "needs policy: Track"),
+    "automatic without track": ({"revision": {"update": "Automatic"}}, "requires policy: Track"),
     "pin and automatic": (
         {"revision": {"policy": "Track", "update": "Automatic", "pin": "r-3f9c2a71b0de"}},
-        "pin holds one revision",
+        "pin selects a fixed revision",
     ),
     "digest and automatic": (
         {"revision": {"policy": "Track", "update": "Automatic", "expectedDigest": SHA}},
-        "expectedDigest admits one revision",
+        "expectedDigest allows one revision",
     ),
     "odd pin": ({"revision": {"pin": "v7"}}, "revision.pin"),
     "odd digest": ({"revision": {"expectedDigest": "md5:1"}}, "expectedDigest"),
     "interval in days": ({"revision": {"interval": "1d"}}, "interval"),
     "short interval": ({"revision": {"interval": "59s"}}, "interval must be at least 1m"),
-    "claim without name": ({"cache": {"delivery": "PersistentVolumeClaim"}}, "claimName is given with"),
-    "name without claim": ({"cache": {"claimName": "a"}}, "claimName is given with"),
+    "claim without name": ({"cache": {"delivery": "PersistentVolumeClaim"}}, "claimName is required with"),
+    "name without claim": ({"cache": {"claimName": "a"}}, "claimName is required with"),
     "claim in memory": (
         {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "a", "medium": "Memory"}},
         "not memory",
@@ -173,14 +173,14 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "odd medium": ({"cache": {"medium": "Tape"}}, "Unsupported value"),
     "prewarmed empty dir": (
         {"cache": {"delivery": "EmptyDir"}, "placement": {"prewarm": "AllMatching"}},
-        "nothing to prewarm",
+        "can't be prewarmed",
     ),
     "required empty dir": (
         {"cache": {"delivery": "EmptyDir"}, "placement": {"scheduling": "Require"}},
-        "Require needs delivery: HostPath",
+        "Require requires delivery: HostPath",
     ),
-    "count missing": ({"placement": {"prewarm": "Count"}}, "count is given with"),
-    "count not asked": ({"placement": {"count": 2}}, "count is given with"),
+    "count missing": ({"placement": {"prewarm": "Count"}}, "count is required with"),
+    "count not asked": ({"placement": {"count": 2}}, "count is required with"),
     "zero count": ({"placement": {"prewarm": "Count", "count": 0}}, "greater than or equal to 1"),
     "no node at a time": ({"placement": {"maxConcurrentNodes": 0}}, "greater than or equal to 1"),
     "odd operator": ({"placement": {"tolerations": [{"operator": "Like"}]}}, "Unsupported value"),
@@ -190,10 +190,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "odd quantity": ({"loader": {"bandwidthLimit": "fast"}}, "bandwidthLimit"),
     "no connections": ({"loader": {"connections": 0}}, "greater than or equal to 1"),
     "short timeout": ({"loader": {"timeout": "5s"}}, "timeout must be at least 10s"),
-    "selector missing": ({"access": {"allowedNamespaces": {"from": "Selector"}}}, "selector is given with"),
+    "selector missing": ({"access": {"allowedNamespaces": {"from": "Selector"}}}, "selector is required with"),
     "selector not asked": (
         {"access": {"allowedNamespaces": {"from": "All", "selector": {"matchLabels": {"a": "b"}}}}},
-        "selector is given with",
+        "selector is required with",
     ),
     "unknown field": ({"sauce": "tomato"}, 'unknown field "spec.sauce"'),
     "unknown nested field": ({"cache": {"meduim": "Disk"}}, 'unknown field "spec.cache.meduim"'),
@@ -288,6 +288,6 @@ def test_the_api_server_stores_a_status_with_the_longest_lists(control_plane: Co
 def test_explain_describes_a_nested_field(control_plane: ControlPlane) -> None:
     def explained() -> bool:
         field = "modelweights.spec.source.s3.caBundle.configMapKeyRef.key"
-        return "The key within it that holds the value." in control_plane.kubectl("explain", field, check=False).stdout
+        return "Key that contains the value." in control_plane.kubectl("explain", field, check=False).stdout
 
     eventually(explained, timeout=20)

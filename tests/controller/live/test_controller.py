@@ -73,7 +73,7 @@ def test_matching_nodes_become_warm_and_kubectl_shows_it(harness: OperatorHarnes
     together = harness.plane.kubectl("get", "tonnage", "-n", harness.namespace).stdout
     assert "modelweights.tonnage.dev/llama" in together
     description = harness.plane.kubectl("describe", "mw", "-n", harness.namespace, "llama").stdout
-    assert "All 2 nodes have it." in description
+    assert "All 2 nodes are warm." in description
     assert "LoadCompleted" in description
 
 

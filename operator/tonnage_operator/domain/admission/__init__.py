@@ -1,1 +1,1 @@
-"""Decides how a pod that asks for weights is changed."""
+"""Decides how a pod that requests weights is modified at admission."""

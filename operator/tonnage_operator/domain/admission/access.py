@@ -1,4 +1,4 @@
-"""Whether a namespace's pods may use an object of another one: ``spec.access``."""
+"""Access to a ``ModelWeights`` from pods of other namespaces: ``spec.access``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def needs_namespace_labels(weights: ModelWeights, namespace: str) -> bool:
-    """Returns whether the answer depends on the labels of the pod's namespace."""
+    """Returns whether ``is_allowed`` depends on the labels of the pod's namespace."""
     allowed = weights.spec.access.allowed_namespaces
     return namespace != weights.namespace and allowed.from_ is FromNamespaces.SELECTOR
 
 
 def is_allowed(weights: ModelWeights, namespace: str, labels: Mapping[str, str]) -> bool:
-    """Returns whether pods of ``namespace``, which has ``labels``, may use the object."""
+    """Returns whether pods in ``namespace``, which has ``labels``, may use the object."""
     allowed = weights.spec.access.allowed_namespaces
     if namespace == weights.namespace or allowed.from_ is FromNamespaces.ALL:
         return True
     if allowed.from_ is FromNamespaces.SAME or allowed.selector is None:
         return False
-    return selector_matches(allowed.selector, labels)
+    return _selector_matches(allowed.selector, labels)
 
 
-def selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Returns whether a selector matches; an empty one matches everything, as in all of Kubernetes."""
+def _selector_matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+    """Returns whether a selector matches. An empty selector matches everything, as elsewhere in Kubernetes."""
     if any(labels.get(key) != value for key, value in (selector.match_labels or {}).items()):
         return False
     for each in selector.match_expressions or ():

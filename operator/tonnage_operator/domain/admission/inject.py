@@ -1,4 +1,4 @@
-"""A pod with its weights, from a pod that asks for them. Pure, and done twice it is as done once."""
+"""Builds the injected pod from a pod that requests weights. Pure and idempotent."""
 
 from __future__ import annotations
 
@@ -35,35 +35,36 @@ MESH_INIT_CONTAINERS: Final = frozenset({
     "istio-init", "istio-validation", "istio-proxy", "linkerd-init", "linkerd-network-validator", "linkerd-proxy",
     "kuma-init", "kuma-validation", "kuma-sidecar", "consul-connect-inject-init", "consul-dataplane",
 })  # fmt: skip
-"""Init containers without which there is no network, so loaders come after them."""
+"""Init containers that set up the network of a service mesh. Loaders are placed after them."""
 
 PREFERENCE: Final = 80
-"""Weight, of at most 100, with which warm nodes are preferred."""
+"""Weight of the preferred node affinity for warm nodes; Kubernetes allows 1 to 100."""
 MAX_PREFERRED_NODES: Final = 256
-"""Warm nodes that a preference names; more would make pods large, and any of these is as good."""
+"""Maximum number of warm nodes in a preferred node affinity. It limits the size of pods; all warm nodes are equally
+good."""
 _STATUS_FOLDER: Final = ".tonnage"
 
 
 class AdmissionDenied(Exception):
-    """The pod can't get what it asks for; the text is for whoever applied it."""
+    """The pod's request can't be fulfilled. The message is shown to the user who applied the pod."""
 
 
 @dataclass(frozen=True)
 class InjectedModel:
-    """One model that a pod asked for and may have."""
+    """A requested model that the pod may use, with its revision."""
 
     requested: RequestedModel
     weights: ModelWeights
     seen: SeenRevision
     warm: tuple[str, ...] = ()
-    """Host names of nodes that have it."""
+    """Host names of warm nodes."""
 
 
 def resolve_injected_model(requested: RequestedModel, weights: ModelWeights, warm: tuple[str, ...]) -> InjectedModel:
-    """Returns what a model offers now.
+    """Returns the model with its revision in use.
 
     Raises:
-        Refusal: It is being deleted, or not resolved yet; the pod's controller tries again.
+        AdmissionDenied: The model is being deleted or not resolved. The pod's controller creates the pod again later.
     """
     if weights.deleting:
         raise AdmissionDenied(f"ModelWeights {weights.ref} is being deleted.")
@@ -77,14 +78,14 @@ def resolve_injected_model(requested: RequestedModel, weights: ModelWeights, war
 
 
 def is_injected(pod: Body) -> bool:
-    """Returns whether the pod has its loaders already. The annotation alone may have been copied from another pod."""
+    """Returns whether the pod already has loaders. The annotation alone may be a copy from another pod."""
     loaders = [each["name"] for each in pod["spec"].get("initContainers") or ()]
     marked = names.INJECTED in (pod.get("metadata", {}).get("annotations") or {})
     return marked and any(name.startswith(names.LOADER_CONTAINER) for name in loaders)
 
 
 def without_weights(pod: Body, reason: str) -> Body:
-    """Returns the pod as it starts without weights, where it asked for that: told by an environment variable."""
+    """Returns the pod without weights but with variables that give the reason, for ``on-failure: continue``."""
     out = copy.deepcopy(pod)
     for container in out["spec"].get("containers") or ():
         _add_env(container, {"TONNAGE_STATUS": "failed", "TONNAGE_REASON": reason[:MESSAGE_LIMIT]})
@@ -95,8 +96,8 @@ def inject(pod: Body, models: tuple[InjectedModel, ...], request: PodRequest, in
     """Returns the pod with loaders, volumes, environment, affinity and annotations.
 
     Raises:
-        Refusal: A name that is needed is taken, a container that is named is missing, or no node is warm where one is
-            required.
+        AdmissionDenied: A reserved name is in use, a named container is missing, or scheduling is ``Require`` and no
+            node is warm.
     """
     annotations = pod.get("metadata", {}).get("annotations") or {}
     if is_injected(pod):
@@ -169,7 +170,7 @@ def _describe_loader(
     if request.on_failure is OnFailure.CONTINUE:
         arguments += ["--on-failure", "continue", "--status-file", STATUS_FILE]
     scheduling = request.scheduling or weights.spec.placement.scheduling
-    # On a node that must be warm, the loader attaches and writes nothing.
+    # With Require, the node is warm: the loader finds a hit and writes nothing.
     writes = 0
     if scheduling is not Scheduling.REQUIRE:
         writes = loader_container.memory_cache_bytes(weights, seen.total_bytes, installation)
@@ -213,7 +214,7 @@ def _build_loader(
             "exec": {"command": ["test", "-e", READY_FILE]},
             "periodSeconds": 1,
             "timeoutSeconds": 5,
-            # The loader has a deadline of its own, and says why; this one must not come first.
+            # The loader has its own deadline and reports why it failed, so the probe must not fail first.
             "failureThreshold": 2_000_000,
         }
     return container
@@ -226,7 +227,7 @@ def _check_name_conflicts(
     containers: list[Body],
     path: str,
 ) -> None:
-    """Refuses a pod that uses our names for something else."""
+    """Denies a pod that uses a reserved name or mount path."""
     everywhere = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     if any(each["name"] == held_entry.container for each in everywhere):
         raise AdmissionDenied(
@@ -236,7 +237,7 @@ def _check_name_conflicts(
     mounted = {mount["name"] for each in everywhere for mount in each.get("volumeMounts") or ()}
     taken = sorted(ours & ({each["name"] for each in spec.get("volumes") or ()} | mounted))
     if taken:
-        # A mount alone would give that container the whole entry, to write to.
+        # Even a mount without a volume would give that container write access to the whole entry.
         raise AdmissionDenied(
             f"The pod has a volume or a mount named {taken[0]}, which is reserved for Tonnage: rename it."
         )
@@ -244,7 +245,7 @@ def _check_name_conflicts(
         for mount in container.get("volumeMounts") or ():
             if mount["mountPath"].rstrip("/") == path:
                 raise AdmissionDenied(
-                    f"Container {container['name']} mounts something else at {path}: choose another "
+                    f"Container {container['name']} already mounts a volume at {path}: choose another "
                     f"{names.MOUNT_PATH} or alias."
                 )
 
@@ -278,12 +279,12 @@ def _env_variables(models: tuple[InjectedModel, ...], request: PodRequest) -> di
 
 
 def _status_file(request: PodRequest, requested: RequestedModel) -> str:
-    """Returns where an application finds whether it has the model: its environment can't change while it runs."""
+    """Returns the path of the file with the load's result. It is a file because variables can't change at run time."""
     return f"{request.mount_path}/{_STATUS_FOLDER}/{requested.alias}/status"
 
 
 def _add_env(container: Body, variables: Mapping[str, str]) -> None:
-    """Adds variables; those that the container sets itself stay. Ours come first, so that others can refer to them."""
+    """Adds variables that the container doesn't set. They come first, so that its own can refer to them."""
     env = container.get("env") or []
     present = {each["name"] for each in env}
     ours = [{"name": name, "value": value} for name, value in variables.items() if name not in present]
@@ -291,12 +292,12 @@ def _add_env(container: Body, variables: Mapping[str, str]) -> None:
 
 
 def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) -> None:
-    """Prefers or requires warm nodes."""
+    """Makes the pod prefer or require warm nodes."""
     placement = model.weights.spec.placement
     scheduling = request.scheduling or placement.scheduling
     if scheduling is Scheduling.REQUIRE and not model.warm:
         raise AdmissionDenied(
-            f"No node has {model.weights.ref} ({model.seen.revision}) yet, and {names.SCHEDULING} or "
+            f"No node is warm for {model.weights.ref} ({model.seen.revision}), and {names.SCHEDULING} or "
             "spec.placement.scheduling is Require: prewarm nodes, or use Prefer."
         )
     if scheduling is Scheduling.IGNORE or not model.warm or spec.get("nodeName"):
@@ -306,7 +307,7 @@ def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) ->
         hosts = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": list(model.warm)}
         required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": []})
         terms = required["nodeSelectorTerms"] or [{}]
-        # Terms are alternatives, so each of them has to hold it.
+        # Terms are alternatives (OR), so the requirement is added to each.
         required["nodeSelectorTerms"] = [
             {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), hosts]} for term in terms
         ]

@@ -1,4 +1,4 @@
-"""What a pod asks for by its annotations; every mistake is answered with a sentence that names the annotation."""
+"""Parses the annotations with which a pod requests models. Each error message names the annotation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MAX_MODELS: Final = 16
 
 
 class InvalidAnnotation(Exception):
-    """An annotation can't be understood; the text says which and what it should be."""
+    """An annotation is invalid. The message names it and describes valid values."""
 
 
 class OnFailure(enum.StrEnum):
-    """What a pod does without its weights."""
+    """Whether a pod starts if its weights can't be loaded."""
 
     FAIL = "fail"
     CONTINUE = "continue"
@@ -34,23 +34,23 @@ class OnFailure(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestedModel:
-    """One model of a pod. ``alias`` is the folder's name and part of the variable's."""
+    """One requested model. ``alias`` is the name of its folder and part of its environment variables' names."""
 
     alias: str
     namespace: str
     name: str
     is_only_model: bool
-    """It is the pod's one model, asked for by name and not by alias."""
+    """Requested by the annotation for a single model, which has no alias."""
 
     @property
     def env_suffix(self) -> str:
-        """The part of environment variables' names that stands for it."""
+        """The alias in the names of environment variables."""
         return re.sub(r"[^A-Z0-9]", "_", self.alias.upper())
 
 
 @dataclass(frozen=True, slots=True)
 class PodRequest:
-    """All that a pod asks for."""
+    """All annotations of a pod, parsed."""
 
     models: tuple[RequestedModel, ...]
     mount_path: str = names.DEFAULT_MOUNT_PATH
@@ -65,13 +65,13 @@ class PodRequest:
 
 
 def requests_weights(annotations: Mapping[str, str]) -> bool:
-    """Returns whether a pod asks for weights at all."""
+    """Returns whether the pod requests weights and injection is not turned off."""
     wants = names.MODEL in annotations or names.MODELS in annotations
     return wants and annotations.get(names.INJECT, "").strip().lower() != "false"
 
 
 def parse_on_failure(annotations: Mapping[str, str]) -> OnFailure:
-    """Returns what to do without weights, even where the other annotations are wrong."""
+    """Returns the pod's failure mode. Works even if other annotations are invalid."""
     return OnFailure.CONTINUE if annotations.get(names.ON_FAILURE) == OnFailure.CONTINUE.value else OnFailure.FAIL
 
 
@@ -79,13 +79,13 @@ def _parse_model(text: str, alias: str | None, namespace: str, where: str) -> Re
     first, slash, second = text.strip().partition("/")
     model_namespace, name = (first, second) if slash else (namespace, first)
     if not _NAME.fullmatch(name) or not _NAME.fullmatch(model_namespace):
-        raise InvalidAnnotation(f"{where}: {text!r} is not the name of a ModelWeights, nor namespace/name.")
+        raise InvalidAnnotation(f"{where}: {text!r} is neither the name of a ModelWeights nor namespace/name.")
     return RequestedModel(alias if alias is not None else name, model_namespace, name, is_only_model=alias is None)
 
 
 def _parse_models(annotations: Mapping[str, str], namespace: str) -> tuple[RequestedModel, ...]:
     if names.MODEL in annotations and names.MODELS in annotations:
-        raise InvalidAnnotation(f"Give one of the annotations {names.MODEL} and {names.MODELS}.")
+        raise InvalidAnnotation(f"Set only one of the annotations {names.MODEL} and {names.MODELS}.")
     if names.MODEL in annotations:
         return (_parse_model(annotations[names.MODEL], None, namespace, names.MODEL),)
     found = []
@@ -99,7 +99,9 @@ def _parse_models(annotations: Mapping[str, str], namespace: str) -> tuple[Reque
     for attribute in ("alias", "env_suffix"):
         values = [getattr(each, attribute) for each in found]
         if len(set(values)) != len(values):
-            raise InvalidAnnotation(f"{names.MODELS}: two aliases are the same, or become the same variable's name.")
+            raise InvalidAnnotation(
+                f"{names.MODELS}: two aliases are the same, or map to the same environment variable."
+            )
     return tuple(found)
 
 
@@ -111,13 +113,13 @@ def _parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def _parse_enum(annotations: Mapping[str, str], key: str, values: type[enum.StrEnum]) -> enum.StrEnum | None:
-    """Returns the member whose value is written, in whatever case."""
+    """Returns the member with this value, ignoring case."""
     if key not in annotations:
         return None
     for member in values:
         if member.value.lower() == annotations[key].strip().lower():
             return member
-    raise InvalidAnnotation(f"{key}: {annotations[key]!r} is none of {', '.join(each.value for each in values)}.")
+    raise InvalidAnnotation(f"{key}: {annotations[key]!r} is not one of {', '.join(each.value for each in values)}.")
 
 
 def _parse_quantity(annotations: Mapping[str, str], key: str) -> str | None:
@@ -131,23 +133,23 @@ def _parse_quantity(annotations: Mapping[str, str], key: str) -> str | None:
 
 
 def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodRequest:
-    """Reads a pod's annotations.
+    """Parses the annotations of a pod that requests weights.
 
     Args:
-        annotations: Of the pod; it has been found to ask.
-        namespace: Of the pod, where names without one are looked up.
+        annotations: The pod's annotations.
+        namespace: The pod's namespace: the default for models without a namespace.
 
     Raises:
-        BadRequest: One of them can't be understood.
+        InvalidAnnotation: An annotation is invalid.
     """
     path = annotations.get(names.MOUNT_PATH, names.DEFAULT_MOUNT_PATH).rstrip("/")
     if not re.fullmatch(r"(/[^/\s:]+)+", path) or "/../" in f"{path}/" or "/./" in f"{path}/":
-        raise InvalidAnnotation(f"{names.MOUNT_PATH}: {path!r} is not an absolute folder such as /models.")
+        raise InvalidAnnotation(f"{names.MOUNT_PATH}: {path!r} is not an absolute path such as /models.")
     containers = None
     if names.CONTAINERS in annotations:
         containers = tuple(each.strip() for each in annotations[names.CONTAINERS].split(",") if each.strip())
         if not containers:
-            raise InvalidAnnotation(f"{names.CONTAINERS}: names no container; leave it out for all of them.")
+            raise InvalidAnnotation(f"{names.CONTAINERS}: is empty; remove the annotation to select all containers.")
     form, scheduling = (
         _parse_enum(annotations, names.FORM, LoaderForm),
         _parse_enum(annotations, names.SCHEDULING, Scheduling),

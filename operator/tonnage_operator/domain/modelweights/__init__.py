@@ -1,1 +1,1 @@
-"""Decides what one ModelWeights needs: Jobs, status, events."""
+"""Decides the Jobs, status and events of one ModelWeights."""

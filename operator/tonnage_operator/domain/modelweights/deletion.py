@@ -69,11 +69,11 @@ def plan_deletion(snapshot: Snapshot) -> Deletion:
     )
     waiting_message = ""
     if unrecorded_loads:
-        waiting_message = f"Waiting until {len(unrecorded_loads)} loads are on record, so that their bytes get removed."
-    elif referencing_nodes:
         waiting_message = (
-            f"Emptying its cache entries on {len(referencing_nodes)} nodes: {', '.join(referencing_nodes[:5])}."
+            f"Waiting until the entries of {len(unrecorded_loads)} loads are on record, so that they can be evicted."
         )
+    elif referencing_nodes:
+        waiting_message = f"Evicting its entries on {len(referencing_nodes)} nodes: {', '.join(referencing_nodes[:5])}."
     return Deletion(deletable, waiting_message)
 
 
@@ -123,9 +123,9 @@ def _await_cleanup(snapshot: Snapshot, job: Job) -> Deletion:
 
 
 def _waiting_message(snapshot: Snapshot) -> str:
-    return f"Emptying what claim {snapshot.weights.spec.cache.claim_name} holds of it."
+    return f"Removing its entries from PersistentVolumeClaim {snapshot.weights.spec.cache.claim_name}."
 
 
 def _not_emptied_event(snapshot: Snapshot, why: str) -> Event:
-    message = f"Claim {snapshot.weights.spec.cache.claim_name} still holds what it had of it: {why}"
+    message = f"PersistentVolumeClaim {snapshot.weights.spec.cache.claim_name} still has its entries: {why}"
     return Event(EventReason.CLAIM_NOT_EMPTIED, message[:MESSAGE_LIMIT], key=snapshot.weights.uid, warning=True)

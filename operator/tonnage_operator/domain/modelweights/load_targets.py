@@ -1,4 +1,4 @@
-"""What a target of a load, a node or a claim, needs next; how far those are that load, and what is told of them."""
+"""The next step for each target of a load (a node or a claim), progress of active loads, and their events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TargetScan:
-    """What is found on the way through the targets."""
+    """Accumulates the state of the targets while ``loads`` iterates over them."""
 
     failures: list[NodeFailure] = field(default_factory=list)
     active: list[Job] = field(default_factory=list)
@@ -37,13 +37,13 @@ class TargetScan:
     retry_delays: list[float] = field(default_factory=list)
     kept_job_uids: set[str] = field(default_factory=set)
     ready: int = 0
-    """Desired targets that have the goal."""
+    """Number of desired targets that have the goal revision."""
     unschedulable: int = 0
-    """Active ones for which there is no room on their node: they ask nothing of the source."""
+    """Number of active loads whose pod is unschedulable: they don't use the source."""
 
 
 def classify_target(snapshot: Snapshot, scan: TargetScan, node: Node | None, job: Job | None) -> None:
-    """Says what a target that isn't warm needs next."""
+    """Adds the next step of a target that isn't warm to ``scan``. ``node`` is None for a claim."""
     if job is None:
         scan.first_attempts.append(node)
         return
@@ -74,19 +74,19 @@ def _failure(job: Job, failure: job_results.Failure, time: str) -> NodeFailure:
 
 
 def build_next_load_jobs(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[Body, ...]:
-    """Returns the Jobs to start now: nodes that never failed first, as many as may load at once."""
+    """Returns the Jobs to start now, up to ``maxConcurrentNodes``. First attempts come before retries."""
     weights = snapshot.weights
     if weights.spec.suspend:
         return ()
-    room = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
-    candidates = [*((node, 1) for node in scan.first_attempts), *scan.retries][:room]
+    available = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
+    candidates = [*((node, 1) for node in scan.first_attempts), *scan.retries][:available]
     return tuple(
         build_load_job(weights, goal, snapshot.installation, node=node, attempt=attempt) for node, attempt in candidates
     )
 
 
 def slowest_progress(snapshot: Snapshot, goal: SeenRevision, active: Sequence[Job]) -> LoadProgress | None:
-    """Returns how far the slowest of the loads is; None while none runs."""
+    """Returns the progress of the slowest active load; None if there is none."""
     if not active:
         return None
     reported = [(job, report) for job in active if (report := snapshot.reports.get(job.uid)) and report.progress]
@@ -118,11 +118,11 @@ def _progress(job: Job, report: contract.Report) -> LoadProgress:
 
 
 MAX_SEPARATE_EVENTS = 5
-"""Nodes that are told of one by one when they become warm together; more of them share one event."""
+"""If more nodes become warm together, they share one event."""
 
 
 def completion_events(snapshot: Snapshot, goal: SeenRevision, done: Sequence[Job]) -> tuple[Event, ...]:
-    """Tells of targets that became warm."""
+    """Returns the events for targets that became warm."""
     if len(done) <= MAX_SEPARATE_EVENTS:
         return tuple(completion_event(snapshot, goal, job) for job in done)
     nodes = sorted(job.target for job in done)
@@ -134,7 +134,7 @@ def completion_events(snapshot: Snapshot, goal: SeenRevision, done: Sequence[Job
 
 
 def completion_event(snapshot: Snapshot, goal: SeenRevision, job: Job) -> Event:
-    """Tells of one target that became warm."""
+    """Returns the event for a target that became warm."""
     report = job_results.final_report(snapshot.pods.get(job.uid))
     details = ""
     if report and report.seconds > 0 and report.downloaded_bytes:

@@ -1,4 +1,4 @@
-"""Which load Jobs a ``ModelWeights`` needs, node by node, and how far they are."""
+"""Decides which load Jobs a ``ModelWeights`` needs, and counts its nodes by state."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadDecision:
-    """How far the nodes are, and what to do for them."""
+    """State of the nodes (or of the claim), and the Jobs to create and delete."""
 
     desired: tuple[str, ...] = ()
     warm: int = 0
-    """Desired nodes that have the revision in use."""
+    """Number of desired nodes that have the revision in use."""
     warm_anywhere: int = 0
-    """Nodes that have it, desired or not."""
+    """Number of nodes that have it, desired or not."""
     loading: int = 0
     matching: int = 0
-    """Nodes that the placement names, in whatever state."""
+    """Number of nodes that match the placement, schedulable or not."""
     failures: tuple[NodeFailure, ...] = ()
     backing_off: int = 0
     progress: LoadProgress | None = None
@@ -55,12 +55,12 @@ class LoadDecision:
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
     completion_events: tuple[Event, ...] = ()
-    """Of nodes that became warm."""
+    """For nodes that became warm."""
     requeue_after: float | None = None
 
 
 def decide_loads(snapshot: Snapshot, resolution: Resolution) -> LoadDecision:
-    """Returns the load Jobs that should be there, and the counts of the status."""
+    """Returns the load Jobs to create and delete, and the counts for the status."""
     weights, revisions = snapshot.weights, resolution.revisions
     load_jobs = [job for job in snapshot.jobs if job.role == names.ROLE_LOAD]
     in_use = revisions.resolved if resolution.is_current else None
@@ -97,15 +97,15 @@ def _decide_node_loads(
     for node in desired:
         job = jobs.get(node.name)
         if job and medium is Medium.MEMORY and job.boot_id != node.boot_id:
-            job = None  # of an earlier boot: what it did is gone
+            job = None  # from an earlier boot: its entry no longer exists
         if node.name in warm:
             scan.ready += 1
             continue
         entry = snapshot.entry(node.name, key, medium)
         if (entry and entry.state is EntryState.EVICTING) or node.name in terminating:
-            continue  # first out, then in again
+            continue  # wait for the eviction before reloading
         classify_target(snapshot, scan, node, job)
-    # A node that was cordoned while it loads may finish; nobody is helped by throwing the bytes away.
+    # A node that was cordoned during a load may finish: discarding the bytes would gain nothing.
     wanted = {node.name for node in desired}
     for name, job in jobs.items():
         node_now = snapshot.nodes.get(name)
@@ -153,14 +153,14 @@ def _has_loaded(job: Job, key: str) -> bool:
 
 
 def _deletable(snapshot: Snapshot, mine: Iterable[Job], keep: set[str]) -> tuple[Job, ...]:
-    """Returns the Jobs that nobody needs and whose bytes, if any, are on record."""
+    """Returns the Jobs that are no longer needed and whose entries, if any, are recorded."""
     return tuple(job for job in mine if job.uid not in keep and not job.deleting and snapshot.is_recorded(job))
 
 
 def _decide_claim_load(
     snapshot: Snapshot, goal: SeenRevision, resolution: Resolution, load_jobs: Sequence[Job]
 ) -> LoadDecision:
-    """Plans the one load into a claim, and what is emptied there. Jobs are the record: see ``claim_volumes``."""
+    """Plans the load into a claim and cleanups there. Finished Jobs are the record: see ``pvc``."""
     weights, medium = snapshot.weights, Medium.DISK
     used = resolution.revisions.resolved or goal
     claim_cleanup = plan_claim_cleanup(
@@ -203,7 +203,7 @@ def _decide_claim_load(
             *decision.delete,
             *(each for each in load_jobs if each.uid not in scan.kept_job_uids and not each.deleting),
         ),
-        # The Job stays, so the status says whether this was told.
+        # The Job is kept, so the previous status shows whether the event was posted.
         completion_events=(completion_event(snapshot, goal, job),) if done and job and not _was_warm(snapshot) else (),
         requeue_after=min(
             [*scan.retry_delays, *([decision.requeue_after] if decision.requeue_after else [])], default=None

@@ -1,4 +1,4 @@
-"""Which nodes a ``ModelWeights`` wants warm."""
+"""Selects the desired nodes of a ``ModelWeights``."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def _holds(requirement: NodeSelectorRequirement, value: str | None) -> bool:
 
 def _matches_term(term: NodeSelectorTerm, node: Node) -> bool:
     if not term.match_expressions and not term.match_fields:
-        return False  # as the scheduler has it: an empty term matches no node
+        return False  # as in the scheduler: an empty term matches no node
     return all(_holds(each, node.labels.get(each.key)) for each in term.match_expressions or ()) and all(
         _holds(each, node.name if each.key == "metadata.name" else None) for each in term.match_fields or ()
     )
 
 
 def matches(placement: PlacementSpec, node: Node) -> bool:
-    """Returns whether the node is one that the placement names, whatever its state is."""
+    """Returns whether the placement selects the node, whatever the node's state."""
     if any(node.labels.get(key) != value for key, value in (placement.node_selector or {}).items()):
         return False
     terms = placement.node_affinity.node_selector_terms if placement.node_affinity else None
@@ -60,7 +60,7 @@ def matches(placement: PlacementSpec, node: Node) -> bool:
 
 
 def is_schedulable(placement: PlacementSpec, node: Node) -> bool:
-    """Returns whether a load could run there now: ready, not cordoned, no taint that isn't tolerated."""
+    """Returns whether a load could run now: the node is ready, not cordoned, and all its taints are tolerated."""
     if node.unschedulable or not node.ready:
         return False
     if not node.taints:
@@ -72,14 +72,14 @@ def is_schedulable(placement: PlacementSpec, node: Node) -> bool:
 def desired_nodes(
     placement: PlacementSpec, matching: Iterable[Node], *, seed: str, warm: Collection[str], loading: Collection[str]
 ) -> tuple[Node, ...]:
-    """Returns the nodes that should be warm now, in the order in which they are to be loaded.
+    """Returns the nodes that should be warm, in loading order.
 
     Args:
-        placement: Of the object.
-        matching: The nodes that it names.
-        seed: Gives each object an order of its own, so that not all of them start on the same nodes.
-        warm: Names of nodes that are warm; with ``Count`` they come first, so that the choice is stable.
-        loading: Names of nodes that load; they come second.
+        placement: The object's placement.
+        matching: The nodes that it selects.
+        seed: Makes the order specific to the object, so that objects don't all start on the same nodes.
+        warm: Names of warm nodes; with ``Count`` they come first, so that the selection is stable.
+        loading: Names of loading nodes; with ``Count`` they come second.
     """
     if placement.prewarm is PrewarmMode.NONE:
         return ()

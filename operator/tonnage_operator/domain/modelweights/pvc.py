@@ -1,7 +1,7 @@
-"""What lies in a PersistentVolumeClaim: the one load into it, and the Jobs that empty what nobody needs there.
+"""Removes unused revisions from a PersistentVolumeClaim.
 
-There is no record of a claim as there is of a node. Jobs are the record: that of a load stays when it is done, and that
-of a cleanup as long as the revision is among those that could be gone back to.
+A claim has no NodeCache. Its Jobs are the record: a finished load Job is kept, and a finished cleanup Job is kept as
+long as its revision is in ``status.history``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CAUSE_DELETED: Final = "Deleted"
 
 @dataclass(frozen=True)
 class ClaimCleanup:
-    """What becomes of revisions that aren't used any more."""
+    """Cleanup Jobs for unused revisions, and Jobs that are no longer needed as a record."""
 
     apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     keys_being_emptied: frozenset[str] = frozenset()
-    """Cache keys that must not be loaded yet: they are being emptied."""
+    """Cache keys that must not be loaded until their cleanup is complete."""
     kept_job_uids: frozenset[str] = frozenset()
-    """Uids of load Jobs that stay, since what they brought isn't emptied yet."""
+    """Uids of load Jobs whose entries have not been removed yet."""
     requeue_after: float | None = None
 
 
@@ -47,7 +47,7 @@ def latest_cleanups(snapshot: Snapshot, cause: str) -> dict[str, Job]:
 
 
 def entries_in_use(snapshot: Snapshot) -> set[str]:
-    """Returns the entries in the claim that pods or other objects use. Pods elsewhere have a claim of their own."""
+    """Returns the entries in the claim that pods or other objects use. Pods in other namespaces use their own claim."""
     weights = snapshot.weights
     used = {
         naming.cache_entry_name(held_entry.revision, weights.spec.cache.layout)
@@ -60,7 +60,7 @@ def entries_in_use(snapshot: Snapshot) -> set[str]:
 
 
 def plan_claim_cleanup(snapshot: Snapshot, wanted: Iterable[SeenRevision | None]) -> ClaimCleanup:
-    """Returns how the claim gets rid of revisions that are neither wanted nor used by a pod or another object."""
+    """Returns how to remove revisions that are neither wanted nor used by a pod or another object."""
     weights, held = snapshot.weights, entries_in_use(snapshot)
     needed = {weights.key(seen.revision, snapshot.installation) for seen in wanted if seen}
     past = {weights.key(seen.revision, snapshot.installation) for seen in weights.status.history or ()}
@@ -78,7 +78,7 @@ def plan_claim_cleanup(snapshot: Snapshot, wanted: Iterable[SeenRevision | None]
                 waits.append(wait)
             else:
                 apply.append(build_claim_cleanup_job(snapshot, (key,), job.attempt + 1, CAUSE_UNREFERENCED))
-    # What a load may have brought is known by its Job, until there is one that empties it.
+    # A load Job is the only record of its entry until there is a cleanup Job.
     kept_jobs = [job for job in loads if job.key not in cleanups]
     remembered = past | {job.key for job in loads}
     obsolete = [

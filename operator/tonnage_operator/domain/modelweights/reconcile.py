@@ -1,7 +1,7 @@
-"""What one ``ModelWeights`` needs: which Jobs should be there, and what its status says.
+"""Decides the Jobs and the status of one ``ModelWeights``.
 
-Level-based: the answer depends on what is, never on what happened. Doing it twice, or half of it before a crash, leads
-to the same end.
+Level-based: the decision depends only on the observed state, not on past events. Applying it twice, or only in part
+before a crash, leads to the same result.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Decision:
     """What to do, in this order: post events, apply Jobs, write the status, delete Jobs.
 
-    What is deleted was on record before, so a crash in between repeats a step and never skips one. What is told and
-    deleted with the next status may wait for it.
+    A Job is deleted after its result is recorded, so a crash repeats a step and never skips one. Deferred events and
+    deletions may be delayed until the next status write.
     """
 
     status: ModelWeightsStatus
@@ -35,15 +35,15 @@ class Decision:
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
     deferred_events: tuple[Event, ...] = ()
-    """Events about nodes that became warm."""
+    """For nodes that became warm."""
     deferred_deletes: tuple[Job, ...] = ()
-    """Load Jobs that succeeded: those events tell of them."""
+    """Load Jobs that succeeded; the deferred events are about them."""
     requeue_after: float | None = None
-    """Seconds until something is due by time alone; None: nothing is."""
+    """Seconds until the object must be reconciled again without a change; None: never."""
 
 
 def decide(snapshot: Snapshot) -> Decision:
-    """Returns what a ``ModelWeights`` that is not being deleted needs."""
+    """Returns the decision about an object that is not being deleted."""
     weights = snapshot.weights
     if problem := status_builder.find_spec_problem(weights, snapshot.installation):
         new_status = status_builder.build_rejected_status(snapshot, problem)

@@ -1,4 +1,4 @@
-"""Which revision a ``ModelWeights`` uses: when to look at the source, what was found, and when to move on."""
+"""Decides when to resolve the source of a ``ModelWeights``, and which revision it uses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Revisions:
-    """The revision in use and those beside it."""
+    """The known revisions of the source."""
 
     resolved: SeenRevision | None = None
     available: SeenRevision | None = None
@@ -39,7 +39,7 @@ class Revisions:
     last_checked_time: str = ""
 
     def switched_to(self, wanted: SeenRevision) -> Revisions:
-        """Returns the same with another revision in use. The newest one seen stays visible as available."""
+        """Returns a copy with another revision in use. The newest known revision remains as ``available``."""
         newest = self.available or self.resolved or wanted
         past = [each for each in (self.resolved, *self.history) if each]
         kept = [each for each in past if each.revision not in {wanted.revision, newest.revision}]
@@ -52,20 +52,20 @@ class Revisions:
         )
 
     def find(self, revision: str) -> SeenRevision | None:
-        """Returns the revision of that name, if it was seen."""
+        """Returns the known revision with this name."""
         known = (self.resolved, self.available, *self.history)
         return next((each for each in known if each and each.revision == revision), None)
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """What is known of the source, and what to do to know more."""
+    """The revisions, and the resolve Jobs to create and delete."""
 
     revisions: Revisions
     is_current: bool
-    """The revision in use is of the source that the spec names now."""
+    """The revision in use was resolved for the current source and files."""
     staged: bool = False
-    """The available revision is to be warmed and then moved to."""
+    """The available revision is loaded first and then used."""
     problem: Failure | None = None
     attempts: int = 0
     running: bool = False
@@ -75,7 +75,7 @@ class Resolution:
     requeue_after: float | None = None
 
     def promoted(self, generation: int) -> Resolution:
-        """Returns the same after moving to the available revision, for an object of this generation."""
+        """Returns a copy with the available revision in use. ``generation`` is the object's."""
         old, new = self.revisions.resolved, self.revisions.available
         if new is None:
             return self
@@ -94,14 +94,14 @@ def _revision_changed_event(old: SeenRevision | None, new: SeenRevision, generat
 
 
 def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now: str) -> SeenRevision | Failure:
-    """Returns what a resolve Job found, or why its report can't be believed."""
+    """Returns the revision in a resolve Job's report, or why the report is inconsistent."""
     objects = [(source.place, pin) for source in report.resolved or () for pin in source.objects]
     digest = contract.revision_digest(objects)
     s3 = weights.spec.source.s3
     elsewhere = {place for place, _ in objects} - {contract.source_place(s3.endpoint or "", s3.bucket) if s3 else ""}
     if not objects or digest != report.digest or elsewhere:
-        why = "names other places than the spec does" if elsewhere else "has a digest that is not that of its objects"
-        return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is not used.")
+        why = "lists objects outside spec.source" if elsewhere else "has a digest that doesn't match its objects"
+        return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is ignored.")
     pins = tuple(
         PinnedObject(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id) for _, pin in objects
     )
@@ -117,7 +117,7 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
 
 
 def _fit(pins: tuple[PinnedObject, ...]) -> bool:
-    """Returns whether a status may hold the list. One that no plan can hold is of no use, and etcd has a limit, too."""
+    """Returns whether the list goes into the status. A list that fits into no plan is useless, and etcd has a limit."""
     written = sum(len(pin.key) + len(pin.etag) + len(pin.version_id) for pin in pins)
     return len(pins) <= MAX_OBJECTS and written <= MAX_PLAN_BYTES
 
@@ -130,7 +130,7 @@ def _from_status(weights: ModelWeights) -> Revisions:
 
 
 def _due_round(snapshot: Snapshot, revisions: Revisions, *, is_current: bool) -> tuple[str | None, float | None]:
-    """Returns the name of the look at the source that is due, or the seconds until one is."""
+    """Returns the name of the resolve round that is due (None: no round), and the seconds until the next one."""
     revision = snapshot.weights.spec.revision
     if not is_current:
         return "", None
@@ -144,7 +144,7 @@ def _due_round(snapshot: Snapshot, revisions: Revisions, *, is_current: bool) ->
 
 
 def _resolve_result(snapshot: Snapshot, job: Job) -> SeenRevision | Failure:
-    """Returns what an ended resolve Job found, or why it found nothing."""
+    """Returns the result of a finished resolve Job."""
     pod = snapshot.pods.get(job.uid)
     if job.state is JobState.FAILED:
         return job_results.job_failure(job, pod)
@@ -153,15 +153,15 @@ def _resolve_result(snapshot: Snapshot, job: Job) -> SeenRevision | Failure:
             return parse_resolve_report(report, snapshot.weights, now=snapshot.timestamp)
     return Failure(
         FailureReason.REPORT_LOST,
-        "The source was listed, but the list didn't arrive: it is too long for a termination message, and the report "
-        "endpoint couldn't be reached. It is tried again.",
+        "The source was listed, but the list was lost: it is too long for a termination message, and the loader "
+        "couldn't reach the report endpoint. The Job will be retried.",
     )
 
 
 def _record_revision(revisions: Revisions, found: SeenRevision, *, is_current: bool, now: str) -> Revisions:
     checked = replace(revisions, last_checked_time=now)
     if not is_current:
-        # Another source: what was seen of the old one can't be loaded any more, but pods may still use it.
+        # The source changed: older revisions can't be loaded any more, though pods may still use them.
         return Revisions(resolved=found, last_checked_time=now)
     in_use = revisions.resolved
     if in_use and found.revision == in_use.revision:
@@ -179,7 +179,7 @@ def _select_revision(weights: ModelWeights, revisions: Revisions) -> tuple[Revis
         if wanted is None:
             seen = ", ".join(each.revision for each in (resolved, revisions.available, *revisions.history) if each)
             return revisions, Failure(
-                FailureReason.PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but seen were just: {seen}."
+                FailureReason.PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but the known revisions are: {seen}."
             )
         revisions = revisions.switched_to(wanted)
     resolved = revisions.resolved
@@ -192,7 +192,7 @@ def _select_revision(weights: ModelWeights, revisions: Revisions) -> tuple[Revis
 
 
 def decide_revision(snapshot: Snapshot) -> Resolution:
-    """Returns which revisions there are, and the resolve Jobs that should be there."""
+    """Returns the revisions, and the resolve Jobs to create and delete."""
     weights = snapshot.weights
     before = _from_status(weights)
     is_current = weights.current_revision is not None
@@ -235,7 +235,7 @@ def _start_resolve(snapshot: Snapshot, resolution: Resolution, *, round_: str, a
 
 
 def _advance_resolve(snapshot: Snapshot, resolution: Resolution, latest: Job | None, *, round_: str) -> Resolution:
-    """Takes a look that is due one step further."""
+    """Advances the round that is due: starts a Job, waits for it, or takes its result."""
     if latest is None:
         return _start_resolve(snapshot, resolution, round_=round_, attempt=1)
     if latest.state is JobState.ACTIVE:

@@ -1,4 +1,4 @@
-"""All that a decision about one ``ModelWeights`` looks at, and nothing else."""
+"""The immutable input of a decision about one ``ModelWeights``."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ if TYPE_CHECKING:
 
 
 POD_CREATION_TIMEOUT = 15.0
-"""Seconds after which a Job that Kubernetes looks after, and that has no pod, is taken for one that gets none."""
+"""Seconds after which a started Job without a pod is reported as ``PodNotCreated``."""
 
 VOLUME_MOUNT_TIMEOUT = 60.0
-"""Seconds after which a pod that mounts a ConfigMap or a Secret, and has no container, is taken for one that lacks it.
-Pulling an image looks the same from here and may take as long, so what is said is a question."""
+"""Seconds after which a pod without a container is assumed to wait for a ConfigMap or Secret that it mounts.
+
+Pulling an image looks the same and may take as long, so the message doesn't claim a cause.
+"""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment, as one object sees it."""
+    """The part of the cluster's state that concerns one ``ModelWeights``."""
 
     now: datetime
     installation: Installation
@@ -44,19 +46,19 @@ class Snapshot:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     cache_index: CacheIndex = field(default_factory=CacheIndex)
     jobs: Sequence[Job] = ()
-    """Those of this object, in any state, as ``job_results.effective_job`` has them."""
+    """The object's Jobs in any state, from ``job_results.effective_job``."""
     pods: Mapping[str, Pod] = field(default_factory=dict)
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()
-    """Pods of users that were admitted with this object."""
+    """Users' pods that were admitted with this object."""
     shared_entries: frozenset[str] = frozenset()
     """Entries that other objects refer to in the same claim."""
     reports: Mapping[str, contract.Report] = field(default_factory=dict)
-    """The latest report of each Job, by the Job's uid. A restart loses them, and that must not matter."""
+    """The latest report of each Job, by the Job's uid. A restart loses them, so decisions must work without."""
 
     @property
     def timestamp(self) -> str:
-        """Now, as Kubernetes writes it."""
+        """``now`` as RFC 3339."""
         return units.format_time(self.now)
 
     def retry_delay(self, job: Job) -> float:
@@ -64,41 +66,41 @@ class Snapshot:
         return retry_delay(job, self.installation, self.now)
 
     def start_failure(self, job: Job) -> job_results.Failure | None:
-        """Returns why a running Job's loader can't start, or None while nothing is wrong."""
+        """Returns why a running Job's loader can't start, or None if there is no problem."""
         pod = self.pods.get(job.uid)
         if pod is None and self.seconds_without_pod(job) >= POD_CREATION_TIMEOUT:
             return job_results.Failure(
                 FailureReason.POD_NOT_CREATED,
                 f"Job {job.namespace}/{job.name} has no pod: its ServiceAccount is missing, or a quota or the "
-                "namespace's pod security forbids it. `kubectl describe job` on it says which.",
+                "namespace's pod security forbids it. `kubectl describe job` shows the cause.",
             )
         if pod and pod.required_volumes and self.seconds_waiting_for_mounts(job) >= VOLUME_MOUNT_TIMEOUT:
             return job_results.Failure(
                 FailureReason.CONTAINER_NOT_STARTED,
-                f"The loader's container isn't made yet. It needs {' and '.join(pod.required_volumes)}: is that there? "
-                f"`kubectl describe pod -n {pod.namespace} {pod.name}` says what it waits for.",
+                f"The loader's container hasn't been created. It needs {' and '.join(pod.required_volumes)}: "
+                f"`kubectl describe pod -n {pod.namespace} {pod.name}` shows whether something is missing.",
             )
         return job_results.pod_start_failure(pod)
 
     def seconds_without_pod(self, job: Job) -> float:
-        """Returns the seconds since Kubernetes looked after a Job that has no pod; -1 for all others."""
+        """Returns the seconds since the start of a Job that has no pod; -1 for other Jobs."""
         if job.uid in self.pods or job.finished_time or job.deleting or not job.start_time:
             return -1.0
         return (self.now - units.parse_time(job.start_time)).total_seconds()
 
     def seconds_waiting_for_mounts(self, job: Job) -> float:
-        """Returns the seconds for which a Job's pod has been waiting on its node for what it mounts; -1 for others."""
+        """Returns the seconds that a Job's pod has been waiting on its node for its volumes; -1 for other Jobs."""
         pod = self.pods.get(job.uid)
         if pod is None or not pod.creating_since or not pod.required_volumes or job.finished_time or job.deleting:
             return -1.0
         return (self.now - units.parse_time(pod.creating_since)).total_seconds()
 
     def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
-        """Returns the record of an entry on a node, whatever its state is."""
+        """Returns the record of an entry on a node, in any state."""
         return self.cache_index.entry(node, key, medium)
 
     def warm_nodes(self, key: str, medium: Medium) -> frozenset[str]:
-        """Returns the names of the nodes that have the entry ready, with all ranks, in their present boot."""
+        """Returns the names of the nodes where the entry is ready, has all ranks, and survived the last boot."""
         return frozenset(
             name
             for name, entry in self.cache_index.nodes_with(key, medium).items()
@@ -109,14 +111,14 @@ class Snapshot:
         )
 
     def _survived(self, name: str, medium: Medium) -> bool:
-        """Returns whether what is on record of a node is of its present boot, where that matters."""
+        """Returns whether the node's record is from its current boot, which matters for memory only."""
         cache = self.cache_index.get(name)
         return medium is not Medium.MEMORY or (
             cache is not None and cache.boot_id == (self.nodes[name].boot_id or None)
         )
 
     def is_recorded(self, job: Job) -> bool:
-        """Returns whether the bytes that a load Job may have written are on record, to be removed one day."""
+        """Returns whether a load Job's entry, if any, is recorded in the NodeCache, so that it will be evicted."""
         if job.target not in self.nodes or not job.medium:
-            return True  # the node is gone, or nothing lies on one
+            return True  # the node was deleted, or the entry is not on a node
         return self.entry(job.target, job.key, Medium(job.medium)) is not None

@@ -1,4 +1,4 @@
-"""The status of a ``ModelWeights``: conditions with a reason and a sentence that says what to do."""
+"""Builds the status of a ``ModelWeights``. Condition messages contain a remedy."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 
 def find_spec_problem(weights: ModelWeights, installation: Installation) -> Failure | None:
-    """Returns why this installation can't serve the object at all, or None."""
+    """Returns why this installation can't serve the object, or None."""
     medium = weights.medium(installation)
     if weights.spec.cache.delivery is Delivery.HOST_PATH and medium not in installation.media:
         offered = ", ".join(sorted(each.value for each in installation.media)) or "none"
         return Failure(
             ConditionReason.MEDIUM_NOT_CONFIGURED,
-            f"spec.cache.medium is {medium.value}, which this installation doesn't offer on host paths (it offers: "
+            f"spec.cache.medium is {medium.value}, but this installation has no host path for it (available: "
             f"{offered}). Choose another medium or delivery, or ask the administrator.",
         )
     size = len(contract.encode_plan(plans.build_resolve_plan(weights, installation)))
     if size > plans.MAX_PLAN_BYTES:
         return Failure(
             ConditionReason.SPEC_TOO_LARGE,
-            f"spec.source and spec.files take {size >> 10} KiB of a loader's plan, and {plans.MAX_PLAN_BYTES >> 10} "
-            "KiB fit: give a prefix in place of keys, or urlsFrom in place of urls.",
+            f"spec.source and spec.files need {size >> 10} KiB in a loader's plan; the limit is "
+            f"{plans.MAX_PLAN_BYTES >> 10} KiB. Use prefix instead of keys, or urlsFrom instead of urls.",
         )
     return None
 
 
 def describe_source(weights: ModelWeights) -> str:
-    """Returns where the objects are, for people; never a query string."""
+    """Returns a readable location of the objects, without query strings."""
     if s3 := weights.spec.source.s3:
         if s3.keys is not None:
             return f"s3://{s3.bucket}/{s3.keys[0]}" + (f" (+{len(s3.keys) - 1})" if len(s3.keys) > 1 else "")
@@ -62,13 +62,13 @@ def describe_source(weights: ModelWeights) -> str:
 
 
 def build_rejected_status(snapshot: Snapshot, problem: Failure) -> ModelWeightsStatus:
-    """Returns the status of an object that can't be served; what was known stays."""
+    """Returns the status of an object that can't be served. Revisions and counts are kept."""
     weights = snapshot.weights
     observed = (
         Observation("Accepted", status=False, reason=problem.reason, message=problem.message),
         Observation("Ready", status=False, reason=problem.reason, message=problem.message),
         Observation(
-            "Progressing", status=False, reason=problem.reason, message="Nothing is done until this is solved."
+            "Progressing", status=False, reason=problem.reason, message="Reconciliation is paused until this is fixed."
         ),
     )
     return weights.status.model_copy(
@@ -99,10 +99,10 @@ def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observ
         size = human_bytes(revision.total_bytes, "column")
         message = f"{revision.object_count} objects, {size}, {revision.digest}."
         if problem:
-            message += f" The last look at the source failed: {problem.reason}: {problem.message}"
+            message += f" The last check of the source failed: {problem.reason}: {problem.message}"
         return Observation("Resolved", status=True, reason=ConditionReason.RESOLVED, message=message)
     if problem:
-        attempt_text = f" (attempt {resolution.attempts}; it is tried again)" if resolution.attempts else ""
+        attempt_text = f" (attempt {resolution.attempts}; will be retried)" if resolution.attempts else ""
         return Observation(
             "Resolved", status=False, reason=problem.reason, message=_with_remedy(problem) + attempt_text
         )
@@ -110,7 +110,9 @@ def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observ
         again = resolution.attempts > 1 and before.status is ConditionStatus.FALSE
         if before.type == "Resolved" and again and before.observed_generation == weights.generation:
             return Observation("Resolved", status=False, reason=before.reason, message=before.message)
-    return Observation("Resolved", status=False, reason=ConditionReason.RESOLVING, message="A Job lists the source.")
+    return Observation(
+        "Resolved", status=False, reason=ConditionReason.RESOLVING, message="A Job is listing the source."
+    )
 
 
 def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: LoadDecision) -> Observation:
@@ -119,35 +121,38 @@ def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: 
         count = load.loading + len(load.apply)
         reason = ConditionReason.UPDATING if resolution.staged else ConditionReason.LOADING
         what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
-        message = f"{count} nodes load {what.revision if what else ''}."
+        message = f"{count} nodes are loading {what.revision if what else ''}."
         return Observation(name, status=True, reason=reason, message=message)
     if weights.spec.suspend:
         return Observation(
-            name, status=False, reason=ConditionReason.SUSPENDED, message="spec.suspend is set: nothing new is started."
+            name,
+            status=False,
+            reason=ConditionReason.SUSPENDED,
+            message="spec.suspend is set: no new Jobs are started.",
         )
     if resolution.running:
-        return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job lists the source.")
+        return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job is listing the source.")
     if load.backing_off or (resolution.problem and resolution.requeue_after is not None):
         return Observation(
-            name, status=False, reason=ConditionReason.BACKOFF, message="What failed is tried again after a while."
+            name, status=False, reason=ConditionReason.BACKOFF, message="Waiting to retry after a failure."
         )
-    return Observation(name, status=False, reason=ConditionReason.IDLE, message="Nothing is left to do.")
+    return Observation(name, status=False, reason=ConditionReason.IDLE, message="Nothing to do.")
 
 
 def _warm_condition(weights: ModelWeights, resolution: Resolution, load: LoadDecision) -> Observation:
     name, desired = "Warm", len(load.desired)
     if not resolution.is_current or resolution.revisions.resolved is None:
         return Observation(
-            name, status=False, reason=ConditionReason.NOT_RESOLVED, message="The revision isn't known yet."
+            name, status=False, reason=ConditionReason.NOT_RESOLVED, message="The source has not been resolved."
         )
     if weights.spec.placement.prewarm is PrewarmMode.NONE:
-        message = "spec.placement.prewarm is None: the first pod on a node loads."
+        message = "spec.placement.prewarm is None: the first pod on a node loads the weights."
         return Observation(name, status=True, reason=ConditionReason.NOTHING_TO_PREWARM, message=message)
     if not desired:
         message = "No node matches spec.placement: check nodeSelector and nodeAffinity."
         if load.matching:
             message = (
-                f"{load.matching} nodes match, but all are cordoned, not ready, or have taints that aren't tolerated."
+                f"{load.matching} nodes match, but all are cordoned, not ready, or have taints that are not tolerated."
             )
         return Observation(name, status=False, reason=ConditionReason.NO_MATCHING_NODES, message=message)
     return _prewarm_condition(weights, load, desired)
@@ -157,18 +162,18 @@ def _prewarm_condition(weights: ModelWeights, load: LoadDecision, desired: int) 
     name, asked = "Warm", weights.spec.placement.count or 0
     if load.warm == desired and desired >= asked:
         return Observation(
-            name, status=True, reason=ConditionReason.ALL_NODES_WARM, message=f"All {desired} nodes have it."
+            name, status=True, reason=ConditionReason.ALL_NODES_WARM, message=f"All {desired} nodes are warm."
         )
     if load.failures:
         first = load.failures[0]
         why = _with_remedy(Failure(first.reason, first.message))
-        message = f"{load.warm} of {desired} nodes have it. {first.node}: {first.reason}: {why}"
+        message = f"{load.warm} of {desired} nodes are warm. {first.node}: {first.reason}: {why}"
         return Observation(name, status=False, reason=first.reason, message=message)
     if load.warm == desired:
-        message = f"{desired} nodes have it, {asked} are asked for, and no more match."
+        message = f"{desired} nodes are warm, but spec.placement.count is {asked} and no more nodes match."
         return Observation(name, status=False, reason=ConditionReason.TOO_FEW_NODES, message=message)
     return Observation(
-        name, status=False, reason=ConditionReason.PARTIALLY_WARM, message=f"{load.warm} of {desired} nodes have it."
+        name, status=False, reason=ConditionReason.PARTIALLY_WARM, message=f"{load.warm} of {desired} nodes are warm."
     )
 
 
@@ -180,13 +185,23 @@ def _ready_condition(
         return Observation(name, status=False, reason=resolved.reason, message=resolved.message)
     lazy = spec.prewarm is PrewarmMode.NONE
     if load.warm or load.warm_anywhere:
-        return Observation(name, status=True, reason=ConditionReason.WARM, message="Pods on warm nodes attach at once.")
+        return Observation(
+            name,
+            status=True,
+            reason=ConditionReason.WARM,
+            message="Pods on warm nodes can use the weights without a load.",
+        )
     if lazy and spec.scheduling is not Scheduling.REQUIRE:
         return Observation(
-            name, status=True, reason=ConditionReason.LOADED_ON_DEMAND, message="The first pod on a node loads it."
+            name,
+            status=True,
+            reason=ConditionReason.LOADED_ON_DEMAND,
+            message="The first pod on a node loads the weights.",
         )
     if lazy:
-        message = "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can ever start."
+        message = (
+            "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can start. Set prewarm."
+        )
         return Observation(name, status=False, reason=ConditionReason.NO_WARM_NODE, message=message)
     return Observation(name, status=False, reason=warm.reason, message=warm.message)
 
@@ -207,11 +222,11 @@ def _update_available_condition(resolution: Resolution) -> Observation:
     available = resolution.revisions.available
     if available is None:
         return Observation(
-            "UpdateAvailable", status=False, reason=ConditionReason.UP_TO_DATE, message="Nothing newer was seen."
+            "UpdateAvailable", status=False, reason=ConditionReason.UP_TO_DATE, message="No newer revision is known."
         )
-    message = f"The source has {available.revision}. Set spec.revision.pin to it to move on."
+    message = f"The source has {available.revision}. Set spec.revision.pin to it to use it."
     if resolution.staged:
-        message = f"The source has {available.revision}; it is warmed beside the revision in use, then used."
+        message = f"The source has {available.revision}. It will be used once it is loaded."
     return Observation("UpdateAvailable", status=True, reason=ConditionReason.SOURCE_CHANGED, message=message)
 
 
@@ -221,12 +236,12 @@ def _consumers(pods: Sequence[Pod]) -> Consumers:
 
 
 def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision) -> ModelWeightsStatus:
-    """Returns the whole status."""
+    """Returns the complete status."""
     weights, revisions = snapshot.weights, resolution.revisions
     resolved = _resolved_condition(weights, resolution)
     warm = _warm_condition(weights, resolution, load)
     observed = (
-        Observation("Accepted", status=True, reason=ConditionReason.ACCEPTED, message="The spec can be served."),
+        Observation("Accepted", status=True, reason=ConditionReason.ACCEPTED, message="The spec is valid."),
         resolved,
         _progressing_condition(weights, resolution, load),
         warm,
@@ -262,7 +277,7 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
 
 
 def status_events(weights: ModelWeights, new: ModelWeightsStatus) -> tuple[Event, ...]:
-    """Returns what to tell about the step from the old status to the new one."""
+    """Returns the events for the changes from the object's current status to the new one."""
     events = list(conditions.transition_events(weights.status.conditions or (), new.conditions or ()))
     known = {(each.node, each.reason) for each in weights.status.failures or ()}
     events.extend(

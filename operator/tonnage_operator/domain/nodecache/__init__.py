@@ -1,1 +1,1 @@
-"""Decides what one node's NodeCache records, and which entries are evicted."""
+"""Decides the NodeCache of one node, and which entries to evict."""

@@ -1,4 +1,4 @@
-"""Which entries of a node are emptied: those that nobody refers to and no pod holds, and those that make room."""
+"""Decides which entries of a node are evicted: unreferenced ones that no pod holds, and victims of space pressure."""
 
 from __future__ import annotations
 
@@ -24,44 +24,46 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.observed.job import Job
 
 MAX_ENTRIES = 500
-"""Entries of a node beyond which evictable ones go, though there is room: its record is one object of limited size."""
+"""Entries of a node above which evictable ones are evicted even without pressure: a NodeCache has a limited size."""
 
 
 @dataclass
 class Eviction:
-    """What becomes of a node's entries, and the Jobs that empty some of them."""
+    """The updated entries of a node, and the cleanup Jobs to start."""
 
     entries: dict[EntryKey, CacheEntry] = field(default_factory=dict)
     apply: tuple[Body, ...] = ()
     retry_delays: tuple[float, ...] = ()
-    """Seconds until a failed cleanup is tried again, for each of them."""
+    """Seconds until the retry of each failed cleanup."""
 
 
 @dataclass(frozen=True)
 class _References:
-    """Who refers to which entry."""
+    """References to the entries of a node."""
 
     live: Mapping[EntryKey, list[ModelReferences]]
     deleting: Mapping[str, ModelReferences]
-    """Objects that are being deleted, by their name."""
+    """Objects that are being deleted, by ``namespace/name``."""
     invalid: frozenset[str]
-    """Names of objects that can't be read: what they refer to isn't known, so nothing that names them goes."""
+    """``namespace/name`` of invalid objects. Their references are unknown, so entries that name them are kept."""
     load_job_refs: Mapping[EntryKey, set[str]]
-    """Objects that made load Jobs for an entry."""
+    """Objects with load Jobs for an entry."""
     needed: frozenset[EntryKey]
-    """Entries that must not be emptied now."""
+    """Entries that must not be evicted."""
     held_keys: frozenset[EntryKey]
 
 
 def plan_eviction(
     snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry], cleanups: Mapping[EntryKey, Job]
 ) -> Eviction:
-    """Decides which entries are emptied, and lets objects go whose entries can't be.
+    """Decides which entries are evicted.
+
+    An object is removed from ``models`` of entries that can't be evicted now, so that its deletion can complete.
 
     Args:
         snapshot: The node.
-        entries: What lies there.
-        cleanups: The latest cleanup Job for each entry.
+        entries: The entries on the node.
+        cleanups: The latest cleanup Job of each entry.
     """
     references = _collect_references(snapshot)
     named = {key: _update_models(references, key, entry) for key, entry in entries.items()}
@@ -73,7 +75,7 @@ def plan_eviction(
         if key in references.needed or stays or not references.invalid.isdisjoint(entry.models):
             kept[key] = _keep_entry(references, key, entry, job, stays=stays)
         elif key.medium not in snapshot.installation.media or not snapshot.node.ready:
-            kept[key] = _changed(entry, models=())  # it is emptied when the node comes back
+            kept[key] = _changed(entry, models=())  # it is evicted when the node is ready again
         else:
             kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job)
             apply += manifests
@@ -92,7 +94,7 @@ def _collect_references(snapshot: NodeSnapshot) -> _References:
         jobs[job.entry_key].add(job.model_ref)
     held_keys = {held.entry_key for pod in snapshot.consumers if not pod.is_terminal for held in pod.held_entries}
     held_keys |= snapshot.pending_entries
-    # A Job that is there still speaks for its bytes: emptied now, they would be put on record once more.
+    # An existing load Job counts as a reference: if the entry were evicted now, the Job would add it again.
     busy = {job.entry_key for job in loads if not job.deleting}
     return _References(
         live=alive,
@@ -105,19 +107,19 @@ def _collect_references(snapshot: NodeSnapshot) -> _References:
 
 
 def _changed(entry: CacheEntry, **fields: object) -> CacheEntry:
-    """Returns the entry with some fields changed; the same one where nothing does."""
+    """Returns the entry with these fields; the same object if nothing changes."""
     if all(getattr(entry, name) == value for name, value in fields.items()):
         return entry
     return entry.model_copy(update=fields)
 
 
 def _update_models(references: _References, key: EntryKey, entry: CacheEntry) -> CacheEntry:
-    """Brings the names of those who refer to the entry up to date.
+    """Updates which objects refer to the entry.
 
-    Objects that are being deleted stay named until their entry is dealt with: that holds their finalizer.
+    Objects that are being deleted remain until their entry is evicted, which keeps their finalizer.
     """
     alive = {each.ref: each for each in references.live.get(key, ())}
-    # An object that wrote here but was deleted before anything was on record is still asked for by its Job.
+    # If an object was deleted before its entry was recorded, only its load Job refers to it.
     asked = references.load_job_refs.get(key, set()).union(entry.models)
     going = {ref: references.deleting[ref] for ref in asked if ref in references.deleting}
     keeping = {each.retention for each in (*alive.values(), *going.values())}
@@ -125,7 +127,7 @@ def _update_models(references: _References, key: EntryKey, entry: CacheEntry) ->
     if keeping:
         retention = Retention.EVICTABLE if Retention.EVICTABLE in keeping else Retention.WHILE_REFERENCED
     invalid = references.invalid.intersection(entry.models)
-    # Of very many, some are named: the entry stays for those that aren't, too, and they can be deleted at once.
+    # The list is limited. Objects beyond the limit also keep the entry, and can be deleted without waiting.
     models = tuple(sorted({*(alive or going), *invalid}))[:MAX_MODELS]
     return _changed(entry, models=models, retention=retention)
 
@@ -135,7 +137,7 @@ def _keep_entry(
 ) -> CacheEntry:
     state = entry.state
     if state is EntryState.EVICTING and not (job and job.state is JobState.ACTIVE):
-        # Nobody knows what a cleanup left that failed half-way, so the next loader looks.
+        # A failed cleanup may leave part of the entry. Partial makes the next loader verify it.
         state = EntryState.PARTIAL
     release = key not in references.live and (key in references.held_keys or stays)
     models = tuple(ref for ref in entry.models if not release or ref in references.invalid)
@@ -145,9 +147,9 @@ def _keep_entry(
 def _select_victims(
     snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry], needed: frozenset[EntryKey]
 ) -> set[EntryKey]:
-    """Returns the evictable entries that make room: the longest unused, for each medium that a load found full.
+    """Returns the entries to evict for space: the least recently used evictable entry of each medium under pressure.
 
-    Also where there are too many of them for a record.
+    A medium is under pressure if a load on it failed for lack of space, or if the NodeCache has too many entries.
     """
     chosen: set[EntryKey] = set()
     over_limit = len(entries) > MAX_ENTRIES
@@ -176,10 +178,14 @@ def _select_victims(
 def _plan_cleanup(
     snapshot: NodeSnapshot, key: EntryKey, entry: CacheEntry, job: Job | None
 ) -> tuple[CacheEntry, list[Body], list[float]]:
-    """Returns the entry while it is emptied, the Job to start now, and the seconds until the next try."""
+    """Returns the updated entry, the cleanup Job to start now, and the seconds until a retry."""
     attempt, models = 1, entry.models
     if job is not None and entry.state is not EntryState.EVICTING:
-        return entry, [], []  # of an earlier time: it is removed first, or its success would be taken for this one's
+        return (
+            entry,
+            [],
+            [],
+        )  # from an earlier eviction: it must be deleted first, so that its success isn't taken for the new one
     if job is not None:
         if job.state is not JobState.FAILED:
             return entry, [], []

@@ -1,4 +1,4 @@
-"""What lies on which node, found by node, by entry and by object without looking through all of it."""
+"""Indexes NodeCache records by node, by entry and by referring object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTHING: Final[Mapping[str, CacheEntry]] = MappingProxyType({})
 
 
 class CacheIndex:
-    """The records of all nodes. Taking in one record costs as much as that record has entries."""
+    """The records of all nodes. Updating a record takes time proportional to its entries."""
 
     def __init__(self, records: Mapping[str, NodeCacheStatus] | None = None) -> None:
         self._records: dict[str, NodeCacheStatus] = {}
@@ -28,7 +28,7 @@ class CacheIndex:
             self.put(node, status)
 
     def put(self, node: str, status: NodeCacheStatus) -> None:
-        """Takes in a node's record in place of the one before."""
+        """Adds or replaces a node's record."""
         self.drop(node)
         self._records[node] = status
         for entry in status.entries or ():
@@ -37,7 +37,7 @@ class CacheIndex:
                 self._nodes_by_ref[ref].add(node)
 
     def drop(self, node: str) -> None:
-        """Forgets a node's record, if there is one."""
+        """Removes a node's record, if there is one."""
         before = self._records.pop(node, None)
         for entry in (before.entries if before else None) or ():
             key = entry.entry_key
@@ -51,17 +51,16 @@ class CacheIndex:
                     self._nodes_by_ref.pop(ref, None)
 
     def get(self, node: str) -> NodeCacheStatus | None:
-        """Returns a node's record."""
         return self._records.get(node)
 
     def entry(self, node: str, key: str, medium: Medium) -> CacheEntry | None:
-        """Returns the record of an entry on a node, whatever its state is."""
+        """Returns the record of an entry on a node, in any state."""
         return self.nodes_with(key, medium).get(node)
 
     def nodes_with(self, key: str, medium: Medium) -> Mapping[str, CacheEntry]:
-        """Returns the record of an entry on each node that has one, by the node's name."""
+        """Returns the records of an entry, by node name."""
         return self._entries_by_node.get(EntryKey(key, medium), _NOTHING)
 
     def nodes_referencing(self, ref: str) -> Collection[str]:
-        """Returns the nodes with an entry that names the object ``namespace/name``."""
+        """Returns the names of nodes with an entry of the object ``namespace/name``."""
         return self._nodes_by_ref.get(ref, frozenset())

@@ -1,6 +1,7 @@
-"""What lies on one node: its ``NodeCache``, and the Jobs that empty what nobody needs any more.
+"""Decides the ``NodeCache`` of one node, and the cleanup Jobs to start there.
 
-The record is derived from Jobs and pods, and kept in the object, since both vanish. Memory doesn't outlive a boot.
+The record is derived from Jobs and pods. It is stored in the NodeCache because Jobs and pods are deleted. Entries in
+memory are dropped after a reboot.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NodeDecision:
-    """What to do: write the status, then apply and delete Jobs. ``status`` None: there is nothing to record."""
+    """What to do: write the status, then apply and delete Jobs. ``status`` is None if there is nothing to record."""
 
     status: NodeCacheStatus | None
     apply: tuple[Body, ...] = ()
@@ -43,7 +44,7 @@ class NodeDecision:
 
 
 def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
-    """Returns what the node's record should say, and which entries are to be emptied."""
+    """Returns the new status of the NodeCache, and the cleanup Jobs to apply and delete."""
     entries = _surviving_entries(snapshot)
     cleanups = latest_attempts(
         (
@@ -79,7 +80,7 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
 
 
 def _surviving_entries(snapshot: NodeSnapshot) -> dict[EntryKey, CacheEntry]:
-    """Returns what was on record and can still be there."""
+    """Returns the recorded entries, without those lost in a reboot."""
     rebooted = bool(snapshot.status.boot_id) and snapshot.status.boot_id != snapshot.node.boot_id
     return {
         entry.entry_key: entry
@@ -89,7 +90,7 @@ def _surviving_entries(snapshot: NodeSnapshot) -> dict[EntryKey, CacheEntry]:
 
 
 def _drop_emptied(entries: dict[EntryKey, CacheEntry], cleanups: dict[EntryKey, Job]) -> dict[EntryKey, CacheEntry]:
-    """Drops what a cleanup Job has emptied; only what was being evicted, so that an old Job can't drop a new entry."""
+    """Drops entries whose cleanup succeeded. Only evicting ones, so that an old Job can't drop a new entry."""
     return {
         key: entry
         for key, entry in entries.items()
@@ -98,7 +99,7 @@ def _drop_emptied(entries: dict[EntryKey, CacheEntry], cleanups: dict[EntryKey, 
 
 
 def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
-    """Adds what load Jobs did or do. They load all ranks."""
+    """Adds the entries of load Jobs, which load all ranks."""
     entries = dict(entries)
     for job in snapshot.jobs:
         if job.role != names.ROLE_LOAD or (job.medium == Medium.MEMORY.value and job.boot_id != snapshot.node.boot_id):
@@ -129,7 +130,7 @@ def _new_entry(key: EntryKey) -> CacheEntry:
 
 
 def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
-    """Adds what pods of users hold: their loaders load, too."""
+    """Adds the entries that users' pods hold, because their loaders load, too."""
     entries = dict(entries)
     for pod in snapshot.consumers:
         for held_entry in pod.held_entries:
@@ -148,12 +149,12 @@ def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
 
 
 def _is_authorized(snapshot: NodeSnapshot, pod: Pod, key: EntryKey) -> bool:
-    """Returns whether the pod's word counts: anyone may write annotations, so an object has to stand behind it."""
+    """Returns whether a ``ModelWeights`` authorizes the pod's annotation, which users can edit."""
     return any(each.covers(key, pod.namespace) for each in snapshot.references)
 
 
 def _has_loaded(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
-    """Returns whether a loader of the pod has brought its entry."""
+    """Returns whether a loader of the pod has loaded the entry."""
     loader = next((each for each in pod.loaders if each.name == held_entry.container and each.ready), None)
     if loader is None or not held_entry.optional:
         return loader is not None
@@ -161,7 +162,7 @@ def _has_loaded(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool
 
 
 def _may_load(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
-    """Returns whether a loader of the pod may be at work: one that has given up lets its pod run without the entry."""
+    """Returns whether a loader of the pod may still load. After a failure, an optional loader lets its pod run."""
     return (
         not pod.is_terminal
         and not pod.deleting
@@ -170,7 +171,7 @@ def _may_load(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
 
 
 def _load_outcome(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> contract.Outcome | None:
-    """Returns how the load ended, by its last words or its report; None: that isn't known."""
+    """Returns the outcome from the termination message, otherwise from the last report; None if unknown."""
     report = next(
         (job_results.termination_report(each) for each in pod.loaders if each.name == held_entry.container), None
     )
@@ -178,7 +179,7 @@ def _load_outcome(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> co
 
 
 def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
-    """Returns the entry with what a pod has loaded into it."""
+    """Returns the entry after a pod has loaded it."""
     if entry.state is EntryState.READY and entry.ranks:
         return entry.model_copy(update={"ranks": merge_ranks(entry.ranks, held_entry.ranks)})
     if entry.state in {EntryState.READY, EntryState.EVICTING}:
@@ -195,7 +196,7 @@ def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
 
 
 def _mark_interrupted(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
-    """Marks what was loading and isn't any more: its bytes are there, and the next loader resumes from them."""
+    """Marks entries whose load was interrupted as partial: the next load resumes from their bytes."""
     active = {job.entry_key for job in snapshot.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
     active |= {
         held_entry.entry_key
@@ -228,7 +229,7 @@ def _media_statuses(snapshot: NodeSnapshot, entries: Iterable[CacheEntry]) -> tu
 
 
 _PRESSURE_THRESHOLD = 0.05
-"""Share of a medium below which its free bytes are called a pressure."""
+"""Fraction of a medium's capacity; fewer free bytes set ``CapacityPressure``."""
 
 
 def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> NodeCacheStatus:
@@ -247,10 +248,13 @@ def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> N
             "Ready", status=False, reason=ConditionReason.NODE_NOT_READY, message="The node is not ready."
         )
     pressure = Observation(
-        "CapacityPressure", status=False, reason=ConditionReason.ROOM_LEFT, message="There is room left."
+        "CapacityPressure",
+        status=False,
+        reason=ConditionReason.ROOM_LEFT,
+        message="At least 5% of each medium is free.",
     )
     if tight:
-        message = f"Less than 5% is free on {', '.join(tight)}: delete what is not needed, or enlarge the medium."
+        message = f"Less than 5% is free on {', '.join(tight)}: delete unneeded ModelWeights, or enlarge the medium."
         pressure = Observation("CapacityPressure", status=True, reason=ConditionReason.ALMOST_FULL, message=message)
     return NodeCacheStatus(
         bootID=snapshot.node.boot_id or None,

@@ -1,4 +1,4 @@
-"""Immutable input of one decision about a node."""
+"""The immutable input of a decision about one node."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelReferences:
-    """A ``ModelWeights``, as far as a node cares."""
+    """The entries that a ``ModelWeights`` refers to."""
 
     ref: str
     deleting: bool
     entries: frozenset[EntryKey]
     retention: Retention
     is_valid: bool = True
-    """False: the object can't be read by this release, so what names it stays as it is."""
+    """False: this release can't parse the object, so entries that name it are kept."""
     cross_namespace: bool = False
-    """Pods of other namespaces may use it."""
+    """Pods in other namespaces may use it."""
 
     def covers(self, key: EntryKey, namespace: str) -> bool:
-        """Returns whether pods of a namespace may have loaded an entry on this object's account."""
+        """Returns whether pods in a namespace may have loaded an entry for this object."""
         return key in self.entries and (self.cross_namespace or self.ref.partition("/")[0] == namespace)
 
 
 @dataclass(frozen=True)
 class NodeSnapshot:
-    """A moment, as one node sees it."""
+    """The part of the cluster's state that concerns one node."""
 
     now: datetime
     installation: Installation
     node: Node
     uid: str
-    """Of its NodeCache; empty while there is none."""
+    """Uid of its NodeCache; empty if there is none."""
     status: NodeCacheStatus
     references: Sequence[ModelReferences] = ()
-    """Objects that refer to what is or may be here, and those that are being deleted; others don't matter."""
+    """Objects that refer to entries that are or may be on the node, and objects that are being deleted."""
     jobs: Sequence[Job] = ()
-    """Load and cleanup Jobs for this node, as ``job_results.effective_job`` has them."""
+    """Load and cleanup Jobs of this node, from ``job_results.effective_job``."""
     pods: Mapping[str, Pod] = field(default_factory=dict)
     """The latest pod of each Job, by the Job's uid."""
     consumers: Sequence[Pod] = ()
-    """Pods of users on this node."""
+    """Users' pods on this node."""
     pending_entries: frozenset[EntryKey] = frozenset()
-    """Entries that pods without a node yet were admitted with."""
+    """Entries held by pods that are not scheduled yet."""
     reported_outcomes: Mapping[tuple[str, str], contract.Outcome] = field(default_factory=dict)
-    """How loads of pods of users ended, as reported since this process began, by the pod's uid and the entry's name."""
+    """Outcomes of loads in users' pods that were reported since this process started, by pod uid and entry name."""
     reported_media: Mapping[Medium, contract.Medium] = field(default_factory=dict)
-    """What loaders reported of the node's media since this process began."""
+    """The node's media, as loaders reported them since this process started."""

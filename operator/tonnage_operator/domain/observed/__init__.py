@@ -1,1 +1,1 @@
-"""Typed, immutable views of API objects that somebody else wrote."""
+"""Parses API objects into typed, immutable values."""

@@ -1,4 +1,4 @@
-"""Which entries a pod's loaders hold, as written on the pod at its admission and read by the controller."""
+"""The annotation that lists a pod's held entries. Written at admission, read by the controller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tonnage_operator.api.nodecache import EntryKey
 
 
 class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One model of one pod."""
+    """An entry that one loader of a pod holds."""
 
     container: str
     namespace: str
@@ -17,13 +17,13 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uid: str
     revision: str
     key: str = ""
-    """Cache key on the node; empty where the entry is not shared (claims, EmptyDir)."""
+    """Cache key on the node; empty if the entry is in a claim or an emptyDir."""
     medium: Medium = Medium.MEMORY
     bytes: int = 0
     ranks: str = ""
     verify: str = ""
     optional: bool = False
-    """The pod starts without its weights as well, so that its start proves nothing about them."""
+    """The pod may start without its weights, so a started pod doesn't prove that they are loaded."""
 
     @property
     def entry_key(self) -> EntryKey:
@@ -35,13 +35,13 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.namespace}/{self.name}"
 
 
-def format_held_entries(claims: tuple[HeldEntry, ...]) -> str:
+def format_held_entries(held_entries: tuple[HeldEntry, ...]) -> str:
     """Returns the annotation's value."""
-    return msgspec.json.encode(claims).decode()
+    return msgspec.json.encode(held_entries).decode()
 
 
 def parse_held_entries(text: str) -> tuple[HeldEntry, ...]:
-    """Reads the annotation's value. Anyone may write annotations, so nonsense is nothing, not an error."""
+    """Parses the annotation's value. Users can edit annotations, so an invalid value is treated as empty."""
     if not text:
         return ()
     try:

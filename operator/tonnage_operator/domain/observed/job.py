@@ -1,4 +1,4 @@
-"""A Job of ours."""
+"""Jobs that the operator created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Key = TypeVar("_Key", bound="Hashable")
 
 
 class JobState(enum.StrEnum):
-    """How far a Job is."""
+    """Whether a Job has finished, and how."""
 
     ACTIVE = "active"
     SUCCEEDED = "succeeded"
@@ -28,7 +28,7 @@ class JobState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A Job of ours."""
+    """A resolve, load or cleanup Job."""
 
     namespace: str
     name: str
@@ -37,10 +37,10 @@ class Job:
     model_uid: str
     model_ref: str
     key: str
-    """What it resolves for, or the cache key that it loads or empties."""
+    """For a resolve Job ``naming.resolve_key``; otherwise the cache key to load or evict."""
     medium: str
     target: str
-    """Where it loads or empties: a node's name, or ``pvc/<claim>``."""
+    """Where it loads or evicts: the name of a node, or ``pvc/<claim>``."""
     cause: str
     boot_id: str
     round: str
@@ -50,19 +50,19 @@ class Job:
     message: str
     finished_time: str
     start_time: str
-    """When Kubernetes first looked after it; empty: not yet, as happens where there are many."""
+    """When the Job controller first processed it; empty: not yet."""
     bytes: int
-    """What it is to load; 0: nothing, or unknown."""
+    """Size of the revision to load; 0 for other Jobs."""
     deleting: bool
 
     @property
     def entry_key(self) -> EntryKey:
-        """The entry that a load or cleanup Job on a node is about."""
+        """The entry of a load or cleanup Job on a node. Other Jobs have none: ``ValueError``."""
         return EntryKey(self.key, Medium(self.medium))
 
     @property
     def node_name(self) -> str:
-        """Name of the node that it is for; empty where it is for a claim, or for nothing of the kind."""
+        """Name of the target node; empty for claims and resolve Jobs."""
         return "" if self.target.startswith(names.CLAIM_PREFIX) else self.target
 
 
@@ -77,7 +77,7 @@ def latest_attempts(jobs: Iterable[Job], key: Callable[[Job], _Key]) -> dict[_Ke
 
 
 def parse_job(body: Body) -> Job:
-    """Returns what matters of a Job."""
+    """Parses a Job."""
     metadata, status = body["metadata"], body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     state, reason, message, finished = JobState.ACTIVE, "", "", ""

@@ -1,4 +1,4 @@
-"""A ``ModelWeights`` as read from the API, with what follows from spec and installation alone."""
+"""A parsed ``ModelWeights``, with everything that depends only on its spec and the installation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class InvalidModelWeights(Exception):
-    """The object doesn't fit this operator's models: an older or newer CRD is installed."""
+    """The object doesn't match this operator's schema: another version of the CRD is installed."""
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """One object."""
+    """A parsed ``ModelWeights``."""
 
     namespace: str
     name: str
@@ -41,42 +41,42 @@ class ModelWeights:
         return f"{self.namespace}/{self.name}"
 
     def medium(self, installation: Installation) -> Medium:
-        """The medium in effect. A claim is a disk, wherever it comes from."""
+        """The medium in effect. Claims count as disk, whatever their storage class."""
         if self.spec.cache.delivery is Delivery.CLAIM:
             return Medium.DISK
         return self.spec.cache.medium or installation.default_medium
 
     @functools.cached_property
     def source_hash(self) -> str:
-        """What a revision of it was resolved for."""
+        """See ``naming.source_hash``."""
         return naming.source_hash(self.spec)
 
     @property
     def current_revision(self) -> SeenRevision | None:
-        """The revision in use, if it is one of the source and files that the spec names now."""
+        """The revision in use, if it was resolved for the current source and files."""
         resolved = self.status.resolved
         return resolved if resolved and resolved.source_hash == self.source_hash else None
 
     def key(self, revision: str, installation: Installation) -> str:
-        """The cache key of one of its revisions."""
+        """Returns the cache key of a revision."""
         entry = naming.cache_entry_name(revision, self.spec.cache.layout)
         return naming.cache_key(entry, namespace=self.namespace, sharing=installation.sharing)
 
     @property
     def claim_ref(self) -> tuple[str, str]:
-        """Namespace and name of the claim that holds its entries; empty where none does."""
+        """Namespace and name of the claim that holds its entries; both empty for other deliveries."""
         cache = self.spec.cache
         return (self.namespace, cache.claim_name or "") if cache.delivery is Delivery.CLAIM else ("", "")
 
     def claim_entries(self) -> frozenset[str]:
-        """The entries in its claim that must stay on its account."""
+        """Returns the entries in its claim that this object needs."""
         if self.deleting or self.spec.cache.delivery is not Delivery.CLAIM:
             return frozenset()
         kept = (self.status.resolved, self.status.available)
         return frozenset(naming.cache_entry_name(seen.revision, self.spec.cache.layout) for seen in kept if seen)
 
     def references(self, installation: Installation) -> frozenset[EntryKey]:
-        """(cache key, medium) of the entries that must stay: of the revision in use, and of the one being moved to."""
+        """Returns the node entries that this object needs: the revision in use, and the one that will replace it."""
         if self.deleting or self.spec.cache.delivery is not Delivery.HOST_PATH:
             return frozenset()
         kept = [self.status.resolved]
@@ -87,10 +87,10 @@ class ModelWeights:
 
 
 def parse_model_weights(body: Body) -> ModelWeights:
-    """Reads an object.
+    """Parses an object.
 
     Raises:
-        Unreadable: Its spec doesn't fit; says which field and why.
+        InvalidModelWeights: The spec or status is invalid. The message names the field.
     """
     metadata = body["metadata"]
     try:

@@ -1,4 +1,4 @@
-"""A Node, as placement and the node caches see it."""
+"""The fields of a Node that placement and NodeCaches depend on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Taint:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as placement sees it."""
+    """A parsed Node."""
 
     name: str
     uid: str
@@ -36,12 +36,12 @@ class Node:
 
     @property
     def hostname(self) -> str:
-        """Value of the host name's label, which pods' affinity goes by; the node's name where it is missing."""
+        """Value of the host name label, which node affinity uses; the node's name if the label is missing."""
         return self.labels.get(names.HOSTNAME_LABEL, self.name)
 
 
 def parse_node(body: Body) -> Node:
-    """Returns what matters of a Node. One without a Ready condition counts as ready: nobody said otherwise."""
+    """Parses a Node. Without a Ready condition it counts as ready."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     ready = [each["status"] for each in status.get("conditions") or () if each["type"] == "Ready"]
     return Node(

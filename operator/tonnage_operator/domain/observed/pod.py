@@ -1,4 +1,4 @@
-"""A pod of ours, or one of a user with loaders in it: small, immutable and comparable."""
+"""Pods of Jobs, and users' pods with injected loaders. Immutable and comparable, so unchanged pods are skipped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TerminatedState:
-    """How a container ended."""
+    """Exit code, reason and termination message of a container."""
 
     exit_code: int
     reason: str
@@ -24,21 +24,21 @@ class TerminatedState:
 
 @dataclass(frozen=True, slots=True)
 class LoaderStatus:
-    """One loader container of a pod."""
+    """Status of one loader container."""
 
     name: str
     ready: bool
-    """Its entry is ready: the sidecar's startup probe passed, or the plain container ended with 0."""
+    """Its entry is ready: the sidecar's startup probe passed, or the init container exited with code 0."""
     terminated: TerminatedState | None
     waiting_reason: str
     waiting_message: str
     memory_limit: str = ""
-    """As the pod states it; empty: none."""
+    """Memory limit as a quantity; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of ours, or one of a user with loaders in it."""
+    """A parsed pod."""
 
     namespace: str
     name: str
@@ -52,18 +52,18 @@ class Pod:
     message: str
     created: str
     unschedulable_message: str
-    """Why the scheduler finds no node; empty while nothing is wrong."""
+    """Why the scheduler finds no node; empty if the pod is schedulable."""
     held_entries: tuple[HeldEntry, ...]
     loaders: tuple[LoaderStatus, ...]
     deleting: bool
     creating_since: str = ""
-    """When it came to its node, while its loader's container isn't made yet; empty else."""
+    """When the pod was scheduled, while its container is still being created; empty otherwise."""
     required_volumes: tuple[str, ...] = ()
-    """The ConfigMaps and Secrets whose keys must be there before its containers are made."""
+    """ConfigMaps and Secrets, with keys, that must exist before its containers can be created."""
 
     @property
     def is_terminal(self) -> bool:
-        """All of its containers ended for good, so it holds nothing any more."""
+        """Whether all containers have terminated and won't restart, so the pod no longer holds entries."""
         return self.phase in {"Succeeded", "Failed"}
 
 
@@ -107,7 +107,7 @@ def _required_volumes(spec: Body) -> tuple[str, ...]:
 
 
 def parse_pod(body: Body) -> Pod:
-    """Returns what matters of a pod."""
+    """Parses a pod."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     owners = [each["uid"] for each in metadata.get("ownerReferences") or () if each.get("kind") == "Job"]

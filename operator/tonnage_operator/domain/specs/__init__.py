@@ -1,1 +1,1 @@
-"""Builds the manifests of Jobs, loader containers and plans, and nothing else."""
+"""Builds the manifests of Jobs and loader containers, and the plans in them."""

@@ -1,4 +1,4 @@
-"""The Jobs that the controller makes, as dicts: resolve, load, clean up. Their names say what they are for."""
+"""Builds the manifests of resolve, load and cleanup Jobs. Their names are deterministic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RESOLVE_DEADLINE: Final = 600
 _CLEANUP_DEADLINE: Final = 600
 _CLEANUP_RESOURCES: Final = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
 _LOAD_SLACK: Final = 300
-"""Seconds that a load Job lives longer than its loader's own deadline: time to be placed and to pull the image."""
+"""Seconds added to the loader's own deadline, for scheduling and pulling the image."""
 
 
 def _build_job(
@@ -52,7 +52,7 @@ def _build_job(
         "kind": "Job",
         "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": annotations},
         "spec": {
-            # Retries are the controller's, so that each says why and nodes are not held by a loader that can't work.
+            # The controller retries, so that each failure is reported and a failing loader doesn't occupy its node.
             "backoffLimit": 0,
             "activeDeadlineSeconds": deadline,
             "template": {
@@ -77,7 +77,7 @@ def _owner_references(weights: ModelWeights) -> list[Body]:
             "name": weights.name,
             "uid": weights.uid,
             "controller": True,
-            # Foreground deletion of the object must not wait here: its finalizer decides what goes when.
+            # Foreground deletion must not wait for Jobs: the finalizer decides when they are deleted.
             "blockOwnerDeletion": False,
         }
     ]
@@ -98,9 +98,9 @@ def build_resolve_job(weights: ModelWeights, installation: Installation, *, roun
 
     Args:
         weights: The object.
-        installation: Image and reports.
-        round_: Which look at the source it is; empty for the first of a spec.
-        attempt: From 1.
+        installation: Image and report settings.
+        round_: Name of the resolve round; empty for the first one of a source.
+        attempt: Counted from 1.
     """
     key = naming.resolve_key(weights.spec)
     container_spec = ContainerSpec(
@@ -139,7 +139,7 @@ def _tolerations(weights: ModelWeights) -> list[Body]:
 
 
 def _node_affinity(node: str) -> Body:
-    """Affinity, not ``nodeName``: the scheduler then sees to resources and taints."""
+    """Returns affinity to one node. Unlike ``nodeName``, the scheduler then checks resources and taints."""
     field = {"key": "metadata.name", "operator": "In", "values": [node]}
     terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
@@ -148,7 +148,7 @@ def _node_affinity(node: str) -> Body:
 def build_load_job(
     weights: ModelWeights, seen: SeenRevision, installation: Installation, *, node: Node | None, attempt: int
 ) -> Body:
-    """Returns the Job that loads a revision onto a node, or into the object's claim where ``node`` is None."""
+    """Returns the Job that loads a revision onto a node, or into the object's claim if ``node`` is None."""
     key = weights.key(seen.revision, installation)
     medium = weights.medium(installation)
     container_spec = ContainerSpec(
@@ -227,17 +227,17 @@ def build_cleanup_job(
     model_ref: str,
     cause: str,
 ) -> Body:
-    """Returns the Job that empties one entry on a node. It needs no credentials, so it runs in our own namespace.
+    """Returns the Job that evicts one entry from a node. It needs no credentials and runs in the operator's namespace.
 
     Args:
         installation: Image, host paths, namespace.
         key: The entry's cache key.
-        medium: Where it lies.
+        medium: The entry's medium.
         node: The node.
-        attempt: From 1.
-        uid: Of the ``NodeCache``, so that a node of the same name made anew gets Jobs of its own.
-        model_ref: The object that referred to the entry last, for people.
-        cause: Why it is emptied: ``Unreferenced`` or ``Pressure``.
+        attempt: Counted from 1.
+        uid: Uid of the ``NodeCache``. A recreated node with the same name gets Jobs with other names.
+        model_ref: The object that last referred to the entry, for information.
+        cause: ``Unreferenced`` or ``Pressure``.
     """
     entry = naming.entry_of(key)
     path = f"{installation.media[medium].host_path}/{key}"
@@ -271,13 +271,13 @@ def build_cleanup_job(
 def build_pvc_cleanup_job(
     weights: ModelWeights, installation: Installation, *, keys: tuple[str, ...], attempt: int, cause: str
 ) -> Body:
-    """Returns the Job that empties entries in the object's claim: in its namespace, and with no credentials at all.
+    """Returns the Job that removes entries from the object's claim. It needs no credentials.
 
     Args:
         weights: The object.
-        installation: Image and users.
+        installation: Image and user IDs.
         keys: Cache keys of the entries.
-        attempt: From 1.
+        attempt: Counted from 1.
         cause: ``Unreferenced`` or ``Deleted``.
     """
     claim = weights.spec.cache.claim_name

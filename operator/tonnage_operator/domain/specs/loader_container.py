@@ -1,4 +1,4 @@
-"""The loader's container and its volumes: the same in Jobs of ours and in pods of users."""
+"""Builds the loader's container and its volumes, for Jobs and for injected pods."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CACHE_ROOT: Final = "/cache"
 RUN_FOLDER: Final = "/run/tonnage"
 READY_FILE: Final = f"{RUN_FOLDER}/ready"
 VOLUME_PURPOSES: Final = ("cache", "run", "ca", "urls", "token")
-"""What a loader's volumes are for, and so are called."""
+"""Purposes of a loader's volumes, which are part of their names."""
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
-"""Where Kubernetes mounts a pod's own API token into each container that mounts nothing there itself."""
+"""Where Kubernetes mounts a pod's API token, unless the container has its own mount there."""
 STATUS_FILE: Final = f"{RUN_FOLDER}/status"
 TERMINATION_LOG: Final = "/dev/termination-log"
 
@@ -35,20 +35,20 @@ OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """What one loader container is for.
+    """Parameters of one loader container.
 
-    ``suffix`` tells several loaders of one pod apart and is empty for the only one. ``arguments`` are the command's,
-    without the executable.
+    ``suffix`` makes names unique if a pod has several loaders; it is empty for a single one. ``arguments`` exclude the
+    executable.
     """
 
     plan: contract.Plan
     arguments: tuple[str, ...]
     suffix: str = ""
     memory_bytes: int = 0
-    """Bytes that it writes into memory; 0 for a disk, or where nothing is written."""
+    """Bytes that it writes to memory; 0 if it writes to disk or not at all."""
 
     def volume_name(self, purpose: str) -> str:
-        """Returns the name of one of its volumes."""
+        """Returns the name of the volume for a purpose; see ``VOLUME_PURPOSES``."""
         return f"{names.VOLUME_PREFIX}{purpose}{self.suffix}"
 
 
@@ -59,14 +59,14 @@ def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec) -> list[
         {"name": "TONNAGE_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
     ]
     if spec.credentials and (secret := spec.credentials.secret_ref):
-        # Key by key, so that kubelet names the one that is missing, and nothing else of the Secret gets in.
+        # Key by key: the kubelet then reports which one is missing, and other keys of the Secret are not exposed.
         for key in (*REQUIRED_KEYS, *OPTIONAL_KEYS):
             reference: Body = {"name": secret.name, "key": key}
             if key in OPTIONAL_KEYS:
                 reference["optional"] = True
             env.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
     if urls := _urls_secret_ref(spec):
-        # They are read from a file, which follows the Secret. This is so that kubelet names what is missing.
+        # The loader reads the file, which follows updates. The variable makes the kubelet report a missing key.
         reference = {"name": urls.name, "key": urls.key}
         env.append({"name": plans.URLS_ENV, "valueFrom": {"secretKeyRef": reference}})
     return env
@@ -85,14 +85,14 @@ def resource_requirements(
 ) -> Body:
     """Returns requests and limits of a loader.
 
-    Pages of a memory cache are charged to the container that writes them, so the bytes are requested, and no memory
-    limit stays below them.
+    Pages of a memory cache are charged to the container that writes them. Therefore the bytes are requested, and a
+    lower memory limit is raised.
 
     Args:
-        requested: The object's wish, which replaces the installation's.
-        installation: Its defaults and overhead.
-        memory_bytes: Bytes that it writes into memory; 0: none.
-        override: Requests of the pod's own annotations, by resource; they win.
+        requested: Requests and limits in the object's spec. They take precedence over the installation's.
+        installation: Default requests and the memory overhead.
+        memory_bytes: Bytes that the loader writes to memory; 0: none.
+        override: Requests in the pod's annotations, by resource. They take precedence over all others.
     """
     amounts = requested or installation.loader.resources
     requests = {**(installation.loader.resources.requests or {}), **(amounts.requests or {}), **(override or {})}
@@ -109,16 +109,16 @@ def resource_requirements(
 
 
 def _amount(quantity: str) -> float:
-    """Returns a quantity for comparing: CPUs in thousandths matter here."""
+    """Returns a quantity as a number for comparisons, with fractions of CPUs."""
     return (
         units.parse_quantity(quantity[:-1]) / 1000 if quantity.endswith("m") else float(units.parse_quantity(quantity))
     )
 
 
 def memory_cache_bytes(weights: ModelWeights, total_bytes: int, installation: Installation) -> int:
-    """Returns the bytes for which a loader must be given memory: those of the entry, if it lies in memory.
+    """Returns the bytes that a loader must request for its entry, if the entry is in memory.
 
-    None where the administrator reserves the cache's memory outside of what nodes give to pods.
+    0 if the cache's memory is reserved outside the nodes' allocatable memory.
     """
     medium = weights.medium(installation)
     if medium is not Medium.MEMORY:
@@ -129,7 +129,7 @@ def memory_cache_bytes(weights: ModelWeights, total_bytes: int, installation: In
 
 
 def security_context(delivery: Delivery, installation: Installation, *, pod_has_user: bool = False) -> Body:
-    """Returns the tightest context that works: the restricted profile wherever no host path is involved."""
+    """Returns the strictest context that works: without a host path, it meets the restricted Pod Security Standard."""
     context: Body = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -155,10 +155,10 @@ def build_loader_container(
     override: Mapping[str, str] | None = None,
     pod_has_user: bool = False,
 ) -> Body:
-    """Returns the loader's container, without what depends on its form."""
+    """Returns the loader's container, without the fields that depend on its form."""
     mounts: list[Body] = [
         {"name": container_spec.volume_name("run"), "mountPath": RUN_FOLDER},
-        # An empty folder, so that the pod's token doesn't get in: the loader never talks to the API.
+        # An empty folder hides the pod's API token: the loader doesn't use the Kubernetes API.
         {
             "name": container_spec.volume_name("run"),
             "mountPath": ACCOUNT_FOLDER,
@@ -195,9 +195,9 @@ def build_loader_container(
 
 
 def entry_sub_path(weights: ModelWeights, entry: str) -> str:
-    """Returns the entry's folder in its volume; empty where the volume is the entry alone.
+    """Returns the entry's folder in its volume; empty if the volume contains only the entry.
 
-    A claim may hold several models, and of each the old revision beside the new one.
+    A claim may contain several models and revisions.
     """
     return entry if weights.spec.cache.delivery is Delivery.CLAIM else ""
 
@@ -213,9 +213,9 @@ def entry_volume(
     """Returns the volume that holds the entry.
 
     Args:
-        weights: Says by which kind of volume.
-        container_spec: Names it.
-        installation: Knows the host paths.
+        weights: The object, which selects the kind of volume.
+        container_spec: The container, for the volume's name.
+        installation: The host paths.
         key: The entry's cache key: its path below the medium's folder.
         size: Bytes of the entry, for the limit of an EmptyDir in memory.
     """
@@ -233,7 +233,7 @@ def entry_volume(
 
 
 def support_volumes(weights: ModelWeights, container_spec: ContainerSpec, installation: Installation) -> list[Body]:
-    """Returns the volumes beside the entry's: a private one, the source's CA, presigned URLs, the token for reports."""
+    """Returns the other volumes: a private one, the source's CA, presigned URLs, the token for reports."""
     volumes: list[Body] = [
         {"name": container_spec.volume_name("run"), "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
     ]
@@ -255,7 +255,7 @@ def support_volumes(weights: ModelWeights, container_spec: ContainerSpec, instal
         }
         sources: list[Body] = [{"serviceAccountToken": token}]
         if installation.reports.ca_pem:
-            # By way of an annotation, since a ConfigMap would be needed in every namespace.
+            # From an annotation: a ConfigMap would have to exist in every namespace.
             field = {"fieldPath": f"metadata.annotations['{names.REPORT_CA}']"}
             sources.append({"downwardAPI": {"items": [{"path": "ca.crt", "fieldRef": field}]}})
         volumes.append({"name": container_spec.volume_name("token"), "projected": {"sources": sources}})
@@ -263,6 +263,6 @@ def support_volumes(weights: ModelWeights, container_spec: ContainerSpec, instal
 
 
 def report_annotations(installation: Installation) -> dict[str, str]:
-    """Returns the annotations that a pod needs for its loaders to report."""
+    """Returns the annotations that a pod's loaders need to send reports."""
     pem = installation.reports.ca_pem
     return {names.REPORT_CA: pem} if installation.reports.url and pem else {}

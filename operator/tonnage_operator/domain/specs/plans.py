@@ -1,4 +1,4 @@
-"""From a ``ModelWeights`` to the plan of one loader. A plan holds no secret, so it may stand in a pod's spec."""
+"""Builds the plan of a loader from a ``ModelWeights``. A plan contains no secret, so it can be part of a pod's spec."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URLS_FOLDER: Final = "/etc/tonnage/urls"
 URLS_FILE: Final = f"{URLS_FOLDER}/urls"
 
 MAX_PLAN_BYTES: Final = 96 * 1024
-"""Bytes of a plan; Linux takes 128 KiB in one environment variable. Beyond it the pins go and the digest stays."""
+"""Maximum size of a plan; Linux limits an environment variable to 128 KiB. Above it, objects are pinned by digest."""
 
 _STYLES: Final = {
     sources.AddressingStyle.AUTO: contract.AddressingStyle.AUTO,
@@ -40,7 +40,7 @@ _VERIFY: Final = {
 
 
 def ca_bundle(source: sources.ModelSource) -> sources.CaBundle | None:
-    """Returns the source's own CA, wherever it stands."""
+    """Returns the CA bundle of the source, if it has one."""
     location = source.s3 or source.http
     return location.ca_bundle if location else None
 
@@ -81,7 +81,7 @@ def _files(files: api.FilesSpec, wanted: tuple[int, ...] | None) -> contract.Fil
 
 
 def _min_free_bytes(weights: ModelWeights, installation: Installation) -> int:
-    """Returns the bytes that the administrator wants kept free where the entry goes; elsewhere than on nodes: none."""
+    """Returns the bytes to keep free on the entry's medium; 0 for claims and emptyDir volumes."""
     host = installation.media.get(weights.medium(installation))
     shared = weights.spec.cache.delivery is api.Delivery.HOST_PATH
     return units.parse_quantity(host.min_free) if host and shared else 0
@@ -116,7 +116,7 @@ def _identity(weights: ModelWeights) -> contract.Identity:
 
 
 def build_resolve_plan(weights: ModelWeights, installation: Installation) -> contract.Plan:
-    """Returns the plan of a resolve Job: nothing is pinned yet."""
+    """Returns the plan of a resolve Job, without pins."""
     return contract.Plan(
         sources=(_source(weights, None),),
         expected_digest=weights.spec.revision.expected_digest or "",
@@ -134,9 +134,9 @@ def build_load_plan(
 
     Args:
         weights: The object.
-        seen: The revision, pinned by its objects, or by its digest alone where they would not fit.
-        installation: Where reports go.
-        ranks: Only these; None: all.
+        seen: The revision. It is pinned by its objects, or by its digest if the list is too long for a plan.
+        installation: Where to send reports.
+        ranks: The ranks to load; None: all.
     """
     pins = None
     if seen.objects is not None:
