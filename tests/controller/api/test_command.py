@@ -38,7 +38,7 @@ def test_the_crds_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("{", "is not YAML"),
     ],
 )
-def test_a_bad_installation_file_is_named_with_its_field(
+def test_an_invalid_installation_file_is_named_with_its_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
 ) -> None:
     path = tmp_path / "installation.yaml"
@@ -47,7 +47,7 @@ def test_a_bad_installation_file_is_named_with_its_field(
     assert sentence in capsys.readouterr().err
 
 
-def test_without_a_cluster_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_the_error_lists_the_searched_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -55,7 +55,7 @@ def test_without_a_cluster_it_says_where_it_looked(tmp_path: Path, monkeypatch: 
         load_client_config()
 
 
-async def test_a_kubeconfig_may_run_a_command_for_its_token(tmp_path: Path) -> None:
+async def test_a_kubeconfig_can_get_its_token_from_a_command(tmp_path: Path) -> None:
     script = tmp_path / "token.sh"
     script.write_text('#!/bin/sh\necho "{\\"status\\": {\\"token\\": \\"$WHO-$1\\"}}"\n')
     script.chmod(0o755)

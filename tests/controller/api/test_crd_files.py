@@ -22,7 +22,7 @@ def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, 
 
 
 @pytest.mark.parametrize("name", sorted(crd.files()))
-def test_the_committed_file_is_what_the_models_say(name: str) -> None:
+def test_the_committed_file_matches_the_models(name: str) -> None:
     assert (ROOT / "crds" / name).read_text() == crd.files()[name], "run: tonnage-operator crd --output crds"
 
 
@@ -31,7 +31,7 @@ def test_there_is_no_other_crd_file() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(crd.files()))
-def test_every_field_has_a_sentence(name: str) -> None:
+def test_every_field_has_a_description(name: str) -> None:
     schema = crd.definitions()[name]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     silent = [path for path, child in _fields(schema, "") if path != ".metadata" and not child.get("description")]
     assert not silent
@@ -39,7 +39,7 @@ def test_every_field_has_a_sentence(name: str) -> None:
     assert not unfinished
 
 
-def test_the_source_alone_is_a_whole_spec() -> None:
+def test_a_spec_needs_only_a_source() -> None:
     spec = ModelWeightsSpec.model_validate({"source": {"s3": {"bucket": "models", "prefix": "a/"}}})
     assert spec.placement.max_concurrent_nodes == 4
     assert spec.files.tensors == ("*.tensors",)

@@ -1,4 +1,4 @@
-"""What docs/guides/operator.md tells people to write is what the operator reads."""
+"""The operator accepts the installation, commands and annotations in docs/guides/operator.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PAGE = (ROOT / "docs" / "guides" / "operator.md").read_text()
 
 
-def test_the_installation_of_the_page_can_be_used(tmp_path: Path) -> None:
+def test_the_installation_on_the_page_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(namespace: .*?)```", PAGE, re.DOTALL)
     path = tmp_path / "installation.yaml"
     path.write_text(text)
@@ -29,14 +29,14 @@ def test_the_installation_of_the_page_can_be_used(tmp_path: Path) -> None:
     assert yaml.safe_load(text).keys() <= {field.alias for field in Installation.model_fields.values()}
 
 
-def test_each_command_of_the_page_is_understood() -> None:
+def test_each_command_on_the_page_is_valid() -> None:
     commands = re.findall(r"^tonnage-operator (.*)$", PAGE, re.MULTILINE)
     assert {command.split()[0] for command in commands} >= {"controller", "release"}
     for command in commands:
         assert _parser().parse_args(command.split()).command == command.split()[0]
 
 
-def test_each_annotation_that_a_pod_asks_with_has_a_row_with_an_example_that_is_understood() -> None:
+def test_each_pod_annotation_has_a_row_with_a_valid_example() -> None:
     rows = dict(re.findall(r"^\| `(tonnage\.dev/[a-z-]+): ([^`]+)` \|", PAGE, re.MULTILINE))
     assert set(names.POD_ANNOTATIONS) <= rows.keys()
     one = {name: rows[name] for name in names.POD_ANNOTATIONS if name not in {names.MODELS, names.INJECT}}

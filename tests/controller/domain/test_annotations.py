@@ -1,4 +1,4 @@
-"""What pods ask by their annotations, and what they may have."""
+"""Pod annotations: parsing, their effects, and access to models of other namespaces."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
     assert pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] == "/weights/llama"
 
 
-def test_a_container_that_is_missing_is_named() -> None:
-    with pytest.raises(AdmissionDenied, match="no container named nobody"):
-        inject_pod(annotated_pod({names.MODEL: "llama", names.CONTAINERS: "nobody"}))
+def test_a_missing_container_is_named() -> None:
+    with pytest.raises(AdmissionDenied, match="no container named missing"):
+        inject_pod(annotated_pod({names.MODEL: "llama", names.CONTAINERS: "missing"}))
 
 
 def test_continuing_without_weights_sets_container_variables() -> None:
@@ -92,12 +92,12 @@ def test_continuing_at_run_time_writes_a_status_file() -> None:
         {names.MODEL: "a", names.LOADER_MEMORY: "-1Gi"},
     ],
 )
-def test_an_annotation_that_makes_no_sense_is_named(notes: dict[str, str]) -> None:
+def test_an_invalid_annotation_is_named(notes: dict[str, str]) -> None:
     with pytest.raises(InvalidAnnotation, match=r"tonnage\.dev/"):
         parse_annotations(notes, namespace="serving")
 
 
-def test_opting_out_wins() -> None:
+def test_inject_false_takes_precedence() -> None:
     assert not requests_weights({names.MODEL: "llama", names.INJECT: "false"})
     assert not requests_weights({})
     assert requests_weights({names.MODEL: "llama"})
@@ -128,7 +128,7 @@ def test_an_invalid_entries_annotation_is_ignored() -> None:
         assert held_entries.parse_held_entries(text) == ()
 
 
-def test_what_is_not_resolved_is_refused() -> None:
+def test_an_unresolved_model_is_denied() -> None:
     request = parse_annotations({names.MODEL: "llama"}, namespace="serving")
     with pytest.raises(AdmissionDenied, match="has not been listed yet"):
         resolve_injected_model(request.models[0], objects.modelweights(), ())
@@ -141,7 +141,7 @@ def test_what_is_not_resolved_is_refused() -> None:
         resolve_injected_model(request.models[0], moved, ())
 
 
-def test_supply_needs_a_revision_of_this_source() -> None:
+def test_injection_needs_a_revision_of_the_current_source() -> None:
     weights = resolved_modelweights()
     assert weights.current_revision is not None
     assert weights.current_revision.source_hash == naming.source_hash(weights.spec)

@@ -22,7 +22,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["n0", "n1"]), st.none() | RECORDS))
 
 
 @given(STEPS)
-def test_after_any_changes_all_is_found_as_if_looked_through(steps: list[tuple[str, NodeCacheStatus | None]]) -> None:
+def test_lookups_match_a_full_scan_after_any_changes(steps: list[tuple[str, NodeCacheStatus | None]]) -> None:
     caches, plain = CacheIndex(), dict[str, NodeCacheStatus]()
     for node, record in steps:
         if record is None:

@@ -1,4 +1,4 @@
-"""What the controller takes as belonging together."""
+"""Which objects the controller's state relates to each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _pod(job: dict[str, Any], name: str, *, namespace: str, created: str) -> dic
     return {"metadata": {**metadata, "labels": labels, "ownerReferences": [owner]}, "spec": {}, "status": {}}
 
 
-def test_a_pod_elsewhere_that_names_a_job_as_its_owner_is_not_that_jobs_pod() -> None:
+def test_a_pod_of_another_namespace_is_not_a_jobs_pod_even_if_it_names_it_as_owner() -> None:
     cluster = ControllerState(objects.INSTALLATION)
     cluster.weights.put(objects.modelweights_manifest(resourceVersion="1"))
     record = cluster.weights.get(objects.UID)

@@ -1,4 +1,4 @@
-"""Deletion, and what pods of users keep."""
+"""Deletion of objects, and entries that users' pods keep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_pod_that_loaded_by_itself_makes_its_node_warm() -> None:
     assert simulation.condition("Ready") == ("True", "Warm")
 
 
-def test_deletion_empties_every_node_and_then_removes_the_finalizer() -> None:
+def test_deletion_evicts_entries_on_every_node_and_then_removes_the_finalizer() -> None:
     simulation = prewarming_simulation(2)
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -45,7 +45,7 @@ def test_deletion_empties_every_node_and_then_removes_the_finalizer() -> None:
     assert all(not cache.entries for cache in simulation.caches.values())
 
 
-def test_deletion_in_the_middle_of_a_load_leaves_no_bytes_behind() -> None:
+def test_deletion_during_a_load_leaves_no_bytes() -> None:
     simulation = prewarming_simulation(1)
     simulation.finish_resolve()
     simulation.step_deletion()
@@ -68,7 +68,7 @@ def test_deletion_waits_until_a_running_load_is_on_record() -> None:
 
 
 @pytest.mark.parametrize("dead", ["gone", "not ready"])
-def test_deletion_is_never_stuck_on_a_dead_node(dead: str) -> None:
+def test_deletion_does_not_wait_for_an_unavailable_node(dead: str) -> None:
     simulation = prewarming_simulation(1)
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -83,10 +83,10 @@ def test_deletion_is_never_stuck_on_a_dead_node(dead: str) -> None:
         assert entry.models == ()
         simulation.node_bodies["n0"] = objects.node("n0")
         simulation.sync_nodes()
-        assert len(simulation.active_jobs(names.ROLE_CLEANUP)) == 1, "it is emptied when the node comes back"
+        assert len(simulation.active_jobs(names.ROLE_CLEANUP)) == 1, "it is evicted when the node is ready again"
 
 
-def test_deletion_lets_pods_keep_their_bytes_and_empties_them_later() -> None:
+def test_deletion_keeps_entries_that_pods_hold_and_evicts_them_later() -> None:
     simulation = prewarming_simulation(1)
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -101,7 +101,7 @@ def test_deletion_lets_pods_keep_their_bytes_and_empties_them_later() -> None:
     assert len(simulation.active_jobs(names.ROLE_CLEANUP)) == 1
 
 
-def test_deletion_gives_up_on_a_node_where_cleanup_fails_but_the_node_keeps_retrying() -> None:
+def test_deletion_stops_waiting_for_failing_cleanups_which_are_still_retried() -> None:
     simulation = prewarming_simulation(1)
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -116,7 +116,7 @@ def test_deletion_gives_up_on_a_node_where_cleanup_fails_but_the_node_keeps_retr
     assert simulation.active_jobs(names.ROLE_CLEANUP)
 
 
-def test_the_old_revision_is_emptied_once_no_pod_holds_it() -> None:
+def test_the_old_revision_is_evicted_once_no_pod_holds_it() -> None:
     simulation = prewarming_simulation(1, {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}})
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -139,7 +139,7 @@ def test_the_old_revision_is_emptied_once_no_pod_holds_it() -> None:
     assert not simulation.jobs
 
 
-def test_an_evictable_entry_stays_until_its_room_is_needed() -> None:
+def test_an_evictable_entry_is_kept_until_its_space_is_needed() -> None:
     simulation = prewarming_simulation(1, {"cache": {"retention": "Evictable"}})
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -154,7 +154,7 @@ def test_an_evictable_entry_stays_until_its_room_is_needed() -> None:
     assert cleanup["metadata"]["annotations"][names.CACHE_KEY] == old
 
 
-def test_names_that_do_not_fit_labels_are_cut_and_stay_distinct() -> None:
+def test_names_too_long_for_labels_are_cut_and_stay_distinct() -> None:
     first = objects.modelweights(name="a" * 250 + ".x")
     second = objects.modelweights(name="a" * 250 + ".y", uid="other")
     made = [jobs.build_resolve_job(each, objects.INSTALLATION, round_="", attempt=1) for each in (first, second)]

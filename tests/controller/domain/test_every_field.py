@@ -1,4 +1,4 @@
-"""No field is there for show: each of a spec changes what is done, and each of a status is told in some story."""
+"""Each field of a spec has an effect, and each field of a status is set in some scenario."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _retention(weights: ModelWeights) -> object:
 
 
 def _lifecycle(weights: ModelWeights) -> object:
-    """How it goes on, from nothing to a new revision at the source."""
+    """Runs the scenario from a new object to a new revision at the source."""
     simulation = Simulation(weights.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
     simulation.add_nodes("a", "b")
     observed: list[object] = []
@@ -187,7 +187,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
 
 
 def _with_spec(spec: Spec) -> ModelWeights:
-    """Returns an object whose revision in use is of the source that the spec names."""
+    """Returns an object whose revision in use is of the current source."""
     weights, first = objects.modelweights(spec), resolved_modelweights().status.resolved
     assert first
     seen = first.model_copy(update={"source_hash": weights.source_hash})
@@ -195,7 +195,7 @@ def _with_spec(spec: Spec) -> ModelWeights:
 
 
 @pytest.mark.parametrize(("field", "base", "change", "effect"), CASES, ids=[f"{c[0]} {c[3].__name__}" for c in CASES])
-def test_a_field_of_a_spec_does_something(field: str, base: Spec, change: Spec, effect: Effect) -> None:
+def test_each_field_of_a_spec_has_an_effect(field: str, base: Spec, change: Spec, effect: Effect) -> None:
     del field
     before, after = effect(_with_spec(base)), effect(_with_spec(objects.deep_merge(base, change)))
     assert json.dumps(before, default=str) != json.dumps(after, default=str)

@@ -1,4 +1,4 @@
-"""What becomes of entries on one node: who keeps them, who makes room, what proves that they are there."""
+"""Entries of one node: what keeps them, when they are evicted, what proves that they are ready."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_referenced_entries_stay_and_unreferenced_entries_are_evicted() -> None:
     assert job["metadata"]["annotations"][names.CAUSE] == "Unreferenced"
 
 
-def test_an_object_that_cannot_be_read_keeps_what_names_it() -> None:
+def test_an_invalid_object_keeps_the_entries_that_name_it() -> None:
     unread = _referrer(entries=frozenset(), is_valid=False)
     decision = _decide(_entry(), references=[unread])
     assert _states(decision) == {ENTRY: EntryState.READY}
@@ -104,7 +104,7 @@ def test_an_object_that_cannot_be_read_keeps_what_names_it() -> None:
     assert not decision.apply
 
 
-def test_what_a_finished_load_left_is_not_emptied_before_the_job_is_gone() -> None:
+def test_an_entry_is_not_evicted_while_its_finished_load_job_exists() -> None:
     job = _ended_load()
     assert not _decide(_entry(state=EntryState.READY, models=()), jobs=[job]).apply
     assert _decide(_entry(models=()), jobs=[]).apply
@@ -127,7 +127,7 @@ def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> Non
     stored = objects.stored_job(job)
     stored["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
     done = parse_job(stored)
-    # Loaded anew meanwhile, and unreferenced again, while the old Job is still there.
+    # It was loaded again and is unreferenced again, while the old Job still exists.
     again = _decide(_entry(models=()), jobs=[done])
     assert _states(again) == {ENTRY: EntryState.READY}
     assert (again.apply, again.delete) == ((), (done,))
@@ -142,7 +142,7 @@ def test_the_success_of_an_earlier_cleanup_is_not_taken_for_a_later_one() -> Non
         (contract.Outcome.HIT, EntryState.READY),
     ],
 )
-def test_a_pod_that_starts_without_its_weights_as_well_proves_nothing_by_starting(
+def test_an_optional_pod_does_not_prove_its_entry_by_starting(
     outcome: contract.Outcome | None, state: EntryState
 ) -> None:
     reported_outcomes = {("pod", ENTRY): outcome} if outcome else {}
@@ -152,12 +152,12 @@ def test_a_pod_that_starts_without_its_weights_as_well_proves_nothing_by_startin
     assert _states(decision) == {ENTRY: state}
 
 
-def test_a_pod_that_needs_its_weights_proves_them_by_starting() -> None:
+def test_a_pod_that_requires_its_weights_proves_its_entry_by_starting() -> None:
     decision = _decide(references=[_referrer()], consumers=[_pod(_held_entry())])
     assert _states(decision) == {ENTRY: EntryState.READY}
 
 
-def test_a_held_entry_that_no_object_covers_proves_nothing() -> None:
+def test_a_held_entry_that_no_object_authorizes_proves_nothing() -> None:
     stranger = _pod(_held_entry(), namespace="elsewhere")
     held = _decide(references=[_referrer()], consumers=[stranger])
     assert _states(held) == {ENTRY: EntryState.LOADING}
@@ -166,20 +166,20 @@ def test_a_held_entry_that_no_object_covers_proves_nothing() -> None:
     assert _states(_decide(consumers=[_pod(_held_entry())])) == {ENTRY: EntryState.LOADING}
 
 
-def test_ranks_that_pods_bring_add_up() -> None:
+def test_ranks_loaded_by_pods_are_merged() -> None:
     one, two = _pod(_held_entry(ranks="0-3"), uid="one"), _pod(_held_entry(ranks="4,5"), uid="two")
     decision = _decide(references=[_referrer()], consumers=[one, two])
     assert decision.status is not None
     assert [entry.ranks for entry in decision.status.entries or ()] == ["0-5"]
 
 
-def test_a_load_of_all_ranks_completes_what_pods_brought_in_part() -> None:
+def test_a_load_of_all_ranks_completes_an_entry_with_some_ranks() -> None:
     decision = _decide(_entry(ranks="0-3"), references=[_referrer()], jobs=[_ended_load()])
     assert decision.status is not None
     assert [entry.ranks for entry in decision.status.entries or ()] == [None]
 
 
-def test_room_is_made_by_the_longest_unused_and_one_at_a_time() -> None:
+def test_the_least_recently_used_entries_are_evicted_for_space_one_at_a_time() -> None:
     full = _failed_load("InsufficientSpace")
     evictable = {"retention": Retention.EVICTABLE, "models": ()}
     old = _entry("r-0ld", last_used_time="2026-01-01T00:00:00Z", **evictable)
@@ -190,7 +190,7 @@ def test_room_is_made_by_the_longest_unused_and_one_at_a_time() -> None:
     assert _states(decision)["r-recent"] is EntryState.READY
     (made,) = decision.apply
     assert made["metadata"]["annotations"][names.CAUSE] == "Pressure"
-    assert not _decide(old, recent).apply, "nobody needs room"
+    assert not _decide(old, recent).apply, "no load needs space"
 
 
 def _failed_load(reason: str) -> tuple[Job, Pod]:
@@ -203,7 +203,7 @@ def _failed_load(reason: str) -> tuple[Job, Pod]:
     return parse_job(stored), objects.terminated_pod(stored, objects.failed_report(reason), exit_code=27)
 
 
-def test_evictable_entries_beyond_what_a_record_holds_go_one_at_a_time() -> None:
+def test_evictable_entries_above_the_limit_of_a_record_are_evicted_one_at_a_time() -> None:
     used = [f"2026-01-01T00:{index // 60:02}:{index % 60:02}Z" for index in range(MAX_ENTRIES + 2)]
     many = [
         _entry(f"r-{index:012}", retention=Retention.EVICTABLE, models=(), last_used_time=time)
@@ -215,7 +215,7 @@ def test_evictable_entries_beyond_what_a_record_holds_go_one_at_a_time() -> None
     assert not _decide(*many[:MAX_ENTRIES]).apply
 
 
-def test_of_very_many_objects_an_entry_names_as_many_as_its_record_holds() -> None:
+def test_an_entry_names_at_most_as_many_objects_as_its_record_allows() -> None:
     decision = _decide(_entry(models=()), references=[_referrer(f"serving/m{index}") for index in range(1200)])
     assert decision.status is not None
     (entry,) = decision.status.entries or ()

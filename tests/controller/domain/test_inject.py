@@ -1,4 +1,4 @@
-"""A pod with its weights, from a pod that asks for them."""
+"""Injection: the pod with loaders, volumes, environment and affinity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tonnage_operator.domain.admission.inject import AdmissionDenied
 from tonnage_operator.domain.observed import held_entries
 
 
-def test_a_bare_pod_gets_loader_volume_environment_and_annotations() -> None:
+def test_a_plain_pod_gets_loader_volume_environment_and_annotations() -> None:
     weights = resolved_modelweights()
     pod = inject_pod(annotated_pod())
     revision = weights.status.resolved.revision if weights.status.resolved else ""
@@ -41,7 +41,7 @@ def test_a_bare_pod_gets_loader_volume_environment_and_annotations() -> None:
     assert pod["metadata"]["labels"][names.ROLE] == names.ROLE_INJECTED
 
 
-def test_the_plan_in_the_pod_is_pinned_and_holds_no_secret() -> None:
+def test_the_plan_in_the_pod_is_pinned_and_contains_no_secret() -> None:
     weights = resolved_modelweights({"credentials": {"secretRef": {"name": "s3-reader"}}})
     loader = find_loader(inject_pod(annotated_pod(), weights))
     plan = contract.decode_plan(plain_env(loader)["TONNAGE_PLAN"])
@@ -54,7 +54,7 @@ def test_the_plan_in_the_pod_is_pinned_and_holds_no_secret() -> None:
     assert not any("envFrom" in each for each in (loader,))
 
 
-def test_applied_twice_is_applied_once() -> None:
+def test_injection_is_idempotent() -> None:
     once = inject_pod(annotated_pod())
     assert inject_pod(copy.deepcopy(once)) == once
 
@@ -82,7 +82,7 @@ def test_the_given_pod_is_not_changed() -> None:
         (["linkerd-init", "linkerd-proxy"], ["linkerd-init", "linkerd-proxy", "tonnage-loader"]),
     ],
 )
-def test_the_loader_comes_first_but_after_a_mesh(existing: list[str], expected: list[str]) -> None:
+def test_the_loader_comes_first_except_for_containers_of_a_mesh(existing: list[str], expected: list[str]) -> None:
     pod = inject_pod(annotated_pod(initContainers=[{"name": name} for name in existing]))
     assert [each["name"] for each in pod["spec"]["initContainers"]] == expected
 
@@ -102,7 +102,7 @@ def test_several_models_have_aliases() -> None:
     assert len({each["name"] for each in done["spec"]["volumes"]}) == len(done["spec"]["volumes"])
 
 
-def test_variables_that_the_container_sets_itself_stay_and_can_refer_to_ours() -> None:
+def test_the_containers_own_variables_stay_and_can_refer_to_injected_ones() -> None:
     pod = annotated_pod()
     pod["spec"]["containers"][0]["env"] = [
         {"name": "TONNAGE_REVISION", "value": "mine"},
@@ -121,7 +121,7 @@ def test_warm_nodes_are_preferred() -> None:
     assert expression == {"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["n1", "n2"]}
 
 
-def test_warm_nodes_are_required_in_each_alternative_of_the_pods_own() -> None:
+def test_warm_nodes_are_required_in_each_term_of_the_pods_affinity() -> None:
     mine = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": mine}}}
     pod = annotated_pod({names.MODEL: "llama", names.SCHEDULING: "require"}, affinity=affinity)
@@ -133,12 +133,12 @@ def test_warm_nodes_are_required_in_each_alternative_of_the_pods_own() -> None:
     assert find_loader(done)["resources"]["requests"]["memory"] == "512Mi", "it attaches and writes nothing"
 
 
-def test_required_without_a_warm_node_is_refused() -> None:
+def test_require_without_a_warm_node_is_denied() -> None:
     with pytest.raises(AdmissionDenied, match="No node is warm for serving/llama"):
         inject_pod(annotated_pod({names.MODEL: "llama", names.SCHEDULING: "Require"}))
 
 
-def test_ignored_scheduling_leaves_affinity_alone() -> None:
+def test_scheduling_ignore_does_not_change_affinity() -> None:
     assert (
         "affinity"
         not in inject_pod(annotated_pod({names.MODEL: "llama", names.SCHEDULING: "Ignore"}), warm=("n1",))["spec"]
@@ -155,7 +155,7 @@ def test_ignored_scheduling_leaves_affinity_alone() -> None:
         {"containers": [{"name": "s", "volumeMounts": [{"name": "x", "mountPath": "/models/llama/"}]}]},
     ],
 )
-def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None:
+def test_a_pod_that_uses_a_reserved_name_is_denied(taken: dict[str, Any]) -> None:
     with pytest.raises(AdmissionDenied, match=r"tonnage-loader|tonnage-cache|tonnage-urls|already mounts a volume"):
         inject_pod(annotated_pod(**taken))
 
@@ -169,7 +169,7 @@ def test_a_reserved_name_that_is_taken_is_refused(taken: dict[str, Any]) -> None
     scheduling=st.sampled_from(["Prefer", "Ignore"]),
     form=st.sampled_from(["Sidecar", "Init"]),
 )
-def test_whatever_the_pod_twice_is_once_and_nothing_of_it_is_lost(
+def test_injection_of_any_pod_is_idempotent_and_loses_nothing(
     containers: int, inits: list[str], volumes: list[str], warm: list[str], scheduling: str, form: str
 ) -> None:
     pod = annotated_pod(

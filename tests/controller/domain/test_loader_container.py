@@ -1,4 +1,4 @@
-"""The loader itself: what it may take, what it is given, as whom it runs."""
+"""The loader's container: resources, volumes, security context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tonnage_operator.domain.observed import held_entries
 from tonnage_operator.domain.specs import jobs
 
 
-def test_memory_that_is_written_is_requested_and_no_limit_is_below_it() -> None:
+def test_bytes_written_to_memory_are_requested_and_no_limit_is_below_them() -> None:
     needed = 2 * objects.GIB + 1000 + (512 << 20)
     assert find_loader(inject_pod(annotated_pod()))["resources"]["requests"]["memory"] == str(needed)
     limited = resolved_modelweights({"loader": {"resources": {"limits": {"memory": "1Gi"}}}})
@@ -82,7 +82,7 @@ def test_a_pvc_has_a_folder_for_each_revision_of_each_model() -> None:
     assert mount["subPath"] == f"{revision}/model"
 
 
-def test_namespaces_have_entries_of_their_own_where_the_administrator_says_so() -> None:
+def test_namespaces_have_their_own_entries_if_sharing_is_namespace() -> None:
     installation = Installation.model_validate(
         {**objects.INSTALLATION.model_dump(mode="json", by_alias=True), "sharing": "Namespace"}
     )
@@ -114,7 +114,7 @@ def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
 def test_a_pod_requests_the_bytes_unless_it_writes_none_or_they_are_set_aside(
     scheduling: str, installation: Installation, requested: str
 ) -> None:
-    """Also where nodes are warm: with Prefer it may land on one that isn't."""
+    """Also if nodes are warm: with Prefer the pod may run on a node that isn't."""
     annotations = {names.MODEL: "llama", names.SCHEDULING: scheduling}
     pod = inject_pod(annotated_pod(annotations), warm=("n0", "n1"), installation=installation)
     memory = find_loader(pod)["resources"]["requests"]["memory"]

@@ -1,4 +1,4 @@
-"""Which nodes load, how many at a time, and what becomes of those that fail, come and go."""
+"""Load Jobs: which nodes load, how many at a time, and failing, new and deleted nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tonnage_operator.api import names
 from tonnage_operator.domain.observed.pod import parse_pod
 
 
-def test_at_most_so_many_nodes_load_at_once_and_in_the_end_all_are_warm() -> None:
+def test_at_most_max_concurrent_nodes_load_at_once_until_all_are_warm() -> None:
     simulation = prewarming_simulation(10, {"placement": {"maxConcurrentNodes": 3}})
     simulation.finish_resolve()
     most = 0
@@ -40,7 +40,7 @@ def test_one_warm_node_makes_it_ready_and_all_make_it_warm() -> None:
     assert simulation.condition("Warm")[0] == "True"
 
 
-def test_nothing_is_left_to_write_when_all_is_done() -> None:
+def test_a_settled_object_is_not_written_again() -> None:
     simulation = prewarming_simulation()
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -70,7 +70,7 @@ def test_a_new_node_is_loaded() -> None:
     ],
     ids=["cordoned", "tainted", "not ready"],
 )
-def test_a_node_that_takes_no_pods_is_not_loaded(change: dict[str, Any]) -> None:
+def test_an_unschedulable_node_is_not_loaded(change: dict[str, Any]) -> None:
     simulation = prewarming_simulation(1)
     simulation.add_nodes("n9", **change)
     simulation.finish_resolve()
@@ -79,7 +79,7 @@ def test_a_node_that_takes_no_pods_is_not_loaded(change: dict[str, Any]) -> None
     assert simulation.condition("Warm")[0] == "True"
 
 
-def test_a_node_that_is_cordoned_while_it_loads_may_finish() -> None:
+def test_a_node_that_is_cordoned_during_a_load_may_finish() -> None:
     simulation = prewarming_simulation(1)
     simulation.finish_resolve()
     simulation.node_bodies["n0"]["spec"]["unschedulable"] = True
@@ -87,7 +87,7 @@ def test_a_node_that_is_cordoned_while_it_loads_may_finish() -> None:
     assert simulation.loading_nodes() == {"n0"}
 
 
-def test_a_node_that_is_relabelled_away_stops_loading() -> None:
+def test_a_node_that_no_longer_matches_stops_loading() -> None:
     simulation = prewarming_simulation(1, {"placement": {"nodeSelector": {"gpu": "true"}}})
     simulation.add_nodes("g0", labels={"gpu": "true"})
     simulation.finish_resolve()
@@ -98,7 +98,7 @@ def test_a_node_that_is_relabelled_away_stops_loading() -> None:
     assert simulation.condition("Warm") == ("False", "NoMatchingNodes")
 
 
-def test_a_job_for_a_node_that_is_gone_goes_too() -> None:
+def test_a_job_for_a_deleted_node_is_deleted() -> None:
     simulation = prewarming_simulation(2)
     simulation.finish_resolve()
     del simulation.node_bodies["n0"]
@@ -106,7 +106,7 @@ def test_a_job_for_a_node_that_is_gone_goes_too() -> None:
     assert simulation.loading_nodes() == {"n1"}
 
 
-def test_a_reboot_empties_memory_and_is_loaded_again() -> None:
+def test_entries_in_memory_are_loaded_again_after_a_reboot() -> None:
     simulation = prewarming_simulation(2)
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -117,7 +117,7 @@ def test_a_reboot_empties_memory_and_is_loaded_again() -> None:
     assert simulation.condition("Ready")[0] == "True"
 
 
-def test_a_reboot_while_it_loads_starts_over() -> None:
+def test_a_reboot_during_a_load_restarts_the_load() -> None:
     simulation = prewarming_simulation(1)
     simulation.finish_resolve()
     (job,) = simulation.active_jobs(names.ROLE_LOAD)
@@ -129,7 +129,7 @@ def test_a_reboot_while_it_loads_starts_over() -> None:
     assert simulation.status["nodes"]["warm"] == 0
 
 
-def test_a_reboot_leaves_disks_as_they_are() -> None:
+def test_a_reboot_keeps_entries_on_disk() -> None:
     simulation = prewarming_simulation(1, {"cache": {"medium": "Disk"}})
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -138,7 +138,7 @@ def test_a_reboot_leaves_disks_as_they_are() -> None:
     assert simulation.status["nodes"]["summary"] == "1/1"
 
 
-def test_count_keeps_so_many_nodes_and_stays_with_those_it_has() -> None:
+def test_count_keeps_that_number_of_nodes_warm_and_prefers_warm_ones() -> None:
     simulation = prewarming_simulation(5, {"placement": {"prewarm": "Count", "count": 2}})
     simulation.finish_resolve()
     first = simulation.loading_nodes()
@@ -153,7 +153,7 @@ def test_count_keeps_so_many_nodes_and_stays_with_those_it_has() -> None:
     assert len(simulation.loading_nodes()) == 1
 
 
-def test_more_nodes_than_there_are_is_reported() -> None:
+def test_a_count_above_the_matching_nodes_is_reported() -> None:
     simulation = prewarming_simulation(1, {"placement": {"prewarm": "Count", "count": 2}})
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -204,7 +204,7 @@ def test_an_oom_killed_loader_is_reported_with_its_numbers() -> None:
     assert "its limit is 1Gi, and 2Gi have to be written" in failure["message"]
 
 
-def test_a_failing_node_does_not_hold_up_the_others() -> None:
+def test_a_failing_node_does_not_delay_the_others() -> None:
     simulation = prewarming_simulation(3, {"placement": {"maxConcurrentNodes": 1}})
     simulation.finish_resolve()
     (job,) = simulation.active_jobs(names.ROLE_LOAD)
@@ -236,7 +236,7 @@ def test_failures_are_capped_and_counted() -> None:
     assert simulation.status["nodes"]["failed"] == 30
 
 
-def test_suspended_starts_nothing_and_keeps_what_is_there() -> None:
+def test_a_suspended_object_starts_nothing_and_keeps_its_entries() -> None:
     simulation = prewarming_simulation(2)
     simulation.finish_resolve()
     simulation.finish_loads("n0")
@@ -270,7 +270,7 @@ def test_progress_is_that_of_the_slowest_node() -> None:
     assert simulation.status["progressSummary"] == "10%"
 
 
-def test_nodes_without_room_for_the_loader_do_not_hold_up_the_others() -> None:
+def test_nodes_without_space_for_the_loader_do_not_delay_the_others() -> None:
     simulation = prewarming_simulation(6, {"placement": {"maxConcurrentNodes": 2}})
     simulation.finish_resolve()
     stuck = simulation.loading_nodes()

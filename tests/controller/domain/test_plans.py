@@ -1,4 +1,4 @@
-"""Plans: what of the installation a loader is told."""
+"""Plans: the installation's settings in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INSTALLATION = Installation.model_validate(
     ],
     ids=str,
 )
-def test_room_is_kept_free_on_the_nodes_own_paths_alone(cache: dict[str, Any], kept: int) -> None:
+def test_min_free_applies_to_host_paths_only(cache: dict[str, Any], kept: int) -> None:
     weights = objects.modelweights({"cache": cache})
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
     assert build_load_plan(weights, seen, INSTALLATION).limits.min_free == kept  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def _revision(simulation: Simulation) -> str:
 
 
 def _cleanups(simulation: Simulation) -> list[list[str]]:
-    """Returns what each cleanup Job that runs empties."""
+    """Returns the entries that each active cleanup Job removes."""
     jobs = simulation.active_jobs(names.ROLE_CLEANUP)
     return [job["spec"]["template"]["spec"]["containers"][0]["args"][4:] for job in jobs]
 
@@ -76,7 +76,7 @@ def test_a_pvc_is_loaded_once() -> None:
     assert simulation.job_node(load) == "pvc/weights"
 
 
-def test_the_job_that_empties_a_pvc_has_no_rights_and_fits_the_restricted_profile() -> None:
+def test_the_cleanup_job_of_a_pvc_has_no_credentials_and_fits_the_restricted_profile() -> None:
     simulation = _loaded()
     simulation.step_deletion()
     (job,) = simulation.active_jobs(names.ROLE_CLEANUP)
@@ -88,7 +88,7 @@ def test_the_job_that_empties_a_pvc_has_no_rights_and_fits_the_restricted_profil
     assert "env" not in pod["containers"][0]
 
 
-def test_the_old_revision_is_emptied_once_the_new_one_is_used() -> None:
+def test_the_old_revision_is_removed_once_the_new_one_is_used() -> None:
     simulation = _loaded(AUTOMATIC)
     old = _revision(simulation)
     simulation.advance(601)
@@ -118,7 +118,7 @@ def test_an_old_revision_stays_as_long_as_a_pod_or_another_object_uses_it() -> N
     assert _cleanups(simulation) == [[old]], "a pod of another namespace has another claim"
 
 
-def test_going_back_waits_until_nothing_empties_the_revision_any_more() -> None:
+def test_a_rollback_waits_until_the_cleanup_of_the_revision_has_finished() -> None:
     simulation = _loaded(AUTOMATIC)
     old = _revision(simulation)
     _update(simulation)
@@ -147,7 +147,7 @@ def test_a_deleted_object_removes_its_revisions_from_the_pvc() -> None:
     assert simulation.step_deletion().waiting_message == ""
 
 
-def test_a_deleted_object_leaves_what_pods_and_others_use() -> None:
+def test_a_deleted_object_keeps_entries_that_pods_and_others_use() -> None:
     simulation = _loaded()
     simulation.consumers = [_pod(_revision(simulation))]
     assert simulation.step_deletion().waiting_message == ""
@@ -184,7 +184,7 @@ def test_a_pvc_that_no_pod_can_mount_does_not_block_deletion() -> None:
     assert "ClaimNotEmptied" in simulation.events
 
 
-def test_the_media_of_nodes_are_not_those_of_pvcs() -> None:
+def test_a_pvc_needs_no_medium_of_the_installation() -> None:
     simulation = _loaded()
     (load,) = [parse_job(job) for job in simulation.jobs.values()]
     assert load.node_name == ""

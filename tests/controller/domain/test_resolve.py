@@ -1,4 +1,4 @@
-"""Looks at the source: when, what they find, what is told when they fail."""
+"""Resolve Jobs: when they run, their results, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tonnage_operator.domain.observed.pod import parse_pod
 from tonnage_operator.domain.units import format_time
 
 
-def test_the_source_alone_is_resolved_and_then_ready() -> None:
+def test_an_object_with_only_a_source_is_resolved_and_then_ready() -> None:
     simulation = Simulation()
     simulation.add_nodes("n0")
     simulation.converge()
@@ -28,7 +28,7 @@ def test_the_source_alone_is_resolved_and_then_ready() -> None:
     assert not simulation.jobs
 
 
-def test_a_resolve_job_is_found_again_after_a_restart_and_not_made_twice() -> None:
+def test_a_resolve_job_is_found_after_a_restart_and_not_created_twice() -> None:
     simulation = Simulation()
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
@@ -37,7 +37,7 @@ def test_a_resolve_job_is_found_again_after_a_restart_and_not_made_twice() -> No
     assert simulation.started_jobs == [job["metadata"]["name"]]
 
 
-def test_a_list_that_fits_comes_by_the_termination_message_when_the_report_is_lost() -> None:
+def test_a_short_list_comes_from_the_termination_message_if_the_report_is_lost() -> None:
     simulation = Simulation()
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
@@ -76,13 +76,13 @@ def test_an_inconsistent_resolve_report_is_not_used(lie: contract.Report) -> Non
     assert "resolved" not in simulation.status
 
 
-def test_a_failed_resolve_is_retried_with_growing_delays_without_end_and_without_noise() -> None:
+def test_a_failed_resolve_is_retried_forever_with_backoff_and_without_new_events() -> None:
     simulation = Simulation()
     delays = []
     for _ in range(12):
         simulation.converge()
         (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
-        simulation.finish_job(job, objects.failed_report("AccessDenied", "s3://models/llama/ says no."), code=10)
+        simulation.finish_job(job, objects.failed_report("AccessDenied", "s3://models/llama/ denied access."), code=10)
         decision = simulation.converge()
         assert decision.requeue_after is not None
         delays.append(decision.requeue_after)
@@ -96,7 +96,7 @@ def test_a_failed_resolve_is_retried_with_growing_delays_without_end_and_without
     assert simulation.condition("Ready")[0] == "True"
 
 
-def test_new_credentials_are_tried_at_once() -> None:
+def test_new_credentials_are_used_without_backoff() -> None:
     simulation = Simulation({"credentials": {"secretRef": {"name": "old"}}})
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
@@ -108,7 +108,7 @@ def test_new_credentials_are_tried_at_once() -> None:
     assert job["metadata"]["annotations"][names.ATTEMPT] == "1"
 
 
-def test_a_secret_that_is_missing_is_named_while_the_job_waits_for_it() -> None:
+def test_a_missing_secret_is_named_while_the_job_waits_for_it() -> None:
     simulation = Simulation({"credentials": {"secretRef": {"name": "s3-reader"}}})
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
@@ -137,7 +137,7 @@ def test_a_secret_that_is_missing_is_named_while_the_job_waits_for_it() -> None:
 
 
 def test_a_job_without_a_pod_is_reported() -> None:
-    simulation = Simulation({"credentials": {"serviceAccountName": "nobody"}})
+    simulation = Simulation({"credentials": {"serviceAccountName": "missing"}})
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
     simulation.advance(60)
@@ -189,7 +189,7 @@ def test_every_source_error_is_reported_with_a_remedy(reason: str) -> None:
     simulation = Simulation()
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
-    simulation.finish_job(job, objects.failed_report(reason, "As the source says."), code=1)
+    simulation.finish_job(job, objects.failed_report(reason, "As the source reports."), code=1)
     simulation.converge()
     assert simulation.condition("Resolved") == ("False", reason)
     assert simulation.condition("Warm") == ("False", "NotResolved")
@@ -198,7 +198,7 @@ def test_every_source_error_is_reported_with_a_remedy(reason: str) -> None:
     assert job_results.remedy(reason) in resolved["message"]
 
 
-def test_no_warm_node_can_ever_be_required_where_nothing_is_prewarmed() -> None:
+def test_require_without_prewarming_is_reported_as_impossible() -> None:
     simulation = Simulation({"placement": {"scheduling": "Require"}})
     simulation.finish_resolve()
     assert simulation.condition("Ready") == ("False", "NoWarmNode")
@@ -217,7 +217,7 @@ def test_an_image_that_cannot_be_pulled_is_reported() -> None:
     assert simulation.condition("Resolved") == ("False", "ContainerNotStarted")
 
 
-def test_a_source_that_goes_later_leaves_what_is_known_in_use() -> None:
+def test_a_source_that_becomes_unavailable_leaves_the_revision_in_use() -> None:
     simulation = Simulation({"revision": {"policy": "Track", "interval": "10m"}})
     simulation.finish_resolve()
     simulation.advance(601)
@@ -238,7 +238,7 @@ def test_a_source_that_goes_later_leaves_what_is_known_in_use() -> None:
     ],
     ids=["keys", "urls"],
 )
-def test_a_source_that_no_plan_can_hold_is_refused_with_a_way_out(source: dict[str, Any]) -> None:
+def test_a_source_that_is_too_long_for_a_plan_is_rejected_with_a_remedy(source: dict[str, Any]) -> None:
     simulation = Simulation()
     simulation.spec = {"source": {"s3": None, **source}}
     if "s3" in source:

@@ -1,4 +1,4 @@
-"""Which revision is used: pinned, tracked, moved to, gone back to, refused."""
+"""Which revision is used: pinning, tracking, updates, rollbacks, rejected digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from operator_support.simulation import Simulation, prewarming_simulation
 from tonnage_operator.api import names
 
 
-def test_pinned_never_looks_again_and_track_does_on_its_interval() -> None:
+def test_pinned_resolves_once_and_track_resolves_at_each_interval() -> None:
     simulation = Simulation()
     simulation.finish_resolve()
     simulation.advance(10**6)
@@ -47,14 +47,14 @@ def test_a_new_revision_is_shown_and_waits_for_a_pin() -> None:
     assert simulation.status["available"]["revision"] == new
 
 
-def test_a_pin_that_was_never_seen_is_refused_with_those_that_were() -> None:
+def test_an_unknown_pin_is_rejected_with_the_known_revisions() -> None:
     simulation = Simulation({"revision": {"pin": "r-000000000000"}})
     simulation.finish_resolve()
     assert simulation.condition("Resolved") == ("False", "PinUnknown")
     assert simulation.condition("Ready")[0] == "False"
 
 
-def test_an_automatic_update_warms_the_new_revision_beside_the_old_and_then_moves() -> None:
+def test_an_automatic_update_loads_the_new_revision_and_then_uses_it() -> None:
     simulation = prewarming_simulation(2, {"revision": {"policy": "Track", "interval": "10m", "update": "Automatic"}})
     simulation.finish_resolve()
     simulation.finish_loads()
@@ -86,7 +86,7 @@ def test_another_source_is_resolved_again_and_its_old_loads_stop() -> None:
     assert simulation.loading_nodes() == set()
 
 
-def test_an_expected_digest_refuses_anything_else() -> None:
+def test_an_expected_digest_rejects_other_revisions() -> None:
     simulation = Simulation()
     simulation.finish_resolve()
     simulation.spec["revision"] = {"expectedDigest": "sha256:" + "0" * 64}
@@ -95,7 +95,7 @@ def test_an_expected_digest_refuses_anything_else() -> None:
     assert simulation.condition("Ready") == ("False", "DigestMismatch")
 
 
-def test_a_medium_that_is_not_offered_is_refused() -> None:
+def test_a_medium_that_is_not_configured_is_rejected() -> None:
     installation = objects.INSTALLATION.model_copy(update={"media": {}})
     simulation = Simulation(installation=installation)
     simulation.converge()
