@@ -1,15 +1,15 @@
-# Everything here prepares what it needs by itself: see hack/env/setup.sh.
+# Each target installs what it needs: see hack/env/setup.sh.
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := sh hack/env/setup.sh
 
-# More arguments for each target, for example: make test PYTEST_ARGS='-k resume -x'
+# Additional arguments of a target, for example: make test PYTEST_ARGS='-k resume -x'
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 IMAGES_ARGS ?=
 
-# What the programs in hack/ import: each other, the product, and the tests' support.
+# The programs in hack/ import each other, the product, and the support packages of the tests.
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
@@ -18,10 +18,10 @@ HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Prepare .venv with everything for working on Tonnage
+setup: ## Create .venv with everything for development
 	@$(SETUP) lint
 
-demo: ## Load a real model from a real S3 server, step by step (about a minute)
+demo: ## Load a model from an S3 server on this machine, step by step (about a minute)
 	@$(SETUP) test
 	@$(BIN)/python examples/demo/demo.py $(DEMO_ARGS)
 
@@ -29,40 +29,40 @@ test: ## Run all tests
 	@$(SETUP) test
 	@$(BIN)/python $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),hack/env/run_tests.py)
 
-e2e: ## Run the tests that need a real node: real images, chart, kubelet and pods (part of make test)
+e2e: ## Run the tests on a real node, with images, chart, kubelet and pods (part of make test)
 	@$(SETUP) test
 	@$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
-demo-cluster: ## Tell the story of Tonnage on a real one-node cluster (as root; about three minutes)
+demo-cluster: ## Demonstrate Tonnage on a one-node cluster, step by step (as root; about 3 minutes)
 	@$(SETUP) test
-	@$(HACK) -m demo_cluster story $(DEMO_ARGS)
+	@$(HACK) -m demo_cluster demo $(DEMO_ARGS)
 
-cluster-up: ## Start a real one-node cluster with Tonnage, an S3 server and a model in it (as root)
+cluster-up: ## Start a one-node cluster with Tonnage and an S3 server that has a model (as root)
 	@$(SETUP) test
 	@$(HACK) -m demo_cluster up $(DEMO_ARGS)
 
-cluster-down: ## End that cluster and leave nothing behind
+cluster-down: ## Stop and remove that cluster
 	@$(SETUP) test
 	@$(HACK) -m local_cluster down
 
-images: ## Build the container images of loader and operator
+images: ## Build the images of loader and operator
 	@python3 hack/images/build.py $(IMAGES_ARGS)
 
-chart: ## Bring the chart's copies of CRDs and roles, and its table of values, up to date
+chart: ## Generate the chart's CRDs, roles and table of values
 	@$(SETUP) test
 	@$(BIN)/python hack/chart/sync.py
 	@$(BIN)/python hack/chart/values_table.py
 
-check: lint types ## Everything that CI checks besides the tests
+check: lint types ## Run all checks of CI except the tests
 
-lint: ## Lint, format check and import contracts
+lint: ## Check style, format, import contracts and the Dockerfile
 	@$(SETUP) lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-types: ## Type check (mypy, strict)
+types: ## Check types (mypy, strict)
 	@$(SETUP) lint
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases tests operator/tonnage_operator
@@ -72,24 +72,24 @@ types: ## Type check (mypy, strict)
 	$(BIN)/mypy hack/images/*.py
 	$(BIN)/mypy hack/env/*.py
 
-bench: ## Measure Tonnage beside its peers into docs/performance/ (about 20 minutes)
+bench: ## Compare Tonnage with other loaders, into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench
 	@$(BIN)/python benchmarks/loader/bench.py $(BENCH_ARGS)
 
-bench-operator: ## Measure the controller with many objects and nodes (see BENCH_ARGS=--help)
+bench-operator: ## Measure the controller with many objects and nodes (BENCH_ARGS=--help shows options)
 	@$(SETUP) test
 	@$(HACK) benchmarks/operator/scale.py $(BENCH_ARGS)
 
-bench-webhook: ## Measure the webhook's latency at 50 pods a second (a minute)
+bench-webhook: ## Measure the webhook's latency at 50 pods per second (about a minute)
 	@$(SETUP) test
 	@$(HACK) benchmarks/webhook/latency.py $(BENCH_ARGS)
 
-format: ## Mend what ruff can mend
+format: ## Fix and format the code with ruff
 	@$(SETUP) lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: ## Pin requirements/*.txt anew after a change of pyproject.toml
+lock: ## Update the pins in requirements/*.txt after a change of pyproject.toml
 	@$(SETUP) lint
 	@sh hack/env/lock.sh
 

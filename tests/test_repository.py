@@ -231,7 +231,7 @@ def test_the_demo_runs_all_steps_and_cleans_up(tmp_path: Path) -> None:
         output, _ = process.communicate()
     assert process.returncode == 0, output
     assert re.findall(r"^(\d)/9 ", output, re.MULTILINE) == list("123456789")
-    assert output.endswith("All of it was as it must be.\n")
+    assert output.endswith("All checks passed.\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -241,7 +241,7 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -
     with demo(tmp_path) as process:
         assert process.stdout
         for line in process.stdout:
-            if "It answers at" in line:
+            if "It listens on" in line:
                 break
         port = line.strip().rstrip(".").rpartition(":")[2]
         process.send_signal(number)

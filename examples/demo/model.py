@@ -1,4 +1,4 @@
-"""A small real model for the demo: a Llama of random weights with a tokenizer of its own, serialized by tensorizer."""
+"""The demo's model: a small Llama with random weights and its own tokenizer, serialized by tensorizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = 20
 
 
 def make_model(*, small: bool) -> LlamaForCausalLM:
-    """Returns a Llama in bf16 with the buffers of an int8 KV cache: about 460 MB, or 40 MB where `small`."""
+    """Returns a Llama in bf16 with the buffers of an int8 KV cache: about 460 MB, or 40 MB if `small`."""
     torch.manual_seed(SEED)
     width, layers = (256, 4) if small else (1024, 12)
     heads = width // 128
@@ -45,7 +45,7 @@ def make_model(*, small: bool) -> LlamaForCausalLM:
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE tokenizer that learned from `texts`."""
+    """Returns a byte-level BPE tokenizer trained on `texts`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,7 +55,7 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Writes what a person uploads: `model.tensors` by tensorizer, the config and the tokenizer."""
+    """Writes the files to upload: `model.tensors` by tensorizer, the config and the tokenizer."""
     directory.mkdir(parents=True)
     serializer = TensorSerializer(str(directory / "model.tensors"))
     serializer.write_module(model, include_non_persistent_buffers=False)

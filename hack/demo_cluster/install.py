@@ -1,4 +1,4 @@
-"""Clusters with Tonnage: one that stays, and one for the story."""
+"""Clusters with Tonnage: for `make cluster-up`, which keeps running, and for `make demo-cluster`."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ _INSTALL = "helm upgrade --install tonnage charts/tonnage -n tonnage-system --cr
 
 
 def start_demo_cluster(folder: Path, work: Path, *, small: bool) -> None:
-    """Starts a cluster that stays, with Tonnage and a model in a bucket, and says what to do with it.
+    """Starts a cluster with Tonnage and a model in a bucket, which keeps running, and prints how to use it.
 
-    It may be repeated: then Tonnage is upgraded to what the sources are now.
+    If the cluster is running already, Tonnage is upgraded to the current sources.
     """
     images = build_images()
     cluster = _running_cluster(folder)
     if cluster is None:
-        print("Starting a real one-node Kubernetes, with an S3 server beside it …", flush=True)
+        print("Starting a one-node Kubernetes cluster and an S3 server …", flush=True)
         cluster = start(folder, keep=True)
     site = install(cluster, work, images)
     upload_model(site, work / "model", "v1", PREFIX, small=small)
     manifest = folder / "quickstart.yaml"
     manifest.write_text(quickstart(site, PREFIX))
     print(f"""
-Tonnage is installed, and a model lies in s3://{BUCKET}/{PREFIX}. In a shell:
+Tonnage is installed, and s3://{BUCKET}/{PREFIX} has a model. Try it in a shell:
 
   export KUBECONFIG={cluster.kubeconfig} PATH={cluster.program_folder}:$PATH
   kubectl apply -f {manifest}
   kubectl get mw,pods -n quickstart -w
 
 The manifest is examples/quickstart.yaml with this cluster's bucket and keys.
-`make demo-cluster` tells the whole story on this cluster, `make cluster-down` ends it and leaves nothing.""")
+`make demo-cluster` runs the demo on this cluster; `make cluster-down` removes it with all its data.""")
 
 
 @contextlib.contextmanager
 def cluster_for_walkthrough(folder: Path, work: Path) -> Iterator[E2ECluster]:
-    """The cluster that stays, where it runs; else one of the story's own, which ends with it."""
+    """The cluster of `make cluster-up` if it is running, otherwise one that stops at the end of the context."""
     images = build_images()
     if cluster := _running_cluster(folder):
         print(f"Using the cluster in {folder}.", flush=True)
         yield install(cluster, work, images)
         return
-    print("Starting a real one-node Kubernetes, with an S3 server beside it …", flush=True)
+    print("Starting a one-node Kubernetes cluster and an S3 server …", flush=True)
     began = time.monotonic()
     with start(work / "cluster") as cluster:
-        print(f"    up after {time.monotonic() - began:.0f} s", flush=True)
+        print(f"    ready after {time.monotonic() - began:.0f} s", flush=True)
         yield install(cluster, work, images)
 
 
 def install(cluster: Cluster, work: Path, images: Images) -> E2ECluster:
-    """Gives the node the images and installs the chart."""
+    """Imports the images into the node, creates the bucket and installs the chart."""
     for archive in images.archives:
         cluster.import_image(archive)
     site = E2ECluster(cluster, work, images)
@@ -80,7 +80,7 @@ def install(cluster: Cluster, work: Path, images: Images) -> E2ECluster:
 
 
 def upload_model(site: E2ECluster, folder: Path, version: str, prefix: str, *, small: bool) -> int:
-    """Makes a model as training would leave it, puts it into the bucket and returns its bytes."""
+    """Creates a model, uploads it, and returns its size in bytes."""
     script = Path(__file__).with_name("write_model.py")
     command = [sys.executable, "-W", "ignore", str(script), str(folder), version]
     subprocess.run([*command, *(["--small"] if small else [])], check=True, stdout=subprocess.DEVNULL)

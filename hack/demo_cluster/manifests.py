@@ -1,4 +1,4 @@
-"""What the demo applies, as a person would write it."""
+"""The manifests that the demo applies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_weights(site: E2ECluster, version: str) -> str:
 
 
 def deployment(site: E2ECluster, replicas: int) -> str:
-    """Returns a Deployment of servers that check that their model is whole, and wait."""
+    """Returns a Deployment of servers that verify their model and then wait."""
     pod = server_pod("", NAMESPACE, site.images.loader, annotations={names.MODEL: "demo"})
     template = {
         "metadata": {"labels": {"app": "server"}, "annotations": pod["metadata"]["annotations"]},
@@ -52,7 +52,7 @@ def deployment(site: E2ECluster, replicas: int) -> str:
 
 
 def quickstart(site: E2ECluster, prefix: str) -> str:
-    """Returns examples/quickstart.yaml with this cluster's bucket, keys and an image that is on the node."""
+    """Returns examples/quickstart.yaml with this cluster's bucket and keys, and an image that the node has."""
     keys = site.reader_credentials
     edits = {
         "edit-access-key": keys["AWS_ACCESS_KEY_ID"],
@@ -65,6 +65,6 @@ def quickstart(site: E2ECluster, prefix: str) -> str:
     text = QUICKSTART.read_text()
     for before, after in edits.items():
         if text.count(before) != 1:
-            raise ValueError(f"{QUICKSTART.name} should have {before} once.")
+            raise ValueError(f"{QUICKSTART.name} must contain {before} exactly once.")
         text = text.replace(before, after)
     return text

@@ -1,12 +1,12 @@
-"""The story: a model in a bucket, a warm node, replicas that attach at once, a new version, and a clean node."""
+"""The steps of `make demo-cluster`: upload, prewarm, deploy replicas, roll out a new revision, evict, clean up."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from demo_cluster.install import upload_model
 from demo_cluster.manifests import NAMESPACE, deployment, model_weights
+from demo_cluster.step_printer import DemoFailed, StepPrinter, expect
 from e2e_support.e2e_cluster import BUCKET
 from e2e_support.pods import Pod
 
@@ -22,58 +22,32 @@ _COLUMNS = "{:7}{:16}{:11}{:6}{:10}{}"
 Object = dict[str, Any]
 
 
-class DemoFailed(Exception):
-    """Something was not as it must be."""
-
-
-class StepPrinter:
-    """Announces steps, and indents what belongs to them."""
-
-    def __init__(self) -> None:
-        self._step = 0
-        self._bold, self._dim, self._plain = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
-
-    def print_step(self, sentence: str) -> None:
-        """Begins the next step."""
-        self._step += 1
-        print(f"\n{self._bold}{self._step}/{STEPS} {sentence}{self._plain}", flush=True)
-
-    def print_details(self, text: str) -> None:
-        """Says something within a step."""
-        print("\n".join(f"    {line}".rstrip() for line in text.splitlines()), flush=True)
-
-    def print_command(self, line: str) -> None:
-        """Shows a command line as a person would type it."""
-        print(f"    {self._dim}$ {line}{self._plain}", flush=True)
-
-
 class Walkthrough:
-    """The steps, on a cluster with Tonnage."""
+    """The steps, on a cluster that has Tonnage."""
 
     def __init__(self, site: E2ECluster, folder: Path, *, small: bool) -> None:
         self._site = site
         self._folder = folder
         self._small = small
-        self._printer = StepPrinter()
+        self._printer = StepPrinter(STEPS)
 
     def run(self) -> None:
-        """Tells it all."""
         step = self._printer.print_step
-        step("Two versions of a model, serialized by tensorizer, go into a bucket.")
+        step("Upload two versions of a model, serialized by tensorizer, to a bucket.")
         self._upload_models()
-        step("Name the model: a ModelWeights, which warms every node that matches.")
+        step("Create a ModelWeights: Tonnage loads the model on every matching node.")
         first = self._prewarm()
-        step(f"Ask for it: {REPLICAS} replicas, one annotation. All find it on the node.")
+        step(f"Deploy {REPLICAS} replicas with one annotation. All use the model that is on the node.")
         self._deploy_replicas(first)
-        step("Look at it.")
+        step("Show the objects.")
         self._kubectl("get", "mw,pods", "-n", NAMESPACE)
         self._kubectl("get", "nodecaches")
-        step("Roll to a new version: the node is warmed first, then pods are replaced one by one.")
+        step("Roll out a new version: first the node is warm, then the pods are replaced one by one.")
         second = self._roll_out_new_version(first)
-        step("The old version goes when its last pod is gone.")
+        step("Wait for the eviction of the old version, which no pod uses any more.")
         self._wait_until_evicted(first)
         self._kubectl("get", "nodecaches")
-        step("Delete it all: the node is clean.")
+        step("Delete the Deployment and the ModelWeights: the node is empty again.")
         self._clean_up(second)
 
     def _upload_models(self) -> None:
@@ -85,9 +59,7 @@ class Walkthrough:
         self._kubectl("apply", "-f", "model.yaml", text=model_weights(self._site, "v1"))
         revision = self._watch_until("Warm")
         sent = self._bytes_served("v1") / 1e6
-        self._printer.print_details(
-            f"{sent:.0f} MB came from the bucket, and every tensor's checksum was verified on the way."
-        )
+        self._printer.print_details(f"Downloaded {sent:.0f} MB, and verified the checksum of every tensor.")
         return revision
 
     def _deploy_replicas(self, revision: str) -> None:
@@ -95,8 +67,8 @@ class Walkthrough:
         self._kubectl("apply", "-f", "server.yaml", text=deployment(self._site, REPLICAS))
         self._kubectl("rollout", "status", "-n", NAMESPACE, "deployment/server")
         self._check_replicas(revision)
-        self._expect(self._bytes_served("v1") == before, "a replica downloaded the model again")
-        self._printer.print_details("Nothing more was downloaded.")
+        expect(self._bytes_served("v1") == before, "a replica downloaded the model again")
+        self._printer.print_details("No replica downloaded anything.")
 
     def _roll_out_new_version(self, old: str) -> str:
         patch = '{"spec":{"source":{"s3":{"prefix":"demo/v2/"}}}}'
@@ -111,10 +83,10 @@ class Walkthrough:
         self._kubectl("delete", "-n", NAMESPACE, "deployment/server", "modelweights/demo")
         self._wait_until_evicted(last)
         self._kubectl("get", "nodecaches")
-        self._printer.print_details("No weights are left in the node's memory.")
+        self._printer.print_details("The node's memory has no weights any more.")
 
     def _kubectl(self, *arguments: str, text: str = "") -> None:
-        """Shows and runs a command, and shows its output; ``text`` is what the file is that it names."""
+        """Prints and runs a command, and prints its output; ``text`` is the content of the file in ``arguments``."""
         shown = " ".join(f"'{each}'" if "{" in each else each for each in arguments)
         self._printer.print_command(f"kubectl {shown}")
         if text:
@@ -122,7 +94,7 @@ class Walkthrough:
         self._printer.print_details(self._site.kubectl(*arguments, stdin=text or None, timeout=180))
 
     def _watch_until(self, condition: str, *, other_than: str = "") -> str:
-        """Shows how the object comes along until it has a condition; returns its revision."""
+        """Prints the status until it has a condition, and returns its revision."""
         self._printer.print_command(f"kubectl get mw -n {NAMESPACE} -w")
         self._printer.print_details(_COLUMNS.format("READY", "REVISION", "SIZE", "WARM", "PROGRESS", "ETA"))
         last_row = ""
@@ -136,22 +108,22 @@ class Walkthrough:
             current = found["status"].get("observedGeneration") == found["metadata"]["generation"]
             if current and revision not in {"", other_than} and condition_status(found["status"], condition) == "True":
                 return str(revision)
-        raise DemoFailed(f"the object did not become {condition}")
+        raise DemoFailed(f"ModelWeights demo did not become {condition} within 180 s")
 
     def _check_replicas(self, revision: str) -> None:
-        """Shows what each replica's start took; all must have attached to what was on the node already."""
+        """Prints each replica's startup times, and checks that all of them were hits."""
         for body in self._site.api.list("Pod", NAMESPACE, labelSelector="app=server"):
             if "deletionTimestamp" in body["metadata"]:
                 continue
             pod = Pod(self._site, body["metadata"]["name"], NAMESPACE)
             pod.wait_ready()
             report, took = pod.last_report(), pod.startup_times()
-            self._expect(report.downloaded_bytes == 0, f"{pod.name} downloaded {report.downloaded_bytes} bytes")
-            self._expect(report.revision == revision, f"{pod.name} has {report.revision}")
-            self._expect("serving" in pod.logs(), f"{pod.name} does not serve")
+            expect(report.downloaded_bytes == 0, f"{pod.name} downloaded {report.downloaded_bytes} bytes")
+            expect(report.revision == revision, f"{pod.name} has revision {report.revision}, not {revision}")
+            expect("serving" in pod.logs(), f"{pod.name} does not serve")
             self._printer.print_details(
-                f"{pod.name}: a {report.outcome}, {1000 * took.loader:.0f} ms of loader; "
-                f"the server started {1000 * took.init:.0f} ms after it did"
+                f"{pod.name}: {report.outcome} in {1000 * took.loader:.0f} ms; "
+                f"the server started {1000 * took.init:.0f} ms after the loader"
             )
 
     def _wait_until_evicted(self, revision: str) -> None:
@@ -159,36 +131,32 @@ class Walkthrough:
             return revision not in {each["name"] for each in body["status"].get("entries") or ()}
 
         self._site.api.wait_for(
-            "NodeCache", self._site.node, "", is_evicted, timeout=120, description=f"{revision} to go"
+            "NodeCache", self._site.node, "", is_evicted, timeout=120, description=f"eviction of {revision}"
         )
         left = list((self._site.media["Memory"] / revision).glob("model/*"))
-        self._expect(not left, f"files are left: {left}")
+        expect(not left, f"the evicted entry still has files: {left}")
 
     def _bytes_served(self, version: str) -> int:
         return self._site.storage.bytes_served(BUCKET, f"demo/{version}/model.tensors")
 
-    def _expect(self, condition: bool, what: str) -> None:  # noqa: FBT001  # as assert
-        if not condition:
-            raise DemoFailed(what)
-
 
 def condition_status(status: Object, condition: str) -> str:
-    """Returns the status of a condition; empty while there is none."""
+    """Returns the status of a condition; empty if it isn't set."""
     return next((each["status"] for each in status.get("conditions") or () if each["type"] == condition), "")
 
 
 def row(status: Object) -> str:
-    """Returns the columns that ``kubectl get`` has."""
+    """Returns the columns that ``kubectl get`` prints."""
     resolved, nodes, progress = (status.get(key) or {} for key in ("resolved", "nodes", "progress"))
     columns = (condition_status(status, "Ready"), resolved.get("revision"), status.get("size"), nodes.get("summary"))
     return _COLUMNS.format(*(each or "" for each in (*columns, status.get("progressSummary"), progress.get("eta"))))
 
 
 def run_walkthrough(site: E2ECluster, folder: Path, *, small: bool) -> None:
-    """Tells the story on a cluster that has Tonnage, and takes back what it made there.
+    """Runs the steps on a cluster that has Tonnage, and deletes the namespace and objects that they created.
 
     Raises:
-        DemoFailed: Something was not as it must be.
+        DemoFailed: A check failed.
     """
     try:
         site.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})

@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    """Writes the files, as the loader's demo does."""
     sys.path.append(str(ROOT / "examples" / "demo"))
     from model import make_model, make_tokenizer, save
 
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     model = make_model(small=arguments.small)
-    # So that versions differ in their weights and in nothing else.
+    # Versions differ in one weight only.
     next(model.parameters()).data[0, 0] = float(arguments.version.removeprefix("v"))
     texts = [(ROOT / name).read_text() for name in ("README.md", "LICENSE")]
     arguments.folder.parent.mkdir(parents=True, exist_ok=True)

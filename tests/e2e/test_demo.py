@@ -21,5 +21,5 @@ def test_the_demo_runs_all_steps_and_leaves_nothing(
     run_walkthrough(e2e, tmp_path / "models", small=True)
     output = capsys.readouterr().out
     assert re.findall(rf"^(\d)/{STEPS} ", output, re.MULTILINE) == [str(number + 1) for number in range(STEPS)]
-    assert output.count("a hit") == 6
+    assert output.count(": hit in ") == 6
     assert e2e.api.get_or_none("Namespace", "demo") is None

@@ -1,4 +1,4 @@
-"""What people write on the command line: sizes, durations, ranks. Pure, and light enough for a cache hit."""
+"""Parsers of option values: sizes, durations, ranks. Pure, and light enough for a cache hit."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Returns the seconds that ``text`` says: a number (``90``, ``2.5``), or parts with units (``10m``, ``1h30m``).
+    """Returns a duration in seconds, from a number (``90``, ``2.5``) or parts with units (``10m``, ``1h30m``).
 
     Raises:
-        ArgumentTypeError: It is neither, or longer than a year.
+        ArgumentTypeError: It is neither, or longer than 366 days.
     """
     stripped = text.strip().lower()
     if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", stripped, re.ASCII):
@@ -65,7 +65,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def int_range(lowest: int, highest: int) -> Callable[[str], int]:
-    """Returns a reader of whole numbers from ``lowest`` to ``highest``, both included."""
+    """Returns a parser of integers from ``lowest`` to ``highest``, both included."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text.strip(), re.ASCII) or not lowest <= int(text) <= highest:
@@ -76,23 +76,28 @@ def int_range(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def enum_choice(names: type[_Name]) -> Callable[[str], _Name]:
-    """Returns a reader of the members of ``names``, in upper or lower case."""
+    """Returns a parser of the members of ``names``, in upper or lower case."""
+    parse_value = choice(*(name.value for name in names))
+    return lambda text: names(parse_value(text))
 
-    def read(text: str) -> _Name:
-        try:
-            return names(text.strip().lower())
-        except ValueError:
-            known = ", ".join(name.value for name in names)
-            raise ArgumentTypeError(f"{text!r} is none of {known}") from None
+
+def choice(*values: str) -> Callable[[str], str]:
+    """Returns a parser of one of ``values``, all lower case, in upper or lower case."""
+
+    def read(text: str) -> str:
+        value = text.strip().lower()
+        if value not in values:
+            raise ArgumentTypeError(f"{text!r} is not one of {', '.join(values)}")
+        return value
 
     return read
 
 
 def parse_bool(text: str) -> bool:
-    """Returns what an environment variable says about an option without a value: ``1``, ``true``, ``0``, ``off`` ….
+    """Returns the value of a flag's environment variable: 1, true, yes, on; or 0, false, no, off, or empty.
 
     Raises:
-        ArgumentTypeError: It says neither.
+        ArgumentTypeError: It is none of these.
     """
     word = text.strip().lower()
     if word in _TRUE or word in _FALSE:

@@ -1,4 +1,4 @@
-"""Finding the entries of a cache that a person means."""
+"""Finds the entries of a cache that the command line names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tonnage.cache.cache import Cache
 from tonnage.cache.entry import Entry
-from tonnage.cli.command_line import UsageError
+from tonnage.cli.parser import UsageError
+from tonnage.cli.plan_arguments import cache_folder
 from tonnage.errors import InvalidPlan, ObjectNotFound
 
 if TYPE_CHECKING:
@@ -19,31 +20,27 @@ def cache_from_arguments(arguments: argparse.Namespace) -> Cache:
     """Returns the cache that ``--cache`` names.
 
     Raises:
-        InvalidPlan: There is none, or it is no folder.
+        InvalidPlan: It is not given, or not a folder.
     """
-    if not arguments.cache:
-        message = "Where is the cache? Give --cache DIR or set TONNAGE_CACHE."
-        raise UsageError(message, command=f"tonnage {arguments.command}")
-    root = Path(arguments.cache)
+    root = cache_folder(arguments)
     if not root.is_dir():
-        message = f"There is no cache at {root}: it is not a folder."
-        raise UsageError(message, command=f"tonnage {arguments.command}")
+        raise UsageError(f"The cache {root} is not a folder.", command=f"tonnage {arguments.command}")
     return Cache(root)
 
 
 def select_entries(arguments: argparse.Namespace, *, ignore_not_found: bool = False) -> list[Entry]:
-    """Returns the entries that the words of the command line mean, once each, in their order.
+    """Returns the entries that the command line names, without duplicates, in its order.
 
-    A word with a slash is the path of an entry, or of its ``model`` folder; any other is a name in ``--cache``, or the
-    beginning of just one.
+    An argument with a slash is the path of an entry or of its ``model`` folder; any other is a name, or a unique prefix
+    of a name, in ``--cache``.
 
     Args:
         arguments: The command line.
-        ignore_not_found: Leave out what isn't there.
+        ignore_not_found: Skip entries that don't exist.
 
     Raises:
-        ObjectNotFound: There is no such entry.
-        InvalidPlan: A beginning fits several, or names need ``--cache``.
+        ObjectNotFound: An entry doesn't exist.
+        InvalidPlan: A prefix matches several entries, or a name is given without ``--cache``.
     """
     names = [word for word in arguments.entries if "/" not in word]
     known = cache_from_arguments(arguments).entries() if names else []
@@ -60,22 +57,20 @@ def select_entries(arguments: argparse.Namespace, *, ignore_not_found: bool = Fa
 
 
 def find_entry_by_name(name_or_prefix: str, known: Sequence[Entry], cache: str) -> Entry:
-    """Returns the entry with this name, or the only one whose name begins so.
+    """Returns the entry with this name, or the only one whose name has this prefix.
 
     Raises:
-        ObjectNotFound: There is none.
-        InvalidPlan: There are several.
+        ObjectNotFound: No entry matches.
+        InvalidPlan: Several entries match.
     """
     matches = [entry for entry in known if entry.name == name_or_prefix] or [
         entry for entry in known if name_or_prefix and entry.name.startswith(name_or_prefix)
     ]
     if not matches:
-        raise ObjectNotFound(
-            f"There is no entry {name_or_prefix!r} in {cache}; `tonnage ls` lists those that are there."
-        )
+        raise ObjectNotFound(f"Entry {name_or_prefix!r} not found in {cache}; `tonnage ls` lists its entries.")
     if len(matches) > 1:
         names = ", ".join(entry.name for entry in matches)
-        raise InvalidPlan(f"{name_or_prefix!r} is the beginning of several entries: {names}.")
+        raise InvalidPlan(f"{name_or_prefix!r} is the prefix of several entries: {names}.")
     return matches[0]
 
 

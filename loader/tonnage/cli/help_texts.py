@@ -1,4 +1,4 @@
-"""What ``--help`` says besides the options: for each command a summary, what it does, and examples to start from."""
+"""The texts of ``--help`` except the options: a summary, a description and examples of each command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _no_epilog() -> str:
 
 
 class CommandText(NamedTuple):
-    """The texts of one command. ``epilog`` is made only when it is to be shown, for it may need more modules."""
+    """The texts of one command. ``epilog`` is a function because it may import more modules than a load needs."""
 
     summary: str
     usage: str
@@ -22,48 +22,48 @@ class CommandText(NamedTuple):
 
 
 PROGRAM_DESCRIPTION = """\
-Tonnage brings model weights that tensorizer serialized (.tensors files) from object storage into a
-verified cache on this machine, where any engine reads them.
+Loads model weights, serialized by tensorizer (.tensors files), from object storage into a local
+cache, and verifies them. Inference engines read the cached files like a local model.
 
   tonnage load s3://models/llama-70b/ --cache /dev/shm/tonnage
 """
 
 PROGRAM_EPILOG = """\
-`tonnage COMMAND --help` has examples and all options. Every option can also be set in the
-environment, as TONNAGE_ and its name: TONNAGE_CACHE=/dev/shm/tonnage, TONNAGE_VERIFY=sha256.
+`tonnage COMMAND --help` shows examples and all options. Options can also be set as environment
+variables named TONNAGE_<OPTION>: TONNAGE_CACHE=/dev/shm/tonnage, TONNAGE_VERIFY=sha256.
 """
 
 _ENVIRONMENT = """\
 environment:
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_CONFIG_FILE,
   AWS_SHARED_CREDENTIALS_FILE, AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE (IRSA), container and
-  instance roles: credentials, as every AWS tool finds them
+  instance roles: credentials, found in the same order as by the AWS SDKs
   AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION, AWS_CA_BUNDLE: the server
-  TONNAGE_CREDENTIALS_DIR: a folder, such as a mounted Secret, with files of these names
-  HTTPS_PROXY, http_proxy (in small letters, as curl has it), NO_PROXY: proxies
+  TONNAGE_CREDENTIALS_DIR: a folder, such as a mounted Secret, with files named like the variables
+  HTTPS_PROXY, http_proxy (lower case, as in curl), NO_PROXY: proxies
   TONNAGE_<OPTION>: any option above, for example TONNAGE_CACHE, TONNAGE_PART_SIZE=32Mi,
-  TONNAGE_ANONYMOUS=true, TONNAGE_EXCLUDE='*.bin,*.md'. The command line has precedence.
+  TONNAGE_ANONYMOUS=true, TONNAGE_EXCLUDE='*.bin,*.md'. The command line takes precedence.
 """
 
 _LOAD_ENVIRONMENT = """\
-  TONNAGE_PLAN: a file as in --plan, or the plan's JSON itself
-  TONNAGE_NODE, TONNAGE_POD: are copied into the report, for Kubernetes
-  TONNAGE_DEBUG=1: a traceback with an InternalError
+  TONNAGE_PLAN: the file for --plan, or the plan's JSON itself
+  TONNAGE_NODE, TONNAGE_POD: node and pod to name in the report, in Kubernetes
+  TONNAGE_DEBUG=1: print a traceback with an InternalError
 """
 
 
 def _load_epilog() -> str:
     from tonnage.cli.reasons_table import exit_code_lines
 
-    codes = "\n".join(["    0 loaded, or a hit", *exit_code_lines()])
+    codes = "\n".join(["    0 loaded, or found in the cache (hit)", *exit_code_lines()])
     return f"""\
 output:
-  Progress and messages go to standard error. Standard output ends with one line of JSON, the
-  report: outcome (loaded, hit, failed), reason, message, revision, path (the folder to give to an
+  Progress and messages go to standard error. The last line of standard output is the report, in
+  JSON: outcome (loaded, hit, failed), reason, message, revision, path (the folder to give to an
   engine), bytes, downloaded_bytes, resumed_bytes, seconds, tensors, segments, retries, verified.
 
 {_ENVIRONMENT}{_LOAD_ENVIRONMENT}
-exit codes (docs/reference/reasons.md says what each means and what to do):
+exit codes (docs/reference/reasons.md explains each, with a remedy):
 {codes}
 """
 
@@ -73,119 +73,126 @@ def _source_epilog() -> str:
 
 
 def _cache_epilog() -> str:
-    return (
-        "Every option can also be set in the environment: TONNAGE_CACHE, …\nexit codes: as in `tonnage load --help`\n"
-    )
+    return "environment:\n  TONNAGE_CACHE: the folder for --cache\n\nexit codes: as in `tonnage load --help`\n"
 
 
 COMMANDS: dict[str, CommandText] = {
     "load": CommandText(
-        summary="bring a model into the cache, verified while it arrives",
+        summary="load a model into a cache, and verify it during the transfer",
         usage="tonnage load SOURCE... --cache DIR [options]\n       tonnage load --plan FILE --cache DIR [options]",
         description="""\
-Brings a model from object storage into a cache folder: in parallel, every tensor's checksum
-verified while it arrives. The report's `path` is what you give to an engine. A second load of the
-same revision is a hit and downloads nothing; an interrupted one goes on where it stopped. Any
-number of loads of one revision share one download.
+Downloads a model from object storage into a cache folder, with parallel connections, and verifies
+the checksum of every tensor during the transfer. Give the report's `path` to an engine.
+
+If the cache has the same revision already, the load is a hit and downloads nothing. A load that
+was interrupted is resumed by the next one. Concurrent loads of one revision share one download.
 
 examples:
-  All .tensors files below a prefix, with config and tokenizer, into shared memory:
+  Load all .tensors files below a prefix, with config and tokenizer, into shared memory:
     tonnage load s3://models/llama-70b/ --cache /dev/shm/tonnage
 
-  One file from a server of your own, the path handed to an engine:
+  Load one file from your own S3 server, and start an engine with it:
     path=$(tonnage load s3://models/tiny/model.tensors --cache /var/cache/tonnage \\
         --endpoint-url http://s3.storage:8333 | tail -n1 | jq -r .path)
     vllm serve "$path"
 
-  Half the ranks of a sharded model, at most 2 GiB a second, kept in use until SIGTERM:
+  Load half the ranks of a sharded model with at most 2 GiB per second, and keep it until SIGTERM:
     tonnage load s3://models/llama-tp8/ --cache /dev/shm/tonnage --ranks 0-3 \\
         --bandwidth-limit 2GiB --hold
 """,
         epilog=_load_epilog,
     ),
     "resolve": CommandText(
-        summary="show which objects a load would bring, and their revision",
+        summary="show the objects that a load would download, and their revision",
         usage="tonnage resolve SOURCE... [options]\n       tonnage resolve --plan FILE [options]",
         description="""\
-Lists the objects that `tonnage load` would bring, as the store has them now, with the revision's
-name and digest. Nothing is downloaded and no cache is touched.
+Lists the objects that `tonnage load` would download now, with the name and digest of their
+revision. Downloads nothing and needs no cache.
 
 examples:
-  What is there, and under which name would it be cached?
+  List a model's objects and the name of its cache entry:
     tonnage resolve s3://models/llama-70b/
 
-  Pin it: load exactly this, or nothing:
+  Pin the revision: the load fails if an object changes before it:
     digest=$(tonnage resolve s3://models/llama-70b/ --json | jq -r .digest)
     tonnage load s3://models/llama-70b/ --cache /dev/shm/tonnage --expect-digest "$digest"
 """,
         epilog=_source_epilog,
     ),
     "inspect": CommandText(
-        summary="show the tensors of .tensors files, without downloading them",
+        summary="show the tensors of .tensors files without downloading the weights",
         usage="tonnage inspect SOURCE... [options]",
         description="""\
-Shows what .tensors files hold: format version, tensors with dtype, shape, bytes and offset, and how
-a load would cut them into segments (one shard each). Only the files' index is downloaded.
+Shows the contents of .tensors files: format version; name, dtype, shape, size and offset of each
+tensor; and the segments (one shard each) that a load would divide them into. Downloads only the
+index of each file.
 
 examples:
-  All files below a prefix, 20 tensors of each:
+  Show all files below a prefix, with 20 tensors of each:
     tonnage inspect s3://models/llama-70b/
 
-  Every tensor of one file; on this machine too:
+  Show every tensor of one file, or a file on this machine:
     tonnage inspect s3://models/tiny/model.tensors --tensors all
     tonnage inspect ./model.tensors
 
-  Names and shapes for a script:
+  Print names and shapes for a script:
     tonnage inspect s3://models/tiny/model.tensors --json | jq '.files[].tensors[] | {name, shape}'
 """,
         epilog=_source_epilog,
     ),
     "ls": CommandText(
-        summary="list what is in a cache",
+        summary="list the entries of a cache",
         usage="tonnage ls --cache DIR [--json]",
         description="""\
-Lists the entries of a cache: state, size, how they were verified, when they were last used and by
-whom they are held, as far as that can be seen from here.
+Lists the entries of a cache: state, size, level of verification, time since the last use, and the
+processes that use them. Processes in other containers are not listed by name.
 
 examples:
-  tonnage ls --cache /dev/shm/tonnage
-  tonnage ls --cache /dev/shm/tonnage --json | jq -r '.entries[] | select(.state == "ready").path'
+  Show a table:
+    tonnage ls --cache /dev/shm/tonnage
+
+  Print the paths of complete entries:
+    tonnage ls --cache /dev/shm/tonnage --json | jq -r '.entries[] | select(.state == "ready").path'
 """,
         epilog=_cache_epilog,
     ),
     "verify": CommandText(
-        summary="check entries of a cache against their checksums",
+        summary="verify entries of a cache against their checksums",
         usage="tonnage verify ENTRY... --cache DIR [options]",
         description="""\
-Reads entries of the cache again and compares every tensor with the checksum that its source
-stated, and all other bytes with those taken when the entry was made. Exit code 29 (CacheDamaged)
-if something differs.
+Reads entries of a cache again. Compares every tensor with the checksum in its source, and all
+other bytes with the checksums that were computed when the entry was published. Changes nothing.
+The exit code is 29 (CacheDamaged) if an entry differs.
 
 examples:
-  By the beginning of its name:
+  Verify an entry, by a unique prefix of its name:
     tonnage verify r-3f9 --cache /dev/shm/tonnage
 
-  By its path, only names and sizes:
+  Compare only names and sizes of files, by the entry's path:
     tonnage verify /dev/shm/tonnage/r-3f9c2a71b0de --level size
 """,
         epilog=_cache_epilog,
     ),
     "rm": CommandText(
-        summary="remove entries of a cache that nobody uses",
+        summary="remove entries of a cache that are not in use",
         usage="tonnage rm ENTRY... --cache DIR [--json]\n       tonnage rm --all --cache DIR [--json]",
         description="""\
-Frees the room of entries. One that is in use is refused, with the holders that can be seen from
-here: exit code 30 (CacheInUse). No question is asked: what is removed can be loaded again.
+Removes entries, without asking for confirmation: they can be loaded again. An entry that is in use
+is not removed; the exit code is then 30 (CacheInUse), and the message names the processes that
+hold it.
 
 examples:
-  tonnage rm r-3f9 --cache /dev/shm/tonnage
-  tonnage rm --all --cache /dev/shm/tonnage
+  Remove one entry, by a unique prefix of its name:
+    tonnage rm r-3f9 --cache /dev/shm/tonnage
+
+  Remove all entries that are not in use:
+    tonnage rm --all --cache /dev/shm/tonnage
 """,
         epilog=_cache_epilog,
     ),
     "version": CommandText(
         summary="show the version",
         usage="tonnage version [--json]",
-        description="Shows the version of Tonnage.\n\nexample:\n  tonnage version --json\n",
+        description="Shows the version of Tonnage.\n\nexample, for bug reports:\n  tonnage version --json\n",
     ),
 }

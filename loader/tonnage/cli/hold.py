@@ -1,13 +1,11 @@
-"""Keeps locks that it inherits until it is told to end: what ``tonnage load --hold`` becomes after success.
+"""The holder: keeps inherited locks until SIGTERM or SIGINT. ``tonnage load --hold`` executes it after success.
 
-Run as ``python -I -S hold.py FD[,FD…]|- [READY_FD|- [COMMAND…]]``, with ``-`` for none. It imports only what is built
-into the interpreter, for it stays as long as a model server does and is to be as small as it can be. So it is one file,
-and knows nothing of Tonnage.
+Run as ``python -I -S hold.py FD[,FD…]|- [READY_FD|- [COMMAND…]]``, with ``-`` for none. It runs as long as a model
+server, so it must take little memory: it is a single file that imports only modules built into the interpreter.
 
-On SIGTERM and SIGINT it lets the locks go and leaves with 0, or becomes COMMAND. It ignores SIGHUP, and as PID 1 of a
-container it reaps the children of others.
-Signals are blocked before ``exec`` and waited for, not handled: there is no moment in which one could be lost, or, as
-PID 1, be ignored.
+On SIGTERM and SIGINT it releases the locks and exits with 0, or executes COMMAND. It ignores SIGHUP, and as PID 1 of a
+container it reaps orphaned processes.
+Signals are blocked before ``exec`` and received with ``sigwait``, so that none is lost, or, as PID 1, ignored.
 """
 
 from __future__ import annotations
@@ -30,15 +28,16 @@ NONE = "-"
 def exec_holder(
     descriptors: Sequence[int], *, ready_fd: int | None = None, exit_command: Sequence[str] = ()
 ) -> NoReturn:
-    """Replaces this process by one that holds ``descriptors`` open, and with them the locks that they carry.
+    """Replaces this process by the holder, which keeps ``descriptors`` open and their locks held.
 
-    Call it on the main thread, with no other thread that may receive signals. The environment is left behind, so that
-    no credentials stay in the memory of a process that lives for months; so is every descriptor that isn't inheritable.
+    Call it on the main thread, with no other thread that may receive signals. The holder doesn't inherit the
+    environment, so that a process that may run for months has no credentials in memory, nor any other descriptor that
+    isn't inheritable.
 
     Args:
-        descriptors: What to keep: ``FileLock.fileno()``. They become inheritable.
-        ready_fd: A descriptor to which one byte is written, and which is closed, when the holder waits for its end.
-        exit_command: The command that the holder becomes when it is told to end. No secret may be in it.
+        descriptors: The locks' descriptors, from ``FileLock.fileno()``. They become inheritable.
+        ready_fd: When the holder is ready, it writes one byte to this descriptor and closes it.
+        exit_command: The command that the holder executes on a stop signal. It must not contain a secret.
 
     Raises:
         OSError: The interpreter can't be executed; signals are unblocked again.
@@ -58,12 +57,12 @@ def exec_holder(
 
 
 def interpreter_environment() -> dict[str, str]:
-    """Returns what of the environment an interpreter may need to start at all, and nothing else."""
+    """Returns only the environment variables that an interpreter may need to start."""
     return {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "LC_ALL", "LANG") if name in os.environ}
 
 
 def hold(descriptors: Sequence[int], ready_fd: int | None = None) -> int:
-    """Waits for a signal to end and returns the exit code. See the module."""
+    """Waits for a stop signal and returns the exit code; see the module's docstring."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     for descriptor in descriptors:
         os.fstat(descriptor)
@@ -80,7 +79,7 @@ def hold(descriptors: Sequence[int], ready_fd: int | None = None) -> int:
 
 
 def notify_ready(ready_fd: int) -> None:
-    """Writes one byte to ``ready_fd`` and closes it. Nobody listening any more is no reason to let the locks go."""
+    """Writes one byte to ``ready_fd`` and closes it. A closed pipe is ignored: the locks are kept."""
     try:
         os.write(ready_fd, b"\n")
     except (BrokenPipeError, ConnectionError):
@@ -90,7 +89,7 @@ def notify_ready(ready_fd: int) -> None:
 
 
 def reap_children() -> None:
-    """Collects all children that have ended."""
+    """Reaps all children that have exited."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -1,4 +1,4 @@
-"""One run of the command, and what a failure of it leaves behind."""
+"""One run of a command: its arguments and environment, and the reports that it writes and sends."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ DEBUG_VARIABLE = "TONNAGE_DEBUG"
 NODE_VARIABLE = "TONNAGE_NODE"
 POD_VARIABLE = "TONNAGE_POD"
 REPORT_TIMEOUT = 1.0
-"""Seconds that a process stays for its last report where somebody may be waiting for its end."""
+"""Timeout in seconds of the final report if a caller may wait for this process to exit."""
 LONG_REPORT_TIMEOUT = 3.0
-"""Where nobody is, or where the report says what is nowhere else."""
+"""Timeout in seconds if nothing waits for the exit, or if the report is the only copy of the result."""
 INTERRUPTED_REPORT_TIMEOUT = 0.5
-"""After a signal to end."""
+"""Timeout in seconds after SIGTERM or SIGINT."""
 _FAILURE_FIELDS = ("outcome", "reason", "message", "remedy")
-"""What other commands than load and resolve say of a failure to programs."""
+"""The fields of a failure's JSON in commands other than load and resolve."""
 
 
 class Invocation:
-    """What a command is run with.
+    """One run of a command.
 
     Attributes:
         argv: The command line, without the program's name.
-        environment: Of this process, at its start.
-        cancellation: Whether a signal asked for an end.
-        argv: The command line as parsed; None if that failed.
-        plan: What a load or resolve is about, as soon as it is known.
+        environment: This process's environment at its start.
+        cancellation: Whether SIGTERM or SIGINT was received.
+        arguments: The parsed command line; None if parsing failed.
+        plan: The plan of a load or resolve; None until it is read.
     """
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str], cancellation: Cancellation) -> None:
@@ -56,23 +56,23 @@ class Invocation:
 
     @property
     def command(self) -> str:
-        """The command's name; empty where there is none."""
+        """The command's name; empty if there is none."""
         if self.arguments is not None:
             return str(self.arguments.command)
         return next((word for word in self.argv if word in help_texts.COMMANDS), "")
 
     @property
     def wants_json(self) -> bool:
-        """Whether a program reads standard output."""
+        """Whether standard output is JSON."""
         json = "--json" in self.argv if self.arguments is None else getattr(self.arguments, "json", False)
         return self.command == "load" or bool(json)
 
     def elapsed_seconds(self) -> float:
-        """Returns how long it has been going on."""
+        """Returns the seconds since the start, rounded to milliseconds."""
         return round(time.monotonic() - self._started, 3)
 
     def write_report(self, report: Report) -> Report:
-        """Writes the report to the files that were asked for. Returns it, with the node and the pod in it."""
+        """Writes ``--report`` and ``--termination-log``. Returns the report with node and pod added."""
         report = msgspec.structs.replace(
             report, node=self.environment.get(NODE_VARIABLE, ""), pod=self.environment.get(POD_VARIABLE, "")
         )
@@ -80,7 +80,7 @@ class Invocation:
         return report
 
     def emit_report(self, report: Report) -> Report:
-        """Does the same, and prints it as the last line. Nobody reading standard output any more changes nothing."""
+        """Writes the report files, and prints the report to standard output. A broken pipe is ignored."""
         report = self.write_report(report)
         try:
             output.write_line(msgspec.json.encode(report))
@@ -89,7 +89,7 @@ class Invocation:
         return report
 
     def start_reporting(self) -> Reporter | None:
-        """Begins to report to the operator, where the plan wants that, and returns what does; ``send`` uses it, too."""
+        """Starts the reporter if the plan has ``reporting``, and returns it. ``send_report`` uses it too."""
         if self.plan is not None and self.plan.reporting is not None:
             from tonnage.reporting.reporter import Reporter
 
@@ -98,15 +98,15 @@ class Invocation:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Where reports go; None for nowhere."""
+        """Where reports are sent; None if they aren't."""
         return None if self._reporter is None else self._reporter.endpoint
 
     def send_report(self, report: Report, *, timeout: float) -> None:
-        """Sends the last report to the operator, where the plan wants that. A failure is said, not raised.
+        """Sends the final report to the operator, if the plan has ``reporting``. Failures are logged, not raised.
 
         Args:
-            report: What to say.
-            timeout: How long that may take, in seconds.
+            report: The final report.
+            timeout: In seconds; shorter after a signal.
         """
         if self._reporter is None:
             return
@@ -123,7 +123,7 @@ class Invocation:
         self._reporter.close()
 
     def report_failure(self, error: TonnageError) -> int:
-        """Says everywhere that it failed, and returns the exit code."""
+        """Prints, writes and sends the report of a failure, and returns the exit code."""
         output.print_error(error, self.environment)
         report = self.failure_report(error)
         if self.command == "load":
@@ -137,7 +137,7 @@ class Invocation:
         return error.exit_code
 
     def failure_report(self, error: TonnageError) -> Report:
-        """Returns the report of a failure, with what the loader knew and without secrets."""
+        """Returns the report of a failure, with the error's details and without secrets."""
         report = msgspec.structs.replace(
             self.base_report(),
             kind=ReportKind.FINISHED if self.command in {"", "load"} else ReportKind.RESOLVED,
@@ -151,7 +151,7 @@ class Invocation:
         return msgspec.structs.replace(report, **error.details)
 
     def base_report(self) -> Report:
-        """Returns what all reports of this run have in common."""
+        """Returns a report with the fields that all reports of this run share."""
         return Report(
             entry=self.plan.entry if self.plan else "",
             identity=self.plan.identity if self.plan else None,
@@ -160,7 +160,7 @@ class Invocation:
         )
 
     def _output_path(self, option: str) -> str:
-        """Returns the file that an option names, even if the arguments as a whole can't be understood."""
+        """Returns the file that an option names, even if the command line as a whole is invalid."""
         name = option.removeprefix("--").replace("-", "_")
         if self.arguments is not None:
             return getattr(self.arguments, name, None) or ""
@@ -170,11 +170,11 @@ class Invocation:
         return next(iter(given), self.environment.get(f"TONNAGE_{name.upper()}", ""))
 
     def to_internal_error(self, error: Exception) -> InternalError:
-        """Returns a defect as an error of ours; with ``TONNAGE_DEBUG`` the traceback is printed."""
+        """Converts an unexpected exception; prints the traceback if ``TONNAGE_DEBUG`` is set."""
         if self.environment.get(DEBUG_VARIABLE, "") not in {"", "0"}:
             import traceback
 
             output.print_stderr(redact("".join(traceback.format_exception(error)), self.environment))
         text = str(error).strip().replace("\n", " ")[:500]
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        return InternalError(f"Something went wrong that should not ({what}). TONNAGE_DEBUG=1 shows where.")
+        return InternalError(f"Internal error ({what}). Set TONNAGE_DEBUG=1 for a traceback.")

@@ -1,7 +1,7 @@
-"""The command ``tonnage``: reads the command line, runs the command, and turns errors into sentences and exit codes.
+"""The command ``tonnage``: parses the command line, runs the command, and turns errors into messages and exit codes.
 
-A command's module, with everything that it needs, is imported only when it is run: a cache hit should cost little more
-than Python's own start.
+A command's module and its dependencies are imported only when the command runs, so that a cache hit takes little longer
+than starting Python.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from tonnage.cli import output
 from tonnage.cli.command_line import parse_command_line
@@ -18,27 +18,15 @@ from tonnage.cli.signals import Cancellation
 from tonnage.errors import Interrupted, TonnageError
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-
-
-class Command(Protocol):
-    """What a command's module offers."""
-
-    def run(self, arguments: argparse.Namespace, invocation: Invocation) -> int:
-        """Does it and returns the exit code.
-
-        Raises:
-            TonnageError: It can't be done.
-        """
-        ...
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit code.
 
     Args:
-        argv: The command line without the program's name; that of this process by default.
+        argv: The command line without the program's name; by default this process's.
     """
     output.replace_missing_streams()
     with Cancellation() as cancellation:
@@ -54,23 +42,24 @@ def _run(invocation: Invocation) -> int:
     error: TonnageError
     try:
         arguments = invocation.arguments = parse_command_line(invocation.argv, invocation.environment)
-        command = cast("Command", importlib.import_module(f"tonnage.cli.commands.{arguments.command}"))
-        exit_code = command.run(arguments, invocation)
-    except SystemExit as leaving:  # help or the version, which argparse has printed
+        run: Callable[[Namespace, Invocation], int]
+        run = importlib.import_module(f"tonnage.cli.commands.{arguments.command}").run
+        exit_code = run(arguments, invocation)
+    except SystemExit as printed:  # argparse has printed help or the version
         sys.stdout.flush()
-        return leaving.code if isinstance(leaving.code, int) else 0
+        return printed.code if isinstance(printed.code, int) else 0
     except BrokenPipeError:
         raise
     except TonnageError as failure:
         error = failure
     except KeyboardInterrupt:
-        error = Interrupted("SIGINT asked for an end.")
-    except Exception as failure:  # noqa: BLE001  # whatever it is, the caller gets a report and an exit code
+        error = Interrupted("Interrupted by SIGINT.")
+    except Exception as failure:  # noqa: BLE001  # the caller gets a report and an exit code for any error
         error = invocation.to_internal_error(failure)
     else:
-        sys.stdout.flush()  # here, where nobody reading any more is expected
+        sys.stdout.flush()  # here, where a broken pipe is handled
         return exit_code
-    invocation.cancellation.canceled()  # from here on a signal must not cut the report off
+    invocation.cancellation.canceled()  # from now on a signal must not interrupt the report
     return invocation.report_failure(error)
 
 

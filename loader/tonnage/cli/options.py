@@ -1,8 +1,7 @@
-"""The options of each command, with their help. Defaults are None: their meaning is decided elsewhere."""
+"""The options of each command, with their help. Defaults are None; ``plan_arguments`` and the commands replace them."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING
 
 from tonnage.cli import argument_types
@@ -12,54 +11,36 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from tonnage.cli.command_line import Parser
-
-PROGRESS_KINDS = ("auto", "bar", "json", "off")
-FAILURE_MODES = ("fail", "continue")
+    from tonnage.cli.parser import Parser
 
 _SOURCE_HELP = "s3://bucket/key.tensors, s3://bucket/prefix/ or an http(s):// URL"
 
 
 def add_load(parser: Parser) -> None:
     """``tonnage load``."""
-    what = _add_source_options(
-        parser, sources=f"{_SOURCE_HELP}; several make one model", layout=True, ranks=True, plan=True
-    )
-    parser.add_option(
-        what,
-        "--cache",
-        metavar="DIR",
-        help="folder of the cache, made where it is missing; a tmpfs such as /dev/shm/tonnage or a folder on disk",
-    )
+    source = _add_source_options(parser, "source and cache", f"{_SOURCE_HELP}; several make one model", plan=True)
+    help_text = "folder of the cache, created if missing: on a tmpfs such as /dev/shm/tonnage, or on disk"
+    _add_option(parser, source, "--cache", "DIR", str, help_text)
     _add_verification_options(parser)
     _add_server_options(parser)
-    speed = parser.add_argument_group("how fast (0 or absent: found out by itself)")
+    tuning = parser.add_argument_group("transfer tuning (0 or unset: automatic)")
     number, size = argument_types.int_range, argument_types.parse_size
-    _add_option(
-        parser, speed, "--workers", "N", number(0, 256), "processes (default: one a processor, fewer for little)"
-    )
-    _add_option(parser, speed, "--connections", "N", number(0, 4096), "connections of all of them together")
-    _add_option(parser, speed, "--part-size", "SIZE", size, "bytes asked for at a time (default: 16Mi)")
-    _add_segment_size_option(parser, speed)
-    _add_option(
-        parser, speed, "--bandwidth-limit", "SIZE", size, "bytes a second at most, such as 400MB (default: no limit)"
-    )
-    _add_option(
-        parser,
-        speed,
-        "--timeout",
-        "TIME",
-        argument_types.parse_duration,
-        "give up after this long in all, in seconds or as 10m, 1h (default: never)",
-    )
-    after = parser.add_argument_group("output and afterwards")
+    help_text = "transfer processes (default: one for each CPU, fewer for small models)"
+    _add_option(parser, tuning, "--workers", "N", number(0, 256), help_text)
+    _add_option(parser, tuning, "--connections", "N", number(0, 4096), "connections, over all workers")
+    _add_option(parser, tuning, "--part-size", "SIZE", size, "bytes of one request (default: 16Mi)")
+    _add_segment_size_option(parser, tuning)
+    help_text = "maximum bytes per second, such as 400MB (default: no limit)"
+    _add_option(parser, tuning, "--bandwidth-limit", "SIZE", size, help_text)
+    _add_timeout_option(parser, tuning)
+    after = parser.add_argument_group("output and hold")
     _add_progress_option(parser, after)
     _add_report_options(parser, after)
     parser.add_option(
         after,
         "--hold",
         action="store_true",
-        help="after success keep the entry in use until SIGTERM, so that nobody removes it",
+        help="after success, keep the entry locked until SIGTERM, so that it is not removed",
     )
     _add_pod_options(parser)
     _add_help_option(parser, after)
@@ -67,23 +48,21 @@ def add_load(parser: Parser) -> None:
 
 def add_resolve(parser: Parser) -> None:
     """``tonnage resolve``."""
-    _add_source_options(parser, sources=f"{_SOURCE_HELP}; several make one model", layout=True, ranks=True, plan=True)
-    checks = parser.add_argument_group("how to check")
+    _add_source_options(parser, "source", f"{_SOURCE_HELP}; several make one model", plan=True)
+    checks = parser.add_argument_group("verification")
     _add_expect_digest_option(parser, checks)
     _add_server_options(parser)
     other = parser.add_argument_group("output")
     _add_timeout_option(parser, other)
-    _add_json_option(parser, other, "print the report (kind resolved) as one line of JSON")
+    _add_json_option(parser, other, "print the report, of kind resolved, as one line of JSON")
     _add_report_options(parser, other)
     _add_help_option(parser, other)
 
 
 def add_inspect(parser: Parser) -> None:
     """``tonnage inspect``."""
-    what = _add_source_options(
-        parser, sources=f"{_SOURCE_HELP}, or a .tensors file on this machine", layout=True, ranks=True, plan=False
-    )
-    _add_segment_size_option(parser, what)
+    source = _add_source_options(parser, "source", f"{_SOURCE_HELP}, or a .tensors file on this machine", plan=False)
+    _add_segment_size_option(parser, source)
     _add_server_options(parser)
     other = parser.add_argument_group("output")
     parser.add_option(
@@ -91,10 +70,10 @@ def add_inspect(parser: Parser) -> None:
         "--tensors",
         metavar="N",
         type=parse_tensor_count,
-        help="tensors shown of each file: a number, or all (default: 20; with --json always all)",
+        help="tensors to show of each file: a number, or all (default: 20; --json always has all)",
     )
     _add_timeout_option(parser, other)
-    _add_json_option(parser, other, "print everything as one line of JSON")
+    _add_json_option(parser, other, "print the result as one line of JSON")
     _add_help_option(parser, other)
 
 
@@ -108,8 +87,8 @@ def add_ls(parser: Parser) -> None:
 
 def add_verify(parser: Parser) -> None:
     """``tonnage verify``."""
-    which = parser.add_argument_group("which")
-    which.add_argument("entries", nargs="+", metavar="ENTRY", help="name, beginning of a name, or path of an entry")
+    which = parser.add_argument_group("entries")
+    which.add_argument("entries", nargs="+", metavar="ENTRY", help="name, unique prefix of a name, or path of an entry")
     other = parser.add_argument_group("options")
     _add_cache_option(parser, other)
     parser.add_option(
@@ -117,34 +96,36 @@ def add_verify(parser: Parser) -> None:
         "--level",
         metavar="LEVEL",
         type=argument_types.enum_choice(Verify),
-        help="how far: size (names and sizes of files, instantly), crc32 (reads every byte; the default) or sha256",
+        help="size: compare names and sizes of files; crc32: read every byte (default); or sha256",
     )
     _add_progress_option(parser, other)
-    _add_json_option(parser, other, "print what was found as one line of JSON")
+    _add_json_option(parser, other, "print the result as one line of JSON")
     _add_help_option(parser, other)
 
 
 def add_rm(parser: Parser) -> None:
     """``tonnage rm``."""
-    which = parser.add_argument_group("which")
-    which.add_argument("entries", nargs="*", metavar="ENTRY", help="name, beginning of a name, or path of an entry")
+    which = parser.add_argument_group("entries")
+    which.add_argument("entries", nargs="*", metavar="ENTRY", help="name, unique prefix of a name, or path of an entry")
     other = parser.add_argument_group("options")
     _add_cache_option(parser, other)
-    parser.add_option(other, "--all", allow_envvar=False, action="store_true", help="every entry that nobody uses")
+    parser.add_option(
+        other, "--all", allow_envvar=False, action="store_true", help="remove all entries that are not in use"
+    )
     parser.add_option(
         other,
         "--ignore-not-found",
         action="store_true",
-        help="an entry that is not there is no failure: there is nothing to remove",
+        help="ignore entries that don't exist",
     )
-    _add_json_option(parser, other, "print what was removed and what was not as one line of JSON")
+    _add_json_option(parser, other, "print the result for each entry as one line of JSON")
     _add_help_option(parser, other)
 
 
 def add_version(parser: Parser) -> None:
     """``tonnage version``."""
     other = parser.add_argument_group("options")
-    _add_json_option(parser, other, "print it as one line of JSON, with the versions of what it is built on")
+    _add_json_option(parser, other, "print one line of JSON, with the versions of Python and libraries too")
     _add_help_option(parser, other)
 
 
@@ -160,7 +141,7 @@ OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
 
 
 def parse_tensor_count(text: str) -> int:
-    """Returns how many tensors to show; -1 for ``all``.
+    """Returns the number of tensors to show; -1 for ``all``.
 
     Raises:
         ArgumentTypeError: It is neither a number nor ``all``.
@@ -168,113 +149,70 @@ def parse_tensor_count(text: str) -> int:
     return -1 if text.strip().lower() == "all" else argument_types.int_range(0, 10**9)(text)
 
 
-def parse_progress_choice(text: str) -> str:
-    """Returns a way to show progress.
-
-    Raises:
-        ArgumentTypeError: It is none of them.
-    """
-    return _choice(text, PROGRESS_KINDS)
-
-
-def parse_on_failure(text: str) -> str:
-    """Returns what is to become of a pod whose load fails.
-
-    Raises:
-        ArgumentTypeError: It is none of the possibilities.
-    """
-    return _choice(text, FAILURE_MODES)
-
-
-def _choice(text: str, words: tuple[str, ...]) -> str:
-    word = text.strip().lower()
-    if word not in words:
-        raise ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
-    return word
-
-
-def _add_source_options(
-    parser: Parser, *, sources: str, layout: bool, ranks: bool, plan: bool
-) -> argparse._ArgumentGroup:
-    group = parser.add_argument_group("what to load" if plan else "what to look at")
+def _add_source_options(parser: Parser, title: str, sources: str, *, plan: bool) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group(title)
     group.add_argument("sources", nargs="*" if plan else "+", metavar="SOURCE", help=sources)
     if plan:
-        _add_option(
-            parser,
-            group,
-            "--plan",
-            "FILE",
-            str,
-            "a plan (JSON) instead of SOURCE and all options that a plan has; - reads it from standard input",
-        )
+        help_text = "use a plan (JSON) instead of SOURCE and the options that a plan has; - reads standard input"
+        _add_option(parser, group, "--plan", "FILE", str, help_text)
     parser.add_option(
         group,
         "--include",
         action="append",
         metavar="GLOB",
-        help="repeatable. One that ends in .tensors: of the tensor files only these. Any other: these companions too "
-        "(always brought: *.json *.txt *.model *.jinja tokenizer*)",
+        help="repeatable; a glob that ends in .tensors: load only these .tensors files; any other: also load these "
+        "companion files (always loaded: *.json *.txt *.model *.jinja tokenizer*)",
     )
-    parser.add_option(group, "--exclude", action="append", metavar="GLOB", help="repeatable: leave these files out")
-    if ranks:
-        _add_option(
-            parser,
-            group,
-            "--ranks",
-            "LIST",
-            argument_types.parse_ranks,
-            "of a model in model-rank-NNN.tensors files only these, such as 0-3 or 0,2,5-7 (default: all)",
-        )
-    if layout:
-        _add_option(
-            parser,
-            group,
-            "--layout",
-            "NAME",
-            argument_types.enum_choice(Layout),
-            "form in the cache: safetensors, shards that any engine reads (default), or tensorizer, the .tensors files "
-            "byte for byte",
-        )
+    parser.add_option(group, "--exclude", action="append", metavar="GLOB", help="repeatable; skip these files")
+    help_text = "load only these of a model's model-rank-NNN.tensors files, such as 0-3 or 0,2,5-7 (default: all)"
+    _add_option(parser, group, "--ranks", "LIST", argument_types.parse_ranks, help_text)
+    help_text = (
+        "files in the cache: safetensors, shards that any engine reads (default); or tensorizer, the .tensors files "
+        "byte for byte"
+    )
+    _add_option(parser, group, "--layout", "NAME", argument_types.enum_choice(Layout), help_text)
     return group
 
 
 def _add_verification_options(parser: Parser) -> None:
-    group = parser.add_argument_group("how to verify")
+    group = parser.add_argument_group("verification")
     parser.add_option(
         group,
         "--verify",
         metavar="LEVEL",
         type=argument_types.enum_choice(Verify),
-        help="crc32, every tensor's hash while it arrives (default); sha256, where the files state one; size; none",
+        help="crc32: every tensor during the transfer (default); sha256: if the files have hashes of it; size; none",
     )
     _add_expect_digest_option(parser, group)
 
 
 def _add_server_options(parser: Parser) -> None:
-    group = parser.add_argument_group("where from (credentials come from the environment, see below)")
-    _add_option(parser, group, "--endpoint-url", "URL", str, "the S3 server (default: AWS_ENDPOINT_URL_S3, else AWS)")
-    _add_option(parser, group, "--region", "NAME", str, "its region (default: AWS_REGION, the profile's, us-east-1)")
+    group = parser.add_argument_group("S3 server (credentials come from the environment, see below)")
+    _add_option(parser, group, "--endpoint-url", "URL", str, "its URL (default: AWS_ENDPOINT_URL_S3, then AWS)")
+    _add_option(
+        parser, group, "--region", "NAME", str, "its region (default: AWS_REGION, the profile's, then us-east-1)"
+    )
     _add_option(
         parser,
         group,
         "--addressing-style",
         "STYLE",
         argument_types.enum_choice(AddressingStyle),
-        "where the bucket goes in a URL: auto (default), path or virtual",
+        "where a URL has the bucket: path, virtual (in the host name) or auto (default)",
     )
     _add_option(
-        parser, group, "--ca-bundle", "FILE", str, "PEM file of trusted CAs (default: AWS_CA_BUNDLE, the system's)"
+        parser, group, "--ca-bundle", "FILE", str, "PEM file of trusted CAs (default: AWS_CA_BUNDLE, then the system's)"
     )
-    parser.add_option(group, "--anonymous", action="store_true", help="don't sign requests: for public buckets")
+    parser.add_option(group, "--anonymous", action="store_true", help="don't sign requests; for public buckets")
 
 
 def _add_expect_digest_option(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    help_text = "refuse any other revision; `tonnage resolve` prints it"
+    help_text = "fail if the source has another revision; `tonnage resolve` prints the digest"
     _add_option(parser, group, "--expect-digest", "DIGEST", str, help_text)
 
 
 def _add_segment_size_option(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    help_text = "largest shard, as far as single tensors allow (default: up to 16 shards of 256Mi or more, 4Gi at most)"
+    help_text = "maximum size of a shard, unless one tensor is larger (default: 256Mi to 4Gi, for about 16 shards)"
     _add_option(parser, group, "--segment-size", "SIZE", argument_types.parse_size, help_text)
 
 
@@ -283,19 +221,15 @@ def _add_cache_option(parser: Parser, group: argparse._ArgumentGroup) -> None:
 
 
 def _add_progress_option(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    help_text = "on standard error: bar, json (a line a second), off, or auto: bar on a terminal, else json (default)"
-    _add_option(parser, group, "--progress", "KIND", parse_progress_choice, help_text)
+    help_text = (
+        "on standard error: bar, json (a line per second), off, or auto (default): bar on a terminal, otherwise json"
+    )
+    _add_option(parser, group, "--progress", "KIND", argument_types.choice("auto", "bar", "json", "off"), help_text)
 
 
 def _add_timeout_option(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    _add_option(
-        parser,
-        group,
-        "--timeout",
-        "TIME",
-        argument_types.parse_duration,
-        "give up after this long in all (default: never)",
-    )
+    help_text = "fail if it takes longer in total, in seconds or as 10m, 1h (default: no limit)"
+    _add_option(parser, group, "--timeout", "TIME", argument_types.parse_duration, help_text)
 
 
 def _add_json_option(parser: Parser, group: argparse._ArgumentGroup, help_text: str) -> None:
@@ -303,29 +237,30 @@ def _add_json_option(parser: Parser, group: argparse._ArgumentGroup, help_text: 
 
 
 def _add_report_options(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    _add_option(parser, group, "--report", "FILE", str, "write the report there too")
-    help_text = "write it there in at most 4096 bytes, in place: /dev/termination-log of a Kubernetes container"
+    _add_option(parser, group, "--report", "FILE", str, "also write the report to this file, atomically")
+    help_text = "also write the report to this file in place, in at most 4096 bytes; in Kubernetes /dev/termination-log"
     _add_option(parser, group, "--termination-log", "FILE", str, help_text)
 
 
 def _add_pod_options(parser: Parser) -> None:
     group = parser.add_argument_group("in a pod")
-    _add_option(
-        parser, group, "--ready-file", "FILE", str, "made when the pod may go on, removed at the start; for a probe"
-    )
+    help_text = "created when the pod may start, removed before the load; for a startup probe"
+    _add_option(parser, group, "--ready-file", "FILE", str, help_text)
     parser.add_option(
         group,
         "--status-file",
-        allow_envvar=False,  # an application has a variable of this name, which must not become an option of ours
+        allow_envvar=False,  # applications have TONNAGE_STATUS_FILE, which must not set this option
         metavar="FILE",
-        help="tells applications how it ended: ready; or failed, the reason and the sentence, a line each",
+        help="result for applications: ready; or failed, the reason and the message, one per line",
     )
-    help_text = "fail (default); or continue: let the pod start without its weights, and leave with 0 or --hold nothing"
-    _add_option(parser, group, "--on-failure", "WHAT", parse_on_failure, help_text)
+    help_text = (
+        "fail (default); or continue: let the pod start without weights, and exit with 0, or keep running with --hold"
+    )
+    _add_option(parser, group, "--on-failure", "MODE", argument_types.choice("fail", "continue"), help_text)
 
 
 def _add_help_option(parser: Parser, group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-h", "--help", action="help", help="show this and exit")
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
     parser.set_defaults(from_environment=())
 
 

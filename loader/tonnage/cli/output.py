@@ -1,4 +1,4 @@
-"""What a command leaves for others to read: lines on standard output and error, report files, termination messages."""
+"""A command's output: lines on standard output and standard error, report files, termination messages."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from tonnage.errors import TonnageError
 
 BROKEN_PIPE_EXIT = 141
-"""What a shell says of a program that SIGPIPE ended."""
+"""The exit code that a shell reports for a program ended by SIGPIPE."""
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Says whether somebody looks at ``stream``."""
+    """Returns whether ``stream`` is an open terminal."""
     with contextlib.suppress(ValueError):  # closed
         return stream is not None and stream.isatty()
     return False
 
 
 def print_stderr(text: str) -> None:
-    """Writes one line to standard error. It may be closed: that is nobody's failure."""
+    """Writes one line to standard error. Errors are ignored: it may be closed."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
@@ -42,14 +42,14 @@ def write_line(data: bytes) -> None:
     """Writes one line of JSON to standard output and flushes it.
 
     Raises:
-        OSError: It can't be written; ``BrokenPipeError`` when nobody reads any more.
+        OSError: It can't be written; ``BrokenPipeError`` if the reader has closed the pipe.
     """
     sys.stdout.write(data.decode() + "\n")
     sys.stdout.flush()
 
 
 def write_json(value: object) -> None:
-    """Writes ``value`` as one line of JSON to standard output; dicts, lists and structs.
+    """Writes a dict, list or struct as one line of JSON to standard output.
 
     Raises:
         OSError: See ``write_line``.
@@ -58,12 +58,12 @@ def write_json(value: object) -> None:
 
 
 def print_error(error: TonnageError, environment: Mapping[str, str]) -> None:
-    """Tells a person what went wrong, and what to do."""
+    """Prints the reason, the message without secrets, and the remedy to standard error."""
     print_stderr(f"tonnage: {error.reason.value}: {redact(error.message, environment)}\n  → {error.remedy}")
 
 
 def write_report_files(report: Report, path: str, termination_log: str) -> None:
-    """Writes the report and the termination message, each where a path is given. A failure is said, not raised."""
+    """Writes the report and the termination message, each if its path isn't empty. Failures are logged, not raised."""
     if path:
         try:
             write_atomically(Path(path), encode_report(report) + b"\n")
@@ -71,14 +71,14 @@ def write_report_files(report: Report, path: str, termination_log: str) -> None:
             print_stderr(f"tonnage: the report can't be written to {path}: {error.strerror}")
     if termination_log:
         try:
-            # In place: Kubernetes mounts this very file.
+            # In place, without a rename: Kubernetes bind-mounts this file.
             Path(termination_log).write_bytes(termination_message(report))
         except OSError as error:
             print_stderr(f"tonnage: the termination message can't be written to {termination_log}: {error.strerror}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file at once: readers see the old one or the whole new one. Pipes and devices are just written to.
+    """Replaces a file atomically: readers see the old or the new content. Pipes and devices are written directly.
 
     Raises:
         OSError: It can't be written.
@@ -101,9 +101,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def replace_missing_streams() -> None:
-    """Gives a process that was started without standard output or error one that goes nowhere.
+    """Opens /dev/null as standard output and standard error if the process was started without them.
 
-    The descriptor is taken too: otherwise the next file that is opened would be standard output.
+    Descriptors 1 and 2 are opened too: otherwise the next opened file would get the number and receive the output.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
@@ -111,11 +111,11 @@ def replace_missing_streams() -> None:
             if sink != number:
                 os.dup2(sink, number)
                 os.close(sink)
-            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  # for good
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  # never closed
 
 
 def redirect_stdout_to_devnull() -> None:
-    """Keeps Python's own flush at exit from complaining that nobody reads."""
+    """Prevents a BrokenPipeError from Python's flush of standard output at exit."""
     with contextlib.suppress(OSError, ValueError):
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""From parsed arguments to a plan, the one thing that the loader understands."""
+"""Builds the plan of a load from the parsed command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tonnage.cli.command_line import UsageError, is_set
+from tonnage.cli.parser import UsageError, is_set
 from tonnage.contract.plan import (
     AddressingStyle,
     Layout,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tonnage.contract.plan import Source
 
 MAX_PLAN_BYTES = 64 << 20
-"""Bytes; a plan that pins a hundred thousand objects takes a third of it."""
+"""Bytes; a plan that pins 100,000 objects takes a third of this."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PLAN_OPTIONS = (
@@ -47,59 +47,59 @@ _PLAN_OPTIONS = (
     "bandwidth_limit",
     "timeout",
 )
-"""Options that a plan has fields for."""
+"""Options that correspond to fields of a plan."""
 
 
 def plan_from_arguments(arguments: argparse.Namespace) -> Plan:
-    """Returns the plan that the command line names, or that its options describe.
+    """Returns the plan of ``--plan``, or builds it from SOURCE and options.
 
     Raises:
-        InvalidPlan: There is none, or something in it contradicts itself.
+        InvalidPlan: There is neither, or the plan is invalid.
     """
     text = read_plan_text(arguments)
     return build_plan(arguments) if text is None else parse_plan(text)
 
 
 def read_plan_text(arguments: argparse.Namespace) -> str | None:
-    """Returns the JSON of the plan that the arguments name, None where they name sources instead.
+    """Returns the JSON of ``--plan``, or None if sources are given instead.
 
-    A SOURCE on the command line overrules a plan from the environment, and ``--plan`` all options from there.
+    A SOURCE on the command line overrides a plan from the environment; ``--plan`` overrides all options from there.
 
     Raises:
-        InvalidPlan: Both or neither is given, or the plan can't be read.
+        InvalidPlan: Both or neither are given, or the plan can't be read.
     """
     plan, from_environment = arguments.plan, arguments.from_environment
     if plan is not None and "plan" in from_environment and arguments.sources:
         plan = None
     if plan is None:
         if not arguments.sources:
-            raise _usage(arguments, "What is to be loaded? Give a SOURCE such as s3://bucket/prefix/, or --plan.")
+            raise _usage(arguments, "No source given. Pass a SOURCE such as s3://bucket/prefix/, or --plan.")
         return None
     if arguments.sources:
-        raise _usage(arguments, "A SOURCE and --plan were given: a plan names its sources itself.")
+        raise _usage(arguments, "SOURCE and --plan can't be combined: a plan lists its sources.")
     for option in _PLAN_OPTIONS:
         if is_set(getattr(arguments, option, None)) and option not in from_environment:
             flag = "--" + option.replace("_", "-")
-            raise _usage(arguments, f"{flag} and --plan were given: write {flag} into the plan instead.")
+            raise _usage(arguments, f"{flag} and --plan can't be combined: set it in the plan instead.")
     return plan if plan.lstrip().startswith("{") else _read_plan(plan)
 
 
 def parse_plan(text: str) -> Plan:
-    """Reads a plan and refuses one without sources.
+    """Parses a plan.
 
     Raises:
-        InvalidPlan: It can't be used.
+        InvalidPlan: It is invalid, or has no sources.
     """
     plan = decode_plan(text)
     if not plan.sources:
-        raise InvalidPlan("The plan has no sources, so there is nothing to load.")
+        raise InvalidPlan("The plan has no sources. Add at least one to its list `sources`.")
     if plan.expected_digest:
         _check_digest(plan.expected_digest, where="expected_digest in the plan")
     return plan
 
 
 def build_plan(arguments: argparse.Namespace) -> Plan:
-    """Returns the plan that SOURCE and options describe.
+    """Builds the plan from SOURCE and options.
 
     Raises:
         InvalidPlan: Options contradict each other.
@@ -125,10 +125,10 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
 
 
 def parse_source_arguments(arguments: argparse.Namespace) -> tuple[Source, ...]:
-    """Returns the sources that SOURCE and the options about servers describe.
+    """Returns the sources, from SOURCE and the options of the server.
 
     Raises:
-        InvalidPlan: One can't be understood, or options contradict each other.
+        InvalidPlan: A source is invalid, or options contradict each other.
     """
     from tonnage.source.source_uri import parse_sources
 
@@ -146,13 +146,13 @@ def parse_source_arguments(arguments: argparse.Namespace) -> tuple[Source, ...]:
 
 
 def cache_folder(arguments: argparse.Namespace) -> Path:
-    """Returns the cache's folder.
+    """Returns the folder of ``--cache``.
 
     Raises:
-        InvalidPlan: None is given.
+        InvalidPlan: It is not given.
     """
     if not arguments.cache:
-        raise _usage(arguments, "Where is the cache? Give --cache DIR or set TONNAGE_CACHE.")
+        raise _usage(arguments, "No cache given. Pass --cache DIR or set TONNAGE_CACHE.")
     return Path(arguments.cache)
 
 
@@ -169,12 +169,12 @@ def _read_plan(path: str) -> str:
     except OSError as error:
         raise InvalidPlan(f"The plan {path} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidPlan(f"The plan {path} is not text in UTF-8: byte {error.start} can't be part of it.") from error
+        raise InvalidPlan(f"The plan {path} is not valid UTF-8: byte {error.start} is invalid.") from error
 
 
 def _check_digest(digest: str, *, where: str) -> None:
     if not _DIGEST.fullmatch(digest):
-        raise InvalidPlan(f"{where} must be sha256: and 64 hexadecimal digits, as `tonnage resolve` prints it.")
+        raise InvalidPlan(f"{where} must be sha256: and 64 hexadecimal digits, as printed by `tonnage resolve`.")
 
 
 def _usage(arguments: argparse.Namespace, message: str) -> UsageError:

@@ -1,4 +1,4 @@
-"""The progress bar. The only place that draws on a terminal while something is going on."""
+"""The progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ProgressBar:
         self._task = self._rich.add_task("Starting", total=None, facts="")
 
     def show(self, progress: Progress) -> None:
-        """Takes the newest state; it is drawn a few times a second."""
+        """Sets the latest state; it is drawn 8 times a second."""
         with self._lock:
             self._rich.update(
                 self._task,
@@ -70,7 +70,7 @@ class ProgressBar:
 
 
 def phase_title(progress: Progress) -> str:
-    """Returns what is going on, in a word or two."""
+    """Returns the title of the bar."""
     if progress.waiting_for:
         return f"Waiting for {progress.waiting_for}"
     return _TITLES.get(progress.phase, progress.phase.capitalize())
@@ -93,7 +93,7 @@ def format_figures(progress: Progress) -> str:
 
 
 def format_clock_time(seconds: float) -> str:
-    """Returns a time as a clock shows it: ``0:08``, ``12:30``, ``1:02:03``."""
+    """Returns seconds as ``m:ss`` or ``h:mm:ss``: ``0:08``, ``12:30``, ``1:02:03``."""
     minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"

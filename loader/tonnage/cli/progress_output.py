@@ -1,4 +1,4 @@
-"""How a load goes, on standard error: a bar where a person looks, a JSON line a second where a program does."""
+"""Progress on standard error: a bar on a terminal, otherwise a line of JSON per second."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 LINE_INTERVAL_SECONDS = 1.0
 _BAR_PHASES = frozenset({"waiting", "loading", "verifying", "publishing"})
 BAR_DELAY_SECONDS = 0.7
-"""How long resolving may take before a bar says so: a hit is over before, and needs no bar."""
+"""Seconds of resolving before a bar is shown. A hit takes less, so it doesn't import rich."""
 
 
 class ProgressView(Protocol):
-    """Something that shows progress. To be used as a context manager; ``show`` may be called by several threads."""
+    """Shows progress. A context manager; several threads may call ``show``."""
 
     def show(self, progress: Progress) -> None:
-        """Takes the newest state."""
+        """Sets the latest state."""
 
     def __enter__(self) -> Self: ...
 
@@ -38,7 +38,7 @@ class ProgressView(Protocol):
 
 
 def progress_view(kind: str | None) -> ProgressView:
-    """Returns the view that ``--progress`` names; ``auto`` (or None) is a bar on a terminal and JSON elsewhere."""
+    """Returns the view for ``--progress``; ``auto`` or None: a bar on a terminal, otherwise JSON."""
     if kind in {None, "auto"}:
         kind = "bar" if is_terminal(sys.stderr) else "json"
     if kind == "bar":
@@ -50,7 +50,7 @@ class NullProgress:
     """Shows nothing."""
 
     def show(self, progress: Progress) -> None:
-        """Does nothing."""
+        """Ignores the state."""
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +60,11 @@ class NullProgress:
 
 
 class JsonLines:
-    """One line for each change of phase, and one a second in between.
+    """Writes a line of JSON for each change of phase, and one per second within a phase.
 
     Args:
-        write: Where lines go.
-        clock: Seconds that never go back.
+        write: Called with each line.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class JsonLines:
         self._next = 0.0
 
     def show(self, progress: Progress) -> None:
-        """Writes the line, if it is time for one."""
+        """Writes a line if one is due."""
         now = self._clock()
         if progress.phase == self._phase and now < self._next:
             return
@@ -92,10 +92,10 @@ class JsonLines:
 
 
 class LazyProgressBar:
-    """A bar that appears, and is imported, only once there is something to wait for.
+    """A bar that is imported and shown only when a transfer or a wait begins.
 
     Args:
-        delay: Seconds after which also resolving gets a bar.
+        delay: Seconds after which resolving shows a bar too.
     """
 
     def __init__(self, delay: float = BAR_DELAY_SECONDS) -> None:
@@ -107,7 +107,7 @@ class LazyProgressBar:
         self._closed = False
 
     def show(self, progress: Progress) -> None:
-        """Passes the state on; the bar appears when bytes move or another loader is waited for."""
+        """Updates the bar; shows it first when a transfer or a wait for another loader begins."""
         with self._lock:
             self._latest = progress
             if self._bar is not None or progress.phase in _BAR_PHASES:

@@ -32,7 +32,7 @@ def reason_rows() -> list[tuple[str, int, str, str]]:
 
 
 def exit_code_lines() -> list[str]:
-    """Returns the exit codes for a help text, two to a line: ``10 AccessDenied``."""
+    """Returns the exit codes for a help text, such as ``10 AccessDenied``, two in a line."""
     cells = [f"{code:>3} {reason}" for reason, code, _, _ in reason_rows()]
     half = (len(cells) + 1) // 2
     right = [*cells[half:], ""]

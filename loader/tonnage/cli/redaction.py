@@ -1,4 +1,4 @@
-"""The last gate before anything is printed: known secrets and signatures go, wherever a message got them from."""
+"""Removes known secrets and signatures from text before it is printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECRET_VARIABLES = (
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 )
 _MIN_SECRET_LENGTH = 6
-"""Shorter values would black out ordinary words."""
+"""Shorter values would match ordinary words."""
 _QUERY = re.compile(r"(\bhttps?://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
 _USERINFO = re.compile(r"(\bhttps?://)[^\s/?#@'\"<>]+@", re.IGNORECASE)
 _SIGNATURE = re.compile(
@@ -25,7 +25,7 @@ REDACTED = "[hidden]"
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:
-    """Returns ``text`` without the values of secret variables, queries of URLs, their users, and signatures."""
+    """Returns ``text`` without values of secret variables, queries and user info of URLs, and signatures."""
     for name in _SECRET_VARIABLES:
         secret = environment.get(name, "")
         if len(secret) >= _MIN_SECRET_LENGTH:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks for an orderly end, the second ends at once."""
+"""SIGTERM and SIGINT: the first signal ends a command in order, the second ends it immediately."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Cancellation:
-    """Whether somebody asked for the end. Use it as a context manager, in the main thread.
+    """Records SIGTERM and SIGINT. Use it as a context manager on the main thread.
 
-    A command that asks ``canceled`` often keeps control and ends where it likes. For all others, and until the first
-    question, the signal raises ``Interrupted`` wherever the program happens to be.
+    Until the first call of ``canceled``, a signal raises ``Interrupted`` in the running code. After that it doesn't:
+    the command polls ``canceled``, and ends at a point of its choice.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,9 @@ class Cancellation:
         self._previous_handlers: dict[int, object] = {}
 
     def canceled(self) -> bool:
-        """Says whether a signal came; from the first call on, signals no longer raise."""
+        """Returns whether a signal was received; from the first call on, signals no longer raise."""
         self._polled = True
         return self.received_signal is not None
-
-    def raising(self) -> None:
-        """Makes signals raise again, for a part of the program that doesn't ask."""
-        self._polled = False
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
@@ -43,13 +39,13 @@ class Cancellation:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() itself had returned
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() returned
 
     def _handle_signal(self, number: int, _: FrameType | None) -> None:
         if self.received_signal is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            os._exit(128 + number)  # the first process of a container outlives signals that it doesn't handle
+            os._exit(128 + number)  # PID 1 of a container survives signals without a handler
         self.received_signal = number
         if not self._polled:
-            raise Interrupted(f"{signal.Signals(number).name} asked for an end.")
+            raise Interrupted(f"Interrupted by {signal.Signals(number).name}.")

@@ -1,7 +1,6 @@
-"""The two files by which a load tells its pod how far it is: one says "go on", one says how it ended.
+"""The ready file, for a startup probe, and the status file, from which an application reads the result of a load.
 
-The environment of a container can't change once it is made, so a file is the honest way to tell an application that it
-starts without its weights.
+The environment of a container can't change after it is created, so the result is passed in a file.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ FAILED = "failed"
 
 
 class StatusFiles(NamedTuple):
-    """Their paths; empty for those that nobody wants."""
+    """The paths of the two files; empty for none."""
 
     ready_path: str
     status_path: str
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> StatusFiles:
-        """Returns those that the command line names."""
+        """Returns the files that the command line names."""
         return cls(arguments.ready_file or "", arguments.status_file or "")
 
     def remove_stale_ready_file(self) -> None:
-        """Takes back what an earlier run in the same pod said: a container may be restarted."""
+        """Removes the ready file of an earlier run; containers may restart."""
         if self.ready_path:
             try:
                 Path(self.ready_path).unlink(missing_ok=True)
@@ -38,16 +37,16 @@ class StatusFiles(NamedTuple):
                 print_stderr(f"tonnage: the ready file {self.ready_path} can't be removed: {error.strerror}")
 
     def mark_loaded(self, entry: str) -> None:
-        """Says that the weights are there."""
+        """Writes both files: the weights are loaded."""
         self._write(self.status_path, f"{READY}\n")
         self._write(self.ready_path, f"{entry}\n")
 
     def mark_failed(self, reason: str, message: str) -> None:
-        """Says that they are not: the word, the reason and the sentence, a line each."""
+        """Writes the status file: ``failed``, the reason and the message, one per line."""
         self._write(self.status_path, f"{FAILED}\n{reason}\n{' '.join(message.split())}\n")
 
     def mark_ready_without_weights(self) -> None:
-        """Lets the pod start without them."""
+        """Writes the ready file, so that the pod starts without weights."""
         self._write(self.ready_path, f"{FAILED}\n")
 
     @staticmethod

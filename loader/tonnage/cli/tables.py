@@ -1,4 +1,4 @@
-"""Tables: with lines and colors where a person looks, plain columns where a program does."""
+"""Tables: with lines and colors on a terminal, otherwise plain columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """One column. ``number`` ones are aligned to the right; the ``foldable`` one may be folded on a narrow terminal."""
+    """One column. ``number``: align to the right; ``foldable``: wrap on a narrow terminal."""
 
     title: str
     number: bool = False
@@ -24,7 +24,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     """Prints a table to standard output.
 
     Raises:
-        BrokenPipeError: Nobody reads any more.
+        BrokenPipeError: The reader has closed the pipe.
     """
     safe = [[escape_unprintable(cell) for cell in row] for row in rows]
     if is_terminal(sys.stdout):
@@ -34,7 +34,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """Returns the table as text: a line of titles, columns two spaces apart, nothing cut off."""
+    """Returns the table as text: a line of titles, columns two spaces apart, no cell truncated."""
     cells = [[column.title for column in columns], *rows]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
     lines = []
@@ -48,12 +48,12 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
 
 
 def escape_unprintable(text: str) -> str:
-    """Returns ``text`` with control characters escaped: names come from files that anybody may have written."""
+    """Returns ``text`` with control characters escaped: names come from untrusted files."""
     return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
 def format_age(timestamp: float, now: float | None = None) -> str:
-    """Returns how long ago a Unix time is, in its largest unit: ``8s``, ``5m``, ``3h``, ``12d``; ``-`` for 0."""
+    """Returns the time since a Unix time in one unit: ``8s``, ``5m``, ``3h``, ``12d``; ``-`` for 0."""
     if timestamp <= 0:
         return "-"
     seconds = max(0, int((time.time() if now is None else now) - timestamp))

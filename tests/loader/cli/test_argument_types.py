@@ -151,7 +151,7 @@ def test_any_text_is_a_value_or_refused_in_a_sentence(text: str) -> None:
 def test_names_are_read_in_any_case_and_others_refused_with_the_list() -> None:
     read = argument_types.enum_choice(Layout)
     assert read("TensorIzer") is Layout.TENSORIZER
-    with pytest.raises(ArgumentTypeError, match="'zip' is none of safetensors, tensorizer"):
+    with pytest.raises(ArgumentTypeError, match="'zip' is not one of safetensors, tensorizer"):
         read("zip")
 
 

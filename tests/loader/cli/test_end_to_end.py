@@ -144,7 +144,14 @@ def test_a_plan_with_pinned_objects_loads_the_same_entry(
 def test_inspect_shows_tensors_partition_and_companions(model: Model) -> None:
     finished = run_tonnage("inspect", model.source, "--tensors", "2", environment=model.environment)
     assert finished.returncode == 0
-    for part in ("layers.0.weight", "float32", "[64, 256]", "2 more: --tensors all", "config.json", "1 segment"):
+    for part in (
+        "layers.0.weight",
+        "float32",
+        "[64, 256]",
+        "2 more; show all with --tensors all",
+        "config.json",
+        "1 segment",
+    ):
         assert part in finished.stdout, part
     assert "layers.3.weight" not in finished.stdout
     described = json.loads(run_tonnage("inspect", model.source, "--json", environment=model.environment).stdout)
@@ -210,7 +217,7 @@ def test_a_beginning_that_fits_several_entries_removes_none(tmp_path: Path) -> N
     published_entry(tmp_path)
     finished = run_tonnage("rm", "r-0", "--cache", tmp_path)
     assert finished.returncode == 2
-    assert "beginning of several entries" in finished.stderr
+    assert "prefix of several entries" in finished.stderr
     assert json.loads(run_tonnage("ls", "--cache", tmp_path, "--json").stdout)["entries"][1]["state"] == "ready"
 
 
@@ -263,6 +270,6 @@ def test_a_person_at_a_terminal_sees_one_friendly_line(loaded: tuple[Path, Comma
     shown = os.read(leading, 65536).decode()
     os.close(leading)
     assert json.loads(out)["outcome"] == "hit"
-    assert "a hit in" in shown
+    assert "(hit in" in shown
     assert "4 tensors verified by CRC-32" in shown
     assert loaded[1].report["path"] in shown

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tonnage.cli import output
-from tonnage.cli.command_line import UsageError
+from tonnage.cli.parser import UsageError
 from tonnage.cli.plan_arguments import build_plan
 from tonnage.cli.tables import Column, escape_unprintable, print_table
 from tonnage.contract.plan import Layout
@@ -37,10 +37,10 @@ _SEGMENT_COLUMNS = (
 
 
 def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
-    """Prints what files hold.
+    """Prints the tensors, segments and companions of files.
 
     Raises:
-        TonnageError: They can't be looked into.
+        TonnageError: They can't be inspected.
     """
     inspection = _inspect(arguments, invocation)
     if arguments.json:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
 
 
 def inspection_summary(inspection: Inspection) -> str:
-    """Returns the last line: what it is all together."""
+    """Returns the last line: the totals."""
     files = [file for file in inspection.files if file.kind == "tensors"]
     tensors = sum(len(file.tensors) for file in files)
     segments = sum(len(file.segments) for file in files)
@@ -89,7 +89,7 @@ def file_summary(file: FileInspection) -> str:
 def _inspect(arguments: argparse.Namespace, invocation: Invocation) -> Inspection:
     local = [word for word in arguments.sources if "://" not in word]
     if local and len(local) < len(arguments.sources):
-        raise UsageError("Files on this machine and URLs can't be inspected together.", command="tonnage inspect")
+        raise UsageError("Local files and URLs can't be combined; inspect them separately.", command="tonnage inspect")
     if local:
         return inspect_files(
             local, layout=arguments.layout or Layout.SAFETENSORS, segment_size=arguments.segment_size or 0
@@ -117,7 +117,7 @@ def _print_file(file: FileInspection, shown: int) -> None:
         ]
         print_table(_TENSOR_COLUMNS, rows)
     if count < len(file.tensors):
-        print(f"… {len(file.tensors) - count:,} more: --tensors all")
+        print(f"… {len(file.tensors) - count:,} more; show all with --tensors all")
     print()
     segments = [
         [str(at), human_bytes(segment.end - segment.start), f"{segment.tensors:,}", segment.file]

@@ -14,8 +14,8 @@ from tonnage.cli.plan_arguments import cache_folder, plan_from_arguments
 from tonnage.cli.progress_output import progress_view
 from tonnage.cli.redaction import redact
 from tonnage.cli.status_files import StatusFiles
-from tonnage.cli.summary import load_summary
-from tonnage.contract.report import ReportKind, encode_report
+from tonnage.contract.report import Outcome, ReportKind, encode_report
+from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Interrupted, TonnageError
 
 if TYPE_CHECKING:
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from tonnage.contract.report import Progress, Report
     from tonnage.loading.load import LoadResult
 
+_VERIFICATION_TEXT = {
+    "crc32": "verified by CRC-32",
+    "sha256": "verified by SHA-256",
+    "size": "checked by size and revision",
+}
+
 
 def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
-    """Loads, tells everybody how it went, and holds the entry where that is wanted.
+    """Loads the model, reports the result, and with ``--hold`` keeps the entry in use.
 
     Raises:
-        TonnageError: It can't be loaded.
+        TonnageError: The load failed, and ``--on-failure`` is not ``continue``.
     """
     files = StatusFiles.from_arguments(arguments)
     files.remove_stale_ready_file()
@@ -44,7 +50,7 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
         return _continue_without_weights(error, files, arguments, invocation)
     files.mark_loaded(result.report.entry)
     if output.is_terminal(sys.stderr) and arguments.progress != "off":
-        output.print_stderr(load_summary(result.report))
+        output.print_stderr(_summary(result.report))
     report = invocation.emit_report(result.report)
     invocation.send_report(report, timeout=REPORT_TIMEOUT if result.lock is None else LONG_REPORT_TIMEOUT)
     if result.lock is not None:
@@ -53,43 +59,54 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
 
 
 def _load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
-    """Loads; a defect is an error like any other here, for the pod may be meant to go on without its weights."""
+    """Loads the model. Raises any unexpected exception as an InternalError, so that ``--on-failure`` applies to it."""
     try:
-        return _run_load(arguments, invocation)
+        cache = cache_folder(arguments)
+        plan = invocation.plan = plan_from_arguments(arguments)
+        from tonnage.loading import run_plan
+
+        reporter = invocation.start_reporting()
+
+        def on_progress(progress: Progress) -> None:
+            view.show(progress)
+            if reporter is not None:
+                reporter.progress(progress)
+
+        with progress_view(arguments.progress) as view:
+            return run_plan(
+                plan,
+                cache=cache,
+                environment=invocation.environment,
+                on_progress=on_progress,
+                canceled=invocation.cancellation.canceled,
+                keep_lock=arguments.hold,
+            )
     except TonnageError:
         raise
-    except Exception as defect:
-        raise invocation.to_internal_error(defect) from defect
+    except Exception as error:
+        raise invocation.to_internal_error(error) from error
 
 
-def _run_load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
-    cache = cache_folder(arguments)
-    plan = invocation.plan = plan_from_arguments(arguments)
-    from tonnage.loading import run_plan
-
-    reporter = invocation.start_reporting()
-
-    def on_progress(progress: Progress) -> None:
-        view.show(progress)
-        if reporter is not None:
-            reporter.progress(progress)
-
-    with progress_view(arguments.progress) as view:
-        return run_plan(
-            plan,
-            cache=cache,
-            environment=invocation.environment,
-            on_progress=on_progress,
-            canceled=invocation.cancellation.canceled,
-            keep_lock=arguments.hold,
-        )
+def _summary(report: Report) -> str:
+    """Returns entry, size, rate, verification, notes and path, for a terminal."""
+    proof = _VERIFICATION_TEXT.get(report.verified, "not verified")
+    tensors = "1 tensor" if report.tensors == 1 else f"{report.tensors:,} tensors"
+    if report.outcome is Outcome.HIT:
+        what = f"Found {report.entry} in the cache: {human_bytes(report.bytes)}, {tensors} {proof} "
+        what += f"(hit in {report.seconds * 1000:.0f} ms)"
+    else:
+        rate = report.downloaded_bytes / report.seconds / 1e9 if report.seconds else 0.0
+        what = f"Loaded {report.entry}: {human_bytes(report.bytes)} in {report.seconds:.1f} s ({rate:.2f} GB/s"
+        what += f", {human_bytes(report.resumed_bytes)} resumed" if report.resumed_bytes else ""
+        what += f"), {tensors} {proof}"
+    return "\n".join([what, *(f"  note: {note}" for note in report.notes), f"  → {report.path}"])
 
 
 def _continue_without_weights(
     error: TonnageError, files: StatusFiles, arguments: argparse.Namespace, invocation: Invocation
 ) -> int:
-    """Lets the pod start without its weights, and in a sidecar stays as a holder would, with nothing to hold."""
-    invocation.cancellation.canceled()  # from here on a signal must not cut the report off
+    """Lets the pod start without weights; with ``--hold`` runs as a holder without an entry."""
+    invocation.cancellation.canceled()  # from now on a signal must not interrupt the report
     files.mark_ready_without_weights()
     invocation.report_failure(error)
     if arguments.hold:
@@ -98,12 +115,12 @@ def _continue_without_weights(
 
 
 def _hold(descriptors: Sequence[int], report: Report | None, invocation: Invocation) -> None:
-    """Becomes the holder, unless the signal that ends one has come already; none is lost in between.
+    """Executes the holder unless a stop signal is pending. Signals are blocked across exec, so that none is lost.
 
     Args:
-        descriptors: What to hold.
-        report: Of the load; its release is reported as well, where the plan wants reports.
-        invocation: Knows of signals and where reports go.
+        descriptors: The locks to hold.
+        report: The load's report. The holder reports the release too, if the plan has ``reporting``.
+        invocation: Has received signals, and the endpoint for reports.
     """
     from tonnage.cli.hold import STOP_SIGNALS, exec_holder
 
@@ -113,7 +130,7 @@ def _hold(descriptors: Sequence[int], report: Report | None, invocation: Invocat
 
 
 def _release_report_command(report: Report, invocation: Invocation) -> list[str]:
-    """The command that reports the release; empty where nobody wants to know."""
+    """Returns the command that reports the release; empty if the plan has no ``reporting``."""
     endpoint = invocation.endpoint
     if endpoint is None:
         return []

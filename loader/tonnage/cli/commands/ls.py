@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, _: Invocation) -> int:
     """Lists the entries of the cache.
 
     Raises:
-        InvalidPlan: There is no cache.
+        InvalidPlan: The cache isn't given or isn't a folder.
         CacheNotWritable: It can't be read.
     """
     cache = cache_from_arguments(arguments)
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, _: Invocation) -> int:
 
 
 def summary_line(cache: str, rows: Sequence[EntryInfo], medium: Medium) -> str:
-    """Returns what all entries take, and what is left."""
+    """Returns the last line: the cache's medium, total size and free space."""
     count = "no entries" if not rows else "1 entry" if len(rows) == 1 else f"{len(rows)} entries"
     total = human_bytes(sum(row.bytes for row in rows))
     kind = f"{medium.filesystem}, {medium.pages} pages" if medium.pages else medium.filesystem
@@ -63,11 +63,11 @@ def summary_line(cache: str, rows: Sequence[EntryInfo], medium: Medium) -> str:
 
 
 def format_holders(row: EntryInfo) -> str:
-    """Returns who uses an entry: ``-``, processes, or somebody who can't be seen."""
+    """Returns the processes that use an entry; ``-`` if it isn't in use."""
     if not row.in_use:
         return "-"
     seen = ", ".join(f"{holder.command or 'pid'} ({holder.pid})" for holder in row.holders)
-    return seen or "somebody outside of this container"
+    return seen or "a process outside this container"
 
 
 def _cells(row: EntryInfo) -> list[str]:

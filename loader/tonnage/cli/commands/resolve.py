@@ -27,10 +27,10 @@ _COLUMNS = (
 
 
 def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
-    """Prints the objects of a revision, pinned.
+    """Prints the objects of a source's current revision, with ETags and versions.
 
     Raises:
-        TonnageError: They can't be had.
+        TonnageError: They can't be listed.
     """
     plan = invocation.plan = plan_from_arguments(arguments)
     invocation.start_reporting()
@@ -55,12 +55,12 @@ def _print(report: Report) -> None:
 
 
 def _object_uri(place: str, key: str) -> str:
-    """Returns what an object is called: below its bucket, which ends the place of an S3 source; or by its URL."""
+    """Returns the URI of an object. ``place`` of an S3 source ends with its bucket; for HTTP the key is the URL."""
     return f"s3://{place.rpartition('/')[2]}/{key}" if place else key
 
 
 def object_rows(report: Report) -> list[list[str]]:
-    """Returns the rows of the table: what it is called, its bytes, ETag and version."""
+    """Returns the rows of the table: URI, bytes, ETag and version."""
     return [
         [
             _object_uri(source.place, pin.key),

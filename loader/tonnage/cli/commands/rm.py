@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tonnage.cache.eviction import evict
 from tonnage.cli import output
-from tonnage.cli.command_line import UsageError
 from tonnage.cli.entry_arguments import cache_from_arguments, select_entries
+from tonnage.cli.parser import UsageError
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import TonnageError
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
-    """Removes entries. One that can't be removed does not keep the others; the first failure's code is returned.
+    """Removes entries, continuing after failures, and returns the exit code of the first failure.
 
     Raises:
-        InvalidPlan: The words name nothing, or too much.
-        ObjectNotFound: An entry isn't there; then nothing is removed.
+        InvalidPlan: No entries are given, or a prefix is ambiguous.
+        ObjectNotFound: An entry doesn't exist; then nothing is removed.
     """
     results: list[dict[str, object]] = []
     exit_code = 0
@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
 
 def _entries(arguments: argparse.Namespace) -> list[Entry]:
     if arguments.all and arguments.entries:
-        raise UsageError("Either --all or entries, not both.", command="tonnage rm")
+        raise UsageError("ENTRY and --all can't be combined.", command="tonnage rm")
     if arguments.all:
         return cache_from_arguments(arguments).entries()
     if not arguments.entries:
-        raise UsageError("Which entries? Name them, or give --all.", command="tonnage rm")
+        raise UsageError("No entries given. Pass ENTRY or --all.", command="tonnage rm")
     return select_entries(arguments, ignore_not_found=arguments.ignore_not_found)

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
-    """Checks entries. One that is damaged does not keep the others from being checked; the first code is returned.
+    """Verifies entries, continuing after failures, and returns the exit code of the first failure.
 
     Raises:
-        ObjectNotFound: An entry isn't there.
-        InvalidPlan: A name fits several, or the level is none.
-        Interrupted: A signal came.
+        ObjectNotFound: An entry doesn't exist.
+        InvalidPlan: A prefix is ambiguous, or the level is none.
+        Interrupted: A signal was received.
     """
     level = arguments.level or Verify.CRC32
     results: list[dict[str, object]] = []
@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
 def lock_and_verify(
     entry: Entry, level: Verify, *, on_progress: Callable[[Progress], None], canceled: Callable[[], bool]
 ) -> VerifyResult:
-    """Checks one entry, keeping it in use meanwhile; nothing in it is changed.
+    """Verifies one entry while holding its use lock. Changes nothing.
 
     Raises:
-        CacheDamaged: Something is not as it was.
-        Interrupted: ``canceled`` said so.
+        CacheDamaged: The entry differs from its manifest.
+        Interrupted: ``canceled`` returned True.
     """
     began = time.monotonic()
 
@@ -78,13 +78,13 @@ def lock_and_verify(
         )
 
     if not entry.use_lock_path.exists():
-        raise CacheDamaged(f"{entry.path} has no {entry.use_lock_path.name}, so it can't be kept while it is checked.")
+        raise CacheDamaged(f"{entry.path} has no {entry.use_lock_path.name}, so it can't be locked for verification.")
     with entry.acquire_use_lock(canceled=canceled):
         return verify_entry(entry, level=level, progress=report_progress, canceled=canceled)
 
 
 def result_summary(name: str, result: VerifyResult) -> str:
-    """Returns what was found, for a person."""
+    """Returns the line that is printed for a verified entry."""
     tensors = "1 tensor" if result.tensors == 1 else f"{result.tensors:,} tensors"
     if result.bytes:
         rate = result.bytes / result.seconds / 1e9 if result.seconds else 0.0
@@ -92,4 +92,4 @@ def result_summary(name: str, result: VerifyResult) -> str:
     else:
         read = ""
     notes = "".join(f"\n  note: {note}" for note in result.notes)
-    return f"{name} is sound: {tensors}, {result.verified.value}{read}{notes}"
+    return f"{name} is intact: {tensors}, {result.verified.value}{read}{notes}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, _: Invocation) -> int:
-    """Prints the version, and with ``--json`` those of what a bug report should name."""
+    """Prints the version; with ``--json`` also the versions that a bug report should have."""
     if not arguments.json:
         print(f"tonnage {__version__}")
         return 0
