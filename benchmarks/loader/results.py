@@ -1,4 +1,4 @@
-"""From samples to what people read: medians with their spread, a table in Markdown, JSON, and a chart."""
+"""The report: medians and ranges as a table in Markdown, JSON with all samples, and a chart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HIGHLIGHT, PLAIN, LIMIT = "#e4572e", "#7b8794", "#b8c0c8"
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of one contender. Milliseconds count from its start; -1 where they can't be known."""
+    """One run of one contender. Milliseconds are from its start; -1 if unknown."""
 
     bytes: int
     seconds: float
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender's samples, with what the table says about it."""
+    """One contender's samples, with its description for the table."""
 
     name: str
     label: str
@@ -60,14 +60,14 @@ class Row:
     samples: tuple[Sample, ...]
 
     def spread(self, figure: Callable[[Sample], float]) -> tuple[float, float, float]:
-        """Returns median, smallest and largest of a figure."""
+        """Returns the median, minimum and maximum of a figure."""
         values = [figure(sample) for sample in self.samples]
         return statistics.median(values), min(values), max(values)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A whole race. `extras` are single figures with their meaning as key."""
+    """The results of a benchmark. `extras` are single figures, by description."""
 
     title: str
     conditions: dict[str, str]
@@ -85,7 +85,7 @@ FIGURES: tuple[tuple[str, Callable[[Sample], float]], ...] = (
 
 
 def markdown(result: Result) -> str:
-    """Returns the table with everything that belongs to it."""
+    """Returns the whole report in Markdown."""
     names = [name for name, _ in FIGURES]
     lines = [f"# {result.title}", "", "Median (smallest to largest) of each contender's runs.", ""]
     lines.append(f"| contender | verifies | into | {' | '.join(names)} |")
@@ -112,7 +112,7 @@ def markdown(result: Result) -> str:
 
 
 def as_json(result: Result) -> str:
-    """Returns everything, each single sample included."""
+    """Returns the results with all samples."""
     return json.dumps(dataclasses.asdict(result), indent=1) + "\n"
 
 
@@ -123,7 +123,7 @@ def chart(result: Result, path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    # A fixed salt and no date: the same figures give the same file.
+    # A fixed salt and no date: equal figures give equal files.
     plt.rcParams.update(
         {"font.family": "sans-serif", "font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}
     )
@@ -149,7 +149,7 @@ def chart(result: Result, path: Path) -> None:
 
 
 def _comparisons(rows: Sequence[Row]) -> list[str]:
-    """Returns what the medians say about Tonnage beside each other contender."""
+    """Returns a line per contender: the ratios of Tonnage's median throughput and CPU to its."""
     by_name = {row.name: row for row in rows}
     ours = by_name.get("tonnage")
     if ours is None:

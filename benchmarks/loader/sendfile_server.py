@@ -1,8 +1,8 @@
-"""A static file server that can feed a fast loader where there is no nginx: GET and HEAD by `os.sendfile`.
+"""A static file server that is fast enough for a loader if nginx isn't installed: GET and HEAD with `os.sendfile`.
 
-It answers as a path-style S3 server answers plain reads: `/bucket/key` with one `Range`, `If-Match`, a strong ETag, and
-keep-alive. Processes times threads wait in `accept` on one socket, so the kernel spreads connections, and the data
-never enters Python. Each request is logged with the moment it was read, in the form that `servers.py` reads.
+It responds like a path-style S3 server: `/bucket/key` with one `Range`, `If-Match`, a strong ETag, and keep-alive.
+All threads of all processes wait in `accept` on one socket, so the kernel distributes connections, and the data never
+enters Python. Each request is logged with the time when it was read, in the format that `servers.py` parses.
 
 Usage: sendfile_server.py ROOT PORT PROCESSES LOG
 """
@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 THREADS = 16
-"""Connections that one process serves at once; more wait in the backlog."""
+"""Connections that one process serves at a time; others wait in the backlog."""
 
 SEND_BYTES = 8 << 20
-"""At most so many bytes a system call."""
+"""Maximum bytes per system call."""
 
 
 def parse_head(head: bytes) -> tuple[str, str, dict[str, str]]:
@@ -34,7 +34,7 @@ def parse_head(head: bytes) -> tuple[str, str, dict[str, str]]:
 
 
 def byte_range(value: str, size: int) -> tuple[int, int] | None:
-    """Returns start and exclusive end of a `Range` header's one range, or None where it can't be satisfied."""
+    """Returns start and exclusive end of a `Range` header's one range; None if it can't be satisfied."""
     first, _, last = value.removeprefix("bytes=").partition("-")
     if not first:
         return max(0, size - int(last)), size
@@ -43,7 +43,7 @@ def byte_range(value: str, size: int) -> tuple[int, int] | None:
 
 
 def respond(connection: socket.socket, root: Path, method: str, path: str, headers: dict[str, str]) -> int:
-    """Answers one request and returns the status."""
+    """Responds to one request and returns the status."""
     file = (root / path.lstrip("/")).resolve()
     if method not in {"GET", "HEAD"} or not file.is_relative_to(root) or not file.is_file():
         connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
@@ -79,7 +79,7 @@ def respond(connection: socket.socket, root: Path, method: str, path: str, heade
 
 
 def serve(listener: socket.socket, root: Path, log: int) -> None:
-    """Takes one connection after the other, and answers its requests until it is closed."""
+    """Accepts one connection at a time, and responds to its requests until it is closed."""
     while True:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):

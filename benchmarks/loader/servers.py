@@ -1,7 +1,7 @@
-"""The servers that contenders load from: nginx, the sendfile server beside this file, and SeaweedFS.
+"""The servers of the benchmark, on loopback: nginx, `sendfile_server.py`, or SeaweedFS.
 
-All of them are on loopback. The first two serve files as a path-style S3 server answers reads, whoever asks, and log
-the moment of each request; so clients sign as in real life, and the server doesn't spend the machine's time on it.
+The first two serve files like a path-style S3 server, and log the time of each request. They don't check signatures:
+clients sign as usual, but the server doesn't use CPU for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ http {{
 
 @dataclass(frozen=True)
 class Request:
-    """One request as the server saw it: `time` is the wall clock's, in seconds."""
+    """One request in the server's log; `time` is Unix time in seconds."""
 
     time: float
     method: str
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `tensors_url` needs no credentials; `environment` points S3 clients at the server."""
+    """A running server. `tensors_url` needs no credentials; `environment` configures S3 clients for the server."""
 
     kind: str
     endpoint: str
@@ -59,14 +59,14 @@ class Server:
     log: Path | None
 
     def log_offset(self) -> int:
-        """Returns the place in the log up to now."""
+        """Returns the current size of the log; 0 without a log."""
         return self.log.stat().st_size if self.log and self.log.exists() else 0
 
     def requests_since(self, offset: int) -> list[Request]:
-        """Returns the requests that came after `mark`, earliest first; none where the server keeps no log."""
+        """Returns the requests after `offset` in the log, earliest first; none without a log."""
         if self.log is None:
             return []
-        time.sleep(0.1)  # the last lines are written after the client has its answer
+        time.sleep(0.1)  # the last lines are written after the client has the response
         with self.log.open() as stream:
             stream.seek(offset)
             requests = [parse_request(line) for line in stream]
@@ -74,7 +74,7 @@ class Server:
 
 
 def parse_request(line: str) -> Request:
-    """Reads a line of either log: `END DURATION METHOD STATUS RANGE PATH` or `START METHOD STATUS RANGE PATH`."""
+    """Parses a line of a log: `END DURATION METHOD STATUS RANGE PATH` or `START METHOD STATUS RANGE PATH`."""
     moment, *fields = line.split()
     duration = 0.0 if fields[0].isalpha() else float(fields.pop(0))
     return Request(time=float(moment) - duration, method=fields[0], path=fields[-1])
@@ -82,7 +82,7 @@ def parse_request(line: str) -> Request:
 
 @contextlib.contextmanager
 def serve(kind: str, model: ModelFile, *, workers: int, directory: Path, nginx: str) -> Iterator[Server]:
-    """Runs a server for the time of the context."""
+    """Runs a server within the context."""
     directory.mkdir()
     if kind == "seaweedfs":
         with _seaweedfs(model, directory) as server:
@@ -137,7 +137,7 @@ def _seaweedfs(model: ModelFile, directory: Path) -> Iterator[Server]:
 
 
 def find_nginx() -> str | None:
-    """Returns the path of nginx, which Debian keeps out of ordinary users' PATH."""
+    """Returns the path of nginx, which may be in /usr/sbin, outside a user's PATH; None if it isn't installed."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -169,4 +169,4 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise RuntimeError(f"The server {process.args!r} did not come up.")
+    raise RuntimeError(f"The server {process.args!r} did not start within 30 s.")

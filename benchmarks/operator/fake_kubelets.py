@@ -1,4 +1,4 @@
-"""All kubelets and loaders of the benchmark's nodes, in a process of their own: pods end at once, nothing runs.
+"""Simulates the kubelets and loaders of the benchmark's nodes: reports every pod as succeeded, and runs nothing.
 
 PYTHONPATH=operator:loader:tests:hack python benchmarks/operator/fake_kubelets.py KUBECONFIG
 """
@@ -22,7 +22,7 @@ _CONCURRENCY = 16
 
 
 def _final_report(pod: dict[str, Any]) -> contract.Report:
-    """Returns what the pod's loader says in the end."""
+    """Returns the final report of the pod's loader."""
     if pod["metadata"]["labels"][names.ROLE] != names.ROLE_RESOLVE:
         return contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB, seconds=1.0, verified="crc32")
     env = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0]["env"]}
@@ -45,7 +45,7 @@ def _ended(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 class FakeKubelets:
-    """Ends every pod that has a node."""
+    """Reports every pod that has a node as succeeded."""
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
@@ -53,7 +53,7 @@ class FakeKubelets:
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Works until cancelled."""
+        """Runs until canceled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(_CONCURRENCY):
                 group.create_task(self._run_worker())
@@ -91,7 +91,6 @@ async def _run(kubeconfig: Path) -> None:
 
 
 def main() -> None:
-    """Parses the command line and works until it is ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kubeconfig", type=Path)
     with contextlib.suppress(KeyboardInterrupt):

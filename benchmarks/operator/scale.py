@@ -1,10 +1,10 @@
-"""How the controller does with many objects and nodes: 100 ModelWeights on 200 nodes, on one machine.
+"""Measures the controller with many objects and nodes: 100 ModelWeights on 200 nodes, on one machine.
 
     make bench-operator BENCH_ARGS='--models 100 --nodes 200'
 
-A real control plane; nodes are objects, and their loaders end at once. The controller runs as people run it, in a
-process of its own. Prints a JSON line: the time to converge, the controller's peak memory and requests, the processor
-time of every process, and what a restarted controller writes when all is done.
+The control plane is real, the nodes are only Node objects, and their loaders end immediately. The controller runs as in
+production, in its own process. Prints a line of JSON: the time to converge, the controller's peak memory and requests,
+the CPU time of every process, and the number of writes of a restarted controller after convergence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NAMESPACE = "scale"
 _QUIET = 20.0
-"""Seconds for which a restarted controller is watched."""
+"""Seconds for which a restarted controller is observed."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,7 +54,7 @@ def _writes(requests: dict[str, int]) -> int:
 
 
 def _count_warm(control_plane: ControlPlane) -> tuple[int, int]:
-    """Returns how many (object, node) are warm, and how many objects are done."""
+    """Returns the numbers of warm nodes, summed over objects, and of converged objects."""
     items = control_plane.request("GET", f"/apis/tonnage.dev/v1alpha1/namespaces/{_NAMESPACE}/modelweights")["items"]
     warm = sum(each.get("status", {}).get("nodes", {}).get("warm", 0) for each in items)
     done = [each for each in items if (_condition(each, "Progressing"), _condition(each, "Warm")) == ("False", "True")]
@@ -67,7 +67,7 @@ def _condition(item: dict[str, Any], kind: str) -> str:
 
 
 def _processor_seconds(pids: dict[str, int]) -> dict[str, float]:
-    """Returns the processor time that processes have taken so far."""
+    """Returns the CPU seconds that processes have used, by name."""
     seconds = {}
     for name, pid in pids.items():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -82,9 +82,8 @@ def _peak_mib(pid: int) -> int:
 
 @contextlib.contextmanager
 def _kubelets(control_plane: ControlPlane) -> Iterator[int]:
-    command = [sys.executable, str(Path(__file__).parent / "kubelets.py"), str(control_plane.kubeconfig)]
-    path = os.pathsep.join(str(ROOT / part) for part in ("operator", "loader", "tests", "hack"))
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    command = [sys.executable, str(Path(__file__).parent / "fake_kubelets.py"), str(control_plane.kubeconfig)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])})
     try:
         yield process.pid
     finally:
@@ -109,7 +108,7 @@ def _cluster(nodes: int) -> Iterator[tuple[ControlPlane, OperatorHarness, Path]]
 
 
 def _converge(control_plane: ControlPlane, fleet: OperatorHarness, options: argparse.Namespace) -> tuple[float, int]:
-    """Creates the objects and returns the seconds until all are warm, and how many are."""
+    """Creates the objects. Returns the seconds until all have converged, and the number of those that have."""
     started = time.monotonic()
     for index in range(options.models):
         source = {"s3": {"bucket": f"models-{index}"}}
@@ -118,12 +117,12 @@ def _converge(control_plane: ControlPlane, fleet: OperatorHarness, options: argp
     while done < options.models and time.monotonic() - started < options.limit:
         time.sleep(5)
         warm, done = _count_warm(control_plane)
-        print(f"{time.monotonic() - started:.0f} s: {warm} warm, {done} done", file=sys.stderr)
+        print(f"{time.monotonic() - started:.0f} s: {warm} loads, {done} objects converged", file=sys.stderr)
     return time.monotonic() - started, done
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs one convergence and returns what it took."""
+    """Runs the benchmark and returns its figures."""
     with _cluster(options.nodes) as (control_plane, fleet, folder), _kubelets(control_plane) as kubelets:
         controller = ControllerProcess(control_plane, folder, health_port=free_ports(1)[0])
         with controller:
@@ -151,15 +150,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses the command line and prints the result."""
     parser = argparse.ArgumentParser(
-        description=f"{__doc__.splitlines()[0]} The default takes 25 minutes on two processors.",
+        description=f"{__doc__.splitlines()[0]} The default takes 25 minutes on 2 cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--models", type=int, default=100, help="ModelWeights objects")
-    parser.add_argument("--nodes", type=int, default=200, help="nodes, each of which is to hold all models")
-    parser.add_argument("--concurrent", type=int, default=4, help="maxConcurrentNodes of each object")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds after which it is given up")
+    parser.add_argument("--models", type=int, default=100, help="number of ModelWeights")
+    parser.add_argument("--nodes", type=int, default=200, help="number of nodes; every node loads all models")
+    parser.add_argument("--concurrent", type=int, default=4, help="maxConcurrentNodes of each ModelWeights")
+    parser.add_argument("--limit", type=float, default=3600, help="timeout in seconds")
     print(json.dumps(run(parser.parse_args())))
 
 

@@ -1,8 +1,9 @@
-"""Latency of the webhook: pods a second against a real API server, times from the server's own histogram.
+"""Measures the webhook's latency at a constant rate, by the client and by the webhook's histogram.
 
     make bench-webhook BENCH_ARGS='--rate 50 --seconds 30'
 
-Reviews are posted straight to the webhook, so that the figures are its own; it reads each object from the API server.
+Reviews are posted directly to the webhook, so that the API server's time isn't included. The webhook reads each object
+from a real API server.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _fraction_within(webhook: WebhookThread, bound: float) -> float:
 
 
 def run(rate: float, seconds: float) -> dict[str, Any]:
-    """Runs once and returns milliseconds."""
+    """Runs the benchmark and returns its figures."""
     with tempfile.TemporaryDirectory() as folder:
         control_plane = ControlPlane(Path(folder), find_programs())
         try:
@@ -83,7 +84,7 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
                 objects.resolved_report(bucket="bench", count=30), parse_model_weights(body), now="2026-01-01T00:00:00Z"
             )
             if not isinstance(resolved, SeenRevision):
-                raise SystemExit(f"The report was refused: {resolved}")
+                raise SystemExit(f"The report was rejected: {resolved}")
             body["status"] = {"resolved": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)}
             control_plane.request("PUT", fleet.object_path() + "/status", body)
             with WebhookThread(admin_client_config(control_plane), make_installation(), Path(folder)) as webhook:
@@ -100,12 +101,11 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses the command line and prints the result."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--rate", type=float, default=50, help="pods a second")
-    parser.add_argument("--seconds", type=float, default=30, help="for how long")
+    parser.add_argument("--rate", type=float, default=50, help="reviews per second")
+    parser.add_argument("--seconds", type=float, default=30, help="duration")
     options = parser.parse_args()
     print(json.dumps(run(options.rate, options.seconds)))
 

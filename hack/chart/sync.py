@@ -1,7 +1,7 @@
-"""Brings the chart's copies up to date: CRDs from the operator's models, roles from ``operator/rbac``.
+"""Generates the chart's CRDs from the operator's models, and copies its roles from ``operator/rbac``.
 
-A chart can read only what lies within it, so it has copies; nobody edits them, and a test compares them. Run it after a
-change of the API's models or of a role: ``python hack/chart/sync.py``.
+A chart can read only files in its folder, so it needs copies. Don't edit them: a test compares them. Run
+``python hack/chart/sync.py`` after a change of the API's models or of a role.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CHART = ROOT / "charts" / "tonnage"
 
 
 def generated_files() -> dict[Path, str]:
-    """Returns the text that each generated file should have, ``crds/`` included."""
+    """Returns the content of each generated file, including those in ``crds/``."""
     from tonnage_operator.api import crd
 
     files: dict[Path, str] = {}
@@ -27,12 +27,12 @@ def generated_files() -> dict[Path, str]:
 
 
 def stale_files() -> list[Path]:
-    """Returns the files in the chart that nothing makes any more."""
+    """Returns the chart's files that are no longer generated."""
     return sorted(set((CHART / "files").rglob("*.yaml")) - set(generated_files()))
 
 
 def main() -> int:
-    """Writes what differs, removes what is stale, and names both."""
+    """Writes changed files, removes stale files, and prints their paths."""
     sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "loader")]
     for path, text in generated_files().items():
         if not path.exists() or path.read_text() != text:

@@ -1,7 +1,7 @@
-"""Writes the table of the chart's values in ``docs/guides/helm.md``, from the comments of ``values.yaml``.
+"""Generates the table of the chart's values in ``docs/guides/helm.md`` from the comments of ``values.yaml``.
 
-A comment that begins with ``# --`` describes the key below it; deeper keys without one are part of its default. Run it
-after a change of ``values.yaml``: ``python hack/chart/values_table.py``.
+A comment that begins with ``# --`` describes the key below it; nested keys without a comment are part of its default.
+Run ``python hack/chart/values_table.py`` after a change of ``values.yaml``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ END = "<!-- end of values -->"
 
 @dataclass(frozen=True)
 class Value:
-    """One documented value: its path with dots, its default, and what it means."""
+    """One documented value: its path with dots, its default, and its description."""
 
     path: str
     default: Any
@@ -34,7 +34,7 @@ class Value:
 
 
 class MissingDescription(Exception):
-    """A value has no description; the text names it."""
+    """A value has no description; the message has its path."""
 
 
 def values(source: str) -> list[Value]:
@@ -44,12 +44,12 @@ def values(source: str) -> list[Value]:
         source: The text of ``values.yaml``.
 
     Raises:
-        Undocumented: A value has no comment, and none of its parents has one.
+        MissingDescription: A value has no comment, and none of its parents has one.
     """
     lines = source.splitlines()
     root = yaml.compose(source, Loader=yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):
-        raise MissingDescription("values.yaml is no mapping")
+        raise MissingDescription("values.yaml is not a mapping")
     return list(_walk(root, yaml.safe_load(source), lines, ""))
 
 
@@ -66,7 +66,7 @@ def _walk(node: yaml.MappingNode, data: dict[str, Any], lines: list[str], above:
 
 
 def _comment(lines: list[str], line: int) -> str:
-    """Returns the description right above a line; empty where there is none."""
+    """Returns the description directly above a line; empty if there is none."""
     found: list[str] = []
     for above in reversed(lines[:line]):
         words = above.strip()
@@ -89,14 +89,13 @@ def table(found: list[Value]) -> str:
 
 
 def page(text: str) -> str:
-    """Returns the page with the present table in the place of the old one."""
+    """Returns the page with a new table."""
     before, _, remainder = text.partition(BEGIN)
     _, _, after = remainder.partition(END)
     return f"{before}{BEGIN}\n\n{table(values(VALUES.read_text()))}\n\n{END}{after}"
 
 
 def main() -> int:
-    """Writes the page."""
     PAGE.write_text(page(PAGE.read_text()))
     return 0
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Pins what the project installs: one file a purpose, every version exact, every wheel by its hash. `make lock` runs it
-# after a change of pyproject.toml; with the argument --upgrade it takes newer versions too.
+# Pins the project's dependencies: one file for each purpose, with exact versions and hashes. `make lock` runs it after a
+# change of pyproject.toml; with the argument --upgrade it upgrades all versions.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -8,14 +8,14 @@ uv=${UV:-.venv/bin/uv}
 whole=$(mktemp)
 trap 'rm -f "$whole"' EXIT
 
-# --universal: one file serves every Python from 3.11 on. No index is named, so that a machine's own settings count.
+# --universal: one file for every Python since 3.11. No index is written, so that a machine's settings apply.
 compile() {
     output=$1
     shift
     groups_alone "$output" pyproject.toml "$@"
 }
 
-# The same for dependency groups without the project itself.
+# As compile, but for dependency groups without the project.
 groups_alone() {
     output=$1
     shift
@@ -23,7 +23,7 @@ groups_alone() {
         --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file "$output" "$@"
 }
 
-# What is pinned already stays, unless asked otherwise; then all files take their versions from one resolution.
+# Keep existing pins unless --upgrade is given; all files take their versions from one resolution.
 for file in runtime test lint bench; do
     if [ "${1:-}" != --upgrade ] && [ -f "requirements/$file.txt" ]; then
         cat "requirements/$file.txt" >> "$whole"
@@ -35,7 +35,7 @@ compile requirements/runtime.txt --constraints "$whole"
 compile requirements/test.txt --constraints "$whole" --all-extras --group build --group test
 compile requirements/lint.txt --constraints "$whole" --all-extras --group build --group test --group lint
 compile requirements/bench.txt --constraints "$whole" --all-extras --group build --group test --group bench
-# The images: what the loader's needs is runtime.txt.
+# The images. The loader's uses runtime.txt.
 compile requirements/image-operator.txt --constraints "$whole" --extra operator
 groups_alone requirements/image-build.txt --constraints "$whole" --group build
 echo 'uv==0.13.9' | "$uv" pip compile - --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,7 +1,7 @@
-"""Runs all tests: those that measure time or compare the whole machine alone, then the others side by side.
+"""Runs all tests: first the timing-sensitive ones alone, then the others in parallel.
 
-Tests of a real node and of a real control plane wait more than they compute, so they share the processors well. Each
-lane is a pytest of its own. The last line counts all tests together.
+Tests of a real node and of a real control plane mostly wait, so they run in parallel, in two pytest processes. The last
+line has the total number of tests.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PARALLEL_RUNS = {
     "node": ["e2e", "images", "docs"],
     "operator": ["controller", "chart"],
 }
-"""Folders of tests by lane; lanes should take about as long as each other. What isn't named runs alone, and first."""
+"""Folders of tests that run in parallel, by group; the groups should take about equally long. All others run first."""
 PROGRESS_INTERVAL_SECONDS = 60
 COUNTED = ("passed", "failed", "error", "skipped")
 
 
 @dataclass
 class PytestRun:
-    """One pytest and what it printed."""
+    """A running pytest process and its output."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -38,15 +38,15 @@ class PytestRun:
 
     @property
     def progress(self) -> str:
-        """How far it is, as pytest says it."""
+        """The percentage that pytest printed last."""
         found = re.findall(r"\[ *(\d+)%\]", self.output.read_text(errors="replace"))
         return f"{self.name} {found[-1] if found else 0} %"
 
 
 def main() -> int:
-    """Runs both parts and returns 0 when every test of both passed."""
+    """Runs all tests and returns 0 if every test passed."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # A shell that runs this in the background has it ignore interrupts, and what the tests start would inherit that.
+    # A shell ignores SIGINT in background jobs, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     parallel_folders = {folder for folders in PARALLEL_RUNS.values() for folder in folders}
     tests = sorted([*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("*/*/test_*.py")])
@@ -56,7 +56,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     codes = run(folder, {"alone": serial_folders}, counts) + run(folder, PARALLEL_RUNS, counts)
     if any(codes):
-        print(f"tests: what the tests wrote is in {folder}")
+        print(f"tests: files of the tests are in {folder}")
     else:
         shutil.rmtree(folder)
     failed = counts["failed"] + counts["error"]
@@ -64,34 +64,34 @@ def main() -> int:
     return int(any(codes))
 
 
-def run(folder: Path, lanes: dict[str, list[str]], counts: Counter[str]) -> list[int]:
-    """Runs lanes at once and prints one after the other, each when it has ended; returns their exit codes."""
-    running = [_start(folder, name, paths) for name, paths in lanes.items()]
-    began = sign = time.monotonic()
+def run(folder: Path, groups: dict[str, list[str]], counts: Counter[str]) -> list[int]:
+    """Runs groups in parallel, prints the output of each when it ends, and returns their exit codes."""
+    running = [_start(folder, name, paths) for name, paths in groups.items()]
+    began = reported = time.monotonic()
     codes = []
     try:
         while running:
-            for lane in [lane for lane in running if lane.process.poll() is not None]:
-                running.remove(lane)
-                codes.append(lane.process.returncode)
-                text = lane.output.read_text(errors="replace")
-                print(f"tests: {lane.name}, {time.monotonic() - began:.0f} s\n{text}", flush=True)
+            for ended in [each for each in running if each.process.poll() is not None]:
+                running.remove(ended)
+                codes.append(ended.process.returncode)
+                text = ended.output.read_text(errors="replace")
+                print(f"tests: {ended.name}, {time.monotonic() - began:.0f} s\n{text}", flush=True)
                 counts.update(parse_summary_counts(text))
-            if running and time.monotonic() - sign >= PROGRESS_INTERVAL_SECONDS:
-                sign = time.monotonic()
-                print(f"tests: {sign - began:.0f} s: {', '.join(lane.progress for lane in running)}", flush=True)
+            if running and time.monotonic() - reported >= PROGRESS_INTERVAL_SECONDS:
+                reported = time.monotonic()
+                print(f"tests: {reported - began:.0f} s: {', '.join(each.progress for each in running)}", flush=True)
             time.sleep(0.2)
     finally:
-        for lane in running:
-            lane.process.send_signal(signal.SIGINT)  # pytest then tears down what it has set up
-        for lane in running:
-            lane.process.wait()
-            print(lane.output.read_text(errors="replace"), flush=True)
+        for each in running:
+            each.process.send_signal(signal.SIGINT)  # pytest then runs its teardowns
+        for each in running:
+            each.process.wait()
+            print(each.output.read_text(errors="replace"), flush=True)
     return codes
 
 
 def parse_summary_counts(text: str) -> Counter[str]:
-    """Returns what pytest's closing line counts, by outcome."""
+    """Returns the counts in pytest's last line, by outcome."""
     lines = text.strip().splitlines() or [""]
     found = re.findall(r"(\d+) (\w+)", lines[-1])
     return Counter({word.removesuffix("s"): int(number) for number, word in found if word.removesuffix("s") in COUNTED})
@@ -99,7 +99,7 @@ def parse_summary_counts(text: str) -> Counter[str]:
 
 def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     output = folder / f"{name}.log"
-    # Folders of their own: side by side, pytests would clear each other's away.
+    # Separate base folders: parallel pytest processes would remove each other's.
     command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *(f"tests/{path}" for path in paths)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)

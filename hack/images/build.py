@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Builds the images of Tonnage into archives outside of the clone, unless they are there already.
+"""Builds the images of Tonnage as archives in a cache folder, if their inputs have changed.
 
-    hack/images/build.py                          JSON: names, archives, IDs
-    hack/images/build.py --format lines           one line an image: its target, its name, its archive
-    hack/images/build.py --engine docker          with Docker and the real base image
+    hack/images/build.py                          print JSON: names, archives, IDs
+    hack/images/build.py --format lines           print one line per image: target, name, archive
+    hack/images/build.py --engine docker          build with Docker and the official base image
 
-An archive is a tar file for `ctr images import` or `docker load`. All that the images are made of is in the name of the
-archives' folder, so a second call takes a moment, and an edit of Tonnage's sources builds just the last layer anew.
+An archive is a tar file for `ctr images import` or `docker load`. The name of its folder is a hash of all inputs: a
+second call returns immediately, and a change of Tonnage's sources builds only the last layer again.
 See docs/contributing/images.md.
 """
 
@@ -36,15 +36,14 @@ if TYPE_CHECKING:
 TARGETS = ("loader", "operator")
 _KEPT_BUILDS = 3
 _KEPT_SECONDS = 600.0
-"""A build that somebody asked for in this time may be being read, and stays."""
+"""A build that was returned within this time may be in use and is not pruned."""
 
 Result = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes temporary files
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tonnage" / "images"
     try:
         result = get_or_build(options, cache)
@@ -63,25 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Builds the images of Tonnage, unless they are there already.")
+    parser = argparse.ArgumentParser(description="Builds the images of Tonnage if their inputs have changed.")
     parser.add_argument(
         "--engine",
         choices=("auto", "buildah", "docker", "podman"),
         default="auto",
-        help="what builds; auto: docker or podman where --base is given and they answer, else buildah",
+        help="auto: docker or podman if --base is given and one is running, otherwise buildah",
     )
-    parser.add_argument("--base", help="base image for docker and podman; without a digest, that of today is used")
-    parser.add_argument("--prefix", default="", help="what image names begin with, such as registry.example/team/")
+    parser.add_argument("--base", help="base image for docker and podman; without a digest, the current one is used")
+    parser.add_argument("--prefix", default="", help="prefix of image names, such as registry.example/team/")
     parser.add_argument("--format", choices=("json", "lines"), default="json")
     return parser
 
 
 def get_or_build(options: argparse.Namespace, cache: Path) -> Result:
-    """Returns the images for these options, built now or before.
+    """Returns the images for these options; builds them if their inputs have changed.
 
     Raises:
-        Lacking: They can't be built on this machine.
-        BuildFailed: They can't be built at all.
+        MissingRequirement: This machine can't build them.
+        BuildFailed: The build failed.
     """
     settings = (options.engine, options.base or debian_root.image_name(), options.prefix)
     if result := _cached_result(cache / cache_key.cache_key(*settings)):
@@ -91,7 +90,7 @@ def get_or_build(options: argparse.Namespace, cache: Path) -> Result:
         source = Path(private, "source")
         cache_key.copy_inputs(source)
         folder = cache / cache_key.cache_key(*settings, root=source)
-        if result := _cached_result(folder):  # built by whom this one waited for
+        if result := _cached_result(folder):  # built while this process waited for the lock
             return result
         engine = engines.select_engine(options.engine, base=options.base, cache=cache)
         engine.prepare()
@@ -112,7 +111,7 @@ def _cached_result(folder: Path) -> Result | None:
 
 @contextlib.contextmanager
 def _build_lock(cache: Path) -> Iterator[None]:
-    """Lets one build run at a time."""
+    """Allows one build at a time."""
     with (cache / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +122,7 @@ def _build_lock(cache: Path) -> Iterator[None]:
 
 
 def _build(engine: engines.Engine, prefix: str, source: Path, folder: Path) -> Result:
-    """Builds both images of the sources in ``source`` and puts their archives into ``folder``."""
+    """Builds both images from ``source`` and writes their archives to ``folder``."""
     version = cache_key.version(source)
     build_args = {"VERSION": version, "REVISION": cache_key.revision()}
     secrets = host.build_secrets(source.parent)
@@ -148,7 +147,7 @@ def _build(engine: engines.Engine, prefix: str, source: Path, folder: Path) -> R
 
 
 def _prune_builds(cache: Path) -> None:
-    """Removes builds that nobody asked for lately, and what interrupted ones left."""
+    """Removes builds that were not used recently, and the remains of interrupted builds."""
     for staging in cache.glob(".*.part"):
         shutil.rmtree(staging)
     builds = sorted(cache.glob("*/images.json"), key=lambda file: file.stat().st_mtime, reverse=True)

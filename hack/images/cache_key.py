@@ -1,4 +1,4 @@
-"""What the images are made of, and a key that changes when any of it does."""
+"""The inputs of the images, and a hash of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def input_files(root: Path = ROOT) -> Iterator[Path]:
 
 
 def cache_key(*settings: str, root: Path = ROOT) -> str:
-    """Returns 16 hex digits over all inputs and ``settings``."""
+    """Returns the first 16 hex digits of a SHA-256 over all inputs and ``settings``."""
     digest = hashlib.sha256("\0".join(settings).encode())
     for file in input_files(root):
         digest.update(f"\0{file.relative_to(root)}\0".encode())
@@ -54,7 +54,7 @@ def cache_key(*settings: str, root: Path = ROOT) -> str:
 
 
 def copy_inputs(folder: Path) -> None:
-    """Copies all inputs, so that edits during a build can't make an image of a state that never was."""
+    """Copies all inputs, so that an edit during the build can't give an image of mixed sources."""
     for file in input_files():
         copy = folder / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -62,20 +62,20 @@ def copy_inputs(folder: Path) -> None:
 
 
 def version(root: Path = ROOT) -> str:
-    """Returns the version that the package states.
+    """Returns the package's version.
 
     Raises:
-        ValueError: It doesn't.
+        ValueError: It has none.
     """
     file = root / "loader" / "tonnage" / "_version.py"
     found = _VERSION.search(file.read_text())
     if not found:
-        raise ValueError(f"{file} states no version.")
+        raise ValueError(f"{file} has no version.")
     return found[1]
 
 
 def revision() -> str:
-    """Returns the last commit that touched an input, with ``-dirty`` where files differ from it, or ``unknown``."""
+    """Returns the last commit that changed an input, with ``-dirty`` if files differ from it; otherwise ``unknown``."""
     try:
         commit = _git("log", "-1", "--format=%H", "--", *INPUTS)
         changed = _git("status", "--porcelain", "--", *INPUTS)

@@ -1,7 +1,7 @@
-"""A root that stands in for the base image where no registry can be reached: Debian's own packages, from a mirror.
+"""Builds a Debian root file system that replaces the base image where no registry can be reached.
 
-It has what the official slim image has: the required packages and apt, no documentation but copyrights. An image built
-on it is for tests and says so in a label.
+Like the official slim image it has the required packages and apt, and no documentation except copyrights. Images that
+are built on it are for tests only and have a label for that.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 
 SUITE = "bookworm"
 REQUIRED_PROGRAMS = ("mmdebstrap",)
-"""What ``make`` runs."""
+"""The programs that ``build_root`` runs."""
 _ARCHIVE = re.compile(r"^(bookworm|bookworm-updates|bookworm-security) main (https?://\S+)$")
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def image_name() -> str:
-    """Returns the stand-in's name: a new one each month, so that security fixes come in."""
+    """Returns the image's name, which changes each month, so that security fixes are installed."""
     return f"localhost/tonnage-base:{SUITE}-{time.strftime('%Y-%m', time.gmtime())}"
 
 
 def build_root(archive: Path) -> None:
-    """Makes the root and writes it to ``archive``, a tar file.
+    """Writes the root file system to ``archive``, a tar file.
 
     Raises:
-        Lacking: It can't be made here.
+        MissingRequirement: mmdebstrap failed.
     """
     command = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=tar"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
     command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
     command += [f"--aptopt={line}" for line in host.apt_settings()]
-    # Settings of this machine are for now only; the Dockerfile gets them as a secret.
+    # Remove this machine's settings, which are only for the build; the Dockerfile gets them as a secret.
     command += ["--customize-hook=rm -f $1/etc/apt/apt.conf.d/99mmdebstrap $1/etc/resolv.conf $1/etc/hostname"]
-    host.log(f"making a root of Debian {SUITE} that stands in for the base image (half a minute)")
+    host.log(f"building a base image from packages of Debian {SUITE} (half a minute)")
     done = subprocess.run([*command, SUITE, str(archive), "-"], input=apt_sources(), text=True, check=False)
     if done.returncode:
-        raise host.MissingRequirement("mmdebstrap could not make a Debian root; its messages are above.")
+        raise host.MissingRequirement("mmdebstrap failed; see its messages above.")
 
 
 def apt_sources() -> str:
-    """Returns lines for apt: this machine's own mirrors of the suite, else Debian's."""
+    """Returns lines for apt: this machine's mirrors of the suite, otherwise Debian's."""
     found = dict.fromkeys(_configured_mirrors())
     if SUITE not in {suite for suite, _ in found}:
         found = dict.fromkeys(

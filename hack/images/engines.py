@@ -1,4 +1,4 @@
-"""The programs that build images: buildah where no registry can be reached, Docker or Podman with the real base."""
+"""Builds images: with buildah where no registry can be reached, or with Docker or Podman and the official base."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _TAIL = 4000
 
 
 class Engine(Protocol):
-    """Builds targets of the Dockerfile and writes them to archives.
+    """Builds targets of the Dockerfile and saves them as archives.
 
-    ``base`` is the base image's name. ``stages`` are stages to build and keep by name before all others.
+    ``base`` is the base image's name. ``stages`` are stages to build first, and to keep with a name.
     """
 
     base: str
     stages: tuple[str, ...]
 
     def prepare(self) -> None:
-        """Makes ready what a build needs.
+        """Prepares programs, storage and base image.
 
         Raises:
-            Lacking: This machine hasn't got it.
+            MissingRequirement: Something is missing on this machine.
         """
 
     def build(
@@ -42,25 +42,25 @@ class Engine(Protocol):
         """Builds one target of the Dockerfile in ``source``.
 
         Raises:
-            BuildFailed: It can't be built.
+            BuildFailed: The build failed.
         """
 
     def save(self, tag: str, archive: Path) -> str:
         """Writes an image to a ``docker-archive`` and returns its ID, ``sha256:…``."""
 
     def prune(self) -> None:
-        """Removes what later builds have no use for."""
+        """Removes images that later builds don't need."""
 
 
 class BuildFailed(Exception):
-    """A command failed; the text ends with what it printed."""
+    """A command failed; the message ends with its output."""
 
 
 def run_command(command: Sequence[str]) -> str:
-    """Runs a command and returns its standard output, without the last line's end.
+    """Runs a command and returns its standard output, stripped.
 
     Raises:
-        BuildFailed: It exits with another code than 0.
+        BuildFailed: Its exit code is not 0.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -72,7 +72,7 @@ def run_command(command: Sequence[str]) -> str:
 def build_options(
     target: str, tag: str, build_args: Mapping[str, str], secrets: Mapping[str, Path], *, base: str
 ) -> list[str]:
-    """Returns the options of a build that all engines share. Proxies go by name, so that no value is in an argument."""
+    """Returns the options of a build that all engines share. Proxies are passed by name: values may have passwords."""
     options = [f"--target={target}", f"--tag={tag}", f"--build-arg=BASE={base}"]
     options += [f"--build-arg={name}={value}" for name, value in build_args.items()]
     options += [f"--build-arg={name}" for name in host.proxy_variables(os.environ)]
@@ -81,10 +81,10 @@ def build_options(
 
 
 class Buildah:
-    """buildah with a storage of its own below the cache folder, and a base made here."""
+    """buildah, with its storage in the cache folder and a base image from Debian packages."""
 
     stages: tuple[str, ...] = ("operator-packages",)
-    """The last one that an edit of Tonnage's own sources leaves as it is; with a name it isn't tidied away."""
+    """The last stage that doesn't depend on Tonnage's sources. Its name protects it from pruning."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -93,14 +93,14 @@ class Buildah:
 
     def prepare(self) -> None:
         if os.geteuid() != 0:
-            raise host.MissingRequirement("buildah is used as root here; run this as root, or with --engine docker.")
+            raise host.MissingRequirement("buildah needs root here. Run this as root, or with --engine docker.")
         host.ensure_programs(["buildah", *debian_root.REQUIRED_PROGRAMS])
         self._global = self._storage()
         if not self._images(self.base):
             self._make_base()
 
     def _storage(self) -> list[str]:
-        """Returns buildah's options for its storage: overlay, or, where that can't be mounted, vfs with its copies."""
+        """Returns buildah's options for its storage: overlay, or vfs (which copies files) if that can't be mounted."""
         run_root = Path("/run/tonnage-images") / hashlib.sha256(bytes(self._cache)).hexdigest()[:8]
         wanted = os.environ.get("STORAGE_DRIVER")
         for driver in [wanted] if wanted else ["overlay", "vfs"]:
@@ -108,7 +108,7 @@ class Buildah:
             options += [f"--storage-driver={driver}"]
             if not subprocess.run(["buildah", *options, "info"], capture_output=True, check=False).returncode:
                 return options
-        raise host.MissingRequirement("buildah can't use a storage here; `buildah info` says why.")
+        raise host.MissingRequirement("buildah can't use overlay or vfs storage here; `buildah info` shows the reason.")
 
     def _make_base(self) -> None:
         folder = self._cache / "base.part"
@@ -140,7 +140,7 @@ class Buildah:
         self._buildah("rmi", "--prune")
 
     def _images(self, name: str) -> list[str]:
-        """Returns the names of images, with their tags, that begin with ``name``."""
+        """Returns the names and tags of images with the prefix ``name``."""
         listed = self._buildah("images", "--format={{.Name}}:{{.Tag}}").splitlines()
         return [each for each in listed if each.startswith(name)]
 
@@ -149,11 +149,11 @@ class Buildah:
 
 
 class Docker:
-    """Docker, or Podman, whose command line is the same here, with a base from a registry.
+    """Docker or Podman, which have the same command line here, with a base image from a registry.
 
     Args:
         program: ``docker`` or ``podman``.
-        base: The base image; without a digest, that of today is looked up.
+        base: The base image; without a digest, the current one is used.
     """
 
     stages: tuple[str, ...] = ()
@@ -164,12 +164,12 @@ class Docker:
 
     def prepare(self) -> None:
         if not is_available(self._program):
-            raise host.MissingRequirement(f"`{self._program} info` fails: no engine answers here.")
+            raise host.MissingRequirement(f"`{self._program} info` failed. Start {self._program} first.")
         if "@sha256:" not in self.base:
             run_command([self._program, "pull", "--quiet", self.base])
             digest = run_command([self._program, "image", "inspect", "--format={{index .RepoDigests 0}}", self.base])
             self.base = f"{self.base}@{digest.rpartition('@')[2]}"
-            host.log(f"the base of today is {self.base}")
+            host.log(f"base image: {self.base}")
 
     def build(
         self, target: str, tag: str, source: Path, build_args: Mapping[str, str], secrets: Mapping[str, Path]
@@ -187,18 +187,18 @@ class Docker:
         return found if found.startswith("sha256:") else f"sha256:{found}"
 
     def prune(self) -> None:
-        """Leaves that to the person whose engine it is."""
+        """Does nothing: the engine's storage belongs to its user."""
 
 
 def is_available(program: str) -> bool:
-    """Says whether an engine works."""
+    """Returns whether an engine is installed and running."""
     if not shutil.which(program):
         return False
     return not subprocess.run([program, "info"], capture_output=True, check=False).returncode
 
 
 def select_engine(name: str, *, base: str | None, cache: Path) -> Engine:
-    """Returns the engine of this name; for ``auto`` the first that can work here."""
+    """Returns the engine with this name; for ``auto`` the first one that is available."""
     if name == "auto":
         candidates = [program for program in ("docker", "podman") if base and is_available(program)]
         name = candidates[0] if candidates else "buildah"

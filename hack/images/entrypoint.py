@@ -1,9 +1,9 @@
 #!/usr/bin/env -S --block-signal=TERM --block-signal=INT /opt/tonnage/bin/python -IB
-"""Starts ``tonnage`` or ``tonnage-operator``, by the name that it is called by, as a container's first process.
+"""Runs ``tonnage`` or ``tonnage-operator``, depending on argv[0], as PID 1 of a container.
 
-The kernel drops a signal to PID 1 that has no handler, and Python takes a while until one is there; whoever stops the
-container in that moment would wait for the whole grace period. So ``env`` blocks the signals before Python starts, and
-they are let through as soon as somebody listens.
+The kernel drops signals to PID 1 that have no handler. Without this file, a container that is stopped while Python
+starts would run until the end of its grace period. So ``env`` blocks the signals before Python starts, and they are
+unblocked when handlers are installed.
 """
 
 import os

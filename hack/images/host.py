@@ -1,6 +1,6 @@
-"""What this machine is: which programs it has, and the settings with which it reaches package indexes.
+"""This machine's programs, and its settings for package indexes and mirrors.
 
-Run it to install programs: ``python3 hack/images/host.py runc``.
+Run as a program, it installs programs: ``python3 hack/images/host.py runc``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ _APT_SETTING = re.compile(r"^Acquire::(Check-|Retries|ForceIPv4|https?::(Proxy|T
 
 
 class MissingRequirement(Exception):
-    """This machine can't do it; the text says what is missing and what to do."""
+    """Something is missing on this machine; the message names it and the remedy."""
 
 
-def log(sentence: str) -> None:
-    """Tells the person what is going on, on standard error."""
-    print(f"images: {sentence}", file=sys.stderr, flush=True)
+def log(message: str) -> None:
+    print(f"images: {message}", file=sys.stderr, flush=True)
 
 
 def ensure_programs(programs: Sequence[str]) -> None:
-    """Sees to it that programs are there: by apt-get, if it may; Debian's packages have their names.
+    """Installs missing programs with apt-get, as root. Each program must have the name of its Debian package.
 
     Raises:
-        Lacking: They aren't, and can't be installed.
+        MissingRequirement: A program is missing and can't be installed.
     """
     missing = [name for name in programs if not shutil.which(name, path=_path())]
     if not missing:
@@ -58,7 +57,7 @@ def ensure_programs(programs: Sequence[str]) -> None:
             check=False,
         )
         if done.returncode:
-            raise MissingRequirement(f"{done.stdout[-2000:]}\n{command} failed, as said above.")
+            raise MissingRequirement(f"{done.stdout[-2000:]}\n{command} failed; see its output above.")
 
 
 def _path() -> str:
@@ -66,10 +65,10 @@ def _path() -> str:
 
 
 def build_secrets(folder: Path) -> dict[str, Path]:
-    """Writes this machine's settings for pip and apt into files and returns them by the names the Dockerfile knows.
+    """Writes this machine's settings of pip and apt to files. Returns them by the names of the Dockerfile's secrets.
 
     Args:
-        folder: A private one, removed after the build.
+        folder: A private folder that is removed after the build.
     """
     secrets: dict[str, Path] = {}
     pip = pip_settings()
@@ -89,7 +88,7 @@ def build_secrets(folder: Path) -> dict[str, Path]:
 
 
 def pip_settings() -> dict[str, str]:
-    """Returns pip's settings on this machine that make sense elsewhere; those of the environment win."""
+    """Returns pip's settings on this machine that also apply in a build; the environment takes precedence."""
     home = Path.home()
     own = os.environ.get("PIP_CONFIG_FILE") or os.devnull
     parser = configparser.RawConfigParser()
@@ -107,7 +106,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def apt_settings() -> list[str]:
-    """Returns apt's settings on this machine for reaching a mirror, as lines of a configuration file."""
+    """Returns apt's network settings on this machine, as lines of a configuration file."""
     if not shutil.which("apt-config"):
         return []
     done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
@@ -115,7 +114,7 @@ def apt_settings() -> list[str]:
 
 
 def proxy_variables(environment: Mapping[str, str]) -> list[str]:
-    """Returns the names of the proxy variables that are set, in the spelling that they are set in."""
+    """Returns the names of the proxy variables that are set, in lower or upper case."""
     return [name for lower in _PROXIES for name in (lower, lower.upper()) if environment.get(name)]
 
 

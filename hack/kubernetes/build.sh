@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Builds the programs of a Kubernetes that tests and the local cluster run, once, into a cache outside of the clone, and
-# prints that folder.
+# Builds the Kubernetes programs of tests and the local cluster into a cache outside the clone, and prints its path.
 #
 #   hack/kubernetes/build.sh                      the control plane: API server, controller manager, scheduler, kubectl
-#   hack/kubernetes/build.sh kubelet helm         just these, in addition to whatever is there already
-#   hack/kubernetes/build.sh --missing NAME...    builds nothing, prints which of them would be built
-#   hack/kubernetes/build.sh --has-go             builds nothing, exits with 3 where there is no Go that could
+#   hack/kubernetes/build.sh kubelet helm         only these, in addition to those in the cache
+#   hack/kubernetes/build.sh --missing NAME...    builds nothing; prints the programs that would be built
+#   hack/kubernetes/build.sh --has-go             builds nothing; exits with 3 if there is no suitable Go
 #
-# A program that KUBEBUILDER_ASSETS already has (the name that envtest uses) is not built. A cold build of the control
-# plane takes 5 to 6 minutes on 2 cores, all others about 3 more; a later call takes milliseconds.
+# Programs that KUBEBUILDER_ASSETS has (the variable of envtest) are not built. The first build of the control plane takes
+# 5 to 6 minutes on 2 cores, the other programs about 3 more; a later call takes milliseconds.
 set -euo pipefail
 
 version=v1.34.4
@@ -27,7 +26,7 @@ if [ ${#programs[@]} -eq 0 ]; then
   programs=(kube-apiserver kube-controller-manager kube-scheduler kubectl)
 fi
 
-# Every flag is here: changing one makes Go build everything anew.
+# All flags are set here; after a change Go builds everything again.
 stamp() {
   local package
   for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
@@ -36,7 +35,7 @@ stamp() {
   done
 }
 
-# source_of PROGRAM: sets where it is built, from what, its link flags, and what it is made of if not of $version alone.
+# source_of PROGRAM: sets its module, package and link flags, and made_of: its source files, if not only $version.
 source_of() {
   made_of=()
   case $1 in
@@ -60,7 +59,7 @@ source_of() {
   esac
 }
 
-# digest: names what a program is made of, so that a change of it is built.
+# digest: a checksum of made_of; if it changes, the program is built again.
 digest() { if [ ${#made_of[@]} -gt 0 ]; then cat "${made_of[@]}" | cksum; fi; }
 
 is_there() {
@@ -68,7 +67,7 @@ is_there() {
     { [ -x "$target/$1" ] && [ "$(cat "$target/.$1.made-of" 2>/dev/null || true)" = "$(digest)" ]; }
 }
 
-# find_go: prints the Go that builds. Distributions often have one that is too old.
+# find_go: prints the path of a Go that is new enough. Distributions often have an older one.
 find_go() {
   local go found
   for go in "$(command -v go || true)" /usr/local/go/bin/go; do
@@ -104,11 +103,11 @@ for program in "${programs[@]}"; do
     continue
   fi
   if ! go=$(find_go); then
-    echo "build.sh: $program is not in KUBEBUILDER_ASSETS nor in $target, and there is no Go $oldest_go or newer to build" \
-      "it, neither on PATH nor in /usr/local/go (see https://go.dev/dl)." >&2
+    echo "build.sh: $program is neither in KUBEBUILDER_ASSETS nor in $target. To build it, install Go $oldest_go or newer" \
+      "from https://go.dev/dl, on PATH or in /usr/local/go." >&2
     exit 3
   fi
-  echo "build.sh: building $program, once" >&2
+  echo "build.sh: building $program" >&2
   (
     cd "$module"
     env CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off nice -n 10 \

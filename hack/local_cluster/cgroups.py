@@ -1,4 +1,4 @@
-"""Control groups of a cluster's pods: one below the root of each hierarchy, whether cgroup v1, v2 or both."""
+"""The control group of a cluster's pods, below the root of each hierarchy (cgroup v1, v2 or both)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REMOVE_TIMEOUT = 15.0
 
 
 def hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
-    """Returns where each hierarchy is mounted, with its type ``cgroup`` or ``cgroup2``, from a mountinfo's text."""
+    """Returns mount point and type (``cgroup`` or ``cgroup2``) of each hierarchy, from the text of a mountinfo file."""
     found: dict[Path, str] = {}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -25,7 +25,7 @@ def hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
 
 
 def missing_controllers(mountinfo: str) -> list[str]:
-    """Returns the controllers that pods need and this machine doesn't offer."""
+    """Returns the controllers that pods need and this machine doesn't have."""
     offered: set[str] = set()
     for path, kind in hierarchies(mountinfo):
         if kind == "cgroup2":
@@ -37,12 +37,12 @@ def missing_controllers(mountinfo: str) -> list[str]:
 
 
 def exists(name: str) -> bool:
-    """Whether a cluster's group is there in some hierarchy."""
+    """Whether any hierarchy has a cluster's group."""
     return any((path / name).exists() for path, _ in hierarchies(_mountinfo()))
 
 
 def create(name: str) -> None:
-    """Makes a cluster's group in each hierarchy.
+    """Creates a cluster's group in each hierarchy.
 
     Raises:
         StartFailed: The kernel refused.
@@ -53,19 +53,19 @@ def create(name: str) -> None:
             if kind == "cgroup2":
                 _enable_controllers(path)
             group.mkdir(exist_ok=True)
-            # A new group of cgroup v1 has no processors and no memory until it is told.
+            # In cgroup v1 a new group has empty cpuset.cpus and cpuset.mems until they are written.
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if kind == "cgroup" and (group / file).exists():
                     (group / file).write_text((path / file).read_text())
         except OSError as error:
-            raise StartFailed(f"Can't make the control group {group}: {error.strerror}.") from error
+            raise StartFailed(f"Can't create the control group {group}: {error.strerror}.") from error
 
 
 def remove(name: str) -> None:
-    """Removes a cluster's groups, whose processes must be ending.
+    """Removes a cluster's groups. Their processes must be exiting.
 
     Raises:
-        StartFailed: Some process stays in one of them.
+        StartFailed: A group still has a process after 15 seconds.
     """
     deadline = time.monotonic() + _REMOVE_TIMEOUT
     for path, _ in hierarchies(_mountinfo()):
@@ -78,11 +78,11 @@ def remove(name: str) -> None:
                 break
             if time.monotonic() > deadline:
                 raise StartFailed(f"The control group {group} is still in use.")
-            time.sleep(0.05)  # the kernel has no event for an ended process that has left its group
+            time.sleep(0.05)  # the kernel has no event for an empty group of cgroup v1
 
 
 def _enable_controllers(root: Path) -> None:
-    """Has the groups below the root of cgroup v2 offer the controllers that it has."""
+    """Enables the root's controllers for the groups below it (cgroup v2)."""
     for name in (root / "cgroup.controllers").read_text().split():
         if name in (*_REQUIRED_CONTROLLERS, "hugetlb", "io"):
             (root / "cgroup.subtree_control").write_text(f"+{name}")

@@ -1,4 +1,4 @@
-"""kubectl and helm, as the cluster's administrator."""
+"""Runs kubectl and helm as the cluster's administrator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clients:
-    """The two programs, with ``folder`` for what they keep."""
+    """The two programs; ``folder`` is for their caches."""
 
     kubectl_program: Path
     helm_program: Path
@@ -44,7 +44,7 @@ class Clients:
         return run_command(command, display_command=["helm", *args], timeout=timeout, environment=self.environment())
 
     def environment(self) -> dict[str, str]:
-        """Returns variables that point kubectl and helm at the cluster, over those of this process."""
+        """Returns this process's environment, changed so that kubectl and helm use the cluster."""
         homes = {f"HELM_{name}_HOME": str(self.folder / "helm") for name in ("CACHE", "CONFIG", "DATA")}
         return {**os.environ, **homes, "KUBECONFIG": str(self.kubeconfig)}
 
@@ -57,7 +57,7 @@ def run_command(
     timeout: float,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Runs a command and returns what it printed; an error calls it ``display_command``.
+    """Runs a command and returns what it printed. Errors name it as ``display_command``.
 
     Raises:
         CommandFailed: It exited with an error, or ran out of ``timeout`` seconds; with what it wrote to stderr.

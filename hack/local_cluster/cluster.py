@@ -1,4 +1,4 @@
-"""The cluster as tests and the command use it.
+"""The API of local clusters, for tests and for the command line.
 
 with start(folder) as cluster:
     cluster.kubectl("get", "nodes")
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Cluster:
-    """A one-node cluster in a folder. Make one by ``start`` or ``attach``."""
+    """A one-node cluster in a folder. Create it with ``start`` or ``attach``."""
 
     node_name = network.NODE_NAME
 
@@ -48,17 +48,17 @@ class Cluster:
 
     @property
     def network(self) -> Network:
-        """What is the cluster's own among the clusters of this machine."""
+        """The addresses and names that differ between the clusters of this machine."""
         return self._machine.network
 
     @property
     def node_address(self) -> str:
-        """The node's address. The S3 server, the API server and node ports are there, for pods and for this machine."""
+        """The node's address. S3 server, API server and node ports listen on it, for pods and for this machine."""
         return self.network.node_address
 
     @property
     def host_address(self) -> str:
-        """This machine's address on its cable to the node: pods reach here what listens on it."""
+        """This machine's address on its link to the node; pods can reach servers that listen on it."""
         return self.network.host_address
 
     @property
@@ -68,7 +68,7 @@ class Cluster:
 
     @property
     def clients(self) -> Clients:
-        """Where kubectl and helm are, and the environment that points them at the cluster."""
+        """The programs kubectl and helm, with the environment that selects the cluster."""
         return self._components.clients
 
     @property
@@ -83,12 +83,12 @@ class Cluster:
 
     @property
     def audit_log(self) -> Path:
-        """What the audit policy that the cluster was started with asked for, one JSON object a line."""
+        """The API server's audit log, one JSON object per line; only with an audit policy."""
         return self._components.audit_log
 
     @property
     def boot_id(self) -> str:
-        """The node's boot ID, another one after each ``reboot_node``."""
+        """The node's boot ID; it changes with each ``reboot_node``."""
         return self._machine.boot_id
 
     @property
@@ -109,8 +109,8 @@ class Cluster:
 
         Args:
             args: Its arguments.
-            input: What it reads, for ``-f -``.
-            timeout: Seconds after which it is ended.
+            input: Its standard input, for ``-f -``.
+            timeout: In seconds.
 
         Raises:
             CommandFailed: It exited with an error, or ran out of time; with what it wrote to stderr.
@@ -126,37 +126,37 @@ class Cluster:
         return self._components.clients.helm(*args, timeout=timeout)
 
     def import_image(self, archive: Path) -> None:
-        """Gives the node the images of a docker-archive, under the names in it. Pods must not always pull them.
+        """Imports the images of a docker-archive into the node. Pods need an imagePullPolicy other than Always.
 
         Raises:
-            CommandFailed: containerd refused; with what it says.
+            CommandFailed: The import failed; with containerd's message.
         """
         self._components.import_image(archive)
 
     def shim_pids(self, pod_uid: str) -> list[int]:
-        """Returns the ids of the containerd shims that hold a pod's containers."""
+        """Returns the process IDs of the containerd shims of a pod's containers."""
         shims = [pid for pid in all_pids() if any("containerd-shim" in each for each in command_line(pid)[:1])]
         return [pid for pid in shims if any(f"pod{pod_uid}/" in _groups(child) for child in children(pid))]
 
     def node_path(self, path: str) -> Path:
-        """Returns where a path of the node is seen from here, until the node reboots. Don't resolve it.
+        """Returns the path on this machine of a path of the node, valid until the node reboots. Don't resolve it.
 
-        The node's /run, /tmp, /dev/shm, /var/lib and /var/log are its own, everything else is this machine's.
+        The node has its own /run, /tmp, /dev/shm, /var/lib and /var/log; everything else is this machine's.
         """
         return self._machine.root / path.lstrip("/")
 
     def reboot_node(self) -> None:
-        """Cuts the node's power and switches it on again, with a new boot ID.
+        """Reboots the node without a clean shutdown. It gets a new boot ID.
 
-        All processes end at once, the control plane and the S3 server among them, and what was in the node's memory is
-        lost; its disk stays. Returns when the node is ready again and says the new boot ID.
+        All processes are killed, including control plane and S3 server. The contents of the node's memory are lost; its
+        disk stays. Returns when the node is ready and its status has the new boot ID.
         """
         self._machine.power_off()
         self._components.stop_processes()
         self._boot()
 
     def stop(self) -> None:
-        """Ends the cluster and removes all that it made, its folder included where it made that. May be repeated."""
+        """Stops the cluster and removes everything that it created, also its folder if it created that. Idempotent."""
         self._machine.power_off()
         self._components.stop_processes()
         if self._machine.reacquire_slot():
@@ -183,13 +183,13 @@ class Cluster:
 
 
 def prepare(progress: Progress | None = None) -> dict[str, Path]:
-    """Installs and builds what a cluster needs, so that ``start`` takes seconds; minutes, the first time.
+    """Installs and builds everything that ``start`` needs, which takes minutes the first time.
 
     Returns:
-        Where each program is, by its name.
+        The path of each program, by its name.
 
     Raises:
-        Lacking: This machine can't run a cluster; the message names everything that is missing.
+        MissingRequirements: This machine can't run a cluster; the message lists everything that is missing.
         StartFailed: A build failed.
     """
     with tempfile.TemporaryDirectory(prefix="tonnage-") as folder:
@@ -198,19 +198,19 @@ def prepare(progress: Progress | None = None) -> dict[str, Path]:
 
 
 def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress: Progress | None = None) -> Cluster:
-    """Starts a cluster whose files all lie in ``folder``, which must be empty or not there.
+    """Starts a cluster.
 
     Args:
-        folder: Where it keeps its files.
-        keep: Whether it outlives the thread that starts it. Otherwise it ends with that, however that ends.
-        audit_policy: What the API server notes in ``audit_log``, as a manifest; empty: nothing.
-        progress: Is told what happens.
+        folder: For all of its files; must be empty or not exist.
+        keep: Keep it running after the calling thread ends. Otherwise the kernel kills it when the thread ends.
+        audit_policy: The API server's audit policy, as a manifest; empty: no audit log.
+        progress: Gets the steps.
 
     Raises:
-        Lacking: This machine can't run one; the message names everything that is missing.
-        ClusterExists: There is one in the folder, or there are 16 on this machine.
-        FolderInUse: There is something else in the folder.
-        StartFailed: Some part did not come up. Nothing is left behind.
+        MissingRequirements: This machine can't run a cluster; the message lists everything that is missing.
+        ClusterExists: The folder has a cluster already, or this machine has 16 clusters.
+        FolderInUse: The folder has other files.
+        StartFailed: A program did not become ready. Everything that was created has been removed.
     """
     folder = folder.absolute()
     made = state_folder.create(folder)
@@ -238,15 +238,15 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
 
 
 def delete(folder: Path) -> None:
-    """Ends the cluster in ``folder``, or what is left of one, and removes all that it made.
+    """Stops the cluster in ``folder``, or what is left of it, and removes everything that it created.
 
     Raises:
-        NotRunning: There is none.
-        ClusterExists: Another command works on it.
+        NotRunning: The folder has no cluster.
+        ClusterExists: Another command is using it.
     """
     folder = folder.absolute()
     if (saved := state.read(folder)) is None:
-        raise NotRunning(f"There is no local cluster in {folder}.")
+        raise NotRunning(f"No local cluster in {folder}.")
     with state_folder.lock(folder):
         _remove(folder, saved)
         state_folder.remove_empty(saved.made_folders)
@@ -254,21 +254,21 @@ def delete(folder: Path) -> None:
 
 
 def attach(folder: Path) -> Cluster:
-    """Returns the cluster in ``folder`` that an earlier ``start(keep=True)`` left running, or of which parts are left.
+    """Returns the cluster in ``folder`` from an earlier ``start(keep=True)``, whether it is still running or not.
 
     Raises:
-        NotRunning: There is none.
+        NotRunning: The folder has no cluster, or its start failed early.
     """
     folder = folder.absolute()
     saved = state.read(folder)
     if saved is None:
-        raise NotRunning(f"There is no local cluster in {folder}.", "Start it: python -m local_cluster up")
+        raise NotRunning(f"No local cluster in {folder}.", "Start it: python -m local_cluster up")
     if not saved.programs:
-        raise NotRunning(f"The cluster in {folder} has not come up yet.", "Remove it: python -m local_cluster down")
+        raise NotRunning(f"The cluster in {folder} did not start.", "Remove it: python -m local_cluster down")
     machine = Machine(folder, [Path(path) for path in saved.keep], exit_with_parent=False)
     machine.slot, machine.boot_id, machine.holder, machine.init = (saved.slot, saved.boot_id, saved.holder, saved.init)
     if not machine.is_on:
-        # Its starter may have been killed before it could note whom it started.
+        # `start` may have been killed before it saved the holder's process ID.
         machine.holder = next((holder for holder, where in running_machines() if where == folder), None)
         machine.init = None
     cluster = Cluster(folder, machine, saved, Progress())
@@ -279,7 +279,7 @@ def attach(folder: Path) -> Cluster:
 
 
 def _assemble(machine: Machine, saved: state.State, progress: Progress) -> Cluster:
-    """Returns the cluster, all programs at hand, nothing started."""
+    """Returns the cluster with all programs found or built, but none started."""
     preflight.ensure_requirements(machine.folder, progress.report)
     found = components.find_programs()
     saved.programs = {name: str(path) for name, path in found.items()}
@@ -290,27 +290,27 @@ def _assemble(machine: Machine, saved: state.State, progress: Progress) -> Clust
 
 
 def _remove_leftovers(folder: Path) -> list[str]:
-    """Removes what is left of a cluster in ``folder``; returns the folders that it had made, which stay.
+    """Removes the remains of an earlier cluster in ``folder``. Returns the folders that it had created, which stay.
 
     Raises:
-        ClusterExists: It runs.
-        FolderInUse: There is something else in the folder.
+        ClusterExists: It is running.
+        FolderInUse: The folder has other files.
     """
     if leftover := state.read(folder):
         if leftover.programs and attach(folder).is_running:
-            raise ClusterExists(f"A local cluster runs in {folder}.", "End it first, or choose another folder.")
+            raise ClusterExists(f"A local cluster is running in {folder}.", "Stop it first, or choose another folder.")
         _remove(folder, leftover)
         return leftover.made_folders
     if any(folder.iterdir()):
-        raise FolderInUse(f"{folder} is not empty, and there is no cluster in it.", "Choose another one.")
+        raise FolderInUse(f"{folder} is not empty, and has no cluster.", "Choose another folder.")
     return []
 
 
 def _remove(folder: Path, saved: state.State) -> None:
-    """Ends the cluster, which may have got no further than to look for its programs, and empties its folder."""
+    """Stops the cluster, which may have no programs yet, and empties its folder."""
     if saved.programs:
         leftover = attach(folder)
-        leftover._state.made_folders = []  # noqa: SLF001 - the caller's business
+        leftover._state.made_folders = []  # noqa: SLF001 - the caller removes them
         leftover.stop()
     state_folder.clear(folder)
 

@@ -1,4 +1,4 @@
-"""The programs that make up the cluster, in the order in which they come up."""
+"""The programs of a cluster, and the order in which they are started."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _USERS: dict[str, User] = {
     "kubelet": (f"system:node:{network.NODE_NAME}", ("system:nodes",)),
     "coredns": (dns.USER, ()),
 }
-"""Who calls the API server, by program."""
+"""The users of the API server, by program."""
 _OF_MACHINE = ("etcd", "containerd", "ctr", "weed")
 _READY_TIMEOUT = 90
 
 
 def find_programs() -> dict[str, Path]:
-    """Returns the path of every program, building those that are missing (minutes, the first time).
+    """Returns the path of every program. Builds missing ones, which takes minutes the first time.
 
-    The machine's own must have been found there before (see ``requirements``).
+    Programs of Debian packages must be installed already (see ``preflight``).
     """
     found = programs.find_or_build([*programs.CONTROL_PLANE, *programs.NODE, *programs.CLIENTS])
     for name in (*_OF_MACHINE, "cni"):
@@ -50,13 +50,13 @@ def find_programs() -> dict[str, Path]:
 
 
 def preserved_folders(found: Mapping[str, Path]) -> list[Path]:
-    """Returns the folders that programs on the node's machine need at their paths."""
+    """Returns the folders that the node's programs need at their paths on this machine."""
     folders = {path if path.is_dir() else path.parent for path in found.values()}
     return sorted({*folders, Path(sys.prefix), Path(sys.base_prefix), programs.ROOT})
 
 
 class Components:
-    """All programs of a cluster, started or not. ``folder`` holds their files."""
+    """All programs of a cluster, running or not. ``folder`` holds their files."""
 
     def __init__(self, folder: Path, program_paths: Mapping[str, Path], machine: Machine, *, audited: bool) -> None:
         self._folder = folder
@@ -77,11 +77,11 @@ class Components:
 
     @property
     def audit_log(self) -> Path:
-        """What the API server notes, if it does."""
+        """The API server's audit log; it exists only with an audit policy."""
         return self._settings.audit_log
 
     def make_files(self, audit_policy: str) -> None:
-        """Writes keys and configurations, once in a cluster's life."""
+        """Writes keys and configuration files. Called once for each cluster."""
         for name in ("control-plane", "node", "logs", "clients"):
             (self._folder / name).mkdir()
         if self._settings.audit_policy:
@@ -100,10 +100,10 @@ class Components:
         images.write_image(self._pause_archive, self._program_paths["pause"], node.PAUSE_IMAGE)
 
     def start(self, step: Callable[[str], AbstractContextManager[None]]) -> None:
-        """Starts all programs on the machine, which is on; returns when pods can run.
+        """Starts all programs on the machine, which must be on. Returns when pods can run.
 
         Raises:
-            StartFailed: One ended early or did not become ready; the message ends with its log.
+            StartFailed: A program exited or did not become ready; the message ends with its log.
         """
         with step("etcd, API server"):
             for name in ("etcd", "kube-apiserver", "containerd", object_storage.SERVER, object_storage.PROXY):
@@ -124,7 +124,7 @@ class Components:
             self._wait_for_node()
 
     def import_image(self, archive: Path) -> None:
-        """Gives containerd the images of a docker-archive."""
+        """Imports the images of a docker-archive into containerd."""
         command = [
             *self._machine.nsenter_command(),
             str(self._program_paths["ctr"]),
@@ -139,7 +139,7 @@ class Components:
             raise CommandFailed(["ctr", "images", "import", str(archive)], done.returncode, done.stderr)
 
     def stop_processes(self) -> None:
-        """Takes note of programs that have ended with their machine."""
+        """Stops programs that still run, and reaps those that ended with their machine."""
         for process in self.processes.values():
             process.stop()
 
@@ -197,7 +197,7 @@ class Components:
         return self._folder / "node" / "pause.tar"
 
     def _set_readiness_probes(self) -> None:
-        """Says of the programs how they answer."""
+        """Sets the readiness probes of programs."""
         urls = {**node.health_urls(self._net), "coredns": dns.ready_url(self._net.node_address)}
         for name, url in urls.items():
             self.processes[name].readiness_probe = partial(http_probe.ok, url)

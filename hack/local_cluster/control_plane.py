@@ -1,6 +1,6 @@
-"""etcd, API server, controller manager and scheduler: their arguments, and whether they are ready.
+"""Arguments of etcd, API server, controller manager and scheduler, and the API server's readiness.
 
-Used for the local cluster's node, and for tests that need no more than an API server on loopback.
+Used by the local cluster, and by tests that need only an API server on loopback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ISSUER = "https://kubernetes.default.svc"
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the control plane listens; all but ``api`` on loopback."""
+    """The control plane's ports. All except ``api`` are on loopback."""
 
     etcd: int = 2379
     etcd_peer: int = 2380
@@ -31,11 +31,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class ControlPlaneSettings:
-    """What a control plane is made of.
+    """The settings of a control plane.
 
-    ``folder`` holds all of its files. ``kubeconfigs`` are those of its own clients, by program. ``extra_args`` are
-    further arguments by program. ``audit_policy`` is a file that
-    says what is noted in ``audit_log``; None: nothing is.
+    ``folder`` holds all of its files. ``kubeconfigs`` and ``extra_args`` (additional arguments) are by program.
+    ``audit_policy`` is the API server's policy file for ``audit_log``; None: no audit log.
     """
 
     folder: Path
@@ -49,12 +48,12 @@ class ControlPlaneSettings:
 
     @property
     def url(self) -> str:
-        """Where the API server answers."""
+        """The API server's URL."""
         return f"https://{self.address}:{self.ports.api}"
 
     @property
     def ca_file(self) -> Path:
-        """The certificate that signs the API server's (itself: it is self-signed)."""
+        """The CA of the API server's certificate: the certificate itself, which is self-signed."""
         return self.folder / "serving" / "apiserver.crt"
 
     @property
@@ -69,7 +68,7 @@ class ControlPlaneSettings:
 
     @property
     def audit_log(self) -> Path:
-        """What the audit policy asked for, one JSON object a line."""
+        """The audit log, one JSON object per line."""
         return self.folder / "audit.log"
 
 
@@ -85,10 +84,10 @@ def program_arguments(settings: ControlPlaneSettings) -> dict[str, list[str]]:
 
 
 def is_api_server_ready(settings: ControlPlaneSettings, token: str) -> bool:
-    """Whether the API server says that it is ready."""
+    """Whether the API server's /readyz returns 200."""
     try:
         context = ssl.create_default_context(cafile=str(settings.ca_file))
-    except (FileNotFoundError, ssl.SSLError):  # it makes its certificate as it starts
+    except (FileNotFoundError, ssl.SSLError):  # it creates its certificate when it starts
         return False
     return http_probe.ok(f"{settings.url}/readyz", {"Authorization": f"Bearer {token}"}, context)
 
@@ -122,7 +121,7 @@ def _api_server(settings: ControlPlaneSettings) -> list[str]:
         f"--api-audiences={_ISSUER}",
         f"--service-cluster-ip-range={settings.service_range}",
         "--allow-privileged=true",
-        # Webhooks are then called at their pods, with no need of kube-proxy where the API server runs.
+        # The API server then calls webhooks at their pods' addresses and doesn't need kube-proxy.
         "--enable-aggregator-routing=true",
         "--profiling=false",
     ]

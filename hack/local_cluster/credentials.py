@@ -1,4 +1,4 @@
-"""Keys, tokens and kubeconfigs: who may call whom in the cluster."""
+"""Creates the keys, tokens, certificates and kubeconfigs of a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ User = tuple[str, tuple[str, ...]]
 
 
 def make_tokens(users: Mapping[str, User], file: Path) -> dict[str, str]:
-    """Writes the API server's file of static tokens; returns a new token for each key of ``users``."""
+    """Writes the API server's static token file, and returns a new token for each key of ``users``."""
     tokens = {key: secrets.token_hex(24) for key in users}
     lines = [f'{tokens[key]},{name},{key},"{",".join(groups)}"\n' for key, (name, groups) in users.items()]
     write_private(file, "".join(lines))
@@ -29,7 +29,7 @@ def make_tokens(users: Mapping[str, User], file: Path) -> dict[str, str]:
 
 
 def write_kubeconfig(file: Path, *, url: str, ca_file: Path, token: str, name: str = "tonnage") -> None:
-    """Writes a kubeconfig that calls the API server at ``url`` by ``token``. It is JSON, which is YAML."""
+    """Writes a kubeconfig for the API server at ``url`` with a token, as JSON, which is valid YAML."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -42,13 +42,13 @@ def write_kubeconfig(file: Path, *, url: str, ca_file: Path, token: str, name: s
 
 
 def make_service_account_key(file: Path) -> None:
-    """Makes the key that signs service-account tokens."""
+    """Creates the key that signs service account tokens."""
     _openssl("genrsa", "-out", str(file), "2048")
     file.chmod(0o600)
 
 
 def make_client_certificate(certificate: Path, key: Path, *, name: str, groups: Sequence[str]) -> None:
-    """Makes a client certificate that is its own authority: who trusts it trusts nobody else by that."""
+    """Creates a self-signed client certificate. Trusting it as a CA admits only this client."""
     subject = "".join(f"/O={group}" for group in groups) + f"/CN={name}"
     made = ["-keyout", str(key), "-out", str(certificate)]
     _openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", _DAYS, "-subj", subject, *made)

@@ -1,4 +1,4 @@
-"""Names of Services for pods: CoreDNS on the node's address, with the API server as its source."""
+"""The cluster's DNS for Services: CoreDNS on the node's address, which watches the API server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READY_PORT = 8181
 
 
 def corefile(kubeconfig: Path, address: str) -> str:
-    """Returns the server's configuration. A name outside of the cluster does not exist, and pods learn so at once."""
+    """Returns CoreDNS's configuration. It returns NXDOMAIN immediately for names outside the cluster."""
     return f"""\
 .:{network.DNS_PORT} {{
     bind {address}
@@ -32,7 +32,7 @@ def corefile(kubeconfig: Path, address: str) -> str:
 
 
 def ready_url(address: str) -> str:
-    """Returns the URL that answers 200 as soon as the server on ``address`` knows the Services."""
+    """Returns the URL that returns 200 when the server on ``address`` has synchronized the Services."""
     return f"http://{address}:{_READY_PORT}/ready"
 
 
@@ -51,4 +51,4 @@ roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "{USER}
 subjects:
 - {{apiGroup: rbac.authorization.k8s.io, kind: User, name: "{USER}"}}
 """
-"""What the server may read, as manifests."""
+"""The permissions of CoreDNS."""

@@ -1,4 +1,4 @@
-"""What can go wrong, each with a stable reason and what to do."""
+"""The errors of local clusters, each with a stable reason and a remedy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 class LocalClusterError(Exception):
-    """Something that ends a command.
+    """An error that ends a command.
 
-    ``reason`` is stable, for programs; ``remedy`` is for people and may be empty.
+    ``reason`` is stable, for programs; ``remedy`` is a sentence, or empty.
     """
 
     reason = "InternalError"
@@ -22,15 +22,15 @@ class LocalClusterError(Exception):
 
 
 class MissingRequirements(LocalClusterError):
-    """This machine can't run a cluster; the message names all that is missing, one thing a line."""
+    """This machine can't run a cluster; the message lists everything that is missing, one per line."""
 
     reason = "MachineLacks"
 
     def __init__(self, missing: Iterable[tuple[str, str]]) -> None:
-        """Takes pairs of what is missing and what to do."""
+        """Takes pairs of what is missing and the remedy."""
         self.missing = tuple(missing)
         lines = [f"- {what}. {remedy}" for what, remedy in self.missing]
-        super().__init__("\n".join(["This machine lacks what a local cluster needs:", *lines]))
+        super().__init__("\n".join(["This machine can't run a local cluster. Missing:", *lines]))
 
 
 class ClusterExists(LocalClusterError):
@@ -40,31 +40,31 @@ class ClusterExists(LocalClusterError):
 
 
 class NotRunning(LocalClusterError):
-    """There is no cluster in the folder, or a part of it has ended."""
+    """The folder has no cluster, or the cluster or a program of it is not running."""
 
     reason = "NotRunning"
 
 
 class FolderInUse(LocalClusterError):
-    """The folder holds something else."""
+    """The folder has other files."""
 
     reason = "FolderInUse"
 
 
 class StartFailed(LocalClusterError):
-    """A part of the cluster ended early or never became ready; the message ends with its log."""
+    """A program of the cluster exited or did not become ready; the message ends with its log."""
 
     reason = "StartFailed"
 
 
 class CommandFailed(LocalClusterError):
-    """A command against the cluster exited with an error or ran out of time."""
+    """A command against the cluster failed or timed out."""
 
     reason = "CommandFailed"
 
     def __init__(self, command: Sequence[str], returncode: int | None, stderr: str) -> None:
-        """``returncode`` is None where the command ran out of time."""
-        how = "ran out of time" if returncode is None else f"exited with {returncode}"
+        """``returncode`` is None if the command timed out."""
+        how = "timed out" if returncode is None else f"exited with {returncode}"
         super().__init__(f"{' '.join(command)} {how}: {stderr.strip()}")
         self.returncode = returncode
         self.stderr = stderr

@@ -1,4 +1,4 @@
-"""Asking programs by HTTP whether they do their work."""
+"""HTTP readiness probes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIMEOUT = 10.0
 
 
 def ok(url: str, headers: Mapping[str, str] | None = None, context: ssl.SSLContext | None = None) -> bool:
-    """Whether a GET is answered with 200 within 10 seconds."""
+    """Whether a GET returns 200 within 10 seconds."""
     request = urllib.request.Request(url, headers=dict(headers or {}))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:

@@ -1,4 +1,4 @@
-"""Images of one static program in one layer, such as the one that holds a pod's namespaces."""
+"""Writes images that contain one static program in one layer, such as the pause image."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import tarfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def write_image(archive: Path, program: Path, name: str, arguments: Sequence[str] = ()) -> None:
-    """Writes an image named ``name`` (with a tag) that holds and runs ``program``, as a docker-archive.
+def write_image(archive: Path, program: Path, name: str) -> None:
+    """Writes an image named ``name`` (with a tag) that runs ``program``, as a docker-archive.
 
-    Equal input makes an equal file.
+    Equal input gives an equal file.
     """
     entrypoint = f"/{program.name}"
     layer = _tar({entrypoint[1:]: program.read_bytes()}, mode=0o755)
@@ -27,7 +27,7 @@ def write_image(archive: Path, program: Path, name: str, arguments: Sequence[str
         {
             "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
-            "config": {"Entrypoint": [entrypoint, *arguments]},
+            "config": {"Entrypoint": [entrypoint]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()

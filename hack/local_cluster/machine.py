@@ -1,8 +1,8 @@
-"""The node as a machine of its own: namespaces for its processes, mounts, network and names.
+"""The node's machine: namespaces for processes, mounts, network, host name and IPC.
 
-One process holds it all (``unshare``, whose child is the machine's first process). When that one is killed, the kernel
-ends everything in the machine and takes back its mounts, links, addresses and packet filters; so there is nothing to
-forget. What outlives it lies in its folder, and in control groups (see ``cgroups``).
+The holder (``unshare``) has one child, the machine's init process. When init is killed, the kernel kills everything in
+the machine and releases its mounts, links, addresses and packet filters, so no cleanup can be missed. Only the folder
+and the control groups (see ``cgroups``) outlive the machine.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 _INIT = Path(__file__).with_name("machine.sh")
 _LOCK = "\0tonnage-local-cluster-{slot}"
-"""An abstract socket: the kernel gives it to one process at a time and frees it with the last one that holds it."""
+"""An abstract socket, used as a lock: only one process can bind it, and the kernel frees it with its last user."""
 _STOP_TIMEOUT = 60.0
 
 
 @dataclass
 class Machine:
-    """The node's machine, off or on.
+    """The node's machine, on or off.
 
-    ``keep`` are folders that the node's programs need at the paths where they are. Where ``exit_with_parent``, the
-    machine ends when the thread that booted it does, however that ends.
+    ``keep`` are folders of this machine that the node needs at the same paths. With ``exit_with_parent`` the kernel
+    kills the machine when the thread that booted it ends.
     """
 
     folder: Path
@@ -52,11 +52,11 @@ class Machine:
 
     @property
     def is_on(self) -> bool:
-        """Whether the machine runs."""
+        """Whether the holder is running."""
         return self.holder is not None and self.holder.is_running()
 
     def nsenter_command(self) -> tuple[str, ...]:
-        """Returns what to put in front of a command for it to run on the machine, as a child.
+        """Returns the prefix of a command line that runs a command on the machine, as a child.
 
         Raises:
             NotRunning: The machine is off.
@@ -66,7 +66,7 @@ class Machine:
 
     @property
     def root(self) -> Path:
-        """The machine's file system, seen from here. Goes away with the machine; don't resolve it.
+        """The path of the machine's root directory, valid while the machine is on. Don't resolve it.
 
         Raises:
             NotRunning: The machine is off.
@@ -75,20 +75,20 @@ class Machine:
 
     @property
     def network(self) -> Network:
-        """The addresses, which come with the slot.
+        """The addresses of the machine's slot.
 
         Raises:
-            NotRunning: No slot was taken.
+            NotRunning: It has no slot.
         """
         if self.slot is None:
             raise NotRunning("The machine has no slot.")
         return Network(self.slot)
 
     def acquire_slot(self) -> None:
-        """Takes a slot, until ``release_slot`` and the machine's end.
+        """Reserves a free slot until ``release_slot`` and the machine's end.
 
         Raises:
-            ClusterExists: All are taken; the message says where clusters run.
+            ClusterExists: All are in use; the message lists the folders of running clusters.
         """
         for slot in range(network.MAX_CLUSTERS):
             if self._try_lock_slot(slot):
@@ -96,16 +96,16 @@ class Machine:
                 return
         folders = ", ".join(str(folder) for _, folder in running_machines())
         raise ClusterExists(
-            f"All {network.MAX_CLUSTERS} local clusters that a machine can have are there: {folders}.",
-            "End one: python -m local_cluster --folder FOLDER down",
+            f"{network.MAX_CLUSTERS} local clusters, the maximum of a machine, are running: {folders}.",
+            "Remove one: python -m local_cluster --folder FOLDER down",
         )
 
     def reacquire_slot(self) -> bool:
-        """Takes its own slot; False when another cluster has it by now."""
+        """Reserves its slot again. Returns False if another cluster has it."""
         return self.slot is not None and (self._lock is not None or self._try_lock_slot(self.slot))
 
     def release_slot(self) -> None:
-        """Gives the reservation back, as far as this process holds it."""
+        """Releases the slot if this process holds it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -121,14 +121,14 @@ class Machine:
         return True
 
     def boot(self) -> None:
-        """Switches the machine on, with a boot ID of its own, and connects it.
+        """Starts the machine with a new boot ID, and connects its network.
 
         Raises:
             ClusterExists: Another cluster has its slot.
-            StartFailed: The kernel refused something; the message says what.
+            StartFailed: The kernel refused an operation; the message names it.
         """
         if not self.reacquire_slot() or self._lock is None:
-            raise ClusterExists("Another local cluster has taken this one's network.", "End that one first.")
+            raise ClusterExists("Another local cluster uses this one's addresses.", "Stop that one first.")
         self.remove_leftovers()
         cgroups.create(self.network.cgroup)
         self.boot_id = str(uuid.uuid4())
@@ -160,13 +160,13 @@ class Machine:
         self.init = ProcessIdentity.from_pid(pids[0]) if pids else None
         if not ready or self.init is None:
             self.power_off()
-            raise StartFailed(f"The node's machine did not come up:\n{log.read_text(errors='replace')[-2000:]}")
+            raise StartFailed(f"The node's machine did not start:\n{log.read_text(errors='replace')[-2000:]}")
         self._connect()
 
     def power_off(self) -> None:
-        """Cuts the power: everything on the machine is gone when this returns."""
+        """Kills all processes of the machine, and returns when they have ended."""
         if self.holder is not None:
-            # Its parent ends with it, after the kernel has ended every process of the machine.
+            # The holder exits with init, after the kernel has killed every process of the machine.
             if self.init is not None:
                 self.init.send_signal(signal.SIGKILL)
             elif first := children(self.holder.pid):
@@ -174,19 +174,19 @@ class Machine:
             else:
                 self.holder.send_signal(signal.SIGKILL)
             if not self.holder.wait_for_exit(_STOP_TIMEOUT):
-                raise StartFailed(f"The node's machine (process {self.holder.pid}) does not end.")
+                raise StartFailed(f"The node's machine (process {self.holder.pid}) did not exit.")
         if self._popen is not None:
             self._popen.wait()
         self.holder = self.init = self._popen = None
 
     def remove_leftovers(self) -> None:
-        """Removes what can outlive the machine outside of its folder. It must be off, and its slot reserved."""
-        with contextlib.suppress(StartFailed):  # mostly the kernel was quicker
+        """Removes link and control groups, which can outlive the machine. It must be off, with its slot reserved."""
+        with contextlib.suppress(StartFailed):  # usually the kernel has removed it already
             _ip("link", "delete", self.network.host_link)
         cgroups.remove(self.network.cgroup)
 
     def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Runs a command on the machine and returns how it ended."""
+        """Runs a command on the machine."""
         return subprocess.run(
             [*self.nsenter_command(), *map(str, command)], check=False, capture_output=True, text=True, timeout=timeout
         )
@@ -214,7 +214,7 @@ class Machine:
 
 
 def remove_leftovers_of_dead_clusters() -> None:
-    """Removes what clusters whose starter was killed have left outside of their folders."""
+    """Removes links and control groups of clusters that were killed."""
     for slot in range(network.MAX_CLUSTERS):
         if cgroups.exists(Network(slot).cgroup):
             leftover = Machine(Path("/nonexistent"), slot=slot)
@@ -224,7 +224,7 @@ def remove_leftovers_of_dead_clusters() -> None:
 
 
 def running_machines() -> list[tuple[ProcessIdentity, Path]]:
-    """Returns who holds each machine of a cluster that runs on this machine, and its folder."""
+    """Returns the holder and the folder of each running cluster."""
     found = []
     for pid in all_pids():
         arguments = command_line(pid)
@@ -247,5 +247,5 @@ def _parent_death_command(exit_with_parent: bool) -> list[str]:  # noqa: FBT001
 def _tool(name: str) -> str:
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if found is None:
-        raise StartFailed(f"There is no {name} on this machine.")
+        raise StartFailed(f"{name} is not installed on this machine.")
     return found

@@ -1,11 +1,11 @@
 #!/bin/sh
-# The first process of the node's machine, in namespaces of its own: makes its file system, then waits until it is killed.
+# The init process of the node's machine, in its own namespaces: mounts the file system, then waits until it is killed.
 #
-#   machine.sh FOLDER BOOT_ID NAME [KEEP...]     (started by host.py)
+#   machine.sh FOLDER BOOT_ID NAME [KEEP...]     (started by machine.py)
 #
-# Nothing that is mounted here is seen outside, and all of it goes when this process does. FOLDER/disk holds what outlives
-# a reboot. Each KEEP, and FOLDER, stays visible at its path even below a folder that is replaced.
-# The line "ready" on its output says that the machine is up.
+# The mounts aren't visible outside, and the kernel removes them when this process ends. FOLDER/disk holds the data that
+# survives a reboot. FOLDER and each KEEP stay visible at their paths, also below a folder that is replaced.
+# Prints the line "ready" when the machine is ready.
 set -eu
 folder=$1 boot_id=$2 name=$3
 shift 3
@@ -14,7 +14,7 @@ mount --make-rprivate /
 echo "$name" >/proc/sys/kernel/hostname
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs /run
 
-# A kubelet sets these for the whole kernel unless they are already as it wants them. Here they say so.
+# The kubelet would set these for the whole kernel unless they have the right values; here they have, for this machine.
 substitute() { # FILE-BELOW-/proc/sys VALUE
     [ -e "/proc/sys/$1" ] || return 0
     mkdir -p "/run/sysctl/${1%/*}"
@@ -29,7 +29,7 @@ substitute kernel/keys/root_maxkeys 1000000
 substitute kernel/keys/root_maxbytes 25000000
 substitute kernel/random/boot_id "$boot_id"
 
-# What must stay is held while its surroundings are replaced.
+# Bind-mount the folders to keep elsewhere while their parents are replaced.
 mkdir -p "$folder/disk/var-lib" "$folder/disk/var-log"
 number=0
 for path in "$folder" "$@"; do
@@ -53,10 +53,10 @@ for path in "$folder" "$@"; do
     umount --lazy --recursive "/run/keep/$number"
 done
 
-# A kubelet wants what is mounted below it to be seen in all containers that ask for it.
+# The kubelet needs shared mount propagation.
 mount --make-rshared /
 
-# Orphans end unnoticed: the kernel reaps them for a parent that ignores SIGCHLD.
+# The kernel reaps orphans for a parent that ignores SIGCHLD.
 trap '' CHLD
 echo ready
 exec sleep infinity >/dev/null

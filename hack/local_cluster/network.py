@@ -1,4 +1,4 @@
-"""The addresses and ports of a cluster. Its machine has a network of its own: only its cable differs from others'."""
+"""The addresses and ports of a cluster. Clusters have separate network namespaces; only the veth addresses differ."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ KUBELET_PORT = 10250
 S3_PORT = 8333
 
 MAX_CLUSTERS = 16
-"""How many clusters a machine can have at once."""
+"""The number of clusters that can run on a machine at the same time."""
 PREFIX_LENGTH = 30
 NODE_LINK = "eth0"
 
 
 @dataclass(frozen=True)
 class Network:
-    """What clusters of one machine must not share, by their slot: 0 to ``MAX_CLUSTERS`` - 1."""
+    """The addresses and names that differ between clusters of a machine, by slot: 0 to ``MAX_CLUSTERS`` - 1."""
 
     slot: int
 
     @property
     def node_address(self) -> str:
-        """The node's end of its cable to this machine."""
+        """The address of the node's end of the veth pair."""
         return f"10.99.0.{4 * self.slot + 1}"
 
     @property
     def host_address(self) -> str:
-        """This machine's end: pods reach here what listens on it."""
+        """The address of this machine's end; pods can reach servers that listen on it."""
         return f"10.99.0.{4 * self.slot + 2}"
 
     @property
     def host_link(self) -> str:
-        """The name of this machine's end."""
+        """The name of this machine's end of the veth pair."""
         return f"tonnage{self.slot}"
 
     @property
     def cgroup(self) -> str:
-        """The name of the control group that holds the pods, below the root of each hierarchy."""
+        """The name of the pods' control group, below the root of each hierarchy."""
         return f"tonnage-cluster-{self.slot}"

@@ -1,4 +1,4 @@
-"""What makes the machine a node: the files that containerd, kubelet, kube-proxy and CNI read, and their arguments."""
+"""The configuration files and arguments of containerd, kubelet, kube-proxy and CNI on the node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from local_cluster.network import Network
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
-"""On the node's machine, which has a /run of its own."""
+"""On the node, which has its own /run."""
 PAUSE_IMAGE = "tonnage.dev/pause:1"
 _KUBELET_HEALTH_PORT = 10248
 _PROXY_HEALTH_PORT = 10256
@@ -22,7 +22,7 @@ _PROXY_HEALTH_PORT = 10256
 
 @dataclass(frozen=True)
 class NodeFiles:
-    """Where the node's configuration lies."""
+    """The paths of the node's configuration files."""
 
     folder: Path
 
@@ -48,7 +48,7 @@ class NodeFiles:
 
     @property
     def resolv_conf(self) -> Path:
-        """Names for pods that ask for the node's own resolution: there is none beyond the cluster."""
+        """The resolv.conf of pods with dnsPolicy Default. It is empty."""
         return self.folder / "resolv.conf"
 
     def kubeconfig(self, program: str) -> Path:
@@ -57,7 +57,7 @@ class NodeFiles:
 
 
 def write_files(files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_client_ca: Path) -> None:
-    """Writes all of them. ``kubelet_client_ca`` is the authority of who may call the kubelet by certificate."""
+    """Writes all files. ``kubelet_client_ca`` is the CA of the kubelet's client certificates."""
     files.cni_config.mkdir(exist_ok=True)
     (files.cni_config / "10-pods.conflist").write_text(json.dumps(_cni_config(), indent=1))
     files.containerd.write_text(_containerd_config(cni_programs, files.cni_config))
@@ -81,13 +81,13 @@ def program_arguments(files: NodeFiles, net: Network) -> dict[str, list[str]]:
 
 
 def health_urls(net: Network) -> dict[str, str]:
-    """Returns the URL that answers 200 while a program does its work, by the program's name."""
+    """Returns the health check URL of programs, by the program's name."""
     ports = {"kubelet": _KUBELET_HEALTH_PORT, "kube-proxy": _PROXY_HEALTH_PORT}
     return {name: f"http://{net.node_address}:{port}/healthz" for name, port in ports.items()}
 
 
 def _cni_config() -> dict[str, Any]:
-    """Each pod gets a cable of its own to the node, which routes: no bridge, and kube-proxy sees all that passes."""
+    """Each pod has a veth pair to the node, which routes. Without a bridge, all traffic passes kube-proxy's rules."""
     ranges = [[{"subnet": network.POD_RANGE}]]
     ptp_plugin = {
         "type": "ptp",
@@ -110,9 +110,9 @@ address = "{CONTAINERD_SOCKET}"
 
 [plugins.'io.containerd.grpc.v1.cri']
 sandbox_image = "{PAUSE_IMAGE}"
-# A machine without CAP_SYS_RESOURCE can't lower a process's OOM score; without this line no sandbox starts there.
+# Without CAP_SYS_RESOURCE a process's OOM score can't be lowered, and without this line no sandbox would start.
 restrict_oom_score_adj = true
-# A profile would be loaded into the kernel and outlive the cluster.
+# An AppArmor profile would be loaded into the kernel and outlive the cluster.
 disable_apparmor = true
 
 [plugins.'io.containerd.grpc.v1.cri'.cni]
@@ -153,7 +153,7 @@ def _kubelet_config(net: Network, clients: Path, resolv_conf: Path) -> dict[str,
         "clusterDomain": network.DOMAIN,
         "resolvConf": str(resolv_conf),
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-        # Images can't be pulled again, so none is ever collected.
+        # Images can't be pulled again, so image garbage collection is off.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {
             "memory.available": "50Mi",
@@ -176,6 +176,6 @@ def _kube_proxy_config(net: Network, kubeconfig: Path) -> dict[str, Any]:
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         "hostnameOverride": network.NODE_NAME,
         "clusterCIDR": network.POD_RANGE,
-        # The limits of connection tracking belong to the whole kernel: they stay as they are.
+        # The limits of connection tracking apply to the whole kernel: don't change them.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     }

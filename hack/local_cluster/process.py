@@ -1,4 +1,4 @@
-"""One long-running program: started in a process group of its own, remembered by id and start time, ended by id."""
+"""One long-running program of a cluster, in its own session, identified by process ID and start time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STOP_TIMEOUT = 10.0
-"""Seconds that a program gets to end after SIGTERM before it is killed."""
+"""Seconds between SIGTERM and SIGKILL."""
 _POLL = 0.1
-"""Seconds between two questions whether a program answers: it has no way to tell by itself."""
+"""Seconds between readiness probes; the programs have no readiness notification."""
 _LOG_TAIL = 3000
-"""Characters of a log that an error quotes."""
+"""Maximum number of characters of a log in an error."""
 
 
 @dataclass
 class Process:
     """A program with its arguments and its log.
 
-    ``readiness_probe`` says whether it does its work by now. ``command_prefix`` returns what to put in front of the
-    command to have it run elsewhere (see ``machine``); that must start the program as its only child and end with it.
+    ``readiness_probe`` returns whether it is ready. ``command_prefix`` returns the prefix of the command line that runs
+    it on the node (see ``machine``); the prefix must start the program as its only child and exit with it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The program's process id on this machine.
+        """The program's process ID on this machine.
 
         Raises:
             NotRunning: It was never started.
@@ -55,16 +55,15 @@ class Process:
 
     @property
     def is_running(self) -> bool:
-        """Whether the program runs now."""
         if self._popen is not None:
             self._popen.poll()
         return self.identity is not None and self.identity.is_running()
 
     def start(self) -> None:
-        """Starts the program; its log is continued. Returns when its process exists, see ``wait_until_ready``.
+        """Starts the program and appends to its log. Returns when its process exists; see ``wait_until_ready``.
 
         Raises:
-            StartFailed: It ended before it could be seen.
+            StartFailed: It exited immediately.
         """
         command = [*(self.command_prefix() if self.command_prefix else ()), *map(str, self.command)]
         with self.log.open("ab") as log:
@@ -79,40 +78,40 @@ class Process:
         self.identity = self._find_process(self._popen)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Sends a signal to the program. After SIGKILL, returns when it has ended."""
+        """Sends a signal to the program. After SIGKILL, waits for its exit."""
         if self.identity is None or not self.identity.send_signal(number):
             return
         if number == signal.SIGKILL:
             self._wait_for_exit(_STOP_TIMEOUT)
 
     def stop(self) -> None:
-        """Ends the program: asks it, and after 10 seconds kills it. Does nothing when it has ended already."""
+        """Sends SIGTERM, and SIGKILL after 10 seconds. Does nothing if the program has exited already."""
         self.kill(signal.SIGTERM)
         if not self._wait_for_exit(_STOP_TIMEOUT):
             self.kill(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Ends the program if it runs, starts it again with the same arguments, and returns when it does its work.
+        """Stops the program if it is running, starts it again with the same arguments, and waits until it is ready.
 
         Raises:
-            StartFailed: It ended, or did not answer within 60 seconds; the message ends with its log.
+            StartFailed: It exited, or was not ready within 60 seconds; the message ends with its log.
         """
         self.stop()
         self.start()
         self.wait_until_ready()
 
     def wait_until_ready(self, timeout: float = 60) -> None:
-        """Returns when the program does its work.
+        """Waits until the program is ready.
 
         Raises:
-            StartFailed: It ended, or did not answer within ``timeout`` seconds; the message ends with its log.
+            StartFailed: It exited, or was not ready within ``timeout`` seconds; the message ends with its log.
         """
         deadline = time.monotonic() + timeout
         while self.readiness_probe is not None and not self.readiness_probe():
             if not self.is_running:
-                raise StartFailed(f"{self.name} ended:\n{self.tail()}")
+                raise StartFailed(f"{self.name} exited:\n{self.tail()}")
             if time.monotonic() > deadline:
-                raise StartFailed(f"{self.name} did not answer within {timeout:.0f} s:\n{self.tail()}")
+                raise StartFailed(f"{self.name} was not ready within {timeout:.0f} s:\n{self.tail()}")
             time.sleep(_POLL)
 
     def tail(self) -> str:
@@ -128,11 +127,11 @@ class Process:
         return ended
 
     def _find_process(self, starter: subprocess.Popen[bytes]) -> ProcessIdentity:
-        """Returns the program itself, which is a child of ``starter`` where something else starts it."""
+        """Returns the program's process: ``starter``, or its child if there is a command prefix."""
         deadline = time.monotonic() + _STOP_TIMEOUT
         while starter.poll() is None and time.monotonic() < deadline:
             pids = children(starter.pid) if self.command_prefix else [starter.pid]
             if pids and (identity := ProcessIdentity.from_pid(pids[0])):
                 return identity
-            time.sleep(0.002)  # the kernel has no event for "it forked"
-        raise StartFailed(f"{self.name} ended:\n{self.tail()}")
+            time.sleep(0.002)  # the kernel has no event for a fork
+        raise StartFailed(f"{self.name} exited:\n{self.tail()}")

@@ -1,4 +1,4 @@
-"""Processes by id and start time, so that an id that the kernel gave to another process is never touched."""
+"""Identifies processes by ID and start time, so that a process with a reused ID is never signaled."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _STARTED = 19
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process for all time: its id, and when it started, in clock ticks since the boot."""
+    """A process: its ID and its start time, in clock ticks since the boot."""
 
     pid: int
     started: int
 
     @classmethod
     def from_pid(cls, pid: int) -> ProcessIdentity | None:
-        """Returns who has this id now, or None."""
+        """Returns the process that has this ID now, or None."""
         fields = _stat(pid)
         return cls(pid, int(fields[_STARTED])) if fields else None
 
     def is_running(self) -> bool:
-        """Whether it is still there and not just waiting for its parent to notice its end."""
+        """Whether it exists and is not a zombie."""
         fields = _stat(self.pid)
         return bool(fields) and int(fields[_STARTED]) == self.started and fields[_STATE] not in "ZX"
 
     def send_signal(self, number: int) -> bool:
-        """Sends a signal; False when the process is gone."""
+        """Sends a signal. Returns False if the process has exited."""
         with self._pidfd() as handle:
             if handle is None or not self.is_running():
                 return False
@@ -48,7 +48,7 @@ class ProcessIdentity:
             return False
 
     def wait_for_exit(self, timeout: float) -> bool:
-        """Waits up to ``timeout`` seconds until it has ended; False when it has not."""
+        """Waits up to ``timeout`` seconds for its exit. Returns whether it has exited."""
         with self._pidfd() as handle:
             if handle is None or not self.is_running():
                 return True
@@ -70,17 +70,17 @@ class ProcessIdentity:
 
 
 def children(pid: int) -> list[int]:
-    """Returns the ids of the processes whose parent is ``pid``."""
+    """Returns the IDs of the processes whose parent is ``pid``."""
     return [each for each in all_pids() if (fields := _stat(each)) and int(fields[_PARENT]) == pid]
 
 
 def all_pids() -> list[int]:
-    """Returns the ids of all processes that run now."""
+    """Returns the IDs of all processes."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def command_line(pid: int) -> list[str]:
-    """Returns the arguments of a process, the program's name first; empty when it is gone."""
+    """Returns the arguments of a process, the program's name first; empty if it has exited."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Where the programs of a cluster are: built once from Go modules, from KUBEBUILDER_ASSETS, or of this machine."""
+"""Finds the programs of a cluster: in KUBEBUILDER_ASSETS, on this machine, or built from Go modules into a cache."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CLIENTS = ("helm",)
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 _EXIT_NO_GO = 3
-"""The exit status of build.sh where there is nothing to build with."""
+"""The exit code of build.sh if there is no suitable Go."""
 
 
 def find_or_build(names: Sequence[str]) -> dict[str, Path]:
-    """Returns the path of each program, building those that are missing (minutes, the first time).
+    """Returns the path of each program. Builds missing ones, which takes minutes the first time.
 
     Raises:
-        Lacking: Something has to be built and there is no Go.
+        MissingRequirements: A program has to be built and there is no suitable Go.
         StartFailed: A build failed; its output went to stderr.
     """
     assets = _assets()
@@ -40,34 +40,34 @@ def find_or_build(names: Sequence[str]) -> dict[str, Path]:
         if done.returncode == _EXIT_NO_GO:
             raise MissingRequirements([missing_go(missing)])
         if done.returncode:
-            raise StartFailed(f"hack/kubernetes/build.sh failed with {done.returncode}.")
+            raise StartFailed(f"hack/kubernetes/build.sh exited with {done.returncode}.")
         folder = Path(done.stdout.strip())
         found |= {name: folder / name for name in missing}
     return found
 
 
 def missing_programs(names: Sequence[str]) -> list[str]:
-    """Returns which of these programs have to be built first."""
+    """Returns the programs that have to be built first."""
     done = subprocess.run([SCRIPT, "--missing", *names], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.split()
 
 
 def has_go() -> bool:
-    """Whether there is a Go that can build the programs."""
+    """Whether this machine has a Go that can build the programs."""
     return subprocess.run([SCRIPT, "--has-go"], check=False, capture_output=True).returncode == 0
 
 
 def missing_go(missing: Sequence[str]) -> tuple[str, str]:
-    """Returns what to say where programs have to be built and there is no Go."""
+    """Returns the missing requirement, and its remedy, if there is no Go for the programs to build."""
     remedy = (
-        "Install it from https://go.dev/dl so that it is on PATH or in /usr/local/go, "
-        "or set KUBEBUILDER_ASSETS to a folder that has them"
+        "Install it from https://go.dev/dl, on PATH or in /usr/local/go, "
+        "or set KUBEBUILDER_ASSETS to a folder with these programs"
     )
     return f"Go 1.24 or newer, to build {', '.join(missing)}", f"{remedy}."
 
 
 def find_on_host(name: str) -> Path | None:
-    """Returns where this machine (or KUBEBUILDER_ASSETS, or this Python's environment) has a program, or None."""
+    """Returns the path of a program in KUBEBUILDER_ASSETS, this Python's environment or the system; None if missing."""
     for folder in (_assets(), Path(sys.executable).parent):
         if os.access(folder / name, os.X_OK):
             return folder / name
@@ -76,12 +76,12 @@ def find_on_host(name: str) -> Path | None:
 
 
 def find_cni_plugins() -> Path | None:
-    """Returns the folder of the CNI plugins, or None."""
+    """Returns the folder of the CNI plugins; None if missing."""
     return next((Path(folder) for folder in _CNI_FOLDERS if os.access(f"{folder}/ptp", os.X_OK)), None)
 
 
 def search_path() -> str:
-    """Returns PATH with the folders of system programs, which a user's own PATH often lacks."""
+    """Returns PATH with the folders of system programs, which are often not in a user's PATH."""
     own = os.environ.get("PATH", "").split(":")
     return ":".join(dict.fromkeys(folder for folder in (*own, *_SYSTEM_FOLDERS) if folder))
 

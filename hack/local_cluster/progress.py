@@ -1,4 +1,4 @@
-"""Telling a person what happens, and how long each step took."""
+"""Reports the steps of starting a cluster and how long each took."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Silent; ``PrintedProgress`` is the one that tells."""
+    """Reports steps.
 
-    def report(self, sentence: str) -> None:
-        """Says something."""
+    Args:
+        printed: Print lines to standard error; otherwise do nothing.
+    """
+
+    def __init__(self, *, printed: bool = False) -> None:
+        self._printed = printed
+
+    def report(self, message: str) -> None:
+        if self._printed:
+            print(message, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Announces a step and, at its end, the seconds that it took."""
+        """Reports the duration of a step when it ends."""
         started = time.monotonic()
         yield
         self.report(f"{time.monotonic() - started:5.1f} s  {name}")
-
-
-class PrintedProgress(Progress):
-    """Tells on stderr, line by line."""
-
-    def report(self, sentence: str) -> None:
-        """Prints a line."""
-        print(sentence, file=sys.stderr, flush=True)

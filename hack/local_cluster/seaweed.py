@@ -1,4 +1,4 @@
-"""The command line of a small SeaweedFS: all its parts in one process, on loopback, quick to start and to stop."""
+"""The command line of SeaweedFS as one process on loopback that starts and stops quickly."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def arguments(
     """Returns the arguments of ``weed``.
 
     Args:
-        data: Where it keeps everything.
-        users: A JSON file with its S3 users.
-        ports: Of ``master``, ``volume``, ``filer`` and ``s3``: the one for HTTP and the one for gRPC.
-        sockets: How the paths of its local sockets begin; the kernel takes 107 characters in all.
-        domain: Buckets are also taken as host names below it.
+        data: The folder of its data.
+        users: The JSON file of its S3 users.
+        ports: The HTTP and gRPC ports of ``master``, ``volume``, ``filer`` and ``s3``.
+        sockets: Prefix of the paths of its Unix sockets, which the kernel limits to 107 characters.
+        domain: If set, buckets can also be addressed as host names below it.
     """
     listening = [
         f"-{part}.{kind}={port}"

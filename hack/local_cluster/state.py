@@ -1,4 +1,4 @@
-"""What a later command must know of a running cluster: one JSON file in its folder."""
+"""The state of a cluster for later commands: one JSON file in its folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _VERSION = 2
 
 @dataclass
 class State:
-    """The machine's holder and the programs by name, with what outlives the cluster unless it is removed.
+    """Processes and programs of a cluster, and what must be removed after it.
 
-    ``made_folders`` are those that the cluster made, the innermost last.
+    ``made_folders`` are the folders that the cluster created, the innermost last.
     """
 
     made_folders: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class State:
 
 
 def read(folder: Path) -> State | None:
-    """Returns the state in ``folder``, or None where there is none (or one of another version)."""
+    """Returns the state in ``folder``; None if there is none or it has another version."""
     try:
         fields = json.loads((folder / FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""The folder that a cluster keeps its files in: made, used by one command at a time, emptied and removed."""
+"""Creates, locks, empties and removes the folder of a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def create(folder: Path) -> list[str]:
-    """Makes a folder that only its owner may enter; returns what had to be made, the outermost first."""
+    """Creates a folder with mode 0700, and its parents. Returns the created folders, the outermost first."""
     made: list[str] = []
     for each in (*reversed(folder.parents), folder):
         if not each.exists():
@@ -27,28 +27,28 @@ def create(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keeps other commands from working on the cluster in ``folder`` meanwhile.
+    """Locks the cluster in ``folder`` against other commands.
 
     Raises:
-        ClusterExists: Another command does that now.
+        ClusterExists: Another command has locked it.
         FolderInUse: It is a file.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except NotADirectoryError:
-        raise FolderInUse(f"{folder} is no folder.", "Choose another one.") from None
+        raise FolderInUse(f"{folder} is not a folder.", "Choose another one.") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ClusterExists(f"Another command works on the cluster in {folder}.", "Wait for its end.") from None
+            raise ClusterExists(f"Another command is using the cluster in {folder}.", "Wait until it exits.") from None
         yield
     finally:
         os.close(handle)
 
 
 def clear(folder: Path) -> None:
-    """Removes all that is in a folder, if there is one."""
+    """Removes the contents of a folder, if it exists."""
     if folder.exists():
         for each in folder.iterdir():
             if each.is_dir() and not each.is_symlink():
@@ -58,7 +58,7 @@ def clear(folder: Path) -> None:
 
 
 def remove_empty(made: Sequence[str]) -> None:
-    """Removes those of the folders that ``create`` made which are empty by now."""
+    """Removes the folders that ``create`` returned, if they are empty."""
     for path in reversed(made):
         with contextlib.suppress(OSError):
             Path(path).rmdir()

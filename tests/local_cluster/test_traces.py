@@ -65,7 +65,7 @@ def namespace_of(pid: int) -> str:
 def test_the_command_starts_reboots_and_removes_a_cluster(tmp_path: Path, probe_image: Path) -> None:
     folder = tmp_path / "not" / "there"
     assert "not/there" in run(folder, "up").stdout
-    assert "runs (0 s)" in run(folder, "up").stdout
+    assert "ready (0 s)" in run(folder, "up").stdout
     cluster = attach(folder)
     slot = cluster.network.slot
     inside = namespace_of(cluster.process("kubelet").pid)
@@ -132,7 +132,7 @@ def test_a_failed_start_reports_the_cause_and_leaves_nothing(tmp_path: Path, mon
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
     folder = tmp_path / "cluster"
     before = leftovers.collect_host_state(folder, None)
-    with pytest.raises(StartFailed, match="kube-apiserver ended:\nno such luck"):
+    with pytest.raises(StartFailed, match="kube-apiserver exited:\nno such luck"):
         start(folder)
     assert leftovers.collect_host_state(folder, None) == before
     assert not folder.exists()
@@ -156,7 +156,7 @@ def test_other_files_in_the_folder_are_kept(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("kept")
     with pytest.raises(FolderInUse, match="not empty"):
         start(tmp_path)
-    with pytest.raises(FolderInUse, match="no folder"):
+    with pytest.raises(FolderInUse, match="not a folder"):
         start(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
@@ -203,7 +203,7 @@ def test_leftovers_of_a_start_killed_during_the_build_are_removed(tmp_path: Path
     folder = tmp_path / "cluster"
     State(made_folders=state_folder.create(folder), slot=3).write(folder)
     (folder / "probe").mkdir()
-    with pytest.raises(NotRunning, match="not come up"):
+    with pytest.raises(NotRunning, match="did not start"):
         attach(folder)
     run(folder, "down")
     assert not folder.exists()
