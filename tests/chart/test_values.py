@@ -134,7 +134,7 @@ def test_the_schema_rejects_misspelled_and_out_of_range_values(helm: Helm, value
     ("values", "sentence"),
     [
         ({"cache": {"memory": {"enabled": False}}}, "defaultMedium is Memory, which is not enabled: choose Disk"),
-        ({"cache": {"disk": {"hostPath": "/dev/shm/tonnage/disk"}}}, "must not lie within each other"),
+        ({"cache": {"disk": {"hostPath": "/dev/shm/tonnage/disk"}}}, "must not be within each other"),
         ({"certificates": {"mode": "Secret"}}, "certificates.secret.reports.name"),
         ({"certificates": {"selfSigned": {"validityDays": 30}}}, "renewBeforeDays must be smaller"),
     ],

@@ -27,7 +27,7 @@ secret:
 {{- end -}}
 {{- end -}}
 
-{{/* All names under which an endpoint's Service is reached, the first one in full. Takes root, endpoint. */}}
+{{/* All DNS names of an endpoint's Service, the fully qualified one first. Takes root, endpoint. */}}
 {{- define "tonnage.dnsNames" -}}
 {{- $service := include (ternary "tonnage.webhookName" "tonnage.controllerName" (eq .endpoint "webhook")) .root -}}
 {{- $space := .root.Release.Namespace -}}
@@ -53,7 +53,7 @@ secret:
 {{- $found | uniq | toJson -}}
 {{- end -}}
 
-{{/* "yes" for an IP address, nothing for a name. */}}
+{{/* "yes" for an IP address, empty for a name. */}}
 {{- define "tonnage.isAddress" -}}
 {{- if or (regexMatch "^[0-9.]+$" .) (contains ":" .) -}}yes{{- end -}}
 {{- end -}}
@@ -64,11 +64,11 @@ secret:
 {{- end -}}
 
 {{/*
-The Secret of a certificate that the chart makes itself, as YAML. Takes root, endpoint, component.
+The Secret of a certificate that the chart creates, as YAML. Takes root, endpoint, component.
 
-The one in the cluster is kept as long as it is for the same names and generation and has time left. Otherwise all is made
-anew, and `ca.crt` holds the new CA and the one before, so that nobody is refused until all processes have taken up the new
-certificate. A CA's key is thrown away after its one signature: nobody can steal it.
+The Secret in the cluster is kept if it has the same names and generation and doesn't expire soon. Otherwise CA and
+certificate are created again, and `ca.crt` has the new and the previous CA, so that connections succeed until all processes
+have reloaded. A CA's key signs one certificate and is not stored, so it can't be stolen.
 */}}
 {{- define "tonnage.selfSignedSecret" -}}
 {{- $settings := .root.Values.certificates.selfSigned -}}

@@ -1,12 +1,12 @@
 {{/*
-Names, labels, images: what several templates share. "Component" is controller, webhook, cleanup, release, wipe or test.
+Shared names, labels and images. "Component" is controller, webhook, cleanup, release, wipe or test.
 */}}
 
 {{- define "tonnage.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Short enough that a component's name fits behind it. */}}
+{{/* Short enough for a suffix with a component's name. */}}
 {{- define "tonnage.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
@@ -28,7 +28,7 @@ Names, labels, images: what several templates share. "Component" is controller, 
 {{- printf "%s-installation" (include "tonnage.fullname" .) -}}
 {{- end -}}
 
-{{/* Labels of one component's pods that never change. Takes root, component. */}}
+{{/* The immutable labels of a component's pods. Takes root, component. */}}
 {{- define "tonnage.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "tonnage.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -36,7 +36,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
 {{/*
-Labels and annotations of an object. Takes root, and where there are: component, further labels, further annotations.
+Labels and annotations of an object. Takes root, and optionally component, additional labels, additional annotations.
 */}}
 {{- define "tonnage.metadata" -}}
 labels:
@@ -90,7 +90,7 @@ annotations:
 {{- concat .Values.global.imagePullSecrets .Values.image.pullSecrets | uniq | toJson -}}
 {{- end -}}
 
-{{/* The member "imagePullSecrets" of a pod, or nothing. */}}
+{{/* The field "imagePullSecrets" of a pod; empty without pull secrets. */}}
 {{- define "tonnage.imagePullSecrets" -}}
 {{- with include "tonnage.pullSecrets" . | fromJsonArray -}}
 imagePullSecrets:
@@ -100,7 +100,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod runs, as members of its spec. Takes root and, where a component has settings of its own, settings. */}}
+{{/* The scheduling fields of a pod's spec. Takes root, and optionally the component's settings. */}}
 {{- define "tonnage.scheduling" -}}
 {{- $own := .settings | default dict -}}
 {{- $general := .root.Values -}}
@@ -116,7 +116,7 @@ imagePullSecrets:
 {{- with $found -}}{{- toYaml . -}}{{- end -}}
 {{- end -}}
 
-{{/* Environment that a component's settings add to its container, as members of it. Takes the settings. */}}
+{{/* The fields env and envFrom of a component's container. Takes the settings. */}}
 {{- define "tonnage.environment" -}}
 {{- $found := dict -}}
 {{- with .extraEnv -}}{{- $_ := set $found "env" . -}}{{- end -}}
@@ -124,7 +124,7 @@ imagePullSecrets:
 {{- with $found -}}{{- toYaml . -}}{{- end -}}
 {{- end -}}
 
-{{/* How kubelet asks a process whether it is well. */}}
+{{/* The probes of controller and webhook. */}}
 {{- define "tonnage.probes" -}}
 startupProbe:
   httpGet: {path: /healthz, port: health}

@@ -1,5 +1,5 @@
 {{/*
-The installation's file: values in the words of tonnage_operator/domain/installation.py.
+The installation's file, in the format of tonnage_operator/domain/installation.py.
 */}}
 {{- define "tonnage.installation" -}}
 namespace: {{ .Release.Namespace }}

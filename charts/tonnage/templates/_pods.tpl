@@ -1,5 +1,5 @@
 {{/*
-What the pods of controller and webhook have in common.
+Shared parts of the pods of controller and webhook.
 */}}
 
 {{/* The metadata of a pod template. Takes root, component, settings. */}}
@@ -7,7 +7,7 @@ What the pods of controller and webhook have in common.
 labels:
   {{- include "tonnage.podLabels" . | nindent 2 }}
 annotations:
-  # The installation's file is read at the start alone. Certificates are not here: they are taken up while running.
+  # Restarts the pods when the installation's file changes, which is read only at start. Certificates are reloaded.
   tonnage.dev/installation: {{ include "tonnage.installation" .root | sha256sum | trunc 16 }}
   {{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) .settings.podAnnotations }}
   {{- toYaml . | nindent 2 }}

@@ -1,5 +1,5 @@
 {{/*
-What a schema can't say about values: refused with a sentence before anything is made.
+Checks of values that a schema can't express.
 */}}
 {{- define "tonnage.validate" -}}
 {{- $cache := .Values.cache -}}
@@ -13,24 +13,24 @@ What a schema can't say about values: refused with a sentence before anything is
 {{- $memory := printf "%s/" $cache.memory.hostPath -}}
 {{- $disk := printf "%s/" $cache.disk.hostPath -}}
 {{- if or (hasPrefix $memory $disk) (hasPrefix $disk $memory) -}}
-{{- fail "cache.memory.hostPath and cache.disk.hostPath must not lie within each other." -}}
+{{- fail "cache.memory.hostPath and cache.disk.hostPath must not be within each other." -}}
 {{- end -}}
 {{- end -}}
 {{- if eq .Values.certificates.mode "Secret" -}}
 {{- range $endpoint, $secret := .Values.certificates.secret -}}
 {{- if not (and $secret.name $secret.caBundle) -}}
-{{- fail (printf "certificates.mode is Secret: give certificates.secret.%s.name, and in .caBundle the PEM of the CA that signed it." $endpoint) -}}
+{{- fail (printf "certificates.mode is Secret: set certificates.secret.%s.name, and .caBundle to the PEM of the CA that signed it." $endpoint) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if le (int .Values.certificates.selfSigned.validityDays) (int .Values.certificates.selfSigned.renewBeforeDays) -}}
-{{- fail "certificates.selfSigned.renewBeforeDays must be smaller than validityDays, or each upgrade makes new certificates." -}}
+{{- fail "certificates.selfSigned.renewBeforeDays must be smaller than validityDays, or each upgrade would create new certificates." -}}
 {{- end -}}
 {{- if $offered -}}
 {{- $space := lookup "v1" "Namespace" "" .Release.Namespace | default dict -}}
 {{- $level := get (($space.metadata | default dict).labels | default dict) "pod-security.kubernetes.io/enforce" -}}
 {{- if has $level (list "baseline" "restricted") -}}
-{{- fail (printf "Namespace %s enforces the %s Pod Security level, which forbids host paths, and the Jobs that empty entries on nodes run there. Label it with pod-security.kubernetes.io/enforce=privileged (the chart's own Deployments keep to restricted all the same), or switch off cache.memory.enabled and cache.disk.enabled: then models are delivered by PersistentVolumeClaim or EmptyDir alone." .Release.Namespace $level) -}}
+{{- fail (printf "Namespace %s enforces the %s Pod Security level, which forbids host paths, but cleanup Jobs, which evict entries from nodes, run there and need them. Label it with pod-security.kubernetes.io/enforce=privileged (the chart's Deployments conform to restricted), or set cache.memory.enabled and cache.disk.enabled to false: then models are delivered only by PersistentVolumeClaim or EmptyDir." .Release.Namespace $level) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

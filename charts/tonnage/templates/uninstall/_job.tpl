@@ -7,7 +7,7 @@ metadata:
   namespace: {{ .root.Release.Namespace }}
   {{- include "tonnage.metadata" (dict "root" .root "component" .component "annotations" .hook) | nindent 2 }}
 spec:
-  # Helm waits for it, so it ends by itself, one way or the other.
+  # Helm waits for the Job, so it must end by itself.
   activeDeadlineSeconds: {{ .deadline }}
   backoffLimit: {{ .retries }}
   template:
