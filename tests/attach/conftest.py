@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support.cpu_engine import CpuEngine
 from tonnage.attach import CopyOptions
 from tonnage.attach.weights import open_path
-from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
+from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable, commit
 from tonnage.contract import Layout, Verify
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject, build_blueprint
@@ -59,7 +59,7 @@ def build_entry(
     entry.path.mkdir(parents=True)
     entry.create()
     with entry.acquire_load_lock():
-        model = entry.begin_partial()
+        model = commit.begin_partial(entry)
         for file in blueprint.files:
             (model / file.path).parent.mkdir(parents=True, exist_ok=True)
             (model / file.path).write_bytes(file.prefix.ljust(file.size, b"\0"))
@@ -69,7 +69,7 @@ def build_entry(
                 for piece in segment.pieces(segment.start, segment.end):
                     if piece.target_offset >= 0:
                         os.pwrite(out.fileno(), data[piece.start : piece.end], piece.target_offset)
-        entry.publish(*_records(blueprint, sources))
+        commit.publish(entry, *_records(blueprint, sources))
     return entry
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tonnage.attach import WeightsClosed, open_weights
+from tonnage.cache import commit
 from tonnage.errors import TonnageError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def test_tensors_survive_the_eviction_of_a_closed_entry(
         state = weights.state_dict()
     lock = entry.try_acquire_exclusive_use_lock()
     assert lock is not None
-    entry.clear()
+    commit.clear(entry)
     lock.release()
     assert all(tensors_equal(state[name], tensor) for name, tensor in file.by_flat_name.items())
 

@@ -17,7 +17,7 @@ from tonnage.attach import (
     RankMissing,
     open_weights,
 )
-from tonnage.cache import Cache
+from tonnage.cache import Cache, commit
 from tonnage.contract import Layout
 from tonnage.errors import (
     CacheDamaged,
@@ -247,7 +247,7 @@ def test_an_evicted_entry_is_refused(corpus: dict[str, CorpusFile], make_entry: 
     entry = make_entry([corpus["state-dict"].path])
     exclusive = entry.try_acquire_exclusive_use_lock()
     assert exclusive is not None
-    entry.clear()
+    commit.clear(entry)
     exclusive.release()
     with pytest.raises(EntryIncomplete):
         open_weights(entry.path)

@@ -7,7 +7,17 @@ import random
 import zlib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tonnage.cache import Cache, FileRecord, Journal, JournalHeader, Manifest, SourceRecord, TensorRecord, TensorTable
+from tonnage.cache import (
+    Cache,
+    FileRecord,
+    Journal,
+    JournalHeader,
+    Manifest,
+    SourceRecord,
+    TensorRecord,
+    TensorTable,
+    commit,
+)
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Layout, Verify
 
@@ -75,7 +85,7 @@ def journal_header(manifest: Manifest) -> JournalHeader:
 
 def write_partial(entry: Entry, sample: SampleEntry, *, only: set[str] | None = None) -> None:
     """Writes what a load has written before it publishes: files (``only`` some of them) and a journal."""
-    model = entry.begin_partial()
+    model = commit.begin_partial(entry)
     for path, data in sample.files.items():
         if only is None or path in only:
             (model / path).parent.mkdir(exist_ok=True)
@@ -86,7 +96,7 @@ def write_partial(entry: Entry, sample: SampleEntry, *, only: set[str] | None = 
 
 
 def publish(entry: Entry, sample: SampleEntry, *, checkpoint: StepCallback | None = None) -> None:
-    entry.publish(sample.manifest, sample.table, on_step=checkpoint)
+    commit.publish(entry, sample.manifest, sample.table, on_step=checkpoint)
 
 
 def published_entry(root: Path, sample_entry: SampleEntry | None = None) -> Entry:

@@ -10,9 +10,9 @@ from tonnage.errors import ChecksumMismatch
 from tonnage.format.tensor_header import TensorHeader, parse_tensor_header
 from tonnage.format.tensors_index import (
     PREAMBLE_BYTES,
+    TERMINATOR,
     TensorEntry,
     TensorsIndex,
-    check_terminator,
     parse_index,
     parse_preamble,
 )
@@ -62,7 +62,7 @@ def read_tensors(
         if not file.preamble.encrypted or not entry.length or decrypt is not None:
             _check_hashes(header, contents, f"{name}, tensor {entry.name!r}")
         tensors[entry.path] = VerifiedTensor(entry, header, contents)
-    check_terminator(data[file.body_end - 8 : file.body_end], file, label=name)
+    assert data[file.body_end - len(TERMINATOR) : file.body_end] == TERMINATOR
     return tensors
 
 

@@ -3,7 +3,6 @@
 What a hit needs is imported from here; ``verify`` and ``listing`` are imported by whoever needs them.
 """
 
-from tonnage.cache.boot import boot_id
 from tonnage.cache.cache import Cache
 from tonnage.cache.cgroups import memory_limit
 from tonnage.cache.entry import Entry, EntryState, EntryStatus, Published
@@ -12,6 +11,7 @@ from tonnage.cache.lock_holders import LockHolder, find_lock_holders
 from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
 from tonnage.cache.medium import check_free_space, inspect_medium
+from tonnage.cache.procfs import boot_id
 
 __all__ = [
     "Cache",

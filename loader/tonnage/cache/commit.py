@@ -34,7 +34,7 @@ from tonnage.errors import CacheDamaged, InternalError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tonnage.cache.entry import Entry
+    from tonnage.cache.entry import Entry, EntryState
     from tonnage.cache.manifest import Manifest, TensorTable
 
     StepCallback = Callable[[str], None]
@@ -43,8 +43,17 @@ if TYPE_CHECKING:
 _TRASH = "trash"
 
 
-def begin_partial(entry: Entry, *, keep_existing: bool) -> Path:
-    """See ``Entry.begin_partial``."""
+def begin_partial(entry: Entry, *, keep_existing: bool = False) -> Path:
+    """Creates the directory that a load writes to and returns it.
+
+    Args:
+        entry: The entry to load.
+        keep_existing: Keep the files and the journal of an earlier load; otherwise they are removed.
+
+    Raises:
+        CacheNotWritable: It can't be created, or existing files can't be removed.
+        InsufficientSpace: The medium is full.
+    """
     if not keep_existing:
         remove_tree(entry.journal_dir)
         remove_tree(entry.partial_dir)
@@ -120,11 +129,16 @@ def publish(entry: Entry, manifest: Manifest, table: TensorTable, *, on_step: St
 
 
 def rewrite_manifest(entry: Entry, manifest: Manifest) -> None:
-    """See ``Entry.rewrite_manifest``."""
+    """Replaces the manifest of a published entry whose files don't change.
+
+    Raises:
+        CacheNotWritable: It can't be written.
+        InsufficientSpace: The medium is full.
+    """
     write_atomically(entry.manifest_path, encode_manifest(manifest), sync=not entry.in_memory)
 
 
-def recover(entry: Entry) -> None:
+def recover(entry: Entry) -> EntryState:
     """Undoes what a killed process left half done, whatever it was.
 
     - Unfinished files of our own (temporary ones, and what was being removed) go.
@@ -140,7 +154,7 @@ def recover(entry: Entry) -> None:
         CacheDamaged: There is something in the entry that neither of us put there (a link, a device).
     """
     if not entry.exists():
-        return
+        return entry.state
     _remove_temporary_files(entry)
     manifest = _readable_manifest(entry)
     if manifest is None:
@@ -161,10 +175,19 @@ def recover(entry: Entry) -> None:
     make_directory(entry.model_dir)
     for path in file_sizes(entry.partial_model_dir):
         _set_mode(entry.partial_model_dir / path, PRIVATE_MODE)
+    return entry.state
 
 
 def clear(entry: Entry) -> int:
-    """See ``Entry.clear``. The manifest goes first, then the whole model by one rename, then the bytes."""
+    """Removes everything except directories and locks, and returns the number of bytes freed.
+
+    The manifest is removed first, then the model by one rename, then the data. The caller also holds ``use.lock``
+    exclusively, unless the entry is damaged: a process that has a file open or mapped keeps it, but the file can't be
+    opened again.
+
+    Raises:
+        CacheNotWritable: Something can't be removed. What remains is not visible as a model.
+    """
     freed = sum(file_sizes(entry.model_dir).values()) + sum(file_sizes(entry.partial_dir).values())
     _remove_manifest(entry)
     _remove_temporary_files(entry)

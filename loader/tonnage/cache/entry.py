@@ -18,7 +18,6 @@ import enum
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.cache import commit
 from tonnage.cache.filesystem import file_sizes, make_directory
 from tonnage.cache.locks import FileLock, LockMode, make_lock_file
 from tonnage.cache.manifest import (
@@ -35,8 +34,6 @@ from tonnage.errors import CacheDamaged
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from tonnage.cache.commit import StepCallback
 
 PRIVATE_DIRECTORY = ".tonnage"
 MODEL_DIRECTORY = "model"
@@ -228,49 +225,6 @@ class Entry:
     def state(self) -> EntryState:
         """What it has in it, as of now."""
         return self.read_status().state
-
-    # Changing; all of it under ``acquire_load_lock``
-
-    def begin_partial(self, *, keep_existing: bool = False) -> Path:
-        """Makes the folder that a load writes to and returns it.
-
-        Args:
-            keep_existing: Leave the files and the journal of an earlier load; otherwise they are removed.
-
-        Raises:
-            CacheNotWritable: It can't be made, or what is there can't be removed.
-            InsufficientSpace: There is no room for it.
-        """
-        return commit.begin_partial(self, keep_existing=keep_existing)
-
-    def publish(self, manifest: Manifest, table: TensorTable, *, on_step: StepCallback | None = None) -> Manifest:
-        """Makes what lies in the partial folder visible, at once and for good: see ``commit.publish``."""
-        return commit.publish(self, manifest, table, on_step=on_step)
-
-    def rewrite_manifest(self, manifest: Manifest) -> None:
-        """Replaces the manifest, for a change that no file takes part in.
-
-        Raises:
-            CacheNotWritable: It can't be written.
-            InsufficientSpace: There is no room for it.
-        """
-        commit.rewrite_manifest(self, manifest)
-
-    def recover(self) -> EntryState:
-        """Brings the entry back into order after a loader was killed: see ``commit.recover``."""
-        commit.recover(self)
-        return self.state
-
-    def clear(self) -> int:
-        """Removes everything but folders and locks, and returns the bytes that were freed.
-
-        For this, also ``use.lock`` must be held exclusively, unless the entry is damaged: who has one of its files
-        open or mapped keeps that file, but nobody can open it any more.
-
-        Raises:
-            CacheNotWritable: Something can't be removed. What remains is not visible as a model.
-        """
-        return commit.clear(self)
 
 
 def _check_file(path: Path, size: int) -> None:

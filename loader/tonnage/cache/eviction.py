@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tonnage.cache import commit
 from tonnage.cache.lock_holders import describe_lock_holders, find_lock_holders
 from tonnage.errors import CacheInUse
 
@@ -33,4 +34,4 @@ def evict(entry: Entry) -> int:
                 f"{entry.name} is being loaded by {describe_lock_holders(find_lock_holders(entry.load_lock_path))}."
             )
         with load_lock:
-            return entry.clear()
+            return commit.clear(entry)

@@ -153,6 +153,29 @@ def list_directories(folder: Path) -> list[Path]:
     return found
 
 
+def read_range(descriptor: int, start: int, end: int, buffer: memoryview, *, path: Path) -> Iterator[memoryview]:
+    """Reads the bytes from ``start`` (inclusive) to ``end`` (exclusive), each time into the same ``buffer``.
+
+    Args:
+        descriptor: A descriptor open for reading; its position doesn't change.
+        start: The first byte.
+        end: The end.
+        buffer: The part of it that was filled is yielded, and is valid until the next read.
+        path: The file's path, for the error message.
+
+    Raises:
+        OSError: A read failed.
+        CacheDamaged: The file is shorter than ``end``.
+    """
+    position = start
+    while position < end:
+        count = os.preadv(descriptor, [buffer[: min(len(buffer), end - position)]], position)
+        if not count:
+            raise CacheDamaged(f"{path} ends at byte {position:,}, but has data up to byte {end:,}.")
+        yield buffer[:count]
+        position += count
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder with all that is in it, or a file; nothing happens when there is none.
 

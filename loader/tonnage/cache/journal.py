@@ -11,7 +11,6 @@ Records survive the death of the process, for the kernel has them. They survive 
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import zlib
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from tonnage.cache.filesystem import TEMPORARY_SUFFIX
+from tonnage.cache.filesystem import TEMPORARY_SUFFIX, translate_os_errors
 from tonnage.contract import Layout
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -76,19 +76,15 @@ class Journal:
             InsufficientSpace: There is no room for it.
         """
         temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-        try:
+        with _translate_errors(path):
             temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise _write_error(path, error) from error
         journal = cls(path, descriptor, header, [], 0)
         try:
             for payload in (msgspec.json.encode(header), *records):
                 journal.append(payload)
-            temporary.rename(path)
-        except OSError as error:
-            journal.close()
-            raise _write_error(path, error) from error
+            with _translate_errors(path):
+                temporary.rename(path)
         except (CacheNotWritable, InsufficientSpace):
             journal.close()
             raise
@@ -104,25 +100,24 @@ class Journal:
         Raises:
             CacheNotWritable: It is there but can't be opened or written.
         """
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _write_error(path, error) from error
-        try:
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                data = file.read()
-            payloads, end = read_frames(data)
-            header = _header(payloads)
-            if header is None:
-                os.close(descriptor)
+        with _translate_errors(path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
                 return None
-            if end != len(data):
-                os.ftruncate(descriptor, end)
-        except OSError as error:
-            os.close(descriptor)
-            raise _write_error(path, error) from error
+            try:
+                with os.fdopen(os.dup(descriptor), "rb") as file:
+                    data = file.read()
+                payloads, end = read_frames(data)
+                header = _header(payloads)
+                if header is None:
+                    os.close(descriptor)
+                    return None
+                if end != len(data):
+                    os.ftruncate(descriptor, end)
+            except OSError:
+                os.close(descriptor)
+                raise
         return cls(path, descriptor, header, payloads[1:], end)
 
     def read_payloads(self) -> list[bytes]:
@@ -141,12 +136,13 @@ class Journal:
             raise InternalError(f"The journal {self.path} is closed.")
         frame = make_frame(payload)
         done = 0
-        try:
-            while done < len(frame):
-                done += os.pwrite(self._descriptor, frame[done:], self._end + done)
-        except OSError as error:
-            os.ftruncate(self._descriptor, self._end)
-            raise _write_error(self.path, error) from error
+        with _translate_errors(self.path):
+            try:
+                while done < len(frame):
+                    done += os.pwrite(self._descriptor, frame[done:], self._end + done)
+            except OSError:
+                os.ftruncate(self._descriptor, self._end)
+                raise
         self._end += len(frame)
 
     def sync(self) -> None:
@@ -155,10 +151,8 @@ class Journal:
         Raises:
             CacheNotWritable: The disk refused.
         """
-        try:
+        with _translate_errors(self.path):
             os.fdatasync(self._descriptor)
-        except OSError as error:
-            raise _write_error(self.path, error) from error
 
     def close(self) -> None:
         """Closes the file; twice is fine."""
@@ -208,6 +202,5 @@ def _header(payloads: list[bytes]) -> JournalHeader | None:
         return None
 
 
-def _write_error(path: Path, error: OSError) -> CacheNotWritable | InsufficientSpace:
-    kind = InsufficientSpace if error.errno in {errno.ENOSPC, errno.EDQUOT} else CacheNotWritable
-    return kind(f"The journal {path} can't be written: {error.strerror}.")
+def _translate_errors(path: Path) -> AbstractContextManager[None]:
+    return translate_os_errors(f"The journal {path} can't be written")

@@ -83,7 +83,7 @@ class FileLock:
         if self._mode is not None:
             raise InternalError(f"The lock {self.path} is held as {self._mode} and can't become {mode}.")
         while True:
-            self._open()
+            self._descriptor = open_lock_file(self.path)
             try:
                 fcntl.flock(self._descriptor, _OPERATIONS[mode] | fcntl.LOCK_NB)
             except OSError as error:
@@ -128,7 +128,8 @@ class FileLock:
                 raise Interrupted(f"Interrupted while waiting for {self.path}, which another process holds.")
             remaining_seconds = MAX_BACKOFF if deadline is None else deadline - time.monotonic()
             if remaining_seconds <= 0:
-                raise Timeout(f"The deadline passed while waiting for {self.path}, held by {self._describe_holders()}.")
+                holders = describe_lock_holders(find_lock_holders(self.path))
+                raise Timeout(f"Timed out waiting for {self.path}, which is held by {holders}.")
             time.sleep(min(backoff, remaining_seconds))
             backoff = min(backoff * 1.5, MAX_BACKOFF)
 
@@ -139,16 +140,6 @@ class FileLock:
         except OSError as error:
             if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 raise CacheNotWritable(f"The time of {self.path} can't be set: {error.strerror}.") from error
-
-    def make_inheritable(self) -> int:
-        """Lets the lock survive ``exec`` and returns its descriptor, for a program that goes on holding it.
-
-        Raises:
-            InternalError: The lock isn't held.
-        """
-        descriptor = self.fileno()
-        os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
-        return descriptor
 
     def release(self) -> None:
         """Gives the lock up; nothing happens when it isn't held."""
@@ -164,9 +155,6 @@ class FileLock:
     ) -> None:
         self.release()
 
-    def _open(self) -> None:
-        self._descriptor = open_lock_file(self.path)
-
     def _is_same_file(self) -> bool:
         try:
             named = self.path.stat()
@@ -174,9 +162,6 @@ class FileLock:
             return False
         opened = os.fstat(self._descriptor)
         return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
-
-    def _describe_holders(self) -> str:
-        return describe_lock_holders(find_lock_holders(self.path))
 
 
 def make_lock_file(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from tonnage.contract import Layout, Verify
+from tonnage.contract import FileKind, Layout, Verify
 from tonnage.errors import CacheDamaged
 
 MANIFEST_VERSION = 1
@@ -26,7 +26,6 @@ MAX_TABLE_BYTES = 1 << 30
 """Bytes beyond which a file is refused unread: none of ours comes near."""
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
-FileKind = Literal["shard", "index", "companion", "object"]
 
 
 class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,6 +127,10 @@ class TensorRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     header: bytes
     crc32: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] | None = None
     sha256: str | None = None
+
+    @property
+    def has_checksum(self) -> bool:
+        return self.crc32 is not None or self.sha256 is not None
 
 
 class TensorTable(msgspec.Struct, frozen=True, kw_only=True):

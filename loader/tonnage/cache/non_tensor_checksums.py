@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tonnage.cache.filesystem import translate_os_errors
+from tonnage.cache.filesystem import read_range, translate_os_errors
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -92,17 +92,13 @@ def ranges_crc32(path: Path, ranges: Iterable[tuple[int, int]]) -> int:
         CacheDamaged: The file can't be read or ends before.
     """
     crc = 0
+    buffer = memoryview(bytearray(_READ_BYTES))
     with translate_os_errors(f"{path} can't be read"):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for start, end in ranges:
-                position = start
-                while position < end:
-                    data = os.pread(descriptor, min(_READ_BYTES, end - position), position)
-                    if not data:
-                        raise CacheDamaged(f"{path} ends at {position:,}, before the {end:,} that it should have.")
+                for data in read_range(descriptor, start, end, buffer, path=path):
                     crc = zlib.crc32(data, crc)
-                    position += len(data)
         finally:
             os.close(descriptor)
     return crc

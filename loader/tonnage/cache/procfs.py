@@ -17,6 +17,17 @@ PROC = Path("/proc")
 """Where procfs is mounted."""
 
 
+def boot_id() -> str:
+    """Returns the kernel's random ID of this boot; empty if procfs is unavailable.
+
+    Memory, and data written to a disk but not synced, does not survive a reboot.
+    """
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 class Mount(NamedTuple):
     """One line of ``mountinfo`` (``proc_pid_mountinfo(5)``).
 

@@ -8,14 +8,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
+from tonnage.cache.filesystem import read_range
 from tonnage.cache.non_tensor_checksums import non_tensor_ranges, ranges_crc32, tensor_extents
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, Interrupted, TonnageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tonnage.cache.entry import Entry
@@ -98,17 +97,10 @@ def achievable_level(tensors: Sequence[TensorRecord], level: Verify) -> tuple[Ve
         lacking = sum(tensor.sha256 is None for tensor in tensors)
         verified, notes = achievable_level(tensors, Verify.CRC32)
         return verified, (*notes, f"{lacking:,} of {len(tensors):,} tensors have no SHA-256 in their file.")
-    if level is Verify.CRC32 and (lacking := sum(_digests(tensor) == (None, None) for tensor in tensors)):
+    if level is Verify.CRC32 and (lacking := sum(not tensor.has_checksum for tensor in tensors)):
         note = f"{lacking:,} of {len(tensors):,} tensors have no checksum that can be compared (encrypted ones don't)."
         return Verify.SIZE, (note,)
     return level, ()
-
-
-def upgrade(manifest: Manifest, verified: Verify) -> Manifest:
-    """Returns the manifest with a stronger ``verified`` after a check, or as it was; see ``Entry.rewrite_manifest``."""
-    if verified.strength <= manifest.verified.strength:
-        return manifest
-    return msgspec.structs.replace(manifest, verified=verified)
 
 
 class _Verifier:
@@ -172,7 +164,7 @@ class _Verifier:
             if file.rest_crc32 is not None
         ]
         for index, tensor in enumerate(self._tensors):
-            if tensor.file < 0 or _digests(tensor) == (None, None):
+            if tensor.file < 0 or not tensor.has_checksum:
                 continue
             whole = self._by_sha256(tensor)
             step = max(tensor.length, 1) if whole else TASK_BYTES
@@ -217,7 +209,8 @@ class _Verifier:
         tensor = self._tensors[task.tensor]
         if self._by_sha256(tensor):
             digest = hashlib.sha256(tensor.header)
-            _read_range(path, tensor.offset, tensor.offset + tensor.length, buffer, digest.update)
+            for data in _read_range(path, tensor.offset, tensor.offset + tensor.length, buffer):
+                digest.update(data)
             _compare(path, tensor, "SHA-256", digest.hexdigest(), tensor.sha256 or "")
             return
         crc = _range_crc32(path, tensor.offset + task.start, tensor.offset + task.end, buffer)
@@ -252,20 +245,12 @@ class _Verifier:
             self._progress(done, self._total)
 
 
-def _digests(tensor: TensorRecord) -> tuple[int | None, str | None]:
-    return tensor.crc32, tensor.sha256
-
-
 def _range_crc32(path: Path, start: int, end: int, buffer: memoryview) -> int:
     from isal import isal_zlib
 
     crc = 0
-
-    def update(data: memoryview) -> None:
-        nonlocal crc
+    for data in _read_range(path, start, end, buffer):
         crc = isal_zlib.crc32(data, crc)
-
-    _read_range(path, start, end, buffer, update)
     return crc
 
 
@@ -278,16 +263,10 @@ def _tensor_crc32(tensor: TensorRecord, partial_crcs: list[tuple[int, int, int]]
     return crc
 
 
-def _read_range(path: Path, start: int, end: int, buffer: memoryview, update: Callable[[memoryview], None]) -> None:
+def _read_range(path: Path, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        position = start
-        while position < end:
-            count = os.preadv(descriptor, [buffer[: min(len(buffer), end - position)]], position)
-            if not count:
-                raise CacheDamaged(f"{path} ends at {position:,}, in the middle of a tensor.")
-            update(buffer[:count])
-            position += count
+        yield from read_range(descriptor, start, end, buffer, path=path)
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ schema version is refused. The operator imports this package and ``tonnage.error
 from tonnage.contract.plan import (
     SCHEMA_VERSION,
     AddressingStyle,
+    FileKind,
     FileSelection,
     HttpSource,
     Identity,
@@ -40,6 +41,7 @@ __all__ = [
     "ENTRY_NAME_PATTERN",
     "SCHEMA_VERSION",
     "AddressingStyle",
+    "FileKind",
     "FileSelection",
     "HttpSource",
     "Identity",

@@ -6,7 +6,7 @@ The command line's flags make the same object, so there is one way through the l
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """The one schema version of plans and reports that this release reads and writes."""
-
-MIB = 1 << 20
-GIB = 1 << 30
 
 DEFAULT_TENSOR_PATTERNS = ("*.tensors",)
 DEFAULT_COMPANION_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*")
@@ -32,6 +29,10 @@ class Layout(enum.StrEnum):
     """Shards that any engine reads; the default."""
     TENSORIZER = "tensorizer"
     """The ``.tensors`` objects, byte for byte."""
+
+
+FileKind = Literal["shard", "index", "companion", "object"]
+"""Kinds of files in an entry: a safetensors shard, the shards' index, a companion, or a ``.tensors`` object."""
 
 
 class Verify(enum.StrEnum):
@@ -56,11 +57,11 @@ class AddressingStyle(enum.StrEnum):
     VIRTUAL = "virtual"
 
 
-class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WireStruct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of everything in the contract: immutable, and silent about what has its default."""
 
 
-class ObjectPin(_Wire, frozen=True, kw_only=True):
+class ObjectPin(WireStruct, frozen=True, kw_only=True):
     """One object of a revision, as every later request pins it.
 
     ``etag`` is without quotes; empty where the server gives none. ``version_id`` is empty where the bucket has no
@@ -74,7 +75,7 @@ class ObjectPin(_Wire, frozen=True, kw_only=True):
     version_id: str = ""
 
 
-class S3Source(_Wire, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
+class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
     """Objects of one bucket: either all under ``prefix``, or exactly ``keys``.
 
     ``endpoint`` empty means AWS. ``ca_bundle`` is a path. ``objects`` pins the revision; None: resolve first.
@@ -91,7 +92,7 @@ class S3Source(_Wire, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
     objects: tuple[ObjectPin, ...] | None = None
 
 
-class HttpSource(_Wire, frozen=True, kw_only=True, tag_field="kind", tag="http"):
+class HttpSource(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="http"):
     """Objects by URL. Presigned ones are secrets, so they come from a file or an environment variable.
 
     Exactly one of ``urls``, ``urls_file`` (a path, one URL a line) and ``urls_env`` (a variable's name, URLs separated
@@ -108,7 +109,7 @@ class HttpSource(_Wire, frozen=True, kw_only=True, tag_field="kind", tag="http")
 Source = S3Source | HttpSource
 
 
-class RankSelection(_Wire, frozen=True, kw_only=True):
+class RankSelection(WireStruct, frozen=True, kw_only=True):
     """Rank-sharded files: ``pattern`` is a printf pattern of the file's name, with one integer field.
 
     ``wanted`` are the ranks to load; None means all ``count``, or all that are there when ``count`` is None.
@@ -119,7 +120,7 @@ class RankSelection(_Wire, frozen=True, kw_only=True):
     wanted: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] | None = None
 
 
-class FileSelection(_Wire, frozen=True, kw_only=True):
+class FileSelection(WireStruct, frozen=True, kw_only=True):
     """Which objects count. Shell patterns, matched against the whole key below the prefix and against its last part."""
 
     tensors: tuple[str, ...] = DEFAULT_TENSOR_PATTERNS
@@ -145,7 +146,7 @@ def file_selection(
     )
 
 
-class Limits(_Wire, frozen=True, kw_only=True):
+class Limits(WireStruct, frozen=True, kw_only=True):
     """How much of the machine and the network a load may take. Sizes in bytes, times in seconds; 0 means automatic.
 
     ``min_free`` are bytes of the cache's file system that must stay free; a load that would take of them is refused.
@@ -160,7 +161,7 @@ class Limits(_Wire, frozen=True, kw_only=True):
     min_free: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
-class Reporting(_Wire, frozen=True, kw_only=True):
+class Reporting(WireStruct, frozen=True, kw_only=True):
     """Where reports go.
 
     ``url`` is the whole address of the endpoint. ``token_file`` holds the bearer token, which is read anew for each
@@ -173,7 +174,7 @@ class Reporting(_Wire, frozen=True, kw_only=True):
     interval: Annotated[float, msgspec.Meta(gt=0)] = 2.0
 
 
-class Identity(_Wire, frozen=True, kw_only=True):
+class Identity(WireStruct, frozen=True, kw_only=True):
     """The ``ModelWeights`` object that a plan was made for."""
 
     namespace: str

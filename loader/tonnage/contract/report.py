@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from tonnage.contract.plan import SCHEMA_VERSION, Identity, ObjectPin, check_version
+from tonnage.contract.plan import SCHEMA_VERSION, Identity, ObjectPin, WireStruct, check_version
 from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
@@ -33,11 +33,7 @@ class ReportKind(enum.StrEnum):
     INVENTORY = "inventory"
 
 
-class _Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """As in ``plan``: immutable, and silent about what has its default."""
-
-
-class Medium(_Wire, frozen=True, kw_only=True):
+class Medium(WireStruct, frozen=True, kw_only=True):
     """What the cache lies on.
 
     ``filesystem`` is the kernel's name (``tmpfs``, ``ext4``); ``pages`` is ``4k`` or the ``huge=`` option of a tmpfs,
@@ -50,7 +46,7 @@ class Medium(_Wire, frozen=True, kw_only=True):
     free_bytes: int = 0
 
 
-class Progress(_Wire, frozen=True, kw_only=True):
+class Progress(WireStruct, frozen=True, kw_only=True):
     """How far a load is. ``remaining_seconds`` is -1 while it can't be known.
 
     ``waiting_for`` names the processes that this one waits for, as far as they can be seen.
@@ -68,7 +64,7 @@ class Progress(_Wire, frozen=True, kw_only=True):
     waiting_for: str = ""
 
 
-class ResolvedSource(_Wire, frozen=True, kw_only=True):
+class ResolvedSource(WireStruct, frozen=True, kw_only=True):
     """The pinned objects of one source of the plan, in its order. ``place`` is that of `place_of`; empty for HTTP."""
 
     place: str

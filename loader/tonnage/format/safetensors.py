@@ -77,20 +77,21 @@ class SafetensorsFile:
     data_start: int
 
 
-def safetensors_dtype_name(name: str, dtype: Dtype) -> str:
+def safetensors_dtype_name(name: str, dtype: Dtype, *, label: str) -> str:
     """Returns the word for a dtype in a safetensors header.
 
     Args:
         name: The tensor's flat name, for the error text.
         dtype: Its element type.
+        label: How the error text calls the source object.
 
     Raises:
-        DtypeUnsupported: Safetensors has no word for it; the text names the layout that needs none.
+        DtypeUnsupported: The safetensors format doesn't support it.
     """
     if dtype.safetensors_name is None:
         raise DtypeUnsupported(
-            f"The tensor {short_repr(name)} has the dtype {dtype.torch_name}, which safetensors can't say; "
-            "--layout tensorizer can."
+            f"{label}: tensor {short_repr(name)} has the dtype {dtype.torch_name}, which the safetensors format does "
+            "not support; load with --layout tensorizer."
         )
     return dtype.safetensors_name
 
@@ -104,13 +105,14 @@ def alignment_order(tensors: Sequence[ShardTensor]) -> list[int]:
 
 
 def build_shard_header(
-    tensors: Sequence[ShardTensor], *, metadata: Mapping[str, str], align: int = 4096
+    tensors: Sequence[ShardTensor], *, metadata: Mapping[str, str], label: str = "shard", align: int = 4096
 ) -> tuple[bytes, tuple[int, ...]]:
     """Returns everything in front of a shard's data, and where the data of each tensor goes.
 
     Args:
         tensors: In the order of their data, each at a multiple of its element's size (see ``alignment_order``).
-        metadata: Goes into the header as it is; engines want ``{"format": "pt"}``.
+        metadata: The header's metadata, unchanged; engines expect ``{"format": "pt"}``.
+        label: How error texts call the source object.
         align: The data begins at a multiple of this many bytes, itself a multiple of 8.
 
     Returns:
@@ -131,7 +133,7 @@ def build_shard_header(
         end = start + tensor.length
         if tensor.name in header:
             raise NameCollision(f"A shard can't hold two entries called {short_repr(tensor.name)}.")
-        dtype_name = safetensors_dtype_name(tensor.name, tensor.dtype)
+        dtype_name = safetensors_dtype_name(tensor.name, tensor.dtype, label=label)
         _check_writable(tensor, start)
         header[tensor.name] = {"dtype": dtype_name, "shape": tensor.shape, "data_offsets": (start, end)}
         starts.append(start)

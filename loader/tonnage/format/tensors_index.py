@@ -109,11 +109,6 @@ class TensorEntry(NamedTuple):
         return self.data_offset + self.length
 
     @property
-    def is_empty(self) -> bool:
-        """A dimension is 0, so there is nothing to hold."""
-        return 0 in self.shape
-
-    @property
     def is_meta(self) -> bool:
         """The file has the shape but no data: tensorizer's readers, and Tonnage, make zeros of it."""
         return self.length == 0 and 0 not in self.shape
@@ -352,21 +347,3 @@ def _check_unique(tensors: list[TensorEntry], *, label: str) -> None:
                 f"{entry.header_offset}."
             )
         seen.add(entry.path)
-
-
-def check_terminator(data: bytes | bytearray | memoryview, file: TensorsIndex, *, label: str) -> None:
-    """Refuses a body that does not end with the terminator.
-
-    Args:
-        data: The 8 bytes up to ``file.body_end``.
-        file: The index.
-        label: What error texts call the object.
-
-    Raises:
-        FormatDamaged: They are others than eight zeros: a further tensor, or the file has been overwritten in part.
-    """
-    if bytes(data) != TERMINATOR:
-        raise FormatDamaged(
-            f"{label}: 8 zero bytes should end the file at byte {file.body_end - len(TERMINATOR)}, there are "
-            f"{bytes(data[:8]).hex(' ')}."
-        )

@@ -48,11 +48,6 @@ def find_source_record(manifest: Manifest, item: ResolvedObject) -> SourceRecord
     return None
 
 
-def count_segments(manifest: Manifest) -> int:
-    """Returns how many files of the entry hold tensors."""
-    return sum(file.kind in {"shard", "object"} for file in manifest.files)
-
-
 def _needs_verification(record: SourceRecord, requested_level: Verify) -> bool:
     reachable = min(requested_level, record.strongest, key=lambda level: level.strength)
     return record.kind == "tensors" and record.verified.strength < reachable.strength

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from tonnage.cache import commit
 from tonnage.cache.cgroups import usable_cores
+from tonnage.cache.filesystem import make_directory, translate_os_errors
 from tonnage.cache.journal import Journal
 from tonnage.cache.medium import check_free_space
 from tonnage.loading import manifest_builder, resume
@@ -23,6 +26,7 @@ from tonnage.transfer.transfer_spec import TransferSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from tonnage.cache.entry import Entry
     from tonnage.cache.manifest import Manifest
@@ -89,13 +93,13 @@ def fill_entry(
         )
     if journal is not None:
         journal.close()
-    entry.begin_partial(keep_existing=bool(completed_records))
-    needed = max(0, blueprint.file_bytes - resume.allocated_bytes(entry.partial_model_dir))
+    commit.begin_partial(entry, keep_existing=bool(completed_records))
+    needed = max(0, blueprint.file_bytes - allocated_bytes(entry.partial_model_dir))
     check_free_space(entry.path, needed, min_free=plan.limits.min_free)
     with Journal.create(
         entry.journal_path, header, [msgspec.msgpack.encode(record) for record in completed_records]
     ) as journal:
-        paths = resume.make_files(entry, blueprint)
+        paths = make_files(entry, blueprint)
         outcome = transfer(
             TransferSpec(
                 blueprint=blueprint,
@@ -145,4 +149,38 @@ def _publish(
     published = entry.read_published()
     if published is not None:
         manifest, table = manifest_builder.merge_manifests(published.manifest, published.table, manifest, table)
-    return entry.publish(manifest, table)
+    return commit.publish(entry, manifest, table)
+
+
+def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
+    """Creates the blueprint's files in the partial folder, with size and prefix; returns their paths.
+
+    Files that are there with the right size keep what they have.
+
+    Raises:
+        CacheNotWritable: A file can't be made.
+        InsufficientSpace: There is no room for it.
+    """
+    paths = []
+    for file in blueprint.files:
+        path = entry.partial_model_dir / file.path
+        for folder in reversed(path.relative_to(entry.partial_model_dir).parents):
+            make_directory(entry.partial_model_dir / folder)
+        with translate_os_errors(f"{path} can't be made"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                if os.fstat(descriptor).st_size != file.size:
+                    os.ftruncate(descriptor, 0)
+                    os.ftruncate(descriptor, file.size)
+                at = 0
+                while at < len(file.prefix):
+                    at += os.pwrite(descriptor, file.prefix[at:], at)
+            finally:
+                os.close(descriptor)
+        paths.append(str(path))
+    return paths
+
+
+def allocated_bytes(folder: Path) -> int:
+    """Returns the bytes of the medium that the files below ``folder`` already occupy."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

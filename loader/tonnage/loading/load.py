@@ -13,7 +13,7 @@ from tonnage.cache.cache import Cache
 from tonnage.cache.medium import inspect_medium
 from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
 from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
-from tonnage.loading.cache_hit import Shortfall, count_segments, find_shortfall
+from tonnage.loading.cache_hit import Shortfall, find_shortfall
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ class LoadResult:
 
     report: Report
     lock: FileLock | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """How a load talks to its caller. ``canceled`` is asked several times a second."""
-
-    on_progress: Callable[[Progress], None] = lambda _: None
-    canceled: Callable[[], bool] = lambda: False
 
 
 def run_plan(
@@ -66,7 +58,7 @@ def run_plan(
     Raises:
         TonnageError: With ``details`` for a report; see ``failed_report``.
     """
-    return _Load(plan, Cache(cache), environment, Callbacks(on_progress, canceled)).run(keep_lock=keep_lock)
+    return _Load(plan, Cache(cache), environment, on_progress, canceled).run(keep_lock=keep_lock)
 
 
 def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callable[[], bool] = lambda: False) -> Report:
@@ -117,11 +109,19 @@ def _check_digest(plan: Plan, resolved: ResolvedRevision) -> None:
 class _Load:
     """The state of one load."""
 
-    def __init__(self, plan: Plan, cache: Cache, environment: Mapping[str, str], callbacks: Callbacks) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        cache: Cache,
+        environment: Mapping[str, str],
+        on_progress: Callable[[Progress], None],
+        canceled: Callable[[], bool],
+    ) -> None:
         self._plan = plan
         self._cache = cache
         self._environment = environment
-        self._callbacks = callbacks
+        self._on_progress = on_progress
+        self._canceled = canceled
         self._started = time.monotonic()
         self._deadline = _deadline(plan, self._started)
         self._resolved: ResolvedRevision | None = None
@@ -144,9 +144,9 @@ class _Load:
 
     def _run(self, *, keep_lock: bool) -> LoadResult:
         plan = self._plan
-        self._callbacks.on_progress(Progress(phase="resolving"))
+        self._on_progress(Progress(phase="resolving"))
         resolved = self._resolved = resolve(
-            plan, environment=self._environment, deadline=self._deadline, canceled=self._callbacks.canceled
+            plan, environment=self._environment, deadline=self._deadline, canceled=self._canceled
         )
         _check_digest(plan, resolved)
         self._cache.create()
@@ -168,7 +168,7 @@ class _Load:
         return LoadResult(report)
 
     def _acquire_use_lock(self, entry: Entry) -> FileLock:
-        return entry.acquire_use_lock(deadline=self._deadline, canceled=self._callbacks.canceled)
+        return entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
 
     def _find_hit(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
         """Returns the manifest if the entry has all that is wanted, checked as far as is wanted."""
@@ -185,7 +185,7 @@ class _Load:
         """Loads what is missing, as the entry's one loader."""
         with entry.acquire_load_lock(
             deadline=self._deadline,
-            canceled=self._callbacks.canceled,
+            canceled=self._canceled,
             on_wait=lambda: self._report_waiting(entry, resolved),
         ) as load_lock:
             manifest = self._find_hit(entry, resolved)
@@ -203,8 +203,8 @@ class _Load:
                 existing_manifest=manifest,
                 environment=self._environment,
                 deadline=self._deadline,
-                on_progress=self._callbacks.on_progress,
-                canceled=self._callbacks.canceled,
+                on_progress=self._on_progress,
+                canceled=self._canceled,
                 lock_descriptors=(load_lock.fileno(), use_lock.fileno()),
             )
             return self._build_report(Outcome.LOADED, entry, fill_result.manifest, fill_result)
@@ -212,7 +212,7 @@ class _Load:
     def _report_waiting(self, entry: Entry, resolved: ResolvedRevision) -> None:
         from tonnage.cache.lock_holders import describe_lock_holders, find_lock_holders
 
-        self._callbacks.on_progress(
+        self._on_progress(
             Progress(
                 phase="waiting",
                 total_bytes=sum(item.pin.size for item in resolved.objects),
@@ -229,14 +229,16 @@ class _Load:
         Raises:
             CacheInUse: The name is taken by another revision.
         """
+        from tonnage.cache import commit  # not imported for a hit
+
         try:
             manifest = entry.read_manifest()
             if manifest is not None:
                 entry.check_files(manifest)
         except CacheDamaged as error:
-            entry.clear()
+            commit.clear(entry)
             self._notes.append(f"The entry was damaged, so it was loaded anew: {error.message}")
-        entry.recover()
+        commit.recover(entry)
         manifest = entry.read_manifest()
         if manifest is None or manifest.digest == resolved.digest:
             return manifest
@@ -247,19 +249,20 @@ class _Load:
 
     def _reverify(self, entry: Entry, manifest: Manifest) -> Manifest:
         """Checks a complete entry further than it was checked when it was loaded."""
-        from tonnage.cache.verify import verify_entry  # a hit needs none of it
-        from tonnage.loading.manifest_builder import upgrade_manifest as upgraded_by
+        from tonnage.cache import commit  # not imported for a hit
+        from tonnage.cache.verify import verify_entry
+        from tonnage.loading.manifest_builder import upgrade_manifest
 
         verify_entry(
             entry,
             level=self._plan.verify,
-            progress=lambda done, total: self._callbacks.on_progress(
+            progress=lambda done, total: self._on_progress(
                 Progress(phase="verifying", loaded_bytes=done, total_bytes=total)
             ),
-            canceled=self._callbacks.canceled,
+            canceled=self._canceled,
         )
-        upgraded = upgraded_by(manifest, self._plan.verify)
-        entry.rewrite_manifest(upgraded)
+        upgraded = upgrade_manifest(manifest, self._plan.verify)
+        commit.rewrite_manifest(entry, upgraded)
         return upgraded
 
     def _build_report(
@@ -279,7 +282,11 @@ class _Load:
             retries=fill_result.outcome.retries if fill_result else 0,
             seconds=self._elapsed_seconds(),
             tensors=sum(source.tensors for source in manifest.sources),
-            segments=fill_result.segments if fill_result else count_segments(manifest),
+            segments=(
+                fill_result.segments
+                if fill_result
+                else sum(file.kind in {"shard", "object"} for file in manifest.files)
+            ),
             verified=manifest.verified,
             notes=tuple(dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes))),
             medium=inspect_medium(entry.path),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tonnage.cache.boot import boot_id
-from tonnage.cache.filesystem import make_directory, translate_os_errors
+from tonnage.cache.filesystem import read_range
 from tonnage.cache.journal import Journal, JournalHeader
+from tonnage.cache.procfs import boot_id
+from tonnage.errors import CacheDamaged
 from tonnage.planning.segments import SpanRole
 from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tonnage.cache.entry import Entry
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedObject
 
@@ -38,7 +37,7 @@ def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: i
         revision=revision,
         layout=blueprint.layout,
         segment_size=segment_size,
-        part_size=0,
+        part_size=0,  # required by the format of the journal; not used
         files=tuple((file.path, file.size) for file in blueprint.files),
         boot_id=boot_id(),
         identity=identity,
@@ -95,53 +94,20 @@ def _checksums_match(record: FetchedRange, blueprint: Blueprint, folder: Path) -
     segment = blueprint.segments[record.segment]
     path = folder / blueprint.files[segment.file_index].path
     pieces = segment.pieces(record.start, record.end)
+    buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         for piece, checksum in zip(pieces, record.checksums, strict=False):
             if piece.role is SpanRole.OPAQUE:
                 return False
             if piece.role is not SpanRole.DATA:
                 continue
-            value, at, end = 0, piece.target_offset, piece.target_offset + piece.end - piece.start
-            while at < end:
-                data = os.pread(file.fileno(), min(READ_BYTES, end - at), at)
-                if not data:
-                    return False
-                value = isal_zlib.crc32(data, value)
-                at += len(data)
+            start, end = piece.target_offset, piece.target_offset + piece.end - piece.start
+            value = 0
+            try:
+                for data in read_range(file.fileno(), start, end, buffer, path=path):
+                    value = isal_zlib.crc32(data, value)
+            except CacheDamaged:
+                return False
             if value != checksum:
                 return False
     return True
-
-
-def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
-    """Creates the blueprint's files in the partial folder, with size and prefix; returns their paths.
-
-    Files that are there with the right size keep what they have.
-
-    Raises:
-        CacheNotWritable: A file can't be made.
-        InsufficientSpace: There is no room for it.
-    """
-    paths = []
-    for file in blueprint.files:
-        path = entry.partial_model_dir / file.path
-        for folder in reversed(path.relative_to(entry.partial_model_dir).parents):
-            make_directory(entry.partial_model_dir / folder)
-        with translate_os_errors(f"{path} can't be made"):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                if os.fstat(descriptor).st_size != file.size:
-                    os.ftruncate(descriptor, 0)
-                    os.ftruncate(descriptor, file.size)
-                at = 0
-                while at < len(file.prefix):
-                    at += os.pwrite(descriptor, file.prefix[at:], at)
-            finally:
-                os.close(descriptor)
-        paths.append(str(path))
-    return paths
-
-
-def allocated_bytes(folder: Path) -> int:
-    """Returns the bytes of the medium that the files below ``folder`` already occupy."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from tonnage.contract import Layout
-from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision
+from tonnage.contract import FileKind, Layout
+from tonnage.errors import FormatUnsupported, NameCollision
 from tonnage.format.safetensors import ShardTensor, alignment_order, build_shard_header
-from tonnage.format.tensor_names import check_flat_names, short_repr
+from tonnage.format.tensor_names import check_flat_names
 from tonnage.planning.partition import linear_partition
-from tonnage.planning.segments import NOT_WRITTEN, Segment, Span, SpanRole
+from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +34,8 @@ PATHS_KEY = "tonnage.paths"
 """Key of a shard's metadata: JSON, flat name to nested path, for the names that are nested."""
 META_KEY = "tonnage.meta"
 """Key of a shard's metadata: JSON, flat name to ``[dtype, item size, shape]``, for tensors without data."""
-FileKind = Literal["shard", "index", "companion", "object"]
+NO_FILE = -1
+"""``TensorPlacement.file_index`` of a meta tensor, which has no bytes."""
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -181,7 +182,7 @@ class _BlueprintBuilder:
         source = self.objects[index]
         self.files.append(OutputFile(source.path, source.size, "companion", index, source.rank, b""))
         if source.size:
-            self._add_segment(index, 0, source.size, [Span(source.size, SpanRole.OPAQUE, -1, 0)])
+            self._add_segment(index, 0, source.size, [Span(source.size, SpanRole.OPAQUE, NO_TENSOR, 0)])
 
     def add_tensorizer_object(self, index: int, tensors_index: TensorsIndex, segment_size: int) -> None:
         """The Tensorizer layout: one file with the object's bytes, filled by several segments."""
@@ -203,9 +204,9 @@ class _BlueprintBuilder:
             start = tensors_index.tensors[first].header_offset if last > first else body
             end = tensors_index.tensors[last - 1].data_end if last > first else body
             if position == len(ranges) - 1:
-                spans.append(Span(tensors_index.body_end, SpanRole.TAIL, -1, end))
+                spans.append(Span(tensors_index.body_end, SpanRole.TAIL, NO_TENSOR, end))
                 if source.size > tensors_index.body_end:
-                    spans.append(Span(source.size, SpanRole.OPAQUE, -1, tensors_index.body_end))
+                    spans.append(Span(source.size, SpanRole.OPAQUE, NO_TENSOR, tensors_index.body_end))
                 end = source.size
             self._add_segment(index, start, end, spans)
 
@@ -237,15 +238,10 @@ class _BlueprintBuilder:
         shard = []
         for number in stored:
             entry = tensors_index.tensors[number]
-            if entry.dtype.safetensors_name is None:
-                raise DtypeUnsupported(
-                    f"{source.label}: tensor {short_repr(entry.name)} is {entry.dtype.torch_name}, "
-                    "which the safetensors format can't hold."
-                )
             shard.append(ShardTensor(entry.name, entry.dtype, entry.shape, entry.length))
         order = alignment_order(shard)
         metadata = {"format": "pt", **_extra_metadata(tensors_index.tensors[cut[0] : cut[1]])}
-        header, offsets = build_shard_header([shard[at] for at in order], metadata=metadata)
+        header, offsets = build_shard_header([shard[at] for at in order], metadata=metadata, label=source.label)
         target = {stored[at]: offset for at, offset in zip(order, offsets, strict=True)}
         size = len(header) + sum(tensor.length for tensor in shard)
         self.files.append(OutputFile(path, size, "shard", index, source.rank, header))
@@ -255,12 +251,12 @@ class _BlueprintBuilder:
             spans.append(Span(entry.data_offset, SpanRole.HEADER, number, NOT_WRITTEN))
             if entry.length:
                 spans.append(Span(entry.data_end, SpanRole.DATA, number, target[number]))
-            file = -1 if entry.is_meta else len(self.files) - 1
+            file = NO_FILE if entry.is_meta else len(self.files) - 1
             self.placements.append(TensorPlacement(index, number, file, target.get(number, 0)))
         start = tensors_index.tensors[cut[0]].header_offset if cut[1] > cut[0] else tensors_index.preamble.body_offset
         end = tensors_index.tensors[cut[1] - 1].data_end if cut[1] > cut[0] else start
         if is_last:
-            spans.append(Span(tensors_index.body_end, SpanRole.TAIL, -1, NOT_WRITTEN))
+            spans.append(Span(tensors_index.body_end, SpanRole.TAIL, NO_TENSOR, NOT_WRITTEN))
             end = tensors_index.body_end
         self._add_segment(index, start, end, spans)
 

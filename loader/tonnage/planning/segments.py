@@ -26,6 +26,8 @@ class SpanRole(enum.IntEnum):
     """Bytes that nobody here understands: a companion, or an encrypted tensor's data."""
 
 
+NO_TENSOR = -1
+"""``Span.tensor_index`` of a span that belongs to no tensor."""
 NOT_WRITTEN = -1
 """The target of spans that aren't stored."""
 

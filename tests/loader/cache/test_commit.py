@@ -20,7 +20,7 @@ from support.cache_entries import (
     write_partial,
 )
 from support.child_processes import UNPRIVILEGED_UID, kill_at_operation, kill_self, run_in_child
-from tonnage.cache import Cache, EntryState, Journal
+from tonnage.cache import Cache, EntryState, Journal, commit
 from tonnage.cache.verify import verify_entry
 from tonnage.errors import CacheDamaged, CacheNotWritable, InternalError
 
@@ -88,7 +88,7 @@ def test_killed_before_the_commit_the_entry_goes_back_to_what_can_be_resumed(roo
     assert_empty_or_complete(entry, WHOLE.files)
     assert entry.read_manifest() is None
 
-    assert entry.recover() is EntryState.PARTIAL
+    assert commit.recover(entry) is EntryState.PARTIAL
 
     assert visible_files(entry) == {}
     assert journal_records(entry) == RECORDS
@@ -105,7 +105,7 @@ def test_killed_after_the_commit_the_entry_is_ready_and_recovery_tidies_up(root:
     assert publish_until(entry, step) == -9
     assert entry.state is EntryState.READY
     assert visible_files(entry) == WHOLE.files
-    assert entry.recover() is EntryState.READY
+    assert commit.recover(entry) is EntryState.READY
     assert_complete(entry, WHOLE)
 
 
@@ -118,7 +118,7 @@ def test_killed_while_adding_a_rank_the_other_stays_ready_and_the_addition_can_b
     assert entry.state is EntryState.READY
     assert verify_entry(entry).tensors in {2, 4}
 
-    assert entry.recover() is EntryState.READY
+    assert commit.recover(entry) is EntryState.READY
 
     if step in AFTER:
         assert_complete(entry, WHOLE)
@@ -142,11 +142,11 @@ def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
         before = visible_files(entry)
         killed = kill_at_operation(functools.partial(publish, entry, WHOLE), number)
         assert_empty_or_complete(entry, before, WHOLE.files)
-        if entry.recover() is not EntryState.READY or visible_files(entry) != WHOLE.files:
+        if commit.recover(entry) is not EntryState.READY or visible_files(entry) != WHOLE.files:
             assert visible_files(entry) == before
             publish(entry, WHOLE)
         assert_complete(entry, WHOLE)
-        entry.clear()
+        commit.clear(entry)
         if not killed:
             break
         number += 1
@@ -164,14 +164,14 @@ def test_killed_again_while_recovering_it_recovers_the_next_time(
         entry = start(memory)
         before = visible_files(entry)
         assert publish_until(entry, step) == -9
-        killed = kill_at_operation(entry.recover, number)
-        entry.recover()
+        killed = kill_at_operation(functools.partial(commit.recover, entry), number)
+        commit.recover(entry)
         if step in BEFORE:
             assert visible_files(entry) == before
             assert journal_records(entry) == RECORDS
             publish(entry, WHOLE)
         assert_complete(entry, WHOLE)
-        entry.clear()
+        commit.clear(entry)
         number += 1
     assert number > 5
 
@@ -181,11 +181,11 @@ def test_killed_before_any_file_operation_of_clearing_the_model_is_whole_or_gone
     killed = True
     while killed:
         entry = published_entry(memory)
-        killed = kill_at_operation(entry.clear, number)
+        killed = kill_at_operation(functools.partial(commit.clear, entry), number)
         assert_empty_or_complete(entry, WHOLE.files)
-        entry.recover()
+        commit.recover(entry)
         assert_empty_or_complete(entry, WHOLE.files)
-        entry.clear()
+        commit.clear(entry)
         assert entry.state is EntryState.EMPTY
         number += 1
     assert number > 5
@@ -197,7 +197,7 @@ def test_clearing_keeps_folders_and_locks_and_says_what_it_freed(root: Path) -> 
     inodes = {
         path: path.stat().st_ino for path in (entry.path, entry.private_dir, entry.load_lock_path, entry.use_lock_path)
     }
-    assert entry.clear() == WHOLE.manifest.bytes
+    assert commit.clear(entry) == WHOLE.manifest.bytes
     assert {path: path.stat().st_ino for path in inodes} == inodes
     assert sorted(path.name for path in entry.private_dir.iterdir()) == ["load.lock", "use.lock"]
     assert list(entry.model_dir.iterdir()) == []
@@ -208,7 +208,7 @@ def test_a_mapped_file_outlives_the_clearing(root: Path) -> None:
     entry = published_entry(root)
     path, data = next(iter(WHOLE.files.items()))
     with (entry.model_dir / path).open("rb") as file:
-        entry.clear()
+        commit.clear(entry)
         assert file.read() == data
 
 
@@ -251,7 +251,7 @@ def test_a_damaged_entry_is_repaired_by_loading_it_again(root: Path) -> None:
     entry = published_entry(root)
     victim = entry.model_dir / "tokenizer/vocab.txt"
     victim.unlink()
-    assert entry.recover() is EntryState.DAMAGED
+    assert commit.recover(entry) is EntryState.DAMAGED
     write_partial(entry, WHOLE)
     publish(entry, WHOLE)
     assert_complete(entry, WHOLE)
@@ -261,7 +261,7 @@ def test_a_manifest_that_is_garbage_counts_as_none(root: Path) -> None:
     entry = published_entry(root)
     entry.manifest_path.write_bytes(b"\xff{garbage")
     assert entry.state is EntryState.DAMAGED
-    assert entry.recover() is EntryState.PARTIAL
+    assert commit.recover(entry) is EntryState.PARTIAL
     assert visible_files(entry) == {}
 
 
@@ -275,9 +275,9 @@ def test_another_user_can_use_but_not_change_an_entry(memory: Path) -> None:
             assert entry.state is EntryState.READY
             assert visible_files(entry) == WHOLE.files
             with pytest.raises(CacheNotWritable):
-                entry.clear()
+                commit.clear(entry)
             with pytest.raises(CacheNotWritable):
-                entry.begin_partial()
+                commit.begin_partial(entry)
 
     assert run_in_child(look, uid=UNPRIVILEGED_UID) == 0
     assert_complete(entry, WHOLE)
@@ -294,7 +294,7 @@ def test_a_user_without_privileges_resumes_files_that_were_made_read_only(memory
         publish(entry, WHOLE, checkpoint=lambda step: kill_self() if step == "model" else None)
 
     def resume() -> None:
-        entry.recover()
+        commit.recover(entry)
         for path, data in WHOLE.files.items():
             (entry.partial_model_dir / path).write_bytes(data)
         publish(entry, WHOLE)
@@ -302,4 +302,4 @@ def test_a_user_without_privileges_resumes_files_that_were_made_read_only(memory
     assert run_in_child(begin, uid=UNPRIVILEGED_UID) == -9
     assert run_in_child(resume, uid=UNPRIVILEGED_UID) == 0
     assert_complete(entry, WHOLE)
-    assert run_in_child(entry.clear, uid=UNPRIVILEGED_UID) == 0
+    assert run_in_child(functools.partial(commit.clear, entry), uid=UNPRIVILEGED_UID) == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from support.cache_entries import ENTRY_NAME, assert_complete, make_sample, publish, visible_files, write_partial
 from support.child_processes import ChildProcess, run_in_child
-from tonnage.cache import Cache, EntryState
+from tonnage.cache import Cache, EntryState, commit
 from tonnage.cache.eviction import evict
 from tonnage.errors import CacheInUse
 
@@ -30,7 +30,7 @@ def load(entry: Entry) -> None:
     with entry.acquire_use_lock():
         if entry.state is not EntryState.READY:
             with entry.acquire_load_lock():
-                if entry.recover() is not EntryState.READY:
+                if commit.recover(entry) is not EntryState.READY:
                     write_partial(entry, MADE)
                     publish(entry, MADE)
         assert entry.state is EntryState.READY
@@ -41,7 +41,7 @@ def load_and_tidy(entry: Entry) -> None:
     """Loads; where somebody was killed after publishing, what he left goes with the next who takes the lock."""
     load(entry)
     with entry.acquire_load_lock():
-        entry.recover()
+        commit.recover(entry)
 
 
 def load_forever(entry: Entry) -> Callable[[SendLine], None]:
@@ -79,7 +79,7 @@ def test_loads_that_start_together_load_once(root: Path) -> None:
 
     def work(send_line: SendLine) -> None:
         with entry.acquire_use_lock(), entry.acquire_load_lock():
-            if entry.recover() is EntryState.READY:
+            if commit.recover(entry) is EntryState.READY:
                 send_line("hit")
                 return
             write_partial(entry, MADE)

@@ -9,7 +9,7 @@ import pytest
 
 from support.cache_entries import ENTRY_NAME, make_sample, published_entry, write_partial
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
-from tonnage.cache import Cache, Entry, EntryState
+from tonnage.cache import Cache, Entry, EntryState, commit
 from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
 
 if TYPE_CHECKING:
@@ -161,16 +161,16 @@ def test_a_fresh_partial_folder_forgets_what_an_earlier_load_left_and_a_kept_one
     entry = Cache(root).entry(ENTRY_NAME)
     entry.create()
     write_partial(entry, MADE)
-    assert (entry.begin_partial(keep_existing=True) / SHARD).exists()
+    assert (commit.begin_partial(entry, keep_existing=True) / SHARD).exists()
     assert entry.journal_path.exists()
-    assert list(entry.begin_partial().iterdir()) == []
+    assert list(commit.begin_partial(entry).iterdir()) == []
     assert not entry.journal_path.exists()
-    assert entry.recover() is EntryState.EMPTY
+    assert commit.recover(entry) is EntryState.EMPTY
 
 
 def test_recovering_an_entry_that_was_never_there_does_nothing(root: Path) -> None:
-    assert Cache(root).entry("r-none").recover() is EntryState.EMPTY
-    assert Cache(root).entry("r-none").clear() == 0
+    assert commit.recover(Cache(root).entry("r-none")) is EntryState.EMPTY
+    assert commit.clear(Cache(root).entry("r-none")) == 0
     assert list(root.iterdir()) == []
 
 
@@ -179,6 +179,6 @@ def test_half_written_files_of_our_own_are_swept_away(root: Path) -> None:
     (entry.private_dir / "manifest.json.tmp").write_bytes(b"half")
     (entry.private_dir / "tensors-0123456789ab.json").write_bytes(b"old")
     (entry.private_dir / "trash").mkdir()
-    assert entry.recover() is EntryState.READY
+    assert commit.recover(entry) is EntryState.READY
     left = sorted(path.name for path in entry.private_dir.iterdir())
     assert left == ["load.lock", "manifest.json", "tensors.json", "use.lock"]

@@ -14,7 +14,7 @@ import pytest
 
 from support.cache_entries import published_entry
 from support.child_processes import UNPRIVILEGED_UID, ChildProcess, run_in_child
-from tonnage.cache import Cache, FileLock, LockHolder, LockMode, find_lock_holders
+from tonnage.cache import Cache, FileLock, LockHolder, LockMode, commit, find_lock_holders
 from tonnage.cache.eviction import evict
 from tonnage.cache.lock_holders import command_name, describe_lock_holders, parse_locks
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InternalError, Interrupted, Timeout
@@ -76,7 +76,7 @@ def test_waiting_ends_at_the_deadline_and_names_the_holder(root: Path) -> None:
     with ChildProcess(hold_lock(path, LockMode.EXCLUSIVE)) as child, FileLock(path) as mine:
         child.read_line()
         began = time.monotonic()
-        with pytest.raises(Timeout, match=rf"lock, held by pid {child.pid} \(.+\)\."):
+        with pytest.raises(Timeout, match=rf"lock, which is held by pid {child.pid} \(.+\)\."):
             mine.acquire(LockMode.EXCLUSIVE, deadline=began + 0.1)
         assert 0.1 <= time.monotonic() - began < 2
         assert mine.mode is None
@@ -181,7 +181,7 @@ def test_touching_is_what_last_used_means(root: Path) -> None:
 def test_an_inherited_descriptor_keeps_the_lock_across_exec(root: Path) -> None:
     lock = FileLock(root / "lock")
     lock.acquire(LockMode.SHARED)
-    descriptor = lock.make_inheritable()
+    descriptor = lock.fileno()
     program = [sys.executable, "-I", "-c", "print(input())"]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor]) as child:
         lock.release()
@@ -310,7 +310,7 @@ def test_a_user_during_a_removal_waits_and_finds_the_entry_empty(root: Path) -> 
         with removal:
             send_line("removing")
             os.read(may_go_on, 1)
-            entry.clear()
+            commit.clear(entry)
 
     def come(send_line: SendLine) -> None:
         with entry.acquire_use_lock(on_wait=lambda: send_line("waiting")):

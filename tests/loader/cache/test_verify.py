@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.cache_entries import ENTRY_NAME, make_sample, publish, published_entry, write_partial
-from tonnage.cache import Cache, EntryState, TensorTable
+from tonnage.cache import Cache, EntryState, TensorTable, commit
 from tonnage.cache import verify as verify_module
 from tonnage.cache.eviction import evict
 from tonnage.cache.listing import entry_info, list_entries
 from tonnage.cache.non_tensor_checksums import non_tensor_ranges
-from tonnage.cache.verify import achievable_level, upgrade, verify_entry
+from tonnage.cache.verify import achievable_level, verify_entry
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, Interrupted
+from tonnage.loading.manifest_builder import upgrade_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,10 +141,13 @@ def test_a_stronger_check_is_written_into_the_manifest_and_a_weaker_one_is_not(r
     entry = published_entry(root)
     manifest = entry.read_manifest()
     assert manifest is not None
-    assert upgrade(manifest, Verify.SIZE) is manifest
-    entry.rewrite_manifest(upgrade(manifest, Verify.SHA256))
+    assert upgrade_manifest(manifest, Verify.SIZE) == manifest
+    commit.rewrite_manifest(entry, upgrade_manifest(manifest, Verify.SHA256))
     again = entry.read_manifest()
-    assert again == msgspec.structs.replace(manifest, verified=Verify.SHA256)
+    assert again is not None
+    assert again.verified is Verify.SHA256
+    assert again == msgspec.structs.replace(manifest, verified=Verify.SHA256, sources=again.sources)
+    assert {source.verified for source in again.sources} == {Verify.SHA256}
     assert entry.state is EntryState.READY
 
 

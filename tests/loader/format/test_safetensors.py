@@ -126,7 +126,7 @@ def test_no_tensors_make_a_valid_file_too(tmp_path: Path) -> None:
 def test_a_dtype_without_a_safetensors_name_is_refused_naming_tensor_dtype_and_layout() -> None:
     dtype = parse_dtype(b"<V4\0torch.complex32", where="x")
     for refuse in (
-        lambda: safetensors_dtype_name("rotary", dtype),
+        lambda: safetensors_dtype_name("rotary", dtype, label="x"),
         lambda: build_shard_header([ShardTensor("rotary", dtype, (1,), 4)], metadata={}),
     ):
         with pytest.raises(DtypeUnsupported, match=r"'rotary'.*complex32.*--layout tensorizer"):
