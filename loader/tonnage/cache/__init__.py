@@ -1,6 +1,6 @@
 """The cache: entries on a medium, with locks, a journal and an atomic commit.
 
-What a hit needs is imported from here; ``verify`` and ``listing`` are imported by whoever needs them.
+Everything that a hit needs is exported here. Import ``commit``, ``verify`` and ``listing`` where they are used.
 """
 
 from tonnage.cache.cache import Cache

@@ -1,4 +1,4 @@
-"""The cache as a whole: a folder with one entry a revision and layout."""
+"""The cache: a directory with one entry for each revision and layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tonnage.errors import CacheNotWritable, InvalidPlan
 
 
 class Cache:
-    """A folder of entries. Making the object touches nothing on disk."""
+    """A directory of entries. The constructor doesn't access the disk."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
@@ -21,36 +21,36 @@ class Cache:
         return f"Cache({str(self.root)!r})"
 
     def create(self) -> None:
-        """Makes the folder, and its parents, where it is missing. An existing one is left as it is.
+        """Creates the directory and its parents if it is missing. An existing one is not changed.
 
         Raises:
-            CacheNotWritable: It can't be made, or is no folder.
-            InsufficientSpace: There is no room for it.
+            CacheNotWritable: It can't be created, or is not a directory.
+            InsufficientSpace: The medium is full.
         """
-        with translate_os_errors(f"The cache folder {self.root} can't be made"):
+        with translate_os_errors(f"The cache directory {self.root} can't be created"):
             if self.root.is_dir():
                 return
             self.root.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             self.root.chmod(DIRECTORY_MODE)
 
     def entry(self, name: str) -> Entry:
-        """Returns the entry of that name, whether or not it exists.
+        """Returns the entry with this name, whether or not it exists.
 
         Raises:
-            InvalidPlan: No entry can have this name.
+            InvalidPlan: The name is not valid.
         """
         if not ENTRY_NAME_PATTERN.fullmatch(name):
             raise InvalidPlan(
-                f"{name!r} can't be a cache entry: 1 to 63 small letters, digits, dots and dashes, beginning and "
-                "ending with a letter or digit."
+                f"{name!r} is not a valid name of a cache entry. It must have 1 to 63 lowercase letters, digits, dots "
+                "and dashes, and start and end with a letter or digit."
             )
         return Entry(self.root / name)
 
     def entries(self) -> list[Entry]:
-        """Returns the entries that have something in them, by name; damaged ones too.
+        """Returns the entries that are not empty, damaged ones included, sorted by name.
 
         Raises:
-            CacheNotWritable: The folder is there but can't be read.
+            CacheNotWritable: The directory exists but can't be read.
         """
         try:
             with os.scandir(self.root) as items:
@@ -58,7 +58,7 @@ class Cache:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise CacheNotWritable(f"The cache folder {self.root} can't be read: {error.strerror}.") from error
+            raise CacheNotWritable(f"The cache directory {self.root} can't be read: {error.strerror}.") from error
         entries = [Entry(self.root / name) for name in names if ENTRY_NAME_PATTERN.fullmatch(name)]
         return [entry for entry in entries if _is_entry(entry) and entry.state is not EntryState.EMPTY]
 
@@ -66,5 +66,5 @@ class Cache:
 def _is_entry(entry: Entry) -> bool:
     try:
         return (entry.path / PRIVATE_DIRECTORY).is_dir()
-    except OSError:  # not searchable for this user: listed, as damaged
+    except OSError:  # this user may not search it: list it as damaged
         return True

@@ -1,4 +1,4 @@
-"""What the kernel allows this process, by control groups of version 1 and 2: memory, and processors."""
+"""Memory and CPU limits of this process, from cgroup v1 and v2."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _UNLIMITED_V1 = 1 << 62
-"""Version 1 says "no limit" as the largest page-aligned signed number; nothing real comes near."""
+"""Version 1 represents "no limit" by the largest page-aligned signed number; real limits are far below."""
 
 
 class CgroupController(NamedTuple):
-    """One kind of limit and the files that state it: below a mount of its own in version 1, below the one in 2."""
+    """A cgroup controller and the files with its limit. In version 1 each controller has its own mount."""
 
     name: str
     file_v1: str
@@ -28,13 +28,13 @@ CPU = CgroupController("cpu", "cpu.cfs_quota_us", "cpu.max")
 
 
 def limit_files(controller: CgroupController, cgroup: str, mounts: Iterable[Mount]) -> list[Path]:
-    """Returns the files whose smallest number is the limit: of the process's group and of all groups above it.
+    """Returns the limit files of the process's cgroup and of all its parents. The smallest value applies.
 
     Args:
-        controller: Which limit.
+        controller: The controller.
         cgroup: The text of ``/proc/self/cgroup``.
-        mounts: The mounts that the process sees. A group that lies outside of what is mounted (a container whose
-            procfs shows the host's path) is looked for at the top of the mount.
+        mounts: The mounts of the process. If the cgroup is outside of the mount (in a container whose procfs shows
+            the host's path), the root of the mount is used.
     """
     groups = _groups(cgroup)
     files: list[Path] = []
@@ -56,7 +56,7 @@ def limit_files(controller: CgroupController, cgroup: str, mounts: Iterable[Moun
 
 
 def parse_limit(text: str) -> int | None:
-    """Returns the bytes that a limit file states, or None for "no limit" and for what isn't a number."""
+    """Returns the limit in bytes, or None for "no limit" and for text that isn't a number."""
     word = text.strip()
     if not word.isdecimal():
         return None
@@ -65,9 +65,9 @@ def parse_limit(text: str) -> int | None:
 
 
 def memory_limit(proc: Path = PROC) -> int | None:
-    """Returns the bytes of memory that this process may use with all others of its control groups.
+    """Returns the memory limit in bytes that this process shares with its cgroup.
 
-    None where there is no limit, or where none can be seen.
+    None if there is no limit or it can't be read.
     """
     limits = []
     for file in _files(MEMORY, proc):
@@ -79,9 +79,9 @@ def memory_limit(proc: Path = PROC) -> int | None:
 
 
 def usable_cores(proc: Path = PROC) -> float:
-    """Returns how many processors this process may keep busy: its affinity, and the quotas of its control groups.
+    """Returns how many CPUs this process may use: the lower of its affinity and its cgroups' quotas.
 
-    At least 1; a quota may be a broken number, such as 3.5.
+    At least 1. A quota may be a fraction, such as 3.5.
     """
     quotas = [quota for file in _files(CPU, proc) if (quota := _read_quota(file)) is not None]
     return max(1.0, min([float(len(os.sched_getaffinity(0))), *quotas]))
@@ -96,7 +96,7 @@ def _files(controller: CgroupController, proc: Path) -> list[Path]:
 
 
 def _read_quota(file: Path) -> float | None:
-    """The processors that a file grants; None without a limit or without the file."""
+    """Returns the CPUs that a file allows; None if it is missing or sets no limit."""
     try:
         words = file.read_text().split()
         if file.name == CPU.file_v1:
@@ -108,7 +108,7 @@ def _read_quota(file: Path) -> float | None:
 
 
 def _groups(cgroup: str) -> dict[str, str]:
-    """Maps the names of version 1's controllers, and the empty name of version 2, to the process's group."""
+    """Maps each controller of version 1, and the empty string for version 2, to the process's cgroup."""
     groups = {}
     for line in cgroup.splitlines():
         _, _, rest = line.partition(":")

@@ -1,8 +1,8 @@
-"""How files become visible: written in private, renamed as a whole, committed by the manifest's rename.
+"""Commits an entry: files are written privately, renamed into place, and committed by renaming the manifest.
 
-Whoever looks at ``model/`` sees nothing, or files that are complete and verified. A process that dies between any two
-steps leaves something that ``recover`` brings back: before the manifest's rename, to the partial state that the next
-load resumes; after it, to the published one. All functions here are for the holder of the entry's ``load.lock``.
+A reader of ``model/`` sees either nothing or files that are complete and verified. If the process dies between two
+steps, ``recover`` restores the entry: before the manifest's rename to the partial state, which the next load resumes;
+after it to the published state. The caller of these functions holds the entry's ``load.lock``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tonnage.cache.manifest import Manifest, TensorTable
 
     StepCallback = Callable[[str], None]
-    """Called after each step with its name; tests end the process there."""
+    """Called with the name of each completed step. Tests kill the process in it."""
 
 _TRASH = "trash"
 
@@ -63,29 +63,29 @@ def begin_partial(entry: Entry, *, keep_existing: bool = False) -> Path:
 
 
 def publish(entry: Entry, manifest: Manifest, table: TensorTable, *, on_step: StepCallback | None = None) -> Manifest:
-    """Makes the files of the partial folder visible.
+    """Publishes the files of the partial directory, all at once.
 
     Args:
-        entry: What they belong to. ``recover`` was called since the lock was taken.
-        manifest: What the entry holds afterwards: files of the partial folder, and those already published that stay.
-            ``table`` and unknown ``rest_crc32`` are filled in here.
+        entry: The entry. ``recover`` has been called since the lock was acquired.
+        manifest: The files of the entry after publishing: those in the partial directory, and published ones to keep.
+            ``table`` and missing values of ``rest_crc32`` are filled in here.
         table: All tensors of these files.
         on_step: Called after each step.
 
     Returns:
-        The manifest as it was written.
+        The manifest as written.
 
     Raises:
-        CacheDamaged: A file is missing, has another size, or a tensor lies outside of its file.
-        InsufficientSpace: No room for the manifest or the table; nothing was published.
-        CacheNotWritable: The system refused a step; nothing was published.
-        InternalError: Something unpublished lies in ``model/``: ``recover`` was not called.
+        CacheDamaged: A file is missing or has the wrong size, or a tensor is outside of its file.
+        InsufficientSpace: No space for the manifest or the table; nothing was published.
+        CacheNotWritable: A system call failed; nothing was published.
+        InternalError: ``model/`` has unpublished files: ``recover`` was not called.
     """
     step = on_step or _nothing
     sync = not entry.in_memory
     current = entry.read_manifest()
     new_files = _collect_new_files(entry, manifest)
-    check_table(table, manifest, where="The new table of tensors")
+    check_table(table, manifest, where="The new tensor table")
 
     published_checksums = {} if current is None else {file.path: file.rest_crc32 for file in current.files}
     manifest = add_non_tensor_checksums(
@@ -139,19 +139,23 @@ def rewrite_manifest(entry: Entry, manifest: Manifest) -> None:
 
 
 def recover(entry: Entry) -> EntryState:
-    """Undoes what a killed process left half done, whatever it was.
+    """Restores a consistent state after a loader was killed.
 
-    - Unfinished files of our own (temporary ones, and what was being removed) go.
-    - Without a readable manifest, a ``model/`` that was already renamed goes back to where the journal fits it, or, if
-      files are there already, is what a removal left, and goes.
-    - With a manifest: files in ``model/`` that it doesn't name were being added, and go back to the partial folder, if
-      the journal is still there, which is dropped before the partial folder. A journal and a partial folder without
-      files are left over after the commit, and go. With files they are an unfinished addition, and stay.
-    - Partial files can be written again.
+    - Temporary files and files that were being removed are deleted.
+    - Without a readable manifest, a ``model/`` that was already renamed is moved back to the partial directory, where
+      the journal applies to it. If that directory has files, ``model/`` is the rest of a removal and is deleted.
+    - With a manifest, files in ``model/`` that it doesn't list were being added. They are moved back to the partial
+      directory if the journal still exists (it is deleted before the partial directory), otherwise deleted. A journal
+      and a partial directory without files remained after a commit and are deleted; with files they are an unfinished
+      addition and are kept.
+    - Partial files are made writable again.
+
+    Returns:
+        The state of the entry afterwards.
 
     Raises:
-        CacheNotWritable: The system refused a step.
-        CacheDamaged: There is something in the entry that neither of us put there (a link, a device).
+        CacheNotWritable: A system call failed.
+        CacheDamaged: The entry contains something that Tonnage did not create, such as a symbolic link or a device.
     """
     if not entry.exists():
         return entry.state
@@ -202,7 +206,7 @@ def clear(entry: Entry) -> int:
 
 
 def _collect_new_files(entry: Entry, manifest: Manifest) -> list[str]:
-    """Returns which of the manifest's files are in the partial folder, after checking that the others are published."""
+    """Returns the manifest's files that are in the partial directory. Checks that the others are published."""
     sizes = file_sizes(entry.partial_model_dir)
     published = file_sizes(entry.model_dir)
     new_files = []
@@ -218,7 +222,7 @@ def _collect_new_files(entry: Entry, manifest: Manifest) -> list[str]:
             raise CacheDamaged(
                 f"{entry.path} can't be published: {file.path!r} has {size:,} bytes instead of {file.size:,}."
             )
-    for path in sizes:  # left by a load that had other files; they were never checked
+    for path in sizes:  # unverified files of a load with other files
         remove_tree(entry.partial_model_dir / path)
     return new_files
 
@@ -232,10 +236,12 @@ def _finish_files(entry: Entry, new_files: list[str]) -> None:
 
 def _install_directory(entry: Entry, *, sync: bool) -> None:
     if file_sizes(entry.model_dir):
-        raise InternalError(f"{entry.model_dir} has files that no manifest names; recover the entry before publishing.")
-    if entry.model_dir.exists() and list_directories(entry.model_dir)[1:]:  # a rename replaces an empty folder only
+        raise InternalError(
+            f"{entry.model_dir} contains files not listed in the manifest; call recover() before publish()."
+        )
+    if entry.model_dir.exists() and list_directories(entry.model_dir)[1:]:  # rename replaces empty directories only
         remove_tree(entry.model_dir)
-    with translate_os_errors(f"{entry.model_dir} can't be put in place"):
+    with translate_os_errors(f"{entry.model_dir} can't be renamed into place"):
         entry.partial_model_dir.rename(entry.model_dir)
     if sync:
         fsync_path(entry.path)
@@ -249,7 +255,7 @@ def _install_files(entry: Entry, new_files: list[str], step: StepCallback, *, sy
         for folder in reversed(Path(path).parents[:-1]):
             make_directory(entry.model_dir / folder)
             touched.add(entry.model_dir / folder)
-        with translate_os_errors(f"{target} can't be put in place"):
+        with translate_os_errors(f"{target} can't be renamed into place"):
             (entry.partial_model_dir / path).rename(target)
         step(f"file {path}")
     if sync:
@@ -302,7 +308,7 @@ def _remove_stale_tables(entry: Entry, manifest: Manifest | None) -> None:
 
 
 def _rename_and_remove(entry: Entry, folder: Path) -> None:
-    """Takes a folder out of sight in one step before it is emptied, so that nobody sees half of it."""
+    """Hides a directory by one rename before deleting it, so that a partial one is never visible."""
     trash = entry.private_dir / _TRASH
     with translate_os_errors(f"{folder} can't be removed"):
         folder.rename(trash)

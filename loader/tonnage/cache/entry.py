@@ -1,15 +1,15 @@
-"""One entry of the cache: where its files lie, its locks, and what state it is in.
+"""An entry of the cache: its files, locks and state.
 
 ::
 
     <entry>/model/                the published files, read-only
     <entry>/.tonnage/use.lock     shared: in use; exclusive: being removed
     <entry>/.tonnage/load.lock    exclusive: being loaded, published, recovered
-    <entry>/.tonnage/journal/     what an unfinished load has on disk
-    <entry>/.tonnage/partial/     its files
+    <entry>/.tonnage/journal/     records of an unfinished load
+    <entry>/.tonnage/partial/     files of an unfinished load
     <entry>/.tonnage/manifest.json, tensors.json
 
-Order of the locks: ``use.lock`` (shared) first, then ``load.lock``; both are files that stay for ever.
+Acquire ``use.lock`` (shared) before ``load.lock``. Lock files are never removed.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ MODEL_DIRECTORY = "model"
 
 
 class EntryState(enum.StrEnum):
-    """What an entry has in it."""
+    """The state of an entry."""
 
     EMPTY = "empty"
     PARTIAL = "partial"
-    """Nothing published, but something that a load can go on with."""
+    """Nothing published, but data that a load can resume."""
     READY = "ready"
     DAMAGED = "damaged"
-    """Published, but not as its manifest says any more; or the manifest can't be read."""
+    """The files don't match the manifest, or the manifest can't be read."""
 
 
 class EntryStatus(NamedTuple):
-    """What a look at an entry found. ``problem`` is a sentence, empty unless it is damaged."""
+    """State and manifest of an entry. ``problem`` is a sentence; empty unless the entry is damaged."""
 
     state: EntryState
     manifest: Manifest | None
@@ -59,14 +59,14 @@ class EntryStatus(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A manifest with the table of tensors that belongs to it."""
+    """A manifest and its tensor table."""
 
     manifest: Manifest
     table: TensorTable
 
 
 class Entry:
-    """One entry. Making the object touches nothing on disk."""
+    """An entry. The constructor doesn't access the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,9 +83,9 @@ class Entry:
 
     @classmethod
     def from_path(cls, path: Path) -> Entry | None:
-        """Returns the entry that ``path`` is, or whose ``model`` folder it is; None for anything else.
+        """Returns the entry at ``path``, which may also be its ``model`` directory; None if there is none.
 
-        Where only the model's folder is mounted, as in a serving container, there is nothing to find.
+        In a serving container, where only the ``model`` directory is mounted, the result is None.
         """
         place = path.absolute()
         folders = (place, place.parent) if place.name == MODEL_DIRECTORY else (place,)
@@ -96,19 +96,19 @@ class Entry:
 
     @property
     def in_memory(self) -> bool:
-        """Whether its files are memory, so that nothing needs to be synced."""
+        """Whether the files are in memory, so that nothing needs to be synced."""
         return in_memory(self.path)
 
     def exists(self) -> bool:
-        """Says whether its folders are there (it may be empty all the same)."""
+        """Returns whether its directories exist. It may be empty nevertheless."""
         return self.private_dir.is_dir()
 
     def create(self) -> None:
-        """Makes its folders and locks. Does nothing, and needs no permission to write, where they are there.
+        """Creates its directories and locks. If they exist, does nothing and needs no write permission.
 
         Raises:
-            CacheNotWritable: They can't be made.
-            InsufficientSpace: There is no room for them.
+            CacheNotWritable: They can't be created.
+            InsufficientSpace: The medium is full.
         """
         for folder in (self.path, self.private_dir, self.model_dir):
             make_directory(folder)
@@ -124,12 +124,14 @@ class Entry:
         canceled: Callable[[], bool] | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> FileLock:
-        """Says "in use" until the returned lock is released, after waiting for a removal that is going on.
+        """Marks the entry as in use until the returned lock is released. Waits for a removal to finish.
+
+        Arguments and further errors are those of ``FileLock.acquire``.
 
         Raises:
-            Timeout: See ``FileLock.lock``, for the other arguments and errors too.
-            Interrupted: ``canceled`` said so.
-            CacheNotWritable: The entry isn't prepared and can't be.
+            Timeout: The deadline passed.
+            Interrupted: ``canceled`` returned True.
+            CacheNotWritable: The entry was not created and can't be.
         """
         lock = FileLock(self.use_lock_path)
         lock.acquire(LockMode.SHARED, deadline=deadline, canceled=canceled, on_wait=on_wait)
@@ -137,7 +139,7 @@ class Entry:
         return lock
 
     def try_acquire_exclusive_use_lock(self) -> FileLock | None:
-        """Returns the lock that a removal needs, or None while somebody uses the entry."""
+        """Returns the lock that a removal needs, or None while the entry is in use."""
         lock = FileLock(self.use_lock_path)
         return lock if lock.try_acquire(LockMode.EXCLUSIVE) else None
 
@@ -148,57 +150,59 @@ class Entry:
         canceled: Callable[[], bool] | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> FileLock:
-        """Becomes the one loader of the entry, after waiting for the one before. Then look again: it may be a hit.
+        """Acquires the lock for loading, waiting for another loader. Check the entry again afterwards: it may be a hit.
+
+        Arguments and further errors are those of ``FileLock.acquire``.
 
         Raises:
-            Timeout: See ``FileLock.lock``, for the other arguments and errors too.
-            Interrupted: ``canceled`` said so.
-            CacheNotWritable: The entry isn't prepared, or not by this user.
+            Timeout: The deadline passed.
+            Interrupted: ``canceled`` returned True.
+            CacheNotWritable: The entry was not created, or not by this user.
         """
         lock = FileLock(self.load_lock_path)
         lock.acquire(LockMode.EXCLUSIVE, deadline=deadline, canceled=canceled, on_wait=on_wait)
         return lock
 
     def try_acquire_load_lock(self) -> FileLock | None:
-        """Returns the loader's lock, or None while another process is loading."""
+        """Returns the lock for loading, or None while another process holds it."""
         lock = FileLock(self.load_lock_path)
         return lock if lock.try_acquire(LockMode.EXCLUSIVE) else None
 
-    # Looking
+    # Reading
 
     def read_manifest(self) -> Manifest | None:
-        """Returns the manifest, or None when nothing is published.
+        """Returns the manifest, or None if nothing is published.
 
         Raises:
-            CacheDamaged: There is one, but it can't be read.
+            CacheDamaged: It exists but can't be read.
         """
         data = _read(self.manifest_path, MAX_MANIFEST_BYTES)
         return None if data is None else decode_manifest(data, where=str(self.manifest_path))
 
     def read_published(self) -> Published | None:
-        """Returns manifest and tensors of what is published, which belong together, or None when nothing is.
+        """Returns the manifest and its tensor table, or None if nothing is published.
 
         Raises:
-            CacheDamaged: One of them can't be read, or they don't belong together.
+            CacheDamaged: One of them can't be read, or the table doesn't match the manifest.
         """
         last: Manifest | None = None
         while (manifest := self.read_manifest()) is not None:
             if manifest.table is None:
-                raise CacheDamaged(f"The manifest {self.manifest_path} names no table of tensors.")
+                raise CacheDamaged(f"The manifest {self.manifest_path} lists no tensor table.")
             path = self.private_dir / manifest.table.name
             data = _read(path, MAX_TABLE_BYTES)
             if data is not None:
                 return Published(manifest, decode_table(data, manifest, where=str(path)))
             if manifest == last:
-                raise CacheDamaged(f"The table of tensors {path} is missing.")
-            last = manifest  # it was replaced between the two reads: look again
+                raise CacheDamaged(f"The tensor table {path} is missing.")
+            last = manifest  # the manifest was replaced between the two reads: try again
         return None
 
     def check_files(self, manifest: Manifest) -> None:
-        """Checks that all published files are there and have the size that they should have.
+        """Checks that all published files exist and have the right size.
 
         Raises:
-            CacheDamaged: One isn't; it is named.
+            CacheDamaged: A file is missing or has the wrong size; the message names it.
         """
         for file in manifest.files:
             _check_file(self.model_dir / file.path, file.size)
@@ -206,7 +210,7 @@ class Entry:
             _check_file(self.private_dir / manifest.table.name, manifest.table.size)
 
     def read_status(self) -> EntryStatus:
-        """Looks what is in it. Never raises: what can't be looked at is damaged."""
+        """Returns the status. Never raises: an entry that can't be read is damaged."""
         try:
             manifest = self.read_manifest()
             if manifest is not None:
@@ -223,7 +227,7 @@ class Entry:
 
     @property
     def state(self) -> EntryState:
-        """What it has in it, as of now."""
+        """The current state, read from the disk."""
         return self.read_status().state
 
 
@@ -231,19 +235,19 @@ def _check_file(path: Path, size: int) -> None:
     try:
         found = path.lstat()
     except OSError as error:
-        raise CacheDamaged(f"{path} should have {size:,} bytes, but: {error.strerror}.") from error
+        raise CacheDamaged(f"{path} should have {size:,} bytes, but can't be accessed: {error.strerror}.") from error
     if not stat.S_ISREG(found.st_mode):
-        raise CacheDamaged(f"{path} should be a file of {size:,} bytes, but is no regular file.")
+        raise CacheDamaged(f"{path} should be a file of {size:,} bytes, but is not a regular file.")
     if found.st_size != size:
         raise CacheDamaged(f"{path} has {found.st_size:,} bytes instead of {size:,}.")
 
 
 def _read(path: Path, limit: int) -> bytes | None:
-    """Returns a file's bytes, None when it isn't there."""
+    """Returns a file's bytes, or None if it doesn't exist."""
     try:
         size = path.stat().st_size
         if size > limit:
-            raise CacheDamaged(f"{path} has {size:,} bytes, which no file of its kind has.")
+            raise CacheDamaged(f"{path} has {size:,} bytes, more than the limit of {limit:,}.")
         return path.read_bytes()
     except FileNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""Removes what an entry holds."""
+"""Removes the files of an entry."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def evict(entry: Entry) -> int:
-    """Removes what an entry holds, if nobody uses it, and returns the bytes that were freed.
+    """Removes the files of an entry that is not in use, and returns the number of bytes freed.
 
-    The entry's folder and its locks stay: a pod may have the folder mounted, and a lock that is removed while others
-    wait for it would let two in.
+    The entry's directory and locks remain: a pod may have the directory mounted, and removing a lock file that others
+    wait for would allow two owners.
 
     Raises:
-        CacheInUse: It is in use or being loaded; who by, as far as it can be seen.
+        CacheInUse: It is in use or being loaded; the message lists the processes visible from here.
         CacheNotWritable: Something can't be removed. What remains is not visible as a model.
     """
     if not entry.exists():

@@ -1,4 +1,4 @@
-"""Small operations on files and folders, with errors that say what could not be done where."""
+"""Operations on files and directories, with errors that name the operation and the path."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 DIRECTORY_MODE = 0o755
 PUBLISHED_MODE = 0o444
 PRIVATE_MODE = 0o644
-"""Permission bits: everything can be read by the serving containers, which run as other users."""
+"""Permission bits. Serving containers run as other users and must be able to read all files."""
 
 TEMPORARY_SUFFIX = ".tmp"
-"""Suffix of a file that is not complete yet; such files are removed by recovery."""
+"""Suffix of incomplete files, which recovery removes."""
 
 _NO_SPACE_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
 def translate_os_errors(action: str) -> Iterator[None]:
-    """Turns errors of the system into ours.
+    """Translates an ``OSError`` into an error of the cache.
 
     Args:
-        action: The action that may fail, as the beginning of a sentence: "The folder /x can't be made".
+        action: The failed action, as the beginning of a sentence: "The directory /x can't be created".
 
     Raises:
         InsufficientSpace: The medium or a quota is full.
-        CacheNotWritable: Anything else that the system refused.
+        CacheNotWritable: Any other error.
     """
     try:
         yield
@@ -44,19 +44,19 @@ def translate_os_errors(action: str) -> Iterator[None]:
 
 
 def make_directory(path: Path) -> None:
-    """Makes a folder that everybody can read, whatever the umask; an existing one stays as it is.
+    """Creates a directory that all users can read, regardless of the umask. An existing one is not changed.
 
     Raises:
-        InsufficientSpace: There is no room, or no inode.
-        CacheNotWritable: It can't be made, or something else lies there.
+        InsufficientSpace: No space or no inode is left.
+        CacheNotWritable: It can't be created, or the path is not a directory.
     """
-    with translate_os_errors(f"The cache folder {path} can't be made"):
+    with translate_os_errors(f"The cache directory {path} can't be created"):
         for last in (False, False, False, True):
             try:
                 path.mkdir(DIRECTORY_MODE)
                 path.chmod(DIRECTORY_MODE)
             except FileExistsError:
-                # An eviction renames the model's folder away, so what existed a moment ago may be gone by now.
+                # An eviction renames the model's directory, so it may have disappeared since.
                 if path.is_dir():
                     return
                 if last:
@@ -69,21 +69,21 @@ def make_directory(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: bool) -> None:
-    """Writes a file so that its name only ever stands for all of ``data``."""
+    """Writes a file so that readers see either the previous contents or all of ``data``."""
     replace_file(write_temporary(path, data, mode=mode, sync=sync), path, sync=sync)
 
 
 def write_temporary(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: bool) -> Path:
-    """Writes ``data`` beside ``path`` and returns where.
+    """Writes ``data`` to a temporary file next to ``path`` and returns its path.
 
     Args:
-        path: The final name.
+        path: The final path.
         data: The contents.
         mode: Permission bits.
-        sync: Whether the medium is a disk, on which bytes must be flushed before a rename counts.
+        sync: Whether the medium is a disk, where data must be flushed before the rename.
 
     Raises:
-        InsufficientSpace: There is no room.
+        InsufficientSpace: The medium is full.
         CacheNotWritable: It can't be written.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -103,22 +103,22 @@ def write_temporary(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: 
 
 
 def replace_file(temporary: Path, path: Path, *, sync: bool) -> None:
-    """Gives ``temporary`` the name ``path``, in place of what has it, in one step.
+    """Renames ``temporary`` to ``path``, replacing an existing file.
 
     Raises:
-        CacheNotWritable: The rename was refused.
+        CacheNotWritable: The rename failed.
     """
-    with translate_os_errors(f"{path} can't be put in place"):
+    with translate_os_errors(f"{path} can't be renamed into place"):
         temporary.rename(path)
     if sync:
         fsync_path(path.parent)
 
 
 def fsync_path(path: Path) -> None:
-    """Flushes a file or a folder to the disk.
+    """Flushes a file or directory to the disk.
 
     Raises:
-        CacheNotWritable: The disk refused.
+        CacheNotWritable: The flush failed.
     """
     with translate_os_errors(f"{path} can't be flushed to the disk"):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -129,10 +129,11 @@ def fsync_path(path: Path) -> None:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Returns the size of every file below ``folder``, by relative path with slashes; empty when there is no folder.
+    """Returns the size of each file below ``folder`` by relative path; empty if ``folder`` doesn't exist.
 
     Raises:
-        CacheDamaged: Something in it is neither a file nor a folder (a symbolic link counts as such), or can't be read.
+        CacheDamaged: It contains something that is neither a file nor a directory, such as a symbolic link, or that
+            can't be read.
     """
     found: dict[str, int] = {}
     try:
@@ -140,12 +141,12 @@ def file_sizes(folder: Path) -> dict[str, int]:
     except FileNotFoundError:
         return found
     except OSError as error:
-        raise CacheDamaged(f"{error.filename or folder} can't be looked at: {error.strerror}.") from error
+        raise CacheDamaged(f"{error.filename or folder} can't be read: {error.strerror}.") from error
     return found
 
 
 def list_directories(folder: Path) -> list[Path]:
-    """Returns ``folder`` and all folders in it, parents first."""
+    """Returns ``folder`` and all directories below it, parents first."""
     found = [folder]
     for place in found:
         with os.scandir(place) as items:
@@ -158,9 +159,9 @@ def read_range(descriptor: int, start: int, end: int, buffer: memoryview, *, pat
 
     Args:
         descriptor: A descriptor open for reading; its position doesn't change.
-        start: The first byte.
-        end: The end.
-        buffer: The part of it that was filled is yielded, and is valid until the next read.
+        start: Offset of the first byte.
+        end: Offset after the last byte.
+        buffer: Where to read to. The filled part is yielded; it is valid until the next read.
         path: The file's path, for the error message.
 
     Raises:
@@ -177,10 +178,10 @@ def read_range(descriptor: int, start: int, end: int, buffer: memoryview, *, pat
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder with all that is in it, or a file; nothing happens when there is none.
+    """Removes a file, or a directory and its contents. Does nothing if ``path`` doesn't exist.
 
     Raises:
-        CacheNotWritable: Something in it can't be removed.
+        CacheNotWritable: Something can't be removed.
     """
     import shutil
 
@@ -203,4 +204,4 @@ def _collect(folder: Path, prefix: str, found: dict[str, int]) -> None:
             elif item.is_file(follow_symlinks=False):
                 found[name] = item.stat(follow_symlinks=False).st_size
             else:
-                raise CacheDamaged(f"{item.path} is neither a file nor a folder.")
+                raise CacheDamaged(f"{item.path} is neither a file nor a directory.")

@@ -1,12 +1,12 @@
-"""The record of what a load has on disk, so that the next one keeps it.
+"""The journal: records which parts of an entry are on disk, so that the next load resumes.
 
-A file of frames, each ``length, CRC-32, payload`` (both numbers unsigned, 32 bits, little-endian; the CRC is over
-length and payload), the first being the header. A torn or garbage tail, as kill -9 or a full disk leaves it,
-ends the reading and is cut off before more is appended. One process writes at a time: whoever has the entry's
-``load.lock``.
+The file is a sequence of frames ``length, CRC-32, payload``. Both numbers are unsigned, 32 bits, little-endian; the CRC
+covers length and payload. The first payload is the header. A SIGKILL or a full disk can leave an incomplete frame at
+the end: reading stops there, and it is truncated before more is appended. Only the holder of the entry's ``load.lock``
+writes.
 
-Records survive the death of the process, for the kernel has them. They survive a crash of the *machine* only as far as
-``sync`` was called after the data that they speak of was synced; ``JournalHeader.boot_id`` tells the two apart.
+Records are in the page cache and survive the death of the process. They survive a crash of the *machine* only if
+``sync`` was called after the data itself was synced; ``JournalHeader.boot_id`` shows whether the machine rebooted.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """Which plan the records belong to: they are worth something only to a load that agrees in all of it but the boot.
+    """Identifies the load. Records are valid only for a load whose header is equal except for ``boot_id``.
 
-    ``files`` are the output files with their sizes. ``identity`` is free for whatever else must agree.
+    ``files`` are the output files with their sizes in bytes. ``identity`` is a digest of anything else that must match.
     """
 
     revision: str
@@ -47,12 +47,12 @@ class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
     identity: str = ""
 
     def is_compatible_with(self, other: JournalHeader) -> bool:
-        """Says whether records under this header mean the same bytes under the other one."""
+        """Returns whether records of one header are valid for the other."""
         return msgspec.structs.replace(self, boot_id="") == msgspec.structs.replace(other, boot_id="")
 
 
 class Journal:
-    """An open journal. Made by ``create`` or ``open``; as a context manager it closes at the end."""
+    """An open journal. Use ``create`` or ``open``; as a context manager it closes itself."""
 
     def __init__(self, path: Path, descriptor: int, header: JournalHeader, records: list[bytes], end: int) -> None:
         self.path = path
@@ -63,17 +63,17 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, header: JournalHeader, records: Iterable[bytes] = ()) -> Journal:
-        """Starts a journal at ``path``, in place of whatever is there.
+        """Creates a journal at ``path``, replacing an existing one.
 
         Args:
             path: Its file.
-            header: Which plan the records belong to.
-            records: The first records: those of the journal that is replaced which still hold. Until they are all
-                written, the old journal stays, so that kill -9 can't lose them.
+            header: The header.
+            records: The first records: the valid ones of the replaced journal. The old journal remains until all are
+                written, so that a SIGKILL can't lose them.
 
         Raises:
-            CacheNotWritable: The file can't be made.
-            InsufficientSpace: There is no room for it.
+            CacheNotWritable: The file can't be created.
+            InsufficientSpace: The medium is full.
         """
         temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
         with _translate_errors(path):
@@ -92,13 +92,13 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal | None:
-        """Opens a journal that an earlier load left, cuts off a torn tail, and is ready for more.
+        """Opens the journal of an earlier load and truncates an incomplete last frame.
 
         Returns:
-            None where there is none, or where not even its header can be read.
+            None if it doesn't exist or its header can't be read.
 
         Raises:
-            CacheNotWritable: It is there but can't be opened or written.
+            CacheNotWritable: It exists but can't be opened or written.
         """
         with _translate_errors(path):
             try:
@@ -121,15 +121,15 @@ class Journal:
         return cls(path, descriptor, header, payloads[1:], end)
 
     def read_payloads(self) -> list[bytes]:
-        """Returns the payloads that were there when it was opened, in the order of their writing."""
+        """Returns the payloads that existed when the journal was opened, oldest first."""
         return list(self._records)
 
     def append(self, payload: bytes) -> None:
-        """Writes one record; it is with the kernel when this returns, so kill -9 can't take it.
+        """Appends a record. On return it is in the page cache and survives SIGKILL.
 
         Raises:
-            InsufficientSpace: The medium is full. The journal stays readable and can be appended to later.
-            CacheNotWritable: The write failed otherwise.
+            InsufficientSpace: The medium is full. The journal remains readable, and more can be appended later.
+            CacheNotWritable: The write failed for another reason.
             InternalError: The journal is closed.
         """
         if self._descriptor < 0:
@@ -146,16 +146,16 @@ class Journal:
         self._end += len(frame)
 
     def sync(self) -> None:
-        """Puts the records on the disk. Only worth its time where the medium isn't memory.
+        """Flushes the records to the disk.
 
         Raises:
-            CacheNotWritable: The disk refused.
+            CacheNotWritable: The flush failed.
         """
         with _translate_errors(self.path):
             os.fdatasync(self._descriptor)
 
     def close(self) -> None:
-        """Closes the file; twice is fine."""
+        """Closes the file. May be called more than once."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -170,13 +170,13 @@ class Journal:
 
 
 def make_frame(payload: bytes) -> bytes:
-    """Returns the bytes that ``payload`` is in a journal."""
+    """Returns ``payload`` as a frame."""
     length = _LENGTH.pack(len(payload))
     return _FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(length))) + payload
 
 
 def read_frames(data: bytes) -> tuple[list[bytes], int]:
-    """Returns the payloads up to the first frame that isn't whole, and where that one begins."""
+    """Returns the payloads before the first incomplete or corrupt frame, and the offset of that frame."""
     payloads = list(_frames(data))
     return payloads, sum(_FRAME.size + len(payload) for payload in payloads)
 

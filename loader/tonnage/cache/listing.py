@@ -1,4 +1,4 @@
-"""What people and operators ask of a cache: what is in it, who uses it, and to remove something."""
+"""Lists cache entries, their state and their lock holders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 
 class EntryInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of ``tonnage ls``.
+    """A row of ``tonnage ls``.
 
-    ``bytes`` and ``files`` are what lies there, published or not. Times are Unix times in seconds, 0 when unknown;
-    ``last_used`` is when somebody last took the entry into use, not when that ended. ``in_use`` says whether the
-    entry is held or being loaded; ``holders`` are those who can be seen from here, maybe none. ``problem`` says why an
-    entry is damaged.
+    ``bytes`` and ``files`` include unpublished files. Times are Unix times in seconds, 0 if unknown; ``last_used`` is
+    the last time when a use of the entry began. ``in_use`` is True while the entry is held or loaded; ``holders`` are
+    the processes visible from here, possibly none. ``problem`` is the reason why an entry is damaged.
     """
 
     name: str
@@ -41,7 +40,7 @@ class EntryInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def entry_info(entry: Entry) -> EntryInfo:
-    """Returns what is known of an entry. Doesn't raise for a damaged one."""
+    """Returns the row of an entry. Doesn't raise for a damaged one."""
     status = entry.read_status()
     sizes = _sizes(entry)
     lock_holders = tuple(_visible_lock_holders(entry))
@@ -64,10 +63,10 @@ def entry_info(entry: Entry) -> EntryInfo:
 
 
 def list_entries(cache: Cache) -> list[EntryInfo]:
-    """Returns the rows of ``tonnage ls``, by name.
+    """Returns the rows of ``tonnage ls``, sorted by name.
 
     Raises:
-        CacheNotWritable: The cache folder is there but can't be read.
+        CacheNotWritable: The cache directory exists but can't be read.
     """
     return [entry_info(entry) for entry in cache.entries()]
 
@@ -77,7 +76,7 @@ def _sizes(entry: Entry) -> list[int]:
     for folder in (entry.model_dir, entry.partial_dir):
         try:
             sizes.extend(file_sizes(folder).values())
-        except CacheDamaged:  # a row for it all the same
+        except CacheDamaged:  # the entry is listed nevertheless
             continue
     return sizes
 
@@ -97,7 +96,7 @@ def _last_used(entry: Entry) -> float:
 
 
 def _has_invisible_holder(entry: Entry) -> bool:
-    """Tries the lock, for holders in other containers can't be seen. Who comes in that moment, waits 2 ms."""
+    """Tries the lock, because holders in other containers are invisible. A concurrent user waits up to 2 ms."""
     if not entry.use_lock_path.exists():
         return False
     lock = entry.try_acquire_exclusive_use_lock()

@@ -1,6 +1,7 @@
-"""Who holds a lock, as far as this process can see.
+"""Finds the processes that hold a lock.
 
-``/proc/locks`` shows the locks of processes in this PID namespace and below, so a pod does not see those of another.
+``/proc/locks`` shows the locks of processes in this PID namespace and below, so a pod does not see those of another
+pod.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PROGRAM = "tonnage"
 
 
 class LockHolder(msgspec.Struct, frozen=True):
-    """A process that holds a lock. ``command`` is its program, with the subcommand where that is ours; never more."""
+    """A process that holds a lock. ``command`` is its program, for ``tonnage`` with the subcommand."""
 
     pid: int
     command: str
@@ -39,7 +40,7 @@ class _ProcLock(NamedTuple):
 
 
 def find_lock_holders(path: Path, proc: Path = PROC) -> list[LockHolder]:
-    """Returns who holds a ``flock`` on ``path``, by PID; empty when nobody does, or nobody who can be seen."""
+    """Returns the visible holders of a ``flock`` on ``path``, sorted by PID."""
     try:
         inode = path.stat().st_ino
         mount = find_mount(path, proc)
@@ -55,7 +56,7 @@ def find_lock_holders(path: Path, proc: Path = PROC) -> list[LockHolder]:
 
 
 def parse_locks(text: str) -> list[_ProcLock]:
-    """Reads the ``flock`` locks that ``/proc/locks`` (``proc_locks(5)``) shows as held, leaving out who waits."""
+    """Returns the held ``flock`` locks in ``/proc/locks`` (``proc_locks(5)``), without waiting processes."""
     locks = []
     for line in text.splitlines():
         fields = line.split()
@@ -72,7 +73,7 @@ def parse_locks(text: str) -> list[_ProcLock]:
 
 
 def command_of(pid: int, proc: Path = PROC) -> str:
-    """Returns what the process ``pid`` is, as ``command_name`` says it; empty when it is gone or can't be seen."""
+    """Returns the ``command_name`` of the process ``pid``; empty if it has ended or is not visible."""
     try:
         arguments = (proc / str(pid) / "cmdline").read_bytes()
     except OSError:
@@ -83,7 +84,7 @@ def command_of(pid: int, proc: Path = PROC) -> str:
 def command_name(arguments: Sequence[str]) -> str:
     """Returns the program of a command line, and its subcommand if the program is ``tonnage``.
 
-    Everything else may be a secret or a signed URL and is left out.
+    Everything else is omitted: it may be a secret or a signed URL.
     """
     if not arguments:
         return ""
@@ -96,10 +97,13 @@ def command_name(arguments: Sequence[str]) -> str:
 
 
 def describe_lock_holders(lock_holders: Sequence[LockHolder]) -> str:
-    """Returns holders as a part of a sentence: ``pid 12 (tonnage hold) and pid 40 (vllm)``."""
+    """Returns the holders as part of a sentence: ``pid 12 (tonnage hold) and pid 40 (vllm)``."""
     if not lock_holders:
-        return "processes that can't be seen from here (in another container, or of another user)"
-    parts = [f"pid {holder.pid} ({holder.command or 'gone, but a child of it still holds'})" for holder in lock_holders]
+        return "processes that are not visible from here (in another container, or of another user)"
+    parts = [
+        f"pid {holder.pid} ({holder.command or 'ended, but a child process still holds the lock'})"
+        for holder in lock_holders
+    ]
     shown, hidden = parts[:10], len(parts) - 10
     if hidden > 0:
         shown.append(f"{hidden} more")
@@ -107,7 +111,7 @@ def describe_lock_holders(lock_holders: Sequence[LockHolder]) -> str:
 
 
 def _interpreted_program(interpreter: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Finds what a Python interpreter was told to run: a script, or a module after ``-m``."""
+    """Returns the program that a Python interpreter runs: a script, or a module after ``-m``."""
     position = 0
     while position < len(arguments) and arguments[position].startswith("-"):
         option = arguments[position]

@@ -1,10 +1,11 @@
-"""File locks that die with their process and work across containers: ``flock(2)`` on files that are never removed.
+"""File locks that end with their process and work across containers: ``flock(2)`` on files that are never removed.
 
-Lock files are readable and writable for everybody (0666): a serving container runs as another user than the loader,
-and must be able to say "in use". The price is that any local user can keep an entry from being removed.
+Lock files have mode 0666: a serving container runs as another user than the loader and must be able to take a shared
+lock. The cost: any local user can block an entry's removal.
 
-A lock belongs to the open file, so a child process that inherits the descriptor keeps it. Descriptors here are closed
-on exec unless ``make_inheritable`` was called; a process that is forked *without* exec must not outlive its parent.
+A lock belongs to the open file description, so a child process that inherits the descriptor keeps the lock. Descriptors
+are closed on exec; pass them explicitly (``pass_fds``) to keep the lock. A process that is forked *without* exec must
+not outlive its parent.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ LOCK_FILE_MODE = 0o666
 
 INITIAL_BACKOFF = 0.002
 MAX_BACKOFF = 0.05
-"""Seconds between two tries. A blocking ``flock`` could neither be canceled nor have a deadline."""
+"""Seconds between two attempts. A blocking ``flock`` supports neither cancellation nor a deadline."""
 
 
 class LockMode(enum.StrEnum):
-    """How a lock is held: by any number at once, or by one alone."""
+    """How a lock is held: by any number of processes, or by one."""
 
     SHARED = "shared"
     EXCLUSIVE = "exclusive"
@@ -44,9 +45,9 @@ _OPERATIONS = {LockMode.SHARED: fcntl.LOCK_SH, LockMode.EXCLUSIVE: fcntl.LOCK_EX
 
 
 class FileLock:
-    """One lock on one file, held by this object. Not for several threads at once.
+    """A lock on a file. Not thread-safe.
 
-    As a context manager it releases at the end; acquiring is explicit.
+    The context manager releases the lock; acquire it explicitly.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,32 +57,32 @@ class FileLock:
 
     @property
     def mode(self) -> LockMode | None:
-        """How it is held, None when it isn't."""
+        """How it is held; None if it isn't."""
         return self._mode
 
     def fileno(self) -> int:
-        """Returns the descriptor that carries the lock.
+        """Returns the descriptor that holds the lock.
 
         Raises:
             InternalError: The lock isn't held.
         """
         if self._mode is None:
-            raise InternalError(f"The lock {self.path} was asked for its descriptor but isn't held.")
+            raise InternalError(f"The descriptor of the lock {self.path} was requested, but the lock is not held.")
         return self._descriptor
 
     def try_acquire(self, mode: LockMode) -> bool:
-        """Takes the lock if that is possible at once, and says whether it is held now.
+        """Acquires the lock if possible without waiting. Returns whether it is held.
 
         Raises:
-            CacheNotWritable: The lock file can't be made or opened.
-            CacheDamaged: Something that isn't a lock file lies in its place.
-            InternalError: It is held otherwise already. ``flock`` gives a lock up before it converts it, so that
-                somebody else could come between.
+            CacheNotWritable: The lock file can't be created or opened.
+            CacheDamaged: The path is not a lock file.
+            InternalError: It is already held in the other mode. ``flock`` releases a lock before it converts it, so
+                another process could acquire it in between.
         """
         if self._mode is mode:
             return True
         if self._mode is not None:
-            raise InternalError(f"The lock {self.path} is held as {self._mode} and can't become {mode}.")
+            raise InternalError(f"The lock {self.path} is held in mode {self._mode} and can't be converted to {mode}.")
         while True:
             self._descriptor = open_lock_file(self.path)
             try:
@@ -90,11 +91,11 @@ class FileLock:
                 self.release()
                 if error.errno in {errno.EAGAIN, errno.EACCES}:
                     return False
-                raise CacheNotWritable(f"The lock {self.path} can't be taken: {error.strerror}.") from error
+                raise CacheNotWritable(f"The lock {self.path} can't be acquired: {error.strerror}.") from error
             if self._is_same_file():
                 self._mode = mode
                 return True
-            self.release()  # somebody removed the file between open and flock: what was locked is nobody's any more
+            self.release()  # the file was removed between open and flock, so this lock protects nothing
 
     def acquire(
         self,
@@ -104,19 +105,19 @@ class FileLock:
         canceled: Callable[[], bool] | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> None:
-        """Takes the lock, waiting for others to give it up.
+        """Acquires the lock, waiting until it is released by others.
 
         Args:
             mode: How to hold it.
-            deadline: ``time.monotonic()`` after which it gives up; None waits for ever.
-            canceled: Asked before each try (at most 50 ms apart); True gives up.
-            on_wait: Called once, when the first try failed.
+            deadline: ``time.monotonic()`` at which to stop waiting; None waits indefinitely.
+            canceled: Polled before each attempt (at most 50 ms apart); return True to cancel.
+            on_wait: Called once if the first attempt fails.
 
         Raises:
-            Timeout: The deadline passed; the holders that can be seen are named.
-            Interrupted: ``canceled`` said so.
-            CacheNotWritable: The lock file can't be made or opened.
-            CacheDamaged: Something that isn't a lock file lies in its place.
+            Timeout: The deadline passed; the message lists the visible holders.
+            Interrupted: ``canceled`` returned True.
+            CacheNotWritable: The lock file can't be created or opened.
+            CacheDamaged: The path is not a lock file.
         """
         backoff = INITIAL_BACKOFF
         waiting = False
@@ -134,15 +135,17 @@ class FileLock:
             backoff = min(backoff * 1.5, MAX_BACKOFF)
 
     def touch(self) -> None:
-        """Marks the file as used now, where this user may: its modification time is what "last used" means."""
+        """Sets the modification time, which is the time of last use, to now. Does nothing without permission."""
         try:
             os.utime(self.fileno())
         except OSError as error:
             if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
-                raise CacheNotWritable(f"The time of {self.path} can't be set: {error.strerror}.") from error
+                raise CacheNotWritable(
+                    f"The modification time of {self.path} can't be set: {error.strerror}."
+                ) from error
 
     def release(self) -> None:
-        """Gives the lock up; nothing happens when it isn't held."""
+        """Releases the lock. Does nothing if it is not held."""
         descriptor, self._descriptor, self._mode = self._descriptor, -1, None
         if descriptor >= 0:
             os.close(descriptor)
@@ -165,22 +168,24 @@ class FileLock:
 
 
 def make_lock_file(path: Path) -> None:
-    """Makes a lock file where it is missing, so that users who can't make it find it.
+    """Creates a lock file if it is missing, for users who are not permitted to create it.
 
     Raises:
-        CacheNotWritable: It can't be made.
-        CacheDamaged: Something else lies in its place.
+        CacheNotWritable: It can't be created.
+        CacheDamaged: The path is not a lock file.
     """
     if not path.is_file():
         os.close(open_lock_file(path))
 
 
 def open_lock_file(path: Path) -> int:
-    """Opens a lock file, making it where it is missing; read-only where it can't be written, which ``flock`` accepts.
+    """Opens a lock file, and creates it if it is missing.
+
+    Without write permission it is opened read-only, which is sufficient for ``flock``.
 
     Raises:
-        CacheNotWritable: It can't be made or opened.
-        CacheDamaged: Something else lies in its place.
+        CacheNotWritable: It can't be created or opened.
+        CacheDamaged: The path is not a lock file.
     """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     while True:
@@ -191,20 +196,20 @@ def open_lock_file(path: Path) -> int:
             except OSError as error:
                 failures[error.errno or 0] = error
                 continue
-            return _ensure_lock_file(path, descriptor, made=bool(attempt & os.O_CREAT))
-        if set(failures) != {errno.ENOENT, errno.EEXIST}:  # these two together: somebody made it between the tries
+            return _ensure_lock_file(path, descriptor, created=bool(attempt & os.O_CREAT))
+        if set(failures) != {errno.ENOENT, errno.EEXIST}:  # both: another process created it between the attempts
             break
     decisive = next((failures[code] for code in failures if code not in {errno.ENOENT, errno.EEXIST}), None)
     decisive = decisive or failures[errno.ENOENT]
     if decisive.errno in {errno.ELOOP, errno.ENXIO}:
         raise CacheDamaged(f"{path} is not a lock file: {decisive.strerror}.") from decisive
-    raise CacheNotWritable(f"The lock file {path} can't be made or opened: {decisive.strerror}.") from decisive
+    raise CacheNotWritable(f"The lock file {path} can't be created or opened: {decisive.strerror}.") from decisive
 
 
-def _ensure_lock_file(path: Path, descriptor: int, *, made: bool) -> int:
+def _ensure_lock_file(path: Path, descriptor: int, *, created: bool) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CacheDamaged(f"{path} is not a lock file, but a folder or a device.")
-    if made:
-        os.fchmod(descriptor, LOCK_FILE_MODE)  # the umask took bits away
+        raise CacheDamaged(f"{path} is not a lock file, but a directory or a device.")
+    if created:
+        os.fchmod(descriptor, LOCK_FILE_MODE)  # the umask may have cleared bits
     return descriptor

@@ -1,4 +1,4 @@
-"""What a cache lies on, and whether a load fits there."""
+"""Inspects the medium of a cache, and checks whether a load fits on it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tonnage.contract.sizes import human_bytes
 from tonnage.errors import InsufficientSpace
 
 MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
-"""Filesystems whose files are memory: nothing to fsync, and pages are charged to whoever writes them."""
+"""Memory-backed filesystems. They need no fsync, and their pages are charged to the process that writes them."""
 
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
 def inspect_medium(path: Path) -> Medium:
-    """Returns what ``path`` lies on. Where it doesn't exist yet, its nearest parent that does is asked.
+    """Returns the medium of ``path``, or of its nearest existing parent.
 
-    Sizes are 0 where the filesystem states none (a tmpfs without ``size=``).
+    Sizes are 0 if the filesystem has no limit (a tmpfs without ``size=``).
 
     Raises:
-        OSError: No parent can be looked at.
+        OSError: No parent can be accessed.
     """
     existing_path = nearest_existing_path(path)
     mount = find_mount(existing_path)
@@ -40,11 +40,11 @@ def inspect_medium(path: Path) -> Medium:
 
 
 def page_kind(mount: Mount, *, shmem_enabled: str = "") -> str:
-    """Returns ``4k``, or how a tmpfs uses huge pages; empty for other filesystems.
+    """Returns ``4k`` or the huge page policy of a tmpfs; empty for other filesystems.
 
     Args:
-        mount: Where the cache lies.
-        shmem_enabled: The kernel's setting of that name, whose ``deny`` and ``force`` overrule every mount
+        mount: The mount of the cache.
+        shmem_enabled: The kernel's setting of that name, whose ``deny`` and ``force`` override the mounts' options
             (``Documentation/admin-guide/mm/transhuge.rst``).
     """
     if mount.filesystem != "tmpfs":
@@ -58,7 +58,7 @@ def page_kind(mount: Mount, *, shmem_enabled: str = "") -> str:
 
 
 def in_memory(path: Path) -> bool:
-    """Says whether files at ``path`` are memory rather than on a disk. Doubt counts as a disk."""
+    """Returns whether ``path`` is memory-backed. If it can't be determined, it counts as a disk."""
     try:
         mount = find_mount(nearest_existing_path(path))
     except OSError:
@@ -67,16 +67,16 @@ def in_memory(path: Path) -> bool:
 
 
 def check_free_space(path: Path, required_bytes: int, *, min_free: int = 0) -> None:
-    """Refuses a load that can't fit, before its first byte.
+    """Checks before a load that it fits.
 
     Args:
-        path: Where the bytes go; needn't exist yet.
-        required_bytes: Bytes that are still to be written.
-        min_free: Bytes that must stay free beside them.
+        path: Where the files go; need not exist yet.
+        required_bytes: Bytes still to be written.
+        min_free: Bytes that must remain free.
 
     Raises:
-        InsufficientSpace: The medium has less room, or ``path`` is memory and this process's limit, or the machine, is
-            smaller than ``required_bytes``.
+        InsufficientSpace: The medium has too little free space, or ``path`` is memory-backed and ``required_bytes``
+            exceeds this process's memory limit or the machine's memory and swap.
     """
     medium = inspect_medium(path)
     refusal = insufficient_space_message(
@@ -100,25 +100,22 @@ def insufficient_space_message(
     limit: int | None = None,
     machine: int | None = None,
 ) -> str:
-    """Returns why ``required_bytes`` bytes don't fit, as a sentence; empty when they do. See ``check_room``."""
+    """Returns why ``required_bytes`` don't fit, as a sentence; empty if they do. See ``check_free_space``."""
     exact_bytes = functools.partial(human_bytes, style="exact")
     if limit is not None and required_bytes > limit:
         return (
-            f"{path} is memory ({medium.filesystem}), and {exact_bytes(required_bytes)} are to be written there, but "
-            f"the "
-            f"memory limit of this process is {exact_bytes(limit)}: pages of a memory cache count against whoever "
-            "writes them."
+            f"{path} is memory-backed ({medium.filesystem}). Writing {exact_bytes(required_bytes)} would exceed this "
+            f"process's memory limit of {exact_bytes(limit)}: pages are charged to the process that writes them."
         )
     if machine is not None and required_bytes > machine:
         return (
-            f"{path} is memory ({medium.filesystem}), and {exact_bytes(required_bytes)} are to be written there, but "
-            f"this "
-            f"machine has only {exact_bytes(machine)} of memory and swap."
+            f"{path} is memory-backed ({medium.filesystem}). Writing {exact_bytes(required_bytes)} would exceed the "
+            f"{exact_bytes(machine)} of memory and swap of this machine."
         )
     if medium.capacity_bytes and required_bytes + min_free > medium.free_bytes:
-        kept = f" and {exact_bytes(min_free)} kept free" if min_free else ""
+        reserve = f", {exact_bytes(min_free)} must remain free" if min_free else ""
         return (
-            f"{path} has not enough room: {exact_bytes(required_bytes)} needed{kept}, "
+            f"{path} has not enough space: {exact_bytes(required_bytes)} needed{reserve}, "
             f"{exact_bytes(medium.free_bytes)} free of "
             f"{exact_bytes(medium.capacity_bytes)} ({medium.filesystem or 'unknown filesystem'})."
         )
@@ -126,13 +123,13 @@ def insufficient_space_message(
 
 
 def machine_memory(proc: Path = PROC) -> int | None:
-    """Returns the bytes of memory and swap of this machine, or None where procfs doesn't say."""
+    """Returns the bytes of memory and swap of this machine, or None if procfs is unavailable."""
     found = dict(re.findall(r"^(MemTotal|SwapTotal):\s+(\d+) kB$", _read(proc / "meminfo"), re.MULTILINE))
     return sum(int(kib) << 10 for kib in found.values()) if "MemTotal" in found else None
 
 
 def nearest_existing_path(path: Path) -> Path:
-    """Returns ``path``, or the nearest of its parents that exists as far as this user may see."""
+    """Returns ``path``, or its nearest parent that exists and is visible to this user."""
     place = path.absolute()
     while not _path_exists(place) and place != place.parent:
         place = place.parent

@@ -1,4 +1,4 @@
-"""What ``/proc`` says about the filesystem below a path.
+"""Reads ``/proc``: the boot ID, and the mount that a path is on.
 
 The mount is found by the kernel's own mount ID rather than by comparing paths or device numbers: ``st_dev`` is not the
 device that ``/proc/locks`` prints on overlayfs and btrfs, and a path may be mounted over.
@@ -32,7 +32,7 @@ class Mount(NamedTuple):
     """One line of ``mountinfo`` (``proc_pid_mountinfo(5)``).
 
     ``device`` is ``major:minor`` in decimal, ``root`` the folder of the filesystem that is mounted at ``mount_point``,
-    ``super_options`` are those of the filesystem (super options), not of this mount.
+    ``super_options`` are the options of the filesystem, not of this mount.
     """
 
     mount_id: int
@@ -44,7 +44,7 @@ class Mount(NamedTuple):
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """Reads the text of ``/proc/PID/mountinfo``; lines that are not as documented are left out."""
+    """Parses ``/proc/PID/mountinfo``; skips lines that are not as documented."""
     mounts = []
     for line in text.splitlines():
         before, separator, after = line.partition(" - ")
@@ -65,7 +65,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def read_mounts(proc: Path = PROC) -> list[Mount]:
-    """Returns the mounts that this process sees; none where procfs can't be read."""
+    """Returns the mounts of this process; none if procfs can't be read."""
     try:
         return parse_mountinfo((proc / "self/mountinfo").read_text(errors="surrogateescape"))
     except OSError:
@@ -73,7 +73,7 @@ def read_mounts(proc: Path = PROC) -> list[Mount]:
 
 
 def find_mount(path: Path, proc: Path = PROC) -> Mount | None:
-    """Returns the mount that ``path`` lies on, or None where procfs doesn't say.
+    """Returns the mount that ``path`` is on, or None if procfs is unavailable.
 
     Raises:
         OSError: ``path`` can't be opened.
@@ -96,5 +96,5 @@ def _mount_id(descriptor: int, proc: Path) -> int:
 
 
 def _unescape_octal(field: str) -> str:
-    """Undoes the octal escapes for space, tab, newline and backslash."""
+    """Decodes the octal escapes of space, tab, newline and backslash."""
     return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), field)

@@ -1,4 +1,4 @@
-"""Reading a published entry again, and comparing all of it with what was true when it was loaded."""
+"""Verifies a published entry: reads it and compares all of it with the recorded checksums."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     ProgressCallback = Callable[[int, int], None]
 
 TASK_BYTES = 64 << 20
-"""What one thread checks of a tensor in one go; CRCs of chunks are combined."""
+"""Bytes of a tensor that one thread checks at a time; the CRCs of tasks are combined."""
 
 READ_BYTES = 1 << 20
-"""What is read at once: it stays in the processor's cache until its checksum is taken."""
+"""Bytes of one read: small enough to stay in the CPU cache until the checksum is computed."""
 
 MAX_THREADS = 16
 
 
 class VerifyResult(NamedTuple):
-    """What was proven.
+    """The result of a verification.
 
-    ``verified`` is the weakest of what held for any tensor, at most the level that was asked for. ``seconds`` is wall
-    time, ``bytes`` what was read, ``notes`` sentences about what could not be proven.
+    ``verified`` is the lowest level reached by any tensor, at most the requested one. ``seconds`` is wall time,
+    ``bytes`` the number of bytes read, ``notes`` sentences about what could not be verified.
     """
 
     verified: Verify
@@ -46,7 +46,7 @@ class VerifyResult(NamedTuple):
 
 
 class _VerifyTask(NamedTuple):
-    """A part of a tensor, or all of it, or (``tensor`` -1) the bytes of ``file`` that belong to no tensor."""
+    """A range of a tensor, or with ``tensor`` -1 the bytes of ``file`` that belong to no tensor."""
 
     file: int
     tensor: int
@@ -63,24 +63,24 @@ def verify_entry(
     canceled: Callable[[], bool] | None = None,
     threads: int = 0,
 ) -> VerifyResult:
-    """Checks what an entry holds, to the end, so that the error can say how much is damaged.
+    """Verifies an entry. Damage doesn't stop it, so that the error contains how much is damaged.
 
     Args:
-        entry: A published one, kept in use by the caller.
-        level: How far to go: ``CRC32`` and ``SHA256`` read every byte, the others just look at the files' sizes.
-        progress: Called now and then, by any of the threads, with bytes done and bytes in all.
-        canceled: Asked before each chunk; True ends it.
-        threads: How many read; 0 means one a processor, up to 16.
+        entry: A published entry, whose use lock the caller holds.
+        level: ``CRC32`` and ``SHA256`` read every byte, the others check only the files' sizes.
+        progress: Called from any thread with the bytes read and the total.
+        canceled: Polled before each task; return True to cancel.
+        threads: Number of reading threads; 0 means one for each CPU, up to 16.
 
     Raises:
-        CacheDamaged: Something is not as it was. The message names the first file, tensor and offset, and how
-            many more there are.
-        Interrupted: ``canceled`` said so.
+        CacheDamaged: Something has changed. The message names the first file, tensor and offset, and how many more
+            are damaged.
+        Interrupted: ``canceled`` returned True.
     """
     started = time.monotonic()
     published = entry.read_published()
     if published is None:
-        raise CacheDamaged(f"{entry.path} has nothing published that could be verified.")
+        raise CacheDamaged(f"{entry.path} has no published files to verify.")
     manifest, table = published
     entry.check_files(manifest)
     if level.strength <= Verify.SIZE.strength:
@@ -92,19 +92,19 @@ def verify_entry(
 
 
 def achievable_level(tensors: Sequence[TensorRecord], level: Verify) -> tuple[Verify, tuple[str, ...]]:
-    """Returns what reading can prove for all of these tensors, at most ``level``, and a note where that is less."""
+    """Returns the level up to ``level`` at which all tensors can be verified, and notes if it is lower."""
     if level is Verify.SHA256 and any(tensor.sha256 is None for tensor in tensors if tensor.file >= 0):
         lacking = sum(tensor.sha256 is None for tensor in tensors)
         verified, notes = achievable_level(tensors, Verify.CRC32)
-        return verified, (*notes, f"{lacking:,} of {len(tensors):,} tensors have no SHA-256 in their file.")
+        return verified, (*notes, f"{lacking:,} of {len(tensors):,} tensors have no SHA-256 in their source.")
     if level is Verify.CRC32 and (lacking := sum(not tensor.has_checksum for tensor in tensors)):
-        note = f"{lacking:,} of {len(tensors):,} tensors have no checksum that can be compared (encrypted ones don't)."
+        note = f"{lacking:,} of {len(tensors):,} tensors have no checksum to compare with, for example encrypted ones."
         return Verify.SIZE, (note,)
     return level, ()
 
 
 class _Verifier:
-    """Reads chunks in threads; reading and both checksums let other threads run."""
+    """Runs the tasks in threads. Reading and both checksums release the GIL."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class _Verifier:
         self._next = 0
 
     def run(self, threads: int) -> None:
-        """Checks everything.
+        """Runs all tasks.
 
         Raises:
             CacheDamaged: Something is damaged.
@@ -155,7 +155,7 @@ class _Verifier:
         if self._damage:
             first = min(self._damage)[2]
             more = len(self._damage) - 1
-            raise CacheDamaged(first + (f" So are {more:,} more." if more else ""))
+            raise CacheDamaged(first + (f" {more:,} more are damaged." if more else ""))
 
     def _plan_tasks(self) -> list[_VerifyTask]:
         tasks = [
@@ -170,7 +170,7 @@ class _Verifier:
             step = max(tensor.length, 1) if whole else TASK_BYTES
             for position, start in enumerate(range(0, max(tensor.length, 1), step)):
                 tasks.append(_VerifyTask(tensor.file, index, position, start, min(start + step, tensor.length)))
-        return sorted(tasks, key=lambda chunk: chunk.start - chunk.end)  # the longest first: none is left for the end
+        return sorted(tasks, key=lambda chunk: chunk.start - chunk.end)  # longest first, to finish evenly
 
     def _by_sha256(self, tensor: TensorRecord) -> bool:
         return (self._level is Verify.SHA256 or tensor.crc32 is None) and tensor.sha256 is not None
@@ -194,7 +194,7 @@ class _Verifier:
         with self._lock:
             if self._canceled is not None and not self._stop and self._canceled():
                 self._stop = True
-                self._failure = Interrupted("Interrupted while verifying; the entry is as it was.")
+                self._failure = Interrupted("Interrupted while verifying; the entry is unchanged.")
             if self._stop or self._next == len(self._tasks):
                 return None
             self._next += 1
@@ -224,7 +224,7 @@ class _Verifier:
     def _verify_non_tensor_bytes(self, path: Path, file: FileRecord, ranges: list[tuple[int, int]]) -> None:
         found = ranges_crc32(path, ranges)
         if found != file.rest_crc32:
-            what = "its bytes" if file.kind in {"companion", "index"} else "its bytes outside of tensors"
+            what = "the file" if file.kind in {"companion", "index"} else "its bytes outside of tensors"
             raise CacheDamaged(f"{path} was changed: the CRC-32 of {what} is {found:08x}, not {file.rest_crc32:08x}.")
 
     def _record_damage(self, task: _VerifyTask, message: str) -> None:

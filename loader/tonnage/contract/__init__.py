@@ -1,7 +1,7 @@
-"""What passes between the two programs: plans (operator to loader) and reports (loader to operator).
+"""The contract between operator and loader: plans (operator to loader) and reports (loader to operator).
 
-Both are JSON with snake_case keys. Unknown fields are ignored, so that neighbouring releases work together; an unknown
-schema version is refused. The operator imports this package and ``tonnage.errors`` and nothing else of the loader.
+Both are JSON with snake_case keys. Unknown fields are ignored, so that consecutive releases are compatible; an unknown
+schema version is rejected. The operator imports only this package and ``tonnage.errors`` from the loader.
 """
 
 from tonnage.contract.plan import (

@@ -1,6 +1,6 @@
-"""The plan: what to load, where from, how to verify it. It holds no secret and no signed URL.
+"""The plan: what to load, from where, and how to verify it. It contains no secret and no signed URL.
 
-The command line's flags make the same object, so there is one way through the loader.
+The command line's flags are converted to a plan, too.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SCHEMA_VERSION = 1
-"""The one schema version of plans and reports that this release reads and writes."""
+"""Schema version of plans and reports; this release reads and writes no other."""
 
 DEFAULT_TENSOR_PATTERNS = ("*.tensors",)
 DEFAULT_COMPANION_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*")
 
 
 class Layout(enum.StrEnum):
-    """In which form the cache holds the tensors."""
+    """The layout of the files in an entry."""
 
     SAFETENSORS = "safetensors"
-    """Shards that any engine reads; the default."""
+    """Safetensors shards, which any engine can read; the default."""
     TENSORIZER = "tensorizer"
-    """The ``.tensors`` objects, byte for byte."""
+    """Unmodified ``.tensors`` objects."""
 
 
 FileKind = Literal["shard", "index", "companion", "object"]
@@ -36,7 +36,7 @@ FileKind = Literal["shard", "index", "companion", "object"]
 
 
 class Verify(enum.StrEnum):
-    """How far the bytes are checked, from strongest to weakest."""
+    """The level of verification, from highest to lowest."""
 
     SHA256 = "sha256"
     CRC32 = "crc32"
@@ -45,12 +45,12 @@ class Verify(enum.StrEnum):
 
     @property
     def strength(self) -> int:
-        """How much is proven; a higher number includes all lower ones."""
+        """A number to compare levels; a higher level includes all lower ones."""
         return {"none": 0, "size": 1, "crc32": 2, "sha256": 3}[self.value]
 
 
 class AddressingStyle(enum.StrEnum):
-    """Where the bucket's name goes in a URL."""
+    """Where a URL contains the bucket's name."""
 
     AUTO = "auto"
     PATH = "path"
@@ -58,15 +58,15 @@ class AddressingStyle(enum.StrEnum):
 
 
 class WireStruct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of everything in the contract: immutable, and silent about what has its default."""
+    """Base of the structs in plans and reports. Immutable; default values are omitted from the JSON."""
 
 
 class ObjectPin(WireStruct, frozen=True, kw_only=True):
-    """One object of a revision, as every later request pins it.
+    """An object of a revision, pinned for all requests.
 
-    ``etag`` is without quotes; empty where the server gives none. ``version_id`` is empty where the bucket has no
-    versions. ``key`` is the S3 key, or for HTTP the URL without its query string. An HTTP server without strong ETags
-    has its weak one here, with its ``W/``, or ``last-modified=`` and the date.
+    ``etag`` is without quotes; empty if the server sends none. ``version_id`` is empty if the bucket has no versioning.
+    ``key`` is the S3 key, or for HTTP the URL without its query string. For an HTTP server without strong ETags,
+    ``etag`` is the weak one including ``W/``, or ``last-modified=`` and the date.
     """
 
     key: str
@@ -76,9 +76,9 @@ class ObjectPin(WireStruct, frozen=True, kw_only=True):
 
 
 class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
-    """Objects of one bucket: either all under ``prefix``, or exactly ``keys``.
+    """Objects of a bucket: either all under ``prefix``, or exactly ``keys``.
 
-    ``endpoint`` empty means AWS. ``ca_bundle`` is a path. ``objects`` pins the revision; None: resolve first.
+    An empty ``endpoint`` means AWS. ``ca_bundle`` is a path. ``objects`` pins the revision; None means resolve first.
     """
 
     bucket: str
@@ -93,10 +93,10 @@ class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"
 
 
 class HttpSource(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="http"):
-    """Objects by URL. Presigned ones are secrets, so they come from a file or an environment variable.
+    """Objects by URL. Presigned URLs are secrets, so they are read from a file or an environment variable.
 
-    Exactly one of ``urls``, ``urls_file`` (a path, one URL a line) and ``urls_env`` (a variable's name, URLs separated
-    by white space) is given.
+    Exactly one of ``urls``, ``urls_file`` (a path; one URL per line) and ``urls_env`` (the name of a variable with URLs
+    separated by white space) is set.
     """
 
     urls: tuple[str, ...] | None = None
@@ -110,9 +110,9 @@ Source = S3Source | HttpSource
 
 
 class RankSelection(WireStruct, frozen=True, kw_only=True):
-    """Rank-sharded files: ``pattern`` is a printf pattern of the file's name, with one integer field.
+    """Selects rank-sharded files. ``pattern`` is a printf pattern of the file name with one integer field.
 
-    ``wanted`` are the ranks to load; None means all ``count``, or all that are there when ``count`` is None.
+    ``wanted`` are the ranks to load; None means all ``count`` ranks, or all existing ones if ``count`` is None.
     """
 
     pattern: str = "model-rank-%03d.tensors"
@@ -121,7 +121,7 @@ class RankSelection(WireStruct, frozen=True, kw_only=True):
 
 
 class FileSelection(WireStruct, frozen=True, kw_only=True):
-    """Which objects count. Shell patterns, matched against the whole key below the prefix and against its last part."""
+    """Selects objects by shell patterns, matched against the key below the prefix and against its last component."""
 
     tensors: tuple[str, ...] = DEFAULT_TENSOR_PATTERNS
     companions: tuple[str, ...] = DEFAULT_COMPANION_PATTERNS
@@ -132,9 +132,9 @@ class FileSelection(WireStruct, frozen=True, kw_only=True):
 def file_selection(
     include: Sequence[str], exclude: Sequence[str], ranks: tuple[int, ...] | None = None
 ) -> FileSelection:
-    """Returns which files lists of patterns to include and to leave out choose, and a list of ranks.
+    """Returns the selection for patterns to include and exclude, and ranks.
 
-    Patterns that end in ``.tensors`` choose among the tensor files; others add companions to the usual ones.
+    Included patterns that end in ``.tensors`` select tensor files; others add companions to the default ones.
     """
     tensors = tuple(glob for glob in include if glob.endswith(".tensors"))
     companions = tuple(glob for glob in include if not glob.endswith(".tensors"))
@@ -147,9 +147,9 @@ def file_selection(
 
 
 class Limits(WireStruct, frozen=True, kw_only=True):
-    """How much of the machine and the network a load may take. Sizes in bytes, times in seconds; 0 means automatic.
+    """Limits on the use of machine and network. Sizes in bytes, times in seconds; 0 means automatic.
 
-    ``min_free`` are bytes of the cache's file system that must stay free; a load that would take of them is refused.
+    ``min_free`` bytes of the cache's filesystem must remain free; a load that would use them is rejected.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
@@ -162,10 +162,10 @@ class Limits(WireStruct, frozen=True, kw_only=True):
 
 
 class Reporting(WireStruct, frozen=True, kw_only=True):
-    """Where reports go.
+    """The report endpoint.
 
-    ``url`` is the whole address of the endpoint. ``token_file`` holds the bearer token, which is read anew for each
-    report. ``interval`` is the time between two reports of progress, in seconds.
+    ``url`` is its complete URL. ``token_file`` contains the bearer token and is read again for each report.
+    ``interval`` is the time between two progress reports, in seconds.
     """
 
     url: str
@@ -175,7 +175,7 @@ class Reporting(WireStruct, frozen=True, kw_only=True):
 
 
 class Identity(WireStruct, frozen=True, kw_only=True):
-    """The ``ModelWeights`` object that a plan was made for."""
+    """The ``ModelWeights`` object that a plan belongs to."""
 
     namespace: str
     name: str
@@ -186,8 +186,8 @@ class Identity(WireStruct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to load.
 
-    ``entry`` names the cache entry; empty: ``entry_name(revision, layout)``. ``expected_digest`` refuses anything but
-    that revision.
+    ``entry`` is the name of the cache entry; empty for ``entry_name(revision, layout)``. If ``expected_digest`` is set,
+    a revision with another digest is rejected.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -203,21 +203,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_plan(plan: Plan) -> bytes:
-    """Returns the plan as one line of JSON."""
+    """Returns the plan as a line of JSON."""
     return msgspec.json.encode(plan)
 
 
 class _Versioned(msgspec.Struct):
-    """Just the field that says whether the rest may be read."""
+    """Only the schema version, which is checked before the other fields are parsed."""
 
     schema_version: int
 
 
 def check_version(data: bytes | str, *, document: str) -> None:
-    """Refuses JSON that is not of the schema version of this release.
+    """Checks that JSON has the schema version of this release.
 
     Raises:
-        InvalidPlan: It is not a JSON object, has no version, or another one.
+        InvalidPlan: It is not a JSON object, or has no or another version.
     """
     try:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
@@ -231,13 +231,13 @@ def check_version(data: bytes | str, *, document: str) -> None:
 
 
 def decode_plan(data: bytes | str) -> Plan:
-    """Reads a plan.
+    """Parses a plan.
 
     Raises:
-        InvalidPlan: It is not JSON, of an unknown schema version, or a field is wrong (which one, is said).
+        InvalidPlan: It is not JSON, has an unknown schema version, or a field is invalid; the message names it.
     """
     check_version(data, document="plan")
     try:
         return msgspec.json.decode(data, type=Plan)
     except msgspec.MsgspecError as error:
-        raise InvalidPlan(f"The plan can't be used: {error}.") from error
+        raise InvalidPlan(f"The plan is invalid: {error}.") from error

@@ -1,4 +1,4 @@
-"""Reports: how a load goes and how it ended. The last line that ``tonnage load`` prints is one."""
+"""Reports: the progress and the result of a load. The last line that ``tonnage load`` prints is a report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from tonnage.contract.plan import SCHEMA_VERSION, Identity, ObjectPin, WireStruc
 from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
-"""Bytes that Kubernetes keeps of a container's termination message."""
-OMITTED_OBJECTS_NOTE = "The list of objects is too long for a termination message; only the report endpoint got it."
-"""What a termination message says in place of the list of what was resolved."""
+"""Bytes of a container's termination message that Kubernetes keeps."""
+OMITTED_OBJECTS_NOTE = (
+    "The list of objects is too long for a termination message; it was sent to the report endpoint only."
+)
+"""Replaces the list of resolved objects in a termination message."""
 
 
 class Outcome(enum.StrEnum):
-    """How a load ended."""
+    """The result of a load."""
 
     LOADED = "loaded"
     HIT = "hit"
@@ -24,7 +26,7 @@ class Outcome(enum.StrEnum):
 
 
 class ReportKind(enum.StrEnum):
-    """What a report is about."""
+    """The kind of a report."""
 
     RESOLVED = "resolved"
     PROGRESS = "progress"
@@ -34,7 +36,7 @@ class ReportKind(enum.StrEnum):
 
 
 class Medium(WireStruct, frozen=True, kw_only=True):
-    """What the cache lies on.
+    """The medium of the cache.
 
     ``filesystem`` is the kernel's name (``tmpfs``, ``ext4``); ``pages`` is ``4k`` or the ``huge=`` option of a tmpfs,
     empty elsewhere. Sizes in bytes.
@@ -47,9 +49,9 @@ class Medium(WireStruct, frozen=True, kw_only=True):
 
 
 class Progress(WireStruct, frozen=True, kw_only=True):
-    """How far a load is. ``remaining_seconds`` is -1 while it can't be known.
+    """The progress of a load. ``remaining_seconds`` is -1 while unknown.
 
-    ``waiting_for`` names the processes that this one waits for, as far as they can be seen.
+    ``waiting_for`` lists the visible processes that this one waits for.
     """
 
     phase: str
@@ -65,17 +67,17 @@ class Progress(WireStruct, frozen=True, kw_only=True):
 
 
 class ResolvedSource(WireStruct, frozen=True, kw_only=True):
-    """The pinned objects of one source of the plan, in its order. ``place`` is that of `place_of`; empty for HTTP."""
+    """The pinned objects of a source of the plan, in order. ``place`` is from ``source_place``; empty for HTTP."""
 
     place: str
     objects: tuple[ObjectPin, ...]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loader says. Which fields mean something depends on ``kind``; the others have their defaults.
+    """A report of a loader. ``kind`` determines which fields are set; the others have their defaults.
 
-    ``bytes`` is what the entry holds for this plan, ``downloaded_bytes`` what this process fetched of it,
-    ``resumed_bytes`` what an earlier one had left on disk. ``seconds`` is the wall time of the whole load.
+    ``bytes`` is the size of the entry's files, ``downloaded_bytes`` the bytes that this process downloaded, and
+    ``resumed_bytes`` those that an earlier one had left on disk. ``seconds`` is the wall time of the whole load.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -107,29 +109,29 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_report(report: Report) -> bytes:
-    """Returns the report as one line of JSON."""
+    """Returns the report as a line of JSON."""
     return msgspec.json.encode(report)
 
 
 def decode_report(data: bytes | str) -> Report:
-    """Reads a report.
+    """Parses a report.
 
     Raises:
-        InvalidPlan: It is not JSON, of an unknown schema version, or a field is wrong.
+        InvalidPlan: It is not JSON, has an unknown schema version, or a field is invalid.
     """
     check_version(data, document="report")
     try:
         return msgspec.json.decode(data, type=Report)
     except msgspec.MsgspecError as error:
-        raise InvalidPlan(f"The report can't be used: {error}.") from error
+        raise InvalidPlan(f"The report is invalid: {error}.") from error
 
 
 def termination_message(report: Report) -> bytes:
     """Returns the report in at most ``TERMINATION_MESSAGE_LIMIT`` bytes, still valid JSON.
 
-    Fields that have their defaults are left out, since of a pod with more than three containers Kubernetes keeps only
-    its share of 12 KiB. Then lists go, which is noted, then what is longest is shortened: kind, outcome and reason
-    always survive.
+    Default values are omitted, because in a pod with more than three containers Kubernetes divides 12 KiB among them.
+    If the report is still too long, lists are dropped, with a note, and then the longest texts are shortened. Kind,
+    outcome and reason are always kept.
     """
     data = _encode_without_defaults(report)
     if len(data) > TERMINATION_MESSAGE_LIMIT and report.resolved is not None:
@@ -147,7 +149,7 @@ def termination_message(report: Report) -> bytes:
 
 
 def _shortened(report: Report) -> dict[str, object]:
-    """Returns the longest text, cut in half; when all are short, what else can go."""
+    """Returns the longest text, cut in half; if all are short, removes identity and medium."""
     longest = max(_TEXT_FIELDS, key=lambda name: len(getattr(report, name)))
     text = getattr(report, longest)
     return {longest: text[: len(text) // 2]} if len(text) > _MIN_TEXT_LENGTH else {"identity": None, "medium": None}
@@ -155,11 +157,11 @@ def _shortened(report: Report) -> dict[str, object]:
 
 _TEXT_FIELDS = ("message", "remedy", "path", "entry", "revision", "digest", "verified", "node", "pod", "reason")
 _MIN_TEXT_LENGTH = 32
-"""Characters, of up to 6 bytes each: as many texts of this length always fit."""
+"""Characters, of up to 6 bytes each. If all texts have at most this length, the report fits."""
 
 
 def _encode_without_defaults(report: Report) -> bytes:
-    """Returns the report without the fields that say nothing."""
+    """Returns the report as JSON without fields that have their default."""
     plain = Report()
     fields = {name: getattr(report, name) for name in report.__struct_fields__}
     needed = {"schema_version", "kind"}

@@ -1,4 +1,4 @@
-"""What identifies a version of a model: the list of its objects, as the store names them."""
+"""Identifies a revision: the digest over its list of objects, and the names derived from it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from tonnage.contract.plan import ObjectPin
 
 ENTRY_NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-"""What a cache entry's name may be: it becomes a directory's name and a label's value."""
+"""Valid names of cache entries, which are also directory names and label values."""
 
 
 def revision_digest(objects: Iterable[tuple[str, ObjectPin]]) -> str:
     """Returns ``sha256:<hex>`` over the objects of a revision.
 
     Args:
-        objects: Pairs of the place (see `place_of`; empty for HTTP, whose keys are URLs) and the pinned object, in
-            any order. Credentials don't take part: who may read it doesn't change what it is.
+        objects: Pairs of place (see ``source_place``; empty for HTTP, whose keys are URLs) and pinned object, in any
+            order. Credentials are not included, because they don't change the contents.
     """
     rows = sorted([place, pin.key, pin.size, pin.etag, pin.version_id] for place, pin in objects)
     return "sha256:" + hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
 def source_place(endpoint: str, bucket: str) -> str:
-    """Returns where an S3 source's objects are: the bucket, after the endpoint unless that is AWS's own.
+    """Returns the place of an S3 source: the bucket, with the endpoint before it unless the endpoint is AWS.
 
-    The endpoint belongs to it, since another server can say the same names, sizes and ETags of other bytes.
+    The endpoint is included because another server can have the same names, sizes and ETags for other data.
 
     Args:
-        endpoint: URL of a custom endpoint; empty: AWS, whose buckets' names are unique.
+        endpoint: URL of a custom endpoint; empty for AWS, where bucket names are unique.
         bucket: The bucket's name.
     """
     scheme, _, rest = endpoint.rstrip("/").partition("://")
@@ -44,10 +44,10 @@ def source_place(endpoint: str, bucket: str) -> str:
 
 
 def revision_id(digest: str) -> str:
-    """Returns the short name of a revision: ``r-`` and the first 12 hex digits of its digest."""
+    """Returns the name of a revision: ``r-`` and the first 12 hex digits of its digest."""
     return "r-" + digest.removeprefix("sha256:")[:12]
 
 
 def entry_name(revision: str, layout: Layout) -> str:
-    """Returns the cache entry's name: the revision's id, and its layout where that is not the default one."""
+    """Returns the name of the cache entry: the revision's name, followed by the layout unless it is the default."""
     return revision if layout is Layout.SAFETENSORS else f"{revision}-{layout.value}"

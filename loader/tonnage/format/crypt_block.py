@@ -1,6 +1,6 @@
-"""The crypt block in the tensor headers of encrypted files, checked in structure.
+"""Checks the structure of the crypt block in the tensor headers of encrypted files.
 
-Tonnage never decrypts: without the key, this structure and the object's size and ETag are all that can be checked.
+Tonnage never decrypts. Without the key, only this structure and the object's size and ETag can be checked.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _SMALLEST_PIECE = 1024
 
 
 def check_crypt_block(block: bytes, *, data_length: int, where: str) -> None:
-    """Refuses a crypt block that could not belong to this much data.
+    """Checks that a crypt block is consistent with the size of the data.
 
     Args:
         block: The block without its 8-byte length.
-        data_length: Bytes of the tensor's data, which encryption does not change. 0: a tensor without data.
-        where: What the error text begins with: object, tensor and offset.
+        data_length: Bytes of the tensor's data, which encryption does not change; 0 for a tensor without data.
+        where: Prefix of error texts: object, tensor and offset.
 
     Raises:
-        FormatDamaged: Lengths contradict each other, or there is not exactly one cipher for data, and none without.
+        FormatDamaged: Lengths are inconsistent, or there is not exactly one cipher for data and none without data.
         FormatUnsupported: A chunk type that no released tensorizer writes.
     """
     try:
@@ -41,7 +41,7 @@ def check_crypt_block(block: bytes, *, data_length: int, where: str) -> None:
 
 
 def _check_chunks(block: bytes, *, data_length: int, where: str) -> int:
-    """Returns how many of the chunks describe a cipher."""
+    """Returns the number of chunks that describe a cipher."""
     (count,) = struct.unpack_from("<H", block, 0)
     position = 2
     ciphers = 0
@@ -50,7 +50,7 @@ def _check_chunks(block: bytes, *, data_length: int, where: str) -> int:
         end = position + 8 + size
         contents = block[position + _CHUNK.size : end]
         if size < 2 or end > len(block):
-            raise FormatDamaged(f"{where}: a chunk of the crypt block states {size} bytes, which it can't have.")
+            raise FormatDamaged(f"{where}: a chunk of the crypt block has the invalid size {size}.")
         if kind == _KEY_DERIVATION:
             expected = _DERIVATION.size + _DERIVATION.unpack_from(contents, 0)[4]
         elif kind == _PIECES:
@@ -76,8 +76,8 @@ def _pieces_size(contents: bytes, *, data_length: int, where: str) -> int:
     macs: int
     piece, _, macs = _PIECES_HEAD.unpack_from(contents, 0)
     if piece < _SMALLEST_PIECE or piece % _PIECE_QUANTUM:
-        raise FormatDamaged(f"{where}: the crypt block states pieces of {piece} bytes.")
-    # One authenticator may stand for the whole tensor, whatever the size of a piece.
+        raise FormatDamaged(f"{where}: the crypt block has the invalid piece size {piece}.")
+    # There may be one authenticator for the whole tensor, for any piece size.
     if macs not in {1, -(-data_length // piece)}:
         raise FormatDamaged(f"{where}: the crypt block has {macs} authenticators for {data_length} bytes of data.")
     return _PIECES_HEAD.size + macs * _MAC_BYTES

@@ -1,16 +1,15 @@
-"""The element types that tensorizer writes, and what torch and safetensors call them.
+"""The dtypes that tensorizer writes, and their names in torch and safetensors.
 
-tensorizer stores a type as numpy's type string (``<f4``), or, where numpy has no such type, as an opaque width and
-torch's name with a NUL byte between (``<V2`` NUL ``torch.bfloat16``). The table below has every type that was there
-when it was made. tensorizer writes types that torch gained later in the same opaque way, which states all that is
-needed to carry them, so those are taken as stated; anything else is refused by name rather than guessed at.
+tensorizer stores a dtype as numpy's type string (``<f4``), or, for types unknown to numpy, as an opaque width and
+torch's name separated by a NUL byte (``<V2`` NUL ``torch.bfloat16``). Unlisted torch dtypes in this opaque encoding are
+accepted as stated; any other dtype is rejected.
 
-The safetensors column was checked by writing and reading each type with safetensors 0.8.0 and torch. Three groups have
-no entry there although files may hold them:
+The safetensors names were checked by writing and reading each type with safetensors 0.8.0 and torch. Some types that
+``.tensors`` files can contain have none:
 
-* complex32, bcomplex32, complex128, the integers below one byte and the bits types: the format has no word for them;
-* ``float4_e2m1fn_x2``: safetensors' ``F4`` counts half bytes, so the shape in the file would be another one than the
-  tensor's, and a tensor without dimensions could not be said at all.
+* complex32, bcomplex32, complex128, integers below one byte and the bits types: the format doesn't define them;
+* ``float4_e2m1fn_x2``: safetensors' ``F4`` counts half bytes, so the shape in the file would differ from the tensor's,
+  and a scalar could not be represented.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from tonnage.errors import FormatUnsupported
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """One element type.
+    """An element type.
 
     Attributes:
-        stored_name: The type as the ``.tensors`` file spells it, with its NUL byte where there is one.
-        item_size: Bytes an element takes in the file, in memory and in safetensors.
-        torch_name: The attribute of ``torch`` that is this type, such as ``bfloat16``.
-        safetensors_name: The name in a safetensors header, or None where that format can't say this type exactly.
+        stored_name: The name in ``.tensors`` files, including the NUL byte if it has one.
+        item_size: Bytes of an element in the file, in memory and in safetensors.
+        torch_name: The attribute of ``torch``, such as ``bfloat16``.
+        safetensors_name: The name in safetensors headers, or None if the format doesn't support exactly this type.
     """
 
     stored_name: str
@@ -89,14 +88,14 @@ _BY_SAFETENSORS = {dtype.safetensors_name: dtype for dtype in DTYPES if dtype.sa
 
 
 def parse_dtype(stored: bytes, *, where: str) -> Dtype:
-    """Returns the element type that a ``.tensors`` file states.
+    """Returns the dtype for the name in a ``.tensors`` file.
 
     Args:
         stored: The bytes of the dtype field.
-        where: What the error text begins with: the object, and the tensor where it is known.
+        where: Prefix of error texts: the object, and the tensor if known.
 
     Raises:
-        FormatUnsupported: It is none of the types above and not spelled as tensorizer spells later ones.
+        FormatUnsupported: It is not listed above, and not an unlisted torch dtype in the opaque encoding.
     """
     dtype = _BY_STORED.get(stored)
     if dtype is not None:
@@ -105,18 +104,18 @@ def parse_dtype(stored: bytes, *, where: str) -> Dtype:
     if later is not None and (torch_name := later[2].decode()) not in _TORCH_NAMES:
         return _opaque(int(later[1] or 1), torch_name)
     spelled = stored.decode("ascii", "backslashreplace").replace("\0", " ")
-    raise FormatUnsupported(f"{where}: the dtype {spelled!r} is not one that this release of Tonnage knows.")
+    raise FormatUnsupported(f"{where}: the dtype {spelled!r} is not supported by this release of Tonnage.")
 
 
 def dtype_from_safetensors(name: str, *, where: str) -> Dtype:
-    """Returns the element type that a safetensors header names.
+    """Returns the dtype for the name in a safetensors header.
 
     Args:
-        name: The header's word, such as ``BF16``.
-        where: What the error text begins with.
+        name: The name in the header, such as ``BF16``.
+        where: Prefix of error texts.
 
     Raises:
-        FormatUnsupported: The name is unknown, or of a type that Tonnage never writes in this layout.
+        FormatUnsupported: The name is unknown, or the dtype is never written by Tonnage in this layout.
     """
     dtype = _BY_SAFETENSORS.get(name)
     if dtype is None:

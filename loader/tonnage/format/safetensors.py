@@ -1,8 +1,8 @@
-"""Safetensors files: the header of a shard that is about to be written, and the tensors of one that is there.
+"""Safetensors files: builds the header of a shard to write, and parses the header of an existing one.
 
-A file is 8 bytes of header length, the header as JSON, and the tensors' data back to back: readers refuse gaps,
-overlaps and bytes after the last tensor. So alignment comes from the order of the tensors (larger elements first) and
-from spaces after the header's JSON, never from padding between tensors.
+A file consists of 8 bytes of header length, the header as JSON, and the tensors' data. Readers reject gaps,
+overlaps and bytes after the last tensor. Therefore data is aligned by the order of the tensors (larger elements first)
+and by spaces after the header's JSON, never by padding between tensors.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
-"""Bytes of JSON up to which the safetensors library reads a header."""
+"""Largest header in bytes of JSON that the safetensors library reads."""
 _MAX_DIMENSION = (1 << 63) - 1
 
 
 class ShardTensor(NamedTuple):
-    """A tensor that is to be written.
+    """A tensor to write.
 
     Attributes:
         name: The flat name, unique in the shard.
-        dtype: An element type that safetensors can say.
+        dtype: A dtype that the safetensors format supports.
         shape: The dimensions.
-        length: Bytes of data, which is the product of the dimensions times the element's size.
+        length: Bytes of data: the product of the dimensions times the element size.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ShardTensor(NamedTuple):
 
 
 class SafetensorsTensor(NamedTuple):
-    """A tensor in a file, whose data is the bytes from ``start`` (inclusive) to ``end`` (exclusive) of the file."""
+    """A tensor in a file. Its data is the file's bytes from ``start`` (inclusive) to ``end`` (exclusive)."""
 
     name: str
     dtype: Dtype
@@ -64,12 +64,12 @@ class SafetensorsTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsFile:
-    """A header, checked against the file's size.
+    """A parsed header, checked against the file's size.
 
     Attributes:
-        tensors: By name, in the order of their data.
-        metadata: What the header says besides, such as ``{"format": "pt"}``.
-        data_start: Where the header ends and the first tensor begins.
+        tensors: The tensors by name, in the order of their data.
+        metadata: The header's metadata, such as ``{"format": "pt"}``.
+        data_start: Offset of the end of the header, where the first tensor begins.
     """
 
     tensors: Mapping[str, SafetensorsTensor]
@@ -78,11 +78,11 @@ class SafetensorsFile:
 
 
 def safetensors_dtype_name(name: str, dtype: Dtype, *, label: str) -> str:
-    """Returns the word for a dtype in a safetensors header.
+    """Returns the name of a dtype in safetensors headers.
 
     Args:
         name: The tensor's flat name, for the error text.
-        dtype: Its element type.
+        dtype: Its dtype.
         label: How the error text calls the source object.
 
     Raises:
@@ -97,9 +97,9 @@ def safetensors_dtype_name(name: str, dtype: Dtype, *, label: str) -> str:
 
 
 def alignment_order(tensors: Sequence[ShardTensor]) -> list[int]:
-    """Returns the indexes of ``tensors`` in an order in which each begins at a multiple of its element's size.
+    """Returns the indexes of ``tensors`` in an order that aligns each to its element size.
 
-    Larger elements come first; tensors with elements of one size keep their order.
+    Larger elements come first; tensors with the same element size keep their order.
     """
     return sorted(range(len(tensors)), key=lambda index: -tensors[index].dtype.item_size)
 
@@ -107,22 +107,22 @@ def alignment_order(tensors: Sequence[ShardTensor]) -> list[int]:
 def build_shard_header(
     tensors: Sequence[ShardTensor], *, metadata: Mapping[str, str], label: str = "shard", align: int = 4096
 ) -> tuple[bytes, tuple[int, ...]]:
-    """Returns everything in front of a shard's data, and where the data of each tensor goes.
+    """Returns the bytes before a shard's data, and the offset of each tensor's data.
 
     Args:
-        tensors: In the order of their data, each at a multiple of its element's size (see ``alignment_order``).
+        tensors: In the order of their data, each aligned to its element size (see ``alignment_order``).
         metadata: The header's metadata, unchanged; engines expect ``{"format": "pt"}``.
         label: How error texts call the source object.
-        align: The data begins at a multiple of this many bytes, itself a multiple of 8.
+        align: Alignment of the data in bytes, a multiple of 8.
 
     Returns:
-        The first bytes of the file, and for each tensor the absolute offset of its first byte.
+        The first bytes of the file, and the absolute offset of each tensor's first byte.
 
     Raises:
-        DtypeUnsupported: A dtype that safetensors can't say.
-        NameCollision: A name is there twice, or is ``__metadata__``.
-        FormatUnsupported: The header would be longer than readers accept.
-        InternalError: A tensor's length is not that of its shape, or the order leaves one misaligned.
+        DtypeUnsupported: The safetensors format doesn't support a dtype.
+        NameCollision: A name is duplicate or ``__metadata__``.
+        FormatUnsupported: The header would be larger than readers accept.
+        InternalError: A tensor's length doesn't match its shape, or a tensor is misaligned.
     """
     if align < 8 or align % 8:
         raise InternalError(f"Shards can't be aligned to {align} bytes.")
@@ -132,7 +132,7 @@ def build_shard_header(
     for tensor in tensors:
         end = start + tensor.length
         if tensor.name in header:
-            raise NameCollision(f"A shard can't hold two entries called {short_repr(tensor.name)}.")
+            raise NameCollision(f"A shard can't contain two tensors named {short_repr(tensor.name)}.")
         dtype_name = safetensors_dtype_name(tensor.name, tensor.dtype, label=label)
         _check_writable(tensor, start)
         header[tensor.name] = {"dtype": dtype_name, "shape": tensor.shape, "data_offsets": (start, end)}
@@ -142,8 +142,8 @@ def build_shard_header(
     size = -(-(LENGTH_BYTES + len(text)) // align) * align
     if size - LENGTH_BYTES > MAX_HEADER_BYTES:
         raise FormatUnsupported(
-            f"The names of {len(tensors)} tensors make a safetensors header of {size} bytes, which readers refuse "
-            f"(they take {MAX_HEADER_BYTES}); --layout tensorizer has no such limit."
+            f"{len(tensors)} tensors need a safetensors header of {size} bytes, more than the limit of readers "
+            f"({MAX_HEADER_BYTES}); load with --layout tensorizer, which has no such limit."
         )
     head = (size - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(size - LENGTH_BYTES)
     return head, tuple(size + start for start in starts)
@@ -159,14 +159,14 @@ def _check_writable(tensor: ShardTensor, start: int) -> None:
 
 
 def read_header(path_or_fd: str | os.PathLike[str] | int, *, label: str) -> SafetensorsFile:
-    """Reads the header of a shard in the cache and checks it against the file's size.
+    """Reads the header of a shard and checks it against the file's size.
 
     Args:
-        path_or_fd: The file's path, or a descriptor open for reading, whose position is left alone.
-        label: What error texts call the file.
+        path_or_fd: The file's path, or a descriptor open for reading, whose position doesn't change.
+        label: How error texts call the file.
 
     Raises:
-        CacheDamaged: The file can't be read, is cut off or too long, or its header is not one that Tonnage writes.
+        CacheDamaged: The file can't be read, is truncated or too long, or Tonnage doesn't write such a header.
     """
     if isinstance(path_or_fd, int):
         return _read(path_or_fd, label=label)
@@ -186,12 +186,12 @@ def _read(descriptor: int, *, label: str) -> SafetensorsFile:
         prefix = os.pread(descriptor, LENGTH_BYTES, 0)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < LENGTH_BYTES or length > min(file_size - LENGTH_BYTES, MAX_HEADER_BYTES):
-            raise CacheDamaged(f"{label} has {file_size} bytes, too few for the header that its first bytes state.")
+            raise CacheDamaged(f"{label} has {file_size} bytes, fewer than its stated header length requires.")
         text = os.pread(descriptor, length, LENGTH_BYTES)
     except OSError as error:
         raise CacheDamaged(f"{label} can't be read: {error.strerror}.") from error
     if len(text) < length:
-        raise CacheDamaged(f"{label} is cut off inside its header, at byte {LENGTH_BYTES + len(text)}.")
+        raise CacheDamaged(f"{label} is truncated inside its header, at byte {LENGTH_BYTES + len(text)}.")
     return parse_header(text, file_size=file_size, label=label)
 
 
@@ -204,12 +204,12 @@ class _HeaderTensor(msgspec.Struct):
 
 
 def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
-    """Checks a header as ``read_header`` does.
+    """Parses and checks a header; see ``read_header``.
 
     Args:
         text: The JSON, without the 8 bytes before it.
         file_size: Bytes of the whole file.
-        label: What error texts call the file.
+        label: How error texts call the file.
 
     Raises:
         CacheDamaged: See ``read_header``.
@@ -222,7 +222,7 @@ def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
         decode = msgspec.json.Decoder(_HeaderTensor).decode
         rows = {key: decode(value) for key, value in raw.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CacheDamaged(f"{label}: its header is not that of a safetensors file: {error}.") from error
+        raise CacheDamaged(f"{label}: its safetensors header is invalid: {error}.") from error
     ordered = sorted(rows.items(), key=lambda item: item[1].data_offsets)
     tensors: dict[str, SafetensorsTensor] = {}
     end = 0
@@ -230,7 +230,9 @@ def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
         tensors[key] = _checked(key, row, end, data_start=data_start, label=label)
         end = row.data_offsets[1]
     if data_start + end != file_size:
-        raise CacheDamaged(f"{label} should have {data_start + end} bytes by its header and has {file_size}.")
+        raise CacheDamaged(
+            f"{label} should have {data_start + end} bytes according to its header, but has {file_size}."
+        )
     return SafetensorsFile(tensors, metadata, data_start)
 
 
@@ -238,13 +240,13 @@ def _checked(key: str, row: _HeaderTensor, expected_start: int, *, data_start: i
     where = f"{label}, tensor {short_repr(key)}"
     start, end = row.data_offsets
     if start != expected_start or end < start:
-        raise CacheDamaged(f"{where}: it has the bytes {start} to {end} of the data, where {expected_start} is next.")
+        raise CacheDamaged(f"{where}: its data is at {start} to {end}, but should start at {expected_start}.")
     try:
         dtype = dtype_from_safetensors(row.dtype, where=where)
     except FormatUnsupported as error:
         raise CacheDamaged(error.message) from error
     if any(not 0 <= dimension <= _MAX_DIMENSION for dimension in row.shape):
-        raise CacheDamaged(f"{where}: it states a dimension that no tensor has.")
+        raise CacheDamaged(f"{where}: it has an invalid dimension.")
     if math.prod(row.shape) * dtype.item_size != end - start:
-        raise CacheDamaged(f"{where}: its {end - start} bytes are not those of its shape and dtype.")
+        raise CacheDamaged(f"{where}: its {end - start} bytes don't match its shape and dtype.")
     return SafetensorsTensor(key, dtype, row.shape, data_start + start, data_start + end)

@@ -1,8 +1,8 @@
-"""The header in front of each tensor's data: a hashed copy of its index entry, and the hashes.
+"""The header before each tensor's data: a hashed copy of its index entry, and the hashes.
 
-The hash input is the header as stored, with every digest's bytes set to zero and without the crypt block of encrypted
-files, followed by the plaintext. ``TensorHeader.hashed`` is that first half, so that a tensor is good when
-``crc32(data, crc32(header.hashed)) == header.expected_crc32``, and likewise for SHA-256.
+The hash input is the header as stored, with the bytes of all digests set to zero and without the crypt block of
+encrypted files, followed by the plaintext. ``TensorHeader.hash_prefix`` is the header's part, so a tensor is valid if
+``crc32(data, crc32(header.hash_prefix)) == header.expected_crc32``, and likewise for SHA-256.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _I64 = struct.Struct("<q")
 
 
 class HashType(enum.IntEnum):
-    """The hashes that a header can carry."""
+    """The types of hashes in a header."""
 
     CRC32 = 0
     """zlib's CRC-32, 4 bytes, little-endian."""
@@ -43,12 +43,12 @@ class HashType(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What a tensor's header says beyond its index entry.
+    """The fields of a tensor's header that are not in the index.
 
     Attributes:
-        module_index: Where the owning module stands in ``named_modules()``; 0 in state dicts. Releases 2.5.1 and 2.6.0
-            wrote it off by one, so nothing should depend on it.
-        hashes: The digests as stored. Encrypted tensors have SHA-256 only; other writers may leave some or all out.
+        module_index: Index of the owning module in ``named_modules()``; 0 in state dicts. Releases 2.5.1 and 2.6.0
+            wrote it off by one, so don't rely on it.
+        hashes: The digests as stored. Encrypted tensors have SHA-256 only; other writers may omit some or all.
         hash_prefix: The header's part of the hash input.
     """
 
@@ -58,29 +58,29 @@ class TensorHeader:
 
     @property
     def expected_crc32(self) -> int | None:
-        """The CRC-32 of ``hashed`` and the plaintext after it; None where the file has none."""
+        """CRC-32 over ``hash_prefix`` and the plaintext; None if the header has none."""
         digest = self.hashes.get(HashType.CRC32)
         return None if digest is None else int.from_bytes(digest, "little")
 
     @property
     def expected_sha256(self) -> bytes | None:
-        """The SHA-256 of ``hashed`` and the plaintext after it; None where the file has none."""
+        """SHA-256 over ``hash_prefix`` and the plaintext; None if the header has none."""
         return self.hashes.get(HashType.SHA256)
 
 
 def parse_tensor_header(
     data: bytes | bytearray | memoryview, entry: TensorEntry, *, preamble: Preamble, label: str
 ) -> TensorHeader:
-    """Reads a tensor's header and holds it against the index.
+    """Parses a tensor's header and compares it with the index.
 
     Args:
         data: Exactly the bytes from ``entry.header_offset`` to ``entry.data_offset``.
         entry: The tensor, from the index of the same object.
-        preamble: Of the same object.
-        label: What error texts call the object.
+        preamble: The preamble of the same object.
+        label: How error texts call the object.
 
     Raises:
-        FormatDamaged: The header is another tensor's, differs from the index, or contradicts itself.
+        FormatDamaged: The header belongs to another tensor, differs from the index, or is inconsistent.
         FormatUnsupported: A hash type or a compression that no released tensorizer writes.
     """
     stored = bytes(data)
@@ -88,14 +88,16 @@ def parse_tensor_header(
     try:
         return _parse(stored, entry, encrypted=preamble.encrypted, where=where)
     except struct.error as error:
-        raise FormatDamaged(f"{where}: its {len(stored)} bytes are too few for its fields.") from error
+        raise FormatDamaged(f"{where}: {len(stored)} bytes are too few for its fields.") from error
 
 
 def _parse(stored: bytes, entry: TensorEntry, *, encrypted: bool, where: str) -> TensorHeader:
     size = entry.data_offset - entry.header_offset
     (stated,) = _U64.unpack_from(stored, 0)
     if len(stored) != size or stated != size:
-        raise FormatDamaged(f"{where}: the index leaves it {size} bytes, it states {stated}, and has {len(stored)}.")
+        raise FormatDamaged(
+            f"{where}: it should have {size} bytes by the index, states {stated}, and has {len(stored)}."
+        )
     (module_index,) = _U16.unpack_from(stored, 8)
     position = 10
     identity = _encode_shared_fields(entry)
@@ -113,7 +115,7 @@ def _parse(stored: bytes, entry: TensorEntry, *, encrypted: bool, where: str) ->
         (block,) = _U64.unpack_from(stored, position)
         end = position + 8 + block
         if end > len(stored):
-            raise FormatDamaged(f"{where}: the crypt block of {block} bytes reaches beyond the header's end.")
+            raise FormatDamaged(f"{where}: the crypt block of {block} bytes ends after the header.")
         check_crypt_block(stored[position + 8 : end], data_length=entry.length, where=where)
         del hash_prefix[position:end]
         position = end
@@ -121,14 +123,14 @@ def _parse(stored: bytes, entry: TensorEntry, *, encrypted: bool, where: str) ->
     if length < 0:
         raise FormatUnsupported(f"{where}: the data is compressed, which no released tensorizer writes.")
     if length != entry.length:
-        raise FormatDamaged(f"{where}: it states {length} bytes of data, the index {entry.length}.")
+        raise FormatDamaged(f"{where}: it states {length} bytes of data, but the index {entry.length}.")
     if position + 8 != len(stored):
-        raise FormatDamaged(f"{where}: its fields end at byte {position + 8} of {len(stored)}.")
+        raise FormatDamaged(f"{where}: its fields end at byte {position + 8}, but it has {len(stored)} bytes.")
     return TensorHeader(module_index, hashes, bytes(hash_prefix))
 
 
 def _encode_shared_fields(entry: TensorEntry) -> bytes:
-    """The fields that header and index share, as the header stores them."""
+    """Returns the fields common to header and index, as stored in the header."""
     dtype = entry.dtype.stored_name.encode()
     return b"".join(
         (
@@ -143,30 +145,30 @@ def _encode_shared_fields(entry: TensorEntry) -> bytes:
 
 
 def _raise_field_mismatch(stored: bytes, entry: TensorEntry, *, where: str) -> None:
-    """Raises the error that says which field differs first."""
+    """Raises an error that names the first field that differs."""
     (kind, size) = struct.unpack_from("<BH", stored, 10)
     position = 13 + size
     raw_name = stored[13:position]
     if raw_name != entry.raw_name:
-        raise FormatDamaged(f"{where}: it is the header of a tensor called {short_repr(raw_name)}.")
+        raise FormatDamaged(f"{where}: it is the header of tensor {short_repr(raw_name)}.")
     if kind != entry.kind:
-        raise FormatDamaged(f"{where}: it states the kind {kind}, the index {entry.kind}.")
+        raise FormatDamaged(f"{where}: it states kind {kind}, but the index {entry.kind}.")
     (size,) = _U8.unpack_from(stored, position)
     dtype = stored[position + 1 : position + 1 + size]
     if dtype != entry.dtype.stored_name.encode():
         raise FormatDamaged(
-            f"{where}: it states the dtype {short_repr(dtype)}, the index {short_repr(entry.dtype.stored_name)}."
+            f"{where}: it states dtype {short_repr(dtype)}, but the index {short_repr(entry.dtype.stored_name)}."
         )
-    raise FormatDamaged(f"{where}: it states another shape than the index.")
+    raise FormatDamaged(f"{where}: its shape differs from the index.")
 
 
 def _read_hashes(
     stored: bytes, start: int, size: int, *, where: str
 ) -> tuple[dict[HashType, bytes], list[tuple[int, int]]]:
-    """Returns the digests, and where in the header they stand."""
+    """Returns the digests, and their half-open byte ranges in the header."""
     end = start + size
     if end > len(stored):
-        raise FormatDamaged(f"{where}: the hash block of {size} bytes reaches beyond the header's end.")
+        raise FormatDamaged(f"{where}: the hash block of {size} bytes ends after the header.")
     hashes: dict[HashType, bytes] = {}
     digest_ranges: list[tuple[int, int]] = []
     (count,) = _U8.unpack_from(stored[:end], start)
@@ -175,13 +177,13 @@ def _read_hashes(
         number, digest_size = struct.unpack_from("<BB", stored[:end], position)
         position += 2
         if number not in {HashType.CRC32, HashType.SHA256}:
-            raise FormatUnsupported(f"{where}: its hash type {number} is not one that this release of Tonnage knows.")
+            raise FormatUnsupported(f"{where}: the hash type {number} is not supported by this release of Tonnage.")
         kind = HashType(number)
         if digest_size != kind.digest_size or kind in hashes:
-            raise FormatDamaged(f"{where}: its {kind.name} of {digest_size} bytes is of the wrong size or there twice.")
+            raise FormatDamaged(f"{where}: its {kind.name} of {digest_size} bytes has the wrong size or is duplicate.")
         hashes[kind] = stored[position : position + digest_size]
         digest_ranges.append((position, position + digest_size))
         position += digest_size
     if position != end:
-        raise FormatDamaged(f"{where}: its {count} hashes do not fill the {size} bytes stated for them.")
+        raise FormatDamaged(f"{where}: its {count} hashes don't fill the stated {size} bytes.")
     return hashes, digest_ranges

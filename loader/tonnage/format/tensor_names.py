@@ -1,4 +1,4 @@
-"""Tensor names: as the file stores them, as a path, and as the one flat name that engines look for."""
+"""Tensor names: as stored in the file, as a path, and as the flat name that engines use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
 
 TensorPath = tuple[str | int, ...]
-"""Keys of nested dicts (str) and positions in lists (int), outermost first; a flat name is a path of one string."""
+"""Keys of nested dicts (str) and indexes of lists (int), outermost first. A flat name is a path of one string."""
 
 KIND_PARAMETER = 0
 KIND_BUFFER = 1
 KIND_STATE_DICT = 2
 
 RESERVED_NAME = "__metadata__"
-"""The one key of a safetensors header that is not a tensor."""
+"""The only key of a safetensors header that is not a tensor."""
 
 _NESTED_MARK = 0x1E
 _MAX_REPR_CHARACTERS = 100
@@ -33,7 +33,7 @@ class Named(Protocol):
 
 
 def short_repr(name: str | bytes) -> str:
-    """Returns a name as error texts show it: quoted, escaped, and cut, for names may be 64 KiB of anything."""
+    """Returns a name for error texts: quoted, escaped and truncated, because names may be 64 KiB of arbitrary bytes."""
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     if len(text) > _MAX_REPR_CHARACTERS:
         return f"{text[:_MAX_REPR_CHARACTERS]!r}… ({len(text)} characters)"
@@ -41,12 +41,12 @@ def short_repr(name: str | bytes) -> str:
 
 
 def parse_name(raw: bytes, kind: int, *, where: str) -> TensorPath:
-    """Returns the path that a stored name means.
+    """Parses a stored name into a path.
 
     Args:
-        raw: The bytes of the name field: UTF-8 text, or the byte 0x1E and a JSON array of strings and positions.
+        raw: The bytes of the name field: UTF-8 text, or the byte 0x1E and a JSON array of strings and list indexes.
         kind: 0 parameter, 1 buffer, 2 entry of a state dict; only the last may be nested.
-        where: What the error text begins with: the object and the place in it.
+        where: Prefix of error texts: the object and the position in it.
 
     Raises:
         FormatDamaged: The name is empty, not UTF-8, or not an array of strings and non-negative integers.
@@ -59,36 +59,36 @@ def parse_name(raw: bytes, kind: int, *, where: str) -> TensorPath:
         except UnicodeDecodeError as error:
             raise FormatDamaged(f"{where}: the name {short_repr(raw)} is not UTF-8.") from error
     if kind != KIND_STATE_DICT:
-        raise FormatDamaged(f"{where}: only entries of state dicts have nested names, {short_repr(raw)} is none.")
+        raise FormatDamaged(f"{where}: the nested name {short_repr(raw)} is allowed in state dicts only.")
     return _nested(raw, where=where)
 
 
 def _nested(raw: bytes, *, where: str) -> TensorPath:
     if raw[1:2] != b"[" or raw[-1:] != b"]" or b"\n" in raw or b"\r" in raw:
-        raise FormatDamaged(f"{where}: the nested name {short_repr(raw)} is not one JSON array on one line.")
+        raise FormatDamaged(f"{where}: the nested name {short_repr(raw)} is not a JSON array on one line.")
     try:
         path = json.loads(raw[1:].decode())
     except (ValueError, RecursionError) as error:
         raise FormatDamaged(f"{where}: the nested name {short_repr(raw)} is not JSON.") from error
     if not path or not all(_is_component(component) for component in path):
         raise FormatDamaged(
-            f"{where}: the nested name {short_repr(raw)} must be a list of one or more strings and positions."
+            f"{where}: the nested name {short_repr(raw)} must be a list of one or more strings and list indexes."
         )
     return tuple(path)
 
 
 def _is_component(component: object) -> bool:
     if isinstance(component, str):
-        # JSON can spell half of a surrogate pair, which no other encoding of the name could hold.
+        # JSON can express half of a surrogate pair, which UTF-8 can't encode.
         return not any("\ud800" <= character <= "\udfff" for character in component)
     return type(component) is int and component >= 0
 
 
 def flat_name(path: TensorPath, kind: int) -> str:
-    """Returns the name under which engines know a tensor.
+    """Returns the name that engines use for a tensor.
 
-    Nested paths are joined by dots. Tensors of a root module are stored with a leading dot that the module's own
-    state dict doesn't have, so parameters and buffers lose one; entries of state dicts keep theirs.
+    Nested paths are joined by dots. Tensors of a root module are stored with a leading dot, which the module's own
+    state dict doesn't have. It is removed from parameters and buffers; entries of state dicts keep theirs.
     """
     name = ".".join(map(str, path)) if len(path) > 1 else str(path[0])
     if kind != KIND_STATE_DICT and len(name) > 1 and name[0] == ".":
@@ -97,27 +97,29 @@ def flat_name(path: TensorPath, kind: int) -> str:
 
 
 def check_flat_names(tensors: Iterable[Named], *, label: str, seen: MutableMapping[str, str] | None = None) -> None:
-    """Refuses tensors that can't lie beside each other under flat names, as the safetensors layout needs.
+    """Checks that flat names are unique, as the safetensors layout requires.
 
     Args:
-        tensors: Tensors of one object.
-        label: What error texts call the object.
-        seen: Flat names of objects checked before and the object each came from; this object's are added. Pass the
-            same mapping for all objects that share one name space.
+        tensors: The tensors of an object.
+        label: How error texts call the object.
+        seen: Flat names of objects checked before, with the object's label; this object's are added. Pass the same
+            mapping for all objects that share a namespace.
 
     Raises:
-        NameCollision: Two tensors have one flat name (both are named with their object), or one is called
-            ``__metadata__``, which safetensors keeps for itself.
+        NameCollision: Two tensors have the same flat name, or a tensor is named ``__metadata__``, which safetensors
+            reserves.
     """
     known: MutableMapping[str, str] = {} if seen is None else seen
     stored: dict[str, Named] = {}
     for tensor in tensors:
         flat = tensor.name
         if flat == RESERVED_NAME:
-            raise NameCollision(f"{label}: a tensor is called {RESERVED_NAME!r}, which safetensors keeps for itself.")
+            raise NameCollision(
+                f"{label}: a tensor has the name {RESERVED_NAME!r}, which the safetensors format reserves."
+            )
         if flat in stored:
             raise NameCollision(
-                f"{label}: the tensors {_as_stored(stored[flat])} and {_as_stored(tensor)} would both be called "
+                f"{label}: the tensors {_as_stored(stored[flat])} and {_as_stored(tensor)} would both be named "
                 f"{short_repr(flat)} in the safetensors layout."
             )
         if flat in known:

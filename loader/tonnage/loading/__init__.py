@@ -1,4 +1,4 @@
-"""From a plan to a verified cache entry: the one way through the loader, for the command line and for Python."""
+"""Loads a plan into a verified cache entry. Used by the command line and the Python functions."""
 
 from tonnage.loading.api import load, resolve
 from tonnage.loading.load import LoadResult, failed_report, resolve_plan, run_plan

@@ -1,4 +1,4 @@
-"""The loader's Python functions, for people who have no plan and no command line."""
+"""The loader's public Python functions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 class PlanOptions(TypedDict, total=False):
-    """What ``load`` and ``resolve`` can be told of what is wanted; all of it may be left out.
+    """Options of ``load`` and ``resolve``; all are optional.
 
     Attributes:
-        layout: ``safetensors`` (shards that any engine reads, the default) or ``tensorizer`` (the objects as they are).
+        layout: ``safetensors`` (shards that any engine reads, the default) or ``tensorizer`` (the unmodified objects).
         verify: ``crc32`` (the default), ``sha256``, ``size`` or ``none``.
-        include: Shell patterns: those that end in ``.tensors`` choose among the tensor files, others add companions
-            to the usual ones.
-        exclude: Shell patterns of keys to leave out.
-        ranks: Of a rank-sharded model, which to take; None: all.
-        endpoint_url: Of an S3 server that is not AWS.
-        region: Of the bucket.
+        include: Shell patterns. Those that end in ``.tensors`` select tensor files; others add companions to the
+            default ones.
+        exclude: Shell patterns of keys to exclude.
+        ranks: The ranks of a rank-sharded model to load; None for all.
+        endpoint_url: URL of an S3-compatible server; empty for AWS.
+        region: Region of the bucket.
         addressing_style: ``auto`` (the default), ``path`` or ``virtual``.
-        ca_bundle: A PEM file of authorities to trust.
+        ca_bundle: Path of a PEM file with trusted CA certificates.
         anonymous: Don't sign requests.
-        limits: How much of machine and network to take.
-        expected_digest: Refuse any other revision.
+        limits: Limits on the use of machine and network.
+        expected_digest: Fail if the source has another revision.
     """
 
     layout: Layout | str
@@ -51,11 +51,11 @@ class PlanOptions(TypedDict, total=False):
 
 
 def make_plan(sources: str | Sequence[str], **options: Unpack[PlanOptions]) -> Plan:
-    """Returns the plan that sources and options mean.
+    """Returns the plan for the given sources and options.
 
     Raises:
-        InvalidPlan: One of them can't be used.
-        TypeError: There is no such option.
+        InvalidPlan: A source or option is invalid.
+        TypeError: An option doesn't exist.
     """
     unknown = sorted(options.keys() - PlanOptions.__annotations__.keys())
     if unknown:
@@ -89,23 +89,24 @@ def load(
     canceled: Callable[[], bool] = lambda: False,
     **options: Unpack[PlanOptions],
 ) -> Report:
-    """Brings a model that tensorizer serialized from object storage into a cache on this machine.
+    """Loads a model in tensorizer's format from object storage into a cache on this machine.
 
-    Any number of processes may call it for the same model at once: one loads, the others wait and find a hit.
+    Several processes may call it for the same model at the same time: one loads, the others wait and get a hit.
 
     Args:
-        sources: ``s3://bucket/key.tensors``, ``s3://bucket/prefix/`` or ``https://…/x.tensors``; several are one model.
+        sources: ``s3://bucket/key.tensors``, ``s3://bucket/prefix/`` or ``https://…/x.tensors``; several sources form
+            one model.
         cache: The cache's root directory, in shared memory or on a disk.
-        environment: Where to look for credentials and the like; None: ``os.environ``.
-        on_progress: Told a few times a second how it goes.
-        canceled: Asked several times a second whether to give up.
-        options: As ``PlanOptions`` has them: ``layout``, ``verify``, ``include``, ``endpoint_url``, ….
+        environment: Environment variables with credentials and other settings; None for ``os.environ``.
+        on_progress: Called with the progress a few times a second.
+        canceled: Polled several times a second; return True to cancel.
+        options: See ``PlanOptions``: ``layout``, ``verify``, ``include``, ``endpoint_url`` and others.
 
     Returns:
-        The report; its ``path`` is the directory to give to an engine.
+        The report; its ``path`` is the directory to pass to an engine.
 
     Raises:
-        TonnageError: Of the class that belongs to the reason.
+        TonnageError: The load failed. The class corresponds to the reason.
     """
     plan = make_plan(sources, **options)
     found = os.environ if environment is None else environment
@@ -115,10 +116,10 @@ def load(
 def resolve(
     sources: str | Sequence[str], *, environment: Mapping[str, str] | None = None, **options: Unpack[PlanOptions]
 ) -> Report:
-    """Lists and pins what ``sources`` name, without loading it; arguments as for ``load``.
+    """Lists and pins the objects of ``sources`` without loading them. Arguments as for ``load``.
 
     Raises:
-        TonnageError: Of the class that belongs to the reason.
+        TonnageError: Resolving failed. The class corresponds to the reason.
     """
     plan = make_plan(sources, **options)
     return resolve_plan(plan, environment=os.environ if environment is None else environment)

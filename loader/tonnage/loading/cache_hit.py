@@ -1,4 +1,4 @@
-"""Whether what an entry holds is what a load wants. Pure."""
+"""Compares an entry with a resolved revision to decide whether a load is a hit. Pure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Shortfall(enum.Enum):
-    """What an entry lacks."""
+    """What an entry lacks for a load."""
 
     NOTHING = "nothing"
     VERIFICATION = "verification"
-    """All bytes are there, but were checked less far than is wanted and possible."""
+    """All objects are present, but verified at a lower level than requested and possible."""
     OBJECTS = "objects"
-    """Objects are missing, as when other ranks were loaded before."""
+    """Objects are missing, for example because other ranks were loaded before."""
 
 
 def find_shortfall(manifest: Manifest, resolved: ResolvedRevision, requested_level: Verify) -> Shortfall:
-    """Says what the entry lacks for the objects of ``resolved``, checked as far as ``requested_level``."""
+    """Returns what the entry lacks for the objects of ``resolved``, verified at ``requested_level``."""
     records = [find_source_record(manifest, item) for item in resolved.objects]
     if any(record is None for record in records):
         return Shortfall.OBJECTS
@@ -34,12 +34,12 @@ def find_shortfall(manifest: Manifest, resolved: ResolvedRevision, requested_lev
 
 
 def missing_objects(manifest: Manifest | None, resolved: ResolvedRevision) -> Sequence[ResolvedObject]:
-    """Returns the objects that the entry does not hold."""
+    """Returns the objects that are not in the entry."""
     return [item for item in resolved.objects if manifest is None or find_source_record(manifest, item) is None]
 
 
 def find_source_record(manifest: Manifest, item: ResolvedObject) -> SourceRecord | None:
-    """Returns the record of this very object, or None."""
+    """Returns the record of exactly this version of the object, or None."""
     pin = item.pin
     wanted = (item.place, pin.key, pin.size, pin.etag, pin.version_id)
     for record in manifest.sources:

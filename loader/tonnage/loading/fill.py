@@ -1,4 +1,4 @@
-"""Filling an entry: indexes, blueprint, journal, transfer, publishing. Under the entry's load lock."""
+"""Fills an entry: reads indexes, builds the blueprint, transfers and publishes. The caller holds the load lock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FillResult:
-    """What was brought, and the manifest that says so now."""
+    """The result of the transfer, and the published manifest."""
 
     manifest: Manifest
     outcome: TransferResult
@@ -59,18 +59,18 @@ def fill_entry(
     """Loads the objects that the entry lacks, and publishes them.
 
     Args:
-        plan: How to load.
-        entry: Recovered, and locked for loading by the caller.
+        plan: The plan.
+        entry: The entry, recovered; the caller holds its load lock.
         resolved: The revision.
-        existing_manifest: The manifest of what the entry has already; None if it is empty.
-        environment: Of which the worker processes get proxies and the like.
-        deadline: On the monotonic clock; None: no limit.
-        on_progress: Told how it goes.
-        canceled: Asked whether to give up.
-        lock_descriptors: Descriptors of the entry's locks, which workers hold open as long as they write.
+        existing_manifest: The manifest of the files already published; None if there are none.
+        environment: Environment variables for the worker processes, such as proxies.
+        deadline: ``time.monotonic()`` at which to fail; None for no limit.
+        on_progress: Called with the progress.
+        canceled: Polled; return True to cancel.
+        lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
 
     Raises:
-        TonnageError: What was transferred until then is on disk, and in the journal.
+        TonnageError: The load failed. Data transferred so far is on disk and in the journal.
     """
     items = missing_objects(existing_manifest, resolved)
     objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled)
@@ -153,20 +153,20 @@ def _publish(
 
 
 def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
-    """Creates the blueprint's files in the partial folder, with size and prefix; returns their paths.
+    """Creates the blueprint's files in the partial directory, with size and prefix, and returns their paths.
 
-    Files that are there with the right size keep what they have.
+    Existing files of the right size keep their contents.
 
     Raises:
-        CacheNotWritable: A file can't be made.
-        InsufficientSpace: There is no room for it.
+        CacheNotWritable: A file can't be created.
+        InsufficientSpace: The medium is full.
     """
     paths = []
     for file in blueprint.files:
         path = entry.partial_model_dir / file.path
         for folder in reversed(path.relative_to(entry.partial_model_dir).parents):
             make_directory(entry.partial_model_dir / folder)
-        with translate_os_errors(f"{path} can't be made"):
+        with translate_os_errors(f"{path} can't be created"):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 if os.fstat(descriptor).st_size != file.size:
@@ -182,5 +182,5 @@ def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
 
 
 def allocated_bytes(folder: Path) -> int:
-    """Returns the bytes of the medium that the files below ``folder`` already occupy."""
+    """Returns the bytes allocated on the medium for files below ``folder``."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

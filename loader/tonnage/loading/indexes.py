@@ -1,4 +1,4 @@
-"""Reading the indexes of ``.tensors`` objects: their first 256 KiB and a bit, and the rest where they are longer."""
+"""Fetches preamble and index of ``.tensors`` objects: one request of 262,217 bytes, a second one for longer indexes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 MAX_INDEX_BYTES = 1 << 30
-"""Bytes; beyond any model's, and about what a million tensors take."""
+"""Largest accepted index in bytes. A million tensors need about this much; no model has so many."""
 
 
 def read_indexes(
@@ -32,10 +32,10 @@ def read_indexes(
         One for each item, in order; companions have no index.
 
     Raises:
-        NotATensorizerFile: An object is something else.
-        FormatDamaged: An index lies. Lengths are compared with the object's real size before they are trusted.
-        FormatUnsupported: A version or feature that no release writes.
-        TonnageError: A request failed for good.
+        NotATensorizerFile: An object has another format.
+        FormatDamaged: An index is inconsistent. Lengths are compared with the object's size before they are used.
+        FormatUnsupported: A version or feature that no released tensorizer writes.
+        TonnageError: A request failed after all retries.
     """
     wanted = [number for number, item in enumerate(items) if item.kind == "tensors"]
 
@@ -57,7 +57,7 @@ def read_indexes(
 
 
 def _preamble(item: ResolvedObject, head: bytes) -> Preamble:
-    """Reads the preamble, if it can be believed."""
+    """Parses the preamble and limits the size of the index."""
     label = item.target.label
     preamble = parse_preamble(head, object_size=item.pin.size, label=label)
     if preamble.index_length > MAX_INDEX_BYTES:

@@ -1,4 +1,4 @@
-"""One load from beginning to end: resolve, lock, hit or fetch, publish, report."""
+"""Runs a load: resolve, lock, hit or transfer, publish, report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LoadResult:
-    """What a load gives back: its report, and the lock that says the entry is in use, where it was to be kept."""
+    """The result of a load: its report, and the entry's use lock if ``keep_lock`` was set."""
 
     report: Report
     lock: FileLock | None = None
@@ -45,27 +45,27 @@ def run_plan(
     canceled: Callable[[], bool] = lambda: False,
     keep_lock: bool = False,
 ) -> LoadResult:
-    """Brings what the plan names into the cache, unless it is there already.
+    """Loads the plan's sources into the cache, unless they are already there.
 
     Args:
-        plan: What to load.
-        cache: The cache's root directory; it is made where it is missing.
-        environment: Where credentials, endpoints and proxies are looked up.
-        on_progress: Told a few times a second how it goes.
-        canceled: Asked several times a second whether to give up; what is on disk is kept.
-        keep_lock: Leave the entry marked as in use, by the lock in the result.
+        plan: The plan.
+        cache: The cache's root directory; created if missing.
+        environment: Environment variables with credentials, endpoints and proxies.
+        on_progress: Called with the progress a few times a second.
+        canceled: Polled several times a second; return True to cancel. Data on disk is kept.
+        keep_lock: Keep the entry's use lock and return it in the result.
 
     Raises:
-        TonnageError: With ``details`` for a report; see ``failed_report``.
+        TonnageError: The load failed. ``details`` has fields for the report; see ``failed_report``.
     """
     return _Load(plan, Cache(cache), environment, on_progress, canceled).run(keep_lock=keep_lock)
 
 
 def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callable[[], bool] = lambda: False) -> Report:
-    """Lists what the plan names and pins it, without loading anything.
+    """Lists and pins the objects of the plan's sources without loading them.
 
     Raises:
-        TonnageError: The source can't be resolved, or is not what the plan expects.
+        TonnageError: The source can't be resolved, or has another digest than the plan expects.
     """
     started = time.monotonic()
     resolved = resolve(plan, environment=environment, deadline=_deadline(plan, started), canceled=canceled)
@@ -84,7 +84,7 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
 
 
 def failed_report(error: TonnageError, *, plan: Plan | None = None) -> Report:
-    """Returns the report of a load that ended with ``error``."""
+    """Returns the report of a load that failed with ``error``."""
     report = Report(
         outcome=Outcome.FAILED,
         reason=error.reason,
@@ -171,7 +171,7 @@ class _Load:
         return entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
 
     def _find_hit(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
-        """Returns the manifest if the entry has all that is wanted, checked as far as is wanted."""
+        """Returns the manifest if the entry has all requested objects, verified at the requested level."""
         try:
             manifest = entry.read_manifest()
             if manifest is None or manifest.digest != resolved.digest:
@@ -182,7 +182,7 @@ class _Load:
         return manifest if find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.NOTHING else None
 
     def _fill_entry(self, entry: Entry, resolved: ResolvedRevision, use_lock: FileLock) -> Report:
-        """Loads what is missing, as the entry's one loader."""
+        """Acquires the load lock and loads what is missing."""
         with entry.acquire_load_lock(
             deadline=self._deadline,
             canceled=self._canceled,
@@ -194,7 +194,7 @@ class _Load:
             manifest = self._recover_entry(entry, resolved)
             if manifest is not None and find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.VERIFICATION:
                 return self._build_report(Outcome.HIT, entry, self._reverify(entry, manifest))
-            from tonnage.loading.fill import fill_entry  # a hit needs none of it
+            from tonnage.loading.fill import fill_entry  # not imported for a hit
 
             fill_result = fill_entry(
                 self._plan,
@@ -221,13 +221,13 @@ class _Load:
         )
 
     def _recover_entry(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
-        """Puts the entry in order, and returns the manifest of what is to be kept.
+        """Recovers the entry, and returns the manifest of published files to keep.
 
-        A damaged entry is emptied although others may use it: what they have open or mapped stays theirs. A whole one
-        of another revision, under a name of the user's own choice, is left alone.
+        A damaged entry is cleared even while it is in use: processes keep the files that they have open or mapped. A
+        complete entry of another revision, with a name chosen by the user, is not changed.
 
         Raises:
-            CacheInUse: The name is taken by another revision.
+            CacheInUse: The name is used by another revision.
         """
         from tonnage.cache import commit  # not imported for a hit
 
@@ -237,18 +237,18 @@ class _Load:
                 entry.check_files(manifest)
         except CacheDamaged as error:
             commit.clear(entry)
-            self._notes.append(f"The entry was damaged, so it was loaded anew: {error.message}")
+            self._notes.append(f"The entry was damaged and has been reloaded: {error.message}")
         commit.recover(entry)
         manifest = entry.read_manifest()
         if manifest is None or manifest.digest == resolved.digest:
             return manifest
         raise CacheInUse(
-            f"{entry.path} holds revision {manifest.revision}, and {resolved.revision} is to be loaded under its name: "
+            f"{entry.path} contains revision {manifest.revision}, but {resolved.revision} should be loaded there: "
             f"remove it with `tonnage rm {entry.name}` first."
         )
 
     def _reverify(self, entry: Entry, manifest: Manifest) -> Manifest:
-        """Checks a complete entry further than it was checked when it was loaded."""
+        """Verifies a complete entry at a higher level than when it was loaded."""
         from tonnage.cache import commit  # not imported for a hit
         from tonnage.cache.verify import verify_entry
         from tonnage.loading.manifest_builder import upgrade_manifest
@@ -269,7 +269,7 @@ class _Load:
         self, outcome: Outcome, entry: Entry, manifest: Manifest, fill_result: FillResult | None = None
     ) -> Report:
         if self._resolved is None:
-            raise InternalError("A report was asked for before anything was resolved.")
+            raise InternalError("A report was requested before the source was resolved.")
         return Report(
             outcome=outcome,
             revision=self._resolved.revision,

@@ -1,4 +1,4 @@
-"""What a load leaves behind in writing: the manifest and the table of tensors, from blueprint and outcome. Pure."""
+"""Builds the manifest and the tensor table of a load from its blueprint and tensor headers. Pure."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def source_record(
     resolved: ResolvedObject, tensors_index: TensorsIndex | None, headers: Sequence[TensorHeader], verified: Verify
 ) -> SourceRecord:
-    """Returns the manifest's record of an object that was loaded.
+    """Returns the manifest's record of a loaded object.
 
     Args:
         resolved: The object.
         tensors_index: Its index; None for a companion.
-        headers: Of its tensors.
-        verified: The weakest check that one of them had.
+        headers: The headers of its tensors.
+        verified: The lowest level at which one of them was verified.
     """
     encrypted = tensors_index is not None and tensors_index.preamble.encrypted
     return SourceRecord(
@@ -47,7 +47,7 @@ def source_record(
 
 
 def _strongest(headers: Sequence[TensorHeader]) -> Verify:
-    """How far the file's hashes allow to check it: as far as its least protected tensor."""
+    """Returns the highest level that the hashes of all tensors allow."""
     if all(header.expected_sha256 is not None for header in headers):
         return Verify.SHA256
     if all(header.expected_sha256 is not None or header.expected_crc32 is not None for header in headers):
@@ -65,15 +65,15 @@ def build_manifest_and_table(
     requested_level: Verify,
     created: float,
 ) -> tuple[Manifest, TensorTable]:
-    """Returns the records of what was just loaded.
+    """Returns the manifest and tensor table of this load.
 
     Args:
         resolved: The revision.
         loaded: The objects of this load, in the blueprint's order.
-        blueprint: Where everything lies.
-        headers: Of each tensor, by (object, tensor).
-        verified: The weakest check of each object's tensors.
-        requested_level: What was asked for, which holds for objects without tensors as far as it can.
+        blueprint: The blueprint.
+        headers: The header of each tensor, by (object index, tensor index).
+        verified: The lowest level of each object's tensors, by object index.
+        requested_level: The requested level. Objects without tensors reach it up to ``Verify.SIZE``.
         created: Unix time.
     """
     at_most_size = min(requested_level, Verify.SIZE, key=lambda level: level.strength)
@@ -109,7 +109,7 @@ def build_manifest_and_table(
 
 
 def weakest(sources: Sequence[SourceRecord]) -> Verify:
-    """Returns the weakest check of any object with tensors."""
+    """Returns the lowest level of any object with tensors."""
     return min(
         (source.verified for source in sources if source.kind == "tensors"),
         key=lambda level: level.strength,
@@ -118,7 +118,7 @@ def weakest(sources: Sequence[SourceRecord]) -> Verify:
 
 
 def upgrade_manifest(manifest: Manifest, level: Verify) -> Manifest:
-    """Returns the manifest of an entry whose every byte has just been checked as far as ``level``."""
+    """Returns the manifest after all bytes of the entry were verified at ``level``."""
     sources = tuple(
         msgspec.structs.replace(
             source,
@@ -134,7 +134,7 @@ def upgrade_manifest(manifest: Manifest, level: Verify) -> Manifest:
 def merge_manifests(
     old: Manifest, old_table: TensorTable, new: Manifest, new_table: TensorTable
 ) -> tuple[Manifest, TensorTable]:
-    """Returns the records of an entry that grew, as when more ranks of a sharded model were added."""
+    """Returns manifest and table of an entry with added objects, such as more ranks of a sharded model."""
     source_offset, file_offset = len(old.sources), len(old.files)
     moved_files = tuple(
         msgspec.structs.replace(file, source=None if file.source is None else file.source + source_offset)

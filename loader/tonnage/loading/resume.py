@@ -1,4 +1,4 @@
-"""What an earlier load left on disk: which of it counts, and the files to go on with."""
+"""Determines which data of an earlier, unfinished load is valid."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ READ_BYTES = 4 << 20
 
 
 def journal_identity(items: Sequence[ResolvedObject]) -> str:
-    """Returns what a journal must agree on besides the revision: which of its objects are being loaded."""
+    """Returns a digest of the objects to load, which a journal must match in addition to the revision."""
     rows = [[item.place, item.pin.key, item.pin.etag, item.pin.version_id, item.pin.size] for item in items]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: int, identity: str) -> JournalHeader:
-    """Returns the header under which records of this blueprint are written."""
+    """Returns the journal header of this blueprint."""
     return JournalHeader(
         revision=revision,
         layout=blueprint.layout,
@@ -45,7 +45,7 @@ def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: i
 
 
 def read_records(journal: Journal) -> list[FetchedRange | DiscardedTensor]:
-    """Returns what the journal says, up to the first record that can't be understood."""
+    """Returns the journal's records before the first one that can't be decoded."""
     records: list[FetchedRange | DiscardedTensor] = []
     for payload in journal.read_payloads():
         try:
@@ -58,14 +58,14 @@ def read_records(journal: Journal) -> list[FetchedRange | DiscardedTensor]:
 def valid_records(
     records: Sequence[FetchedRange | DiscardedTensor], blueprint: Blueprint, folder: Path, *, after_reboot: bool
 ) -> list[FetchedRange | DiscardedTensor]:
-    """Returns the records that still hold.
+    """Returns the records that are still valid.
 
     Args:
-        records: As they were written.
-        blueprint: Of the same plan.
-        folder: Where the files are.
-        after_reboot: The machine was started anew since, so the disk may have lost what the journal claims: what can be
-            checked against its CRC-32 is, and the rest does not count.
+        records: All records, in the order in which they were written.
+        blueprint: The blueprint of the same plan.
+        folder: The directory of the files.
+        after_reboot: The machine has rebooted, so the disk may lack data that the journal lists. Records are verified
+            by CRC-32; records without one are dropped.
     """
     present = {
         number
@@ -89,7 +89,7 @@ def valid_records(
 
 
 def _checksums_match(record: FetchedRange, blueprint: Blueprint, folder: Path) -> bool:
-    from isal import isal_zlib  # only after a restart of the machine
+    from isal import isal_zlib  # only needed after a reboot
 
     segment = blueprint.segments[record.segment]
     path = folder / blueprint.files[segment.file_index].path

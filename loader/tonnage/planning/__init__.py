@@ -1,1 +1,1 @@
-"""What will be written where: segments, parts and output files, decided before a byte moves. Pure."""
+"""Plans a load: segments, parts and output files, computed before any tensor is transferred. Pure."""

@@ -1,4 +1,4 @@
-"""Cutting a row of weights into contiguous runs, so that the heaviest run is as light as it can be."""
+"""Divides a sequence of weights into contiguous runs, minimizing the largest sum (linear partition problem)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def linear_partition(weights: Sequence[int], count: int) -> list[tuple[int, int]]:
-    """Cuts ``weights`` into contiguous runs whose largest sum is the smallest possible.
+    """Divides ``weights`` into contiguous runs so that the largest sum is as small as possible.
 
-    Among the cuts with that largest sum, the runs are made about even from left to right. Takes time proportional to
-    ``len(weights)`` times the logarithm of their sum.
+    Among such divisions, the runs are about equal, chosen from left to right. Takes O(n log s) time for n weights with
+    the sum s.
 
     Args:
         weights: Non-negative weights, such as bytes of tensors in file order.
-        count: How many runs, at least 1; fewer when there are fewer weights, so that no run is empty.
+        count: Number of runs, at least 1. With fewer weights there are fewer runs, so that none is empty.
 
     Returns:
-        Half-open index ranges in order, ``min(count, len(weights))`` of them, that cover all weights.
+        ``min(count, len(weights))`` half-open index ranges, in order, that cover all weights.
 
     Raises:
         ValueError: ``count`` is below 1 or a weight below 0.
@@ -39,7 +39,7 @@ def linear_partition(weights: Sequence[int], count: int) -> list[tuple[int, int]
     ranges: list[tuple[int, int]] = []
     start = 0
     for left in range(count, 1, -1):
-        # The first end after which the rest still fits into the runs left, and the last that leaves one weight each.
+        # The smallest end after which the rest fits into the remaining runs; the largest that leaves each a weight.
         first = max(start + 1, bisect_left(needed.runs, -(left - 1), key=lambda runs: -runs))
         last = min(ends[start], total - left + 1)
         ideal = sums[start] + (sums[total] - sums[start]) / left
@@ -51,7 +51,7 @@ def linear_partition(weights: Sequence[int], count: int) -> list[tuple[int, int]
 
 
 class _Needed:
-    """For each index: where a run from there must end, and how many runs all from there on need."""
+    """For each index: the largest end of a run from there, and the number of runs for all weights from there."""
 
     __slots__ = ("ends", "runs")
 
@@ -73,7 +73,7 @@ def _runs_needed(sums: Sequence[int], bound: int) -> _Needed:
 
 
 def _smallest_bound(sums: Sequence[int], largest: int, count: int) -> int:
-    """Returns the smallest sum such that ``count`` runs of at most that sum cover everything."""
+    """Returns the smallest bound such that ``count`` runs with sums of at most it cover all weights."""
     low, high = max(largest, -(-sums[-1] // count)), sums[-1]
     while low < high:
         middle = (low + high) // 2

@@ -1,8 +1,8 @@
 """Segments, spans and pieces: which bytes of which object go where. Pure arithmetic on half-open ranges.
 
-A **segment** is one contiguous run of an object's bytes that belongs into one file of the cache. It consists of
-**spans**: a tensor's header, a tensor's data, and so on. What is fetched at a time is a **part**, any sub-range of a
-segment; the spans cut it into **pieces**. All ranges here include their start and exclude their end.
+A **segment** is a contiguous range of an object that goes into one file of the cache. It consists of **spans**, such as
+a tensor's header or a tensor's data. One request fetches a **part**, which is any range within a segment; spans divide
+it into **pieces**. All ranges include their start and exclude their end.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import NamedTuple
 
 
 class SpanRole(enum.IntEnum):
-    """What a span of an object's bytes is."""
+    """The contents of a span."""
 
     HEADER = 0
-    """A tensor's header: brought to the coordinator, and in the Tensorizer layout written too."""
+    """A tensor's header: sent to the coordinator, and written in the Tensorizer layout."""
     DATA = 1
-    """A tensor's data: written, and its CRC-32 computed."""
+    """A tensor's data: written, and its CRC-32 is computed."""
     TAIL = 2
-    """What follows the last tensor: the terminator (brought to the coordinator) and anything behind it."""
+    """The bytes after the last tensor: the terminator (sent to the coordinator) and anything after it."""
     OPAQUE = 3
-    """Bytes that nobody here understands: a companion, or an encrypted tensor's data."""
+    """Bytes that are not parsed: a companion, or an encrypted tensor's data."""
 
 
 NO_TENSOR = -1
 """``Span.tensor_index`` of a span that belongs to no tensor."""
 NOT_WRITTEN = -1
-"""The target of spans that aren't stored."""
+"""``Span.target_offset`` of a span that is not stored."""
 
 
 class Span(NamedTuple):
-    """One stretch of a segment, from the end of the span before it to ``end``.
+    """A range of a segment, from the end of the previous span to ``end``.
 
-    ``tensor_index`` is the index in its file (-1: none); ``target_offset`` the offset in the output file, or
-    ``NOT_WRITTEN``.
+    ``tensor_index`` is the tensor's index in its object, or ``NO_TENSOR``; ``target_offset`` is the offset in the
+    output file, or ``NOT_WRITTEN``.
     """
 
     end: int
@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The part of a span that lies in a part: source range, span's role and tensor, and where its first byte goes."""
+    """The intersection of a span and a part. ``target_offset`` is the offset of its first byte in the output file."""
 
     start: int
     end: int
@@ -57,15 +57,15 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One contiguous source range that goes into one output file.
+    """A contiguous range of a source object that goes into one output file.
 
     Attributes:
-        index: Position in the blueprint.
+        index: Index in the blueprint.
         object_index: Index of the source object.
         file_index: Index of the output file.
         start: First byte in the source object, inclusive.
         end: End in the source object, exclusive.
-        spans: Without gaps, from ``start`` to ``end``.
+        spans: Cover ``start`` to ``end`` without gaps.
     """
 
     index: int
@@ -83,11 +83,11 @@ class Segment:
 
     @property
     def size(self) -> int:
-        """Bytes to fetch."""
+        """Bytes to transfer."""
         return self.end - self.start
 
     def pieces(self, start: int, end: int) -> list[Piece]:
-        """Returns what a part ``[start, end)`` of this segment consists of, in order, without empty pieces."""
+        """Returns the non-empty pieces of the part ``[start, end)``, in order."""
         found: list[Piece] = []
         at = bisect.bisect_right(self._ends, start)
         while start < end:
@@ -106,7 +106,7 @@ ByteRange = tuple[int, int]
 
 
 def subtract_ranges(whole: ByteRange, taken: list[ByteRange]) -> list[ByteRange]:
-    """Returns what is left of ``whole`` without the ``taken`` ranges, which may overlap and be in any order."""
+    """Returns ``whole`` without the ``taken`` ranges, which may overlap and be in any order."""
     left: list[ByteRange] = []
     at = whole[0]
     for start, end in sorted(taken):
@@ -123,14 +123,14 @@ def subtract_ranges(whole: ByteRange, taken: list[ByteRange]) -> list[ByteRange]
 
 
 def next_part_size(remaining: int, *, connections: int, max_size: int, min_size: int) -> int:
-    """Returns how much to ask for next, in bytes.
+    """Returns the size of the next part in bytes.
 
-    Parts shrink towards the end of a load, so that the last ones don't leave one connection working alone.
+    Parts become smaller towards the end of a load, so that all connections finish at about the same time.
 
     Args:
-        remaining: Bytes nobody has asked for yet.
-        connections: Connections that ask at the same time.
-        max_size: The ordinary part size.
-        min_size: Below this a request costs more than it moves.
+        remaining: Bytes not yet requested.
+        connections: Number of concurrent connections.
+        max_size: The regular part size in bytes.
+        min_size: Smaller requests have too much overhead.
     """
     return max(min(max_size, remaining // (2 * max(connections, 1))), min(min_size, max_size))

@@ -1,5 +1,5 @@
-"""Telling the operator how a load goes: reports by POST to the endpoint that the plan names.
+"""Sends reports of a load to the operator, by POST to the endpoint in the plan.
 
-A courtesy, never a duty: nothing here slows a load, fails it or keeps a process for longer than it was allowed to. What
-must arrive stands in the termination message too.
+Reports are best effort: they never delay or fail a load, and never keep a process alive beyond its timeout. The
+termination message carries everything essential.
 """

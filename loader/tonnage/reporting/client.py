@@ -1,7 +1,4 @@
-"""One report on its way: a POST on a curl handle, and what became of it.
-
-It imports as little as it can, for the process that takes its leave has a second.
-"""
+"""Sends reports by POST. Imports little, because a terminating holder has only one second."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from tonnage.source.request_target import SUPPRESS_CONNECT_HEADERS, USER_AGENT
 
 CONNECT_TIMEOUT = 2.0
 MAX_RESPONSE_BYTES = 2048
-"""Bytes of an answer that are read: a refusal is a sentence."""
+"""Bytes of a response that are read. An error message is one sentence."""
 MAX_TOKEN_BYTES = 64 * 1024
 _PERMANENT_STATUSES = frozenset({400, 404, 405, 413})
-"""Answers that the same report will get again."""
+"""Statuses that retrying the same report would not change."""
 
 
 class Endpoint(NamedTuple):
-    """Where reports go. ``ca_bundle`` and ``token_file`` are paths, empty for none."""
+    """The report endpoint. ``ca_bundle`` and ``token_file`` are paths; empty for none."""
 
     url: str
     ca_bundle: str = ""
@@ -31,24 +28,24 @@ class Endpoint(NamedTuple):
 
 
 class DeliveryFailure(NamedTuple):
-    """Why a report did not arrive, as a part of a sentence, and whether another try makes sense."""
+    """Why a report was not delivered, as part of a sentence. If ``permanent``, a retry would fail too."""
 
     message: str
     permanent: bool = False
 
 
 def read_token(path: str) -> str | DeliveryFailure:
-    """Returns the bearer token, or why there is none; it is read anew each time, because Kubernetes renews it."""
+    """Returns the bearer token or a failure. Call it for each report, because Kubernetes rotates the token."""
     try:
         with Path(path).open("rb") as file:
             token = file.read(MAX_TOKEN_BYTES).decode("ascii").strip()
     except (OSError, ValueError) as error:
         return DeliveryFailure(f"the token file {path} can't be read ({type(error).__name__})")
-    return token if re.fullmatch(r"[!-~]+", token) else DeliveryFailure(f"the token file {path} holds no token")
+    return token if re.fullmatch(r"[!-~]+", token) else DeliveryFailure(f"the token file {path} contains no token")
 
 
 class ReportClient:
-    """Sends reports, one after the other, over a connection that it keeps."""
+    """Sends reports one at a time over a persistent connection."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -56,17 +53,17 @@ class ReportClient:
         self._curl = pycurl.Curl()
 
     def send(self, body: bytes, *, timeout: float) -> DeliveryFailure | None:
-        """Sends a report and waits for the answer.
+        """Sends a report and waits for the response.
 
         Args:
-            body: The report.
-            timeout: How long it may take in all.
+            body: The encoded report.
+            timeout: Total seconds, connecting included.
 
         Returns:
-            Why it did not arrive; None: it was taken.
+            Why it was not delivered; None if it was accepted.
         """
         if timeout <= 0:
-            return DeliveryFailure("there was no answer in time")
+            return DeliveryFailure("timed out")
         headers = ["Content-Type: application/json", "Expect:"]
         if self._endpoint.token_file:
             token = read_token(self._endpoint.token_file)
@@ -77,8 +74,8 @@ class ReportClient:
         code = 0
         try:
             self._prepare(headers, body, timeout)
-        except pycurl.error as error:  # whatever libcurl thinks of a plan's URL or bundle, no load fails for it
-            return DeliveryFailure(f"libcurl refuses to send it ({error.args[0]})", permanent=True)
+        except pycurl.error as error:  # an invalid URL or CA bundle must not fail the load
+            return DeliveryFailure(f"libcurl rejected the request ({error.args[0]})", permanent=True)
         try:
             self._curl.perform()
         except pycurl.error as error:
@@ -119,9 +116,10 @@ class ReportClient:
         message = match[1].decode("utf-8", "replace") if match else ""
         message = "".join(each for each in message if each.isprintable())
         return DeliveryFailure(
-            f"it answers {status}" + (f": {message.rstrip('.')}" if message else ""), status in _PERMANENT_STATUSES
+            f"the endpoint responded with {status}" + (f": {message.rstrip('.')}" if message else ""),
+            status in _PERMANENT_STATUSES,
         )
 
     def close(self) -> None:
-        """Closes the connection. It waits for a name that is still being looked up."""
+        """Closes the connection. Blocks while a DNS lookup is in progress."""
         self._curl.close()

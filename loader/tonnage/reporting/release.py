@@ -1,7 +1,7 @@
-"""Says that an entry is no longer held: what a holder becomes for its last moment.
+"""Reports the release of an entry. A terminating holder replaces itself with this program (``exec``).
 
-A holder is as small as it can be for as long as it lives, so it can't send anything itself. Told to end, it lets its
-locks go and replaces itself by this program, which takes about a tenth of a second.
+To use little memory, a holder has no code to send a report. On SIGTERM it releases its locks and executes this program,
+which takes about a tenth of a second.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 TIMEOUT = 0.6
-"""How long it may take: with Python's start, the whole end stays below a second."""
+"""Seconds. With the start of Python, termination takes less than a second."""
 _BOOTSTRAP = "import sys;sys.path[:]=sys.argv[5:];from tonnage.reporting.release import main;main(sys.argv[1:5])"
 
 
 def build_command(endpoint: Endpoint, report: bytes) -> list[str]:
-    """Returns the command line that sends ``report`` once. It holds no secret, only the token's file."""
+    """Returns the command line that sends ``report`` once. It contains the token's path, not the token."""
     return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *endpoint, report.decode(), *sys.path]
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Sends the report, and leaves with 0 whatever comes of it, for the entry is released in any case."""
+    """Sends the report, and exits with 0 even if that fails: the entry is released in any case."""
     url, ca_bundle, token_file, report = arguments
     ReportClient(Endpoint(url, ca_bundle, token_file)).send(report.encode(), timeout=TIMEOUT)
-    os._exit(0)  # an orderly end would wait for a name that can't be looked up
+    os._exit(0)  # a regular exit would wait for a pending DNS lookup

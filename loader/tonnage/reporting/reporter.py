@@ -1,7 +1,7 @@
-"""Sends the reports of one load: progress in passing, and the last word with a little patience.
+"""Sends progress reports periodically, and retries the final report until a timeout.
 
-A thread does it, which nobody waits for longer than is said: a name that can't be looked up, for one, keeps libcurl for
-ten seconds. It costs the load nothing, since its bytes pass through other processes.
+A daemon thread sends them. Callers wait at most the given timeout, because a failing DNS lookup blocks libcurl for ten
+seconds. The thread doesn't slow down the load, which transfers data in other processes.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     from tonnage.contract.report import Progress, Report
 
 PROGRESS_TIMEOUT = 2.0
-"""How long a report of progress may take before it is given up for a newer one."""
+"""Seconds after which a progress report is dropped in favor of a newer one."""
 INITIAL_BACKOFF = 0.1
 MAX_BACKOFF = 1.0
 POLL_INTERVAL = 0.05
-"""How soon a signal is noticed while the last report is being sent."""
+"""Seconds within which a signal is noticed while the final report is being sent."""
 UNREPORTED_PHASES = frozenset({"resolving"})
-"""Phases that are not told: of a hit there is no other, and it has no time to spare."""
+"""Phases without a progress report. A cache hit only resolves, and reporting would delay it."""
 _TERMINATION_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 class _FinalReport(NamedTuple):
-    """The report that ends it all, and the moment after which nobody waits for it."""
+    """The final report and its delivery deadline, as ``time.monotonic()``."""
 
     body: bytes
     deadline: float
 
 
 class Reporter:
-    """Sends reports about one plan. Use it as a context, or call ``close``.
+    """Sends the reports of a plan. Use it as a context manager, or call ``close``.
 
-    Of progress only the newest state is kept, so that what can't be sent in time is replaced, not queued.
+    Progress is not queued: a newer state replaces one that was not sent in time.
 
     Args:
-        reporting: Where to, and how often.
-        template: The fields that all reports have in common.
+        reporting: The endpoint and the interval.
+        template: The fields common to all reports.
     """
 
     def __init__(self, reporting: Reporting, template: Report) -> None:
-        # The system's authorities where the plan names none; those of the store have no say here.
+        # The system's CA bundle by default; the bundle of the store is not used for reports.
         bundle = reporting.ca_bundle or (find_ca_bundle("", {}) if reporting.url.lower().startswith("https:") else "")
         self.endpoint = Endpoint(reporting.url, bundle, reporting.token_file)
         self._template = template
@@ -75,11 +75,11 @@ class Reporter:
 
     @property
     def display_url(self) -> str:
-        """Where reports go, as it may be shown."""
+        """The endpoint's URL without secrets."""
         return redact_url(self.endpoint.url)
 
     def progress(self, progress: Progress) -> None:
-        """Takes the newest state, to be sent when it is time. Never waits; any thread may call it."""
+        """Stores the newest state, to be sent at the next interval. Never blocks; thread-safe."""
         if progress.phase in UNREPORTED_PHASES:
             return
         with self._condition:
@@ -89,15 +89,15 @@ class Reporter:
     def send_final(
         self, report: Report, *, timeout: float, canceled: Callable[[], bool] = lambda: False
     ) -> DeliveryFailure | None:
-        """Sends the last report, again if need be, and waits until it has arrived.
+        """Sends the final report with retries, and waits until it is delivered.
 
         Args:
-            report: What to say.
-            timeout: Seconds after which it is given up, tries and pauses together.
-            canceled: Asked about every 50 ms whether to give up at once.
+            report: The report.
+            timeout: Total seconds of all attempts and delays.
+            canceled: Polled about every 50 ms; return True to stop waiting.
 
         Returns:
-            Why it did not arrive; None: it did.
+            Why it was not delivered; None if it was.
         """
         deadline = time.monotonic() + timeout
         with self._condition:
@@ -106,27 +106,27 @@ class Reporter:
             self._final = _FinalReport(encode_report(report), deadline)
             self._notify_worker()
         while not self._final_done.wait(POLL_INTERVAL):
-            if time.monotonic() > deadline + POLL_INTERVAL or canceled():  # the thread knows better why
-                return DeliveryFailure("there was no answer in time")
+            if time.monotonic() > deadline + POLL_INTERVAL or canceled():
+                return DeliveryFailure("timed out")
         return self._failure
 
     def close(self) -> None:
-        """Ends it. What is under way is left to itself, and ends with the process at the latest."""
+        """Stops the thread without waiting for it. A request in progress ends with the process at the latest."""
         with self._condition:
             self._closed = True
             self._condition.notify()
 
     def _notify_worker(self) -> None:
-        """Has the thread look, and starts it when there is something for it for the first time."""
+        """Notifies the thread; starts it on first use."""
         self._condition.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="reports", daemon=True)
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATION_SIGNALS)  # signals are the main thread's
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATION_SIGNALS)  # the main thread handles signals
             self._thread.start()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _work(self) -> None:
-        # Nobody else may have the handle: it could not be closed while a name is being looked up.
+        # Only this thread uses the handle: closing it blocks during a DNS lookup.
         client = ReportClient(self.endpoint)
         due = 0.0
         while (task := self._next_report(due)) is not None:
@@ -140,7 +140,7 @@ class Reporter:
         client.close()
 
     def _next_report(self, due: float) -> Progress | _FinalReport | None:
-        """Waits for what is to be sent next: progress not before ``due``. None: it is over."""
+        """Waits for the next report; progress is returned at ``due`` at the earliest. None after ``close``."""
         with self._condition:
             while True:
                 if self._final is not None:

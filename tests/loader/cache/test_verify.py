@@ -141,6 +141,8 @@ def test_a_stronger_check_is_written_into_the_manifest_and_a_weaker_one_is_not(r
     entry = published_entry(root)
     manifest = entry.read_manifest()
     assert manifest is not None
+    manifest = upgrade_manifest(manifest, Verify.CRC32)
+    assert manifest.verified is Verify.CRC32
     assert upgrade_manifest(manifest, Verify.SIZE) == manifest
     commit.rewrite_manifest(entry, upgrade_manifest(manifest, Verify.SHA256))
     again = entry.read_manifest()

@@ -147,7 +147,7 @@ def test_two_files_of_one_folder_with_a_common_name_are_refused_naming_both(tmp_
 
 def test_a_dtype_that_safetensors_lacks_is_refused_naming_tensor_dtype_and_the_other_layout(tmp_path: Path) -> None:
     item = source(file_of(tmp_path, "m.tensors", {"z": torch.zeros(2, dtype=torch.complex128)}))
-    with pytest.raises(DtypeUnsupported, match=r"'z' is complex128") as caught:
+    with pytest.raises(DtypeUnsupported, match=r"'z' has the dtype complex128") as caught:
         build_blueprint([item], layout=Layout.SAFETENSORS)
     assert "--layout tensorizer" in caught.value.remedy
 
