@@ -6,7 +6,7 @@ import hashlib
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.errors import ChecksumMismatch
+from tonnage.errors import ChecksumMismatch, FormatDamaged
 from tonnage.format.tensor_header import TensorHeader, parse_tensor_header
 from tonnage.format.tensors_index import (
     PREAMBLE_BYTES,
@@ -62,7 +62,8 @@ def read_tensors(
         if not file.preamble.encrypted or not entry.length or decrypt is not None:
             _check_hashes(header, contents, f"{name}, tensor {entry.name!r}")
         tensors[entry.path] = VerifiedTensor(entry, header, contents)
-    assert data[file.body_end - len(TERMINATOR) : file.body_end] == TERMINATOR
+    if data[file.body_end - len(TERMINATOR) : file.body_end] != TERMINATOR:
+        raise FormatDamaged(f"{name}: the file does not end with 8 zero bytes")
     return tensors
 
 

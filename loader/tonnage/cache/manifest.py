@@ -213,8 +213,8 @@ def check_table(table: TensorTable, manifest: Manifest, *, where: str) -> None:
             raise CacheDamaged(f"{where} lists tensor {tensor.name!r} with an unknown file or source.")
         if tensor.file >= 0 and tensor.offset + tensor.length > sizes[tensor.file]:
             raise CacheDamaged(
-                f"{where} lists tensor {tensor.name!r} ending at byte {tensor.offset + tensor.length:,}, beyond the end "
-                f"of {manifest.files[tensor.file].path!r} ({sizes[tensor.file]:,} bytes)."
+                f"{where} lists tensor {tensor.name!r} ending at byte {tensor.offset + tensor.length:,}, beyond the "
+                f"end of {manifest.files[tensor.file].path!r} ({sizes[tensor.file]:,} bytes)."
             )
 
 

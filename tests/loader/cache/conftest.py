@@ -1,4 +1,4 @@
-"""Folders on both media."""
+"""Directories in memory and on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory that every user may enter."""
+    """A directory in memory that all users can enter."""
     if inspect_medium(SHARED_MEMORY).filesystem != "tmpfs":
         pytest.skip("/dev/shm is no tmpfs here")
     folder = Path(tempfile.mkdtemp(prefix="tonnage-test-", dir=SHARED_MEMORY))
@@ -31,7 +31,7 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(params=["memory", "disk"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A folder on each medium in turn."""
+    """A directory on each medium."""
     if request.param == "memory":
         folder: Path = request.getfixturevalue("memory")
         return folder
@@ -40,6 +40,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def requires_root() -> None:
-    """For tests that become another user."""
+    """Skips tests that switch to another user."""
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user")

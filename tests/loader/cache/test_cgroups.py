@@ -1,4 +1,4 @@
-"""What the kernel allows this process: memory and processors, read from files as kernels write them."""
+"""Memory and CPU limits of this process, read from files as the kernel writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
-    """Makes a procfs and control groups: version 2 at ``cg``, version 1's processors at ``cpu``."""
+    """Creates a procfs and cgroups: version 2 at ``cg``, the CPU controller of version 1 at ``cpu``."""
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
@@ -57,7 +57,7 @@ def test_limits_of_version_1_are_those_of_the_memory_controller() -> None:
     ]
 
 
-def test_inside_a_container_the_groups_own_folder_is_the_top() -> None:
+def test_inside_a_container_the_group_is_at_the_root_of_the_mount() -> None:
     mounted = V1._replace(root="/docker/abc")
     assert names("4:memory:/docker/abc\n", mounted) == ["/sys/fs/cgroup/memory/memory.limit_in_bytes"]
     assert names("0::/../../elsewhere\n", V2._replace(root="/x")) == ["/sys/fs/cgroup/memory.max"]
@@ -76,7 +76,7 @@ def test_a_limit_file_is_read(text: str, limit: int | None) -> None:
     assert parse_limit(text) == limit
 
 
-def test_the_smallest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_all_parents_applies(tmp_path: Path) -> None:
     limits = {"cg/pod/app/memory.max": "max\n", "cg/pod/memory.max": "4096\n", "cg/memory.max": "8192\n"}
     assert memory_limit(machine(tmp_path, "0::/pod/app\n", limits)) == 4096
     assert memory_limit(tmp_path / "no") is None
@@ -105,7 +105,7 @@ def test_the_smallest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
         ("garbage", {}, CORES),
     ],
 )
-def test_cores_are_those_of_affinity_and_quota(
+def test_cores_are_the_minimum_of_affinity_and_quota(
     tmp_path: Path, cgroup: str, files: dict[str, str], cores: float
 ) -> None:
     assert usable_cores(machine(tmp_path, cgroup, files)) == min(cores, CORES)
@@ -115,7 +115,7 @@ def test_without_a_procfs_the_affinity_decides(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == CORES
 
 
-def test_a_container_that_sees_the_hosts_group_looks_at_the_top_of_its_own() -> None:
+def test_a_container_that_sees_the_hosts_group_uses_the_root_of_its_mount() -> None:
     mounted = Mount(2, "0:2", "/docker/abc", "/sys/fs/cgroup/cpu", "cgroup", ("rw", "cpu"))
     assert [str(path) for path in limit_files(CPU, "4:cpu:/docker/abc\n", [mounted])] == [
         "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"

@@ -1,4 +1,4 @@
-"""A published entry is whole, or not there, wherever the process that publishes it dies."""
+"""A published entry is complete or absent, wherever the publishing process is killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def filled(root: Path) -> Entry:
 
 
 def with_one_rank(root: Path) -> Entry:
-    """An entry that has rank 0 published and rank 1 ready to be."""
+    """An entry with rank 0 published and rank 1 ready to publish."""
     entry = published_entry(root, FIRST_RANK)
     write_partial(entry, WHOLE, only=ADDED)
     return entry
@@ -73,7 +73,7 @@ def test_publishing_goes_through_these_steps(root: Path) -> None:
     assert steps == [*BEFORE, *AFTER]
 
 
-def test_what_was_published_is_whole_and_readable_by_all(root: Path) -> None:
+def test_a_published_entry_is_complete_and_readable_by_all_users(root: Path) -> None:
     entry = published_entry(root)
     assert_complete(entry, WHOLE)
     for folder in (entry.path, entry.model_dir, entry.private_dir, entry.model_dir / "tokenizer"):
@@ -82,7 +82,7 @@ def test_what_was_published_is_whole_and_readable_by_all(root: Path) -> None:
 
 
 @pytest.mark.parametrize("step", BEFORE)
-def test_killed_before_the_commit_the_entry_goes_back_to_what_can_be_resumed(root: Path, step: str) -> None:
+def test_killed_before_the_commit_the_entry_can_be_resumed(root: Path, step: str) -> None:
     entry = filled(root)
     assert publish_until(entry, step) == -9
     assert_empty_or_complete(entry, WHOLE.files)
@@ -100,7 +100,7 @@ def test_killed_before_the_commit_the_entry_goes_back_to_what_can_be_resumed(roo
 
 
 @pytest.mark.parametrize("step", AFTER)
-def test_killed_after_the_commit_the_entry_is_ready_and_recovery_tidies_up(root: Path, step: str) -> None:
+def test_killed_after_the_commit_the_entry_is_ready_and_recovery_removes_leftovers(root: Path, step: str) -> None:
     entry = filled(root)
     assert publish_until(entry, step) == -9
     assert entry.state is EntryState.READY
@@ -133,7 +133,7 @@ def test_killed_while_adding_a_rank_the_other_stays_ready_and_the_addition_can_b
 
 
 @pytest.mark.parametrize("start", [filled, with_one_rank])
-def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
+def test_killed_before_any_file_operation_of_publishing_no_partial_model_is_visible(
     memory: Path, start: Callable[[Path], Entry]
 ) -> None:
     number = 0
@@ -155,7 +155,7 @@ def test_killed_before_any_file_operation_of_publishing_nothing_is_seen_by_half(
 
 @pytest.mark.parametrize("start", [filled, with_one_rank])
 @pytest.mark.parametrize("step", ["table", "model", "manifest-written", "journal-removed"])
-def test_killed_again_while_recovering_it_recovers_the_next_time(
+def test_a_recovery_that_is_killed_succeeds_the_next_time(
     memory: Path, start: Callable[[Path], Entry], step: str
 ) -> None:
     number = 0
@@ -176,7 +176,7 @@ def test_killed_again_while_recovering_it_recovers_the_next_time(
     assert number > 5
 
 
-def test_killed_before_any_file_operation_of_clearing_the_model_is_whole_or_gone(memory: Path) -> None:
+def test_killed_before_any_file_operation_of_clearing_the_model_is_complete_or_gone(memory: Path) -> None:
     number = 0
     killed = True
     while killed:
@@ -191,7 +191,7 @@ def test_killed_before_any_file_operation_of_clearing_the_model_is_whole_or_gone
     assert number > 5
 
 
-def test_clearing_keeps_folders_and_locks_and_says_what_it_freed(root: Path) -> None:
+def test_clearing_keeps_directories_and_locks_and_returns_the_bytes_freed(root: Path) -> None:
     entry = published_entry(root)
     entry.acquire_use_lock().release()
     inodes = {
@@ -212,7 +212,7 @@ def test_a_mapped_file_outlives_the_clearing(root: Path) -> None:
         assert file.read() == data
 
 
-def test_files_that_no_manifest_names_are_not_published(root: Path) -> None:
+def test_files_not_in_the_manifest_are_not_published(root: Path) -> None:
     entry = filled(root)
     (entry.partial_model_dir / "stranger.bin").write_bytes(b"x")
     publish(entry, WHOLE)
@@ -220,7 +220,7 @@ def test_files_that_no_manifest_names_are_not_published(root: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
-def test_a_file_that_is_not_as_announced_is_refused_before_anything_is_visible(root: Path, damage: str) -> None:
+def test_a_file_that_differs_from_the_manifest_is_rejected_before_anything_is_visible(root: Path, damage: str) -> None:
     entry = filled(root)
     victim = entry.partial_model_dir / "tokenizer/vocab.txt"
     if damage == "missing":
@@ -233,17 +233,17 @@ def test_a_file_that_is_not_as_announced_is_refused_before_anything_is_visible(r
     assert entry.state is EntryState.PARTIAL
 
 
-def test_a_link_in_the_partial_folder_is_refused(root: Path) -> None:
+def test_a_link_in_the_partial_directory_is_rejected(root: Path) -> None:
     entry = filled(root)
     (entry.partial_model_dir / "passwd").symlink_to("/etc/passwd")
-    with pytest.raises(CacheDamaged, match="passwd is neither a file nor a folder"):
+    with pytest.raises(CacheDamaged, match="passwd is neither a file nor a directory"):
         publish(entry, WHOLE)
 
 
 def test_publishing_over_unmanaged_files_is_an_internal_error(root: Path) -> None:
     entry = filled(root)
     (entry.model_dir / "left.bin").write_bytes(b"x")
-    with pytest.raises(InternalError, match="recover the entry"):
+    with pytest.raises(InternalError, match=r"call recover\(\)"):
         publish(entry, WHOLE)
 
 
@@ -257,7 +257,7 @@ def test_a_damaged_entry_is_repaired_by_loading_it_again(root: Path) -> None:
     assert_complete(entry, WHOLE)
 
 
-def test_a_manifest_that_is_garbage_counts_as_none(root: Path) -> None:
+def test_an_unreadable_manifest_counts_as_none(root: Path) -> None:
     entry = published_entry(root)
     entry.manifest_path.write_bytes(b"\xff{garbage")
     assert entry.state is EntryState.DAMAGED

@@ -1,4 +1,4 @@
-"""Loaders, removers and users of one entry at once, some of them killed: whoever has the lock sees a whole model."""
+"""Concurrent loads, removals and uses of an entry, some of them killed: lock holders see a complete model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUNDS = 120
 
 
 def load(entry: Entry) -> None:
-    """What a loader does, with all its locks."""
+    """Loads with all locks, like a loader."""
     entry.create()
     with entry.acquire_use_lock():
         if entry.state is not EntryState.READY:
@@ -38,7 +38,7 @@ def load(entry: Entry) -> None:
 
 
 def load_and_tidy(entry: Entry) -> None:
-    """Loads; where somebody was killed after publishing, what he left goes with the next who takes the lock."""
+    """Loads, and removes what a loader that was killed after publishing left."""
     load(entry)
     with entry.acquire_load_lock():
         commit.recover(entry)
@@ -57,7 +57,7 @@ def load_forever(entry: Entry) -> Callable[[SendLine], None]:
     return work
 
 
-def test_kills_at_random_moments_never_show_half_a_model(memory: Path) -> None:
+def test_kills_at_random_moments_never_show_a_partial_model(memory: Path) -> None:
     entry = Cache(memory).entry(ENTRY_NAME)
     chance = random.Random(11)
     children = [ChildProcess(load_forever(entry)) for _ in range(3)]

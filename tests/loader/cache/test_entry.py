@@ -1,4 +1,4 @@
-"""Entries and the folder they lie in."""
+"""Entries and the cache directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MADE = make_sample()
 SHARD = "model-rank-0-part-0.safetensors"
 
 
-def test_a_prepared_entry_is_empty_and_preparing_again_changes_nothing(root: Path) -> None:
+def test_a_created_entry_is_empty_and_creating_it_again_changes_nothing(root: Path) -> None:
     cache = Cache(root / "deep" / "cache")
     cache.create()
     cache.create()
@@ -33,12 +33,12 @@ def test_a_prepared_entry_is_empty_and_preparing_again_changes_nothing(root: Pat
 
 
 @pytest.mark.parametrize("name", ["", "..", ".", "a/b", "A", "-a", "a-", "x" * 64, "a\n", "a_b", "a\0"])
-def test_a_name_that_could_lead_elsewhere_is_refused(root: Path, name: str) -> None:
-    with pytest.raises(InvalidPlan, match="can't be a cache entry"):
+def test_a_name_that_could_be_another_path_is_rejected(root: Path, name: str) -> None:
+    with pytest.raises(InvalidPlan, match="is not a valid name of a cache entry"):
         Cache(root).entry(name)
 
 
-def test_only_entries_with_something_in_them_are_listed_damaged_ones_too(root: Path) -> None:
+def test_only_entries_that_are_not_empty_are_listed_including_damaged_ones(root: Path) -> None:
     cache = Cache(root)
     published_entry(root)
     for name in ("r-partial", "r-empty", "r-damaged", "r-strange"):
@@ -57,15 +57,15 @@ def test_only_entries_with_something_in_them_are_listed_damaged_ones_too(root: P
     ]
 
 
-def test_a_cache_that_is_not_there_has_no_entries(root: Path) -> None:
+def test_a_missing_cache_has_no_entries(root: Path) -> None:
     assert Cache(root / "no").entries() == []
 
 
 def test_a_root_that_is_a_file_is_an_error(root: Path) -> None:
     (root / "file").touch()
-    with pytest.raises(CacheNotWritable, match=r"The cache folder .*file can't be made: File exists"):
+    with pytest.raises(CacheNotWritable, match=r"The cache directory .*file can't be created: File exists"):
         Cache(root / "file").create()
-    with pytest.raises(CacheNotWritable, match="can't be made: Not a directory"):
+    with pytest.raises(CacheNotWritable, match="can't be created: Not a directory"):
         Cache(root / "file" / "below").create()
     with pytest.raises(CacheNotWritable, match="can't be read: Not a directory"):
         Cache(root / "file").entries()
@@ -78,16 +78,16 @@ def test_a_root_without_permission_is_an_error(memory: Path) -> None:
     memory.chmod(0o755)
 
     def work() -> None:
-        with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
+        with pytest.raises(CacheNotWritable, match=r"can't be created: Permission denied\."):
             Cache(memory / "cache").create()
-        with pytest.raises(CacheNotWritable, match=r"can't be made: Permission denied\."):
+        with pytest.raises(CacheNotWritable, match=r"can't be created: Permission denied\."):
             Cache(memory).entry(ENTRY_NAME).create()
 
     assert run_in_child(work, uid=UNPRIVILEGED_UID) == 0
 
 
 @pytest.mark.usefixtures("requires_root")
-def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Path) -> None:
+def test_an_entry_without_read_permission_is_damaged_not_an_error(memory: Path) -> None:
     entry = published_entry(memory)
     entry.private_dir.chmod(0o700)
 
@@ -101,7 +101,7 @@ def test_an_entry_that_may_not_be_looked_into_is_damaged_not_an_error(memory: Pa
 
 
 @pytest.mark.parametrize("damage", ["shortened", "lengthened", "missing", "link", "folder"])
-def test_a_file_that_is_not_as_published_is_named(root: Path, damage: str) -> None:
+def test_a_file_that_changed_after_publishing_is_named(root: Path, damage: str) -> None:
     entry = published_entry(root)
     victim = entry.model_dir / SHARD
     if damage in {"shortened", "lengthened"}:
@@ -124,7 +124,7 @@ def test_a_file_that_is_not_as_published_is_named(root: Path, damage: str) -> No
         entry.check_files(manifest)
 
 
-def test_a_lost_table_of_tensors_is_damage(root: Path) -> None:
+def test_a_missing_tensor_table_is_damage(root: Path) -> None:
     entry = published_entry(root)
     (entry.private_dir / "tensors.json").unlink()
     assert entry.state is EntryState.DAMAGED
@@ -147,7 +147,7 @@ def test_a_manifest_of_impossible_size_is_not_read(root: Path) -> None:
         entry.read_manifest()
 
 
-def test_an_entry_is_found_from_its_folder_or_its_model(root: Path) -> None:
+def test_an_entry_is_found_by_its_directory_or_its_model(root: Path) -> None:
     entry = published_entry(root)
     for path in (entry.path, entry.model_dir):
         found = Entry.from_path(path)
@@ -157,7 +157,7 @@ def test_an_entry_is_found_from_its_folder_or_its_model(root: Path) -> None:
     assert Entry.from_path(root) is None
 
 
-def test_a_fresh_partial_folder_forgets_what_an_earlier_load_left_and_a_kept_one_does_not(root: Path) -> None:
+def test_a_new_partial_directory_is_empty_and_a_kept_one_has_the_files_of_an_earlier_load(root: Path) -> None:
     entry = Cache(root).entry(ENTRY_NAME)
     entry.create()
     write_partial(entry, MADE)
@@ -168,13 +168,13 @@ def test_a_fresh_partial_folder_forgets_what_an_earlier_load_left_and_a_kept_one
     assert commit.recover(entry) is EntryState.EMPTY
 
 
-def test_recovering_an_entry_that_was_never_there_does_nothing(root: Path) -> None:
+def test_recovering_an_entry_that_does_not_exist_does_nothing(root: Path) -> None:
     assert commit.recover(Cache(root).entry("r-none")) is EntryState.EMPTY
     assert commit.clear(Cache(root).entry("r-none")) == 0
     assert list(root.iterdir()) == []
 
 
-def test_half_written_files_of_our_own_are_swept_away(root: Path) -> None:
+def test_recovery_removes_temporary_files(root: Path) -> None:
     entry = published_entry(root)
     (entry.private_dir / "manifest.json.tmp").write_bytes(b"half")
     (entry.private_dir / "tensors-0123456789ab.json").write_bytes(b"old")

@@ -1,4 +1,4 @@
-"""The journal says what is on disk, and never more, whatever its tail looks like."""
+"""The journal lists only what is on disk, even if its end is incomplete or corrupt."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     assert replayed(written(tmp_path / "parts")) == RECORDS
 
 
-def test_records_go_on_after_reopening(tmp_path: Path) -> None:
+def test_records_can_be_appended_after_reopening(tmp_path: Path) -> None:
     path = written(tmp_path / "parts")
     journal = Journal.open(path)
     assert journal is not None
@@ -57,7 +57,7 @@ def test_records_go_on_after_reopening(tmp_path: Path) -> None:
     assert replayed(path) == [*RECORDS, b"later"]
 
 
-def test_where_no_journal_is_none_opens(tmp_path: Path) -> None:
+def test_a_missing_journal_opens_as_none(tmp_path: Path) -> None:
     assert Journal.open(tmp_path / "parts") is None
 
 
@@ -70,7 +70,7 @@ def test_a_journal_without_a_readable_header_is_none(tmp_path: Path, garbage: by
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.data())
 @settings(deadline=None, max_examples=50)
-def test_a_torn_journal_keeps_exactly_the_whole_records(records: list[bytes], data: st.DataObject) -> None:
+def test_a_truncated_journal_keeps_exactly_the_complete_records(records: list[bytes], data: st.DataObject) -> None:
     frames = [make_frame(record) for record in records]
     cut = data.draw(st.integers(0, sum(map(len, frames))))
     whole, end = read_frames(b"".join(frames)[:cut])
@@ -81,7 +81,7 @@ def test_a_torn_journal_keeps_exactly_the_whole_records(records: list[bytes], da
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=6), st.data())
 @settings(deadline=None, max_examples=50)
-def test_a_flipped_bit_ends_the_reading_before_its_record(records: list[bytes], data: st.DataObject) -> None:
+def test_reading_stops_before_a_record_with_a_flipped_bit(records: list[bytes], data: st.DataObject) -> None:
     stream = bytearray(b"".join(map(make_frame, records)))
     bit = data.draw(st.integers(0, len(stream) * 8 - 1))
     stream[bit // 8] ^= 1 << bit % 8
@@ -95,7 +95,7 @@ def test_a_flipped_bit_ends_the_reading_before_its_record(records: list[bytes], 
     [b"\0" * 100, b"\x05\0\0\0\0\0\0\0abc", b"\xdd4\xc0\xb9\xf0\xd5i\xc9Rq\xa6}\x96", b"\xff\xff\xff\xff"],
     ids=["zeros", "half a frame", "noise", "ones"],
 )
-def test_a_garbage_tail_is_cut_off_before_more_is_written(tmp_path: Path, tail: bytes) -> None:
+def test_an_invalid_end_is_truncated_before_more_is_written(tmp_path: Path, tail: bytes) -> None:
     path = written(tmp_path / "parts")
     with path.open("ab") as file:
         file.write(tail)
@@ -107,7 +107,7 @@ def test_a_garbage_tail_is_cut_off_before_more_is_written(tmp_path: Path, tail: 
     assert replayed(path) == [*RECORDS, b"after"]
 
 
-def test_what_was_appended_survives_kill_9(root: Path) -> None:
+def test_appended_records_survive_sigkill(root: Path) -> None:
     def work() -> None:
         with Journal.create(root / "parts", HEADER) as journal:
             for record in RECORDS:
@@ -118,7 +118,7 @@ def test_what_was_appended_survives_kill_9(root: Path) -> None:
     assert replayed(root / "parts") == RECORDS
 
 
-def test_a_writer_killed_at_any_time_leaves_a_beginning_of_what_it_wrote(memory: Path) -> None:
+def test_a_writer_killed_at_any_time_leaves_a_prefix_of_its_records(memory: Path) -> None:
     def work(send_line: SendLine) -> None:
         with Journal.create(memory / "parts", HEADER) as journal:
             for number in range(1_000_000):
@@ -166,7 +166,7 @@ def test_a_full_medium_is_reported_and_leaves_a_readable_journal(tmp_path: Path)
     assert replayed(path) == [b"first", b"small"]
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "parts").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CacheNotWritable):
         Journal.open(tmp_path / "parts")
@@ -187,12 +187,12 @@ def test_a_closed_journal_refuses_records(tmp_path: Path) -> None:
         journal.append(b"x")
 
 
-def test_plans_are_the_same_but_for_the_boot() -> None:
+def test_headers_are_compatible_if_only_the_boot_differs() -> None:
     later = msgspec.structs.replace(HEADER, boot_id="another")
     other = msgspec.structs.replace(HEADER, part_size=2)
     assert HEADER.is_compatible_with(later)
     assert not HEADER.is_compatible_with(other)
 
 
-def test_the_boot_has_a_name() -> None:
+def test_the_boot_id_is_the_kernels() -> None:
     assert boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def hold_lock(path: Path, kind: LockMode) -> Callable[[SendLine], None]:
-    """Makes a child's work: it takes the lock, says so, and keeps it until it is killed."""
+    """Returns a child's function: acquires the lock, reports it, and holds it until it is killed."""
 
     def work(send_line: SendLine) -> None:
         lock = FileLock(path)
@@ -54,7 +54,7 @@ def test_any_number_may_share_a_lock_but_not_with_an_exclusive_one(root: Path) -
                 assert not another.try_acquire(LockMode.SHARED)
 
 
-def test_a_lock_dies_with_its_process(root: Path) -> None:
+def test_a_lock_ends_with_its_process(root: Path) -> None:
     with ChildProcess(hold_lock(root / "lock", LockMode.EXCLUSIVE)) as child, FileLock(root / "lock") as mine:
         child.read_line()
         assert not mine.try_acquire(LockMode.EXCLUSIVE)
@@ -107,10 +107,10 @@ def test_a_held_lock_is_not_converted(root: Path) -> None:
     with FileLock(root / "lock") as mine:
         assert mine.try_acquire(LockMode.SHARED)
         assert mine.try_acquire(LockMode.SHARED)
-        with pytest.raises(InternalError, match="held as shared"):
+        with pytest.raises(InternalError, match="held in mode shared"):
             mine.try_acquire(LockMode.EXCLUSIVE)
         assert mine.mode is LockMode.SHARED
-    with pytest.raises(InternalError, match="isn't held"):
+    with pytest.raises(InternalError, match="is not held"):
         mine.fileno()
 
 
@@ -125,7 +125,7 @@ def test_a_lock_file_that_was_replaced_is_not_mistaken_for_the_new_one(root: Pat
     old.release()
 
 
-def test_a_lock_file_can_be_used_by_everybody_whatever_the_umask(root: Path) -> None:
+def test_a_lock_file_can_be_used_by_all_users_regardless_of_the_umask(root: Path) -> None:
     before = os.umask(0o077)
     try:
         with FileLock(root / "lock") as mine:
@@ -136,7 +136,7 @@ def test_a_lock_file_can_be_used_by_everybody_whatever_the_umask(root: Path) -> 
 
 
 @pytest.mark.usefixtures("requires_root")
-def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) -> None:
+def test_another_user_shares_the_lock_even_with_read_permission_only(memory: Path) -> None:
     path = memory / "lock"
     for mode in (0o666, 0o444):
         path.touch()
@@ -157,7 +157,7 @@ def test_another_user_shares_the_lock_even_where_it_may_only_read(memory: Path) 
     assert run_in_child(refused, uid=UNPRIVILEGED_UID) == 0
 
 
-def test_something_else_in_its_place_is_refused(root: Path) -> None:
+def test_a_path_that_is_not_a_lock_file_is_rejected(root: Path) -> None:
     (root / "folder").mkdir()
     (root / "link").symlink_to("target")
     for name in ("folder", "link"):
@@ -167,7 +167,7 @@ def test_something_else_in_its_place_is_refused(root: Path) -> None:
         FileLock(root / "no" / "lock").try_acquire(LockMode.SHARED)
 
 
-def test_touching_is_what_last_used_means(root: Path) -> None:
+def test_touching_sets_the_time_of_last_use(root: Path) -> None:
     path = root / "lock"
     path.touch()
     os.utime(path, (1000, 1000))
@@ -191,7 +191,7 @@ def test_an_inherited_descriptor_keeps_the_lock_across_exec(root: Path) -> None:
             assert mine.try_acquire(LockMode.EXCLUSIVE)
 
 
-def test_descriptors_are_closed_on_exec_unless_asked(root: Path) -> None:
+def test_descriptors_are_closed_on_exec(root: Path) -> None:
     with FileLock(root / "lock") as lock:
         lock.acquire(LockMode.SHARED)
         assert not os.get_inheritable(lock.fileno())
@@ -211,7 +211,7 @@ def test_holders_are_seen_with_their_mode(root: Path) -> None:
     assert find_lock_holders(path) == []
 
 
-def test_a_range_lock_of_fcntl_is_no_holder(root: Path) -> None:
+def test_the_holder_of_a_range_lock_is_not_listed(root: Path) -> None:
     with (root / "lock").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         assert find_lock_holders(root / "lock") == []
@@ -250,16 +250,19 @@ def test_only_held_flocks_are_read_from_proc_locks() -> None:
         ([], ""),
     ],
 )
-def test_a_holder_is_called_by_its_program_and_nothing_secret(arguments: list[str], name: str) -> None:
+def test_a_holder_is_described_by_its_program_without_secrets(arguments: list[str], name: str) -> None:
     assert command_name(arguments) == name
 
 
-def test_holders_are_put_into_a_sentence() -> None:
+def test_holders_are_described_in_a_sentence() -> None:
     one, two = LockHolder(7, "tonnage hold", "shared"), LockHolder(9, "", "shared")
     assert describe_lock_holders([one]) == "pid 7 (tonnage hold)"
-    assert describe_lock_holders([one, two]) == "pid 7 (tonnage hold) and pid 9 (gone, but a child of it still holds)"
+    assert (
+        describe_lock_holders([one, two])
+        == "pid 7 (tonnage hold) and pid 9 (ended, but a child process still holds the lock)"
+    )
     assert describe_lock_holders([one] * 12).endswith("pid 7 (tonnage hold) and 2 more")
-    assert "can't be seen" in describe_lock_holders([])
+    assert "are not visible from here" in describe_lock_holders([])
 
 
 def test_of_two_loaders_one_loads_and_the_other_finds_it_done(root: Path) -> None:

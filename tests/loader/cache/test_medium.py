@@ -1,4 +1,4 @@
-"""What the cache lies on, and whether a load fits."""
+"""The medium of the cache, and whether a load fits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_mountinfo_is_read_with_optional_fields_and_escapes() -> None:
 
 
 @given(st.text())
-def test_mountinfo_of_any_text_is_no_crash(text: str) -> None:
+def test_arbitrary_mountinfo_does_not_raise(text: str) -> None:
     parse_mountinfo(text)
 
 
@@ -59,7 +59,7 @@ def test_the_pages_of_a_tmpfs_are_named(mount: Mount, setting: str, pages: str) 
     assert page_kind(mount, shmem_enabled=setting) == pages
 
 
-def test_the_inspect_medium_a_folder_in_memory(memory: Path) -> None:
+def test_a_directory_in_memory_has_the_medium_tmpfs(memory: Path) -> None:
     medium = inspect_medium(memory)
     assert medium.filesystem == "tmpfs"
     assert medium.pages in {"4k", "always", "within_size", "advise"}
@@ -68,7 +68,7 @@ def test_the_inspect_medium_a_folder_in_memory(memory: Path) -> None:
     assert in_memory(memory / "not" / "yet")
 
 
-def test_the_inspect_medium_a_path_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_has_the_medium_of_its_parent(tmp_path: Path) -> None:
     assert inspect_medium(tmp_path / "a" / "b").filesystem == inspect_medium(tmp_path).filesystem
     found = find_mount(tmp_path)
     assert found is not None
@@ -96,35 +96,38 @@ def test_huge_pages_of_a_mount_are_seen(memory: Path) -> None:
     assert "filesystem='tmpfs', pages='always', capacity_bytes=4194304" in run.stdout, run.stderr
 
 
-def test_a_load_that_fits_is_let_through(root: Path) -> None:
+def test_a_load_that_fits_is_accepted(root: Path) -> None:
     check_free_space(root / "entry", 1000, min_free=1000)
 
 
-def test_a_load_larger_than_the_free_space_is_refused_with_both_numbers(root: Path) -> None:
+def test_a_load_larger_than_the_free_space_is_rejected_with_both_numbers(root: Path) -> None:
     free = inspect_medium(root).free_bytes
     with pytest.raises(InsufficientSpace, match=r"GiB \([0-9,]+ bytes\)"):
         check_free_space(root, free + (1 << 40))
 
 
-def test_the_refusal_is_a_sentence_with_needed_and_free() -> None:
+def test_the_message_contains_needed_and_free_bytes() -> None:
     medium = Medium(filesystem="ext4", capacity_bytes=100 * GIB, free_bytes=10 * GIB)
     assert insufficient_space_message(Path("/c"), medium, 10 * GIB) == ""
     assert insufficient_space_message(Path("/c"), medium, 12 * GIB, min_free=GIB) == (
-        "/c has not enough room: 12.0 GiB (12,884,901,888 bytes) needed and 1.0 GiB (1,073,741,824 bytes) kept free, "
-        "10.0 GiB (10,737,418,240 bytes) free of 100.0 GiB (107,374,182,400 bytes) (ext4)."
+        "/c has not enough space: 12.0 GiB (12,884,901,888 bytes) needed, 1.0 GiB (1,073,741,824 bytes) must remain "
+        "free, 10.0 GiB (10,737,418,240 bytes) free of 100.0 GiB (107,374,182,400 bytes) (ext4)."
     )
 
 
-def test_memory_that_the_process_may_not_have_is_no_room() -> None:
+def test_a_load_larger_than_the_memory_limit_is_rejected() -> None:
     medium = Medium(filesystem="tmpfs", capacity_bytes=100 * GIB, free_bytes=100 * GIB)
     assert insufficient_space_message(Path("/c"), medium, 2 * GIB, limit=2 * GIB, machine=2 * GIB) == ""
-    assert "the memory limit of this process is 1.0 GiB" in insufficient_space_message(
+    assert "this process's memory limit of 1.0 GiB" in insufficient_space_message(
         Path("/c"), medium, 2 * GIB, limit=GIB
     )
-    assert "this machine has only 1.0 GiB" in insufficient_space_message(Path("/c"), medium, 2 * GIB, machine=GIB)
+    assert (
+        "would exceed the 1.0 GiB (1,073,741,824 bytes) of memory and swap of this machine"
+        in insufficient_space_message(Path("/c"), medium, 2 * GIB, machine=GIB)
+    )
 
 
-def test_a_inspect_medium_unknown_size_is_let_through() -> None:
+def test_a_medium_of_unknown_size_is_accepted() -> None:
     assert insufficient_space_message(Path("/c"), Medium(filesystem="ramfs"), 1 << 60) == ""
 
 

@@ -1,4 +1,4 @@
-"""What makes a revision: where its objects are, and which they are."""
+"""A revision is identified by the place and the list of its objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PIN = ObjectPin(key="llama/model.tensors", size=10, etag="tag")
 
 
 @pytest.mark.parametrize("endpoint", ["http://s3.storage:8333", "HTTP://S3.Storage:8333/", "http://s3.storage:8333//"])
-def test_spellings_of_one_endpoint_are_one_place(endpoint: str) -> None:
+def test_equivalent_endpoints_are_the_same_place(endpoint: str) -> None:
     assert source_place(endpoint, "models") == "http://s3.storage:8333/models"
 
 

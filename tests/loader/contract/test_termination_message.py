@@ -1,4 +1,4 @@
-"""The termination message: never longer than Kubernetes keeps, always JSON, and its point always in it."""
+"""The termination message: never longer than Kubernetes keeps, always JSON, and always with the result."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_any_report_fits_and_keeps_kind_outcome_and_reason(report: Report) -> No
 
 @given(reports)
 @settings(max_examples=100, deadline=None)
-def test_one_that_fits_loses_nothing(report: Report) -> None:
+def test_a_report_that_fits_is_unchanged(report: Report) -> None:
     if len(msgspec.json.encode(report)) <= TERMINATION_MESSAGE_LIMIT:
         assert decode_report(termination_message(report)) == report
 
 
-def test_empty_fields_are_left_out() -> None:
-    """A pod with many containers keeps only a share of each message."""
+def test_default_values_are_omitted() -> None:
+    """In a pod with many containers, Kubernetes keeps only a share of each message."""
     report = Report(outcome=Outcome.LOADED, revision="r-0123456789ab", bytes=7)
     assert json.loads(termination_message(report)) == {
         "schema_version": 1, "kind": "finished", "outcome": "loaded", "revision": "r-0123456789ab", "bytes": 7,

@@ -1,4 +1,4 @@
-"""Every file of the real tensorizer is read as what was written: names, dtypes, shapes, bytes, and every hash."""
+"""Files of the real tensorizer are read as they were written: names, dtypes, shapes, bytes and hashes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILES = [
 
 @pytest.fixture(params=FILES)
 def file(request: pytest.FixtureRequest, corpus: dict[str, CorpusFile]) -> CorpusFile:
-    """Each file in turn."""
+    """Each file."""
     return corpus[request.param]
 
 
@@ -54,7 +54,7 @@ def test_the_index_has_the_names_dtypes_and_shapes_that_were_written(file: Corpu
         assert entry.nbytes == tensor.numel() * tensor.element_size()
 
 
-def test_the_preamble_says_what_was_needed_to_write_the_file(file: CorpusFile) -> None:
+def test_the_preamble_has_the_version_and_flags_of_the_file(file: CorpusFile) -> None:
     data = file.path.read_bytes()
     index = read_index(data)
     assert index.preamble.version == file.version
@@ -76,7 +76,7 @@ def test_every_hash_of_every_tensor_holds_and_the_bytes_are_those_written(file: 
             assert contents == raw_bytes(file.tensors[path])
 
 
-def test_dtypes_are_spelled_as_the_own_writer_spells_them(corpus: dict[str, CorpusFile]) -> None:
+def test_dtypes_are_stored_as_the_tests_writer_stores_them(corpus: dict[str, CorpusFile]) -> None:
     for name in ("dtypes-safetensors", "dtypes-other"):
         for entry in read_index(corpus[name].path.read_bytes()).tensors:
             stored = stored_dtype(corpus[name].tensors[entry.path].dtype)

@@ -1,4 +1,4 @@
-"""The structure of crypt blocks, which is all of them that can be checked without the key."""
+"""The structure of crypt blocks: the rest can't be checked without the key."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ def test_a_block_that_fits_its_data_passes(block: bytes, length: int) -> None:
         (struct.pack("<H", 65535), 10),
     ],
 )
-def test_a_block_that_contradicts_itself_or_its_data_is_refused(block: bytes, length: int) -> None:
+def test_an_inconsistent_block_is_rejected(block: bytes, length: int) -> None:
     with pytest.raises(FormatDamaged, match=r"^s3://b/k, tensor 'w'"):
         check_crypt_block(block, data_length=length, where="s3://b/k, tensor 'w'")
 
 
-def test_an_unknown_chunk_is_refused() -> None:
+def test_an_unknown_chunk_is_rejected() -> None:
     with pytest.raises(FormatUnsupported, match="type 4"):
         check_crypt_block(_block(_chunk(4, b"")), data_length=10, where="x")
 
 
-def test_a_block_cut_at_any_byte_is_refused() -> None:
+def test_a_block_truncated_at_any_byte_is_rejected() -> None:
     block = _block(DERIVATION, _pieces(3))
     for length in range(len(block)):
         with pytest.raises(TonnageError):

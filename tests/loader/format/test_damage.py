@@ -1,4 +1,4 @@
-"""Damaged files are refused, whatever is wrong with them, and nothing but a TonnageError ever comes out."""
+"""All kinds of damaged files are rejected, and with no other exception than a TonnageError."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=damage.name[:60]) for damage in DAMAGES])
-def test_each_damage_is_refused_by_its_reason_naming_the_object(damage: Damage) -> None:
+def test_each_damage_is_rejected_with_its_reason_and_the_object(damage: Damage) -> None:
     file = damage.build()
     damage.corrupt(file)
     with pytest.raises(damage.error) as caught:
@@ -31,7 +31,7 @@ def test_each_damage_is_refused_by_its_reason_naming_the_object(damage: Damage) 
 
 
 @pytest.mark.parametrize("start", [sample_file, sample_file_with_features])
-def test_a_file_cut_at_any_byte_is_refused(start: Callable[[], BuiltFile]) -> None:
+def test_a_file_truncated_at_any_byte_is_rejected(start: Callable[[], BuiltFile]) -> None:
     whole = bytes(start().data)
     read_tensors(whole)
     for length in range(len(whole)):
@@ -40,7 +40,7 @@ def test_a_file_cut_at_any_byte_is_refused(start: Callable[[], BuiltFile]) -> No
 
 
 @pytest.mark.parametrize("start", [sample_file, sample_file_with_features])
-def test_a_flipped_bit_anywhere_but_in_the_slack_is_caught(start: Callable[[], BuiltFile]) -> None:
+def test_a_flipped_bit_anywhere_except_in_padding_is_detected(start: Callable[[], BuiltFile]) -> None:
     file = start()
     slack = range(*file.fields["slack"])
     for position in range(len(file.data)):
@@ -107,7 +107,7 @@ def test_arbitrary_overwriting_raises_nothing_but_our_errors(
         read_tensors(bytes(data) + bytes(extra))
 
 
-def test_bytes_behind_the_terminator_are_no_damage() -> None:
+def test_bytes_after_the_terminator_are_not_damage() -> None:
     data = bytes(sample_file().data)
     assert read_index(data + b"more").body_end == len(data)
     assert len(read_tensors(data + b"more")) == 3

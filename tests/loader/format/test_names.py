@@ -1,4 +1,4 @@
-"""Names, flat names, and names that can't lie beside each other."""
+"""Names, flat names, and name collisions."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
         (("", "x"), 2, ".x"),
     ],
 )
-def test_a_flat_name_is_what_engines_look_for(path: tuple[str | int, ...], kind: int, name: str) -> None:
+def test_a_flat_name_is_the_name_that_engines_use(path: tuple[str | int, ...], kind: int, name: str) -> None:
     assert flat_name(path, kind) == name
 
 
 def test_only_entries_of_state_dicts_are_nested() -> None:
     assert parse_name(b'\x1e["a",1]', 2, where="x") == ("a", 1)
-    with pytest.raises(FormatDamaged, match="only entries of state dicts"):
+    with pytest.raises(FormatDamaged, match="in state dicts only"):
         parse_name(b'\x1e["a",1]', 0, where="x")
 
 
-def test_long_and_odd_names_are_cut_and_escaped_in_error_texts() -> None:
+def test_long_and_unusual_names_are_truncated_and_escaped_in_error_texts() -> None:
     assert short_repr("n" * 65_535) == repr("n" * 100) + "… (65535 characters)"
     assert short_repr(b"\xff\0\n") == r"'\\xff\x00\n'"
 
@@ -49,7 +49,7 @@ def _tensors(*names: bytes) -> tuple[TensorEntry, ...]:
     return read_index(bytes(build_tensors_file([RawTensor(name, F32, (), b"abcd") for name in names]).data)).tensors
 
 
-def test_two_paths_with_one_flat_name_are_refused_naming_both() -> None:
+def test_two_paths_with_the_same_flat_name_are_rejected() -> None:
     tensors = _tensors(b'\x1e["a","b"]', b"a.b")
     with pytest.raises(NameCollision) as caught:
         check_flat_names(tensors, label="s3://b/k")
@@ -58,12 +58,12 @@ def test_two_paths_with_one_flat_name_are_refused_naming_both() -> None:
     assert "s3://b/k" in str(caught.value)
 
 
-def test_the_name_that_safetensors_keeps_for_itself_is_refused() -> None:
+def test_the_reserved_name_of_safetensors_is_rejected() -> None:
     with pytest.raises(NameCollision, match="__metadata__"):
         check_flat_names(_tensors(b"a", b"__metadata__"), label="s3://b/k")
 
 
-def test_one_name_in_two_objects_is_refused_naming_both_objects() -> None:
+def test_the_same_name_in_two_objects_is_rejected_with_both_objects() -> None:
     seen: dict[str, str] = {}
     check_flat_names(_tensors(b"a", b"b"), label="one", seen=seen)
     with pytest.raises(NameCollision, match="'b' is in one and in two"):

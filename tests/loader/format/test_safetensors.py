@@ -1,4 +1,4 @@
-"""Shard headers are what the real readers accept, and damaged shards are refused."""
+"""The real readers accept our shards, and damaged shards are rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _dtype(tensor: torch.Tensor) -> Dtype:
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], *, align: int = 4096) -> tuple[int, ...]:
-    """Writes a shard as the loader would: the header, then each tensor at its offset."""
+    """Writes a shard like the loader: the header, then each tensor at its offset."""
     shard = [ShardTensor(n, _dtype(t), tuple(t.shape), t.numel() * t.element_size()) for n, t in tensors.items()]
     shard = [shard[index] for index in alignment_order(shard)]
     header, offsets = build_shard_header(shard, metadata=FORMAT, align=align)
@@ -70,7 +70,7 @@ def test_the_real_library_reads_what_we_write(tmp_path: Path) -> None:
         assert file.metadata() == FORMAT
 
 
-def test_the_real_library_reads_a_shard_from_memory_too(tmp_path: Path) -> None:
+def test_the_real_library_reads_a_shard_from_memory(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.bfloat16)}
     _write(path, tensors)
@@ -101,7 +101,7 @@ def test_tensors_are_aligned_to_their_elements_and_the_first_to_a_page(tmp_path:
 
 
 @pytest.mark.parametrize("align", [8, 64, 4096, 1 << 21])
-def test_data_starts_at_a_multiple_of_what_is_asked(align: int) -> None:
+def test_data_has_the_requested_alignment(align: int) -> None:
     for length in range(60, 90):
         header, (offset,) = build_shard_header([ShardTensor("n" * length, U8, (1,), 1)], metadata={}, align=align)
         assert offset == len(header)
@@ -117,13 +117,13 @@ def test_the_order_is_stable_and_has_larger_elements_first() -> None:
     assert [shard[index].name for index in alignment_order(shard)] == ["c", "b", "d", "f", "a", "e"]
 
 
-def test_no_tensors_make_a_valid_file_too(tmp_path: Path) -> None:
+def test_a_file_without_tensors_is_valid(tmp_path: Path) -> None:
     _write(tmp_path / "x.safetensors", {})
     assert load_file(tmp_path / "x.safetensors") == {}
     assert not read_header(tmp_path / "x.safetensors", label="x").tensors
 
 
-def test_a_dtype_without_a_safetensors_name_is_refused_naming_tensor_dtype_and_layout() -> None:
+def test_an_unsupported_dtype_is_rejected_with_tensor_dtype_and_layout() -> None:
     dtype = parse_dtype(b"<V4\0torch.complex32", where="x")
     for refuse in (
         lambda: safetensors_dtype_name("rotary", dtype, label="x"),
@@ -133,7 +133,7 @@ def test_a_dtype_without_a_safetensors_name_is_refused_naming_tensor_dtype_and_l
             refuse()
 
 
-def test_names_that_a_header_cannot_hold_are_refused() -> None:
+def test_invalid_names_in_a_header_are_rejected() -> None:
     one = ShardTensor("w", U8, (1,), 1)
     with pytest.raises(NameCollision, match="'w'"):
         build_shard_header([one, one], metadata={})
@@ -141,7 +141,7 @@ def test_names_that_a_header_cannot_hold_are_refused() -> None:
         build_shard_header([one._replace(name="__metadata__")], metadata={})
 
 
-def test_a_header_that_readers_refuse_is_not_written() -> None:
+def test_a_header_that_is_too_large_for_readers_is_not_written() -> None:
     names = [ShardTensor(f"{number:04d}" + "n" * 65_000, U8, (0,), 0) for number in range(1600)]
     with pytest.raises(FormatUnsupported, match="--layout tensorizer"):
         build_shard_header(names, metadata={})
@@ -186,7 +186,7 @@ def shard(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_shard_cut_at_any_byte_or_too_long_is_refused(shard: Path) -> None:
+def test_a_shard_truncated_at_any_byte_or_too_long_is_rejected(shard: Path) -> None:
     whole = shard.read_bytes()
     for length in range(len(whole)):
         shard.write_bytes(whole[:length])
@@ -235,7 +235,7 @@ def _row(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) 
         ({"__metadata__": "pt"}, 0),
     ],
 )
-def test_a_header_that_contradicts_itself_or_the_file_is_refused(header: object, size: int) -> None:
+def test_an_inconsistent_header_is_rejected(header: object, size: int) -> None:
     text = json.dumps(header).encode()
     with pytest.raises(CacheDamaged, match=r"^small"):
         parse_header(text, file_size=8 + len(text) + size, label="small")
@@ -267,7 +267,7 @@ def test_arbitrary_headers_raise_nothing_but_our_errors(text: bytes) -> None:
         max_size=8,
     )
 )
-def test_any_shard_is_read_alike_by_us_and_the_real_library(
+def test_we_and_the_real_library_read_the_same_from_any_shard(
     tmp_path_factory: pytest.TempPathFactory, described: dict[str, tuple[torch.dtype, list[int]]]
 ) -> None:
     path = tmp_path_factory.mktemp("shard") / "x.safetensors"

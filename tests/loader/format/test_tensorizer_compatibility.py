@@ -1,4 +1,4 @@
-"""The real tensorizer reads what the tests' own writer makes, so that both readers are held against one format."""
+"""The real tensorizer reads what the tests' writer writes, so both readers are tested with the same format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """How the own writer writes a file."""
+    """Options of the tests' writer."""
 
     version: int
     hashes: tuple[str, ...]
@@ -47,7 +47,7 @@ MANY = {f"layers.{number}.experts.weight": torch.tensor([float(number)]) for num
         pytest.param(MANY, {}, id="a longer index"),
     ],
 )
-def test_tensorizer_reads_what_the_own_writer_makes(
+def test_tensorizer_reads_what_the_tests_writer_writes(
     tensors: dict[str, torch.Tensor], options: Options, tmp_path: Path
 ) -> None:
     path = tmp_path / "own.tensors"
@@ -75,7 +75,7 @@ def test_tensorizer_opens_the_corpus(name: str, corpus: dict[str, CorpusFile]) -
 
 
 @pytest.mark.parametrize("name", ["meta-bfloat16", "empty-bfloat16"])
-def test_tensorizer_cannot_open_all_that_it_writes_but_we_can(name: str, corpus: dict[str, CorpusFile]) -> None:
+def test_we_can_open_files_that_tensorizer_writes_but_cannot_open(name: str, corpus: dict[str, CorpusFile]) -> None:
     file = corpus[name]
     assert not file.opens_in_tensorizer
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Preamble and index, from files that tensorizer wouldn't write but the format allows."""
+"""Preamble and index of files that the format allows, but tensorizer doesn't write."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_crc_is_a_number_and_the_sha_is_bytes() -> None:
 
 
 @pytest.mark.parametrize("index_length", [0, 99, 262_144, 400_000])
-def test_the_index_may_have_any_slack_or_none(index_length: int) -> None:
+def test_the_index_may_have_any_padding_or_none(index_length: int) -> None:
     assert len(read_tensors(bytes(sample_file(index_length=index_length).data))) == 3
 
 
@@ -73,13 +73,13 @@ def test_a_tagged_index_may_have_short_entries_only() -> None:
     assert [entry.shape for entry in index.tensors] == [(2, 3), (4,), (5,)]
 
 
-def test_the_width_of_dimensions_is_each_entry_s_own() -> None:
+def test_each_entry_has_its_own_width_of_dimensions() -> None:
     found = read_tensors(bytes(sample_file_with_features().data))
     assert [tensor.entry.wide_dimensions for tensor in found.values()] == [False, True, False, False]
     assert found["long",].entry.shape == ((1 << 32) + 1,)
 
 
-def test_data_of_no_bytes_is_empty_or_meta_by_its_shape() -> None:
+def test_a_tensor_without_data_is_empty_or_meta_depending_on_its_shape() -> None:
     meta, long, empty, nested = read_index(bytes(sample_file_with_features().data)).tensors
     assert (meta.is_meta, 0 in meta.shape, meta.nbytes) == (True, False, 24)
     assert (long.is_meta, 0 in long.shape, long.nbytes) == (True, False, (1 << 32) + 1)
@@ -87,32 +87,32 @@ def test_data_of_no_bytes_is_empty_or_meta_by_its_shape() -> None:
     assert (nested.is_meta, 0 in nested.shape, nested.data_end) == (False, False, nested.data_offset + 4)
 
 
-def test_a_higher_version_need_not_hold_what_it_was_made_for() -> None:
+def test_a_higher_version_need_not_use_its_features() -> None:
     for version in (1, 2, 4, 5):
         assert len(read_tensors(bytes(sample_file(version=version).data))) == 3
 
 
-def test_the_preamble_alone_says_where_the_body_begins() -> None:
+def test_the_preamble_alone_states_where_the_body_begins() -> None:
     data = bytes(sample_file().data)
     preamble = parse_preamble(memoryview(data), object_size=len(data), label="x")
     assert (preamble.tensor_count, preamble.data_bytes, preamble.body_offset) == (3, 37, PREAMBLE_BYTES + 300)
     assert parse_index(preamble, bytearray(data[73:]), object_size=len(data), label="x").body_end == len(data)
 
 
-def test_a_short_answer_for_the_index_is_refused() -> None:
+def test_a_truncated_index_is_rejected() -> None:
     data = bytes(sample_file().data)
     preamble = parse_preamble(data, object_size=len(data), label="x")
-    with pytest.raises(FormatDamaged, match="x: the index is cut off after 299 of 300 bytes"):
+    with pytest.raises(FormatDamaged, match="x: the index is truncated after 299 of 300 bytes"):
         parse_index(preamble, data[73:372], object_size=len(data), label="x")
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\0\0\0\0\0\0\0{}", b"<?xml", b"", b"|TZR"[::-1]])
-def test_other_files_are_refused_as_such(start: bytes) -> None:
+def test_files_of_other_formats_are_rejected(start: bytes) -> None:
     with pytest.raises(NotATensorizerFile, match="s3://b/k"):
         parse_preamble(start, object_size=len(start), label="s3://b/k")
 
 
-def test_torch_s_tensors_can_be_written_to_a_stream_and_harmed_on_the_way() -> None:
+def test_torch_tensors_can_be_written_to_a_stream_with_damage() -> None:
     stream = io.BytesIO()
     tensors: dict[str | tuple[str | int, ...], torch.Tensor]
     tensors = {"a": torch.ones(3, dtype=torch.bfloat16), ("b", 0): torch.tensor(1)}
@@ -149,7 +149,7 @@ def _raw_tensors(draw: st.DrawFn) -> list[RawTensor]:
 
 @settings(deadline=None, max_examples=60)
 @given(_raw_tensors(), st.lists(st.sampled_from(ALL_HASHES), unique=True), st.integers(0, 500))
-def test_whatever_is_written_is_read_back(tensors: list[RawTensor], hashes: list[str], slack: int) -> None:
+def test_any_file_is_read_as_it_was_written(tensors: list[RawTensor], hashes: list[str], slack: int) -> None:
     built = build_tensors_file(tensors, version=5, flags=2, hashes=hashes, index_length=slack)
     found = list(read_tensors(bytes(built.data)).values())
     assert len(found) == len(tensors)

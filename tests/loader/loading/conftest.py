@@ -23,7 +23,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def weights(tensors: dict[str, torch.Tensor]) -> bytes:
-    """The tensors as a file."""
+    """The tensors as a ``.tensors`` file."""
     return to_tensors_file(tensors)
 
 
@@ -31,7 +31,7 @@ def weights(tensors: dict[str, torch.Tensor]) -> bytes:
 def harness(
     faulty_server: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes
 ) -> LoadHarness:
-    """The model on a server that does as told."""
+    """The model on a server with configurable faults."""
     faulty_server.put(KEY, weights)
     faulty_server.put("bucket/model/config.json", CONFIG)
     return LoadHarness(faulty_server, tmp_path / "cache", tensors, weights)
@@ -39,7 +39,7 @@ def harness(
 
 @pytest.fixture
 def is_part_request() -> IsPartRequest:
-    """Whether a request is for a part of the body (not the index)."""
+    """Returns whether a request is for a part of the body, not for the index."""
 
     def is_part(request: Any) -> bool:
         return request.method == "GET" and request.key == KEY and request.range is not None and request.range[0] > 0

@@ -1,4 +1,4 @@
-"""What a load does when the server misbehaves, on real sockets."""
+"""Loads from a faulty server, over real sockets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_a_failure_that_passes_costs_a_retry_and_nothing_else(
+def test_a_transient_failure_costs_only_a_retry(
     harness: LoadHarness, is_part_request: IsPartRequest, fault: Fault
 ) -> None:
     harness.server.add_fault(fault, when=is_part_request, skip=2, times=3)
@@ -63,7 +63,9 @@ def test_a_failure_that_passes_costs_a_retry_and_nothing_else(
     harness.assert_loaded(report)
 
 
-def test_what_came_before_a_reset_is_not_fetched_again(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
+def test_bytes_received_before_a_reset_are_not_fetched_again(
+    harness: LoadHarness, is_part_request: IsPartRequest
+) -> None:
     harness.server.add_fault(Fault(reset_after=200_000), when=is_part_request, times=2)
     report = harness.load()
     assert report.retries >= 1
@@ -89,7 +91,7 @@ LASTING: dict[str, tuple[Fault, type[TonnageError]]] = {
 
 
 @pytest.mark.parametrize(("fault", "expected"), LASTING.values(), ids=LASTING.keys())
-def test_a_failure_that_stays_has_its_reason_and_leaves_nothing_visible(
+def test_a_permanent_failure_has_its_reason_and_leaves_nothing_visible(
     harness: LoadHarness,
     is_part_request: IsPartRequest,
     fault: Fault,
@@ -113,7 +115,7 @@ def test_attempts_are_bounded_so_that_waiting_ends() -> None:
     assert 10 < waiting < 60
 
 
-def test_an_object_replaced_during_the_load_is_noticed_and_never_mixed(
+def test_an_object_replaced_during_the_load_is_detected_and_versions_are_never_mixed(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
     replacement = to_tensors_file(make_tensors(seed=7))
@@ -144,11 +146,11 @@ def test_an_object_deleted_during_the_load_is_a_change_of_the_source(
 
 
 def data_offset(harness: LoadHarness) -> int:
-    """An offset inside the data of some tensor in the middle."""
+    """An offset inside the data of a tensor in the middle."""
     return 262_217 + (len(harness.tensors_file) - 262_217) // 2
 
 
-def test_a_bit_flipped_on_the_way_is_fetched_again_over_another_connection(
+def test_a_bit_flipped_in_transit_is_fetched_again_over_another_connection(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
     at = data_offset(harness)
@@ -165,7 +167,7 @@ def test_a_bit_flipped_on_the_way_is_fetched_again_over_another_connection(
     assert covering[0].connection != covering[1].connection
 
 
-def test_a_bit_that_is_flipped_in_the_store_names_tensor_object_and_place(
+def test_a_bit_flipped_in_the_store_is_reported_with_tensor_object_and_offset(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
     harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
@@ -184,7 +186,7 @@ def test_without_verification_a_flipped_bit_passes_and_is_reported_as_unverified
     assert harness.load(verify="none").verified == "none"
 
 
-def test_with_sha256_a_flipped_bit_is_noticed_too(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
+def test_with_sha256_a_flipped_bit_is_detected(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
     with pytest.raises(ChecksumMismatch):
         harness.load(verify="sha256")
@@ -198,9 +200,7 @@ def test_a_header_that_disagrees_with_the_index_is_damage(harness: LoadHarness, 
     harness.assert_nothing_visible()
 
 
-def test_something_behind_the_last_tensor_instead_of_the_end_mark_is_damage(
-    harness: LoadHarness, is_part_request: IsPartRequest
-) -> None:
+def test_a_missing_terminator_is_damage(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     harness.server.add_fault(Fault(flip=len(harness.tensors_file) - 3), when=is_part_request)
     with pytest.raises(FormatDamaged, match="end mark"):
         harness.load()

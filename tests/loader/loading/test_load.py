@@ -1,4 +1,4 @@
-"""What a load does when all goes well."""
+"""Loads without faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from support.tensors_corpus import CorpusFile
 
 
-def test_a_model_comes_from_s3_whole_and_verified(harness: LoadHarness) -> None:
+def test_a_model_is_loaded_from_s3_and_verified(harness: LoadHarness) -> None:
     report = harness.load()
     harness.assert_loaded(report)
     assert report.outcome is Outcome.LOADED
@@ -35,7 +35,7 @@ def test_a_model_comes_from_s3_whole_and_verified(harness: LoadHarness) -> None:
     assert report.medium is not None
 
 
-def test_the_second_load_is_a_hit_that_asks_but_does_not_fetch(harness: LoadHarness) -> None:
+def test_the_second_load_is_a_hit_that_lists_but_downloads_nothing(harness: LoadHarness) -> None:
     first = harness.load()
     sent = harness.server.bytes_sent
     gets = harness.server.count_requests(method="GET", key="bucket/model/weights.tensors")
@@ -55,13 +55,13 @@ def test_files_are_world_readable_and_read_only(harness: LoadHarness) -> None:
 
 
 @pytest.mark.parametrize("level", list(Verify))
-def test_each_level_of_verification_is_reported_as_what_was_done(harness: LoadHarness, level: Verify) -> None:
+def test_each_level_of_verification_is_reported(harness: LoadHarness, level: Verify) -> None:
     report = harness.load(verify=level)
     assert report.verified == level
     harness.assert_loaded(report)
 
 
-def test_an_entry_that_was_checked_less_is_checked_again_when_more_is_wanted(harness: LoadHarness) -> None:
+def test_an_entry_is_verified_again_when_a_higher_level_is_requested(harness: LoadHarness) -> None:
     harness.load(verify="none")
     report = harness.load(verify="sha256")
     assert (report.outcome, report.verified) == (Outcome.HIT, "sha256")
@@ -75,11 +75,11 @@ def test_the_tensorizer_layout_is_the_object_itself(harness: LoadHarness) -> Non
     assert report.entry.endswith("-tensorizer")
 
 
-def test_both_layouts_lie_side_by_side(harness: LoadHarness) -> None:
+def test_both_layouts_can_be_in_the_cache(harness: LoadHarness) -> None:
     assert harness.load().entry != harness.load(layout="tensorizer").entry
 
 
-def test_segments_follow_the_wanted_size(harness: LoadHarness) -> None:
+def test_segments_have_the_requested_size(harness: LoadHarness) -> None:
     report = harness.load(limits=Limits(workers=2, connections=4, part_size=100_000, segment_size=500_000))
     assert report.segments > 3
     assert (harness.cache / report.entry / "model" / "model.safetensors.index.json").exists()
@@ -99,7 +99,7 @@ def test_progress_goes_from_resolving_to_the_last_byte(harness: LoadHarness) -> 
     assert any(progress.bytes_per_second > 0 for progress in loading)
 
 
-def test_a_request_to_stop_ends_the_load_and_the_next_one_goes_on(harness: LoadHarness) -> None:
+def test_a_canceled_load_is_resumed_by_the_next_one(harness: LoadHarness) -> None:
     slow = Limits(workers=1, connections=2, part_size=100_000, bandwidth=1_000_000)
     with pytest.raises(Interrupted):
         harness.load(limits=slow, canceled=lambda: harness.server.bytes_sent > 900_000)
@@ -116,13 +116,13 @@ def test_a_deadline_is_kept(harness: LoadHarness) -> None:
     harness.assert_nothing_visible()
 
 
-def test_another_digest_than_the_expected_one_is_refused_before_anything_is_fetched(harness: LoadHarness) -> None:
+def test_an_unexpected_digest_is_rejected_before_anything_is_fetched(harness: LoadHarness) -> None:
     with pytest.raises(DigestMismatch):
         harness.load(expected_digest="sha256:" + "0" * 64)
     assert harness.server.count_requests(method="GET", key="bucket/model/weights.tensors") == 0
 
 
-def test_a_new_version_of_the_object_is_another_entry_beside_the_old_one(harness: LoadHarness) -> None:
+def test_a_new_version_of_the_object_is_another_entry(harness: LoadHarness) -> None:
     first = harness.load()
     others = make_tensors(seed=1)
     harness.server.put("bucket/model/weights.tensors", to_tensors_file(others))
@@ -133,7 +133,7 @@ def test_a_new_version_of_the_object_is_another_entry_beside_the_old_one(harness
     harness.assert_loaded(first)
 
 
-def test_no_room_is_reported_before_the_first_byte_with_both_numbers(
+def test_insufficient_space_is_reported_before_the_first_byte_with_both_numbers(
     harness: LoadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.statvfs
@@ -150,8 +150,8 @@ def test_no_room_is_reported_before_the_first_byte_with_both_numbers(
     assert all(request.range is not None and request.range[0] == 0 for request in gets)
 
 
-def test_room_that_must_stay_free_is_not_taken(harness: LoadHarness) -> None:
-    with pytest.raises(InsufficientSpace, match="kept free"):
+def test_space_that_must_remain_free_is_not_used(harness: LoadHarness) -> None:
+    with pytest.raises(InsufficientSpace, match="must remain free"):
         harness.load(limits=Limits(min_free=1 << 60))
 
 
@@ -188,7 +188,7 @@ def test_ranks_are_loaded_one_by_one_into_one_entry(harness: LoadHarness) -> Non
         assert_tensors_equal(load_file(folder / f"model-rank-{rank}-part-0.safetensors"), found)
 
 
-def test_every_file_of_the_corpus_comes_through_a_real_s3_server(
+def test_every_file_of_the_corpus_is_loaded_from_a_real_s3_server(
     corpus: dict[str, CorpusFile], s3: SeaweedS3, tmp_path: Path
 ) -> None:
     bucket = s3.make_bucket()
@@ -213,7 +213,7 @@ def test_every_file_of_the_corpus_comes_through_a_real_s3_server(
         assert report.verified == ("size" if item.encrypted else "crc32"), item.name
 
 
-def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(harness: LoadHarness) -> None:
+def test_importing_the_package_and_a_hit_import_nothing_heavy(harness: LoadHarness) -> None:
     harness.load()
     script = (
         "import sys, tonnage\n"
@@ -233,7 +233,7 @@ def test_importing_the_package_and_a_hit_bring_in_nothing_heavy(harness: LoadHar
     assert done.stdout.strip() == "[]"
 
 
-def test_the_companion_is_there_as_it_was(harness: LoadHarness) -> None:
+def test_the_companion_is_unchanged(harness: LoadHarness) -> None:
     report = harness.load()
     assert (harness.cache / report.entry / "model" / "config.json").read_bytes() == CONFIG
 

@@ -1,4 +1,4 @@
-"""Loads as real processes: killed at any moment, started together, held, and out of room."""
+"""Loads as real processes: killed at any moment, started together, held, and without enough space."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.3, 0.6, 0.95])
-def test_after_kill_9_nothing_is_visible_and_the_next_load_resumes(harness: LoadHarness, moment: float) -> None:
+def test_after_sigkill_nothing_is_visible_and_the_next_load_resumes(harness: LoadHarness, moment: float) -> None:
     with ended(start(harness, "--bandwidth-limit", "2MB")) as process:
         harness.server.wait_for_bytes(int(262_217 + moment * (len(harness.tensors_file) - 262_217)))
         process.send_signal(signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_after_kill_9_nothing_is_visible_and_the_next_load_resumes(harness: Load
     assert report.downloaded_bytes <= (1.05 - moment) * len(harness.tensors_file) + 1_200_000
 
 
-def test_killed_again_and_again_it_still_ends_with_the_right_bytes(harness: LoadHarness) -> None:
+def test_a_load_killed_many_times_still_ends_with_the_right_bytes(harness: LoadHarness) -> None:
     chance = random.Random(4)
     for _ in range(6):
         with ended(start(harness, "--bandwidth-limit", "4MB")) as process:
@@ -117,7 +117,7 @@ def test_workers_do_not_outlive_a_killed_loader(harness: LoadHarness) -> None:
         process.wait()
     deadline = time.monotonic() + 10
     while any(is_running(int(child)) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.02)  # a stranger's end can't be awaited
+        time.sleep(0.02)  # it is not a child, so it can't be awaited
     assert not any(is_running(int(child)) for child in children)
 
 
@@ -130,7 +130,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_load_soon_with_its_reason_and_keeps_what_is_there(
+def test_a_signal_ends_the_load_soon_with_its_reason_and_keeps_the_data(
     harness: LoadHarness, number: signal.Signals
 ) -> None:
     with ended(start(harness, "--bandwidth-limit", "1MB")) as process:
@@ -157,7 +157,7 @@ def test_loads_started_together_download_the_bytes_once(harness: LoadHarness, is
     assert sum(report["downloaded_bytes"] for report in reports) < len(harness.tensors_file) + 10_000
 
 
-def test_a_held_entry_is_in_use_until_the_signal_and_small(harness: LoadHarness) -> None:
+def test_a_held_entry_is_in_use_until_the_signal_and_the_holder_is_small(harness: LoadHarness) -> None:
     with ended(start(harness, "--hold")) as process:
         assert process.stdout is not None
         report = json.loads(process.stdout.readline())
@@ -187,10 +187,10 @@ def test_a_held_entry_is_in_use_until_the_signal_and_small(harness: LoadHarness)
 
 
 def wait_until_small(pid: int) -> None:
-    """The report comes before the program makes itself small; then it must be at most 12 MiB."""
+    """The program reduces its memory after its report; then it must use at most 12 MiB."""
     deadline = time.monotonic() + 5
     while resident_kib(pid) > 12 << 10 and time.monotonic() < deadline:
-        time.sleep(0.01)  # no event tells of an exec
+        time.sleep(0.01)  # an exec sends no event
     assert resident_kib(pid) <= 12 << 10
 
 
@@ -227,7 +227,7 @@ def test_a_full_medium_is_reported_with_numbers_and_the_next_load_resumes(harnes
 
 
 def fill(path: Path) -> None:
-    """Takes all the room that is left, against a loader that takes it too."""
+    """Fills the remaining space while a loader is writing."""
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 16))
@@ -244,7 +244,7 @@ def damage_manifest(entry: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_shard, damage_manifest])
-def test_a_damaged_entry_is_named_by_verify_and_loaded_again_by_load(harness: LoadHarness, damage: Any) -> None:
+def test_a_damaged_entry_is_reported_by_verify_and_reloaded_by_load(harness: LoadHarness, damage: Any) -> None:
     entry = harness.cache / harness.load().entry
     damage(entry)
     checked = subprocess.run(

@@ -39,7 +39,7 @@ def file_of(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> Pat
 
 
 def fill(blueprint: Blueprint, objects: list[bytes]) -> dict[str, bytes]:
-    """Does what a transfer does, in memory."""
+    """Transfers in memory."""
     files = [bytearray(file.size) for file in blueprint.files]
     for file, content in zip(blueprint.files, files, strict=True):
         content[: len(file.prefix)] = file.prefix
@@ -51,7 +51,7 @@ def fill(blueprint: Blueprint, objects: list[bytes]) -> dict[str, bytes]:
     return {file.path: bytes(content) for file, content in zip(blueprint.files, files, strict=True)}
 
 
-def test_the_tensorizer_layout_is_the_object_byte_for_byte(corpus: dict[str, CorpusFile]) -> None:
+def test_the_tensorizer_layout_is_the_unmodified_object(corpus: dict[str, CorpusFile]) -> None:
     for item in corpus.values():
         blueprint = build_blueprint([source(item.path)], layout=Layout.TENSORIZER, segment_size=1000)
         assert fill(blueprint, [item.path.read_bytes()]) == {item.path.name: item.path.read_bytes()}, item.name
@@ -129,7 +129,7 @@ def test_ranks_are_named_as_sharded_state_loaders_expect(tmp_path: Path) -> None
     ]
 
 
-def test_files_in_folders_keep_their_folders_and_may_share_names(tmp_path: Path) -> None:
+def test_files_in_directories_keep_them_and_may_share_names(tmp_path: Path) -> None:
     path = file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)})
     blueprint = build_blueprint(
         [source(path, key="unet/model.tensors"), source(path, key="vae/model.tensors")], layout=Layout.SAFETENSORS
@@ -137,7 +137,7 @@ def test_files_in_folders_keep_their_folders_and_may_share_names(tmp_path: Path)
     assert {posixpath.dirname(file.path) for file in blueprint.files} == {"unet", "vae"}
 
 
-def test_two_files_of_one_folder_with_a_common_name_are_refused_naming_both(tmp_path: Path) -> None:
+def test_two_files_of_one_directory_with_a_common_tensor_name_are_rejected_with_both_names(tmp_path: Path) -> None:
     first = source(file_of(tmp_path, "a.tensors", {"w": torch.zeros(4)}))
     second = source(file_of(tmp_path, "b.tensors", {"w": torch.zeros(4)}))
     with pytest.raises(NameCollision, match=r"(?s)'w'.*a\.tensors.*b\.tensors|b\.tensors.*a\.tensors"):
@@ -145,7 +145,7 @@ def test_two_files_of_one_folder_with_a_common_name_are_refused_naming_both(tmp_
     assert len(build_blueprint([first, second], layout=Layout.TENSORIZER).files) == 2
 
 
-def test_a_dtype_that_safetensors_lacks_is_refused_naming_tensor_dtype_and_the_other_layout(tmp_path: Path) -> None:
+def test_a_dtype_that_safetensors_lacks_is_rejected_with_tensor_dtype_and_layout(tmp_path: Path) -> None:
     item = source(file_of(tmp_path, "m.tensors", {"z": torch.zeros(2, dtype=torch.complex128)}))
     with pytest.raises(DtypeUnsupported, match=r"'z' has the dtype complex128") as caught:
         build_blueprint([item], layout=Layout.SAFETENSORS)
@@ -161,7 +161,7 @@ def test_an_encrypted_file_needs_the_tensorizer_layout_and_its_data_is_opaque(co
     assert "encrypted" in blueprint.notes[0]
 
 
-def test_a_companion_where_a_shard_goes_is_refused(tmp_path: Path) -> None:
+def test_a_companion_with_the_path_of_a_shard_is_rejected(tmp_path: Path) -> None:
     item = source(file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)}))
     companion = SourceObject("s3://bucket/model.safetensors", "model.safetensors", 10)
     with pytest.raises(NameCollision, match=r"model\.safetensors"):
@@ -171,7 +171,7 @@ def test_a_companion_where_a_shard_goes_is_refused(tmp_path: Path) -> None:
         build_blueprint([item, folder], layout=Layout.SAFETENSORS)
 
 
-def test_how_many_segments_depends_on_the_model_alone() -> None:
+def test_the_number_of_segments_depends_on_the_model_only() -> None:
     assert segment_count(0, 0) == 1
     assert segment_count(100 * MIB, 0) == 1
     assert segment_count(GIB, 0) == 4

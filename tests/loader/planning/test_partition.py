@@ -1,4 +1,4 @@
-"""Linear partitioning against trying every cut."""
+"""Linear partitioning, compared with trying every division."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _smallest_possible(weights: list[int], count: int) -> int:
     st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 60)), min_size=1, max_size=8),
     st.integers(1, 10),
 )
-def test_the_heaviest_run_is_as_light_as_any_cut_allows(weights: list[int], count: int) -> None:
+def test_the_largest_sum_is_as_small_as_possible(weights: list[int], count: int) -> None:
     ranges = linear_partition(weights, count)
     expected = min(count, len(weights))
     assert len(ranges) == expected
@@ -53,12 +53,12 @@ def test_one_huge_tensor_has_a_run_of_its_own() -> None:
     assert linear_partition([1, 1, 100, 1, 1], 3) == [(0, 2), (2, 3), (3, 5)]
 
 
-def test_weights_of_nothing_are_spread_too() -> None:
+def test_weights_of_zero_are_divided_too() -> None:
     ranges = linear_partition([0] * 8, 4)
     assert len(ranges) == 4
 
 
-def test_runs_that_could_be_light_are_evened_out() -> None:
+def test_runs_are_about_equal_where_possible() -> None:
     sizes = [end - start for start, end in linear_partition([1] * 10, 4)]
     assert sorted(sizes) == [2, 2, 3, 3]
 
@@ -71,6 +71,6 @@ def test_a_large_index_is_partitioned_quickly() -> None:
 
 
 @pytest.mark.parametrize(("weights", "count"), [([1], 0), ([1], -1), ([3, -1], 2)])
-def test_nonsense_is_refused(weights: list[int], count: int) -> None:
+def test_invalid_arguments_are_rejected(weights: list[int], count: int) -> None:
     with pytest.raises(ValueError, match="runs"):
         linear_partition(weights, count)

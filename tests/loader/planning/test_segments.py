@@ -49,9 +49,7 @@ ranges = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(lambda pair: (min
 
 
 @given(ranges, st.lists(ranges, max_size=8))
-def test_what_is_left_and_what_was_taken_make_up_the_whole(
-    whole: tuple[int, int], taken: list[tuple[int, int]]
-) -> None:
+def test_remaining_and_subtracted_ranges_are_the_whole(whole: tuple[int, int], taken: list[tuple[int, int]]) -> None:
     left = subtract_ranges(whole, taken)
     covered = {at for start, end in taken for at in range(start, end)}
     assert [at for start, end in left for at in range(start, end)] == [at for at in range(*whole) if at not in covered]
