@@ -17,7 +17,7 @@ from aiohttp import web
 
 from tonnage_operator.api import names
 from tonnage_operator.controller.event_handlers import EventHandlers
-from tonnage_operator.controller.metrics_recorder import set_node_gauges
+from tonnage_operator.controller.metrics_recorder import MetricsRecorder, set_node_gauges
 from tonnage_operator.controller.modelweights_controller import ModelWeightsController
 from tonnage_operator.controller.nodecache_controller import NodeCacheController
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
@@ -49,6 +49,7 @@ class ControllerApp:
         self._installation = installation
         self._server_options = server_options
         self.metrics = Metrics()
+        self._metrics_recorder = MetricsRecorder(self.metrics)
         self.state = ControllerState(installation)
         self.ready = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -70,7 +71,7 @@ class ControllerApp:
                     self._client_config, field_manager=names.FIELD_MANAGER, on_response=self.metrics.observe_request
                 )
             )
-            weights_controller = ModelWeightsController(self.state, client, self.metrics)
+            weights_controller = ModelWeightsController(self.state, client, self.metrics, self._metrics_recorder)
             node_controller = NodeCacheController(self.state, client, self.metrics)
             self.weights_queue = WorkQueue(
                 "ModelWeights", weights_controller.reconcile, on_result=self._result_observer("weights")
@@ -132,6 +133,7 @@ class ControllerApp:
             self.state,
             client,
             self.metrics,
+            self._metrics_recorder,
             has_synced=self.ready.is_set,
             enqueue_weights=self.weights_queue.add,
             enqueue_node=self.node_queue.add,

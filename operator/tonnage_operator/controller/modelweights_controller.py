@@ -11,7 +11,6 @@ from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.event_recorder import EventRecorder
 from tonnage_operator.controller.job_creator import Precondition
-from tonnage_operator.controller.metrics_recorder import MetricsRecorder
 from tonnage_operator.controller.rate_limiter import RateLimiter
 from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist_weights
 from tonnage_operator.controller.workqueue import Gone, StaleCache
@@ -26,6 +25,7 @@ from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import ModelWeightsStatus
+    from tonnage_operator.controller.metrics_recorder import MetricsRecorder
     from tonnage_operator.controller.state import ControllerState, WeightsRecord
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -44,15 +44,11 @@ class ModelWeightsController(Reconciler):
     """Reconciles one ``ModelWeights`` at a time; the key is its uid."""
 
     def __init__(
-        self,
-        state: ControllerState,
-        client: KubeClient,
-        metrics: Metrics,
-        metrics_recorder: MetricsRecorder | None = None,
+        self, state: ControllerState, client: KubeClient, metrics: Metrics, metrics_recorder: MetricsRecorder
     ) -> None:
         super().__init__(state, client, metrics)
         self._event_recorder = EventRecorder(client, metrics)
-        self._metrics_recorder = metrics_recorder or MetricsRecorder(metrics)
+        self._metrics_recorder = metrics_recorder
         self._counts_rate_limiter = RateLimiter(burst=10, interval=_COUNTS_WRITE_INTERVAL)
 
     async def reconcile(self, uid: str) -> float | None:

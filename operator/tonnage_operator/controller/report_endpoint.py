@@ -19,13 +19,13 @@ from tonnage.contract import ReportKind
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
-from tonnage_operator.controller.metrics_recorder import MetricsRecorder
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import TOKEN_REVIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tonnage_operator.controller.metrics_recorder import MetricsRecorder
     from tonnage_operator.controller.state import ControllerState
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.pod import Pod
@@ -74,7 +74,7 @@ class ReportEndpoint:
         state: ControllerState,
         client: KubeClient,
         metrics: Metrics,
-        metrics_recorder: MetricsRecorder | None = None,
+        metrics_recorder: MetricsRecorder,
         *,
         has_synced: Callable[[], bool],
         enqueue_weights: Callable[[str], None],
@@ -84,7 +84,7 @@ class ReportEndpoint:
         self._has_synced = has_synced
         self._client = client
         self._metrics = metrics
-        self._metrics_recorder = metrics_recorder or MetricsRecorder(metrics)
+        self._metrics_recorder = metrics_recorder
         self._enqueue_weights = enqueue_weights
         self._enqueue_node = enqueue_node
         self._senders: dict[str, tuple[float, Sender]] = {}

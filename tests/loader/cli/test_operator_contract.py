@@ -21,6 +21,7 @@ from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.status import SeenRevision
+from tonnage_operator.controller.metrics_recorder import MetricsRecorder
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
@@ -197,6 +198,7 @@ async def operator(tmp_path: Path, authority: CertificateAuthority, model: Model
         state,
         FakeTokenReviews(state),  # type: ignore[arg-type]
         metrics,
+        MetricsRecorder(metrics),
         enqueue_weights=enqueued.append,
         enqueue_node=enqueued.append,
         has_synced=lambda: True,
