@@ -13,7 +13,7 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test e2e demo demo-cluster cluster-up cluster-down images chart bench bench-operator bench-webhook lock format clean
+.PHONY: help setup check lint types test e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-webhook lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ test: ## Run all tests
 e2e: ## Run the tests on a real node, with images, chart, kubelet and pods (part of make test)
 	@$(SETUP) test
 	@$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+kind-up: ## Create a kind cluster with Tonnage (needs docker, kind, kubectl and helm)
+	@hack/kind/cluster.sh up
+
+kind-down: ## Delete the kind cluster
+	@hack/kind/cluster.sh down
 
 demo-cluster: ## Demonstrate Tonnage on a one-node cluster, step by step (as root; about 3 minutes)
 	@$(SETUP) test
