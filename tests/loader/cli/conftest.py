@@ -1,4 +1,4 @@
-"""A small model on a real S3 server, written by the real tensorizer, and a cache that has it."""
+"""A small model that tensorizer wrote, on a real S3 server, and a cache with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = {"model_type": "tiny"}
 
 
 class Model(NamedTuple):
-    """What lies below ``source``, and the environment in which it can be read."""
+    """The model at ``source``, and the environment variables to read it."""
 
     source: str
     bucket: str
@@ -32,7 +32,7 @@ class Model(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tensors_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A ``.tensors`` file of the real tensorizer, and what is in it."""
+    """A ``.tensors`` file that tensorizer wrote, and its tensors."""
     import torch
     from tensorizer import TensorSerializer
 
@@ -50,7 +50,7 @@ def tensors_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
 
 @pytest.fixture(scope="session")
 def model(s3: SeaweedS3, tensors_file: tuple[Path, dict[str, torch.Tensor]]) -> Model:
-    """The model with a companion below a prefix of its own bucket."""
+    """The model with a companion in its own bucket."""
     path, tensors = tensors_file
     bucket = s3.make_bucket()
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What people write: sizes, durations, ranks."""
+"""Parsers of option values: sizes, durations, ranks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_every_set_of_ranks_can_be_written_and_read(ranks: set[int]) -> None:
 
 @BOUNDED
 @given(st.text(max_size=12))
-def test_any_text_is_a_value_or_refused_in_a_sentence(text: str) -> None:
+def test_any_text_is_a_value_or_rejected_with_a_message(text: str) -> None:
     for read in (
         argument_types.parse_size,
         argument_types.parse_duration,
@@ -148,7 +148,7 @@ def test_any_text_is_a_value_or_refused_in_a_sentence(text: str) -> None:
         assert not refusal or repr(text) in refusal
 
 
-def test_names_are_read_in_any_case_and_others_refused_with_the_list() -> None:
+def test_names_are_accepted_in_any_case_and_others_rejected_with_the_list() -> None:
     read = argument_types.enum_choice(Layout)
     assert read("TensorIzer") is Layout.TENSORIZER
     with pytest.raises(ArgumentTypeError, match="'zip' is not one of safetensors, tensorizer"):

@@ -1,4 +1,4 @@
-"""The pages of documentation keep up with the command."""
+"""docs/reference/cli.md matches the command line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def section(name: str) -> str:
 
 
 def option_row(action: object) -> str:
-    """Returns the row of the table that an option must have."""
+    """Returns an option's row of the table."""
     names = ", ".join(action.option_strings) + (f" {action.metavar}" if action.metavar else "")  # type: ignore[attr-defined]
     meaning = " ".join(action.help.split()).replace("|", "\\|").replace("*", "\\*")  # type: ignore[attr-defined]
     return f"| `{names}` | {meaning} |"
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_option_is_on_the_page_as_the_help_says_it(name: str) -> None:
+def test_every_option_is_on_the_page_with_its_help_text(name: str) -> None:
     text = section(name)
     for action in COMMANDS[name]._actions:
         if action.option_strings and action.dest != "help":
@@ -39,7 +39,7 @@ def test_every_option_is_on_the_page_as_the_help_says_it(name: str) -> None:
 
 
 def shown_commands(text: str) -> list[list[str]]:
-    """Returns the words of each call of tonnage in a text with shell examples."""
+    """Returns the arguments of each call of tonnage in a text with shell examples."""
     joined = text.replace("\\\n", " ")
     calls = re.findall(r"(?:^|[$(] ?)\s*(tonnage (?!COMMAND)[^|`\n]*)", joined, re.MULTILINE)
     return [shlex.split(call.rstrip().removesuffix(")").rstrip(), comments=True)[1:] for call in calls]
@@ -59,21 +59,21 @@ def help_commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", page_commands(), ids=" ".join)
-def test_every_command_on_the_page_can_be_given(words: list[str]) -> None:
+def test_every_command_on_the_page_is_valid(words: list[str]) -> None:
     assert parse_command_line(words, {}).command == words[0]
 
 
 @pytest.mark.parametrize("words", help_commands(), ids=" ".join)
-def test_every_example_of_the_help_can_be_given(words: list[str]) -> None:
+def test_every_example_of_the_help_is_valid(words: list[str]) -> None:
     assert parse_command_line(words, {}).command == words[0]
 
 
-def test_both_have_examples_of_every_command() -> None:
+def test_page_and_help_have_examples_of_every_command() -> None:
     assert {args[0] for args in page_commands()} == set(COMMANDS)
     assert {words[0] for words in help_commands()} == set(COMMANDS)
 
 
-def test_the_report_on_the_page_is_one() -> None:
+def test_the_report_on_the_page_is_valid() -> None:
     (line,) = re.findall(r'^\{"schema_version".*', section("load"), re.MULTILINE)
     report = decode_report(line)
     assert report.outcome == "loaded"

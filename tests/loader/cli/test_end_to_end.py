@@ -30,7 +30,7 @@ REPORT_FIELDS = {
 }  # fmt: skip
 
 
-def test_a_load_ends_with_its_report_and_the_model_lies_where_it_says(
+def test_a_load_ends_with_its_report_and_the_model_is_at_its_path(
     loaded: tuple[Path, CommandResult], model: Model
 ) -> None:
     _, finished = loaded
@@ -62,7 +62,7 @@ def test_the_second_load_is_a_hit_that_downloads_nothing(loaded: tuple[Path, Com
     assert finished.report["path"] == first.report["path"]
 
 
-def test_ls_shows_the_entry_in_both_forms(loaded: tuple[Path, CommandResult]) -> None:
+def test_ls_shows_the_entry_as_table_and_json(loaded: tuple[Path, CommandResult]) -> None:
     cache, first = loaded
     name = first.report["entry"]
     table = run_tonnage("ls", "--cache", cache)
@@ -79,9 +79,7 @@ def test_ls_shows_the_entry_in_both_forms(loaded: tuple[Path, CommandResult]) ->
 
 
 @pytest.mark.parametrize("level", ["size", "crc32", "sha256"])
-def test_verify_finds_a_sound_entry_by_the_beginning_of_its_name(
-    loaded: tuple[Path, CommandResult], level: str
-) -> None:
+def test_verify_finds_an_intact_entry_by_a_prefix_of_its_name(loaded: tuple[Path, CommandResult], level: str) -> None:
     cache, first = loaded
     finished = run_tonnage("verify", first.report["entry"][:5], "--cache", cache, "--level", level, "--json")
     assert finished.returncode == 0
@@ -89,7 +87,7 @@ def test_verify_finds_a_sound_entry_by_the_beginning_of_its_name(
     assert (result["sound"], result["verified"]) == (True, level)
 
 
-def test_verify_names_what_was_changed_and_exits_with_its_code(model: Model, tmp_path: Path) -> None:
+def test_verify_names_the_changed_file_and_exits_with_its_code(model: Model, tmp_path: Path) -> None:
     report = run_tonnage("load", model.source, "--cache", tmp_path, environment=model.environment).report
     shard = next(Path(report["path"]).glob("*.safetensors"))
     shard.chmod(0o644)
@@ -103,7 +101,7 @@ def test_verify_names_what_was_changed_and_exits_with_its_code(model: Model, tmp
     assert run_tonnage("verify", report["path"], "--level", "size", "--progress", "off").returncode == 0
 
 
-def test_resolve_pins_what_a_load_then_insists_on(
+def test_a_load_fails_unless_it_finds_the_resolved_digest(
     loaded: tuple[Path, CommandResult], model: Model, tmp_path: Path
 ) -> None:
     finished = run_tonnage("resolve", model.source, "--json", environment=model.environment)
@@ -117,7 +115,7 @@ def test_resolve_pins_what_a_load_then_insists_on(
     assert (other.returncode, other.report["reason"]) == (19, "DigestMismatch")
 
 
-def test_resolve_shows_people_a_table_with_revision_and_digest(model: Model) -> None:
+def test_resolve_prints_a_table_with_revision_and_digest(model: Model) -> None:
     finished = run_tonnage("resolve", model.source, environment=model.environment)
     assert finished.returncode == 0
     assert f"{model.source}model.tensors" in finished.stdout
@@ -175,7 +173,7 @@ def test_the_tensorizer_layout_is_the_unmodified_object(model: Model, tmp_path: 
     assert (folder / "model.tensors").read_bytes() == model.file
 
 
-def test_an_entry_that_is_held_cannot_be_removed_and_after_the_signal_it_can(model: Model, tmp_path: Path) -> None:
+def test_a_held_entry_can_be_removed_only_after_sigterm(model: Model, tmp_path: Path) -> None:
     args: list[str | Path] = ["load", model.source, "--cache", tmp_path, "--hold", "--progress", "off"]
     with start_tonnage(*args, environment=model.environment) as process:
         assert process.stdout is not None
@@ -196,7 +194,7 @@ def test_an_entry_that_is_held_cannot_be_removed_and_after_the_signal_it_can(mod
     assert "no entries" in run_tonnage("ls", "--cache", tmp_path).stdout
 
 
-def test_rm_goes_on_after_an_entry_that_is_in_use(tmp_path: Path) -> None:
+def test_rm_continues_after_an_entry_that_is_in_use(tmp_path: Path) -> None:
     other = published_entry(tmp_path)
     other.path.rename(tmp_path / "aa-in-use")
     published_entry(tmp_path)
@@ -212,7 +210,7 @@ def test_rm_goes_on_after_an_entry_that_is_in_use(tmp_path: Path) -> None:
     assert results == {"aa-in-use": False, ENTRY_NAME: True}
 
 
-def test_a_beginning_that_fits_several_entries_removes_none(tmp_path: Path) -> None:
+def test_an_ambiguous_prefix_removes_no_entry(tmp_path: Path) -> None:
     published_entry(tmp_path).path.rename(tmp_path / "r-0999")
     published_entry(tmp_path)
     finished = run_tonnage("rm", "r-0", "--cache", tmp_path)
@@ -244,7 +242,7 @@ def test_an_interrupted_load_reports_it_and_the_next_one_resumes(s3: SeaweedS3, 
     assert again.report["resumed_bytes"] + again.report["downloaded_bytes"] >= 48 << 20
 
 
-def test_a_load_that_waits_for_another_says_so_and_ends_as_a_hit(s3: SeaweedS3, tmp_path: Path) -> None:
+def test_a_load_that_waits_for_another_reports_it_and_ends_as_a_hit(s3: SeaweedS3, tmp_path: Path) -> None:
     bucket = s3.make_bucket()
     tensors = [RawTensor(f"t{number}".encode(), b"|u1", (4 << 20,), bytes(4 << 20)) for number in range(4)]
     s3.put(bucket, {"m/model.tensors": bytes(build_tensors_file(tensors).data)})
@@ -260,7 +258,7 @@ def test_a_load_that_waits_for_another_says_so_and_ends_as_a_hit(s3: SeaweedS3, 
     assert (second.returncode, second.report["outcome"]) == (0, "hit")
 
 
-def test_a_person_at_a_terminal_sees_one_friendly_line(loaded: tuple[Path, CommandResult], model: Model) -> None:
+def test_a_terminal_shows_one_summary(loaded: tuple[Path, CommandResult], model: Model) -> None:
     leading, following = os.openpty()
     environment = command_environment({**model.environment, "TERM": "xterm", "COLUMNS": "140"})
     args = [sys.executable, "-m", "tonnage", "load", model.source, "--cache", str(loaded[0])]

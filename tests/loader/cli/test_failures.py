@@ -1,4 +1,4 @@
-"""Each failure of a load: its reason, its code, a sentence that names the object, and no secret anywhere."""
+"""Failures of a load: reason, exit code, a message that names the object, and no secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Case(NamedTuple):
-    """What is asked for, and how that must end."""
+    """Arguments of a load, and its expected failure."""
 
     arguments: str
     reason: Reason
@@ -60,7 +60,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def damaged_model(s3: SeaweedS3, model: Model) -> Model:
-    """The model's bucket with damaged files beside it."""
+    """The model's bucket, with damaged files."""
     good = build_tensors_file([RawTensor(b"w", b"<f4", (1000,), bytes(4000))])
     flipped = bytearray(good.data)
     flipped[good.fields["data[0]"].start + 5] ^= 1

@@ -1,4 +1,4 @@
-"""The holder: small, hears every signal, and lets go at once."""
+"""The holder is small, loses no signal, and releases its locks immediately."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ exec_holder([lock.fileno()], ready_fd=int(sys.argv[2]) if sys.argv[2] else None)
 
 
 class HolderProcess:
-    """A real process that loads nothing, takes the lock and becomes a holder."""
+    """A process that acquires a lock and executes the holder, without a load."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ def is_unlocked(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_holds_until_the_signal_and_exits_with_0_within_a_second(holder: HolderProcess, number: int) -> None:
+def test_it_holds_until_a_signal_and_exits_with_0_within_a_second(holder: HolderProcess, number: int) -> None:
     assert not is_unlocked(holder.path)
     began = time.monotonic()
     holder.process.send_signal(number)
@@ -106,13 +106,13 @@ def test_it_keeps_no_credentials_and_no_command_line_of_the_load(holder: HolderP
     assert re.fullmatch(r"[0-9]+", args[4])
 
 
-def test_the_lock_says_that_tonnage_holds_it(holder: HolderProcess) -> None:
+def test_holders_of_the_lock_include_tonnage(holder: HolderProcess) -> None:
     assert [(found.pid, found.command, found.mode) for found in find_lock_holders(holder.path)] == [
         (holder.pid, "tonnage hold", "shared")
     ]
 
 
-def test_it_does_not_end_by_a_hangup_or_a_child(holder: HolderProcess) -> None:
+def test_a_hangup_or_a_child_does_not_end_it(holder: HolderProcess) -> None:
     for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGHUP):
         holder.process.send_signal(number)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -120,7 +120,7 @@ def test_it_does_not_end_by_a_hangup_or_a_child(holder: HolderProcess) -> None:
     assert not is_unlocked(holder.path)
 
 
-def test_kill_9_frees_the_lock_too(holder: HolderProcess) -> None:
+def test_sigkill_releases_the_lock_too(holder: HolderProcess) -> None:
     holder.process.kill()
     assert holder.wait(5) == -9
     assert is_unlocked(holder.path)
@@ -154,9 +154,9 @@ def test_without_a_readiness_listener_the_lock_is_kept(tmp_path: Path) -> None:
         assert running.wait(5) == 0
 
 
-def test_it_execs_the_given_command_once_the_locks_are_free(tmp_path: Path) -> None:
+def test_it_executes_the_exit_command_after_releasing_the_locks(tmp_path: Path) -> None:
     path = tmp_path / "use.lock"
-    marker = tmp_path / "told"
+    marker = tmp_path / "executed"
     os.mkfifo(marker)
     last = f"exit_command=['/bin/sh', '-c', 'cat {marker}; exit 7']"
     program = BECOME.replace("ready_fd=int", f"{last}, ready_fd=int")
@@ -168,14 +168,14 @@ def test_it_execs_the_given_command_once_the_locks_are_free(tmp_path: Path) -> N
         assert running.wait(5) == 7
 
 
-def test_it_may_hold_nothing_at_all(tmp_path: Path) -> None:
+def test_it_runs_without_a_lock(tmp_path: Path) -> None:
     with HolderProcess(tmp_path / "use.lock", program=BECOME.replace("[lock.fileno()]", "[]")) as running:
         assert is_unlocked(running.path)
         running.process.terminate()
         assert running.wait(5) == 0
 
 
-def test_as_the_first_process_of_a_container_it_ends_and_reaps(tmp_path: Path) -> None:
+def test_as_pid_1_it_exits_on_a_signal_and_reaps(tmp_path: Path) -> None:
     path = tmp_path / "use.lock"
     probe = subprocess.run(["unshare", "-pf", "--mount-proc", "true"], check=False, capture_output=True)
     if probe.returncode:
@@ -212,7 +212,7 @@ def test_a_wrong_command_line_is_an_error(arguments: list[str], words: str) -> N
     assert words in run.stderr
 
 
-def test_where_the_interpreter_can_not_be_executed_signals_work_again(
+def test_signals_are_unblocked_if_the_interpreter_cannot_be_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))

@@ -1,4 +1,4 @@
-"""What is said about files, without their weights."""
+"""Inspection of files without their weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TENSORS = [RawTensor(f"t{number}".encode(), b"|u1", (1000,), bytes(1000)) for number in range(10)]
 
 
-def test_a_real_file_is_described_as_it_was_written(
+def test_inspection_of_a_file_matches_what_was_written(
     tensors_file: tuple[Path, dict[str, torch.Tensor]],
 ) -> None:
     path, tensors = tensors_file
@@ -39,7 +39,7 @@ def test_a_real_file_is_described_as_it_was_written(
     assert file.segments[0].tensors == len(tensors)
 
 
-def test_every_file_of_the_corpus_can_be_looked_into(corpus: dict[str, CorpusFile]) -> None:
+def test_every_file_of_the_corpus_can_be_inspected(corpus: dict[str, CorpusFile]) -> None:
     for name, known in corpus.items():
         (file,) = inspect_files([known.path]).files
         assert len(file.tensors) == len(known.tensors), name
@@ -47,14 +47,16 @@ def test_every_file_of_the_corpus_can_be_looked_into(corpus: dict[str, CorpusFil
         assert file.encrypted == known.encrypted, name
 
 
-def test_what_safetensors_cannot_hold_is_shown_in_the_other_layout_with_a_note(corpus: dict[str, CorpusFile]) -> None:
+def test_a_model_unsupported_by_safetensors_is_shown_in_the_other_layout_with_a_note(
+    corpus: dict[str, CorpusFile],
+) -> None:
     encrypted = next(file for file in corpus.values() if file.encrypted)
     inspection = inspect_files([encrypted.path])
     assert inspection.layout is Layout.TENSORIZER
     assert "safetensors layout can't represent this model" in inspection.notes[0]
 
 
-def test_segments_cover_the_body_without_gaps_and_tensors_know_theirs(tmp_path: Path) -> None:
+def test_segments_cover_the_body_without_gaps_and_tensors_have_their_segment(tmp_path: Path) -> None:
     path = tmp_path / "x.tensors"
     path.write_bytes(build_tensors_file(TENSORS).data)
     (file,) = inspect_files([path], segment_size=3000).files
@@ -85,7 +87,7 @@ def test_an_inspection_is_json(tmp_path: Path) -> None:
     assert decoded["files"][0]["tensors"][3]["name"] == "t3"
 
 
-def test_what_is_no_such_file_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_another_kind_of_file_is_rejected_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFound, match="gone"):
         inspect_files([tmp_path / "gone"])
     with pytest.raises(NoTensorFiles, match=str(tmp_path)):

@@ -1,4 +1,4 @@
-"""The operator's own Jobs and pods, run by the real loader, which reports to the operator's own endpoint over TLS.
+"""The operator's Jobs and pods, run by the real loader, which reports to the operator's endpoint over TLS.
 
 Kubernetes is left out: a container's arguments and environment are taken as they are, with its mounts moved into a
 folder of the test, and one call of the API server, TokenReview, is answered here.
@@ -49,7 +49,7 @@ Body = dict[str, Any]
 
 
 class FakeTokenReviews:
-    """TokenReview: a token is its pod's uid."""
+    """TokenReviews whose tokens are the pods' UIDs."""
 
     def __init__(self, cluster: ControllerState) -> None:
         self._state = cluster
@@ -68,7 +68,7 @@ class FakeTokenReviews:
 
 @dataclasses.dataclass
 class OperatorStub:
-    """The receiving end, and the machine that pods run on."""
+    """The report endpoint, and the node of the pods."""
 
     folder: Path
     state: ControllerState
@@ -92,11 +92,11 @@ class OperatorStub:
         return found
 
     def add_pod(self, pod: Body) -> None:
-        """Lets the cluster know a pod that is about to run."""
+        """Adds a pod to the cluster before it runs."""
         self.state.pods.put({**pod, "status": {}})
 
     def start_job(self, job: Body) -> str:
-        """Does what the API server and the Job's controller do; returns the Job's uid."""
+        """Creates a Job and its pod, like the API server and the Job controller. Returns the Job's UID."""
         stored = objects.stored_job(job)
         stored["metadata"]["resourceVersion"] = "1"
         self.state.jobs.put(stored)
@@ -124,7 +124,7 @@ class OperatorStub:
         return self.folder / path.strip("/").replace("/", "-")
 
     def with_local_paths(self, text: str) -> str:
-        """Returns an argument or a variable with the mounts where they are here."""
+        """Returns an argument or variable with the local paths of mounts."""
         for path in MOUNT_PATHS:
             text = text.replace(path, str(self.local_path(path)))
         return text
@@ -162,7 +162,7 @@ class OperatorStub:
         return contract.decode_report(self.local_path("/dev/termination-log").read_bytes())
 
     async def resolved(self) -> SeenRevision:
-        """Runs the resolve Job, and returns what the controller makes of its report."""
+        """Runs the resolve Job, and returns the controller's result for its report."""
         uid = self.start_job(job := jobs.build_resolve_job(self.weights, self.installation, round_="", attempt=1))
         finished = await self.run_job(job)
         assert (finished.returncode, finished.stderr) == (0, "")
@@ -172,12 +172,12 @@ class OperatorStub:
         return seen
 
     def with_revision(self, seen: SeenRevision) -> ModelWeights:
-        """Returns the object as it is once its revision is known."""
+        """Returns the object with a resolved revision."""
         status = self.weights.status.model_copy(update={"resolved": seen})
         return dataclasses.replace(self.weights, status=status)
 
     def injected(self, weights: ModelWeights, **annotations: str) -> Body:
-        """Returns the loader's container of a pod of a user's, which the cluster knows now."""
+        """Adds a user's pod to the cluster, and returns its injected loader container."""
         pod_annotations = {names.MODEL: "llama", **annotations}
         pod = {"metadata": {"name": "server-0", "namespace": "serving", "annotations": pod_annotations},
                "spec": {"containers": [{"name": "server", "image": "vllm"}], "nodeName": "node-1"}}  # fmt: skip
@@ -192,7 +192,7 @@ class OperatorStub:
 
 @pytest.fixture
 async def operator(tmp_path: Path, authority: CertificateAuthority, model: Model) -> AsyncIterator[OperatorStub]:
-    """An endpoint with its certificate, and an object that names a model on a real S3 server."""
+    """An endpoint with a certificate, and a ModelWeights with a model on a real S3 server."""
     state, metrics, enqueued = ControllerState(objects.INSTALLATION), Metrics(), list[str]()
     endpoint = ReportEndpoint(
         state,

@@ -1,4 +1,4 @@
-"""Files and lines that a command leaves."""
+"""The output of commands: files and lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REPORT = Report(outcome=Outcome.LOADED, revision="r-0123456789ab", notes=("n" * 3000, "m" * 3000))
 
 
-def test_a_report_file_is_replaced_in_one_step_and_leaves_no_draft(tmp_path: Path) -> None:
+def test_a_report_file_is_replaced_atomically_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
     write_report_files(REPORT, str(path), "")
@@ -28,7 +28,7 @@ def test_a_report_file_is_replaced_in_one_step_and_leaves_no_draft(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_report_can_go_into_a_pipe(tmp_path: Path) -> None:
+def test_a_report_can_be_written_to_a_pipe(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     received: list[bytes] = []
@@ -39,7 +39,7 @@ def test_a_report_can_go_into_a_pipe(tmp_path: Path) -> None:
     assert received == [b"hello"]
 
 
-def test_the_termination_message_is_cut_to_what_kubernetes_keeps(tmp_path: Path) -> None:
+def test_the_termination_message_is_limited_to_4096_bytes(tmp_path: Path) -> None:
     log = tmp_path / "termination-log"
     log.touch()
     place = log.stat().st_ino
@@ -64,7 +64,7 @@ def test_an_error_is_shown_with_its_reason_and_remedy(capsys: pytest.CaptureFixt
     assert second == f"  → {AccessDenied.remedy}"
 
 
-def test_a_failed_report_has_what_plan_and_loader_knew() -> None:
+def test_a_failed_report_has_details_of_plan_and_error() -> None:
     invocation = Invocation(["load", "s3://b/k"], {}, Cancellation())
     invocation.plan = Plan(sources=(S3Source(bucket="b", prefix="k/"),), entry="mine")
     error = AccessDenied("No.")
@@ -74,13 +74,13 @@ def test_a_failed_report_has_what_plan_and_loader_knew() -> None:
     assert (report.revision, report.downloaded_bytes, report.verified) == ("r-0123456789ab", 7, "none")
 
 
-def test_a_failed_report_says_where_it_comes_from() -> None:
+def test_a_failed_report_has_node_and_pod() -> None:
     invocation = Invocation(["load"], {"TONNAGE_NODE": "node-1", "TONNAGE_POD": "server-0"}, Cancellation())
     report = invocation.failure_report(AccessDenied("No."))
     assert (report.node, report.pod) == ("node-1", "server-0")
 
 
-def test_a_defect_is_an_internal_error_without_secrets_and_with_a_traceback_on_request(
+def test_an_internal_error_has_no_secrets_and_a_traceback_on_request(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     environment = {"AWS_SECRET_ACCESS_KEY": "sekret-value", "TONNAGE_DEBUG": "1"}

@@ -1,4 +1,4 @@
-"""The command line as people meet it: options, variables, help and refusals."""
+"""The command line: options, environment variables, help and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_load_has_every_promised_option() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_option_of_a_command_says_what_it_does(name: str) -> None:
+def test_every_option_has_a_help_text(name: str) -> None:
     for action in COMMANDS[name]._actions:
         assert action.help, action.option_strings
 
@@ -65,7 +65,7 @@ def test_help_of_the_program_lists_the_commands() -> None:
         assert command.summary in text
 
 
-def test_an_option_that_is_left_out_comes_from_the_environment() -> None:
+def test_the_environment_sets_options_that_are_not_given() -> None:
     environment = {
         "TONNAGE_CACHE": "/c",
         "TONNAGE_VERIFY": "SHA256",
@@ -84,7 +84,7 @@ def test_an_option_that_is_left_out_comes_from_the_environment() -> None:
     assert sorted(found.from_environment) == ["anonymous", "cache", "exclude", "verify"]
 
 
-def test_a_variable_that_makes_no_sense_is_named() -> None:
+def test_an_invalid_variable_is_named() -> None:
     with pytest.raises(UsageError, match="TONNAGE_TIMEOUT: 'soon' is not a duration"):
         parse_command_line(["load", "s3://b/k"], {"TONNAGE_TIMEOUT": "soon"})
 
@@ -99,7 +99,7 @@ def test_every_variable_is_named_after_its_option(name: str) -> None:
         assert variable == "TONNAGE_" + action.option_strings[0].removeprefix("--").replace("-", "_").upper()
 
 
-def test_values_are_read_into_what_they_mean() -> None:
+def test_values_are_parsed() -> None:
     args = "load s3://b/a s3://b/c --layout tensorizer --ranks 0-2 --addressing-style path --timeout 10m --include x"
     found = parse_command_line([*args.split(), "--include", "y", "--bandwidth-limit", "5GiB", "--hold"], {})
     assert found.sources == ["s3://b/a", "s3://b/c"]
@@ -129,7 +129,7 @@ def test_values_are_read_into_what_they_mean() -> None:
         ("ls extra", "Unknown argument 'extra'"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_refused_in_a_sentence(line: str, message: str) -> None:
+def test_an_invalid_command_line_is_rejected_with_a_message(line: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse_command_line(line.split(), {})
     assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""From arguments to a plan."""
+"""Plans from arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan_for(line: str, environment: dict[str, str] | None = None) -> Plan:
     return plan_from_arguments(parse_command_line(line.split(), environment or {}))
 
 
-def test_flags_make_the_plan_that_they_describe() -> None:
+def test_options_become_fields_of_the_plan() -> None:
     plan = plan_for(
         "load s3://models/llama/ --endpoint-url http://s3:8333 --region eu-1 --addressing-style virtual --anonymous "
         "--verify sha256 --layout tensorizer --ranks 0,1 --workers 3 --connections 9 --part-size 8Mi "
@@ -41,12 +41,12 @@ def test_flags_make_the_plan_that_they_describe() -> None:
     assert (limits.segment_size, limits.bandwidth, limits.timeout) == (1 << 30, 400_000_000, 90.0)
 
 
-def test_without_flags_the_plan_has_its_defaults() -> None:
+def test_without_options_the_plan_has_its_defaults() -> None:
     plan = plan_for("load s3://models/llama/")
     assert plan == Plan(sources=(S3Source(bucket="models", prefix="llama/"),))
 
 
-def test_urls_make_a_source_of_their_own() -> None:
+def test_urls_become_an_http_source() -> None:
     assert isinstance(plan_for("load https://host/x.tensors").sources[0], HttpSource)
 
 
@@ -60,12 +60,12 @@ def test_a_plan_in_the_environment_may_be_the_json_itself() -> None:
     assert plan_for("load", {"TONNAGE_PLAN": encode_plan(PLAN).decode()}) == PLAN
 
 
-def test_a_source_on_the_command_line_overrules_a_plan_from_the_environment() -> None:
+def test_a_source_on_the_command_line_overrides_a_plan_from_the_environment() -> None:
     plan = plan_for("load s3://other/x/", {"TONNAGE_PLAN": encode_plan(PLAN).decode()})
     assert plan.sources == (S3Source(bucket="other", prefix="x/"),)
 
 
-def test_variables_for_flags_do_not_contradict_a_plan() -> None:
+def test_variables_for_options_do_not_conflict_with_a_plan() -> None:
     environment = {"TONNAGE_PLAN": encode_plan(PLAN).decode(), "TONNAGE_VERIFY": "sha256"}
     assert plan_for("load", environment).verify is Verify.SIZE
 
@@ -88,7 +88,7 @@ def test_variables_for_flags_do_not_contradict_a_plan() -> None:
         ("load s3://b/k/ https://h/x.tensors s3:/oops", "s3:/oops"),
     ],
 )
-def test_what_contradicts_itself_is_an_invalid_plan(line: str, message: str, tmp_path: Path) -> None:
+def test_contradictory_or_unreadable_arguments_are_an_invalid_plan(line: str, message: str, tmp_path: Path) -> None:
     contents = {
         "plan": encode_plan(PLAN),
         "garbage": b"{]",
@@ -102,7 +102,7 @@ def test_what_contradicts_itself_is_an_invalid_plan(line: str, message: str, tmp
         plan_for(line.format(**paths))
 
 
-def test_a_cache_must_be_named() -> None:
+def test_a_cache_must_be_given() -> None:
     with pytest.raises(InvalidPlan, match="TONNAGE_CACHE"):
         cache_folder(parse_command_line(["load", "s3://b/k/"], {}))
 

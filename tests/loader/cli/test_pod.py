@@ -1,4 +1,4 @@
-"""What a pod relies on: files that say how it went, reports to the operator, and an end when it is told to."""
+"""Loads in a pod: ready and status files, reports to the operator, and the exit on SIGTERM."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST_RESIDENT_KIB = 12 * 1024
 
 @dataclass
 class PodEnvironment:
-    """What the operator gives a loader: a plan in the environment, folders, an endpoint."""
+    """The loader's environment in a pod: a plan in a variable, folders, a report endpoint."""
 
     folder: Path
     report_server: ReportServer
@@ -76,7 +76,7 @@ class PodEnvironment:
 
     @contextlib.contextmanager
     def holding(self, *more: str) -> Iterator[subprocess.Popen[str]]:
-        """A sidecar whose holder waits for its end."""
+        """A sidecar with a running holder."""
         with start_tonnage(*self.load_arguments("--hold", *more), environment=self.env()) as process:
             assert process.stdout is not None
             process.stdout.readline()
@@ -90,7 +90,7 @@ class PodEnvironment:
 
 @pytest.fixture
 def pod(tmp_path: Path, model: Model, authority: CertificateAuthority) -> Iterator[PodEnvironment]:
-    """A pod as the operator makes it: of the cache it sees only the folder of its own entry."""
+    """A pod like the operator's: of the cache it has only the folder of its entry."""
     with ReportServer(tmp_path, authority) as report_server:
         plan = Plan(
             sources=(S3Source(bucket=model.bucket, prefix="tiny/"),),
@@ -113,7 +113,7 @@ def pod_without_model(pod: PodEnvironment) -> PodEnvironment:
     return pod
 
 
-def test_a_load_reports_to_the_operator_whose_it_is_and_where(pod: PodEnvironment) -> None:
+def test_reports_to_the_operator_have_identity_node_and_pod(pod: PodEnvironment) -> None:
     finished = pod.run()
     assert (finished.returncode, finished.stderr) == (0, "")
     assert set(pod.report_server.report_kinds[:-1]) <= {"progress"}
@@ -132,8 +132,8 @@ def test_a_hit_sends_one_report(pod: PodEnvironment) -> None:
     assert pod.report_server.report_kinds == ["finished"]
 
 
-def test_nothing_is_touched_outside_of_the_folder_of_the_entry(pod: PodEnvironment) -> None:
-    """In a pod its parent is the container's own, read-only; a claim has a folder of the file system's, too."""
+def test_nothing_is_written_outside_the_folder_of_the_entry(pod: PodEnvironment) -> None:
+    """In a pod the parent folder is read-only, and in a claim it has a folder of the file system."""
     (pod.entry / "lost+found").mkdir(0o700)
     before = (pod.folder / "cache").stat()
     assert pod.run().returncode == 0
@@ -142,14 +142,14 @@ def test_nothing_is_touched_outside_of_the_folder_of_the_entry(pod: PodEnvironme
     assert {path.name for path in pod.entry.iterdir()} == {"lost+found", ".tonnage", "model"}
 
 
-def test_a_pod_that_may_continue_finds_ready_in_both_files(pod: PodEnvironment) -> None:
+def test_after_a_load_both_files_are_written(pod: PodEnvironment) -> None:
     assert pod.run().returncode == 0
     assert pod.status.read_text() == "ready\n"
     assert pod.ready.read_text() == f"{ENTRY}\n"
     assert sorted(path.name for path in pod.ready.parent.iterdir()) == ["ready", "status"]
 
 
-def test_a_ready_file_of_an_earlier_run_is_taken_back_first(pod_without_model: PodEnvironment) -> None:
+def test_a_ready_file_of_an_earlier_run_is_removed_first(pod_without_model: PodEnvironment) -> None:
     pod_without_model.ready.write_text("old")
     assert pod_without_model.run().returncode == 11
     assert not pod_without_model.ready.exists()
@@ -165,7 +165,7 @@ def test_a_failure_is_in_report_and_termination_message(pod_without_model: PodEn
     assert decode_report(pod_without_model.log.read_bytes()) == decode_report(finished.stdout) == reported
 
 
-def test_a_pod_may_continue_without_its_weights(pod_without_model: PodEnvironment) -> None:
+def test_a_pod_can_continue_without_its_weights(pod_without_model: PodEnvironment) -> None:
     finished = pod_without_model.run("--on-failure", "continue")
     assert finished.returncode == 0
     assert (finished.report["outcome"], finished.report["reason"]) == ("failed", "ObjectNotFound")
@@ -182,7 +182,7 @@ def test_a_sidecar_without_weights_runs_until_sigterm(pod_without_model: PodEnvi
     assert pod_without_model.report_server.report_kinds == ["finished"]
 
 
-def test_a_defect_is_a_failure_like_any_other(pod: PodEnvironment, tmp_path: Path) -> None:
+def test_an_unexpected_exception_is_handled_like_any_other_failure(pod: PodEnvironment, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tonnage.loading'] = None\n")
     from support.tonnage_cli import command_environment
 
@@ -208,7 +208,7 @@ def test_a_pod_that_ends_while_it_loads_does_not_continue(pod: PodEnvironment, f
     assert decode_report(pod.log.read_bytes()).reason == "Interrupted"
 
 
-def test_a_holder_reports_its_release_and_is_gone_within_a_second(pod: PodEnvironment) -> None:
+def test_a_holder_reports_its_release_and_exits_within_a_second(pod: PodEnvironment) -> None:
     with pod.holding() as process:
         assert pod.ready.exists()
         began = time.monotonic()
@@ -220,7 +220,7 @@ def test_a_holder_reports_its_release_and_is_gone_within_a_second(pod: PodEnviro
     assert (released.entry, released.identity, released.pod) == (ENTRY, IDENTITY, "server-0")
 
 
-def test_an_entry_is_free_before_its_release_is_reported(pod: PodEnvironment) -> None:
+def test_an_entry_is_unlocked_before_its_release_is_reported(pod: PodEnvironment) -> None:
     with pod.holding() as process:
         pod.report_server.unresponsive = True
         began = time.monotonic()
@@ -231,7 +231,7 @@ def test_an_entry_is_free_before_its_release_is_reported(pod: PodEnvironment) ->
         assert time.monotonic() - began < 5
 
 
-def test_a_holder_that_will_report_is_as_small_and_knows_no_secret(pod: PodEnvironment) -> None:
+def test_a_holder_with_reporting_is_as_small_and_has_no_secret(pod: PodEnvironment) -> None:
     with pod.holding() as process:
         proc = Path(f"/proc/{process.pid}")
         found = re.search(r"^VmRSS:\s+(\d+) kB$", (proc / "status").read_text(), re.MULTILINE)
@@ -264,13 +264,13 @@ def test_a_sidecar_is_ready_before_it_reports(pod: PodEnvironment) -> None:
         assert process.wait(10) == 0
 
 
-def test_arguments_that_make_no_sense_end_up_in_the_termination_message(pod: PodEnvironment) -> None:
+def test_invalid_arguments_are_in_the_termination_message(pod: PodEnvironment) -> None:
     finished = run_tonnage(*pod.load_arguments("--no-such-option"), environment=pod.env())
     assert finished.returncode == 2
     assert "--no-such-option" in decode_report(pod.log.read_bytes()).message
 
 
-def test_a_resolve_job_reports_what_it_found(pod: PodEnvironment, model: Model) -> None:
+def test_a_resolve_job_reports_the_objects(pod: PodEnvironment, model: Model) -> None:
     args: list[str | Path] = ["resolve", "--termination-log", pod.log]
     finished = run_tonnage(*args, environment=pod.env())
     assert (finished.returncode, finished.stderr) == (0, "")
@@ -282,7 +282,7 @@ def test_a_resolve_job_reports_what_it_found(pod: PodEnvironment, model: Model) 
     assert decode_report(pod.log.read_bytes()) == received.report
 
 
-def test_a_resolve_job_that_fails_says_why(pod_without_model: PodEnvironment) -> None:
+def test_a_failed_resolve_job_reports_the_reason(pod_without_model: PodEnvironment) -> None:
     finished = run_tonnage("resolve", "--termination-log", pod_without_model.log, environment=pod_without_model.env())
     assert finished.returncode == 11
     reported = pod_without_model.report_server.received[-1].report
@@ -290,7 +290,7 @@ def test_a_resolve_job_that_fails_says_why(pod_without_model: PodEnvironment) ->
     assert json.loads(pod_without_model.log.read_bytes())["reason"] == "ObjectNotFound"
 
 
-def test_a_cleanup_job_may_come_twice(pod: PodEnvironment) -> None:
+def test_a_cleanup_job_is_idempotent(pod: PodEnvironment) -> None:
     args: list[str | Path] = ["rm", "--cache", pod.entry.parent, "--ignore-not-found", ENTRY]
     assert run_tonnage(*args).returncode == 0
     pod.run()

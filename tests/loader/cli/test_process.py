@@ -1,4 +1,4 @@
-"""What every run of the command promises, whatever it is about: streams, exit codes, signals."""
+"""Properties of every run of the command: streams, exit codes, signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_version_is_printed_in_both_ways() -> None:
+def test_the_option_and_the_command_print_the_version() -> None:
     assert run_tonnage("--version").stdout == f"tonnage {__version__}\n"
     assert run_tonnage("version").stdout == f"tonnage {__version__}\n"
     assert json.loads(run_tonnage("version", "--json").stdout)["tonnage"] == __version__
@@ -31,7 +31,7 @@ def test_help_goes_to_standard_output_and_succeeds() -> None:
     assert "tonnage load s3://" in finished.stdout
 
 
-def test_a_load_that_cannot_be_understood_still_ends_with_a_report() -> None:
+def test_a_load_with_an_invalid_command_line_still_ends_with_a_report() -> None:
     finished = run_tonnage("load", "s3://b/k/", "--cache", "/c", "--part-size", "many")
     assert finished.returncode == 2
     assert finished.report["outcome"] == "failed"
@@ -54,14 +54,14 @@ def test_other_commands_print_failures_as_json_with_json(tmp_path: Path) -> None
     assert json.loads(finished.stdout)["remedy"]
 
 
-def test_no_command_at_all_names_them() -> None:
+def test_without_a_command_the_message_lists_the_commands() -> None:
     finished = run_tonnage()
     assert finished.returncode == 2
     for name in ("load", "resolve", "inspect", "ls", "verify", "rm"):
         assert name in finished.stderr
 
 
-def test_a_plan_comes_from_standard_input_too(tmp_path: Path) -> None:
+def test_a_plan_can_be_read_from_standard_input(tmp_path: Path) -> None:
     finished = run_tonnage(
         "load", "--plan", "-", "--cache", tmp_path, stdin_text='{"schema_version": 99, "sources": []}'
     )
@@ -77,7 +77,7 @@ def test_report_file_and_termination_message_contain_failures(tmp_path: Path) ->
     assert decode_report(report.read_bytes()) == decode_report(log.read_bytes())
 
 
-def test_a_closed_pipe_ends_a_table_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_a_table_without_a_message(tmp_path: Path) -> None:
     published_entry(tmp_path)
     reading, writing = os.pipe()
     os.close(reading)
@@ -98,7 +98,7 @@ def test_a_closed_pipe_does_not_change_a_loads_exit_code() -> None:
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_reason_to_crash(tmp_path: Path, closed: str) -> None:
+def test_closed_streams_do_not_cause_a_crash(tmp_path: Path, closed: str) -> None:
     line = f"exec {sys.executable} -m tonnage load gopher://x --cache {tmp_path} --report {tmp_path}/report {closed}"
     finished = subprocess.run(
         ["sh", "-c", line], env=command_environment(), capture_output=True, check=False, text=True
@@ -109,8 +109,8 @@ def test_closed_streams_are_no_reason_to_crash(tmp_path: Path, closed: str) -> N
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_a_defect_is_reported_as_one(tmp_path: Path, debug: bool) -> None:
-    """A module that cannot be imported stands for any defect."""
+def test_an_unexpected_exception_is_reported_as_an_internal_error(tmp_path: Path, debug: bool) -> None:
+    """The exception is a module that cannot be imported."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tonnage.loading'] = None\n")
     loader = command_environment()["PYTHONPATH"]
     environment = {"PYTHONPATH": f"{tmp_path}:{loader}", **({"TONNAGE_DEBUG": "1"} if debug else {})}

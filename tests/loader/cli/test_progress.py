@@ -1,4 +1,4 @@
-"""How a load is shown while it goes on."""
+"""Progress output."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_bar_appears_only_when_there_is_something_to_wait_for(monkeypatch: pyt
         assert bar._bar is not None
 
 
-def test_resolving_that_takes_long_gets_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_resolve_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with LazyProgressBar(delay=0.0) as bar:
         bar.show(Progress(phase="resolving"))
@@ -102,7 +102,7 @@ def test_the_bar_shows_phase_bytes_rate_time_left_tensors_and_retries() -> None:
         assert part in text, part
 
 
-def test_a_clock_shows_hours_only_where_there_are_any() -> None:
+def test_a_clock_time_has_hours_only_if_needed() -> None:
     from tonnage.cli.progress_bar import format_clock_time
 
     assert [format_clock_time(seconds) for seconds in (0, 8.4, 750, 3723)] == ["0:00", "0:08", "12:30", "1:02:03"]

@@ -1,4 +1,4 @@
-"""Reasons and exit codes are a promise to scripts."""
+"""Reasons and exit codes are stable and documented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tonnage.errors import Reason, error_classes
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "reasons.md"
 
 
-def test_every_reason_has_one_class_with_an_exit_code_of_its_own() -> None:
+def test_every_reason_has_one_class_and_its_own_exit_code() -> None:
     classes = error_classes()
     assert set(classes) == set(Reason)
     codes = [cls.exit_code for cls in classes.values()]
@@ -25,9 +25,9 @@ def test_every_reason_has_a_meaning_and_a_remedy_in_sentences() -> None:
         assert remedy.endswith("."), reason
 
 
-def test_the_page_of_reasons_is_what_the_error_classes_say() -> None:
+def test_the_page_of_reasons_is_up_to_date() -> None:
     assert PAGE.read_text() == reasons_table.markdown(), (
-        "make it anew: python -m tonnage.cli.reasons_table > docs/reference/reasons.md"
+        "generate it: python -m tonnage.cli.reasons_table > docs/reference/reasons.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""What must never be printed, and what may."""
+"""Redaction of secrets."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_signatures_outside_of_urls_are_hidden() -> None:
     assert "deadbeef" not in redact("X-Amz-Signature=deadbeef, Authorization: deadbeef", {})
 
 
-def test_short_values_and_ordinary_text_stay() -> None:
+def test_short_values_and_ordinary_text_are_kept() -> None:
     text = "s3://models/a?b.tensors: tensor 'x' at offset 12 has tok== problems"
     assert redact(text, ENVIRONMENT) == text
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=40), st.text(alphabet="abcXYZ019+/=", min_size=8, max_size=40), st.text(max_size=40))
-def test_a_secret_never_survives_wherever_it_stands(before: str, secret: str, after: str) -> None:
+def test_a_secret_is_removed_wherever_it_is(before: str, secret: str, after: str) -> None:
     assert secret not in redact(before + secret + after, {"AWS_SECRET_ACCESS_KEY": secret})

@@ -1,4 +1,4 @@
-"""The first signal asks for an orderly end, the second ends at once."""
+"""The first signal ends a command in order, the second immediately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
-def test_a_signal_is_an_answer_where_it_is_asked_for() -> None:
+def test_a_polled_signal_does_not_raise() -> None:
     with Cancellation() as cancellation:
         assert not cancellation.canceled()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -32,14 +32,14 @@ def test_a_signal_is_an_answer_where_it_is_asked_for() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_signal_is_an_error_where_it_is_not_polled() -> None:
+def test_a_signal_raises_unless_it_is_polled() -> None:
     with Cancellation(), pytest.raises(Interrupted, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["load", "resolve", "inspect"])
-def test_a_signal_during_a_request_is_an_interruption_with_its_own_code(
+def test_a_signal_during_a_request_ends_with_the_code_of_interrupted(
     faulty_server: FaultyServer, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
     faulty_server.put("b/x.tensors", b"|TZR|")
@@ -57,7 +57,7 @@ def test_a_signal_during_a_request_is_an_interruption_with_its_own_code(
     assert "Traceback" not in err
 
 
-def test_the_second_signal_ends_a_program_that_does_not_come_to_its_end() -> None:
+def test_the_second_signal_ends_a_program_that_does_not_exit() -> None:
     program = (
         "import time; from tonnage.cli.signals import Cancellation\n"
         "with Cancellation() as asked:\n"
@@ -76,7 +76,7 @@ def test_the_second_signal_ends_a_program_that_does_not_come_to_its_end() -> Non
         assert process.wait(30) == -signal.SIGTERM
 
 
-def test_the_second_signal_ends_the_first_process_of_a_container_too() -> None:
+def test_the_second_signal_ends_pid_1_too() -> None:
     if subprocess.run(["unshare", "-pf", "true"], check=False, capture_output=True).returncode:
         pytest.skip("can't make a PID namespace here")
     program = (

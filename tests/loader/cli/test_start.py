@@ -1,4 +1,4 @@
-"""How little a cache hit needs: what is imported, and how long the whole process takes."""
+"""A cache hit is cheap: its imports, and the time of the whole process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loader.cli.conftest import Model
 
-DEAR = {
+EXPENSIVE = {
     "rich", "botocore", "boto3", "torch", "numpy", "safetensors", "tensorizer", "isal", "asyncio", "http.client",
     "urllib.request", "logging", "multiprocessing", "concurrent.futures", "ssl", "socket", "shutil", "tempfile",
     "traceback", "difflib",
@@ -24,7 +24,7 @@ HIT_SECONDS = 0.15
 
 
 def modules_of(args: list[str], environment: dict[str, str]) -> set[str]:
-    """Returns what a run imports."""
+    """Returns the modules that a run imports."""
     program = (
         "import sys; from tonnage.cli.main import main; code = main(sys.argv[1:]);"
         "print('\\n' + ' '.join(sys.modules)); sys.exit(code)"
@@ -40,21 +40,21 @@ def test_a_hit_imports_nothing_expensive(loaded: tuple[Path, CommandResult], mod
     args = ["load", model.source, "--cache", str(loaded[0])]
     modules = modules_of(args, model.environment)
     assert "tonnage.loading.load" in modules
-    assert not DEAR & modules
+    assert not EXPENSIVE & modules
 
 
 def test_help_and_version_import_no_loader() -> None:
     modules = modules_of(["version"], {})
     assert not {name for name in modules if name.startswith(("tonnage.loading", "tonnage.source", "pycurl"))}
-    assert not DEAR & modules
+    assert not EXPENSIVE & modules
 
 
-def test_a_listing_for_a_pipe_imports_no_tables_for_people(loaded: tuple[Path, CommandResult]) -> None:
-    assert not DEAR & modules_of(["ls", "--cache", str(loaded[0])], {})
+def test_a_listing_for_a_pipe_does_not_import_rich(loaded: tuple[Path, CommandResult]) -> None:
+    assert not EXPENSIVE & modules_of(["ls", "--cache", str(loaded[0])], {})
 
 
 def test_a_hit_takes_milliseconds(loaded: tuple[Path, CommandResult], model: Model) -> None:
-    """The best of several runs, so that other work on the machine is not measured."""
+    """Takes the fastest of several runs, because the machine may be busy."""
     args = [sys.executable, "-c", "import sys; from tonnage.cli.main import main; sys.exit(main(sys.argv[1:]))"]
     args += ["load", model.source, "--cache", str(loaded[0])]
     environment = {

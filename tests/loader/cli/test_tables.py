@@ -1,4 +1,4 @@
-"""Tables for programs and for people."""
+"""Tables, plain and on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 COLUMNS = (Column("NAME", foldable=True), Column("BYTES", number=True), Column("NOTE"))
 
 
-def test_plain_columns_are_aligned_and_nothing_is_cut() -> None:
+def test_plain_columns_are_aligned_and_not_truncated() -> None:
     rows = [["a" * 120, "7", ""], ["b", "1,000", "x"]]
     title, first, second = plain_table(COLUMNS, rows).splitlines()
     assert title.split() == ["NAME", "BYTES", "NOTE"]
@@ -26,7 +26,7 @@ def test_a_pipe_gets_no_colors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_names_from_files_cannot_play_tricks_on_a_terminal() -> None:
+def test_control_characters_in_names_are_escaped() -> None:
     assert escape_unprintable("a\x1b[31m\nb\u202e") == r"a\x1b[31m\nb\u202e"
     assert escape_unprintable("größe 層") == "größe 層"
 
