@@ -148,6 +148,8 @@ def test_a_signal_that_the_load_ignored_still_ends_the_holder(tmp_path: Path) ->
 def test_without_a_readiness_listener_the_lock_is_kept(tmp_path: Path) -> None:
     before = "r, w = os.pipe(); os.close(r); sys.argv[2] = str(w)"
     with HolderProcess(tmp_path / "use.lock", before=before, ready=False) as running:
+        while "hold.py" not in running.read_proc("cmdline"):  # until the exec; signals have been blocked before it
+            time.sleep(0.01)
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(0.5)
         running.process.terminate()
