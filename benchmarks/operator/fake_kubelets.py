@@ -15,7 +15,7 @@ from operator_support import objects
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.kube.client import ApiError, KubeClient
-from tonnage_operator.kube.credentials import load_kube_config
+from tonnage_operator.kube.credentials import from_kubeconfig
 from tonnage_operator.kube.resources import PODS
 
 _CONCURRENCY = 16
@@ -86,7 +86,7 @@ class FakeKubelets:
 
 
 async def _run(kubeconfig: Path) -> None:
-    async with KubeClient(load_kube_config(kubeconfig), field_manager="kubelet") as client:
+    async with KubeClient(await from_kubeconfig(str(kubeconfig)), field_manager="kubelet") as client:
         await FakeKubelets(client).run()
 
 

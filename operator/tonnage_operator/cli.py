@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tonnage_operator import __version__
 from tonnage_operator.config import ConfigError, ServerOptions, read_installation
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.credentials import ClientConfigError, load_client_config
+from tonnage_operator.kube.credentials import ClientConfigError, find_client_config
 from tonnage_operator.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _crd(options: argparse.Namespace) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     installation = read_installation(options.config)
-    client_config = load_client_config(options.kubeconfig, options.context)
+    client_config = await find_client_config(options.kubeconfig, options.context)
     configure_logging(json_lines=options.log_format == "json", level=options.log_level)
     server_options = ServerOptions(options.host, options.port, options.health_port, options.tls_cert, options.tls_key)
     if options.command == "controller":
@@ -142,7 +142,7 @@ async def _release(options: argparse.Namespace) -> int:
     from tonnage_operator.controller.uninstall import FinalizerRestored, release_all
 
     try:
-        released = await release_all(load_client_config(options.kubeconfig, options.context))
+        released = await release_all(await find_client_config(options.kubeconfig, options.context))
     except FinalizerRestored as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
         return _EXIT_FAILURE
@@ -153,7 +153,9 @@ async def _release(options: argparse.Namespace) -> int:
 async def _wipe(options: argparse.Namespace) -> int:
     from tonnage_operator.controller.uninstall import wipe_all
 
-    remaining = await wipe_all(load_client_config(options.kubeconfig, options.context), timeout_seconds=options.within)
+    remaining = await wipe_all(
+        await find_client_config(options.kubeconfig, options.context), timeout_seconds=options.within
+    )
     for each in remaining:
         sys.stderr.write(f"Remaining: {each.text}.\n")
     blocking = any(each.blocking for each in remaining)

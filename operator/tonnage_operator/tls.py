@@ -1,27 +1,95 @@
-"""Keeps the CA of the report endpoint up to date: whoever renews it tells nobody, the mounted file just changes."""
+"""Reloads certificates and CAs when their mounted files change; they are renewed without notice."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
 
 from tonnage_operator.config import ConfigError, read_ca
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.telemetry import Metrics
 
-_CA_LOG = logging.getLogger("tonnage.trust")
+_LOG = logging.getLogger("tonnage.tls")
 
-CA_CHECK_INTERVAL: Final = 5.0
-"""Seconds between two looks at the file."""
+CHECK_INTERVAL: Final = 5.0
+"""Seconds between two checks of the files."""
+
+
+def not_after(pem: bytes) -> datetime:
+    """Returns the end of validity of the first certificate in a PEM text, in UTC.
+
+    Raises:
+        ValueError: It holds no certificate.
+    """
+    return x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
+
+
+class CertificateWatcher:
+    """A serving certificate on disk, and a TLS context that always has the last good one.
+
+    New connections get the new certificate; open connections continue. Files that are no valid pair, as happens while
+    they are being replaced, change nothing: the old certificate stays in use, and an error is logged.
+    """
+
+    def __init__(self, cert: Path, key: Path, metrics: Metrics) -> None:
+        self._cert = cert
+        self._key = key
+        self._metrics = metrics
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.load_cert_chain(cert, key)
+        self._digest = self._read_digest()
+        self._export_expiry()
+
+    def _read_digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in (self._cert, self._key):
+            with contextlib.suppress(OSError):
+                digest.update(path.read_bytes() + b"\0")
+        return digest.hexdigest()
+
+    def _export_expiry(self) -> None:
+        try:
+            self._metrics.certificate_expiry.set(not_after(self._cert.read_bytes()).timestamp())
+        except (OSError, ValueError) as error:
+            # OpenSSL could load the certificate, so only the metric is affected.
+            _LOG.warning("The expiry of the certificate in %s can't be read: %s", self._cert, error)
+
+    def reload_if_changed(self) -> None:
+        """Loads the files if they changed and are a valid pair."""
+        digest = self._read_digest()
+        if digest == self._digest:
+            return
+        self._digest = digest
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._cert, self._key)
+            self.context.load_cert_chain(self._cert, self._key)
+        except (ssl.SSLError, OSError) as error:
+            self._metrics.certificate_reloads.labels("failure").inc()
+            _LOG.error("The certificate in %s can't be used, the old one stays in use: %s", self._cert, error)
+        else:
+            self._export_expiry()
+            self._metrics.certificate_reloads.labels("success").inc()
+            _LOG.info("Reloaded the certificate in %s", self._cert)
 
 
 class CaWatcher:
-    """Hands the installation out anew when the file of its CA changed. A file that can't be used changes nothing."""
+    """Passes on the installation with the current CA of the report endpoint whenever the CA's file changes.
+
+    A file that can't be used changes nothing, and an error is logged once.
+    """
 
     def __init__(self, installation: Installation, on_change: Callable[[Installation], None]) -> None:
         self._installation = installation
@@ -29,23 +97,24 @@ class CaWatcher:
         self._last_error = ""
 
     def reload_if_changed(self) -> None:
-        """Takes up what is in the file, if it changed and is good."""
+        """Loads the file if it changed and holds a CA."""
         reports = self._installation.reports
         try:
             pem = read_ca(Path(reports.ca_file))
         except ConfigError as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)
-                _CA_LOG.error("The old CA stays in use: %s", error)
+                _LOG.error("The old CA stays in use: %s", error)
             return
         self._last_error = ""
         if pem != reports.ca_pem:
             self._installation = self._installation.with_report_ca(pem)
             self._on_change(self._installation)
-            _CA_LOG.info("Took up the new CA in %s", reports.ca_file)
+            _LOG.info("Reloaded the CA in %s", reports.ca_file)
 
-    async def watch(self) -> None:
-        """Checks now and then, until cancelled."""
-        while True:
-            await asyncio.sleep(CA_CHECK_INTERVAL)
-            self.reload_if_changed()
+
+async def watch_files(watcher: CertificateWatcher | CaWatcher) -> None:
+    """Reloads a watcher's files whenever they change, until cancelled."""
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL)
+        watcher.reload_if_changed()

@@ -16,14 +16,13 @@ import yaml
 from chart_support.helm import CHART, NAMESPACE, Helm, HelmError, Object
 from chart_support.hook_runner import HookRunner
 from operator_support.fake_kubelet import FakeKubelet, FakeLoaders
-from operator_support.harness import ControllerThread, OperatorHarness, make_installation
+from operator_support.harness import ControllerThread, OperatorHarness, make_installation, static_client_config
 from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from support.markdown import code_blocks
 from support.repository import ROOT
 from tonnage_operator import __version__
 from tonnage_operator.api import names
-from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +86,7 @@ def _crds_served(plane: ControlPlane) -> bool:
 def _controller(plane: ControlPlane) -> ControllerThread:
     """Returns a controller with exactly the permissions that the chart grants."""
     token = plane.create_token("tonnage-controller")
-    return ControllerThread(ClientConfig(plane.url, ca_file=str(plane.ca_file), token=token), make_installation())
+    return ControllerThread(static_client_config(plane.url, ca_file=plane.ca_file, token=token), make_installation())
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def _ready_or_ended(program: ComponentProcess, process: subprocess.Popen[bytes])
 
 
 def _reloaded_certificates(program: ComponentProcess) -> bool:
-    return "Took up the new CA" in program.log and "new certificate" in program.log
+    return "Reloaded the CA" in program.log and "Reloaded the certificate" in program.log
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any, Self
 
 import yaml
+from kubernetes.aio.client import Configuration
 
 from operator_support import objects
 from operator_support.background_thread import AppThread
@@ -22,7 +24,7 @@ from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.controller.app import ControllerApp
 from tonnage_operator.domain.installation import Installation
-from tonnage_operator.kube.credentials import ClientConfig, load_kube_config
+from tonnage_operator.kube.credentials import ClientConfig, from_kubeconfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -321,4 +323,13 @@ class ControllerProcess:
 
 
 def admin_client_config(plane: ControlPlane) -> ClientConfig:
-    return load_kube_config(plane.kubeconfig)
+    """Returns the administrator's credentials."""
+    return asyncio.run(from_kubeconfig(str(plane.kubeconfig)))
+
+
+def static_client_config(server: str, *, ca_file: Path | None = None, token: str = "") -> ClientConfig:
+    """Returns credentials that never change."""
+    configuration = Configuration(host=server, ssl_ca_cert=str(ca_file) if ca_file else None)
+    if token:
+        configuration.api_key["BearerToken"] = f"Bearer {token}"
+    return ClientConfig(configuration)

@@ -1,34 +1,30 @@
-"""The controller's process: pictures, workers, servers, and kopf watching ``ModelWeights``.
-
-Kopf brings events and nothing more. Its daemons would not start for an object that is being deleted already, so a
-restart in the middle of a deletion would skip the cleanup; workers of our own look at what is.
-"""
+"""The controller's process: stores, work queues and servers, and kopf, which watches (``handlers``)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from datetime import UTC, datetime, timedelta
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import kopf
 from aiohttp import web
 
 from tonnage_operator.api import names
+from tonnage_operator.controller import handlers
 from tonnage_operator.controller.event_handlers import EventHandlers
+from tonnage_operator.controller.memo import ControllerMemo
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder, set_node_gauges
 from tonnage_operator.controller.modelweights_controller import ModelWeightsController
 from tonnage_operator.controller.nodecache_controller import NodeCacheController
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import WorkQueue
-from tonnage_operator.http_server import CertificateWatcher, add_health_routes, serve
+from tonnage_operator.http_server import add_health_routes, serve
 from tonnage_operator.kube.client import ApiError, KubeClient
-from tonnage_operator.kube.informer import Informer
-from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 from tonnage_operator.telemetry import Metrics
-from tonnage_operator.tls import CaWatcher
+from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
 
 if TYPE_CHECKING:
     from tonnage_operator.config import ServerOptions
@@ -37,8 +33,15 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("tonnage.controller")
 
+_FIRST_RESYNC: Final = 15.0
+"""Seconds until the first resync, which finds what was deleted between our first lists and kopf's."""
 _RESYNC_INTERVAL: Final = 600.0
-"""Seconds between two looks at everything, whether or not anything happened."""
+"""Seconds between resyncs: everything is listed and reconciled, whether or not anything happened."""
+_HEALTHY_SECONDS: Final = 60.0
+"""Seconds after which kopf ran well, so that its next failure is restarted without delay."""
+_MAX_BACKOFF: Final = 30.0
+_STOP_TIMEOUT: Final = 5.0
+"""Seconds that kopf is given to close its watches."""
 
 
 class ControllerApp:
@@ -60,57 +63,83 @@ class ControllerApp:
 
     @property
     def idle(self) -> bool:
-        """Nothing is waiting to be worked on."""
+        """True while no key is queued or being reconciled. For tests."""
         return self.weights_queue.idle and self.node_queue.idle
 
     async def run(self) -> None:
-        """Runs until ``stopping`` is set or a part of it ends; the latter is an error."""
+        """Runs until ``stopping`` is set, or raises when a part of it fails."""
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(
                 KubeClient(
                     self._client_config, field_manager=names.FIELD_MANAGER, on_response=self.metrics.observe_request
                 )
             )
-            weights_controller = ModelWeightsController(self.state, client, self.metrics, self._metrics_recorder)
-            node_controller = NodeCacheController(self.state, client, self.metrics)
-            self.weights_queue = WorkQueue(
-                "ModelWeights", weights_controller.reconcile, on_result=self._result_observer("weights")
-            )
-            self.node_queue = WorkQueue(
-                "NodeCache", node_controller.reconcile, batch_delay=0.3, on_result=self._result_observer("node")
-            )
-            stack.push_async_callback(self.node_queue.close)
-            stack.push_async_callback(self.weights_queue.close)
+            self._create_queues(stack, client)
             await self._start_servers(stack, client)
-            stop = asyncio.create_task(self.stopping.wait(), name="stop")
-            stack.callback(stop.cancel)
-            tasks = await self._start_informers(stack, client, stop)
-            if stop.done():
-                return
             event_handlers = EventHandlers(
                 self.state, enqueue_weights=self.weights_queue.add, enqueue_node=self.node_queue.add
             )
-            event_handlers.register()
-            event_handlers.enqueue_all()
-            tasks.append(asyncio.create_task(self._resync(client, event_handlers), name="resync"))
-            tasks.append(asyncio.create_task(self._run_kopf(), name="kopf"))
+            memo = ControllerMemo(
+                self._client_config, client, self.state, event_handlers, self.metrics, synced=self.ready
+            )
+            tasks = [
+                asyncio.create_task(self.stopping.wait(), name="stop"),
+                asyncio.create_task(self._run_kopf(memo), name="kopf"),
+                asyncio.create_task(self._resync(memo), name="resync"),
+            ]
             if self._installation.reports.ca_file:
-                tasks.append(asyncio.create_task(self._watch_ca(), name="following the CA"))
-            tasks.append(stop)
-            self.ready.set()
-            _LOG.info("The controller runs")
+                tasks.append(asyncio.create_task(self._watch_ca(), name="CA watcher"))
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await self._stop(tasks)
             finally:
                 self.ready.clear()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            for task in done - {stop}:
-                error = None if task.cancelled() else task.exception()
-                if error is None and self.stopping.is_set():
-                    continue
-                raise RuntimeError(f"{task.get_name()} ended unexpectedly") from error
+            for task in done:
+                if not task.cancelled() and (error := task.exception()):
+                    raise RuntimeError(f"{task.get_name()} failed") from error
+
+    async def _stop(self, tasks: list[asyncio.Task[Any]]) -> None:
+        """Lets kopf end by itself, so that its watches are closed in order."""
+        self.stopping.set()
+        kopf_task = next(task for task in tasks if task.get_name() == "kopf")
+        await asyncio.wait({kopf_task}, timeout=_STOP_TIMEOUT)
+
+    def _create_queues(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:
+        weights_controller = ModelWeightsController(self.state, client, self.metrics, self._metrics_recorder)
+        node_controller = NodeCacheController(self.state, client, self.metrics)
+        self.weights_queue = WorkQueue(
+            "ModelWeights", weights_controller.reconcile, on_result=self._result_observer("weights")
+        )
+        self.node_queue = WorkQueue(
+            "NodeCache", node_controller.reconcile, batch_delay=0.3, on_result=self._result_observer("node")
+        )
+        stack.push_async_callback(self.node_queue.close)
+        stack.push_async_callback(self.weights_queue.close)
+
+    async def _run_kopf(self, memo: ControllerMemo) -> None:
+        """Runs kopf until ``stopping`` is set, and again with backoff if it fails, as it does on a rejected watch."""
+        failures = 0
+        while not self.stopping.is_set():
+            started = time.monotonic()
+            try:
+                await kopf.operator(
+                    registry=handlers.REGISTRY,
+                    memo=memo,
+                    clusterwide=True,
+                    standalone=True,
+                    stop_flag=self.stopping,
+                )
+            except Exception as error:  # noqa: BLE001 - whatever kopf could not handle; lists start from scratch
+                failures = 1 if time.monotonic() - started > _HEALTHY_SECONDS else failures + 1
+                delay = min(_MAX_BACKOFF, 0.5 * 2.0**failures)
+                _LOG.warning("Watching failed, restarting in %.1f s: %s", delay, error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopping.wait(), delay)
+            else:
+                self.stopping.set()  # in the main thread kopf handles SIGTERM itself and returns
 
     def _result_observer(self, kind: str) -> Any:  # noqa: ANN401 - a callback
         def observe(result: str, seconds: float) -> None:
@@ -147,99 +176,23 @@ class ControllerApp:
             serve(app, host=server_options.host, port=server_options.port, certificate=certificate)
         )
 
-    async def _start_informers(
-        self, stack: contextlib.AsyncExitStack, client: KubeClient, stop: asyncio.Task[Any]
-    ) -> list[asyncio.Task[Any]]:
-        """Starts all pictures and returns when each is complete: nothing may be decided before. Or when told to end."""
-        state = self.state
-        job_selector = f"{names.MANAGED_BY}={names.MANAGER}"
-        on_watch_error = self.metrics.count_watch_restart
-        informers: list[Informer[Any]] = [
-            Informer(client, NODES, state.nodes, on_watch_error=on_watch_error),
-            Informer(client, JOBS, state.jobs, label_selector=job_selector, on_watch_error=on_watch_error),
-            Informer(client, PODS, state.pods, label_selector=names.ROLE, on_watch_error=on_watch_error),
-            Informer(client, NODE_CACHES, state.node_caches, on_watch_error=on_watch_error),
-        ]
-        tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(each.run(), name=f"watching {index}") for index, each in enumerate(informers)
-        ]
-        for task in tasks:
-            stack.callback(task.cancel)
-        synced = asyncio.create_task(self._wait_for_sync(client, informers), name="first lists")
-        stack.callback(synced.cancel)
-        await asyncio.wait({synced, stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (synced, *tasks):
-            if task.done():
-                task.result()
-        return tasks
-
-    async def _wait_for_sync(self, client: KubeClient, informers: list[Informer[Any]]) -> None:
-        for each in informers:
-            await each.synced.wait()
-        while True:
-            try:
-                items, _ = await client.list(MODEL_WEIGHTS)
-            except ApiError as error:
-                _LOG.warning("Listing ModelWeights: %s", error.message)
-                await asyncio.sleep(2)
-            else:
-                self.state.weights.replace(items)
-                return
-
     async def _watch_ca(self) -> None:
         def set_installation(installation: Installation) -> None:
             self.state.installation = installation
 
-        await CaWatcher(self._installation, set_installation).watch()
+        await watch_files(CaWatcher(self._installation, set_installation))
 
-    async def _resync(self, client: KubeClient, event_handlers: EventHandlers) -> None:
+    async def _resync(self, memo: ControllerMemo) -> None:
+        await memo.synced.wait()
+        _LOG.info("Controller started")
+        delay = _FIRST_RESYNC
         while True:
-            await asyncio.sleep(_RESYNC_INTERVAL)
+            await asyncio.sleep(delay)
+            delay = _RESYNC_INTERVAL
             try:
-                items, _ = await client.list(MODEL_WEIGHTS)
+                await memo.relist()
             except ApiError as error:
-                # The next one will do; the watch is alive meanwhile.
-                _LOG.warning("Listing everything failed: %s", error)
-                continue
-            self.state.weights.replace(items)
-            event_handlers.enqueue_all()
-
-    async def _run_kopf(self) -> None:
-        registry = kopf.OperatorRegistry()
-        settings = kopf.OperatorSettings()
-        # Kopf takes back a finalizer of this name where it sees no need for one; ours is not its business.
-        settings.persistence.finalizer = f"{names.GROUP}/not-used"
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.watching.server_timeout = 300
-        settings.watching.client_timeout = 310
-        settings.watching.connect_timeout = 10
-        settings.networking.request_timeout = 30
-
-        async def login(**_: Any) -> kopf.ConnectionInfo:  # noqa: ANN401 - kopf's protocol
-            return kopf.ConnectionInfo(
-                server=self._client_config.server,
-                ca_path=self._client_config.ca_file,
-                insecure=self._client_config.insecure,
-                token=await self._client_config.bearer_token(force_refresh=True),
-                scheme="Bearer",
-                certificate_path=self._client_config.client_cert,
-                private_key_path=self._client_config.client_key,
-                expiration=datetime.now(UTC) + timedelta(minutes=10),
-            )
-
-        async def on_event(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - kopf's protocol
-            body: Any = event["object"]
-            if event["type"] == "DELETED":
-                resource_version = int(body["metadata"]["resourceVersion"])
-                self.state.weights.remove(body["metadata"]["uid"], resource_version)
+                # The watches continue, and the next resync follows.
+                _LOG.warning("Resync failed: %s", error)
             else:
-                self.state.weights.put(dict(body))
-
-        kopf.on.login(registry=registry, id="login")(login)
-        kopf.on.event(names.GROUP, names.VERSION, names.MODEL_WEIGHTS_PLURAL, registry=registry, id="changed")(on_event)
-        await kopf.operator(
-            registry=registry, settings=settings, clusterwide=True, standalone=True, stop_flag=self.stopping
-        )
-        # Kopf takes SIGTERM for itself where it runs in the main thread, and then just returns.
-        self.stopping.set()
+                memo.event_handlers.enqueue_all()

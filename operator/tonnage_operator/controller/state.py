@@ -17,8 +17,8 @@ from tonnage_operator.domain.observed.job import Job, parse_job
 from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, ModelWeights, parse_model_weights
 from tonnage_operator.domain.observed.node import Node, parse_node
 from tonnage_operator.domain.observed.pod import Pod, parse_pod
-from tonnage_operator.kube.informer import Store
-from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
+from tonnage_operator.kube.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -190,8 +190,14 @@ class ControllerState:
             self.reported_outcomes.pop(before.uid, None)
 
     def store_for(self, resource: Resource) -> Store[Any]:
-        """Returns the picture of the records of one kind."""
-        stores: dict[Resource, Store[Any]] = {MODEL_WEIGHTS: self.weights, NODE_CACHES: self.node_caches}
+        """Returns the store of one of the watched kinds."""
+        stores: dict[Resource, Store[Any]] = {
+            MODEL_WEIGHTS: self.weights,
+            NODE_CACHES: self.node_caches,
+            NODES: self.nodes,
+            JOBS: self.jobs,
+            PODS: self.pods,
+        }
         return stores[resource]
 
     def node(self, name: str) -> Node | None:

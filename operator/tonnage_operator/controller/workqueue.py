@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
 import time
@@ -71,7 +72,10 @@ class WorkQueue:
         worker = self._workers.get(key)
         if worker is None:
             worker = self._workers[key] = _Worker()
-            worker.task = asyncio.create_task(self._run(key, worker), name=f"{self._name} {key}")
+            # In a context of its own: that of the kopf handler which adds the key would keep its event alive.
+            worker.task = asyncio.create_task(
+                self._run(key, worker), name=f"{self._name} {key}", context=contextvars.Context()
+            )
         worker.pending.set()
 
     async def close(self) -> None:

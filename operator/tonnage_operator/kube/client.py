@@ -1,7 +1,7 @@
-"""Requests to the API server, in dicts. Retries what passes by itself; says the rest as errors with a sentence.
+"""Requests to the API server, through the official client, in plain dicts. Retries transient failures.
 
-Plain aiohttp, which kopf needs anyway: the official client would add 117 MiB to the image and 30 to the process, for
-models that server-side apply doesn't want.
+The client brings connections, TLS and authentication. Its typed APIs are not used: their models can't express a
+server-side apply of some fields, and building them costs more than the request (docs/concepts/architecture.md).
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import contextlib
 import random
 import socket
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import aiohttp
 import msgspec
+from kubernetes.aio.client import ApiClient, ApiException
+from kubernetes.aio.client.rest import RESTClientObject, RESTResponse
+
+from tonnage_operator.kube.credentials import ClientConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from aiohappyeyeballs import AddrInfoType
 
@@ -31,34 +35,34 @@ _APPLY_PATCH: Final = "application/apply-patch+yaml"
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
 _PARTIAL_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+_USER_AGENT: Final = "tonnage-operator"
 _MAX_CONNECTIONS: Final = 32
 _MAX_ATTEMPTS: Final = 5
 _TIMEOUT: Final = 30.0
 _PAGE_SIZE: Final = 500
 _WATCH_TIMEOUT: Final = 300
-"""Seconds after which the server ends a watch, up to a minute more. Where nothing happens it may be silent for as long:
-bookmarks come just where versions move. A server that is gone is told by the kernel's probes long before."""
+"""Seconds after which the server ends a watch, up to a minute more. A quiet watch may be silent for as long, because
+bookmarks come only when versions move. TCP keepalive detects a dead server earlier."""
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
 class ApiError(Exception):
-    """The API server refused, or couldn't be reached."""
+    """An error response of the API server, or no response (status 0)."""
 
-    def __init__(self, status: int, reason: str, message: str, details: Body | None = None) -> None:
+    def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
         self.message = message
-        self.details = details or {}
 
     @property
     def not_found(self) -> bool:
-        """There is no such object."""
+        """The object does not exist."""
         return self.status == 404
 
     @property
     def conflict(self) -> bool:
-        """Someone else was faster, or the object is another one of the same name."""
+        """Another client wrote first, or another object has the name."""
         return self.status == 409
 
     @property
@@ -68,20 +72,20 @@ class ApiError(Exception):
 
     @property
     def transient(self) -> bool:
-        """It usually passes by itself."""
+        """A retry may succeed."""
         return self.status in {0, 429, 500, 502, 503, 504}
 
 
 def _parse_error(status: int, text: bytes) -> ApiError:
     try:
         body = msgspec.json.decode(text)
-        return ApiError(status, body.get("reason") or "", body.get("message") or "", body.get("details"))
+        return ApiError(status, body.get("reason") or "", body.get("message") or "")
     except (msgspec.MsgspecError, AttributeError):
         return ApiError(status, "", text[:300].decode(errors="replace"))
 
 
 def _keepalive_socket(address: AddrInfoType) -> socket.socket:
-    """Returns a socket on which the kernel finds out within a minute that the other side is gone."""
+    """Returns a socket on which the kernel detects a dead peer within a minute."""
     family, kind, protocol, *_ = address
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -90,8 +94,21 @@ def _keepalive_socket(address: AddrInfoType) -> socket.socket:
     return sock
 
 
+class _RestClient(RESTClientObject):
+    """The official client's connections, on sockets that notice a dead server."""
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self.ssl_context, socket_factory=_keepalive_socket)
+
+
 class KubeClient:
-    """A connection to one API server. Use as an async context manager."""
+    """A connection to one API server. Use as an async context manager.
+
+    Args:
+        client_config: The API server and the identity.
+        field_manager: The name under which fields are managed.
+        on_response: Called with verb, resource, label and HTTP status after each request; status 0: no response.
+    """
 
     def __init__(
         self,
@@ -99,30 +116,28 @@ class KubeClient:
         *,
         field_manager: str,
         on_response: Callable[[str, Resource, str, int], None] | None = None,
-        user_agent: str = "tonnage-operator",
     ) -> None:
         self._client_config = client_config
         self._field_manager = field_manager
         self._on_response = on_response or (lambda *_: None)
-        self._user_agent = user_agent
-        self._session: aiohttp.ClientSession | None = None
+        self._api: ApiClient | None = None
 
     async def __aenter__(self) -> Self:
-        context = self._client_config.ssl_context() or True
-        connector = aiohttp.TCPConnector(ssl=context, limit=_MAX_CONNECTIONS, socket_factory=_keepalive_socket)
-        self._session = aiohttp.ClientSession(connector=connector, headers={"User-Agent": self._user_agent})
+        self._api = ApiClient(self._client_config.configuration)
+        self._api.user_agent = _USER_AGENT
+        self._api.rest_client = _RestClient(self._client_config.configuration)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session:
-            await self._session.close()
+        if self._api:
+            await self._api.close()
 
     async def get(self, resource: Resource, name: str, namespace: str = "", *, timeout: float = _TIMEOUT) -> Body:  # noqa: ASYNC109
         """Returns one object."""
         return await self._send("get", resource, "GET", resource.path(namespace, name), timeout=timeout)
 
     async def get_or_none(self, resource: Resource, name: str, namespace: str = "") -> Body | None:
-        """Returns one object, or None where there is none."""
+        """Returns one object, or None if it does not exist."""
         try:
             return await self.get(resource, name, namespace)
         except ApiError as error:
@@ -131,7 +146,7 @@ class KubeClient:
             raise
 
     async def get_resource_version(self, resource: Resource, name: str, namespace: str = "") -> str:
-        """Returns the version of one object as it is now, asking for no more than that; empty where there is none."""
+        """Returns an object's current resource version, from its metadata alone; empty if it does not exist."""
         try:
             body = await self._send("get", resource, "GET", resource.path(namespace, name), accept=_PARTIAL_METADATA)
         except ApiError as error:
@@ -166,7 +181,7 @@ class KubeClient:
         return await self._send("create", resource, "POST", path, body=body, timeout=timeout, attempts=attempts)
 
     async def apply(self, resource: Resource, body: Body) -> Body:
-        """Makes the object as the body says: server-side apply, taking fields over from others."""
+        """Server-side apply, taking over conflicting fields."""
         path = resource.path(body["metadata"].get("namespace", ""), body["metadata"]["name"])
         query = {"fieldManager": self._field_manager, "force": "true"}
         return await self._send("apply", resource, "PATCH", path, body=body, content_type=_APPLY_PATCH, query=query)
@@ -174,10 +189,10 @@ class KubeClient:
     async def update_status(
         self, resource: Resource, name: str, namespace: str, *, uid: str, resource_version: str, status: Body
     ) -> Body:
-        """Replaces an object's status, if the object is the one of that uid and version.
+        """Replaces an object's status if its uid and resource version still match.
 
-        All of a status has one writer, so nothing is gained by an owner for each of its fields, and for a list of a
-        hundred items server-side apply costs the API server half as much again.
+        One writer owns the whole status, so server-side apply would gain nothing, and for a list of a hundred items it
+        costs the API server half as much again.
         """
         metadata = {"name": name, "uid": uid, "resourceVersion": resource_version}
         if namespace:
@@ -192,13 +207,13 @@ class KubeClient:
     async def merge_patch(
         self, resource: Resource, name: str, namespace: str, patch: Body, *, subresource: str = ""
     ) -> Body:
-        """Changes some fields of an object; lists are replaced, so give a resource version with them."""
+        """Merge-patches an object. Lists are replaced, so send a resource version with them."""
         path = resource.path(namespace, name, subresource)
         query = {"fieldManager": self._field_manager}
         return await self._send("patch", resource, "PATCH", path, body=patch, content_type=_MERGE_PATCH, query=query)
 
     async def delete(self, resource: Resource, name: str, namespace: str = "", *, uid: str = "") -> None:
-        """Deletes an object and, in the background, what it owns. One that is gone or another one is fine."""
+        """Deletes an object and, in the background, its dependents. Succeeds if it is gone or has another uid."""
         body: Body = {"propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
@@ -211,10 +226,10 @@ class KubeClient:
     async def watch(
         self, resource: Resource, resource_version: str, *, label_selector: str = ""
     ) -> AsyncIterator[tuple[str, Body]]:
-        """Yields (type, object) from a resource version on, bookmarks included, until the server ends the stream.
+        """Yields (type, object) after a resource version, including bookmarks, until the server ends the stream.
 
         Raises:
-            ApiError: It was refused, broke, or said that the version is too old.
+            ApiError: The watch was refused or broke, or the version is too old.
         """
         query = {"watch": "1", "resourceVersion": resource_version, "allowWatchBookmarks": "true"}
         timeout_seconds = _WATCH_TIMEOUT + random.randrange(60)  # noqa: S311 - spreads reconnects
@@ -222,7 +237,7 @@ class KubeClient:
         if label_selector:
             query["labelSelector"] = label_selector
         try:
-            request = _PreparedRequest.build("GET", resource.path(), query=query)
+            request = _Request("GET", resource.path(), query)
             async with self._request(request, aiohttp.ClientTimeout(sock_read=timeout_seconds + 30.0)) as response:
                 self._on_response("watch", resource, "", response.status)
                 if response.status != 200:
@@ -236,7 +251,7 @@ class KubeClient:
                             status = event["object"]
                             raise ApiError(status.get("code", 0), status.get("reason", ""), status.get("message", ""))
                         yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+        except (aiohttp.ClientError, ApiException, ClientConfigError, TimeoutError, msgspec.MsgspecError) as error:
             raise ApiError(0, "WatchBroken", f"The watch of {resource.plural} broke: {error!r}") from error
 
     async def _send(
@@ -254,8 +269,8 @@ class KubeClient:
         attempts: int = _MAX_ATTEMPTS,
         label: str = "",
     ) -> Body:
-        """Sends one request until it is answered for good, the attempts are used up, or time is."""
-        request = _PreparedRequest.build(method, path, query=query, body=body, content_type=content_type, accept=accept)
+        """Sends one request until it succeeds or fails permanently, or attempts or time run out."""
+        request = _Request(method, path, query or {}, body, content_type, accept)
         deadline = time.monotonic() + timeout
         for attempt in range(1, attempts + 1):
             remaining_seconds = max(0.1, deadline - time.monotonic())
@@ -269,7 +284,7 @@ class KubeClient:
                     error = _parse_error(response.status, text)
                     retry_after = response.headers.get("Retry-After", "")
                     delay = max(delay, float(retry_after)) if retry_after.isdecimal() else delay
-            except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+            except (aiohttp.ClientError, ApiException, ClientConfigError, TimeoutError, OSError) as cause:
                 self._on_response(verb, resource, label, 0)
                 error = ApiError(0, "Unreachable", f"{method} {path}: {cause!r}")
             retried = error.transient or error.status == 401
@@ -281,14 +296,15 @@ class KubeClient:
     @contextlib.asynccontextmanager
     async def _request(
         self,
-        request: _PreparedRequest,
+        request: _Request,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Makes one attempt; a token that is refused is replaced once."""
-        response = await self._attempt(request, timeout, force_refresh=False)
+        """Makes one attempt; after a 401, one more with fresh credentials."""
+        response = await self._attempt(request, timeout)
         if response.status == 401:
             response.release()
-            response = await self._attempt(request, timeout, force_refresh=True)
+            await self._client_config.refresh(rejected=True)
+            response = await self._attempt(request, timeout)
         try:
             yield response
         finally:
@@ -297,45 +313,32 @@ class KubeClient:
             else:
                 response.close()
 
-    async def _attempt(
-        self,
-        request: _PreparedRequest,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
-        *,
-        force_refresh: bool,
-    ) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("use the gateway as a context manager")
-        token = await self._client_config.bearer_token(force_refresh=force_refresh)
-        headers = {**request.headers, "Authorization": f"Bearer {token}"} if token else request.headers
-        url = self._client_config.server + request.path
-        return await self._session.request(
-            request.method, url, params=request.query, data=request.data, headers=headers, timeout=timeout
+    async def _attempt(self, request: _Request, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:  # noqa: ASYNC109
+        if self._api is None:
+            raise RuntimeError("use the client as an async context manager")
+        method, url, headers, body, _ = await self._api.param_serialize(
+            request.method,
+            request.path,
+            query_params=list(request.query.items()),
+            header_params=dict(request.headers),
+            body=request.body,
+            auth_settings=["BearerToken"],
         )
+        response: RESTResponse = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+        return cast("aiohttp.ClientResponse", response.response)
 
 
 @dataclass(frozen=True)
-class _PreparedRequest:
+class _Request:
     """One request, as each attempt at it sends it."""
 
     method: str
     path: str
-    query: dict[str, str] | None
-    data: bytes | None
-    headers: dict[str, str]
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    content_type: str = _JSON
+    accept: str = _JSON
 
-    @classmethod
-    def build(
-        cls,
-        method: str,
-        path: str,
-        *,
-        query: dict[str, str] | None = None,
-        body: Body | None = None,
-        content_type: str = _JSON,
-        accept: str = _JSON,
-    ) -> _PreparedRequest:
-        headers = {"Accept": accept}
-        if body is not None:
-            headers["Content-Type"] = content_type
-        return cls(method, path, query, None if body is None else msgspec.json.encode(body), headers)
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Accept": self.accept, "Content-Type": self.content_type}

@@ -1,160 +1,132 @@
-"""How to reach the API server: from inside a pod, or by a kubeconfig as kubectl reads it."""
+"""Finds the API server and an identity there, with the loaders of the official Kubernetes client.
+
+In a pod that is its service account; elsewhere a kubeconfig, read and merged as kubectl does, with token files, client
+certificates, exec plugins and OIDC.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import os
-import ssl
-import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import yaml
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-_SERVICE_ACCOUNT_DIR: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_TOKEN_MAX_AGE: Final = 60.0
-"""Seconds after which a token file is read again; kubelet renews it long before it expires."""
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from kubernetes.aio.config.kube_config import KubeConfigLoader
+
+_MAX_AGE: Final = 60.0
+"""Seconds after which credentials are looked at again. A token file is read then; an exec plugin runs only if its token
+is about to expire."""
+_MIN_AGE: Final = 1.0
+"""Seconds for which fresh credentials count as fresh, so that requests that are refused together cause one reload."""
 
 
 class ClientConfigError(Exception):
-    """There is no usable description of an API server; the text says where it was looked for."""
+    """No usable configuration was found; the text lists where it was searched."""
 
 
-@dataclass
 class ClientConfig:
-    """One API server and an identity there."""
+    """An API server and an identity there: the official client's configuration, with credentials that stay fresh.
 
-    server: str
-    ca_file: str | None = None
-    ca_data: str | None = None
-    insecure: bool = False
-    token: str | None = None
-    token_file: Path | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
-    exec_command: list[str] = field(default_factory=list)
-    exec_env: dict[str, str] = field(default_factory=dict)
-    _cached_token: tuple[str, float] | None = None
+    Args:
+        configuration: Host, TLS settings and credentials.
+        load: Loads credentials into the configuration; with True from their source, whatever is cached. None: they
+            never change.
+    """
 
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """Returns what verifies the server and shows our certificate; None for plain HTTP."""
-        if not self.server.startswith("https"):
-            return None
-        context = ssl.create_default_context(cafile=self.ca_file, cadata=self.ca_data)
-        if self.insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if self.client_cert:
-            context.load_cert_chain(self.client_cert, self.client_key)
-        return context
+    def __init__(self, configuration: Configuration, load: Callable[[bool], Awaitable[None]] | None = None) -> None:
+        self.configuration = configuration
+        self._load = load
+        self._loaded = time.monotonic()
+        self._lock = asyncio.Lock()
+        configuration.refresh_api_key_hook = lambda _: self.refresh()  # type: ignore[assignment]  # inferred as None
 
-    async def bearer_token(self, *, force_refresh: bool = False) -> str | None:
-        """Returns the token to send, reading files and running commands anew when they may have changed.
-
-        Args:
-            force_refresh: The one given before was refused.
+    async def refresh(self, *, rejected: bool = False) -> None:
+        """Loads the credentials again when that is due, or when the API server rejected them.
 
         Raises:
-            NoAccess: The kubeconfig's command failed.
+            ClientConfigError: They can't be loaded any more.
         """
-        if self.token_file is None and not self.exec_command:
-            return self.token
-        if self._cached_token and not force_refresh and time.monotonic() < self._cached_token[1]:
-            return self._cached_token[0]
-        if self.token_file:
-            token = self.token_file.read_text().strip()
-            self._cached_token = (token, time.monotonic() + _TOKEN_MAX_AGE)
-        else:
-            token = await self._run_exec_plugin()
-            self._cached_token = (token, time.monotonic() + _TOKEN_MAX_AGE * 5)
-        return token
-
-    async def _run_exec_plugin(self) -> str:
-        info = json.dumps({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "spec": {}})
-        process = await asyncio.create_subprocess_exec(
-            *self.exec_command,
-            stdout=asyncio.subprocess.PIPE,
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **self.exec_env, "KUBERNETES_EXEC_INFO": info},
-        )
-        output, _ = await process.communicate()
-        try:
-            return str(json.loads(output)["status"]["token"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ClientConfigError(f"The kubeconfig's command {self.exec_command[0]} gave no token.") from error
+        if self._load is None:
+            return
+        async with self._lock:
+            if time.monotonic() - self._loaded >= (_MIN_AGE if rejected else _MAX_AGE):
+                await self._load(rejected)
+                self._loaded = time.monotonic()
 
 
-def load_incluster_config(directory: Path = _SERVICE_ACCOUNT_DIR) -> ClientConfig | None:
-    """Returns the access of this pod, or None outside of one."""
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    if not host or not (directory / "token").exists():
-        return None
-    literal = f"[{host}]" if ":" in host else host
-    return ClientConfig(f"https://{literal}:{port}", ca_file=str(directory / "ca.crt"), token_file=directory / "token")
-
-
-def _find_named(config: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
-    for each in config.get(f"{kind}s") or ():
-        if each["name"] == name:
-            return each.get(kind) or {}
-    raise ClientConfigError(f"The kubeconfig has no {kind} named {name}.")
-
-
-def _file_path(entry: dict[str, Any], key: str, base: Path) -> str | None:
-    """Returns the path of a file that a kubeconfig names or carries."""
-    if data := entry.get(f"{key}-data"):
-        handle, path = tempfile.mkstemp(prefix="tonnage-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(base64.b64decode(data))
-        return path
-    return str(base / entry[key]) if entry.get(key) else None
-
-
-def load_kube_config(path: Path, context: str | None = None) -> ClientConfig:
-    """Returns the access that a kubeconfig describes.
+async def find_client_config(kubeconfig: str | None = None, context: str | None = None) -> ClientConfig:
+    """Returns the configuration of a given kubeconfig, this pod, ``KUBECONFIG`` or ``~/.kube/config``; in this order.
 
     Raises:
-        NoAccess: It can't be read, or lacks what it refers to.
-    """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ClientConfigError(f"The kubeconfig {path} can't be read: {error}") from error
-    chosen = _find_named(config, "context", context or config.get("current-context") or "")
-    cluster, user = _find_named(config, "cluster", chosen["cluster"]), _find_named(config, "user", chosen["user"])
-    command = user.get("exec") or {}
-    token_file = user.get("tokenFile")
-    return ClientConfig(
-        server=cluster["server"].rstrip("/"),
-        ca_file=_file_path(cluster, "certificate-authority", path.parent),
-        insecure=bool(cluster.get("insecure-skip-tls-verify")),
-        token=user.get("token"),
-        token_file=path.parent / token_file if token_file else None,
-        client_cert=_file_path(user, "client-certificate", path.parent),
-        client_key=_file_path(user, "client-key", path.parent),
-        exec_command=[command["command"], *(command.get("args") or ())] if command else [],
-        exec_env={each["name"]: each["value"] for each in command.get("env") or ()},
-    )
-
-
-def load_client_config(kubeconfig: str | None = None, context: str | None = None) -> ClientConfig:
-    """Returns the access to use: a given kubeconfig, this pod's, ``KUBECONFIG``, ``~/.kube/config``; in this order.
-
-    Raises:
-        NoAccess: There is none.
+        ClientConfigError: There is none, or it can't be used.
     """
     if kubeconfig:
-        return load_kube_config(Path(kubeconfig), context)
-    if not context and (client_config := load_incluster_config()):
-        return client_config
-    paths = [Path(part) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part]
-    for path in paths or [Path.home() / ".kube" / "config"]:
-        if path.exists():
-            return load_kube_config(path, context)
+        return await from_kubeconfig(kubeconfig, context)
+    if not context and "KUBERNETES_SERVICE_HOST" in os.environ:
+        return await from_service_account()
+    paths = [path for path in _kubeconfig_paths() if path.exists()]
+    if paths:
+        return await from_kubeconfig(os.pathsep.join(map(str, paths)), context)
     raise ClientConfigError(
         "No cluster: this is no pod, and there is no kubeconfig (--kubeconfig, KUBECONFIG, ~/.kube/config)."
     )
+
+
+def _kubeconfig_paths() -> list[Path]:
+    paths = [Path(part) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part]
+    return paths or [Path.home() / ".kube" / "config"]
+
+
+async def from_service_account() -> ClientConfig:
+    """Returns the configuration of this pod's service account.
+
+    Raises:
+        ClientConfigError: No service account's token is mounted.
+    """
+    configuration = Configuration()
+
+    async def load(_: bool) -> None:  # noqa: FBT001 - the callback's form
+        try:
+            load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+        except (ConfigException, OSError) as error:
+            raise ClientConfigError(f"The pod's service account can't be used: {error}") from error
+
+    await load(True)  # noqa: FBT003
+    return ClientConfig(configuration, load)
+
+
+async def from_kubeconfig(paths: str, context: str | None = None) -> ClientConfig:
+    """Returns the configuration that a kubeconfig describes.
+
+    Args:
+        paths: A file, or several joined by ``os.pathsep``, which are merged.
+        context: The context to use; None: the current one.
+
+    Raises:
+        ClientConfigError: It can't be read, or lacks what it refers to.
+    """
+    configuration = Configuration()
+    loader: KubeConfigLoader | None = None
+
+    async def load(rejected: bool) -> None:  # noqa: FBT001 - the callback's form
+        nonlocal loader
+        try:
+            if loader is None or rejected:
+                loader = await load_kube_config(
+                    paths, context, client_configuration=configuration, persist_config=False
+                )
+            else:
+                await loader.load_and_set(configuration)
+        except (ConfigException, OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+            raise ClientConfigError(f"The kubeconfig {paths} can't be used: {error}") from error
+
+    await load(True)  # noqa: FBT003
+    return ClientConfig(configuration, load)

@@ -9,85 +9,23 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic
 
 from tonnage_operator.kube.client import ApiError
+from tonnage_operator.kube.store import Store, T
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
 
 _LOG = logging.getLogger("tonnage.watch")
 
-T = TypeVar("T")
 
 _MAX_BACKOFF: Final = 30.0
 _HEALTHY_WATCH_SECONDS: Final = 10.0
 """Seconds after which a watch has been a good one, so that its end is no failure upon failure."""
-
-
-class Store(Generic[T]):
-    """What is known of one kind of objects, by uid, with change callbacks.
-
-    A version that is older than the one known is ignored: our own writes are put in at once, and the watch may be late.
-    """
-
-    def __init__(self, parse: Callable[[dict[str, Any]], T]) -> None:
-        self._parse = parse
-        self._items: dict[str, tuple[int, T]] = {}
-        self._handlers: list[Callable[[T | None, T | None], None]] = []
-        self._deleted_versions: dict[str, int] = {}
-
-    def add_event_handler(self, handler: Callable[[T | None, T | None], None]) -> None:
-        """Calls ``listener(before, after)`` at each change; None stands for nothing there."""
-        self._handlers.append(handler)
-
-    def __iter__(self) -> Iterator[T]:
-        return iter([item for _, item in self._items.values()])
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def get(self, uid: str) -> T | None:
-        """Returns one object's fact."""
-        found = self._items.get(uid)
-        return found[1] if found else None
-
-    def put(self, body: dict[str, Any]) -> None:
-        """Takes in an object as the server has it."""
-        uid, resource_version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
-        cached = self._items.get(uid)
-        if (cached and resource_version <= cached[0]) or resource_version <= self._deleted_versions.get(uid, -1):
-            return
-        item = self._parse(body)
-        self._items[uid] = (resource_version, item)
-        if cached is None or cached[1] != item:
-            self._notify(cached[1] if cached else None, item)
-
-    def remove(self, uid: str, resource_version: int = -1) -> None:
-        """Takes note that an object is gone."""
-        if resource_version >= 0:
-            self._deleted_versions[uid] = resource_version
-            while len(self._deleted_versions) > 1000:
-                del self._deleted_versions[next(iter(self._deleted_versions))]
-        cached = self._items.pop(uid, None)
-        if cached:
-            self._notify(cached[1], None)
-
-    def replace(self, bodies: Iterable[dict[str, Any]]) -> None:
-        """Takes in a whole list: what isn't in it is gone."""
-        present = set()
-        for body in bodies:
-            present.add(body["metadata"]["uid"])
-            self.put(body)
-        for uid in [uid for uid in self._items if uid not in present]:
-            self.remove(uid)
-
-    def _notify(self, before: T | None, after: T | None) -> None:
-        for handler in self._handlers:
-            handler(before, after)
 
 
 class Informer(Generic[T]):

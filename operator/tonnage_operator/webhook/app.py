@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from tonnage_operator.api import names
-from tonnage_operator.http_server import CertificateWatcher, add_health_routes, serve
+from tonnage_operator.http_server import add_health_routes, serve
 from tonnage_operator.kube.client import KubeClient
 from tonnage_operator.kube.informer import Informer
 from tonnage_operator.kube.resources import NODE_CACHES
 from tonnage_operator.telemetry import Metrics
-from tonnage_operator.tls import CaWatcher
+from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
 from tonnage_operator.webhook.admission_handler import AdmissionHandler, InvalidReview
 from tonnage_operator.webhook.warm_nodes import WarmNodes
 
@@ -94,7 +94,7 @@ class WebhookApp:
         def set_installation(installation: Installation) -> None:
             admission_handler.installation = installation
 
-        await CaWatcher(self._installation, set_installation).watch()
+        await watch_files(CaWatcher(self._installation, set_installation))
 
     @staticmethod
     def _handler(admission_handler: AdmissionHandler) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tonnage.contract import ranks
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryKey, EntryState, NodeCacheStatus
-from tonnage_operator.kube.informer import Store
+from tonnage_operator.kube.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ import pytest
 
 from tonnage_operator.api import crd
 from tonnage_operator.cli import main
-from tonnage_operator.kube.credentials import ClientConfigError, load_client_config, load_kube_config
+from tonnage_operator.kube.credentials import ClientConfigError, find_client_config, from_kubeconfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,19 +47,32 @@ def test_an_invalid_installation_file_is_named_with_its_field(
     assert sentence in capsys.readouterr().err
 
 
-def test_without_a_cluster_the_error_lists_the_searched_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_cluster_the_error_lists_the_searched_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ClientConfigError, match="KUBECONFIG"):
-        load_client_config()
+        await find_client_config()
 
 
 async def test_a_kubeconfig_can_get_its_token_from_a_command(tmp_path: Path) -> None:
     script = tmp_path / "token.sh"
-    script.write_text('#!/bin/sh\necho "{\\"status\\": {\\"token\\": \\"$WHO-$1\\"}}"\n')
+    script.write_text(
+        '#!/bin/sh\necho "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1\\", \\"kind\\": \\"ExecCredential\\", '
+        '\\"status\\": {\\"token\\": \\"$WHO-$1\\"}}"\n'
+    )
     script.chmod(0o755)
-    user = {"exec": {"command": str(script), "args": ["a"], "env": [{"name": "WHO", "value": "me"}]}}
+    (tmp_path / "ca").touch()
+    user = {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(script),
+            "args": ["a"],
+            "env": [{"name": "WHO", "value": "me"}],
+        }
+    }
     path = tmp_path / "config"
     path.write_text(
         json.dumps(
@@ -71,8 +84,8 @@ async def test_a_kubeconfig_can_get_its_token_from_a_command(tmp_path: Path) -> 
             }
         )
     )
-    access = load_kube_config(path)
-    assert (access.server, access.ca_file) == ("https://host:6443", str(tmp_path / "ca"))
-    assert await access.bearer_token() == "me-a"
-    with pytest.raises(ClientConfigError, match="no context named other"):
-        load_kube_config(path, "other")
+    configuration = (await from_kubeconfig(str(path))).configuration
+    assert (configuration.host, configuration.ssl_ca_cert) == ("https://host:6443", str(tmp_path / "ca"))
+    assert await configuration.get_api_key_with_prefix("BearerToken") == "Bearer me-a"
+    with pytest.raises(ClientConfigError, match=r"name other in .*contexts"):
+        await from_kubeconfig(str(path), "other")

@@ -15,11 +15,16 @@ import pytest
 from operator_support import objects
 from operator_support.fake_kubelet import Termination
 from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
-from operator_support.harness import ControllerProcess, ControllerThread, admin_client_config, make_installation
+from operator_support.harness import (
+    ControllerProcess,
+    ControllerThread,
+    admin_client_config,
+    make_installation,
+    static_client_config,
+)
 from operator_support.pods import create_pvc
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
-from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,7 +200,7 @@ def test_a_controller_with_a_stale_cache_repeats_no_job(
     fake_loaders.block_resolves = True
     with (
         ControllerThread(admin_client_config(harness.plane), make_installation()) as first,
-        ControllerThread(ClientConfig(faulty_proxy.url), make_installation()) as behind,
+        ControllerThread(static_client_config(faulty_proxy.url), make_installation()) as behind,
     ):
         harness.create()
         eventually(lambda: behind.has_jobs_in(harness.namespace) and first.app.idle)
@@ -229,7 +234,7 @@ def test_api_errors_and_broken_watches_only_delay_the_result(
 
     faulty_proxy.on_request = inject_errors
     nodes = harness.add_nodes("a", "b")
-    with ControllerThread(ClientConfig(faulty_proxy.url), make_installation()) as running:
+    with ControllerThread(static_client_config(faulty_proxy.url), make_installation()) as running:
         harness.create()
         harness.wait_for_condition("Resolved", timeout=40)
         fake_loaders.block_loads = True

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
-from operator_support.harness import ControllerThread, make_installation
+from operator_support.harness import ControllerThread, make_installation, static_client_config
 from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from operator_support.control_plane import ControlPlane
     from operator_support.fake_kubelet import FakeLoaders
     from operator_support.harness import OperatorHarness
+    from tonnage_operator.kube.credentials import ClientConfig
 
 
 def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
@@ -40,7 +42,7 @@ def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
         f"--clusterrole=tonnage-{name}",
         f"--serviceaccount={namespace}:{account}",
     )
-    return ClientConfig(plane.url, ca_file=str(plane.ca_file), token=plane.create_token(account))
+    return static_client_config(plane.url, ca_file=plane.ca_file, token=plane.create_token(account))
 
 
 def test_roles_have_no_wildcards_and_no_secrets() -> None:
@@ -69,6 +71,15 @@ def test_the_controller_needs_its_role_and_nothing_else(
         harness.delete()
         eventually(harness.is_gone, timeout=25)
     assert used_permissions(harness.plane, "role-controller") == granted_permissions("controller")
+    # kopf ignores a selector that is set under a wrong key, and then lists and parses every pod of the cluster.
+    requests = [urllib.parse.urlsplit(each["requestURI"]) for each in harness.plane.audit_events("role-controller")]
+    queries = {
+        (kind, urllib.parse.parse_qs(request.query).get("labelSelector", [""])[0])
+        for request in requests
+        for kind in ("jobs", "pods")
+        if request.path.endswith(f"/v1/{kind}") and "watch=" in request.query
+    }
+    assert queries == {("jobs", f"{names.MANAGED_BY}={names.MANAGER}"), ("pods", names.ROLE)}
 
 
 def test_the_webhook_needs_its_role_and_nothing_else(

@@ -12,11 +12,10 @@ import pytest
 
 from operator_support import objects
 from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
-from operator_support.harness import ControllerThread, make_installation
+from operator_support.harness import ControllerThread, make_installation, static_client_config
 from operator_support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.kube.credentials import ClientConfig
 
 if TYPE_CHECKING:
     from operator_support.fake_kubelet import FakeLoaders
@@ -176,7 +175,7 @@ def test_a_controller_with_incomplete_caches_answers_with_retry_after(report_sen
     token, report = report_sender.token(), report_sender.report()
     with FaultyProxy(report_sender.harness.plane) as proxy:
         proxy.on_request = lambda _method, path: ErrorResponse(503) if path.startswith("/api/v1/pods?") else None
-        fresh = ControllerThread(ClientConfig(proxy.url), make_installation())
+        fresh = ControllerThread(static_client_config(proxy.url), make_installation())
         fresh.start()
         eventually(lambda: fresh.app.report_port)
         status, message, retry_after = send(fresh, token, report)

@@ -341,7 +341,7 @@ def test_a_damaged_certificate_leaves_the_old_one_in_use(
 def test_an_unreachable_api_server_denies_only_annotated_pods(
     webhook: WebhookThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook._client_config, "server", "https://127.0.0.1:1")
+    monkeypatch.setattr(webhook._client_config.configuration, "host", "https://127.0.0.1:1")
     pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": CONTAINERS}}
     answer = _answer(webhook, _review(pod))
     assert answer["status"]["code"] == 503

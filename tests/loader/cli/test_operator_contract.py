@@ -29,8 +29,9 @@ from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 from tonnage_operator.domain.observed.node import parse_node
 from tonnage_operator.domain.specs import jobs
-from tonnage_operator.http_server import CertificateWatcher, serve
+from tonnage_operator.http_server import serve
 from tonnage_operator.telemetry import Metrics
+from tonnage_operator.tls import CertificateWatcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
