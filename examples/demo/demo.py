@@ -170,11 +170,11 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         expect(not visible, f"an incomplete model is visible: {visible}")
         printer.print_details("The entry's model folder is empty: engines never see an incomplete model.")
 
-        printer.print_step("Load it again: the load resumes with the data that is on disk.")
+        printer.print_step("Load it again: the load resumes after the parts that the killed loader wrote.")
         report, seconds = tonnage.load("--part-size", "1MiB")
         kept, fetched = report["resumed_bytes"], report["downloaded_bytes"]
         expect(report["outcome"] == "loaded" and kept > 0 and fetched > 0, f"the load did not resume: {report}")
-        printer.print_details(f"{megabytes(kept)} were on disk (resumed_bytes), {megabytes(fetched)} were downloaded.")
+        printer.print_details(f"{megabytes(kept)} were in the cache (resumed_bytes), {megabytes(fetched)} were downloaded.")
         compare_tensors(Path(report["path"]), original, printer)
 
         printer.print_step("List the cache, and remove the entry.")
