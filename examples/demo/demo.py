@@ -174,7 +174,7 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         report, seconds = tonnage.load("--part-size", "1MiB")
         kept, fetched = report["resumed_bytes"], report["downloaded_bytes"]
         expect(report["outcome"] == "loaded" and kept > 0 and fetched > 0, f"the load did not resume: {report}")
-        printer.print_details(f"{megabytes(kept)} were in the cache (resumed_bytes), {megabytes(fetched)} were downloaded.")
+        printer.print_details(f"{megabytes(kept)} were in the cache (resumed_bytes), {megabytes(fetched)} downloaded.")
         compare_tensors(Path(report["path"]), original, printer)
 
         printer.print_step("List the cache, and remove the entry.")
