@@ -5,6 +5,7 @@ schema version is rejected. The operator imports only this package and ``tonnage
 """
 
 from tonnage.contract.plan import (
+    DECODE_ERRORS,
     SCHEMA_VERSION,
     AddressingStyle,
     FileKind,
@@ -38,6 +39,7 @@ from tonnage.contract.report import (
 from tonnage.contract.revision import ENTRY_NAME_PATTERN, entry_name, revision_digest, revision_id, source_place
 
 __all__ = [
+    "DECODE_ERRORS",
     "ENTRY_NAME_PATTERN",
     "SCHEMA_VERSION",
     "AddressingStyle",

@@ -15,6 +15,8 @@ from tonnage.errors import InvalidPlan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
+"""What msgspec raises for unexpected text; deep nesting raises ``RecursionError``, lone surrogates ``UnicodeError``."""
 SCHEMA_VERSION = 1
 """Schema version of plans and reports; this release reads and writes no other."""
 
@@ -221,7 +223,7 @@ def check_version(data: bytes | str, *, document: str) -> None:
     """
     try:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise InvalidPlan(f"This {document} is not JSON with a schema_version: {error}.") from error
     if version != SCHEMA_VERSION:
         raise InvalidPlan(
@@ -239,5 +241,5 @@ def decode_plan(data: bytes | str) -> Plan:
     check_version(data, document="plan")
     try:
         return msgspec.json.decode(data, type=Plan)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise InvalidPlan(f"The plan is invalid: {error}.") from error

@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from tonnage.contract.plan import SCHEMA_VERSION, Identity, ObjectPin, WireStruct, check_version
+from tonnage.contract.plan import DECODE_ERRORS, SCHEMA_VERSION, Identity, ObjectPin, WireStruct, check_version
 from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
@@ -122,7 +122,7 @@ def decode_report(data: bytes | str) -> Report:
     check_version(data, document="report")
     try:
         return msgspec.json.decode(data, type=Report)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise InvalidPlan(f"The report is invalid: {error}.") from error
 
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from tonnage_operator.api import names
 from tonnage_operator.controller import handlers
 from tonnage_operator.controller.event_handlers import EventHandlers
-from tonnage_operator.controller.memo import ControllerMemo
+from tonnage_operator.controller.memo import SELECTORS, ControllerMemo
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder, set_node_gauges
 from tonnage_operator.controller.modelweights_controller import ModelWeightsController
 from tonnage_operator.controller.nodecache_controller import NodeCacheController
@@ -148,13 +148,15 @@ class ControllerApp:
 
         return observe
 
-    def _set_node_gauges(self) -> None:
+    def _set_gauges(self) -> None:
+        for resource in SELECTORS:
+            self.metrics.unreadable.labels(resource.plural).set(self.state.store_for(resource).unreadable)
         set_node_gauges(self.metrics, (cache.status for cache in self.state.node_caches))
 
     async def _start_servers(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:
         server_options = self._server_options
         health = web.Application()
-        add_health_routes(health, self.metrics, is_ready=self.ready.is_set, before_scrape=self._set_node_gauges)
+        add_health_routes(health, self.metrics, is_ready=self.ready.is_set, before_scrape=self._set_gauges)
         self.health_port = await stack.enter_async_context(
             serve(health, host=server_options.host, port=server_options.health_port)
         )

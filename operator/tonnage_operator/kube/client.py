@@ -80,7 +80,7 @@ def _parse_error(status: int, text: bytes) -> ApiError:
     try:
         body = msgspec.json.decode(text)
         return ApiError(status, body.get("reason") or "", body.get("message") or "")
-    except (msgspec.MsgspecError, AttributeError):
+    except (msgspec.MsgspecError, AttributeError, RecursionError, UnicodeError):
         return ApiError(status, "", text[:300].decode(errors="replace"))
 
 

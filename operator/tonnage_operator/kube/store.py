@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+_LOG = logging.getLogger("tonnage.watch")
 
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ class Store(Generic[T]):
         self._items: dict[str, tuple[int, T]] = {}
         self._handlers: list[Callable[[T | None, T | None], None]] = []
         self._deleted_versions: dict[str, int] = {}
+        self._unreadable: set[str] = set()
 
     def add_event_handler(self, handler: Callable[[T | None, T | None], None]) -> None:
         """Calls ``listener(before, after)`` at each change; None stands for nothing there."""
@@ -38,13 +41,32 @@ class Store(Generic[T]):
         found = self._items.get(uid)
         return found[1] if found else None
 
+    @property
+    def unreadable(self) -> int:
+        """Number of objects that can't be parsed."""
+        return len(self._unreadable)
+
+    def _set_aside(self, body: dict[str, Any], uid: str, resource_version: int, error: Exception) -> None:
+        """Treats an object that can't be parsed as if it did not exist, and logs it once."""
+        metadata = body["metadata"]
+        if uid not in self._unreadable:
+            name = "/".join(part for part in (metadata.get("namespace"), metadata["name"]) if part)
+            _LOG.warning("Ignoring %s %s, which can't be read: %s", body.get("kind") or "object", name, error)
+        self.remove(uid, resource_version)
+        self._unreadable.add(uid)
+
     def put(self, body: dict[str, Any]) -> None:
         """Takes in an object as the server has it."""
         uid, resource_version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
         cached = self._items.get(uid)
         if (cached and resource_version <= cached[0]) or resource_version <= self._deleted_versions.get(uid, -1):
             return
-        item = self._parse(body)
+        try:
+            item = self._parse(body)
+        except Exception as error:  # noqa: BLE001 - objects are what anybody with write access made of them
+            self._set_aside(body, uid, resource_version, error)
+            return
+        self._unreadable.discard(uid)
         self._items[uid] = (resource_version, item)
         if cached is None or cached[1] != item:
             self._notify(cached[1] if cached else None, item)
@@ -55,6 +77,7 @@ class Store(Generic[T]):
             self._deleted_versions[uid] = resource_version
             while len(self._deleted_versions) > 1000:
                 del self._deleted_versions[next(iter(self._deleted_versions))]
+        self._unreadable.discard(uid)
         cached = self._items.pop(uid, None)
         if cached:
             self._notify(cached[1], None)
@@ -65,7 +88,7 @@ class Store(Generic[T]):
         for body in bodies:
             present.add(body["metadata"]["uid"])
             self.put(body)
-        for uid in [uid for uid in self._items if uid not in present]:
+        for uid in [uid for uid in (*self._items, *self._unreadable) if uid not in present]:
             self.remove(uid)
 
     def _notify(self, before: T | None, after: T | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tonnage.contract import DECODE_ERRORS
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission import access, inject
 from tonnage_operator.domain.admission.inject import AdmissionDenied
@@ -53,7 +54,7 @@ def parse_review(data: bytes) -> Body:
         request = review["request"]
         if not isinstance(request["uid"], str):
             raise InvalidReview("The review's request has no uid.")
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+    except (*DECODE_ERRORS, KeyError, TypeError) as error:
         raise InvalidReview("The body is not an AdmissionReview of admission.k8s.io/v1.") from error
     return dict(request)
 

@@ -8,11 +8,14 @@ import pytest
 
 from operator_support import objects
 from operator_support.fake_kubelet import Termination
+from operator_support.harness import ControllerThread, admin_client_config, make_installation
 from operator_support.pods import create_pvc
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from operator_support.fake_kubelet import FakeLoaders
     from operator_support.harness import OperatorHarness
 
@@ -35,6 +38,47 @@ def test_a_missing_secret_is_named_and_the_job_continues_once_it_exists(
     assert message in condition["message"]
     fake_loaders.waiting_messages.clear()
     harness.wait_for_condition("Warm")
+
+
+@pytest.fixture
+def unreadable_objects(harness: OperatorHarness) -> Iterator[None]:
+    """A pod and a Job that anyone with the role ``edit`` in any namespace can create."""
+    nested = "[" * 20_000
+    container = {"name": "c", "image": "i"}
+    pod = {
+        "metadata": {
+            "name": "unreadable",
+            "labels": {names.ROLE: "x"},
+            "annotations": {names.ENTRIES: f'[{{"zz": {nested}}}]'},
+        },
+        "spec": {"containers": [container]},
+    }
+    job = {
+        "metadata": {
+            "name": "unreadable",
+            "labels": {names.MANAGED_BY: names.MANAGER, names.ROLE: names.ROLE_LOAD},
+            "annotations": {names.ATTEMPT: "abc", names.MEDIUM: "Bogus"},
+        },
+        "spec": {"suspend": True, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}},
+    }
+    paths = {"/api/v1/namespaces/default/pods": pod, "/apis/batch/v1/namespaces/default/jobs": job}
+    for path, body in paths.items():
+        harness.plane.request("POST", path, body)
+    yield
+    for path in paths:
+        harness.plane.request("DELETE", f"{path}/unreadable")
+
+
+@pytest.mark.usefixtures("unreadable_objects", "fake_loaders")
+def test_unreadable_objects_of_a_tenant_stop_neither_a_running_nor_a_starting_controller(
+    harness: OperatorHarness,
+) -> None:
+    harness.add_nodes("a")
+    harness.create()
+    harness.wait_for_condition("Warm")
+    with ControllerThread(admin_client_config(harness.plane), make_installation()) as fresh:
+        assert fresh.call_in_loop(fresh.app.ready.is_set)
+        assert fresh.call_in_loop(lambda: fresh.app.state.jobs.unreadable) == 1
 
 
 def test_a_missing_bucket_is_reported_with_a_remedy_and_other_objects_continue(

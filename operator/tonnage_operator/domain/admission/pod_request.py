@@ -12,13 +12,13 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import MAX_RANKS, LoaderForm
 from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain import units
+from tonnage_operator.domain.observed.held_entries import MAX_HELD_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ALIAS: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_MAX_MODELS: Final = 16
 
 
 class InvalidAnnotation(Exception):
@@ -94,8 +94,8 @@ def _parse_models(annotations: Mapping[str, str], namespace: str) -> tuple[Reque
         if not equals or not _ALIAS.fullmatch(alias):
             raise InvalidAnnotation(f"{names.MODELS}: {part.strip()!r} is not alias=name; an alias is like 'draft-1'.")
         found.append(_parse_model(text, alias, namespace, names.MODELS))
-    if len(found) > _MAX_MODELS:
-        raise InvalidAnnotation(f"{names.MODELS}: a pod has at most {_MAX_MODELS} models.")
+    if len(found) > MAX_HELD_ENTRIES:
+        raise InvalidAnnotation(f"{names.MODELS}: a pod has at most {MAX_HELD_ENTRIES} models.")
     for attribute in ("alias", "env_suffix"):
         values = [getattr(each, attribute) for each in found]
         if len(set(values)) != len(values):

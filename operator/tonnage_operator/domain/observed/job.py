@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
 
 _Key = TypeVar("_Key", bound="Hashable")
+
+_MAX_ATTEMPT: Final = 1_000_000
 
 
 class JobState(enum.StrEnum):
@@ -76,8 +78,22 @@ def latest_attempts(jobs: Iterable[Job], key: Callable[[Job], _Key]) -> dict[_Ke
     return latest
 
 
+def _parse_number(text: str, *, lowest: int, highest: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and lowest <= int(text) <= highest):
+        raise ValueError(f"{text[:30]!r} is not a number from {lowest} to {highest}")
+    return int(text)
+
+
+def _parse_medium(text: str) -> str:
+    return Medium(text).value if text else ""
+
+
 def parse_job(body: Body) -> Job:
-    """Parses a Job."""
+    """Parses a Job.
+
+    Raises:
+        ValueError: An annotation has a value that the operator does not write.
+    """
     metadata, status = body["metadata"], body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     state, reason, message, finished = JobState.ACTIVE, "", "", ""
@@ -98,17 +114,17 @@ def parse_job(body: Body) -> Job:
         model_uid=labels.get(names.MODEL_UID, ""),
         model_ref=annotations.get(names.MODEL_REF, ""),
         key=annotations.get(names.CACHE_KEY) or annotations.get(names.SOURCE_HASH, ""),
-        medium=annotations.get(names.MEDIUM, ""),
+        medium=_parse_medium(annotations.get(names.MEDIUM, "")),
         target=annotations.get(names.NODE, ""),
         cause=annotations.get(names.CAUSE, ""),
         boot_id=annotations.get(names.BOOT_ID, ""),
         round=annotations.get(names.ROUND, ""),
-        attempt=int(annotations.get(names.ATTEMPT, "1")),
+        attempt=_parse_number(annotations.get(names.ATTEMPT, "1"), lowest=1, highest=_MAX_ATTEMPT),
         state=state,
         reason=reason,
         message=message,
         finished_time=finished,
         start_time=status.get("startTime") or "",
-        bytes=int(annotations.get(names.BYTES, "0")),
+        bytes=_parse_number(annotations.get(names.BYTES, "0"), lowest=0, highest=2**63 - 1),
         deleting="deletionTimestamp" in metadata,
     )
