@@ -177,7 +177,8 @@ class ReportEndpoint:
 
     def _accept_from_job_pod(self, pod: Pod, report: contract.Report, identity: contract.Identity | None) -> None:
         job = self._state.jobs.get(pod.job_uid)
-        if job is None or (job.namespace, job.model_uid) != (pod.namespace, pod.model_uid):
+        belongs = job is not None and (job.namespace, job.model_uid) == (pod.namespace, pod.model_uid)
+        if job is None or not belongs or not self._state.is_ours(job):
             raise ReportRejected(403, "unknown_pod", "This pod does not belong to a Job of the operator.")
         if not identity or identity.uid != job.model_uid:
             raise ReportRejected(403, "other_object", "The report is about another object than the Job.")

@@ -221,12 +221,23 @@ class ControllerState:
                 found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
         return found
 
+    def is_ours(self, job: Job) -> bool:
+        """Returns whether a Job counts. Its labels and annotations alone prove nothing: anyone can write them.
+
+        A resolve or load Job is in the namespace of its object, which owns it. A cleanup Job on a node is in the
+        operator's namespace.
+        """
+        if job.role == names.ROLE_CLEANUP and job.namespace == self.installation.namespace:
+            return True
+        record = self.weights.get(job.model_uid)
+        return record is not None and (job.namespace, job.owner_uid) == (record.namespace, record.uid)
+
     def jobs_on(self, node: str) -> list[Job]:
-        return self._jobs(self._jobs_of_node[node])
+        return [job for job in self._jobs(self._jobs_of_node[node]) if self.is_ours(job)]
 
     def snapshot(self, record: WeightsRecord, weights: ModelWeights, now: datetime) -> Snapshot:
         """Returns the input of the decision about one object."""
-        jobs = self._jobs(self._jobs_of_model[record.uid])
+        jobs = [job for job in self._jobs(self._jobs_of_model[record.uid]) if self.is_ours(job)]
         pods = self._latest_pods(jobs)
         return Snapshot(
             now=now,

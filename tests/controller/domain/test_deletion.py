@@ -144,7 +144,7 @@ def test_an_evictable_entry_is_kept_until_its_space_is_needed() -> None:
     simulation.finish_resolve()
     simulation.finish_loads()
     old = simulation.status["resolved"]["revision"]
-    simulation.spec["source"] = {"s3": {"bucket": "models", "prefix": "other/"}}
+    simulation.spec["source"] = {"s3": {"bucket": "models", "prefix": "llama"}}
     simulation.finish_resolve("2")
     assert not simulation.active_jobs(names.ROLE_CLEANUP)
     (job,) = simulation.active_jobs(names.ROLE_LOAD)

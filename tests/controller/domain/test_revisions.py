@@ -103,7 +103,9 @@ def test_a_medium_that_is_not_configured_is_rejected() -> None:
     assert not simulation.jobs
 
 
-@pytest.mark.parametrize(("count", "folder"), [(2500, "a"), (150, "a" * 800)], ids=["many", "long names"])
+@pytest.mark.parametrize(
+    ("count", "folder"), [(2500, "llama/a"), (150, "llama/" + "a" * 800)], ids=["many", "long names"]
+)
 def test_a_huge_list_is_pinned_by_its_digest(count: int, folder: str) -> None:
     simulation = prewarming_simulation(1)
     simulation.converge()

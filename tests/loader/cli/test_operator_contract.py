@@ -212,7 +212,9 @@ async def operator(tmp_path: Path, authority: CertificateAuthority, model: Model
             update={"reports": objects.INSTALLATION.reports.model_copy(update=reports)}
         )
         s3 = {"bucket": model.bucket, "prefix": "tiny/", "endpoint": model.environment["AWS_ENDPOINT_URL_S3"]}
-        weights = objects.modelweights({"source": {"s3": s3}, "credentials": {"secretRef": {"name": "s3-reader"}}})
+        spec = {"source": {"s3": s3}, "credentials": {"secretRef": {"name": "s3-reader"}}}
+        weights = objects.modelweights(spec)
+        state.weights.put(objects.modelweights_manifest(spec, resourceVersion="1"))
         made = OperatorStub(tmp_path, state, metrics, installation, weights, model.environment, enqueued)
         for path in ("/cache", "/run/tonnage", TOKEN_FOLDER):
             made.local_path(path).mkdir()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tonnage_operator.api.base import Body
+    from tonnage_operator.api.source import S3Location
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -99,6 +100,8 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     digest = contract.revision_digest(objects)
     s3 = weights.spec.source.s3
     elsewhere = {place for place, _ in objects} - {contract.source_place(s3.endpoint or "", s3.bucket) if s3 else ""}
+    if s3:
+        elsewhere |= {pin.key for _, pin in objects if not _contains(s3, pin.key)}
     if not objects or digest != report.digest or elsewhere:
         why = "lists objects outside spec.source" if elsewhere else "has a digest that doesn't match its objects"
         return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is ignored.")
@@ -114,6 +117,11 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
         source_hash=weights.source_hash,
         time=now,
     )
+
+
+def _contains(s3: S3Location, key: str) -> bool:
+    """Returns whether a source contains a key."""
+    return key in s3.keys if s3.keys else key.startswith(s3.prefix or "")
 
 
 def _fit(pins: tuple[PinnedObject, ...]) -> bool:

@@ -37,6 +37,8 @@ class Job:
     uid: str
     role: str
     model_uid: str
+    owner_uid: str
+    """Uid of the object that owns it as its controller; empty for cleanup Jobs on nodes."""
     model_ref: str
     key: str
     """For a resolve Job ``naming.resolve_key``; otherwise the cache key to load or evict."""
@@ -112,6 +114,7 @@ def parse_job(body: Body) -> Job:
         uid=metadata["uid"],
         role=labels.get(names.ROLE, ""),
         model_uid=labels.get(names.MODEL_UID, ""),
+        owner_uid=next((each["uid"] for each in metadata.get("ownerReferences") or () if each.get("controller")), ""),
         model_ref=annotations.get(names.MODEL_REF, ""),
         key=annotations.get(names.CACHE_KEY) or annotations.get(names.SOURCE_HASH, ""),
         medium=_parse_medium(annotations.get(names.MEDIUM, "")),
