@@ -1,8 +1,8 @@
-"""The delay between retries: exponential backoff with jitter."""
+"""The delay between retries of requests to a source."""
 
 from __future__ import annotations
 
-import random
+from tonnage.contract.backoff import Backoff
 
 INITIAL_BACKOFF_SECONDS = 0.2
 """Delay after the first failure; each consecutive failure doubles it."""
@@ -22,9 +22,7 @@ def backoff_seconds(
             ``MAX_RETRY_AFTER_SECONDS``.
         jitter: In [0, 1); spreads the retries of many clients. None: random. Tests set it.
     """
-    if jitter is None:
-        jitter = random.random()  # noqa: S311  # only spreads retries over time
-    seconds = min(maximum, INITIAL_BACKOFF_SECONDS * 2.0 ** (failures - 1)) * (0.5 + jitter / 2)
+    seconds = Backoff(INITIAL_BACKOFF_SECONDS, maximum).delay(failures, jitter=jitter)
     if retry_after is not None:
         seconds = max(min(retry_after, MAX_RETRY_AFTER_SECONDS), 0.0) + seconds * 0.1
     return seconds

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import kopf
 from aiohttp import web
 
+from tonnage.contract.backoff import Backoff
 from tonnage_operator.api import names
 from tonnage_operator.controller import handlers
 from tonnage_operator.controller.event_handlers import EventHandlers
@@ -39,7 +40,7 @@ _RESYNC_INTERVAL: Final = 600.0
 """Seconds between resyncs: everything is listed and reconciled, whether or not anything happened."""
 _HEALTHY_SECONDS: Final = 60.0
 """Seconds after which kopf ran well, so that its next failure is restarted without delay."""
-_MAX_BACKOFF: Final = 30.0
+_BACKOFF: Final = Backoff(base=1.0, cap=30.0)
 _STOP_TIMEOUT: Final = 5.0
 """Seconds that kopf is given to close its watches."""
 
@@ -134,7 +135,7 @@ class ControllerApp:
                 )
             except Exception as error:  # noqa: BLE001 - whatever kopf could not handle; lists start from scratch
                 failures = 1 if time.monotonic() - started > _HEALTHY_SECONDS else failures + 1
-                delay = min(_MAX_BACKOFF, 0.5 * 2.0**failures)
+                delay = _BACKOFF.delay(failures)
                 _LOG.warning("Watching failed, restarting in %.1f s: %s", delay, error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.stopping.wait(), delay)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from tonnage.contract.backoff import Backoff
 from tonnage_operator.controller.rate_limiter import RateLimiter
 
 _LOG = logging.getLogger("tonnage.workers")
 
 _RECONCILE_TIMEOUT: Final = 300.0
-_MAX_BACKOFF: Final = 60.0
+_BACKOFF: Final = Backoff(base=0.5, cap=60.0, low=0.75, high=1.25)
 
 
 class Gone(Exception):
@@ -127,10 +127,10 @@ class WorkQueue:
         except StaleCache:
             worker.failures += 1
             self._on_result("outdated", time.monotonic() - started)
-            return _backoff(worker.failures)
+            return _BACKOFF.delay(worker.failures)
         except Exception as error:  # noqa: BLE001 - an error with one object must not stop the others
             worker.failures += 1
-            delay = _backoff(worker.failures)
+            delay = _BACKOFF.delay(worker.failures)
             expected = hasattr(error, "status")
             _LOG.log(
                 logging.WARNING if expected else logging.ERROR,
@@ -146,8 +146,3 @@ class WorkQueue:
         worker.failures = 0
         self._on_result("ok", time.monotonic() - started)
         return requeue_after
-
-
-def _backoff(failures: int) -> float:
-    """Returns the seconds until the next attempt: about 0.5, 1, 2, … up to about ``_MAX_BACKOFF``."""
-    return min(_MAX_BACKOFF, 2.0 ** min(failures, 10) / 4) * (0.75 + random.random() / 2)  # noqa: S311

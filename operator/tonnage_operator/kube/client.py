@@ -19,6 +19,7 @@ import msgspec
 from kubernetes.aio.client import ApiClient, ApiException
 from kubernetes.aio.client.rest import RESTClientObject, RESTResponse
 
+from tonnage.contract.backoff import Backoff
 from tonnage_operator.kube.credentials import ClientConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _PARTIAL_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s
 _USER_AGENT: Final = "tonnage-operator"
 _MAX_CONNECTIONS: Final = 32
 _MAX_ATTEMPTS: Final = 5
+_BACKOFF: Final = Backoff(base=0.4, cap=8.0, high=1.5)
 _TIMEOUT: Final = 30.0
 _PAGE_SIZE: Final = 500
 _WATCH_TIMEOUT: Final = 300
@@ -274,7 +276,7 @@ class KubeClient:
         deadline = time.monotonic() + timeout
         for attempt in range(1, attempts + 1):
             remaining_seconds = max(0.1, deadline - time.monotonic())
-            delay = min(8.0, 0.2 * 2.0**attempt) * (0.5 + random.random())  # noqa: S311
+            delay = _BACKOFF.delay(attempt)
             try:
                 async with self._request(request, aiohttp.ClientTimeout(total=remaining_seconds)) as response:
                     text = await response.read()

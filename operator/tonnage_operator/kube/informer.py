@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from typing import TYPE_CHECKING, Final, Generic
 
+from tonnage.contract.backoff import Backoff
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.store import Store, T
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.watch")
 
 
-_MAX_BACKOFF: Final = 30.0
+_BACKOFF: Final = Backoff(base=1.0, cap=30.0)
 _HEALTHY_WATCH_SECONDS: Final = 10.0
 """Seconds after which a watch has been a good one, so that its end is no failure upon failure."""
 
@@ -77,4 +77,4 @@ class Informer(Generic[T]):
                 if not error.expired:
                     level = logging.INFO if failures == 1 else logging.WARNING
                     _LOG.log(level, "Watching %s: %s", self._resource.plural, error.message)
-                    await asyncio.sleep(min(_MAX_BACKOFF, 0.5 * 2.0**failures) * (0.5 + random.random() / 2))  # noqa: S311
+                    await asyncio.sleep(_BACKOFF.delay(failures))
