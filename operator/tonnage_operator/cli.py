@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from tonnage_operator import __version__
 from tonnage_operator.config import ConfigError, ServerOptions, read_installation
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.credentials import ClientConfigError, find_client_config
+from tonnage_operator.signals import stop_on_signals
 from tonnage_operator.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ async def _run(options: argparse.Namespace) -> int:
         from tonnage_operator.webhook.app import WebhookApp
 
         app = WebhookApp(client_config, installation, server_options)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, app.stopping.set)
+    stop_on_signals(app.stopping)
     await app.run()
     return 0
 

@@ -24,6 +24,7 @@ from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import WorkQueue
 from tonnage_operator.http_server import add_health_routes, serve
 from tonnage_operator.kube.client import ApiError, KubeClient
+from tonnage_operator.signals import stop_on_signals
 from tonnage_operator.telemetry import Metrics
 from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
 
@@ -81,7 +82,12 @@ class ControllerApp:
                 self.state, enqueue_weights=self.weights_queue.add, enqueue_node=self.node_queue.add
             )
             memo = ControllerMemo(
-                self._client_config, client, self.state, event_handlers, self.metrics, synced=self.ready
+                self._client_config,
+                client,
+                self.state,
+                event_handlers,
+                self.metrics,
+                synced=self.ready,
             )
             tasks = [
                 asyncio.create_task(self.stopping.wait(), name="stop"),
@@ -103,8 +109,10 @@ class ControllerApp:
                     raise RuntimeError(f"{task.get_name()} failed") from error
 
     async def _stop(self, tasks: list[asyncio.Task[Any]]) -> None:
-        """Lets kopf end by itself, so that its watches are closed in order."""
+        """Lets kopf close its watches. It waits for all tasks, so the queues are closed first."""
         self.stopping.set()
+        await self.node_queue.close()
+        await self.weights_queue.close()
         kopf_task = next(task for task in tasks if task.get_name() == "kopf")
         await asyncio.wait({kopf_task}, timeout=_STOP_TIMEOUT)
 
@@ -126,13 +134,12 @@ class ControllerApp:
         while not self.stopping.is_set():
             started = time.monotonic()
             try:
-                await kopf.operator(
-                    registry=handlers.REGISTRY,
-                    memo=memo,
-                    clusterwide=True,
-                    standalone=True,
-                    stop_flag=self.stopping,
+                tasks = await kopf.spawn_tasks(
+                    registry=handlers.REGISTRY, memo=memo, clusterwide=True, standalone=True, stop_flag=self.stopping
                 )
+                # kopf's own signal handlers would wait 5 s for all tasks that are not kopf's, such as the queues'.
+                stop_on_signals(self.stopping)
+                await kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks))
             except Exception as error:  # noqa: BLE001 - whatever kopf could not handle; lists start from scratch
                 failures = 1 if time.monotonic() - started > _HEALTHY_SECONDS else failures + 1
                 delay = _BACKOFF.delay(failures)
@@ -140,7 +147,7 @@ class ControllerApp:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.stopping.wait(), delay)
             else:
-                self.stopping.set()  # in the main thread kopf handles SIGTERM itself and returns
+                self.stopping.set()
 
     def _result_observer(self, kind: str) -> Any:  # noqa: ANN401 - a callback
         def observe(result: str, seconds: float) -> None:

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
+from operator_support.control_plane import PYTHONPATH
+from operator_support.harness import make_installation
+from operator_support.waiting import eventually
+from support.ports import free_ports
 from tonnage_operator.api import crd
 from tonnage_operator.cli import main
 from tonnage_operator.kube.credentials import ClientConfigError, find_client_config, from_kubeconfig
@@ -89,3 +99,44 @@ async def test_a_kubeconfig_can_get_its_token_from_a_command(tmp_path: Path) -> 
     assert await configuration.get_api_key_with_prefix("BearerToken") == "Bearer me-a"
     with pytest.raises(ClientConfigError, match=r"name other in .*contexts"):
         await from_kubeconfig(str(path), "other")
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as response:
+            return bool(response.status == 200)
+    except urllib.error.URLError:
+        return False
+
+
+@pytest.mark.parametrize("command", ["controller", "webhook"])
+def test_sigterm_ends_a_process_that_can_not_reach_the_api_server(tmp_path: Path, command: str) -> None:
+    config, kubeconfig = tmp_path / "installation.yaml", tmp_path / "kubeconfig"
+    config.write_text(yaml.safe_dump(make_installation().model_dump(mode="json", by_alias=True)))
+    kubeconfig.write_text(
+        json.dumps(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+                "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:1"}}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+            }
+        )
+    )
+    (port,) = free_ports(1)
+    options = ["--config", str(config), "--kubeconfig", str(kubeconfig), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tonnage_operator", command, *options, "--health-port", str(port)],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            eventually(lambda: _is_healthy(port), timeout=30)
+            process.terminate()
+            # kopf waits 5 s for tasks that it takes for hung.
+            _, err = process.communicate(timeout=4)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in err
