@@ -31,7 +31,8 @@ def pod_template(annotations: dict[str, str] | None = None, **spec: Any) -> dict
 def create_resolved_model(harness: OperatorHarness, spec: dict[str, Any] | None = None, *, name: str = "llama") -> str:
     """Creates a ``ModelWeights`` with the status of a resolved one, and returns its revision."""
     body = harness.create({"placement": {"prewarm": "None"}, **(spec or {})}, name=name)
-    report = objects.resolved_report(bucket=harness.namespace)
+    folder = body["spec"]["source"]["s3"]["prefix"].rstrip("/")
+    report = objects.resolved_report(bucket=harness.namespace, folder=folder)
     seen = parse_resolve_report(report, parse_model_weights(body), now="2026-01-01T00:00:00Z")
     assert isinstance(seen, SeenRevision)
     body["status"] = {"resolved": seen.model_dump(mode="json", by_alias=True, exclude_none=True)}

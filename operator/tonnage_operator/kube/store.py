@@ -63,7 +63,7 @@ class Store(Generic[T]):
             return
         try:
             item = self._parse(body)
-        except Exception as error:  # noqa: BLE001 - objects are what anybody with write access made of them
+        except Exception as error:  # noqa: BLE001 - annotations hold whatever their author wrote
             self._set_aside(body, uid, resource_version, error)
             return
         self._unreadable.discard(uid)
