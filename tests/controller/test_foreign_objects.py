@@ -84,7 +84,7 @@ def test_a_job_with_an_invalid_annotation_is_ignored_and_logged_once(
     bad = _body("Job", annotations={annotation: value})
     with caplog.at_level(logging.WARNING, "tonnage.watch"):
         jobs.put(bad)
-        jobs.replace([copy.deepcopy(bad), _body("Job", uid="good", name="good")])
+        jobs.replace([copy.deepcopy(bad), _body("Job", uid="good", name="good")], "1")
         jobs.put({**bad, "metadata": {**bad["metadata"], "resourceVersion": "2"}})
     assert [job.uid for job in jobs] == ["good"]
     assert jobs.unreadable == 1

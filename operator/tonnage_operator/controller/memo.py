@@ -32,6 +32,7 @@ SELECTORS: Final[dict[Resource, str]] = {
 """The watched kinds, each with the label selector that the API server applies."""
 
 _BURST_SECONDS: Final = 5.0
+"""Objects that kopf lists within this time of each other belong to one list."""
 _RETRY_DELAY: Final = 2.0
 """Seconds between two attempts to list everything at the start."""
 
@@ -96,6 +97,6 @@ class ControllerMemo:
             ApiError: A list failed.
         """
         for resource, selector in SELECTORS.items():
-            items, _ = await self.client.list(resource, label_selector=selector)
-            self.state.store_for(resource).replace(items)
+            items, version = await self.client.list(resource, label_selector=selector)
+            self.state.store_for(resource).replace(items, version)
         self.last_sync = time.monotonic()

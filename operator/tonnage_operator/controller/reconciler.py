@@ -42,8 +42,8 @@ async def relist_weights(state: ControllerState, client: KubeClient) -> None:
     Raises:
         ApiError: The list failed; the cache is unchanged.
     """
-    items, _ = await client.list(MODEL_WEIGHTS)
-    state.weights.replace(items)
+    items, version = await client.list(MODEL_WEIGHTS)
+    state.weights.replace(items, version)
 
 
 class Reconciler:

@@ -58,7 +58,7 @@ class Informer(Generic[T]):
                     items, resource_version = await self._client.list(
                         self._resource, label_selector=self._label_selector
                     )
-                    self.store.replace(items)
+                    self.store.replace(items, resource_version)
                     self.synced.set()
                 async for event_type, body in self._client.watch(
                     self._resource, resource_version, label_selector=self._label_selector

@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 
 class Store(Generic[T]):
-    """What is known of one kind of objects, by uid, with change callbacks.
+    """Parsed objects of one kind by uid, with event handlers.
 
-    A version that is older than the one known is ignored: our own writes are put in at once, and the watch may be late.
+    An older version than the stored one is ignored, because the result of a write is stored at once and its watch event
+    arrives later. Objects that can't be parsed are treated as if they did not exist.
     """
 
     def __init__(self, parse: Callable[[dict[str, Any]], T]) -> None:
@@ -27,7 +28,7 @@ class Store(Generic[T]):
         self._unreadable: set[str] = set()
 
     def add_event_handler(self, handler: Callable[[T | None, T | None], None]) -> None:
-        """Calls ``listener(before, after)`` at each change; None stands for nothing there."""
+        """Calls ``handler(before, after)`` at each change; before is None for a new object, after for a deleted one."""
         self._handlers.append(handler)
 
     def __iter__(self) -> Iterator[T]:
@@ -37,7 +38,6 @@ class Store(Generic[T]):
         return len(self._items)
 
     def get(self, uid: str) -> T | None:
-        """Returns one object's fact."""
         found = self._items.get(uid)
         return found[1] if found else None
 
@@ -56,7 +56,7 @@ class Store(Generic[T]):
         self._unreadable.add(uid)
 
     def put(self, body: dict[str, Any]) -> None:
-        """Takes in an object as the server has it."""
+        """Stores an object as the API server returned it."""
         uid, resource_version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
         cached = self._items.get(uid)
         if (cached and resource_version <= cached[0]) or resource_version <= self._deleted_versions.get(uid, -1):
@@ -72,7 +72,7 @@ class Store(Generic[T]):
             self._notify(cached[1] if cached else None, item)
 
     def remove(self, uid: str, resource_version: int = -1) -> None:
-        """Takes note that an object is gone."""
+        """Removes a deleted object. Versions up to ``resource_version`` are not stored again."""
         if resource_version >= 0:
             self._deleted_versions[uid] = resource_version
             while len(self._deleted_versions) > 1000:
@@ -82,13 +82,19 @@ class Store(Generic[T]):
         if cached:
             self._notify(cached[1], None)
 
-    def replace(self, bodies: Iterable[dict[str, Any]]) -> None:
-        """Takes in a whole list: what isn't in it is gone."""
+    def replace(self, bodies: Iterable[dict[str, Any]], resource_version: str) -> None:
+        """Stores a whole list, and removes what is not in it.
+
+        Args:
+            bodies: All objects of the kind.
+            resource_version: The list's. Objects that are newer were created while the list was read, and stay.
+        """
         present = set()
         for body in bodies:
             present.add(body["metadata"]["uid"])
             self.put(body)
-        for uid in [uid for uid in (*self._items, *self._unreadable) if uid not in present]:
+        known = {uid: version for uid, (version, _) in self._items.items()} | dict.fromkeys(self._unreadable, 0)
+        for uid in [uid for uid, version in known.items() if uid not in present and version <= int(resource_version)]:
             self.remove(uid)
 
     def _notify(self, before: T | None, after: T | None) -> None:
