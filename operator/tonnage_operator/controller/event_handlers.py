@@ -31,6 +31,7 @@ class EventHandlers:
         self._enqueue_node = enqueue_node
 
     def register(self) -> None:
+        """Adds the handlers to all stores. They run after the indexes of ``ControllerState``, which are added first."""
         state = self._state
         state.weights.add_event_handler(self._weights_changed)
         state.nodes.add_event_handler(self._node_changed)

@@ -1,4 +1,4 @@
-"""What kopf hands to each handler of the controller."""
+"""The memo that kopf passes to each handler of the controller."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ControllerMemo:
             store.put(body)
 
     def _count_restart(self, resource: Resource) -> None:
-        """Counts a watch that starts again with a list: its objects arrive in one burst, the first list is none."""
+        """Counts restarted watches: each list after the first one, which arrives as one burst of objects."""
         now = time.monotonic()
         if now - self._listed.setdefault(resource, now) > _BURST_SECONDS:
             self.metrics.count_watch_restart(resource.plural)
