@@ -13,6 +13,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self, cast
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -126,7 +127,6 @@ class KubeClient:
 
     async def __aenter__(self) -> Self:
         self._api = ApiClient(self._client_config.configuration)
-        self._api.user_agent = _USER_AGENT
         self._api.rest_client = _RestClient(self._client_config.configuration)
         return self
 
@@ -318,15 +318,14 @@ class KubeClient:
     async def _attempt(self, request: _Request, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:  # noqa: ASYNC109
         if self._api is None:
             raise RuntimeError("use the client as an async context manager")
-        method, url, headers, body, _ = await self._api.param_serialize(
-            request.method,
-            request.path,
-            query_params=list(request.query.items()),
-            header_params=dict(request.headers),
-            body=request.body,
-            auth_settings=["BearerToken"],
+        # Not param_serialize: it copies each body deeply, to convert models that are not used here.
+        headers = {**request.headers, "User-Agent": _USER_AGENT}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], request.path, request.method, None)
+        query = f"?{urlencode(request.query)}" if request.query else ""
+        url = f"{self._client_config.configuration.host}{request.path}{query}"
+        response: RESTResponse = await self._api.call_api(
+            request.method, url, headers, request.body, _request_timeout=timeout
         )
-        response: RESTResponse = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
         return cast("aiohttp.ClientResponse", response.response)
 
 
