@@ -7,29 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from support.blueprints import fill, source_object
 from support.tensors_corpus import CorpusFile, write_tensors_file
 from support.tensors_writer import raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision
-from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject, build_blueprint, segment_count
-from tonnage.planning.segments import NOT_WRITTEN, SpanRole
+from tonnage.planning.segments import SpanRole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tonnage.planning.blueprint import Blueprint
 
 MIB = 1 << 20
 GIB = 1 << 30
-
-
-def source(path: Path, *, key: str = "", rank: int | None = None) -> SourceObject:
-    data = path.read_bytes()
-    name = f"s3://bucket/{key or path.name}"
-    preamble = parse_preamble(data, object_size=len(data), label=name)
-    tensors = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), label=name)
-    return SourceObject(name, key or path.name, len(data), rank, tensors, data[: preamble.body_offset])
 
 
 def file_of(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
@@ -38,22 +29,9 @@ def file_of(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> Pat
     return path
 
 
-def fill(blueprint: Blueprint, objects: list[bytes]) -> dict[str, bytes]:
-    """Transfers in memory."""
-    files = [bytearray(file.size) for file in blueprint.files]
-    for file, content in zip(blueprint.files, files, strict=True):
-        content[: len(file.prefix)] = file.prefix
-    for segment in blueprint.segments:
-        for piece in segment.pieces(segment.start, segment.end):
-            if piece.target_offset != NOT_WRITTEN:
-                data = objects[segment.object_index][piece.start : piece.end]
-                files[segment.file_index][piece.target_offset : piece.target_offset + len(data)] = data
-    return {file.path: bytes(content) for file, content in zip(blueprint.files, files, strict=True)}
-
-
 def test_the_tensorizer_layout_is_the_unmodified_object(corpus: dict[str, CorpusFile]) -> None:
     for item in corpus.values():
-        blueprint = build_blueprint([source(item.path)], layout=Layout.TENSORIZER, segment_size=1000)
+        blueprint = build_blueprint([source_object(item.path)], layout=Layout.TENSORIZER, segment_size=1000)
         assert fill(blueprint, [item.path.read_bytes()]) == {item.path.name: item.path.read_bytes()}, item.name
 
 
@@ -64,7 +42,7 @@ def test_shards_of_every_file_hold_its_tensors_bit_for_bit(corpus: dict[str, Cor
     for item in corpus.values():
         if not item.safetensors:
             continue
-        blueprint = build_blueprint([source(item.path)], layout=Layout.SAFETENSORS, segment_size=4096)
+        blueprint = build_blueprint([source_object(item.path)], layout=Layout.SAFETENSORS, segment_size=4096)
         found: dict[str, torch.Tensor] = {}
         for path, content in fill(blueprint, [item.path.read_bytes()]).items():
             if path.endswith(".safetensors"):
@@ -93,7 +71,7 @@ def test_every_tensor_is_aligned_to_its_item_size_in_its_shard(tmp_path: Path) -
             "d": torch.zeros(1, dtype=torch.float32),
         },
     )
-    blueprint = build_blueprint([source(path)], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(path)], layout=Layout.SAFETENSORS)
     for place in blueprint.placements:
         tensors = blueprint.objects[0].tensors_index
         assert tensors is not None
@@ -102,9 +80,9 @@ def test_every_tensor_is_aligned_to_its_item_size_in_its_shard(tmp_path: Path) -
 
 def test_shards_are_named_and_indexed_as_engines_expect(tmp_path: Path) -> None:
     tensors = {f"layer.{number}": torch.zeros(1000) for number in range(6)}
-    one = build_blueprint([source(file_of(tmp_path, "m.tensors", tensors))], layout=Layout.SAFETENSORS)
+    one = build_blueprint([source_object(file_of(tmp_path, "m.tensors", tensors))], layout=Layout.SAFETENSORS)
     assert [file.path for file in one.files] == ["model.safetensors"]
-    blueprint = build_blueprint([source(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS, segment_size=9000)
+    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS, segment_size=9000)
     assert [file.path for file in blueprint.files] == [
         "model-00001-of-00003.safetensors",
         "model-00002-of-00003.safetensors",
@@ -119,7 +97,9 @@ def test_shards_are_named_and_indexed_as_engines_expect(tmp_path: Path) -> None:
 
 def test_ranks_are_named_as_sharded_state_loaders_expect(tmp_path: Path) -> None:
     tensors = {f"layer.{number}": torch.zeros(1000) for number in range(4)}
-    objects = [source(file_of(tmp_path, f"model-rank-00{rank}.tensors", tensors), rank=rank) for rank in range(2)]
+    objects = [
+        source_object(file_of(tmp_path, f"model-rank-00{rank}.tensors", tensors), rank=rank) for rank in range(2)
+    ]
     blueprint = build_blueprint(objects, layout=Layout.SAFETENSORS, segment_size=9000)
     assert [file.path for file in blueprint.files] == [
         "model-rank-0-part-0.safetensors",
@@ -132,21 +112,22 @@ def test_ranks_are_named_as_sharded_state_loaders_expect(tmp_path: Path) -> None
 def test_files_in_directories_keep_them_and_may_share_names(tmp_path: Path) -> None:
     path = file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)})
     blueprint = build_blueprint(
-        [source(path, key="unet/model.tensors"), source(path, key="vae/model.tensors")], layout=Layout.SAFETENSORS
+        [source_object(path, key="unet/model.tensors"), source_object(path, key="vae/model.tensors")],
+        layout=Layout.SAFETENSORS,
     )
     assert {posixpath.dirname(file.path) for file in blueprint.files} == {"unet", "vae"}
 
 
 def test_two_files_of_one_directory_with_a_common_tensor_name_are_rejected_with_both_names(tmp_path: Path) -> None:
-    first = source(file_of(tmp_path, "a.tensors", {"w": torch.zeros(4)}))
-    second = source(file_of(tmp_path, "b.tensors", {"w": torch.zeros(4)}))
+    first = source_object(file_of(tmp_path, "a.tensors", {"w": torch.zeros(4)}))
+    second = source_object(file_of(tmp_path, "b.tensors", {"w": torch.zeros(4)}))
     with pytest.raises(NameCollision, match=r"(?s)'w'.*a\.tensors.*b\.tensors|b\.tensors.*a\.tensors"):
         build_blueprint([first, second], layout=Layout.SAFETENSORS)
     assert len(build_blueprint([first, second], layout=Layout.TENSORIZER).files) == 2
 
 
 def test_a_dtype_that_safetensors_lacks_is_rejected_with_tensor_dtype_and_layout(tmp_path: Path) -> None:
-    item = source(file_of(tmp_path, "m.tensors", {"z": torch.zeros(2, dtype=torch.complex128)}))
+    item = source_object(file_of(tmp_path, "m.tensors", {"z": torch.zeros(2, dtype=torch.complex128)}))
     with pytest.raises(DtypeUnsupported, match=r"'z' has the dtype complex128") as caught:
         build_blueprint([item], layout=Layout.SAFETENSORS)
     assert "--layout tensorizer" in caught.value.remedy
@@ -155,14 +136,14 @@ def test_a_dtype_that_safetensors_lacks_is_rejected_with_tensor_dtype_and_layout
 def test_an_encrypted_file_needs_the_tensorizer_layout_and_its_data_is_opaque(corpus: dict[str, CorpusFile]) -> None:
     item = next(item for item in corpus.values() if item.encrypted)
     with pytest.raises(FormatUnsupported, match="Tensorizer layout"):
-        build_blueprint([source(item.path)], layout=Layout.SAFETENSORS)
-    blueprint = build_blueprint([source(item.path)], layout=Layout.TENSORIZER)
+        build_blueprint([source_object(item.path)], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(item.path)], layout=Layout.TENSORIZER)
     assert not any(span.role is SpanRole.DATA for segment in blueprint.segments for span in segment.spans)
     assert "encrypted" in blueprint.notes[0]
 
 
 def test_a_companion_with_the_path_of_a_shard_is_rejected(tmp_path: Path) -> None:
-    item = source(file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)}))
+    item = source_object(file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)}))
     companion = SourceObject("s3://bucket/model.safetensors", "model.safetensors", 10)
     with pytest.raises(NameCollision, match=r"model\.safetensors"):
         build_blueprint([item, companion], layout=Layout.SAFETENSORS)
