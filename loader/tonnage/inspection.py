@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tonnage.contract import Layout
+from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject, build_blueprint
@@ -116,7 +116,14 @@ def inspect_sources(
 
     resolved = resolve(plan, environment=environment, deadline=deadline, canceled=canceled)
     objects = read_indexes(resolved, resolved.objects, deadline=deadline, canceled=canceled)
-    inspection = inspect_objects(objects, layout=plan.layout, segment_size=plan.limits.segment_size)
+    inspection = inspect_objects(
+        objects,
+        layout=plan.layout,
+        segment_size=plan.limits.segment_size,
+        computed_buffers=plan.computed_buffers,
+        revision=resolved.revision,
+        digest=resolved.digest,
+    )
     files = tuple(
         msgspec.structs.replace(file, etag=item.pin.etag, version_id=item.pin.version_id)
         for file, item in zip(inspection.files, resolved.objects, strict=True)
@@ -131,7 +138,11 @@ def inspect_sources(
 
 
 def inspect_files(
-    paths: Iterable[Path | str], *, layout: Layout = Layout.SAFETENSORS, segment_size: int = 0
+    paths: Iterable[Path | str],
+    *,
+    layout: Layout = Layout.SAFETENSORS,
+    segment_size: int = 0,
+    computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE,
 ) -> Inspection:
     """Describes local files and, for a folder, all ``.tensors`` files below it.
 
@@ -141,10 +152,18 @@ def inspect_files(
         FormatDamaged: A file is damaged. For other errors see ``tonnage.format``.
     """
     objects = [_local_object(file) for path in paths for file in _local_files(Path(path))]
-    return inspect_objects(objects, layout=layout, segment_size=segment_size)
+    return inspect_objects(objects, layout=layout, segment_size=segment_size, computed_buffers=computed_buffers)
 
 
-def inspect_objects(objects: Sequence[SourceObject], *, layout: Layout, segment_size: int = 0) -> Inspection:
+def inspect_objects(
+    objects: Sequence[SourceObject],
+    *,
+    layout: Layout,
+    segment_size: int = 0,
+    computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE,
+    revision: str = "",
+    digest: str = "",
+) -> Inspection:
     """Describes objects from their indexes. Pure.
 
     Args:
@@ -152,16 +171,30 @@ def inspect_objects(objects: Sequence[SourceObject], *, layout: Layout, segment_
         layout: The layout of the segments. If it can't represent the model, the Tensorizer layout is used, and a note
             has the reason.
         segment_size: Maximum size of a segment in bytes; 0 for the default.
+        computed_buffers: Where the Safetensors layout has buffers that engines compute themselves.
+        revision: The revision's name; empty for local files. It is in the headers of shards.
+        digest: The revision's digest, likewise.
     """
+
+    def build(layout: Layout) -> Blueprint:
+        return build_blueprint(
+            objects,
+            layout=layout,
+            segment_size=segment_size,
+            computed_buffers=computed_buffers,
+            revision=revision,
+            digest=digest,
+        )
+
     notes: tuple[str, ...] = ()
     try:
-        blueprint = build_blueprint(objects, layout=layout, segment_size=segment_size)
+        blueprint = build(layout)
     except (DtypeUnsupported, FormatUnsupported, NameCollision) as error:
         if layout is Layout.TENSORIZER:
             raise
         notes = (f"The {layout.value} layout can't represent this model: {error.message}",)
         layout = Layout.TENSORIZER
-        blueprint = build_blueprint(objects, layout=layout, segment_size=segment_size)
+        blueprint = build(layout)
     return Inspection(
         layout=layout,
         notes=(*notes, *blueprint.notes),

@@ -65,9 +65,9 @@ def build_entry(
             (model / file.path).write_bytes(file.prefix.ljust(file.size, b"\0"))
         for segment in blueprint.segments:
             data = files[segment.object_index].read_bytes()
-            with (model / blueprint.files[segment.file_index].path).open("r+b") as out:
-                for piece in segment.pieces(segment.start, segment.end):
-                    if piece.target_offset >= 0:
+            for piece in segment.pieces(segment.start, segment.end):
+                if piece.target_offset >= 0:
+                    with (model / blueprint.files[piece.file_index].path).open("r+b") as out:
                         os.pwrite(out.fileno(), data[piece.start : piece.end], piece.target_offset)
         commit.publish(entry, *_records(blueprint, sources))
     return entry

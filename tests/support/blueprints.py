@@ -32,5 +32,5 @@ def fill(blueprint: Blueprint, objects: list[bytes]) -> dict[str, bytes]:
         for piece in segment.pieces(segment.start, segment.end):
             if piece.target_offset != NOT_WRITTEN:
                 data = objects[segment.object_index][piece.start : piece.end]
-                files[segment.file_index][piece.target_offset : piece.target_offset + len(data)] = data
+                files[piece.file_index][piece.target_offset : piece.target_offset + len(data)] = data
     return {file.path: bytes(content) for file, content in zip(blueprint.files, files, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cli import argument_types
-from tonnage.contract.plan import AddressingStyle, Layout, Verify
+from tonnage.contract.plan import AddressingStyle, ComputedBuffers, Layout, Verify
 
 if TYPE_CHECKING:
     import argparse
@@ -171,6 +171,12 @@ def _add_source_options(parser: Parser, title: str, sources: str, *, plan: bool)
         "byte for byte"
     )
     _add_option(parser, group, "--layout", "NAME", argument_types.enum_choice(Layout), help_text)
+    help_text = (
+        "where the safetensors layout has buffers that engines compute themselves, such as rotary frequencies: "
+        "separate, in a file that engines don't list (default); or in-shards"
+    )
+    kind = argument_types.enum_choice(ComputedBuffers)
+    _add_option(parser, group, "--computed-buffers", "PLACE", kind, help_text)
     return group
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tonnage.cli.parser import UsageError, is_set
 from tonnage.contract.plan import (
     AddressingStyle,
+    ComputedBuffers,
     Layout,
     Limits,
     Plan,
@@ -33,6 +34,7 @@ _PLAN_OPTIONS = (
     "exclude",
     "ranks",
     "layout",
+    "computed_buffers",
     "verify",
     "expect_digest",
     "endpoint_url",
@@ -111,6 +113,7 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
         sources=parse_source_arguments(arguments),
         expected_digest=digest,
         layout=arguments.layout or Layout.SAFETENSORS,
+        computed_buffers=arguments.computed_buffers or ComputedBuffers.SEPARATE,
         verify=getattr(arguments, "verify", None) or Verify.CRC32,
         files=file_selection(arguments.include or (), arguments.exclude or (), arguments.ranks),
         limits=Limits(

@@ -33,6 +33,15 @@ class Layout(enum.StrEnum):
     """Unmodified ``.tensors`` objects."""
 
 
+class ComputedBuffers(enum.StrEnum):
+    """Where the Safetensors layout has buffers that engines compute themselves, such as rotary frequencies."""
+
+    SEPARATE = "separate"
+    """In a file of their own, which engines don't list; the default."""
+    IN_SHARDS = "in-shards"
+    """In the shards, like all other tensors."""
+
+
 FileKind = Literal["shard", "index", "companion", "object"]
 """Kinds of files in an entry: a safetensors shard, the shards' index, a companion, or a ``.tensors`` object."""
 
@@ -188,8 +197,9 @@ class Identity(WireStruct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to load.
 
-    ``entry`` is the name of the cache entry; empty for ``entry_name(revision, layout)``. If ``expected_digest`` is set,
-    a revision with another digest is rejected.
+    ``entry`` is the name of the cache entry; empty for ``entry_name(revision, layout, computed_buffers)``. If
+    ``expected_digest`` is set, a revision with another digest is rejected. ``computed_buffers`` has no effect in the
+    Tensorizer layout.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -197,6 +207,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     entry: str = ""
     expected_digest: str = ""
     layout: Layout = Layout.SAFETENSORS
+    computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE
     verify: Verify = Verify.CRC32
     files: FileSelection = FileSelection()
     limits: Limits = Limits()

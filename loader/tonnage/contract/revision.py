@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from tonnage.contract.plan import Layout
+from tonnage.contract.plan import ComputedBuffers, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +48,14 @@ def revision_id(digest: str) -> str:
     return "r-" + digest.removeprefix("sha256:")[:12]
 
 
-def entry_name(revision: str, layout: Layout) -> str:
-    """Returns the name of the cache entry: the revision's name, followed by the layout unless it is the default."""
-    return revision if layout is Layout.SAFETENSORS else f"{revision}-{layout.value}"
+def entry_name(revision: str, layout: Layout, computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE) -> str:
+    """Returns the name of the cache entry: the revision's name, followed by what differs from the default layout.
+
+    Args:
+        revision: The revision's name.
+        layout: The layout of the files.
+        computed_buffers: Where the Safetensors layout has computed buffers; no effect in the Tensorizer layout.
+    """
+    if layout is not Layout.SAFETENSORS:
+        return f"{revision}-{layout.value}"
+    return revision if computed_buffers is ComputedBuffers.SEPARATE else f"{revision}-{computed_buffers.value}"

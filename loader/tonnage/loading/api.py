@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from tonnage.contract import Layout, Limits, Plan, Report, Verify, file_selection
+from tonnage.contract import ComputedBuffers, Layout, Limits, Plan, Report, Verify, file_selection
 from tonnage.contract.plan import AddressingStyle
 from tonnage.loading.load import resolve_plan, run_plan
 from tonnage.source.source_uri import parse_sources
@@ -22,6 +22,8 @@ class PlanOptions(TypedDict, total=False):
 
     Attributes:
         layout: ``safetensors`` (shards that any engine reads, the default) or ``tensorizer`` (the unmodified objects).
+        computed_buffers: Where the safetensors layout has buffers that engines compute themselves: ``separate`` (in a
+            file that engines don't list, the default) or ``in-shards``.
         verify: ``crc32`` (the default), ``sha256``, ``size`` or ``none``.
         include: Shell patterns. Those that end in ``.tensors`` select tensor files; others add companions to the
             default ones.
@@ -37,6 +39,7 @@ class PlanOptions(TypedDict, total=False):
     """
 
     layout: Layout | str
+    computed_buffers: ComputedBuffers | str
     verify: Verify | str
     include: Sequence[str]
     exclude: Sequence[str]
@@ -71,6 +74,7 @@ def make_plan(sources: str | Sequence[str], **options: Unpack[PlanOptions]) -> P
             anonymous=options.get("anonymous", False),
         ),
         layout=Layout(options.get("layout", Layout.SAFETENSORS)),
+        computed_buffers=ComputedBuffers(options.get("computed_buffers", ComputedBuffers.SEPARATE)),
         verify=Verify(options.get("verify", Verify.CRC32)),
         files=file_selection(
             options.get("include", ()), options.get("exclude", ()), None if ranks is None else tuple(ranks)

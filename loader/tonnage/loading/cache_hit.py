@@ -1,14 +1,16 @@
-"""Compares an entry with a resolved revision to decide whether a load is a hit. Pure."""
+"""Compares an entry with a resolved revision and the plan to decide whether a load is a hit. Pure."""
 
 from __future__ import annotations
 
 import enum
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from tonnage.contract import ComputedBuffers, Layout
 
-    from tonnage.cache.manifest import Manifest, SourceRecord
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tonnage.cache.manifest import Manifest, SourceRecord, TensorTable
     from tonnage.contract import Verify
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
@@ -31,6 +33,31 @@ def find_shortfall(manifest: Manifest, resolved: ResolvedRevision, requested_lev
     if any(_needs_verification(record, requested_level) for record in records if record is not None):
         return Shortfall.VERIFICATION
     return Shortfall.NOTHING
+
+
+def has_computed_buffers_elsewhere(
+    manifest: Manifest, computed_buffers: ComputedBuffers, read_table: Callable[[], TensorTable | None]
+) -> bool:
+    """Returns whether an entry has computed buffers, and not where the plan wants them.
+
+    Args:
+        manifest: The entry's manifest.
+        computed_buffers: Where the plan wants them.
+        read_table: Returns the entry's table of tensors. Called only if the manifest is not enough, because the table
+            of a large model takes milliseconds to read.
+    """
+    if manifest.layout is not Layout.SAFETENSORS:
+        return False
+    if (manifest.computed_buffers or ComputedBuffers.IN_SHARDS) is computed_buffers:
+        return False
+    if any(file.computed_buffers for file in manifest.files):
+        return True
+    from tonnage.format.known_tensors import is_computed_buffer
+
+    table = read_table()
+    return table is not None and any(
+        tensor.file >= 0 and is_computed_buffer(tensor.name, tensor.kind) for tensor in table.tensors
+    )
 
 
 def missing_objects(manifest: Manifest | None, resolved: ResolvedRevision) -> Sequence[ResolvedObject]:

@@ -79,7 +79,14 @@ def fill_entry(
     segment_size = plan.limits.segment_size
     if journal is not None and journal.header.revision == resolved.revision:
         segment_size = journal.header.segment_size
-    blueprint = build_blueprint(objects, layout=plan.layout, segment_size=segment_size)
+    blueprint = build_blueprint(
+        objects,
+        layout=plan.layout,
+        segment_size=segment_size,
+        computed_buffers=plan.computed_buffers,
+        revision=resolved.revision,
+        digest=resolved.digest,
+    )
     header = resume.build_journal_header(
         blueprint, revision=resolved.revision, segment_size=segment_size, identity=identity
     )

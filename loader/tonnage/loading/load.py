@@ -13,7 +13,7 @@ from tonnage.cache.cache import Cache
 from tonnage.cache.medium import inspect_medium
 from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
 from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
-from tonnage.loading.cache_hit import Shortfall, find_shortfall
+from tonnage.loading.cache_hit import Shortfall, find_shortfall, has_computed_buffers_elsewhere
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tonnage.cache.entry import Entry
     from tonnage.cache.locks import FileLock
-    from tonnage.cache.manifest import Manifest
+    from tonnage.cache.manifest import Manifest, TensorTable
     from tonnage.contract import Plan
     from tonnage.loading.fill import FillResult
     from tonnage.source.resolve import ResolvedRevision
@@ -74,7 +74,7 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
         kind=ReportKind.RESOLVED,
         revision=resolved.revision,
         digest=resolved.digest,
-        entry=plan.entry or entry_name(resolved.revision, plan.layout),
+        entry=plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers),
         bytes=sum(pin.size for source in resolved.sources for pin in source.objects),
         seconds=round(time.monotonic() - started, 3),
         notes=resolved.notes,
@@ -150,7 +150,9 @@ class _Load:
         )
         _check_digest(plan, resolved)
         self._cache.create()
-        entry = self._entry = self._cache.entry(plan.entry or entry_name(resolved.revision, plan.layout))
+        entry = self._entry = self._cache.entry(
+            plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers)
+        )
         entry.create()
         use_lock = self._acquire_use_lock(entry)
         try:
@@ -171,15 +173,24 @@ class _Load:
         return entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
 
     def _find_hit(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
-        """Returns the manifest if the entry has all requested objects, verified at the requested level."""
+        """Returns the manifest if the entry has all requested objects as planned, verified at the requested level."""
         try:
             manifest = entry.read_manifest()
             if manifest is None or manifest.digest != resolved.digest:
                 return None
             entry.check_files(manifest)
+            if self._has_computed_buffers_elsewhere(entry, manifest):
+                return None
         except CacheDamaged:
             return None
         return manifest if find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.NOTHING else None
+
+    def _has_computed_buffers_elsewhere(self, entry: Entry, manifest: Manifest) -> bool:
+        def read_table() -> TensorTable | None:
+            published = entry.read_published()
+            return published.table if published is not None else None
+
+        return has_computed_buffers_elsewhere(manifest, self._plan.computed_buffers, read_table)
 
     def _fill_entry(self, entry: Entry, resolved: ResolvedRevision, use_lock: FileLock) -> Report:
         """Acquires the load lock and loads what is missing."""
@@ -224,24 +235,41 @@ class _Load:
         """Recovers the entry, and returns the manifest of published files to keep.
 
         A damaged entry is cleared even while it is in use: processes keep the files that they have open or mapped. A
-        complete entry of another revision, with a name chosen by the user, is not changed.
+        complete entry of another revision or of another plan, with a name chosen by the user, is not changed. An entry
+        of a release that had computed buffers in the shards is cleared, to be loaded as planned.
 
         Raises:
-            CacheInUse: The name is used by another revision.
+            CacheInUse: The name is used by another revision, or has computed buffers elsewhere than planned.
         """
         from tonnage.cache import commit  # not imported for a hit
 
+        elsewhere = False
         try:
             manifest = entry.read_manifest()
             if manifest is not None:
                 entry.check_files(manifest)
+                elsewhere = self._has_computed_buffers_elsewhere(entry, manifest)
         except CacheDamaged as error:
             commit.clear(entry)
             self._notes.append(f"The entry was damaged and has been reloaded: {error.message}")
         commit.recover(entry)
         manifest = entry.read_manifest()
-        if manifest is None or manifest.digest == resolved.digest:
-            return manifest
+        if manifest is None:
+            return None
+        if manifest.digest == resolved.digest:
+            if not elsewhere:
+                return manifest
+            if manifest.computed_buffers is not None:
+                raise CacheInUse(
+                    f"{entry.path} contains this revision with --computed-buffers {manifest.computed_buffers.value}: "
+                    f"remove it with `tonnage rm {entry.name}` first, or choose another name."
+                )
+            commit.clear(entry)
+            self._notes.append(
+                "The entry was loaded by an earlier release, with buffers in the shards that engines compute "
+                "themselves; it has been reloaded without them."
+            )
+            return None
         raise CacheInUse(
             f"{entry.path} contains revision {manifest.revision}, but {resolved.revision} should be loaded there: "
             f"remove it with `tonnage rm {entry.name}` first."
@@ -285,7 +313,7 @@ class _Load:
             segments=(
                 fill_result.segments
                 if fill_result
-                else sum(file.kind in {"shard", "object"} for file in manifest.files)
+                else sum(file.kind in {"shard", "object"} and not file.computed_buffers for file in manifest.files)
             ),
             verified=manifest.verified,
             notes=tuple(dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes))),

@@ -90,13 +90,21 @@ def build_manifest_and_table(
         for index, item in enumerate(loaded)
     )
     files = tuple(
-        FileRecord(path=file.path, size=file.size, kind=file.kind, source=file.object_index, rank=file.rank)
+        FileRecord(
+            path=file.path,
+            size=file.size,
+            kind=file.kind,
+            source=file.object_index,
+            rank=file.rank,
+            computed_buffers=file.computed_buffers,
+        )
         for file in blueprint.files
     )
     manifest = Manifest(
         revision=resolved.revision,
         digest=resolved.digest,
         layout=blueprint.layout,
+        computed_buffers=blueprint.computed_buffers,
         verified=weakest(sources),
         created=created,
         tonnage_version=__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from tonnage.cache.filesystem import read_range
 from tonnage.cache.journal import Journal, JournalHeader
 from tonnage.cache.procfs import boot_id
 from tonnage.errors import CacheDamaged
-from tonnage.planning.segments import SpanRole
+from tonnage.planning.segments import NOT_WRITTEN, SpanRole
 from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tonnage.planning.blueprint import Blueprint
+    from tonnage.planning.segments import Segment
     from tonnage.source.resolve import ResolvedObject
 
 READ_BYTES = 4 << 20
@@ -81,30 +83,40 @@ def valid_records(
             continue
         segment = blueprint.segments[record.segment]
         inside = segment.start <= record.start < record.end <= segment.end
-        if not inside or segment.file_index not in present:
+        if not inside or not present.issuperset(_written_files(segment, record)):
             continue
         if not after_reboot or _checksums_match(record, blueprint, folder):
             kept.append(record)
     return kept
 
 
+def _written_files(segment: Segment, record: FetchedRange) -> set[int]:
+    """Returns the indexes of the files that the range was written to; the segment's own, if to none."""
+    pieces = segment.pieces(record.start, record.end)
+    return {piece.file_index for piece in pieces if piece.target_offset != NOT_WRITTEN} or {segment.file_index}
+
+
 def _checksums_match(record: FetchedRange, blueprint: Blueprint, folder: Path) -> bool:
     from isal import isal_zlib  # only needed after a reboot
 
     segment = blueprint.segments[record.segment]
-    path = folder / blueprint.files[segment.file_index].path
     pieces = segment.pieces(record.start, record.end)
     buffer = memoryview(bytearray(READ_BYTES))
-    with path.open("rb", buffering=0) as file:
+    with contextlib.ExitStack() as opened:
+        files = {
+            number: opened.enter_context((folder / blueprint.files[number].path).open("rb", buffering=0))
+            for number in _written_files(segment, record)
+        }
         for piece, checksum in zip(pieces, record.checksums, strict=False):
             if piece.role is SpanRole.OPAQUE:
                 return False
             if piece.role is not SpanRole.DATA:
                 continue
+            path = folder / blueprint.files[piece.file_index].path
             start, end = piece.target_offset, piece.target_offset + piece.end - piece.start
             value = 0
             try:
-                for data in read_range(file.fileno(), start, end, buffer, path=path):
+                for data in read_range(files[piece.file_index].fileno(), start, end, buffer, path=path):
                     value = isal_zlib.crc32(data, value)
             except CacheDamaged:
                 return False

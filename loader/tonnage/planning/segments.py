@@ -30,34 +30,41 @@ NO_TENSOR = -1
 """``Span.tensor_index`` of a span that belongs to no tensor."""
 NOT_WRITTEN = -1
 """``Span.target_offset`` of a span that is not stored."""
+FILE_OF_SEGMENT = -1
+"""``Span.file_index`` of a span that is stored in the segment's file, as nearly all are."""
 
 
 class Span(NamedTuple):
     """A range of a segment, from the end of the previous span to ``end``.
 
     ``tensor_index`` is the tensor's index in its object, or ``NO_TENSOR``; ``target_offset`` is the offset in the
-    output file, or ``NOT_WRITTEN``.
+    output file, or ``NOT_WRITTEN``. ``file_index`` is the output file, or ``FILE_OF_SEGMENT``.
     """
 
     end: int
     role: SpanRole
     tensor_index: int
     target_offset: int
+    file_index: int = FILE_OF_SEGMENT
 
 
 class Piece(NamedTuple):
-    """The intersection of a span and a part. ``target_offset`` is the offset of its first byte in the output file."""
+    """The intersection of a span and a part.
+
+    ``target_offset`` is the offset of its first byte in the output file ``file_index``.
+    """
 
     start: int
     end: int
     role: SpanRole
     tensor_index: int
     target_offset: int
+    file_index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A contiguous range of a source object that goes into one output file.
+    """A contiguous range of a source object that goes into one output file, except for spans that name another file.
 
     Attributes:
         index: Index in the blueprint.
@@ -96,7 +103,8 @@ class Segment:
             begin = self.spans[at - 1].end if at else self.start
             target = span.target_offset if span.target_offset == NOT_WRITTEN else span.target_offset + start - begin
             if stop > start:
-                found.append(Piece(start, stop, span.role, span.tensor_index, target))
+                file_index = self.file_index if span.file_index == FILE_OF_SEGMENT else span.file_index
+                found.append(Piece(start, stop, span.role, span.tensor_index, target, file_index))
             start = stop
             at += 1
         return found

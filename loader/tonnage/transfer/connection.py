@@ -44,6 +44,7 @@ class Connection:
         "_buffered_bytes",
         "_checksum",
         "_crc32",
+        "_descriptors",
         "_file",
         "_files",
         "_is_data",
@@ -98,7 +99,8 @@ class Connection:
         self.error_body = bytearray()
         self.checksums: list[int] = []
         self.captured: list[bytes] = []
-        self._file = self._files(fetch.file)
+        self._descriptors = {number: self._files(number) for number in {piece[3] for piece in fetch.pieces}}
+        self._file = -1
         self._piece = -1
         self._piece_end = fetch.start
         self._checksum = 0
@@ -155,13 +157,15 @@ class Connection:
         self._piece += 1
         if self._piece >= len(self.fetch.pieces):
             return
-        self._piece_end, role, target = self.fetch.pieces[self._piece]
+        self._piece_end, role, target, number = self.fetch.pieces[self._piece]
         self._checksum = 0
         self._is_data = role == SpanRole.DATA
         if role in {SpanRole.HEADER, SpanRole.TAIL}:
             self.captured.append(b"")
-        if target != self._write_at + self._buffered_bytes:
+        file = self._descriptors[number]
+        if target != self._write_at + self._buffered_bytes or file != self._file:
             self._flush()
+            self._file = file
             self._write_at = target
 
     def _close_piece(self) -> None:
@@ -197,7 +201,7 @@ class Connection:
             return _ABORT
         while data:
             chunk = data[: self._piece_end - self.at]
-            _, role, target = self.fetch.pieces[self._piece]
+            _, role, target, _ = self.fetch.pieces[self._piece]
             if role == SpanRole.DATA:
                 self._checksum = self._crc32(chunk, self._checksum)  # type: ignore[arg-type]  # any buffer
             elif role in {SpanRole.HEADER, SpanRole.TAIL}:

@@ -203,12 +203,14 @@ class _Transfer:
         segment = self._segments[part.segment]
         worker.parts[self._next_id] = part
         self._sent_generation[self._next_id] = self._credential_state.generation
-        pieces = [(piece.end, int(piece.role), piece.target_offset) for piece in segment.pieces(part.start, part.end)]
+        pieces = [
+            (piece.end, int(piece.role), piece.target_offset, piece.file_index)
+            for piece in segment.pieces(part.start, part.end)
+        ]
         worker.process.send(
             Fetch(
                 self._next_id,
                 segment.object_index,
-                segment.file_index,
                 part.start,
                 part.end,
                 pieces,

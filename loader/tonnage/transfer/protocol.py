@@ -44,18 +44,17 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
 
 
 class Fetch(_Message, frozen=True, array_like=True, tag=True):
-    """Fetch ``[start, end)`` of object ``target`` into ``file``.
+    """Fetch ``[start, end)`` of object ``target``.
 
-    ``pieces`` are (end, role, offset in the file or -1), in order. ``fresh_connection`` requests a new connection that
-    is not reused, because the bytes from the last one were corrupt.
+    ``pieces`` are (end, role, offset in the file or -1, file), in order. ``fresh_connection`` requests a new connection
+    that is not reused, because the bytes from the last one were corrupt.
     """
 
     id: int
     target: int
-    file: int
     start: int
     end: int
-    pieces: list[tuple[int, int, int]]
+    pieces: list[tuple[int, int, int, int]]
     fresh_connection: bool = False
 
 

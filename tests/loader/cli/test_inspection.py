@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from support.tensors_writer import RawTensor, build_tensors_file, raw_bytes
-from tonnage.contract import Layout
+from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import FormatDamaged, NotATensorizerFile, NoTensorFiles, ObjectNotFound
+from tonnage.format.tensor_names import KIND_BUFFER
 from tonnage.inspection import inspect_files
 
 if TYPE_CHECKING:
@@ -54,6 +55,20 @@ def test_a_model_unsupported_by_safetensors_is_shown_in_the_other_layout_with_a_
     inspection = inspect_files([encrypted.path])
     assert inspection.layout is Layout.TENSORIZER
     assert "safetensors layout can't represent this model" in inspection.notes[0]
+
+
+def test_notes_name_computed_buffers_and_the_flags_that_serve_a_file_of_vllm(
+    corpus: dict[str, CorpusFile], tmp_path: Path
+) -> None:
+    (note,) = inspect_files([corpus["module-meta-marker"].path]).notes
+    assert "serialized by vLLM" in note
+    assert "vllm serve MODEL --load-format tensorizer" in note
+    path = tmp_path / "x.tensors"
+    buffer = RawTensor(b"rotary_emb.inv_freq", b"<f4", (2,), bytes(8), kind=KIND_BUFFER)
+    path.write_bytes(build_tensors_file([*TENSORS, buffer]).data)
+    (note,) = inspect_files([path]).notes
+    assert note.startswith("1 buffer that engines compute themselves, 'rotary_emb.inv_freq', is in tonnage/")
+    assert inspect_files([path], computed_buffers=ComputedBuffers.IN_SHARDS).notes == ()
 
 
 def test_segments_cover_the_body_without_gaps_and_tensors_have_their_segment(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tonnage.cli.command_line import parse_command_line
 from tonnage.cli.plan_arguments import cache_folder, plan_from_arguments
-from tonnage.contract import HttpSource, Layout, Plan, S3Source, Verify, encode_plan, file_selection
+from tonnage.contract import ComputedBuffers, HttpSource, Layout, Plan, S3Source, Verify, encode_plan, file_selection
 from tonnage.contract.plan import DEFAULT_COMPANION_PATTERNS, DEFAULT_TENSOR_PATTERNS
 from tonnage.errors import InvalidPlan
 
@@ -26,13 +26,14 @@ def test_options_become_fields_of_the_plan() -> None:
     plan = plan_for(
         "load s3://models/llama/ --endpoint-url http://s3:8333 --region eu-1 --addressing-style virtual --anonymous "
         "--verify sha256 --layout tensorizer --ranks 0,1 --workers 3 --connections 9 --part-size 8Mi "
-        "--segment-size 1Gi --bandwidth-limit 400MB --timeout 90 --exclude *.bin"
+        "--segment-size 1Gi --bandwidth-limit 400MB --timeout 90 --exclude *.bin --computed-buffers in-shards"
     )
     source = plan.sources[0]
     assert isinstance(source, S3Source)
     assert (source.bucket, source.prefix, source.endpoint) == ("models", "llama/", "http://s3:8333")
     assert (source.region, source.addressing_style, source.anonymous) == ("eu-1", "virtual", True)
     assert (plan.verify, plan.layout) == (Verify.SHA256, Layout.TENSORIZER)
+    assert plan.computed_buffers is ComputedBuffers.IN_SHARDS
     assert plan.files.ranks is not None
     assert plan.files.ranks.wanted == (0, 1)
     assert plan.files.exclude == ("*.bin",)

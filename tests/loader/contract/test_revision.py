@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tonnage.contract import ObjectPin, revision_digest, source_place
+from tonnage.contract import (
+    ENTRY_NAME_PATTERN,
+    ComputedBuffers,
+    Layout,
+    ObjectPin,
+    entry_name,
+    revision_digest,
+    revision_id,
+    source_place,
+)
 
 PIN = ObjectPin(key="llama/model.tensors", size=10, etag="tag")
 
@@ -30,3 +39,12 @@ def test_another_server_with_the_same_names_and_tags_has_another_revision() -> N
 def test_the_order_of_objects_does_not_matter() -> None:
     other = ObjectPin(key="llama/config.json", size=1, etag="other")
     assert revision_digest([("m", PIN), ("m", other)]) == revision_digest([("m", other), ("m", PIN)])
+
+
+def test_what_differs_in_the_files_differs_in_the_name_of_the_entry() -> None:
+    revision = revision_id(revision_digest([("m", PIN)]))
+    names = {place: entry_name(revision, Layout.SAFETENSORS, place) for place in ComputedBuffers}
+    assert names == {ComputedBuffers.SEPARATE: revision, ComputedBuffers.IN_SHARDS: f"{revision}-in-shards"}
+    assert entry_name(revision, Layout.SAFETENSORS) == revision
+    assert {entry_name(revision, Layout.TENSORIZER, place) for place in ComputedBuffers} == {f"{revision}-tensorizer"}
+    assert all(ENTRY_NAME_PATTERN.fullmatch(name) for name in names.values())

@@ -17,7 +17,7 @@ from tonnage.errors import CacheDamaged, FormatUnsupported, NameCollision, NoTen
 from tonnage.format.safetensors import read_header
 from tonnage.format.tensor_names import short_repr
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import META_KEY, PATHS_KEY
+from tonnage.planning.blueprint import META_KEY, OWN_DIRECTORY, PATHS_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -121,21 +121,30 @@ def add_records(records: dict[str, TensorInfo], found: Iterable[TensorInfo], fil
 
 
 def _list_tensor_files(directory: Path) -> list[Path]:
-    """Returns the files in the index or, without one, all safetensors files; without those, all ``.tensors`` files."""
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as error:
-        raise CacheDamaged(f"{directory} can't be listed: {error.strerror}.") from error
+    """Returns the files in the index or, without one, all safetensors files; without those, all ``.tensors`` files.
+
+    To safetensors files, those that Tonnage keeps in a folder of its own are added.
+    """
+    names = _list_names(directory)
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if MAIN_INDEX in indexes:
         indexes = [MAIN_INDEX]
+    own = directory / OWN_DIRECTORY
+    more = [own / name for name in _list_names(own) if name.endswith(SAFETENSORS)] if own.is_dir() else []
     if len(indexes) == 1:
-        return _read_index(directory, indexes[0])
+        return [*_read_index(directory, indexes[0]), *more]
     for suffix in (SAFETENSORS, TENSORS):
         found = [directory / name for name in names if name.endswith(suffix)]
         if found:
-            return found
+            return [*found, *more] if suffix == SAFETENSORS else found
     raise NoTensorFiles(f"{directory} has no {SAFETENSORS} and no {TENSORS} file.")
+
+
+def _list_names(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise CacheDamaged(f"{directory} can't be listed: {error.strerror}.") from error
 
 
 def _read_index(directory: Path, name: str) -> list[Path]:

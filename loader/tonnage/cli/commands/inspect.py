@@ -9,7 +9,7 @@ from tonnage.cli import output
 from tonnage.cli.parser import UsageError
 from tonnage.cli.plan_arguments import build_plan
 from tonnage.cli.tables import Column, escape_unprintable, print_table
-from tonnage.contract.plan import Layout
+from tonnage.contract.plan import ComputedBuffers, Layout
 from tonnage.contract.sizes import human_bytes
 from tonnage.inspection import inspect_files, inspect_sources
 
@@ -92,7 +92,10 @@ def _inspect(arguments: argparse.Namespace, invocation: Invocation) -> Inspectio
         raise UsageError("Local files and URLs can't be combined; inspect them separately.", command="tonnage inspect")
     if local:
         return inspect_files(
-            local, layout=arguments.layout or Layout.SAFETENSORS, segment_size=arguments.segment_size or 0
+            local,
+            layout=arguments.layout or Layout.SAFETENSORS,
+            segment_size=arguments.segment_size or 0,
+            computed_buffers=arguments.computed_buffers or ComputedBuffers.SEPARATE,
         )
     plan = invocation.plan = build_plan(arguments)
     deadline = time.monotonic() + plan.limits.timeout if plan.limits.timeout else None

@@ -1,0 +1,127 @@
+"""Buffers that engines compute themselves are found by a rule; everything else stays with the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tonnage.format.known_tensors import is_computed_buffer, is_vllm_marker
+from tonnage.format.tensor_names import KIND_BUFFER, KIND_PARAMETER, KIND_STATE_DICT
+
+COMPUTED = [
+    "model.rotary_emb.inv_freq",
+    "model.rotary_emb.original_inv_freq",
+    "rotary_emb.inv_freq",
+    "model.rotary_emb.full_attention_inv_freq",
+    "model.rotary_emb.sliding_attention_original_inv_freq",
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.0.self_attn.rotary_emb.cos_sin_cache",
+    "model.layers.0.self_attn.rotary_emb.cos_cached",
+    "model.layers.0.self_attn.rotary_emb.sin_cached",
+    "model.visual.rotary_pos_emb.inv_freq",
+    "model.rope_embeddings.inv_freq",
+    "decoder.vision_rotary_embedding.inv_freq",
+]
+NOT_COMPUTED = [
+    "model.layers.0.attn._k_scale",
+    "model.layers.0.self_attn.k_scale",
+    "model.layers.3.mlp.gate.e_score_correction_bias",
+    "bn.running_mean",
+    "bn.running_var",
+    "bn.num_batches_tracked",
+    "inv_freq",
+    "encoder.embed_positions.inv_freq",
+    "esm.rotary_embeddings.inv_freq",
+    "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq",
+    "encoder.properties.inv_freq",
+    "model.rotary_emb.scale",
+    "model.rotary_emb.inv_freq.weight",
+    "model.rotary_emb.proj.inv_freq",
+    "model.rotary_emb.my_cos_cached",
+    "model.cos_sin_cache.weight",
+]
+WORDS = st.from_regex(r"[a-z_][a-z0-9_]{0,11}", fullmatch=True)
+PATHS = st.lists(WORDS, max_size=5).map(".".join)
+ENDS = ("inv_freq", "cos_sin_cache", "cos_cached", "sin_cached")
+CONFIGS = (
+    "llama",
+    "qwen2",
+    "qwen3_moe",
+    "mixtral",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "phi3",
+    "falcon",
+    "olmo2",
+    "cohere",
+    "glm4_moe",
+    "deepseek_v3",
+    "gpt_oss",
+    "granite",
+    "starcoder2",
+    "modernbert",
+    "esm",
+)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_table_of_rotary_positions_is_computed(name: str) -> None:
+    assert is_computed_buffer(name, KIND_BUFFER)
+
+
+@pytest.mark.parametrize("name", NOT_COMPUTED)
+def test_every_other_buffer_stays(name: str) -> None:
+    assert not is_computed_buffer(name, KIND_BUFFER)
+
+
+@given(st.sampled_from(COMPUTED) | PATHS, st.sampled_from([KIND_PARAMETER, KIND_STATE_DICT]))
+def test_only_buffers_are_computed(name: str, kind: int) -> None:
+    assert not is_computed_buffer(name, kind)
+
+
+@given(PATHS, st.sampled_from(COMPUTED + NOT_COMPUTED[:6]))
+def test_the_place_in_a_model_does_not_matter(path: str, name: str) -> None:
+    assert is_computed_buffer(f"{path}.{name}", KIND_BUFFER) == is_computed_buffer(name, KIND_BUFFER)
+
+
+@given(PATHS, WORDS, WORDS)
+def test_only_known_names_are_computed_and_frequencies_only_below_rotary_modules(
+    path: str, parent: str, last: str
+) -> None:
+    if is_computed_buffer(f"{path}.{parent}.{last}", KIND_BUFFER):
+        assert last.endswith(ENDS)
+    for frequencies in ("inv_freq", "original_inv_freq", f"{last}_inv_freq"):
+        words = parent.split("_")
+        expected = ("rotary" in words or "rope" in words) and parent != "rotary_embeddings"
+        assert is_computed_buffer(f"{path}.{parent}.{frequencies}", KIND_BUFFER) == expected
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_in_models_of_transformers_exactly_buffers_outside_the_state_dict_are_computed(model_type: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    small: Any = {"num_hidden_layers": 4, "vocab_size": 128, "hidden_size": 64, "num_attention_heads": 4}
+    if model_type == "esm":
+        small["position_embedding_type"] = "rotary"
+    config = AutoConfig.for_model(model_type, **small, pad_token_id=0)
+    factory: Any = AutoModelForMaskedLM if model_type in {"esm", "modernbert"} else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = factory.from_config(config)
+    in_state = set(model.state_dict())
+    buffers = {name for name, _ in model.named_buffers()}
+    computed = {name for name in buffers if is_computed_buffer(name, KIND_BUFFER)}
+    assert not computed & in_state
+    assert {name for name in buffers - in_state if "freq" in name} == computed
+    assert computed or "rotary_embeddings.inv_freq" in {".".join(name.split(".")[-2:]) for name in in_state}
+
+
+def test_the_mark_of_vllm_is_a_meta_parameter_of_the_root_module() -> None:
+    assert is_vllm_marker("vllm_tensorized_marker", KIND_PARAMETER, is_meta=True)
+    assert not is_vllm_marker("vllm_tensorized_marker", KIND_PARAMETER, is_meta=False)
+    assert not is_vllm_marker("vllm_tensorized_marker", KIND_STATE_DICT, is_meta=True)
+    assert not is_vllm_marker("model.vllm_tensorized_marker", KIND_PARAMETER, is_meta=True)
