@@ -58,7 +58,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory:
     """Writes the files to upload: `model.tensors` by tensorizer, the config and the tokenizer."""
     directory.mkdir(parents=True)
     serializer = TensorSerializer(str(directory / "model.tensors"))
-    serializer.write_module(model, include_non_persistent_buffers=False)
+    serializer.write_module(model)
     serializer.close()
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)

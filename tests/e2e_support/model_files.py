@@ -105,7 +105,7 @@ def _write_llama(folder: Path) -> tuple[str, str]:
     make_model: Any = AutoModelForCausalLM.from_config
     model = make_model(config, dtype=torch.bfloat16).eval()
     serializer = TensorSerializer(str(folder / "model.tensors"))
-    serializer.write_module(model, include_non_persistent_buffers=False)
+    serializer.write_module(model)
     serializer.close()
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
