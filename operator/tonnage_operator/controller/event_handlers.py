@@ -31,13 +31,13 @@ class EventHandlers:
         self._enqueue_node = enqueue_node
 
     def register(self) -> None:
-        """Adds the handlers to all stores. They run after the indexes of ``ControllerState``, which are added first."""
-        state = self._state
-        state.weights.add_event_handler(self._weights_changed)
-        state.nodes.add_event_handler(self._node_changed)
-        state.jobs.add_event_handler(self._job_changed)
-        state.pods.add_event_handler(self._pod_changed)
-        state.node_caches.add_event_handler(self._cache_changed)
+        self._state.add_event_handlers(
+            weights=self._weights_changed,
+            nodes=self._node_changed,
+            jobs=self._job_changed,
+            pods=self._pod_changed,
+            node_caches=self._cache_changed,
+        )
 
     def enqueue_all(self) -> None:
         """Enqueues all keys: after the start, and at each resync."""

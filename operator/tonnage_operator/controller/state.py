@@ -18,7 +18,7 @@ from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, 
 from tonnage_operator.domain.observed.node import Node, parse_node
 from tonnage_operator.domain.observed.pod import Pod, parse_pod
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
-from tonnage_operator.kube.store import Store
+from tonnage_operator.kube.store import EventHandler, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -157,6 +157,22 @@ class ControllerState:
         self.node_caches.add_event_handler(self._cache_changed)
         self.jobs.add_event_handler(self._job_changed)
         self.pods.add_event_handler(self._pod_changed)
+
+    def add_event_handlers(
+        self,
+        *,
+        weights: EventHandler[WeightsRecord],
+        nodes: EventHandler[Node],
+        jobs: EventHandler[Job],
+        pods: EventHandler[Pod],
+        node_caches: EventHandler[CacheRecord],
+    ) -> None:
+        """Adds one event handler for each kind. They run after the indexes above, and may look things up in them."""
+        self.weights.add_event_handler(weights)
+        self.nodes.add_event_handler(nodes)
+        self.jobs.add_event_handler(jobs)
+        self.pods.add_event_handler(pods)
+        self.node_caches.add_event_handler(node_caches)
 
     def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
         if after and after.weights:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 _LOG = logging.getLogger("tonnage.watch")
 
 T = TypeVar("T")
+
+EventHandler = Callable[[T | None, T | None], None]
+"""Gets an object before and after a change: None before for a new one, None after for a deleted one."""
 
 
 class Store(Generic[T]):
@@ -23,12 +27,12 @@ class Store(Generic[T]):
     def __init__(self, parse: Callable[[dict[str, Any]], T]) -> None:
         self._parse = parse
         self._items: dict[str, tuple[int, T]] = {}
-        self._handlers: list[Callable[[T | None, T | None], None]] = []
+        self._handlers: list[EventHandler[T]] = []
         self._deleted_versions: dict[str, int] = {}
         self._unreadable: set[str] = set()
 
-    def add_event_handler(self, handler: Callable[[T | None, T | None], None]) -> None:
-        """Calls ``handler(before, after)`` at each change; before is None for a new object, after for a deleted one."""
+    def add_event_handler(self, handler: EventHandler[T]) -> None:
+        """Adds a handler of changes. Handlers run in the order in which they were added."""
         self._handlers.append(handler)
 
     def __iter__(self) -> Iterator[T]:
