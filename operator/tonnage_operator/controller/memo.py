@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tonnage_operator.api import names
+from tonnage_operator.controller.reconciler import relist
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 
@@ -51,8 +52,6 @@ class ControllerMemo:
     metrics: Metrics
     synced: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while all stores hold whole lists, so that decisions may be made."""
-    last_sync: float = 0.0
-    """Monotonic time of the last whole list of everything."""
     _listed: dict[Resource, float] = field(default_factory=dict)
     """Monotonic time of the last object that kopf listed, by kind."""
 
@@ -97,6 +96,4 @@ class ControllerMemo:
             ApiError: A list failed.
         """
         for resource, selector in SELECTORS.items():
-            items, version = await self.client.list(resource, label_selector=selector)
-            self.state.store_for(resource).replace(items, version)
-        self.last_sync = time.monotonic()
+            await relist(self.state, self.client, resource, label_selector=selector)

@@ -12,7 +12,7 @@ from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.event_recorder import EventRecorder
 from tonnage_operator.controller.job_creator import Precondition
 from tonnage_operator.controller.rate_limiter import RateLimiter
-from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist_weights
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import conditions, status_diff, units
 from tonnage_operator.domain.conditions import Event, Observation
@@ -62,7 +62,7 @@ class ModelWeightsController(Reconciler):
         except ApiError as error:
             if error.not_found:
                 # The object may have been deleted; a fresh list removes it from the cache if so.
-                await relist_weights(self._state, self._client)
+                await relist(self._state, self._client, MODEL_WEIGHTS)
                 if self._state.weights.get(uid) is None:
                     self._metrics_recorder.drop(record.namespace, record.name)
                     raise Gone from error

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.job_creator import Precondition
-from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist_weights
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import status_diff
 from tonnage_operator.domain.nodecache.reconcile import decide_node
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import NODE_CACHES
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
     from tonnage_operator.api.nodecache import NodeCacheStatus
@@ -106,7 +106,7 @@ class NodeCacheController(Reconciler):
         async with self._list_lock:
             if time.monotonic() - self._last_list_time < _LIST_MAX_AGE:
                 return
-            await relist_weights(self._state, self._client)
+            await relist(self._state, self._client, MODEL_WEIGHTS)
             self._last_list_time = time.monotonic()
 
     async def _write_status(self, node: Node, cache: CacheRecord | None, status: NodeCacheStatus) -> CacheRecord:

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tonnage_operator.controller.job_creator import JobCreator
-from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS
+from tonnage_operator.kube.resources import JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tonnage_operator.controller.state import ControllerState
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.kube.client import KubeClient
+    from tonnage_operator.kube.resources import Resource
     from tonnage_operator.telemetry import Metrics
 
 T = TypeVar("T")
@@ -36,14 +37,14 @@ async def gather_bounded(func: Callable[[T], Awaitable[object]], items: Iterable
             raise result
 
 
-async def relist_weights(state: ControllerState, client: KubeClient) -> None:
-    """Replaces the cached ``ModelWeights`` by a fresh list.
+async def relist(state: ControllerState, client: KubeClient, resource: Resource, *, label_selector: str = "") -> None:
+    """Replaces the cached objects of one kind by a fresh list.
 
     Raises:
         ApiError: The list failed; the cache is unchanged.
     """
-    items, version = await client.list(MODEL_WEIGHTS)
-    state.weights.replace(items, version)
+    items, version = await client.list(resource, label_selector=label_selector)
+    state.store_for(resource).replace(items, version)
 
 
 class Reconciler:

@@ -38,9 +38,6 @@ class Store(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter([item for _, item in self._items.values()])
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def get(self, uid: str) -> T | None:
         found = self._items.get(uid)
         return found[1] if found else None
