@@ -60,7 +60,6 @@ async def login(memo: ControllerMemo, **_: Any) -> kopf.ConnectionInfo:  # noqa:
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
         proxy_url=configuration.proxy,
-        trust_env=True,
         expiration=datetime.now(UTC) + _LOGIN_LIFETIME,
     )
 

@@ -100,6 +100,10 @@ def _keepalive_socket(address: AddrInfoType) -> socket.socket:
 class _RestClient(RESTClientObject):
     """The official client's connections, on sockets that notice a dead server."""
 
+    def _create_pool_manager(self) -> aiohttp.ClientSession:
+        # With trust_env, each request would look for proxies and for a netrc file, in two turns of a thread pool.
+        return aiohttp.ClientSession(connector=self._create_connector(), trust_env=False)
+
     def _create_connector(self) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self.ssl_context, socket_factory=_keepalive_socket)
 

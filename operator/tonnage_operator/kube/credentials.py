@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import yaml
 from kubernetes.aio.client import Configuration
@@ -32,8 +34,18 @@ class ClientConfigError(Exception):
     """No usable configuration was found; the text lists where it was searched."""
 
 
+def _environment_proxy(url: str) -> str | None:
+    """Returns the proxy that the environment's variables name for a URL."""
+    parts = urlsplit(url)
+    if not parts.hostname or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
+
+
 class ClientConfig:
     """An API server and an identity there: the official client's configuration, with credentials that stay fresh.
+
+    A proxy is the one that the kubeconfig names, or else that of the environment's variables.
 
     Args:
         configuration: Host, TLS settings and credentials.
@@ -42,6 +54,7 @@ class ClientConfig:
     """
 
     def __init__(self, configuration: Configuration, load: Callable[[bool], Awaitable[None]] | None = None) -> None:
+        configuration.proxy = configuration.proxy or _environment_proxy(configuration.host)
         self.configuration = configuration
         self._load = load
         self._loaded = time.monotonic()
