@@ -1,6 +1,7 @@
 """Measures the webhook's latency at a constant rate, by the client and by the webhook's histogram.
 
     make bench-webhook BENCH_ARGS='--rate 50 --seconds 30'
+    make bench-webhook BENCH_ARGS='--stalled 2000'
 
 Reviews are posted directly to the webhook, so that the API server's time isn't included. The webhook reads each object
 from a real API server.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import ssl
 import tempfile
@@ -22,6 +24,7 @@ import aiohttp
 from operator_support import objects
 from operator_support.control_plane import ControlPlane, find_programs
 from operator_support.harness import OperatorHarness, admin_client_config, make_installation
+from operator_support.stalled_connections import StalledConnections
 from operator_support.webhook_thread import WebhookThread
 from support.repository import ROOT
 from tonnage_operator.api import names
@@ -70,7 +73,15 @@ def _fraction_within(webhook: WebhookThread, bound: float) -> float:
     return counts[bound] / counts[float("inf")]
 
 
-def run(rate: float, seconds: float) -> dict[str, Any]:
+def _stall(webhook: WebhookThread, count: int) -> contextlib.AbstractContextManager[object]:
+    if not count:
+        return contextlib.nullcontext()
+    context = ssl.create_default_context()
+    webhook.ca.configure_trust(context)
+    return StalledConnections(webhook.app.port, context, "/inject", count=count)
+
+
+def run(rate: float, seconds: float, stalled: int) -> dict[str, Any]:
     """Runs the benchmark and returns its figures."""
     with tempfile.TemporaryDirectory() as folder:
         control_plane = ControlPlane(Path(folder), find_programs())
@@ -88,12 +99,14 @@ def run(rate: float, seconds: float) -> dict[str, Any]:
             body["status"] = {"resolved": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)}
             control_plane.request("PUT", fleet.object_path() + "/status", body)
             with WebhookThread(admin_client_config(control_plane), make_installation(), Path(folder)) as webhook:
-                times = asyncio.run(_post_reviews(webhook, "bench", rate, seconds))
+                with _stall(webhook, stalled):
+                    times = asyncio.run(_post_reviews(webhook, "bench", rate, seconds))
                 share = _fraction_within(webhook, 0.02)
         finally:
             control_plane.stop()
     return {
         "rate": rate,
+        "stalled_connections": stalled,
         "reviews": len(times),
         "client_ms": {f"p{part}": round(times[int(len(times) * part / 100)] * 1000, 1) for part in (50, 90, 99)},
         "share_within_20_ms_inside_the_server": round(share, 4),
@@ -106,8 +119,9 @@ def main() -> None:
     )
     parser.add_argument("--rate", type=float, default=50, help="reviews per second")
     parser.add_argument("--seconds", type=float, default=30, help="duration")
+    parser.add_argument("--stalled", type=int, default=0, help="connections that stall, opened before")
     options = parser.parse_args()
-    print(json.dumps(run(options.rate, options.seconds)))
+    print(json.dumps(run(options.rate, options.seconds, options.stalled)))
 
 
 if __name__ == "__main__":

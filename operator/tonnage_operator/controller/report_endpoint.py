@@ -6,6 +6,7 @@ message stays authoritative for a load's result, so a lost report costs only the
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -19,6 +20,7 @@ from tonnage.contract import ReportKind
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.http_server import BodyRejected, read_body
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import TOKEN_REVIEWS
 
@@ -37,6 +39,9 @@ _LOG = logging.getLogger("tonnage.reports")
 MAX_BODY_BYTES: Final = 2 << 20
 """Maximum size of a report in bytes; enough for 2,000 objects with long keys."""
 _TOKEN_REVIEW_TTL: Final = 60.0
+_TOKEN_REVIEW_TIMEOUT: Final = 5.0
+_MAX_TOKEN_REVIEWS: Final = 64
+"""TokenReviews at a time. Every pod that reaches the endpoint can cause them."""
 _MAX_CACHED: Final = 10_000
 _RETRY_AFTER: Final = "1"
 """Seconds, for the ``Retry-After`` header."""
@@ -89,15 +94,16 @@ class ReportEndpoint:
         self._enqueue_node = enqueue_node
         self._senders: dict[str, tuple[float, Sender]] = {}
         self._last_progress: dict[str, float] = {}
+        self._token_reviews = 0
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answers one request: 204, or a 4xx or 503 with a message."""
         kind = "unknown"
         try:
-            sender = await self._authenticate(request)
+            pod = self._find_pod(await self._authenticate(request))
             report = await self._read_report(request)
             kind = report.kind.value
-            self._accept(sender, report)
+            self._accept(pod, report)
         except ReportRejected as rejection:
             self._metrics.reports.labels(kind, rejection.result).inc()
             _LOG.warning("Rejected a %s report (%s): %s", kind, rejection.result, rejection)
@@ -107,15 +113,11 @@ class ReportEndpoint:
         return web.Response(status=204)
 
     async def _read_report(self, request: web.Request) -> contract.Report:
-        if (request.content_length or 0) > MAX_BODY_BYTES:
-            raise ReportRejected(413, "oversized", f"A report has at most {MAX_BODY_BYTES} bytes.")
-        data = b""
-        async for chunk in request.content.iter_any():
-            data += chunk
-            if len(data) > MAX_BODY_BYTES:
-                raise ReportRejected(413, "oversized", f"A report has at most {MAX_BODY_BYTES} bytes.")
         try:
-            return contract.decode_report(data)
+            return contract.decode_report(await read_body(request, max_bytes=MAX_BODY_BYTES))
+        except BodyRejected as error:
+            result = "oversized" if error.status == 413 else "malformed"
+            raise ReportRejected(error.status, result, str(error)) from error
         except InvalidPlan as error:
             raise ReportRejected(400, "malformed", str(error)) from error
 
@@ -132,17 +134,25 @@ class ReportEndpoint:
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [names.TOKEN_AUDIENCE]},
         }
+        unchecked = ReportRejected(503, "unchecked", "The token can't be verified now; try again.")
+        if self._token_reviews >= _MAX_TOKEN_REVIEWS:
+            raise unchecked
+        self._token_reviews += 1
         try:
-            token_review = await self._client.create(TOKEN_REVIEWS, body)
-        except ApiError as error:
-            raise ReportRejected(503, "unchecked", "The token can't be verified now; try again.") from error
+            async with asyncio.timeout(_TOKEN_REVIEW_TIMEOUT):
+                token_review = await self._client.create(TOKEN_REVIEWS, body)
+        except (ApiError, TimeoutError) as error:
+            raise unchecked from error
+        finally:
+            self._token_reviews -= 1
         sender = _parse_token_review(token_review.get("status") or {})
         while len(self._senders) >= _MAX_CACHED:
             del self._senders[next(iter(self._senders))]
         self._senders[digest] = (time.monotonic() + _TOKEN_REVIEW_TTL, sender)
         return sender
 
-    def _accept(self, sender: Sender, report: contract.Report) -> None:
+    def _find_pod(self, sender: Sender) -> Pod:
+        """Returns the sender's pod, before the report is read."""
         if not self._has_synced():
             raise ReportRejected(
                 503, "too_early", "The controller is starting and does not know all pods yet; try again."
@@ -150,6 +160,9 @@ class ReportEndpoint:
         pod = self._state.pods.get(sender.uid)
         if pod is None or (pod.namespace, pod.name) != (sender.namespace, sender.pod):
             raise ReportRejected(403, "unknown_pod", "The operator knows no loader in this pod.")
+        return pod
+
+    def _accept(self, pod: Pod, report: contract.Report) -> None:
         if pod.job_uid:
             self._accept_from_job_pod(pod, report, report.identity)
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from tonnage_operator.api import names
-from tonnage_operator.http_server import add_health_routes, serve
+from tonnage_operator.http_server import BodyRejected, add_health_routes, read_body, serve
 from tonnage_operator.kube.client import KubeClient
 from tonnage_operator.kube.informer import Informer
 from tonnage_operator.kube.resources import NODE_CACHES
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.webhook")
 
 INJECT_PATH: Final = "/inject"
-MAX_BODY_BYTES: Final = 16 << 20
-"""Bytes of a review. etcd takes objects of about 1.5 MB, and an update's review holds two."""
+MAX_BODY_BYTES: Final = 4 << 20
+"""Bytes of a review. The API server accepts requests of at most 3 MiB, and a created pod's review holds it once."""
 
 
 class WebhookApp:
@@ -64,7 +64,7 @@ class WebhookApp:
             if self._installation.reports.ca_file:
                 ca_task = asyncio.create_task(self._watch_ca(admission_handler), name="following the CA")
                 stack.callback(ca_task.cancel)
-            app = web.Application(client_max_size=MAX_BODY_BYTES)
+            app = web.Application()
             app.router.add_post(INJECT_PATH, self._handler(admission_handler))
             add_health_routes(app, self.metrics, is_ready=self.ready.is_set)
             if server_options.cert and server_options.key:
@@ -100,7 +100,9 @@ class WebhookApp:
     def _handler(admission_handler: AdmissionHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
             try:
-                response = await admission_handler.handle(await request.read())
+                response = await admission_handler.handle(await read_body(request, max_bytes=MAX_BODY_BYTES))
+            except BodyRejected as error:
+                return web.Response(text=f"{error}\n", status=error.status)
             except InvalidReview as error:
                 return web.Response(text=f"{error}\n", status=400)
             return web.Response(body=response, content_type="application/json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -153,7 +154,7 @@ def test_reports_from_other_senders_are_rejected_and_counted(
         ),
         "malformed": (report_sender.send(report_sender.token(), b"{}"), 400, "schema_version"),
         "unknown version": (report_sender.send(report_sender.token(), b'{"schema_version": 99}'), 400, "version 99"),
-        "oversized": (report_sender.send(report_sender.token(), b"x" * (3 << 20)), 413, "at most"),
+        "oversized": (report_sender.send(report_sender.token(), b"x" * (3 << 20)), 413, "more than"),
     }
     for case, ((status, message), expected, part) in cases.items():
         assert (status, part in message) == (expected, True), (case, status, message)
@@ -168,6 +169,21 @@ def test_reports_from_other_senders_are_rejected_and_counted(
     assert (
         "progress" not in report_sender.harness.status() or report_sender.harness.status()["progress"]["percent"] == -1
     )
+
+
+def test_a_pod_that_runs_no_loader_is_rejected_before_it_sends_a_report(report_sender: ReportSender) -> None:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "unlabeled"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
+    report_sender.harness.plane.request("POST", f"/api/v1/namespaces/{report_sender.harness.namespace}/pods", body)
+    token = report_sender.token("unlabeled")
+    head = f"POST /v1/reports HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", report_sender.controller.app.report_port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 403")
 
 
 def test_a_controller_with_incomplete_caches_answers_with_retry_after(report_sender: ReportSender) -> None:
