@@ -85,7 +85,7 @@ def test_hosts_in_no_proxy_are_reached_directly(monkeypatch: pytest.MonkeyPatch)
 def test_credentials_of_a_netrc_file_are_not_sent_to_the_api_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password something\n")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password something\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
     async def run() -> None:
