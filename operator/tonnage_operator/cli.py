@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--log-format", choices=("json", "text"), default="json", help="log format")
         each.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
         _add_kubeconfig_options(each)
+    webhook.add_argument(
+        "--client-ca", type=Path, help="CA in PEM of the API server's client certificate, which reviews then need"
+    )
+    webhook.add_argument(
+        "--client-name", action="append", default=[], metavar="NAME",
+        help="common name that this certificate must have; can be repeated; default: every name",
+    )  # fmt: skip
     crd = commands.add_parser(
         "crd", help="write the CRDs", description="Writes the YAML of the CustomResourceDefinitions."
     )
@@ -123,6 +131,10 @@ async def _run(options: argparse.Namespace) -> int:
     client_config = await find_client_config(options.kubeconfig, options.context)
     configure_logging(json_lines=options.log_format == "json", level=options.log_level)
     server_options = ServerOptions(options.host, options.port, options.health_port, options.tls_cert, options.tls_key)
+    if options.command == "webhook":
+        server_options = dataclasses.replace(
+            server_options, client_ca=options.client_ca, client_names=tuple(options.client_name)
+        )
     if options.command == "controller":
         from tonnage_operator.controller.app import ControllerApp
 

@@ -18,13 +18,19 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where a process listens. Port 0: any free port. Without a certificate: plain HTTP, for a laptop."""
+    """Where a process listens. Port 0: any free port. Without a certificate: plain HTTP, for a laptop.
+
+    ``client_ca`` is the CA of the clients that may send admission reviews, ``client_names`` their certificates' common
+    names; empty: every name.
+    """
 
     host: str = "0.0.0.0"  # noqa: S104 - a container's own network
     port: int = 8443
     health_port: int = 8080
     cert: Path | None = None
     key: Path | None = None
+    client_ca: Path | None = None
+    client_names: tuple[str, ...] = ()
 
 
 def read_installation(path: Path) -> Installation:

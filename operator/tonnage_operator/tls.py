@@ -41,21 +41,32 @@ class CertificateWatcher:
 
     New connections get the new certificate; open connections continue. Files that are no valid pair, as happens while
     they are being replaced, change nothing: the old certificate stays in use, and an error is logged.
+
+    With ``client_ca``, a client may present a certificate, which this CA must have signed. Whether a request needs one
+    is the application's decision.
     """
 
-    def __init__(self, cert: Path, key: Path, metrics: Metrics) -> None:
+    def __init__(self, cert: Path, key: Path, metrics: Metrics, *, client_ca: Path | None = None) -> None:
         self._cert = cert
         self._key = key
+        self._client_ca = client_ca
         self._metrics = metrics
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.load_cert_chain(cert, key)
+        self.context = self._create_context()
         self._digest = self._read_digest()
         self._export_expiry()
 
+    def _create_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self._cert, self._key)
+        if self._client_ca:
+            context.load_verify_locations(self._client_ca)
+            context.verify_mode = ssl.CERT_OPTIONAL
+        return context
+
     def _read_digest(self) -> str:
         digest = hashlib.sha256()
-        for path in (self._cert, self._key):
+        for path in filter(None, (self._cert, self._key, self._client_ca)):
             with contextlib.suppress(OSError):
                 digest.update(path.read_bytes() + b"\0")
         return digest.hexdigest()
@@ -74,8 +85,7 @@ class CertificateWatcher:
             return
         self._digest = digest
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._cert, self._key)
-            self.context.load_cert_chain(self._cert, self._key)
+            self.context = self._create_context()
         except (ssl.SSLError, OSError) as error:
             self._metrics.certificate_reloads.labels("failure").inc()
             _LOG.error("The certificate in %s can't be used, the old one stays in use: %s", self._cert, error)

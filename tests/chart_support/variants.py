@@ -66,6 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             ],
         }
     },
+    "client certificate": {"webhook": {"clientCA": PEM, "clientNames": ["kube-apiserver", "api server"]}},
     "memory only, reserved": {
         "cache": {
             "memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True, "minFree": "16Gi"},

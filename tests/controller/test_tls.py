@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
-from tonnage_operator.tls import not_after
+from tonnage_operator.telemetry import Metrics
+from tonnage_operator.tls import CertificateWatcher, not_after
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PEM = trustme.CA().cert_pem.bytes()
 
@@ -34,3 +40,20 @@ def test_the_first_certificate_of_a_chain_counts() -> None:
 def test_a_file_without_a_certificate_is_rejected(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         not_after(text)
+
+
+def test_a_new_ca_of_clients_replaces_the_old_one(tmp_path: Path) -> None:
+    cert, key, client_ca = (tmp_path / name for name in ("tls.crt", "tls.key", "ca.crt"))
+    issued = trustme.CA().issue_cert("localhost")
+    cert.write_bytes(issued.cert_chain_pems[0].bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    client_ca.write_bytes(PEM)
+    watcher = CertificateWatcher(cert, key, Metrics(), client_ca=client_ca)
+    assert watcher.context.verify_mode is ssl.CERT_OPTIONAL
+    new = trustme.CA().cert_pem.bytes()
+    client_ca.write_bytes(b"half a")
+    watcher.reload_if_changed()
+    assert watcher.context.get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(PEM.decode())]
+    client_ca.write_bytes(new)
+    watcher.reload_if_changed()
+    assert watcher.context.get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(new.decode())]

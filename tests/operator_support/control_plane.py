@@ -10,6 +10,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+import trustme
 import yaml
 
 from local_cluster import credentials, preflight, programs
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 PYTHONPATH = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "loader")])
 """For processes that run ``python -m tonnage_operator`` from the source tree."""
 OPERATOR_NAMESPACE = "tonnage-system"
+WEBHOOK_CLIENT = "kube-apiserver"
+"""Common name of the certificate that the API server presents to webhooks."""
 
 _AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
@@ -75,6 +79,8 @@ class ControlPlane:
     folder: Path
     programs: dict[str, Path]
     token: str = ""
+    webhook_clients: trustme.CA = field(default_factory=trustme.CA)
+    """The CA of the certificate that the API server presents to webhooks."""
     _processes: list[Process] = field(default_factory=list)
     _thread_local: threading.local = field(default_factory=threading.local)
     _connections: list[http.client.HTTPSConnection] = field(default_factory=list)
@@ -99,6 +105,7 @@ class ControlPlane:
                     "--feature-gates=WatchList=false",
                     "--advertise-address=10.255.255.254",
                     "--endpoint-reconciler-type=none",
+                    f"--admission-control-config-file={self.folder / 'admission.yaml'}",
                 ],
                 "kube-controller-manager": [controllers_flag],
             },
@@ -123,6 +130,7 @@ class ControlPlane:
         """Starts all programs and waits until the API server is ready."""
         settings = self.settings
         (self.folder / "audit-policy.yaml").write_text(_AUDIT_POLICY)
+        self._write_admission_configuration()
         credentials.make_service_account_key(settings.service_account_key)
         tokens = credentials.make_tokens({"admin": ("admin", ("system:masters",))}, settings.tokens_file)
         self.token = tokens["admin"]
@@ -134,6 +142,21 @@ class ControlPlane:
             if name == "kube-apiserver":
                 process.readiness_probe = partial(is_api_server_ready, settings, self.token)
                 process.wait_until_ready()
+
+    def _write_admission_configuration(self) -> None:
+        """Gives the API server a certificate for webhooks, as docs/guides/helm.md shows."""
+        issued = self.webhook_clients.issue_cert("api-server.example.com", common_name=WEBHOOK_CLIENT)
+        issued.private_key_pem.write_to_path(str(self.folder / "webhook-client.key"))
+        issued.cert_chain_pems[0].write_to_path(str(self.folder / "webhook-client.crt"))
+        text = (ROOT / "docs" / "guides" / "helm.md").read_text()
+        admission, kubeconfig = re.findall(r"```yaml\n(.*?)```", text.partition("## Client certificate")[2], re.DOTALL)[
+            :2
+        ]
+        admission = admission.replace("/etc/kubernetes/webhook-clients.yaml", str(self.folder / "webhook-clients.yaml"))
+        kubeconfig = kubeconfig.replace("tonnage-webhook.tonnage-system.svc", "'*'")  # these webhooks have no Service
+        kubeconfig = kubeconfig.replace("/etc/kubernetes/pki/", f"{self.folder}/")
+        (self.folder / "admission.yaml").write_text(admission)
+        (self.folder / "webhook-clients.yaml").write_text(kubeconfig)
 
     def stop(self) -> None:
         """Stops all programs in reverse order."""

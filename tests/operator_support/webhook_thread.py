@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 class WebhookThread(AppThread[WebhookApp]):
     """A webhook in a thread, with a certificate of its own CA."""
 
-    def __init__(self, client_config: ClientConfig, installation: Installation, folder: Path) -> None:
+    def __init__(
+        self, client_config: ClientConfig, installation: Installation, folder: Path, **server_options: Any
+    ) -> None:
         super().__init__()
+        self._server_options = server_options
         self._client_config = client_config
         self._installation = installation
         self.ca = trustme.CA()
@@ -48,7 +51,7 @@ class WebhookThread(AppThread[WebhookApp]):
         return f"https://127.0.0.1:{self.app.port}"
 
     def create_app(self) -> WebhookApp:
-        listening = ServerOptions("127.0.0.1", 0, 0, self.cert, self.key)
+        listening = ServerOptions("127.0.0.1", 0, 0, self.cert, self.key, **self._server_options)
         return WebhookApp(self._client_config, self._installation, listening)
 
     def register(self, plane: ControlPlane) -> None:

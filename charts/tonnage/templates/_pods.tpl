@@ -22,6 +22,12 @@ annotations:
 - --health-port=8080
 - --tls-cert=/etc/tonnage/tls/tls.crt
 - --tls-key=/etc/tonnage/tls/tls.key
+{{- if .settings.clientCA }}
+- --client-ca=/etc/tonnage/client-ca/ca.crt
+{{- range .settings.clientNames }}
+- {{ printf "--client-name=%s" . | quote }}
+{{- end }}
+{{- end }}
 - --log-level={{ .settings.logLevel }}
 - --log-format={{ .settings.logFormat }}
 {{- with .settings.extraArgs }}
@@ -34,6 +40,9 @@ annotations:
 - {name: tls, mountPath: /etc/tonnage/tls, readOnly: true}
 {{- if .root.Values.reports.enabled }}
 - {name: reports-ca, mountPath: /etc/tonnage/reports-ca, readOnly: true}
+{{- end }}
+{{- if .settings.clientCA }}
+- {name: client-ca, mountPath: /etc/tonnage/client-ca, readOnly: true}
 {{- end }}
 {{- with .settings.extraVolumeMounts }}
 {{ toYaml . }}
@@ -57,6 +66,13 @@ annotations:
 {{- if .root.Values.reports.enabled }}
 - name: reports-ca
   {{- include "tonnage.caVolume" (dict "root" .root "endpoint" "reports") | nindent 2 }}
+{{- end }}
+{{- if .settings.clientCA }}
+- name: client-ca
+  configMap:
+    name: {{ include "tonnage.installationName" .root }}
+    items:
+    - {key: client-ca.crt, path: ca.crt}
 {{- end }}
 {{- with .settings.extraVolumes }}
 {{ toYaml . }}

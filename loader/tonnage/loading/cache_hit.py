@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from tonnage.contract import ComputedBuffers, Layout
+from tonnage.contract import ComputedBuffers, Layout, ObjectPin, revision_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +33,18 @@ def find_shortfall(manifest: Manifest, resolved: ResolvedRevision, requested_lev
     if any(_needs_verification(record, requested_level) for record in records if record is not None):
         return Shortfall.VERIFICATION
     return Shortfall.NOTHING
+
+
+def recorded_pins(manifest: Manifest, digest: str) -> tuple[ObjectPin, ...] | None:
+    """Returns the pins of all objects of the revision with this digest, or None if the entry doesn't have them all.
+
+    The digest proves them, whoever wrote the manifest.
+    """
+    pins = [
+        (record.place, ObjectPin(key=record.key, size=record.size, etag=record.etag, version_id=record.version_id))
+        for record in manifest.sources
+    ]
+    return tuple(pin for _, pin in pins) if revision_digest(pins) == digest else None
 
 
 def has_computed_buffers_elsewhere(

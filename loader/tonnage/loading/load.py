@@ -13,7 +13,7 @@ from tonnage.cache.cache import Cache
 from tonnage.cache.medium import inspect_medium
 from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
 from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
-from tonnage.loading.cache_hit import Shortfall, find_shortfall, has_computed_buffers_elsewhere
+from tonnage.loading.cache_hit import Shortfall, find_shortfall, has_computed_buffers_elsewhere, recorded_pins
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class _Load:
         plan = self._plan
         self._on_progress(Progress(phase="resolving"))
         resolved = self._resolved = resolve(
-            plan, environment=self._environment, deadline=self._deadline, canceled=self._canceled
+            self._pin_as_recorded(plan), environment=self._environment, deadline=self._deadline, canceled=self._canceled
         )
         _check_digest(plan, resolved)
         self._cache.create()
@@ -168,6 +168,23 @@ class _Load:
             return LoadResult(report, use_lock)
         use_lock.release()
         return LoadResult(report)
+
+    def _pin_as_recorded(self, plan: Plan) -> Plan:
+        """Returns the plan with the pins that its entry recorded, if the plan has only their digest.
+
+        A hit then needs no listing, and stays one when the source gets more objects or other versions. Access is still
+        checked for each object. Plans of several sources are not changed.
+        """
+        if len(plan.sources) != 1 or plan.sources[0].objects is not None or not (plan.entry and plan.expected_digest):
+            return plan
+        try:
+            manifest = self._cache.entry(plan.entry).read_manifest()
+        except CacheDamaged:
+            return plan
+        pins = recorded_pins(manifest, plan.expected_digest) if manifest is not None else None
+        if pins is None:
+            return plan
+        return msgspec.structs.replace(plan, sources=(msgspec.structs.replace(plan.sources[0], objects=pins),))
 
     def _acquire_use_lock(self, entry: Entry) -> FileLock:
         return entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -20,7 +20,7 @@ from tonnage_operator.webhook.admission_handler import AdmissionHandler, Invalid
 from tonnage_operator.webhook.warm_nodes import WarmNodes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from tonnage_operator.config import ServerOptions
     from tonnage_operator.domain.installation import Installation
@@ -68,7 +68,9 @@ class WebhookApp:
             app.router.add_post(INJECT_PATH, self._handler(admission_handler))
             add_health_routes(app, self.metrics, is_ready=self.ready.is_set)
             if server_options.cert and server_options.key:
-                self.certificate = CertificateWatcher(server_options.cert, server_options.key, self.metrics)
+                self.certificate = CertificateWatcher(
+                    server_options.cert, server_options.key, self.metrics, client_ca=server_options.client_ca
+                )
             self.port = await stack.enter_async_context(
                 serve(app, host=server_options.host, port=server_options.port, certificate=self.certificate)
             )
@@ -96,9 +98,13 @@ class WebhookApp:
 
         await watch_files(CaWatcher(self._installation, set_installation))
 
-    @staticmethod
-    def _handler(admission_handler: AdmissionHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _handler(self, admission_handler: AdmissionHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
+        options = self._server_options
+
         async def handle(request: web.Request) -> web.Response:
+            if options.client_ca and not is_allowed_client(_client_certificate(request), options.client_names):
+                self.metrics.admissions.labels("unknown_client").inc()
+                return web.Response(text="Reviews need a client certificate of the API server.\n", status=403)
             try:
                 response = await admission_handler.handle(await read_body(request, max_bytes=MAX_BODY_BYTES))
             except BodyRejected as error:
@@ -108,3 +114,18 @@ class WebhookApp:
             return web.Response(body=response, content_type="application/json")
 
         return handle
+
+
+def _client_certificate(request: web.Request) -> dict[str, Any]:
+    """Returns the verified certificate of the client, as the ssl module represents it; empty without one."""
+    tls = request.get_extra_info("ssl_object")
+    return (tls.getpeercert() or {}) if tls else {}
+
+
+def is_allowed_client(certificate: dict[str, Any], names: Collection[str]) -> bool:
+    """Returns whether a client has a certificate with one of the common names; without names, any certificate.
+
+    ``certificate`` is as ``SSLSocket.getpeercert`` returns it: empty without a certificate.
+    """
+    subject = {value for part in certificate.get("subject", ()) for field, value in part if field == "commonName"}
+    return bool(certificate) and (not names or not subject.isdisjoint(names))

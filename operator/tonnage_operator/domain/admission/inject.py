@@ -175,7 +175,7 @@ def _describe_loader(
     if scheduling is not Scheduling.REQUIRE:
         writes = loader_container.memory_cache_bytes(weights, seen.total_bytes, installation)
     container_spec = ContainerSpec(
-        plan=plans.build_load_plan(weights, seen, installation, ranks=request.ranks),
+        plan=plans.build_load_plan(weights, seen, installation, ranks=request.ranks, lists_objects=False),
         arguments=tuple(arguments),
         suffix="" if requested.is_only_model else f"-{requested.alias}",
         memory_bytes=writes,

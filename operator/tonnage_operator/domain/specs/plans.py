@@ -128,7 +128,12 @@ def build_resolve_plan(weights: ModelWeights, installation: Installation) -> con
 
 
 def build_load_plan(
-    weights: ModelWeights, seen: SeenRevision, installation: Installation, *, ranks: tuple[int, ...] | None = None
+    weights: ModelWeights,
+    seen: SeenRevision,
+    installation: Installation,
+    *,
+    ranks: tuple[int, ...] | None = None,
+    lists_objects: bool = True,
 ) -> contract.Plan:
     """Returns the plan that loads one revision.
 
@@ -137,9 +142,11 @@ def build_load_plan(
         seen: The revision. It is pinned by its objects, or by its digest if the list is too long for a plan.
         installation: Where to send reports.
         ranks: The ranks to load; None: all.
+        lists_objects: False: pinned by its digest alone, for plans that leave the object's namespace. The loader lists
+            the source, or reads the list in the entry, and compares.
     """
     pins = None
-    if seen.objects is not None:
+    if lists_objects and seen.objects is not None:
         pins = tuple(
             contract.ObjectPin(key=each.key, size=each.size, etag=each.etag, version_id=each.version_id)
             for each in seen.objects
