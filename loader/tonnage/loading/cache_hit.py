@@ -38,7 +38,7 @@ def find_shortfall(manifest: Manifest, resolved: ResolvedRevision, requested_lev
 def recorded_pins(manifest: Manifest, digest: str) -> tuple[ObjectPin, ...] | None:
     """Returns the pins of all objects of the revision with this digest, or None if the entry doesn't have them all.
 
-    The digest proves them, whoever wrote the manifest.
+    The digest proves them, independent of who wrote the manifest.
     """
     pins = [
         (record.place, ObjectPin(key=record.key, size=record.size, etag=record.etag, version_id=record.version_id))
