@@ -6,7 +6,7 @@ Tests advance the clock and finish the Jobs.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from tonnage_operator.domain.observed.held_entries import HeldEntry
 from tonnage_operator.domain.observed.job import Job, parse_job
 from tonnage_operator.domain.observed.model_weights import ModelWeights, parse_model_weights
 from tonnage_operator.domain.observed.node import Node, parse_node
-from tonnage_operator.domain.observed.pod import LoaderStatus, Pod
+from tonnage_operator.domain.observed.pod import LoaderStatus, Pod, TerminatedState
 from tonnage_operator.domain.units import format_time
 
 if TYPE_CHECKING:
@@ -214,6 +214,17 @@ def prewarming_simulation(count: int = 4, spec: dict[str, Any] | None = None) ->
     simulation = Simulation(objects.deep_merge({"placement": {"prewarm": "AllMatching"}}, spec or {}))
     simulation.add_nodes(*(f"n{index}" for index in range(count)))
     return simulation
+
+
+def failing_pod(
+    simulation: Simulation, node: str, report: contract.Report | None = None, *, exit_code: int = 24, **changes: Any
+) -> Pod:
+    """Returns a pod on a node whose loader has failed; ``changes`` are fields of the pod."""
+    text = contract.termination_message(report or objects.failed_report("ChecksumMismatch")).decode()
+    ended = TerminatedState(exit_code, "Error", "" if exit_code > 128 else text, "2026-01-01T00:00:00Z")
+    loader = LoaderStatus(names.LOADER_CONTAINER, False, ended, "CrashLoopBackOff", "back-off", restarts=2)
+    pod = consumer_pod(simulation, node)
+    return replace(pod, phase="Pending", loaders=(loader,), **changes)
 
 
 def consumer_pod(simulation: Simulation, node: str, *, started: bool = True) -> Pod:

@@ -70,8 +70,10 @@ WEBHOOK_CONFIGURATIONS_PATH = "/apis/admissionregistration.k8s.io/v1/mutatingweb
 
 def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
     """Returns a configuration that matches only pods with our annotations."""
-    match_expression = "has(object.metadata.annotations) && ('tonnage.dev/model' in object.metadata.annotations || "
-    match_expression += "'tonnage.dev/models' in object.metadata.annotations)"
+    has_annotation = "has(object.metadata.annotations) && "
+    has_annotation += "object.metadata.annotations.exists(name, name.startsWith('tonnage.dev/'))"
+    is_not_of_a_job = "!has(object.metadata.labels) || !('tonnage.dev/loader' in object.metadata.labels) || "
+    is_not_of_a_job += "!(object.metadata.labels['tonnage.dev/loader'] in ['resolve', 'load', 'cleanup'])"
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
@@ -89,7 +91,10 @@ def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
                 "namespaceSelector": {
                     "matchExpressions": [{"key": "tonnage.dev/inject", "operator": "NotIn", "values": ["false"]}]
                 },
-                "matchConditions": [{"name": "asks-for-weights", "expression": match_expression}],
+                "matchConditions": [
+                    {"name": "has-annotation", "expression": has_annotation},
+                    {"name": "is-not-of-a-job", "expression": is_not_of_a_job},
+                ],
             }
         ],
     }

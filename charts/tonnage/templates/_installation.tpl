@@ -32,6 +32,19 @@ loader:
       {{ $resource }}: {{ $amount | quote }}
       {{- end }}
     {{- end }}
+  {{- with .Values.loader.env }}
+  env:
+    {{- range . }}
+    - name: {{ .name }}
+      value: {{ .value | toString | quote }}
+    {{- end }}
+  {{- end }}
+  {{- with .Values.loader.seLinuxOptions }}
+  seLinuxOptions:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+jobs:
+  {{- toYaml .Values.loader.jobs | nindent 2 }}
 {{- if .Values.reports.enabled }}
 reports:
   url: {{ include "tonnage.reportsUrl" . }}

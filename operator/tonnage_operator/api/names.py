@@ -42,6 +42,9 @@ POD_ANNOTATIONS: Final = (
 )  # fmt: skip
 """All annotations that users can set on pods."""
 
+RETRY: Final = f"{GROUP}/retry"
+"""On a ``ModelWeights``: each new value starts the next attempt of what failed at once. On Jobs: the value's digest."""
+
 # Annotations of injected pods.
 INJECTED: Final = f"{GROUP}/injected"
 REVISION: Final = f"{GROUP}/revision"
@@ -81,6 +84,12 @@ CAUSE: Final = f"{GROUP}/cause"
 """Why a cleanup Job was created: ``Unreferenced``, ``Pressure`` or ``Deleted``."""
 
 HOSTNAME_LABEL: Final = "kubernetes.io/hostname"
+OS_LABEL: Final = "kubernetes.io/os"
+
+KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+"""Label of Kueue: the queue that a Job waits for."""
+SAFE_TO_EVICT_VOLUMES: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+"""Annotation of the cluster autoscaler: volumes that don't keep it from removing the pod's node."""
 
 LOADER_CONTAINER: Final = "tonnage-loader"
 VOLUME_PREFIX: Final = "tonnage-"

@@ -48,7 +48,10 @@ class NodeCounts(ApiModel):
     warm: int = Field(default=0, description="Number of desired nodes that are warm.")
     loading: int = Field(default=0, description="Number of loading nodes.")
     failed: int = Field(default=0, description="Number of nodes whose last load failed.")
-    summary: str = Field(default="0/0", description="warm/desired, for the column of kubectl.")
+    summary: str = Field(
+        default="0/0",
+        description="warm/desired, for the column of kubectl; without prewarming the number of nodes that are warm.",
+    )
 
 
 class LoadProgress(ApiModel):
@@ -72,16 +75,24 @@ class Consumers(ApiModel):
         default=0, description="Number of pods that were admitted with this model and have not terminated."
     )
     namespaces: int = Field(default=0, description="Number of namespaces of these pods.")
+    failing: int = Field(default=0, description="Number of pods whose loader has failed and is not ready since.")
 
 
 class NodeFailure(ApiModel):
-    """The last failure on a node or claim."""
+    """The last failure on a node or claim: of a load Job, or of the loader in a pod that uses the model."""
 
     node: str = Field(description="Name of the node; for a claim: pvc/<name>.")
     reason: str = Field(description="Stable reason in CamelCase; see docs/guides/operations/reasons.md.")
     message: str = Field(default="", description="Readable explanation.")
     attempts: int = Field(default=1, description="Number of attempts since the last success.")
     time: Time = Field(description="Time of the last failure.")
+    next_attempt_time: Time | None = Field(
+        default=None,
+        description="When the load is tried again; a new value of the annotation tonnage.dev/retry starts it at once.",
+    )
+    pod: str | None = Field(
+        default=None, description="The pod whose loader failed, as namespace/name; absent: a load Job failed."
+    )
 
 
 class ModelWeightsStatus(ApiModel):

@@ -37,8 +37,12 @@ _LOG = logging.getLogger("tonnage.controller")
 
 _FIRST_RESYNC: Final = 15.0
 """Seconds until the first resync, which finds what was deleted between our first lists and kopf's."""
-_RESYNC_INTERVAL: Final = 600.0
-"""Seconds between resyncs: everything is listed and reconciled, whether or not anything happened."""
+_RESYNC_INTERVAL: Final = 60.0
+"""Seconds between resyncs: everything is listed and reconciled, whether or not anything happened.
+
+A watch may lose an event, and no log shows it. Whatever was lost is found after this time, and where nothing was lost
+nothing is written.
+"""
 _HEALTHY_SECONDS: Final = 60.0
 """Seconds after which kopf ran well, so that its next failure is restarted without delay."""
 _BACKOFF: Final = Backoff(base=1.0, cap=30.0)

@@ -39,7 +39,8 @@ class EventRecorder:
                 if not error.conflict:
                     # Events are best effort: a quota or a terminating namespace must not fail the reconcile.
                     log_extra = {"tonnage": {"object": involved_object.ref}}
-                    _LOG.warning("Posting event %s failed: %s", event.reason, error.message, extra=log_extra)
+                    level = logging.DEBUG if error.namespace_terminating else logging.WARNING
+                    _LOG.log(level, "Posting event %s failed: %s", event.reason, error.message, extra=log_extra)
 
     def _event_body(self, involved_object: WeightsRecord, event: Event) -> dict[str, Any]:
         now = units.format_time(datetime.now(UTC))

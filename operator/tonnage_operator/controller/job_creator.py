@@ -12,10 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.workqueue import StaleCache
+from tonnage_operator.domain import units
+from tonnage_operator.domain.specs.namespace_limits import fit_job
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS
+from tonnage_operator.namespace_rules import NamespaceRules
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
@@ -49,6 +54,7 @@ class JobCreator:
     def __init__(self, state: ControllerState, client: KubeClient) -> None:
         self._state = state
         self._client = client
+        self._namespace_rules = NamespaceRules(client)
 
     async def create(self, job: Body, precondition: Precondition) -> bool:
         """Creates a Job; returns False if it exists.
@@ -62,6 +68,8 @@ class JobCreator:
             ApiError: The Job can't be created.
         """
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+        limits = await self._namespace_rules.get(namespace)
+        job = fit_job(job, limits, memory_floor=self._memory_floor(job["metadata"]["annotations"]))
         if await self._refresh_job(name, namespace):
             return False
         await self.check_precondition(precondition)
@@ -73,6 +81,11 @@ class JobCreator:
             raise
         self._state.jobs.put(created)
         return True
+
+    def _memory_floor(self, annotations: Body) -> int:
+        """Returns the bytes that a Job's loader may need: those that it writes to memory, and its overhead."""
+        written = int(annotations.get(names.BYTES, "0")) if annotations.get(names.MEDIUM) == Medium.MEMORY.value else 0
+        return written + units.parse_quantity(self._state.installation.loader.memory_overhead) if written else 0
 
     async def check_precondition(self, precondition: Precondition) -> None:
         """Compares a record at the API server with the cache, and updates the cache if they differ.

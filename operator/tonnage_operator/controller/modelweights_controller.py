@@ -18,9 +18,10 @@ from tonnage_operator.domain import conditions, status_diff, units
 from tonnage_operator.domain.conditions import Event, Observation
 from tonnage_operator.domain.modelweights.deletion import plan_deletion
 from tonnage_operator.domain.modelweights.reconcile import decide
+from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT
 from tonnage_operator.domain.reasons import ConditionReason, EventReason
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+from tonnage_operator.kube.resources import EVENTS, MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
@@ -80,6 +81,7 @@ class ModelWeightsController(Reconciler):
                 await self._report_invalid_spec(record, now)
             return None
         snapshot = self._state.snapshot(record, record.weights, now)
+        await self._read_refusals(snapshot)
         self._metrics_recorder.record_finished_jobs(snapshot)
         if record.deleting:
             return await self._finalize(record, snapshot)
@@ -99,6 +101,20 @@ class ModelWeightsController(Reconciler):
         await self._delete_jobs(decision.delete)
         self._metrics_recorder.set_status_gauges(record.weights, decision.status)
         return min((each for each in (remaining_seconds, decision.requeue_after) if each), default=None)
+
+    async def _read_refusals(self, snapshot: Snapshot) -> None:
+        """Reads why Jobs have no pod, once for each, from the events that Kubernetes posts about them."""
+        for job in snapshot.jobs:
+            if snapshot.seconds_without_pod(job) < POD_CREATION_TIMEOUT or job.uid in self._state.refusals:
+                continue
+            selector = f"involvedObject.uid={job.uid},reason=FailedCreate"
+            try:
+                events, _ = await self._client.list(EVENTS, namespace=job.namespace, field_selector=selector)
+            except ApiError as error:
+                _LOG.warning("Reading the events of Job %s failed: %s", job.name, error.message)
+                return
+            texts = [str(each.get("message") or "") for each in events]
+            self._state.refusals[job.uid] = texts[-1] if texts else ""
 
     def _status_write_delay(self, record: WeightsRecord, weights: ModelWeights, status: ModelWeightsStatus) -> float:
         """Returns the seconds until the status should be written; 0: now. Changes of counts alone are delayed."""

@@ -135,6 +135,8 @@ class ControllerState:
         self.references = ReferenceIndex(installation)
         self.reports: dict[str, contract.Report] = {}
         """The latest report of each Job, by its uid."""
+        self.refusals: dict[str, str] = {}
+        """Why the API server rejected the pod of a Job, by the Job's uid."""
         self.reported_outcomes: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
         """Outcomes that injected loaders reported, by the pod's uid and the entry's name."""
         self.reported_media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
@@ -200,6 +202,7 @@ class ControllerState:
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         if after is None and before:
             self.reports.pop(before.uid, None)
+            self.refusals.pop(before.uid, None)
 
     def _pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         if after is None and before:
@@ -266,6 +269,7 @@ class ControllerState:
             consumers=self._pods(self._pods_of_model[record.uid]),
             shared_entries=self._shared_entries(weights),
             reports=self.reports,
+            refusals=self.refusals,
         )
 
     def _shared_entries(self, weights: ModelWeights) -> frozenset[str]:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tonnage_operator.api.base import ApiModel, Quantity
 from tonnage_operator.api.modelweights import Medium, ResourceRequirements
+from tonnage_operator.api.placement import Toleration
 
 
 class Sharing(enum.StrEnum):
@@ -43,6 +44,28 @@ class ReportSettings(ApiModel):
     interval: float = Field(default=2.0, gt=0, description="Seconds between progress reports.")
 
 
+class EnvVar(ApiModel):
+    """A variable of all loaders, for example of an egress proxy."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    value: str = ""
+
+
+class JobSettings(ApiModel):
+    """What all Jobs of the operator have in addition, as the cluster's rules may require."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict, description="Of the Jobs' pods, too.")
+    tolerations: tuple[Toleration, ...] = ()
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Of Jobs that may run on any node: those that resolve, or load into a claim."
+    )
+
+
 class LoaderImage(ApiModel):
     """Image, user and default resources of loaders."""
 
@@ -55,6 +78,10 @@ class LoaderImage(ApiModel):
     unprivileged_uid: int = Field(default=65532, ge=1, description="User ID of loaders without a host path.")
     memory_overhead: Quantity = "512Mi"
     resources: ResourceRequirements = ResourceRequirements(requests={"cpu": "1", "memory": "512Mi"})
+    env: tuple[EnvVar, ...] = ()
+    se_linux_options: dict[str, str] = Field(
+        default_factory=dict, description="SELinux context of loaders and cleanup Jobs with a host path."
+    )
 
 
 class Installation(ApiModel):
@@ -67,6 +94,7 @@ class Installation(ApiModel):
     default_medium: Medium = Medium.MEMORY
     sharing: Sharing = Sharing.CLUSTER
     loader: LoaderImage
+    jobs: JobSettings = JobSettings()
     reports: ReportSettings = ReportSettings()
     job_service_account: str = Field(
         default="default", description="ServiceAccount of Jobs of objects that don't name one."

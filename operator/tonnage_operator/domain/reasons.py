@@ -34,6 +34,7 @@ class ConditionReason(enum.StrEnum):
     NO_WARM_NODE = "NoWarmNode"
     ALL_NODES_HEALTHY = "AllNodesHealthy"
     NODE_LOAD_FAILED = "NodeLoadFailed"
+    POD_LOAD_FAILED = "PodLoadFailed"
     UP_TO_DATE = "UpToDate"
     SOURCE_CHANGED = "SourceChanged"
     NODE_READY = "NodeReady"
@@ -49,6 +50,8 @@ class FailureReason(enum.StrEnum):
     REPORT_CONTRADICTS_ITSELF = "ReportContradictsItself"
     PIN_UNKNOWN = "PinUnknown"
     POD_NOT_CREATED = "PodNotCreated"
+    JOB_SUSPENDED = "JobSuspended"
+    LOADER_KILLED = "LoaderKilled"
     LOADER_UNSCHEDULABLE = "LoaderUnschedulable"
     CONTAINER_NOT_STARTED = "ContainerNotStarted"
 

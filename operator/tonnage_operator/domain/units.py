@@ -34,6 +34,37 @@ def parse_quantity(text: str) -> int:
         raise ValueError(f"{text!r} is not a quantity such as 500m, 2 or 16Gi") from error
 
 
+_FOREIGN: Final = re.compile(
+    r"([+-]?[0-9]{0,30}(?:\.[0-9]{0,30})?)(?:[eE]([+-]?[0-9]{1,2})|(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))?"
+)
+_FOREIGN_SCALE: Final = {**_SCALE, "n": Decimal("1e-9"), "u": Decimal("1e-6")}
+
+
+def exact_quantity(text: object) -> Decimal:
+    """Returns any quantity of Kubernetes in base units, without rounding: also with exponents, as in pods of users.
+
+    Raises:
+        ValueError: The text is not a quantity.
+    """
+    match = _FOREIGN.fullmatch(str(text).strip())
+    try:
+        if match is None:
+            raise InvalidOperation
+        return Decimal(match[1]) * (Decimal(10) ** int(match[2]) if match[2] else _FOREIGN_SCALE[match[3] or ""])
+    except InvalidOperation as error:
+        raise ValueError(f"{str(text)[:40]!r} is not a quantity such as 500m, 2 or 16Gi") from error
+
+
+def format_quantity(amount: Decimal) -> str:
+    """Returns a quantity for an amount in base units; fractions are rounded up to thousandths."""
+    return str(int(amount)) if amount == int(amount) else f"{math.ceil(amount * 1000)}m"
+
+
+def add_quantities(first: object, second: object) -> str:
+    """Returns the sum of two quantities."""
+    return format_quantity(exact_quantity(first) + exact_quantity(second))
+
+
 def parse_duration(text: str) -> float:
     """Returns the seconds of a duration such as ``1h30m``.
 

@@ -74,6 +74,11 @@ class ApiError(Exception):
         return self.status == 410
 
     @property
+    def namespace_terminating(self) -> bool:
+        """The namespace is being deleted, so nothing can be created in it."""
+        return self.status == 403 and "because it is being terminated" in self.message
+
+    @property
     def transient(self) -> bool:
         """A retry may succeed."""
         return self.status in {0, 429, 500, 502, 503, 504}
@@ -161,12 +166,22 @@ class KubeClient:
             raise
         return str(body["metadata"]["resourceVersion"])
 
-    async def list(self, resource: Resource, *, label_selector: str = "") -> tuple[list[Body], str]:
+    async def list(
+        self,
+        resource: Resource,
+        *,
+        namespace: str = "",
+        label_selector: str = "",
+        field_selector: str = "",
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - of each page
+    ) -> tuple[list[Body], str]:
         """Returns all objects, page by page, and the resource version to watch from."""
         items: list[Body] = []
-        query = {"limit": str(_PAGE_SIZE), **({"labelSelector": label_selector} if label_selector else {})}
+        query = {"limit": str(_PAGE_SIZE)}
+        query |= {"labelSelector": label_selector} if label_selector else {}
+        query |= {"fieldSelector": field_selector} if field_selector else {}
         while True:
-            page = await self._send("list", resource, "GET", resource.path(), query=query)
+            page = await self._send("list", resource, "GET", resource.path(namespace), query=query, timeout=timeout)
             items.extend(page["items"])
             metadata = page["metadata"]
             if not metadata.get("continue"):

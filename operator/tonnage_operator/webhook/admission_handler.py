@@ -13,6 +13,7 @@ import msgspec
 from tonnage.contract import DECODE_ERRORS
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission import access, inject
+from tonnage_operator.domain.admission.annotation_names import find_idle_annotation, find_misspelling
 from tonnage_operator.domain.admission.inject import AdmissionDenied
 from tonnage_operator.domain.admission.pod_request import (
     InvalidAnnotation,
@@ -21,9 +22,11 @@ from tonnage_operator.domain.admission.pod_request import (
     parse_on_failure,
     requests_weights,
 )
+from tonnage_operator.domain.admission.reinvocation import complete_injection
 from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, parse_model_weights
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
+from tonnage_operator.namespace_rules import NamespaceRules
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
@@ -37,6 +40,10 @@ _LOG = logging.getLogger("tonnage.webhook")
 
 _LOOKUP_TIMEOUT: Final = 2.0
 """Seconds to read one object. A review reads at most two one after the other; the API server waits longer than that."""
+
+
+_WARNING_LIMIT: Final = 250
+"""Characters of a warning; the API server shortens longer ones."""
 
 
 class InvalidReview(Exception):
@@ -83,6 +90,7 @@ class AdmissionHandler:
 
     def __init__(self, client: KubeClient, warm_nodes: WarmNodes, installation: Installation, metrics: Metrics) -> None:
         self._client = client
+        self._namespace_rules = NamespaceRules(client)
         self._warm_nodes = warm_nodes
         self.installation = installation
         self._metrics = metrics
@@ -108,8 +116,9 @@ class AdmissionHandler:
         if request.get("operation") != "CREATE" or kind != "Pod" or not isinstance(pod, dict):
             return {"allowed": True}, "ignored"
         annotations = _annotations(pod)
+        misspelling = find_misspelling(annotations)
         if not requests_weights(annotations):
-            return {"allowed": True}, "ignored"
+            return {"allowed": True, **_warnings(misspelling or find_idle_annotation(annotations))}, "ignored"
         namespace = request.get("namespace") or (pod.get("metadata") or {}).get("namespace") or ""
         name = (pod.get("metadata") or {}).get("name") or (pod.get("metadata") or {}).get("generateName") or ""
         log_extra = {
@@ -120,8 +129,11 @@ class AdmissionHandler:
         }
         code, result = 403, "refused"
         try:
+            if misspelling:
+                raise InvalidAnnotation(misspelling)
             if inject.is_injected(pod):
-                return {"allowed": True}, "unchanged"
+                wanted = parse_annotations(annotations, namespace=namespace)
+                return _patch_response(pod, complete_injection(pod, wanted.containers)), "unchanged"
             injected = await self._inject(pod, annotations, namespace)
         except (AdmissionDenied, InvalidAnnotation) as refusal:
             message = str(refusal)
@@ -137,7 +149,7 @@ class AdmissionHandler:
         if parse_on_failure(annotations) is OnFailure.CONTINUE:
             _LOG.info("Admitted a pod without weights: %s", message, extra=log_extra)
             response = _patch_response(pod, inject.without_weights(pod, message))
-            return {**response, "warnings": [f"tonnage: started without weights: {message}"[:250]]}, "continued"
+            return {**response, **_warnings(f"started without weights: {message}")}, "continued"
         _LOG.info("Denied a pod: %s", message, extra=log_extra)
         return {"allowed": False, "status": {"code": code, "message": f"tonnage: {message}"}}, result
 
@@ -145,8 +157,11 @@ class AdmissionHandler:
         if not namespace:
             raise AdmissionDenied("The review names no namespace, so the model can't be determined.")
         request = parse_annotations(annotations, namespace=namespace)
-        models = await asyncio.gather(*(self._look_up_model(wanted, namespace, request) for wanted in request.models))
-        return inject.inject(pod, tuple(models), request, self.installation)
+        models, limits = await asyncio.gather(
+            asyncio.gather(*(self._look_up_model(wanted, namespace, request) for wanted in request.models)),
+            self._namespace_rules.get(namespace),
+        )
+        return inject.inject(pod, tuple(models), request, self.installation, limits)
 
     async def _look_up_model(self, wanted: RequestedModel, namespace: str, request: PodRequest) -> inject.InjectedModel:
         absent = AdmissionDenied(
@@ -171,6 +186,11 @@ class AdmissionHandler:
         key = weights.key(current.revision, self.installation) if current else ""
         hostnames = self._warm_nodes.hostnames(key, weights.medium(self.installation), request.ranks_text)
         return inject.resolve_injected_model(wanted, weights, hostnames)
+
+
+def _warnings(message: str) -> Body:
+    """Returns the part of a response with which kubectl shows a warning; empty without a message."""
+    return {"warnings": [f"tonnage: {message}"[:_WARNING_LIMIT]]} if message else {}
 
 
 def _annotations(pod: Body) -> dict[str, str]:

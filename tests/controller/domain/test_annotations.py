@@ -12,6 +12,7 @@ from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain import naming
 from tonnage_operator.domain.admission.access import is_allowed
+from tonnage_operator.domain.admission.annotation_names import find_idle_annotation, find_misspelling
 from tonnage_operator.domain.admission.inject import (
     AdmissionDenied,
     InjectedModel,
@@ -36,17 +37,18 @@ def test_mount_path_form_ranks_and_resources_follow_annotations() -> None:
         names.MODEL: "llama",
         names.MOUNT_PATH: "/weights/",
         names.FORM: "init",
-        names.RANKS: "0-2,7",
+        names.RANKS: "0,1",
         names.LOADER_CPU: "3",
         names.LOADER_MEMORY: "5Gi",
     }
-    pod = inject_pod(annotated_pod(annotations))
+    weights = resolved_modelweights({"files": {"ranks": {"pattern": "model-%d.tensors"}}})
+    pod = inject_pod(annotated_pod(annotations), weights)
     loader = find_loader(pod)
     assert "restartPolicy" not in loader
     assert "--hold" not in loader["args"]
     assert loader["resources"]["requests"] == {"cpu": "3", "memory": "5Gi"}
     assert contract.decode_plan(plain_env(loader)["TONNAGE_PLAN"]).files.ranks == contract.RankSelection(
-        wanted=(0, 1, 2, 7)
+        pattern="model-%d.tensors", wanted=(0, 1)
     )
     assert pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] == "/weights/llama"
 
@@ -95,6 +97,45 @@ def test_continuing_at_run_time_writes_a_status_file() -> None:
 def test_an_invalid_annotation_is_named(notes: dict[str, str]) -> None:
     with pytest.raises(InvalidAnnotation, match=r"tonnage\.dev/"):
         parse_annotations(notes, namespace="serving")
+
+
+@pytest.mark.parametrize("value", ["no", "0", "off", "", "False!"])
+def test_a_value_of_inject_that_means_neither_is_named(value: str) -> None:
+    with pytest.raises(InvalidAnnotation, match=r'tonnage.dev/inject: .* is neither "true" nor "false"'):
+        parse_annotations({names.MODEL: "a", names.INJECT: value}, namespace="serving")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("mountpath", names.MOUNT_PATH),
+        ("mount_path", names.MOUNT_PATH),
+        ("modle", names.MODEL),
+        ("Model", names.MODEL),
+        ("container", names.CONTAINERS),
+        ("rank", names.RANKS),
+        ("on-fail", names.ON_FAILURE),
+        ("loadermemory", names.LOADER_MEMORY),
+        ("injects", names.INJECT),
+    ],
+)
+def test_a_misspelled_annotation_is_named_with_the_one_that_it_means(written: str, meant: str) -> None:
+    assert find_misspelling({f"tonnage.dev/{written}": "x"}).endswith(f"did you mean {meant}?")
+
+
+def test_an_annotation_like_no_other_is_named_with_all_that_exist() -> None:
+    assert all(name in find_misspelling({"tonnage.dev/zzz": ""}) for name in names.POD_ANNOTATIONS)
+
+
+def test_annotations_that_exist_are_not_misspelled() -> None:
+    injected = inject_pod(annotated_pod())["metadata"]["annotations"]
+    assert not find_misspelling({**injected, **dict.fromkeys(names.POD_ANNOTATIONS, ""), "other/mountpath": ""})
+
+
+def test_an_annotation_without_a_model_has_no_effect_and_is_named() -> None:
+    assert find_idle_annotation({names.MOUNT_PATH: "/x"}).startswith(names.MOUNT_PATH)
+    assert not find_idle_annotation({names.MOUNT_PATH: "/x", names.MODEL: "a"})
+    assert not find_idle_annotation({names.INJECT: "false", "other": ""})
 
 
 def test_inject_false_takes_precedence() -> None:

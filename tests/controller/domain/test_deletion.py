@@ -26,7 +26,7 @@ def test_a_pod_that_loaded_by_itself_makes_its_node_warm() -> None:
     simulation.converge()
     (entry,) = simulation.caches["n0"].entries or ()
     assert (entry.state, entry.bytes, entry.models) == (EntryState.READY, 2 * objects.GIB, ("serving/llama",))
-    assert simulation.status["consumers"] == {"pods": 1, "namespaces": 1}
+    assert simulation.status["consumers"] == {"pods": 1, "namespaces": 1, "failing": 0}
     assert simulation.condition("Ready") == ("True", "Warm")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from operator_support import objects
 from operator_support.injection import annotated_pod, inject_pod, resolved_modelweights
-from operator_support.simulation import Simulation, consumer_pod, prewarming_simulation
+from operator_support.simulation import Simulation, consumer_pod, failing_pod, prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import crd, names
 from tonnage_operator.api.modelweights import Medium
@@ -248,6 +248,9 @@ def test_every_field_of_a_status_is_set_in_some_scenario() -> None:
     simulation.converge()
     reported |= set(_status_fields(simulation.status))
     simulation.consumers = [consumer_pod(simulation, "n0")]
+    simulation.converge()
+    reported |= set(_status_fields(simulation.status))
+    simulation.consumers = [failing_pod(simulation, "elsewhere")]
     simulation.converge()
     reported |= set(_status_fields(simulation.status))
     simulation.advance(601)

@@ -10,7 +10,7 @@ from operator_support import objects
 from operator_support.simulation import Simulation
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed import remedies
 from tonnage_operator.domain.observed.pod import parse_pod
 from tonnage_operator.domain.units import format_time
 
@@ -195,7 +195,7 @@ def test_every_source_error_is_reported_with_a_remedy(reason: str) -> None:
     assert simulation.condition("Warm") == ("False", "NotResolved")
     assert simulation.condition("Progressing") == ("False", "Backoff")
     (resolved,) = [each for each in simulation.status["conditions"] if each["type"] == "Resolved"]
-    assert job_results.remedy(reason) in resolved["message"]
+    assert remedies.remedy(reason, "") in resolved["message"]
 
 
 def test_require_without_prewarming_is_reported_as_impossible() -> None:

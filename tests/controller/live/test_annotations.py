@@ -57,6 +57,7 @@ def test_one_model_is_mounted_read_only_into_all_containers_with_variables_and_a
             "TONNAGE_MODEL_PATH": "/models/llama",
             "TONNAGE_MODEL_PATH_LLAMA": "/models/llama",
             "TONNAGE_REVISION": revision,
+            "TONNAGE_REVISION_LLAMA": revision,
         }
     (loader,) = pod["spec"]["initContainers"]
     assert "readOnly" not in mounts(loader)[f"/cache/{revision}"]
@@ -92,11 +93,13 @@ def test_mount_path_and_containers_select_where_the_model_is_mounted(model: Oper
 
 
 def test_ranks_form_and_resources_are_taken_from_the_annotations(model: OperatorHarness) -> None:
-    pod = create_admitted_pod(model, ranks="0-3", form="Init", loader_cpu="250m", loader_memory="1Gi")
+    create_resolved_model(model, {"files": {"ranks": {"pattern": "model-%d.tensors"}}}, name="sharded")
+    annotations = {"form": "Init", "loader_cpu": "250m", "loader_memory": "1Gi"}
+    pod = create_admitted_pod(model, model="sharded", ranks="0-1", **annotations)
     (loader,) = pod["spec"]["initContainers"]
     ranks = plan(loader).files.ranks
     assert ranks
-    assert ranks.wanted == (0, 1, 2, 3)
+    assert ranks.wanted == (0, 1)
     assert "restartPolicy" not in loader
     assert loader["resources"]["requests"] == {"cpu": "250m", "memory": "1Gi"}
     (loader,) = create_admitted_pod(model, form="sidecar")["spec"]["initContainers"]

@@ -61,6 +61,10 @@ def test_the_controller_needs_its_role_and_nothing_else(
         harness.add_nodes("a", "b")
         harness.create()
         harness.wait_for_condition("Warm")
+        # The events of a Job without a pod are read.
+        harness.create({"credentials": {"serviceAccountName": "missing"}}, name="other")
+        harness.wait_for_condition("Resolved", "False", "PodNotCreated", name="other", timeout=40)
+        harness.delete("other")
         # Every token is reviewed. This one is invalid.
         url = f"http://127.0.0.1:{running.app.report_port}/v1/reports"
         request = urllib.request.Request(url, data=b"{}", headers={"Authorization": "Bearer x"})

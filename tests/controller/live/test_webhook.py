@@ -121,7 +121,7 @@ def test_other_containers_and_volumes_stay_unchanged(model: OperatorHarness) -> 
         securityContext={"runAsUser": 1000, "fsGroup": 1000},
         automountServiceAccountToken=False,
     )
-    assert init_container_names(pod) == ["istio-init", names.LOADER_CONTAINER, "proxy", "migrate"]
+    assert init_container_names(pod) == [names.LOADER_CONTAINER, "istio-init", "proxy", "migrate"]
     assert "mine" in [each["name"] for each in pod["spec"]["volumes"]]
     assert pod["spec"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 1000}
 

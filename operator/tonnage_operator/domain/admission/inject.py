@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Final
 
 from tonnage_operator import __version__
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Delivery, LoaderForm
+from tonnage_operator.api.modelweights import Delivery, LoaderForm, Medium
 from tonnage_operator.api.placement import Scheduling
+from tonnage_operator.domain import units
+from tonnage_operator.domain.admission.cloud_identity import copy_cloud_identity
+from tonnage_operator.domain.admission.container_order import find_network_problem, place_loaders
+from tonnage_operator.domain.admission.mount_conflicts import find_mount_conflict
 from tonnage_operator.domain.admission.pod_request import OnFailure
+from tonnage_operator.domain.admission.pod_resources import add_to_pod_resources
+from tonnage_operator.domain.admission.reinvocation import complete_injection
+from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
 from tonnage_operator.domain.specs import loader_container, plans
@@ -21,9 +28,10 @@ from tonnage_operator.domain.specs.loader_container import (
     TERMINATION_LOG,
     ContainerSpec,
 )
+from tonnage_operator.domain.specs.namespace_limits import NamespaceLimits, ResourcesNotAllowed, fit_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import SeenRevision
@@ -31,18 +39,13 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
-MESH_INIT_CONTAINERS: Final = frozenset({
-    "istio-init", "istio-validation", "istio-proxy", "linkerd-init", "linkerd-network-validator", "linkerd-proxy",
-    "kuma-init", "kuma-validation", "kuma-sidecar", "consul-connect-inject-init", "consul-dataplane",
-})  # fmt: skip
-"""Init containers that set up the network of a service mesh. Loaders are placed after them."""
-
 PREFERENCE: Final = 80
 """Weight of the preferred node affinity for warm nodes; Kubernetes allows 1 to 100."""
 MAX_PREFERRED_NODES: Final = 256
 """Maximum number of warm nodes in a preferred node affinity. It limits the size of pods; all warm nodes are equally
 good."""
 _STATUS_FOLDER: Final = ".tonnage"
+_NO_LIMITS: Final = NamespaceLimits()
 
 
 class AdmissionDenied(Exception):
@@ -58,6 +61,10 @@ class InjectedModel:
     seen: SeenRevision
     warm: tuple[str, ...] = ()
     """Host names of warm nodes."""
+
+    def scheduling(self, request: PodRequest) -> Scheduling:
+        """Whether the pod prefers or requires warm nodes."""
+        return request.scheduling or self.weights.spec.placement.scheduling
 
 
 def resolve_injected_model(requested: RequestedModel, weights: ModelWeights, warm: tuple[str, ...]) -> InjectedModel:
@@ -92,26 +99,42 @@ def without_weights(pod: Body, reason: str) -> Body:
     return out
 
 
-def inject(pod: Body, models: tuple[InjectedModel, ...], request: PodRequest, installation: Installation) -> Body:
+def inject(
+    pod: Body,
+    models: tuple[InjectedModel, ...],
+    request: PodRequest,
+    installation: Installation,
+    limits: NamespaceLimits = _NO_LIMITS,
+) -> Body:
     """Returns the pod with loaders, volumes, environment, affinity and annotations.
 
+    Args:
+        pod: The pod as it was sent to the API server, or as other webhooks have changed it.
+        models: The requested models, in the order of the request.
+        request: The pod's annotations.
+        installation: Images, host paths and defaults.
+        limits: What the pod's namespace requires of each container.
+
     Raises:
-        AdmissionDenied: A reserved name is in use, a named container is missing, or scheduling is ``Require`` and no
+        AdmissionDenied: A reserved name is in use, a named container is missing, a mount prevents those of the models,
+            the pod can't have a loader, a model doesn't have the requested ranks, or scheduling is ``Require`` and no
             node is warm.
     """
     annotations = pod.get("metadata", {}).get("annotations") or {}
     if is_injected(pod):
-        return pod
+        return complete_injection(pod, request.containers)
     out = copy.deepcopy(pod)
     spec = out["spec"]
     containers = _target_containers(spec, request)
+    _check_pod(spec, annotations)
     loaders, held_entries = [], []
     for model in models:
+        if request.ranks is not None and (missing := find_missing_ranks(model.weights, model.seen, request.ranks)):
+            raise AdmissionDenied(missing)
         container_spec, held_entry = _describe_loader(model, request, installation)
-        _check_name_conflicts(
-            spec, container_spec, held_entry, containers, f"{request.mount_path}/{model.requested.alias}"
-        )
-        loaders.append(_build_loader(spec, model, container_spec, request, installation))
+        _check_name_conflicts(spec, container_spec, held_entry)
+        _check_mounts(spec, containers, model, request)
+        loaders.append(_build_loader(spec, model, container_spec, request, installation, limits))
         volumes = spec["volumes"] = list(spec.get("volumes") or ())
         volumes.append(
             loader_container.entry_volume(
@@ -129,16 +152,14 @@ def inject(pod: Body, models: tuple[InjectedModel, ...], request: PodRequest, in
         held_entries.append(held_entry)
     for container in containers:
         _add_env(container, _env_variables(models, request))
-    existing = spec.get("initContainers") or []
-    after_mesh = max(
-        (index + 1 for index, each in enumerate(existing) if each["name"] in MESH_INIT_CONTAINERS), default=0
-    )
-    spec["initContainers"] = [*existing[:after_mesh], *loaders, *existing[after_mesh:]]
+    spec["initContainers"] = place_loaders(spec.get("initContainers") or (), loaders)
+    add_to_pod_resources(spec, loaders)
     _add_image_pull_secrets(spec, installation)
     metadata = out.setdefault("metadata", {})
     metadata["annotations"] = {
         **annotations,
         **loader_container.report_annotations(installation),
+        names.SAFE_TO_EVICT_VOLUMES: _safe_to_evict_volumes(annotations, loaders),
         names.INJECTED: __version__,
         names.REVISION: ",".join(f"{each.requested.alias}={each.seen.revision}" for each in models),
         names.ENTRIES: format_held_entries(tuple(held_entries)),
@@ -169,10 +190,9 @@ def _describe_loader(
         arguments += ["--hold", "--ready-file", READY_FILE]
     if request.on_failure is OnFailure.CONTINUE:
         arguments += ["--on-failure", "continue", "--status-file", STATUS_FILE]
-    scheduling = request.scheduling or weights.spec.placement.scheduling
     # With Require, the node is warm: the loader finds a hit and writes nothing.
     writes = 0
-    if scheduling is not Scheduling.REQUIRE:
+    if model.scheduling(request) is not Scheduling.REQUIRE:
         writes = loader_container.memory_cache_bytes(weights, seen.total_bytes, installation)
     container_spec = ContainerSpec(
         plan=plans.build_load_plan(weights, seen, installation, ranks=request.ranks, lists_objects=False),
@@ -202,12 +222,23 @@ def _build_loader(
     container_spec: ContainerSpec,
     request: PodRequest,
     installation: Installation,
+    limits: NamespaceLimits,
 ) -> Body:
     override = {name: value for name, value in (("cpu", request.cpu), ("memory", request.memory)) if value}
     has_user = "runAsUser" in (spec.get("securityContext") or {})
     container = loader_container.build_loader_container(
         model.weights, container_spec, installation, override=override, pod_has_user=has_user
     )
+    written = 0
+    if model.scheduling(request) is not Scheduling.REQUIRE and model.weights.medium(installation) is Medium.MEMORY:
+        written = model.seen.total_bytes + units.parse_quantity(installation.loader.memory_overhead)
+    try:
+        container["resources"] = fit_resources(container["resources"], limits, memory_floor=written)
+    except ResourcesNotAllowed as error:
+        raise AdmissionDenied(str(error)) from error
+    credentials = model.weights.spec.credentials
+    if credentials is None or not (credentials.secret_ref or credentials.anonymous):
+        copy_cloud_identity(spec.get("containers") or (), container)
     if (request.form or model.weights.spec.loader.form) is LoaderForm.SIDECAR:
         container["restartPolicy"] = "Always"
         container["startupProbe"] = {
@@ -220,14 +251,17 @@ def _build_loader(
     return container
 
 
-def _check_name_conflicts(
-    spec: Body,
-    container_spec: ContainerSpec,
-    held_entry: HeldEntry,
-    containers: list[Body],
-    path: str,
-) -> None:
-    """Denies a pod that uses a reserved name or mount path."""
+def _check_pod(spec: Body, annotations: Mapping[str, str]) -> None:
+    """Denies a pod in which no loader could work."""
+    system = (spec.get("os") or {}).get("name") or (spec.get("nodeSelector") or {}).get(names.OS_LABEL) or "linux"
+    if system != "linux":
+        raise AdmissionDenied(f"The pod is for nodes with {system}, and loaders run on Linux.")
+    if problem := find_network_problem(spec, annotations):
+        raise AdmissionDenied(problem)
+
+
+def _check_name_conflicts(spec: Body, container_spec: ContainerSpec, held_entry: HeldEntry) -> None:
+    """Denies a pod that uses a reserved name."""
     everywhere = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     if any(each["name"] == held_entry.container for each in everywhere):
         raise AdmissionDenied(
@@ -241,13 +275,28 @@ def _check_name_conflicts(
         raise AdmissionDenied(
             f"The pod has a volume or a mount named {taken[0]}, which is reserved for Tonnage: rename it."
         )
+
+
+def _check_mounts(spec: Body, containers: Iterable[Body], model: InjectedModel, request: PodRequest) -> None:
+    """Denies a pod whose own mounts prevent those of the model."""
+    paths = [f"{request.mount_path}/{model.requested.alias}"]
+    if request.on_failure is OnFailure.CONTINUE:
+        paths.append(_status_file(request, model.requested).rpartition("/")[0])
     for container in containers:
-        for mount in container.get("volumeMounts") or ():
-            if mount["mountPath"].rstrip("/") == path:
-                raise AdmissionDenied(
-                    f"Container {container['name']} already mounts a volume at {path}: choose another "
-                    f"{names.MOUNT_PATH} or alias."
-                )
+        for path in paths:
+            if conflict := find_mount_conflict(container, path, spec.get("volumes") or ()):
+                raise AdmissionDenied(conflict)
+
+
+def _safe_to_evict_volumes(annotations: Mapping[str, str], loaders: Iterable[Body]) -> str:
+    """Returns the pod's own list of volumes that the cluster autoscaler may drop, with those of the loaders added.
+
+    Without it, a volume on the node would keep the autoscaler from removing a node that is no longer needed.
+    """
+    own = [each for each in annotations.get(names.SAFE_TO_EVICT_VOLUMES, "").split(",") if each]
+    added = {mount["name"] for loader in loaders for mount in loader["volumeMounts"]}
+    ours = sorted(name for name in added if name.startswith(names.VOLUME_PREFIX) and name not in own)
+    return ",".join([*own, *ours])
 
 
 def _add_mounts(container: Body, model: InjectedModel, container_spec: ContainerSpec, request: PodRequest) -> None:
@@ -269,8 +318,7 @@ def _env_variables(models: tuple[InjectedModel, ...], request: PodRequest) -> di
     for model in models:
         requested = model.requested
         variables[f"TONNAGE_MODEL_PATH_{requested.env_suffix}"] = f"{request.mount_path}/{requested.alias}"
-        if len(models) > 1:
-            variables[f"TONNAGE_REVISION_{requested.env_suffix}"] = model.seen.revision
+        variables[f"TONNAGE_REVISION_{requested.env_suffix}"] = model.seen.revision
         if request.on_failure is OnFailure.CONTINUE:
             variables[f"TONNAGE_STATUS_FILE_{requested.env_suffix}"] = _status_file(request, requested)
     if request.on_failure is OnFailure.CONTINUE:
@@ -293,8 +341,7 @@ def _add_env(container: Body, variables: Mapping[str, str]) -> None:
 
 def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) -> None:
     """Makes the pod prefer or require warm nodes."""
-    placement = model.weights.spec.placement
-    scheduling = request.scheduling or placement.scheduling
+    scheduling = model.scheduling(request)
     if scheduling is Scheduling.REQUIRE and not model.warm:
         raise AdmissionDenied(
             f"No node is warm for {model.weights.ref} ({model.seen.revision}), and {names.SCHEDULING} or "

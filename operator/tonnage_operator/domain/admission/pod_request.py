@@ -21,6 +21,10 @@ _ALIAS: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
+_ON: Final = "true"
+_OFF: Final = "false"
+
+
 class InvalidAnnotation(Exception):
     """An annotation is invalid. The message names it and describes valid values."""
 
@@ -67,7 +71,7 @@ class PodRequest:
 def requests_weights(annotations: Mapping[str, str]) -> bool:
     """Returns whether the pod requests weights and injection is not turned off."""
     wants = names.MODEL in annotations or names.MODELS in annotations
-    return wants and annotations.get(names.INJECT, "").strip().lower() != "false"
+    return wants and annotations.get(names.INJECT, "").strip().lower() != _OFF
 
 
 def parse_on_failure(annotations: Mapping[str, str]) -> OnFailure:
@@ -142,6 +146,8 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
     Raises:
         InvalidAnnotation: An annotation is invalid.
     """
+    if annotations.get(names.INJECT, _ON).strip().lower() not in {_ON, _OFF}:
+        raise InvalidAnnotation(f'{names.INJECT}: {annotations[names.INJECT]!r} is neither "true" nor "false".')
     path = annotations.get(names.MOUNT_PATH, names.DEFAULT_MOUNT_PATH).rstrip("/")
     if not re.fullmatch(r"(/[^/\s:]+)+", path) or "/../" in f"{path}/" or "/./" in f"{path}/":
         raise InvalidAnnotation(f"{names.MOUNT_PATH}: {path!r} is not an absolute path such as /models.")

@@ -58,10 +58,13 @@ def classify_target(snapshot: Snapshot, scan: TargetScan, node: Node | None, job
             scan.failures.append(_failure(job, start_failure, since))
             scan.unschedulable += start_failure.reason == FailureReason.LOADER_UNSCHEDULABLE
         else:
-            before = [each for each in snapshot.weights.status.failures or () if each.node == job.target]
+            before = [
+                each for each in snapshot.weights.status.failures or () if each.node == job.target and not each.pod
+            ]
             scan.failures.extend(before if job.attempt > 1 else ())
     else:
-        scan.failures.append(_failure(job, job_results.job_failure(job, pod), job.finished_time or snapshot.timestamp))
+        failed = _failure(job, job_results.job_failure(job, pod), job.finished_time or snapshot.timestamp)
+        scan.failures.append(failed.model_copy(update={"next_attempt_time": snapshot.next_attempt_time(job) or None}))
         delay = snapshot.retry_delay(job)
         if delay > 0:
             scan.retry_delays.append(delay)

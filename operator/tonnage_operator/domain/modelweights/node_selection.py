@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from tonnage_operator.api import names
 from tonnage_operator.api.placement import NodeSelectorOperator, PrewarmMode, TaintEffect, TolerationOperator
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def _matches_term(term: NodeSelectorTerm, node: Node) -> bool:
 
 
 def matches(placement: PlacementSpec, node: Node) -> bool:
-    """Returns whether the placement selects the node, whatever the node's state."""
+    """Returns whether the placement selects the node, whatever the node's state. Loaders run only on Linux."""
+    if node.labels.get(names.OS_LABEL, "linux") != "linux":
+        return False
     if any(node.labels.get(key) != value for key, value in (placement.node_selector or {}).items()):
         return False
     terms = placement.node_affinity.node_selector_terms if placement.node_affinity else None

@@ -69,6 +69,8 @@ class Resolution:
     """The available revision is loaded first and then used."""
     problem: Failure | None = None
     attempts: int = 0
+    next_attempt_time: str = ""
+    """When a failed resolve is tried again; empty: now, or not at all."""
     running: bool = False
     apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
@@ -258,5 +260,5 @@ def _advance_resolve(snapshot: Snapshot, resolution: Resolution, latest: Job | N
         return replace(resolution, revisions=revisions, is_current=True, requeue_after=remaining_seconds)
     failed = replace(resolution, problem=found, attempts=latest.attempt)
     if (wait := snapshot.retry_delay(latest)) > 0:
-        return replace(failed, requeue_after=wait)
+        return replace(failed, requeue_after=wait, next_attempt_time=snapshot.next_attempt_time(latest))
     return _start_resolve(snapshot, failed, round_=round_, attempt=latest.attempt + 1)

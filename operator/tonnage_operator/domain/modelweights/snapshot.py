@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain import units
 from tonnage_operator.domain.nodecache.index import CacheIndex
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.reasons import FailureReason
-from tonnage_operator.domain.retry import retry_delay
+from tonnage_operator.domain.retry import retry_delay, retry_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,39 @@ Pulling an image looks the same and may take as long, so the message doesn't cla
 """
 
 
+_REFUSAL_LIMIT = 600
+"""Characters of an API server's refusal that are quoted."""
+
+
+def _describe_suspension(job: Job) -> str:
+    text = f"Job {job.namespace}/{job.name} is suspended"
+    if job.queue:
+        return (
+            f"{text}: it waits for the queue {job.queue} of Kueue. `kubectl describe workloads -n {job.namespace}` "
+            "shows why it isn't admitted."
+        )
+    return (
+        f"{text}, which the operator never does: a queue such as Kueue suspends Jobs without a queue name. The chart's "
+        f"value loader.jobs.labels can name one ({names.KUEUE_QUEUE}), or the queue can be configured to leave Jobs "
+        f"with the label {names.MANAGED_BY}={names.MANAGER} alone."
+    )
+
+
+def _describe_refusal(job: Job, refusal: str) -> str:
+    name = f"Job {job.namespace}/{job.name}"
+    if not refusal:
+        return (
+            f"{name} has no pod: its ServiceAccount is missing, or a quota or the namespace's pod security forbids it. "
+            "`kubectl describe job` shows the cause."
+        )
+    text = f"The API server rejects the pod of {name}: {refusal[:_REFUSAL_LIMIT].rstrip('.')}."
+    if "PodSecurity" in refusal or "hostPath" in refusal:
+        text += " Where host paths are forbidden, set spec.cache.delivery to EmptyDir or PersistentVolumeClaim."
+    elif "limits" in refusal or "quota" in refusal:
+        text += " Set spec.loader.resources, or raise the namespace's quota."
+    return text
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The part of the cluster's state that concerns one ``ModelWeights``."""
@@ -55,6 +89,8 @@ class Snapshot:
     """Entries that other objects refer to in the same claim."""
     reports: Mapping[str, contract.Report] = field(default_factory=dict)
     """The latest report of each Job, by the Job's uid. A restart loses them, so decisions must work without."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why the API server rejected the pod of a Job, by the Job's uid, as far as it is known."""
 
     @property
     def timestamp(self) -> str:
@@ -62,18 +98,26 @@ class Snapshot:
         return units.format_time(self.now)
 
     def retry_delay(self, job: Job) -> float:
-        """See ``retry.retry_delay``."""
-        return retry_delay(job, self.installation, self.now)
+        """See ``retry.retry_delay``. A new value of the annotation ``tonnage.dev/retry`` ends the wait."""
+        return 0.0 if self._must_retry(job) else retry_delay(job, self.installation, self.now)
+
+    def next_attempt_time(self, job: Job) -> str:
+        """Returns when a failed Job is retried, in RFC 3339; empty: now, or not while the object is suspended."""
+        at = retry_time(job, self.installation)
+        waits = at is not None and at > self.now and not self._must_retry(job) and not self.weights.spec.suspend
+        return units.format_time(at) if at and waits else ""
+
+    def _must_retry(self, job: Job) -> bool:
+        return bool(self.weights.retry) and job.retry != self.weights.retry
 
     def start_failure(self, job: Job) -> job_results.Failure | None:
         """Returns why a running Job's loader can't start, or None if there is no problem."""
         pod = self.pods.get(job.uid)
+        if job.suspended and pod is None:
+            return job_results.Failure(FailureReason.JOB_SUSPENDED, _describe_suspension(job))
         if pod is None and self.seconds_without_pod(job) >= POD_CREATION_TIMEOUT:
-            return job_results.Failure(
-                FailureReason.POD_NOT_CREATED,
-                f"Job {job.namespace}/{job.name} has no pod: its ServiceAccount is missing, or a quota or the "
-                "namespace's pod security forbids it. `kubectl describe job` shows the cause.",
-            )
+            refusal = self.refusals.get(job.uid, "")
+            return job_results.Failure(FailureReason.POD_NOT_CREATED, _describe_refusal(job, refusal))
         if pod and pod.required_volumes and self.seconds_waiting_for_mounts(job) >= VOLUME_MOUNT_TIMEOUT:
             return job_results.Failure(
                 FailureReason.CONTAINER_NOT_STARTED,

@@ -7,22 +7,26 @@ from typing import TYPE_CHECKING
 from tonnage import contract
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
+from tonnage_operator.api import names
 from tonnage_operator.api.base import ConditionStatus
 from tonnage_operator.api.modelweights import Delivery
 from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
 from tonnage_operator.domain import conditions
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event, Observation
-from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.modelweights.pod_failures import find_pod_failures
 from tonnage_operator.domain.observed.job_results import Failure
+from tonnage_operator.domain.observed.remedies import remedy
 from tonnage_operator.domain.reasons import ConditionReason, FailureReason
 from tonnage_operator.domain.specs import plans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tonnage_operator.api.status import NodeFailure
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.modelweights.loads import LoadDecision
+    from tonnage_operator.domain.modelweights.pod_failures import PodFailures
     from tonnage_operator.domain.modelweights.revisions import Resolution
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -85,8 +89,24 @@ def build_rejected_status(snapshot: Snapshot, problem: Failure) -> ModelWeightsS
 
 
 def _with_remedy(failure: Failure) -> str:
-    remedy = job_results.remedy(failure.reason)
-    return f"{failure.message} {remedy}".strip() if remedy and remedy not in failure.message else failure.message
+    sentence = remedy(failure.reason, failure.message)
+    return f"{failure.message} {sentence}".strip() if sentence and sentence not in failure.message else failure.message
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _are_warm(count: int) -> str:
+    return f"{_nodes(count)} {'is' if count == 1 else 'are'} warm"
+
+
+def _describe_next_attempt(weights: ModelWeights, time: str) -> str:
+    """Returns when the next attempt comes, and how to start it at once; empty if no attempt is waiting."""
+    if not time:
+        return ""
+    command = f"kubectl annotate mw -n {weights.namespace} {weights.name} --overwrite {names.RETRY}=$(date +%s)"
+    return f" Next attempt at {time}; to start it now: {command}"
 
 
 def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observation:
@@ -102,10 +122,16 @@ def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observ
             message += f" The last check of the source failed: {problem.reason}: {problem.message}"
         return Observation("Resolved", status=True, reason=ConditionReason.RESOLVED, message=message)
     if problem:
-        attempt_text = f" (attempt {resolution.attempts}; will be retried)" if resolution.attempts else ""
-        return Observation(
-            "Resolved", status=False, reason=problem.reason, message=_with_remedy(problem) + attempt_text
-        )
+        text = _with_remedy(problem)
+        if resolution.attempts:
+            text += f" This was attempt {resolution.attempts}." if not resolution.running else ""
+            text += _describe_next_attempt(weights, resolution.next_attempt_time)
+        if weights.spec.suspend and not resolution.running:
+            text += f" {_how_to_resume(weights)}"
+        return Observation("Resolved", status=False, reason=problem.reason, message=text)
+    if weights.spec.suspend and not resolution.running:
+        message = f"The source has not been listed, because spec.suspend is set. {_how_to_resume(weights)}"
+        return Observation("Resolved", status=False, reason=ConditionReason.SUSPENDED, message=message)
     for before in weights.status.conditions or ():
         again = resolution.attempts > 1 and before.status is ConditionStatus.FALSE
         if before.type == "Resolved" and again and before.observed_generation == weights.generation:
@@ -115,20 +141,25 @@ def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observ
     )
 
 
+def _how_to_resume(weights: ModelWeights) -> str:
+    patch = '{"spec":{"suspend":false}}'
+    return f"To continue: kubectl patch mw -n {weights.namespace} {weights.name} --type=merge -p '{patch}'"
+
+
 def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: LoadDecision) -> Observation:
     name = "Progressing"
     if load.loading or load.apply:
         count = load.loading + len(load.apply)
         reason = ConditionReason.UPDATING if resolution.staged else ConditionReason.LOADING
         what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
-        message = f"{count} nodes are loading {what.revision if what else ''}."
+        message = f"{_nodes(count)} {'is' if count == 1 else 'are'} loading {what.revision if what else ''}."
         return Observation(name, status=True, reason=reason, message=message)
     if weights.spec.suspend:
         return Observation(
             name,
             status=False,
             reason=ConditionReason.SUSPENDED,
-            message="spec.suspend is set: no new Jobs are started.",
+            message=f"spec.suspend is set: no new Jobs are started. {_how_to_resume(weights)}",
         )
     if resolution.running:
         return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job is listing the source.")
@@ -151,9 +182,9 @@ def _warm_condition(weights: ModelWeights, resolution: Resolution, load: LoadDec
     if not desired:
         message = "No node matches spec.placement: check nodeSelector and nodeAffinity."
         if load.matching:
-            message = (
-                f"{load.matching} nodes match, but all are cordoned, not ready, or have taints that are not tolerated."
-            )
+            found = "1 node matches, but it is" if load.matching == 1 else f"{load.matching} nodes match, but all are"
+            has = "has" if load.matching == 1 else "have"
+            message = f"{found} cordoned, not ready, or {has} taints that are not tolerated."
         return Observation(name, status=False, reason=ConditionReason.NO_MATCHING_NODES, message=message)
     return _prewarm_condition(weights, load, desired)
 
@@ -161,29 +192,32 @@ def _warm_condition(weights: ModelWeights, resolution: Resolution, load: LoadDec
 def _prewarm_condition(weights: ModelWeights, load: LoadDecision, desired: int) -> Observation:
     name, asked = "Warm", weights.spec.placement.count or 0
     if load.warm == desired and desired >= asked:
-        return Observation(
-            name, status=True, reason=ConditionReason.ALL_NODES_WARM, message=f"All {desired} nodes are warm."
-        )
+        message = "The desired node is warm." if desired == 1 else f"All {desired} nodes are warm."
+        return Observation(name, status=True, reason=ConditionReason.ALL_NODES_WARM, message=message)
     if load.failures:
         first = load.failures[0]
         why = _with_remedy(Failure(first.reason, first.message))
-        message = f"{load.warm} of {desired} nodes are warm. {first.node}: {first.reason}: {why}"
+        why += _describe_next_attempt(weights, first.next_attempt_time or "")
+        message = f"{load.warm} of {_are_warm(desired)}. {first.node}: {first.reason}: {why}"
         return Observation(name, status=False, reason=first.reason, message=message)
     if load.warm == desired:
-        message = f"{desired} nodes are warm, but spec.placement.count is {asked} and no more nodes match."
+        message = f"{_are_warm(desired)}, but spec.placement.count is {asked} and no more nodes match."
         return Observation(name, status=False, reason=ConditionReason.TOO_FEW_NODES, message=message)
     return Observation(
-        name, status=False, reason=ConditionReason.PARTIALLY_WARM, message=f"{load.warm} of {desired} nodes are warm."
+        name, status=False, reason=ConditionReason.PARTIALLY_WARM, message=f"{load.warm} of {_are_warm(desired)}."
     )
 
 
 def _ready_condition(
-    weights: ModelWeights, resolved: Observation, warm: Observation, load: LoadDecision
+    weights: ModelWeights, resolved: Observation, warm: Observation, load: LoadDecision, pods: PodFailures
 ) -> Observation:
     name, spec = "Ready", weights.spec.placement
     if not resolved.status:
         return Observation(name, status=False, reason=resolved.reason, message=resolved.message)
     lazy = spec.prewarm is PrewarmMode.NONE
+    own = [each for each in pods.failures if (each.pod or "").startswith(f"{weights.namespace}/")]
+    if blocking := pods.source_changed or (own[0] if own and lazy and not load.warm_anywhere else None):
+        return _not_ready_for_pods(blocking)
     if load.warm or load.warm_anywhere:
         return Observation(
             name,
@@ -191,25 +225,34 @@ def _ready_condition(
             reason=ConditionReason.WARM,
             message="Pods on warm nodes can use the weights without a load.",
         )
-    if lazy and spec.scheduling is not Scheduling.REQUIRE:
-        return Observation(
-            name,
-            status=True,
-            reason=ConditionReason.LOADED_ON_DEMAND,
-            message="The first pod on a node loads the weights.",
-        )
-    if lazy:
-        message = (
-            "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can start. Set prewarm."
-        )
-        return Observation(name, status=False, reason=ConditionReason.NO_WARM_NODE, message=message)
-    return Observation(name, status=False, reason=warm.reason, message=warm.message)
+    if not lazy:
+        return Observation(name, status=False, reason=warm.reason, message=warm.message)
+    if spec.scheduling is Scheduling.REQUIRE:
+        message = "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can start. "
+        return Observation(name, status=False, reason=ConditionReason.NO_WARM_NODE, message=message + "Set prewarm.")
+    message = "The first pod on a node loads the weights."
+    return Observation(name, status=True, reason=ConditionReason.LOADED_ON_DEMAND, message=message)
 
 
-def _degraded_condition(load: LoadDecision) -> Observation:
+def _not_ready_for_pods(failure: NodeFailure) -> Observation:
+    why = _with_remedy(Failure(failure.reason, failure.message))
+    message = f"The loader of pod {failure.pod} on {failure.node} failed: {why}"
+    return Observation("Ready", status=False, reason=failure.reason, message=message)
+
+
+def _degraded_condition(load: LoadDecision, pods: PodFailures) -> Observation:
+    if not load.failures and pods.failures:
+        first = pods.failures[0]
+        why = _with_remedy(Failure(first.reason, first.message))
+        more = f" Loaders of {pods.pods} pods have failed." if pods.pods > 1 else ""
+        message = f"The loader of pod {first.pod} on {first.node} failed: {first.reason}: {why}{more}"
+        return Observation("Degraded", status=True, reason=ConditionReason.POD_LOAD_FAILED, message=message)
     if not load.failures:
         return Observation(
-            "Degraded", status=False, reason=ConditionReason.ALL_NODES_HEALTHY, message="No node's last load failed."
+            "Degraded",
+            status=False,
+            reason=ConditionReason.ALL_NODES_HEALTHY,
+            message="No node's last load failed, and no pod's loader fails.",
         )
     named = ", ".join(f"{each.node} ({each.reason})" for each in load.failures[:5])
     more = f" and {len(load.failures) - 5} more" if len(load.failures) > 5 else ""
@@ -230,14 +273,27 @@ def _update_available_condition(resolution: Resolution) -> Observation:
     return Observation("UpdateAvailable", status=True, reason=ConditionReason.SOURCE_CHANGED, message=message)
 
 
-def _consumers(pods: Sequence[Pod]) -> Consumers:
+def _consumers(pods: Sequence[Pod], failing: int) -> Consumers:
     alive = [pod for pod in pods if not pod.is_terminal]
-    return Consumers(pods=len(alive), namespaces=len({pod.namespace for pod in alive}))
+    return Consumers(pods=len(alive), namespaces=len({pod.namespace for pod in alive}), failing=failing)
+
+
+def _failures(load: LoadDecision, pods: PodFailures) -> tuple[NodeFailure, ...]:
+    """Returns one failure for each node, those of load Jobs first."""
+    of_jobs = {each.node for each in load.failures}
+    return (*load.failures, *(each for each in pods.failures if each.node not in of_jobs))[:MAX_FAILURES]
+
+
+def _warm_summary(weights: ModelWeights, load: LoadDecision) -> str:
+    if weights.spec.placement.prewarm is PrewarmMode.NONE:
+        return str(load.warm_anywhere)
+    return f"{load.warm}/{len(load.desired)}"
 
 
 def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision) -> ModelWeightsStatus:
     """Returns the complete status."""
     weights, revisions = snapshot.weights, resolution.revisions
+    pods = find_pod_failures(snapshot)
     resolved = _resolved_condition(weights, resolution)
     warm = _warm_condition(weights, resolution, load)
     observed = (
@@ -245,8 +301,8 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
         resolved,
         _progressing_condition(weights, resolution, load),
         warm,
-        _ready_condition(weights, resolved, warm, load),
-        _degraded_condition(load),
+        _ready_condition(weights, resolved, warm, load, pods),
+        _degraded_condition(load, pods),
         _update_available_condition(resolution),
     )
     percent = f"{load.progress.percent}%" if load.progress and load.progress.percent >= 0 else None
@@ -264,12 +320,12 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
             warm=load.warm,
             loading=load.loading,
             failed=len(load.failures),
-            summary=f"{load.warm}/{len(load.desired)}",
+            summary=_warm_summary(weights, load),
         ),
         progress=load.progress,
         progress_summary=percent,
-        consumers=_consumers(snapshot.consumers),
-        failures=load.failures[:MAX_FAILURES] or None,
+        consumers=_consumers(snapshot.consumers, pods.pods),
+        failures=_failures(load, pods) or None,
         conditions=conditions.merge(
             weights.status.conditions or (), observed, now=snapshot.timestamp, generation=weights.generation
         ),
@@ -288,6 +344,7 @@ def status_events(weights: ModelWeights, new: ModelWeightsStatus) -> tuple[Event
             warning=True,
         )
         for each in new.failures or ()
-        if (each.node, each.reason) not in known
+        # The condition Degraded reports failing pods: one event, however many there are.
+        if (each.node, each.reason) not in known and not each.pod
     )
     return tuple(events)

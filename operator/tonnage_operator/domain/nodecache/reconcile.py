@@ -13,7 +13,7 @@ from tonnage import contract
 from tonnage.contract.ranks import merge_ranks
 from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.modelweights import Medium, Verify
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus, NodeCacheStatus, NodeCacheSummary
 from tonnage_operator.domain import conditions, naming, units
 from tonnage_operator.domain.conditions import Observation
@@ -114,7 +114,7 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
                     "state": EntryState.READY,
                     "bytes": report.bytes if report else entry.bytes,
                     "ranks": None,
-                    "verified": (report.verified if report else "") or entry.verified,
+                    "verified": _VERIFY_LEVELS.get(report.verified if report else "") or entry.verified,
                     "revision": (report.revision if report else "") or entry.revision,
                     "last_used_time": job.finished_time or units.format_time(snapshot.now),
                 }
@@ -123,6 +123,10 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
             entry = entry.model_copy(update={"state": EntryState.LOADING})
         entries[key] = entry
     return entries
+
+
+_VERIFY_LEVELS = {each.value.lower(): each.value for each in Verify}
+"""The levels as ``spec.verify`` has them, by those of reports."""
 
 
 def _new_entry(key: EntryKey) -> CacheEntry:
@@ -232,6 +236,11 @@ _PRESSURE_THRESHOLD = 0.05
 """Fraction of a medium's capacity; fewer free bytes set ``CapacityPressure``."""
 
 
+def _column(count: int) -> str:
+    """Returns a size for a column of kubectl, in which an empty text would mean that it is not known."""
+    return human_bytes(count, "column") or "0"
+
+
 def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> NodeCacheStatus:
     listed = tuple(entries[key] for key in sorted(entries, key=lambda key: (key.medium.value, key.cache_key)))
     media = _media_statuses(snapshot, listed)
@@ -261,9 +270,9 @@ def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> N
         media=media or None,
         entries=listed or None,
         summary=NodeCacheSummary(
-            memory_used=human_bytes(memory.used_bytes, "column") if memory else "",
-            memory_free=human_bytes(memory.free_bytes, "column") if memory else "",
-            disk_used=human_bytes(disk.used_bytes, "column") if disk else "",
+            memory_used=_column(memory.used_bytes) if memory else "",
+            memory_free=_column(memory.free_bytes) if memory and memory.capacity_bytes else "",
+            disk_used=_column(disk.used_bytes) if disk else "",
             entries=sum(entry.state is EntryState.READY for entry in listed),
             loading=sum(entry.state is EntryState.LOADING for entry in listed),
         ),

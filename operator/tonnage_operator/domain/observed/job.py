@@ -58,6 +58,12 @@ class Job:
     bytes: int
     """Size of the revision to load; 0 for other Jobs."""
     deleting: bool
+    suspended: bool = False
+    """``spec.suspend`` is set, so it has no pod. Queues such as Kueue do that; the operator never does."""
+    queue: str = ""
+    """The queue of Kueue that it waits for; empty: none is named."""
+    retry: str = ""
+    """Digest of the object's annotation ``tonnage.dev/retry`` when the Job was created."""
 
     @property
     def entry_key(self) -> EntryKey:
@@ -130,4 +136,7 @@ def parse_job(body: Body) -> Job:
         start_time=status.get("startTime") or "",
         bytes=_parse_number(annotations.get(names.BYTES, "0"), lowest=0, highest=2**63 - 1),
         deleting="deletionTimestamp" in metadata,
+        suspended=bool((body.get("spec") or {}).get("suspend")),
+        queue=labels.get(names.KUEUE_QUEUE, ""),
+        retry=annotations.get(names.RETRY, ""),
     )

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from tonnage import contract
 from tonnage.contract.sizes import human_bytes
-from tonnage.errors import InvalidPlan, Reason, error_classes
+from tonnage.errors import InvalidPlan, Reason
 from tonnage_operator.domain import units
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from tonnage_operator.domain.observed.job import Job
@@ -67,23 +68,51 @@ def final_report(pod: Pod | None) -> contract.Report | None:
     return next((report for loader in (pod.loaders if pod else ()) if (report := termination_report(loader))), None)
 
 
-def remedy(reason: str) -> str:
-    """Returns the remedy for a reason of the loader; empty for other reasons."""
-    known = {str(each): cls.remedy for each, cls in error_classes().items()}
-    return known.get(reason, "")
+_KILLED: Final = 137
+"""Exit code of a container that was ended by SIGKILL."""
+_TERMINATED: Final = 143
+"""Exit code of a container that was ended by SIGTERM."""
 
 
-def _kubernetes_failure(job: Job, pod: Pod) -> Failure | None:
+def loader_failure(pod: Pod, loader: LoaderStatus, size: int) -> Failure | None:
+    """Returns why a loader terminated; None if it did not, or without a failure.
+
+    Args:
+        pod: The loader's pod.
+        loader: The loader.
+        size: Bytes that it had to write; 0: unknown.
+    """
+    if loader.terminated is None:
+        return None
+    if killed := _kubernetes_failure(pod, (loader,), size):
+        return killed
+    report = termination_report(loader)
+    if report and report.reason:
+        return Failure(report.reason, report.message[:MESSAGE_LIMIT])
+    code = loader.terminated.exit_code
+    if not code:
+        return None
+    output = f" Its output: {loader.terminated.message[:300]}" if loader.terminated.message else ""
+    if code in {_KILLED, _TERMINATED}:
+        signal = "SIGKILL" if code == _KILLED else "SIGTERM"
+        return Failure(
+            FailureReason.LOADER_KILLED,
+            f"The loader was ended by {signal} from outside: by its node, by its kubelet, or by hand.{output}",
+        )
+    return Failure(Reason.INTERNAL_ERROR, f"The loader exited with code {code}.{output}")
+
+
+def _kubernetes_failure(pod: Pod, loaders: Iterable[LoaderStatus], size: int) -> Failure | None:
     """Returns the failure if Kubernetes terminated the pod or the loader, otherwise None."""
     if pod.reason in {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated"}:
         return Failure(Reason.LOADER_EVICTED, f"Kubernetes terminated the loader's pod ({pod.reason}). {pod.message}")
-    for loader in pod.loaders:
+    for loader in loaders:
         if loader.terminated and loader.terminated.reason == "OOMKilled":
             limit = f"its limit is {loader.memory_limit}" if loader.memory_limit else "the node ran out of memory"
-            size = f", and {human_bytes(job.bytes, 'column')} have to be written" if job.bytes else ""
+            needed = f", and {human_bytes(size, 'column')} have to be written" if size else ""
             return Failure(
                 Reason.LOADER_OOM_KILLED,
-                f"The loader was OOM-killed: {limit}{size}. Pages of a memory cache are charged to the loader: raise "
+                f"The loader was OOM-killed: {limit}{needed}. Pages of a memory cache are charged to the loader: raise "
                 "or remove spec.loader.resources.limits.memory.",
             )
     return None
@@ -91,7 +120,7 @@ def _kubernetes_failure(job: Job, pod: Pod) -> Failure | None:
 
 def job_failure(job: Job, pod: Pod | None) -> Failure:
     """Returns the cause of a Job's failure."""
-    if pod and (killed := _kubernetes_failure(job, pod)):
+    if pod and (killed := _kubernetes_failure(pod, pod.loaders, job.bytes)):
         return killed
     report = final_report(pod)
     if report and report.reason:
@@ -99,10 +128,13 @@ def job_failure(job: Job, pod: Pod | None) -> Failure:
     if job.reason == "DeadlineExceeded":
         waiting = pod_start_failure(pod)
         return waiting or Failure(Reason.TIMEOUT, "The Job exceeded its deadline; raise spec.loader.timeout.")
-    ended = next((each.terminated for each in pod.loaders if each.terminated), None) if pod else None
+    ended = (
+        next((failure for each in pod.loaders if (failure := loader_failure(pod, each, job.bytes))), None)
+        if pod
+        else None
+    )
     if ended:
-        output = f" Its output: {ended.message[:300]}" if ended.message else ""
-        return Failure(Reason.INTERNAL_ERROR, f"The loader exited with code {ended.exit_code}.{output}")
+        return ended
     if pod is None or pod.deleting:
         return Failure(
             Reason.LOADER_EVICTED,
@@ -120,15 +152,19 @@ def pod_start_failure(pod: Pod | None) -> Failure | None:
         return Failure(
             FailureReason.LOADER_UNSCHEDULABLE, f"The loader's pod is unschedulable: {pod.unschedulable_message}"
         )
-    for loader in pod.loaders if pod else ():
-        if loader.waiting_reason in {"CreateContainerConfigError", "CreateContainerError"}:
-            missing = re.search(r"(?i)secret|configmap", loader.waiting_message)
-            reason = str(Reason.CREDENTIALS_MISSING) if missing else FailureReason.CONTAINER_NOT_STARTED
-            return Failure(
-                reason, f"The loader can't start: {loader.waiting_message}. The loader starts when this is fixed."
-            )
-        if loader.waiting_reason in {"ImagePullBackOff", "ErrImagePull", "InvalidImageName"}:
-            return Failure(
-                FailureReason.CONTAINER_NOT_STARTED, f"Failed to pull the loader's image: {loader.waiting_message}"
-            )
+    return next((failure for each in (pod.loaders if pod else ()) if (failure := loader_start_failure(each))), None)
+
+
+def loader_start_failure(loader: LoaderStatus) -> Failure | None:
+    """Returns why a loader's container can't be created, or None if there is no problem."""
+    if loader.waiting_reason in {"CreateContainerConfigError", "CreateContainerError"}:
+        missing = re.search(r"(?i)secret|configmap", loader.waiting_message)
+        reason = str(Reason.CREDENTIALS_MISSING) if missing else FailureReason.CONTAINER_NOT_STARTED
+        return Failure(
+            reason, f"The loader can't start: {loader.waiting_message}. The loader starts when this is fixed."
+        )
+    if loader.waiting_reason in {"ImagePullBackOff", "ErrImagePull", "InvalidImageName"}:
+        return Failure(
+            FailureReason.CONTAINER_NOT_STARTED, f"Failed to pull the loader's image: {loader.waiting_message}"
+        )
     return None

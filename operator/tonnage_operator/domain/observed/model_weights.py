@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium, ModelWeightsSpec, RevisionPolicy, UpdatePolicy
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.status import ModelWeightsStatus, SeenRevision
@@ -34,6 +35,8 @@ class ModelWeights:
     finalizers: tuple[str, ...]
     spec: ModelWeightsSpec
     status: ModelWeightsStatus
+    retry: str = ""
+    """Digest of the annotation ``tonnage.dev/retry``; empty without it."""
 
     @property
     def ref(self) -> str:
@@ -100,6 +103,7 @@ def parse_model_weights(body: Body) -> ModelWeights:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidModelWeights(f"{where}: {first['msg']}") from error
+    retry = (metadata.get("annotations") or {}).get(names.RETRY, "")
     return ModelWeights(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -109,4 +113,5 @@ def parse_model_weights(body: Body) -> ModelWeights:
         finalizers=tuple(metadata.get("finalizers") or ()),
         spec=spec,
         status=status,
+        retry=naming.short_digest(retry) if retry else "",
     )

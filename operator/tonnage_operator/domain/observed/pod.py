@@ -20,6 +20,7 @@ class TerminatedState:
     exit_code: int
     reason: str
     message: str
+    finished_time: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class LoaderStatus:
     waiting_message: str
     memory_limit: str = ""
     """Memory limit as a quantity; empty: none."""
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,20 @@ def _parse_loader_status(status: Body, container: Body) -> LoaderStatus:
     return LoaderStatus(
         name=status["name"],
         ready=running or finished,
-        terminated=TerminatedState(ended.get("exitCode", -1), ended.get("reason", ""), ended.get("message", ""))
-        if ended
-        else None,
+        terminated=_parse_terminated(ended) if ended else None,
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
+        restarts=status.get("restartCount") or 0,
         memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
+    )
+
+
+def _parse_terminated(state: Body) -> TerminatedState:
+    return TerminatedState(
+        exit_code=state.get("exitCode", -1),
+        reason=state.get("reason", ""),
+        message=state.get("message", ""),
+        finished_time=state.get("finishedAt") or "",
     )
 
 

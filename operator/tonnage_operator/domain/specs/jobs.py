@@ -21,7 +21,10 @@ from tonnage_operator.domain.specs.loader_container import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tonnage_operator.api.base import Body
+    from tonnage_operator.api.placement import Toleration
     from tonnage_operator.api.status import SeenRevision
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -31,11 +34,19 @@ _TERMINATION_LOG_ARGS: Final = ("--termination-log", TERMINATION_LOG)
 _RESOLVE_DEADLINE: Final = 600
 _CLEANUP_DEADLINE: Final = 600
 _CLEANUP_RESOURCES: Final = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
+_WITHOUT_MESH: Final = {
+    "sidecar.istio.io/inject": "false",
+    "linkerd.io/inject": "disabled",
+    "kuma.io/sidecar-injection": "disabled",
+    "consul.hashicorp.com/connect-inject": "false",
+}
+"""Annotations of a Job's pod: the proxy of a mesh would not end when the loader ends, so the Job would not either."""
 _LOAD_SLACK: Final = 300
 """Seconds added to the loader's own deadline, for scheduling and pulling the image."""
 
 
 def _build_job(
+    installation: Installation,
     *,
     name: str,
     namespace: str,
@@ -45,8 +56,12 @@ def _build_job(
     pod: Body,
     pod_annotations: Body | None = None,
 ) -> Body:
-    labels = {names.MANAGED_BY: names.MANAGER, **labels}
-    template_annotations = {"sidecar.istio.io/inject": "false", **annotations, **(pod_annotations or {})}
+    settings = installation.jobs
+    labels = {**settings.labels, names.MANAGED_BY: names.MANAGER, **labels}
+    annotations = {**settings.annotations, **annotations}
+    template_annotations = {**_WITHOUT_MESH, **annotations, **(pod_annotations or {})}
+    if tolerations := [*(pod.get("tolerations") or ()), *map(_dump, settings.tolerations)]:
+        pod = {**pod, "tolerations": tolerations}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -83,6 +98,11 @@ def _owner_references(weights: ModelWeights) -> list[Body]:
     ]
 
 
+def _retry(weights: ModelWeights) -> Body:
+    """Returns the annotation that records which value of the object's ``tonnage.dev/retry`` has been acted on."""
+    return {names.RETRY: weights.retry} if weights.retry else {}
+
+
 def _service_account(weights: ModelWeights, installation: Installation) -> str:
     credentials = weights.spec.credentials
     return (credentials and credentials.service_account_name) or installation.job_service_account
@@ -111,9 +131,12 @@ def build_resolve_job(weights: ModelWeights, installation: Installation, *, roun
         "containers": [build_loader_container(weights, container_spec, installation, mounts_entry=False)],
         "volumes": support_volumes(weights, container_spec, installation),
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        **_any_linux_node(installation),
+        **_tolerations(weights),
         **_pull_secrets(installation),
     }
     job = _build_job(
+        installation,
         name=naming.job_name(names.ROLE_RESOLVE, weights.name, weights.uid, key, round_, attempt),
         namespace=weights.namespace,
         labels={names.ROLE: names.ROLE_RESOLVE, names.MODEL_UID: weights.uid},
@@ -122,6 +145,7 @@ def build_resolve_job(weights: ModelWeights, installation: Installation, *, roun
             names.SOURCE_HASH: key,
             names.ROUND: round_,
             names.ATTEMPT: str(attempt),
+            **_retry(weights),
         },
         deadline=_RESOLVE_DEADLINE,
         pod=pod,
@@ -131,11 +155,25 @@ def build_resolve_job(weights: ModelWeights, installation: Installation, *, roun
     return job
 
 
-def _tolerations(weights: ModelWeights) -> list[Body]:
-    return [
-        each.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for each in weights.spec.placement.tolerations or ()
-    ]
+def _dump(toleration: Toleration) -> Body:
+    return toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _tolerations(weights: ModelWeights) -> Body:
+    """Returns the object's tolerations, as a part of a pod's spec; empty if it has none."""
+    tolerations = [_dump(each) for each in weights.spec.placement.tolerations or ()]
+    return {"tolerations": tolerations} if tolerations else {}
+
+
+def _any_linux_node(installation: Installation, node_selector: Mapping[str, str] | None = None) -> Body:
+    """Returns a pod's constraints to nodes on which loaders can run; nodes without the label of an OS count, too."""
+    requirement = {"key": names.OS_LABEL, "operator": "NotIn", "values": ["windows"]}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}
+    selector = {**installation.jobs.node_selector, **(node_selector or {})}
+    return {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
+        **({"nodeSelector": selector} if selector else {}),
+    }
 
 
 def _node_affinity(node: str) -> Body:
@@ -163,19 +201,18 @@ def build_load_job(
             entry_volume(weights, container_spec, installation, key=key, size=seen.total_bytes),
             *support_volumes(weights, container_spec, installation),
         ],
+        **_tolerations(weights),
         **_pull_secrets(installation),
     }
-    if tolerations := _tolerations(weights):
-        pod["tolerations"] = tolerations
     target = node.name if node else f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
     if node:
         pod["affinity"] = _node_affinity(node.name)
     else:
         pod["securityContext"] = {"fsGroup": installation.loader.unprivileged_uid}
-        if weights.spec.placement.node_selector:
-            pod["nodeSelector"] = dict(weights.spec.placement.node_selector)
+        pod |= _any_linux_node(installation, weights.spec.placement.node_selector)
     boot = node.boot_id if node and medium is Medium.MEMORY else ""
     job = _build_job(
+        installation,
         name=naming.job_name(names.ROLE_LOAD, weights.name, weights.uid, key, medium.value, target, boot, attempt),
         namespace=weights.namespace,
         labels={
@@ -192,6 +229,7 @@ def build_load_job(
             names.REVISION: seen.revision,
             names.BYTES: str(seen.total_bytes),
             names.ATTEMPT: str(attempt),
+            **_retry(weights),
         },
         deadline=int(units.parse_duration(weights.spec.loader.timeout)) + _LOAD_SLACK,
         pod=pod,
@@ -251,6 +289,7 @@ def build_cleanup_job(
     if installation.cleanup_tolerate_all:
         pod["tolerations"] = [{"operator": "Exists"}]
     return _build_job(
+        installation,
         name=naming.job_name(names.ROLE_CLEANUP, entry, uid, node.name, key, medium.value, node.boot_id, attempt),
         namespace=installation.namespace,
         labels={names.ROLE: names.ROLE_CLEANUP, names.NODE_HASH: naming.node_hash(node.name)},
@@ -287,15 +326,14 @@ def build_pvc_cleanup_job(
         "containers": [_cleanup_container(installation, Delivery.CLAIM, entries, CACHE_ROOT)],
         "volumes": [{"name": "tonnage-cache", "persistentVolumeClaim": {"claimName": claim}}],
         "securityContext": {"fsGroup": installation.loader.unprivileged_uid},
+        **_any_linux_node(installation, weights.spec.placement.node_selector),
+        **_tolerations(weights),
         **_pull_secrets(installation),
     }
-    if weights.spec.placement.node_selector:
-        pod["nodeSelector"] = dict(weights.spec.placement.node_selector)
-    if tolerations := _tolerations(weights):
-        pod["tolerations"] = tolerations
     target = f"{names.CLAIM_PREFIX}{claim}"
     key = ",".join(sorted(keys))
     job = _build_job(
+        installation,
         name=naming.job_name(names.ROLE_CLEANUP, weights.name, weights.uid, cause, target, key, attempt),
         namespace=weights.namespace,
         labels={
@@ -310,6 +348,7 @@ def build_pvc_cleanup_job(
             names.NODE: target,
             names.CAUSE: cause,
             names.ATTEMPT: str(attempt),
+            **_retry(weights),
         },
         deadline=_CLEANUP_DEADLINE,
         pod=pod,

@@ -52,7 +52,7 @@ class ContainerSpec:
         return f"{names.VOLUME_PREFIX}{purpose}{self.suffix}"
 
 
-def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec) -> list[Body]:
+def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec, installation: Installation) -> list[Body]:
     env: list[Body] = [
         {"name": "TONNAGE_PLAN", "value": contract.encode_plan(container_spec.plan).decode()},
         {"name": "TONNAGE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -69,6 +69,8 @@ def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec) -> list[
         # The loader reads the file, which follows updates. The variable makes the kubelet report a missing key.
         reference = {"name": urls.name, "key": urls.key}
         env.append({"name": plans.URLS_ENV, "valueFrom": {"secretKeyRef": reference}})
+    present = {each["name"] for each in env}
+    env += [{"name": each.name, "value": each.value} for each in installation.loader.env if each.name not in present]
     return env
 
 
@@ -139,6 +141,8 @@ def security_context(delivery: Delivery, installation: Installation, *, pod_has_
     if delivery is Delivery.HOST_PATH:
         context["runAsUser"] = installation.loader.uid
         context["runAsNonRoot"] = installation.loader.uid != 0
+        if installation.loader.se_linux_options:
+            context["seLinuxOptions"] = dict(installation.loader.se_linux_options)
     else:
         context["runAsNonRoot"] = True
         if not pod_has_user:
@@ -183,7 +187,7 @@ def build_loader_container(
         "imagePullPolicy": installation.loader.pull_policy,
         "command": ["tonnage"],
         "args": list(container_spec.arguments),
-        "env": _environment(weights.spec, container_spec),
+        "env": _environment(weights.spec, container_spec, installation),
         "resources": resource_requirements(
             weights.spec.loader.resources, installation, memory_bytes=container_spec.memory_bytes, override=override
         ),

@@ -1,0 +1,68 @@
+"""Remedies for the loader's failures in the words of a ``ModelWeights``: those of the command line name its options."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tonnage.errors import Reason
+
+REMEDIES: Final = {
+    Reason.ACCESS_DENIED: "Allow s3:GetObject on the objects and s3:ListBucket on the prefix for the identity of "
+    "spec.credentials, or choose another one there.",
+    Reason.OBJECT_NOT_FOUND: "Check spec.source: a prefix usually ends with a slash.",
+    Reason.BUCKET_NOT_FOUND: "Check bucket, endpoint and region in spec.source.s3.",
+    Reason.ENDPOINT_UNREACHABLE: "Check spec.source.s3.endpoint, DNS, network policies and the egress proxy of the "
+    "namespace (the chart's value loader.env).",
+    Reason.TLS_VERIFICATION_FAILED: "Set caBundle in spec.source.s3 or spec.source.http to the CA that signed the "
+    "server's certificate.",
+    Reason.REQUEST_TIME_TOO_SKEWED: "Synchronize the node's clock (NTP).",
+    Reason.CREDENTIALS_MISSING: "Set spec.credentials to a Secret or a ServiceAccount in the namespace of the pod that "
+    "loads, or to anonymous: {}.",
+    Reason.CREDENTIALS_EXPIRED: "Renew the session token or the presigned URLs in the Secret.",
+    Reason.SOURCE_CHANGED: "Set spec.revision.policy to Track, or change spec.source, so that the new revision is "
+    "used; versioning of the bucket keeps old revisions readable.",
+    Reason.DIGEST_MISMATCH: "Find out who changed the objects, then set spec.revision.expectedDigest to the new "
+    "digest.",
+    Reason.NO_TENSOR_FILES: "Check spec.source, spec.files.tensors and spec.files.exclude; the model's files must end "
+    "in .tensors.",
+    Reason.NOT_A_TENSORIZER_FILE: "Serialize the model with tensorizer's TensorSerializer and upload the result "
+    "unchanged.",
+    Reason.FORMAT_UNSUPPORTED: "Set spec.cache.layout to Tensorizer for encrypted files, or update Tonnage.",
+    Reason.FORMAT_DAMAGED: "Serialize and upload the file again: the object in the store is damaged.",
+    Reason.CHECKSUM_MISMATCH: "Upload the object again: it is damaged in the store, or a proxy on the way changes its "
+    "bytes.",
+    Reason.DTYPE_UNSUPPORTED: "Set spec.cache.layout to Tensorizer, which keeps the files unchanged.",
+    Reason.NAME_COLLISION: "Set spec.files.exclude, or spec.cache.layout to Tensorizer.",
+    Reason.INSUFFICIENT_SPACE: "Delete objects that the node doesn't need, enlarge the medium, or set "
+    "spec.cache.medium.",
+    Reason.CACHE_NOT_WRITABLE: "Check owner, mount and SELinux label of the cache's folder on the node (the chart's "
+    "values loader.uid and loader.seLinuxOptions).",
+    Reason.CACHE_DAMAGED: "The next attempt loads the entry again; if it happens again, check the node's disk.",
+    Reason.CACHE_IN_USE: "Stop the pods that use the entry.",
+    Reason.TIMEOUT: "Raise spec.loader.timeout if the network is slow; the next attempt resumes.",
+    Reason.INTERRUPTED: "The next attempt resumes.",
+    Reason.RETRIES_EXHAUSTED: "Check the store's health and limits; spec.loader.connections and "
+    "spec.placement.maxConcurrentNodes lower the load on it.",
+    Reason.LOADER_OOM_KILLED: "Raise or remove spec.loader.resources.limits.memory.",
+    Reason.LOADER_EVICTED: "Check the node's pressure conditions.",
+    Reason.INVALID_PLAN: "Loader and operator are of different releases: finish the upgrade.",
+    Reason.INTERNAL_ERROR: "This is a bug in Tonnage: report it with the message above.",
+}
+"""A sentence for each reason."""
+_BY_NAME: Final = {str(reason): sentence for reason, sentence in REMEDIES.items()}
+
+_WRONG_KEY: Final = (
+    "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret of spec.credentials.secretRef: the store doesn't "
+    "accept them."
+)
+_WRONG_REGION: Final = "Set spec.source.s3.region to the region that the message names."
+_WRONG_KEY_CODES: Final = ("SignatureDoesNotMatch", "InvalidAccessKeyId")
+
+
+def remedy(reason: str, message: str) -> str:
+    """Returns what to change at a ``ModelWeights`` after a failure of the loader; empty for other reasons."""
+    if reason == Reason.ACCESS_DENIED and any(code in message for code in _WRONG_KEY_CODES):
+        return _WRONG_KEY
+    if reason == Reason.ACCESS_DENIED and "is in the region" in message:
+        return _WRONG_REGION
+    return _BY_NAME.get(reason, "")
