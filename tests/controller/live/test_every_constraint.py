@@ -121,8 +121,18 @@ STATUS: Body = {
         "eta": "1s",
     },
     "progressSummary": "1%",
-    "consumers": {"pods": 1, "namespaces": 1},
-    "failures": [{"node": "n", "reason": "AccessDenied", "message": "No.", "attempts": 1, "time": TIME}],
+    "consumers": {"pods": 1, "namespaces": 1, "failing": 1},
+    "failures": [
+        {
+            "node": "n",
+            "reason": "AccessDenied",
+            "message": "No.",
+            "attempts": 1,
+            "time": TIME,
+            "nextAttemptTime": TIME,
+            "pod": "a/b",
+        }
+    ],
     "conditions": [_CONDITION],
 }
 RECORD: Body = {
