@@ -17,8 +17,8 @@ from tonnage.attach.copy.device_copier import DeviceCopier, check_dtype, cpu_ten
 from tonnage.attach.copy.tensor_views import torch_dtype
 from tonnage.attach.device.lookup import DeviceLike, engine_for, find_device
 from tonnage.attach.errors import KeyNotFound, WeightsClosed
-from tonnage.attach.files.cache_entry import find_entry, lock_entry, read_entry
-from tonnage.attach.files.catalog import read_path
+from tonnage.attach.files.cache_entry import entry_ranks, find_entry, lock_entry, read_entry
+from tonnage.attach.files.catalog import find_ranks, read_path
 from tonnage.attach.module_loading import LoadResult, TensorSource, load_into_module
 from tonnage.attach.progress import ProgressReporter, check_progress
 from tonnage.attach.unflatten import unflatten
@@ -173,6 +173,43 @@ class Weights(Mapping[str, torch.Tensor]):
         """Returns ``state_dict(..., nested=True)``."""
         return self.state_dict(device, keys=keys, filter=filter, dtype=dtype, nested=True, progress=progress)
 
+    def stream(
+        self,
+        device: DeviceLike = "cpu",
+        *,
+        keys: Iterable[str] | None = None,
+        filter: Callable[[str], bool] | None = None,  # noqa: A002
+        progress: Progress = "auto",
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Iterates over names and tensors, in the order of the files: views on the CPU, copies on a device.
+
+        On a device, later tensors are copied while the caller uses one. Each may be kept: its memory is not used again.
+        Tensors that are not kept are freed, so that the device needs at most 240 MiB or two of the largest tensors more
+        than what is kept.
+
+        Args:
+            device: The tensors' device, not ``meta``.
+            keys: Only these names.
+            filter: Only the names for which this function returns true.
+            progress: As in ``state_dict``.
+
+        Raises:
+            KeyNotFound: Some of ``keys`` do not exist.
+            DeviceNotFound: The device does not exist.
+            DeviceMemoryShort: The device has too little free memory.
+            DeviceFailed: The device's driver returned an error.
+            CacheDamaged: A file became shorter or can't be read.
+            InvalidPlan: ``device`` is ``meta``, or ``progress`` is invalid.
+            WeightsClosed: The weights were closed.
+        """
+        self._check_open()
+        check_progress(progress)
+        target_device = find_device(device)
+        if target_device.type == "meta":
+            raise InvalidPlan("Tensors can't be streamed to the meta device, which holds no data.")
+        records = self._select(keys, filter)
+        return self._iterate(records, target_device, progress)
+
     def load_into(
         self,
         module: torch.nn.Module,
@@ -267,6 +304,18 @@ class Weights(Mapping[str, torch.Tensor]):
             use(record, self._view(record))
             reporter.finish_phase(record.length)
 
+    def _iterate(
+        self, records: list[TensorInfo], device: torch.device, progress: Progress
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        with self._reporter(progress, records) as reporter:
+            if device.type != "cpu":
+                for record, tensor in self._copier.iterate(records, device, reporter=reporter):
+                    yield record.name, tensor
+                return
+            for record in records:
+                yield record.name, cpu_tensor(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
+                reporter.finish_phase(record.length)
+
     def _view(self, record: TensorInfo) -> torch.Tensor:
         return cpu_tensor(record, self._files, dtype=None, meta_tensors="zeros")
 
@@ -326,6 +375,18 @@ def open_path(
             catalog = read_entry(*entry, rank=rank)
         undo.pop_all()
     return Weights(weights_path, catalog, lock, copier, meta_tensors=meta_tensors)
+
+
+def find_weight_ranks(path: Path) -> frozenset[int]:
+    """Returns the ranks that weights are sharded by; empty if they are not.
+
+    Raises:
+        EntryIncomplete: The entry's load is not finished, or the entry was evicted.
+        NoTensorFiles: The path has no weights.
+        CacheDamaged: The directory can't be listed, or its index is damaged.
+    """
+    entry = find_entry(path)
+    return find_ranks(path) if entry is None else entry_ranks(entry[0])
 
 
 def _release_resources(catalog: Catalog, lock: FileLock | None, copier: DeviceCopier) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tonnage.attach.errors import DeviceMemoryShort
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from tonnage.attach.copy.chunks import Group
     from tonnage.attach.copy_options import CopyOptions
@@ -173,6 +174,57 @@ class DeviceCopier:
         if stats is not None:
             self._record_stats(stats, sum(record.length for record in stored), device, began)
 
+    def iterate(
+        self, records: Sequence[TensorInfo], device: torch.device, *, reporter: ProgressReporter
+    ) -> Generator[tuple[TensorInfo, torch.Tensor]]:
+        """Yields each tensor on the device, in the order of the files, while later ones are copied.
+
+        A tensor belongs to the caller, who may keep it. Tensors of a group share one allocation, which is freed with
+        the last of them.
+
+        Raises:
+            DeviceMemoryShort: The device has too little free memory for the buffers and the largest tensor.
+            DeviceFailed: The device's driver returned an error.
+            CacheDamaged: A file became shorter or can't be read.
+        """
+        self.warm_up(device)
+        began = time.perf_counter()
+        stored = [record for record in records if record.length]
+        # The caller still has the previous tensor while the next ones are copied.
+        needed = _window_peak_bytes(stored) + max((record.length for record in stored), default=0)
+        check_free_memory(device, needed, label="The buffers for this load")
+        try:
+            if stored:
+                yield from self._iterate_groups(stored, device, reporter, began)
+            for record in records:
+                if not record.length:
+                    yield record, tensor_without_data(record, device, meta_tensors=self._meta_tensors)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryShort(f"{device} ran out of memory while loading: {error}") from error
+
+    def _iterate_groups(
+        self, records: Sequence[TensorInfo], device: torch.device, reporter: ProgressReporter, began: float
+    ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
+        groups = pack_groups(records, group_bytes=TEMPORARY_GROUP_BYTES)
+        workers = self._acquire_workers(device)
+        if workers is None:
+            for group in groups:
+                yield from self._plain_group(group, device, reporter)
+        else:
+            with contextlib.closing(workers):
+                for group, base in workers.iterate(self._files, groups, window=WINDOW_BYTES, progress=reporter.update):
+                    yield from _group_tensors(group, base)
+            reporter.finish_phase(_tensor_bytes(groups))
+        size = _tensor_bytes(groups)
+        self._record_stats((_way(self._options, workers), workers), size, device, began)
+
+    def _plain_group(
+        self, group: Group, device: torch.device, reporter: ProgressReporter
+    ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
+        ready: list[torch.Tensor] = []
+        self._copy_plain([group], device, lambda _, base: ready.append(base), reporter)
+        yield from _group_tensors(group, ready.pop())
+
     def _stream_groups(
         self,
         records: Sequence[TensorInfo],
@@ -181,8 +233,8 @@ class DeviceCopier:
         reporter: ProgressReporter,
     ) -> tuple[str, CopyWorkers | None]:
         def hand_out(group: Group, base: torch.Tensor) -> None:
-            for record, offset in group.tensors:
-                use(record, group_view(base, record, offset))
+            for record, tensor in _group_tensors(group, base):
+                use(record, tensor)
 
         groups = pack_groups(records, group_bytes=TEMPORARY_GROUP_BYTES)
         return self._run(groups, device, hand_out, reporter, window=WINDOW_BYTES)
@@ -206,7 +258,7 @@ class DeviceCopier:
         finally:
             workers.close()
         reporter.finish_phase(_tensor_bytes(groups))
-        return ("register" if self._options.way == "register" else "ring"), workers
+        return _way(self._options, workers), workers
 
     def _copy_plain(
         self,
@@ -272,6 +324,17 @@ def cpu_tensor(
     else:
         tensor = tensor_without_data(record, "cpu", meta_tensors=meta_tensors)
     return tensor.to(dtype=dtype) if needs_conversion(record, dtype) else tensor
+
+
+def _group_tensors(group: Group, base: torch.Tensor) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
+    for record, offset in group.tensors:
+        yield record, group_view(base, record, offset)
+
+
+def _way(options: CopyOptions, workers: CopyWorkers | None) -> str:
+    if workers is None:
+        return "plain"
+    return "register" if options.way == "register" else "ring"
 
 
 def _tensor_bytes(groups: Sequence[Group]) -> int:

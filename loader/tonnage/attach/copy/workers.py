@@ -112,14 +112,58 @@ class CopyWorkers:
             CacheDamaged: A file became shorter or can't be read.
             DeviceFailed: The device's driver returned an error.
         """
+        if window:
+            for group, base in self.iterate(files, groups, window=window, progress=progress):
+                on_group(group, base)
+            return
+        bases: list[torch.Tensor] = []  # keeps every target alive until the workers have ended
+        with self._running_workers(files, progress):
+            for number, group in enumerate(groups):
+                base, _ = self._enqueue_group(number, group)
+                bases.append(base)
+                on_group(group, base)
+                if self._failures:
+                    break
+            self.allocated_at = time.perf_counter()
+
+    def iterate(
+        self,
+        files: Sequence[SourceFile],
+        groups: Sequence[Group],
+        *,
+        window: int,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[tuple[Group, torch.Tensor]]:
+        """Copies all groups to the device, and yields each with its allocation when its copies are complete.
+
+        The allocation belongs to the caller, who may keep it: it is not used again. Closing the iterator early stops
+        the copies.
+
+        Args:
+            files: The files that the groups' extents refer to.
+            groups: The groups, in the order in which they are copied.
+            window: Maximum bytes of groups that are allocated and not yet yielded. A single group may be larger.
+            progress: Called periodically with the bytes copied so far, in the caller's thread.
+
+        Raises:
+            CacheDamaged: A file became shorter or can't be read.
+            DeviceFailed: The device's driver returned an error.
+        """
+        bases: list[torch.Tensor | None] = []
+        with self._running_workers(files, progress):
+            yield from self._complete_groups(groups, bases, window, progress)
+            self.allocated_at = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _running_workers(self, files: Sequence[SourceFile], progress: ProgressCallback | None) -> Iterator[None]:
+        """Lets the workers copy what is enqueued within the context, and waits for them at its end."""
         if self._used:
             raise InternalError("The copy workers were run twice.")
         self._used = True
         self._reader = ChunkReader(files, direct=self._options.direct)
-        bases: list[torch.Tensor | None] = []  # keeps every target alive until the workers have ended
         try:
             with _gc_disabled():
-                self._enqueue_groups(groups, bases, on_group, window, progress)
+                yield
                 self._join(progress)
         except BaseException:
             self._stop = True
@@ -129,25 +173,6 @@ class CopyWorkers:
             self._reader.close()
         if self._failures:
             raise self._failures[0]
-
-    def _enqueue_groups(
-        self,
-        groups: Sequence[Group],
-        bases: list[torch.Tensor | None],
-        on_group: OnGroup,
-        window: int,
-        progress: ProgressCallback | None,
-    ) -> None:
-        if window:
-            self._enqueue_windowed(groups, bases, on_group, window, progress)
-            return
-        for number, group in enumerate(groups):
-            base, _ = self._enqueue_group(number, group)
-            bases.append(base)
-            on_group(group, base)
-            if self._failures:
-                break
-        self.allocated_at = time.perf_counter()
 
     def close(self) -> None:
         """Stops the workers if they were not run. Does not wait until they have released their buffers."""
@@ -172,14 +197,13 @@ class CopyWorkers:
         direct = self._reader is not None and self._reader.may_read_direct
         return self._options.slot_bytes - (2 * DIRECT_IO_ALIGNMENT if direct else 0)
 
-    def _enqueue_windowed(
+    def _complete_groups(
         self,
         groups: Sequence[Group],
         bases: list[torch.Tensor | None],
-        on_group: OnGroup,
         window: int,
         progress: ProgressCallback | None,
-    ) -> None:
+    ) -> Iterator[tuple[Group, torch.Tensor]]:
         completed_chunks = self._completed_chunks = SimpleQueue()
         chunks_left: list[int] = []
         live_bytes = 0
@@ -191,6 +215,7 @@ class CopyWorkers:
                 base, count = self._enqueue_group(len(chunks_left), groups[len(chunks_left)])
                 bases.append(base)
                 chunks_left.append(count)
+                del base
             if self._failures:
                 return
             try:
@@ -205,10 +230,9 @@ class CopyWorkers:
             if not chunks_left[number]:
                 ready, bases[number] = bases[number], None
                 if ready is not None:
-                    on_group(groups[number], ready)
+                    yield groups[number], ready
                 del ready
                 live_bytes -= groups[number].size
-        self.allocated_at = time.perf_counter()
 
     def _join(self, progress: ProgressCallback | None, *, quiet: bool = False) -> None:
         """Waits until every worker has drained its copies, so that nothing writes to the device any more."""

@@ -17,6 +17,7 @@ from tonnage.format.dtypes import parse_dtype
 from tonnage.format.tensor_names import short_repr
 
 if TYPE_CHECKING:
+    from tonnage.cache.entry import Published
     from tonnage.cache.manifest import TensorRecord
 
 
@@ -67,11 +68,7 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         FormatUnsupported: The weights are encrypted.
     """
     entry = Entry(root)
-    published = entry.read_published()
-    if published is None:
-        raise EntryIncomplete(
-            f"The entry {root} is not published: its load is not finished or was interrupted, or the entry was evicted."
-        )
+    published = _read_published(entry)
     manifest = published.manifest
     wanted = {
         number
@@ -117,6 +114,27 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         add_records(records, found, files)
         opened.pop_all()
     return Catalog(tuple(files), records, metadata)
+
+
+def entry_ranks(root: Path) -> frozenset[int]:
+    """Returns the ranks that an entry's weights are sharded by; empty if they are not.
+
+    Raises:
+        EntryIncomplete: The entry's load is not finished, or the entry was evicted.
+        CacheDamaged: The manifest is damaged.
+    """
+    files = _read_published(Entry(root)).manifest.files
+    return frozenset(file.rank for file in files if file.rank is not None)
+
+
+def _read_published(entry: Entry) -> Published:
+    published = entry.read_published()
+    if published is None:
+        raise EntryIncomplete(
+            f"The entry {entry.path} is not published: its load is not finished or was interrupted, or the entry was "
+            "evicted."
+        )
+    return published
 
 
 def _tensor_info(tensor: TensorRecord, catalog_indexes: dict[int, int], *, table_label: str) -> TensorInfo:

@@ -183,6 +183,17 @@ def _select_rank_files(paths: list[Path], directory: Path, rank: int | None) -> 
     return [path for _, path in parts]
 
 
+def find_ranks(path: Path) -> frozenset[int]:
+    """Returns the ranks in the names of a directory's files; empty if the weights are not sharded by rank.
+
+    Raises:
+        NoTensorFiles: The directory has no weights.
+        CacheDamaged: The directory can't be listed, or its index is damaged.
+    """
+    names = [file.name for file in _list_tensor_files(path)] if path.is_dir() else []
+    return frozenset(int(match[1]) for name in names if (match := _RANK_NAME.search(name)))
+
+
 def choose_rank(rank: int | None, available: Iterable[int], *, label: str) -> int:
     """Returns the rank to open.
 
