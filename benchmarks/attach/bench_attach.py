@@ -18,6 +18,7 @@ Example: bench_attach.py peers correct --out results --rounds 5 --seconds 560
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ PEERS: list[dict[str, Any]] = [
     {"label": "tonnage", "contender": "tonnage", "memory": True},
     {"label": "InstantTensor", "contender": "instanttensor", "memory": True},
     {"label": "pinned limit", "contender": "limit", "calls": 3},
+    {"label": "tonnage, pure Python", "contender": "tonnage", "options": {"native": False}},
     {"label": "tonnage, .tensors", "contender": "tonnage", "source": "tensors", "memory": True},
     {"label": "fastsafetensors, tuned", "contender": "fastsafetensors", "memory": True},
     {"label": "tensorizer, 8 readers", "contender": "tensorizer", "source": "tensors", "readers": 8, "calls": 1},
@@ -56,19 +58,23 @@ PEERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 TUNE: list[dict[str, Any]] = [
-    {"threads": 10, "streams": 1},
-    {"threads": 12, "streams": 1},
-    {"threads": 10, "streams": 2},
-    {"threads": 12, "streams": 1, "slots": 3},
-    {"threads": 10, "streams": 1, "slots": 3, "slot_bytes": 2 * MIB},
-    {"threads": 12, "streams": 1, "slots": 3, "slot_bytes": 2 * MIB},
-    {"threads": 12, "streams": 1, "slots": 4, "slot_bytes": 1 * MIB},
-    {"threads": 10, "streams": 0},
+    {"threads": 8},
+    {"threads": 12},
+    {"threads": 14},
+    {"threads": 16},
+    {"ring_slot_bytes": 2 * MIB},
+    {"ring_slot_bytes": 8 * MIB},
+    {"ring_slots": 4},
+    {"ring_slots": 12},
+    {"piece_bytes": 128 << 10},
+    {"piece_bytes": 1 * MIB},
+    {"native": False},
 ]
 
 HUGE: list[dict[str, Any]] = [
     {"label": "tonnage", "contender": "tonnage", "memory": True},
     {"label": "InstantTensor", "contender": "instanttensor"},
+    {"label": "tonnage, pure Python", "contender": "tonnage", "options": {"native": False}},
     {"label": "tonnage, registered pages", "contender": "tonnage", "options": {"way": "register"}},
     {"label": "pinned limit", "contender": "limit", "calls": 3},
     {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
@@ -118,22 +124,39 @@ class Bench:
             log(f"created {path} in {time.monotonic() - began:.1f} s")
         return path
 
-    def run_contender(self, stage: str, number: int, spec: dict[str, Any]) -> None:
-        """Measures one contender in a process of its own and records its result or error."""
-        spec = {"bytes": self._bytes, "device": self.arguments.device, **spec}
-        process = spawn(spec)
+    def prepare(self, spec: dict[str, Any]) -> tuple[dict[str, Any], subprocess.Popen[str]]:
+        """Starts a contender's process, which imports and creates its CUDA context, and waits to be released."""
+        spec = {"bytes": self._bytes, "device": self.arguments.device, "gate": True, **spec}
+        return spec, spawn(spec)
+
+    def measure(self, stage: str, number: int, spec: dict[str, Any], process: subprocess.Popen[str]) -> None:
+        """Releases a contender that is ready, and records its result or error."""
+        release(process)
         self.records.append({"stage": stage, "round": number, **spec, **collect(process, spec)})
         log_record(self.records[-1])
 
+    def run_contender(self, stage: str, number: int, spec: dict[str, Any]) -> None:
+        """Measures one contender in a process of its own."""
+        spec, process = self.prepare(spec)
+        wait_until_ready(process)
+        self.measure(stage, number, spec, process)
+
     def run_rounds(self, stage: str, specs: list[dict[str, Any]]) -> None:
-        """Measures all contenders until the deadline, with the order shifted by a third in each round."""
+        """Measures all contenders until the deadline, with the order shifted by a third in each round.
+
+        A round's processes start together, which takes most of the time, and are then released one after the other.
+        """
         for number in range(self.arguments.rounds):
             shift = number * max(1, len(specs) // 3)
-            for spec in [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]:
-                if self.seconds_left() < 0:
-                    log(f"{stage}: out of time in round {number + 1}")
-                    return
-                self.run_contender(stage, number, {**spec, "memory": spec.get("memory", False) and number == 0})
+            ordered = [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]
+            if self.seconds_left() < 0:
+                log(f"{stage}: out of time in round {number + 1}")
+                return
+            prepared = [self.prepare({**spec, "memory": spec.get("memory", False) and number == 0}) for spec in ordered]
+            for _, process in prepared:
+                wait_until_ready(process)
+            for spec, process in prepared:
+                self.measure(stage, number, spec, process)
 
     def stage_peers(self) -> None:
         """Measures all contenders on ordinary pages."""
@@ -179,6 +202,7 @@ class Bench:
         specs: list[dict[str, Any]] = [
             {"label": "tonnage", "contender": "tonnage"},
             {"label": "InstantTensor", "contender": "instanttensor"},
+            {"label": "tonnage, pure Python", "contender": "tonnage", "options": {"native": False}},
             {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
         ]
         specs = [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
@@ -229,13 +253,9 @@ class Bench:
         """Starts all processes, releases them together, and measures from the first start to the last end."""
         processes = [spawn(spec) for spec in specs]
         for process in processes:
-            for line in process.stdout or ():
-                if line.strip() == "ready":
-                    break
+            wait_until_ready(process)
         for process in processes:
-            if process.stdin is not None and process.poll() is None:
-                process.stdin.write("go\n")
-                process.stdin.flush()
+            release(process)
         found = [collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
         record: dict[str, Any] = {"stage": "gpus", "round": number, **specs[0]}
         errors = [each["error"] for each in found if "error" in each]
@@ -323,6 +343,21 @@ def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
         text=True,
         env=child_environment(),
     )
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> None:
+    """Waits until a contender is ready to be released, or has failed."""
+    for line in process.stdout or ():
+        if line.strip() == "ready":
+            break
+
+
+def release(process: subprocess.Popen[str]) -> None:
+    """Lets a contender begin. One that has failed is left to ``collect``."""
+    if process.stdin is not None and process.poll() is None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("go\n")
+            process.stdin.flush()
 
 
 def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, Any]:

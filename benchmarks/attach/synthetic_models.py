@@ -110,7 +110,7 @@ def write_tensors_file(shards: Path, path: Path) -> None:
 def read_through(paths: Iterable[Path]) -> None:
     """Reads whole files.
 
-    The first read of a tmpfs page is slow (see ``tonnage/attach/copy/page_lru.py``). Without this, the first contender
+    The first read of a tmpfs page is slow (see ``tonnage/attach/copy/read_ways.py``). Without this, the first contender
     would be measured slower than the others.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from native import build_hook
 from support.cpu_engine import CpuEngine
 from tonnage.attach import CopyOptions
+from tonnage.attach.native.library import load_library
 from tonnage.attach.weights import open_path
 from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable, commit
 from tonnage.contract import Layout, Verify
@@ -18,6 +20,7 @@ from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_prea
 from tonnage.planning.blueprint import SourceObject, build_blueprint
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -147,6 +150,21 @@ def tensors_file(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, to
     serializer.write_state_dict(tensors)
     serializer.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def native_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled copy, built as for a wheel."""
+    path = tmp_path_factory.mktemp("native") / "copy_ring.so"
+    build_hook.compile_library(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def native_library(native_path: Path) -> ctypes.CDLL:
+    library = load_library(native_path)
+    assert library is not None
+    return library
 
 
 @pytest.fixture

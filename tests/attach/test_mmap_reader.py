@@ -141,9 +141,7 @@ def test_copy_workers_copy_all_bytes_through_mappings(
     tensors: dict[str, torch.Tensor],
     tensors_equal: TensorsEqual,
     by_mapping: list[int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reader_module, "has_unread_pages", lambda _: True)
     found = load_with_workers(attach(in_memory))
     assert sum(by_mapping) > 0
     for name, tensor in tensors.items():
@@ -158,7 +156,6 @@ def test_copy_workers_read_what_they_cannot_map(
     tensors_equal: TensorsEqual,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reader_module, "has_unread_pages", lambda _: True)
     monkeypatch.setattr(mmap_reader, "_map", lambda _: None)
     found = load_with_workers(attach(in_memory))
     for name, tensor in tensors.items():
@@ -178,11 +175,11 @@ def test_each_thread_has_a_mapping_of_its_own_that_outlives_it(file: SourceFile,
     assert buffer.view[:SIZE] == data
 
 
-def test_a_quarter_of_unread_pages_is_read_and_the_remainder_mapped(
+def test_a_quarter_of_the_chunks_is_mapped_until_the_ways_were_compared(
     file: SourceFile, data: bytes, by_mapping: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "_supports_nowait", lambda _: False)
-    reader = ChunkReader([file], has_unread=True)
+    monkeypatch.setattr(reader_module, "is_memory_backed", lambda _: True)
+    reader = ChunkReader([file])
     chunks = 0
     size = SIZE // 300
     records = [TensorInfo(str(n), (str(n),), "uint8", 1, (size - 7,), 0, n * size + 3, size - 7) for n in range(300)]
@@ -198,5 +195,5 @@ def test_a_quarter_of_unread_pages_is_read_and_the_remainder_mapped(
             assert memory[at : at + record.length] == data[record.offset : record.offset + record.length]
     reader.close()
     reader.release_page_tables()
-    assert 0.7 < sum(by_mapping) / sum(record.length for record in records) < 0.8
+    assert 0.2 < sum(by_mapping) / sum(record.length for record in records) < 0.3
     assert chunks > 40

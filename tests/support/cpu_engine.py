@@ -62,6 +62,8 @@ class CpuQueue:
 class CpuEngine:
     """The machine's own memory as a device."""
 
+    has_native_queue = False
+
     def __init__(self) -> None:
         self.device = torch.device("cpu")
 

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from tonnage.attach.copy.chunks import pack_groups
-from tonnage.attach.copy.workers import CopyWorkers
+from tonnage.attach.copy.native_workers import NativeWorkers
+from tonnage.attach.copy.worker_choice import new_workers
 from tonnage.attach.copy_options import CopyOptions, CopyStats
 from tonnage.attach.device.lookup import find_device
+from tonnage.attach.errors import DeviceFailed
+from tonnage.attach.native.library import Device, function_address
 from tonnage.attach.weights import open_path
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
+    import ctypes
     import os
 
-    from tonnage.attach.device.engine import CopyQueue
+    from tonnage.attach.device.engine import CopyQueue, NativeQueue
     from tonnage.attach.weights import Weights
 
 _BANDWIDTH_BUFFER_BYTES = 256 << 20
@@ -171,7 +175,7 @@ def _read_into_buffers(weights: Weights, options: CopyOptions) -> CopyStats:
         (record for record in weights.records.values() if record.length),
         group_bytes=options.group_bytes,
     )
-    workers = CopyWorkers(_NullEngine(), options)
+    workers = new_workers(_NullEngine(), options, weights.files)
     workers.start()
     try:
         workers.run(weights.files, groups, on_group=lambda group, base: None)  # noqa: ARG005
@@ -183,6 +187,7 @@ def _read_into_buffers(weights: Weights, options: CopyOptions) -> CopyStats:
         tensor_bytes=weights.nbytes,
         seconds=time.perf_counter() - began,
         threads=workers.threads,
+        native=isinstance(workers, NativeWorkers),
     )
 
 
@@ -190,12 +195,19 @@ class _NullEngine:
     """A device that drops all copies."""
 
     device = torch.device("cpu")
+    has_native_queue = True
 
     def start(self) -> None:
         pass
 
     def queue(self, slots: int, *, streams: int) -> CopyQueue:  # noqa: ARG002
         return _NullQueue()
+
+    def native_queue(self, slots: int) -> NativeQueue:  # noqa: ARG002
+        return _NullQueue()
+
+    def failure(self, what: str, code: int) -> DeviceFailed:
+        return DeviceFailed(f"{what} failed ({code}).")
 
     def empty(self, size: int) -> torch.Tensor:  # noqa: ARG002
         return torch.empty(0, dtype=torch.uint8)
@@ -209,6 +221,16 @@ class _NullEngine:
 
 class _NullQueue:
     """A queue that drops all copies."""
+
+    def device(self, library: ctypes.CDLL) -> Device:
+        return Device(
+            copy=function_address(library, "ring_drop_copy"),
+            record=function_address(library, "ring_host_record"),
+            synchronize=function_address(library, "ring_host_synchronize"),
+        )
+
+    def event(self, slot: int) -> int:  # noqa: ARG002
+        return 0
 
     def copy(self, target: int, source: int, length: int) -> None:
         pass

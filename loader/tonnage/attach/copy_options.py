@@ -42,6 +42,10 @@ class CopyOptions:
     threads: int = 0
     slots: int = 2
     slot_bytes: int = 6 * MIB
+    native: bool = True
+    ring_slots: int = 6
+    ring_slot_bytes: int = 8 * MIB
+    piece_bytes: int = 256 << 10
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
     streams: int = 1
@@ -63,6 +67,10 @@ class CopyOptions:
         if self.group_bytes < MIB:
             raise InvalidPlan(f"group_bytes={self.group_bytes} must be at least 1 MiB.")
 
+    def ring_size(self) -> tuple[int, int]:
+        """Returns the number of buffers of the compiled ring, and the bytes of each."""
+        return self.ring_slots, self.ring_slot_bytes
+
     def threads_for(self, cores: int) -> int:
         """Returns the number of worker threads for this number of cores, limited by ``MAX_PINNED_BYTES``."""
         each = self.slots * (self.register_bytes + 2 * MIB if self.way == "register" else self.slot_bytes)
@@ -82,6 +90,7 @@ class CopyStats:
         allocate_seconds: Time from the call to the last allocation. Copies run at the same time.
         threads: Number of worker threads.
         pinned_bytes: Maximum of host memory that was pinned.
+        native: Whether the compiled ring copied.
     """
 
     way: str
@@ -91,3 +100,4 @@ class CopyStats:
     allocate_seconds: float = 0.0
     threads: int = 1
     pinned_bytes: int = 0
+    native: bool = False

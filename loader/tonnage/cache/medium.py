@@ -16,6 +16,9 @@ from tonnage.errors import InsufficientSpace
 MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 """Memory-backed filesystems. They need no fsync, and their pages are charged to the process that writes them."""
 
+BY_ADVICE = "advise"
+"""The kind of pages of a tmpfs that gives huge pages to mappings that ask for them, and not to ``write``."""
+
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 

@@ -13,7 +13,7 @@ from tonnage.cache import commit
 from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import make_directory, translate_os_errors
 from tonnage.cache.journal import Journal
-from tonnage.cache.medium import check_free_space
+from tonnage.cache.medium import BY_ADVICE, check_free_space, inspect_medium
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import read_indexes
@@ -121,6 +121,7 @@ def fill_entry(
                 bandwidth=plan.limits.bandwidth,
                 deadline=deadline,
                 stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
+                huge_pages=inspect_medium(entry.path).pages == BY_ADVICE,
                 journal_records=completed_records,
                 pass_fds=lock_descriptors,
                 on_record=lambda record: journal.append(msgspec.msgpack.encode(record)),

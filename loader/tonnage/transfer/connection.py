@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tonnage.source.request_target import Credentials, RequestTarget
+    from tonnage.transfer.huge_pages import HugePageAllocator
     from tonnage.transfer.protocol import Fetch
 
 FLUSH_BYTES = 1 << 20
@@ -38,6 +39,7 @@ class Connection:
     Args:
         crc32: ``(data, value) -> value``.
         files: Returns the file descriptor of an output file, which is opened on first use.
+        huge_pages: Allocates the pages that are written; None: the file system does.
     """
 
     __slots__ = (
@@ -47,6 +49,7 @@ class Connection:
         "_descriptors",
         "_file",
         "_files",
+        "_huge_pages",
         "_is_data",
         "_lines",
         "_piece",
@@ -66,8 +69,14 @@ class Connection:
         "write_error",
     )
 
-    def __init__(self, crc32: Callable[[bytes, int], int], files: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        crc32: Callable[[bytes, int], int],
+        files: Callable[[int], int],
+        huge_pages: HugePageAllocator | None = None,
+    ) -> None:
         self.curl = pycurl.Curl()
+        self._huge_pages = huge_pages
         self._crc32 = crc32
         self._files = files
         self._vectors: list[bytes | memoryview] = []
@@ -221,6 +230,8 @@ class Connection:
     def _flush(self) -> None:
         vectors = self._vectors
         at = self._write_at
+        if self._huge_pages is not None and vectors:
+            self._huge_pages.populate(self._file, at, at + self._buffered_bytes)
         try:
             while vectors and not self.write_error:
                 written = os.pwritev(self._file, vectors, at)

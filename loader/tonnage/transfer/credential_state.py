@@ -38,6 +38,7 @@ class CredentialState:
             list(self._credentials),
             list(self._spec.paths),
             self._spec.stall_seconds,
+            self._spec.huge_pages,
         )
 
     def refresh_expiring(self, pool: WorkerPool) -> None:

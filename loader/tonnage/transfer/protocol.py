@@ -34,6 +34,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
         credentials: The credentials of each source.
         files: Absolute paths of the output files, which exist.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted.
+        huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
     """
 
     targets: list[RequestTarget]
@@ -41,6 +42,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
     credentials: list[Credentials | None]
     files: list[str]
     stall_seconds: int
+    huge_pages: bool = False
 
 
 class Fetch(_Message, frozen=True, array_like=True, tag=True):

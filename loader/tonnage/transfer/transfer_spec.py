@@ -54,6 +54,7 @@ class TransferSpec:
         bandwidth: Limit for the whole load, in bytes per second; 0: no limit.
         deadline: Value of ``time.monotonic()`` by which the transfer must have ended; None: no limit.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted and retried.
+        huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
         journal_records: The records of an earlier load, in the journal's order.
         pass_fds: File descriptors that workers inherit, so that the entry stays locked while any worker writes.
         on_record: Called with each record, before the transfer relies on it.
@@ -72,6 +73,7 @@ class TransferSpec:
     bandwidth: int = 0
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS
+    huge_pages: bool = False
     journal_records: Sequence[FetchedRange | DiscardedTensor] = ()
     pass_fds: Sequence[int] = ()
     on_record: Callable[[FetchedRange | DiscardedTensor], None] = lambda _: None

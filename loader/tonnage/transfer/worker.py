@@ -36,6 +36,7 @@ from tonnage.transfer.protocol import (
 
 if TYPE_CHECKING:
     from tonnage.source.request_target import Credentials, RequestTarget
+    from tonnage.transfer.huge_pages import HugePageAllocator
     from tonnage.transfer.sha256_worker import Sha256Worker
 
 TICK_SECONDS = 0.2
@@ -72,6 +73,7 @@ class Worker:
         self._descriptors: dict[int, int] = {}
         self._reported = time.monotonic()
         self._sha256_worker: Sha256Worker | None = None
+        self._huge_pages: HugePageAllocator | None = None
 
     def run(self) -> None:
         """Handles the coordinator's messages until its socket closes."""
@@ -128,9 +130,13 @@ class Worker:
 
                     self._sha256_worker = Sha256Worker(self._descriptor)
                 self._sha256_worker.submit(message)
-            case Setup(targets, sources, credentials, files, stall_seconds):
+            case Setup(targets, sources, credentials, files, stall_seconds, huge_pages):
                 self._targets, self._credential_indexes, self._credentials = targets, sources, credentials
                 self._paths, self._stall_seconds = files, stall_seconds
+                if huge_pages:
+                    from tonnage.transfer.huge_pages import HugePageAllocator
+
+                    self._huge_pages = HugePageAllocator()
             case _:
                 raise TypeError(f"unexpected message {type(message).__name__}")
 
@@ -143,7 +149,9 @@ class Worker:
         """Starts queued parts on idle connections."""
         while self._queue and len(self._busy) < self._connections:
             fetch = self._queue.popleft()
-            connection = self._idle.pop() if self._idle else Connection(isal_zlib.crc32, self._descriptor)
+            connection = (
+                self._idle.pop() if self._idle else Connection(isal_zlib.crc32, self._descriptor, self._huge_pages)
+            )
             credentials = self._credentials[self._credential_indexes[fetch.target]]
             try:
                 connection.start(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tonnage.attach.copy.chunks import ALIGNMENT, pack_groups, total_bytes
+from tonnage.attach.copy.native_workers import NativeWorkers
 from tonnage.attach.copy.tensor_views import cpu_view, group_view, nbytes, tensor_without_data, torch_dtype
-from tonnage.attach.copy.workers import CopyWorkers
+from tonnage.attach.copy.worker_choice import new_workers, suits
 from tonnage.attach.copy_options import CopyStats
 from tonnage.attach.device.lookup import check_free_memory, engine_for
 from tonnage.attach.errors import DeviceMemoryShort
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.copy.worker_choice import Workers
     from tonnage.attach.copy_options import CopyOptions
     from tonnage.attach.device.engine import Engine
     from tonnage.attach.files.source_file import SourceFile
@@ -73,7 +75,7 @@ class DeviceCopier:
         self._options = options
         self._meta_tensors = meta_tensors
         self._engine_factory = engine_factory
-        self._warm_workers: tuple[torch.device, CopyWorkers] | None = None
+        self._warm_workers: tuple[torch.device, Workers] | None = None
 
     def set_files(self, files: Sequence[SourceFile]) -> None:
         """Sets the files that tensors refer to by number. They are opened after ``warm_up``."""
@@ -231,7 +233,7 @@ class DeviceCopier:
         device: torch.device,
         use: Callable[[TensorInfo, torch.Tensor], None],
         reporter: ProgressReporter,
-    ) -> tuple[str, CopyWorkers | None]:
+    ) -> tuple[str, Workers | None]:
         def hand_out(group: Group, base: torch.Tensor) -> None:
             for record, tensor in _group_tensors(group, base):
                 use(record, tensor)
@@ -247,7 +249,7 @@ class DeviceCopier:
         reporter: ProgressReporter,
         *,
         window: int = 0,
-    ) -> tuple[str, CopyWorkers | None]:
+    ) -> tuple[str, Workers | None]:
         """Copies the groups; returns the way of copying, and the workers if there were any."""
         workers = self._acquire_workers(device)
         if workers is None:
@@ -280,28 +282,26 @@ class DeviceCopier:
             on_group(group, base)
         reporter.finish_phase(_tensor_bytes(groups))
 
-    def _acquire_workers(self, device: torch.device) -> CopyWorkers | None:
+    def _acquire_workers(self, device: torch.device) -> Workers | None:
         if self._warm_workers is not None:
             ready, workers = self._warm_workers
             self._warm_workers = None
-            if ready == device:
+            if ready == device and suits(workers, self._files, self._options):
                 return workers
             workers.close()
         return self._start_workers(device)
 
-    def _start_workers(self, device: torch.device) -> CopyWorkers | None:
+    def _start_workers(self, device: torch.device) -> Workers | None:
         if self._options.way == "plain":
             return None
         engine = self._engine_factory(device)
         if engine is None:
             return None
-        workers = CopyWorkers(engine, self._options)
+        workers = new_workers(engine, self._options, self._files)
         workers.start()
         return workers
 
-    def _record_stats(
-        self, result: tuple[str, CopyWorkers | None], size: int, device: torch.device, began: float
-    ) -> None:
+    def _record_stats(self, result: tuple[str, Workers | None], size: int, device: torch.device, began: float) -> None:
         way, workers = result
         now = time.perf_counter()
         self.last_copy = CopyStats(
@@ -312,6 +312,7 @@ class DeviceCopier:
             allocate_seconds=max(workers.allocated_at - began, 0.0) if workers is not None else 0.0,
             threads=workers.threads if workers is not None else 1,
             pinned_bytes=workers.pinned_bytes if workers is not None else 0,
+            native=isinstance(workers, NativeWorkers),
         )
 
 

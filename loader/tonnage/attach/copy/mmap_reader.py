@@ -1,6 +1,6 @@
 """Reads files in memory through mappings, and checks whether a range is in the page cache.
 
-A mapping with ``MADV_SEQUENTIAL`` avoids the slow first ``read`` of each page (see ``page_lru``; Linux: mm_inline.h
+A mapping with ``MADV_SEQUENTIAL`` avoids the slow first ``read`` of each page (see ``read_ways``; Linux: mm_inline.h
 ``vma_has_recency``), but its page tables make it slower than ``read`` for pages that were read before. Each thread has
 mappings of its own, because threads that share one contend for its reference count in the kernel.
 """

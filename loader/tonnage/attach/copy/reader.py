@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tonnage.attach.copy.mmap_reader import ThreadMappings
-from tonnage.attach.copy.page_lru import has_unread_pages
+from tonnage.attach.copy.read_ways import WayChooser
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tonnage.attach.copy.chunks import Chunk, Extent
     from tonnage.attach.files.source_file import SourceFile
@@ -29,10 +29,6 @@ _MAX_GAP_BYTES = 16 << 10
 _MAX_IOVECS = 512
 _MAX_MAPPED_EXTENTS = 64
 """Chunks with more extents are read by system calls, each of which reads many extents."""
-_READ_EVERY_NTH = 4
-"""If the files have unread pages, every n-th chunk is read and the others are copied from a mapping. This avoids
-contention on the LRU lock, and fewer pages are left unread for the next process that loads the same files.
-"""
 
 
 class BufferCopy(NamedTuple):
@@ -50,28 +46,21 @@ class ChunkReader:
         files: The files that extents refer to by number.
     """
 
-    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto", has_unread: bool | None = None) -> None:
+    def __init__(self, files: Sequence[SourceFile], *, direct: Direct = "auto") -> None:
         """Checks which files are on disk, and which are in memory.
 
         Args:
             files: The files that extents refer to by number.
             direct: Whether to use direct I/O: for ranges that are not in the page cache, never, or always.
-            has_unread: Whether files in memory have pages that were never read; mappings are then used for most
-                chunks. None: ask the kernel.
         """
         self.files = files
         self._direct = direct
-        memory_backed = [not _supports_nowait(file) for file in files]
+        memory_backed = [is_memory_backed(file) for file in files]
         self._buffered_only = [
             direct == "never" or (direct == "auto" and is_memory_backed) for is_memory_backed in memory_backed
         ]
         self._mappings = ThreadMappings(files)
-        self._chunk_counter: Iterator[int] | None = None
-        if direct != "always" and all(memory_backed):
-            if has_unread is None:
-                has_unread = has_unread_pages(sum(file.size for file in files))
-            if has_unread:  # starts at a random chunk, so that several processes together read all pages
-                self._chunk_counter = itertools.count(os.urandom(1)[0])
+        self._way_chooser = WayChooser() if direct != "always" and all(memory_backed) else None
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -101,8 +90,14 @@ class ChunkReader:
             copies = self._try_direct(extents, buffer)
             if copies is not None:
                 return copies
-        if not self._try_mapped(chunk, address):
+        if self._way_chooser is None or len(extents) > _MAX_MAPPED_EXTENTS:
             self._read_buffered(chunk, buffer, scratch)
+        else:
+            began = time.perf_counter()
+            mapped = self._way_chooser.next_is_mapped() and self._try_mapped(chunk, address)
+            if not mapped:
+                self._read_buffered(chunk, buffer, scratch)
+            self._way_chooser.record(mapped=mapped, size=chunk.data_bytes, seconds=time.perf_counter() - began)
         return [BufferCopy(0, chunk.target, chunk.length)]
 
     def close(self) -> None:
@@ -118,13 +113,7 @@ class ChunkReader:
         self._mappings.release_page_tables()
 
     def _try_mapped(self, chunk: Chunk, address: int) -> bool:
-        """Copies a chunk from mappings; False if it should be read instead, or a file can't be mapped."""
-        if (
-            self._chunk_counter is None
-            or len(chunk.extents) > _MAX_MAPPED_EXTENTS
-            or next(self._chunk_counter) % _READ_EVERY_NTH == 0
-        ):
-            return False
+        """Copies a chunk from mappings; False if a file can't be mapped."""
         return all(
             self._mappings.read(extent.file, extent.source, extent.length, address + extent.target - chunk.target)
             for extent in chunk.extents
@@ -217,13 +206,13 @@ class ChunkReader:
             return self._descriptors[number]
 
 
-def _supports_nowait(file: SourceFile) -> bool:
-    """Whether the file system supports ``RWF_NOWAIT``, as those on disk do. Those in memory, like tmpfs, don't."""
+def is_memory_backed(file: SourceFile) -> bool:
+    """Whether the file is in memory, as in tmpfs: such file systems don't support ``RWF_NOWAIT``, those on disk do."""
     try:
         os.preadv(file.descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
     except OSError as error:
-        return error.errno == errno.EAGAIN
-    return True
+        return error.errno != errno.EAGAIN
+    return False
 
 
 def _unfilled_views(views: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from tonnage.attach.errors import DeviceFailed
+from tonnage.attach.native.library import Device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage.attach.device.engine import CopyQueue
+    from tonnage.attach.device.engine import CopyQueue, NativeQueue
 
 SYS = Path("/sys")
 
@@ -86,6 +87,10 @@ class Driver:
         if code != _SUCCESS:
             raise self.failure(name, code)
 
+    def address(self, name: str) -> int:
+        """Returns the address of a function."""
+        return ctypes.cast(getattr(self.cdll, name), ctypes.c_void_p).value or 0
+
     def failure(self, name: str, code: int) -> DeviceFailed:
         """Returns an exception for a function's error code."""
         text = ctypes.c_char_p()
@@ -128,8 +133,11 @@ class StreamPool:
 class CudaQueue:
     """A worker thread's copies on a stream, and an event for each slot."""
 
-    def __init__(self, driver: Driver, slots: int, streams: StreamPool, *, shared: int) -> None:
+    def __init__(
+        self, driver: Driver, slots: int, streams: StreamPool, *, shared: int, context: ctypes.c_void_p | None
+    ) -> None:
         self._driver = driver
+        self._context = context
         self._streams = streams
         raw = driver.cdll
         self._memcpy = driver.pydll.cuMemcpyHtoDAsync_v2
@@ -173,6 +181,20 @@ class CudaQueue:
     def unpin(self, address: int) -> None:
         self._driver.call("cuMemHostUnregister", address)
 
+    def device(self, library: ctypes.CDLL) -> Device:  # noqa: ARG002  # other devices use functions of the library
+        driver = self._driver
+        return Device(
+            set_context=driver.address("cuCtxSetCurrent"),
+            copy=driver.address("cuMemcpyHtoDAsync_v2"),
+            record=driver.address("cuEventRecord"),
+            synchronize=driver.address("cuEventSynchronize"),
+            context=self._context,
+            stream=self._stream,
+        )
+
+    def event(self, slot: int) -> int:
+        return self._events[slot].value or 0
+
     def close(self) -> None:
         """Destroys the events and releases the stream."""
         for event in self._events:
@@ -182,6 +204,8 @@ class CudaQueue:
 
 class CudaEngine:
     """One GPU, through its primary context, which PyTorch uses too."""
+
+    has_native_queue = True
 
     def __init__(self, device: torch.device) -> None:
         """Loads the driver's library.
@@ -215,7 +239,13 @@ class CudaEngine:
         self._driver.call("cuCtxSetCurrent", self._context)
 
     def queue(self, slots: int, *, streams: int) -> CopyQueue:
-        return CudaQueue(self._driver, slots, self._streams, shared=streams)
+        return CudaQueue(self._driver, slots, self._streams, shared=streams, context=self._context)
+
+    def native_queue(self, slots: int) -> NativeQueue:
+        return CudaQueue(self._driver, slots, self._streams, shared=1, context=self._context)
+
+    def failure(self, what: str, code: int) -> DeviceFailed:
+        return self._driver.failure(what, code)
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates on the GPU with PyTorch's allocator."""

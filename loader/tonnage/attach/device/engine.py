@@ -8,7 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import ctypes
+
     import torch
+
+    from tonnage.attach.errors import DeviceFailed
+    from tonnage.attach.native.library import Device
 
 
 class CopyQueue(Protocol):
@@ -40,20 +45,47 @@ class CopyQueue(Protocol):
         """Releases the queue. No copy may be in progress."""
 
 
+class NativeQueue(Protocol):
+    """The driver's functions and handles, for the threads of the compiled ring."""
+
+    def device(self, library: ctypes.CDLL) -> Device:
+        """Returns addresses of the functions that copy, record an event and wait for one, and their handles."""
+
+    def event(self, slot: int) -> int:
+        """Returns the handle of the slot's event."""
+
+    def pin(self, address: int, length: int, *, read_only: bool) -> bool:
+        """Pins host memory, as ``CopyQueue.pin``."""
+
+    def unpin(self, address: int) -> None:
+        """Unpins the memory that was pinned at ``address``."""
+
+    def close(self) -> None:
+        """Releases the handles. No copy may be in progress."""
+
+
 class Engine(Protocol):
     """A device that tensors can be copied to.
 
     Attributes:
         device: The device that ``empty`` allocates on.
+        has_native_queue: Whether ``native_queue`` is possible, for copies by the compiled ring.
     """
 
     device: torch.device
+    has_native_queue: bool
 
     def start(self) -> None:
         """Initializes the device for the calling thread; each thread calls it before ``queue``."""
 
     def queue(self, slots: int, *, streams: int) -> CopyQueue:
         """Returns a queue for the calling thread, with this number of slots; ``streams`` as in ``CopyOptions``."""
+
+    def native_queue(self, slots: int) -> NativeQueue:
+        """Returns a queue for the compiled ring; only if ``has_native_queue``."""
+
+    def failure(self, what: str, code: int) -> DeviceFailed:
+        """Returns an exception for an error code of a function of the native queue."""
 
     def empty(self, size: int) -> torch.Tensor:
         """Allocates ``size`` bytes as a uint8 tensor, aligned for every dtype."""

@@ -1,0 +1,626 @@
+/* Copies groups of tensors from files to a device, through a ring of pinned buffers, with threads that need no GIL.
+ *
+ * The ring has a few slots. All threads fill the same slot, a piece each; the thread that fills a slot's last piece
+ * starts its copy to the device, and the next slot is filled meanwhile. So the ring is small enough for the processor's
+ * caches, however many threads there are, and the device's copies read from there.
+ *
+ * A piece is read by one of two ways: `pread`, or a copy from a mapping that the thread has for itself. The share of
+ * each is set from outside (ring_set_mapped_share), by what ring_read_stats measures.
+ *
+ * Python calls these functions through ctypes (tonnage/attach/native/library.py), which releases the GIL. The
+ * driver's functions are passed as pointers, so that this file needs no CUDA headers and can copy to host memory.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RING_ABI 1
+#define SHARES 16            /* mapped_share is in sixteenths of the pieces */
+#define MAX_EXTENTS 4096     /* of a piece, so that the lock is held for a bounded time */
+#define PAGE 4096
+
+enum { READ = 0, MAPPED = 1, WAYS = 2 };
+enum { FREE, FILLING, COPYING };
+enum { FAILED_READ = 1, FAILED_SHORT = 2, FAILED_DEVICE = 3, FAILED_THREAD = 4 };
+
+struct extent {
+    uint64_t file, source, target, length;
+};
+
+/* Driver functions return 0 for success. */
+struct device {
+    int (*set_context)(void *context);
+    int (*copy)(uint64_t target, const void *source, size_t length, void *stream);
+    int (*record)(void *event, void *stream);
+    int (*synchronize)(void *event);
+    void *context, *stream;
+};
+
+struct failure {
+    int32_t kind;   /* FAILED_...; 0: none */
+    int32_t code;   /* errno, or the driver's error code */
+    int64_t file;   /* number of the file, or -1 */
+    uint64_t offset;
+};
+
+struct read_stats {
+    uint64_t bytes[WAYS], nanoseconds[WAYS];
+    uint64_t waited;    /* nanoseconds, of all active threads */
+};
+
+struct group {
+    struct group *next;
+    uint64_t base;
+    uint32_t count;
+    uint32_t extent;    /* cursor: the extent to be read next */
+    uint64_t done;      /* cursor: bytes of it that are taken */
+    uint64_t left;      /* bytes of extents that are not on the device yet */
+    struct extent extents[];
+};
+
+struct slot {
+    char *address;
+    void *event;
+    struct group *group;
+    struct slot *next;      /* in the list of free slots, or of copying slots */
+    uint64_t start, end;    /* range of the group that it holds */
+    uint64_t bytes;         /* bytes of extents in this range */
+    uint32_t pending;       /* pieces that are being read */
+    int closed, state;
+};
+
+struct piece {
+    struct slot *slot;
+    struct group *group;
+    uint32_t extent;
+    uint64_t done, bytes;
+};
+
+struct ring {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;     /* for workers */
+    pthread_cond_t parked;      /* for workers that are not active */
+    pthread_cond_t progressed;  /* for the caller */
+    _Atomic uint64_t version;   /* of what workers wait for */
+    struct device device;
+    uint64_t slot_bytes, piece_bytes;
+    uint64_t spin_nanoseconds;
+    struct slot *slots, *free, *open, *copying, **copying_end;
+    uint32_t slot_count, slot_limit;
+    struct group *groups, **groups_end, *next_group;
+    const int *descriptors;
+    uint32_t files;
+    int finished, stopped, reaping, started;
+    uint32_t running, threads;
+    uint32_t numbered;                  /* threads that have a number */
+    uint32_t active;                    /* threads with a lower number copy, the others wait */
+    uint32_t outstanding;               /* slots that are being filled or copied */
+    uint64_t copied;
+    struct failure failure;
+    _Atomic uint32_t mapped_share, turn;
+    _Atomic uint64_t way_bytes[WAYS], way_nanoseconds[WAYS];
+    _Atomic uint64_t waited;            /* nanoseconds that active threads waited for free slots or for groups */
+    pthread_t *handles;
+};
+
+struct worker {
+    struct ring *ring;
+    uint32_t number;
+    char **mappings;
+    uint64_t *sizes;
+};
+
+static uint64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void announce(struct ring *ring) {
+    atomic_fetch_add(&ring->version, 1);
+    pthread_cond_broadcast(&ring->changed);
+}
+
+/* Lets the threads that are not active look again. */
+static void unpark(struct ring *ring) {
+    pthread_cond_broadcast(&ring->parked);
+}
+
+/* Waits until announce; spins first, because an idle virtual processor takes longer to start again than most waits. */
+static void wait_for_change(struct ring *ring) {
+    uint64_t version = atomic_load(&ring->version);
+    if (ring->spin_nanoseconds) {
+        uint64_t until = now() + ring->spin_nanoseconds;
+        pthread_mutex_unlock(&ring->lock);
+        while (atomic_load_explicit(&ring->version, memory_order_relaxed) == version && now() < until) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+        pthread_mutex_lock(&ring->lock);
+    }
+    if (atomic_load(&ring->version) == version)
+        pthread_cond_wait(&ring->changed, &ring->lock);
+}
+
+static void fail(struct ring *ring, int kind, int code, int64_t file, uint64_t offset) {
+    if (!ring->failure.kind)
+        ring->failure = (struct failure){kind, code, file, offset};
+    ring->stopped = 1;
+    announce(ring);
+    unpark(ring);
+    pthread_cond_broadcast(&ring->progressed);
+}
+
+/* Takes the next piece of the open slot; opens a slot if there is none. False without bytes or a free slot. */
+static int take_piece(struct ring *ring, struct piece *piece) {
+    struct slot *slot = ring->open;
+    if (!slot) {
+        struct group *group = ring->next_group;
+        if (!group || !ring->free)
+            return 0;
+        slot = ring->free;
+        ring->free = slot->next;
+        slot->group = group;
+        slot->start = slot->end = group->extents[group->extent].target + group->done;
+        slot->bytes = 0;
+        slot->pending = 0;
+        slot->closed = 0;
+        slot->state = FILLING;
+        ring->outstanding++;
+        ring->open = slot;
+        announce(ring);
+    }
+    struct group *group = slot->group;
+    uint64_t limit = slot->start + ring->slot_bytes;
+    *piece = (struct piece){slot, group, group->extent, group->done, 0};
+    for (uint32_t count = 0; count < MAX_EXTENTS && group->extent < group->count; count++) {
+        const struct extent *extent = &group->extents[group->extent];
+        uint64_t target = extent->target + group->done;
+        if (target >= limit) {
+            slot->closed = 1;
+            break;
+        }
+        uint64_t length = extent->length - group->done;
+        if (length > limit - target)
+            length = limit - target;
+        if (length > ring->piece_bytes - piece->bytes)
+            length = ring->piece_bytes - piece->bytes;
+        piece->bytes += length;
+        group->done += length;
+        slot->end = target + length;
+        if (group->done == extent->length) {
+            group->extent++;
+            group->done = 0;
+        }
+        if (piece->bytes == ring->piece_bytes)
+            break;
+    }
+    slot->bytes += piece->bytes;
+    slot->pending++;
+    if (group->extent == group->count) {
+        slot->closed = 1;
+        ring->next_group = group->next;
+    } else if (slot->end >= limit) {
+        slot->closed = 1;
+    }
+    if (slot->closed)
+        ring->open = NULL;
+    return 1;
+}
+
+static char *mapping(struct worker *worker, uint64_t file, uint64_t end) {
+    struct ring *ring = worker->ring;
+    if (!worker->mappings[file]) {
+        struct stat status;
+        if (fstat(ring->descriptors[file], &status) || !status.st_size)
+            return NULL;
+        void *address = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED | MAP_NORESERVE,
+                             ring->descriptors[file], 0);
+        if (address == MAP_FAILED)
+            return NULL;
+        madvise(address, (size_t)status.st_size, MADV_SEQUENTIAL);
+        worker->mappings[file] = address;
+        worker->sizes[file] = (uint64_t)status.st_size;
+    }
+    return end <= worker->sizes[file] ? worker->mappings[file] : NULL;
+}
+
+/* Copies from a mapping. The processor's own prefetching ends at each page, so the next page is prefetched here. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
+static void copy_pages(char *restrict target, const char *restrict source, size_t length) {
+    size_t at = 0;
+    for (; at + 64 <= length; at += 64) {
+        __builtin_prefetch(source + at + PAGE, 0, 2);
+        __builtin_memcpy(target + at, source + at, 64);
+    }
+    memcpy(target + at, source + at, length - at);
+}
+
+/* Reads one extent; false after an error. */
+static int read_extent(struct worker *worker, int way, uint64_t file, uint64_t source, char *target, uint64_t length) {
+    struct ring *ring = worker->ring;
+    if (way == MAPPED) {
+        struct stat status;
+        char *base = mapping(worker, file, source + length);
+        /* reading a mapping beyond the file's end raises SIGBUS */
+        if (base && !fstat(ring->descriptors[file], &status) && (uint64_t)status.st_size >= source + length) {
+            copy_pages(target, base + source, length);
+            return 1;
+        }
+    }
+    while (length) {
+        ssize_t count = pread(ring->descriptors[file], target, length, (off_t)source);
+        if (count > 0) {
+            target += count;
+            source += (uint64_t)count;
+            length -= (uint64_t)count;
+        } else if (count == 0 || errno != EINTR) {
+            int code = count ? errno : 0;
+            pthread_mutex_lock(&ring->lock);
+            fail(ring, count ? FAILED_READ : FAILED_SHORT, code, (int64_t)file, source);
+            pthread_mutex_unlock(&ring->lock);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void read_piece(struct worker *worker, const struct piece *piece) {
+    struct ring *ring = worker->ring;
+    uint32_t turn = atomic_fetch_add_explicit(&ring->turn, 7, memory_order_relaxed) % SHARES;
+    int way = turn < atomic_load_explicit(&ring->mapped_share, memory_order_relaxed) ? MAPPED : READ;
+    uint64_t began = now(), left = piece->bytes, done = piece->done;
+    for (const struct extent *extent = &piece->group->extents[piece->extent]; left; extent++) {
+        uint64_t length = extent->length - done;
+        if (length > left)
+            length = left;
+        char *target = piece->slot->address + (extent->target + done - piece->slot->start);
+        if (!read_extent(worker, way, extent->file, extent->source + done, target, length))
+            return;
+        left -= length;
+        done = 0;
+    }
+    atomic_fetch_add_explicit(&ring->way_bytes[way], piece->bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&ring->way_nanoseconds[way], now() - began, memory_order_relaxed);
+}
+
+static void release_slot(struct ring *ring, struct slot *slot) {
+    slot->state = FREE;
+    slot->next = ring->free;
+    ring->free = slot;
+    ring->outstanding--;
+}
+
+/* Starts the copy of a slot that is full. The lock is held, and released meanwhile. */
+static void start_copy(struct ring *ring, struct slot *slot) {
+    slot->state = COPYING;
+    pthread_mutex_unlock(&ring->lock);
+    int code = ring->device.copy(slot->group->base + slot->start, slot->address, slot->end - slot->start,
+                                 ring->device.stream);
+    if (!code)
+        code = ring->device.record(slot->event, ring->device.stream);
+    pthread_mutex_lock(&ring->lock);
+    if (code)
+        fail(ring, FAILED_DEVICE, code, -1, 0);
+    slot->next = NULL;
+    *ring->copying_end = slot;
+    ring->copying_end = &slot->next;
+    announce(ring);
+}
+
+/* Waits for the oldest copy. The lock is held, and released meanwhile. */
+static void reap(struct ring *ring) {
+    struct slot *slot = ring->copying;
+    ring->copying = slot->next;
+    if (!ring->copying)
+        ring->copying_end = &ring->copying;
+    ring->reaping = 1;
+    pthread_mutex_unlock(&ring->lock);
+    int code = ring->device.synchronize(slot->event);
+    pthread_mutex_lock(&ring->lock);
+    ring->reaping = 0;
+    if (code)
+        fail(ring, FAILED_DEVICE, code, -1, 0);
+    slot->group->left -= slot->bytes;
+    ring->copied += slot->bytes;
+    if (!slot->group->left || !ring->outstanding)
+        pthread_cond_broadcast(&ring->progressed);
+    release_slot(ring, slot);
+    announce(ring);
+}
+
+static int complete(const struct ring *ring) {
+    return ring->finished && !ring->next_group && !ring->open && !ring->outstanding;
+}
+
+static void copy_pieces(struct worker *worker) {
+    struct ring *ring = worker->ring;
+    struct piece piece;
+    while (!ring->stopped && !complete(ring)) {
+        if (worker->number >= ring->active) {
+            pthread_cond_wait(&ring->parked, &ring->lock);
+        } else if (take_piece(ring, &piece)) {
+            pthread_mutex_unlock(&ring->lock);
+            read_piece(worker, &piece);
+            pthread_mutex_lock(&ring->lock);
+            if (!--piece.slot->pending && piece.slot->closed && !ring->stopped)
+                start_copy(ring, piece.slot);
+        } else {
+            uint64_t began = now();
+            if (ring->copying && !ring->reaping)
+                reap(ring);
+            else
+                wait_for_change(ring);
+            atomic_fetch_add_explicit(&ring->waited, now() - began, memory_order_relaxed);
+        }
+    }
+    unpark(ring);
+    while (ring->copying)  /* after a failure: nothing may write to the device any more */
+        reap(ring);
+}
+
+static void *run_worker(void *argument) {
+    struct ring *ring = argument;
+    struct worker worker = {ring, 0, NULL, NULL};
+    int code = ring->device.set_context ? ring->device.set_context(ring->device.context) : 0;
+    pthread_mutex_lock(&ring->lock);
+    worker.number = ring->numbered++;
+    if (code)
+        fail(ring, FAILED_DEVICE, code, -1, 0);
+    while (!ring->started && !ring->stopped)
+        pthread_cond_wait(&ring->changed, &ring->lock);
+    if (!ring->stopped) {
+        worker.mappings = calloc(ring->files, sizeof *worker.mappings);
+        worker.sizes = calloc(ring->files, sizeof *worker.sizes);
+        if (worker.mappings && worker.sizes)
+            copy_pieces(&worker);
+        else
+            fail(ring, FAILED_THREAD, ENOMEM, -1, 0);
+    }
+    ring->running--;
+    announce(ring);
+    pthread_cond_broadcast(&ring->progressed);
+    pthread_mutex_unlock(&ring->lock);
+    /* Freeing page tables takes as long as a part of the copy; the caller has its tensors by now. */
+    for (uint32_t file = 0; worker.mappings && file < ring->files; file++)
+        if (worker.mappings[file])
+            munmap(worker.mappings[file], worker.sizes[file]);
+    free(worker.mappings);
+    free(worker.sizes);
+    return NULL;
+}
+
+/* The functions below are called from Python. */
+
+int ring_abi(void) {
+    return RING_ABI;
+}
+
+/* Functions of a device that is the machine's own memory, for tests, and of one that drops what is copied to it. */
+
+int ring_host_copy(uint64_t target, const void *source, size_t length, void *stream) {
+    (void)stream;
+    memcpy((void *)(uintptr_t)target, source, length);
+    return 0;
+}
+
+int ring_drop_copy(uint64_t target, const void *source, size_t length, void *stream) {
+    (void)target, (void)source, (void)length, (void)stream;
+    return 0;
+}
+
+int ring_host_record(void *event, void *stream) {
+    (void)event, (void)stream;
+    return 0;
+}
+
+int ring_host_synchronize(void *event) {
+    (void)event;
+    return 0;
+}
+
+/* Creates a ring. Returns NULL without memory. */
+struct ring *ring_create(const struct device *device, uint32_t slot_limit, uint64_t slot_bytes, uint64_t piece_bytes,
+                         uint64_t spin_nanoseconds) {
+    struct ring *ring = calloc(1, sizeof *ring);
+    if (!ring)
+        return NULL;
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&ring->lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&ring->changed, NULL);
+    pthread_cond_init(&ring->parked, NULL);
+    pthread_cond_init(&ring->progressed, &clock);
+    pthread_condattr_destroy(&clock);
+    ring->device = *device;
+    ring->slot_bytes = slot_bytes;
+    ring->piece_bytes = piece_bytes;
+    ring->spin_nanoseconds = spin_nanoseconds;
+    ring->slot_limit = slot_limit;
+    ring->slots = calloc(slot_limit, sizeof *ring->slots);
+    ring->groups_end = &ring->groups;
+    ring->copying_end = &ring->copying;
+    if (!ring->slots) {
+        free(ring);
+        return NULL;
+    }
+    return ring;
+}
+
+/* Starts threads, with the calling thread's affinity; all are active. Returns how many run. */
+uint32_t ring_start_threads(struct ring *ring, uint32_t threads) {
+    ring->handles = calloc(threads, sizeof *ring->handles);
+    pthread_mutex_lock(&ring->lock);
+    ring->active = threads;
+    for (; ring->handles && ring->threads < threads; ring->threads++) {
+        ring->running++;
+        if (pthread_create(&ring->handles[ring->threads], NULL, run_worker, ring)) {
+            ring->running--;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&ring->lock);
+    return ring->threads;
+}
+
+/* Adds a buffer of slot_bytes, and the event of its copies. */
+void ring_add_slot(struct ring *ring, void *address, void *event) {
+    pthread_mutex_lock(&ring->lock);
+    if (ring->slot_count < ring->slot_limit) {
+        struct slot *slot = &ring->slots[ring->slot_count++];
+        slot->address = address;
+        slot->event = event;
+        ring->outstanding++;
+        release_slot(ring, slot);
+        announce(ring);
+    }
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* Lets the threads begin. `descriptors` must stay valid until ring_running is 0. */
+void ring_begin(struct ring *ring, const int *descriptors, uint32_t files) {
+    pthread_mutex_lock(&ring->lock);
+    ring->descriptors = descriptors;
+    ring->files = files;
+    ring->started = 1;
+    announce(ring);
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* Adds a group, with extents by ascending target. Returns 0, or ENOMEM. */
+int ring_add_group(struct ring *ring, uint64_t base, const struct extent *extents, uint32_t count) {
+    struct group *group = malloc(sizeof *group + count * sizeof *extents);
+    if (!group)
+        return ENOMEM;
+    *group = (struct group){.base = base, .count = count};
+    memcpy(group->extents, extents, count * sizeof *extents);
+    for (uint32_t number = 0; number < count; number++)
+        group->left += extents[number].length;
+    pthread_mutex_lock(&ring->lock);
+    *ring->groups_end = group;
+    ring->groups_end = &group->next;
+    if (!ring->next_group && count)
+        ring->next_group = group;
+    announce(ring);
+    pthread_mutex_unlock(&ring->lock);
+    return 0;
+}
+
+/* No group follows: the threads end when all are copied. */
+void ring_finish(struct ring *ring) {
+    pthread_mutex_lock(&ring->lock);
+    ring->finished = 1;
+    announce(ring);
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* The threads end after their current pieces and copies. */
+void ring_stop(struct ring *ring) {
+    pthread_mutex_lock(&ring->lock);
+    ring->stopped = 1;
+    announce(ring);
+    unpark(ring);
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* Waits until the threads are done, the first `groups` groups are on the device (if not 0), one failed, or the time is
+ * over. Returns the number of threads that run. */
+uint32_t ring_wait(struct ring *ring, uint32_t groups, double seconds) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    uint64_t nanoseconds = (uint64_t)until.tv_nsec + (uint64_t)(seconds * 1e9);
+    until.tv_sec += (time_t)(nanoseconds / 1000000000u);
+    until.tv_nsec = (long)(nanoseconds % 1000000000u);
+    pthread_mutex_lock(&ring->lock);
+    while (ring->running) {
+        if (groups) {
+            uint32_t done = 0;
+            for (const struct group *group = ring->groups; group && !group->left; group = group->next)
+                done++;
+            if (done >= groups || ring->stopped)
+                break;
+        }
+        if (pthread_cond_timedwait(&ring->progressed, &ring->lock, &until))
+            break;
+    }
+    uint32_t running = ring->running;
+    pthread_mutex_unlock(&ring->lock);
+    return running;
+}
+
+/* Returns the number of groups that are on the device, counted from the first. */
+uint32_t ring_groups_done(struct ring *ring) {
+    uint32_t done = 0;
+    pthread_mutex_lock(&ring->lock);
+    for (const struct group *group = ring->groups; group && !group->left; group = group->next)
+        done++;
+    pthread_mutex_unlock(&ring->lock);
+    return done;
+}
+
+uint64_t ring_copied(struct ring *ring) {
+    pthread_mutex_lock(&ring->lock);
+    uint64_t copied = ring->copied;
+    pthread_mutex_unlock(&ring->lock);
+    return copied;
+}
+
+void ring_failure(struct ring *ring, struct failure *failure) {
+    pthread_mutex_lock(&ring->lock);
+    *failure = ring->failure;
+    pthread_mutex_unlock(&ring->lock);
+}
+
+void ring_read_stats(struct ring *ring, struct read_stats *stats) {
+    for (int way = 0; way < WAYS; way++) {
+        stats->bytes[way] = atomic_load_explicit(&ring->way_bytes[way], memory_order_relaxed);
+        stats->nanoseconds[way] = atomic_load_explicit(&ring->way_nanoseconds[way], memory_order_relaxed);
+    }
+    stats->waited = atomic_load_explicit(&ring->waited, memory_order_relaxed);
+}
+
+/* Sets how many threads copy; the others wait. */
+void ring_set_active(struct ring *ring, uint32_t active) {
+    pthread_mutex_lock(&ring->lock);
+    ring->active = active;
+    unpark(ring);
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* Sets how many sixteenths of the pieces are copied from mappings. */
+void ring_set_mapped_share(struct ring *ring, uint32_t share) {
+    atomic_store_explicit(&ring->mapped_share, share, memory_order_relaxed);
+}
+
+/* Waits for the threads' end, including their unmapping, and frees the ring, but not its buffers. */
+void ring_free(struct ring *ring) {
+    for (uint32_t number = 0; number < ring->threads; number++)
+        pthread_join(ring->handles[number], NULL);
+    for (struct group *group = ring->groups, *next; group; group = next) {
+        next = group->next;
+        free(group);
+    }
+    pthread_mutex_destroy(&ring->lock);
+    pthread_cond_destroy(&ring->changed);
+    pthread_cond_destroy(&ring->parked);
+    pthread_cond_destroy(&ring->progressed);
+    free(ring->handles);
+    free(ring->slots);
+    free(ring);
+}

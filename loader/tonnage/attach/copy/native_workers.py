@@ -1,0 +1,295 @@
+"""Copies groups of tensors with the compiled ring: threads without the GIL that share a few pinned buffers.
+
+The same interface as ``CopyWorkers``, which copies with Python's threads where there is no compiled part, for files on
+disk, and from registered pages. Buffers are prepared by one background thread before there is anything to copy, and
+released by it after the caller has its tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+from array import array
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from tonnage.attach.copy import read_ways, thread_count
+from tonnage.attach.copy.read_ways import NOTHING_READ, ReadStats, WayStats
+from tonnage.attach.copy.staging import StagingBuffer
+from tonnage.attach.copy.thread_count import ThreadCount, Window
+from tonnage.attach.errors import DeviceFailed
+from tonnage.attach.native.library import Failure, Stats
+from tonnage.cache.cgroups import usable_cores
+from tonnage.errors import CacheDamaged, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.copy_options import CopyOptions
+    from tonnage.attach.device.engine import Engine, NativeQueue
+    from tonnage.attach.files.source_file import SourceFile
+
+SPIN_NANOSECONDS = 20_000
+"""How long an idle thread waits actively: an idle core of a virtual machine takes longer to start again."""
+_EXTENT_FIELDS: Final = 4
+_MAX_THREADS: Final = 64
+_MIN_LOCAL_CPUS: Final = 8
+"""With fewer cores on the device's NUMA node, threads use all cores."""
+_DECISION_INTERVAL: Final = 0.004
+"""Seconds between decisions on the way of reading."""
+_POLL_INTERVAL: Final = 0.1
+"""Seconds after which the background thread checks whether the program has ended."""
+_READ_FAILED, _FILE_SHORT, _DEVICE_FAILED = 1, 2, 3
+
+
+class NativeWorkers:
+    """One run of the ring. Call ``start`` as early as possible, ``run`` once, and ``close`` in any case."""
+
+    def __init__(self, library: ctypes.CDLL, engine: Engine, options: CopyOptions) -> None:
+        self._library = library
+        self._engine = engine
+        self._options = options
+        self._slots, self._slot_bytes = options.ring_size()
+        local_cpus = engine.local_cpus()
+        self._local_cpus = local_cpus if len(local_cpus) >= _MIN_LOCAL_CPUS else set()
+        cores = max(1, int(usable_cores()))
+        self._started = options.threads or min(_MAX_THREADS, cores, len(self._local_cpus) or cores)
+        self._threads = (
+            ThreadCount(self._started, 1) if options.threads else thread_count.first_thread_count(self._started)
+        )
+        self._window_began = 0.0
+        self._window_stats = (0, 0.0, 0.0)
+        self.allocated_at = 0.0
+        self._ring: int | None = None
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self._used = False
+        self._pinned = True
+        self._share = read_ways.FIRST_SHARE
+        self._measured = NOTHING_READ
+        self._files: Sequence[SourceFile] = ()
+        self._descriptors: array[int] = array("i")
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Maximum bytes of host memory that the ring pins."""
+        return self._slots * self._slot_bytes if self._pinned else 0
+
+    @property
+    def threads(self) -> int:
+        """Threads that copied last."""
+        return self._threads.active
+
+    def start(self) -> None:
+        """Prepares threads and buffers in the background."""
+        threading.Thread(target=self._prepare_and_release, name="tonnage-copy-ring").start()
+
+    def close(self) -> None:
+        """Ends the threads if they were not run. Does not wait until the buffers are released."""
+        self._used = True
+        self._ended.set()
+
+    def run(
+        self,
+        files: Sequence[SourceFile],
+        groups: Sequence[Group],
+        *,
+        on_group: Callable[[Group, torch.Tensor], None],
+        window: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Copies all groups to the device, as ``CopyWorkers.run`` does.
+
+        Raises:
+            CacheDamaged: A file became shorter or can't be read.
+            DeviceFailed: The device's driver returned an error.
+        """
+        if self._used:
+            raise InternalError("The copy workers were run twice.")
+        self._used = True
+        self._ready.wait()
+        if self._failure is not None or self._ring is None:
+            raise self._failure or InternalError("The copy ring was not created.")
+        ring = self._ring
+        self._window_began = time.perf_counter()
+        self._files = files
+        self._descriptors = array("i", (file.descriptor for file in files))
+        self._library.ring_set_mapped_share(ring, self._share)
+        self._library.ring_begin(ring, self._descriptors.buffer_info()[0], len(files))
+        bases: list[torch.Tensor | None] = []  # keeps every target alive until the threads have ended
+        try:
+            handed_out = 0
+            live_bytes = 0
+            for group in groups:
+                while window and live_bytes and live_bytes + group.size > window:
+                    live_bytes -= self._hand_out(ring, groups, bases, handed_out, on_group, progress)
+                    handed_out += 1
+                base = self._engine.empty(group.size)
+                self._engine.synchronize()
+                extents = array("Q", chain.from_iterable(group.extents))
+                if self._library.ring_add_group(
+                    ring, base.data_ptr(), extents.buffer_info()[0], len(extents) // _EXTENT_FIELDS
+                ):
+                    raise MemoryError
+                bases.append(base)
+                live_bytes += group.size
+                if not window:
+                    on_group(group, base)
+                    self._decide(ring)
+                self._raise_failure(ring)
+            self.allocated_at = time.perf_counter()
+            self._library.ring_finish(ring)
+            while window and handed_out < len(groups):
+                self._hand_out(ring, groups, bases, handed_out, on_group, progress)
+                handed_out += 1
+            self._wait_for_end(ring, progress)
+            self._raise_failure(ring)
+        except BaseException:
+            self._library.ring_stop(ring)
+            self._wait_for_end(ring, None)
+            raise
+        if progress is not None:
+            progress(self._library.ring_copied(ring))
+
+    def _wait_for_end(self, ring: int, progress: Callable[[int], None] | None) -> None:
+        """Waits until every thread is done, so that nothing reads the files or writes to the device any more."""
+        while self._library.ring_wait(ring, 0, _DECISION_INTERVAL):
+            self._decide(ring)
+            if progress is not None:
+                progress(self._library.ring_copied(ring))
+
+    def _hand_out(
+        self,
+        ring: int,
+        groups: Sequence[Group],
+        bases: list[torch.Tensor | None],
+        number: int,
+        on_group: Callable[[Group, torch.Tensor], None],
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        """Waits until a group is on the device, passes it on and drops it. Returns its bytes."""
+        while self._library.ring_groups_done(ring) <= number:
+            self._library.ring_wait(ring, number + 1, _DECISION_INTERVAL)
+            self._decide(ring)
+            self._raise_failure(ring)
+            if progress is not None:
+                progress(self._library.ring_copied(ring))
+        base, bases[number] = bases[number], None
+        if base is not None:
+            on_group(groups[number], base)
+        return groups[number].size
+
+    def _decide(self, ring: int) -> None:
+        """Adjusts the way of reading, and the number of threads unless it is given."""
+        raw = Stats()
+        self._library.ring_read_stats(ring, ctypes.byref(raw))
+        if not self._options.threads:
+            self._decide_threads(ring, raw)
+        stats = ReadStats(*(WayStats(raw.bytes[way], raw.nanoseconds[way] / 1e9) for way in range(2)))
+        since = stats.since(self._measured)
+        if read_ways.can_compare(since):
+            self._measured = stats
+            self._share = read_ways.next_mapped_share(self._share, since)
+            self._library.ring_set_mapped_share(ring, self._share)
+
+    def _decide_threads(self, ring: int, raw: Stats) -> None:
+        now = time.perf_counter()
+        totals = (sum(raw.bytes), sum(raw.nanoseconds) / 1e9, raw.waited / 1e9)
+        size, reading, waiting = (one - other for one, other in zip(totals, self._window_stats, strict=True))
+        window = Window(int(size), now - self._window_began, reading, waiting)
+        if not thread_count.can_decide(window):
+            return
+        self._window_began, self._window_stats = now, totals
+        state = thread_count.next_thread_count(self._threads, window)
+        if state.active != self._threads.active:
+            self._library.ring_set_active(ring, state.active)
+        self._threads = state
+
+    def _raise_failure(self, ring: int) -> None:
+        if self._failure is not None:
+            raise self._failure
+        failure = Failure()
+        self._library.ring_failure(ring, ctypes.byref(failure))
+        if failure.kind == 0:
+            return
+        if failure.kind == _DEVICE_FAILED:
+            raise self._engine.failure("The copy", failure.code)
+        if failure.kind in {_READ_FAILED, _FILE_SHORT}:
+            file = self._files[failure.file]
+            if failure.kind == _FILE_SHORT:
+                raise CacheDamaged(
+                    f"{file.path} ended at byte {failure.offset:,}; it had {file.size:,} bytes when it was opened."
+                )
+            raise CacheDamaged(f"Reading {file.path} at byte {failure.offset:,} failed: {os.strerror(failure.code)}.")
+        raise MemoryError
+
+    def _prepare_and_release(self) -> None:
+        buffers = None
+        try:
+            if self._local_cpus:
+                os.sched_setaffinity(0, self._local_cpus)
+            self._engine.start()
+            buffers = _RingBuffers(self._library, self._engine.native_queue(self._slots), self._options)
+            self._ring = buffers.ring
+            if not self._library.ring_start_threads(self._ring, self._started):
+                raise MemoryError
+            self._library.ring_set_active(self._ring, self._threads.active)
+            for slot in range(self._slots):
+                self._pinned &= buffers.add(slot)
+                self._ready.set()
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+            self._failure = error
+        if self._failure is not None and buffers is not None:
+            self._library.ring_stop(buffers.ring)
+        self._ready.set()
+        # Otherwise a program that ends without closing its weights would wait for this thread forever.
+        while not self._ended.wait(_POLL_INTERVAL):
+            if not threading.main_thread().is_alive():
+                break
+        if buffers is not None:
+            with contextlib.suppress(DeviceFailed):  # the caller already has its tensors, or the original error
+                buffers.release()
+
+
+class _RingBuffers:
+    """A ring with its memory and the driver's handles. Not thread-safe."""
+
+    def __init__(self, library: ctypes.CDLL, queue: NativeQueue, options: CopyOptions) -> None:
+        self._library = library
+        self._queue = queue
+        slots, self._slot_bytes = options.ring_size()
+        self._memory = StagingBuffer(slots * self._slot_bytes)
+        self._addresses: list[int] = []
+        self._device = queue.device(library)
+        ring = library.ring_create(
+            ctypes.byref(self._device), slots, self._slot_bytes, options.piece_bytes, SPIN_NANOSECONDS
+        )
+        if not ring:
+            raise MemoryError
+        self.ring: int = ring
+
+    def add(self, slot: int) -> bool:
+        """Allocates, pins and adds a buffer; returns whether it could be pinned."""
+        start = slot * self._slot_bytes
+        self._memory.prefault(start, self._slot_bytes)
+        address = self._memory.address + start
+        pinned = self._queue.pin(address, self._slot_bytes, read_only=False)
+        if pinned:
+            self._addresses.append(address)
+        self._library.ring_add_slot(self.ring, address, self._queue.event(slot))
+        return pinned
+
+    def release(self) -> None:
+        """Ends the threads and releases everything."""
+        self._library.ring_stop(self.ring)
+        self._library.ring_free(self.ring)
+        for address in self._addresses:
+            self._queue.unpin(address)
+        self._queue.close()

@@ -1,0 +1,78 @@
+"""Decides how many threads of the compiled ring copy, by how much of their time they wait. Pure.
+
+Threads wait if the bus is the limit: fewer do the same then, and leave cores to others. If they hardly wait, more
+threads may be faster, or slower: they share the memory's bandwidth and the caches. So one step up is tried, and taken
+back for good if it did not help.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FIRST_THREADS = 16
+"""A GPU's bus is filled by 8 to 16 of today's cores."""
+STEP = 2
+SPARE = 0.35
+"""Share of the threads' time spent waiting above which a thread less does the same."""
+BUSY = 0.08
+"""Share below which more threads are tried."""
+GAIN = 1.05
+"""A step up is kept if it raised the throughput by this factor."""
+MIN_THREADS = 4
+WINDOW_BYTES = 512 << 20
+"""Bytes that are copied between decisions."""
+
+
+class Window(NamedTuple):
+    """What all threads did since the last decision: bytes, wall-clock seconds, and threads' seconds of each kind."""
+
+    bytes: int
+    seconds: float
+    reading: float
+    waiting: float
+
+    @property
+    def rate(self) -> float:
+        return self.bytes / self.seconds
+
+    @property
+    def waiting_share(self) -> float:
+        return self.waiting / (self.reading + self.waiting)
+
+
+class ThreadCount(NamedTuple):
+    """The state of the decision.
+
+    Attributes:
+        active: Threads that copy.
+        limit: Most threads that may.
+        tried_from: The rate before a step up that is being tried; None if none is.
+    """
+
+    active: int
+    limit: int
+    tried_from: float | None = None
+
+
+def first_thread_count(cores: int) -> ThreadCount:
+    """Returns the state before anything was measured."""
+    return ThreadCount(min(FIRST_THREADS, cores), cores)
+
+
+def can_decide(window: Window) -> bool:
+    """Returns whether enough was copied."""
+    return window.bytes >= WINDOW_BYTES and window.seconds > 0 and window.reading + window.waiting > 0
+
+
+def next_thread_count(state: ThreadCount, window: Window) -> ThreadCount:
+    """Returns the state after a window that was measured with ``state.active`` threads."""
+    if not can_decide(window):
+        return state
+    if state.tried_from is not None and window.rate < state.tried_from * GAIN:
+        before = max(state.active - STEP, 1)
+        return ThreadCount(before, before)
+    if window.waiting_share > SPARE and state.active > MIN_THREADS:
+        return ThreadCount(state.active - 1, state.limit)
+    if window.waiting_share < BUSY and state.active < state.limit:
+        return ThreadCount(min(state.active + STEP, state.limit), state.limit, tried_from=window.rate)
+    return ThreadCount(state.active, state.limit)

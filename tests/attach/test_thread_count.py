@@ -1,0 +1,72 @@
+"""The number of threads of the compiled ring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tonnage.attach.copy.thread_count import (
+    FIRST_THREADS,
+    MIN_THREADS,
+    STEP,
+    WINDOW_BYTES,
+    ThreadCount,
+    Window,
+    first_thread_count,
+    next_thread_count,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+cores = st.integers(1, 256)
+windows = st.builds(Window, st.integers(0, 1 << 40), st.floats(0, 10), st.floats(0, 100), st.floats(0, 100))
+
+
+def run(cores: int, machine: Callable[[int], float], *, bus: float, decisions: int = 60) -> list[ThreadCount]:
+    """Decides for a machine whose threads together read ``machine(threads)`` bytes a second."""
+    state = first_thread_count(cores)
+    states = [state]
+    for _ in range(decisions):
+        rate = min(bus, machine(state.active))
+        seconds = WINDOW_BYTES / rate
+        reading = seconds * state.active * rate / machine(state.active)
+        state = next_thread_count(state, Window(WINDOW_BYTES, seconds, reading, seconds * state.active - reading))
+        states.append(state)
+    return states
+
+
+@given(cores, st.lists(windows, max_size=30))
+def test_the_number_stays_within_the_cores_whatever_is_measured(cores: int, seen: list[Window]) -> None:
+    state = first_thread_count(cores)
+    for window in seen:
+        state = next_thread_count(state, window)
+        assert 1 <= state.active <= cores
+
+
+@given(cores, st.builds(Window, st.integers(0, WINDOW_BYTES - 1), st.floats(0, 10), st.floats(0, 9), st.floats(0, 9)))
+def test_too_few_bytes_change_nothing(cores: int, window: Window) -> None:
+    state = first_thread_count(cores)
+    assert next_thread_count(state, window) == state
+
+
+@given(st.integers(MIN_THREADS + 1, 256), st.floats(1e9, 20e9))
+def test_where_the_bus_is_the_limit_threads_are_given_back_and_it_stays_full(cores: int, each: float) -> None:
+    bus = 50e9
+    for state in run(cores, lambda threads: threads * each, bus=bus):
+        if min(cores, FIRST_THREADS) * each >= bus:
+            assert state.active * each >= bus or state.active == MIN_THREADS
+
+
+@given(st.floats(0.5e9, 2e9))
+def test_where_each_thread_adds_its_share_all_cores_are_used(each: float) -> None:
+    assert run(32, lambda threads: threads * each, bus=1e12)[-1].active == 32
+
+
+@given(st.integers(FIRST_THREADS, 128), st.floats(20e9, 60e9))
+def test_where_memory_is_the_limit_a_step_up_is_tried_once_and_taken_back(cores: int, memory: float) -> None:
+    states = run(cores, lambda _: memory, bus=1e12)
+    assert max(state.active for state in states) <= FIRST_THREADS + STEP
+    assert states[-1].active == FIRST_THREADS if cores >= FIRST_THREADS + STEP else states[-1].active <= cores
