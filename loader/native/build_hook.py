@@ -60,7 +60,7 @@ def get_build_hook() -> type:
     """Called by hatchling."""
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-    class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc]
+    class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         """Adds the library to wheels; an editable installation gets it in the checkout."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:

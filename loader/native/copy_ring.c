@@ -26,6 +26,10 @@
 #define SHARES 16            /* mapped_share is in sixteenths of the pieces */
 #define MAX_EXTENTS 4096     /* of a piece, so that the lock is held for a bounded time */
 #define PAGE 4096
+#define HUGE_PAGE (2u << 20)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 enum { READ = 0, MAPPED = 1, WAYS = 2 };
 enum { FREE, FILLING, COPYING };
@@ -100,7 +104,8 @@ struct ring {
     uint32_t files;
     int finished, stopped, reaping, started;
     uint32_t running, threads;
-    uint32_t numbered;                  /* threads that have a number */
+    uint32_t handle_count;              /* threads that were asked for */
+    _Atomic uint32_t numbered;          /* threads that have a number */
     uint32_t active;                    /* threads with a lower number copy, the others wait */
     uint32_t outstanding;               /* slots that are being filled or copied */
     uint64_t copied;
@@ -109,6 +114,8 @@ struct ring {
     _Atomic uint64_t way_bytes[WAYS], way_nanoseconds[WAYS];
     _Atomic uint64_t waited;            /* nanoseconds that active threads waited for free slots or for groups */
     pthread_t *handles;
+    char *memory;
+    uint64_t memory_bytes;
 };
 
 struct worker {
@@ -370,12 +377,22 @@ static void copy_pieces(struct worker *worker) {
         reap(ring);
 }
 
+/* Allocates the thread's share of the buffers' pages. Pinning does the same, but one page after the other. */
+static void populate(const struct worker *worker) {
+    const struct ring *ring = worker->ring;
+    for (uint64_t at = (uint64_t)worker->number * HUGE_PAGE; at < ring->memory_bytes;
+         at += (uint64_t)ring->handle_count * HUGE_PAGE) {
+        uint64_t left = ring->memory_bytes - at;
+        madvise(ring->memory + at, left < HUGE_PAGE ? left : HUGE_PAGE, MADV_POPULATE_WRITE);
+    }
+}
+
 static void *run_worker(void *argument) {
     struct ring *ring = argument;
-    struct worker worker = {ring, 0, NULL, NULL};
+    struct worker worker = {ring, atomic_fetch_add(&ring->numbered, 1), NULL, NULL};
+    populate(&worker);
     int code = ring->device.set_context ? ring->device.set_context(ring->device.context) : 0;
     pthread_mutex_lock(&ring->lock);
-    worker.number = ring->numbered++;
     if (code)
         fail(ring, FAILED_DEVICE, code, -1, 0);
     while (!ring->started && !ring->stopped)
@@ -463,9 +480,13 @@ struct ring *ring_create(const struct device *device, uint32_t slot_limit, uint6
     return ring;
 }
 
-/* Starts threads, with the calling thread's affinity; all are active. Returns how many run. */
-uint32_t ring_start_threads(struct ring *ring, uint32_t threads) {
+/* Starts threads, with the calling thread's affinity; all are active. They begin by allocating the pages of `memory`.
+ * Returns how many run. */
+uint32_t ring_start_threads(struct ring *ring, uint32_t threads, char *memory, uint64_t memory_bytes) {
     ring->handles = calloc(threads, sizeof *ring->handles);
+    ring->handle_count = threads;
+    ring->memory = memory;
+    ring->memory_bytes = memory_bytes;
     pthread_mutex_lock(&ring->lock);
     ring->active = threads;
     for (; ring->handles && ring->threads < threads; ring->threads++) {

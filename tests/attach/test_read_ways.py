@@ -47,10 +47,10 @@ def test_too_few_bytes_change_nothing(share: int, read: int, seconds: float, map
 
 
 @given(st.floats(1e6, 1e11), st.floats(1e6, 1e11))
-def test_the_faster_way_has_nearly_everything_after_seven_decisions(read: float, mapped: float) -> None:
+def test_the_faster_way_has_nearly_everything_after_five_decisions(read: float, mapped: float) -> None:
     expected = SHARES - TRIAL_SHARE if mapped / MAPPING_COST > read * (1 + 1e-9) else TRIAL_SHARE
     if abs(mapped / MAPPING_COST / read - 1) > 1e-6:
-        assert decide(read, mapped, decisions=7)[-1] == expected
+        assert decide(read, mapped, decisions=5)[-1] == expected
 
 
 @given(shares, st.floats(1e6, 1e11), st.floats(1e6, 1e11))
@@ -69,7 +69,7 @@ def test_reads_that_slow_down_with_their_share_settle_where_both_are_equally_fas
         share = next_mapped_share(share, measured(read=40e9 / reads, mapped=5e9))
         visited.append(share)
     balanced = SHARES - 40 / (5 / MAPPING_COST)
-    assert all(abs(share - balanced) <= 3 for share in visited[7:])
+    assert all(abs(share - balanced) <= 5 for share in visited[7:])
 
 
 @given(st.floats(1e6, 1e11), st.floats(1e6, 1e11))

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tonnage.attach.errors import DeviceFailed
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tonnage.attach.device.engine import NativeQueue
 
 
 class CpuQueue:
@@ -72,6 +76,12 @@ class CpuEngine:
 
     def queue(self, slots: int, *, streams: int) -> CpuQueue:  # noqa: ARG002
         return CpuQueue(lambda length: None)  # noqa: ARG005
+
+    def native_queue(self, slots: int) -> NativeQueue:
+        raise NotImplementedError
+
+    def failure(self, what: str, code: int) -> DeviceFailed:
+        return DeviceFailed(f"{what} failed ({code}).")
 
     def empty(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)

@@ -6,7 +6,6 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from support.cpu_engine import CpuEngine
-from tonnage.attach.errors import DeviceFailed
 from tonnage.attach.native.library import Device, function_address
 
 if TYPE_CHECKING:
@@ -59,6 +58,3 @@ class HostEngine(CpuEngine):
 
     def native_queue(self, slots: int) -> HostQueue:  # noqa: ARG002
         return HostQueue(lambda length: None)  # noqa: ARG005
-
-    def failure(self, what: str, code: int) -> DeviceFailed:
-        return DeviceFailed(f"{what} failed ({code}).")

@@ -238,8 +238,7 @@ class NativeWorkers:
             self._engine.start()
             buffers = _RingBuffers(self._library, self._engine.native_queue(self._slots), self._options)
             self._ring = buffers.ring
-            if not self._library.ring_start_threads(self._ring, self._started):
-                raise MemoryError
+            buffers.start_threads(self._started)
             self._library.ring_set_active(self._ring, self._threads.active)
             for slot in range(self._slots):
                 self._pinned &= buffers.add(slot)
@@ -275,11 +274,14 @@ class _RingBuffers:
             raise MemoryError
         self.ring: int = ring
 
+    def start_threads(self, threads: int) -> None:
+        """Starts the threads, which first allocate the buffers' pages in parallel."""
+        if not self._library.ring_start_threads(self.ring, threads, self._memory.address, len(self._memory.view)):
+            raise MemoryError
+
     def add(self, slot: int) -> bool:
-        """Allocates, pins and adds a buffer; returns whether it could be pinned."""
-        start = slot * self._slot_bytes
-        self._memory.prefault(start, self._slot_bytes)
-        address = self._memory.address + start
+        """Pins and adds a buffer; returns whether it could be pinned."""
+        address = self._memory.address + slot * self._slot_bytes
         pinned = self._queue.pin(address, self._slot_bytes, read_only=False)
         if pinned:
             self._addresses.append(address)

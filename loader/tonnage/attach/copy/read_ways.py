@@ -16,10 +16,10 @@ from typing import NamedTuple
 SHARES = 16
 """Shares are in sixteenths of the pieces."""
 FIRST_SHARE = SHARES // 4
-STEP = 2
+STEP = 4
 TRIAL_SHARE = 1
 """Share that the slower way keeps, to notice when it becomes the faster one."""
-MAPPING_COST = 1.5
+MAPPING_COST = 1.25
 """Mappings must be faster by this factor, because their page tables must be freed afterwards: with all of 18 GB in
 mappings, this took so long that a second copy that followed at once had half the throughput."""
 MIN_BYTES = 8 << 20

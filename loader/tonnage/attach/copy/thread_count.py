@@ -12,7 +12,7 @@ from typing import NamedTuple
 FIRST_THREADS = 16
 """A GPU's bus is filled by 8 to 16 of today's cores."""
 STEP = 2
-SPARE = 0.35
+SPARE = 0.2
 """Share of the threads' time spent waiting above which a thread less does the same."""
 BUSY = 0.08
 """Share below which more threads are tried."""
@@ -46,12 +46,12 @@ class ThreadCount(NamedTuple):
     Attributes:
         active: Threads that copy.
         limit: Most threads that may.
-        tried_from: The rate before a step up that is being tried; None if none is.
+        tried_from: The threads and the rate before a step up that is being tried; None if none is.
     """
 
     active: int
     limit: int
-    tried_from: float | None = None
+    tried_from: tuple[int, float] | None = None
 
 
 def first_thread_count(cores: int) -> ThreadCount:
@@ -68,11 +68,11 @@ def next_thread_count(state: ThreadCount, window: Window) -> ThreadCount:
     """Returns the state after a window that was measured with ``state.active`` threads."""
     if not can_decide(window):
         return state
-    if state.tried_from is not None and window.rate < state.tried_from * GAIN:
-        before = max(state.active - STEP, 1)
-        return ThreadCount(before, before)
+    if state.tried_from is not None and window.rate < state.tried_from[1] * GAIN:
+        return ThreadCount(state.tried_from[0], state.tried_from[0])
     if window.waiting_share > SPARE and state.active > MIN_THREADS:
         return ThreadCount(state.active - 1, state.limit)
     if window.waiting_share < BUSY and state.active < state.limit:
-        return ThreadCount(min(state.active + STEP, state.limit), state.limit, tried_from=window.rate)
+        more = min(state.active + STEP, state.limit)
+        return ThreadCount(more, state.limit, tried_from=(state.active, window.rate))
     return ThreadCount(state.active, state.limit)

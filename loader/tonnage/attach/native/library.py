@@ -40,7 +40,7 @@ class Stats(ctypes.Structure):
 
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "ring_create": (_POINTER, (_POINTER, _U32, _U64, _U64, _U64)),
-    "ring_start_threads": (_U32, (_POINTER, _U32)),
+    "ring_start_threads": (_U32, (_POINTER, _U32, _POINTER, _U64)),
     "ring_add_slot": (None, (_POINTER, _POINTER, _POINTER)),
     "ring_begin": (None, (_POINTER, _POINTER, _U32)),
     "ring_add_group": (ctypes.c_int, (_POINTER, _U64, _POINTER, _U32)),
