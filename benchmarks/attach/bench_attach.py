@@ -232,28 +232,35 @@ class Bench:
             ("pinned limit", "limit", shared_model, False),
             ("tonnage, own rank", "tonnage", ranked, True),
             ("tonnage, one model for all", "tonnage", shared_model, False),
+            ("tonnage, pure Python, own rank", "tonnage", ranked, True),
             ("InstantTensor, own rank", "instanttensor", ranked, True),
             ("InstantTensor, one model for all", "instanttensor", shared_model, False),
         ]
         for number in range(self.arguments.rounds):
             for count in counts:
-                for label, contender, path, ranks in cases:
-                    if self.seconds_left() < 0:
-                        log(f"gpus: out of time in round {number + 1}")
-                        return
+                if self.seconds_left() < 0:
+                    log(f"gpus: out of time in round {number + 1}")
+                    return
+                prepared = []
+                turn = number % len(cases)
+                for label, contender, path, ranks in [*cases[turn:], *cases[:turn]]:
                     specs = [
                         {"label": f"{count} GPUs: {label}", "contender": contender, "path": str(path), "gpu": gpu,
                          "rank": gpu if ranks else None, "bytes": self._bytes, "gate": True, "gpus": count,
-                         "device": self.arguments.device}
+                         "device": self.arguments.device, "options": {"native": "Python" not in label}}
                         for gpu in range(count)
                     ]  # fmt: skip
-                    self._run_concurrently(number, specs)
+                    prepared.append((specs, [spawn(spec) for spec in specs]))
+                for _, processes in prepared:
+                    for process in processes:
+                        wait_until_ready(process)
+                for specs, processes in prepared:
+                    self._measure_concurrently(number, specs, processes)
 
-    def _run_concurrently(self, number: int, specs: list[dict[str, Any]]) -> None:
-        """Starts all processes, releases them together, and measures from the first start to the last end."""
-        processes = [spawn(spec) for spec in specs]
-        for process in processes:
-            wait_until_ready(process)
+    def _measure_concurrently(
+        self, number: int, specs: list[dict[str, Any]], processes: list[subprocess.Popen[str]]
+    ) -> None:
+        """Releases processes together, and measures from the first start to the last end."""
         for process in processes:
             release(process)
         found = [collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
