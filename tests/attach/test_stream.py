@@ -10,12 +10,14 @@ import torch
 
 from support.cpu_engine import CpuEngine
 from support.models import make_tensors
-from tonnage.attach.copy import device_copier
+from support.native_engine import HostEngine
+from tonnage.attach.copy import device_copier, worker_choice
 from tonnage.attach.copy_options import CopyOptions
 from tonnage.attach.weights import open_path
 from tonnage.errors import CacheDamaged, InvalidPlan
 
 if TYPE_CHECKING:
+    import ctypes
     from pathlib import Path
 
     from tonnage.attach.weights import Weights
@@ -26,22 +28,30 @@ def tensors() -> dict[str, torch.Tensor]:
     return make_tensors(count=12, rows=512)
 
 
+@pytest.fixture(params=["Python's threads", "the compiled ring"])
+def engine(request: pytest.FixtureRequest, native_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> CpuEngine:
+    monkeypatch.setattr(worker_choice, "native_library", lambda: native_library)
+    return HostEngine() if request.param == "the compiled ring" else CpuEngine()
+
+
 @pytest.fixture
-def weights(tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Weights:
+def weights(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, engine: CpuEngine
+) -> Weights:
     """Weights whose copies to a device go to the machine's own memory, in groups that are smaller than the model."""
     from safetensors.torch import save_file
 
     save_file(tensors, tmp_path / "model.safetensors")
     monkeypatch.setattr(device_copier, "TEMPORARY_GROUP_BYTES", 1 << 20)
     monkeypatch.setattr(device_copier, "WINDOW_BYTES", 2 << 20)
-    options = CopyOptions(threads=2, slot_bytes=64 << 10)
+    options = CopyOptions(threads=2, slot_bytes=64 << 10, ring_slot_bytes=64 << 10, direct="never")
     return open_path(
         tmp_path,
         rank=None,
         device=None,
         meta_tensors="zeros",
         options=options,
-        engine_factory=lambda _: CpuEngine(),
+        engine_factory=lambda _: engine,
     )
 
 
@@ -53,12 +63,15 @@ def through_workers(weights: Weights) -> list[tuple[str, torch.Tensor]]:
         return [(record.name, tensor) for record, tensor in found]
 
 
-def test_all_tensors_arrive_and_may_be_kept(weights: Weights, tensors: dict[str, torch.Tensor]) -> None:
+def test_all_tensors_arrive_and_may_be_kept(
+    weights: Weights, tensors: dict[str, torch.Tensor], engine: CpuEngine
+) -> None:
     found = dict(through_workers(weights))
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert weights.last_copy is not None
     assert weights.last_copy.way == "ring"
+    assert weights.last_copy.native is engine.has_native_queue
 
 
 def test_on_the_cpu_tensors_are_views_of_the_selected_names(weights: Weights, tensors: dict[str, torch.Tensor]) -> None:
@@ -69,12 +82,14 @@ def test_on_the_cpu_tensors_are_views_of_the_selected_names(weights: Weights, te
     assert tensor.data_ptr() == weights[name].data_ptr()
 
 
-def test_an_iterator_that_is_closed_early_stops_the_copies_and_enables_the_collector_again(weights: Weights) -> None:
+def test_an_iterator_that_is_closed_early_stops_the_copies_and_enables_the_collector_again(
+    weights: Weights, engine: CpuEngine
+) -> None:
     records = list(weights.records.values())
     with weights._reporter("off", records) as reporter:
         found = weights._copier.iterate(records, torch.device("cpu"), reporter=reporter)
         next(found)
-        assert not gc.isenabled()
+        assert gc.isenabled() is engine.has_native_queue
         found.close()
     assert gc.isenabled()
 

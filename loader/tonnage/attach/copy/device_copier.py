@@ -332,7 +332,7 @@ def _group_tensors(group: Group, base: torch.Tensor) -> Iterator[tuple[TensorInf
         yield record, group_view(base, record, offset)
 
 
-def _way(options: CopyOptions, workers: CopyWorkers | None) -> str:
+def _way(options: CopyOptions, workers: Workers | None) -> str:
     if workers is None:
         return "plain"
     return "register" if options.way == "register" else "ring"

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from array import array
+from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,7 @@ from tonnage.cache.cgroups import usable_cores
 from tonnage.errors import CacheDamaged, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 SPIN_NANOSECONDS = 20_000
 """How long an idle thread waits actively: an idle core of a virtual machine takes longer to start again."""
-_EXTENT_FIELDS: Final = 4
 _MAX_THREADS: Final = 64
 _MIN_LOCAL_CPUS: Final = 8
 """With fewer cores on the device's NUMA node, threads use all cores."""
@@ -111,6 +111,50 @@ class NativeWorkers:
             CacheDamaged: A file became shorter or can't be read.
             DeviceFailed: The device's driver returned an error.
         """
+        if window:
+            for group, base in self.iterate(files, groups, window=window, progress=progress):
+                on_group(group, base)
+            return
+        bases: list[torch.Tensor] = []  # keeps every target alive until the threads have ended
+        with self._running(files, progress) as ring:
+            for group in groups:
+                bases.append(self._add_group(ring, group))
+                on_group(group, bases[-1])
+                self._decide(ring)
+                self._raise_failure(ring)
+            self.allocated_at = time.perf_counter()
+
+    def iterate(
+        self,
+        files: Sequence[SourceFile],
+        groups: Sequence[Group],
+        *,
+        window: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[Group, torch.Tensor]]:
+        """Copies all groups, and yields each when its copies are complete, as ``CopyWorkers.iterate`` does.
+
+        Raises:
+            CacheDamaged: A file became shorter or can't be read.
+            DeviceFailed: The device's driver returned an error.
+        """
+        bases: deque[torch.Tensor] = deque()
+        live_bytes = 0
+        with self._running(files, progress) as ring:
+            added = 0
+            for number, group in enumerate(groups):
+                while added < len(groups) and (not live_bytes or live_bytes + groups[added].size <= window):
+                    bases.append(self._add_group(ring, groups[added]))
+                    live_bytes += groups[added].size
+                    added += 1
+                self._wait_for_group(ring, number, progress)
+                yield group, bases.popleft()
+                live_bytes -= group.size
+            self.allocated_at = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _running(self, files: Sequence[SourceFile], progress: Callable[[int], None] | None) -> Iterator[int]:
+        """Lets the threads copy the groups that are added within the context, and waits for them at its end."""
         if self._used:
             raise InternalError("The copy workers were run twice.")
         self._used = True
@@ -123,32 +167,9 @@ class NativeWorkers:
         self._descriptors = array("i", (file.descriptor for file in files))
         self._library.ring_set_mapped_share(ring, self._share)
         self._library.ring_begin(ring, self._descriptors.buffer_info()[0], len(files))
-        bases: list[torch.Tensor | None] = []  # keeps every target alive until the threads have ended
         try:
-            handed_out = 0
-            live_bytes = 0
-            for group in groups:
-                while window and live_bytes and live_bytes + group.size > window:
-                    live_bytes -= self._hand_out(ring, groups, bases, handed_out, on_group, progress)
-                    handed_out += 1
-                base = self._engine.empty(group.size)
-                self._engine.synchronize()
-                extents = array("Q", chain.from_iterable(group.extents))
-                if self._library.ring_add_group(
-                    ring, base.data_ptr(), extents.buffer_info()[0], len(extents) // _EXTENT_FIELDS
-                ):
-                    raise MemoryError
-                bases.append(base)
-                live_bytes += group.size
-                if not window:
-                    on_group(group, base)
-                    self._decide(ring)
-                self._raise_failure(ring)
-            self.allocated_at = time.perf_counter()
+            yield ring
             self._library.ring_finish(ring)
-            while window and handed_out < len(groups):
-                self._hand_out(ring, groups, bases, handed_out, on_group, progress)
-                handed_out += 1
             self._wait_for_end(ring, progress)
             self._raise_failure(ring)
         except BaseException:
@@ -158,6 +179,14 @@ class NativeWorkers:
         if progress is not None:
             progress(self._library.ring_copied(ring))
 
+    def _add_group(self, ring: int, group: Group) -> torch.Tensor:
+        base = self._engine.empty(group.size)
+        self._engine.synchronize()
+        extents = array("Q", chain.from_iterable(group.extents))
+        if self._library.ring_add_group(ring, base.data_ptr(), extents.buffer_info()[0], len(group.extents)):
+            raise MemoryError
+        return base
+
     def _wait_for_end(self, ring: int, progress: Callable[[int], None] | None) -> None:
         """Waits until every thread is done, so that nothing reads the files or writes to the device any more."""
         while self._library.ring_wait(ring, 0, _DECISION_INTERVAL):
@@ -165,26 +194,13 @@ class NativeWorkers:
             if progress is not None:
                 progress(self._library.ring_copied(ring))
 
-    def _hand_out(
-        self,
-        ring: int,
-        groups: Sequence[Group],
-        bases: list[torch.Tensor | None],
-        number: int,
-        on_group: Callable[[Group, torch.Tensor], None],
-        progress: Callable[[int], None] | None,
-    ) -> int:
-        """Waits until a group is on the device, passes it on and drops it. Returns its bytes."""
+    def _wait_for_group(self, ring: int, number: int, progress: Callable[[int], None] | None) -> None:
         while self._library.ring_groups_done(ring) <= number:
             self._library.ring_wait(ring, number + 1, _DECISION_INTERVAL)
             self._decide(ring)
             self._raise_failure(ring)
             if progress is not None:
                 progress(self._library.ring_copied(ring))
-        base, bases[number] = bases[number], None
-        if base is not None:
-            on_group(groups[number], base)
-        return groups[number].size
 
     def _decide(self, ring: int) -> None:
         """Adjusts the way of reading, and the number of threads unless it is given."""
