@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from tonnage_operator.domain.installation import Installation
+from tonnage_operator.domain.signing import MIN_KEY_BYTES, SigningKeys
 
 
 class ConfigError(Exception):
@@ -34,7 +35,7 @@ class ServerOptions:
 
 
 def read_installation(path: Path) -> Installation:
-    """Reads the installation's file, and the CA file that it names.
+    """Reads the installation's file, the signing keys, and the CA file that it names.
 
     Raises:
         ConfigError: A file is missing or malformed, or a field is wrong.
@@ -50,9 +51,43 @@ def read_installation(path: Path) -> Installation:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+    installation = installation.model_copy(
+        update={"signing": read_signing_keys(path.parent, installation.signing_folder)}
+    )
     if ca_file := installation.reports.ca_file:
         return installation.with_report_ca(read_ca(Path(ca_file)))
     return installation
+
+
+def read_signing_keys(base: Path, folder: str) -> SigningKeys:
+    """Returns the keys in a folder: ``current``, and ``previous`` if that file exists and is not empty.
+
+    Args:
+        base: The folder of the installation's file, for a relative path.
+        folder: The folder with the keys.
+
+    Raises:
+        ConfigError: There is no current key, or a key is too short to be one.
+    """
+    if not folder:
+        raise ConfigError(
+            "signingFolder is not set: name a folder with a file current of at least "
+            f"{MIN_KEY_BYTES} random characters. Controller and webhook need the same one."
+        )
+    keys = []
+    for name in ("current", "previous"):
+        path = base / folder / name
+        try:
+            key = path.read_bytes().strip()
+        except FileNotFoundError:
+            key = b""
+        except OSError as error:
+            raise ConfigError(f"The signing key {path} can't be read: {error.strerror}") from error
+        if key or name == "current":
+            if len(key) < MIN_KEY_BYTES:
+                raise ConfigError(f"The signing key {path} is missing, or shorter than {MIN_KEY_BYTES} bytes.")
+            keys.append(key)
+    return SigningKeys(tuple(keys))
 
 
 def read_ca(path: Path) -> str:

@@ -71,6 +71,9 @@ class Metrics:
         self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' ready entries.", "medium")
         self.cache_entries = gauge("cache_entries", "Entries on all nodes.", "medium", "state")
         self.unreadable = gauge("unreadable_objects", "Watched objects that can't be parsed.", "resource")
+        self.unsigned = gauge(
+            "unsigned_objects", "Watched Jobs and pods without the operator's signature, which are ignored.", "resource"
+        )
         self.reports = counter("reports_total", "Reports that loaders sent.", "kind", "result")
         self.requests = counter("api_requests_total", "Requests to the API server.", "verb", "resource", "code")
         self.watch_restarts = counter("watch_restarts_total", "Watches that were restarted after an error.", "resource")

@@ -62,7 +62,7 @@ def test_loaders_trust_only_the_controller(helm: Helm, tmp_path: Path) -> None:
 
 
 def test_no_secret_holds_the_key_of_a_ca(helm: Helm) -> None:
-    secrets = [body for body in helm.template() if body["kind"] == "Secret"]
+    secrets = [body for body in helm.template() if body["kind"] == "Secret" and body["type"] == "kubernetes.io/tls"]
     assert len(secrets) == 2
     for secret in secrets:
         assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
@@ -116,7 +116,7 @@ def test_only_the_last_two_cas_are_trusted(helm_with_cluster: Helm, plane: Contr
 
 def test_own_certificates_are_used_and_none_is_generated(helm: Helm) -> None:
     objects = helm.template(VARIANTS["own certificates"])
-    assert not any(body["kind"] == "Secret" for body in objects)
+    assert not any(body["kind"] == "Secret" and body["type"] == "kubernetes.io/tls" for body in objects)
     assert _ca_bundle(find_one(objects, "MutatingWebhookConfiguration")) == PEM
     text = json.dumps(find_one(objects, "Deployment", "controller"))
     assert '"secretName": "my-reports"' in text

@@ -146,7 +146,10 @@ def ca_file(tmp_path: Path) -> Path:
 
 def _installation(ca_file: Path) -> Installation:
     path = ca_file.parent / "installation.yaml"
-    path.write_text(f"loader: {{image: x}}\nreports: {{url: 'https://c', caFile: {ca_file}}}\n")
+    (ca_file.parent / "current").write_text("k" * 64)
+    path.write_text(
+        f"loader: {{image: x}}\nsigningFolder: {ca_file.parent}\nreports: {{url: 'https://c', caFile: {ca_file}}}\n"
+    )
     return read_installation(path)
 
 

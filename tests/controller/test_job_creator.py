@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from operator_support import objects
+from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.job_creator import JobCreator, Precondition
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import StaleCache
+from tonnage_operator.domain import signing
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS, NODE_CACHES
 
@@ -43,6 +45,15 @@ class FakeApiServer:
         found = self.objects.get((resource, name))
         return str(found["metadata"]["resourceVersion"]) if found else ""
 
+    async def list(self, _resource: Resource, **_: Any) -> tuple[list[Body], str]:
+        """Lists what limits a namespace: nothing."""
+        return [], "1"
+
+    async def delete(self, resource: Resource, name: str, _namespace: str = "", *, uid: str) -> None:
+        self.calls.append(f"delete {resource.plural}")
+        assert self.objects[resource, name]["metadata"]["uid"] == uid
+        del self.objects[resource, name]
+
     async def create(self, resource: Resource, body: Body, _namespace: str = "", **_: Any) -> Body:
         self.calls.append(f"create {resource.plural}")
         if (resource, body["metadata"]["name"]) in self.objects:
@@ -58,7 +69,9 @@ def api_server() -> FakeApiServer:
 
 @pytest.fixture
 def job_creator(api_server: FakeApiServer) -> JobCreator:
-    return JobCreator(ControllerState(objects.INSTALLATION), cast("KubeClient", api_server))
+    state = ControllerState(objects.INSTALLATION)
+    state.weights.put(objects.modelweights_manifest(resourceVersion="1"))
+    return JobCreator(state, cast("KubeClient", api_server))
 
 
 def _put_node_cache(server: FakeApiServer, version: int, state: str, **more: Any) -> None:
@@ -66,7 +79,22 @@ def _put_node_cache(server: FakeApiServer, version: int, state: str, **more: Any
     server.put(NODE_CACHES, "n0", version, status={"entries": entries})
 
 
-JOB: Body = {"metadata": {"name": "load", "namespace": "serving"}}
+def _put_job(server: FakeApiServer) -> None:
+    """Stores a Job that the operator has created."""
+    owner = {"uid": objects.UID, "controller": True}
+    metadata: Body = {
+        "name": "load",
+        "namespace": "serving",
+        "uid": "uid-load",
+        "resourceVersion": "5",
+        "labels": {names.ROLE: names.ROLE_LOAD, names.MODEL_UID: objects.UID},
+        "ownerReferences": [owner],
+    }
+    metadata["annotations"] = {names.SIGNATURE: objects.KEYS.sign(*signing.job_parts(metadata))}
+    server.objects[JOBS, "load"] = {"metadata": metadata}
+
+
+JOB: Body = {"metadata": {"name": "load", "namespace": "serving", "annotations": {}}}
 PRECONDITION = Precondition(NODE_CACHES, "n0", "7", entry_key=KEY)
 
 
@@ -77,9 +105,20 @@ async def test_the_job_is_read_before_the_precondition(api_server: FakeApiServer
 
 
 async def test_a_job_that_exists_is_not_created(api_server: FakeApiServer, job_creator: JobCreator) -> None:
-    api_server.put(JOBS, "load", 5)
+    _put_job(api_server)
     assert not await job_creator.create(JOB, PRECONDITION)
     assert api_server.calls == ["get jobs"]
+
+
+async def test_a_job_of_a_tenant_under_our_name_is_deleted_and_then_replaced(
+    api_server: FakeApiServer, job_creator: JobCreator
+) -> None:
+    api_server.put(JOBS, "load", 5)
+    api_server.put(NODE_CACHES, "n0", 7)
+    with pytest.raises(StaleCache):
+        await job_creator.create(JOB, PRECONDITION)
+    assert api_server.calls == ["get jobs", "delete jobs"]
+    assert await job_creator.create(JOB, PRECONDITION)
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,22 @@ def make_installation(**changes: Any) -> Installation:
     """Returns an installation with short retry delays."""
     defaults = {
         "namespace": "tonnage-system",
+        "signing": objects.KEYS,
         "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
         "loader": {"image": "tonnage-loader:1", "memoryOverhead": "16Mi", "resources": {"requests": {"cpu": "1m"}}},
         "retryBase": 0.5,
         "retryCap": 2.0,
     }
     return Installation.model_validate({**defaults, **changes})
+
+
+def write_installation(folder: Path, **changes: Any) -> Path:
+    """Writes the file of ``make_installation`` with the signing key beside it, and returns its path."""
+    (folder / "current").write_bytes(objects.KEYS.keys[0])
+    path = folder / "installation.yaml"
+    config = make_installation(signingFolder=".", **changes).model_dump(mode="json", by_alias=True)
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 class OperatorHarness:
@@ -271,8 +281,7 @@ class ControllerProcess:
         if server:
             kubeconfig["clusters"][0]["cluster"] = {"server": server}
         self._kubeconfig.write_text(json.dumps(kubeconfig))
-        config = make_installation(**installation_values).model_dump(mode="json", by_alias=True)
-        (folder / "installation.yaml").write_text(yaml.safe_dump(config))
+        write_installation(folder, **installation_values)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -10,12 +10,16 @@ from tonnage_operator.api import names
 from tonnage_operator.domain.installation import Installation
 from tonnage_operator.domain.observed.model_weights import ModelWeights, parse_model_weights
 from tonnage_operator.domain.observed.pod import Pod, parse_pod
+from tonnage_operator.domain.signing import SigningKeys
 
 GIB = 1 << 30
 UID = "11111111-2222-3333-4444-555555555555"
 
+KEYS = SigningKeys((b"the current key of the tests, 32 bytes or more",))
+
 INSTALLATION = Installation.model_validate(
     {
+        "signing": KEYS,
         "namespace": "tonnage-system",
         "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
         "loader": {"image": "tonnage-loader:1"},
@@ -131,7 +135,8 @@ def terminated_pod(job: dict[str, Any], report: contract.Report | None, *, exit_
                 "name": job["metadata"]["name"] + "-x",
                 "uid": "pod-" + job["metadata"]["name"],
                 "labels": job["metadata"]["labels"],
-                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"]}],
+                "annotations": job["spec"]["template"]["metadata"]["annotations"],
+                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
             },
             "spec": job["spec"]["template"]["spec"],
             "status": {

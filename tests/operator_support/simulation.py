@@ -150,7 +150,7 @@ class Simulation:
         )
 
     def _effective_jobs(self) -> list[Job]:
-        found = map(parse_job, self.jobs.values())
+        found = [parse_job(job, self.installation.signing) for job in self.jobs.values()]
         return [job_results.effective_job(job, self.pods.get(job.uid), self.now) for job in found]
 
     def _apply(self, manifests: tuple[dict[str, Any], ...]) -> None:

@@ -28,6 +28,10 @@ Shared names, labels and images. "Component" is controller, webhook, cleanup, re
 {{- printf "%s-installation" (include "tonnage.fullname" .) -}}
 {{- end -}}
 
+{{- define "tonnage.signingSecretName" -}}
+{{- .Values.signing.existingSecret | default (printf "%s-signing" (include "tonnage.fullname" .)) -}}
+{{- end -}}
+
 {{/* The immutable labels of a component's pods. Takes root, component. */}}
 {{- define "tonnage.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "tonnage.name" .root }}

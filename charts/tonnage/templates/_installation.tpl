@@ -55,6 +55,7 @@ reports:
 jobServiceAccount: {{ .Values.loader.serviceAccountName }}
 cleanupServiceAccount: {{ include "tonnage.serviceAccountName" (dict "root" . "component" "cleanup") }}
 cleanupTolerateAll: {{ .Values.cleanup.tolerateAll }}
+signingFolder: /etc/tonnage/signing
 retryBase: {{ .Values.retry.baseSeconds }}
 retryCap: {{ .Values.retry.capSeconds }}
 {{- end -}}

@@ -9,6 +9,8 @@ labels:
 annotations:
   # Restarts the pods when the installation's file changes, which is read only at start. Certificates are reloaded.
   tonnage.dev/installation: {{ include "tonnage.installation" .root | sha256sum | trunc 16 }}
+  # The signing keys are read only at start, too.
+  tonnage.dev/signing: {{ printf "%s-%d" (include "tonnage.signingSecretName" .root) (int .root.Values.signing.generation) }}
   {{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) .settings.podAnnotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -38,6 +40,7 @@ annotations:
 {{- define "tonnage.volumeMounts" -}}
 - {name: installation, mountPath: /etc/tonnage/installation, readOnly: true}
 - {name: tls, mountPath: /etc/tonnage/tls, readOnly: true}
+- {name: signing, mountPath: /etc/tonnage/signing, readOnly: true}
 {{- if .root.Values.reports.enabled }}
 - {name: reports-ca, mountPath: /etc/tonnage/reports-ca, readOnly: true}
 {{- end }}
@@ -63,6 +66,13 @@ annotations:
     items:
     - {key: tls.crt, path: tls.crt}
     - {key: tls.key, path: tls.key}
+- name: signing
+  secret:
+    secretName: {{ include "tonnage.signingSecretName" .root }}
+    defaultMode: 0440
+    items:
+    - {key: current, path: current}
+    - {key: previous, path: previous}
 {{- if .root.Values.reports.enabled }}
 - name: reports-ca
   {{- include "tonnage.caVolume" (dict "root" .root "endpoint" "reports") | nindent 2 }}

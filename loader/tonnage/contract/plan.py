@@ -68,6 +68,10 @@ class AddressingStyle(enum.StrEnum):
     VIRTUAL = "virtual"
 
 
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A number of bytes or things."""
+
+
 class WireStruct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the structs in plans and reports. Immutable; default values are omitted from the JSON."""
 
@@ -80,10 +84,10 @@ class ObjectPin(WireStruct, frozen=True, kw_only=True):
     ``etag`` is the weak one including ``W/``, or ``last-modified=`` and the date.
     """
 
-    key: str
-    size: Annotated[int, msgspec.Meta(ge=0)]
-    etag: str = ""
-    version_id: str = ""
+    key: Annotated[str, msgspec.Meta(max_length=4096)]
+    size: Size
+    etag: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    version_id: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
 class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
 
-from tonnage.contract.plan import DECODE_ERRORS, SCHEMA_VERSION, Identity, ObjectPin, WireStruct, check_version
+from tonnage.contract.plan import DECODE_ERRORS, SCHEMA_VERSION, Identity, ObjectPin, Size, WireStruct, check_version
 from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
@@ -15,6 +16,13 @@ OMITTED_OBJECTS_NOTE = (
     "The list of objects is too long for a termination message; it was sent to the report endpoint only."
 )
 """Replaces the list of resolved objects in a termination message."""
+
+
+# The operator records what pods report, and the API server refuses numbers and texts beyond its schema.
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]*\Z", max_length=64)]
+_Name = Annotated[str, msgspec.Meta(max_length=1024)]
+_Text = Annotated[str, msgspec.Meta(max_length=32768)]
 
 
 class Outcome(enum.StrEnum):
@@ -42,10 +50,10 @@ class Medium(WireStruct, frozen=True, kw_only=True):
     empty elsewhere. Sizes in bytes.
     """
 
-    filesystem: str
-    pages: str = ""
-    capacity_bytes: int = 0
-    free_bytes: int = 0
+    filesystem: _Name
+    pages: _Name = ""
+    capacity_bytes: Size = 0
+    free_bytes: Size = 0
 
 
 class Progress(WireStruct, frozen=True, kw_only=True):
@@ -54,22 +62,22 @@ class Progress(WireStruct, frozen=True, kw_only=True):
     ``waiting_for`` lists the visible processes that this one waits for.
     """
 
-    phase: str
+    phase: _Name
     """``resolving``, ``waiting`` (for another loader of the entry), ``loading``, ``verifying`` or ``publishing``."""
-    loaded_bytes: int = 0
-    total_bytes: int = 0
-    bytes_per_second: float = 0.0
-    remaining_seconds: float = -1.0
-    tensors_verified: int = 0
-    tensors: int = 0
-    retries: int = 0
-    waiting_for: str = ""
+    loaded_bytes: Size = 0
+    total_bytes: Size = 0
+    bytes_per_second: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 0.0
+    remaining_seconds: Annotated[float, msgspec.Meta(ge=-1, le=1e15)] = -1.0
+    tensors_verified: Size = 0
+    tensors: Size = 0
+    retries: Size = 0
+    waiting_for: _Text = ""
 
 
 class ResolvedSource(WireStruct, frozen=True, kw_only=True):
     """The pinned objects of a source of the plan, in order. ``place`` is from ``source_place``; empty for HTTP."""
 
-    place: str
+    place: Annotated[str, msgspec.Meta(max_length=4096)]
     objects: tuple[ObjectPin, ...]
 
 
@@ -83,29 +91,29 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     kind: ReportKind = ReportKind.FINISHED
     outcome: Outcome | None = None
-    reason: str = ""
-    message: str = ""
-    remedy: str = ""
-    revision: str = ""
-    digest: str = ""
-    entry: str = ""
-    path: str = ""
-    bytes: int = 0
-    downloaded_bytes: int = 0
-    resumed_bytes: int = 0
-    seconds: float = 0.0
-    tensors: int = 0
-    segments: int = 0
-    retries: int = 0
-    verified: str = ""
+    reason: _Word = ""
+    message: _Text = ""
+    remedy: _Text = ""
+    revision: _Name = ""
+    digest: _Name = ""
+    entry: _Name = ""
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    bytes: Size = 0
+    downloaded_bytes: Size = 0
+    resumed_bytes: Size = 0
+    seconds: _Seconds = 0.0
+    tensors: Size = 0
+    segments: Size = 0
+    retries: Size = 0
+    verified: _Word = ""
     notes: tuple[str, ...] = ()
     medium: Medium | None = None
     progress: Progress | None = None
     resolved: tuple[ResolvedSource, ...] | None = None
     entries: tuple[str, ...] | None = None
     identity: Identity | None = None
-    node: str = ""
-    pod: str = ""
+    node: _Name = ""
+    pod: _Name = ""
 
 
 def encode_report(report: Report) -> bytes:

@@ -51,6 +51,11 @@ REVISION: Final = f"{GROUP}/revision"
 ENTRIES: Final = f"{GROUP}/entries"
 """JSON list of the pod's held entries; see ``domain.observed.held_entries``."""
 
+ADMISSION: Final = f"{GROUP}/admission"
+"""Uid of the admission review of the pod."""
+SIGNATURE: Final = f"{GROUP}/signature"
+"""On Jobs, their pods and injected pods: the operator wrote the other annotations; see ``domain.signing``."""
+
 REPORT_CA: Final = f"{GROUP}/report-ca"
 """PEM of the CA of the report endpoint, for the loaders of this pod."""
 

@@ -14,6 +14,10 @@ MAX_MODELS = 1000
 """Maximum number of objects that an entry names."""
 
 
+MAX_RECORDED_ENTRIES = 1000
+"""Maximum number of entries in the record of a node."""
+
+
 class EntryState(enum.StrEnum):
     """State of an entry. Partial: a load was interrupted, and the next one resumes it."""
 
@@ -84,7 +88,7 @@ class NodeCacheStatus(ApiModel):
     )
     entries: tuple[CacheEntry, ...] | None = Field(
         default=None,
-        max_length=1000,
+        max_length=MAX_RECORDED_ENTRIES,
         description="Entries on the node.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "medium"]},
     )
@@ -92,7 +96,7 @@ class NodeCacheStatus(ApiModel):
     conditions: tuple[Condition, ...] | None = Field(
         default=None,
         max_length=8,
-        description="Conditions Ready and CapacityPressure.",
+        description="Conditions Ready and CapacityPressure, and RecordTruncated while entries are left out.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 

@@ -15,6 +15,8 @@ from tonnage.contract.backoff import Backoff
 from tonnage_operator.api import names
 from tonnage_operator.controller import handlers
 from tonnage_operator.controller.event_handlers import EventHandlers
+from tonnage_operator.controller.event_recorder import EventRecorder
+from tonnage_operator.controller.ignored_objects import IgnoredObjects
 from tonnage_operator.controller.memo import SELECTORS, ControllerMemo
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder, set_node_gauges
 from tonnage_operator.controller.modelweights_controller import ModelWeightsController
@@ -24,6 +26,7 @@ from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import WorkQueue
 from tonnage_operator.http_server import add_health_routes, serve
 from tonnage_operator.kube.client import ApiError, KubeClient
+from tonnage_operator.kube.resources import JOBS, PODS
 from tonnage_operator.signals import stop_on_signals
 from tonnage_operator.telemetry import Metrics
 from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
@@ -98,6 +101,8 @@ class ControllerApp:
                 asyncio.create_task(self._run_kopf(memo), name="kopf"),
                 asyncio.create_task(self._resync(memo), name="resync"),
             ]
+            ignored_objects = IgnoredObjects(self.state, EventRecorder(client, self.metrics))
+            tasks.append(asyncio.create_task(ignored_objects.run(), name="events of ignored objects"))
             if self._installation.reports.ca_file:
                 tasks.append(asyncio.create_task(self._watch_ca(), name="CA watcher"))
             try:
@@ -163,6 +168,8 @@ class ControllerApp:
     def _set_gauges(self) -> None:
         for resource in SELECTORS:
             self.metrics.unreadable.labels(resource.plural).set(self.state.store_for(resource).unreadable)
+        self.metrics.unsigned.labels(JOBS.plural).set(sum(not job.signature for job in self.state.jobs))
+        self.metrics.unsigned.labels(PODS.plural).set(sum(pod.forged for pod in self.state.pods))
         set_node_gauges(self.metrics, (cache.status for cache in self.state.node_caches))
 
     async def _start_servers(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:

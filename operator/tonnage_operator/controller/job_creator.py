@@ -9,6 +9,7 @@ create request is sent.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tonnage_operator.controller.state import ControllerState
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
+
+_LOG = logging.getLogger("tonnage.jobs")
 
 _CREATE_TIMEOUT: Final = 5.0
 """Seconds for creating a Job: less than any Job takes from its creation until its outcome is recorded."""
@@ -64,7 +67,7 @@ class JobCreator:
             precondition: The record that requires the Job.
 
         Raises:
-            StaleCache: The record has changed.
+            StaleCache: The record has changed, or a Job of the same name was not ours.
             ApiError: The Job can't be created.
         """
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
@@ -112,7 +115,15 @@ class JobCreator:
         return entry.state is EntryState.EVICTING or (entry.state is EntryState.READY and not entry.ranks)
 
     async def _refresh_job(self, name: str, namespace: str) -> bool:
+        """Returns whether a Job of ours exists. One that isn't ours is deleted, because it takes the name of ours."""
         found = await self._client.get_or_none(JOBS, name, namespace)
-        if found:
-            self._state.jobs.put(found)
-        return found is not None
+        if found is None:
+            return False
+        self._state.jobs.put(found)
+        uid = found["metadata"]["uid"]
+        job = self._state.jobs.get(uid)
+        if job and self._state.is_ours(job):
+            return True
+        _LOG.warning("Deleting Job %s/%s, which has the name of one of ours and is not ours", namespace, name)
+        await self._client.delete(JOBS, name, namespace, uid=uid)
+        raise StaleCache

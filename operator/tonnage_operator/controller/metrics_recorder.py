@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tonnage import contract
-from tonnage.errors import Reason
+from tonnage.errors import Reason, error_classes
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
+from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 
 _MAX_COUNTED: Final = 100_000
 """Keys of counted events that are kept; then all are dropped."""
+
+
+_KNOWN_REASONS: Final = frozenset({*map(str, error_classes()), *map(str, Reason), *map(str, FailureReason)})
+
+
+def _known_reason(reason: str) -> str:
+    """Returns a value for a label. Reports can have any reason, and each value of a label is another series."""
+    return reason if reason in _KNOWN_REASONS else "Other"
+
+
+def _level(report: contract.Report) -> str:
+    return report.verified if report.verified in set(contract.Verify) else "none"
 
 
 class MetricsRecorder:
@@ -55,7 +68,7 @@ class MetricsRecorder:
                 continue
             pod = snapshot.pods.get(job.uid)
             success = job.state is JobState.SUCCEEDED
-            reason = "" if success else job_results.job_failure(job, pod).reason
+            reason = "" if success else _known_reason(job_results.job_failure(job, pod).reason)
             report = job_results.final_report(pod)
             if job.role == names.ROLE_RESOLVE:
                 self._metrics.resolves.labels("success" if success else "failure", reason).inc()
@@ -72,9 +85,9 @@ class MetricsRecorder:
         if report.outcome is contract.Outcome.LOADED:
             self._metrics.load_seconds.labels(medium).observe(report.seconds)
             self._metrics.load_bytes.labels(medium).inc(report.downloaded_bytes)
-            self._metrics.verified.labels(report.verified or "none", "success").inc()
+            self._metrics.verified.labels(_level(report), "success").inc()
         elif reason == Reason.CHECKSUM_MISMATCH:
-            self._metrics.verified.labels(report.verified or "none", "failure").inc()
+            self._metrics.verified.labels(_level(report), "failure").inc()
 
     def record_pod_load(self, pod: Pod, held: HeldEntry, report: contract.Report) -> None:
         """Counts a load that an injected loader finished, according to its report."""
@@ -86,7 +99,8 @@ class MetricsRecorder:
         self._metrics.cache_requests.labels(held.namespace, held.name, result).inc()
         self._metrics.pod_wait_seconds.labels(result).observe(report.seconds)
         if report.outcome is not contract.Outcome.FAILED:
-            saved = max(0, report.bytes - report.downloaded_bytes)
+            # The pod may report anything; the webhook has signed the size of its entry.
+            saved = max(0, min(report.bytes, held.bytes) - report.downloaded_bytes)
             self._metrics.bytes_saved.labels(held.namespace, held.name).inc(saved)
         self._record_load(held.medium.value, report, report.reason)
 

@@ -172,7 +172,7 @@ class ReportEndpoint:
 
     def _accept_from_user_pod(self, pod: Pod, report: contract.Report) -> None:
         model_uid = report.identity.uid if report.identity else ""
-        held_entries = [held for held in pod.held_entries if held.uid == model_uid]
+        held_entries = [held for held in pod.held_entries if held.uid == model_uid and self._state.is_admitted(pod)]
         if not held_entries:
             raise ReportRejected(
                 403, "other_object", "This pod was not admitted with the object that the report is about."
@@ -182,16 +182,16 @@ class ReportEndpoint:
         for held in held_entries:
             entry = held.key.rpartition("/")[2]
             if not held.key or not report.entry or entry == report.entry:
-                self._metrics_recorder.record_pod_load(pod, held, report)
+                if self._state.weights.get(held.uid):  # the series of deleted objects have been removed
+                    self._metrics_recorder.record_pod_load(pod, held, report)
                 self._state.reported_outcomes[pod.uid][entry] = report.outcome
         self._enqueue_weights(model_uid)
         if pod.node:
             self._enqueue_node(pod.node)
 
     def _accept_from_job_pod(self, pod: Pod, report: contract.Report, identity: contract.Identity | None) -> None:
-        job = self._state.jobs.get(pod.job_uid)
-        belongs = job is not None and (job.namespace, job.model_uid) == (pod.namespace, pod.model_uid)
-        if job is None or not belongs or not self._state.is_ours(job):
+        job = self._state.job_of(pod)
+        if job is None or job.model_uid != pod.model_uid:
             raise ReportRejected(403, "unknown_pod", "This pod does not belong to a Job of the operator.")
         if not identity or identity.uid != job.model_uid:
             raise ReportRejected(403, "other_object", "The report is about another object than the Job.")
@@ -216,7 +216,7 @@ class ReportEndpoint:
         self._enqueue_weights(job.model_uid)
 
     def _store_medium(self, pod: Pod, medium: contract.Medium, report: contract.Report) -> None:
-        job = self._state.jobs.get(pod.job_uid) if pod.job_uid else None
+        job = self._state.job_of(pod)
         if job and job.target.startswith(names.CLAIM_PREFIX):
             return  # a claim is not a medium of the node
         if job and job.medium:

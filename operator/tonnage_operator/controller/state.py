@@ -101,6 +101,14 @@ def parse_cache_record(body: dict[str, Any]) -> CacheRecord:
     )
 
 
+def _is_of_job(pod: Pod, job: Job) -> bool:
+    """Returns whether a pod was made from a Job's template: owner references and labels are whatever its author wrote.
+
+    A user who may create pods in the Job's namespace can copy the signature.
+    """
+    return pod.namespace == job.namespace and pod.signature == job.signature
+
+
 class Index:
     """Uids by keys of the object, updated as an event handler of a store."""
 
@@ -127,8 +135,8 @@ class ControllerState:
         self.installation = installation
         self.weights = Store(parse_weights_record)
         self.nodes = Store(parse_node)
-        self.jobs = Store(parse_job)
-        self.pods = Store(parse_pod)
+        self.jobs = Store(lambda body: parse_job(body, self.installation.signing))
+        self.pods = Store(lambda body: parse_pod(body, self.installation.signing))
         self.node_caches = Store(parse_cache_record)
         self.cache_index = CacheIndex()
         """The entries of ``node_caches``."""
@@ -148,11 +156,13 @@ class ControllerState:
         self._pending_pods = Index(
             lambda pod: ("",) if pod.held_entries and not pod.node and not pod.is_terminal else ()
         )
+        self._pods_of_admission = Index(lambda pod: (pod.admission,) if pod.admission else ())
         self._node_by_name: dict[str, Node] = {}
         self._cache_by_name: dict[str, CacheRecord] = {}
         for index in (self._jobs_of_model, self._jobs_of_node):
             self.jobs.add_event_handler(index.update)
-        for index in (self._pods_of_job, self._pods_of_model, self._pods_of_node, self._pending_pods):
+        indexes = (self._pods_of_job, self._pods_of_model, self._pods_of_node, self._pending_pods)
+        for index in (*indexes, self._pods_of_admission):
             self.pods.add_event_handler(index.update)
         self.weights.add_event_handler(self._weights_changed)
         self.nodes.add_event_handler(self._node_changed)
@@ -231,21 +241,38 @@ class ControllerState:
     def _pods(self, uids: Iterable[str]) -> list[Pod]:
         return [pod for uid in uids if (pod := self.pods.get(uid))]
 
-    def _latest_pods(self, jobs: Iterable[Job]) -> dict[str, Pod]:
+    def _pods_of_jobs(self, jobs: Iterable[Job]) -> dict[str, Pod]:
         found = {}
         for job in jobs:
-            # ownerReferences are user input: only pods in the Job's own namespace can belong to it.
-            pods = [pod for pod in self._pods(self._pods_of_job[job.uid]) if pod.namespace == job.namespace]
-            if pods:
-                found[job.uid] = max(pods, key=lambda pod: (pod.created, pod.uid))
+            if pods := [pod for pod in self._pods(self._pods_of_job[job.uid]) if _is_of_job(pod, job)]:
+                # A Job starts one pod, so a later one with its owner reference is not the Job's.
+                found[job.uid] = min(pods, key=lambda pod: (pod.created, pod.uid))
         return found
 
-    def is_ours(self, job: Job) -> bool:
-        """Returns whether a Job counts. Its labels and annotations alone prove nothing: anyone can write them.
+    def job_of(self, pod: Pod) -> Job | None:
+        """Returns the Job that created a pod, if the Job is ours."""
+        job = self.jobs.get(pod.job_uid)
+        return job if job and self.is_ours(job) and self._pods_of_jobs((job,)).get(job.uid) == pod else None
 
-        A resolve or load Job is in the namespace of its object, which owns it. A cleanup Job on a node is in the
-        operator's namespace.
+    def is_admitted(self, pod: Pod) -> bool:
+        """Returns whether the held entries of a pod count.
+
+        Its annotations can be copied to other pods of its namespace: those of one admission count for the first pod.
         """
+        pods = self._pods(self._pods_of_admission[pod.admission])
+        return bool(pods) and min(pods, key=lambda each: (each.created, each.uid)).uid == pod.uid
+
+    def _consumers(self, uids: Iterable[str]) -> list[Pod]:
+        return [pod for pod in self._pods(uids) if self.is_admitted(pod)]
+
+    def is_ours(self, job: Job) -> bool:
+        """Returns whether a Job counts. Its labels and annotations prove nothing: anyone can write them.
+
+        The operator has signed it. A resolve or load Job is in the namespace of its object, which owns it. A cleanup
+        Job on a node is in the operator's namespace.
+        """
+        if not job.signature:
+            return False
         if job.role == names.ROLE_CLEANUP and job.namespace == self.installation.namespace:
             return True
         record = self.weights.get(job.model_uid)
@@ -257,7 +284,7 @@ class ControllerState:
     def snapshot(self, record: WeightsRecord, weights: ModelWeights, now: datetime) -> Snapshot:
         """Returns the input of the decision about one object."""
         jobs = [job for job in self._jobs(self._jobs_of_model[record.uid]) if self.is_ours(job)]
-        pods = self._latest_pods(jobs)
+        pods = self._pods_of_jobs(jobs)
         return Snapshot(
             now=now,
             installation=self.installation,
@@ -266,7 +293,7 @@ class ControllerState:
             cache_index=self.cache_index,
             jobs=[job_results.effective_job(job, pods.get(job.uid), now) for job in jobs],
             pods=pods,
-            consumers=self._pods(self._pods_of_model[record.uid]),
+            consumers=self._consumers(self._pods_of_model[record.uid]),
             shared_entries=self._shared_entries(weights),
             reports=self.reports,
             refusals=self.refusals,
@@ -285,12 +312,12 @@ class ControllerState:
         cache = self.node_cache(node.name)
         status = cache.status if cache else NodeCacheStatus()
         jobs = self.jobs_on(node.name)
-        pods = self._latest_pods(jobs)
-        consumers = self._pods(self._pods_of_node[node.name])
+        pods = self._pods_of_jobs(jobs)
+        consumers = self._consumers(self._pods_of_node[node.name])
         keys: set[EntryKey] = {entry.entry_key for entry in status.entries or ()}
         keys |= {job.entry_key for job in jobs}
         keys |= {held.entry_key for pod in consumers for held in pod.held_entries}
-        pending = self._pods(self._pending_pods[""])
+        pending = self._consumers(self._pending_pods[""])
         return NodeSnapshot(
             now=now,
             installation=self.installation,

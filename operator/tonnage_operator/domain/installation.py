@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from tonnage_operator.api.base import ApiModel, Quantity
 from tonnage_operator.api.modelweights import Medium, ResourceRequirements
 from tonnage_operator.api.placement import Toleration
+from tonnage_operator.domain.signing import SigningKeys
 
 
 class Sharing(enum.StrEnum):
@@ -103,6 +104,12 @@ class Installation(ApiModel):
         default="default", description="ServiceAccount of cleanup Jobs in the operator's namespace."
     )
     cleanup_tolerate_all: bool = True
+    signing_folder: str = Field(
+        default="",
+        description="Folder with the signing key in the file current, and the one before it in previous. A relative "
+        "path starts at the folder of this file.",
+    )
+    signing: SigningKeys = Field(default=SigningKeys(), exclude=True, repr=False, description="The keys in it.")
     retry_base: float = Field(
         default=10.0, gt=0, description="Seconds before the first retry; doubles with each retry."
     )

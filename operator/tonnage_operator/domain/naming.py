@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from tonnage.contract import Layout, entry_name
+from tonnage.contract import ENTRY_NAME_PATTERN, Layout, entry_name
 from tonnage_operator.api import modelweights as api
 from tonnage_operator.domain.installation import Sharing
 
@@ -56,6 +56,16 @@ def cache_entry_name(revision: str, layout: api.Layout) -> str:
 def cache_key(entry: str, *, namespace: str, sharing: Sharing) -> str:
     """Returns the unique key of an entry within a medium; it is also the entry's path below the medium's folder."""
     return entry if sharing is Sharing.CLUSTER else f"{namespace}/{entry}"
+
+
+CACHE_KEY_PATTERN = rf"([a-z0-9]([a-z0-9-]{{0,61}}[a-z0-9])?/)?{ENTRY_NAME_PATTERN.pattern}"
+"""What ``cache_key`` returns: the name of an entry, below its namespace if caches are not shared. Never a path to
+elsewhere."""
+
+
+def is_cache_key(text: str) -> bool:
+    """Returns whether a text can be the key of an entry."""
+    return re.fullmatch(CACHE_KEY_PATTERN, text) is not None
 
 
 def entry_of(cache_key: str) -> str:

@@ -41,6 +41,7 @@ class ConditionReason(enum.StrEnum):
     NODE_NOT_READY = "NodeNotReady"
     ROOM_LEFT = "RoomLeft"
     ALMOST_FULL = "AlmostFull"
+    TOO_MANY_ENTRIES = "TooManyEntries"
 
 
 class FailureReason(enum.StrEnum):
@@ -64,3 +65,4 @@ class EventReason(enum.StrEnum):
     REVISION_CHANGED = "RevisionChanged"
     DELETION_WAITING = "DeletionWaiting"
     CLAIM_NOT_EMPTIED = "ClaimNotEmptied"
+    IGNORED = "Ignored"

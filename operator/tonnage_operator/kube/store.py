@@ -17,6 +17,10 @@ EventHandler = Callable[[T | None, T | None], None]
 """Gets an object before and after a change: None before for a new one, None after for a deleted one."""
 
 
+UnreadableHandler = Callable[[dict[str, Any], str], None]
+"""Gets the metadata of an object that can't be parsed, and why."""
+
+
 class Store(Generic[T]):
     """Parsed objects of one kind by uid, with event handlers.
 
@@ -30,6 +34,11 @@ class Store(Generic[T]):
         self._handlers: list[EventHandler[T]] = []
         self._deleted_versions: dict[str, int] = {}
         self._unreadable: set[str] = set()
+        self._unreadable_handlers: list[UnreadableHandler] = []
+
+    def add_unreadable_handler(self, handler: UnreadableHandler) -> None:
+        """Adds a handler of objects that can't be parsed; it is called once for each."""
+        self._unreadable_handlers.append(handler)
 
     def add_event_handler(self, handler: EventHandler[T]) -> None:
         """Adds a handler of changes. Handlers run in the order in which they were added."""
@@ -53,6 +62,8 @@ class Store(Generic[T]):
         if uid not in self._unreadable:
             name = "/".join(part for part in (metadata.get("namespace"), metadata["name"]) if part)
             _LOG.warning("Ignoring %s %s, which can't be read: %s", body.get("kind") or "object", name, error)
+            for handler in self._unreadable_handlers:
+                handler(metadata, str(error))
         self.remove(uid, resource_version)
         self._unreadable.add(uid)
 

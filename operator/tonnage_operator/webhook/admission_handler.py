@@ -23,6 +23,7 @@ from tonnage_operator.domain.admission.pod_request import (
     requests_weights,
 )
 from tonnage_operator.domain.admission.reinvocation import complete_injection
+from tonnage_operator.domain.observed import held_entries
 from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, parse_model_weights
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
@@ -135,6 +136,7 @@ class AdmissionHandler:
                 wanted = parse_annotations(annotations, namespace=namespace)
                 return _patch_response(pod, complete_injection(pod, wanted.containers)), "unchanged"
             injected = await self._inject(pod, annotations, namespace)
+            self._sign(injected, namespace, request)
         except (AdmissionDenied, InvalidAnnotation) as refusal:
             message = str(refusal)
         except ApiError as error:
@@ -162,6 +164,13 @@ class AdmissionHandler:
             self._namespace_rules.get(namespace),
         )
         return inject.inject(pod, tuple(models), request, self.installation, limits)
+
+    def _sign(self, pod: Body, namespace: str, request: Body) -> None:
+        """Signs the held entries, but not in a dry run: the signature could be used for another pod."""
+        if not request.get("dryRun"):
+            pod["metadata"]["annotations"] |= held_entries.sign_held_entries(
+                pod["metadata"], namespace=namespace, review_uid=request["uid"], keys=self.installation.signing
+            )
 
     async def _look_up_model(self, wanted: RequestedModel, namespace: str, request: PodRequest) -> inject.InjectedModel:
         absent = AdmissionDenied(

@@ -9,10 +9,9 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from operator_support.control_plane import PYTHONPATH
-from operator_support.harness import make_installation
+from operator_support.harness import write_installation
 from operator_support.waiting import eventually
 from support.ports import free_ports
 from tonnage_operator.api import crd
@@ -111,8 +110,7 @@ def _is_healthy(port: int) -> bool:
 
 @pytest.mark.parametrize("command", ["controller", "webhook"])
 def test_sigterm_ends_a_process_that_can_not_reach_the_api_server(tmp_path: Path, command: str) -> None:
-    config, kubeconfig = tmp_path / "installation.yaml", tmp_path / "kubeconfig"
-    config.write_text(yaml.safe_dump(make_installation().model_dump(mode="json", by_alias=True)))
+    config, kubeconfig = write_installation(tmp_path), tmp_path / "kubeconfig"
     kubeconfig.write_text(
         json.dumps(
             {

@@ -24,6 +24,8 @@ def test_the_installation_on_the_page_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(namespace: .*?)```", PAGE, re.DOTALL)
     path = tmp_path / "installation.yaml"
     path.write_text(text)
+    (tmp_path / "signing").mkdir()
+    (tmp_path / "signing" / "current").write_text("k" * 64)
     installation = read_installation(path)
     assert installation.media
     assert yaml.safe_load(text).keys() <= {field.alias for field in Installation.model_fields.values()}

@@ -12,6 +12,7 @@ from operator_support import objects
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.domain import signing
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 from tonnage_operator.domain.observed.node import parse_node
 from tonnage_operator.domain.specs import jobs
@@ -19,12 +20,14 @@ from tonnage_operator.domain.specs import jobs
 
 def _pod(job: dict[str, Any], name: str, *, namespace: str, created: str) -> dict[str, Any]:
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
+    owner["controller"] = True
     labels = {names.ROLE: "resolve", names.MODEL_UID: objects.UID}
     metadata = {
         "name": name,
         "namespace": namespace,
         "uid": f"uid-{name}",
         "creationTimestamp": created,
+        "annotations": dict(job["spec"]["template"]["metadata"]["annotations"]),
         "resourceVersion": "1",
     }
     return {"metadata": {**metadata, "labels": labels, "ownerReferences": [owner]}, "spec": {}, "status": {}}
@@ -40,7 +43,7 @@ def test_a_pod_of_another_namespace_is_not_a_jobs_pod_even_if_it_names_it_as_own
     job["metadata"] |= {"uid": "job", "resourceVersion": "1"}
     cluster.jobs.put(job)
     cluster.pods.put(_pod(job, "own", namespace="serving", created="2026-01-01T00:00:00Z"))
-    cluster.pods.put(_pod(job, "impostor", namespace="elsewhere", created="2026-01-02T00:00:00Z"))
+    cluster.pods.put(_pod(job, "impostor", namespace="elsewhere", created="2025-01-01T00:00:00Z"))
     snapshot = cluster.snapshot(record, record.weights, datetime.now(UTC))
     assert snapshot.pods["job"].name == "own"
 
@@ -59,6 +62,12 @@ def _load_job() -> dict[str, Any]:
     node = parse_node(objects.node("n0"))
     job = jobs.build_load_job(weights, seen, objects.INSTALLATION, node=node, attempt=1)
     job["metadata"] |= {"uid": "job", "resourceVersion": "1"}
+    return job
+
+
+def _signed(job: dict[str, Any]) -> dict[str, Any]:
+    """Signs a Job as the operator would; a tenant has no key."""
+    job["metadata"]["annotations"][names.SIGNATURE] = objects.KEYS.sign(*signing.job_parts(job["metadata"]))
     return job
 
 
@@ -96,7 +105,7 @@ def test_a_forged_job_decides_nothing(namespace: str, owners: list[dict[str, Any
     forged["metadata"]["namespace"] = namespace
     if owners is not None:
         forged["metadata"]["ownerReferences"] = owners
-    state.jobs.put(forged)
+    state.jobs.put(_signed(forged))
     assert _seen_jobs(state) == ([], [])
 
 
@@ -104,7 +113,7 @@ def test_a_job_of_an_object_that_does_not_exist_decides_nothing() -> None:
     state, forged = _state(), _load_job()
     forged["metadata"]["labels"][names.MODEL_UID] = "unknown"
     forged["metadata"]["ownerReferences"][0]["uid"] = "unknown"
-    state.jobs.put(forged)
+    state.jobs.put(_signed(forged))
     assert _seen_jobs(state) == ([], [])
 
 
@@ -114,7 +123,7 @@ def test_a_cleanup_job_counts_in_the_operators_namespace_alone(namespace: str, c
     job["metadata"]["namespace"] = namespace
     job["metadata"]["labels"] = {names.ROLE: names.ROLE_CLEANUP, names.MANAGED_BY: names.MANAGER}
     del job["metadata"]["ownerReferences"]
-    state.jobs.put(job)
+    state.jobs.put(_signed(job))
     assert bool(_seen_jobs(state)[1]) is counts
 
 

@@ -14,7 +14,7 @@ from tonnage_operator.api.modelweights import Medium, Retention
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
-from tonnage_operator.domain.nodecache.eviction import MAX_ENTRIES
+from tonnage_operator.domain.nodecache.eviction import MAX_CLEANUPS, MAX_ENTRIES
 from tonnage_operator.domain.nodecache.reconcile import NodeDecision, decide_node
 from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnapshot
 from tonnage_operator.domain.observed.held_entries import HeldEntry
@@ -53,7 +53,9 @@ def _states(decision: NodeDecision) -> dict[str, EntryState]:
 
 
 def _pod(claim: HeldEntry, *, started: bool = True, **fields: Any) -> Pod:
-    loader = LoaderStatus(claim.container, ready=started, terminated=None, waiting_reason="", waiting_message="")
+    loader = LoaderStatus(
+        claim.container, ready=started, terminated=None, waiting_reason="", waiting_message="", started=started
+    )
     plain: dict[str, Any] = {
         "namespace": "serving",
         "name": "server",
@@ -164,6 +166,33 @@ def test_a_held_entry_that_no_object_authorizes_proves_nothing() -> None:
     invited = _decide(references=[_referrer(cross_namespace=True)], consumers=[stranger])
     assert _states(invited) == {ENTRY: EntryState.READY}
     assert _states(_decide(consumers=[_pod(_held_entry())])) == {ENTRY: EntryState.LOADING}
+
+
+def test_a_pod_adds_no_entry_by_its_annotation_alone() -> None:
+    pod = _pod(_held_entry(), started=False)
+    assert _decide(consumers=[pod]).status == _decide().status
+    assert _states(_decide(references=[_referrer()], consumers=[pod])) == {ENTRY: EntryState.LOADING}
+    held = _decide(_entry(models=()), consumers=[pod])
+    assert (_states(held), held.apply) == ({ENTRY: EntryState.READY}, ())
+
+
+def test_a_recorded_name_that_leads_out_of_the_cache_is_dropped_and_never_evicted() -> None:
+    decision = _decide(_entry("../../etc", models=()), _entry(), references=[_referrer()])
+    assert (_states(decision), decision.apply) == ({ENTRY: EntryState.READY}, ())
+
+
+def test_a_node_runs_a_few_cleanups_at_a_time() -> None:
+    many = [_entry(f"r-{index:012}", models=()) for index in range(150)]
+    first = _decide(*many)
+    assert len(first.apply) == MAX_CLEANUPS
+    assert list(_states(first).values()).count(EntryState.EVICTING) == MAX_CLEANUPS
+    assert first.status
+    entries = first.status.entries or ()
+    running = [parse_job(objects.stored_job(job)) for job in first.apply]
+    assert not _decide(*entries, jobs=running).apply
+    ended = objects.stored_job(first.apply[0])
+    ended["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    assert len(_decide(*entries, jobs=[parse_job(ended), *running[1:]]).apply) == 1
 
 
 def test_ranks_loaded_by_pods_are_merged() -> None:

@@ -156,7 +156,7 @@ def test_a_missing_ca_is_named_after_a_minute_and_the_job_continues_once_it_exis
     simulation = Simulation({"source": {"s3": {"caBundle": {"configMapKeyRef": {"name": "corp-ca", "key": "ca.crt"}}}}})
     simulation.converge()
     (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
-    owner = {"kind": "Job", "uid": job["metadata"]["uid"]}
+    owner = {"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}
     body = {
         "metadata": {"namespace": "serving", "name": "p", "uid": "u", "ownerReferences": [owner]},
         "spec": job["spec"]["template"]["spec"],

@@ -17,6 +17,7 @@ from tonnage.contract import (
     Report,
     ReportKind,
     ResolvedSource,
+    Verify,
     decode_report,
     termination_message,
 )
@@ -24,9 +25,10 @@ from tonnage.contract.report import OMITTED_OBJECTS_NOTE, TERMINATION_MESSAGE_LI
 from tonnage.errors import Reason
 
 texts = st.text(max_size=30) | st.text(min_size=1, max_size=10).map(lambda text: text * 900)
+long_names = st.text(max_size=30) | st.text(min_size=1, max_size=10).map(lambda text: text * 100)
 numbers = st.integers(0, 1 << 62)
-pins = st.builds(ObjectPin, key=texts, size=numbers, etag=texts)
-sources = st.builds(ResolvedSource, place=texts, objects=st.tuples(pins))
+pins = st.builds(ObjectPin, key=long_names, size=numbers, etag=long_names)
+sources = st.builds(ResolvedSource, place=long_names, objects=st.tuples(pins))
 reports = st.builds(
     Report,
     kind=st.sampled_from(ReportKind),
@@ -34,21 +36,21 @@ reports = st.builds(
     reason=st.sampled_from(["", *Reason]),
     message=texts,
     remedy=texts,
-    revision=texts,
-    digest=texts,
-    entry=texts,
-    path=texts,
+    revision=long_names,
+    digest=long_names,
+    entry=long_names,
+    path=long_names,
     bytes=numbers,
-    seconds=st.floats(0, 1e9),
-    verified=texts,
+    seconds=st.floats(0, 1e8),
+    verified=st.sampled_from(["", *Verify]),
     notes=st.lists(texts, max_size=20).map(tuple),
-    medium=st.none() | st.builds(Medium, filesystem=texts, pages=texts, capacity_bytes=numbers),
-    progress=st.none() | st.builds(Progress, phase=texts, waiting_for=texts),
+    medium=st.none() | st.builds(Medium, filesystem=long_names, pages=long_names, capacity_bytes=numbers),
+    progress=st.none() | st.builds(Progress, phase=long_names, waiting_for=texts),
     resolved=st.none() | st.lists(sources, max_size=50).map(tuple),
     entries=st.none() | st.lists(texts, max_size=20).map(tuple),
     identity=st.none() | st.builds(Identity, namespace=texts, name=texts, uid=texts, generation=numbers),
-    node=texts,
-    pod=texts,
+    node=long_names,
+    pod=long_names,
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tonnage import contract
 from tonnage.contract.sizes import human_bytes
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
+
+
+_MAX_BYTES: Final = 2**63 - 1
+"""The API server takes no larger number."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     elsewhere = {place for place, _ in objects} - {contract.source_place(s3.endpoint or "", s3.bucket) if s3 else ""}
     if s3:
         elsewhere |= {pin.key for _, pin in objects if not _contains(s3, pin.key)}
+    total = sum(pin.size for _, pin in objects)
+    if total > _MAX_BYTES:
+        return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The objects have {total} bytes, which is impossible.")
     if not objects or digest != report.digest or elsewhere:
         why = "lists objects outside spec.source" if elsewhere else "has a digest that doesn't match its objects"
         return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is ignored.")
@@ -113,7 +120,7 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     return SeenRevision(
         revision=contract.revision_id(digest),
         digest=digest,
-        total_bytes=sum(pin.size for pin in pins),
+        total_bytes=total,
         object_count=len(pins),
         objects=pins if _fit(pins) else None,
         source_hash=weights.source_hash,

@@ -27,6 +27,10 @@ MAX_ENTRIES = 500
 """Entries of a node above which evictable ones are evicted even without pressure: a NodeCache has a limited size."""
 
 
+MAX_CLEANUPS = 4
+"""Cleanup Jobs of a node that run at the same time."""
+
+
 @dataclass
 class Eviction:
     """The updated entries of a node, and the cleanup Jobs to start."""
@@ -68,7 +72,10 @@ def plan_eviction(
     references = _collect_references(snapshot)
     named = {key: _update_models(references, key, entry) for key, entry in entries.items()}
     victims = _select_victims(snapshot, named, references.needed)
-    kept, apply, waits = {}, [], []
+    kept: dict[EntryKey, CacheEntry] = {}
+    apply: list[Body] = []
+    waits: list[float] = []
+    active = sum(job.role == names.ROLE_CLEANUP and job.state is JobState.ACTIVE for job in snapshot.jobs)
     for key, entry in named.items():
         job = cleanups.get(key)
         stays = entry.retention is Retention.EVICTABLE and key not in victims
@@ -76,6 +83,8 @@ def plan_eviction(
             kept[key] = _keep_entry(references, key, entry, job, stays=stays)
         elif key.medium not in snapshot.installation.media or not snapshot.node.ready:
             kept[key] = _changed(entry, models=())  # it is evicted when the node is ready again
+        elif active + len(apply) >= MAX_CLEANUPS and (job is None or job.state is not JobState.ACTIVE):
+            kept[key] = entry  # it is evicted after the others, whose Jobs enqueue the node when they end
         else:
             kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job)
             apply += manifests

@@ -18,6 +18,7 @@ from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus,
 from tonnage_operator.domain import conditions, naming, units
 from tonnage_operator.domain.conditions import Observation
 from tonnage_operator.domain.nodecache.eviction import plan_eviction
+from tonnage_operator.domain.nodecache.record_limits import MAX_BYTES, cut_entries
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState, latest_attempts
 from tonnage_operator.domain.reasons import ConditionReason
@@ -80,12 +81,12 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
 
 
 def _surviving_entries(snapshot: NodeSnapshot) -> dict[EntryKey, CacheEntry]:
-    """Returns the recorded entries, without those lost in a reboot."""
+    """Returns the recorded entries, without those lost in a reboot, and without names that no entry can have."""
     rebooted = bool(snapshot.status.boot_id) and snapshot.status.boot_id != snapshot.node.boot_id
     return {
         entry.entry_key: entry
         for entry in snapshot.status.entries or ()
-        if not (rebooted and entry.medium is Medium.MEMORY)
+        if not (rebooted and entry.medium is Medium.MEMORY) and naming.is_cache_key(entry.name)
     }
 
 
@@ -134,15 +135,21 @@ def _new_entry(key: EntryKey) -> CacheEntry:
 
 
 def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
-    """Adds the entries that users' pods hold, because their loaders load, too."""
+    """Adds the entries that users' pods hold, because their loaders load, too.
+
+    An annotation alone adds none: an object authorizes it, or the kubelet has started the loader, which may have
+    written.
+    """
     entries = dict(entries)
     for pod in snapshot.consumers:
         for held_entry in pod.held_entries:
             key = held_entry.entry_key
-            if not held_entry.key or (pod.is_terminal and key not in entries):
+            authorized = _is_authorized(snapshot, pod, key)
+            is_new = key not in entries and (pod.is_terminal or not (authorized or _has_started(pod, held_entry)))
+            if not held_entry.key or is_new:
                 continue
             entry = entries.get(key) or _new_entry(key)
-            if _is_authorized(snapshot, pod, key) and _has_loaded(snapshot, pod, held_entry):
+            if authorized and _has_loaded(snapshot, pod, held_entry):
                 entry = _mark_loaded(entry, held_entry)
             elif _may_load(snapshot, pod, held_entry) and entry.state is EntryState.PARTIAL:
                 entry = entry.model_copy(update={"state": EntryState.LOADING})
@@ -152,8 +159,12 @@ def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
     return entries
 
 
+def _has_started(pod: Pod, held_entry: HeldEntry) -> bool:
+    return any(each.name == held_entry.container and each.started for each in pod.loaders)
+
+
 def _is_authorized(snapshot: NodeSnapshot, pod: Pod, key: EntryKey) -> bool:
-    """Returns whether a ``ModelWeights`` authorizes the pod's annotation, which users can edit."""
+    """Returns whether a ``ModelWeights`` authorizes the pod to use the entry, as it did at admission."""
     return any(each.covers(key, pod.namespace) for each in snapshot.references)
 
 
@@ -223,6 +234,7 @@ def _media_statuses(snapshot: NodeSnapshot, entries: Iterable[CacheEntry]) -> tu
         reported = snapshot.reported_media.get(name)
         old = before.get(name) or MediumStatus(name=name)
         used = sum(entry.bytes for entry in entries if entry.medium is name and entry.state is EntryState.READY)
+        used = min(used, MAX_BYTES)
         state = old.model_copy(update={"used_bytes": used})
         if reported:
             state = state.model_copy(
@@ -242,7 +254,7 @@ def _column(count: int) -> str:
 
 
 def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> NodeCacheStatus:
-    listed = tuple(entries[key] for key in sorted(entries, key=lambda key: (key.medium.value, key.cache_key)))
+    listed, omitted = cut_entries(entries.values())
     media = _media_statuses(snapshot, listed)
     by_name = {state.name: state for state in media}
     memory, disk = by_name.get(Medium.MEMORY), by_name.get(Medium.DISK)
@@ -265,6 +277,12 @@ def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> N
     if tight:
         message = f"Less than 5% is free on {', '.join(tight)}: delete unneeded ModelWeights, or enlarge the medium."
         pressure = Observation("CapacityPressure", status=True, reason=ConditionReason.ALMOST_FULL, message=message)
+    observed = [ready, pressure]
+    if omitted:
+        message = f"{omitted} entries don't fit into this record: they are not evicted until others are gone."
+        observed.append(
+            Observation("RecordTruncated", status=True, reason=ConditionReason.TOO_MANY_ENTRIES, message=message)
+        )
     return NodeCacheStatus(
         bootID=snapshot.node.boot_id or None,
         media=media or None,
@@ -277,6 +295,6 @@ def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> N
             loading=sum(entry.state is EntryState.LOADING for entry in listed),
         ),
         conditions=conditions.merge(
-            snapshot.status.conditions or (), (ready, pressure), now=units.format_time(snapshot.now), generation=None
+            snapshot.status.conditions or (), observed, now=units.format_time(snapshot.now), generation=None
         ),
     )

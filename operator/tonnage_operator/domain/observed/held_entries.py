@@ -1,14 +1,20 @@
-"""The annotation that lists a pod's held entries. Written at admission, read by the controller."""
+"""The annotation that lists a pod's held entries. Written and signed at admission, read by the controller."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
 from tonnage.contract import DECODE_ERRORS
+from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryKey
+from tonnage_operator.domain import naming, signing
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
+    from tonnage_operator.domain.signing import SigningKeys
 
 MAX_ANNOTATION_LENGTH: Final = 64 << 10
 """Characters of the annotation that are parsed. The webhook writes about 400 for each model of a pod."""
@@ -16,7 +22,13 @@ MAX_ANNOTATION_LENGTH: Final = 64 << 10
 MAX_HELD_ENTRIES: Final = 16
 """Models of one pod."""
 
-_Text = Annotated[str, msgspec.Meta(max_length=1024)]
+MAX_RANKS_LENGTH: Final = 2048
+"""Characters of the ranks of an entry."""
+
+_Text = Annotated[str, msgspec.Meta(max_length=317)]
+"""Long enough for the longest name, a namespace with an object's name."""
+_Key = Annotated[str, msgspec.Meta(pattern=rf"^({naming.CACHE_KEY_PATTERN})?\Z")]
+_Ranks = Annotated[str, msgspec.Meta(pattern=r"^[0-9,-]*\Z", max_length=MAX_RANKS_LENGTH)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -28,11 +40,11 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: _Text
     uid: _Text
     revision: _Text
-    key: _Text = ""
+    key: _Key = ""
     """Cache key on the node; empty if the entry is in a claim or an emptyDir."""
     medium: Medium = Medium.MEMORY
     bytes: _Size = 0
-    ranks: str = ""
+    ranks: _Ranks = ""
     verify: _Text = ""
     optional: bool = False
     """The pod may start without its weights, so a started pod doesn't prove that they are loaded."""
@@ -53,6 +65,26 @@ _HeldEntries = Annotated[tuple[HeldEntry, ...], msgspec.Meta(max_length=MAX_HELD
 def format_held_entries(held_entries: tuple[HeldEntry, ...]) -> str:
     """Returns the annotation's value."""
     return msgspec.json.encode(held_entries).decode()
+
+
+def sign_held_entries(metadata: Body, *, namespace: str, review_uid: str, keys: SigningKeys) -> dict[str, str]:
+    """Returns the annotations that make the held entries of an admitted pod count.
+
+    Args:
+        metadata: The pod's, with the annotation that lists the entries.
+        namespace: The pod's namespace.
+        review_uid: Uid of the admission review. It makes the signature count for one pod only.
+        keys: The installation's.
+    """
+    annotations = {**metadata["annotations"], names.ADMISSION: review_uid}
+    signature = keys.sign(*signing.pod_parts({**metadata, "annotations": annotations}, namespace))
+    return {names.ADMISSION: review_uid, names.SIGNATURE: signature}
+
+
+def is_signed(metadata: Body, keys: SigningKeys) -> bool:
+    """Returns whether the webhook admitted this pod with the held entries that its annotation lists."""
+    signature = (metadata.get("annotations") or {}).get(names.SIGNATURE, "")
+    return keys.verifies(signature, *signing.pod_parts(metadata, metadata["namespace"]))
 
 
 def parse_held_entries(text: str) -> tuple[HeldEntry, ...]:

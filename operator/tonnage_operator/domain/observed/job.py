@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryKey
+from tonnage_operator.domain import signing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     from tonnage_operator.api.base import Body
+    from tonnage_operator.domain.signing import SigningKeys
 
 _Key = TypeVar("_Key", bound="Hashable")
 
@@ -64,6 +66,8 @@ class Job:
     """The queue of Kueue that it waits for; empty: none is named."""
     retry: str = ""
     """Digest of the object's annotation ``tonnage.dev/retry`` when the Job was created."""
+    signature: str = ""
+    """Empty if it is missing, or not the operator's over this Job."""
 
     @property
     def entry_key(self) -> EntryKey:
@@ -96,14 +100,15 @@ def _parse_medium(text: str) -> str:
     return Medium(text).value if text else ""
 
 
-def parse_job(body: Body) -> Job:
-    """Parses a Job.
+def parse_job(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Job:
+    """Parses a Job, and verifies its signature with the installation's keys.
 
     Raises:
         ValueError: An annotation has a value that the operator does not write.
     """
     metadata, status = body["metadata"], body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    signature = annotations.get(names.SIGNATURE, "")
     state, reason, message, finished = JobState.ACTIVE, "", "", ""
     for condition in status.get("conditions") or ():
         if condition.get("status") != "True":
@@ -120,7 +125,7 @@ def parse_job(body: Body) -> Job:
         uid=metadata["uid"],
         role=labels.get(names.ROLE, ""),
         model_uid=labels.get(names.MODEL_UID, ""),
-        owner_uid=next((each["uid"] for each in metadata.get("ownerReferences") or () if each.get("controller")), ""),
+        owner_uid=signing.controller_uid(metadata),
         model_ref=annotations.get(names.MODEL_REF, ""),
         key=annotations.get(names.CACHE_KEY) or annotations.get(names.SOURCE_HASH, ""),
         medium=_parse_medium(annotations.get(names.MEDIUM, "")),
@@ -139,4 +144,5 @@ def parse_job(body: Body) -> Job:
         suspended=bool((body.get("spec") or {}).get("suspend")),
         queue=labels.get(names.KUEUE_QUEUE, ""),
         retry=annotations.get(names.RETRY, ""),
+        signature=signature if keys.verifies(signature, *signing.job_parts(metadata)) else "",
     )

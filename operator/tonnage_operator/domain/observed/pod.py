@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api import names
-from tonnage_operator.domain.observed.held_entries import parse_held_entries
+from tonnage_operator.domain import signing
+from tonnage_operator.domain.observed.held_entries import is_signed, parse_held_entries
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
     from tonnage_operator.domain.observed.held_entries import HeldEntry
+    from tonnage_operator.domain.signing import SigningKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class LoaderStatus:
     memory_limit: str = ""
     """Memory limit as a quantity; empty: none."""
     restarts: int = 0
+    started: bool = False
+    """The kubelet has started it at least once, so it may have written to its entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,17 @@ class Pod:
     unschedulable_message: str
     """Why the scheduler finds no node; empty if the pod is schedulable."""
     held_entries: tuple[HeldEntry, ...]
+    """Those with which the webhook admitted the pod; empty if its annotation is not signed."""
     loaders: tuple[LoaderStatus, ...]
     deleting: bool
     creating_since: str = ""
     """When the pod was scheduled, while its container is still being created; empty otherwise."""
+    admission: str = ""
+    """Uid of the admission review of an injected pod."""
+    signature: str = ""
+    """The signature of the Job that created the pod, unverified."""
+    forged: bool = False
+    """It lists held entries with which it was not admitted."""
     required_volumes: tuple[str, ...] = ()
     """ConfigMaps and Secrets, with keys, that must exist before its containers can be created."""
 
@@ -82,6 +93,7 @@ def _parse_loader_status(status: Body, container: Body) -> LoaderStatus:
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
         restarts=status.get("restartCount") or 0,
+        started="running" in state or ended is not None,
         memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
     )
 
@@ -116,11 +128,17 @@ def _required_volumes(spec: Body) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_pod(body: Body) -> Pod:
-    """Parses a pod."""
+def parse_pod(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Pod:
+    """Parses a pod, and verifies its held entries with the installation's keys."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    owners = [each["uid"] for each in metadata.get("ownerReferences") or () if each.get("kind") == "Job"]
+    owners = [
+        each["uid"]
+        for each in metadata.get("ownerReferences") or ()
+        if each.get("kind") == "Job" and each.get("controller")
+    ]
+    listed = annotations.get(names.ENTRIES, "")
+    held_entries = parse_held_entries(listed) if listed and is_signed(metadata, keys) else ()
     unplaced = [
         each.get("message", "")
         for each in status.get("conditions") or ()
@@ -141,7 +159,7 @@ def parse_pod(body: Body) -> Pod:
         message=status.get("message", ""),
         created=metadata.get("creationTimestamp") or "",
         unschedulable_message=unplaced[0] if unplaced else "",
-        held_entries=parse_held_entries(annotations.get(names.ENTRIES, "")),
+        held_entries=held_entries,
         loaders=tuple(
             _parse_loader_status(each, containers.get(each["name"]) or {})
             for each in statuses
@@ -150,4 +168,7 @@ def parse_pod(body: Body) -> Pod:
         creating_since=_creating_since(status) if owners else "",
         required_volumes=_required_volumes(spec) if owners else (),
         deleting="deletionTimestamp" in metadata,
+        admission=annotations.get(names.ADMISSION, "") if held_entries else "",
+        signature=annotations.get(names.SIGNATURE, "") if owners else "",
+        forged=bool(listed) and not held_entries,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
-from tonnage_operator.domain import naming, units
+from tonnage_operator.domain import naming, signing, units
 from tonnage_operator.domain.specs import plans
 from tonnage_operator.domain.specs.loader_container import (
     CACHE_ROOT,
@@ -14,6 +14,7 @@ from tonnage_operator.domain.specs.loader_container import (
     ContainerSpec,
     build_loader_container,
     entry_volume,
+    host_path,
     memory_cache_bytes,
     report_annotations,
     security_context,
@@ -84,6 +85,14 @@ def _build_job(
     }
 
 
+def _signed(job: Body, installation: Installation) -> Body:
+    """Signs a Job. Its pod has the same signature, which relates both."""
+    signature = installation.signing.sign(*signing.job_parts(job["metadata"]))
+    for metadata in (job["metadata"], job["spec"]["template"]["metadata"]):
+        metadata["annotations"][names.SIGNATURE] = signature
+    return job
+
+
 def _owner_references(weights: ModelWeights) -> list[Body]:
     return [
         {
@@ -152,7 +161,7 @@ def build_resolve_job(weights: ModelWeights, installation: Installation, *, roun
         pod_annotations=report_annotations(installation),
     )
     job["metadata"]["ownerReferences"] = _owner_references(weights)
-    return job
+    return _signed(job, installation)
 
 
 def _dump(toleration: Toleration) -> Body:
@@ -236,7 +245,7 @@ def build_load_job(
         pod_annotations=report_annotations(installation),
     )
     job["metadata"]["ownerReferences"] = _owner_references(weights)
-    return job
+    return _signed(job, installation)
 
 
 def _cleanup_container(installation: Installation, delivery: Delivery, entries: list[str], mount_path: str) -> Body:
@@ -276,9 +285,12 @@ def build_cleanup_job(
         uid: Uid of the ``NodeCache``. A recreated node with the same name gets Jobs with other names.
         model_ref: The object that last referred to the entry, for information.
         cause: ``Unreferenced`` or ``Pressure``.
+
+    Raises:
+        ValueError: The key is not one of an entry.
     """
     entry = naming.entry_of(key)
-    path = f"{installation.media[medium].host_path}/{key}"
+    path = host_path(installation, medium, key)
     pod: Body = {
         "serviceAccountName": installation.cleanup_service_account,
         "containers": [_cleanup_container(installation, Delivery.HOST_PATH, [entry], f"{CACHE_ROOT}/{entry}")],
@@ -288,7 +300,7 @@ def build_cleanup_job(
     }
     if installation.cleanup_tolerate_all:
         pod["tolerations"] = [{"operator": "Exists"}]
-    return _build_job(
+    job = _build_job(
         installation,
         name=naming.job_name(names.ROLE_CLEANUP, entry, uid, node.name, key, medium.value, node.boot_id, attempt),
         namespace=installation.namespace,
@@ -305,6 +317,7 @@ def build_cleanup_job(
         deadline=_CLEANUP_DEADLINE,
         pod=pod,
     )
+    return _signed(job, installation)
 
 
 def build_pvc_cleanup_job(
@@ -354,4 +367,4 @@ def build_pvc_cleanup_job(
         pod=pod,
     )
     job["metadata"]["ownerReferences"] = _owner_references(weights)
-    return job
+    return _signed(job, installation)

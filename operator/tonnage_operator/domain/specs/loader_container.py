@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
-from tonnage_operator.domain import units
+from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.specs import plans
 
 if TYPE_CHECKING:
@@ -232,8 +232,18 @@ def entry_volume(
         if medium is Medium.MEMORY:
             folder = {"medium": "Memory", "sizeLimit": str(size + size // 20 + (64 << 20))}
         return {"name": name, "emptyDir": folder}
-    path = f"{installation.media[medium].host_path}/{key}"
-    return {"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+    return {"name": name, "hostPath": {"path": host_path(installation, medium, key), "type": "DirectoryOrCreate"}}
+
+
+def host_path(installation: Installation, medium: Medium, key: str) -> str:
+    """Returns the folder of an entry on the nodes.
+
+    Raises:
+        ValueError: The key is not one of an entry, and might lead out of the medium's folder.
+    """
+    if not naming.is_cache_key(key):
+        raise ValueError(f"{key[:100]!r} is not the name of an entry")
+    return f"{installation.media[medium].host_path}/{key}"
 
 
 def support_volumes(weights: ModelWeights, container_spec: ContainerSpec, installation: Installation) -> list[Body]:

@@ -1,0 +1,93 @@
+"""Signatures over what the operator writes into objects that others can change: its Jobs, and pods at admission.
+
+A signature is an HMAC-SHA256 with a key of the installation that controller and webhook share. During a rotation two
+keys are valid: the current one signs, and the previous one still verifies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from tonnage_operator.api.base import Body
+
+MIN_KEY_BYTES: Final = 32
+
+_JOB_LABELS: Final = (names.ROLE, names.MODEL_UID)
+_JOB_ANNOTATIONS: Final = (
+    names.MODEL_REF, names.CACHE_KEY, names.SOURCE_HASH, names.MEDIUM, names.NODE, names.CAUSE, names.BOOT_ID,
+    names.ROUND, names.ATTEMPT, names.BYTES, names.REVISION, names.RETRY,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SigningKeys:
+    """The keys of an installation, the current one first. Without keys nothing can be signed, and nothing verifies."""
+
+    keys: tuple[bytes, ...] = field(default=(), repr=False)
+
+    def sign(self, *parts: str) -> str:
+        """Returns ``<key id>.<hex digits>`` over the parts; empty without keys."""
+        return _signature(self.keys[0], parts) if self.keys else ""
+
+    def verifies(self, signature: str, *parts: str) -> bool:
+        """Returns whether one of the keys made this signature over exactly these parts."""
+        given = signature.encode(errors="replace")
+        return any(hmac.compare_digest(given, _signature(key, parts).encode()) for key in self.keys)
+
+
+NO_KEYS: Final = SigningKeys()
+
+
+def _signature(key: bytes, parts: tuple[str, ...]) -> str:
+    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") have different signatures.
+    digest = hmac.digest(key, json.dumps(parts).encode(), "sha256").hex()
+    return f"{key_id(key)}.{digest}"
+
+
+def key_id(key: bytes) -> str:
+    """Returns the name of a key in its signatures: 8 hex digits, which give nothing of the key away."""
+    return hashlib.sha256(b"tonnage signing key\0" + key).hexdigest()[:8]
+
+
+def job_parts(metadata: Body) -> tuple[str, ...]:
+    """Returns what the signature of a Job covers: its place, its owner, and the annotations that decisions read."""
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    return (
+        "job",
+        metadata["namespace"],
+        metadata["name"],
+        controller_uid(metadata),
+        *(labels.get(name, "") for name in _JOB_LABELS),
+        *(annotations.get(name, "") for name in _JOB_ANNOTATIONS),
+    )
+
+
+def pod_parts(metadata: Body, namespace: str) -> tuple[str, ...]:
+    """Returns what the signature of an admitted pod covers: its held entries, its admission, and where it is.
+
+    A pod of a ReplicaSet has no name at admission, but the prefix of its name.
+
+    Args:
+        metadata: The pod's, at admission or later.
+        namespace: The pod's namespace, which its metadata may lack at admission.
+    """
+    annotations = metadata.get("annotations") or {}
+    return (
+        "pod",
+        namespace,
+        metadata.get("generateName") or metadata.get("name") or "",
+        annotations.get(names.ADMISSION, ""),
+        annotations.get(names.ENTRIES, ""),
+    )
+
+
+def controller_uid(metadata: Body) -> str:
+    """Returns the uid of the object that owns this one as its controller; empty without one."""
+    return next((each["uid"] for each in metadata.get("ownerReferences") or () if each.get("controller")), "")
