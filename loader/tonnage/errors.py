@@ -41,6 +41,8 @@ class Reason(enum.StrEnum):
     RETRIES_EXHAUSTED = "RetriesExhausted"
     LOADER_OOM_KILLED = "LoaderOOMKilled"
     LOADER_EVICTED = "LoaderEvicted"
+    STORE_UNSUPPORTED = "StoreUnsupported"
+    REQUEST_REJECTED = "RequestRejected"
     INVALID_PLAN = "InvalidPlan"
     INTERNAL_ERROR = "InternalError"
 
@@ -51,18 +53,20 @@ class TonnageError(Exception):
     Attributes:
         reason: The stable reason; each direct subclass has its own.
         exit_code: Exit code of the ``tonnage`` command. 137 and 143 are reserved for signals, as in a shell.
-        remedy: One sentence: what to do next.
+        remedy: One sentence: what to do next. An error may have a more specific one than its class.
         message: One or two sentences that name the object, tensor and offset if there are any. Never a secret.
         details: Values for the report of a failed load, by the report's field names.
     """
 
     reason: ClassVar[Reason] = Reason.INTERNAL_ERROR
     exit_code: ClassVar[int] = 70
-    remedy: ClassVar[str] = "This is a bug in Tonnage: report it with the message above."
+    remedy: str = "This is a bug in Tonnage: report it with the message above."
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)
         self.message = message
+        if remedy:
+            self.remedy = remedy
         self.details: dict[str, object] = {}
 
     def __str__(self) -> str:
@@ -74,7 +78,10 @@ class AccessDenied(TonnageError):
 
     reason = Reason.ACCESS_DENIED
     exit_code = 10
-    remedy = "Allow s3:GetObject on the objects and s3:ListBucket on the prefix for this identity, or use --anonymous."
+    remedy = (
+        "Allow s3:GetObject on the objects and s3:ListBucket on the prefix for this identity; use --anonymous for a "
+        "public bucket, --requester-pays (spec.source.s3.requesterPays) for one whose requester pays."
+    )
 
 
 class ObjectNotFound(TonnageError):
@@ -277,6 +284,22 @@ class LoaderEvicted(TonnageError):
     remedy = "Check the node's pressure conditions; the load is retried."
 
 
+class StoreUnsupported(TonnageError):
+    """The server lacks something that a load needs, such as range requests or complete listings."""
+
+    reason = Reason.STORE_UNSUPPORTED
+    exit_code = 36
+    remedy = "Load from a server that implements what the message names, such as the store's S3 endpoint."
+
+
+class RequestRejected(TonnageError):
+    """The store rejected a request for a reason of its own, which the message repeats."""
+
+    reason = Reason.REQUEST_REJECTED
+    exit_code = 37
+    remedy = "Follow the store's message; check the endpoint URL, the region and the addressing style too."
+
+
 class InvalidPlan(TonnageError):
     """The command's arguments or the plan are invalid."""
 
@@ -294,6 +317,6 @@ def error_classes() -> dict[Reason, type[TonnageError]]:
     return {cls.reason: cls for cls in TonnageError.__subclasses__()}
 
 
-def error_for(reason: Reason, message: str) -> TonnageError:
-    """Returns an error of the class of ``reason``."""
-    return error_classes()[reason](message)
+def error_for(reason: Reason, message: str, *, remedy: str = "") -> TonnageError:
+    """Returns an error of the class of ``reason``; an empty ``remedy`` is that of the class."""
+    return error_classes()[reason](message, remedy=remedy)

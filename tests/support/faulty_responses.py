@@ -32,6 +32,35 @@ class StoreSnapshot(NamedTuple):
     objects: Mapping[str, Sequence[StoredObject]]
     buckets: frozenset[str]
     page_size: int
+    listing: ListingDialect
+
+
+@dataclasses.dataclass(frozen=True)
+class ListingDialect:
+    """In which ways a store's listings differ from those of S3.
+
+    Attributes:
+        version: The highest version of ListObjects that the store has; 1 ignores ``list-type`` and tokens.
+        next_marker: Whether pages of version 1 have NextMarker.
+        truncated: The text of IsTruncated on pages before the last; None: there is no such element on any page.
+        ignore_prefix: Lists the whole bucket whatever prefix is asked for.
+        repeat: Lists each key this many times in a row.
+        key_count: Added to KeyCount.
+        group: Lists the keys below a slash as one CommonPrefixes element, as if a delimiter had been asked for.
+        stuck: Lists the first page again and again.
+    """
+
+    version: int = 2
+    next_marker: bool = False
+    truncated: str | None = "true"
+    ignore_prefix: bool = False
+    repeat: int = 1
+    key_count: int = 0
+    group: bool = False
+    stuck: bool = False
+
+
+S3_LISTING = ListingDialect()
 
 
 def build_response(request: Request, fault: Fault, snapshot: StoreSnapshot) -> Response:
@@ -58,7 +87,7 @@ def build_response(request: Request, fault: Fault, snapshot: StoreSnapshot) -> R
 
 
 def _normal_response(request: Request, fault: Fault, snapshot: StoreSnapshot) -> Response:
-    if request.query.get("list-type") == "2":
+    if request.method == "GET" and "/" not in request.key.rstrip("/") and "prefix" in request.query:
         return _list_objects_response(request, snapshot)
     versions = snapshot.objects.get(request.key, [])
     if "versionId" in request.query:
@@ -77,31 +106,46 @@ def _list_objects_response(request: Request, snapshot: StoreSnapshot) -> Respons
     bucket = request.key.rstrip("/")
     if bucket not in snapshot.buckets:
         return _error_response(404, "Not Found", "NoSuchBucket")
-    query = request.query
-    prefix = query.get("prefix", "")
-    after = query.get("continuation-token", "")
+    query, dialect = request.query, snapshot.listing
+    prefix = "" if dialect.ignore_prefix else query.get("prefix", "")
+    by_token = dialect.version == 2 and query.get("list-type") == "2"
+    after = query.get("continuation-token" if by_token else "marker", "")
     found = {
         key.removeprefix(f"{bucket}/"): versions[0]
         for key, versions in snapshot.objects.items()
         if key.startswith(f"{bucket}/{prefix}")
     }
-    names = sorted(name for name in found if name > after)
+    names = sorted(name for name in found if name > after or dialect.stuck)
+    groups = sorted({name[: name.index("/", len(prefix)) + 1] for name in names if "/" in name[len(prefix) :]})
+    names = [name for name in names if not (dialect.group and "/" in name[len(prefix) :])]
     limit = min(int(query.get("max-keys", "1000")), snapshot.page_size)
     page = names[:limit]
     truncated = len(names) > len(page) and bool(page)
-    quote = urllib.parse.quote_plus if query.get("encoding-type") == "url" else str
+    encoded = query.get("encoding-type") == "url"
+    quote = urllib.parse.quote_plus if encoded else str
     rows = "".join(
         f"<Contents><Key>{escape(quote(name))}</Key><Size>{found[name].size}</Size>"
         f"<ETag>{escape(found[name].etag)}</ETag></Contents>"
         for name in page
+        for _ in range(dialect.repeat)
     )
-    encoding = "<EncodingType>url</EncodingType>" if query.get("encoding-type") == "url" else ""
-    token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if truncated else ""
+    fields = {"Name": bucket}
+    if dialect.truncated is not None:
+        fields["IsTruncated"] = dialect.truncated if truncated else "false"
+    if by_token:
+        fields["KeyCount"] = str(len(page) * dialect.repeat + dialect.key_count)
+    if encoded:
+        fields["EncodingType"] = "url"
+    if truncated and by_token:
+        fields["NextContinuationToken"] = page[-1]
+    if truncated and not by_token and dialect.next_marker:
+        fields["NextMarker"] = quote(page[-1])
+    grouped = [f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in groups if dialect.group]
     text = (
         '<?xml version="1.0" encoding="UTF-8"?>'
         '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        f"<Name>{bucket}</Name><IsTruncated>{str(truncated).lower()}</IsTruncated><KeyCount>{len(page)}</KeyCount>"
-        f"{encoding}{token}{rows}</ListBucketResult>"
+        f"{''.join(f'<{name}>{escape(value)}</{name}>' for name, value in fields.items())}"
+        f"{rows}{''.join(grouped)}</ListBucketResult>"
     )
     data = text.encode()
     return Response(200, "OK", {"Content-Type": "application/xml", "Content-Length": str(len(data))}, data)

@@ -32,7 +32,7 @@ from support.faults import (
     expired_token,
     slow_down,
 )
-from support.faulty_responses import Response, StoreSnapshot, blocks, build_response
+from support.faulty_responses import S3_LISTING, ListingDialect, Response, StoreSnapshot, blocks, build_response
 
 if TYPE_CHECKING:
     import ssl
@@ -57,9 +57,22 @@ class _CloseConnection(Exception):
 
 
 class FaultyServer:
-    """The server, running from its creation until ``close``. ``endpoint`` is ``url`` under its S3 name."""
+    """The server, running from its creation until ``close``. ``endpoint`` is ``url`` under its S3 name.
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", page_size: int = 1000) -> None:
+    Requests for hosts below ``domain`` are of virtual-hosted style, and are recorded with the bucket in their path.
+    """
+
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        page_size: int = 1000,
+        listing: ListingDialect = S3_LISTING,
+        domain: str = "",
+    ) -> None:
+        self.listing = listing
+        self.domain = domain
         self.requests: list[Request] = []
         self.objects: dict[str, list[StoredObject]] = {}
         self.buckets: set[str] = set()
@@ -253,6 +266,9 @@ class FaultyServer:
             name, _, value = header.partition(":")
             headers[name.strip().lower()] = value.strip()
         path, _, query = target.partition("?")
+        host = headers.get("host", "").partition(":")[0]
+        if self.domain and host.endswith(f".{self.domain}"):
+            path = f"/{host.removesuffix(f'.{self.domain}')}{path}"
         body = stream.read(min(int(headers.get("content-length", "0")), 1 << 20))
         with self._changed:
             request = Request(len(self.requests), connection, method, path, query, headers, time.monotonic(), body)
@@ -275,7 +291,7 @@ class FaultyServer:
     def _snapshot(self) -> StoreSnapshot:
         with self._changed:
             objects = {key: tuple(versions) for key, versions in self.objects.items()}
-            return StoreSnapshot(objects, frozenset(self.buckets), self.page_size)
+            return StoreSnapshot(objects, frozenset(self.buckets), self.page_size, self.listing)
 
     def _send(self, connection: socket.socket, request: Request, response: Response, fault: Fault) -> None:
         head = [f"HTTP/1.1 {response.status} {response.reason}"]

@@ -210,6 +210,8 @@ def _add_server_options(parser: Parser) -> None:
         parser, group, "--ca-bundle", "FILE", str, "PEM file of trusted CAs (default: AWS_CA_BUNDLE, then the system's)"
     )
     parser.add_option(group, "--anonymous", action="store_true", help="don't sign requests; for public buckets")
+    help_text = "pay for requests and transfer; for buckets whose owner demands it (x-amz-request-payer)"
+    parser.add_option(group, "--requester-pays", action="store_true", help=help_text)
 
 
 def _add_expect_digest_option(parser: Parser, group: argparse._ArgumentGroup) -> None:

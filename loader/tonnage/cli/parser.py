@@ -24,7 +24,7 @@ class UsageError(InvalidPlan):
 
     def __init__(self, message: str, *, command: str) -> None:
         super().__init__(message)
-        self.remedy = f"See `{command} --help`."  # type: ignore[misc]  # more specific than the class's
+        self.remedy = f"See `{command} --help`."
 
 
 class Parser(argparse.ArgumentParser):

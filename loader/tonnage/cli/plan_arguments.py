@@ -42,6 +42,7 @@ _PLAN_OPTIONS = (
     "addressing_style",
     "ca_bundle",
     "anonymous",
+    "requester_pays",
     "workers",
     "connections",
     "part_size",
@@ -145,6 +146,7 @@ def parse_source_arguments(arguments: argparse.Namespace) -> tuple[Source, ...]:
         addressing_style=arguments.addressing_style or AddressingStyle.AUTO,
         ca_bundle=arguments.ca_bundle or "",
         anonymous=arguments.anonymous,
+        requester_pays=arguments.requester_pays,
     )
 
 

@@ -93,7 +93,9 @@ class ObjectPin(WireStruct, frozen=True, kw_only=True):
 class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
     """Objects of a bucket: either all under ``prefix``, or exactly ``keys``.
 
-    An empty ``endpoint`` means AWS. ``ca_bundle`` is a path. ``objects`` pins the revision; None means resolve first.
+    A prefix that doesn't end in a slash is a directory or, if nothing is below it, the key of one object. An empty
+    ``endpoint`` means AWS. ``ca_bundle`` is a path. ``requester_pays``: the requester agrees to pay for requests and
+    transfer. ``objects`` pins the revision; None means resolve first.
     """
 
     bucket: str
@@ -104,6 +106,7 @@ class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"
     addressing_style: AddressingStyle = AddressingStyle.AUTO
     ca_bundle: str = ""
     anonymous: bool = False
+    requester_pays: bool = False
     objects: tuple[ObjectPin, ...] | None = None
 
 

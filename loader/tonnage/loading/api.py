@@ -34,6 +34,7 @@ class PlanOptions(TypedDict, total=False):
         addressing_style: ``auto`` (the default), ``path`` or ``virtual``.
         ca_bundle: Path of a PEM file with trusted CA certificates.
         anonymous: Don't sign requests.
+        requester_pays: Agree to pay for requests and transfer.
         limits: Limits on the use of machine and network.
         expected_digest: Fail if the source has another revision.
     """
@@ -49,6 +50,7 @@ class PlanOptions(TypedDict, total=False):
     addressing_style: AddressingStyle | str
     ca_bundle: str
     anonymous: bool
+    requester_pays: bool
     limits: Limits | None
     expected_digest: str
 
@@ -72,6 +74,7 @@ def make_plan(sources: str | Sequence[str], **options: Unpack[PlanOptions]) -> P
             addressing_style=AddressingStyle(options.get("addressing_style", AddressingStyle.AUTO)),
             ca_bundle=options.get("ca_bundle", ""),
             anonymous=options.get("anonymous", False),
+            requester_pays=options.get("requester_pays", False),
         ),
         layout=Layout(options.get("layout", Layout.SAFETENSORS)),
         computed_buffers=ComputedBuffers(options.get("computed_buffers", ComputedBuffers.SEPARATE)),

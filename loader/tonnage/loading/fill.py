@@ -54,6 +54,7 @@ def fill_entry(
     deadline: float | None,
     on_progress: Callable[[Progress], None],
     canceled: Callable[[], bool],
+    on_retry: Callable[[], None],
     lock_descriptors: Sequence[int],
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
@@ -67,13 +68,14 @@ def fill_entry(
         deadline: ``time.monotonic()`` at which to fail; None for no limit.
         on_progress: Called with the progress.
         canceled: Polled; return True to cancel.
+        on_retry: Called for each retry of a request for an index.
         lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
 
     Raises:
         TonnageError: The load failed. Data transferred so far is on disk and in the journal.
     """
     items = missing_objects(existing_manifest, resolved)
-    objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled)
+    objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled, on_retry=on_retry)
     identity = resume.journal_identity(items)
     journal = Journal.open(entry.journal_path)
     segment_size = plan.limits.segment_size

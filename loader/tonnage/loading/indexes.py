@@ -25,6 +25,7 @@ def read_indexes(
     *,
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
+    on_retry: Callable[[], None] = lambda: None,
 ) -> list[SourceObject]:
     """Fetches and parses the indexes of all ``.tensors`` objects among ``items``.
 
@@ -44,7 +45,8 @@ def read_indexes(
             RangeRequest(items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
             for at, (start, end) in ranges.items()
         ]
-        return dict(zip(ranges, get_ranges(requests, deadline=deadline, canceled=canceled), strict=True))
+        fetched = get_ranges(requests, deadline=deadline, canceled=canceled, on_retry=on_retry)
+        return dict(zip(ranges, fetched, strict=True))
 
     heads = fetch_ranges(dict.fromkeys(wanted, (0, TYPICAL_HEAD_BYTES)))
     preambles = {at: _preamble(items[at], head) for at, head in heads.items()}

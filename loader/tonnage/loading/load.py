@@ -68,7 +68,14 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
         TonnageError: The source can't be resolved, or has another digest than the plan expects.
     """
     started = time.monotonic()
-    resolved = resolve(plan, environment=environment, deadline=_deadline(plan, started), canceled=canceled)
+    retries: list[None] = []
+    resolved = resolve(
+        plan,
+        environment=environment,
+        deadline=_deadline(plan, started),
+        canceled=canceled,
+        on_retry=lambda: retries.append(None),
+    )
     _check_digest(plan, resolved)
     return Report(
         kind=ReportKind.RESOLVED,
@@ -77,6 +84,7 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
         entry=plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers),
         bytes=sum(pin.size for source in resolved.sources for pin in source.objects),
         seconds=round(time.monotonic() - started, 3),
+        retries=len(retries),
         notes=resolved.notes,
         resolved=tuple(ResolvedSource(place=source.place, objects=source.objects) for source in resolved.sources),
         identity=plan.identity,
@@ -127,12 +135,14 @@ class _Load:
         self._resolved: ResolvedRevision | None = None
         self._entry: Entry | None = None
         self._notes: list[str] = []
+        self._retries = 0
 
     def run(self, *, keep_lock: bool) -> LoadResult:
         try:
             return self._run(keep_lock=keep_lock)
         except TonnageError as error:
             error.details.setdefault("seconds", self._elapsed_seconds())
+            error.details.setdefault("retries", self._retries)
             if self._resolved is not None:
                 error.details.setdefault("revision", self._resolved.revision)
                 error.details.setdefault("digest", self._resolved.digest)
@@ -146,7 +156,11 @@ class _Load:
         plan = self._plan
         self._on_progress(Progress(phase="resolving"))
         resolved = self._resolved = resolve(
-            self._pin_as_recorded(plan), environment=self._environment, deadline=self._deadline, canceled=self._canceled
+            self._pin_as_recorded(plan),
+            environment=self._environment,
+            deadline=self._deadline,
+            canceled=self._canceled,
+            on_retry=self._count_retry,
         )
         _check_digest(plan, resolved)
         self._cache.create()
@@ -185,6 +199,10 @@ class _Load:
         if pins is None:
             return plan
         return msgspec.structs.replace(plan, sources=(msgspec.structs.replace(plan.sources[0], objects=pins),))
+
+    def _count_retry(self) -> None:
+        """Counts a retry of a listing, of resolving or of reading an index."""
+        self._retries += 1
 
     def _acquire_use_lock(self, entry: Entry) -> FileLock:
         return entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
@@ -233,6 +251,7 @@ class _Load:
                 deadline=self._deadline,
                 on_progress=self._on_progress,
                 canceled=self._canceled,
+                on_retry=self._count_retry,
                 lock_descriptors=(load_lock.fileno(), use_lock.fileno()),
             )
             return self._build_report(Outcome.LOADED, entry, fill_result.manifest, fill_result)
@@ -324,7 +343,7 @@ class _Load:
             bytes=manifest.bytes,
             downloaded_bytes=fill_result.outcome.downloaded if fill_result else 0,
             resumed_bytes=fill_result.outcome.resumed if fill_result else 0,
-            retries=fill_result.outcome.retries if fill_result else 0,
+            retries=self._retries + (fill_result.outcome.retries if fill_result else 0),
             seconds=self._elapsed_seconds(),
             tensors=sum(source.tensors for source in manifest.sources),
             segments=(

@@ -1,20 +1,26 @@
-"""Endpoint, region and CA bundle, from the source, the environment, mounted files and AWS's config file.
+"""How to reach S3: from the source, variables, mounted files and AWS's config and credentials files.
 
-botocore is imported only if the config file has a setting that is needed: the import takes longer than a cache hit.
+botocore reads AWS's files, and is asked only if they mention a setting of S3: starting it takes longer than a hit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tonnage.contract import AddressingStyle
 from tonnage.errors import InvalidPlan, TLSVerificationFailed
-from tonnage.source.endpoint_urls import DEFAULT_REGION, aws_endpoint, check_endpoint, split_url
+from tonnage.source.endpoint_urls import (
+    DEFAULT_REGION,
+    aws_endpoint,
+    check_region,
+    match_aws_host,
+    normalize_endpoint,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from tonnage.contract import S3Source
 
@@ -40,59 +46,132 @@ _SYSTEM_BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-_AWS_HOST = re.compile(
-    r"(?:.*\.)?s3[.-](?:fips\.|dualstack\.)*(?P<region>[a-z]+-[a-z0-9-]+-\d+)\.amazonaws\.com(?:\.cn)?(?::\d+)?"
-)
+_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_SETTINGS = ("region", "endpoint_url", "ca_bundle", "addressing_style", "dualstack", "fips")
+"""Words of which AWS's files have one if they configure how S3 is reached. The names of settings are in any case."""
+_BLANK = " \t\r\n\ufeff"
+"""White space around a value, and the mark that some editors put before a text."""
+
+
+class AwsSettings(NamedTuple):
+    """What variables and AWS's files configure for S3; empty or False where they configure nothing."""
+
+    region: str = ""
+    endpoint: str = ""
+    ca_bundle: str = ""
+    addressing_style: str = ""
+    dualstack: bool = False
+    fips: bool = False
 
 
 class S3Settings(NamedTuple):
-    """How to reach a bucket. ``aws`` is True for AWS itself, whose host names contain bucket and region."""
+    """How to reach a bucket. ``aws`` is True for AWS itself, whose host names contain bucket and region.
+
+    ``configured_endpoint`` is the endpoint that was configured, empty if it was derived from the region.
+    """
 
     endpoint: str
     region: str
     aws: bool
     ca_bundle: str
-    default_endpoint: bool
-    """Whether the endpoint was derived from the region, so that another region has another endpoint."""
+    configured_endpoint: str
+    addressing_style: AddressingStyle = AddressingStyle.AUTO
     dualstack: bool = False
     fips: bool = False
 
     def with_region(self, region: str) -> S3Settings:
         endpoint = self.endpoint
-        if self.default_endpoint:
+        if self.aws:
             endpoint = aws_endpoint(region, dualstack=self.dualstack, fips=self.fips)
         return self._replace(region=region, endpoint=endpoint)
 
 
-def s3_settings(source: S3Source, environment: Mapping[str, str]) -> S3Settings:
-    """Returns how to reach a source. Its own fields take precedence over mounted files, variables and the config file.
+def s3_settings(
+    source: S3Source, environment: Mapping[str, str], ask: Callable[[], AwsSettings] | None = None
+) -> S3Settings:
+    """Returns how to reach a source. Its own fields take precedence over mounted files, variables and AWS's files.
+
+    Args:
+        source: The source.
+        environment: The variables.
+        ask: Returns what botocore reads from the variables and AWS's files; None: the files are not read.
 
     Raises:
-        InvalidPlan: The endpoint or the region is not valid.
+        InvalidPlan: The endpoint or the region is not valid, or AWS's files can't be used.
+        CredentialsMissing: AWS's files don't have the profile.
         TLSVerificationFailed: The requested CA bundle does not exist.
     """
-    values = {**environment, **mounted_values(environment)}
-    config = _ConfigFile(values)
-    endpoint = source.endpoint
-    if not endpoint and values.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
-        endpoint = values.get("AWS_ENDPOINT_URL_S3") or values.get("AWS_ENDPOINT_URL") or config.endpoint()
-    endpoint = check_endpoint(endpoint) if endpoint else ""
-    parts = split_url(endpoint)
-    aws_host = _AWS_HOST.fullmatch(parts.host.lower()) if parts else None
-    region = source.region or (aws_host["region"] if aws_host else "")
-    region = region or values.get("AWS_REGION") or values.get("AWS_DEFAULT_REGION") or config.region()
+    values = aws_values(environment)
+    found = ask() if ask is not None and files_have_settings(values) else settings_from_variables(values)
+    endpoint = normalize_endpoint(source.endpoint or found.endpoint.strip())
+    host = match_aws_host(endpoint)
+    region = (source.region or (host.region if host else "") or values.get("AWS_REGION", "") or found.region).strip()
     region = region or DEFAULT_REGION
-    dualstack = values.get("AWS_USE_DUALSTACK_ENDPOINT", "").lower() == "true"
-    fips = values.get("AWS_USE_FIPS_ENDPOINT", "").lower() == "true"
+    check_region(region, aws=not endpoint or host is not None)
+    dualstack = host.dualstack if host else found.dualstack
+    fips = host.fips if host else found.fips
+    is_default = not endpoint or (host is not None and not host.region)
+    style = source.addressing_style
+    if style is AddressingStyle.AUTO and found.addressing_style in {"path", "virtual"}:
+        style = AddressingStyle(found.addressing_style)
     return S3Settings(
-        endpoint=endpoint or aws_endpoint(region, dualstack=dualstack, fips=fips),
+        endpoint=aws_endpoint(region, dualstack=dualstack, fips=fips) if is_default else endpoint,
         region=region,
-        aws=not endpoint or aws_host is not None,
-        ca_bundle=find_ca_bundle(source.ca_bundle, values),
-        default_endpoint=not endpoint,
+        aws=not endpoint or host is not None,
+        ca_bundle=find_ca_bundle(source.ca_bundle, values, configured=found.ca_bundle),
+        configured_endpoint=endpoint,
+        addressing_style=style,
         dualstack=dualstack,
         fips=fips,
     )
+
+
+def settings_from_variables(values: Mapping[str, str]) -> AwsSettings:
+    """Returns what variables alone configure, as botocore reads them."""
+    ignored = values.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    endpoint = "" if ignored else values.get("AWS_ENDPOINT_URL_S3") or values.get("AWS_ENDPOINT_URL", "")
+    return AwsSettings(
+        region=values.get("AWS_DEFAULT_REGION", ""),
+        endpoint=endpoint,
+        ca_bundle=values.get("AWS_CA_BUNDLE", ""),
+        dualstack=values.get("AWS_USE_DUALSTACK_ENDPOINT", "").lower() == "true",
+        fips=values.get("AWS_USE_FIPS_ENDPOINT", "").lower() == "true",
+    )
+
+
+def files_have_settings(values: Mapping[str, str]) -> bool:
+    """Whether AWS's files mention a setting of S3. If not, botocore, which is slow to start, need not read them."""
+    return any(word in text for text in map(_read_text, aws_files(values)) for word in _SETTINGS)
+
+
+def aws_files(values: Mapping[str, str]) -> list[Path]:
+    """Returns the paths of AWS's two files. They may not exist."""
+    found = []
+    for variable, default in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")):
+        path = values.get(variable) or f"~/.aws/{default}"
+        home = values.get("HOME", "")
+        if home and path.startswith("~/"):
+            path = f"{home}/{path[2:]}"
+        with contextlib.suppress(RuntimeError):  # the user has no home directory, as in some containers
+            found.append(Path(path).expanduser())
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").lower()
+    except (OSError, ValueError):
+        return ""
+
+
+def aws_values(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables, with the values of mounted files, and AWS's ones without white space around them.
+
+    Raises:
+        InvalidPlan: The mounted directory is missing, or one of its files can't be read.
+    """
+    values = {**environment, **mounted_values(environment)}
+    return {name: value.strip(_BLANK) if name.startswith("AWS_") else value for name, value in values.items()}
 
 
 def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
@@ -116,7 +195,7 @@ def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
     for variable in _MOUNTED_VARIABLES:
         try:
             with (directory / variable).open("rb") as file:
-                value = file.read(_MAX_VALUE_BYTES).decode().strip()
+                value = file.read(_MAX_VALUE_BYTES).decode().strip(_BLANK)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
@@ -126,26 +205,26 @@ def mounted_values(environment: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
-def find_ca_bundle(requested: str, environment: Mapping[str, str]) -> str:
-    """Returns the PEM file with the CA certificates to trust; empty if this machine has none.
+def find_ca_bundle(requested: str, environment: Mapping[str, str], *, configured: str = "") -> str:
+    """Returns the PEM file or directory with the CA certificates to trust; empty if this machine has none.
 
-    ``requested`` takes precedence over ``AWS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE`` and the system's
-    bundle. The path is always passed to libcurl, because the default of its wheel exists on some distributions only.
+    ``requested`` takes precedence over ``AWS_CA_BUNDLE``, ``configured``, which is from AWS's files,
+    ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``, ``SSL_CERT_DIR`` and the system's bundle. The path is
+    always passed to libcurl, because the default of its wheel exists on some distributions only.
 
     Raises:
-        TLSVerificationFailed: The file from ``requested`` or from a variable does not exist.
+        TLSVerificationFailed: The file from ``requested``, from AWS's files or from a variable does not exist.
     """
-    for place, name in (
-        ("the source", requested),
-        *(
-            (variable, environment.get(variable, ""))
-            for variable in ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-        ),
-    ):
-        if name:
-            if not Path(name).is_file():
-                raise TLSVerificationFailed(f"The CA bundle {name}, set by {place}, is not a file.")
-            return name
+    places = [("--ca-bundle (caBundle)", requested), ("AWS_CA_BUNDLE", environment.get("AWS_CA_BUNDLE", ""))]
+    places.append(("ca_bundle in AWS's config file", configured))
+    places += [(name, environment.get(name, "")) for name in _CA_VARIABLES]
+    for place, name in places:
+        if name.strip():
+            path = Path(name.strip()).expanduser()
+            if not path.is_file() and not path.is_dir():
+                remedy = f"Correct or remove {place}: it must name a PEM file, or a directory of hashed certificates."
+                raise TLSVerificationFailed(f"The CA bundle {path}, set by {place}, does not exist.", remedy=remedy)
+            return str(path)
     return next((name for name in _SYSTEM_BUNDLES if Path(name).is_file()), "") or _botocore_bundle()
 
 
@@ -156,54 +235,3 @@ def _botocore_bundle() -> str:
     spec = importlib.util.find_spec("botocore")
     bundle = Path(spec.origin).with_name("cacert.pem") if spec is not None and spec.origin else None
     return str(bundle) if bundle is not None and bundle.is_file() else ""
-
-
-class _ConfigFile:
-    """AWS's config file. Parsed by botocore, which is imported only if the text of the file mentions the setting."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._text: str | None = None
-
-    def endpoint(self) -> str:
-        if "endpoint_url" not in self._read_text():
-            return ""
-        from botocore.configprovider import ConfiguredEndpointProvider
-        from botocore.session import Session
-
-        with _translate_errors():
-            session = Session()
-            scoped = session.get_scoped_config()
-            found = ConfiguredEndpointProvider(
-                full_config=session.full_config, scoped_config=scoped, client_name="s3", environ=dict(self._environment)
-            ).provide()
-        return found or ""
-
-    def region(self) -> str:
-        if "region" not in self._read_text():
-            return ""
-        from botocore.session import Session
-
-        with _translate_errors():
-            found = Session().get_config_variable("region")
-        return found or ""
-
-    def _read_text(self) -> str:
-        if self._text is None:
-            path = Path(self._environment.get("AWS_CONFIG_FILE") or "~/.aws/config")
-            try:
-                self._text = path.expanduser().read_text(errors="replace")
-            except (OSError, RuntimeError):  # RuntimeError: the user has no home directory, as in some containers
-                self._text = ""
-        return self._text
-
-
-@contextlib.contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Raises botocore's errors about the config file as ``InvalidPlan``."""
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        yield
-    except BotoCoreError as error:
-        raise InvalidPlan(f"AWS's config file can't be used: {type(error).__name__}: {error}.") from error

@@ -33,11 +33,13 @@ MAX_ATTEMPTS = 7
 """Attempts for one request, including the first. The delays between them add up to at most half a minute."""
 CONNECT_SECONDS = 3.0
 UNREACHABLE_SECONDS = 6.0
-"""For how long a request to an unreachable server is retried."""
+"""For how long a request is retried if its server is unreachable, or answers what it should not."""
 STALL_SECONDS = 10
 MAX_BACKOFF_SECONDS = 8.0
 HEADERS_LIMIT = 256 * 1024
 SELECT_SECONDS = 0.2
+_SOON_FINAL = {Reason.ENDPOINT_UNREACHABLE, Reason.STORE_UNSUPPORTED, Reason.TLS_VERIFICATION_FAILED}
+"""Reasons that rarely pass, so that they are retried for ``UNREACHABLE_SECONDS`` only."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +81,7 @@ class Client:
     Args:
         deadline: Value of ``time.monotonic()`` by which all requests must have ended; None: no limit.
         canceled: Polled several times a second; True interrupts the requests.
+        on_retry: Called for each retry of a request.
         connections: Maximum number of concurrent requests.
     """
 
@@ -87,8 +90,10 @@ class Client:
         *,
         deadline: float | None = None,
         canceled: Callable[[], bool] | None = None,
+        on_retry: Callable[[], None] = lambda: None,
         connections: int = MAX_CONNECTIONS,
     ) -> None:
+        self._on_retry = on_retry
         self._deadline = deadline
         self._canceled = canceled
         self._connections = connections
@@ -121,6 +126,7 @@ class Client:
             self._handles,
             requests,
             connections=self._connections,
+            on_retry=self._on_retry,
             deadline=self._deadline,
             canceled=self._canceled,
         )
@@ -137,7 +143,11 @@ class RangeRequest(NamedTuple):
 
 
 def get_ranges(
-    ranges: Sequence[RangeRequest], *, deadline: float | None = None, canceled: Callable[[], bool] | None = None
+    ranges: Sequence[RangeRequest],
+    *,
+    deadline: float | None = None,
+    canceled: Callable[[], bool] | None = None,
+    on_retry: Callable[[], None] = lambda: None,
 ) -> list[bytes]:
     """Fetches short ranges concurrently. Each response must be exactly the requested range of the pinned revision.
 
@@ -145,6 +155,7 @@ def get_ranges(
         ranges: The ranges to fetch. All of them are held in memory.
         deadline: Value of ``time.monotonic()`` by which all requests must have ended; None: no limit.
         canceled: Polled several times a second; True interrupts the requests.
+        on_retry: Called for each retry of a request.
 
     Returns:
         The bytes of each range, in the same order.
@@ -165,7 +176,7 @@ def get_ranges(
     ]
     if not requests:
         return [b""] * len(ranges)
-    with Client(deadline=deadline, canceled=canceled) as client:
+    with Client(deadline=deadline, canceled=canceled, on_retry=on_retry) as client:
         responses = iter(client.run(requests))
     return [_body(next(responses)) if each.start < each.end else b"" for each in ranges]
 
@@ -198,11 +209,16 @@ class _PendingRequest:
             self.first_attempt_at = time.monotonic()
         self.attempts += 1
         self.lines, self.size_of_lines, self.body, self.truncated, self.range_failure = [], 0, bytearray(), False, None
-        self.used = request.provider.current() if request.target.sigv4 else None
-        configure_handle(curl, request.target, self.used, connect_seconds=CONNECT_SECONDS, stall_seconds=STALL_SECONDS)
-        if request.head:
-            curl.setopt(pycurl.NOBODY, 1)
-        elif request.start >= 0:
+        self.used = request.provider.current() if request.target.region else None
+        configure_handle(
+            curl,
+            request.target,
+            self.used,
+            method="HEAD" if request.head else "GET",
+            connect_seconds=CONNECT_SECONDS,
+            stall_seconds=STALL_SECONDS,
+        )
+        if request.start >= 0 and not request.head:
             curl.setopt(pycurl.RANGE, f"{request.start}-{request.end - 1}")
         curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
@@ -233,7 +249,9 @@ class _PendingRequest:
         request = self.request
         if not request.exact or status >= 300:
             return None
-        return check_partial(request.target, status=status, headers=headers, start=request.start, end=request.end)
+        failure = check_partial(request.target, status=status, headers=headers, start=request.start, end=request.end)
+        # The first ranges of a load are requested here: a server that ignores them will do so again.
+        return structs.replace(failure, retry=Retry.NEVER) if failure is not None and status == 200 else failure
 
     def _range_ignored(self) -> bool:
         """Whether the server sends the whole object although a range was requested."""
@@ -242,12 +260,14 @@ class _PendingRequest:
     def finish(self, curl: pycurl.Curl, code: int) -> Response:
         """Returns the response of a completed attempt."""
         status, headers = parse_headers(self.lines)
-        label = self.request.target.label
+        label, server = self.request.target.label, self.request.target.server
         failure = self.range_failure
         aborted = self.truncated and code == pycurl.E_WRITE_ERROR
         connected = bool(curl.getinfo(pycurl.PRETRANSFER_TIME))
         if failure is None and code and not aborted:
-            failure = classify(curl_code=code, status=None, headers={}, body=b"", label=label, connected=connected)
+            failure = classify(
+                curl_code=code, status=None, headers={}, body=b"", label=label, server=server, connected=connected
+            )
         if failure is None and not 200 <= status < 300:
             failure = classify(
                 curl_code=None,
@@ -279,11 +299,13 @@ class _Batch:
         requests: Sequence[Request],
         *,
         connections: int,
+        on_retry: Callable[[], None],
         deadline: float | None,
         canceled: Callable[[], bool] | None,
     ) -> None:
         self._multi = multi
         self._spare = spare
+        self._on_retry = on_retry
         self._connections = connections
         self._deadline = deadline
         self._canceled = canceled
@@ -352,6 +374,7 @@ class _Batch:
         self._release(curl)
         failure = response.failure
         if failure is not None and self._schedule_retry(task, failure):
+            self._on_retry()
             return
         if failure is not None and task.attempts > 1:
             message = f"{failure.message.rstrip('.')}; {task.attempts} attempts failed."
@@ -380,7 +403,7 @@ class _Batch:
     def _retry_deadline(self, task: _PendingRequest, failure: RequestFailure) -> float:
         """Value of ``time.monotonic()`` until which a request may be retried."""
         latest = math.inf if self._deadline is None else self._deadline
-        if failure.reason in {Reason.ENDPOINT_UNREACHABLE, Reason.TLS_VERIFICATION_FAILED}:
+        if failure.reason in _SOON_FINAL:
             latest = min(latest, task.first_attempt_at + UNREACHABLE_SECONDS)
         return latest
 

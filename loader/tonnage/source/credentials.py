@@ -1,41 +1,114 @@
 """Loads credentials from mounted files, the environment or botocore's chain, and refreshes them before they expire.
 
-Mounted files and the environment are read here, because importing botocore takes longer than a cache hit may. Order:
+Mounted files and the environment are read here, because starting botocore takes longer than a cache hit may. Order:
 anonymous; the directory in ``TONNAGE_CREDENTIALS_DIR``; ``AWS_ACCESS_KEY_ID`` and the variables that belong to it,
 which take precedence over ``AWS_PROFILE`` in botocore too; then botocore's chain with profiles, assumed roles, SSO, web
-identity (IRSA), container credentials (Pod Identity) and instance metadata.
+identity (IRSA), container credentials (Pod Identity) and instance metadata, in a process that ends by the deadline.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from tonnage.errors import (
-    AccessDenied,
-    CredentialsExpired,
-    CredentialsMissing,
-    EndpointUnreachable,
-    InvalidPlan,
-    TonnageError,
-)
-from tonnage.source.aws_config import CREDENTIALS_DIR, mounted_values
-from tonnage.source.error_classification import redact
-from tonnage.source.request_target import Credentials
+from tonnage.errors import CredentialsMissing, InvalidPlan, TonnageError
+from tonnage.source.aws_config import CREDENTIALS_DIR, AwsSettings, aws_values, mounted_values
+from tonnage.source.credential_errors import answer_error, missing_credentials_error
+from tonnage.source.sigv4 import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from botocore.exceptions import ClientError
+    from tonnage.source.botocore_process import BotocoreProcess
 
 REFRESH_MARGIN = 300.0
 """Credentials are refreshed this many seconds before they expire."""
+BLOCKING_MARGIN = 30.0
+"""Until this many seconds before they expire, the current ones are used while botocore gets new ones."""
+REFRESH_PAUSE = 20.0
+"""Seconds after a failed refresh in which the current credentials are used without another try."""
 
-# Class names, so that the exceptions need not be imported from botocore.
-_EXPIRED_ERRORS = {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError", "LoginRefreshRequired"}
-_UNREACHABLE_ERRORS = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
+_HEADER_TEXT = re.compile(r"[\x21-\x2b\x2d\x2e\x30-\x7e]+")
+"""What an access key consists of: printable ASCII without space, comma and slash, which separate it from the rest."""
+_TOKEN_TEXT = re.compile(r"[\x21-\x7e]+")
+
+
+class Botocore:
+    """Botocore for one run: its process starts when it is first asked, and ends with ``close``.
+
+    Args:
+        environment: The variables that it reads.
+        deadline: Value of ``time.monotonic()`` by which it must have answered; None: no limit but its own.
+        canceled: Polled while it is waited for; True ends the wait.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str] | None = None,
+        *,
+        deadline: float | None = None,
+        canceled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.environment = os.environ if environment is None else environment
+        self._deadline = deadline
+        self._canceled = canceled or (lambda: False)
+        self._process: BotocoreProcess | None = None
+
+    def settings(self) -> AwsSettings:
+        """Returns what variables, mounted files and AWS's files configure for S3.
+
+        Raises:
+            TonnageError: The files can't be used, or botocore did not answer.
+        """
+        answer = self._start().ask("settings")
+        if "error" in answer:
+            self.close()
+            raise answer_error(answer["error"], self.environment)
+        return AwsSettings(**answer)
+
+    def credentials(self, *, wait: bool = True) -> Credentials | None:
+        """Returns the credentials that botocore's chain finds; None if ``wait`` is False and it hasn't answered yet.
+
+        Raises:
+            TonnageError: There are none, or they can't be loaded.
+        """
+        process = self._start()
+        if wait:
+            answer: dict[str, Any] | None = process.ask("credentials")
+        else:
+            process.begin("credentials")
+            answer = process.poll()
+        if answer is None:
+            return None
+        self.close()
+        if "error" in answer:
+            raise answer_error(answer["error"], self.environment)
+        if not answer.get("access_key") or not answer.get("secret_key"):
+            raise missing_credentials_error(self.environment)
+        place = f"botocore ({answer['method']})"
+        return Credentials(
+            access_key=_checked("The access key", answer["access_key"], place, _HEADER_TEXT),
+            secret_key=answer["secret_key"].strip(),
+            session_token=_checked("The session token", answer["session_token"], place, _TOKEN_TEXT),
+            expires_at=answer["expires_at"],
+        )
+
+    def _start(self) -> BotocoreProcess:
+        if self._process is None:
+            from tonnage.source.botocore_process import BotocoreProcess  # subprocess is slow to import
+
+            values = aws_values(self.environment)
+            self._process = BotocoreProcess(values, deadline=self._deadline, canceled=self._canceled)
+        return self._process
+
+    def close(self) -> None:
+        """Ends the process and what it started. The next request starts another."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
 
 class CredentialProvider:
@@ -43,14 +116,22 @@ class CredentialProvider:
 
     Args:
         anonymous: Requests are not signed; there are no credentials.
-        environment: The variables to read; None: those of the process. botocore's chain always reads the latter.
+        environment: The variables to read; None: those of the process.
+        botocore: Reads the same variables; None: one without deadline.
     """
 
-    def __init__(self, *, anonymous: bool = False, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        anonymous: bool = False,
+        environment: Mapping[str, str] | None = None,
+        botocore: Botocore | None = None,
+    ) -> None:
         self._anonymous = anonymous
-        self._environment = environment
+        self._botocore = botocore or Botocore(environment)
+        self._environment = self._botocore.environment
         self._current: Credentials | None = None
-        self._chain: Any = None
+        self._failed_at = -math.inf
 
     def __repr__(self) -> str:
         return f"CredentialProvider(anonymous={self._anonymous})"
@@ -75,11 +156,14 @@ class CredentialProvider:
             return None
         if self._current is None:
             self._current = self._load()
-        elif _seconds_to_expiry(self._current) < REFRESH_MARGIN:
+            return self._current
+        remaining = _seconds_to_expiry(self._current)
+        if remaining < REFRESH_MARGIN and time.monotonic() - self._failed_at > REFRESH_PAUSE:
             try:
-                self._current = self._load()
+                self._current = self._load(wait=remaining < BLOCKING_MARGIN) or self._current
             except TonnageError:
-                if _seconds_to_expiry(self._current) <= 0:
+                self._failed_at = time.monotonic()
+                if remaining <= 0:
                     raise
         return self._current
 
@@ -96,54 +180,52 @@ class CredentialProvider:
         if self._anonymous:
             return None
         if failed is None or self._current is None or self._current == failed:
-            self._chain = None
+            self._botocore.close()
             self._current = self._load()
         return self._current
 
-    def _load(self) -> Credentials:
-        environment = os.environ if self._environment is None else self._environment
+    def _load(self, *, wait: bool = True) -> Credentials | None:
+        """Returns the credentials; None only if ``wait`` is False and botocore hasn't answered yet."""
+        environment = self._environment
         mounted = mounted_values(environment)
         if mounted.get("AWS_ACCESS_KEY_ID"):
             return _from_values(mounted, place=f"the directory {environment[CREDENTIALS_DIR]}")
-        if environment.get("AWS_ACCESS_KEY_ID"):
-            return _from_values(environment, place="the environment")
-        return self._from_chain(environment)
-
-    def _from_chain(self, environment: Mapping[str, str]) -> Credentials:
-        from botocore.exceptions import BotoCoreError, ClientError  # slow; see the module's docstring
-        from botocore.session import Session
-
-        try:
-            if self._chain is None:
-                self._chain = Session().get_credentials()
-            if self._chain is None:
-                raise CredentialsMissing(_missing_credentials_message(environment))
-            frozen = self._chain.get_frozen_credentials()
-        except ClientError as error:
-            raise _service_error(error) from error
-        except BotoCoreError as error:
-            raise _chain_error(error) from error
-        if not frozen.access_key or not frozen.secret_key:
-            raise CredentialsMissing(_missing_credentials_message(environment))
-        expiry = getattr(self._chain, "_expiry_time", None)
-        return Credentials(
-            access_key=frozen.access_key,
-            secret_key=frozen.secret_key,
-            session_token=frozen.token or "",
-            expires_at=None if expiry is None else expiry.timestamp(),
-        )
+        values = aws_values(environment)
+        if values.get("AWS_ACCESS_KEY_ID"):
+            return _from_values(values, place="the environment")
+        return self._botocore.credentials(wait=wait)
 
 
 def _from_values(values: Mapping[str, str], *, place: str) -> Credentials:
-    secret = values.get("AWS_SECRET_ACCESS_KEY", "").strip()
+    secret = values.get("AWS_SECRET_ACCESS_KEY", "")
     if not secret:
-        raise CredentialsMissing(f"Found AWS_ACCESS_KEY_ID in {place}, but no AWS_SECRET_ACCESS_KEY.")
+        raise CredentialsMissing(
+            f"Found AWS_ACCESS_KEY_ID in {place}, but no AWS_SECRET_ACCESS_KEY.",
+            remedy=f"Add AWS_SECRET_ACCESS_KEY to {place}.",
+        )
+    token = values.get("AWS_SECURITY_TOKEN") or values.get("AWS_SESSION_TOKEN", "")
     return Credentials(
-        access_key=values["AWS_ACCESS_KEY_ID"].strip(),
+        access_key=_checked("AWS_ACCESS_KEY_ID", values["AWS_ACCESS_KEY_ID"], place, _HEADER_TEXT),
         secret_key=secret,
-        session_token=(values.get("AWS_SECURITY_TOKEN") or values.get("AWS_SESSION_TOKEN", "")).strip(),
+        session_token=_checked("AWS_SESSION_TOKEN", token, place, _TOKEN_TEXT),
         expires_at=_parse_expiration(values.get("AWS_CREDENTIAL_EXPIRATION", ""), place),
     )
+
+
+def _checked(name: str, value: str, place: str, allowed: re.Pattern[str]) -> str:
+    """Returns a value that becomes part of a header, without white space around it.
+
+    Raises:
+        CredentialsMissing: It has characters that a header can't have. The message doesn't repeat it.
+    """
+    value = value.strip()
+    if value and not allowed.fullmatch(value):
+        at = next(index for index, each in enumerate(value) if not allowed.fullmatch(each))
+        raise CredentialsMissing(
+            f"{name} in {place} can't be sent: its character {at + 1} of {len(value)} is {value[at]!a}.",
+            remedy=f"Write {name} again as the store issued it: one line, without quotes, blanks and line ends.",
+        )
+    return value
 
 
 def _parse_expiration(text: str, place: str) -> float | None:
@@ -161,34 +243,3 @@ def _parse_expiration(text: str, place: str) -> float | None:
 def _seconds_to_expiry(credentials: Credentials) -> float:
     """Seconds until the credentials expire; infinite if they have no expiration."""
     return math.inf if credentials.expires_at is None else credentials.expires_at - time.time()
-
-
-def _missing_credentials_message(environment: Mapping[str, str]) -> str:
-    places = ["AWS_ACCESS_KEY_ID"]
-    if environment.get(CREDENTIALS_DIR):
-        places.insert(0, f"the directory {environment[CREDENTIALS_DIR]}")
-    profile = environment.get("AWS_DEFAULT_PROFILE") or environment.get("AWS_PROFILE") or "default"
-    places += [
-        f"the profile {profile!r} of AWS's config and credentials files",
-        "web identity (AWS_WEB_IDENTITY_TOKEN_FILE)",
-        "container credentials (AWS_CONTAINER_CREDENTIALS_FULL_URI)",
-        "instance metadata",
-    ]
-    return f"No credentials were found in {', '.join(places[:-1])} or {places[-1]}."
-
-
-def _chain_error(error: Exception) -> TonnageError:
-    kind = type(error).__name__
-    text = f"Can't load credentials: {kind}: {redact(str(error)).rstrip('.')}."
-    if kind in _EXPIRED_ERRORS:
-        return CredentialsExpired(text)
-    return EndpointUnreachable(text) if kind in _UNREACHABLE_ERRORS else CredentialsMissing(text)
-
-
-def _service_error(error: ClientError) -> TonnageError:
-    error_fields = error.response.get("Error", {})
-    code = str(error_fields.get("Code", ""))
-    detail = redact(str(error_fields.get("Message", "")))
-    text = f"Can't load credentials: {error.operation_name} failed with {code}: {detail}"
-    expired = code.startswith("ExpiredToken") or code == "InvalidIdentityToken"
-    return (CredentialsExpired if expired else AccessDenied)(text)

@@ -7,10 +7,12 @@ UTF-8, and all bytes but ``A-Z a-z 0-9 - _ . ~`` as ``%XX`` in upper case.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.contract import AddressingStyle
 from tonnage.errors import InvalidPlan
+
+if TYPE_CHECKING:
+    from tonnage.contract import AddressingStyle
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~")
 _URL = re.compile(
@@ -18,8 +20,13 @@ _URL = re.compile(
 )
 _ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _DNS_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-_DNS_BUCKET_WITH_DOTS = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_LEGACY_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
+_REGION_OF_A_STORE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_AWS_HOST = re.compile(
+    r"s3(?P<fips>-fips)?(?:[.-](?P<dualstack>dualstack))?(?:-external-1|[.-](?P<region>[a-z]+-[a-z0-9-]+-\d+))?"
+    r"\.amazonaws\.(?:com(?:\.cn)?|eu)(?::\d+)?"
+)
 _PARTITIONS = (
     ("cn-", "amazonaws.com.cn"),
     ("eusc-", "amazonaws.eu"),
@@ -71,6 +78,21 @@ def split_url(url: str) -> SplitUrl | None:
     return SplitUrl(match["scheme"].lower(), userinfo, host, match["path"], query)
 
 
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def host_header(parts: SplitUrl) -> str:
+    """Returns the value of the Host header: the host, with the port unless it is the scheme's."""
+    host, colon, port = parts.host.rpartition(":")
+    is_default = colon and port == _DEFAULT_PORTS.get(parts.scheme) and not host.endswith(":")
+    return (host if is_default else parts.host).lower()
+
+
+def host_and_port(parts: SplitUrl) -> str:
+    """Returns the host with its port, also if it is the scheme's, as ``localhost:443``."""
+    return parts.host if re.search(r":\d+$", parts.host) else f"{parts.host}:{_DEFAULT_PORTS.get(parts.scheme, '')}"
+
+
 def escape_unprintable(text: str) -> str:
     """Escapes unprintable characters, so that a key can't forge lines of a log."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -99,25 +121,76 @@ def aws_endpoint(region: str, *, dualstack: bool = False, fips: bool = False) ->
     Raises:
         InvalidPlan: The region's name is not valid.
     """
-    if not _REGION.fullmatch(region):
-        raise InvalidPlan(f"{region!r} is not a valid region.")
+    check_region(region, aws=True)
     domain = next((suffix for prefix, suffix in _PARTITIONS if region.startswith(prefix)), "amazonaws.com")
     service = ("s3-fips" if fips else "s3") + (".dualstack" if dualstack else "")
     return f"https://{service}.{region}.{domain}"
 
 
+def check_region(region: str, *, aws: bool) -> None:
+    """Checks a region's name, which becomes part of host names and signatures.
+
+    Raises:
+        InvalidPlan: The name is not valid.
+    """
+    if not (_REGION if aws else _REGION_OF_A_STORE).fullmatch(region):
+        raise InvalidPlan(
+            f"{region[:64]!r} is not a valid region.",
+            remedy="Correct --region, AWS_REGION or the region in AWS's files: a name like us-east-1, without quotes.",
+        )
+
+
+class AwsHost(NamedTuple):
+    """The properties of a host of AWS's S3. ``region`` is empty for the global host, s3.amazonaws.com."""
+
+    region: str
+    dualstack: bool
+    fips: bool
+
+
+def match_aws_host(endpoint: str) -> AwsHost | None:
+    """Returns the properties of the endpoint's host, or None if it isn't one of AWS's S3 in public networks."""
+    parts = split_url(endpoint)
+    match = _AWS_HOST.fullmatch(parts.host.lower()) if parts else None
+    return AwsHost(match["region"] or "", bool(match["dualstack"]), bool(match["fips"])) if match else None
+
+
+def normalize_endpoint(endpoint: str) -> str:
+    """Returns ``check_endpoint`` of a custom endpoint; an empty one stays empty."""
+    return check_endpoint(endpoint) if endpoint else ""
+
+
 def check_endpoint(endpoint: str) -> str:
-    """Returns a custom endpoint without trailing slashes.
+    """Returns a custom endpoint without trailing slashes, its host in ASCII.
 
     Raises:
         InvalidPlan: It is not an http or https URL, or has a user, query or fragment. The message has no secrets.
     """
+    endpoint = endpoint.strip()
     parts = split_url(endpoint)
     if parts is None or parts.scheme not in {"http", "https"}:
         raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} must be an http:// or https:// URL.")
     if parts.userinfo or parts.query or "#" in endpoint:
         raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} must not have a user, query or fragment.")
-    return f"{parts.scheme}://{parts.host}{parts.path.rstrip('/')}"
+    host = ascii_host(parts.host)
+    if not re.fullmatch(r"[A-Za-z0-9._:\[\]%-]+", host) or re.search(r"[\x00-\x20\x7f]", parts.path):
+        raise InvalidPlan(f"The endpoint {redact_url(endpoint)!r} has characters that a URL can't have.")
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+
+
+def ascii_host(host: str) -> str:
+    """Returns a host name as it is sent and signed: names of other characters than ASCII in Punycode.
+
+    Raises:
+        InvalidPlan: The name can't be converted.
+    """
+    if host.isascii():
+        return host
+    name, colon, port = host.partition(":")
+    try:
+        return name.encode("idna").decode() + colon + port
+    except UnicodeError as error:
+        raise InvalidPlan(f"{host!r} is not a valid host name.") from error
 
 
 def check_bucket(bucket: str, *, aws: bool) -> None:
@@ -128,7 +201,9 @@ def check_bucket(bucket: str, *, aws: bool) -> None:
     """
     if aws and bucket.endswith("--x-s3"):
         raise InvalidPlan(f"{bucket} is a directory bucket (S3 Express One Zone), which Tonnage does not support.")
-    valid = _DNS_BUCKET_WITH_DOTS.fullmatch(bucket) if aws else bucket and not re.search(r"[/\x00-\x20?#]", bucket)
+    if bucket.startswith("arn:"):
+        raise InvalidPlan(f"{bucket!r} is an ARN, which Tonnage does not support: use the access point's alias.")
+    valid = _LEGACY_BUCKET.fullmatch(bucket) if aws else bucket and not re.search(r"[/\x00-\x20?#]", bucket)
     if not valid or bucket in {".", ".."}:
         raise InvalidPlan(f"{bucket!r} is not a valid bucket name.")
 
@@ -139,9 +214,7 @@ def bucket_url(endpoint: str, bucket: str, style: AddressingStyle, *, aws: bool)
     ``auto`` is virtual-hosted style for AWS, unless the bucket's name has dots, which AWS's TLS certificate does not
     match, and path style elsewhere.
     """
-    virtual = style is AddressingStyle.VIRTUAL
-    if style is AddressingStyle.AUTO:
-        virtual = aws and _DNS_BUCKET.fullmatch(bucket) is not None
+    virtual = style == "virtual" or (style == "auto" and aws and _DNS_BUCKET.fullmatch(bucket) is not None)
     if not virtual:
         return f"{endpoint}/{quote(bucket)}"
     scheme, _, rest = endpoint.partition("://")

@@ -1,7 +1,7 @@
 """Classifies failed requests: a reason, a message, and whether to retry. Pure; used by workers and small requests.
 
-Messages name the object by its label and are safe to log: they contain no query string, key or signature. The server's
-own message is included only for a denied access, and redacted.
+Messages name the object by its label and are safe to log: they contain no query string, key or signature. The store's
+own code and message are part of each, cleaned.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class RequestFailure(msgspec.Struct, frozen=True, kw_only=True):
     """A failed request. ``reason`` is reported if the request is not retried.
 
     ``retry_after`` is in seconds from now, None if the server sent none. ``region`` is the bucket's region if the
-    request was made in another one, otherwise empty.
+    request was made in another one, otherwise empty. ``remedy`` is empty for that of the reason.
+    ``path_style_refused``: the store takes the bucket in the host name only.
     """
 
     reason: Reason
@@ -44,9 +45,11 @@ class RequestFailure(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry
     retry_after: float | None = None
     region: str = ""
+    remedy: str = ""
+    path_style_refused: bool = False
 
     def to_exception(self) -> TonnageError:
-        return error_for(self.reason, self.message)
+        return error_for(self.reason, self.message, remedy=self.remedy)
 
 
 def classify(
@@ -56,6 +59,7 @@ def classify(
     headers: Mapping[str, str],
     body: bytes,
     label: str,
+    server: str = "",
     connected: bool = True,
     pinned: bool = False,
     now: float | None = None,
@@ -68,12 +72,13 @@ def classify(
         headers: The response headers, names in lower case.
         body: The response body or its beginning; S3's XML error is read from it.
         label: The object's name in the message.
+        server: Host and port of the server, for the message.
         connected: Whether the connection was established; a timeout before that is an unreachable endpoint.
         pinned: Whether a certain revision was requested, so that a missing object is a changed source.
         now: Seconds since the epoch, for clock skew; None: this machine's clock.
     """
     if curl_code:
-        return _classify_curl(curl_code, label, connected=connected)
+        return _classify_curl(curl_code, label, server, connected=connected)
     return _classify_status(status or 0, headers, body, label, pinned=pinned, now=time.time() if now is None else now)
 
 
@@ -128,39 +133,65 @@ _TLS: dict[int, tuple[Retry, str]] = {
 }
 
 
-def _classify_curl(code: int, label: str, *, connected: bool) -> RequestFailure:
+def _classify_curl(code: int, label: str, server: str, *, connected: bool) -> RequestFailure:
     if code in _TLS:
-        retry, text = _TLS[code]
-        return RequestFailure(
-            reason=Reason.TLS_VERIFICATION_FAILED, message=f"{label}: {text} (curl {code}).", retry=retry
-        )
-    default = (Reason.RETRIES_EXHAUSTED, Retry.BACKOFF, "the transfer failed")
-    reason, retry, text = _CURL.get(code, default)
+        reason, (retry, text) = Reason.TLS_VERIFICATION_FAILED, _TLS[code]
+    else:
+        reason, retry, text = _CURL.get(code, (Reason.RETRIES_EXHAUSTED, Retry.BACKOFF, "the transfer failed"))
     if code == 28 and not connected:
         reason, text = Reason.ENDPOINT_UNREACHABLE, "connecting to its server timed out"
-    return RequestFailure(reason=reason, message=f"{label}: {text} (curl {code}).", retry=retry)
+    place = f"{server}, " if server else ""
+    return RequestFailure(reason=reason, message=f"{label}: {text} ({place}curl {code}).", retry=retry)
 
 
 class _Case(NamedTuple):
     reason: Reason
     text: str
     retry: Retry = Retry.NEVER
+    remedy: str = ""
 
 
 _BUSY = _Case(Reason.RETRIES_EXHAUSTED, "the server is busy or unavailable", Retry.BACKOFF)
 _EXPIRED = _Case(Reason.CREDENTIALS_EXPIRED, "the credentials have expired", Retry.REFRESH_CREDENTIALS)
 _URL_EXPIRED = _Case(Reason.CREDENTIALS_EXPIRED, "the presigned URL has expired", Retry.REFRESH_CREDENTIALS)
+_NOT_IMPLEMENTED = _Case(Reason.STORE_UNSUPPORTED, "the server does not implement this request")
+_ENCRYPTION_KEY = _Case(
+    Reason.ACCESS_DENIED,
+    "the key that encrypts it can't be used",
+    remedy="Allow kms:Decrypt on the object's KMS key for this identity, and check that the key is enabled.",
+)
+_CUSTOMER_KEY = _Case(
+    Reason.REQUEST_REJECTED,
+    "it is encrypted with a key that its owner keeps (SSE-C), and no load sends such keys",
+    remedy="Store a copy of the object without SSE-C, for example with SSE-S3 or SSE-KMS.",
+)
+_PATH_STYLE_REFUSED = _Case(
+    Reason.REQUEST_REJECTED,
+    "the store takes the bucket in the host name only",
+    remedy="Pass --addressing-style virtual (spec.source.s3.addressingStyle: Virtual).",
+)
 _BY_CODE = {
     **dict.fromkeys(("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted"), _BUSY),
     **dict.fromkeys(("Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"), _BUSY),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"), _EXPIRED),
-    "InvalidAccessKeyId": _Case(Reason.ACCESS_DENIED, "the access key does not exist in the store"),
+    **dict.fromkeys(("NotImplemented", "MethodNotAllowed"), _NOT_IMPLEMENTED),
+    "InvalidAccessKeyId": _Case(
+        Reason.ACCESS_DENIED,
+        "the access key does not exist in the store",
+        remedy="Check AWS_ACCESS_KEY_ID, and that it is a key of the store at this endpoint.",
+    ),
     "SignatureDoesNotMatch": _Case(
-        Reason.ACCESS_DENIED, "the signature does not match: the secret key is wrong, or a proxy modifies requests"
+        Reason.ACCESS_DENIED,
+        "the signature does not match: the secret key is wrong, or a proxy modifies requests",
+        remedy="Check AWS_SECRET_ACCESS_KEY: it must be the one that was issued with AWS_ACCESS_KEY_ID.",
     ),
     "AccountProblem": _Case(Reason.ACCESS_DENIED, "there is a problem with the account"),
     "AllAccessDisabled": _Case(Reason.ACCESS_DENIED, "all access to it is disabled"),
-    "InvalidObjectState": _Case(Reason.ACCESS_DENIED, "it is archived and must be restored first"),
+    "InvalidObjectState": _Case(
+        Reason.ACCESS_DENIED,
+        "it is archived and must be restored first",
+        remedy="Restore the object from its archive storage class (s3:RestoreObject), then load again.",
+    ),
     "NoSuchBucket": _Case(Reason.BUCKET_NOT_FOUND, "the bucket does not exist at this endpoint"),
 }
 _BY_STATUS = {
@@ -170,48 +201,130 @@ _BY_STATUS = {
         (301, 302, 303, 307, 308),
         _Case(Reason.ENDPOINT_UNREACHABLE, "its server responds with a redirect, which signed requests do not follow"),
     ),
+    **dict.fromkeys((405, 501), _NOT_IMPLEMENTED),
     0: _Case(Reason.RETRIES_EXHAUSTED, "there was no response", Retry.BACKOFF),
-    407: _Case(Reason.ACCESS_DENIED, "the proxy requires authentication"),
+    407: _Case(
+        Reason.ACCESS_DENIED,
+        "the proxy requires authentication",
+        remedy="Put the proxy's user and password into HTTPS_PROXY, or list the store's host in NO_PROXY.",
+    ),
     412: _Case(Reason.SOURCE_CHANGED, "the object changed after it was pinned"),
     416: _Case(Reason.SOURCE_CHANGED, "the object became shorter after it was pinned"),
 }
 _PINNED_REVISION_MISSING = _Case(Reason.SOURCE_CHANGED, "the pinned revision no longer exists")
-_UNEXPECTED_STATUS = _Case(
-    Reason.ENDPOINT_UNREACHABLE, "the server does not understand the request; is this an S3 endpoint?"
+_REJECTED = _Case(Reason.REQUEST_REJECTED, "the store rejected the request")
+_NOT_UNDERSTOOD = _Case(
+    Reason.REQUEST_REJECTED,
+    "the server does not understand the request; is this an S3 endpoint?",
+    remedy="Check the endpoint URL: it must be the store's S3 endpoint, not its console or another API.",
 )
 _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect"}
+_PATH_STYLE_CODES = {
+    "PathStyleRequestNotAllowed",
+    "PathStyleDomainForbidden",
+    "SecondLevelDomainForbidden",
+    "VirtualHostDomainRequired",
+    "InvalidPathAccess",
+}
+_CUSTOMER_KEY_WORDS = re.compile(r"(?i)server.side.encryption|sse-c\b|customer.{0,20}\bkey\b")
+_PATH_STYLE_WORDS = re.compile(
+    r"(?i)path.style.{0,40}(?:not|forbidden|no longer)|virtual.?host(?:ed)?.?style|third level"
+)
+
+
+class ErrorAnswer(NamedTuple):
+    """The code and the message of a server's error, both cleaned and possibly empty."""
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(each for each in self if each)
+
+
+def error_document(body: bytes) -> ErrorAnswer:
+    """Returns the code and message of an error's body: S3's XML, JSON, the title of a web page, or plain text."""
+    code, message = _xml_text(body, "Code"), _xml_text(body, "Message")
+    stripped = body[:BODY_LIMIT].lstrip()
+    if not code and not message and stripped[:1] == b"{":
+        code, message = _json_error(stripped)
+    elif not code and not message and stripped[:1] == b"<":
+        title = re.search(rb"(?i)<title>([^<]{1,300})</title>", stripped)
+        message = title[1].decode("utf-8", "replace") if title else ""
+    elif not code and not message:
+        message = stripped[:300].decode("utf-8", "replace")
+    endpoint = _xml_text(body, "Endpoint")
+    if re.fullmatch(r"[\w.:-]{1,255}", endpoint):
+        message = f"{message.strip().rstrip('.')} (its endpoint: {endpoint})"
+    return ErrorAnswer(code if re.fullmatch(r"[\w.]{1,64}", code) else "", clean(message))
+
+
+def clean(text: str) -> str:
+    """Returns a server's text as one line without possible secrets and control characters, at most 300 characters."""
+    return redact("".join(each if each.isprintable() else " " for each in text)).rstrip(". ")
+
+
+def _json_error(body: bytes) -> tuple[str, str]:
+    from tonnage.contract.plan import DECODE_ERRORS  # workers import little
+
+    try:
+        document = msgspec.json.decode(body)
+    except DECODE_ERRORS:
+        return "", ""
+    values = {str(name).lower(): value for name, value in document.items()} if isinstance(document, dict) else {}
+    if isinstance(values.get("error"), dict):
+        values |= {str(name).lower(): value for name, value in values["error"].items()}
+    texts = {name: value for name, value in values.items() if isinstance(value, str)}
+    code = texts.get("code") or texts.get("error") or ""
+    return code, texts.get("message") or texts.get("error_description") or texts.get("detail") or ""
 
 
 def _classify_status(
     status: int, headers: Mapping[str, str], body: bytes, label: str, *, pinned: bool, now: float
 ) -> RequestFailure:
-    code = _xml_text(body, "Code")
-    code = code if re.fullmatch(r"\w{0,64}", code) else ""
-    region = _wrong_region(status, code, headers, body)
+    answer = error_document(body)
+    region = _wrong_region(status, answer.code, headers, body)
     if region:
         case = _Case(Reason.ACCESS_DENIED, f"its bucket is in the region {region}; set that region")
-    elif code == "RequestTimeTooSkewed":
+    elif answer.code == "RequestTimeTooSkewed":
         case = _Case(Reason.REQUEST_TIME_TOO_SKEWED, _clock_skew_message(headers, body, now))
     else:
-        case = _case(status, code, body)
+        case = _case(status, answer)
     if pinned and case.reason is Reason.OBJECT_NOT_FOUND:
         case = _PINNED_REVISION_MISSING
+    numbered = f"{status} {answer.code}".strip()
     return RequestFailure(
         reason=case.reason,
-        message=f"{label}: {case.text} ({f'{status} {code}'.strip()}).",
+        message=f"{label}: {case.text} ({': '.join(each for each in (numbered, answer.message) if each)}).",
         retry=case.retry,
         retry_after=parse_retry_after(headers.get("retry-after", ""), now) if case.retry is Retry.BACKOFF else None,
         region=region,
+        remedy=case.remedy,
+        path_style_refused=case is _PATH_STYLE_REFUSED,
     )
 
 
-def _case(status: int, code: str, body: bytes) -> _Case:
+def _case(status: int, answer: ErrorAnswer) -> _Case:
+    code, message = answer
+    if code in _PATH_STYLE_CODES or (400 <= status < 500 and _PATH_STYLE_WORDS.search(message)):
+        return _PATH_STYLE_REFUSED
     if code in _BY_CODE:
         return _BY_CODE[code]
+    if code.startswith("KMS.") or "kms:Decrypt" in message:
+        return _ENCRYPTION_KEY
     if status in {401, 403} or code == "AccessDenied":
-        expired = "has expired" in _xml_text(body, "Message")
-        return _URL_EXPIRED if expired else _Case(Reason.ACCESS_DENIED, _access_denied_message(body))
-    return _BY_STATUS.get(status, _UNEXPECTED_STATUS)
+        return _URL_EXPIRED if "has expired" in message else _denied(answer)
+    if status in {400, 409} and _CUSTOMER_KEY_WORDS.search(message):
+        return _CUSTOMER_KEY
+    return _BY_STATUS.get(status, _REJECTED if code else _NOT_UNDERSTOOD)
+
+
+def _denied(answer: ErrorAnswer) -> _Case:
+    if answer.message and answer.message.lower() != "access denied":
+        return _Case(Reason.ACCESS_DENIED, "access is denied")
+    return _Case(
+        Reason.ACCESS_DENIED, "access is denied, or it does not exist and this identity may not list the bucket"
+    )
 
 
 def _wrong_region(status: int, code: str, headers: Mapping[str, str], body: bytes) -> str:
@@ -243,13 +356,6 @@ def parse_http_date(value: str) -> float | None:
         return None
 
 
-def _access_denied_message(body: bytes) -> str:
-    server_message = redact(_xml_text(body, "Message")) if _xml_text(body, "Code") == "AccessDenied" else ""
-    if server_message and server_message.rstrip(".").lower() != "access denied":
-        return f"access is denied; message of the store: {server_message.rstrip('.')}"
-    return "access is denied, or it does not exist and this identity may not list the bucket"
-
-
 def _clock_skew_message(headers: Mapping[str, str], body: bytes, now: float) -> str:
     server_time = parse_http_date(headers.get("date", "")) or _iso_date(_xml_text(body, "ServerTime"))
     if server_time is None:
@@ -270,4 +376,7 @@ def _iso_date(value: str) -> float | None:
 def _xml_text(body: bytes, name: str) -> str:
     """Returns the text of the first XML element of this name; empty if there is none."""
     match = re.search(rb"<" + name.encode() + rb">([^<]*)</", body[:BODY_LIMIT])
-    return match[1].decode("utf-8", "replace").strip() if match else ""
+    text = match[1].decode("utf-8", "replace").strip() if match else ""
+    for entity, character in (("lt", "<"), ("gt", ">"), ("quot", '"'), ("apos", "'"), ("#39", "'"), ("amp", "&")):
+        text = text.replace(f"&{entity};", character)
+    return text

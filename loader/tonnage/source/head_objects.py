@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from tonnage.errors import EndpointUnreachable
+from tonnage.errors import FormatUnsupported, StoreUnsupported
 from tonnage.source.client import Request
 from tonnage.source.error_classification import RequestFailure
-from tonnage.source.responses import strong_etag
+from tonnage.source.responses import RANGES_REMEDY, strong_etag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tonnage.source.request_target import RequestTarget
 
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_INCONCLUSIVE_STATUSES = {301, 307, 400, 403, 404, 405, 501}
+_INCONCLUSIVE_STATUSES = {*range(300, 500), 501} - {408, 412, 416, 425, 429}
 """Statuses that S3 explains in the body, which a response to HEAD lacks. Some servers reject HEAD with them, too."""
 
 
@@ -31,6 +31,8 @@ class ObjectHead(NamedTuple):
     etag: str
     last_modified: str
     version_id: str
+    content_encoding: str = ""
+    content_type: str = ""
 
     @property
     def pin_etag(self) -> str:
@@ -62,6 +64,20 @@ def head_or_raise(result: HeadResult) -> ObjectHead:
     if isinstance(result, ObjectHead):
         return result
     raise result.to_exception()
+
+
+def check_encoding(label: str, head: ObjectHead) -> None:
+    """Rejects an object that is stored compressed, because readers of the cache would get compressed bytes.
+
+    Raises:
+        FormatUnsupported: It has a Content-Encoding.
+    """
+    encodings = {each.strip().lower() for each in head.content_encoding.split(",")} - {"", "identity", "aws-chunked"}
+    if encodings:
+        raise FormatUnsupported(
+            f"{label} is stored with Content-Encoding {', '.join(sorted(encodings))}: a load copies bytes as they are.",
+            remedy="Upload it again without Content-Encoding, or leave it out with --exclude (spec.files.exclude).",
+        )
 
 
 def head_objects(
@@ -122,8 +138,10 @@ def _as_head_response(response: Response, target: RequestTarget) -> Response:
     if response.status == 416 and total and total[1] == "0":
         return structs.replace(response, headers={**response.headers, "content-length": "0"}, failure=None)
     if response.failure is None and response.headers.get("content-length") != "0":
-        raise EndpointUnreachable(
-            f"{target.label}: the server responded with {response.status} to a request for one byte: it ignores ranges."
+        raise StoreUnsupported(
+            f"{target.label}: the server responded with {response.status} to a request for one byte: it ignores "
+            "ranges.",
+            remedy=RANGES_REMEDY,
         )
     return response
 
@@ -133,13 +151,22 @@ def _parse_head(response: Response, target: RequestTarget) -> HeadResult:
         return response.failure
     headers = response.headers
     if headers.get("accept-ranges", "").strip().lower() == "none":
-        raise EndpointUnreachable(f"{target.label}: the server does not support ranges (Accept-Ranges: none).")
+        raise StoreUnsupported(
+            f"{target.label}: the server does not support ranges (Accept-Ranges: none).", remedy=RANGES_REMEDY
+        )
     length = headers.get("content-length", "")
     if _LENGTH.fullmatch(length) is None:
-        raise EndpointUnreachable(f"{target.label}: the response has no valid Content-Length.")
+        raise StoreUnsupported(f"{target.label}: the response has no valid Content-Length.")
     version = headers.get("x-amz-version-id", "")
     etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
-    return ObjectHead(int(length), etag, modified, "" if version == "null" else version)
+    return ObjectHead(
+        size=int(length),
+        etag=etag,
+        last_modified=modified,
+        version_id="" if version == "null" else version,
+        content_encoding=headers.get("content-encoding", ""),
+        content_type=headers.get("content-type", ""),
+    )
 
 
 def _relabel(failure: RequestFailure, first: RequestTarget, other: RequestTarget) -> RequestFailure:

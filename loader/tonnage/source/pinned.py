@@ -9,17 +9,18 @@ if TYPE_CHECKING:
 
     from tonnage.contract import ObjectPin
     from tonnage.source.client import Client
-    from tonnage.source.credentials import CredentialProvider
+    from tonnage.source.credentials import Botocore, CredentialProvider
     from tonnage.source.request_target import RequestTarget
     from tonnage.source.selection import SelectedObject
 
 
 class RequestContext(NamedTuple):
-    """Client, credentials and environment variables for the requests to a source."""
+    """Client, credentials, environment variables and what reads AWS's files, for the requests to a source."""
 
     client: Client
     provider: CredentialProvider
     environment: Mapping[str, str]
+    botocore: Botocore
 
 
 class PinnedObject(NamedTuple):

@@ -6,12 +6,17 @@ Worker processes import this module, so its imports are few: pycurl and msgspec.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import msgspec
 import pycurl
 
 from tonnage._version import __version__
+from tonnage.source.endpoint_urls import host_and_port, split_url
+from tonnage.source.sigv4 import Credentials, signed_headers
+
+__all__ = ["Credentials", "RequestTarget", "configure_handle"]
 
 USER_AGENT = f"tonnage/{__version__}"
 CONNECT_SECONDS = 10
@@ -26,28 +31,14 @@ SUPPRESS_CONNECT_HEADERS = 265
 """CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl does not define: a proxy's headers are not the object's."""
 
 
-class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """AWS credentials. ``expires_at`` is in seconds since the epoch; None if unknown."""
-
-    access_key: str
-    secret_key: str
-    session_token: str = ""
-    expires_at: float | None = None
-
-    def __repr__(self) -> str:
-        return f"Credentials(expires_at={self.expires_at})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("expires_at", self.expires_at)]
-
-
 class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
     """One object of a pinned revision and how to request it. ``url`` may be a secret; ``label`` never is.
 
     Attributes:
         url: The percent-encoded URL, with ``versionId`` if the object is pinned by version.
-        sigv4: libcurl's signing scope, ``aws:amz:REGION:s3``; empty: requests are not signed.
-        ca_bundle: A PEM file of trusted CA certificates; empty: libcurl's default.
+        region: The region to sign for; empty: requests are not signed.
+        requester_pays: Whether the requester agrees to pay for requests and transfer.
+        ca_bundle: A PEM file of trusted CA certificates or a directory of them; empty: libcurl's default.
         size: The object's size in bytes.
         etag: The strong ETag that a response must have if it has one, without quotes; empty: not checked.
         version_id: The version that a response must have if it has one; empty: not checked.
@@ -56,13 +47,20 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     url: str
-    sigv4: str = ""
+    region: str = ""
+    requester_pays: bool = False
     ca_bundle: str = ""
     size: int = 0
     etag: str = ""
     version_id: str = ""
     precondition_header: str = ""
     label: str = ""
+
+    @property
+    def server(self) -> str:
+        """Host and port of the server, for messages."""
+        parts = split_url(self.url)
+        return "" if parts is None else host_and_port(parts)
 
     def __repr__(self) -> str:
         return f"RequestTarget({self.label!r}, size={self.size})"
@@ -76,10 +74,11 @@ def configure_handle(
     target: RequestTarget,
     credentials: Credentials | None,
     *,
+    method: str = "GET",
     connect_seconds: float = CONNECT_SECONDS,
     stall_seconds: int = STALL_SECONDS,
 ) -> None:
-    """Configures ``curl`` for a GET of the whole object.
+    """Configures ``curl`` for a GET or HEAD of the whole object.
 
     The handle is reset first, so set RANGE and callbacks afterwards; its connections stay open. A header callback may
     get several blocks of headers, each with an ``HTTP/`` line; only the last block is the response's. Signed requests
@@ -89,25 +88,28 @@ def configure_handle(
         curl: An easy handle that is not in a multi handle.
         target: The object. Its pin is sent as a precondition.
         credentials: The credentials to sign with; None leaves the request unsigned.
+        method: ``GET`` or ``HEAD``.
         connect_seconds: Timeout for connecting, including TLS.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second.
     """
     curl.reset()
     # Bytes, because pycurl accepts only ASCII strings, and an ETag may have other characters.
     curl.setopt(pycurl.URL, target.url.encode())
-    headers = [target.precondition_header] if target.precondition_header else []
-    if target.sigv4 and credentials is not None:
-        curl.setopt(pycurl.AWS_SIGV4, target.sigv4)
-        curl.setopt(pycurl.USERNAME, credentials.access_key.encode())
-        curl.setopt(pycurl.PASSWORD, credentials.secret_key.encode())
-        if credentials.session_token:
-            headers.append(f"x-amz-security-token: {credentials.session_token}")
+    curl.setopt(pycurl.PATH_AS_IS, 1)  # the path is signed, or was when the URL was presigned
+    if method == "HEAD":
+        curl.setopt(pycurl.NOBODY, 1)
+    headers = ["Accept-Encoding: identity"]
+    if target.precondition_header:
+        headers.append(target.precondition_header)
+    amz_headers = {"x-amz-request-payer": "requester"} if target.requester_pays else {}
+    if target.region and credentials is not None:
+        amz_headers = signed_headers(
+            method, target.url, region=target.region, credentials=credentials, headers=amz_headers, now=time.time()
+        )
     else:
-        # libcurl does not allow this option when it signs. A presigned path must not be changed.
-        curl.setopt(pycurl.PATH_AS_IS, 1)
         curl.setopt(pycurl.FOLLOWLOCATION, 1)
         curl.setopt(pycurl.MAXREDIRS, MAX_REDIRECTS)
-        headers.append("Accept-Encoding: identity")
+    headers += [f"{name}: {value}" for name, value in amz_headers.items()]
     secure_only = target.url[:6].lower() == "https:"
     curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     curl.setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTPS | (0 if secure_only else pycurl.PROTO_HTTP))
@@ -123,4 +125,5 @@ def configure_handle(
     curl.setopt(pycurl.BUFFERSIZE, RECEIVE_BUFFER)
     curl.setopt(pycurl.TCP_KEEPALIVE, 1)
     if target.ca_bundle:
-        curl.setopt(pycurl.CAINFO, os.fsencode(target.ca_bundle))
+        is_directory = os.path.isdir(target.ca_bundle)  # noqa: PTH112  # once per request, and a string is enough
+        curl.setopt(pycurl.CAPATH if is_directory else pycurl.CAINFO, os.fsencode(target.ca_bundle))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.contract import ResolvedSource, S3Source, revision_digest, revision_id
 from tonnage.errors import InvalidPlan, NoTensorFiles
 from tonnage.source.client import Client
-from tonnage.source.credentials import CredentialProvider
+from tonnage.source.credentials import Botocore, CredentialProvider
 from tonnage.source.http_source import pin_http
 from tonnage.source.pinned import RequestContext
 from tonnage.source.s3_source import pin_s3
@@ -73,15 +74,16 @@ def resolve(
     environment: Mapping[str, str],
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
+    on_retry: Callable[[], None] = lambda: None,
 ) -> ResolvedRevision:
     """Lists and pins the objects of a plan, or checks the pins that the plan already has.
 
     Args:
         plan: Sources and the selection of files.
-        environment: AWS's variables and Tonnage's. botocore's chain and libcurl's proxy settings use the process's
-            environment instead.
+        environment: AWS's variables and Tonnage's. libcurl's proxy settings are those of the process's environment.
         deadline: Value of ``time.monotonic()`` by which resolving must have ended; None: no limit.
         canceled: Polled several times a second; True interrupts the requests.
+        on_retry: Called for each retry of a request.
 
     Raises:
         TonnageError: A source can't be read, or the sources have no model.
@@ -90,10 +92,14 @@ def resolve(
         raise InvalidPlan("The plan has no source.")
     providers: list[CredentialProvider] = []
     pinned: list[PinnedSource] = []
-    with Client(deadline=deadline, canceled=canceled) as client:
+    botocore = Botocore(environment, deadline=deadline, canceled=canceled)
+    with (
+        contextlib.closing(botocore),
+        Client(deadline=deadline, canceled=canceled, on_retry=on_retry) as client,
+    ):
         for source in plan.sources:
-            provider = _shared_provider(providers, source, environment)
-            context = RequestContext(client, provider, environment)
+            provider = _shared_provider(providers, source, botocore)
+            context = RequestContext(client, provider, environment, botocore)
             only_source = len(plan.sources) == 1
             if isinstance(source, S3Source):
                 pinned.append(pin_s3(source, plan.files, context, need_tensors=only_source))
@@ -127,9 +133,7 @@ def resolve(
     )
 
 
-def _shared_provider(
-    providers: list[CredentialProvider], source: Source, environment: Mapping[str, str]
-) -> CredentialProvider:
+def _shared_provider(providers: list[CredentialProvider], source: Source, botocore: Botocore) -> CredentialProvider:
     """Returns one provider for all signed sources and one for all anonymous ones, so that credentials load only once.
 
     HTTP sources are anonymous: their URLs are public or presigned.
@@ -138,4 +142,4 @@ def _shared_provider(
     for provider in providers:
         if provider.anonymous == anonymous:
             return provider
-    return CredentialProvider(anonymous=anonymous, environment=environment)
+    return CredentialProvider(anonymous=anonymous, botocore=botocore)

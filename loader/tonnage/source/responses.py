@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
+RANGES_REMEDY = "Load from a server that answers range requests with 206, and let no proxy on the way remove ranges."
+
+
 def parse_headers(lines: list[bytes]) -> tuple[int, dict[str, str]]:
     """Returns status and headers (names in lower case) of the last block of raw header lines from curl.
 
@@ -69,8 +72,14 @@ def check_partial(
         problem = f"sent a Content-Length of {headers['content-length']} to a request for {requested}"
     if not problem:
         return None
-    message = f"{target.label}: the server {problem}; it does not implement range requests correctly."
-    return RequestFailure(reason=Reason.ENDPOINT_UNREACHABLE, message=message, retry=Retry.BACKOFF)
+    ignored = status == 200
+    missing = "it ignores ranges" if ignored else "it does not implement range requests correctly"
+    return RequestFailure(
+        reason=Reason.STORE_UNSUPPORTED,
+        message=f"{target.label}: the server {problem}; {missing}.",
+        retry=Retry.BACKOFF,
+        remedy=RANGES_REMEDY,
+    )
 
 
 def _describe_change(target: RequestTarget, headers: Mapping[str, str], total: str) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.contract import ObjectPin, source_place
+from msgspec import structs
+
+from tonnage.contract import AddressingStyle, ObjectPin, source_place
 from tonnage.errors import (
+    AccessDenied,
     BucketNotFound,
     InvalidPlan,
     NameCollision,
@@ -18,8 +21,8 @@ from tonnage.source.aws_config import s3_settings
 from tonnage.source.client import Request
 from tonnage.source.endpoint_urls import bucket_url, check_bucket, escape_unprintable, quote, quote_key
 from tonnage.source.error_classification import RequestFailure
-from tonnage.source.head_objects import head_objects, head_or_raise
-from tonnage.source.listing import PAGE_LIMIT, Page, list_query, parse_page
+from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
+from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page, list_query, parse_page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
 from tonnage.source.request_target import RequestTarget
 from tonnage.source.responses import strong_etag
@@ -35,18 +38,28 @@ if TYPE_CHECKING:
 
 MAX_OBJECTS = 100_000
 """A prefix with more objects is not the prefix of one model."""
+_NO_LIST_V2 = {Reason.REQUEST_REJECTED, Reason.STORE_UNSUPPORTED}
+"""Reasons of a first page for which ListObjects is tried in place of ListObjectsV2."""
 
-_PINNED_BY_ETAG = (
+_NOT_BY_VERSION = {
+    Reason.ACCESS_DENIED,
+    Reason.OBJECT_NOT_FOUND,
+    Reason.REQUEST_REJECTED,
+    Reason.STORE_UNSUPPORTED,
+}
+"""Reasons why an object that exists can't be requested by its version."""
+_FORBIDDEN_BY_VERSION = (
     "Versions are pinned by ETag only: this identity may not read them by their IDs (s3:GetObjectVersion)."
 )
+_UNKNOWN_BY_VERSION = "Versions are pinned by ETag only: the store names them, but does not give them by their IDs."
 
 
-class _WrongRegion(Exception):  # control flow within this module
-    """The bucket is in a region other than the requested one."""
+class _OtherAddress(Exception):  # control flow within this module
+    """The bucket must be requested in another region, or with its name in the host name."""
 
-    def __init__(self, region: str, failure: RequestFailure) -> None:
-        super().__init__(region)
-        self.region = region
+    def __init__(self, settings: S3Settings, failure: RequestFailure) -> None:
+        super().__init__(failure.message)
+        self.settings = settings
         self.failure = failure
 
 
@@ -57,29 +70,28 @@ def pin_s3(
     *,
     need_tensors: bool,
 ) -> PinnedSource:
-    """Lists and pins a source's objects. If the bucket is in another region, it is tried again in that region.
+    """Lists and pins a source's objects, in the region and with the addressing style that the store asks for.
 
     Raises:
         TonnageError: The source is not valid, or its objects can't be pinned.
     """
     if (source.prefix is None) == (source.keys is None):
         raise InvalidPlan(f"The source in bucket {source.bucket!r} must have either a prefix or keys.")
-    settings = s3_settings(source, context.environment)
+    settings = s3_settings(source, context.environment, context.botocore.settings)
     check_bucket(source.bucket, aws=settings.aws)
-    try:
-        return _Pinning(source, files, context, settings, need_tensors).run()
-    except _WrongRegion as wrong:
-        if wrong.region == settings.region:
-            raise wrong.failure.to_exception() from None
-        settings = settings.with_region(wrong.region)
-    try:
-        return _Pinning(source, files, context, settings, need_tensors).run()
-    except _WrongRegion as wrong:
-        raise wrong.failure.to_exception() from None
+    tried: list[S3Settings] = []
+    while True:
+        tried.append(settings)
+        try:
+            return _Pinning(source, files, context, settings, need_tensors).run()
+        except _OtherAddress as other:
+            if other.settings in tried:
+                raise other.failure.to_exception() from None
+            settings = other.settings
 
 
 class _Pinning(NamedTuple):
-    """One attempt to pin a source, in one region."""
+    """One attempt to pin a source, at one address."""
 
     source: S3Source
     files: FileSelection
@@ -104,13 +116,38 @@ class _Pinning(NamedTuple):
         )
 
     def run(self) -> PinnedSource:
+        """Pins the source. A prefix that doesn't end in a slash may be the key of one object."""
+        source, prefix = self.source, self.source.prefix
+        if not prefix or prefix.endswith("/"):
+            return self._run()
+        key = structs.replace(source, prefix=None, keys=(prefix,))
+        if source.objects is not None:
+            is_key = [pin.key for pin in source.objects] == [prefix]
+            return self._replace(source=key).run() if is_key else self._run()
+        try:
+            return self._run()
+        except (ObjectNotFound, AccessDenied) as error:
+            try:
+                found = self._replace(source=key, need_tensors=False).run()
+            except (ObjectNotFound, AccessDenied):
+                if isinstance(error, AccessDenied):
+                    raise error from None
+                raise ObjectNotFound(
+                    f"{self._label(prefix)}: there is neither an object of this name nor one below it."
+                ) from None
+        if self.need_tensors and not any(each.selected.kind == "tensors" for each in found.objects):
+            raise NoTensorFiles(f"{self._label(prefix)} is not a .tensors file, and there are no objects below it.")
+        return found
+
+    def _run(self) -> PinnedSource:
         source = self.source
+        remarks: tuple[str, ...] = ()
         if source.objects is not None:
             keys = [pin.key for pin in source.objects]
         elif source.keys is not None:
             keys = list(source.keys)
         else:
-            keys = self._list()
+            keys, remarks = self._list()
         key_prefix = self.key_prefix
         outside = [key for key in keys if not key.startswith(key_prefix)]
         if outside:
@@ -133,46 +170,56 @@ class _Pinning(NamedTuple):
             all_pins = tuple(pin for pin, _ in found.values())
             objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
         return PinnedSource(
-            place=source_place("" if self.settings.default_endpoint else self.settings.endpoint, source.bucket),
+            place=source_place(self.settings.configured_endpoint, source.bucket),
             pins=all_pins,
             objects=tuple(PinnedObject(each, *found[each.key]) for each in objects),
-            notes=(*selection.notes, *notes),
+            notes=(*remarks, *selection.notes, *notes),
         )
 
-    def _list(self) -> list[str]:
-        """Returns all keys below the prefix, except the empty objects that mark directories."""
-        keys: list[str] = []
-        token, listed = "", 0
-        while True:
-            page = self._page(token)
-            listed += len(page.objects)
-            keys += [each.key for each in page.objects if not (each.key.endswith("/") and each.size == 0)]
-            if not page.token or page.token == token:
-                break
-            if len(keys) > MAX_OBJECTS:
+    def _list(self) -> tuple[list[str], tuple[str, ...]]:
+        """Returns all keys below the prefix, except the empty objects that mark directories, and remarks."""
+        listing = Listing(self.key_prefix, label=self.where)
+        cursor: Cursor | None = FIRST_PAGE
+        while cursor is not None:
+            page, cursor = self._page(cursor)
+            cursor = listing.add(page, cursor)
+            if len(listing.keys) > MAX_OBJECTS:
                 raise InvalidPlan(
                     f"{self.where}: there are more than {MAX_OBJECTS} objects; use the prefix of one model."
                 )
-            token = page.token
-        if not listed and self.key_prefix:
-            raise ObjectNotFound(f"{self.where}: there are no objects below this prefix.")
-        if not keys and self.need_tensors:
-            empty = "there are only empty directories" if listed else "the bucket is empty"
+        if not listing.listed and self.key_prefix:
+            others = f"; the store lists others, such as {listing.outside[0]!r}" if listing.outside else ""
+            raise ObjectNotFound(f"{self.where}: there are no objects below this prefix{others}.")
+        if not listing.keys and self.need_tensors:
+            empty = "there are only empty directories" if listing.listed else "the bucket is empty"
             raise NoTensorFiles(f"{self.where}: {empty}.")
-        return keys
+        ignored = f"{self.where}: the store ignores the prefix; {len(listing.outside)} other objects were left out."
+        return listing.keys, (ignored,) if listing.outside else ()
 
-    def _page(self, token: str) -> Page:
-        url = f"{self._bucket_url()}?{list_query(self.key_prefix, token=token)}"
+    def _page(self, cursor: Cursor) -> tuple[Page, Cursor]:
+        """Requests a page, and returns it with where it was requested: a store may have ListObjects only."""
+        answer = self._get_page(cursor)
+        if isinstance(answer, RequestFailure) and cursor == FIRST_PAGE and answer.reason in _NO_LIST_V2:
+            without_v2 = Cursor(marker="")
+            other = self._get_page(without_v2)
+            if not isinstance(other, RequestFailure):
+                answer, cursor = other, without_v2
+        if not isinstance(answer, RequestFailure):
+            return parse_page(answer, label=self.where), cursor
+        if answer.reason is Reason.OBJECT_NOT_FOUND:
+            message = answer.message.replace(self.where, f"s3://{self.source.bucket}", 1)
+            raise BucketNotFound(message.replace("the object does not exist", "the bucket does not exist", 1))
+        raise answer.to_exception()
+
+    def _get_page(self, cursor: Cursor) -> bytes | RequestFailure:
+        url = f"{self._bucket_url()}?{list_query(self.key_prefix, cursor=cursor)}"
         target = self._target(url, label=self.where)
-        response = self.context.client.run([Request(target=target, provider=self.context.provider, limit=PAGE_LIMIT)])[
-            0
-        ]
-        if response.failure is not None:
-            self._raise_if_wrong_region(response.failure)
-            if response.failure.reason is Reason.OBJECT_NOT_FOUND:
-                raise BucketNotFound(f"s3://{self.source.bucket}: the bucket does not exist at this endpoint.")
-            raise response.failure.to_exception()
-        return parse_page(response.body, label=self.where)
+        request = Request(target=target, provider=self.context.provider, limit=PAGE_LIMIT)
+        response = self.context.client.run([request])[0]
+        if response.failure is None:
+            return response.body
+        self._raise_if_elsewhere(response.failure)
+        return response.failure
 
     def _check_requestable(self, objects: Sequence[SelectedObject]) -> None:
         """Rejects keys with dot segments, because libcurl removes those from the paths of signed requests."""
@@ -184,26 +231,31 @@ class _Pinning(NamedTuple):
 
     def _pin(self, objects: Sequence[SelectedObject]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
         heads = self._heads([self._object_target(each.key) for each in objects])
+        for each, head in zip(objects, heads, strict=True):
+            check_encoding(self._label(each.key), head)
         notes = []
         by_version = any(head.version_id for head in heads)
-        if by_version and not self._can_read_versions(objects, heads):
+        if by_version and (denied := self._why_not_by_version(objects, heads)):
             by_version = False
-            notes.append(_PINNED_BY_ETAG)
+            notes.append(denied)
         found = {}
         for each, head in zip(objects, heads, strict=True):
             pin = ObjectPin(key=each.key, size=head.size, etag=head.pin_etag, version_id=head.version_id)
             found[each.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
-    def _can_read_versions(self, objects: Sequence[SelectedObject], heads: Sequence[ObjectHead]) -> bool:
-        """Whether s3:GetObjectVersion is allowed, which is a separate permission from s3:GetObject."""
+    def _why_not_by_version(self, objects: Sequence[SelectedObject], heads: Sequence[ObjectHead]) -> str:
+        """Returns why versions can't be requested by their IDs, as a note; empty if they can.
+
+        s3:GetObjectVersion is a permission of its own, and some stores name versions that they don't give.
+        """
         each, head = next((each, head) for each, head in zip(objects, heads, strict=True) if head.version_id)
         target = self._object_target(each.key, version_id=head.version_id)
         result = head_objects(self.context.client, [target], self.context.provider)[0]
-        if isinstance(result, RequestFailure) and result.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}:
-            return False
-        head_or_raise(result)
-        return True
+        if isinstance(result, RequestFailure) and result.reason in _NOT_BY_VERSION:
+            return _not_by_version(result)
+        same = head_or_raise(result)
+        return "" if (same.version_id, same.pin_etag) == (head.version_id, head.pin_etag) else _UNKNOWN_BY_VERSION
 
     def _check_pins(self, pins: Sequence[ObjectPin]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
         """Checks that the pinned objects still exist, are unchanged and can be read."""
@@ -211,14 +263,15 @@ class _Pinning(NamedTuple):
         by_version = any(pin.version_id for pin in pins)
         try:
             heads = self._heads([self._expected_target(pin, by_version=by_version) for pin in pins], pinned=True)
-        except _VersionsDenied:
+        except _NotByVersion as denied:
             by_version = False
-            notes.append(_PINNED_BY_ETAG)
+            notes.append(_not_by_version(denied.failure))
             heads = self._heads([self._expected_target(pin, by_version=False) for pin in pins], pinned=True)
         found = {}
         for pin, head in zip(pins, heads, strict=True):
             if (head.size, head.pin_etag) != (pin.size, pin.etag):
                 raise SourceChanged(f"{self._label(pin.key)}: the object changed after the plan pinned it.")
+            check_encoding(self._label(pin.key), head)
             found[pin.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
@@ -226,14 +279,16 @@ class _Pinning(NamedTuple):
         results = head_objects(self.context.client, targets, self.context.provider, pinned=pinned)
         for target, result in zip(targets, results, strict=True):
             if isinstance(result, RequestFailure):
-                self._raise_if_wrong_region(result)
-                if result.reason is Reason.ACCESS_DENIED and target.version_id:
-                    raise _VersionsDenied
+                self._raise_if_elsewhere(result)
+                if pinned and target.version_id and result.reason in _NOT_BY_VERSION:
+                    raise _NotByVersion(result)
         return [head_or_raise(result) for result in results]
 
-    def _raise_if_wrong_region(self, failure: RequestFailure) -> None:
-        if failure.region:
-            raise _WrongRegion(failure.region, failure)
+    def _raise_if_elsewhere(self, failure: RequestFailure) -> None:
+        if failure.region and failure.region != self.settings.region:
+            raise _OtherAddress(self.settings.with_region(failure.region), failure)
+        if failure.path_style_refused and self.settings.addressing_style is AddressingStyle.AUTO:
+            raise _OtherAddress(self.settings._replace(addressing_style=AddressingStyle.VIRTUAL), failure)
 
     def _expected_target(self, pin: ObjectPin, *, by_version: bool) -> RequestTarget:
         return self._object_target(pin.key, version_id=pin.version_id if by_version else "")
@@ -242,7 +297,8 @@ class _Pinning(NamedTuple):
         version = pin.version_id if by_version else ""
         return RequestTarget(
             url=self._object_url(pin.key, version),
-            sigv4=self._sigv4(),
+            region=self._region,
+            requester_pays=self.source.requester_pays,
             ca_bundle=self.settings.ca_bundle,
             size=pin.size,
             etag=strong_etag(head.etag),
@@ -256,7 +312,12 @@ class _Pinning(NamedTuple):
 
     def _target(self, url: str, *, label: str, version_id: str = "") -> RequestTarget:
         return RequestTarget(
-            url=url, sigv4=self._sigv4(), ca_bundle=self.settings.ca_bundle, version_id=version_id, label=label
+            url=url,
+            region=self._region,
+            requester_pays=self.source.requester_pays,
+            ca_bundle=self.settings.ca_bundle,
+            version_id=version_id,
+            label=label,
         )
 
     def _object_url(self, key: str, version_id: str) -> str:
@@ -264,16 +325,27 @@ class _Pinning(NamedTuple):
         return f"{self._bucket_url()}/{quote_key(key)}{query}"
 
     def _bucket_url(self) -> str:
-        return bucket_url(
-            self.settings.endpoint, self.source.bucket, self.source.addressing_style, aws=self.settings.aws
-        )
+        settings = self.settings
+        return bucket_url(settings.endpoint, self.source.bucket, settings.addressing_style, aws=settings.aws)
 
-    def _sigv4(self) -> str:
-        return "" if self.context.provider.anonymous else f"aws:amz:{self.settings.region}:s3"
+    @property
+    def _region(self) -> str:
+        """The region to sign for; empty if requests are not signed."""
+        return "" if self.context.provider.anonymous else self.settings.region
 
     def _label(self, key: str) -> str:
         return f"s3://{self.source.bucket}/{escape_unprintable(key)}"
 
 
-class _VersionsDenied(Exception):  # control flow within this module
-    """The identity may not read versions by their IDs."""
+def _not_by_version(failure: RequestFailure) -> str:
+    if failure.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}:
+        return _FORBIDDEN_BY_VERSION
+    return _UNKNOWN_BY_VERSION
+
+
+class _NotByVersion(Exception):  # control flow within this module
+    """The pinned versions can't be requested by their IDs."""
+
+    def __init__(self, failure: RequestFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure

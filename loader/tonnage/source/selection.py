@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
+from tonnage.source.endpoint_urls import escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ TENSORS_SUFFIX = ".tensors"
 SAFETENSORS_INDEX = "*.safetensors.index.json"
 """Index files of safetensors shards at the source. They describe other files than those in the cache."""
 DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
+CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
+"""Endings of files that a model's code or its tokenizer may need, and that no default pattern matches."""
 NAME_MAX = 255
 """Maximum length of a file's name in bytes, on the file systems of a cache."""
 
@@ -78,12 +81,15 @@ def select(
         InvalidPlan: The pattern of ranks is not valid.
     """
     notes: list[str] = []
+    left_out: list[str] = []
     chosen: list[tuple[str, str, Kind]] = []
     seen = 0
     for key, path in keys:
         seen += 1
         kind = classify_path(path, files, explicit=explicit)
         if kind is None:
+            if not _matches(path, files.exclude):
+                left_out.append(path)
             continue
         if kind == "companion" and fnmatchcase(path.rpartition("/")[2], SAFETENSORS_INDEX):
             notes.append(f"{path} was left out: it describes other files than those in the cache.")
@@ -92,6 +98,8 @@ def select(
         chosen.append((key, path, kind))
     if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
         raise NoTensorFiles(f"{where}: none of the {seen} objects is a matching {TENSORS_SUFFIX} file.")
+    if left_out:
+        notes.append(_left_out_note(sorted(left_out)))
     chosen.sort(key=lambda each: each[1])
     check_path_conflicts((path for _, path, _ in chosen), where=where)
     ranks = _ranks([path for _, path, kind in chosen if kind == "tensors"], files.ranks, where=where, notes=notes)
@@ -214,6 +222,17 @@ def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, not
         if gaps:
             notes.append(f"{_rank_list(gaps)} {_is_or_are(gaps)} missing at the source, but higher ranks are present.")
     return {path: rank for rank, path in found.items()}
+
+
+def _left_out_note(paths: Sequence[str]) -> str:
+    """Returns the remark about files that no pattern matches. Code of models and tokenizers is named first."""
+    needed = [path for path in paths if path.rpartition("/")[2].endswith(CODE_SUFFIXES)]
+    ordered = [*needed, *(path for path in paths if path not in needed)]
+    shown = ", ".join(escape_unprintable(path)[:100] for path in ordered[:5])
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    code = "; the model's own code or tokenizer may need them" if needed else ""
+    how = "To load them, use --include (spec.files.companions)."
+    return f"Left out, because no pattern matches: {shown}{more}{code}. {how}"
 
 
 def _rank_list(ranks: Sequence[int]) -> str:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
     from tonnage.contract import Source
 
+_FILE_PATTERNS = tuple(
+    pattern for pattern in (*DEFAULT_TENSOR_PATTERNS, *DEFAULT_COMPANION_PATTERNS) if pattern.startswith("*.")
+)
+"""Endings of names that are those of files."""
+
 
 def parse_sources(
     uris: Sequence[str],
@@ -26,12 +31,13 @@ def parse_sources(
     addressing_style: AddressingStyle = AddressingStyle.AUTO,
     ca_bundle: str = "",
     anonymous: bool = False,
+    requester_pays: bool = False,
 ) -> tuple[Source, ...]:
     """Parses URIs into sources. Keys of one bucket are combined in one source, and so are all URLs.
 
-    ``s3://bucket`` and ``s3://bucket/prefix/`` mean all objects below; ``s3://bucket/key.tensors`` is one object. A URI
-    without a trailing slash is an object if its name matches a default pattern of tensor files or companions, or has an
-    extension; otherwise it is a prefix.
+    ``s3://bucket`` and ``s3://bucket/prefix/`` mean all objects below; ``s3://bucket/key.tensors`` is one object, and
+    so are the usual companions, such as ``s3://bucket/config.json``. Any other URI without a trailing slash is a prefix
+    if the store has objects below it, and an object otherwise; its name doesn't matter: ``llama-3.1-8b`` is a prefix.
 
     Args:
         uris: The URIs.
@@ -40,6 +46,7 @@ def parse_sources(
         addressing_style: Whether the bucket is part of the host name or of the path.
         ca_bundle: A PEM file of trusted CA certificates; empty: the environment's, or the system's.
         anonymous: Don't sign requests.
+        requester_pays: Agree to pay for requests and transfer.
 
     Raises:
         InvalidPlan: There are no URIs, one is not valid, or one is given twice. The message contains no query.
@@ -76,6 +83,7 @@ def parse_sources(
                 addressing_style=addressing_style,
                 ca_bundle=ca_bundle,
                 anonymous=anonymous,
+                requester_pays=requester_pays,
             )
         )
     return tuple(sources)
@@ -89,10 +97,9 @@ def _split_s3(text: str) -> tuple[str, str, str | None]:
     if not key or key.endswith("/"):
         return bucket, "", key
     name = key.rpartition("/")[2]
-    known = any(fnmatchcase(name, pattern) for pattern in (*DEFAULT_TENSOR_PATTERNS, *DEFAULT_COMPANION_PATTERNS))
-    if known or "." in name.strip("."):
+    if any(fnmatchcase(name, pattern) for pattern in _FILE_PATTERNS):
         return bucket, key, None
-    return bucket, "", f"{key}/"
+    return bucket, "", key
 
 
 def _checked_url(text: str) -> str:

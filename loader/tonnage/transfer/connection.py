@@ -146,6 +146,7 @@ class Connection:
                 headers=headers,
                 body=bytes(self.error_body),
                 label=self.target.label,
+                server=self.target.server,
                 pinned=True,
             )
         if self.failure is None and self.at != self.fetch.end:

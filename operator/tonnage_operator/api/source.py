@@ -56,7 +56,9 @@ class S3Location(ApiModel):
         description="Name of the bucket.",
     )
     prefix: str | None = Field(
-        default=None, max_length=1024, description="All objects with this prefix; usually ends with a slash."
+        default=None,
+        max_length=1024,
+        description="All objects below this prefix; without a slash at its end, an object of this name too.",
     )
     keys: tuple[ObjectKey, ...] | None = Field(
         default=None, min_length=1, max_length=1000, description="Keys of the objects."
@@ -76,8 +78,12 @@ class S3Location(ApiModel):
     )
     addressing_style: AddressingStyle = Field(
         default=AddressingStyle.AUTO,
-        description="Position of the bucket's name in URLs: Path, Virtual (in the host name), or Auto (depends on the "
-        "endpoint).",
+        description="Position of the bucket's name in URLs: Path, Virtual (in the host name), or Auto (Virtual for AWS "
+        "and for stores that refuse Path, Path for others).",
+    )
+    requester_pays: bool = Field(
+        default=False,
+        description="The requester pays for requests and transfer, as the buckets of some owners demand.",
     )
     ca_bundle: CaBundle | None = Field(
         default=None, description="CA certificates to trust for this endpoint, instead of those in the image."

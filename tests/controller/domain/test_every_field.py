@@ -112,6 +112,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     (f"{S3}.endpoint", {}, {"source": {"s3": {"endpoint": "http://other:1"}}}, _load),
     (f"{S3}.region", {}, {"source": {"s3": {"region": "eu-west-1"}}}, _load),
     (f"{S3}.addressingStyle", {}, {"source": {"s3": {"addressingStyle": "Path"}}}, _load),
+    (f"{S3}.requesterPays", {}, {"source": {"s3": {"requesterPays": True}}}, _load),
     (f"{S3}.caBundle.configMapKeyRef", {}, {"source": {"s3": {"caBundle": CA}}}, _pod),
     (
         f"{S3}.caBundle.secretKeyRef",

@@ -29,6 +29,7 @@ class Case(NamedTuple):
     reason: Reason
     named: str
     environment: Mapping[str, str] = MappingProxyType({})
+    remedy: str = ""
 
 
 CASES = {
@@ -42,7 +43,8 @@ CASES = {
     "a dtype": Case("s3://{bucket}/bad/dtype.tensors", Reason.DTYPE_UNSUPPORTED, "complex128"),
     "a rank": Case("s3://{bucket}/tiny/ --ranks 0-1", Reason.OBJECT_NOT_FOUND, "rank"),
     "a wrong key": Case(
-        "s3://{bucket}/tiny/", Reason.ACCESS_DENIED, "tiny/", {"AWS_SECRET_ACCESS_KEY": "not/the+secret-at-all"}
+        "s3://{bucket}/tiny/", Reason.ACCESS_DENIED, "tiny/", {"AWS_SECRET_ACCESS_KEY": "not/the+secret-at-all"},
+        "Check AWS_SECRET_ACCESS_KEY: it must be the one that was issued with AWS_ACCESS_KEY_ID.",
     ),
     "no permission": Case(
         "s3://{bucket}/tiny/", Reason.ACCESS_DENIED, "tiny/",
@@ -52,7 +54,8 @@ CASES = {
         "s3://{bucket}/tiny/", Reason.CREDENTIALS_MISSING, "", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
     ),
     "no CA bundle": Case(
-        "https://localhost/x.tensors --ca-bundle /gone.pem", Reason.TLS_VERIFICATION_FAILED, "/gone.pem"
+        "https://localhost/x.tensors --ca-bundle /gone.pem", Reason.TLS_VERIFICATION_FAILED, "/gone.pem", {},
+        "Correct or remove --ca-bundle (caBundle): it must name a PEM file, or a directory of hashed certificates.",
     ),
     "a cache below a file": Case("s3://{bucket}/tiny/ --cache /dev/null/x", Reason.CACHE_NOT_WRITABLE, "/dev/null/x"),
 }  # fmt: skip
@@ -92,7 +95,7 @@ def test_a_failure_has_its_reason_and_code_and_names_what_failed(
     assert finished.returncode == error_classes()[case.reason].exit_code
     assert case.named in report["message"]
     assert report["message"].endswith((".", "?"))
-    assert report["remedy"] == error_classes()[case.reason].remedy
+    assert report["remedy"] == (case.remedy or error_classes()[case.reason].remedy)
     assert f"tonnage: {case.reason.value}: " in finished.stderr
     assert "Traceback" not in finished.stderr
     secret = environment["AWS_SECRET_ACCESS_KEY"]

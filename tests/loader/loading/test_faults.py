@@ -17,11 +17,11 @@ from tonnage.errors import (
     AccessDenied,
     ChecksumMismatch,
     CredentialsExpired,
-    EndpointUnreachable,
     FormatDamaged,
     RequestTimeTooSkewed,
     RetriesExhausted,
     SourceChanged,
+    StoreUnsupported,
     TonnageError,
 )
 from tonnage.loading import run_plan
@@ -77,8 +77,8 @@ def test_bytes_received_before_a_reset_are_not_fetched_again(
 LASTING: dict[str, tuple[Fault, type[TonnageError]]] = {
     "500": (Fault(status=500), RetriesExhausted),
     "503": (slow_down(), RetriesExhausted),
-    "Range ignored": (Fault(ignore_range=True), EndpointUnreachable),
-    "another range": (Fault(shift=512), EndpointUnreachable),
+    "Range ignored": (Fault(ignore_range=True), StoreUnsupported),
+    "another range": (Fault(shift=512), StoreUnsupported),
     "access denied": (Fault(status=403, body=b"<Error><Code>AccessDenied</Code></Error>"), AccessDenied),
     "the clock": (
         Fault(status=403, body=b"<Error><Code>RequestTimeTooSkewed</Code></Error>"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 from tonnage.contract import S3Source
 from tonnage.errors import InvalidPlan, TLSVerificationFailed
 from tonnage.source.aws_config import find_ca_bundle, s3_settings
+from tonnage.source.credentials import Botocore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +24,9 @@ NO_FILES = {"AWS_CONFIG_FILE": os.devnull}
 
 def settings_of(environment: Mapping[str, str] | None = None, *, endpoint: str = "", region: str = "") -> S3Settings:
     source = S3Source(bucket="b", prefix="", endpoint=endpoint, region=region)
-    return s3_settings(source, {**NO_FILES, **(environment or {})})
+    values = {**NO_FILES, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **(environment or {})}
+    with contextlib.closing(Botocore(values)) as botocore:
+        return s3_settings(source, values, botocore.settings)
 
 
 def test_the_default_is_aws_in_us_east_1() -> None:

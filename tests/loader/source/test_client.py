@@ -16,6 +16,7 @@ from tonnage.errors import (
     Reason,
     RetriesExhausted,
     SourceChanged,
+    StoreUnsupported,
     Timeout,
     TLSVerificationFailed,
 )
@@ -76,7 +77,6 @@ def test_ranges_outside_the_object_are_not_requested(faulty_server: FaultyServer
         Fault(reset_after=1000),
         Fault(close_after=1000),
         Fault(drop_connection=True),
-        Fault(ignore_range=True),
         Fault(shift=7),
         Fault(shorten=7),
         Fault(close_after=0),
@@ -116,7 +116,7 @@ def test_a_body_that_is_longer_than_its_range_is_rejected(
 ) -> None:
     monkeypatch.setattr("tonnage.source.client.UNREACHABLE_SECONDS", 0.5)
     faulty_server.add_fault(Fault(extra=b"x" * 50, announce_extra=True))
-    with pytest.raises(EndpointUnreachable, match="Content-Length of 150"):
+    with pytest.raises(StoreUnsupported, match="Content-Length of 150"):
         get_range(target, ANONYMOUS, 0, 100)
 
 
@@ -125,13 +125,14 @@ def test_chunked_responses_are_accepted(faulty_server: FaultyServer, target: Req
     assert get_range(target, ANONYMOUS, 0, 100_000) == DATA[:100_000]
 
 
-def test_a_server_that_ignores_ranges_is_reported_without_reading_its_body(
-    faulty_server: FaultyServer, target: RequestTarget, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_ignores_ranges_is_refused_at_once_without_reading_its_body(
+    faulty_server: FaultyServer, target: RequestTarget
 ) -> None:
-    monkeypatch.setattr("tonnage.source.client.UNREACHABLE_SECONDS", 0.5)
     faulty_server.add_fault(Fault(ignore_range=True))
-    with pytest.raises(EndpointUnreachable, match="does not implement range requests"):
+    with pytest.raises(StoreUnsupported, match="it ignores ranges") as caught:
         get_range(target, ANONYMOUS, 0, 100)
+    assert "answers range requests with 206" in caught.value.remedy
+    assert faulty_server.count_requests() == 1
 
 
 def test_the_whole_object_is_accepted_with_status_200(faulty_server: FaultyServer, target: RequestTarget) -> None:
@@ -220,7 +221,7 @@ def test_expired_credentials_are_refreshed_once_and_the_request_is_retried(
     provider = CredentialProvider(environment={"TONNAGE_CREDENTIALS_DIR": str(tmp_path)})
     provider.current()
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("new")
-    signed = RequestTarget(url=target.url, sigv4="aws:amz:us-east-1:s3", size=target.size, label=target.label)
+    signed = RequestTarget(url=target.url, region="us-east-1", size=target.size, label=target.label)
     faulty_server.add_fault(expired_token(), when=lambda request: "Credential=old/" in request.headers["authorization"])
     assert get_range(signed, provider, 0, 10) == DATA[:10]
     assert faulty_server.count_requests() == 2
@@ -228,7 +229,7 @@ def test_expired_credentials_are_refreshed_once_and_the_request_is_retried(
 
 def test_credentials_that_stay_expired_are_reported(faulty_server: FaultyServer, target: RequestTarget) -> None:
     provider = CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "s"})
-    signed = RequestTarget(url=target.url, sigv4="aws:amz:us-east-1:s3", size=target.size, label=target.label)
+    signed = RequestTarget(url=target.url, region="us-east-1", size=target.size, label=target.label)
     faulty_server.add_fault(expired_token())
     with Client() as client:
         response = client.run([Request(target=signed, provider=provider)])[0]
@@ -239,7 +240,7 @@ def test_credentials_that_stay_expired_are_reported(faulty_server: FaultyServer,
 
 def test_signed_requests_follow_no_redirect(faulty_server: FaultyServer, target: RequestTarget) -> None:
     provider = CredentialProvider(environment={"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s"})
-    signed = RequestTarget(url=target.url, sigv4="aws:amz:us-east-1:s3", size=target.size, label=target.label)
+    signed = RequestTarget(url=target.url, region="us-east-1", size=target.size, label=target.label)
     faulty_server.add_fault(Fault(status=302, headers={"Location": f"{faulty_server.url}/elsewhere"}))
     with pytest.raises(EndpointUnreachable, match="responds with a redirect"):
         get_range(signed, provider, 0, 10)

@@ -65,8 +65,10 @@ def curl_failure(code: int, *, connected: bool = True) -> RequestFailure:
         (504, "", Reason.RETRIES_EXHAUSTED, Retry.BACKOFF),
         (400, "RequestTimeout", Reason.RETRIES_EXHAUSTED, Retry.BACKOFF),
         (302, "", Reason.ENDPOINT_UNREACHABLE, Retry.NEVER),
-        (501, "NotImplemented", Reason.ENDPOINT_UNREACHABLE, Retry.NEVER),
-        (418, "", Reason.ENDPOINT_UNREACHABLE, Retry.NEVER),
+        (501, "NotImplemented", Reason.STORE_UNSUPPORTED, Retry.NEVER),
+        (405, "MethodNotAllowed", Reason.STORE_UNSUPPORTED, Retry.NEVER),
+        (418, "", Reason.REQUEST_REJECTED, Retry.NEVER),
+        (400, "InvalidArgument", Reason.REQUEST_REJECTED, Retry.NEVER),
     ],
 )
 def test_each_status_has_its_reason(status: int, code: str, reason: Reason, retry: Retry) -> None:

@@ -75,7 +75,7 @@ def test_a_different_object_is_a_changed_source(headers: ResponseOverrides, word
     ],
 )
 def test_a_different_range_is_an_endpoint_error(change: ResponseOverrides) -> None:
-    assert failure_of(**change).reason is Reason.ENDPOINT_UNREACHABLE
+    assert failure_of(**change).reason is Reason.STORE_UNSUPPORTED
 
 
 def test_a_change_is_reported_even_when_the_range_is_ignored() -> None:
@@ -111,5 +111,5 @@ def test_strong_etags_lose_their_quotes(header: str, etag: str) -> None:
 
 @pytest.mark.parametrize("number", ["9" * 5000, "\xb2"])
 def test_numbers_that_are_too_long_or_not_ascii_are_rejected(number: str) -> None:
-    assert failure_of(content_range=f"bytes {number}-{number}/{number}").reason is Reason.ENDPOINT_UNREACHABLE
+    assert failure_of(content_range=f"bytes {number}-{number}/{number}").reason is Reason.STORE_UNSUPPORTED
     assert parse_headers([f"HTTP/1.1 {number} x".encode("latin-1")])[0] == 0

@@ -58,6 +58,7 @@ def _source(weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | Non
             addressing_style=_STYLES[s3.addressing_style],
             ca_bundle=ca,
             anonymous=bool(spec.credentials and spec.credentials.anonymous),
+            requester_pays=s3.requester_pays,
             objects=objects,
         )
     http = spec.source.http
