@@ -8,8 +8,8 @@ from tonnage.errors import Reason
 
 REMEDIES: Final = {
     Reason.ACCESS_DENIED: "Allow s3:GetObject on the objects and s3:ListBucket on the prefix for the identity of "
-    "spec.credentials, or choose another one there.",
-    Reason.OBJECT_NOT_FOUND: "Check spec.source: a prefix usually ends with a slash.",
+    "spec.credentials, or choose another one there; set spec.source.s3.requesterPays where the requester pays.",
+    Reason.OBJECT_NOT_FOUND: "Check bucket, prefix and keys in spec.source.",
     Reason.BUCKET_NOT_FOUND: "Check bucket, endpoint and region in spec.source.s3.",
     Reason.ENDPOINT_UNREACHABLE: "Check spec.source.s3.endpoint, DNS, network policies and the egress proxy of the "
     "namespace (the chart's value loader.env).",
@@ -45,6 +45,9 @@ REMEDIES: Final = {
     "spec.placement.maxConcurrentNodes lower the load on it.",
     Reason.LOADER_OOM_KILLED: "Raise or remove spec.loader.resources.limits.memory.",
     Reason.LOADER_EVICTED: "Check the node's pressure conditions.",
+    Reason.STORE_UNSUPPORTED: "Set spec.source.s3.endpoint to a server that implements what the message names.",
+    Reason.REQUEST_REJECTED: "Follow the store's message; check endpoint, region and addressingStyle in "
+    "spec.source.s3, and that the objects are not encrypted with a customer's key (SSE-C).",
     Reason.INVALID_PLAN: "Loader and operator are of different releases: finish the upgrade.",
     Reason.INTERNAL_ERROR: "This is a bug in Tonnage: report it with the message above.",
 }
