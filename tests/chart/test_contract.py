@@ -119,7 +119,7 @@ def test_the_installation_has_the_values(helm: Helm) -> None:
     media = [(medium.value, each.reserved, each.min_free) for medium, each in memory.media.items()]
     assert media == [("Memory", True, "16Gi")]
     assert not read("no host paths").media
-    assert read("no host paths").sharing.value == "Namespace"
+    assert (read("defaults").sharing.value, memory.sharing.value) == ("Namespace", "Cluster")
     disk = read("disk by default")
     assert (disk.default_medium.value, disk.loader.uid, disk.loader.memory_overhead) == ("Disk", 1000, "1Gi")
     assert disk.loader.resources.requests == {"cpu": "2", "memory": "512Mi"}

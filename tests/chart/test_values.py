@@ -246,7 +246,7 @@ def test_only_a_change_of_the_installation_restarts_both_programs(helm: Helm) ->
     before = annotations({})
     assert len(before) == 1
     assert annotations({"webhook": {"replicas": 3}, "certificates": {"selfSigned": {"generation": 2}}}) == before
-    assert annotations({"cache": {"sharing": "Namespace"}}) != before
+    assert annotations({"cache": {"sharing": "Cluster"}}) != before
 
 
 def test_one_webhook_has_no_disruption_budget(helm: Helm) -> None:

@@ -69,11 +69,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "client certificate": {"webhook": {"clientCA": PEM, "clientNames": ["kube-apiserver", "api server"]}},
     "memory only, reserved": {
         "cache": {
+            "sharing": "Cluster",
             "memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True, "minFree": "16Gi"},
             "disk": {"enabled": False},
         }
     },
-    "no host paths": {"cache": {"memory": {"enabled": False}, "disk": {"enabled": False}, "sharing": "Namespace"}},
+    "no host paths": {"cache": {"memory": {"enabled": False}, "disk": {"enabled": False}}},
     "disk by default": {
         "cache": {"defaultMedium": "Disk"},
         "loader": {

@@ -74,7 +74,7 @@ class Model:
 
     def entry_path(self, medium: str = "Memory") -> Path:
         """Returns the path of its entry on the node."""
-        return self.e2e.media[medium] / self.revision
+        return self.e2e.media[medium] / self.namespace / self.revision
 
     def visible_files(self, medium: str = "Memory") -> list[str]:
         """Returns the names of the files that a serving container would see."""

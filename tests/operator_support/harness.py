@@ -40,6 +40,7 @@ def make_installation(**changes: Any) -> Installation:
         "namespace": "tonnage-system",
         "signing": objects.KEYS,
         "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
+        "sharing": "Cluster",
         "loader": {"image": "tonnage-loader:1", "memoryOverhead": "16Mi", "resources": {"requests": {"cpu": "1m"}}},
         "retryBase": 0.5,
         "retryCap": 2.0,

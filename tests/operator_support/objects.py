@@ -22,12 +22,13 @@ INSTALLATION = Installation.model_validate(
         "signing": KEYS,
         "namespace": "tonnage-system",
         "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
+        "sharing": "Cluster",
         "loader": {"image": "tonnage-loader:1"},
         "reports": {"url": "https://tonnage-controller.tonnage-system.svc:8443/v1/reports", "caPem": "PEM"},
     }
 )
 
-SOURCE: dict[str, Any] = {"s3": {"bucket": "models", "prefix": "llama/", "endpoint": "http://s3:8333"}}
+SOURCE: dict[str, Any] = {"s3": {"bucket": "models", "prefix": "llama/", "endpoint": "https://s3:8333"}}
 
 
 def deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,19 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api.modelweights import FromNamespaces, Retention
+from tonnage_operator.api.nodecache import EntryKey
+from tonnage_operator.domain import naming
 from tonnage_operator.domain.nodecache.snapshot import ModelReferences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
+
+
+def _without_namespace(key: EntryKey) -> EntryKey:
+    return EntryKey(naming.entry_of(key.cache_key), key.medium)
 
 
 class ReferenceIndex:
@@ -41,7 +46,7 @@ class ReferenceIndex:
     def drop(self, uid: str) -> None:
         before = self._by_uid.pop(uid, None)
         if before:
-            for key in before.entries:
+            for key in set(map(_without_namespace, before.entries)):
                 uids = self._by_key[key]
                 uids.discard(uid)
                 if not uids:
@@ -55,18 +60,21 @@ class ReferenceIndex:
         self._by_uid[uid] = after
         self._by_ref[after.ref] = uid
         for key in after.entries:
-            self._by_key[key].add(uid)
+            self._by_key[_without_namespace(key)].add(uid)
         if after.deleting or not after.is_valid:
             self._always_included.add(uid)
 
     def for_keys(self, keys: Iterable[EntryKey]) -> Sequence[ModelReferences]:
-        """Returns the objects that refer to one of the entries, and all of ``_always_included``."""
-        uids = self._always_included.union(*(self._by_key.get(key, ()) for key in keys))
+        """Returns the objects that refer to an entry of one of these names, and all of ``_always_included``.
+
+        Pods of other namespaces have entries of the same name to themselves.
+        """
+        uids = self._always_included.union(*(self._by_key.get(_without_namespace(key), ()) for key in keys))
         return [self._by_uid[uid] for uid in sorted(uids)]
 
     def uids_for(self, keys: Iterable[EntryKey], refs: Iterable[str]) -> set[str]:
-        """Returns the uids of the objects that refer to one of the entries, or have one of the names."""
+        """Returns the uids of the objects that refer to an entry of one of these names, or have one of the ``refs``."""
         found: set[str] = set()
-        found.update(*(self._by_key.get(key, ()) for key in keys))
+        found.update(*(self._by_key.get(_without_namespace(key), ()) for key in keys))
         found.update(uid for ref in refs if (uid := self._by_ref.get(ref)))
         return found

@@ -13,7 +13,7 @@ from tonnage_operator.domain.signing import SigningKeys
 
 
 class Sharing(enum.StrEnum):
-    """Which pods share the entries of a node."""
+    """Which namespaces share the entries of a node: those whose store is proven, or none."""
 
     CLUSTER = "Cluster"
     NAMESPACE = "Namespace"
@@ -93,7 +93,7 @@ class Installation(ApiModel):
     namespace: str = "tonnage-system"
     media: dict[Medium, HostMedium] = Field(default_factory=dict)
     default_medium: Medium = Medium.MEMORY
-    sharing: Sharing = Sharing.CLUSTER
+    sharing: Sharing = Sharing.NAMESPACE
     loader: LoaderImage
     jobs: JobSettings = JobSettings()
     reports: ReportSettings = ReportSettings()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tonnage.contract import ENTRY_NAME_PATTERN, Layout, entry_name
 from tonnage_operator.api import modelweights as api
-from tonnage_operator.domain.installation import Sharing
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import ApiModel
@@ -53,9 +52,14 @@ def cache_entry_name(revision: str, layout: api.Layout) -> str:
     return entry_name(revision, LAYOUTS[layout])
 
 
-def cache_key(entry: str, *, namespace: str, sharing: Sharing) -> str:
-    """Returns the unique key of an entry within a medium; it is also the entry's path below the medium's folder."""
-    return entry if sharing is Sharing.CLUSTER else f"{namespace}/{entry}"
+def cache_key(entry: str, namespace: str = "") -> str:
+    """Returns the unique key of an entry within a medium; it is also the entry's path below the medium's folder.
+
+    Args:
+        entry: Name of the entry.
+        namespace: The namespace that has the entry to itself; empty: all share it.
+    """
+    return f"{namespace}/{entry}" if namespace else entry
 
 
 CACHE_KEY_PATTERN = rf"([a-z0-9]([a-z0-9-]{{0,61}}[a-z0-9])?/)?{ENTRY_NAME_PATTERN.pattern}"

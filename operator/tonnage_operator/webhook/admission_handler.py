@@ -160,7 +160,7 @@ class AdmissionHandler:
             raise AdmissionDenied("The review names no namespace, so the model can't be determined.")
         request = parse_annotations(annotations, namespace=namespace)
         models, limits = await asyncio.gather(
-            asyncio.gather(*(self._look_up_model(wanted, namespace, request) for wanted in request.models)),
+            asyncio.gather(*(self._look_up_model(wanted, pod, namespace, request) for wanted in request.models)),
             self._namespace_rules.get(namespace),
         )
         return inject.inject(pod, tuple(models), request, self.installation, limits)
@@ -172,7 +172,9 @@ class AdmissionHandler:
                 pod["metadata"], namespace=namespace, review_uid=request["uid"], keys=self.installation.signing
             )
 
-    async def _look_up_model(self, wanted: RequestedModel, namespace: str, request: PodRequest) -> inject.InjectedModel:
+    async def _look_up_model(
+        self, wanted: RequestedModel, pod: Body, namespace: str, request: PodRequest
+    ) -> inject.InjectedModel:
         absent = AdmissionDenied(
             f"ModelWeights {wanted.namespace}/{wanted.name} does not exist"
             + ("." if wanted.namespace == namespace else f", or pods of namespace {namespace} may not use it.")
@@ -192,7 +194,7 @@ class AdmissionHandler:
         if not access.is_allowed(weights, namespace, labels):
             raise absent
         current = weights.current_revision
-        key = weights.key(current.revision, self.installation) if current else ""
+        key = inject.cache_key(weights, current.revision, pod, request, self.installation) if current else ""
         hostnames = self._warm_nodes.hostnames(key, weights.medium(self.installation), request.ranks_text)
         return inject.resolve_injected_model(wanted, weights, hostnames)
 

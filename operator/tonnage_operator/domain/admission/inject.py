@@ -131,7 +131,7 @@ def inject(
     for model in models:
         if request.ranks is not None and (missing := find_missing_ranks(model.weights, model.seen, request.ranks)):
             raise AdmissionDenied(missing)
-        container_spec, held_entry = _describe_loader(model, request, installation)
+        container_spec, held_entry = _describe_loader(model, pod, request, installation)
         _check_name_conflicts(spec, container_spec, held_entry)
         _check_mounts(spec, containers, model, request)
         loaders.append(_build_loader(spec, model, container_spec, request, installation, limits))
@@ -179,8 +179,20 @@ def _target_containers(spec: Body, request: PodRequest) -> list[Body]:
     return [each for each in everywhere if each["name"] in request.containers]
 
 
+def resolves_names(spec: Body) -> bool:
+    """Returns whether a pod, rather than the cluster, decides which server a name stands for."""
+    own_names = spec.get("hostAliases") or spec.get("dnsConfig") or spec.get("dnsPolicy") == "None"
+    return bool(own_names or spec.get("hostNetwork"))
+
+
+def cache_key(weights: ModelWeights, revision: str, pod: Body, request: PodRequest, installation: Installation) -> str:
+    """Returns the key of the entry that a pod uses."""
+    separate = resolves_names(pod["spec"])
+    return weights.key(revision, installation, namespace=request.namespace, separate=separate)
+
+
 def _describe_loader(
-    model: InjectedModel, request: PodRequest, installation: Installation
+    model: InjectedModel, pod: Body, request: PodRequest, installation: Installation
 ) -> tuple[ContainerSpec, HeldEntry]:
     weights, seen, requested = model.weights, model.seen, model.requested
     form = request.form or weights.spec.loader.form
@@ -206,7 +218,7 @@ def _describe_loader(
         name=weights.name,
         uid=weights.uid,
         revision=seen.revision,
-        key=weights.key(seen.revision, installation) if shared else "",
+        key=cache_key(weights, seen.revision, pod, request, installation) if shared else "",
         medium=weights.medium(installation),
         bytes=seen.total_bytes,
         ranks=request.ranks_text,

@@ -56,6 +56,8 @@ class RequestedModel:
 class PodRequest:
     """All annotations of a pod, parsed."""
 
+    namespace: str
+    """The pod's."""
     models: tuple[RequestedModel, ...]
     mount_path: str = names.DEFAULT_MOUNT_PATH
     containers: tuple[str, ...] | None = None
@@ -163,6 +165,7 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
     on_failure = _parse_enum(annotations, names.ON_FAILURE, OnFailure)
     ranks_text = annotations.get(names.RANKS, "").strip()
     return PodRequest(
+        namespace=namespace,
         models=_parse_models(annotations, namespace),
         mount_path=path,
         containers=containers,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tonnage_operator.domain import naming
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
@@ -32,8 +34,16 @@ class ModelReferences:
     """Pods in other namespaces may use it."""
 
     def covers(self, key: EntryKey, namespace: str) -> bool:
-        """Returns whether pods in a namespace may have loaded an entry for this object."""
-        return key in self.entries and (self.cross_namespace or self.ref.partition("/")[0] == namespace)
+        """Returns whether pods in a namespace may have loaded an entry for this object.
+
+        It is the object's, or one of the same name that the pods' namespace has to itself.
+        """
+        if not self.cross_namespace and self.ref.partition("/")[0] != namespace:
+            return False
+        name = naming.entry_of(key.cache_key)
+        if key.cache_key != naming.cache_key(name, namespace):
+            return key in self.entries
+        return any((naming.entry_of(each.cache_key), each.medium) == (name, key.medium) for each in self.entries)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,23 @@ from tonnage_operator.api.modelweights import Delivery, Medium, ModelWeightsSpec
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.status import ModelWeightsStatus, SeenRevision
 from tonnage_operator.domain import naming
+from tonnage_operator.domain.installation import Sharing
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
+    from tonnage_operator.api.source import ModelSource
     from tonnage_operator.domain.installation import Installation
+
+
+def is_store_proven(source: ModelSource) -> bool:
+    """Returns whether every loader talks to the same store, whatever the authors of object and pod do.
+
+    TLS with the CAs of the loader's image proves it: a CA in the object could be its author's.
+    """
+    if s3 := source.s3:
+        return s3.ca_bundle is None and (s3.endpoint or "https://").startswith("https://")
+    http = source.http
+    return bool(http and http.ca_bundle is None and http.urls and all(url.startswith("https://") for url in http.urls))
 
 
 class InvalidModelWeights(Exception):
@@ -60,10 +73,18 @@ class ModelWeights:
         resolved = self.status.resolved
         return resolved if resolved and resolved.source_hash == self.source_hash else None
 
-    def key(self, revision: str, installation: Installation) -> str:
-        """Returns the cache key of a revision."""
+    def key(self, revision: str, installation: Installation, *, namespace: str = "", separate: bool = False) -> str:
+        """Returns the cache key of a revision.
+
+        Args:
+            revision: Name of the revision.
+            installation: Whether namespaces share entries.
+            namespace: Namespace of the pod that loads it; default: the object's.
+            separate: The pod uses no entry of other namespaces, and they none of it.
+        """
         entry = naming.cache_entry_name(revision, self.spec.cache.layout)
-        return naming.cache_key(entry, namespace=self.namespace, sharing=installation.sharing)
+        shared = installation.sharing is Sharing.CLUSTER and not separate and is_store_proven(self.spec.source)
+        return naming.cache_key(entry, "" if shared else namespace or self.namespace)
 
     @property
     def claim_ref(self) -> tuple[str, str]:
