@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def is_store_proven(source: ModelSource) -> bool:
-    """Returns whether every loader talks to the same store, whatever the authors of object and pod do.
+    """Returns whether every loader uses the same store, whatever the authors of object and pod do.
 
     TLS with the CAs of the loader's image proves it: a CA in the object could be its author's.
     """
