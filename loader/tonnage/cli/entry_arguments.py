@@ -31,9 +31,6 @@ def cache_from_arguments(arguments: argparse.Namespace) -> Cache:
 def select_entries(arguments: argparse.Namespace, *, ignore_not_found: bool = False) -> list[Entry]:
     """Returns the entries that the command line names, without duplicates, in its order.
 
-    An argument with a slash is the path of an entry or of its ``model`` folder; any other is a name, or a unique prefix
-    of a name, in ``--cache``.
-
     Args:
         arguments: The command line.
         ignore_not_found: Skip entries that don't exist.
@@ -42,18 +39,31 @@ def select_entries(arguments: argparse.Namespace, *, ignore_not_found: bool = Fa
         ObjectNotFound: An entry doesn't exist.
         InvalidPlan: A prefix matches several entries, or a name is given without ``--cache``.
     """
-    names = [word for word in arguments.entries if "/" not in word]
-    known = cache_from_arguments(arguments).entries() if names else []
     found: dict[Path, Entry] = {}
     for word in arguments.entries:
         try:
-            entry = find_entry_by_name(word, known, arguments.cache) if "/" not in word else _find_entry_by_path(word)
+            entry = select_entry(word, arguments)
         except ObjectNotFound:
             if not ignore_not_found:
                 raise
         else:
             found.setdefault(entry.path, entry)
     return list(found.values())
+
+
+def select_entry(word: str, arguments: argparse.Namespace) -> Entry:
+    """Returns the entry that a word of the command line names.
+
+    A word with a slash is the path of an entry or of its ``model`` folder; any other is a name, or a unique prefix of a
+    name, in ``--cache``.
+
+    Raises:
+        ObjectNotFound: The entry doesn't exist.
+        InvalidPlan: A prefix matches several entries, or a name is given without ``--cache``.
+    """
+    if "/" in word:
+        return _find_entry_by_path(word)
+    return find_entry_by_name(word, cache_from_arguments(arguments).entries(), arguments.cache)
 
 
 def find_entry_by_name(name_or_prefix: str, known: Sequence[Entry], cache: str) -> Entry:

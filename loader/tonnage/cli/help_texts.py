@@ -102,6 +102,23 @@ examples:
 """,
         epilog=_load_epilog,
     ),
+    "hold": CommandText(
+        summary="keep loaded entries in use until SIGTERM",
+        usage="tonnage hold ENTRY... [--cache DIR] [options]",
+        description="""\
+Keeps entries locked until SIGTERM or SIGINT, so that they are not removed. Needs no permission to
+write to them: they may be mounted read-only. Takes about 10 MiB of memory.
+
+In a pod, `tonnage load` ends when the model is in the cache, and this command runs beside the
+engine: nothing there can change what other pods read.
+
+examples:
+  Hold an entry while an engine runs:
+    tonnage hold /dev/shm/tonnage/r-3f9c2a71b0de & holder=$!
+    vllm serve /dev/shm/tonnage/r-3f9c2a71b0de/model; kill $holder
+""",
+        epilog=_cache_epilog,
+    ),
     "resolve": CommandText(
         summary="show the objects that a load would download, and their revision",
         usage="tonnage resolve SOURCE... [options]\n       tonnage resolve --plan FILE [options]",

@@ -1,9 +1,9 @@
 """The holder: keeps inherited locks until SIGTERM or SIGINT. ``tonnage load --hold`` executes it after success.
 
-Run as ``python -I -S hold.py FD[,FD…]|- [READY_FD|- [COMMAND…]]``, with ``-`` for none. It runs as long as a model
+Run as ``python -I -S hold.py FD[,FD…]|- [READY_FD]``, with ``-`` for none. It runs as long as a model
 server, so it must take little memory: it is a single file that imports only modules built into the interpreter.
 
-On SIGTERM and SIGINT it releases the locks and exits with 0, or executes COMMAND. It ignores SIGHUP, and as PID 1 of a
+On SIGTERM and SIGINT it exits with 0, which releases the locks. It ignores SIGHUP, and as PID 1 of a
 container it reaps orphaned processes.
 Signals are blocked before ``exec`` and received with ``sigwait``, so that none is lost, or, as PID 1, ignored.
 """
@@ -25,9 +25,7 @@ EXIT_USAGE = 2
 NONE = "-"
 
 
-def exec_holder(
-    descriptors: Sequence[int], *, ready_fd: int | None = None, exit_command: Sequence[str] = ()
-) -> NoReturn:
+def exec_holder(descriptors: Sequence[int], *, ready_fd: int | None = None) -> NoReturn:
     """Replaces this process by the holder, which keeps ``descriptors`` open and their locks held.
 
     Call it on the main thread, with no other thread that may receive signals. The holder doesn't inherit the
@@ -37,7 +35,6 @@ def exec_holder(
     Args:
         descriptors: The locks' descriptors, from ``FileLock.fileno()``. They become inheritable.
         ready_fd: When the holder is ready, it writes one byte to this descriptor and closes it.
-        exit_command: The command that the holder executes on a stop signal. It must not contain a secret.
 
     Raises:
         OSError: The interpreter can't be executed; signals are unblocked again.
@@ -45,8 +42,8 @@ def exec_holder(
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     kept = [*descriptors, *([] if ready_fd is None else [ready_fd])]
     arguments = [sys.executable, "-I", "-S", __file__, ",".join(map(str, descriptors)) or NONE]
-    if ready_fd is not None or exit_command:
-        arguments += [NONE if ready_fd is None else str(ready_fd), *exit_command]
+    if ready_fd is not None:
+        arguments.append(str(ready_fd))
     try:
         for descriptor in kept:
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - positional only
@@ -71,8 +68,6 @@ def hold(descriptors: Sequence[int], ready_fd: int | None = None) -> int:
     while True:
         received = signal.sigwait(HANDLED_SIGNALS)
         if received in STOP_SIGNALS:
-            for descriptor in descriptors:
-                os.close(descriptor)
             return 0
         if received == signal.SIGCHLD:
             reap_children()
@@ -98,24 +93,18 @@ def reap_children() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command line ``FD[,FD…]|- [READY_FD|- [COMMAND…]]``."""
+    """Runs the command line ``FD[,FD…]|- [READY_FD]``."""
     try:
         descriptors = [] if arguments[0] == NONE else [int(word) for word in arguments[0].split(",")]
-        ready = None if arguments[1:2] in ([], [NONE]) else int(arguments[1])
+        ready = int(arguments[1]) if arguments[1:] else None
     except (IndexError, ValueError):
-        os.write(2, b"usage: hold.py FD[,FD...]|- [READY_FD|- [COMMAND...]]\n")
+        os.write(2, b"usage: hold.py FD[,FD...]|- [READY_FD]\n")
         return EXIT_USAGE
     try:
-        code = hold(descriptors, ready)
+        return hold(descriptors, ready)
     except OSError as error:
         os.write(2, f"hold.py: a descriptor to hold is not open: {error.strerror}.\n".encode())
         return EXIT_USAGE
-    if command := list(arguments[2:]):
-        try:
-            os.execv(command[0], command)  # noqa: S606 - no shell is the point
-        except OSError:
-            return code
-    return code
 
 
 if __name__ == "__main__":

@@ -46,6 +46,17 @@ def add_load(parser: Parser) -> None:
     _add_help_option(parser, after)
 
 
+def add_hold(parser: Parser) -> None:
+    """``tonnage hold``."""
+    which = parser.add_argument_group("entries")
+    which.add_argument("entries", nargs="+", metavar="ENTRY", help="name, unique prefix of a name, or path of an entry")
+    other = parser.add_argument_group("options")
+    _add_cache_option(parser, other)
+    help_text = "fail (default) if nothing is loaded in an entry; or continue: hold the others"
+    _add_option(parser, other, "--on-failure", "MODE", argument_types.choice("fail", "continue"), help_text)
+    _add_help_option(parser, other)
+
+
 def add_resolve(parser: Parser) -> None:
     """``tonnage resolve``."""
     _add_source_options(parser, "source", f"{_SOURCE_HELP}; several make one model", plan=True)
@@ -131,6 +142,7 @@ def add_version(parser: Parser) -> None:
 
 OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
     "load": add_load,
+    "hold": add_hold,
     "resolve": add_resolve,
     "inspect": add_inspect,
     "ls": add_ls,

@@ -39,7 +39,6 @@ class ReportKind(enum.StrEnum):
     RESOLVED = "resolved"
     PROGRESS = "progress"
     FINISHED = "finished"
-    RELEASED = "released"
     INVENTORY = "inventory"
 
 

@@ -242,7 +242,8 @@ class LoaderSettings(ApiModel):
 
     form: LoaderForm = Field(
         default=LoaderForm.SIDECAR,
-        description="Sidecar: keeps running and marks the entry as in use. Init: loads and exits.",
+        description="Sidecar: the loader ends, and a holder marks the entry as in use while the pod runs. Init: no "
+        "holder, for clusters without native sidecars.",
     )
     resources: ResourceRequirements | None = Field(
         default=None,

@@ -97,6 +97,7 @@ SAFE_TO_EVICT_VOLUMES: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict-l
 """Annotation of the cluster autoscaler: volumes that don't keep it from removing the pod's node."""
 
 LOADER_CONTAINER: Final = "tonnage-loader"
+HOLDER_CONTAINER: Final = "tonnage-hold"
 VOLUME_PREFIX: Final = "tonnage-"
 
 DEFAULT_MOUNT_PATH: Final = "/models"

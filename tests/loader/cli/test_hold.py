@@ -156,20 +156,6 @@ def test_without_a_readiness_listener_the_lock_is_kept(tmp_path: Path) -> None:
         assert running.wait(5) == 0
 
 
-def test_it_executes_the_exit_command_after_releasing_the_locks(tmp_path: Path) -> None:
-    path = tmp_path / "use.lock"
-    marker = tmp_path / "executed"
-    os.mkfifo(marker)
-    last = f"exit_command=['/bin/sh', '-c', 'cat {marker}; exit 7']"
-    program = BECOME.replace("ready_fd=int", f"{last}, ready_fd=int")
-    with HolderProcess(path, program=program) as running:
-        assert not is_unlocked(path)
-        running.process.terminate()
-        marker.write_text("go on")
-        assert is_unlocked(path)
-        assert running.wait(5) == 7
-
-
 def test_it_runs_without_a_lock(tmp_path: Path) -> None:
     with HolderProcess(tmp_path / "use.lock", program=BECOME.replace("[lock.fileno()]", "[]")) as running:
         assert is_unlocked(running.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +35,6 @@ from tonnage_operator.tls import CertificateWatcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
 
     from loader.cli.conftest import Model
     from support.tls import CertificateAuthority
@@ -177,8 +176,8 @@ class OperatorStub:
         status = self.weights.status.model_copy(update={"resolved": seen})
         return dataclasses.replace(self.weights, status=status)
 
-    def injected(self, weights: ModelWeights, **annotations: str) -> Body:
-        """Adds a user's pod to the cluster, and returns its injected loader container."""
+    def injected(self, weights: ModelWeights, **annotations: str) -> dict[str, Body]:
+        """Adds a user's pod to the cluster, and returns its injected containers by name."""
         pod_annotations = {names.MODEL: "llama", **annotations}
         pod = {"metadata": {"name": "server-0", "namespace": "serving", "annotations": pod_annotations},
                "spec": {"containers": [{"name": "server", "image": "vllm"}], "nodeName": "node-1"}}  # fmt: skip
@@ -187,8 +186,7 @@ class OperatorStub:
         made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1"}
         self.add_pod(made)
         self.token("pod-server-0")
-        (container,) = made["spec"]["initContainers"]
-        return dict(container)
+        return {each["name"]: dict(each) for each in made["spec"]["initContainers"]}
 
 
 @pytest.fixture
@@ -256,12 +254,13 @@ async def test_a_load_job_reports_progress_and_the_nodes_cache(operator: Operato
     )
 
 
-async def test_a_sidecar_of_a_users_pod_gets_ready_holds_and_reports_its_release(operator: OperatorStub) -> None:
+async def test_a_users_pod_loads_and_then_holds_its_entry(operator: OperatorStub) -> None:
     seen = await operator.resolved()
-    weights = operator.with_revision(seen)
-    container = operator.injected(weights)
-    probe = [operator.with_local_paths(word) for word in container["startupProbe"]["exec"]["command"]]
-    assert await asyncio.to_thread(run_probe, probe) == 1
+    containers = operator.injected(operator.with_revision(seen))
+    loaded = await operator.run(containers[names.LOADER_CONTAINER])
+    assert loaded.returncode == 0
+    assert operator.report_count("finished") == 1
+    holder = containers[names.HOLDER_CONTAINER]
     node = parse_node(objects.node("node-1"))
     clean = jobs.build_cleanup_job(
         operator.installation,
@@ -273,13 +272,11 @@ async def test_a_sidecar_of_a_users_pod_gets_ready_holds_and_reports_its_release
         model_ref="s/l",
         cause="Unreferenced",
     )
-    with start_tonnage(*operator.arguments(container), environment=operator.environment(container)) as process:
-        await eventually_async(lambda: run_probe(probe) == 0)
-        await eventually_async(lambda: operator.report_count("finished") == 1)
+    with start_tonnage(*operator.arguments(holder)) as process:
+        await eventually_async(lambda: b"hold.py" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
         assert (await operator.run_job(clean)).returncode == 30
         process.terminate()
         assert await asyncio.to_thread(process.wait, 10) == 0
-    assert operator.report_count("released") == 1
     assert operator.termination_report().outcome == "loaded"
     assert [(await operator.run_job(clean)).returncode for _ in range(2)] == [0, 0]
     assert not list(operator.local_path("/cache").glob("*/model/*"))
@@ -288,12 +285,8 @@ async def test_a_sidecar_of_a_users_pod_gets_ready_holds_and_reports_its_release
 async def test_a_pod_that_continues_without_its_weights_gets_a_status_file(operator: OperatorStub) -> None:
     seen = await operator.resolved()
     operator.secrets = {**operator.secrets, "AWS_SECRET_ACCESS_KEY": "no-longer-valid"}
-    container = operator.injected(operator.with_revision(seen), **{names.ON_FAILURE: "continue", names.FORM: "Init"})
-    finished = await operator.run(container)
+    containers = operator.injected(operator.with_revision(seen), **{names.ON_FAILURE: "continue", names.FORM: "Init"})
+    finished = await operator.run(containers[names.LOADER_CONTAINER])
     assert finished.returncode == 0
     assert operator.local_path("/run/tonnage").joinpath("status").read_text().startswith("failed\nAccessDenied\n")
     assert operator.termination_report().outcome == "failed"
-
-
-def run_probe(command: list[str]) -> int:
-    return subprocess.run(command, check=False, timeout=10).returncode

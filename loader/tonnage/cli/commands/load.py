@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from tonnage.cli import output
 from tonnage.cli.invocation import LONG_REPORT_TIMEOUT, REPORT_TIMEOUT
@@ -14,13 +11,12 @@ from tonnage.cli.plan_arguments import cache_folder, plan_from_arguments
 from tonnage.cli.progress_output import progress_view
 from tonnage.cli.redaction import redact
 from tonnage.cli.status_files import StatusFiles
-from tonnage.contract.report import Outcome, ReportKind, encode_report
+from tonnage.contract.report import Outcome
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Interrupted, TonnageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from tonnage.cli.invocation import Invocation
     from tonnage.contract.report import Progress, Report
@@ -54,7 +50,9 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
     report = invocation.emit_report(result.report)
     invocation.send_report(report, timeout=REPORT_TIMEOUT if result.lock is None else LONG_REPORT_TIMEOUT)
     if result.lock is not None:
-        _hold([result.lock.fileno()], report, invocation)
+        from tonnage.cli.commands.hold import hold_locks
+
+        hold_locks([result.lock.fileno()], invocation)
     return 0
 
 
@@ -110,31 +108,7 @@ def _continue_without_weights(
     files.mark_ready_without_weights()
     invocation.report_failure(error)
     if arguments.hold:
-        _hold([], None, invocation)
+        from tonnage.cli.commands.hold import hold_locks
+
+        hold_locks([], invocation)
     return 0
-
-
-def _hold(descriptors: Sequence[int], report: Report | None, invocation: Invocation) -> None:
-    """Executes the holder unless a stop signal is pending. Signals are blocked across exec, so that none is lost.
-
-    Args:
-        descriptors: The locks to hold.
-        report: The load's report. The holder reports the release too, if the plan has ``reporting``.
-        invocation: Has received signals, and the endpoint for reports.
-    """
-    from tonnage.cli.hold import STOP_SIGNALS, exec_holder
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    if not invocation.cancellation.canceled():
-        exec_holder(descriptors, exit_command=[] if report is None else _release_report_command(report, invocation))
-
-
-def _release_report_command(report: Report, invocation: Invocation) -> list[str]:
-    """Returns the command that reports the release; empty if the plan has no ``reporting``."""
-    endpoint = invocation.endpoint
-    if endpoint is None:
-        return []
-    from tonnage.reporting.release import build_command
-
-    released = msgspec.structs.replace(invocation.base_report(), kind=ReportKind.RELEASED, entry=report.entry)
-    return build_command(endpoint, encode_report(released))

@@ -21,9 +21,9 @@ from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
 from tonnage_operator.domain.specs import loader_container, plans
+from tonnage_operator.domain.specs.holder_container import build_holder_container
 from tonnage_operator.domain.specs.loader_container import (
     CACHE_ROOT,
-    READY_FILE,
     STATUS_FILE,
     TERMINATION_LOG,
     ContainerSpec,
@@ -31,7 +31,7 @@ from tonnage_operator.domain.specs.loader_container import (
 from tonnage_operator.domain.specs.namespace_limits import NamespaceLimits, ResourcesNotAllowed, fit_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import SeenRevision
@@ -127,7 +127,7 @@ def inject(
     spec = out["spec"]
     containers = _target_containers(spec, request)
     _check_pod(spec, annotations)
-    loaders, held_entries = [], []
+    loaders, held_entries, held = [], [], []
     for model in models:
         if request.ranks is not None and (missing := find_missing_ranks(model.weights, model.seen, request.ranks)):
             raise AdmissionDenied(missing)
@@ -150,10 +150,14 @@ def inject(
             _add_mounts(container, model, container_spec, request)
         _add_node_affinity(spec, model, request)
         held_entries.append(held_entry)
+        if (request.form or model.weights.spec.loader.form) is LoaderForm.SIDECAR:
+            held.append((model.weights, container_spec))
     for container in containers:
         _add_env(container, _env_variables(models, request))
-    spec["initContainers"] = place_loaders(spec.get("initContainers") or (), loaders)
     add_to_pod_resources(spec, loaders)
+    if held:
+        loaders.append(_build_holder(spec, held, request, installation, limits))
+    spec["initContainers"] = place_loaders(spec.get("initContainers") or (), loaders)
     _add_image_pull_secrets(spec, installation)
     metadata = out.setdefault("metadata", {})
     metadata["annotations"] = {
@@ -195,11 +199,8 @@ def _describe_loader(
     model: InjectedModel, pod: Body, request: PodRequest, installation: Installation
 ) -> tuple[ContainerSpec, HeldEntry]:
     weights, seen, requested = model.weights, model.seen, model.requested
-    form = request.form or weights.spec.loader.form
     shared = weights.spec.cache.delivery is Delivery.HOST_PATH
     arguments = ["load", "--cache", CACHE_ROOT, "--termination-log", TERMINATION_LOG, "--progress", "off"]
-    if form is LoaderForm.SIDECAR:
-        arguments += ["--hold", "--ready-file", READY_FILE]
     if request.on_failure is OnFailure.CONTINUE:
         arguments += ["--on-failure", "continue", "--status-file", STATUS_FILE]
     # With Require, the node is warm: the loader finds a hit and writes nothing.
@@ -237,30 +238,42 @@ def _build_loader(
     limits: NamespaceLimits,
 ) -> Body:
     override = {name: value for name, value in (("cpu", request.cpu), ("memory", request.memory)) if value}
-    has_user = "runAsUser" in (spec.get("securityContext") or {})
     container = loader_container.build_loader_container(
-        model.weights, container_spec, installation, override=override, pod_has_user=has_user
+        model.weights, container_spec, installation, override=override, pod_has_user=_has_user(spec)
     )
     written = 0
     if model.scheduling(request) is not Scheduling.REQUIRE and model.weights.medium(installation) is Medium.MEMORY:
         written = model.seen.total_bytes + units.parse_quantity(installation.loader.memory_overhead)
-    try:
-        container["resources"] = fit_resources(container["resources"], limits, memory_floor=written)
-    except ResourcesNotAllowed as error:
-        raise AdmissionDenied(str(error)) from error
+    container["resources"] = _fit(container, limits, memory_floor=written)
     credentials = model.weights.spec.credentials
     if credentials is None or not (credentials.secret_ref or credentials.anonymous):
         copy_cloud_identity(spec.get("containers") or (), container)
-    if (request.form or model.weights.spec.loader.form) is LoaderForm.SIDECAR:
-        container["restartPolicy"] = "Always"
-        container["startupProbe"] = {
-            "exec": {"command": ["test", "-e", READY_FILE]},
-            "periodSeconds": 1,
-            "timeoutSeconds": 5,
-            # The loader has its own deadline and reports why it failed, so the probe must not fail first.
-            "failureThreshold": 2_000_000,
-        }
     return container
+
+
+def _build_holder(
+    spec: Body,
+    held: Sequence[tuple[ModelWeights, ContainerSpec]],
+    request: PodRequest,
+    installation: Installation,
+    limits: NamespaceLimits,
+) -> Body:
+    """Returns the holder. Its limits are the namespace's; the memory that loaders wrote is not charged to it."""
+    optional = request.on_failure is OnFailure.CONTINUE
+    holder = build_holder_container(held, installation, optional=optional, pod_has_user=_has_user(spec))
+    holder["resources"] = _fit(holder, limits)
+    return holder
+
+
+def _fit(container: Body, limits: NamespaceLimits, *, memory_floor: int = 0) -> Body:
+    try:
+        return fit_resources(container["resources"], limits, memory_floor=memory_floor)
+    except ResourcesNotAllowed as error:
+        raise AdmissionDenied(str(error)) from error
+
+
+def _has_user(spec: Body) -> bool:
+    return "runAsUser" in (spec.get("securityContext") or {})
 
 
 def _check_pod(spec: Body, annotations: Mapping[str, str]) -> None:
@@ -275,10 +288,9 @@ def _check_pod(spec: Body, annotations: Mapping[str, str]) -> None:
 def _check_name_conflicts(spec: Body, container_spec: ContainerSpec, held_entry: HeldEntry) -> None:
     """Denies a pod that uses a reserved name."""
     everywhere = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
-    if any(each["name"] == held_entry.container for each in everywhere):
-        raise AdmissionDenied(
-            f"The pod has a container named {held_entry.container}, which is reserved for Tonnage: rename it."
-        )
+    for name in (held_entry.container, names.HOLDER_CONTAINER):
+        if any(each["name"] == name for each in everywhere):
+            raise AdmissionDenied(f"The pod has a container named {name}, which is reserved for Tonnage: rename it.")
     ours = {container_spec.volume_name(part) for part in loader_container.VOLUME_PURPOSES}
     mounted = {mount["name"] for each in everywhere for mount in each.get("volumeMounts") or ()}
     taken = sorted(ours & ({each["name"] for each in spec.get("volumes") or ()} | mounted))

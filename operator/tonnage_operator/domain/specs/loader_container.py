@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 CACHE_ROOT: Final = "/cache"
 RUN_FOLDER: Final = "/run/tonnage"
-READY_FILE: Final = f"{RUN_FOLDER}/ready"
 VOLUME_PURPOSES: Final = ("cache", "run", "ca", "urls", "token")
 """Purposes of a loader's volumes, which are part of their names."""
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -162,18 +161,10 @@ def build_loader_container(
     """Returns the loader's container, without the fields that depend on its form."""
     mounts: list[Body] = [
         {"name": container_spec.volume_name("run"), "mountPath": RUN_FOLDER},
-        # An empty folder hides the pod's API token: the loader doesn't use the Kubernetes API.
-        {
-            "name": container_spec.volume_name("run"),
-            "mountPath": ACCOUNT_FOLDER,
-            "subPath": "no-api-token",
-            "readOnly": True,
-        },
+        no_api_token_mount(container_spec),
     ]
     if mounts_entry:
-        path = f"{CACHE_ROOT}/{container_spec.plan.entry}"
-        folder = {"subPath": sub_path} if (sub_path := entry_sub_path(weights, container_spec.plan.entry)) else {}
-        mounts.append({"name": container_spec.volume_name("cache"), "mountPath": path, **folder})
+        mounts.append(entry_mount(weights, container_spec))
     if plans.ca_bundle(weights.spec.source):
         mounts.append({"name": container_spec.volume_name("ca"), "mountPath": plans.CA_FOLDER, "readOnly": True})
     if _urls_secret_ref(weights.spec):
@@ -196,6 +187,19 @@ def build_loader_container(
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
+
+
+def no_api_token_mount(container_spec: ContainerSpec) -> Body:
+    """Returns the mount of an empty folder over the pod's API token, which no container of ours uses."""
+    name = container_spec.volume_name("run")
+    return {"name": name, "mountPath": ACCOUNT_FOLDER, "subPath": "no-api-token", "readOnly": True}
+
+
+def entry_mount(weights: ModelWeights, container_spec: ContainerSpec) -> Body:
+    """Returns the mount of the entry's folder, which is writable."""
+    entry = container_spec.plan.entry
+    folder = {"subPath": sub_path} if (sub_path := entry_sub_path(weights, entry)) else {}
+    return {"name": container_spec.volume_name("cache"), "mountPath": f"{CACHE_ROOT}/{entry}", **folder}
 
 
 def entry_sub_path(weights: ModelWeights, entry: str) -> str:
