@@ -13,7 +13,7 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-webhook lock format clean
+.PHONY: help setup check lint types test e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-start bench-webhook lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +74,7 @@ types: ## Check types (mypy, strict)
 	$(BIN)/mypy --explicit-package-bases tests operator/tonnage_operator
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 	$(BIN)/mypy benchmarks/attach/*.py
-	$(BIN)/mypy --explicit-package-bases benchmarks/operator benchmarks/webhook
+	$(BIN)/mypy --explicit-package-bases benchmarks/operator benchmarks/start benchmarks/webhook
 	$(BIN)/mypy hack/images/*.py
 	$(BIN)/mypy hack/env/*.py
 
@@ -85,6 +85,10 @@ bench: ## Compare Tonnage with other loaders, into docs/performance/ (about 20 m
 bench-operator: ## Measure the controller with many objects and nodes (BENCH_ARGS=--help shows options)
 	@$(SETUP) test
 	@$(HACK) benchmarks/operator/scale.py $(BENCH_ARGS)
+
+bench-start: ## Measure what Tonnage adds to the start of a pod on a real node (about 5 minutes)
+	@$(SETUP) test
+	@$(HACK) benchmarks/start/overhead.py $(BENCH_ARGS)
 
 bench-webhook: ## Measure the webhook's latency at 50 pods per second (about a minute)
 	@$(SETUP) test

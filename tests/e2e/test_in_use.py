@@ -58,7 +58,7 @@ def test_an_eviction_keeps_the_entry_of_a_running_pod(namespace: Namespace) -> N
     assert "CacheInUse" in output
     assert model.visible_files() == before
 
-    (holder,) = pod.pids(names.LOADER_CONTAINER)
+    (holder,) = pod.pids(names.HOLDER_CONTAINER)
     assert processes.memory_bytes(holder, "Pss") < 12 << 20, "the holder uses too much memory"
     server = pod.pids("server")[0]
     pod.e2e.api.delete("Pod", pod.name, pod.namespace)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-LOADER = names.LOADER_CONTAINER
+LOADER, HOLDER = names.LOADER_CONTAINER, names.HOLDER_CONTAINER
 OPEN = {"access": {"allowedNamespaces": {"from": "All"}}}
 
 
@@ -34,40 +34,68 @@ def serving_pod(e2e: E2ECluster) -> Iterator[Pod]:
     namespace.delete()
 
 
-def test_the_injected_token_gives_no_access_to_the_api(serving_pod: Pod, e2e: E2ECluster) -> None:
+@pytest.fixture
+def loading_pod(namespace: Namespace, e2e: E2ECluster) -> Pod:
+    """A pod whose loader runs for some seconds."""
+    namespace.create_model("large", files=e2e.model_files.large, spec={"loader": {"bandwidthLimit": "8Mi"}})
+    pod = namespace.create_pod(model="large", automountServiceAccountToken=True)
+    pod.wait_for_pids(LOADER)
+    return pod
+
+
+def test_the_injected_token_gives_no_access_to_the_api(loading_pod: Pod, serving_pod: Pod, e2e: E2ECluster) -> None:
     folder = "/var/run/secrets/tonnage.dev"
-    found = serving_pod.exec(
+    found = loading_pod.exec(
         "find", "/var/run/secrets", "/run/secrets", "-name", "token*", "-type", "l", container=LOADER
     )
     tokens = sorted({line for line in found.split() if line.endswith("/token")})
     assert not [path for path in tokens if "kubernetes.io" in path], "the loader has the pod's API token"
     assert tokens, f"the loader has no token for reports below {folder}"
     for path in tokens:
-        held = KubeClient(e2e.cluster.kubeconfig, token=serving_pod.exec("cat", path, container=LOADER))
+        held = KubeClient(e2e.cluster.kubeconfig, token=loading_pod.exec("cat", path, container=LOADER))
         with pytest.raises(ApiError) as caught:
-            held.list("Pod", serving_pod.namespace)
+            held.list("Pod", loading_pod.namespace)
         assert caught.value.code == 401
     assert "tonnage" not in serving_pod.exec("find", "/var/run/secrets", "/run/secrets")
 
 
-def test_a_loader_has_no_capabilities_and_sees_only_its_own_entry(serving_pod: Pod, namespace: Namespace) -> None:
-    other = namespace.create_model()
-    namespace.create_pod().wait_ready()
+@pytest.mark.parametrize("container", [LOADER, HOLDER])
+def test_loader_and_holder_have_no_capabilities_and_see_only_their_own_entry(
+    request: pytest.FixtureRequest, make_namespace: Callable[..., Namespace], container: str
+) -> None:
+    others = make_namespace()
+    other = others.create_model()
+    others.create_pod().wait_ready()
+    pod: Pod = request.getfixturevalue("loading_pod" if container == LOADER else "serving_pod")
     status = dict(
         line.split(":\t", 1)
-        for line in serving_pod.exec("cat", "/proc/1/status", container=LOADER).splitlines()
+        for line in pod.exec("cat", "/proc/1/status", container=container).splitlines()
         if ":\t" in line
     )
     assert status["CapEff"] == status["CapBnd"] == "0000000000000000"
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
-    entries = serving_pod.exec("ls", "/cache", container=LOADER).split()
+    entries = pod.exec("ls", "/cache", container=container).split()
     assert len(entries) == 1
     assert other.revision not in entries
-    assert other.revision not in serving_pod.exec("cat", "/proc/1/mountinfo", container=LOADER)
-    mounts = [line.split() for line in serving_pod.exec("cat", "/proc/1/mountinfo", container=LOADER).splitlines()]
+    mountinfo = pod.exec("cat", "/proc/1/mountinfo", container=container)
+    assert other.revision not in mountinfo
+    mounts = [line.split() for line in mountinfo.splitlines()]
     root = next(fields for fields in mounts if fields[4] == "/")
     assert "ro" in root[5].split(",")
+
+
+def test_what_runs_beside_a_server_can_change_nothing_and_has_no_token(serving_pod: Pod) -> None:
+    assert serving_pod.exec("id", "-u", container=HOLDER).strip() != "0"
+    (entry,) = serving_pod.exec("ls", "/cache", container=HOLDER).split()
+    for path in (f"/cache/{entry}/model/more", f"/cache/{entry}/.tonnage/manifest.json"):
+        with pytest.raises(Exception, match="Read-only file system"):
+            serving_pod.exec("/usr/bin/python3", "-c", f"open({path!r}, 'a')", container=HOLDER)
+    found = serving_pod.exec("find", "/var/run/secrets", "/run/secrets", "-name", "token*", container=HOLDER)
+    assert not found.strip()
+    body = serving_pod.get()
+    running = {each["name"] for each in body["status"]["initContainerStatuses"] if "running" in each["state"]}
+    assert running == {HOLDER}
 
 
 def test_a_server_can_read_but_not_write_its_model(serving_pod: Pod) -> None:

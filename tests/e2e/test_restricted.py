@@ -48,7 +48,7 @@ def test_each_pod_can_have_its_own_copy(restricted: Namespace) -> None:
     pod.wait_ready()
     assert pod.last_report().outcome is Outcome.LOADED
     assert f"serving {model.revision}" in pod.logs()
-    assert pod.exec("id", "-u", container=names.LOADER_CONTAINER).strip() == str(GROUP)
+    assert pod.exec("id", "-u", container=names.HOLDER_CONTAINER).strip() == str(GROUP)
 
 
 def test_one_job_fills_a_pvc_and_pods_get_a_hit(make_namespace: Callable[..., Namespace], e2e: E2ECluster) -> None:

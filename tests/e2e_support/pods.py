@@ -13,7 +13,6 @@ from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from e2e_support.e2e_cluster import E2ECluster
 
@@ -156,26 +155,3 @@ class Pod:
         self.e2e.api.delete("Pod", self.name, self.namespace)
         self.e2e.api.wait_deleted("Pod", self.name, self.namespace, timeout=timeout)
         return time.monotonic() - started
-
-    def empty_dir(self, volume: str) -> Path:
-        """Returns the path of an emptyDir volume on the node."""
-        volumes = self.e2e.node_root / "var/lib/kubelet/pods" / self.uid / "volumes"
-        return volumes / "kubernetes.io~empty-dir" / volume
-
-    def startup_times(self) -> StartupTimes:
-        """Returns the startup times of a ready pod with one loader."""
-        loader, server = self.pids(names.LOADER_CONTAINER)[0], self.pids("server")[0]
-        started = processes.start_time(loader)
-        ready = processes.modification_time(self.empty_dir("tonnage-run") / "ready")
-        return StartupTimes(loader=ready - started, init=processes.start_time(server) - started)
-
-
-@dataclass(frozen=True)
-class StartupTimes:
-    """Seconds since the start of the loader's process.
-
-    ``loader`` is until the entry was ready, ``init`` until the serving container's process started.
-    """
-
-    loader: float
-    init: float

@@ -37,12 +37,6 @@ def start_time(pid: int) -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def modification_time(path: Path) -> float:
-    """Returns a file's modification time in seconds since boot."""
-    since_epoch = path.stat().st_mtime_ns / 1e9
-    return since_epoch - (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))
-
-
 def memory_bytes(pid: int, kind: str) -> int:
     """Returns a field of a process's ``smaps_rollup``, in bytes."""
     for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
