@@ -20,7 +20,10 @@ EVICTABLE = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
 
 
 def _init_names(pod: dict[str, Any]) -> list[str]:
-    return [each["name"] for each in pod["spec"]["initContainers"]]
+    """Returns the names of the init containers, without the holder, which always comes after the loader."""
+    found = [each["name"] for each in pod["spec"]["initContainers"]]
+    assert found.index("tonnage-hold") == found.index("tonnage-loader") + 1
+    return [name for name in found if name != "tonnage-hold"]
 
 
 def _pod_with(*init_containers: str, native: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:

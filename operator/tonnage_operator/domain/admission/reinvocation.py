@@ -26,10 +26,10 @@ def complete_injection(pod: Body, containers: Collection[str] | None) -> Body:
     out = copy.deepcopy(pod)
     spec = out["spec"]
     existing = spec.get("initContainers") or []
-    loaders = [each for each in existing if each["name"].startswith(names.LOADER_CONTAINER)]
-    others = [each for each in existing if not each["name"].startswith(names.LOADER_CONTAINER)]
+    ours = [each for each in existing if _is_own_container(each["name"])]
+    others = [each for each in existing if not _is_own_container(each["name"])]
     everywhere = [*(spec.get("containers") or ()), *others]
-    volumes = {mount["name"] for each in loaders for mount in each.get("volumeMounts") or ()}
+    volumes = {mount["name"] for each in ours for mount in each.get("volumeMounts") or ()}
     volumes = {name for name in volumes if name.startswith(names.VOLUME_PREFIX)}
     template = next((each for each in everywhere if _own_mounts(each, volumes)), None)
     if template is not None:
@@ -39,8 +39,12 @@ def complete_injection(pod: Body, containers: Collection[str] | None) -> Body:
         for container in targets:
             if not _own_mounts(container, volumes):
                 _copy_injection(template, container, volumes)
-    spec["initContainers"] = place_loaders(others, loaders)
+    spec["initContainers"] = place_loaders(others, ours)
     return out
+
+
+def _is_own_container(name: str) -> bool:
+    return name.startswith(names.LOADER_CONTAINER) or name == names.HOLDER_CONTAINER
 
 
 def _own_mounts(container: Body, volumes: Collection[str]) -> list[Body]:
