@@ -15,6 +15,7 @@ from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject, build_blueprint
+from tonnage.planning.tied_weights import find_tied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -151,7 +152,11 @@ def inspect_files(
         NoTensorFiles: A folder has no ``.tensors`` files.
         FormatDamaged: A file is damaged. For other errors see ``tonnage.format``.
     """
-    objects = [_local_object(file) for path in paths for file in _local_files(Path(path))]
+    local = [(file, name) for path in paths for file, name in _local_files(Path(path))]
+    objects = find_tied(
+        [_local_object(file, name) for file, name in local],
+        lambda ranges: [_read(local[at][0], start, end) for at, start, end in ranges],
+    )
     return inspect_objects(objects, layout=layout, segment_size=segment_size, computed_buffers=computed_buffers)
 
 
@@ -255,16 +260,26 @@ def _inspect_tensor(entry: TensorEntry, segment: int) -> TensorInspection:
     )
 
 
-def _local_files(path: Path) -> list[Path]:
+def _local_files(path: Path) -> list[tuple[Path, str]]:
+    """Returns the files, and the path of each in its model."""
     if not path.is_dir():
-        return [path]
+        return [(path, path.name)]
     found = sorted(path.rglob("*.tensors"))
     if not found:
         raise NoTensorFiles(f"{path} and its subfolders have no .tensors file.")
-    return found
+    return [(file, file.relative_to(path).as_posix()) for file in found]
 
 
-def _local_object(path: Path) -> SourceObject:
+def _read(path: Path, start: int, end: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+    except OSError as error:
+        raise ObjectNotFound(f"{path} can't be read: {error.strerror}.") from error
+
+
+def _local_object(path: Path, name: str) -> SourceObject:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -275,4 +290,4 @@ def _local_object(path: Path) -> SourceObject:
     except OSError as error:
         raise ObjectNotFound(f"{path} can't be read: {error.strerror}.") from error
     tensors = parse_index(preamble, index, object_size=size, label=label)
-    return SourceObject(label=label, path=path.name, size=size, tensors_index=tensors, head=head + index)
+    return SourceObject(label=label, path=name, size=size, tensors_index=tensors, head=head + index)

@@ -1,14 +1,24 @@
-"""Recognizes tensors by their names: buffers that engines compute themselves, and the mark of files that vLLM wrote."""
+"""Recognizes tensors by their names: computed buffers, vLLM's mark, and names that are not those of a checkpoint."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from tonnage.format.tensor_names import KIND_BUFFER, KIND_PARAMETER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tonnage.format.tensors_index import TensorEntry
 
 VLLM_MARKER = "vllm_tensorized_marker"
 """Name of the meta parameter that vLLM adds to the root module before it serializes a model."""
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What names of a wrapped module begin with: of ``DistributedDataParallel``, and of ``torch.compile``."""
+
+_FUSED_EXPERTS = re.compile(r"(?:.*\.)?(?P<module>\w+)\.experts\.gate_up_proj")
 _CACHED_ANGLES = frozenset({"cos_sin_cache", "cos_cached", "sin_cached"})
 _INVERSE_FREQUENCIES = re.compile(r"(?:\w*_)?inv_freq")
 """``inv_freq``, ``original_inv_freq``, and those of one type of layers, such as ``full_attention_inv_freq``."""
@@ -37,14 +47,35 @@ def is_computed_buffer(name: str, kind: int) -> bool:
     return bool(_INVERSE_FREQUENCIES.fullmatch(last) and _ROTARY_MODULE.fullmatch(parent.rpartition(".")[2]))
 
 
-def is_vllm_marker(name: str, kind: int, *, is_meta: bool) -> bool:
-    """Returns whether this tensor marks a file that vLLM serialized: a meta parameter of the root module.
+def is_vllm_serialized(tensors: Iterable[TensorEntry]) -> bool:
+    """Returns whether vLLM serialized a file of these tensors: it has a meta parameter of the root module as a mark.
 
     Such a file has the tensors of vLLM's own modules, with names and shapes that other engines don't know.
-
-    Args:
-        name: The tensor's flat name.
-        kind: The format's tensor kind.
-        is_meta: Whether the file has no data for it.
     """
-    return is_meta and kind == KIND_PARAMETER and name == VLLM_MARKER
+    return any(tensor.name == VLLM_MARKER and tensor.is_meta and tensor.kind == KIND_PARAMETER for tensor in tensors)
+
+
+def find_fused_experts(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
+    """Returns the experts' weights that have names of transformers 5 in memory, which differ from those of checkpoints.
+
+    transformers 5 holds all experts of a layer in one tensor of three dimensions. Models whose checkpoints have such
+    tensors, too, are not meant: gpt-oss (which has ``gate_up_proj_bias``) and Llama 4 (``feed_forward``).
+    """
+    names = {tensor.name for tensor in tensors}
+    found = []
+    for tensor in tensors:
+        match = _FUSED_EXPERTS.fullmatch(tensor.name)
+        in_checkpoints = match is not None and (
+            match["module"] == "feed_forward" or f"{tensor.name}_bias" in names or f"{tensor.name}_blocks" in names
+        )
+        if match is not None and not in_checkpoints and len(tensor.shape) == 3:
+            found.append(tensor)
+    return found
+
+
+def find_wrapper(tensors: Sequence[TensorEntry]) -> str | None:
+    """Returns what all names begin with because the module was wrapped when it was written; None if it was not."""
+    for wrapper in WRAPPERS:
+        if tensors and all(tensor.name.startswith(wrapper) for tensor in tensors):
+            return wrapper
+    return None

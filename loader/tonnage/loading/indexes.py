@@ -1,4 +1,7 @@
-"""Fetches preamble and index of ``.tensors`` objects: one request of 262,217 bytes, a second one for longer indexes."""
+"""Fetches preamble and index of ``.tensors`` objects: one request of 262,217 bytes, a second one for longer indexes.
+
+Of files that vLLM serialized, the headers of two tensors are fetched as well, to see whether they are tied.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 from tonnage.errors import FormatDamaged
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.tied_weights import HeaderRange, find_tied
 from tonnage.source.client import RangeRequest, get_ranges
 
 if TYPE_CHECKING:
@@ -40,22 +44,26 @@ def read_indexes(
     """
     wanted = [number for number, item in enumerate(items) if item.kind == "tensors"]
 
-    def fetch_ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
+    def fetch(ranges: Sequence[HeaderRange]) -> Sequence[bytes]:
         requests = [
             RangeRequest(items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
-            for at, (start, end) in ranges.items()
+            for at, start, end in ranges
         ]
-        fetched = get_ranges(requests, deadline=deadline, canceled=canceled, on_retry=on_retry)
-        return dict(zip(ranges, fetched, strict=True))
+        return get_ranges(requests, deadline=deadline, canceled=canceled, on_retry=on_retry)
+
+    def fetch_ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
+        found = fetch([HeaderRange(at, start, end) for at, (start, end) in ranges.items()])
+        return dict(zip(ranges, found, strict=True))
 
     heads = fetch_ranges(dict.fromkeys(wanted, (0, TYPICAL_HEAD_BYTES)))
     preambles = {at: _preamble(items[at], head) for at, head in heads.items()}
     ends = {at: preamble.body_offset for at, preamble in preambles.items()}
     remainders = fetch_ranges({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
-    return [
+    objects = [
         _source_object(item, preambles[at], heads[at] + remainders.get(at, b"")) if at in heads else _companion(item)
         for at, item in enumerate(items)
     ]
+    return find_tied(objects, fetch)
 
 
 def _preamble(item: ResolvedObject, head: bytes) -> Preamble:

@@ -14,6 +14,7 @@ from tonnage.cache.medium import inspect_medium
 from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
 from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
 from tonnage.loading.cache_hit import Shortfall, find_shortfall, has_computed_buffers_elsewhere, recorded_pins
+from tonnage.planning.file_names import is_own_file
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
@@ -349,7 +350,7 @@ class _Load:
             segments=(
                 fill_result.segments
                 if fill_result
-                else sum(file.kind in {"shard", "object"} and not file.computed_buffers for file in manifest.files)
+                else sum(file.kind in {"shard", "object"} and not is_own_file(file.path) for file in manifest.files)
             ),
             verified=manifest.verified,
             notes=tuple(dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes))),

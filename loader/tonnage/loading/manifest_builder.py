@@ -142,8 +142,18 @@ def upgrade_manifest(manifest: Manifest, level: Verify) -> Manifest:
 def merge_manifests(
     old: Manifest, old_table: TensorTable, new: Manifest, new_table: TensorTable
 ) -> tuple[Manifest, TensorTable]:
-    """Returns manifest and table of an entry with added objects, such as more ranks of a sharded model."""
-    source_offset, file_offset = len(old.sources), len(old.files)
+    """Returns manifest and table of an entry with added objects, such as more ranks of a sharded model.
+
+    A file of both, which Tonnage generated, is the new one.
+    """
+    new_paths = {file.path for file in new.files}
+    kept = [number for number, file in enumerate(old.files) if file.path not in new_paths]
+    new_number = {number: at for at, number in enumerate(kept)}
+    old_tensors = tuple(
+        tensor if tensor.file < 0 else msgspec.structs.replace(tensor, file=new_number[tensor.file])
+        for tensor in old_table.tensors
+    )
+    source_offset, file_offset = len(old.sources), len(kept)
     moved_files = tuple(
         msgspec.structs.replace(file, source=None if file.source is None else file.source + source_offset)
         for file in new.files
@@ -159,13 +169,13 @@ def merge_manifests(
     manifest = msgspec.structs.replace(
         new,
         verified=weakest(old.sources + new.sources),
-        bytes=old.bytes + new.bytes,
+        bytes=sum(old.files[number].size for number in kept) + new.bytes,
         notes=tuple(dict.fromkeys(old.notes + new.notes)),
         sources=old.sources + new.sources,
-        files=old.files + moved_files,
+        files=(*(old.files[number] for number in kept), *moved_files),
         table=None,
     )
-    return manifest, TensorTable(tensors=old_table.tensors + moved_tensors)
+    return manifest, TensorTable(tensors=old_tensors + moved_tensors)
 
 
 def _tensor_records(blueprint: Blueprint, headers: Mapping[tuple[int, int], TensorHeader]) -> list[TensorRecord]:

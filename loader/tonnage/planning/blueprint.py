@@ -10,14 +10,29 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract import ComputedBuffers, FileKind, Layout
 from tonnage.errors import FormatUnsupported, NameCollision
-from tonnage.format.known_tensors import is_computed_buffer, is_vllm_marker
+from tonnage.format.dtypes import dtype_from_safetensors
+from tonnage.format.known_tensors import (
+    find_fused_experts,
+    find_wrapper,
+    is_computed_buffer,
+    is_vllm_serialized,
+)
 from tonnage.format.safetensors import ShardTensor, alignment_order, build_shard_header
 from tonnage.format.tensor_names import check_flat_names, short_repr
+from tonnage.planning.file_names import (
+    LOAD_FORMAT_KEY,
+    MODEL,
+    Stem,
+    rank_computed_buffers,
+    rank_shard,
+    rank_tied_weights,
+    source_stem,
+)
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
 
@@ -42,11 +57,10 @@ REVISION_KEY = "tonnage.revision"
 model by its headers in caches of their own."""
 DIGEST_KEY = "tonnage.digest"
 """Key of a shard's metadata: the revision's digest, in full."""
-OWN_DIRECTORY = "tonnage"
-"""Folder beside the shards, for files that engines shall not list."""
 NO_FILE = -1
 """``TensorPlacement.file_index`` of a meta tensor, which has no bytes."""
-INDEX_SUFFIX = ".safetensors.index.json"
+VLLM_LOAD_FORMAT = "sharded_state"
+"""vLLM's load format for shards that have the tensors of its own modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,7 @@ class SourceObject:
         rank: The rank, for a rank-sharded model; otherwise None.
         tensors_index: Its index; None for a companion.
         head: The object's first bytes up to the end of the index; empty for a companion.
+        tied: Indexes of tensors that engines hold as one with another, of the same data.
     """
 
     label: str
@@ -68,6 +83,12 @@ class SourceObject:
     rank: int | None = None
     tensors_index: TensorsIndex | None = None
     head: bytes = b""
+    tied: frozenset[int] = frozenset()
+
+    @property
+    def is_vllm_serialized(self) -> bool:
+        """Whether vLLM serialized it, so that it has the tensors of vLLM's own modules."""
+        return self.tensors_index is not None and is_vllm_serialized(self.tensors_index.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +196,10 @@ def build_blueprint(
         elif layout is Layout.TENSORIZER:
             builder.add_tensorizer_object(index, source.tensors_index, segment_size)
     if layout is Layout.SAFETENSORS:
-        for directory, members in _groups(objects).items():
-            builder.add_shards(directory, members, segment_size)
+        groups = _groups(objects)
+        for group, members in groups.items():
+            shares_folder = any(other.directory == group.directory for other in groups if other is not group)
+            builder.add_shards(group, members, segment_size, shares_folder=shares_folder)
     builder.check_paths()
     builder.add_notes(layout)
     return Blueprint(
@@ -190,13 +213,53 @@ def build_blueprint(
     )
 
 
-def _groups(objects: Sequence[SourceObject]) -> dict[tuple[str, int | None], list[int]]:
-    """Groups objects whose shards share a directory and a numbering: by directory and rank."""
-    groups: dict[tuple[str, int | None], list[int]] = {}
+class _Group(NamedTuple):
+    """What objects have in common whose shards share a numbering.
+
+    Attributes:
+        directory: Their folder.
+        rank: Their rank; 0 for a file of one rank that vLLM serialized.
+        stem: What the names of their shards begin with.
+        vllm: Whether vLLM serialized them.
+    """
+
+    directory: str
+    rank: int | None
+    stem: Stem
+    vllm: bool
+
+    def shard(self, number: int, count: int) -> str:
+        """Returns the path of shard ``number`` of ``count``."""
+        name = self.stem.shard(number, count) if self.rank is None else rank_shard(self.rank, number)
+        return posixpath.join(self.directory, name)
+
+    @property
+    def computed_buffers(self) -> str:
+        """Path of the file of computed buffers."""
+        name = self.stem.computed_buffers if self.rank is None else rank_computed_buffers(self.rank)
+        return posixpath.join(self.directory, name)
+
+
+def _groups(objects: Sequence[SourceObject]) -> dict[_Group, list[int]]:
+    paths = frozenset(source.path for source in objects)
+    groups: dict[_Group, list[int]] = {}
     for index, source in enumerate(objects):
-        if source.tensors_index is not None:
-            groups.setdefault((posixpath.dirname(source.path), source.rank), []).append(index)
+        if source.tensors_index is None:
+            continue
+        vllm = source.is_vllm_serialized
+        rank = 0 if vllm and source.rank is None else source.rank
+        stem = source_stem(source.path, paths) if rank is None else Stem(MODEL)
+        groups.setdefault(_Group(posixpath.dirname(source.path), rank, stem, vllm), []).append(index)
     return groups
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnFile:
+    """A file of tensors that engines shall not see, with its tensors and their offsets by (object, tensor)."""
+
+    file: OutputFile
+    entries: dict[tuple[int, int], TensorEntry]
+    offsets: dict[tuple[int, int], int]
 
 
 class _BlueprintBuilder:
@@ -251,88 +314,145 @@ class _BlueprintBuilder:
                 end = source.size
             self._add_segment(index, start, end, spans)
 
-    def add_shards(self, group: tuple[str, int | None], members: list[int], segment_size: int) -> None:
+    def add_shards(self, group: _Group, members: list[int], segment_size: int, *, shares_folder: bool) -> None:
         """Adds a group in the Safetensors layout: a shard for each segment, and an index of the shards.
 
-        A segment that has only computed buffers gets no shard, if these have a file of their own.
+        A segment gets no shard, if all of its tensors have a file of their own.
+
+        Args:
+            group: The group.
+            members: Its objects.
+            segment_size: Maximum size of a segment in bytes; 0 for the default. No effect on files that readers expect
+                to be one.
+            shares_folder: Whether another group is in the same folder, so that engines need an index to know which
+                shards are theirs.
         """
-        directory, rank = group
         self._check_names(members)
-        cuts = [
-            (index, cut) for index in members for cut in _partition_tensors(self._tensors_index(index), segment_size)
-        ]
-        computed = self._computed_buffers(members)
-        in_shards = [cut for cut in cuts if not _is_subset(cut, computed)]
-        # Their file comes after the shards, so that tensors of the first file are those of the first shard.
-        own_file = len(self.files) + len(in_shards)
-        header, own_offsets = self._computed_buffers_header(computed)
+        cuts = [(index, cut) for index in members for cut in self._cuts(group, index, segment_size)]
+        separated = self._separate(group, members)
+        elsewhere = {key for own in separated for key in own.entries}
+        in_shards = [cut for cut in cuts if not _is_subset(cut, elsewhere)]
+        # Their files come after the shards, so that tensors of the first file are those of the first shard.
+        own_places = {
+            key: (len(self.files) + len(in_shards) + number, offset)
+            for number, own in enumerate(separated)
+            for key, offset in own.offsets.items()
+        }
         weight_map: dict[str, str] = {}
         total = number = 0
         for index, cut in cuts:
             tensors_index = self._tensors_index(index)
             is_last = cut[1] == len(tensors_index.tensors)
-            places = {at: (own_file, own_offsets[index, at]) for at in range(*cut) if (index, at) in computed}
-            if _is_subset((index, cut), computed):
-                self._add_shard_segment(index, cut, own_file, places, is_last=is_last)
+            places = {at: own_places[index, at] for at in range(*cut) if (index, at) in own_places}
+            if _is_subset((index, cut), elsewhere):
+                self._add_shard_segment(index, cut, places[cut[0]][0], places, is_last=is_last)
                 continue
-            name = _shard_name(number, len(in_shards), rank)
+            path = group.shard(number, len(in_shards))
             number += 1
-            offsets = self._add_shard(index, cut, posixpath.join(directory, name), places)
+            offsets = self._add_shard(index, cut, path, group.rank, places)
             file_index = len(self.files) - 1
             places |= {at: (file_index, offset) for at, offset in offsets.items()}
             self._add_shard_segment(index, cut, file_index, places, is_last=is_last)
             for at in offsets:
-                weight_map[tensors_index.tensors[at].name] = name
+                weight_map[tensors_index.tensors[at].name] = posixpath.basename(path)
                 total += tensors_index.tensors[at].length
-        if computed:
-            self._add_computed_buffers(directory, rank, computed, header)
-        if rank is None and len(in_shards) > 1:
-            text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1).encode()
-            path = posixpath.join(directory, "model" + INDEX_SUFFIX)
-            self.files.append(OutputFile(path, len(text), "index", None, None, text))
+        for own in separated:
+            self.files.append(own.file)
+            if own.file.computed_buffers:
+                self._separated += own.entries.values()
+        if group.vllm:
+            self._add_refusal(group.directory)
+        elif group.rank is None and (len(in_shards) > 1 or (shares_folder and group.stem == Stem(MODEL))):
+            self._add_index(group, weight_map, total)
 
-    def _computed_buffers(self, members: Sequence[int]) -> dict[tuple[int, int], TensorEntry]:
-        """Returns the tensors to separate, by (object, tensor): no tensor, if none would be left for the shards."""
-        if not self._separates:
-            return {}
+    def _cuts(self, group: _Group, index: int, segment_size: int) -> list[tuple[int, int]]:
+        """Returns the range of tensors of each of an object's segments."""
+        tensors_index = self._tensors_index(index)
+        if group.rank is None and group.stem.is_single_file:
+            return [(0, len(tensors_index.tensors))]
+        return _partition_tensors(tensors_index, segment_size)
+
+    def _add_index(self, group: _Group, weight_map: Mapping[str, str], total: int) -> None:
+        self._add_generated(
+            posixpath.join(group.directory, group.stem.index_name),
+            _json({"metadata": {"total_size": total}, "weight_map": weight_map}),
+        )
+
+    def _add_refusal(self, directory: str) -> None:
+        """Adds files because of which engines refuse a folder that they would fill with wrong or random values.
+
+        Readers of the index end, because it lists a file that doesn't exist, and show that file's name. A reader of all
+        safetensors files ends at a tensor that no model has, and shows its name. vLLM's ``sharded_state`` reads none.
+        """
+        remedy = f"start with --load-format {VLLM_LOAD_FORMAT}"
+        tensor = "start_with_load_format_" + VLLM_LOAD_FORMAT
+        index = {"metadata": {"total_size": 0, LOAD_FORMAT_KEY: VLLM_LOAD_FORMAT}, "weight_map": {tensor: remedy}}
+        for path, content in (
+            (Stem(MODEL).index_name, _json(index)),
+            (Stem(tensor).shard(0, 1), _one_tensor_file(tensor, self._identity)),
+        ):
+            full = posixpath.join(directory, path)
+            if full not in {file.path for file in self.files}:
+                self._add_generated(full, content)
+
+    def _add_generated(self, path: str, content: bytes) -> None:
+        self.files.append(OutputFile(path, len(content), "index", None, None, content))
+
+    def _separate(self, group: _Group, members: Sequence[int]) -> list[_OwnFile]:
+        """Returns the files of tensors that engines shall not see: none, if no tensor would be left for the shards."""
         entries = {
             (index, number): entry
             for index in members
             for number, entry in enumerate(self._tensors_index(index).tensors)
             if not entry.is_meta
         }
-        computed = {key: entry for key, entry in entries.items() if is_computed_buffer(entry.name, entry.kind)}
-        return computed if len(computed) < len(entries) else {}
+        computed = {
+            key: entry
+            for key, entry in entries.items()
+            if self._separates and is_computed_buffer(entry.name, entry.kind)
+        }
+        tied = {
+            key: entry
+            for key, entry in entries.items()
+            if group.vllm and key[1] in self.objects[key[0]].tied and key not in computed
+        }
+        if len(computed) + len(tied) == len(entries):
+            return []
+        files = []
+        if computed:
+            own = self._own_file(group.computed_buffers, group.rank, computed)
+            files.append(replace(own, file=replace(own.file, computed_buffers=True)))
+        if tied and group.rank is not None:
+            path = posixpath.join(group.directory, rank_tied_weights(group.rank))
+            files.append(self._own_file(path, group.rank, tied))
+        return files
 
-    def _computed_buffers_header(
-        self, computed: Mapping[tuple[int, int], TensorEntry]
-    ) -> tuple[bytes, dict[tuple[int, int], int]]:
-        """Returns the header of the file of computed buffers, and the offset of each buffer in the file."""
-        keys = list(computed)
-        shard = [_shard_tensor(entry) for entry in computed.values()]
+    def _own_file(self, path: str, rank: int | None, entries: dict[tuple[int, int], TensorEntry]) -> _OwnFile:
+        keys = list(entries)
+        shard = [_shard_tensor(entry) for entry in entries.values()]
         order = alignment_order(shard)
-        label = self.objects[keys[0][0]].label if keys else "shard"
         header, offsets = build_shard_header(
-            [shard[at] for at in order], metadata={"format": "pt", **self._identity}, label=label
+            [shard[at] for at in order],
+            metadata={"format": "pt", **self._identity},
+            label=self.objects[keys[0][0]].label,
         )
-        return header, {keys[at]: offset for at, offset in zip(order, offsets, strict=True)}
+        size = len(header) + sum(entry.length for entry in entries.values())
+        return _OwnFile(
+            OutputFile(path, size, "shard", None, rank, header),
+            entries,
+            {keys[at]: offset for at, offset in zip(order, offsets, strict=True)},
+        )
 
-    def _add_computed_buffers(
-        self, directory: str, rank: int | None, computed: Mapping[tuple[int, int], TensorEntry], header: bytes
-    ) -> None:
-        name = "computed-buffers" + ("" if rank is None else f"-rank-{rank}") + ".safetensors"
-        path = posixpath.join(directory, OWN_DIRECTORY, name)
-        size = len(header) + sum(entry.length for entry in computed.values())
-        self.files.append(OutputFile(path, size, "shard", None, rank, header, computed_buffers=True))
-        self._separated += computed.values()
-
-    def _add_shard(self, index: int, cut: tuple[int, int], path: str, elsewhere: Collection[int]) -> dict[int, int]:
+    def _add_shard(
+        self, index: int, cut: tuple[int, int], path: str, rank: int | None, elsewhere: Collection[int]
+    ) -> dict[int, int]:
         """Adds the file of a shard; returns the offset in it of each tensor that it holds.
 
         Args:
             index: The object.
             cut: The range of its tensors.
             path: The file's path.
+            rank: Its rank.
             elsewhere: Tensors that are in another file.
         """
         source, tensors_index = self.objects[index], self._tensors_index(index)
@@ -345,7 +465,7 @@ class _BlueprintBuilder:
         metadata = {"format": "pt", **self._identity, **extra}
         header, offsets = build_shard_header([shard[at] for at in order], metadata=metadata, label=source.label)
         size = len(header) + sum(tensor.length for tensor in shard)
-        self.files.append(OutputFile(path, size, "shard", index, source.rank, header))
+        self.files.append(OutputFile(path, size, "shard", index, rank, header))
         return {stored[at]: offset for at, offset in zip(order, offsets, strict=True)}
 
     def _add_shard_segment(
@@ -384,20 +504,16 @@ class _BlueprintBuilder:
         self.segments.append(Segment(len(self.segments), index, file_index, start, end, tuple(spans)))
 
     def add_notes(self, layout: Layout) -> None:
-        """Adds notes on separated buffers, and on files that vLLM serialized."""
+        """Adds notes on separated buffers, on files that vLLM serialized, and on names that engines may not know."""
         if self._separated:
             paths = [file.path for file in self.files if file.computed_buffers]
             self.notes.append(_separated_note(self._separated, paths))
-        found = [
-            source
-            for source in self.objects
-            if source.tensors_index is not None
-            and any(
-                is_vllm_marker(entry.name, entry.kind, is_meta=entry.is_meta) for entry in source.tensors_index.tensors
-            )
-        ]
+        found = [source for source in self.objects if source.is_vllm_serialized]
         if found:
             self.notes.append(_vllm_note(found, layout))
+        for source in self.objects:
+            if source.tensors_index is not None and not source.is_vllm_serialized:
+                self.notes += _names_notes(source.label, source.tensors_index.tensors)
 
     def _check_names(self, members: Iterable[int]) -> None:
         seen: dict[str, str] = {}
@@ -471,17 +587,51 @@ def _vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
     """Returns the note about files that vLLM serialized: what serves them, and with which flags."""
     first = found[0]
     what = f"{first.label} was" if len(found) == 1 else f"{len(found)} files, such as {first.label}, were"
-    path = first.path
+    flags = f"--load-format {VLLM_LOAD_FORMAT}"
+    if layout is Layout.TENSORIZER:
+        path = first.path
+        if first.rank is not None:
+            path = re.sub(r"\d+(?=\.tensors$)", lambda digits: f"%0{len(digits[0])}d", path)
+        flags = f'--load-format tensorizer --model-loader-extra-config \'{{"tensorizer_uri": "MODEL/{path}"}}\''
     if first.rank is not None:
-        path = re.sub(r"\d+(?=\.tensors$)", lambda digits: f"%0{len(digits[0])}d", path)
-    extra = f'--load-format tensorizer --model-loader-extra-config \'{{"tensorizer_uri": "MODEL/{path}"}}\''
-    if first.rank is not None:
-        extra += " --tensor-parallel-size RANKS"
-    needs = "" if layout is Layout.TENSORIZER else "load with --layout tensorizer, and "
+        flags += " --tensor-parallel-size RANKS"
     return (
         f"{what} serialized by vLLM and has the tensors of its own modules, which transformers and other engines can't "
-        f"use. To serve: {needs}start `vllm serve MODEL {extra}`, where MODEL is the folder of the entry's files."
+        f"use. To serve: `vllm serve MODEL {flags}`, where MODEL is the folder of the entry's files. Without these "
+        "flags vLLM refuses it."
     )
+
+
+def _names_notes(label: str, tensors: Sequence[TensorEntry]) -> list[str]:
+    """Returns notes about names that are not those of a checkpoint, because engines refuse or ignore such tensors."""
+    notes = []
+    wrapper = find_wrapper(tensors)
+    if wrapper is not None:
+        notes.append(
+            f"All names in {label} begin with {wrapper!r}, because a wrapped module was written. transformers fills a "
+            "model with random values instead, and other engines refuse it. Write the module inside of the wrapper, "
+            "`.module` or `._orig_mod`."
+        )
+    experts = find_fused_experts(tensors)
+    if experts:
+        notes.append(
+            f"{label} has fused experts, such as {short_repr(experts[0].name)}: names that transformers 5 uses in "
+            "memory, not in checkpoints. transformers reads them. vLLM reads them for some models, such as Qwen3-MoE, "
+            "and refuses others, such as Mixtral. For any engine, write the tensors that `save_pretrained` saves: "
+            "`write_state_dict(load_file('model.safetensors'))`."
+        )
+    return notes
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _one_tensor_file(name: str, metadata: Mapping[str, str]) -> bytes:
+    """Returns a safetensors file that has one tensor of one byte."""
+    tensor = ShardTensor(name, dtype_from_safetensors("U8", where=name), (1,), 1)
+    header, _ = build_shard_header([tensor], metadata={"format": "pt", **metadata}, label=name)
+    return header + bytes(1)
 
 
 def _partition_tensors(tensors_index: TensorsIndex, segment_size: int) -> list[tuple[int, int]]:
@@ -490,10 +640,3 @@ def _partition_tensors(tensors_index: TensorsIndex, segment_size: int) -> list[t
     if not weights:
         return [(0, 0)]
     return linear_partition(weights, segment_count(sum(weights), segment_size))
-
-
-def _shard_name(number: int, count: int, rank: int | None) -> str:
-    """Returns the file name that engines expect: the Hugging Face convention, or vLLM's ``sharded_state`` for ranks."""
-    if rank is not None:
-        return f"model-rank-{rank}-part-{number}.safetensors"
-    return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Kind = Literal["tensors", "companion"]
 
 TENSORS_SUFFIX = ".tensors"
-SAFETENSORS_INDEX = "*.safetensors.index.json"
+SAFETENSORS_INDEXES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 """Index files of safetensors shards at the source. They describe other files than those in the cache."""
 DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
 CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
@@ -91,7 +91,7 @@ def select(
             if not _matches(path, files.exclude):
                 left_out.append(path)
             continue
-        if kind == "companion" and fnmatchcase(path.rpartition("/")[2], SAFETENSORS_INDEX):
+        if kind == "companion" and _matches(path, SAFETENSORS_INDEXES):
             notes.append(f"{path} was left out: it describes other files than those in the cache.")
             continue
         check_path(path, where=where)

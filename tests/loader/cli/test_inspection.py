@@ -62,7 +62,7 @@ def test_notes_name_computed_buffers_and_the_flags_that_serve_a_file_of_vllm(
 ) -> None:
     (note,) = inspect_files([corpus["module-meta-marker"].path]).notes
     assert "serialized by vLLM" in note
-    assert "vllm serve MODEL --load-format tensorizer" in note
+    assert "vllm serve MODEL --load-format sharded_state" in note
     path = tmp_path / "x.tensors"
     buffer = RawTensor(b"rotary_emb.inv_freq", b"<f4", (2,), bytes(8), kind=KIND_BUFFER)
     path.write_bytes(build_tensors_file([*TENSORS, buffer]).data)

@@ -9,7 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.format.known_tensors import is_computed_buffer, is_vllm_marker
+from tonnage.format.known_tensors import (
+    find_fused_experts,
+    find_wrapper,
+    is_computed_buffer,
+    is_vllm_serialized,
+)
 from tonnage.format.tensor_names import KIND_BUFFER, KIND_PARAMETER, KIND_STATE_DICT
 
 COMPUTED = [
@@ -120,8 +125,54 @@ def test_in_models_of_transformers_exactly_buffers_outside_the_state_dict_are_co
     assert computed or "rotary_embeddings.inv_freq" in {".".join(name.split(".")[-2:]) for name in in_state}
 
 
-def test_the_mark_of_vllm_is_a_meta_parameter_of_the_root_module() -> None:
-    assert is_vllm_marker("vllm_tensorized_marker", KIND_PARAMETER, is_meta=True)
-    assert not is_vllm_marker("vllm_tensorized_marker", KIND_PARAMETER, is_meta=False)
-    assert not is_vllm_marker("vllm_tensorized_marker", KIND_STATE_DICT, is_meta=True)
-    assert not is_vllm_marker("model.vllm_tensorized_marker", KIND_PARAMETER, is_meta=True)
+@pytest.mark.parametrize(
+    ("name", "kind", "is_meta", "expected"),
+    [
+        ("vllm_tensorized_marker", KIND_PARAMETER, True, True),
+        ("vllm_tensorized_marker", KIND_PARAMETER, False, False),
+        ("vllm_tensorized_marker", KIND_STATE_DICT, True, False),
+        ("model.vllm_tensorized_marker", KIND_PARAMETER, True, False),
+    ],
+)
+def test_the_mark_of_vllm_is_a_meta_parameter_of_the_root_module(
+    name: str, kind: int, *, is_meta: bool, expected: bool
+) -> None:
+    class Tensor:
+        def __init__(self) -> None:
+            self.name, self.kind, self.is_meta = name, kind, is_meta
+
+    tensors: Any = [Tensor()]
+    assert is_vllm_serialized(tensors) is expected
+
+
+class Named:
+    """A tensor of which only name and shape matter."""
+
+    def __init__(self, name: str, shape: tuple[int, ...] = (4, 8, 8)) -> None:
+        self.name, self.shape = name, shape
+
+
+def named(*names: str) -> Any:
+    return [Named(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"], 1),
+        (["model.layers.0.block_sparse_moe.experts.gate_up_proj"], 1),
+        (["layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.gate_up_proj_bias"], 0),
+        (["layers.0.feed_forward.experts.gate_up_proj"], 0),
+        (["layers.0.mlp.gate_up_proj.weight", "layers.0.mlp.experts.0.gate_proj.weight"], 0),
+    ],
+)
+def test_fused_experts_are_found_unless_checkpoints_have_them_too(names: list[str], expected: int) -> None:
+    assert len(find_fused_experts(named(*names))) == expected
+    assert find_fused_experts([Named(name, (4, 8)) for name in names]) == []  # type: ignore[misc]
+
+
+def test_names_of_a_wrapped_module_are_found_only_if_all_begin_so() -> None:
+    assert find_wrapper(named("module.a", "module.b")) == "module."
+    assert find_wrapper(named("_orig_mod.a")) == "_orig_mod."
+    assert find_wrapper(named("module.a", "b")) is None
+    assert find_wrapper([]) is None

@@ -293,4 +293,5 @@ def test_a_file_that_vllm_serialized_is_recognized(harness: LoadHarness, llama: 
     for layout in ("safetensors", "tensorizer"):
         for report in (harness.load(layout=layout), harness.load(layout=layout)):
             assert any("serialized by vLLM" in note for note in report.notes)
-            assert any("vllm serve MODEL --load-format tensorizer" in note for note in report.notes)
+            load_format = "tensorizer" if layout == "tensorizer" else "sharded_state"
+            assert any(f"vllm serve MODEL --load-format {load_format}" in note for note in report.notes)

@@ -198,12 +198,11 @@ def test_files_of_vllm_are_recognized_and_the_flags_that_serve_them_are_named(tm
     blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS)
     note = blueprint.notes[-1]
     assert "s3://bucket/m.tensors was serialized by vLLM" in note
-    assert "--layout tensorizer" in note
-    assert "--load-format tensorizer" in note
-    assert '"tensorizer_uri": "MODEL/m.tensors"' in note
+    assert "vllm serve MODEL --load-format sharded_state`" in note
     assert sum(place.file_index == NO_FILE for place in blueprint.placements) == 1
     (note,) = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.TENSORIZER).notes
-    assert "--layout" not in note
+    assert "--load-format tensorizer" in note
+    assert '"tensorizer_uri": "MODEL/m.tensors"' in note
     ranked = build_blueprint([source_object(tmp_path / "model-rank-000.tensors", rank=0)], layout=Layout.TENSORIZER)
     assert "MODEL/model-rank-%03d.tensors" in ranked.notes[0]
     assert "--tensor-parallel-size" in ranked.notes[0]

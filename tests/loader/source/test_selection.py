@@ -72,6 +72,12 @@ def test_indexes_of_safetensors_shards_are_left_out_with_a_note() -> None:
     assert "model.safetensors.index.json" in picked.notes[0]
 
 
+def test_variants_of_an_index_of_safetensors_shards_are_left_out_too() -> None:
+    picked = pick("a.tensors", "unet/diffusion_pytorch_model.safetensors.index.fp16.json")
+    assert paths(picked) == ["a.tensors"]
+    assert "it describes other files" in picked.notes[0]
+
+
 def test_without_a_tensor_file_the_error_counts_the_objects() -> None:
     with pytest.raises(NoTensorFiles, match="none of the 2 objects"):
         pick("config.json", "a.bin")

@@ -15,6 +15,7 @@ from tonnage.cache.locks import FileLock, LockMode
 from tonnage.errors import CacheDamaged, FormatUnsupported, NoTensorFiles
 from tonnage.format.dtypes import parse_dtype
 from tonnage.format.tensor_names import short_repr
+from tonnage.planning.file_names import is_beside_the_model
 
 if TYPE_CHECKING:
     from tonnage.cache.entry import Published
@@ -75,6 +76,9 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         for number, file in enumerate(manifest.files)
         if file.kind in {"shard", "object"} and PurePosixPath(file.path).is_relative_to(subpath)
     }
+    indexes = {file.path for file in manifest.files if file.kind == "index"}
+    if any(not is_beside_the_model(manifest.files[number].path, indexes) for number in wanted):
+        wanted = {number for number in wanted if not is_beside_the_model(manifest.files[number].path, indexes)}
     if not wanted:
         raise NoTensorFiles(f"The entry {root} has no weights in {PurePosixPath(MODEL_DIRECTORY) / subpath}.")
     ranks = {own for number in wanted if (own := manifest.files[number].rank) is not None}

@@ -17,14 +17,14 @@ from tonnage.errors import CacheDamaged, FormatUnsupported, NameCollision, NoTen
 from tonnage.format.safetensors import read_header
 from tonnage.format.tensor_names import short_repr
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import META_KEY, OWN_DIRECTORY, PATHS_KEY
+from tonnage.planning.blueprint import META_KEY, PATHS_KEY
+from tonnage.planning.file_names import INDEX_SUFFIX, LOAD_FORMAT_KEY, OWN_DIRECTORY, is_beside_the_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 SAFETENSORS = ".safetensors"
 TENSORS = ".tensors"
-INDEX_SUFFIX = ".safetensors.index.json"
 MAIN_INDEX = "model" + INDEX_SUFFIX
 
 _RANK_NAME = re.compile(r"-rank-(\d+)(?:-part-(\d+))?\.(?:safetensors|tensors)\Z")
@@ -130,13 +130,16 @@ def _list_tensor_files(directory: Path) -> list[Path]:
     if MAIN_INDEX in indexes:
         indexes = [MAIN_INDEX]
     own = directory / OWN_DIRECTORY
-    more = [own / name for name in _list_names(own) if name.endswith(SAFETENSORS)] if own.is_dir() else []
+    more = [f"{OWN_DIRECTORY}/{name}" for name in _list_names(own)] if own.is_dir() else []
+    more = [name for name in more if name.endswith(SAFETENSORS)]
     if len(indexes) == 1:
-        return [*_read_index(directory, indexes[0]), *more]
+        listed = _read_index(directory, indexes[0])
+        if listed is not None:
+            return [*listed, *(directory / name for name in more if not is_beside_the_model(name, indexes))]
     for suffix in (SAFETENSORS, TENSORS):
         found = [directory / name for name in names if name.endswith(suffix)]
         if found:
-            return [*found, *more] if suffix == SAFETENSORS else found
+            return [*found, *(directory / name for name in more)] if suffix == SAFETENSORS else found
     raise NoTensorFiles(f"{directory} has no {SAFETENSORS} and no {TENSORS} file.")
 
 
@@ -147,12 +150,16 @@ def _list_names(directory: Path) -> list[str]:
         raise CacheDamaged(f"{directory} can't be listed: {error.strerror}.") from error
 
 
-def _read_index(directory: Path, name: str) -> list[Path]:
+def _read_index(directory: Path, name: str) -> list[Path] | None:
+    """Returns the files that an index lists; None if it is one because of which engines refuse the folder."""
     index = directory / name
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
             raise CacheDamaged(f"{index} has more than {_MAX_INDEX_BYTES:,} bytes; it is not an index.")
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        content = json.loads(index.read_bytes())
+        weight_map = content["weight_map"]
+        if LOAD_FORMAT_KEY in content.get("metadata", {}):
+            return None
         files = sorted(set(weight_map.values()))
     except OSError as error:
         raise CacheDamaged(f"{index} can't be read: {error.strerror}.") from error

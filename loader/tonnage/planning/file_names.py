@@ -1,0 +1,136 @@
+"""Names of a model's files in the Safetensors layout: those that the readers of each kind of model look for. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+MODEL = "model"
+"""Stem of the files that hold a whole model, for readers of the Hugging Face layout."""
+ADAPTER = "adapter_model"
+INDEX_SUFFIX = ".safetensors.index.json"
+OWN_DIRECTORY = "tonnage"
+"""Folder beside the shards, for files that engines shall not list."""
+LOAD_FORMAT_KEY = "tonnage.load_format"
+"""Key of an index's metadata: the only load format that serves the folder. The index then lists no file that exists."""
+
+_SINGLE_FILE_STEMS = frozenset({ADAPTER, "learned_embeds", "pytorch_custom_diffusion_weights", "pytorch_lora_weights"})
+"""Stems whose readers (PEFT, vLLM, diffusers) look for one file, and for no index."""
+_KEPT_STEMS = _SINGLE_FILE_STEMS | {"consolidated", "diffusion_pytorch_model"}
+"""Stems that readers depend on: PEFT's, those of diffusers, and of models in Mistral's format."""
+_MODEL_STEMS = frozenset({MODEL, "pytorch_model"})
+_PART = r"-\d{5}-of-\d{5}"
+_SOURCE_NAME = re.compile(rf"(?P<stem>\w+)(?P<first>\.\w+)?(?:{_PART})?(?P<last>\.\w+)?\.tensors")
+_OWN_FILE_OF_RANK = re.compile(r"[a-z-]+-rank-\d+\.safetensors")
+_MAIN_SHARD = re.compile(rf"{MODEL}(?:{_PART})?\.safetensors|{MODEL}-rank-\d+-part-\d+\.safetensors")
+
+
+class Stem(NamedTuple):
+    """What the names of a group's shards begin with, and their variant, such as ``fp16``; empty for none."""
+
+    name: str
+    variant: str = ""
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether readers look for one file only, so that it must not be divided."""
+        return self.name in _SINGLE_FILE_STEMS
+
+    def shard(self, number: int, count: int) -> str:
+        """Returns the name of shard ``number``, from 0, of ``count``."""
+        part = "" if count == 1 else f"-{number + 1:05d}-of-{count:05d}"
+        return f"{self.name}{self._dotted}{part}.safetensors"
+
+    @property
+    def index_name(self) -> str:
+        """Name of the index of several shards."""
+        return f"{self.name}.safetensors.index{self._dotted}.json"
+
+    @property
+    def computed_buffers(self) -> str:
+        """Path, below the shards' folder, of the file of buffers that engines compute."""
+        suffix = "" if self == Stem(MODEL) else f"-{self.name}{self._dotted}"
+        return f"{OWN_DIRECTORY}/computed-buffers{suffix}.safetensors"
+
+    @property
+    def _dotted(self) -> str:
+        return f".{self.variant}" if self.variant else ""
+
+
+def source_stem(path: str, paths: Collection[str]) -> Stem:
+    """Returns the stem of the shards of a ``.tensors`` file.
+
+    The file's own stem is kept if a reader depends on it; all others become ``model``, which any engine reads:
+
+    * ``adapter_model`` (PEFT, vLLM), and any name in a folder with ``adapter_config.json`` and without ``config.json``
+    * ``diffusion_pytorch_model``, ``pytorch_lora_weights`` and more that diffusers look for
+    * ``consolidated``, Mistral's own format
+    * variants of these, such as ``diffusion_pytorch_model.fp16``, and of ``model`` where a reader can ask for one: in a
+      diffusers pipeline, or beside the model itself
+
+    Args:
+        path: The file's path.
+        paths: Paths of all objects of the model.
+    """
+    folder, name = posixpath.split(path)
+    match = _SOURCE_NAME.fullmatch(name)
+    stem = match["stem"] if match is not None else ""
+    variant = ((match["first"] or match["last"] or "") if match is not None else "").removeprefix(".")
+    if stem in _KEPT_STEMS:
+        return Stem(stem, "" if stem in _SINGLE_FILE_STEMS else variant)
+    if stem in _MODEL_STEMS and variant:
+        is_choice = f"{posixpath.join(folder, stem)}.tensors" in paths or _is_in_pipeline(folder, paths)
+        return Stem(MODEL, variant if is_choice else "")
+    if (
+        stem not in _MODEL_STEMS
+        and posixpath.join(folder, "adapter_config.json") in paths
+        and posixpath.join(folder, "config.json") not in paths
+    ):
+        return Stem(ADAPTER)
+    return Stem(MODEL)
+
+
+def rank_shard(rank: int, number: int) -> str:
+    """Returns the name of part ``number`` of a rank, as vLLM's ``sharded_state`` looks for it."""
+    return f"{MODEL}-rank-{rank}-part-{number}.safetensors"
+
+
+def rank_computed_buffers(rank: int) -> str:
+    """Returns the path, below the shards' folder, of the file of a rank's buffers that engines compute."""
+    return f"{OWN_DIRECTORY}/computed-buffers-rank-{rank}.safetensors"
+
+
+def rank_tied_weights(rank: int) -> str:
+    """Returns the path, below the shards' folder, of the file of a rank's second names of tied weights."""
+    return f"{OWN_DIRECTORY}/tied-weights-rank-{rank}.safetensors"
+
+
+def is_own_file(path: str) -> bool:
+    """Returns whether a shard's path is in the folder of files that engines shall not list."""
+    return posixpath.basename(posixpath.dirname(path)) == OWN_DIRECTORY
+
+
+def is_beside_the_model(path: str, indexes: Collection[str]) -> bool:
+    """Returns whether a shard belongs to another model than the main one of its folder, such as an adapter to its base.
+
+    Args:
+        path: The shard's path.
+        indexes: Paths of all indexes. A folder with several models has one for the main model.
+    """
+    folder, name = posixpath.split(path)
+    main = Stem(MODEL)
+    if is_own_file(path):
+        folder = posixpath.dirname(folder)
+        is_main = f"{OWN_DIRECTORY}/{name}" == main.computed_buffers or _OWN_FILE_OF_RANK.fullmatch(name) is not None
+    else:
+        is_main = _MAIN_SHARD.fullmatch(name) is not None
+    return not is_main and posixpath.join(folder, main.index_name) in indexes
+
+
+def _is_in_pipeline(folder: str, paths: Collection[str]) -> bool:
+    """Returns whether a folder is a component of a diffusers pipeline."""
+    return bool(folder) and posixpath.join(posixpath.dirname(folder), "model_index.json") in paths
