@@ -597,8 +597,8 @@ def _vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
         flags += " --tensor-parallel-size RANKS"
     return (
         f"{what} serialized by vLLM and has the tensors of its own modules, which transformers and other engines can't "
-        f"use. To serve: `vllm serve MODEL {flags}`, where MODEL is the folder of the entry's files. Without these "
-        "flags vLLM refuses it."
+        f"use. To serve: `vllm serve MODEL {flags}`, where MODEL is the folder of the entry's files; with Tonnage "
+        "installed beside vLLM also with --load-format tonnage."
     )
 
 
