@@ -79,6 +79,9 @@ class Metrics:
         self.watch_restarts = counter("watch_restarts_total", "Watches that were restarted after an error.", "resource")
         self.events = counter("events_total", "Events that were posted.", "reason")
         self.admissions = counter("admission_requests_total", "Admission reviews.", "result")
+        self.consents = counter(
+            "consent_requests_total", "Reviews of ModelWeights that name Secrets or a ServiceAccount.", "result"
+        )
         self.admission_seconds = histogram(
             "admission_duration_seconds", "Time of an admission review inside the server.", _ADMISSION_BUCKETS
         )

@@ -60,12 +60,64 @@ class WebhookThread(AppThread[WebhookApp]):
             "POST", WEBHOOK_CONFIGURATIONS_PATH, webhook_configuration(self.url + "/inject", self.ca.cert_pem.bytes())
         )
 
+    def register_consent(self, plane: ControlPlane) -> None:
+        """Creates the webhook configuration for ``ModelWeights``."""
+        plane.request(
+            "POST", CONSENT_CONFIGURATIONS_PATH, consent_configuration(self.url + "/consent", self.ca.cert_pem.bytes())
+        )
+
+    def unregister_consent(self, plane: ControlPlane) -> None:
+        """Deletes the webhook configuration for ``ModelWeights``."""
+        plane.request("DELETE", f"{CONSENT_CONFIGURATIONS_PATH}/tonnage")
+
     def unregister(self, plane: ControlPlane) -> None:
         """Deletes the webhook configuration."""
         plane.request("DELETE", f"{WEBHOOK_CONFIGURATIONS_PATH}/tonnage")
 
 
 WEBHOOK_CONFIGURATIONS_PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+
+
+CONSENT_CONFIGURATIONS_PATH = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+
+
+def consent_configuration(url: str, ca: bytes) -> dict[str, Any]:
+    """Returns a configuration that matches only objects with a Secret or a ServiceAccount."""
+    names_one = "object.spec.?credentials.secretRef.hasValue() || "
+    names_one += "object.spec.?credentials.serviceAccountName.hasValue() || "
+    names_one += "object.spec.source.?http.urlsFrom.hasValue() || "
+    names_one += "object.spec.source.?http.caBundle.secretKeyRef.hasValue() || "
+    names_one += "object.spec.source.?s3.caBundle.secretKeyRef.hasValue()"
+    changes = "oldObject == null || object.spec.source != oldObject.spec.source || "
+    changes += "object.spec.?credentials != oldObject.spec.?credentials"
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "tonnage"},
+        "webhooks": [
+            {
+                "name": "consent.tonnage.dev",
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+                "failurePolicy": "Fail",
+                "timeoutSeconds": 5,
+                "clientConfig": {"url": url, "caBundle": base64.b64encode(ca).decode()},
+                "rules": [
+                    {
+                        "apiGroups": ["tonnage.dev"],
+                        "apiVersions": ["v1alpha1"],
+                        "operations": ["CREATE", "UPDATE"],
+                        "resources": ["modelweights"],
+                        "scope": "Namespaced",
+                    }
+                ],
+                "matchConditions": [
+                    {"name": "names-a-secret-or-account", "expression": names_one},
+                    {"name": "changes", "expression": changes},
+                ],
+            }
+        ],
+    }
 
 
 def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tonnage_operator.kube.resources import NODE_CACHES
 from tonnage_operator.telemetry import Metrics
 from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
 from tonnage_operator.webhook.admission_handler import AdmissionHandler, InvalidReview
+from tonnage_operator.webhook.consent_handler import ConsentHandler
 from tonnage_operator.webhook.warm_nodes import WarmNodes
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tonnage.webhook")
 
 INJECT_PATH: Final = "/inject"
+CONSENT_PATH: Final = "/consent"
 MAX_BODY_BYTES: Final = 4 << 20
 """Bytes of a review. The API server accepts requests of at most 3 MiB, and a created pod's review holds it once."""
 
@@ -65,7 +67,8 @@ class WebhookApp:
                 ca_task = asyncio.create_task(self._watch_ca(admission_handler), name="following the CA")
                 stack.callback(ca_task.cancel)
             app = web.Application()
-            app.router.add_post(INJECT_PATH, self._handler(admission_handler))
+            app.router.add_post(INJECT_PATH, self._handler(admission_handler.handle))
+            app.router.add_post(CONSENT_PATH, self._handler(ConsentHandler(client, self.metrics).handle))
             add_health_routes(app, self.metrics, is_ready=self.ready.is_set)
             if server_options.cert and server_options.key:
                 self.certificate = CertificateWatcher(
@@ -98,7 +101,7 @@ class WebhookApp:
 
         await watch_files(CaWatcher(self._installation, set_installation))
 
-    def _handler(self, admission_handler: AdmissionHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _handler(self, answer: Callable[[bytes], Awaitable[bytes]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         options = self._server_options
 
         async def handle(request: web.Request) -> web.Response:
@@ -106,7 +109,7 @@ class WebhookApp:
                 self.metrics.admissions.labels("unknown_client").inc()
                 return web.Response(text="Reviews need a client certificate of the API server.\n", status=403)
             try:
-                response = await admission_handler.handle(await read_body(request, max_bytes=MAX_BODY_BYTES))
+                response = await answer(await read_body(request, max_bytes=MAX_BODY_BYTES))
             except BodyRejected as error:
                 return web.Response(text=f"{error}\n", status=error.status)
             except InvalidReview as error:

@@ -190,3 +190,14 @@ def test_injection_needs_a_revision_of_the_current_source() -> None:
         resolve_injected_model(parse_annotations({names.MODEL: "x"}, namespace="a").models[0], weights, ()),
         InjectedModel,
     )
+
+
+def test_ranks_are_written_in_one_form_however_they_are_listed() -> None:
+    for text in ("0, 1,2 ,5", "5,0-2", "0-2,5,5"):
+        assert parse_annotations({names.MODEL: "a", names.RANKS: text}, namespace="x").ranks_text == "0-2,5"
+
+
+def test_ranks_that_no_held_entry_can_list_are_denied() -> None:
+    many = ",".join(str(rank) for rank in range(0, 4096, 2))
+    with pytest.raises(InvalidAnnotation, match="too many separate ranges"):
+        parse_annotations({names.MODEL: "a", names.RANKS: many}, namespace="x")

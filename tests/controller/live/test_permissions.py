@@ -106,6 +106,9 @@ def test_the_webhook_needs_its_role_and_nothing_else(
                 harness.plane.request("POST", "/api/v1/namespaces/default/pods", pod)
             with caught.value as answer:
                 assert "may not use it" in json.loads(answer.read())["message"]
+            webhook.register_consent(harness.plane)
+            stack.callback(webhook.unregister_consent, harness.plane)
+            harness.create({"credentials": {"serviceAccountName": "default"}}, name="other")
     assert used_permissions(harness.plane, "role-webhook") == granted_permissions("webhook")
 
 

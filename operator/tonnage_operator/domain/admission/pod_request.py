@@ -12,7 +12,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import MAX_RANKS, LoaderForm
 from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain import units
-from tonnage_operator.domain.observed.held_entries import MAX_HELD_ENTRIES
+from tonnage_operator.domain.observed.held_entries import MAX_HELD_ENTRIES, MAX_RANKS_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,9 +113,12 @@ def _parse_models(annotations: Mapping[str, str], namespace: str) -> tuple[Reque
 
 def _parse_ranks(text: str) -> tuple[int, ...]:
     try:
-        return ranks.parse_ranks(text, highest=MAX_RANKS - 1)
+        wanted = ranks.parse_ranks(text, highest=MAX_RANKS - 1)
     except ValueError as error:
         raise InvalidAnnotation(f"{names.RANKS}: {error}.") from error
+    if len(ranks.format_ranks(wanted)) > MAX_RANKS_LENGTH:
+        raise InvalidAnnotation(f"{names.RANKS}: lists too many separate ranges of ranks.")
+    return wanted
 
 
 def _parse_enum(annotations: Mapping[str, str], key: str, values: type[enum.StrEnum]) -> enum.StrEnum | None:
@@ -163,14 +166,14 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
         _parse_enum(annotations, names.SCHEDULING, Scheduling),
     )
     on_failure = _parse_enum(annotations, names.ON_FAILURE, OnFailure)
-    ranks_text = annotations.get(names.RANKS, "").strip()
+    wanted = _parse_ranks(annotations[names.RANKS]) if names.RANKS in annotations else None
     return PodRequest(
         namespace=namespace,
         models=_parse_models(annotations, namespace),
         mount_path=path,
         containers=containers,
-        ranks=_parse_ranks(ranks_text) if names.RANKS in annotations else None,
-        ranks_text=ranks_text,
+        ranks=wanted,
+        ranks_text=ranks.format_ranks(wanted or ()),
         form=LoaderForm(form.value) if form else None,
         scheduling=Scheduling(scheduling.value) if scheduling else None,
         on_failure=OnFailure(on_failure.value) if on_failure else OnFailure.FAIL,
