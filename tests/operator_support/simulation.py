@@ -42,6 +42,8 @@ class Simulation:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     status: dict[str, Any] = field(default_factory=dict)
     deleting: bool = False
+    gone: bool = False
+    """The object's finalizer was removed, so nothing knows it any more."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     reports: dict[str, contract.Report] = field(default_factory=dict)
@@ -135,12 +137,15 @@ class Simulation:
                 node=self.nodes[name],
                 uid="cache-uid" if name in self.caches else "",
                 status=self.caches.get(name) or NodeCacheStatus(),
-                references=[
+                references=[]
+                if self.gone
+                else [
                     ModelReferences(
                         weights.ref,
                         weights.deleting,
                         weights.references(self.installation),
                         weights.spec.cache.retention,
+                        released=weights.released(self.installation),
                     )
                 ],
                 jobs=[job for job in self._effective_jobs() if job.target == name],

@@ -12,7 +12,7 @@ from tonnage_operator.api.placement import PrewarmMode
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tonnage_operator.api.modelweights import Medium
+    from tonnage_operator.api.modelweights import Medium, Retention
     from tonnage_operator.api.nodecache import EntryState
     from tonnage_operator.controller.state import CacheRecord, ControllerState, WeightsRecord
     from tonnage_operator.domain.observed.job import Job
@@ -122,8 +122,8 @@ class EventHandlers:
         rebooted = before is not None and after is not None and before.status.boot_id != after.status.boot_id
         if rebooted:
             changed = old | new
-        keys = {EntryKey(name, medium) for name, medium, _, _, _ in changed}
-        refs = {ref for _, _, _, _, models in changed for ref in models}
+        keys = {EntryKey(entry[0], entry[1]) for entry in changed}
+        refs = {ref for entry in changed for ref in entry[-1]}
         for uid in self._state.references.uids_for(keys, refs):
             self._enqueue_weights(uid)
         for uid in {job.model_uid for job in self._state.jobs_on(cache.name) if job.model_uid} if changed else ():
@@ -134,7 +134,10 @@ def _has_terminated(pod: Pod | None) -> bool:
     return pod is not None and (pod.is_terminal or any(each.terminated for each in pod.loaders))
 
 
-def _relevant_fields(cache: CacheRecord | None) -> set[tuple[str, Medium, EntryState, str | None, tuple[str, ...]]]:
+_Relevant = tuple[str, "Medium", "EntryState", str | None, "Retention", tuple[str, ...]]
+
+
+def _relevant_fields(cache: CacheRecord | None) -> set[_Relevant]:
     """Returns the fields of a ``NodeCache`` on which decisions about objects depend."""
     entries = (cache.status.entries if cache else None) or ()
-    return {(each.name, each.medium, each.state, each.ranks, each.models) for each in entries}
+    return {(each.name, each.medium, each.state, each.ranks, each.retention, each.models) for each in entries}

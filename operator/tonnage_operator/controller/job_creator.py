@@ -72,7 +72,7 @@ class JobCreator:
         """
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         limits = await self._namespace_rules.get(namespace)
-        job = fit_job(job, limits, memory_floor=self._memory_floor(job["metadata"]["annotations"]))
+        job = fit_job(job, limits, memory_floor=self._memory_floor(job["metadata"].get("annotations") or {}))
         if await self._refresh_job(name, namespace):
             return False
         await self.check_precondition(precondition)

@@ -36,7 +36,15 @@ class ReferenceIndex:
         references, retention = weights.references(self._installation), weights.spec.cache.retention
         cross_namespace = weights.spec.access.allowed_namespaces.from_ is not FromNamespaces.SAME
         self._put(
-            uid, ModelReferences(weights.ref, weights.deleting, references, retention, cross_namespace=cross_namespace)
+            uid,
+            ModelReferences(
+                weights.ref,
+                weights.deleting,
+                references,
+                retention,
+                cross_namespace=cross_namespace,
+                released=weights.released(self._installation),
+            ),
         )
 
     def put_unreadable(self, uid: str, ref: str, *, deleting: bool) -> None:
@@ -46,7 +54,7 @@ class ReferenceIndex:
     def drop(self, uid: str) -> None:
         before = self._by_uid.pop(uid, None)
         if before:
-            for key in set(map(_without_namespace, before.entries)):
+            for key in set(map(_without_namespace, before.entries | before.released)):
                 uids = self._by_key[key]
                 uids.discard(uid)
                 if not uids:
@@ -59,7 +67,7 @@ class ReferenceIndex:
         self.drop(uid)
         self._by_uid[uid] = after
         self._by_ref[after.ref] = uid
-        for key in after.entries:
+        for key in after.entries | after.released:
             self._by_key[_without_namespace(key)].add(uid)
         if after.deleting or not after.is_valid:
             self._always_included.add(uid)

@@ -34,6 +34,8 @@ class Store(Generic[T]):
         self._handlers: list[EventHandler[T]] = []
         self._deleted_versions: dict[str, int] = {}
         self._unreadable: set[str] = set()
+        self._listed_version = -1
+        """Resource version of the latest list, which shows all changes up to it."""
         self._unreadable_handlers: list[UnreadableHandler] = []
 
     def add_unreadable_handler(self, handler: UnreadableHandler) -> None:
@@ -68,7 +70,11 @@ class Store(Generic[T]):
         self._unreadable.add(uid)
 
     def put(self, body: dict[str, Any]) -> None:
-        """Stores an object as the API server returned it."""
+        """Stores an object as the API server returned it, unless a list has shown what became of this version."""
+        if int(body["metadata"]["resourceVersion"]) > self._listed_version:
+            self._put(body)
+
+    def _put(self, body: dict[str, Any]) -> None:
         uid, resource_version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
         cached = self._items.get(uid)
         if (cached and resource_version <= cached[0]) or resource_version <= self._deleted_versions.get(uid, -1):
@@ -84,7 +90,9 @@ class Store(Generic[T]):
             self._notify(cached[1] if cached else None, item)
 
     def remove(self, uid: str, resource_version: int = -1) -> None:
-        """Removes a deleted object. Versions up to ``resource_version`` are not stored again."""
+        """Removes a deleted object. Versions up to ``resource_version`` are not stored again; a newer one stays."""
+        if uid in self._items and 0 <= resource_version < self._items[uid][0]:
+            return
         if resource_version >= 0:
             self._deleted_versions[uid] = resource_version
             while len(self._deleted_versions) > 1000:
@@ -104,10 +112,11 @@ class Store(Generic[T]):
         present = set()
         for body in bodies:
             present.add(body["metadata"]["uid"])
-            self.put(body)
+            self._put(body)
         known = {uid: version for uid, (version, _) in self._items.items()} | dict.fromkeys(self._unreadable, 0)
         for uid in [uid for uid, version in known.items() if uid not in present and version <= int(resource_version)]:
             self.remove(uid)
+        self._listed_version = max(self._listed_version, int(resource_version))
 
     def _notify(self, before: T | None, after: T | None) -> None:
         for handler in self._handlers:

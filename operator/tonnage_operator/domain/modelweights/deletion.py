@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tonnage_operator.api import names
-from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.api.modelweights import Delivery, Retention
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event
 from tonnage_operator.domain.modelweights.pvc import (
@@ -65,7 +65,9 @@ def plan_deletion(snapshot: Snapshot) -> Deletion:
     ]
     deletable = tuple(job for job in snapshot.jobs if job not in unrecorded_loads and not job.deleting)
     referencing_nodes = sorted(
-        node for node in snapshot.cache_index.nodes_referencing(weights.ref) if node in snapshot.nodes
+        node
+        for node in {*snapshot.cache_index.nodes_referencing(weights.ref), *_nodes_without_release(snapshot)}
+        if node in snapshot.nodes
     )
     waiting_message = ""
     if unrecorded_loads:
@@ -75,6 +77,23 @@ def plan_deletion(snapshot: Snapshot) -> Deletion:
     elif referencing_nodes:
         waiting_message = f"Evicting its entries on {len(referencing_nodes)} nodes: {', '.join(referencing_nodes[:5])}."
     return Deletion(deletable, waiting_message)
+
+
+def _nodes_without_release(snapshot: Snapshot) -> set[str]:
+    """Returns the nodes whose record doesn't show that the object released an entry.
+
+    Such an entry was ``Evictable`` before the object referred to it. If the object were gone before the record shows
+    its own retention, nothing would ever evict the entry.
+    """
+    weights = snapshot.weights
+    if weights.spec.cache.retention is Retention.EVICTABLE:
+        return set()
+    return {
+        node
+        for key, medium in weights.released(snapshot.installation)
+        for node, entry in snapshot.cache_index.nodes_with(key, medium).items()
+        if entry.retention is Retention.EVICTABLE and not entry.models
+    }
 
 
 def _known_keys(snapshot: Snapshot) -> set[str]:

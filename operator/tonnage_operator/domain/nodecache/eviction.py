@@ -130,7 +130,8 @@ def _update_models(references: _References, key: EntryKey, entry: CacheEntry) ->
     alive = {each.ref: each for each in references.live.get(key, ())}
     # If an object was deleted before its entry was recorded, only its load Job refers to it.
     asked = references.load_job_refs.get(key, set()).union(entry.models)
-    going = {ref: references.deleting[ref] for ref in asked if ref in references.deleting}
+    # It may also have been deleted before the node's record showed the reference.
+    going = {ref: each for ref, each in references.deleting.items() if ref in asked or key in each.released}
     keeping = {each.retention for each in (*alive.values(), *going.values())}
     retention = entry.retention
     if keeping:

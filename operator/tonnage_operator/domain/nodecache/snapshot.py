@@ -32,6 +32,8 @@ class ModelReferences:
     """False: this release can't parse the object, so entries that name it are kept."""
     cross_namespace: bool = False
     """Pods in other namespaces may use it."""
+    released: frozenset[EntryKey] = frozenset()
+    """The entries that it referred to until its deletion, whether or not the node's record shows that."""
 
     def covers(self, key: EntryKey, namespace: str) -> bool:
         """Returns whether pods in a namespace may have loaded an entry for this object.

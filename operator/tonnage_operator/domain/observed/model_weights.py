@@ -101,7 +101,14 @@ class ModelWeights:
 
     def references(self, installation: Installation) -> frozenset[EntryKey]:
         """Returns the node entries that this object needs: the revision in use, and the one that will replace it."""
-        if self.deleting or self.spec.cache.delivery is not Delivery.HOST_PATH:
+        return frozenset() if self.deleting else self._node_entries(installation)
+
+    def released(self, installation: Installation) -> frozenset[EntryKey]:
+        """Returns the node entries that this object needed until its deletion; none of an object that isn't deleted."""
+        return self._node_entries(installation) if self.deleting else frozenset()
+
+    def _node_entries(self, installation: Installation) -> frozenset[EntryKey]:
+        if self.spec.cache.delivery is not Delivery.HOST_PATH:
             return frozenset()
         kept = [self.status.resolved]
         if self.spec.revision.update is UpdatePolicy.AUTOMATIC and self.spec.revision.policy is RevisionPolicy.TRACK:
