@@ -208,13 +208,17 @@ class Bench:
         specs = [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
         try:
             for number in range(self.arguments.rounds):
+                if self.seconds_left() < 0:
+                    return
+                self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=1)
                 turn = number % len(specs)
-                for spec in [*specs[turn:], *specs[:turn]]:
-                    if self.seconds_left() < 0:
-                        return
-                    shutil.rmtree(folder, ignore_errors=True)
-                    self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=1)
-                    self.run_contender("fresh", number, {**spec, "path": str(folder)})
+                prepared = [self.prepare({**spec, "path": str(folder)}) for spec in [*specs[turn:], *specs[:turn]]]
+                for _, process in prepared:
+                    wait_until_ready(process)
+                for spec, process in prepared:  # each finds new files of the same names
+                    shutil.rmtree(folder)
+                    synthetic_models.make_shards(folder, self.arguments.gib, seed=1)
+                    self.measure("fresh", number, spec, process)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
