@@ -96,19 +96,26 @@ class _Transfer:
     def run(self) -> TransferResult:
         if self._has_work:
             pool = WorkerPool(
-                count=self._spec.concurrency.workers,
                 setup=self._credential_state.setup(),
                 pass_fds=self._spec.pass_fds,
                 environment=self._spec.environment,
             )
             try:
-                self._tune(pool)
+                self._start_workers(pool)
                 self._loop(pool)
             finally:
                 pool.close()
         self._verification.check_complete()
         self._result.headers = self._verification.headers
         return self._result
+
+    def _start_workers(self, pool: WorkerPool) -> None:
+        """Starts all workers. Each gets its parts at once: starting dozens takes longer than the first request."""
+        for number in range(self._spec.concurrency.workers):
+            pool.start(number)
+            pool.workers[number].process.send(SetConnections(self._tuner.connections))
+            self._dispatch(pool)
+        self._result.connections = self._spec.concurrency.workers * self._tuner.connections
 
     @property
     def _has_work(self) -> bool:
@@ -170,13 +177,12 @@ class _Transfer:
     # -- assigning work
 
     def _tune(self, pool: WorkerPool) -> None:
-        count = max(1, len(pool.workers)) * self._tuner.connections
-        self._result.connections = count
+        self._result.connections = self._spec.concurrency.workers * self._tuner.connections
         pool.broadcast(SetConnections(self._tuner.connections))
 
     def _dispatch(self, pool: WorkerPool) -> None:
         now = time.monotonic()
-        slots = self._tuner.connections * len(pool.workers)
+        slots = self._tuner.connections * self._spec.concurrency.workers
         for worker in pool.workers.values():
             while self._verification.pending_hashes and not worker.hashes:
                 task = self._verification.pending_hashes.pop()

@@ -35,23 +35,20 @@ class WorkerExit:
 
 
 class WorkerPool:
-    """Workers with the same setup.
+    """Workers with the same setup, none at first.
 
     Args:
-        count: Number of processes.
         setup: First message to each worker.
         pass_fds: File descriptors that workers inherit.
         environment: Variables, of which workers get those without secrets.
     """
 
-    def __init__(self, *, count: int, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
+    def __init__(self, *, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
         self._setup = setup
         self._pass_fds = pass_fds
         self._environment = environment
         self._selector = selectors.DefaultSelector()
         self.workers: dict[int, PoolWorker] = {}
-        for number in range(count):
-            self.start(number)
 
     def start(self, number: int) -> None:
         """Starts the worker with this number, or its replacement."""
