@@ -125,12 +125,12 @@ class Walkthrough:
 
     def _wait_until_evicted(self, revision: str) -> None:
         def is_evicted(body: Object) -> bool:
-            return revision not in {each["name"] for each in body["status"].get("entries") or ()}
+            return not any(each["name"].endswith(revision) for each in body["status"].get("entries") or ())
 
         self._site.api.wait_for(
             "NodeCache", self._site.node, "", is_evicted, timeout=120, description=f"eviction of {revision}"
         )
-        left = list((self._site.media["Memory"] / revision).glob("model/*"))
+        left = list((self._site.media["Memory"] / NAMESPACE / revision).glob("model/*"))
         expect(not left, f"the evicted entry still has files: {left}")
 
     def _bytes_served(self, version: str) -> int:

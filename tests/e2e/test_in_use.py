@@ -38,7 +38,7 @@ def evict(namespace: Namespace, model: Model, name: str) -> tuple[int, str]:
                     "volumeMounts": [{"name": "entry", "mountPath": f"/cache/{entry}"}],
                 }
             ],
-            "volumes": [{"name": "entry", "hostPath": {"path": f"{MEDIA['Memory']}/{entry}"}}],
+            "volumes": [{"name": "entry", "hostPath": {"path": f"{MEDIA['Memory']}/{model.namespace}/{entry}"}}],
         },
     }
     namespace.e2e.api.create(body)
@@ -77,19 +77,18 @@ def test_a_deleted_object_keeps_the_entry_for_running_pods(namespace: Namespace,
     model = namespace.create_model()
     pod = namespace.create_pod()
     pod.wait_ready()
-    entry, shown = model.entry_path(), model.visible_files()
+    entry, shown, revision = model.entry_path(), model.visible_files(), model.revision
     model.delete()
     model.wait_deleted()
     assert sorted(path.name for path in entry.glob("model/*")) == shown
     assert pod.exec("ls", "/models/llama").split() == shown
     pod.delete()
-    name = entry.name
     e2e.api.wait_for(
         "NodeCache",
         e2e.node,
         "",
-        lambda body: name not in {each["name"] for each in (body.get("status") or {}).get("entries") or ()},
-        description=f"{name} to be off the record",
+        lambda body: all(revision not in each["name"] for each in (body.get("status") or {}).get("entries") or ()),
+        description=f"{revision} to be off the record",
     )
     assert not list(entry.glob("model/*"))
 
