@@ -232,6 +232,16 @@ def failing_pod(
     return replace(pod, phase="Pending", loaders=(loader,), **changes)
 
 
+def ended_pod(simulation: Simulation, node: str, *notes: str, revision: str = "", **changes: Any) -> Pod:
+    """Returns a pod on a node whose loader has ended with these notes; ``changes`` are fields of the pod."""
+    revision = revision or simulation.status["resolved"]["revision"]
+    report = contract.Report(outcome=contract.Outcome.LOADED, revision=revision, notes=notes)
+    text = contract.termination_message(report).decode()
+    ended = TerminatedState(0, "Completed", text, "2026-01-01T00:00:00Z")
+    loader = LoaderStatus(names.LOADER_CONTAINER, True, ended, "", "")
+    return replace(consumer_pod(simulation, node), loaders=(loader,), **changes)
+
+
 def consumer_pod(simulation: Simulation, node: str, *, started: bool = True) -> Pod:
     """Returns a pod on a node, admitted with the revision in use."""
     revision = simulation.status["resolved"]["revision"]

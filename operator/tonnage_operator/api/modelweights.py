@@ -146,6 +146,13 @@ class Layout(enum.StrEnum):
     TENSORIZER = "Tensorizer"
 
 
+class ComputedBuffers(enum.StrEnum):
+    """Where the Safetensors layout has buffers that engines compute themselves."""
+
+    SEPARATE = "Separate"
+    IN_SHARDS = "InShards"
+
+
 class Delivery(enum.StrEnum):
     """Kind of volume that provides the weights to pods."""
 
@@ -185,6 +192,11 @@ class CacheSpec(ApiModel):
         default=Layout.SAFETENSORS,
         description="Safetensors: files that all engines can read. Tensorizer: copies of the .tensors objects; "
         "required for encrypted files.",
+    )
+    computed_buffers: ComputedBuffers = Field(
+        default=ComputedBuffers.SEPARATE,
+        description="Where the Safetensors layout has buffers that engines compute themselves, such as rotary "
+        "frequencies. Separate: in a file that engines don't list. InShards: with all other tensors.",
     )
     delivery: Delivery = Field(
         default=Delivery.HOST_PATH,

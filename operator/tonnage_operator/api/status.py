@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
@@ -9,6 +11,9 @@ from tonnage_operator.api.modelweights import Medium, ModelWeightsSpec
 
 MAX_OBJECTS = 2000
 """Maximum number of objects of a revision in a status. Longer lists are pinned by their digest."""
+MAX_NOTES = 8
+MAX_NOTE = 600
+"""Maximum number of notes, and of characters of each."""
 MAX_FAILURES = 10
 MAX_HISTORY = 2
 
@@ -123,6 +128,11 @@ class ModelWeightsStatus(ApiModel):
         max_length=MAX_FAILURES,
         description="Nodes whose last load failed, newest first; at most 10.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["node"]},
+    )
+    notes: tuple[Annotated[str, Field(max_length=MAX_NOTE)], ...] | None = Field(
+        default=None,
+        max_length=MAX_NOTES,
+        description="Remarks of loads of the revision in use, such as flags that serve its files.",
     )
     conditions: tuple[Condition, ...] | None = Field(
         default=None,

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from tonnage.contract import ENTRY_NAME_PATTERN, Layout, entry_name
+from tonnage.contract import ENTRY_NAME_PATTERN, ComputedBuffers, Layout, entry_name
 from tonnage_operator.api import modelweights as api
 
 if TYPE_CHECKING:
@@ -47,9 +47,15 @@ def node_hash(node: str) -> str:
 LAYOUTS = {api.Layout.SAFETENSORS: Layout.SAFETENSORS, api.Layout.TENSORIZER: Layout.TENSORIZER}
 
 
-def cache_entry_name(revision: str, layout: api.Layout) -> str:
+COMPUTED_BUFFERS = {
+    api.ComputedBuffers.SEPARATE: ComputedBuffers.SEPARATE,
+    api.ComputedBuffers.IN_SHARDS: ComputedBuffers.IN_SHARDS,
+}
+
+
+def cache_entry_name(revision: str, cache: api.CacheSpec) -> str:
     """Returns the name of the cache entry of a revision."""
-    return entry_name(revision, LAYOUTS[layout])
+    return entry_name(revision, LAYOUTS[cache.layout], COMPUTED_BUFFERS[cache.computed_buffers])
 
 
 def cache_key(entry: str, namespace: str = "") -> str:

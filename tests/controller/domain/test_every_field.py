@@ -11,7 +11,7 @@ import pytest
 
 from operator_support import objects
 from operator_support.injection import annotated_pod, inject_pod, resolved_modelweights
-from operator_support.simulation import Simulation, consumer_pod, failing_pod, prewarming_simulation
+from operator_support.simulation import Simulation, ended_pod, failing_pod, prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import crd, names
 from tonnage_operator.api.modelweights import Medium
@@ -141,6 +141,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("verify", {}, {"verify": "Size"}, _load),
     ("cache.medium", {}, {"cache": {"medium": "Disk"}}, _pod),
     ("cache.layout", {}, {"cache": {"layout": "Tensorizer"}}, _load),
+    ("cache.computedBuffers", {}, {"cache": {"computedBuffers": "InShards"}}, _load),
     ("cache.delivery", {}, {"cache": {"delivery": "EmptyDir"}}, _pod),
     (
         "cache.claimName",
@@ -248,7 +249,7 @@ def test_every_field_of_a_status_is_set_in_some_scenario() -> None:
     simulation.finish_job(second, objects.failed_report("AccessDenied"), code=10)
     simulation.converge()
     reported |= set(_status_fields(simulation.status))
-    simulation.consumers = [consumer_pod(simulation, "n0")]
+    simulation.consumers = [ended_pod(simulation, "n0", "Other flags serve its files.")]
     simulation.converge()
     reported |= set(_status_fields(simulation.status))
     simulation.consumers = [failing_pod(simulation, "elsewhere")]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from operator_support import objects
-from operator_support.simulation import Simulation, consumer_pod, failing_pod, prewarming_simulation
+from operator_support.simulation import Simulation, consumer_pod, ended_pod, failing_pod, prewarming_simulation
 from tonnage import contract
 from tonnage.errors import Reason, error_classes
 from tonnage_operator.api import names
@@ -377,3 +377,52 @@ def test_windows_nodes_are_not_desired() -> None:
     simulation.add_nodes("lin", labels={"kubernetes.io/os": "linux"})
     simulation.finish_resolve()
     assert simulation.loading_nodes() == {"n0", "lin"}
+
+
+VLLM_NOTE = "s3://b/model.tensors was serialized by vLLM. To serve: `vllm serve MODEL --load-format sharded_state`."
+
+
+def _finish_load(simulation: Simulation, *notes: str) -> None:
+    revision = simulation.status["resolved"]["revision"]
+    for job in simulation.active_jobs(names.ROLE_LOAD):
+        report = contract.Report(outcome=contract.Outcome.LOADED, revision=revision, notes=notes)
+        simulation.finish_job(job, report)
+    simulation.converge()
+
+
+def test_notes_of_loads_reach_the_object_and_stay_while_its_revision_does() -> None:
+    simulation = prewarming_simulation(2, {"revision": {"policy": "Track", "update": "Automatic", "interval": "10m"}})
+    simulation.finish_resolve()
+    assert "notes" not in simulation.status
+    _finish_load(simulation, VLLM_NOTE)
+    assert simulation.status["notes"] == [VLLM_NOTE]
+    simulation.jobs.clear()
+    simulation.pods.clear()
+    simulation.converge()
+    assert simulation.status["notes"] == [VLLM_NOTE]
+    simulation.advance(601)
+    simulation.finish_resolve("2")
+    _finish_load(simulation)
+    assert "notes" not in simulation.status
+
+
+def test_notes_of_a_pods_loader_reach_the_object_but_not_from_another_namespace() -> None:
+    simulation = _lazy()
+    for changes in ({"namespace": "other"}, {"revision": "r-000000000000"}):
+        simulation.consumers = [ended_pod(simulation, "n0", VLLM_NOTE, **changes)]
+        simulation.converge()
+        assert "notes" not in simulation.status
+    simulation.consumers = [ended_pod(simulation, "n0", VLLM_NOTE), ended_pod(simulation, "n1", VLLM_NOTE)]
+    simulation.converge()
+    assert simulation.status["notes"] == [VLLM_NOTE]
+
+
+def test_notes_are_few_short_and_printable() -> None:
+    simulation = _lazy()
+    simulation.consumers = [ended_pod(simulation, "n0", f"{number}\x1b[2J" + "long " * 40) for number in range(20)] + [
+        ended_pod(simulation, "n1", "z" * 3000)
+    ]
+    simulation.converge()
+    notes = simulation.status["notes"]
+    assert len(notes) == 8
+    assert all(len(note) <= 600 and note.isprintable() for note in notes)

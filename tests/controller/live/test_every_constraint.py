@@ -31,6 +31,7 @@ SPECS: list[Body] = [
                 "endpoint": "http://s3:8333",
                 "region": "us-east-1",
                 "addressingStyle": "Path",
+                "requesterPays": True,
                 "caBundle": {"configMapKeyRef": KEY},
             }
         },
@@ -49,7 +50,13 @@ SPECS: list[Body] = [
             "expectedDigest": "sha256:" + "0" * 64,
         },
         "verify": "CRC32",
-        "cache": {"medium": "Memory", "layout": "Safetensors", "delivery": "HostPath", "retention": "Evictable"},
+        "cache": {
+            "medium": "Memory",
+            "layout": "Safetensors",
+            "computedBuffers": "InShards",
+            "delivery": "HostPath",
+            "retention": "Evictable",
+        },
         "placement": {
             "prewarm": "Count",
             "count": 3,
@@ -133,6 +140,7 @@ STATUS: Body = {
             "pod": "a/b",
         }
     ],
+    "notes": ["Served with other flags."],
     "conditions": [_CONDITION],
 }
 RECORD: Body = {

@@ -50,7 +50,7 @@ def entries_in_use(snapshot: Snapshot) -> set[str]:
     """Returns the entries in the claim that pods or other objects use. Pods in other namespaces use their own claim."""
     weights = snapshot.weights
     used = {
-        naming.cache_entry_name(held_entry.revision, weights.spec.cache.layout)
+        naming.cache_entry_name(held_entry.revision, weights.spec.cache)
         for pod in snapshot.consumers
         if not pod.is_terminal and pod.namespace == weights.namespace
         for held_entry in pod.held_entries

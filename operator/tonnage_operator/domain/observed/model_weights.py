@@ -82,7 +82,7 @@ class ModelWeights:
             namespace: Namespace of the pod that loads it; default: the object's.
             separate: The pod uses no entry of other namespaces, and they none of it.
         """
-        entry = naming.cache_entry_name(revision, self.spec.cache.layout)
+        entry = naming.cache_entry_name(revision, self.spec.cache)
         shared = installation.sharing is Sharing.CLUSTER and not separate and is_store_proven(self.spec.source)
         return naming.cache_key(entry, "" if shared else namespace or self.namespace)
 
@@ -97,7 +97,7 @@ class ModelWeights:
         if self.deleting or self.spec.cache.delivery is not Delivery.CLAIM:
             return frozenset()
         kept = (self.status.resolved, self.status.available)
-        return frozenset(naming.cache_entry_name(seen.revision, self.spec.cache.layout) for seen in kept if seen)
+        return frozenset(naming.cache_entry_name(seen.revision, self.spec.cache) for seen in kept if seen)
 
     def references(self, installation: Installation) -> frozenset[EntryKey]:
         """Returns the node entries that this object needs: the revision in use, and the one that will replace it."""

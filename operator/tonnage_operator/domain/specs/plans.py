@@ -156,9 +156,10 @@ def build_load_plan(
     def build(objects: tuple[contract.ObjectPin, ...] | None) -> contract.Plan:
         return contract.Plan(
             sources=(_source(weights, objects),),
-            entry=naming.cache_entry_name(seen.revision, weights.spec.cache.layout),
+            entry=naming.cache_entry_name(seen.revision, weights.spec.cache),
             expected_digest=seen.digest,
             layout=naming.LAYOUTS[weights.spec.cache.layout],
+            computed_buffers=naming.COMPUTED_BUFFERS[weights.spec.cache.computed_buffers],
             verify=_VERIFY[weights.spec.verify],
             files=_files(weights.spec.files, ranks),
             limits=_limits(weights.spec.loader, min_free=_min_free_bytes(weights, installation)),

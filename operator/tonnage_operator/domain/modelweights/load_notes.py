@@ -1,0 +1,56 @@
+"""What loaders remarked about the revision in use, for the object's status. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tonnage_operator.api import names
+from tonnage_operator.api.status import MAX_NOTE, MAX_NOTES
+from tonnage_operator.domain.observed import job_results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tonnage import contract
+    from tonnage_operator.api.status import SeenRevision
+    from tonnage_operator.domain.modelweights.snapshot import Snapshot
+
+
+def find_load_notes(snapshot: Snapshot, revision: SeenRevision | None) -> tuple[str, ...]:
+    """Returns the notes of loads of the revision, without duplicates; those of the status while no load is visible.
+
+    Only load Jobs and pods in the object's namespace count, because others may write any text into a termination
+    message.
+
+    Args:
+        snapshot: The observed state.
+        revision: The revision in use.
+    """
+    if revision is None:
+        return ()
+    reports = [report for report in _finished_loads(snapshot) if report.revision == revision.revision]
+    if not reports:
+        before = snapshot.weights.status
+        is_same = before.resolved is not None and before.resolved.revision == revision.revision
+        return (before.notes or ()) if is_same else ()
+    found = dict.fromkeys(_clean(note) for report in reports for note in report.notes)
+    return tuple(sorted(found))[:MAX_NOTES]
+
+
+def _finished_loads(snapshot: Snapshot) -> Iterator[contract.Report]:
+    weights = snapshot.weights
+    for job in snapshot.jobs:
+        report = job_results.final_report(snapshot.pods.get(job.uid)) if job.role == names.ROLE_LOAD else None
+        if report is not None and not report.reason:
+            yield report
+    for pod in snapshot.consumers:
+        own = {held.container for held in pod.held_entries if held.uid == weights.uid}
+        for loader in pod.loaders:
+            report = job_results.termination_report(loader)
+            if pod.namespace == weights.namespace and loader.name in own and report is not None and not report.reason:
+                yield report
+
+
+def _clean(note: str) -> str:
+    text = "".join(character if character.isprintable() else " " for character in note)
+    return text if len(text) <= MAX_NOTE else text[: MAX_NOTE - 1] + "…"
