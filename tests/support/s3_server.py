@@ -50,6 +50,11 @@ READER = S3Identity("reader", "TONNAGEREADER", "reader/secret+key", ("Read",))
 """May read every object, but not list."""
 NO_PERMISSIONS = S3Identity("no-permissions", "TONNAGENOPERMISSIONS", "no-permissions/secret+key", ())
 """A valid user without any permission."""
+ODD_USERS = tuple(
+    S3Identity(f"odd-{number}", access_key, f"odd/secret+{number}", ("Admin", "Read", "Write", "List"))
+    for number, access_key in enumerate(("tenant$user", "tenant:key", "user@example.com", "key=a;b", "50%+~(x)!*'"))
+)
+"""Users whose access keys are not of letters and digits alone, as stores with tenants have."""
 
 
 @dataclass
@@ -155,7 +160,9 @@ def _start_process(directory: Path, log_path: Path) -> SeaweedS3:
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     config = directory / "s3.json"
-    config.write_text(json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NO_PERMISSIONS)]}))
+    config.write_text(
+        json.dumps({"identities": [_identity(user) for user in (ADMIN, READER, NO_PERMISSIONS, *ODD_USERS)]})
+    )
     ports = free_ports(8)
     components = ("master", "volume", "filer", "s3")
     ports_by_component = {part: (ports[2 * number], ports[2 * number + 1]) for number, part in enumerate(components)}

@@ -34,7 +34,7 @@ _BY_KIND: dict[type[TonnageError], set[str]] = {
     TLSVerificationFailed: {"SSLError"},
     EndpointUnreachable: {"ConnectionError", "HTTPClientError", "EndpointConnectionError", "MetadataRetrievalError"},
 }
-_FILES = {"ConfigParseError", "ConfigNotFound", "UnicodeDecodeError", "InvalidConfigError"}
+_FILES = {"ConfigParseError", "ConfigNotFound"}
 
 
 class _Provider(NamedTuple):
@@ -110,7 +110,7 @@ def answer_error(answer: Mapping[str, Any], environment: Mapping[str, str]) -> T
         return CredentialsMissing(text, remedy=_MFA_REMEDY)
     if answer["operation"]:
         return _service_error(answer["code"], text, provider.remedy)
-    if kinds & _FILES:
+    if kinds & _FILES or ("UnicodeDecodeError" in kinds and answer["method"] != "custom-process"):
         return InvalidPlan(
             f"AWS's config file can't be used: {_cause(answer)}.",
             remedy="Correct the file that the message names, or AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import structs
 
-from support.s3_server import ADMIN, NO_PERMISSIONS, READER
+from support.s3_server import ADMIN, NO_PERMISSIONS, ODD_USERS, READER
 from tonnage.contract import AddressingStyle, FileSelection, Plan, RankSelection, S3Source
 from tonnage.errors import (
     AccessDenied,
@@ -26,7 +26,7 @@ from tonnage.source.resolve import resolve
 from tonnage.source.source_uri import parse_sources
 
 if TYPE_CHECKING:
-    from support.s3_server import SeaweedS3
+    from support.s3_server import S3Identity, SeaweedS3
     from tonnage.errors import TonnageError
     from tonnage.source.resolve import ResolvedRevision
 
@@ -250,6 +250,12 @@ def test_wrong_keys_are_distinguished_and_not_repeated(
     with pytest.raises(AccessDenied, match=words) as caught:
         resolve(plan_of(f"s3://{model}/m/"), environment={**s3.environment(), **change})
     assert not any(value in str(caught.value) for value in (*change.values(), ADMIN.access_key, ADMIN.secret_key))
+
+
+@pytest.mark.parametrize("user", ODD_USERS, ids=lambda user: user.access_key)
+def test_access_keys_of_any_characters_are_signed_for(s3: SeaweedS3, model: str, user: S3Identity) -> None:
+    resolved = resolve(plan_of(f"s3://{model}/m/a.tensors"), environment=s3.environment(user))
+    assert read(resolved) == {"a.tensors": b"aaaa"}
 
 
 def test_anonymous_requests_are_not_signed(s3: SeaweedS3, model: str) -> None:
