@@ -18,6 +18,8 @@ from tonnage.cache import (
     TensorTable,
     commit,
 )
+from tonnage.cache.filesystem import remove_tree
+from tonnage.cache.partial import create_partial, find_partials
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Layout, Verify
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from tonnage.cache import Entry
     from tonnage.cache.commit import StepCallback
+    from tonnage.cache.partial import PartialDirectory
 
 ENTRY_NAME = "r-0123456789ab"
 SHARD_HEADER = b"\x08\0\0\0\0\0\0\0{}      "
@@ -78,25 +81,32 @@ def make_sample(*, ranks: int = 2, tensor_bytes: int = 1000, sha256: bool = True
 
 def journal_header(manifest: Manifest) -> JournalHeader:
     files = tuple((file.path, file.size) for file in manifest.files)
-    return JournalHeader(
-        revision=manifest.revision, layout=manifest.layout, segment_size=1, part_size=1, files=files, boot_id="boot"
-    )
+    return JournalHeader(revision=manifest.revision, layout=manifest.layout, segment_size=1, files=files)
 
 
 def write_partial(entry: Entry, sample: SampleEntry, *, only: set[str] | None = None) -> None:
     """Writes what a load has written before it publishes: files (``only`` some of them) and a journal."""
-    model = commit.begin_partial(entry)
+    remove_tree(entry.partial_dir)
+    partial = create_partial(entry)
     for path, data in sample.files.items():
         if only is None or path in only:
-            (model / path).parent.mkdir(exist_ok=True)
-            (model / path).write_bytes(data)
-    with Journal.create(entry.journal_path, journal_header(sample.manifest)) as journal:
+            (partial.model_dir / path).parent.mkdir(exist_ok=True)
+            (partial.model_dir / path).write_bytes(data)
+    with Journal.create(partial.journal_path, journal_header(sample.manifest)) as journal:
         for record in RECORDS:
             journal.append(record)
 
 
+def partial_of(entry: Entry) -> PartialDirectory:
+    """Returns the only partial directory of an entry."""
+    (partial,) = find_partials(entry)
+    return partial
+
+
 def publish(entry: Entry, sample: SampleEntry, *, checkpoint: StepCallback | None = None) -> None:
-    commit.publish(entry, sample.manifest, sample.table, on_step=checkpoint)
+    commit.publish(
+        entry, partial_of(entry), sample.manifest, sample.table, current=entry.read_manifest(), on_step=checkpoint
+    )
 
 
 def published_entry(root: Path, sample_entry: SampleEntry | None = None) -> Entry:
@@ -133,5 +143,6 @@ def assert_complete(entry: Entry, sample: SampleEntry) -> None:
     manifest = entry.read_manifest()
     assert manifest is not None
     assert manifest.table is not None
-    remaining = ["load.lock", "manifest.json", manifest.table.name, "use.lock"]
-    assert sorted(path.name for path in entry.private_dir.iterdir()) == remaining
+    remaining = {"load.lock", "manifest.json", manifest.table.name, "use.lock"}
+    assert {path.name for path in entry.private_dir.iterdir()} - {"partial"} == remaining
+    assert find_partials(entry) == []

@@ -11,7 +11,6 @@ from tonnage.cache.lock_holders import LockHolder, find_lock_holders
 from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
 from tonnage.cache.medium import check_free_space, inspect_medium
-from tonnage.cache.procfs import boot_id
 
 __all__ = [
     "Cache",
@@ -29,7 +28,6 @@ __all__ = [
     "SourceRecord",
     "TensorRecord",
     "TensorTable",
-    "boot_id",
     "check_free_space",
     "find_lock_holders",
     "inspect_medium",

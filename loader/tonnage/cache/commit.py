@@ -14,9 +14,9 @@ import msgspec
 
 from tonnage.cache.filesystem import (
     DIRECTORY_MODE,
-    PRIVATE_MODE,
     PUBLISHED_MODE,
     TEMPORARY_SUFFIX,
+    file_identity,
     file_sizes,
     fsync_path,
     list_directories,
@@ -29,13 +29,16 @@ from tonnage.cache.filesystem import (
 )
 from tonnage.cache.manifest import TABLE_NAME, check_table, encode_manifest, encode_table, table_record
 from tonnage.cache.non_tensor_checksums import add_non_tensor_checksums
-from tonnage.errors import CacheDamaged, InternalError
+from tonnage.cache.partial import find_partials
+from tonnage.errors import CacheDamaged, CacheInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from tonnage.cache.entry import Entry, EntryState
+    from tonnage.cache.filesystem import FileIdentity
     from tonnage.cache.manifest import Manifest, TensorTable
+    from tonnage.cache.partial import PartialDirectory
 
     StepCallback = Callable[[str], None]
     """Called with the name of each completed step. Tests kill the process in it."""
@@ -43,60 +46,57 @@ if TYPE_CHECKING:
 _TRASH = "trash"
 
 
-def begin_partial(entry: Entry, *, keep_existing: bool = False) -> Path:
-    """Creates the directory that a load writes to and returns it.
+def publish(
+    entry: Entry,
+    partial: PartialDirectory,
+    manifest: Manifest,
+    table: TensorTable,
+    *,
+    current: Manifest | None = None,
+    made: Mapping[str, FileIdentity] | None = None,
+    on_step: StepCallback | None = None,
+) -> Manifest:
+    """Publishes the files of a partial directory, all at once.
 
-    Args:
-        entry: The entry to load.
-        keep_existing: Keep the files and the journal of an earlier load; otherwise they are removed.
-
-    Raises:
-        CacheNotWritable: It can't be created, or existing files can't be removed.
-        InsufficientSpace: The medium is full.
-    """
-    if not keep_existing:
-        remove_tree(entry.journal_dir)
-        remove_tree(entry.partial_dir)
-    for folder in (entry.partial_dir, entry.partial_model_dir, entry.journal_dir):
-        make_directory(folder)
-    return entry.partial_model_dir
-
-
-def publish(entry: Entry, manifest: Manifest, table: TensorTable, *, on_step: StepCallback | None = None) -> Manifest:
-    """Publishes the files of the partial directory, all at once.
+    Locks may lock nothing (see ``lock_scope``). Then another loader may publish at the same time: one of the two
+    succeeds, and the other changes nothing of it.
 
     Args:
         entry: The entry. ``recover`` has been called since the lock was acquired.
+        partial: The directory of this load.
         manifest: The files of the entry after publishing: those in the partial directory, and published ones to keep.
-            ``table`` and missing values of ``rest_crc32`` are filled in here.
+            ``table`` and missing values of ``rest_crc32`` are filled in here; given ones are compared with the disk.
         table: All tensors of these files.
+        current: The manifest of the files that were published when the load began; None if there were none.
+        made: Each new file that this load has created or verified, by path. None accepts any.
         on_step: Called after each step.
 
     Returns:
         The manifest as written.
 
     Raises:
-        CacheDamaged: A file is missing or has the wrong size, or a tensor is outside of its file.
+        CacheDamaged: A file is missing, is another one than this load has written, has the wrong size or other bytes
+            outside of tensors than were received; or a tensor is outside of its file.
+        CacheInUse: Another loader has published here, or removed what this one did.
         InsufficientSpace: No space for the manifest or the table; nothing was published.
         CacheNotWritable: A system call failed; nothing was published.
-        InternalError: ``model/`` has unpublished files: ``recover`` was not called.
     """
     step = on_step or _nothing
     sync = not entry.in_memory
-    current = entry.read_manifest()
-    new_files = _collect_new_files(entry, manifest)
+    _check_current(entry, current)
+    new_files = _collect_new_files(entry, partial, manifest, made)
     check_table(table, manifest, where="The new tensor table")
 
     published_checksums = {} if current is None else {file.path: file.rest_crc32 for file in current.files}
     manifest = add_non_tensor_checksums(
-        manifest, table, {path: entry.partial_model_dir / path for path in new_files}, published_checksums
+        manifest, table, {path: partial.model_dir / path for path in new_files}, published_checksums
     )
-    _finish_files(entry, new_files)
+    _finish_files(partial, new_files)
     step("modes")
     if sync:
         for path in new_files:
-            fsync_path(entry.partial_model_dir / path)
-        for folder in reversed(list_directories(entry.partial_model_dir)):
+            fsync_path(partial.model_dir / path)
+        for folder in reversed(list_directories(partial.model_dir)):
             fsync_path(folder)
     step("synced")
 
@@ -104,13 +104,16 @@ def publish(entry: Entry, manifest: Manifest, table: TensorTable, *, on_step: St
     record = table_record(data)
     if current is not None and current.table is not None and current.table.name == TABLE_NAME:
         record = msgspec.structs.replace(record, name=f"tensors-{record.sha256[:12]}.json")
+    _check_current(entry, current)
     write_atomically(entry.private_dir / record.name, data, sync=sync)
     step("table")
 
     if current is None:
-        _install_directory(entry, sync=sync)
+        identity = file_identity(partial.model_dir)
+        _install_directory(entry, partial, sync=sync)
     else:
-        _install_files(entry, new_files, step, sync=sync)
+        identity = file_identity(entry.model_dir)
+        _install_files(entry, partial, new_files, step, sync=sync)
     step("model")
 
     manifest = msgspec.structs.replace(manifest, table=record)
@@ -118,12 +121,14 @@ def publish(entry: Entry, manifest: Manifest, table: TensorTable, *, on_step: St
     step("manifest-written")
     replace_file(temporary, entry.manifest_path, sync=sync)
     step("manifest")
+    if file_identity(entry.model_dir) != identity:
+        _remove_manifest(entry)
+        raise CacheInUse(f"Another process has removed {entry.model_dir} while this one published it.")
 
-    remove_tree(entry.journal_dir)
-    step("journal-removed")
-    remove_tree(entry.partial_dir)
+    remove_tree(partial.path)
     step("partial-removed")
-    _remove_stale_tables(entry, manifest)
+    if current is not None and current.table is not None and current.table.name != record.name:
+        remove_tree(entry.private_dir / current.table.name)
     step("done")
     return manifest
 
@@ -138,17 +143,21 @@ def rewrite_manifest(entry: Entry, manifest: Manifest) -> None:
     write_atomically(entry.manifest_path, encode_manifest(manifest), sync=not entry.in_memory)
 
 
-def recover(entry: Entry) -> EntryState:
+def recover(entry: Entry, partials: Sequence[PartialDirectory] | None = None) -> EntryState:
     """Restores a consistent state after a loader was killed.
 
-    - Temporary files and files that were being removed are deleted.
-    - Without a readable manifest, a ``model/`` that was already renamed is moved back to the partial directory, where
-      the journal applies to it. If that directory has files, ``model/`` is the rest of a removal and is deleted.
+    - Temporary files and files that were being removed are deleted. Of several partial directories, the one with the
+      longest journal is kept.
+    - Without a readable manifest, a ``model/`` that was already renamed is moved back to the partial directory that
+      has a journal and no ``model/``. If there is none, it is the rest of a removal and is deleted.
     - With a manifest, files in ``model/`` that it doesn't list were being added. They are moved back to the partial
-      directory if the journal still exists (it is deleted before the partial directory), otherwise deleted. A journal
-      and a partial directory without files remained after a commit and are deleted; with files they are an unfinished
-      addition and are kept.
-    - Partial files are made writable again.
+      directory if there is one, otherwise deleted. A partial directory without files remained after a commit and is
+      deleted; with files it is an unfinished addition and is kept.
+
+    Args:
+        entry: The entry, in which no other loader is at work.
+        partials: What ``find_partials`` has returned when that was certain. Directories that were created since are
+            those of other loads.
 
     Returns:
         The state of the entry afterwards.
@@ -161,24 +170,24 @@ def recover(entry: Entry) -> EntryState:
         return entry.state
     _remove_temporary_files(entry)
     manifest = _readable_manifest(entry)
+    partials = find_partials(entry) if partials is None else partials
+    partial = partials[0] if partials else None
+    for superfluous in partials[1:]:
+        remove_tree(superfluous.path)
     if manifest is None:
         _remove_manifest(entry)
         if file_sizes(entry.model_dir):
-            if entry.partial_model_dir.exists():
-                _rename_and_remove(entry, entry.model_dir)
-            else:
-                make_directory(entry.partial_dir)
+            if partial is not None and partial.journal_path.exists() and not partial.model_dir.exists():
                 with translate_os_errors(f"{entry.model_dir} can't be moved back"):
-                    entry.model_dir.rename(entry.partial_model_dir)
+                    entry.model_dir.rename(partial.model_dir)
+            else:
+                _rename_and_remove(entry, entry.model_dir)
     else:
-        _move_back_unlisted_files(entry, manifest)
-        if not file_sizes(entry.partial_model_dir):
-            remove_tree(entry.journal_dir)
-            remove_tree(entry.partial_dir)
+        _move_back_unlisted_files(entry, manifest, partial)
+        if partial is not None and not file_sizes(partial.model_dir):
+            remove_tree(partial.path)
     _remove_stale_tables(entry, manifest)
     make_directory(entry.model_dir)
-    for path in file_sizes(entry.partial_model_dir):
-        _set_mode(entry.partial_model_dir / path, PRIVATE_MODE)
     return entry.state
 
 
@@ -192,12 +201,12 @@ def clear(entry: Entry) -> int:
     Raises:
         CacheNotWritable: Something can't be removed. What remains is not visible as a model.
     """
-    freed = sum(file_sizes(entry.model_dir).values()) + sum(file_sizes(entry.partial_dir).values())
+    folders = [entry.model_dir, *(partial.model_dir for partial in find_partials(entry))]
+    freed = sum(size for folder in folders for size in file_sizes(folder).values())
     _remove_manifest(entry)
     _remove_temporary_files(entry)
     if entry.model_dir.exists():
         _rename_and_remove(entry, entry.model_dir)
-    remove_tree(entry.journal_dir)
     remove_tree(entry.partial_dir)
     _remove_stale_tables(entry, None)
     if entry.path.exists():
@@ -205,9 +214,16 @@ def clear(entry: Entry) -> int:
     return freed
 
 
-def _collect_new_files(entry: Entry, manifest: Manifest) -> list[str]:
+def _check_current(entry: Entry, current: Manifest | None) -> None:
+    if entry.read_manifest() != current:
+        raise CacheInUse(f"Another loader has published in {entry.path} since this one began.")
+
+
+def _collect_new_files(
+    entry: Entry, partial: PartialDirectory, manifest: Manifest, made: Mapping[str, FileIdentity] | None
+) -> list[str]:
     """Returns the manifest's files that are in the partial directory. Checks that the others are published."""
-    sizes = file_sizes(entry.partial_model_dir)
+    sizes = file_sizes(partial.model_dir)
     published = file_sizes(entry.model_dir)
     new_files = []
     for file in manifest.files:
@@ -222,32 +238,36 @@ def _collect_new_files(entry: Entry, manifest: Manifest) -> list[str]:
             raise CacheDamaged(
                 f"{entry.path} can't be published: {file.path!r} has {size:,} bytes instead of {file.size:,}."
             )
+    for path in new_files:
+        if made is not None and file_identity(partial.model_dir / path) != made.get(path):
+            raise CacheDamaged(f"{entry.path} can't be published: {path!r} is not the file that this load has written.")
     for path in sizes:  # unverified files of a load with other files
-        remove_tree(entry.partial_model_dir / path)
+        remove_tree(partial.model_dir / path)
     return new_files
 
 
-def _finish_files(entry: Entry, new_files: list[str]) -> None:
+def _finish_files(partial: PartialDirectory, new_files: list[str]) -> None:
     for path in new_files:
-        _set_mode(entry.partial_model_dir / path, PUBLISHED_MODE)
-    for folder in list_directories(entry.partial_model_dir):
+        _set_mode(partial.model_dir / path, PUBLISHED_MODE)
+    for folder in list_directories(partial.model_dir):
         _set_mode(folder, DIRECTORY_MODE)
 
 
-def _install_directory(entry: Entry, *, sync: bool) -> None:
+def _install_directory(entry: Entry, partial: PartialDirectory, *, sync: bool) -> None:
     if file_sizes(entry.model_dir):
-        raise InternalError(
-            f"{entry.model_dir} contains files not listed in the manifest; call recover() before publish()."
-        )
-    if entry.model_dir.exists() and list_directories(entry.model_dir)[1:]:  # rename replaces empty directories only
-        remove_tree(entry.model_dir)
+        raise CacheInUse(f"Another loader has published in {entry.path} since this one began, or is publishing there.")
     with translate_os_errors(f"{entry.model_dir} can't be renamed into place"):
-        entry.partial_model_dir.rename(entry.model_dir)
+        if entry.model_dir.exists():
+            for folder in reversed(list_directories(entry.model_dir)[1:]):
+                folder.rmdir()  # rename replaces empty directories only; rmdir never removes a file
+        partial.model_dir.rename(entry.model_dir)
     if sync:
         fsync_path(entry.path)
 
 
-def _install_files(entry: Entry, new_files: list[str], step: StepCallback, *, sync: bool) -> None:
+def _install_files(
+    entry: Entry, partial: PartialDirectory, new_files: list[str], step: StepCallback, *, sync: bool
+) -> None:
     make_directory(entry.model_dir)
     touched = {entry.model_dir}
     for path in new_files:
@@ -256,26 +276,25 @@ def _install_files(entry: Entry, new_files: list[str], step: StepCallback, *, sy
             make_directory(entry.model_dir / folder)
             touched.add(entry.model_dir / folder)
         with translate_os_errors(f"{target} can't be renamed into place"):
-            (entry.partial_model_dir / path).rename(target)
+            (partial.model_dir / path).rename(target)
         step(f"file {path}")
     if sync:
         for folder in sorted(touched, reverse=True):
             fsync_path(folder)
 
 
-def _move_back_unlisted_files(entry: Entry, manifest: Manifest) -> None:
+def _move_back_unlisted_files(entry: Entry, manifest: Manifest, partial: PartialDirectory | None) -> None:
     known = {file.path for file in manifest.files}
     for path in file_sizes(entry.model_dir):
         if path in known:
             continue
-        if not entry.journal_dir.exists():
+        if partial is None:
             remove_tree(entry.model_dir / path)
             continue
-        target = entry.partial_model_dir / path
-        for folder in (entry.partial_dir, entry.partial_model_dir):
-            make_directory(folder)
+        target = partial.model_dir / path
+        make_directory(partial.model_dir)
         for folder in reversed(Path(path).parents[:-1]):
-            make_directory(entry.partial_model_dir / folder)
+            make_directory(partial.model_dir / folder)
         with translate_os_errors(f"{entry.model_dir / path} can't be moved back"):
             (entry.model_dir / path).rename(target)
 
@@ -317,7 +336,11 @@ def _rename_and_remove(entry: Entry, folder: Path) -> None:
 
 def _set_mode(path: Path, mode: int) -> None:
     with translate_os_errors(f"The permissions of {path} can't be set"):
-        path.chmod(mode)
+        try:
+            path.chmod(mode)
+        except PermissionError:  # some network file systems refuse it to all users; what counts is that all can read
+            if path.stat().st_mode & mode & 0o555 != mode & 0o555:
+                raise
 
 
 def _nothing(_step: str) -> None:

@@ -5,8 +5,7 @@
     <entry>/model/                the published files, read-only
     <entry>/.tonnage/use.lock     shared: in use; exclusive: being removed
     <entry>/.tonnage/load.lock    exclusive: being loaded, published, recovered
-    <entry>/.tonnage/journal/     records of an unfinished load
-    <entry>/.tonnage/partial/     files of an unfinished load
+    <entry>/.tonnage/partial/     a directory for each unfinished load, see ``partial``
     <entry>/.tonnage/manifest.json, tensors.json
 
 Acquire ``use.lock`` (shared) before ``load.lock``. Lock files are never removed.
@@ -75,10 +74,7 @@ class Entry:
         self.private_dir = path / PRIVATE_DIRECTORY
         self.use_lock_path = self.private_dir / "use.lock"
         self.load_lock_path = self.private_dir / "load.lock"
-        self.journal_dir = self.private_dir / "journal"
-        self.journal_path = self.journal_dir / "parts"
         self.partial_dir = self.private_dir / "partial"
-        self.partial_model_dir = self.partial_dir / MODEL_DIRECTORY
         self.manifest_path = self.private_dir / "manifest.json"
 
     @classmethod
@@ -216,7 +212,7 @@ class Entry:
             if manifest is not None:
                 self.check_files(manifest)
                 return EntryStatus(EntryState.READY, manifest, "")
-            left = any(file_sizes(folder) for folder in (self.partial_dir, self.journal_dir, self.model_dir))
+            left = any(file_sizes(folder) for folder in (self.partial_dir, self.model_dir))
         except CacheDamaged as error:
             return EntryStatus(EntryState.DAMAGED, None, error.message)
         except OSError as error:

@@ -7,7 +7,7 @@ import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace
 
@@ -20,7 +20,8 @@ PRIVATE_MODE = 0o644
 """Permission bits. Serving containers run as other users and must be able to read all files."""
 
 TEMPORARY_SUFFIX = ".tmp"
-"""Suffix of incomplete files, which recovery removes."""
+"""Suffix of incomplete files, which recovery removes. The rest of their name is random: another process may write the
+same file."""
 
 _NO_SPACE_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
@@ -86,9 +87,8 @@ def write_temporary(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: 
         InsufficientSpace: The medium is full.
         CacheNotWritable: It can't be written.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(f"{path.name}.{os.urandom(8).hex()}{TEMPORARY_SUFFIX}")
     with translate_os_errors(f"{path} can't be written"):
-        temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             os.fchmod(descriptor, mode)
@@ -126,6 +126,27 @@ def fsync_path(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class FileIdentity(NamedTuple):
+    """What distinguishes a file or directory from all others of this machine, whatever its name."""
+
+    device: int
+    inode: int
+
+
+def file_identity(place: Path | int) -> FileIdentity | None:
+    """Returns the identity of a path, without following a link, or of an open descriptor; None if it doesn't exist.
+
+    Raises:
+        CacheNotWritable: It can't be accessed.
+    """
+    with translate_os_errors(f"{place} can't be accessed"):
+        try:
+            found = os.fstat(place) if isinstance(place, int) else place.lstat()
+        except FileNotFoundError:
+            return None
+    return FileIdentity(found.st_dev, found.st_ino)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -2,11 +2,10 @@
 
 The file is a sequence of frames ``length, CRC-32, payload``. Both numbers are unsigned, 32 bits, little-endian; the CRC
 covers length and payload. The first payload is the header. A SIGKILL or a full disk can leave an incomplete frame at
-the end: reading stops there, and it is truncated before more is appended. Only the holder of the entry's ``load.lock``
-writes.
+the end: reading stops there. A load that resumes another one writes a new file, so that two never append to the same.
 
-Records are in the page cache and survive the death of the process. They survive a crash of the *machine* only if
-``sync`` was called after the data itself was synced; ``JournalHeader.boot_id`` shows whether the machine rebooted.
+Records are in the page cache and survive the death of the process. That a part is listed does not prove that its bytes
+are on the disk: after a crash of the machine they may be missing, so they are read and verified before they are used.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
 from tonnage.cache.filesystem import TEMPORARY_SUFFIX, translate_os_errors
 from tonnage.contract import Layout
+from tonnage.contract.plan import DECODE_ERRORS
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """Identifies the load. Records are valid only for a load whose header is equal except for ``boot_id``.
+    """Identifies the load. Records are valid only for a load whose header is equal.
 
     ``files`` are the output files with their sizes in bytes. ``identity`` is a digest of anything else that must match.
     """
@@ -41,25 +41,17 @@ class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     layout: Layout
     segment_size: int
-    part_size: int
     files: tuple[tuple[str, int], ...]
-    boot_id: str
     identity: str = ""
-
-    def is_compatible_with(self, other: JournalHeader) -> bool:
-        """Returns whether records of one header are valid for the other."""
-        return msgspec.structs.replace(self, boot_id="") == msgspec.structs.replace(other, boot_id="")
 
 
 class Journal:
-    """An open journal. Use ``create`` or ``open``; as a context manager it closes itself."""
+    """A journal that is being written. Use ``create``; as a context manager it closes itself."""
 
-    def __init__(self, path: Path, descriptor: int, header: JournalHeader, records: list[bytes], end: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self.header = header
         self._descriptor = descriptor
-        self._records = records
-        self._end = end
+        self._end = 0
 
     @classmethod
     def create(cls, path: Path, header: JournalHeader, records: Iterable[bytes] = ()) -> Journal:
@@ -79,7 +71,7 @@ class Journal:
         with _translate_errors(path):
             temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        journal = cls(path, descriptor, header, [], 0)
+        journal = cls(path, descriptor)
         try:
             for payload in (msgspec.json.encode(header), *records):
                 journal.append(payload)
@@ -89,40 +81,6 @@ class Journal:
             journal.close()
             raise
         return journal
-
-    @classmethod
-    def open(cls, path: Path) -> Journal | None:
-        """Opens the journal of an earlier load and truncates an incomplete last frame.
-
-        Returns:
-            None if it doesn't exist or its header can't be read.
-
-        Raises:
-            CacheNotWritable: It exists but can't be opened or written.
-        """
-        with _translate_errors(path):
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                return None
-            try:
-                with os.fdopen(os.dup(descriptor), "rb") as file:
-                    data = file.read()
-                payloads, end = read_frames(data)
-                header = _header(payloads)
-                if header is None:
-                    os.close(descriptor)
-                    return None
-                if end != len(data):
-                    os.ftruncate(descriptor, end)
-            except OSError:
-                os.close(descriptor)
-                raise
-        return cls(path, descriptor, header, payloads[1:], end)
-
-    def read_payloads(self) -> list[bytes]:
-        """Returns the payloads that existed when the journal was opened, oldest first."""
-        return list(self._records)
 
     def append(self, payload: bytes) -> None:
         """Appends a record. On return it is in the page cache and survives SIGKILL.
@@ -145,15 +103,6 @@ class Journal:
                 raise
         self._end += len(frame)
 
-    def sync(self) -> None:
-        """Flushes the records to the disk.
-
-        Raises:
-            CacheNotWritable: The flush failed.
-        """
-        with _translate_errors(self.path):
-            os.fdatasync(self._descriptor)
-
     def close(self) -> None:
         """Closes the file. May be called more than once."""
         descriptor, self._descriptor = self._descriptor, -1
@@ -167,6 +116,33 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class JournalContents(NamedTuple):
+    """What an earlier load recorded, the oldest first."""
+
+    header: JournalHeader
+    records: list[bytes]
+
+
+def read_journal(path: Path) -> JournalContents | None:
+    """Returns the contents of a journal up to the first frame that is incomplete or corrupt.
+
+    Returns:
+        None if it doesn't exist or its header can't be read.
+
+    Raises:
+        CacheNotWritable: It exists but can't be read.
+    """
+    with translate_os_errors(f"The journal {path} can't be read"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            payloads, _ = read_frames(file.read())
+    header = _header(payloads)
+    return None if header is None else JournalContents(header, payloads[1:])
 
 
 def make_frame(payload: bytes) -> bytes:
@@ -198,7 +174,7 @@ def _header(payloads: list[bytes]) -> JournalHeader | None:
         return None
     try:
         return msgspec.json.decode(payloads[0], type=JournalHeader)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except DECODE_ERRORS:
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,7 +10,8 @@ import msgspec
 from tonnage.cache.entry import EntryState
 from tonnage.cache.filesystem import file_sizes
 from tonnage.cache.lock_holders import LockHolder, find_lock_holders
-from tonnage.errors import CacheDamaged
+from tonnage.cache.partial import find_partials
+from tonnage.errors import CacheDamaged, CacheNotWritable
 
 if TYPE_CHECKING:
     from tonnage.cache.cache import Cache
@@ -73,11 +75,9 @@ def list_entries(cache: Cache) -> list[EntryInfo]:
 
 def _sizes(entry: Entry) -> list[int]:
     sizes: list[int] = []
-    for folder in (entry.model_dir, entry.partial_dir):
-        try:
+    with contextlib.suppress(CacheDamaged, CacheNotWritable):  # the entry is listed nevertheless
+        for folder in (entry.model_dir, *(partial.model_dir for partial in find_partials(entry))):
             sizes.extend(file_sizes(folder).values())
-        except CacheDamaged:  # the entry is listed nevertheless
-            continue
     return sizes
 
 

@@ -134,6 +134,19 @@ class FileLock:
             time.sleep(min(backoff, remaining_seconds))
             backoff = min(backoff * 1.5, MAX_BACKOFF)
 
+    def is_refused_to_others(self) -> bool:
+        """Returns whether a second descriptor of this process is refused the lock, which is held exclusively.
+
+        If it is not, locks lock nothing here.
+
+        Raises:
+            CacheNotWritable: The lock file can't be opened.
+        """
+        other = FileLock(self.path)
+        granted = other.try_acquire(LockMode.EXCLUSIVE)
+        other.release()
+        return not granted
+
     def touch(self) -> None:
         """Sets the modification time, which is the time of last use, to now. Does nothing without permission."""
         try:

@@ -1,4 +1,4 @@
-"""Reads ``/proc``: the boot ID, and the mount that a path is on.
+"""Finds in ``/proc`` the mount that a path is on.
 
 The mount is found by the kernel's own mount ID rather than by comparing paths or device numbers: ``st_dev`` is not the
 device that ``/proc/locks`` prints on overlayfs and btrfs, and a path may be mounted over.
@@ -15,17 +15,6 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 PROC = Path("/proc")
 """Where procfs is mounted."""
-
-
-def boot_id() -> str:
-    """Returns the kernel's random ID of this boot; empty if procfs is unavailable.
-
-    Memory, and data written to a disk but not synced, does not survive a reboot.
-    """
-    try:
-        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 class Mount(NamedTuple):

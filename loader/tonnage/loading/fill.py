@@ -11,9 +11,11 @@ import msgspec
 
 from tonnage.cache import commit
 from tonnage.cache.cgroups import usable_cores
-from tonnage.cache.filesystem import make_directory, translate_os_errors
-from tonnage.cache.journal import Journal
+from tonnage.cache.filesystem import FileIdentity, make_directory, remove_tree, translate_os_errors
+from tonnage.cache.journal import Journal, read_journal
 from tonnage.cache.medium import BY_ADVICE, check_free_space, inspect_medium
+from tonnage.cache.partial import create_partial, take_over
+from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InternalError
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import read_indexes
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from tonnage.cache.entry import Entry
+    from tonnage.cache.entry import Entry, Published
+    from tonnage.cache.journal import JournalContents
     from tonnage.cache.manifest import Manifest
+    from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan, Progress
-    from tonnage.source.resolve import ResolvedObject, ResolvedRevision
+    from tonnage.source.resolve import ResolvedRevision
     from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange, TransferResult
 
 
@@ -49,7 +53,8 @@ def fill_entry(
     entry: Entry,
     resolved: ResolvedRevision,
     *,
-    existing_manifest: Manifest | None,
+    existing: Published | None,
+    earlier: PartialDirectory | None,
     environment: Mapping[str, str],
     deadline: float | None,
     on_progress: Callable[[Progress], None],
@@ -61,9 +66,10 @@ def fill_entry(
 
     Args:
         plan: The plan.
-        entry: The entry, recovered; the caller holds its load lock.
+        entry: The entry; the caller holds its load lock.
         resolved: The revision.
-        existing_manifest: The manifest of the files already published; None if there are none.
+        existing: Manifest and tensors of the files already published; None if there are none.
+        earlier: What an earlier load has left, and no loader is at work in; None if there is nothing.
         environment: Environment variables for the worker processes, such as proxies.
         deadline: ``time.monotonic()`` at which to fail; None for no limit.
         on_progress: Called with the progress.
@@ -74,10 +80,9 @@ def fill_entry(
     Raises:
         TonnageError: The load failed. Data transferred so far is on disk and in the journal.
     """
-    items = missing_objects(existing_manifest, resolved)
+    items = missing_objects(None if existing is None else existing.manifest, resolved)
     objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled, on_retry=on_retry)
-    identity = resume.journal_identity(items)
-    journal = Journal.open(entry.journal_path)
+    journal = None if earlier is None else read_journal(earlier.journal_path)
     segment_size = plan.limits.segment_size
     if journal is not None and journal.header.revision == resolved.revision:
         segment_size = journal.header.segment_size
@@ -90,48 +95,72 @@ def fill_entry(
         digest=resolved.digest,
     )
     header = resume.build_journal_header(
-        blueprint, revision=resolved.revision, segment_size=segment_size, identity=identity
+        blueprint,
+        revision=resolved.revision,
+        segment_size=segment_size,
+        identity=resume.journal_identity(items),
     )
-    completed_records: list[FetchedRange | DiscardedTensor] = []
-    if journal is not None and journal.header.is_compatible_with(header):
-        completed_records = resume.valid_records(
-            resume.read_records(journal),
-            blueprint,
-            entry.partial_model_dir,
-            after_reboot=journal.header.boot_id != header.boot_id,
-        )
-    if journal is not None:
-        journal.close()
-    commit.begin_partial(entry, keep_existing=bool(completed_records))
-    needed = max(0, blueprint.file_bytes - allocated_bytes(entry.partial_model_dir))
+    if journal is not None and journal.header != header:
+        journal = None
+    partial, records = _begin(
+        entry, earlier, journal, blueprint, on_progress=on_progress, deadline=deadline, canceled=canceled
+    )
+    needed = max(0, blueprint.file_bytes - allocated_bytes(partial.model_dir))
     check_free_space(entry.path, needed, min_free=plan.limits.min_free)
-    with Journal.create(
-        entry.journal_path, header, [msgspec.msgpack.encode(record) for record in completed_records]
-    ) as journal:
-        paths = make_files(entry, blueprint)
-        outcome = transfer(
-            TransferSpec(
-                blueprint=blueprint,
-                paths=paths,
-                targets=[item.target for item in items],
-                refresh_targets=lambda: refresh_targets(plan, items, environment),
-                credential_indexes=[item.source for item in items],
-                credentials=resolved.providers,
-                verify=plan.verify,
-                concurrency=choose_concurrency(plan.limits, size=blueprint.source_bytes, cores=usable_cores()),
-                environment=environment,
-                bandwidth=plan.limits.bandwidth,
-                deadline=deadline,
-                stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
-                huge_pages=inspect_medium(entry.path).pages == BY_ADVICE,
-                journal_records=completed_records,
-                pass_fds=lock_descriptors,
-                on_record=lambda record: journal.append(msgspec.msgpack.encode(record)),
-                on_progress=on_progress,
-                canceled=canceled,
+    try:
+        made = make_files(partial, blueprint)
+        with Journal.create(
+            partial.journal_path, header, [msgspec.msgpack.encode(record) for record in records]
+        ) as open_journal:
+            outcome = transfer(
+                TransferSpec(
+                    blueprint=blueprint,
+                    paths=[str(partial.model_dir / file.path) for file in blueprint.files],
+                    targets=[item.target for item in items],
+                    refresh_targets=lambda: refresh_targets(plan, items, environment),
+                    credential_indexes=[item.source for item in items],
+                    credentials=resolved.providers,
+                    verify=plan.verify,
+                    concurrency=choose_concurrency(plan.limits, size=blueprint.source_bytes, cores=usable_cores()),
+                    environment=environment,
+                    bandwidth=plan.limits.bandwidth,
+                    deadline=deadline,
+                    stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
+                    huge_pages=inspect_medium(entry.path).pages == BY_ADVICE,
+                    journal_records=records,
+                    pass_fds=lock_descriptors,
+                    on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),
+                    on_progress=on_progress,
+                    canceled=canceled,
+                )
             )
+        manifest, table = manifest_builder.build_manifest_and_table(
+            resolved=resolved,
+            loaded=items,
+            blueprint=blueprint,
+            headers=outcome.headers,
+            verified=outcome.verify_levels,
+            requested_level=plan.verify,
+            created=time.time(),
+            non_tensor_checksums=outcome.non_tensor_bytes.checksums(
+                {number: file.prefix for number, file in enumerate(blueprint.files)}
+            ),
         )
-    manifest = _publish(plan, entry, resolved, items, blueprint, outcome)
+        if existing is not None:
+            manifest, table = manifest_builder.merge_manifests(existing.manifest, existing.table, manifest, table)
+        manifest = commit.publish(
+            entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
+        )
+    except CacheInUse:
+        remove_tree(partial.path)
+        raise
+    except (CacheDamaged, CacheNotWritable, InternalError) as error:
+        if partial.path.exists():
+            raise
+        raise CacheInUse(
+            f"Another process has removed or taken over {partial.path}, where this load wrote its files. Locks may not "
+            "work on this file system."
+        ) from error
     return FillResult(
         manifest,
         outcome,
@@ -139,31 +168,37 @@ def fill_entry(
     )
 
 
-def _publish(
-    plan: Plan,
+def _begin(
     entry: Entry,
-    resolved: ResolvedRevision,
-    items: Sequence[ResolvedObject],
+    earlier: PartialDirectory | None,
+    journal: JournalContents | None,
     blueprint: Blueprint,
-    outcome: TransferResult,
-) -> Manifest:
-    manifest, table = manifest_builder.build_manifest_and_table(
-        resolved=resolved,
-        loaded=items,
-        blueprint=blueprint,
-        headers=outcome.headers,
-        verified=outcome.verify_levels,
-        requested_level=plan.verify,
-        created=time.time(),
-    )
-    published = entry.read_published()
-    if published is not None:
-        manifest, table = manifest_builder.merge_manifests(published.manifest, published.table, manifest, table)
-    return commit.publish(entry, manifest, table)
+    *,
+    on_progress: Callable[[Progress], None],
+    deadline: float | None,
+    canceled: Callable[[], bool],
+) -> tuple[PartialDirectory, list[FetchedRange | DiscardedTensor]]:
+    """Returns the directory of this load, and the records of an earlier one whose bytes are in it."""
+    records: list[FetchedRange | DiscardedTensor] = []
+    if earlier is not None and journal is not None:
+        earlier = take_over(entry, earlier)
+        records = resume.valid_records(
+            resume.decode_records(journal.records),
+            blueprint,
+            earlier.model_dir,
+            on_progress=on_progress,
+            deadline=deadline,
+            canceled=canceled,
+        )
+    if earlier is not None and records:
+        return earlier, records
+    if earlier is not None:
+        remove_tree(earlier.path)
+    return create_partial(entry), []
 
 
-def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
-    """Creates the blueprint's files in the partial directory, with size and prefix, and returns their paths.
+def make_files(partial: PartialDirectory, blueprint: Blueprint) -> dict[str, FileIdentity]:
+    """Creates the blueprint's files in the partial directory, with size and prefix. Returns what each is, by path.
 
     Existing files of the right size keep their contents.
 
@@ -171,15 +206,16 @@ def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
         CacheNotWritable: A file can't be created.
         InsufficientSpace: The medium is full.
     """
-    paths = []
+    made = {}
     for file in blueprint.files:
-        path = entry.partial_model_dir / file.path
-        for folder in reversed(path.relative_to(entry.partial_model_dir).parents):
-            make_directory(entry.partial_model_dir / folder)
+        path = partial.model_dir / file.path
+        for folder in reversed(path.relative_to(partial.model_dir).parents):
+            make_directory(partial.model_dir / folder)
         with translate_os_errors(f"{path} can't be created"):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                if os.fstat(descriptor).st_size != file.size:
+                found = os.fstat(descriptor)
+                if found.st_size != file.size:
                     os.ftruncate(descriptor, 0)
                     os.ftruncate(descriptor, file.size)
                 at = 0
@@ -187,8 +223,8 @@ def make_files(entry: Entry, blueprint: Blueprint) -> list[str]:
                     at += os.pwrite(descriptor, file.prefix[at:], at)
             finally:
                 os.close(descriptor)
-        paths.append(str(path))
-    return paths
+        made[file.path] = FileIdentity(found.st_dev, found.st_ino)
+    return made
 
 
 def allocated_bytes(folder: Path) -> int:

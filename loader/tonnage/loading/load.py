@@ -18,12 +18,13 @@ from tonnage.planning.file_names import is_own_file
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tonnage.cache.entry import Entry
     from tonnage.cache.locks import FileLock
     from tonnage.cache.manifest import Manifest, TensorTable
+    from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan
     from tonnage.loading.fill import FillResult
     from tonnage.source.resolve import ResolvedRevision
@@ -238,24 +239,49 @@ class _Load:
             manifest = self._find_hit(entry, resolved)
             if manifest is not None:
                 return self._build_report(Outcome.HIT, entry, manifest)
-            manifest = self._recover_entry(entry, resolved)
+            from tonnage.cache.partial import find_partials, require_writable
+
+            require_writable(entry)
+            found = find_partials(entry)
+            partials = found if self._is_alone(entry, load_lock) else None
+            manifest = self._recover_entry(entry, resolved, partials)
             if manifest is not None and find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.VERIFICATION:
                 return self._build_report(Outcome.HIT, entry, self._reverify(entry, manifest))
             from tonnage.loading.fill import fill_entry  # not imported for a hit
 
-            fill_result = fill_entry(
-                self._plan,
-                entry,
-                resolved,
-                existing_manifest=manifest,
-                environment=self._environment,
-                deadline=self._deadline,
-                on_progress=self._on_progress,
-                canceled=self._canceled,
-                on_retry=self._count_retry,
-                lock_descriptors=(load_lock.fileno(), use_lock.fileno()),
-            )
+            try:
+                fill_result = fill_entry(
+                    self._plan,
+                    entry,
+                    resolved,
+                    existing=None if manifest is None else entry.read_published(),
+                    earlier=next((partial for partial in partials or () if partial.path.exists()), None),
+                    environment=self._environment,
+                    deadline=self._deadline,
+                    on_progress=self._on_progress,
+                    canceled=self._canceled,
+                    on_retry=self._count_retry,
+                    lock_descriptors=(load_lock.fileno(), use_lock.fileno()),
+                )
+            except CacheInUse:  # locks lock nothing here, and another loader has loaded the same
+                manifest = self._find_hit(entry, resolved)
+                if manifest is None:
+                    raise
+                return self._build_report(Outcome.HIT, entry, manifest)
             return self._build_report(Outcome.LOADED, entry, fill_result.manifest, fill_result)
+
+    def _is_alone(self, entry: Entry, load_lock: FileLock) -> bool:
+        """Returns whether no other loader is at work in the entry: the lock keeps others out, or nothing is written."""
+        from tonnage.cache.lock_scope import excludes_all_others
+        from tonnage.cache.partial import IDLE_SECONDS, seconds_since_last_write
+
+        if excludes_all_others(load_lock) or seconds_since_last_write(entry) > IDLE_SECONDS:
+            return True
+        self._notes.append(
+            f"Locks may not work on the file system of {entry.path}, and a load has written there within the last "
+            f"{IDLE_SECONDS / 60:.0f} minutes: this one started over, beside it."
+        )
+        return False
 
     def _report_waiting(self, entry: Entry, resolved: ResolvedRevision) -> None:
         from tonnage.cache.lock_holders import describe_lock_holders, find_lock_holders
@@ -268,12 +294,20 @@ class _Load:
             )
         )
 
-    def _recover_entry(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
+    def _recover_entry(
+        self, entry: Entry, resolved: ResolvedRevision, partials: Sequence[PartialDirectory] | None
+    ) -> Manifest | None:
         """Recovers the entry, and returns the manifest of published files to keep.
 
         A damaged entry is cleared even while it is in use: processes keep the files that they have open or mapped. A
         complete entry of another revision or of another plan, with a name chosen by the user, is not changed. An entry
         of a release that had computed buffers in the shards is cleared, to be loaded as planned.
+
+        Args:
+            entry: The entry.
+            resolved: The revision to load.
+            partials: What unfinished loads have left; None if another loader may be at work, so that nothing of it may
+                be changed.
 
         Raises:
             CacheInUse: The name is used by another revision, or has computed buffers elsewhere than planned.
@@ -289,7 +323,8 @@ class _Load:
         except CacheDamaged as error:
             commit.clear(entry)
             self._notes.append(f"The entry was damaged and has been reloaded: {error.message}")
-        commit.recover(entry)
+        if partials is not None:
+            commit.recover(entry, partials)
         manifest = entry.read_manifest()
         if manifest is None:
             return None

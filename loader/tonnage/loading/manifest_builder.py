@@ -64,6 +64,7 @@ def build_manifest_and_table(
     verified: Mapping[int, Verify],
     requested_level: Verify,
     created: float,
+    non_tensor_checksums: Mapping[int, tuple[int, int]],
 ) -> tuple[Manifest, TensorTable]:
     """Returns the manifest and tensor table of this load.
 
@@ -75,6 +76,7 @@ def build_manifest_and_table(
         verified: The lowest level of each object's tensors, by object index.
         requested_level: The requested level. Objects without tensors reach it up to ``Verify.SIZE``.
         created: Unix time.
+        non_tensor_checksums: Length and CRC-32 of the bytes of a file that belong to no tensor, by file index.
     """
     at_most_size = min(requested_level, Verify.SIZE, key=lambda level: level.strength)
     headers_of: dict[int, list[TensorHeader]] = {}
@@ -89,6 +91,11 @@ def build_manifest_and_table(
         )
         for index, item in enumerate(loaded)
     )
+    sizes = dict.fromkeys(range(len(blueprint.files)), 0)
+    for place in blueprint.placements:
+        tensors_index = blueprint.objects[place.object_index].tensors_index
+        if place.file_index >= 0 and tensors_index is not None:
+            sizes[place.file_index] += tensors_index.tensors[place.tensor_index].length
     files = tuple(
         FileRecord(
             path=file.path,
@@ -97,8 +104,9 @@ def build_manifest_and_table(
             source=file.object_index,
             rank=file.rank,
             computed_buffers=file.computed_buffers,
+            rest_crc32=_complete(non_tensor_checksums.get(number), file.size - sizes[number]),
         )
-        for file in blueprint.files
+        for number, file in enumerate(blueprint.files)
     )
     manifest = Manifest(
         revision=resolved.revision,
@@ -114,6 +122,11 @@ def build_manifest_and_table(
         files=files,
     )
     return manifest, TensorTable(tensors=tuple(_tensor_records(blueprint, headers)))
+
+
+def _complete(checksum: tuple[int, int] | None, size: int) -> int | None:
+    """Returns a CRC-32 if it is over ``size`` bytes; otherwise None, and it is computed from the file."""
+    return checksum[1] if checksum is not None and checksum[0] == size else None
 
 
 def weakest(sources: Sequence[SourceRecord]) -> Verify:

@@ -1,30 +1,36 @@
-"""Determines which data of an earlier, unfinished load is valid."""
+"""Determines which data of an earlier, unfinished load is valid, by reading it again."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import read_range
-from tonnage.cache.journal import Journal, JournalHeader
-from tonnage.cache.procfs import boot_id
-from tonnage.errors import CacheDamaged
+from tonnage.cache.journal import JournalHeader
+from tonnage.contract import Progress
+from tonnage.errors import CacheDamaged, Interrupted, Timeout
 from tonnage.planning.segments import NOT_WRITTEN, SpanRole
 from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tonnage.planning.blueprint import Blueprint
-    from tonnage.planning.segments import Segment
+    from tonnage.planning.segments import Piece, Segment
     from tonnage.source.resolve import ResolvedObject
 
-READ_BYTES = 4 << 20
+READ_BYTES = 1 << 20
+"""Bytes of one read: small enough to stay in the CPU cache until the checksum is computed."""
+
+MAX_THREADS = 16
 
 
 def journal_identity(items: Sequence[ResolvedObject]) -> str:
@@ -39,17 +45,15 @@ def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: i
         revision=revision,
         layout=blueprint.layout,
         segment_size=segment_size,
-        part_size=0,  # required by the format of the journal; not used
         files=tuple((file.path, file.size) for file in blueprint.files),
-        boot_id=boot_id(),
         identity=identity,
     )
 
 
-def read_records(journal: Journal) -> list[FetchedRange | DiscardedTensor]:
-    """Returns the journal's records before the first one that can't be decoded."""
+def decode_records(payloads: Sequence[bytes]) -> list[FetchedRange | DiscardedTensor]:
+    """Returns the records of a journal before the first one that can't be decoded."""
     records: list[FetchedRange | DiscardedTensor] = []
-    for payload in journal.read_payloads():
+    for payload in payloads:
         try:
             records.append(msgspec.msgpack.decode(payload, type=FetchedRange | DiscardedTensor))
         except msgspec.MsgspecError:
@@ -58,36 +62,73 @@ def read_records(journal: Journal) -> list[FetchedRange | DiscardedTensor]:
 
 
 def valid_records(
-    records: Sequence[FetchedRange | DiscardedTensor], blueprint: Blueprint, folder: Path, *, after_reboot: bool
+    records: Sequence[FetchedRange | DiscardedTensor],
+    blueprint: Blueprint,
+    folder: Path,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    deadline: float | None = None,
+    canceled: Callable[[], bool] = lambda: False,
 ) -> list[FetchedRange | DiscardedTensor]:
-    """Returns the records that are still valid.
+    """Returns the records whose bytes are on the disk. All of them are read again and compared with what was received.
 
     Args:
         records: All records, in the order in which they were written.
         blueprint: The blueprint of the same plan.
         folder: The directory of the files.
-        after_reboot: The machine has rebooted, so the disk may lack data that the journal lists. Records are verified
-            by CRC-32; records without one are dropped.
+        on_progress: Called with the bytes read and their total.
+        deadline: ``time.monotonic()`` at which to fail; None for no limit.
+        canceled: Polled after each range; return True to cancel.
+
+    Raises:
+        Timeout: The deadline passed.
+        Interrupted: ``canceled`` returned True.
     """
     present = {
         number
         for number, file in enumerate(blueprint.files)
         if (path := folder / file.path).is_file() and path.stat().st_size == file.size
     }
+
+    def is_valid(record: FetchedRange | DiscardedTensor) -> bool:
+        return isinstance(record, DiscardedTensor) or (
+            _is_inside(record, blueprint)
+            and present.issuperset(_written_files(blueprint.segments[record.segment], record))
+            and _is_on_disk(record, blueprint, folder)
+        )
+
     kept: list[FetchedRange | DiscardedTensor] = []
-    for record in records:
-        if isinstance(record, DiscardedTensor):
-            kept.append(record)
-            continue
-        if not 0 <= record.segment < len(blueprint.segments):
-            continue
-        segment = blueprint.segments[record.segment]
-        inside = segment.start <= record.start < record.end <= segment.end
-        if not inside or not present.issuperset(_written_files(segment, record)):
-            continue
-        if not after_reboot or _checksums_match(record, blueprint, folder):
-            kept.append(record)
+    done, total = 0, sum(_length(record) for record in records)
+    with ThreadPoolExecutor(max(1, min(int(usable_cores()), MAX_THREADS))) as pool:
+        for record, valid in zip(records, pool.map(is_valid, records), strict=True):
+            if valid:
+                kept.append(record)
+            done += _length(record)
+            on_progress(Progress(phase="verifying", loaded_bytes=done, total_bytes=total))
+            interruption = _interruption(deadline, canceled)
+            if interruption is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise interruption
     return kept
+
+
+def _interruption(deadline: float | None, canceled: Callable[[], bool]) -> Interrupted | Timeout | None:
+    if canceled():
+        return Interrupted("The load was interrupted while it verified what an earlier one has left, which is kept.")
+    if deadline is not None and time.monotonic() > deadline:
+        return Timeout("The deadline passed while the load verified what an earlier one has left.")
+    return None
+
+
+def _length(record: FetchedRange | DiscardedTensor) -> int:
+    return 0 if isinstance(record, DiscardedTensor) else max(0, record.end - record.start)
+
+
+def _is_inside(record: FetchedRange, blueprint: Blueprint) -> bool:
+    if not 0 <= record.segment < len(blueprint.segments):
+        return False
+    segment = blueprint.segments[record.segment]
+    return segment.start <= record.start < record.end <= segment.end
 
 
 def _written_files(segment: Segment, record: FetchedRange) -> set[int]:
@@ -96,30 +137,34 @@ def _written_files(segment: Segment, record: FetchedRange) -> set[int]:
     return {piece.file_index for piece in pieces if piece.target_offset != NOT_WRITTEN} or {segment.file_index}
 
 
-def _checksums_match(record: FetchedRange, blueprint: Blueprint, folder: Path) -> bool:
-    from isal import isal_zlib  # only needed after a reboot
-
+def _is_on_disk(record: FetchedRange, blueprint: Blueprint, folder: Path) -> bool:
     segment = blueprint.segments[record.segment]
     pieces = segment.pieces(record.start, record.end)
+    if min(len(record.checksums), len(record.captured)) < len(pieces):
+        return False
     buffer = memoryview(bytearray(READ_BYTES))
     with contextlib.ExitStack() as opened:
         files = {
-            number: opened.enter_context((folder / blueprint.files[number].path).open("rb", buffering=0))
+            number: opened.enter_context((folder / blueprint.files[number].path).open("rb", buffering=0)).fileno()
             for number in _written_files(segment, record)
         }
-        for piece, checksum in zip(pieces, record.checksums, strict=False):
-            if piece.role is SpanRole.OPAQUE:
-                return False
-            if piece.role is not SpanRole.DATA:
-                continue
-            path = folder / blueprint.files[piece.file_index].path
-            start, end = piece.target_offset, piece.target_offset + piece.end - piece.start
-            value = 0
-            try:
-                for data in read_range(files[piece.file_index].fileno(), start, end, buffer, path=path):
-                    value = isal_zlib.crc32(data, value)
-            except CacheDamaged:
-                return False
-            if value != checksum:
-                return False
-    return True
+        try:
+            return all(
+                _is_equal(piece, checksum, content, files, buffer, folder / blueprint.files[piece.file_index].path)
+                for piece, checksum, content in zip(pieces, record.checksums, record.captured, strict=False)
+                if piece.target_offset != NOT_WRITTEN
+            )
+        except (CacheDamaged, OSError):  # shorter than it was, or unreadable: load it again
+            return False
+
+
+def _is_equal(
+    piece: Piece, checksum: int, content: bytes, files: dict[int, int], buffer: memoryview, path: Path
+) -> bool:
+    from isal import isal_zlib
+
+    start, end = piece.target_offset, piece.target_offset + piece.end - piece.start
+    value = 0
+    for data in read_range(files[piece.file_index], start, end, buffer, path=path):
+        value = isal_zlib.crc32(data, value)
+    return value == (isal_zlib.crc32(content) if piece.role in {SpanRole.HEADER, SpanRole.TAIL} else checksum)

@@ -23,7 +23,7 @@ class SpanRole(enum.IntEnum):
     TAIL = 2
     """The bytes after the last tensor: the terminator (sent to the coordinator) and anything after it."""
     OPAQUE = 3
-    """Bytes that are not parsed: a companion, or an encrypted tensor's data."""
+    """Bytes that are not parsed: a companion, or an encrypted tensor's data. Their CRC-32 is computed, too."""
 
 
 NO_TENSOR = -1

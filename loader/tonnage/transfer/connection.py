@@ -29,6 +29,9 @@ FLUSH_BYTES = 1 << 20
 MAX_VECTORS = 512
 """Buffers per ``pwritev``; the kernel's limit is 1024."""
 
+_CHECKSUMMED = frozenset({SpanRole.DATA, SpanRole.OPAQUE})
+"""Contents whose CRC-32 is computed. The others are short and go to the coordinator as they are."""
+
 _ABORT = -1
 """Return value of a callback that makes libcurl abort the transfer."""
 
@@ -169,7 +172,7 @@ class Connection:
             return
         self._piece_end, role, target, number = self.fetch.pieces[self._piece]
         self._checksum = 0
-        self._is_data = role == SpanRole.DATA
+        self._is_data = role in _CHECKSUMMED
         if role in {SpanRole.HEADER, SpanRole.TAIL}:
             self.captured.append(b"")
         file = self._descriptors[number]
@@ -212,7 +215,7 @@ class Connection:
         while data:
             chunk = data[: self._piece_end - self.at]
             _, role, target, _ = self.fetch.pieces[self._piece]
-            if role == SpanRole.DATA:
+            if role in _CHECKSUMMED:
                 self._checksum = self._crc32(chunk, self._checksum)  # type: ignore[arg-type]  # any buffer
             elif role in {SpanRole.HEADER, SpanRole.TAIL}:
                 self.captured[-1] += chunk

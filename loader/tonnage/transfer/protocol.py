@@ -94,7 +94,7 @@ class Result(_Message, frozen=True, array_like=True):
     """The result of a fetch: all bytes before ``end`` are in the file.
 
     ``checksums`` and ``captured`` are those of the first pieces of the request; the last of them may be incomplete.
-    CRC-32 for DATA (otherwise 0), bytes for HEADER and TAIL (otherwise empty).
+    CRC-32 for DATA and OPAQUE (otherwise 0), bytes for HEADER and TAIL (otherwise empty).
     """
 
     id: int

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.source.request_target import STALL_SECONDS
+from tonnage.transfer.non_tensor_bytes import NonTensorBytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
     """Journal record: the range ``[start, end)`` of a segment is on disk. The tag is part of the format.
 
-    ``checksums`` and ``captured`` are those of the range's pieces, in order: CRC-32 of tensor data (otherwise 0), bytes
-    of headers (otherwise empty).
+    ``checksums`` and ``captured`` are those of the range's pieces, in order: CRC-32 of data and of opaque bytes
+    (otherwise 0), bytes of headers and of what follows the last tensor (otherwise empty).
     """
 
     segment: int
@@ -92,6 +93,7 @@ class TransferResult:
         connections: Total connections of all workers at the end.
         headers: The header of each tensor by (object, tensor).
         verify_levels: For each object, the weakest level at which one of its tensors was verified.
+        non_tensor_bytes: Checksums of the received bytes that belong to no tensor.
     """
 
     downloaded: int = 0
@@ -100,3 +102,4 @@ class TransferResult:
     connections: int = 0
     headers: dict[tuple[int, int], TensorHeader] = field(default_factory=dict)
     verify_levels: dict[int, Verify] = field(default_factory=dict)
+    non_tensor_bytes: NonTensorBytes = field(default_factory=NonTensorBytes)

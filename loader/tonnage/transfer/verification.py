@@ -7,19 +7,22 @@ tensor, and the journal of an earlier load.
 from __future__ import annotations
 
 import bisect
+import zlib
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, InternalError
-from tonnage.planning.segments import subtract_ranges
+from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, SpanRole, subtract_ranges
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor, mismatch_error
 from tonnage.transfer.protocol import Hash
 from tonnage.transfer.transfer_spec import DiscardedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.format.tensors_index import TensorEntry
-    from tonnage.planning.segments import ByteRange
+    from tonnage.planning.segments import ByteRange, Piece
     from tonnage.transfer.transfer_spec import FetchedRange, TransferResult, TransferSpec
 
 
@@ -77,6 +80,7 @@ class Verification:
         """Adds a fetched range; returns the corrupt tensors that it completed."""
         segment = self._segments[done.segment]
         pieces = segment.pieces(done.start, done.end)
+        self._add_non_tensor_bytes(segment.object_index, pieces, done)
         corrupt: list[CorruptTensor] = []
         for outcome in self._tracker.add(segment.object_index, pieces, done.checksums, done.captured):
             if isinstance(outcome, CorruptTensor):
@@ -114,6 +118,7 @@ class Verification:
             raise corrupt.error
         self._refetched.add(key)
         self._tracker.discard(*key)
+        self._result.non_tensor_bytes.discard(corrupt.object, *corrupt.range)
         return self._segment_at(corrupt.object, corrupt.range[0])
 
     def check_complete(self) -> None:
@@ -125,6 +130,21 @@ class Verification:
         missing = self.tensors - len(self._tracker.headers)
         if missing:
             raise InternalError(f"{missing} tensors were never verified.")
+
+    def _add_non_tensor_bytes(self, index: int, pieces: Sequence[Piece], done: FetchedRange) -> None:
+        for piece, checksum, content in zip(pieces, done.checksums, done.captured, strict=False):
+            if piece.target_offset == NOT_WRITTEN or piece.role is SpanRole.DATA:
+                continue
+            if piece.role is SpanRole.OPAQUE and piece.tensor_index != NO_TENSOR:  # an encrypted tensor's data
+                continue
+            self._result.non_tensor_bytes.add(
+                index,
+                piece.start,
+                file=piece.file_index,
+                offset=piece.target_offset,
+                length=piece.end - piece.start,
+                crc32=checksum if piece.role is SpanRole.OPAQUE else zlib.crc32(content),
+            )
 
     def _record_verified(self, outcome: VerifiedTensor) -> None:
         level = Verify.SIZE
@@ -156,6 +176,7 @@ class Verification:
     def _discard(self, done: dict[int, list[ByteRange]], index: int, tensor: int) -> None:
         self._tracker.discard(index, tensor)
         hole = self._range(index, tensor)
+        self._result.non_tensor_bytes.discard(index, *hole)
         segment = self._segment_at(index, hole[0])
         done[segment] = [left for kept in done.get(segment, []) for left in subtract_ranges(kept, [hole])]
 

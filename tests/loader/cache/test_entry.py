@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.cache_entries import ENTRY_NAME, make_sample, published_entry, write_partial
+from support.cache_entries import ENTRY_NAME, make_sample, partial_of, published_entry, write_partial
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
 from tonnage.cache import Cache, Entry, EntryState, commit
+from tonnage.cache.partial import create_partial, find_partials, seconds_since_last_write, take_over
 from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
 
 if TYPE_CHECKING:
@@ -157,15 +158,39 @@ def test_an_entry_is_found_by_its_directory_or_its_model(root: Path) -> None:
     assert Entry.from_path(root) is None
 
 
-def test_a_new_partial_directory_is_empty_and_a_kept_one_has_the_files_of_an_earlier_load(root: Path) -> None:
+def test_each_load_has_a_directory_of_its_own_and_the_one_with_the_longest_journal_is_continued(root: Path) -> None:
     entry = Cache(root).entry(ENTRY_NAME)
     entry.create()
     write_partial(entry, MADE)
-    assert (commit.begin_partial(entry, keep_existing=True) / SHARD).exists()
-    assert entry.journal_path.exists()
-    assert list(commit.begin_partial(entry).iterdir()) == []
-    assert not entry.journal_path.exists()
-    assert commit.recover(entry) is EntryState.EMPTY
+    begun = partial_of(entry)
+    other = create_partial(entry)
+    assert list(other.model_dir.iterdir()) == []
+    assert [partial.path for partial in find_partials(entry)] == [begun.path, other.path]
+    assert commit.recover(entry) is EntryState.PARTIAL
+    continued = take_over(entry, partial_of(entry))
+    assert not begun.path.exists()
+    assert (continued.model_dir / SHARD).exists()
+    assert continued.journal_path.exists()
+
+
+def test_recovery_leaves_directories_alone_that_are_newer_than_those_it_gets(root: Path) -> None:
+    entry = Cache(root).entry(ENTRY_NAME)
+    entry.create()
+    write_partial(entry, MADE)
+    known = find_partials(entry)
+    create_partial(entry)
+    commit.recover(entry, known)
+    assert len(find_partials(entry)) == 2
+
+
+def test_the_last_write_of_a_load_is_measured_against_the_last_use(root: Path) -> None:
+    entry = Cache(root).entry(ENTRY_NAME)
+    entry.create()
+    assert seconds_since_last_write(entry) == float("inf")
+    write_partial(entry, MADE)
+    newest = max(path.lstat().st_mtime for path in [entry.partial_dir, *entry.partial_dir.rglob("*")])
+    os.utime(entry.use_lock_path, (newest + 90, newest + 90))
+    assert seconds_since_last_write(entry) == pytest.approx(90)
 
 
 def test_recovering_an_entry_that_does_not_exist_does_nothing(root: Path) -> None:
@@ -180,5 +205,5 @@ def test_recovery_removes_temporary_files(root: Path) -> None:
     (entry.private_dir / "tensors-0123456789ab.json").write_bytes(b"old")
     (entry.private_dir / "trash").mkdir()
     assert commit.recover(entry) is EntryState.READY
-    left = sorted(path.name for path in entry.private_dir.iterdir())
+    left = sorted(path.name for path in entry.private_dir.iterdir() if path != entry.partial_dir)
     assert left == ["load.lock", "manifest.json", "tensors.json", "use.lock"]

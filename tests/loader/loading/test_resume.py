@@ -46,29 +46,25 @@ def loaded(tmp_path: Path) -> tuple[Blueprint, Path, FetchedRange]:
     return blueprint, tmp_path / "model", FetchedRange(0, segment.start, segment.end, checksums, captured)
 
 
-@pytest.mark.parametrize("after_reboot", [False, True])
-def test_a_range_in_two_intact_files_is_kept(
-    loaded: tuple[Blueprint, Path, FetchedRange], *, after_reboot: bool
-) -> None:
+def test_a_range_in_two_intact_files_is_kept(loaded: tuple[Blueprint, Path, FetchedRange]) -> None:
     blueprint, folder, record = loaded
-    assert valid_records([record], blueprint, folder, after_reboot=after_reboot) == [record]
+    assert valid_records([record], blueprint, folder) == [record]
 
 
-@pytest.mark.parametrize("after_reboot", [False, True])
 @pytest.mark.parametrize("name", ["model.safetensors", OWN_FILE])
 def test_a_range_is_dropped_if_one_of_its_files_is_lost(
-    loaded: tuple[Blueprint, Path, FetchedRange], name: str, *, after_reboot: bool
+    loaded: tuple[Blueprint, Path, FetchedRange], name: str
 ) -> None:
     blueprint, folder, record = loaded
     (folder / name).unlink()
-    assert valid_records([record], blueprint, folder, after_reboot=after_reboot) == []
+    assert valid_records([record], blueprint, folder) == []
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", OWN_FILE])
-def test_a_range_is_dropped_after_a_reboot_if_one_of_its_files_lacks_data(
+def test_a_range_is_dropped_if_one_of_its_files_lacks_data(
     loaded: tuple[Blueprint, Path, FetchedRange], name: str
 ) -> None:
     blueprint, folder, record = loaded
     size = (folder / name).stat().st_size
     (folder / name).write_bytes((folder / name).read_bytes()[:-8].ljust(size, b"\0"))
-    assert valid_records([record], blueprint, folder, after_reboot=True) == []
+    assert valid_records([record], blueprint, folder) == []

@@ -1,0 +1,48 @@
+"""Libraries for ``LD_PRELOAD`` whose ``flock`` grants what it doesn't lock, as some file systems and sandboxes do."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GRANTS_EVERYTHING = "int flock(int descriptor, int operation) { (void)descriptor; (void)operation; return 0; }\n"
+"""Locks nothing, as on NFS without locks and in sandboxes that share a folder."""
+
+LOCKS_FOR_ONE_MACHINE = """\
+#include <errno.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+/* Locks among the descriptors of one process, which stands for a machine. */
+static struct { int used, descriptor, exclusive; dev_t device; ino_t inode; } held[256];
+
+int flock(int descriptor, int operation) {
+    struct stat wanted, other;
+    int exclusive = operation & LOCK_EX, slot = -1;
+    if (fstat(descriptor, &wanted)) return -1;
+    for (int i = 0; i < 256; i++) {
+        if (held[i].used && (fstat(held[i].descriptor, &other) || other.st_ino != held[i].inode
+                             || other.st_dev != held[i].device || held[i].descriptor == descriptor))
+            held[i].used = 0;
+        if (!held[i].used) { slot = i; continue; }
+        if (!(operation & LOCK_UN) && held[i].inode == wanted.st_ino && held[i].device == wanted.st_dev
+            && (exclusive || held[i].exclusive)) { errno = EWOULDBLOCK; return -1; }
+    }
+    if (operation & LOCK_UN) return 0;
+    held[slot].used = 1; held[slot].descriptor = descriptor; held[slot].exclusive = exclusive;
+    held[slot].device = wanted.st_dev; held[slot].inode = wanted.st_ino;
+    return 0;
+}
+"""
+"""Locks within a process, and nothing between processes: as GPFS and other file systems between machines."""
+
+
+def build_shim(source: str, folder: Path, *, compiler: str) -> Path:
+    """Compiles a library and returns its path."""
+    (folder / "flock.c").write_text(source)
+    library = folder / "flock.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "flock.c"], check=True)
+    return library
