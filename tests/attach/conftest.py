@@ -15,6 +15,7 @@ from tonnage.attach import CopyOptions
 from tonnage.attach.native.library import load_library
 from tonnage.attach.weights import open_path
 from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable, commit
+from tonnage.cache.partial import create_partial
 from tonnage.contract import Layout, Verify
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject, build_blueprint
@@ -62,7 +63,8 @@ def build_entry(
     entry.path.mkdir(parents=True)
     entry.create()
     with entry.acquire_load_lock():
-        model = commit.begin_partial(entry)
+        partial = create_partial(entry)
+        model = partial.model_dir
         for file in blueprint.files:
             (model / file.path).parent.mkdir(parents=True, exist_ok=True)
             (model / file.path).write_bytes(file.prefix.ljust(file.size, b"\0"))
@@ -72,7 +74,7 @@ def build_entry(
                 if piece.target_offset >= 0:
                     with (model / blueprint.files[piece.file_index].path).open("r+b") as out:
                         os.pwrite(out.fileno(), data[piece.start : piece.end], piece.target_offset)
-        commit.publish(entry, *_records(blueprint, sources))
+        commit.publish(entry, partial, *_records(blueprint, sources))
     return entry
 
 

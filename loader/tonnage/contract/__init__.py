@@ -38,6 +38,7 @@ from tonnage.contract.report import (
     termination_message,
 )
 from tonnage.contract.revision import ENTRY_NAME_PATTERN, entry_name, revision_digest, revision_id, source_place
+from tonnage.contract.selection import classify_path, key_directory
 
 __all__ = [
     "DECODE_ERRORS",
@@ -64,12 +65,14 @@ __all__ = [
     "S3Source",
     "Source",
     "Verify",
+    "classify_path",
     "decode_plan",
     "decode_report",
     "encode_plan",
     "encode_report",
     "entry_name",
     "file_selection",
+    "key_directory",
     "revision_digest",
     "revision_id",
     "source_place",

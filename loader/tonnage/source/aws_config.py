@@ -20,7 +20,7 @@ from tonnage.source.endpoint_urls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tonnage.contract import S3Source
 
@@ -103,11 +103,13 @@ def s3_settings(
     """
     values = aws_values(environment)
     found = ask() if ask is not None and files_have_settings(values) else settings_from_variables(values)
-    endpoint = normalize_endpoint(source.endpoint or found.endpoint.strip())
+    with _unquoted("The endpoint", given=bool(source.endpoint)):
+        endpoint = normalize_endpoint(source.endpoint or found.endpoint.strip())
     host = match_aws_host(endpoint)
     region = (source.region or (host.region if host else "") or values.get("AWS_REGION", "") or found.region).strip()
     region = region or DEFAULT_REGION
-    check_region(region, aws=not endpoint or host is not None)
+    with _unquoted("The region", given=bool(source.region)):
+        check_region(region, aws=not endpoint or host is not None)
     dualstack = host.dualstack if host else found.dualstack
     fips = host.fips if host else found.fips
     is_default = not endpoint or (host is not None and not host.region)
@@ -124,6 +126,18 @@ def s3_settings(
         dualstack=dualstack,
         fips=fips,
     )
+
+
+@contextlib.contextmanager
+def _unquoted(what: str, *, given: bool) -> Iterator[None]:
+    """Takes the value out of an error about it, unless the plan has given it: it may be a misplaced secret."""
+    try:
+        yield
+    except InvalidPlan as error:
+        if given:
+            raise
+        message = f"{what} that a variable, a mounted file or AWS's configuration sets is not valid."
+        raise InvalidPlan(message, remedy=error.remedy) from None
 
 
 def settings_from_variables(values: Mapping[str, str]) -> AwsSettings:

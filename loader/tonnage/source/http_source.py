@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tonnage.contract import ObjectPin
+from tonnage.contract import ObjectPin, classify_path
 from tonnage.errors import AccessDenied, InvalidPlan, NoTensorFiles, SourceChanged
 from tonnage.source.aws_config import find_ca_bundle
-from tonnage.source.endpoint_urls import ascii_host, is_presigned, redact_url, split_url, unquote
+from tonnage.source.endpoint_urls import ascii_host, is_presigned, quote, redact_url, split_url, unquote
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.pinned import PinnedObject, PinnedSource
 from tonnage.source.request_target import RequestTarget
 from tonnage.source.responses import strong_etag
-from tonnage.source.selection import filter_ranks, select
+from tonnage.source.selection import check_pins_selected, filter_ranks, select
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tonnage.contract import FileSelection, HttpSource
+    from tonnage.source.endpoint_urls import SplitUrl
     from tonnage.source.head_objects import ObjectHead
     from tonnage.source.pinned import RequestContext
     from tonnage.source.selection import SelectedObject
@@ -43,24 +45,25 @@ def pin_http(
     Raises:
         TonnageError: The source is not valid, or an object can't be pinned.
     """
-    urls = {url_key(url): percent_encode_url(url) for url in read_urls(source, context.environment)}
+    urls = read_urls(source, context.environment)
     if source.objects is not None:
         missing = [pin.key for pin in source.objects if pin.key not in urls]
         if missing:
             raise InvalidPlan(f"The source has no URL for the pinned object {missing[0]}.")
         urls = {pin.key: urls[pin.key] for pin in source.objects}
-    where = next(iter(urls), "the plan's URLs")
-    candidates = [(key, _file_name(key)) for key in urls]
+    candidates, where, notes = _candidates(source, urls, files)
     try:
         selection = select(candidates, files, where=where, explicit=True, need_tensors=need_tensors)
     except NoTensorFiles as error:
         raise NoTensorFiles(error.message, remedy=_NAME_REMEDY) from None
     objects = filter_ranks(selection.objects, files.ranks, where=where)
     bundle = find_ca_bundle(source.ca_bundle, context.environment)
-    # A revision has the pins of all ranks. Once they are in the plan, only the objects of this load are requested.
-    requested = selection.objects if source.objects is None else objects
-    heads = _heads({each.key: urls[each.key] for each in requested}, bundle, context, pinned=source.objects is not None)
-    for each in requested:
+    check_pins_selected(source.objects or (), selection, where=where)
+    # Objects of all ranks are requested: an entry shows those of other ranks, too, if they were loaded.
+    heads = _heads(
+        {each.key: urls[each.key] for each in selection.objects}, bundle, context, pinned=source.objects is not None
+    )
+    for each in selection.objects:
         check_encoding(each.key, heads[each.key])
         _check_type(each, heads[each.key])
     pins = {key: ObjectPin(key=key, size=head.size, etag=head.pin_etag) for key, head in heads.items()}
@@ -76,6 +79,7 @@ def pin_http(
             for each in objects
         ),
         notes=(
+            *notes,
             *selection.notes,
             *(
                 f"{key}: only the size is pinned; the server sends no ETag and no Last-Modified."
@@ -83,6 +87,24 @@ def pin_http(
             ),
         ),
     )
+
+
+def _candidates(
+    source: HttpSource, urls: Mapping[str, str], files: FileSelection
+) -> tuple[list[tuple[str, str]], str, tuple[str, ...]]:
+    """Returns key and file name of the objects that may be selected, the source's name in messages, and notes.
+
+    In a file or a variable, which may be a secret, a name that no pattern matches may be a part of it: it is left out
+    here, so that it appears nowhere.
+    """
+    candidates = [(key, _file_name(key)) for key in urls]
+    if source.urls is not None:
+        return candidates, next(iter(urls), "the plan's URLs"), ()
+    matching = [(key, name) for key, name in candidates if classify_path(name, files) is not None]
+    left_out = len(candidates) - len(matching)
+    where = f"the URLs in {source.urls_file or source.urls_env}"
+    notes = (f"{left_out} of {where} were left out: their file names match no pattern.",) if left_out else ()
+    return matching, where, notes
 
 
 def _heads(urls: Mapping[str, str], bundle: str, context: RequestContext, *, pinned: bool) -> dict[str, ObjectHead]:
@@ -111,41 +133,59 @@ def _target(key: str, url: str, head: ObjectHead, bundle: str) -> RequestTarget:
         url=url,
         ca_bundle=bundle,
         size=head.size,
-        etag=strong_etag(head.etag),
+        etag=strong_etag(head.etag) or head.etag,
+        last_modified="" if head.etag else head.last_modified,
         precondition_header=head.precondition_header,
         label=key,
     )
 
 
-def read_urls(source: HttpSource, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the source's URLs, read from the plan, a file or a variable.
+def read_urls(source: HttpSource, environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the source's URLs by the key of their object. They are in the plan, a file or a variable.
 
     Raises:
         InvalidPlan: There are none, they can't be read, two name the same object, or one is not an http or https URL.
-            The message contains no query.
+            Of a file or a variable, which may be a secret, the message has only the number of the line or of the word.
     """
     if sum((source.urls is not None, bool(source.urls_file), bool(source.urls_env))) != 1:
         raise InvalidPlan("An HTTP source must have exactly one of urls, urls_file and urls_env.")
+    lines: list[str]
     if source.urls is not None:
-        place, urls = "the plan", list(source.urls)
+        place, unit, lines = "the plan", "URL", list(source.urls)
     elif source.urls_env:
-        place, urls = f"the variable {source.urls_env}", environment.get(source.urls_env, "").split()
+        place, unit = f"the variable {source.urls_env}", "word"
+        lines = environment.get(source.urls_env, "").split()
     else:
-        place = f"the file {source.urls_file}"
+        place, unit = f"the file {source.urls_file}", "line"
         try:
             with Path(source.urls_file).open("rb") as file:
-                urls = file.read(URLS_LIMIT).decode().split()
+                lines = file.read(URLS_LIMIT).decode().splitlines()
         except (OSError, ValueError) as error:
             raise InvalidPlan(f"The file of URLs {source.urls_file} can't be read: {type(error).__name__}.") from error
-    if not urls:
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        for url in line.split():
+            parts = split_url(url)
+            shown = repr(redact_url(url)) if source.urls is not None else f"{unit} {number}"
+            if parts is None or parts.scheme not in {"http", "https"}:
+                raise InvalidPlan(f"{shown} in {place} is not an http:// or https:// URL.")
+            key = url_key(url) if source.urls is not None else _key_without_path(url, parts)
+            if key in found:
+                message = f"Two URLs in {place} name the same object, the second in {unit} {number}."
+                raise InvalidPlan(message, remedy=_NAME_REMEDY)
+            try:
+                found[key] = percent_encode_url(url)
+            except InvalidPlan:
+                raise InvalidPlan(f"{shown} in {place} has a host that is not valid.") from None
+    if not found:
         raise InvalidPlan(f"No URL in {place}.")
-    for url in urls:
-        parts = split_url(url)
-        if parts is None or parts.scheme not in {"http", "https"}:
-            raise InvalidPlan(f"{redact_url(url)!r} in {place} is not an http:// or https:// URL.")
-    if len({url_key(url) for url in urls}) != len(urls):
-        raise InvalidPlan(f"Two URLs in {place} name the same object.", remedy=_NAME_REMEDY)
-    return tuple(urls)
+    return found
+
+
+def _key_without_path(url: str, parts: SplitUrl) -> str:
+    """Returns the key of an object whose path may be a secret: the server, a hash of the path, and the file's name."""
+    digest = hashlib.sha256(redact_url(url).encode()).hexdigest()
+    return f"{parts.scheme}://{parts.host}/{digest[:16]}/{quote(_file_name(url_key(url)))}"
 
 
 def url_key(url: str) -> str:

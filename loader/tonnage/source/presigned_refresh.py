@@ -8,7 +8,7 @@ from msgspec import structs
 
 from tonnage.contract import HttpSource
 from tonnage.errors import InvalidPlan
-from tonnage.source.http_source import percent_encode_url, read_urls, url_key
+from tonnage.source.http_source import read_urls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def refresh_targets(plan: Plan, items: Sequence[ResolvedObject], environment: Ma
     for number, source in enumerate(plan.sources):
         if isinstance(source, HttpSource) and source.urls_file:
             try:
-                urls.update({(number, url_key(url)): percent_encode_url(url) for url in read_urls(source, environment)})
+                urls.update({(number, key): url for key, url in read_urls(source, environment).items()})
             except InvalidPlan:
                 continue
     return [

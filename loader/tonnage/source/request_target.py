@@ -40,7 +40,9 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
         requester_pays: Whether the requester agrees to pay for requests and transfer.
         ca_bundle: A PEM file of trusted CA certificates or a directory of them; empty: libcurl's default.
         size: The object's size in bytes.
-        etag: The strong ETag that a response must have if it has one, without quotes; empty: not checked.
+        etag: The ETag that a response must have if it has one: a strong one without quotes, or a weak one with ``W/``
+            and quotes; empty: not checked.
+        last_modified: The date that a response must have if it has one; empty: not checked.
         version_id: The version that a response must have if it has one; empty: not checked.
         precondition_header: A header line with which the server rejects other revisions; empty if there is none.
         label: The object's name in messages: ``s3://bucket/key``, or the URL without its query.
@@ -52,6 +54,7 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
     ca_bundle: str = ""
     size: int = 0
     etag: str = ""
+    last_modified: str = ""
     version_id: str = ""
     precondition_header: str = ""
     label: str = ""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tonnage.contract import ObjectPin, Plan, Source
+    from tonnage.contract.selection import Kind
     from tonnage.source.pinned import PinnedSource
     from tonnage.source.request_target import RequestTarget
-    from tonnage.source.selection import Kind
 
 
 @dataclass(frozen=True, slots=True)

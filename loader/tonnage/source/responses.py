@@ -47,7 +47,7 @@ def check_partial(
     accepted if the range is the whole object.
 
     Args:
-        target: The object; size, ETag and version in the response must be equal to its.
+        target: The object; size, ETag, version and date in the response must be equal to its.
         status: The HTTP status.
         headers: The response headers, names in lower case.
         start: First byte of the requested range.
@@ -55,13 +55,16 @@ def check_partial(
     """
     requested = f"bytes {start}-{end - 1}"
     match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
-    change = _describe_change(target, headers, "*" if match is None else match[3])
+    total = "*" if match is None else match[3]
+    if status == 200 and (start, end) == (0, target.size):
+        total = headers.get("content-length", "*")  # the range is the whole object
+    change = _describe_change(target, headers, total)
     if change:
         message = f"{target.label}: the object was replaced: {change}."
         return RequestFailure(reason=Reason.SOURCE_CHANGED, message=message, retry=Retry.NEVER)
     problem = ""
     if status == 200 and (start, end) == (0, target.size):
-        pass  # the range is the whole object
+        pass
     elif status != 206:
         problem = f"responded with status {status} instead of 206 to a request for {requested}"
     elif match is None:
@@ -84,15 +87,30 @@ def check_partial(
 
 def _describe_change(target: RequestTarget, headers: Mapping[str, str], total: str) -> str:
     """Returns how the response's object differs from the pinned one; empty if no difference is visible."""
-    etag = headers.get("etag", "")
-    if target.etag and etag and strong_etag(etag) != target.etag:
-        return f'its ETag was "{target.etag}" and is now {etag[:100]}'
+    etag = headers.get("etag", "").strip()
+    if target.etag and etag and not _is_same_etag(target.etag, etag):
+        return f"its ETag was {quoted_etag(target.etag)} and is now {etag[:100]}"
+    modified = headers.get("last-modified", "").strip()
+    if target.last_modified and modified and modified != target.last_modified:
+        return f"it was last modified on {target.last_modified} and now on {modified[:100]}"
     version = headers.get("x-amz-version-id", "")
     if target.version_id and version and version != target.version_id:
         return "the server responded with a version other than the pinned one"
     if total not in {"*", str(target.size)}:
         return f"it had {target.size} bytes and now has {total}"
     return ""
+
+
+def _is_same_etag(pinned: str, header: str) -> bool:
+    """Compares ETags: strongly, unless the pinned one is weak (RFC 9110, 8.8.3.2)."""
+    if pinned.startswith("W/"):
+        return header.removeprefix("W/") == pinned.removeprefix("W/")
+    return strong_etag(header) == pinned
+
+
+def quoted_etag(pinned: str) -> str:
+    """Returns an ETag as it is in a header."""
+    return pinned if pinned.startswith("W/") else f'"{pinned}"'
 
 
 def strong_etag(header: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import structs
 
 from tonnage.contract import AddressingStyle, ObjectPin, source_place
+from tonnage.contract.selection import key_directory
 from tonnage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -26,7 +27,7 @@ from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
 from tonnage.source.request_target import RequestTarget
 from tonnage.source.responses import strong_etag
-from tonnage.source.selection import common_directory, filter_ranks, select
+from tonnage.source.selection import check_pins_selected, filter_ranks, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,10 +103,7 @@ class _Pinning(NamedTuple):
     @property
     def key_prefix(self) -> str:
         """The part of the keys that is not part of the paths: empty, or a directory with its slash."""
-        prefix = self.source.prefix
-        if prefix is None:
-            return common_directory(self.source.keys or ())
-        return prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+        return key_directory(self.source.prefix, self.source.keys or ())
 
     @property
     def where(self) -> str:
@@ -161,14 +159,14 @@ class _Pinning(NamedTuple):
         )
         self._check_requestable(selection.objects)
         if source.objects is not None:
-            pins = {pin.key: pin for pin in source.objects}
-            objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
-            found, notes = self._check_pins([pins[each.key] for each in objects])
+            check_pins_selected(source.objects, selection, where=self.where)
+            found, notes = self._check_pins(source.objects)
             all_pins = tuple(source.objects)
         else:
             found, notes = self._pin(selection.objects)
             all_pins = tuple(pin for pin, _ in found.values())
-            objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
+        # The store is asked for the objects of all ranks: an entry shows those of other ranks, if they were loaded.
+        objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
         return PinnedSource(
             place=source_place(self.settings.configured_endpoint, source.bucket),
             pins=all_pins,
@@ -301,7 +299,8 @@ class _Pinning(NamedTuple):
             requester_pays=self.source.requester_pays,
             ca_bundle=self.settings.ca_bundle,
             size=pin.size,
-            etag=strong_etag(head.etag),
+            etag=strong_etag(head.etag) or head.etag,
+            last_modified="" if head.etag else head.last_modified,
             version_id=version,
             precondition_header=head.precondition_header,
             label=self._label(pin.key),

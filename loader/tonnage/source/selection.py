@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from tonnage.contract.selection import TENSORS_SUFFIX, classify_path, matches
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.source.endpoint_urls import escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tonnage.contract import FileSelection, RankSelection
+    from tonnage.contract import FileSelection, ObjectPin, RankSelection
+    from tonnage.contract.selection import Kind
 
-Kind = Literal["tensors", "companion"]
-
-TENSORS_SUFFIX = ".tensors"
 SAFETENSORS_INDEXES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 """Index files of safetensors shards at the source. They describe other files than those in the cache."""
 DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
@@ -40,21 +38,6 @@ class Selection(NamedTuple):
 
     objects: tuple[SelectedObject, ...]
     notes: tuple[str, ...]
-
-
-def classify_path(path: str, files: FileSelection, *, explicit: bool = False) -> Kind | None:
-    """Returns the kind of a file, or None if it does not belong to the model.
-
-    Args:
-        path: The key without the prefix.
-        files: The patterns; each is matched against the whole path and against its last part.
-        explicit: The source names the key, so it is a companion even if no pattern matches.
-    """
-    if _matches(path, files.exclude):
-        return None
-    if path.endswith(TENSORS_SUFFIX):
-        return "tensors" if _matches(path, files.tensors) else None
-    return "companion" if explicit or _matches(path, files.companions) else None
 
 
 def select(
@@ -88,10 +71,10 @@ def select(
         seen += 1
         kind = classify_path(path, files, explicit=explicit)
         if kind is None:
-            if not _matches(path, files.exclude):
+            if not matches(path, files.exclude):
                 left_out.append(path)
             continue
-        if kind == "companion" and _matches(path, SAFETENSORS_INDEXES):
+        if kind == "companion" and matches(path, SAFETENSORS_INDEXES):
             notes.append(f"{path} was left out: it describes other files than those in the cache.")
             continue
         check_path(path, where=where)
@@ -111,6 +94,21 @@ def select(
             notes.append(f"{', '.join(surplus)} left out: the model has {count} ranks, numbered from 0.")
             objects = [each for each in objects if each.path not in surplus]
     return Selection(tuple(objects), tuple(notes))
+
+
+def check_pins_selected(pins: Iterable[ObjectPin], selection: Selection, *, where: str) -> None:
+    """Checks that a plan selects all objects that it pins: those of an entry are what its pins list.
+
+    An object that the selection left out would be in the entry, if another plan has loaded it, and nobody would have
+    asked the store whether this identity may read it.
+
+    Raises:
+        InvalidPlan: It does not.
+    """
+    selected = {each.key for each in selection.objects}
+    for pin in pins:
+        if pin.key not in selected:
+            raise InvalidPlan(f"{where}: the plan pins {pin.key!r}, but its patterns leave it out.")
 
 
 def filter_ranks(
@@ -176,22 +174,6 @@ def rank_pattern(pattern: str) -> re.Pattern[str]:
     before, zero, width, after = match.groups()
     digits = rf"\d{{{width},}}" if zero and width else r"\d+"
     return re.compile(f"{re.escape(before.replace('%%', '%'))}({digits}){re.escape(after.replace('%%', '%'))}")
-
-
-def common_directory(keys: Sequence[str]) -> str:
-    """Returns the longest common directory of the keys, with its trailing slash; empty for the top level."""
-    directories = [key.split("/")[:-1] for key in keys]
-    shared = []
-    for parts in zip(*directories, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "/".join([*shared, ""]) if shared else ""
-
-
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    name = path.rpartition("/")[2]
-    return any(fnmatchcase(path, pattern) or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, notes: list[str]) -> dict[str, int]:

@@ -261,13 +261,9 @@ class Connection:
         status, headers = parse_headers(self._lines)
         if status not in {200, 206}:
             return False
-        fetch = self.fetch
-        if not (
-            status == 200
-            and fetch.start == 0
-            and headers.get("content-length") == str(self.target.size) == str(fetch.end)
-        ):
-            self.failure = check_partial(self.target, status=status, headers=headers, start=fetch.start, end=fetch.end)
+        self.failure = check_partial(
+            self.target, status=status, headers=headers, start=self.fetch.start, end=self.fetch.end
+        )
         self.accepted = self.failure is None
         return self.accepted
 

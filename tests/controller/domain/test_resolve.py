@@ -77,6 +77,22 @@ def test_an_inconsistent_resolve_report_is_not_used(lie: contract.Report) -> Non
     assert "resolved" not in simulation.status
 
 
+@pytest.mark.parametrize(
+    "files",
+    [{"exclude": ["model-1.tensors"]}, {"tensors": ["model-0.tensors"]}, {"companions": ["tokenizer*"]}],
+    ids=["excluded", "no tensor file that counts", "no companion that counts"],
+)
+def test_a_resolve_report_lists_only_what_the_files_of_the_spec_select(files: dict[str, list[str]]) -> None:
+    simulation = Simulation({"files": files})
+    simulation.converge()
+    (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
+    simulation.reports[job["metadata"]["uid"]] = objects.resolved_report()
+    simulation.finish_job(job)
+    simulation.converge()
+    assert simulation.condition("Resolved") == ("False", "ReportContradictsItself")
+    assert "resolved" not in simulation.status
+
+
 def test_a_failed_resolve_is_retried_forever_with_backoff_and_without_new_events() -> None:
     simulation = Simulation()
     delays = []

@@ -313,7 +313,7 @@ def test_a_user_without_privileges_resumes_files_that_were_made_read_only(memory
 def test_a_file_that_another_process_has_put_in_place_is_not_published(root: Path) -> None:
     entry = filled(root)
     partial = partial_of(entry)
-    made = {path: file_identity(partial.model_dir / path) for path in WHOLE.files}
+    made = {path: identity for path in WHOLE.files if (identity := file_identity(partial.model_dir / path))}
     victim = partial.model_dir / "tokenizer/vocab.txt"
     victim.rename(root / "elsewhere")  # so that its inode is not used again
     victim.write_bytes((root / "elsewhere").read_bytes())

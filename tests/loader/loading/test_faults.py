@@ -132,6 +132,29 @@ def test_an_object_replaced_during_the_load_is_detected_and_versions_are_never_m
     harness.assert_nothing_visible()
 
 
+@pytest.mark.parametrize(
+    ("pinned", "changed"),
+    [
+        ({}, {"ETag": '"another"'}),
+        ({"ETag": 'W/"one"'}, {"ETag": 'W/"another"'}),
+        ({"ETag": None}, {"Last-Modified": "Wed, 02 Jul 2025 12:00:00 GMT", "ETag": None}),
+    ],
+    ids=["ETag", "weak ETag", "Last-Modified"],
+)
+@pytest.mark.parametrize("ignore_range", [True, False])
+def test_a_companion_that_was_replaced_is_found_though_the_server_ignores_preconditions(
+    harness: LoadHarness, pinned: dict[str, str | None], changed: dict[str, str | None], *, ignore_range: bool
+) -> None:
+    key = "bucket/model/config.json"
+    harness.server.add_fault(Fault(headers=pinned), method="HEAD", key=key)
+    fault = Fault(headers=changed, ignore_range=ignore_range)
+    harness.server.add_fault(fault, method="GET", key=key)
+    urls = (f"{harness.server.url}/{KEY}", f"{harness.server.url}/{key}")
+    with pytest.raises(SourceChanged, match=r"config\.json: the object was replaced"):
+        run_plan(Plan(sources=(HttpSource(urls=urls),), limits=SMALL_LIMITS), cache=harness.cache, environment={})
+    harness.assert_nothing_visible()
+
+
 def test_an_object_deleted_during_the_load_is_a_change_of_the_source(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:

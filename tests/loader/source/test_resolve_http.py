@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, TypedDict
 
 import pytest
@@ -9,7 +10,14 @@ from msgspec import structs
 
 from support.faulty_server import Fault
 from tonnage.contract import HttpSource, Plan
-from tonnage.errors import CredentialsExpired, InvalidPlan, NoTensorFiles, SourceChanged, StoreUnsupported
+from tonnage.errors import (
+    CredentialsExpired,
+    InvalidPlan,
+    NoTensorFiles,
+    SourceChanged,
+    StoreUnsupported,
+    TonnageError,
+)
 from tonnage.source.client import RangeRequest, get_ranges
 from tonnage.source.resolve import resolve
 
@@ -72,7 +80,7 @@ def test_without_a_strong_etag_the_date_pins_and_distinguishes_revisions(
     faulty_server.put("a.tensors", b"abc", etag=etag, last_modified="Tue, 01 Jul 2025 12:00:00 GMT")
     resolved = resolve_urls(f"{faulty_server.url}/a.tensors")
     target = resolved.objects[0].target
-    assert (target.etag, target.precondition_header) == ("", "If-Unmodified-Since: Tue, 01 Jul 2025 12:00:00 GMT")
+    assert (target.etag, target.precondition_header) == (etag, "If-Unmodified-Since: Tue, 01 Jul 2025 12:00:00 GMT")
     assert read(resolved) == [b"abc"]
     faulty_server.put("a.tensors", b"abd", etag=etag and 'W/"new"', last_modified="Wed, 02 Jul 2025 12:00:00 GMT")
     with pytest.raises(SourceChanged):
@@ -134,9 +142,51 @@ def test_urls_come_from_a_file_or_a_variable(faulty_server: FaultyServer, tmp_pa
     url = f"{faulty_server.url}/a.tensors"
     listed = tmp_path / "urls"
     listed.write_text(f"\n{url}\n")
-    expected = resolve_urls(url).objects
-    assert resolve_urls(urls_file=str(listed)).objects == expected
-    assert resolve_urls(urls_env="URLS", environment={"URLS": f" {url}\n"}).objects == expected
+    (from_file,) = resolve_urls(urls_file=str(listed)).objects
+    (from_variable,) = resolve_urls(urls_env="URLS", environment={"URLS": f" {url}\n"}).objects
+    assert from_file == from_variable
+    assert (from_file.path, from_file.pin.size, from_file.target.url) == ("a.tensors", 3, url)
+
+
+def test_an_object_from_a_file_of_urls_is_named_without_its_path_and_the_same_after_a_new_signature(
+    faulty_server: FaultyServer, tmp_path: Path
+) -> None:
+    faulty_server.put("services/T00-SECRET/a.tensors", b"abc")
+    listed = tmp_path / "urls"
+    keys = []
+    for signature in ("old", "new"):
+        listed.write_text(f"{faulty_server.url}/services/T00-SECRET/a.tensors?token={signature}\n")
+        (found,) = resolve_urls(urls_file=str(listed)).objects
+        keys.append(found.pin.key)
+        assert "SECRET" not in repr(found)
+    assert keys[0] == keys[1]
+    assert keys[0].startswith(f"{faulty_server.url}/")
+    assert keys[0].endswith("/a.tensors")
+
+
+PLANTED = {
+    "a password": "hunter2-db-password",
+    "a JWT": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJTRUNSRVQifQ.c2lnbmF0dXJl",
+    "a docker config": '{"auths":{"registry.example":{"auth":"dXNlcjpodW50ZXIy"}}}',
+    "a private key": "-----BEGIN PRIVATE KEY-----\nMIIEvgIBADANBgkqhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----",
+    "a URL whose path is a secret": "http://127.0.0.1:9/services/T00/B00/PATH-IS-THE-SECRET",
+    "a URL with a user": "ftp://admin:hunter2@127.0.0.1:9/model.tensors",
+    "a connection string": "postgres://admin:hunter2@db/model",
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED.keys())
+@pytest.mark.parametrize("place", ["file", "variable"])
+def test_what_is_no_list_of_urls_is_never_repeated(tmp_path: Path, planted: str, place: str) -> None:
+    listed = tmp_path / "urls"
+    listed.write_text(f"http://127.0.0.1:9/a.tensors\n{planted}\n")
+    source: Options = {"urls_file": str(listed)} if place == "file" else {"urls_env": "URLS"}
+    with pytest.raises(TonnageError) as caught:
+        resolve_urls(environment={"URLS": planted}, **source)
+    words = [word for word in re.split(r"[\s/:@]+", planted) if len(word) > 5 and not word.startswith("127.")]
+    assert [word for word in words if word in str(caught.value)] == []
+    if isinstance(caught.value, InvalidPlan):
+        assert ("line 2" if place == "file" else "word 1") in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,34 @@ def test_a_different_object_is_a_changed_source(headers: ResponseOverrides, word
 
 
 @pytest.mark.parametrize(
+    ("pinned", "headers", "words"),
+    [
+        ({"etag": "abc"}, {"etag": '"other"'}, 'its ETag was "abc" and is now "other"'),
+        ({"etag": 'W/"abc"'}, {"etag": 'W/"other"'}, 'its ETag was W/"abc" and is now W/"other"'),
+        ({"version_id": "v1"}, {"x-amz-version-id": "v2"}, "a version other than the pinned one"),
+        ({"last_modified": "Tue, 01 Jul 2025"}, {"last-modified": "Wed, 02 Jul 2025"}, "was last modified on Tue, 01"),
+        ({}, {"content-length": "101"}, "it had 100 bytes and now has 101"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 206])
+def test_another_object_is_found_in_a_whole_one_and_in_a_range_of_it(
+    pinned: dict[str, str], headers: dict[str, str], words: str, status: int
+) -> None:
+    target = RequestTarget(url="http://h/b/k", size=100, label="k", **pinned)
+    length = headers.get("content-length", "100")
+    own = {"content-range": f"bytes 0-99/{length}"} if status == 206 else {}
+    failure = check_partial(target, status=status, headers={**own, **headers}, start=0, end=100)
+    assert failure is not None
+    assert (failure.reason, words in failure.message) == (Reason.SOURCE_CHANGED, True)
+
+
+@pytest.mark.parametrize("etag", ['"abc"', 'W/"abc"'])
+def test_a_weak_etag_is_compared_weakly(etag: str) -> None:
+    target = RequestTarget(url="http://h/b/k", size=100, etag='W/"abc"', label="k")
+    assert check_partial(target, status=200, headers={"etag": etag}, start=0, end=100) is None
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"status": 200},

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.contract import FileSelection, RankSelection
+from tonnage.contract.selection import classify_path, common_directory
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
-from tonnage.source.selection import check_path, classify_path, common_directory, filter_ranks, rank_pattern, select
+from tonnage.source.selection import check_path, filter_ranks, rank_pattern, select
 
 if TYPE_CHECKING:
     from tonnage.source.selection import Selection

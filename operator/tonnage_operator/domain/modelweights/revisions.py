@@ -17,6 +17,7 @@ from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.observed.job_results import Failure
 from tonnage_operator.domain.reasons import EventReason, FailureReason
+from tonnage_operator.domain.specs import plans
 from tonnage_operator.domain.specs.jobs import build_resolve_job
 from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
 
@@ -107,7 +108,8 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     s3 = weights.spec.source.s3
     elsewhere = {place for place, _ in objects} - {contract.source_place(s3.endpoint or "", s3.bucket) if s3 else ""}
     if s3:
-        elsewhere |= {pin.key for _, pin in objects if not _contains(s3, pin.key)}
+        files = plans.file_selection(weights.spec.files)
+        elsewhere |= {pin.key for _, pin in objects if not _contains(s3, pin.key, files)}
     total = sum(pin.size for _, pin in objects)
     if total > _MAX_BYTES:
         return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The objects have {total} bytes, which is impossible.")
@@ -128,9 +130,12 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     )
 
 
-def _contains(s3: S3Location, key: str) -> bool:
-    """Returns whether a source contains a key."""
-    return key in s3.keys if s3.keys else key.startswith(s3.prefix or "")
+def _contains(s3: S3Location, key: str, files: contract.FileSelection) -> bool:
+    """Returns whether a key is in a source, and ``files`` select it."""
+    directory = contract.key_directory(None if s3.keys else s3.prefix or "", s3.keys or ())
+    within = key in s3.keys if s3.keys else key.startswith(directory)
+    path = key.removeprefix(directory)
+    return within and contract.classify_path(path, files, explicit=bool(s3.keys)) is not None
 
 
 def _fit(pins: tuple[PinnedObject, ...]) -> bool:

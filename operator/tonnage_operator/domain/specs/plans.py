@@ -70,7 +70,8 @@ def _source(weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | Non
     )
 
 
-def _files(files: api.FilesSpec, wanted: tuple[int, ...] | None) -> contract.FileSelection:
+def file_selection(files: api.FilesSpec, wanted: tuple[int, ...] | None = None) -> contract.FileSelection:
+    """Returns ``spec.files`` for a plan. ``wanted`` are the ranks to load; None means all."""
     ranks = None
     if files.ranks:
         ranks = contract.RankSelection(pattern=files.ranks.pattern, count=files.ranks.count, wanted=wanted)
@@ -121,7 +122,7 @@ def build_resolve_plan(weights: ModelWeights, installation: Installation) -> con
     return contract.Plan(
         sources=(_source(weights, None),),
         expected_digest=weights.spec.revision.expected_digest or "",
-        files=_files(weights.spec.files, None),
+        files=file_selection(weights.spec.files),
         limits=_limits(weights.spec.loader),
         reporting=_reporting(installation),
         identity=_identity(weights),
@@ -161,7 +162,7 @@ def build_load_plan(
             layout=naming.LAYOUTS[weights.spec.cache.layout],
             computed_buffers=naming.COMPUTED_BUFFERS[weights.spec.cache.computed_buffers],
             verify=_VERIFY[weights.spec.verify],
-            files=_files(weights.spec.files, ranks),
+            files=file_selection(weights.spec.files, ranks),
             limits=_limits(weights.spec.loader, min_free=_min_free_bytes(weights, installation)),
             reporting=_reporting(installation),
             identity=_identity(weights),
