@@ -13,9 +13,10 @@ from tonnage.cache import commit
 from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import FileIdentity, make_directory, remove_tree, translate_os_errors
 from tonnage.cache.journal import Journal, read_journal
-from tonnage.cache.medium import BY_ADVICE, check_free_space, inspect_medium
+from tonnage.cache.medium import BY_ADVICE, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
-from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InternalError
+from tonnage.cache.reservation import reserve
+from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import read_indexes
@@ -28,7 +29,6 @@ from tonnage.transfer.transfer_spec import TransferSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from tonnage.cache.entry import Entry, Published
     from tonnage.cache.journal import JournalContents
@@ -58,6 +58,7 @@ def fill_entry(
     environment: Mapping[str, str],
     deadline: float | None,
     on_progress: Callable[[Progress], None],
+    on_note: Callable[[str], None],
     canceled: Callable[[], bool],
     on_retry: Callable[[], None],
     lock_descriptors: Sequence[int],
@@ -73,12 +74,13 @@ def fill_entry(
         environment: Environment variables for the worker processes, such as proxies.
         deadline: ``time.monotonic()`` at which to fail; None for no limit.
         on_progress: Called with the progress.
+        on_note: Called with a sentence for the report.
         canceled: Polled; return True to cancel.
         on_retry: Called for each retry of a request for an index.
         lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
 
     Raises:
-        TonnageError: The load failed. Data transferred so far is on disk and in the journal.
+        TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
     """
     items = missing_objects(None if existing is None else existing.manifest, resolved)
     objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled, on_retry=on_retry)
@@ -105,17 +107,18 @@ def fill_entry(
     partial, records = _begin(
         entry, earlier, journal, blueprint, on_progress=on_progress, deadline=deadline, canceled=canceled
     )
-    needed = max(0, blueprint.file_bytes - allocated_bytes(partial.model_dir))
-    check_free_space(entry.path, needed, min_free=plan.limits.min_free)
+    paths = [partial.model_dir / file.path for file in blueprint.files]
     try:
         made = make_files(partial, blueprint)
+        reserve(entry, paths, empty=not records, min_free=plan.limits.min_free, note=on_note, canceled=canceled)
+        write_prefixes(partial, blueprint)
         with Journal.create(
             partial.journal_path, header, [msgspec.msgpack.encode(record) for record in records]
         ) as open_journal:
             outcome = transfer(
                 TransferSpec(
                     blueprint=blueprint,
-                    paths=[str(partial.model_dir / file.path) for file in blueprint.files],
+                    paths=[str(path) for path in paths],
                     targets=[item.target for item in items],
                     refresh_targets=lambda: refresh_targets(plan, items, environment),
                     credential_indexes=[item.source for item in items],
@@ -151,7 +154,7 @@ def fill_entry(
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
         )
-    except CacheInUse:
+    except (CacheInUse, InsufficientSpace):  # give back what this load has: another one may need it
         remove_tree(partial.path)
         raise
     except (CacheDamaged, CacheNotWritable, InternalError) as error:
@@ -198,7 +201,7 @@ def _begin(
 
 
 def make_files(partial: PartialDirectory, blueprint: Blueprint) -> dict[str, FileIdentity]:
-    """Creates the blueprint's files in the partial directory, with size and prefix. Returns what each is, by path.
+    """Creates the blueprint's files in the partial directory, with their size. Returns what each is, by path.
 
     Existing files of the right size keep their contents.
 
@@ -218,15 +221,26 @@ def make_files(partial: PartialDirectory, blueprint: Blueprint) -> dict[str, Fil
                 if found.st_size != file.size:
                     os.ftruncate(descriptor, 0)
                     os.ftruncate(descriptor, file.size)
-                at = 0
-                while at < len(file.prefix):
-                    at += os.pwrite(descriptor, file.prefix[at:], at)
             finally:
                 os.close(descriptor)
         made[file.path] = FileIdentity(found.st_dev, found.st_ino)
     return made
 
 
-def allocated_bytes(folder: Path) -> int:
-    """Returns the bytes allocated on the medium for files below ``folder``."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+def write_prefixes(partial: PartialDirectory, blueprint: Blueprint) -> None:
+    """Writes what is known of the files before the transfer.
+
+    Raises:
+        CacheNotWritable: A file can't be written.
+        InsufficientSpace: The medium is full.
+    """
+    for file in blueprint.files:
+        path = partial.model_dir / file.path
+        with translate_os_errors(f"{path} can't be written"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                at = 0
+                while at < len(file.prefix):
+                    at += os.pwrite(descriptor, file.prefix[at:], at)
+            finally:
+                os.close(descriptor)

@@ -259,6 +259,7 @@ class _Load:
                     environment=self._environment,
                     deadline=self._deadline,
                     on_progress=self._on_progress,
+                    on_note=self._notes.append,
                     canceled=self._canceled,
                     on_retry=self._count_retry,
                     lock_descriptors=(load_lock.fileno(), use_lock.fileno()),

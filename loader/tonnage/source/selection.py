@@ -99,8 +99,8 @@ def select(
 def check_pins_selected(pins: Iterable[ObjectPin], selection: Selection, *, where: str) -> None:
     """Checks that a plan selects all objects that it pins: those of an entry are what its pins list.
 
-    An object that the selection left out would be in the entry, if another plan has loaded it, and nobody would have
-    asked the store whether this identity may read it.
+    An object that the selection left out would be in the entry, if another plan has loaded it, though the store was not
+    asked whether this identity may read it.
 
     Raises:
         InvalidPlan: It does not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -197,40 +196,6 @@ def wait_until_small(pid: int) -> None:
 def resident_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
-def test_a_full_medium_is_reported_with_numbers_and_the_next_load_resumes(harness: LoadHarness, tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    size = len(harness.tensors_file) + (1 << 20)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
-    try:
-        harness.cache = folder / "cache"
-        filler = folder / "filler"
-        with ended(start(harness, "--bandwidth-limit", "2MB")) as process:
-            harness.server.wait_for_bytes(800_000)
-            fill(filler)
-            report = report_of(process)
-        assert report["reason"] == "InsufficientSpace"
-        assert "bytes" in report["message"]
-        harness.assert_nothing_visible()
-        early = report_of(start(harness))
-        assert early["reason"] == "InsufficientSpace"
-        assert early["downloaded_bytes"] == 0
-        filler.unlink()
-        again = harness.load()
-        assert again.resumed_bytes > 0
-        harness.assert_loaded(again)
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(path: Path) -> None:
-    """Fills the remaining space while a loader is writing."""
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1 << 16))
 
 
 def damage_shard(entry: Path) -> None:
