@@ -1,6 +1,6 @@
 """Reserves the room of a load before its first byte, so that two loads that don't fit together never block each other.
 
-All blocks or pages of the files are allocated at once (``fallocate(2)``). Of two loads that fit only one at a time, one gets
+All blocks or pages of the files are allocated at once (``fallocate(2)``). Of two loads of which only one fits, one gets
 what it needs, and the other fails and gives back what it has. Allocating pages of a tmpfs takes the time that the first
 write to them would take. Journal and manifest, a few hundred bytes for each tensor, are not reserved.
 """
