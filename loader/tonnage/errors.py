@@ -47,6 +47,13 @@ class Reason(enum.StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
+def escape_unprintable(text: str) -> str:
+    """Returns text from outside so that it can't forge lines, control a terminal, or change the direction of text."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
 class TonnageError(Exception):
     """Base class of all expected errors.
 
@@ -55,6 +62,7 @@ class TonnageError(Exception):
         exit_code: Exit code of the ``tonnage`` command. 137 and 143 are reserved for signals, as in a shell.
         remedy: One sentence: what to do next. An error may have a more specific one than its class.
         message: One or two sentences that name the object, tensor and offset if there are any. Never a secret.
+            Characters that control a terminal or the direction of text are escaped.
         details: Values for the report of a failed load, by the report's field names.
     """
 
@@ -64,7 +72,7 @@ class TonnageError(Exception):
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)
-        self.message = message
+        self.message = escape_unprintable(message)
         if remedy:
             self.remedy = remedy
         self.details: dict[str, object] = {}

@@ -135,4 +135,4 @@ def test_the_readme_commands_install_tonnage_and_serve_the_quickstart(e2e: E2ECl
     finally:
         Namespace(e2e, "quickstart").delete()
     assert re.search(r"/models/demo/model\S*\.safetensors: 4 tensors", output)
-    assert re.search(r"Read r-[0-9a-f]{12} from /models/demo\.", output)
+    assert re.search(r"Read r-[0-9a-f]{32} from /models/demo\.", output)

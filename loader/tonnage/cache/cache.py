@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from tonnage.cache.entry import PRIVATE_DIRECTORY, Entry, EntryState
@@ -24,14 +25,26 @@ class Cache:
         """Creates the directory and its parents if it is missing. An existing one is not changed.
 
         Raises:
-            CacheNotWritable: It can't be created, or is not a directory.
+            CacheNotWritable: It can't be created, is not a directory, or belongs to another user, who has made it where
+                any user can.
             InsufficientSpace: The medium is full.
         """
         with translate_os_errors(f"The cache directory {self.root} can't be created"):
             if self.root.is_dir():
+                self._check_owner()
                 return
             self.root.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             self.root.chmod(DIRECTORY_MODE)
+
+    def _check_owner(self) -> None:
+        """Checks that no other user has made the directory in a place like ``/dev/shm``, to decide what is in it."""
+        found, parent = self.root.stat(), self.root.parent.stat()
+        made_by_another = found.st_uid not in {0, os.geteuid()} and found.st_dev == parent.st_dev
+        if made_by_another and parent.st_mode & stat.S_IWOTH:
+            raise CacheNotWritable(
+                f"The cache directory {self.root} belongs to user {found.st_uid}, who has made it where any user can. "
+                f"This process runs as user {os.geteuid()}: use another directory, or have the administrator make it."
+            )
 
     def entry(self, name: str) -> Entry:
         """Returns the entry with this name, whether or not it exists.

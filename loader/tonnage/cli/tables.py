@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.cli.output import is_terminal
+from tonnage.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +48,6 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
     return "".join(lines)
 
 
-def escape_unprintable(text: str) -> str:
-    """Returns ``text`` with control characters escaped: names come from untrusted files."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
 def format_age(timestamp: float, now: float | None = None) -> str:
     """Returns the time since a Unix time in one unit: ``8s``, ``5m``, ``3h``, ``12d``; ``-`` for 0."""
     if timestamp <= 0:
@@ -61,10 +57,6 @@ def format_age(timestamp: float, now: float | None = None) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

@@ -44,8 +44,11 @@ def source_place(endpoint: str, bucket: str) -> str:
 
 
 def revision_id(digest: str) -> str:
-    """Returns the name of a revision: ``r-`` and the first 12 hex digits of its digest."""
-    return "r-" + digest.removeprefix("sha256:")[:12]
+    """Returns the name of a revision: ``r-`` and the first 32 hex digits of its digest.
+
+    128 bits, so that no other revision with the same name can be computed, whose entry would be in the way.
+    """
+    return "r-" + digest.removeprefix("sha256:")[:32]
 
 
 def entry_name(revision: str, layout: Layout, computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE) -> str:

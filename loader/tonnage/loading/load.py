@@ -12,7 +12,14 @@ import msgspec
 from tonnage.cache.cache import Cache
 from tonnage.cache.medium import inspect_medium
 from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
-from tonnage.errors import CacheDamaged, CacheInUse, DigestMismatch, InternalError, TonnageError
+from tonnage.errors import (
+    CacheDamaged,
+    CacheInUse,
+    DigestMismatch,
+    InternalError,
+    TonnageError,
+    escape_unprintable,
+)
 from tonnage.loading.cache_hit import Shortfall, find_shortfall, has_computed_buffers_elsewhere, recorded_pins
 from tonnage.planning.file_names import is_own_file
 from tonnage.source.resolve import resolve
@@ -87,7 +94,7 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
         bytes=sum(pin.size for source in resolved.sources for pin in source.objects),
         seconds=round(time.monotonic() - started, 3),
         retries=len(retries),
-        notes=resolved.notes,
+        notes=tuple(map(escape_unprintable, resolved.notes)),
         resolved=tuple(ResolvedSource(place=source.place, objects=source.objects) for source in resolved.sources),
         identity=plan.identity,
     )
@@ -389,7 +396,7 @@ class _Load:
                 else sum(file.kind in {"shard", "object"} and not is_own_file(file.path) for file in manifest.files)
             ),
             verified=manifest.verified,
-            notes=tuple(dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes))),
+            notes=tuple(map(escape_unprintable, dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes)))),
             medium=inspect_medium(entry.path),
             identity=self._plan.identity,
         )

@@ -93,11 +93,6 @@ def host_and_port(parts: SplitUrl) -> str:
     return parts.host if re.search(r":\d+$", parts.host) else f"{parts.host}:{_DEFAULT_PORTS.get(parts.scheme, '')}"
 
 
-def escape_unprintable(text: str) -> str:
-    """Escapes unprintable characters, so that a key can't forge lines of a log."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def redact_url(url: str) -> str:
     """Returns the URL without user information, query and fragment. It identifies the object and is safe to log."""
     parts = split_url(url)

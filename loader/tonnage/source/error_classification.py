@@ -86,7 +86,9 @@ def redact(text: str) -> str:
     """Removes possible secrets from a server's or library's message; one line, at most 300 characters."""
     text = re.sub(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*", r"\1", text)
     text = re.sub(
-        r"(?i)([a-z-]*(?:signature|credential|token|secret|password|accesskeyid))([=:]\s*)[^\s&,;]+", r"\1\2…", text
+        r"(?i)([a-z_-]*(?:signature|credential|token|secret|password|passwd|accesskey)[a-z_-]*)(\s*[=:]\s*)[^\s&,;]+",
+        r"\1\2…",
+        text,
     )
     text = re.sub(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}", "…", text)
     text = " ".join(text.split())
@@ -104,7 +106,11 @@ _CURL: dict[int, tuple[Reason, Retry, str]] = {
     18: (Reason.RETRIES_EXHAUSTED, Retry.BACKOFF, "the response ended before its Content-Length"),
     27: (Reason.INTERNAL_ERROR, Retry.NEVER, "libcurl ran out of memory"),
     28: (Reason.RETRIES_EXHAUSTED, Retry.BACKOFF, "the transfer stalled"),
-    42: (Reason.INTERRUPTED, Retry.NEVER, "the transfer was aborted by this process"),
+    42: (
+        Reason.ENDPOINT_UNREACHABLE,
+        Retry.NEVER,
+        "its server redirects from a public to an inner address; TONNAGE_INNER_REDIRECTS=allow permits that",
+    ),
     47: (Reason.ENDPOINT_UNREACHABLE, Retry.NEVER, "its server redirects too often"),
     52: (Reason.RETRIES_EXHAUSTED, Retry.BACKOFF, "the server closed the connection without a response"),
     55: (Reason.RETRIES_EXHAUSTED, Retry.BACKOFF, "the connection failed during the request"),

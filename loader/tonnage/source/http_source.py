@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract import ObjectPin, classify_path
 from tonnage.errors import AccessDenied, InvalidPlan, NoTensorFiles, SourceChanged
@@ -12,7 +12,7 @@ from tonnage.source.aws_config import find_ca_bundle
 from tonnage.source.endpoint_urls import ascii_host, is_presigned, quote, redact_url, split_url, unquote
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.pinned import PinnedObject, PinnedSource
-from tonnage.source.request_target import RequestTarget
+from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
 
@@ -75,7 +75,7 @@ def pin_http(
         place="",
         pins=tuple(pins.values()) if source.objects is None else tuple(source.objects),
         objects=tuple(
-            PinnedObject(each, pins[each.key], _target(each.key, urls[each.key], heads[each.key], bundle))
+            PinnedObject(each, pins[each.key], _target(each.key, urls[each.key], heads[each.key], bundle, context))
             for each in objects
         ),
         notes=(
@@ -108,7 +108,8 @@ def _candidates(
 
 
 def _heads(urls: Mapping[str, str], bundle: str, context: RequestContext, *, pinned: bool) -> dict[str, ObjectHead]:
-    targets = [RequestTarget(url=url, ca_bundle=bundle, label=key) for key, url in urls.items()]
+    inner = allows_inner_redirects(context.environment)
+    targets = [RequestTarget(url=url, ca_bundle=bundle, inner_redirects=inner, label=key) for key, url in urls.items()]
     presigned = [is_presigned(url) for url in urls.values()]
     results = head_objects(context.client, targets, context.provider, pinned=pinned, skip_head=presigned)
     return {target.label: head_or_raise(result) for target, result in zip(targets, results, strict=True)}
@@ -128,7 +129,7 @@ def _check_type(each: SelectedObject, head: ObjectHead) -> None:
         )
 
 
-def _target(key: str, url: str, head: ObjectHead, bundle: str) -> RequestTarget:
+def _target(key: str, url: str, head: ObjectHead, bundle: str, context: RequestContext) -> RequestTarget:
     return RequestTarget(
         url=url,
         ca_bundle=bundle,
@@ -136,8 +137,18 @@ def _target(key: str, url: str, head: ObjectHead, bundle: str) -> RequestTarget:
         etag=strong_etag(head.etag) or head.etag,
         last_modified="" if head.etag else head.last_modified,
         precondition_header=head.precondition_header,
+        inner_redirects=allows_inner_redirects(context.environment),
         label=key,
     )
+
+
+class _UrlList(NamedTuple):
+    """Text with URLs. ``unit`` is what ``lines`` are called. ``is_shown`` is False if it may be a secret."""
+
+    place: str
+    unit: str
+    lines: list[str]
+    is_shown: bool
 
 
 def read_urls(source: HttpSource, environment: Mapping[str, str]) -> dict[str, str]:
@@ -147,39 +158,41 @@ def read_urls(source: HttpSource, environment: Mapping[str, str]) -> dict[str, s
         InvalidPlan: There are none, they can't be read, two name the same object, or one is not an http or https URL.
             Of a file or a variable, which may be a secret, the message has only the number of the line or of the word.
     """
-    if sum((source.urls is not None, bool(source.urls_file), bool(source.urls_env))) != 1:
-        raise InvalidPlan("An HTTP source must have exactly one of urls, urls_file and urls_env.")
-    lines: list[str]
-    if source.urls is not None:
-        place, unit, lines = "the plan", "URL", list(source.urls)
-    elif source.urls_env:
-        place, unit = f"the variable {source.urls_env}", "word"
-        lines = environment.get(source.urls_env, "").split()
-    else:
-        place, unit = f"the file {source.urls_file}", "line"
-        try:
-            with Path(source.urls_file).open("rb") as file:
-                lines = file.read(URLS_LIMIT).decode().splitlines()
-        except (OSError, ValueError) as error:
-            raise InvalidPlan(f"The file of URLs {source.urls_file} can't be read: {type(error).__name__}.") from error
+    listed = _read_list(source, environment)
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(listed.lines, 1):
         for url in line.split():
+            name = repr(redact_url(url)) if listed.is_shown else f"{listed.unit} {number}"
             parts = split_url(url)
-            shown = repr(redact_url(url)) if source.urls is not None else f"{unit} {number}"
             if parts is None or parts.scheme not in {"http", "https"}:
-                raise InvalidPlan(f"{shown} in {place} is not an http:// or https:// URL.")
-            key = url_key(url) if source.urls is not None else _key_without_path(url, parts)
+                raise InvalidPlan(f"{name} in {listed.place} is not an http:// or https:// URL.")
+            key = url_key(url) if listed.is_shown else _key_without_path(url, parts)
             if key in found:
-                message = f"Two URLs in {place} name the same object, the second in {unit} {number}."
+                message = f"Two URLs in {listed.place} name the same object, the second in {listed.unit} {number}."
                 raise InvalidPlan(message, remedy=_NAME_REMEDY)
             try:
                 found[key] = percent_encode_url(url)
             except InvalidPlan:
-                raise InvalidPlan(f"{shown} in {place} has a host that is not valid.") from None
+                raise InvalidPlan(f"{name} in {listed.place} has a host that is not valid.") from None
     if not found:
-        raise InvalidPlan(f"No URL in {place}.")
+        raise InvalidPlan(f"No URL in {listed.place}.")
     return found
+
+
+def _read_list(source: HttpSource, environment: Mapping[str, str]) -> _UrlList:
+    if sum((source.urls is not None, bool(source.urls_file), bool(source.urls_env))) != 1:
+        raise InvalidPlan("An HTTP source must have exactly one of urls, urls_file and urls_env.")
+    if source.urls is not None:
+        return _UrlList("the plan", "URL", list(source.urls), is_shown=True)
+    if source.urls_env:
+        words = environment.get(source.urls_env, "").split()
+        return _UrlList(f"the variable {source.urls_env}", "word", words, is_shown=False)
+    try:
+        with Path(source.urls_file).open("rb") as file:
+            lines = file.read(URLS_LIMIT).decode().splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidPlan(f"The file of URLs {source.urls_file} can't be read: {type(error).__name__}.") from error
+    return _UrlList(f"the file {source.urls_file}", "line", lines, is_shown=False)
 
 
 def _key_without_path(url: str, parts: SplitUrl) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pycurl
@@ -17,6 +17,9 @@ from tonnage.source.endpoint_urls import host_and_port, split_url
 from tonnage.source.sigv4 import Credentials, signed_headers
 
 __all__ = ["Credentials", "RequestTarget", "configure_handle"]
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 USER_AGENT = f"tonnage/{__version__}"
 CONNECT_SECONDS = 10
@@ -45,6 +48,7 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
         last_modified: The date that a response must have if it has one; empty: not checked.
         version_id: The version that a response must have if it has one; empty: not checked.
         precondition_header: A header line with which the server rejects other revisions; empty if there is none.
+        inner_redirects: Whether a server with a public address may redirect to an inner one.
         label: The object's name in messages: ``s3://bucket/key``, or the URL without its query.
     """
 
@@ -57,6 +61,7 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
     last_modified: str = ""
     version_id: str = ""
     precondition_header: str = ""
+    inner_redirects: bool = False
     label: str = ""
 
     @property
@@ -85,7 +90,8 @@ def configure_handle(
 
     The handle is reset first, so set RANGE and callbacks afterwards; its connections stay open. A header callback may
     get several blocks of headers, each with an ``HTTP/`` line; only the last block is the response's. Signed requests
-    never follow a redirect; others follow up to ``MAX_REDIRECTS``, but never from https to http.
+    never follow a redirect; others follow up to ``MAX_REDIRECTS``, but never from https to http, and from a public to
+    an inner address only if the target allows it (``CURLE_ABORTED_BY_CALLBACK`` otherwise).
 
     Args:
         curl: An easy handle that is not in a multi handle.
@@ -112,6 +118,8 @@ def configure_handle(
     else:
         curl.setopt(pycurl.FOLLOWLOCATION, 1)
         curl.setopt(pycurl.MAXREDIRS, MAX_REDIRECTS)
+        if not target.inner_redirects:
+            curl.setopt(pycurl.PREREQFUNCTION, _RedirectGuard())
     headers += [f"{name}: {value}" for name, value in amz_headers.items()]
     secure_only = target.url[:6].lower() == "https:"
     curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
@@ -130,3 +138,35 @@ def configure_handle(
     if target.ca_bundle:
         is_directory = os.path.isdir(target.ca_bundle)  # noqa: PTH112  # once per request, and a string is enough
         curl.setopt(pycurl.CAPATH if is_directory else pycurl.CAINFO, os.fsencode(target.ca_bundle))
+
+
+def allows_inner_redirects(environment: Mapping[str, str]) -> bool:
+    """Returns whether servers with public addresses may redirect unsigned requests to inner ones."""
+    return environment.get("TONNAGE_INNER_REDIRECTS", "") == "allow"
+
+
+class _RedirectGuard:
+    """Refuses a transfer's redirect from a public to an inner address. libcurl calls it before each request."""
+
+    __slots__ = ("_first",)
+
+    def __init__(self) -> None:
+        self._first = ""
+
+    def __call__(self, address: str, _local_address: str, _port: int, _local_port: int) -> int:
+        self._first = self._first or address
+        refused = self._first != address and is_inner_address(address) and not is_inner_address(self._first)
+        result: int = pycurl.PREREQFUNC_ABORT if refused else pycurl.PREREQFUNC_OK
+        return result
+
+
+def is_inner_address(text: str) -> bool:
+    """Returns whether an IP address is not public: loopback, private, link-local, shared or unknown."""
+    import ipaddress  # only for a redirect
+
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return True
+    mapped = getattr(address, "ipv4_mapped", None)
+    return not (mapped or address).is_global

@@ -54,7 +54,7 @@ class ResolvedRevision:
     Attributes:
         objects: The objects to load, in the order of sources and paths.
         digest: Digest over all objects of the revision, including those of other ranks.
-        revision: The revision's name, ``r-`` and 12 hex digits.
+        revision: The revision's name, ``r-`` and 32 hex digits.
         notes: Remarks for the report.
         sources: All pinned objects of each of the plan's sources.
         providers: The credentials of each of the plan's sources.

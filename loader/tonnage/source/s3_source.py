@@ -17,15 +17,16 @@ from tonnage.errors import (
     ObjectNotFound,
     Reason,
     SourceChanged,
+    escape_unprintable,
 )
 from tonnage.source.aws_config import s3_settings
 from tonnage.source.client import Request
-from tonnage.source.endpoint_urls import bucket_url, check_bucket, escape_unprintable, quote, quote_key
+from tonnage.source.endpoint_urls import bucket_url, check_bucket, quote, quote_key
 from tonnage.source.error_classification import RequestFailure
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page, list_query, parse_page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
-from tonnage.source.request_target import RequestTarget
+from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
 
@@ -297,6 +298,7 @@ class _Pinning(NamedTuple):
             url=self._object_url(pin.key, version),
             region=self._region,
             requester_pays=self.source.requester_pays,
+            inner_redirects=allows_inner_redirects(self.context.environment),
             ca_bundle=self.settings.ca_bundle,
             size=pin.size,
             etag=strong_etag(head.etag) or head.etag,
@@ -316,6 +318,7 @@ class _Pinning(NamedTuple):
             requester_pays=self.source.requester_pays,
             ca_bundle=self.settings.ca_bundle,
             version_id=version_id,
+            inner_redirects=allows_inner_redirects(self.context.environment),
             label=label,
         )
 

@@ -6,8 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract.selection import TENSORS_SUFFIX, classify_path, matches
-from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
-from tonnage.source.endpoint_urls import escape_unprintable
+from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound, escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +19,8 @@ SAFETENSORS_INDEXES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
 CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
 """Endings of files that a model's code or its tokenizer may need, and that no default pattern matches."""
+RESERVED = ".tonnage"
+"""Names that begin with it are those of the cache's own files: a model with one could pass for an entry."""
 NAME_MAX = 255
 """Maximum length of a file's name in bytes, on the file systems of a cache."""
 
@@ -132,10 +133,11 @@ def check_path(path: str, *, where: str) -> None:
     """Checks that a path can be a file below the cache's directory.
 
     Raises:
-        NameCollision: The path is absolute, or has a part that is empty, ``.``, ``..``, too long or contains NUL.
+        NameCollision: The path is absolute, or has a part that is empty, ``.``, ``..`` or too long, contains NUL, or
+            begins with ``.tonnage``.
     """
     for part in path.split("/"):
-        if part in {"", ".", ".."} or "\x00" in part or len(part.encode()) > NAME_MAX:
+        if part in {"", ".", ".."} or part.startswith(RESERVED) or "\x00" in part or len(part.encode()) > NAME_MAX:
             shown = path if len(path) <= 200 else path[:200] + "…"
             raise NameCollision(f"{where}: the key {shown!r} can't be the name of a file in the cache.")
 

@@ -113,7 +113,7 @@ class RevisionSpec(ApiModel):
     )
     pin: str | None = Field(
         default=None,
-        pattern=r"^r-[0-9a-f]{12}$",
+        pattern=r"^r-[0-9a-f]{12}([0-9a-f]{20})?$",
         description="Use this revision from status.resolved, status.available or status.history.",
     )
     expected_digest: str | None = Field(

@@ -32,7 +32,7 @@ class PinnedObject(ApiModel):
 class SeenRevision(ApiModel):
     """A revision of the source."""
 
-    revision: str = Field(description="Name of the revision: r- and 12 hex digits of the digest.")
+    revision: str = Field(description="Name of the revision: r- and 32 hex digits of the digest.")
     digest: str = Field(description="SHA-256 of the object list.")
     total_bytes: Int64 = Field(default=0, description="Total size of the objects in bytes.")
     object_count: Int64 = Field(default=0, description="Number of objects.")

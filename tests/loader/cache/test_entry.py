@@ -207,3 +207,14 @@ def test_recovery_removes_temporary_files(root: Path) -> None:
     assert commit.recover(entry) is EntryState.READY
     left = sorted(path.name for path in entry.private_dir.iterdir() if path != entry.partial_dir)
     assert left == ["load.lock", "manifest.json", "tensors.json", "use.lock"]
+
+
+@pytest.mark.usefixtures("requires_root")
+def test_a_cache_directory_that_another_user_has_made_where_any_user_can_is_refused(memory: Path) -> None:
+    root = memory / "cache"
+    assert run_in_child(root.mkdir, uid=UNPRIVILEGED_UID) == 0
+    with pytest.raises(CacheNotWritable, match=f"belongs to user {UNPRIVILEGED_UID}, who has made it"):
+        Cache(root).create()
+    assert run_in_child(Cache(root).create, uid=UNPRIVILEGED_UID) == 0
+    memory.chmod(0o755)
+    Cache(root).create()

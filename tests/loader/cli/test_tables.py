@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tonnage.cli.tables import Column, escape_unprintable, format_age, plain_table, print_table
+from tonnage.cli.tables import Column, format_age, plain_table, print_table
+from tonnage.errors import escape_unprintable
 
 if TYPE_CHECKING:
     import pytest

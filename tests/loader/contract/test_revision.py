@@ -48,3 +48,8 @@ def test_what_differs_in_the_files_differs_in_the_name_of_the_entry() -> None:
     assert entry_name(revision, Layout.SAFETENSORS) == revision
     assert {entry_name(revision, Layout.TENSORIZER, place) for place in ComputedBuffers} == {f"{revision}-tensorizer"}
     assert all(ENTRY_NAME_PATTERN.fullmatch(name) for name in names.values())
+
+
+def test_the_name_of_a_revision_has_128_bits_of_its_digest() -> None:
+    digest = revision_digest([("m", PIN)])
+    assert revision_id(digest) == "r-" + digest.removeprefix("sha256:")[:32]

@@ -15,7 +15,6 @@ from tonnage.source.endpoint_urls import (
     bucket_url,
     check_bucket,
     check_endpoint,
-    escape_unprintable,
     is_presigned,
     quote,
     quote_key,
@@ -133,7 +132,3 @@ def test_other_stores_have_less_strict_bucket_names() -> None:
     check_bucket("Tenant:Bucket_1", aws=False)
     with pytest.raises(InvalidPlan):
         check_bucket("a/b", aws=False)
-
-
-def test_unprintable_characters_are_escaped() -> None:
-    assert escape_unprintable("a\nb\x1b[31m é") == "a\\nb\\x1b[31m é"

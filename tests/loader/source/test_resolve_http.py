@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, TypedDict
 import pytest
 from msgspec import structs
 
-from support.faulty_server import Fault
+from support.faulty_server import Fault, FaultyServer
 from tonnage.contract import HttpSource, Plan
 from tonnage.errors import (
     CredentialsExpired,
+    EndpointUnreachable,
     InvalidPlan,
     NoTensorFiles,
     SourceChanged,
@@ -19,14 +20,14 @@ from tonnage.errors import (
     TonnageError,
 )
 from tonnage.source.client import RangeRequest, get_ranges
+from tonnage.source.request_target import is_inner_address
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Unpack
 
-    from support.faulty_server import FaultyServer
     from tonnage.contract import ObjectPin
     from tonnage.source.resolve import ResolvedRevision
 
@@ -233,3 +234,51 @@ def test_no_credentials_are_sent_to_urls(faulty_server: FaultyServer) -> None:
     environment = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "SECRET"}
     resolve_urls(f"{faulty_server.url}/a.tensors", environment=environment)
     assert not any("authorization" in each.headers for each in faulty_server.find_requests())
+
+
+@pytest.fixture
+def inner(monkeypatch: pytest.MonkeyPatch, faulty_server: FaultyServer) -> Iterator[FaultyServer]:
+    """A server whose address counts as an inner one; that of the other server counts as public."""
+    monkeypatch.setattr("tonnage.source.request_target.is_inner_address", lambda address: address == "127.0.0.2")
+    with FaultyServer(host="127.0.0.2") as server:
+        server.put("a.tensors", b"abc")
+        redirect = Fault(status=302, headers={"Location": f"{server.url}/a.tensors"})
+        faulty_server.add_fault(redirect, key="a.tensors")
+        yield server
+
+
+def test_a_redirect_from_a_public_to_an_inner_address_is_refused(
+    faulty_server: FaultyServer, inner: FaultyServer
+) -> None:
+    with pytest.raises(EndpointUnreachable, match="redirects from a public to an inner address"):
+        resolve_urls(f"{faulty_server.url}/a.tensors")
+    assert inner.count_requests() == 0
+
+
+def test_a_redirect_to_an_inner_address_is_followed_if_the_environment_allows_it(
+    faulty_server: FaultyServer, inner: FaultyServer
+) -> None:
+    resolved = resolve_urls(urls=(f"{faulty_server.url}/a.tensors",), environment={"TONNAGE_INNER_REDIRECTS": "allow"})
+    assert read(resolved) == [b"abc"]
+    assert inner.count_requests() > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("10.1.2.3", True),
+        ("169.254.169.254", True),
+        ("100.64.0.1", True),
+        ("::1", True),
+        ("fe80::1%eth0", True),
+        ("fd00:ec2::254", True),
+        ("::ffff:169.254.169.254", True),
+        ("", True),
+        ("8.8.8.8", False),
+        ("2606:4700::1111", False),
+        ("::ffff:8.8.8.8", False),
+    ],
+)
+def test_inner_addresses_are_known(address: str, *, expected: bool) -> None:
+    assert is_inner_address(address) is expected

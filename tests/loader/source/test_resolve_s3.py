@@ -78,7 +78,7 @@ def test_a_prefix_gives_its_tensor_files_and_companions(s3: SeaweedS3, model: st
         ("config.json", "companion", 2, f"{s3.endpoint}/{model}"),
     ]
     assert read(resolved) == {"a.tensors": b"aaaa", "config.json": b"{}"}
-    assert resolved.revision == "r-" + resolved.digest.removeprefix("sha256:")[:12]
+    assert resolved.revision == "r-" + resolved.digest.removeprefix("sha256:")[:32]
 
 
 def test_the_same_names_at_another_endpoint_are_another_revision(s3: SeaweedS3, model: str) -> None:

@@ -205,3 +205,9 @@ def test_a_source_with_only_companions_needs_no_rank() -> None:
     ranks = RankSelection(wanted=(1,))
     objects = pick("config.json", files=FileSelection(ranks=ranks), need_tensors=False).objects
     assert filter_ranks(objects, ranks, where=WHERE) == objects
+
+
+@pytest.mark.parametrize("path", [".tonnage/manifest.json", "sub/.tonnage/tensors.json", ".tonnage-x.json", ".tonnage"])
+def test_names_of_the_caches_own_files_are_refused(path: str) -> None:
+    with pytest.raises(NameCollision, match="can't be the name of a file in the cache"):
+        check_path(path, where="s3://b/m/")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -28,13 +30,21 @@ def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
     In a serving container, only the ``model/`` folder is mounted: it is a directory of files, not an entry.
     """
     resolved = path.resolve()
-    for root in (resolved, *resolved.parents):
-        if (root / PRIVATE_DIRECTORY).is_dir():
-            inside = PurePosixPath(resolved.relative_to(root))
-            if inside == PurePosixPath():
-                return root, PurePosixPath()
-            return (root, inside.relative_to(MODEL_DIRECTORY)) if inside.parts[0] == MODEL_DIRECTORY else None
+    if (resolved / PRIVATE_DIRECTORY).is_dir():
+        return resolved, PurePosixPath()
+    for model in (resolved, *resolved.parents):
+        if model.name == MODEL_DIRECTORY and _has_private_directory(model):
+            return model.parent, PurePosixPath(resolved.relative_to(model))
     return None
+
+
+def _has_private_directory(model: Path) -> bool:
+    """Returns whether a folder is the ``model/`` of an entry, and both belong to the same user or to a trusted one."""
+    try:
+        owner = (model.parent / PRIVATE_DIRECTORY).lstat()
+        return stat.S_ISDIR(owner.st_mode) and owner.st_uid in {0, os.geteuid(), model.stat().st_uid}
+    except OSError:
+        return False
 
 
 def lock_entry(root: Path) -> FileLock:

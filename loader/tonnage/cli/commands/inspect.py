@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from tonnage.cli import output
 from tonnage.cli.parser import UsageError
 from tonnage.cli.plan_arguments import build_plan
-from tonnage.cli.tables import Column, escape_unprintable, print_table
+from tonnage.cli.tables import Column, print_table
 from tonnage.contract.plan import ComputedBuffers, Layout
 from tonnage.contract.sizes import human_bytes
+from tonnage.errors import escape_unprintable
 from tonnage.inspection import inspect_files, inspect_sources
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from tonnage.cli import output
 from tonnage.cli.invocation import LONG_REPORT_TIMEOUT
 from tonnage.cli.plan_arguments import plan_from_arguments
-from tonnage.cli.tables import Column, escape_unprintable, print_table
+from tonnage.cli.tables import Column, print_table
 from tonnage.contract.report import encode_report
 from tonnage.contract.sizes import human_bytes
+from tonnage.errors import escape_unprintable
 from tonnage.loading import resolve_plan
 
 if TYPE_CHECKING:
