@@ -48,6 +48,7 @@ def reserve(
     paths: Sequence[Path],
     *,
     empty: bool,
+    allocates: bool,
     min_free: int,
     note: Callable[[str], None] = lambda _: None,
     canceled: Callable[[], bool] = lambda: False,
@@ -60,6 +61,7 @@ def reserve(
         entry: The entry to load.
         paths: Its files, which exist with their final size.
         empty: Nothing has been written to them, so that they can be given back and allocated again.
+        allocates: False: only check the free space, because ``fallocate`` would allocate small pages.
         min_free: Bytes of the medium that must remain free.
         note: Called with a sentence for each interrupted load that was removed.
         canceled: Polled; return True to give up.
@@ -77,7 +79,8 @@ def reserve(
                 continue
             raise InsufficientSpace(error.message + describe_entries(entry)) from error
         try:
-            _allocate_all(paths, canceled)
+            if allocates:
+                _allocate_all(paths, canceled)
             check_free_space(entry.path, 0, min_free=min_free)
         except InsufficientSpace:  # another load has allocated since the check
             if not empty or attempt == ATTEMPTS - 1 or canceled():

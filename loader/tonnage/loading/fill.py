@@ -110,7 +110,16 @@ def fill_entry(
     paths = [partial.model_dir / file.path for file in blueprint.files]
     try:
         made = make_files(partial, blueprint)
-        reserve(entry, paths, empty=not records, min_free=plan.limits.min_free, note=on_note, canceled=canceled)
+        huge_pages = inspect_medium(entry.path).pages == BY_ADVICE
+        reserve(
+            entry,
+            paths,
+            empty=not records,
+            allocates=not huge_pages,
+            min_free=plan.limits.min_free,
+            note=on_note,
+            canceled=canceled,
+        )
         write_prefixes(partial, blueprint)
         with Journal.create(
             partial.journal_path, header, [msgspec.msgpack.encode(record) for record in records]
@@ -129,7 +138,7 @@ def fill_entry(
                     bandwidth=plan.limits.bandwidth,
                     deadline=deadline,
                     stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
-                    huge_pages=inspect_medium(entry.path).pages == BY_ADVICE,
+                    huge_pages=huge_pages,
                     journal_records=records,
                     pass_fds=lock_descriptors,
                     on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),

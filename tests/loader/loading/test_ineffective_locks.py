@@ -76,7 +76,7 @@ def test_a_second_load_beside_one_that_is_at_work_publishes_the_right_bytes(
     with started(harness, no_locks, *SLOW) as first:
         harness.server.wait_for_bytes(262_217 + begun)
         second = run_tonnage(*arguments(harness), environment=no_locks)
-        assert second.report["outcome"] == "loaded", second.output
+        assert second.report["outcome"] in {"loaded", "hit"}, second.output
         assert_right(harness, second.report)
         assert_right(harness, result_of(first).report)
     harness.assert_loaded(harness.load())
