@@ -12,6 +12,7 @@ from support.models import CONFIG, make_tensors, to_tensors_file
 from support.tonnage_cli import CommandResult, run_tonnage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from support.faulty_server import FaultyServer
@@ -35,7 +36,7 @@ SECRET_VARIABLES = (
 )
 
 
-def load(folder: Path, source: dict[str, object], environment: dict[str, str] | None = None) -> CommandResult:
+def load(folder: Path, source: Mapping[str, object], environment: dict[str, str] | None = None) -> CommandResult:
     """Runs a load with all its outputs in a folder."""
     (folder / "termination").touch()
     return run_tonnage(
