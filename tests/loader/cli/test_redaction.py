@@ -49,7 +49,7 @@ def test_a_secret_is_removed_wherever_it_is(before: str, secret: str, after: str
     "word", ["secretkey", "secret_key", "secret-access-key", "AccessKey", "token_value", "db-password"]
 )
 @pytest.mark.parametrize("between", ["=", ": ", " = "])
-def test_what_a_server_says_is_repeated_without_values_of_secrets(word: str, between: str) -> None:
+def test_the_text_of_a_server_is_repeated_without_values_of_secrets(word: str, between: str) -> None:
     assert "zzz" not in error_classification.redact(f"bad request: {word}{between}zzz")
 
 
