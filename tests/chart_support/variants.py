@@ -67,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
     "client certificate": {"webhook": {"clientCA": PEM, "clientNames": ["kube-apiserver", "api server"]}},
+    "policy": {"policy": {"enabled": True, "capabilities": ["IPC_LOCK"], "loaderEnvironment": ["HTTPS_PROXY"]}},
     "memory only, reserved": {
         "cache": {
             "sharing": "Cluster",

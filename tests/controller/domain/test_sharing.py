@@ -89,6 +89,14 @@ def test_a_pod_that_resolves_names_itself_shares_nothing(pod_spec: dict[str, Any
     assert used_entry(CLUSTER, namespace="other", **pod_spec) == "other/ENTRY"
 
 
+def test_a_pod_that_continues_after_a_failed_load_shares_nothing() -> None:
+    """It would read an entry of which its own loader may not read the objects."""
+    pod = annotated_pod({names.MODEL: "serving/llama", names.ON_FAILURE: "continue"})
+    request = parse_annotations(pod["metadata"]["annotations"], namespace="other")
+    key = inject.cache_key(objects.modelweights(), "r-0123456789ab", pod, request, CLUSTER)
+    assert key == "other/r-0123456789ab"
+
+
 @pytest.mark.parametrize("spec", [{"hostAliases": []}, {"dnsPolicy": "Default"}, {"hostNetwork": False}])
 def test_other_network_settings_of_a_pod_do_not_matter(spec: dict[str, Any]) -> None:
     assert used_entry(CLUSTER, **spec) == "ENTRY"

@@ -191,7 +191,8 @@ def resolves_names(spec: Body) -> bool:
 
 def cache_key(weights: ModelWeights, revision: str, pod: Body, request: PodRequest, installation: Installation) -> str:
     """Returns the key of the entry that a pod uses."""
-    separate = resolves_names(pod["spec"])
+    # A pod that starts without its loader's success would mount what its identity may not read.
+    separate = resolves_names(pod["spec"]) or request.on_failure is OnFailure.CONTINUE
     return weights.key(revision, installation, namespace=request.namespace, separate=separate)
 
 
