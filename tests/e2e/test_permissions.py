@@ -89,7 +89,7 @@ def test_what_runs_beside_a_server_can_change_nothing_and_has_no_token(serving_p
     assert serving_pod.exec("id", "-u", container=HOLDER).strip() != "0"
     (entry,) = serving_pod.exec("ls", "/cache", container=HOLDER).split()
     for path in (f"/cache/{entry}/model/more", f"/cache/{entry}/.tonnage/manifest.json"):
-        with pytest.raises(Exception, match="Read-only file system|Permission denied"):
+        with pytest.raises(Exception, match=r"Read-only file system|Permission denied"):
             serving_pod.exec("/usr/bin/python3", "-c", f"open({path!r}, 'a')", container=HOLDER)
     found = serving_pod.exec("find", "/var/run/secrets", "/run/secrets", "-name", "token*", container=HOLDER)
     assert not found.strip()
