@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         slot_bytes: int
         register_bytes: int
         group_bytes: int
+        ring_slots: int
+        ring_slot_bytes: int
+        piece_bytes: int
 
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -171,7 +174,11 @@ def test_no_options_pin_more_than_a_gibibyte() -> None:
         CopyOptions(threads=256, slots=8),
         CopyOptions(slot_bytes=256 * MIB, threads=64),
         CopyOptions(way="register", threads=256),
+        CopyOptions(ring_slots=64, ring_slot_bytes=MAX_PINNED_BYTES // 8),
+        CopyOptions(ring_slot_bytes=2 * MAX_PINNED_BYTES),
     ):
+        ring_slots, ring_slot_bytes = options.ring_size()
+        assert 0 < ring_slots * ring_slot_bytes <= MAX_PINNED_BYTES
         each = options.register_bytes if options.way == "register" else options.slot_bytes
         assert options.threads_for(1000) * options.slots * each <= MAX_PINNED_BYTES
     assert CopyOptions().threads_for(64) == 12
@@ -179,7 +186,17 @@ def test_no_options_pin_more_than_a_gibibyte() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threads": -1}, {"slots": 0}, {"slot_bytes": 5000}, {"register_bytes": 1}, {"group_bytes": 1}]
+    "wrong",
+    [
+        {"threads": -1},
+        {"slots": 0},
+        {"slot_bytes": 5000},
+        {"register_bytes": 1},
+        {"group_bytes": 1},
+        {"ring_slots": 0},
+        {"ring_slot_bytes": 70_000},
+        {"piece_bytes": 0},
+    ],
 )
 def test_options_out_of_range_are_refused(wrong: Numbers) -> None:
     with pytest.raises(InvalidPlan, match=next(iter(wrong))):

@@ -22,15 +22,22 @@ Way = Literal["auto", "ring", "register", "plain"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """How tensors are copied to a device. The defaults were the fastest in measurements (docs/guides/attach.md).
+    """How tensors are copied to a device. The defaults were the fastest in measurements (docs/performance).
+
+    The compiled ring has buffers that all threads share. Python's threads, which copy where it can't, have their own.
 
     Attributes:
         way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned during the copy (may be
             faster if they are huge pages); ``plain``: PyTorch's own copies; ``auto``: ``ring`` if the device supports
             it, else ``plain``.
-        threads: Number of worker threads; 0: one per core, two fewer from eight cores on, at most twelve.
-        slots: Buffers per thread.
-        slot_bytes: Size of each buffer, a multiple of 4096.
+        threads: Number of worker threads. 0: the compiled ring finds the number by measuring, and of Python's threads
+            there are one per core, two fewer from eight cores on, at most twelve.
+        slots: Buffers of each of Python's threads.
+        slot_bytes: Size of each of these, a multiple of 4096.
+        native: Whether the compiled ring is used where possible.
+        ring_slots: Buffers of the ring.
+        ring_slot_bytes: Size of each of these, a multiple of 4096.
+        piece_bytes: Bytes that a thread of the ring reads at a time.
         register_bytes: Bytes of a file that ``register`` pins at a time.
         group_bytes: Size of the device allocations that tensors share. An allocation is freed with its last tensor.
         streams: Number of CUDA streams that the threads share; 0: one per thread.
@@ -43,8 +50,8 @@ class CopyOptions:
     slots: int = 2
     slot_bytes: int = 6 * MIB
     native: bool = True
-    ring_slots: int = 6
-    ring_slot_bytes: int = 8 * MIB
+    ring_slots: int = 8
+    ring_slot_bytes: int = 4 * MIB
     piece_bytes: int = 256 << 10
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
@@ -64,12 +71,20 @@ class CopyOptions:
                 f"slot_bytes={self.slot_bytes} must be a multiple of 4096 and at least 65,536, and "
                 f"register_bytes={self.register_bytes} at least 2 MiB."
             )
+        if not 1 <= self.ring_slots <= 64 or self.ring_slot_bytes < 64 << 10 or self.ring_slot_bytes % 4096:
+            raise InvalidPlan(
+                f"ring_slots={self.ring_slots} must be 1 to 64, and ring_slot_bytes={self.ring_slot_bytes} a multiple "
+                "of 4096 and at least 65,536."
+            )
+        if self.piece_bytes < 4096:
+            raise InvalidPlan(f"piece_bytes={self.piece_bytes} must be at least 4096.")
         if self.group_bytes < MIB:
             raise InvalidPlan(f"group_bytes={self.group_bytes} must be at least 1 MiB.")
 
     def ring_size(self) -> tuple[int, int]:
-        """Returns the number of buffers of the compiled ring, and the bytes of each."""
-        return self.ring_slots, self.ring_slot_bytes
+        """Returns the number of the ring's buffers, limited by ``MAX_PINNED_BYTES``, and the bytes of each."""
+        size = min(self.ring_slot_bytes, MAX_PINNED_BYTES)
+        return max(1, min(self.ring_slots, MAX_PINNED_BYTES // size)), size
 
     def threads_for(self, cores: int) -> int:
         """Returns the number of worker threads for this number of cores, limited by ``MAX_PINNED_BYTES``."""
