@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 
 from tonnage.attach.copy.read_ways import (
     FIRST_SHARE,
+    MAPPED_SHARE,
     MAPPING_COST,
     MIN_BYTES,
+    PROBE_BYTES,
+    PROBE_GAIN,
     SHARES,
     TRIAL_SHARE,
     ReadStats,
@@ -73,14 +76,15 @@ def test_reads_that_slow_down_with_their_share_settle_where_both_are_equally_fas
 
 
 @given(st.floats(1e6, 1e11), st.floats(1e6, 1e11))
-def test_a_chooser_spreads_the_ways_evenly_and_learns_the_faster_one(read: float, mapped: float) -> None:
+def test_a_chooser_tries_both_ways_evenly_and_decides_once(read: float, mapped: float) -> None:
     chooser = WayChooser()
     first = [chooser.next_is_mapped() for _ in range(SHARES)]
     assert sum(first) == FIRST_SHARE
     assert max(len(run) for run in "".join("m" if way else "r" for way in first).split("m")) <= SHARES // FIRST_SHARE
-    for _ in range(16 * SHARES):
-        by_mapping = chooser.next_is_mapped()
-        chooser.record(mapped=by_mapping, size=MIN_BYTES, seconds=MIN_BYTES / (mapped if by_mapping else read))
-    found = sum(chooser.next_is_mapped() for _ in range(SHARES))
-    if abs(mapped / MAPPING_COST / read - 1) > 1e-6:
-        assert found == (SHARES - TRIAL_SHARE if mapped / MAPPING_COST > read else TRIAL_SHARE)
+    for speeds in ((read, mapped), (mapped, read)):  # the second is too late to change anything
+        for _ in range(PROBE_BYTES // MIN_BYTES * SHARES):
+            by_mapping = chooser.next_is_mapped()
+            chooser.record(mapped=by_mapping, size=MIN_BYTES, seconds=MIN_BYTES / speeds[by_mapping])
+    if abs(mapped / PROBE_GAIN / read - 1) > 1e-6:
+        found = sum(chooser.next_is_mapped() for _ in range(SHARES))
+        assert found == (MAPPED_SHARE if mapped > read * PROBE_GAIN else 0)
