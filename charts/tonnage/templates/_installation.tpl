@@ -43,6 +43,8 @@ loader:
   seLinuxOptions:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+prewarm:
+  {{- toYaml .Values.prewarm | nindent 2 }}
 jobs:
   {{- toYaml .Values.loader.jobs | nindent 2 }}
 {{- if .Values.reports.enabled }}

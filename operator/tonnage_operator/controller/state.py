@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.kube.resources import Resource
+
+
+MAX_SPEC_BYTES: Final = 192 << 10
+"""Bytes of a spec as JSON; a plan is smaller. It bounds what one object takes of the controller's memory."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ def parse_weights_record(body: dict[str, Any]) -> WeightsRecord:
     metadata = body["metadata"]
     weights, spec_error = None, ""
     try:
+        size = len(msgspec.json.encode(body.get("spec")))
+        if size > MAX_SPEC_BYTES:
+            raise InvalidModelWeights(f"it has {size} bytes, and at most {MAX_SPEC_BYTES} are read")
         weights = parse_model_weights(body)
     except InvalidModelWeights as error:
         spec_error = f"This operator can't read the spec: {error}. Are operator and CRD of one release?"

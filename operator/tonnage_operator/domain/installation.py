@@ -54,6 +54,27 @@ class EnvVar(ApiModel):
     value: str = ""
 
 
+class PrewarmSettings(ApiModel):
+    """Which nodes objects may have warmed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that nodes must have.")
+    allowed_taints: tuple[str, ...] = Field(
+        default=("*",),
+        description="Keys of taints that objects may tolerate. A * at the end stands for any text, and alone for all "
+        "keys but those of Kubernetes itself, such as those of control-plane nodes.",
+    )
+
+    def allows_taint(self, key: str) -> bool:
+        """Returns whether objects may tolerate taints with this key."""
+        of_kubernetes = key.partition("/")[0].endswith("kubernetes.io") and "/" in key
+        return any(
+            not of_kubernetes if each == "*" else key.startswith(each[:-1]) if each.endswith("*") else key == each
+            for each in self.allowed_taints
+        )
+
+
 class JobSettings(ApiModel):
     """What all Jobs of the operator have in addition, as the cluster's rules may require."""
 
@@ -96,6 +117,7 @@ class Installation(ApiModel):
     sharing: Sharing = Sharing.NAMESPACE
     loader: LoaderImage
     jobs: JobSettings = JobSettings()
+    prewarm: PrewarmSettings = PrewarmSettings()
     reports: ReportSettings = ReportSettings()
     job_service_account: str = Field(
         default="default", description="ServiceAccount of Jobs of objects that don't name one."

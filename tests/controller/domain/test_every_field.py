@@ -65,9 +65,9 @@ def _cold_pod(weights: ModelWeights) -> object:
 
 
 def _desired(weights: ModelWeights) -> object:
-    spec = weights.spec.placement
-    matching = [node for node in NODES.values() if node_selection.matches(spec, node)]
-    found = node_selection.desired_nodes(spec, matching, seed="", warm=frozenset(), loading=set())
+    spec, prewarm = weights.spec.placement, objects.INSTALLATION.prewarm
+    matching = [node for node in NODES.values() if node_selection.matches(spec, node, prewarm)]
+    found = node_selection.desired_nodes(spec, matching, prewarm, seed="", warm=frozenset(), loading=set())
     return [node.name for node in found]
 
 

@@ -89,9 +89,9 @@ def _decide_node_loads(
         key=lambda job: job.target,
     )
     busy = {node for node, job in jobs.items() if job.state is JobState.ACTIVE}
-    spec = weights.spec.placement
-    matching = [node for node in snapshot.nodes.values() if node_selection.matches(spec, node)]
-    desired = node_selection.desired_nodes(spec, matching, seed=weights.uid, warm=warm, loading=busy)
+    spec, prewarm = weights.spec.placement, snapshot.installation.prewarm
+    matching = [node for node in snapshot.nodes.values() if node_selection.matches(spec, node, prewarm)]
+    desired = node_selection.desired_nodes(spec, matching, prewarm, seed=weights.uid, warm=warm, loading=busy)
     terminating = {job.target for job in load_jobs if job.deleting}
     scan = TargetScan()
     for node in desired:
@@ -111,7 +111,7 @@ def _decide_node_loads(
         node_now = snapshot.nodes.get(name)
         if name in wanted or node_now is None or job.state is not JobState.ACTIVE:
             continue
-        if spec.prewarm is not PrewarmMode.NONE and node_selection.matches(spec, node_now):
+        if spec.prewarm is not PrewarmMode.NONE and node_selection.matches(spec, node_now, prewarm):
             scan.kept_job_uids.add(job.uid)
             scan.active.append(job)
     tried = {failure.node for failure in scan.failures}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from tonnage_operator.api.placement import NodeSelectorRequirement, NodeSelectorTerm, PlacementSpec, Toleration
+    from tonnage_operator.domain.installation import PrewarmSettings
     from tonnage_operator.domain.observed.node import Node, Taint
 
 
@@ -52,41 +53,55 @@ def _matches_term(term: NodeSelectorTerm, node: Node) -> bool:
     )
 
 
-def matches(placement: PlacementSpec, node: Node) -> bool:
-    """Returns whether the placement selects the node, whatever the node's state. Loaders run only on Linux."""
+def matches(placement: PlacementSpec, node: Node, prewarm: PrewarmSettings) -> bool:
+    """Returns whether placement and administrator select the node, whatever its state. Loaders run only on Linux."""
     if node.labels.get(names.OS_LABEL, "linux") != "linux":
         return False
-    if any(node.labels.get(key) != value for key, value in (placement.node_selector or {}).items()):
-        return False
+    for selector in (placement.node_selector or {}, prewarm.node_selector):
+        if any(node.labels.get(key) != value for key, value in selector.items()):
+            return False
     terms = placement.node_affinity.node_selector_terms if placement.node_affinity else None
     return terms is None or any(_matches_term(term, node) for term in terms)
 
 
-def is_schedulable(placement: PlacementSpec, node: Node) -> bool:
-    """Returns whether a load could run now: the node is ready, not cordoned, and all its taints are tolerated."""
+def is_schedulable(placement: PlacementSpec, node: Node, prewarm: PrewarmSettings) -> bool:
+    """Returns whether a load could run now: the node is ready, not cordoned, and all its taints are tolerated.
+
+    Tolerations of taints that the administrator doesn't allow have no effect.
+    """
     if node.unschedulable or not node.ready:
         return False
     if not node.taints:
         return True
     blocking_taints = [taint for taint in node.taints if taint.effect != TaintEffect.PREFER_NO_SCHEDULE.value]
-    return all(any(_tolerates(each, taint) for each in placement.tolerations or ()) for taint in blocking_taints)
+    return all(
+        prewarm.allows_taint(taint.key) and any(_tolerates(each, taint) for each in placement.tolerations or ())
+        for taint in blocking_taints
+    )
 
 
 def desired_nodes(
-    placement: PlacementSpec, matching: Iterable[Node], *, seed: str, warm: Collection[str], loading: Collection[str]
+    placement: PlacementSpec,
+    matching: Iterable[Node],
+    prewarm: PrewarmSettings,
+    *,
+    seed: str,
+    warm: Collection[str],
+    loading: Collection[str],
 ) -> tuple[Node, ...]:
     """Returns the nodes that should be warm, in loading order.
 
     Args:
         placement: The object's placement.
         matching: The nodes that it selects.
+        prewarm: What the administrator allows.
         seed: Makes the order specific to the object, so that objects don't all start on the same nodes.
         warm: Names of warm nodes; with ``Count`` they come first, so that the selection is stable.
         loading: Names of loading nodes; with ``Count`` they come second.
     """
     if placement.prewarm is PrewarmMode.NONE:
         return ()
-    fit = [node for node in matching if is_schedulable(placement, node)]
+    fit = [node for node in matching if is_schedulable(placement, node, prewarm)]
     fit.sort(key=lambda node: _order(seed, node.name))
     if placement.prewarm is PrewarmMode.COUNT:
         fit.sort(key=lambda node: 0 if node.name in warm else 1 if node.name in loading else 2)

@@ -181,11 +181,16 @@ def _warm_condition(weights: ModelWeights, resolution: Resolution, load: LoadDec
         message = "spec.placement.prewarm is None: the first pod on a node loads the weights."
         return Observation(name, status=True, reason=ConditionReason.NOTHING_TO_PREWARM, message=message)
     if not desired:
-        message = "No node matches spec.placement: check nodeSelector and nodeAffinity."
+        message = (
+            "No node matches spec.placement and the chart's prewarm.nodeSelector: check nodeSelector and nodeAffinity."
+        )
         if load.matching:
             found = "1 node matches, but it is" if load.matching == 1 else f"{load.matching} nodes match, but all are"
             has = "has" if load.matching == 1 else "have"
-            message = f"{found} cordoned, not ready, or {has} taints that are not tolerated."
+            message = (
+                f"{found} cordoned, not ready, or {has} taints that are not tolerated, or that the administrator "
+                "doesn't allow to tolerate (prewarm.allowedTaints)."
+            )
         return Observation(name, status=False, reason=ConditionReason.NO_MATCHING_NODES, message=message)
     return _prewarm_condition(weights, load, desired)
 

@@ -141,7 +141,7 @@ def build_resolve_job(weights: ModelWeights, installation: Installation, *, roun
         "volumes": support_volumes(weights, container_spec, installation),
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         **_any_linux_node(installation),
-        **_tolerations(weights),
+        **_tolerations(weights, installation),
         **_pull_secrets(installation),
     }
     job = _build_job(
@@ -168,9 +168,22 @@ def _dump(toleration: Toleration) -> Body:
     return toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _tolerations(weights: ModelWeights) -> Body:
-    """Returns the object's tolerations, as a part of a pod's spec; empty if it has none."""
-    tolerations = [_dump(each) for each in weights.spec.placement.tolerations or ()]
+def _tolerations(weights: ModelWeights, installation: Installation, node: Node | None = None) -> Body:
+    """Returns the object's allowed tolerations, as a part of a pod's spec; empty if it has none.
+
+    One without a key tolerates everything, so the allowed taints of the Job's node replace it.
+    """
+    tolerations: list[Body] = []
+    for each in weights.spec.placement.tolerations or ():
+        if each.key is not None:
+            if installation.prewarm.allows_taint(each.key):
+                tolerations.append(_dump(each))
+            continue
+        tolerations += [
+            {"key": taint.key, "operator": "Exists", "effect": taint.effect}
+            for taint in (node.taints if node else ())
+            if installation.prewarm.allows_taint(taint.key) and each.effect in {None, taint.effect}
+        ]
     return {"tolerations": tolerations} if tolerations else {}
 
 
@@ -178,7 +191,7 @@ def _any_linux_node(installation: Installation, node_selector: Mapping[str, str]
     """Returns a pod's constraints to nodes on which loaders can run; nodes without the label of an OS count, too."""
     requirement = {"key": names.OS_LABEL, "operator": "NotIn", "values": ["windows"]}
     terms = {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}
-    selector = {**installation.jobs.node_selector, **(node_selector or {})}
+    selector = {**(node_selector or {}), **installation.jobs.node_selector}
     return {
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
         **({"nodeSelector": selector} if selector else {}),
@@ -210,7 +223,7 @@ def build_load_job(
             entry_volume(weights, container_spec, installation, key=key, size=seen.total_bytes),
             *support_volumes(weights, container_spec, installation),
         ],
-        **_tolerations(weights),
+        **_tolerations(weights, installation, node),
         **_pull_secrets(installation),
     }
     target = node.name if node else f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
@@ -340,7 +353,7 @@ def build_pvc_cleanup_job(
         "volumes": [{"name": "tonnage-cache", "persistentVolumeClaim": {"claimName": claim}}],
         "securityContext": {"fsGroup": installation.loader.unprivileged_uid},
         **_any_linux_node(installation, weights.spec.placement.node_selector),
-        **_tolerations(weights),
+        **_tolerations(weights, installation),
         **_pull_secrets(installation),
     }
     target = f"{names.CLAIM_PREFIX}{claim}"
