@@ -89,6 +89,8 @@ def format_figures(progress: Progress) -> str:
         parts.append(f"{progress.tensors_verified}/{progress.tensors} verified")
     if progress.retries:
         parts.append("1 retry" if progress.retries == 1 else f"{progress.retries} retries")
+    if progress.notes:
+        parts.append("1 note" if len(progress.notes) == 1 else f"{len(progress.notes)} notes")
     return "  ".join(parts)
 
 

@@ -58,7 +58,8 @@ class Medium(WireStruct, frozen=True, kw_only=True):
 class Progress(WireStruct, frozen=True, kw_only=True):
     """The progress of a load. ``remaining_seconds`` is -1 while unknown.
 
-    ``waiting_for`` lists the visible processes that this one waits for.
+    ``waiting_for`` lists the visible processes that this one waits for. ``notes`` are the remarks of resolving, such as
+    files that were left out.
     """
 
     phase: _Name
@@ -71,6 +72,7 @@ class Progress(WireStruct, frozen=True, kw_only=True):
     tensors: Size = 0
     retries: Size = 0
     waiting_for: _Text = ""
+    notes: tuple[_Text, ...] = ()
 
 
 class ResolvedSource(WireStruct, frozen=True, kw_only=True):

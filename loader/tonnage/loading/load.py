@@ -137,7 +137,7 @@ class _Load:
         self._plan = plan
         self._cache = cache
         self._environment = environment
-        self._on_progress = on_progress
+        self._send_progress = on_progress
         self._canceled = canceled
         self._started = time.monotonic()
         self._deadline = _deadline(plan, self._started)
@@ -208,6 +208,11 @@ class _Load:
         if pins is None:
             return plan
         return msgspec.structs.replace(plan, sources=(msgspec.structs.replace(plan.sources[0], objects=pins),))
+
+    def _on_progress(self, progress: Progress) -> None:
+        """Passes progress on, with the remarks of resolving."""
+        notes = self._resolved.notes if self._resolved is not None else ()
+        self._send_progress(msgspec.structs.replace(progress, notes=notes) if notes else progress)
 
     def _count_retry(self) -> None:
         """Counts a retry of a listing, of resolving or of reading an index."""

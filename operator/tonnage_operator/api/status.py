@@ -132,7 +132,7 @@ class ModelWeightsStatus(ApiModel):
     notes: tuple[Annotated[str, Field(max_length=MAX_NOTE)], ...] | None = Field(
         default=None,
         max_length=MAX_NOTES,
-        description="Remarks of loads of the revision in use, such as flags that serve its files.",
+        description="Remarks about the revision in use, such as files left out, or flags that serve its files.",
     )
     conditions: tuple[Condition, ...] | None = Field(
         default=None,

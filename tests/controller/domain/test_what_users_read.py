@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from operator_support import objects
 from operator_support.simulation import Simulation, consumer_pod, ended_pod, failing_pod, prewarming_simulation
 from tonnage import contract
+from tonnage.contract.report import OMITTED_OBJECTS_NOTE
 from tonnage.errors import Reason, error_classes
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
@@ -404,6 +406,26 @@ def test_notes_of_loads_reach_the_object_and_stay_while_its_revision_does() -> N
     simulation.finish_resolve("2")
     _finish_load(simulation)
     assert "notes" not in simulation.status
+
+
+LEFT_OUT = "Left out, because no pattern matches: modeling_x.py. To load them, use --include (spec.files.companions)."
+
+
+def test_files_left_out_are_in_the_condition_also_after_loads_that_do_not_see_them() -> None:
+    simulation = prewarming_simulation(2)
+    simulation.converge()
+    (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
+    notes = (LEFT_OUT, OMITTED_OBJECTS_NOTE)
+    simulation.reports[job["metadata"]["uid"]] = structs.replace(objects.resolved_report(), notes=notes)
+    simulation.finish_job(job)
+    simulation.converge()
+    assert LEFT_OUT in _message(simulation, "Resolved")
+    _finish_load(simulation, VLLM_NOTE)
+    simulation.jobs.clear()
+    simulation.pods.clear()
+    simulation.converge()
+    assert simulation.status["notes"] == [LEFT_OUT, VLLM_NOTE]
+    assert _message(simulation, "Resolved").endswith(f" {LEFT_OUT} And 1 more in status.notes.")
 
 
 def test_notes_of_a_pods_loader_reach_the_object_but_not_from_another_namespace() -> None:

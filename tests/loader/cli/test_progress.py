@@ -50,7 +50,7 @@ def test_a_line_always_has_all_fields() -> None:
     assert json.loads(progress_line(Progress(phase="waiting"))) == {
         "kind": "progress", "phase": "waiting", "loaded_bytes": 0, "total_bytes": 0, "bytes_per_second": 0,
         "remaining_seconds": -1.0, "tensors_verified": 0, "tensors": 0, "retries": 0,
-        "waiting_for": "",
+        "waiting_for": "", "notes": [],
     }  # fmt: skip
 
 

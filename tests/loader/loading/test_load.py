@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tonnage
+from support.faulty_server import Fault
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from tonnage.contract import Limits, Outcome, Progress, Verify
 from tonnage.errors import DigestMismatch, InsufficientSpace, Interrupted, Timeout
@@ -241,3 +242,14 @@ def test_the_companion_is_unchanged(harness: LoadHarness) -> None:
 def test_an_option_that_does_not_exist_is_an_error_and_not_ignored(harness: LoadHarness) -> None:
     with pytest.raises(TypeError, match=r"no option 'anonymus'; there are .*anonymous"):
         harness.load(anonymus=True)
+
+
+def test_files_left_out_and_retries_of_resolving_are_in_progress_and_report(harness: LoadHarness) -> None:
+    harness.server.put("bucket/model/modeling_x.py", b"code")
+    harness.server.add_fault(Fault(status=500), times=1)
+    seen: list[Progress] = []
+    report = harness.load(on_progress=seen.append)
+    assert [note for note in report.notes if "modeling_x.py" in note] == list(seen[-1].notes)
+    assert seen[0].notes == ()
+    assert report.retries == 1
+    harness.assert_loaded(report)

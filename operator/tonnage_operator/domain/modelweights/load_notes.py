@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tonnage.contract.report import OMITTED_OBJECTS_NOTE
 from tonnage_operator.api import names
 from tonnage_operator.api.status import MAX_NOTE, MAX_NOTES
 from tonnage_operator.domain.observed import job_results
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def find_load_notes(snapshot: Snapshot, revision: SeenRevision | None) -> tuple[str, ...]:
-    """Returns the notes of loads of the revision, without duplicates; those of the status while no load is visible.
+    """Returns the notes of the resolve Job and of loads of the revision, and those that the status already has for it.
 
-    Only load Jobs and pods in the object's namespace count, because others may write any text into a termination
-    message.
+    Only the resolve Job sees which files were left out, because load Jobs get the list of the others. Only Jobs and
+    pods in the object's namespace count, because others may write any text into a termination message.
 
     Args:
         snapshot: The observed state.
@@ -28,21 +29,22 @@ def find_load_notes(snapshot: Snapshot, revision: SeenRevision | None) -> tuple[
     """
     if revision is None:
         return ()
-    reports = [report for report in _finished_loads(snapshot) if report.revision == revision.revision]
-    if not reports:
-        before = snapshot.weights.status
-        is_same = before.resolved is not None and before.resolved.revision == revision.revision
-        return (before.notes or ()) if is_same else ()
-    found = dict.fromkeys(_clean(note) for report in reports for note in report.notes)
+    before = snapshot.weights.status
+    is_same = before.resolved is not None and before.resolved.revision == revision.revision
+    known = (before.notes or ()) if is_same else ()
+    reports = [report for report in _finished_reports(snapshot) if report.revision == revision.revision]
+    found = {*known, *(_clean(note) for report in reports for note in report.notes)} - {OMITTED_OBJECTS_NOTE}
     return tuple(sorted(found))[:MAX_NOTES]
 
 
-def _finished_loads(snapshot: Snapshot) -> Iterator[contract.Report]:
+def _finished_reports(snapshot: Snapshot) -> Iterator[contract.Report]:
     weights = snapshot.weights
     for job in snapshot.jobs:
-        report = job_results.final_report(snapshot.pods.get(job.uid)) if job.role == names.ROLE_LOAD else None
-        if report is not None and not report.reason:
-            yield report
+        if job.role not in {names.ROLE_RESOLVE, names.ROLE_LOAD}:
+            continue
+        for report in (snapshot.reports.get(job.uid), job_results.final_report(snapshot.pods.get(job.uid))):
+            if report is not None and not report.reason:
+                yield report
     for pod in snapshot.consumers:
         own = {held.container for held in pod.held_entries if held.uid == weights.uid}
         for loader in pod.loaders:

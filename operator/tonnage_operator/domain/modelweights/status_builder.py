@@ -110,7 +110,7 @@ def _describe_next_attempt(weights: ModelWeights, time: str) -> str:
     return f" Next attempt at {time}; to start it now: {command}"
 
 
-def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observation:
+def _resolved_condition(weights: ModelWeights, resolution: Resolution, notes: tuple[str, ...]) -> Observation:
     problem, revision = resolution.problem, resolution.revisions.resolved
     if (
         resolution.is_current
@@ -119,6 +119,8 @@ def _resolved_condition(weights: ModelWeights, resolution: Resolution) -> Observ
     ):
         size = human_bytes(revision.total_bytes, "column")
         message = f"{revision.object_count} objects, {size}, {revision.digest}."
+        if notes:
+            message += f" {notes[0]}" + (f" And {len(notes) - 1} more in status.notes." if len(notes) > 1 else "")
         if problem:
             message += f" The last check of the source failed: {problem.reason}: {problem.message}"
         return Observation("Resolved", status=True, reason=ConditionReason.RESOLVED, message=message)
@@ -300,7 +302,8 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
     """Returns the complete status."""
     weights, revisions = snapshot.weights, resolution.revisions
     pods = find_pod_failures(snapshot)
-    resolved = _resolved_condition(weights, resolution)
+    notes = find_load_notes(snapshot, revisions.resolved)
+    resolved = _resolved_condition(weights, resolution, notes)
     warm = _warm_condition(weights, resolution, load)
     observed = (
         Observation("Accepted", status=True, reason=ConditionReason.ACCEPTED, message="The spec is valid."),
@@ -332,7 +335,7 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
         progress_summary=percent,
         consumers=_consumers(snapshot.consumers, pods.pods),
         failures=_failures(load, pods) or None,
-        notes=find_load_notes(snapshot, revisions.resolved) or None,
+        notes=notes or None,
         conditions=conditions.merge(
             weights.status.conditions or (), observed, now=snapshot.timestamp, generation=weights.generation
         ),
