@@ -7,13 +7,15 @@ SETUP := sh hack/env/setup.sh
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+# What hack/env/engines.sh and tests/engines take from the environment.
+export VLLM ENGINE_MATRIX
 IMAGES_ARGS ?=
 
 # The programs in hack/ import each other, the product, and the support packages of the tests.
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-start bench-webhook lock format clean
+.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-start bench-webhook lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +30,11 @@ demo: ## Load a model from an S3 server on this machine, step by step (about a m
 test: ## Run all tests
 	@$(SETUP) test
 	@$(BIN)/python $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),hack/env/run_tests.py)
+
+engines: ## Start real engines on what Tonnage loads: vLLM, transformers and others (7 GB; VLLM=0.33.0 tries another version)
+	@$(SETUP) test
+	@hack/env/engines.sh >/dev/null
+	@$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS)
 
 e2e: ## Run the tests on a real node, with images, chart, kubelet and pods (part of make test)
 	@$(SETUP) test

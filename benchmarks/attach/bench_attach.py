@@ -43,6 +43,7 @@ CHILD_TIMEOUT = 150
 PEERS: list[dict[str, Any]] = [
     {"label": "tonnage", "contender": "tonnage", "memory": True},
     {"label": "InstantTensor", "contender": "instanttensor", "memory": True},
+    {"label": "tonnage, iterator", "contender": "tonnage-stream", "memory": True},
     {"label": "pinned limit", "contender": "limit", "calls": 3},
     {"label": "tonnage, pure Python", "contender": "tonnage", "options": {"native": False}},
     {"label": "tonnage, .tensors", "contender": "tonnage", "source": "tensors", "memory": True},

@@ -49,6 +49,17 @@ def tonnage(path: Path, device: str, spec: dict[str, Any], extra_results: dict[s
     return load
 
 
+def tonnage_stream(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
+    """This library's iterator, from which vLLM takes tensors with ``--load-format tonnage``."""
+    from tonnage.attach import open_weights, weights  # noqa: F401  # imported before the clock starts
+
+    def load() -> dict[str, Any]:
+        with open_weights(path, rank=spec.get("rank"), device=device) as opened:
+            return dict(opened.stream(device, progress="off"))
+
+    return load
+
+
 def instanttensor(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
     """InstantTensor with its defaults, which use a mapping for tmpfs. Tensors own their memory."""
     from instanttensor import safe_open
@@ -126,6 +137,7 @@ def safetensors(path: Path, device: str, spec: dict[str, Any], _extra_results: d
 
 CONTENDERS = {
     "tonnage": tonnage,
+    "tonnage-stream": tonnage_stream,
     "instanttensor": instanttensor,
     "fastsafetensors": fastsafetensors,
     "tensorizer": tensorizer,

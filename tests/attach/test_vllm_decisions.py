@@ -17,6 +17,7 @@ from tonnage.vllm_plugin.decisions import (
     check_state,
     checkpoint_names,
     choose_rank,
+    explain_refusal,
     is_state_of_vllm,
     moves_whole_tensors,
     parse_options,
@@ -77,6 +78,14 @@ def test_a_state_with_all_names_passes_whatever_buffers_it_has_beside() -> None:
 def test_a_state_of_another_model_is_refused_never_filled_up(missing: list[str], unexpected: list[str]) -> None:
     with pytest.raises(EngineMismatch, match=f"1 tensors .'{(missing + unexpected)[0]}'."):
         check_state(missing, unexpected, ParallelSetup(), label="m")
+
+
+def test_names_that_only_transformers_has_in_memory_are_refused_with_the_way_to_write_them() -> None:
+    error = explain_refusal(["model.layers.0.mlp.experts.gate_up_proj"], "There is no module 'mlp'. More.", label="m")
+    assert error is not None
+    assert "There is no module 'mlp'. Its experts" in str(error)
+    assert "write_state_dict" in str(error)
+    assert explain_refusal(["model.layers.0.mlp.gate_up_proj.weight"], "no module", label="m") is None
 
 
 def test_few_ranks_move_whole_tensors_and_many_move_their_part() -> None:

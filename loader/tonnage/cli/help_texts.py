@@ -207,6 +207,17 @@ examples:
 """,
         epilog=_cache_epilog,
     ),
+    "plugin": CommandText(
+        summary="copy the plugin for vLLM into a folder",
+        usage="tonnage plugin DIR [--json]",
+        description="""\
+Copies this package and its metadata into a folder that a container of vLLM mounts, so that its
+image doesn't need the package: with the folder in PYTHONPATH, vLLM has --load-format tonnage.
+
+example, in an init container that shares the volume /plugin with vLLM:
+  tonnage plugin /plugin
+""",
+    ),
     "version": CommandText(
         summary="show the version",
         usage="tonnage version [--json]",

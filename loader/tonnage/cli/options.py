@@ -140,6 +140,17 @@ def add_version(parser: Parser) -> None:
     _add_help_option(parser, other)
 
 
+def add_plugin(parser: Parser) -> None:
+    """``tonnage plugin``."""
+    where = parser.add_argument_group("target")
+    where.add_argument(
+        "directory", metavar="DIR", help="existing or new folder, for PYTHONPATH of an engine's container"
+    )
+    other = parser.add_argument_group("options")
+    _add_json_option(parser, other, "print folder and version as one line of JSON")
+    _add_help_option(parser, other)
+
+
 OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
     "load": add_load,
     "hold": add_hold,
@@ -148,6 +159,7 @@ OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
     "ls": add_ls,
     "verify": add_verify,
     "rm": add_rm,
+    "plugin": add_plugin,
     "version": add_version,
 }
 

@@ -18,6 +18,7 @@ MAX_RANKS_OF_WHOLE_TENSORS = 2
 With more ranks it is faster that each moves only its own part, by vLLM's own copies: two GPUs of one host together get
 about 70 GB/s by the ring, whatever their number, and each gets 4.5 GB/s of its own part by vLLM's copies."""
 _SHOWN_NAMES = 5
+_FUSED_EXPERTS = ".experts.gate_up_proj"
 
 
 class EngineMismatch(InvalidPlan):
@@ -88,6 +89,24 @@ def is_state_of_vllm(names: Collection[str], rank: int | None) -> bool:
 def checkpoint_names(names: Iterable[str]) -> list[str]:
     """Returns the names that a model's ``load_weights`` expects: not vLLM's mark, and no buffers that it computes."""
     return [name for name in names if name != VLLM_MARKER and not is_computed_buffer(name, KIND_BUFFER)]
+
+
+def explain_refusal(names: Iterable[str], message: str, *, label: str) -> EngineMismatch | None:
+    """Returns an error with the remedy if a model refused names that transformers has in memory only.
+
+    Args:
+        names: The names of the weights.
+        message: vLLM's message.
+        label: Names the weights in messages.
+    """
+    fused = [name for name in names if name.endswith(_FUSED_EXPERTS)]
+    if not fused:
+        return None
+    return EngineMismatch(
+        f"vLLM's model refused {label}: {message.partition('. ')[0]}. Its experts, such as {short_repr(fused[0])}, "
+        "have names that transformers 5 uses in memory. Write the tensors that `save_pretrained` saves: "
+        "write_state_dict(load_file('model.safetensors'))."
+    )
 
 
 def check_state(missing: Collection[str], unexpected: Iterable[str], setup: ParallelSetup, *, label: str) -> None:

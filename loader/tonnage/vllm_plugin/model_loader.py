@@ -32,6 +32,7 @@ from tonnage.vllm_plugin.decisions import (
     check_state,
     checkpoint_names,
     choose_rank,
+    explain_refusal,
     is_state_of_vllm,
     moves_whole_tensors,
     parse_options,
@@ -99,7 +100,13 @@ class TonnageModelLoader(DefaultModelLoader):
         """Loads the weights into a model that vLLM built."""
         with _open_for_vllm(model_config) as (weights, is_state):
             if not is_state:
-                super().load_weights(model, model_config)
+                try:
+                    super().load_weights(model, model_config)
+                except ValueError as error:  # a name that the model doesn't have
+                    explained = explain_refusal(weights, str(error), label=model_config.model)
+                    if explained is None:
+                        raise
+                    raise explained from error
                 return
             try:
                 result = weights.load_into(model, strict=False, progress="off")

@@ -1,0 +1,272 @@
+"""Runs real engines: imports vLLM once, and forks a process for each request, so that a request takes seconds.
+
+It runs with the Python of hack/env/engines.sh. Requests are lines of JSON on standard input, answers are lines of JSON
+on the descriptor that is its first argument.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_COMPILE_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+PROMPTS = ([1, 5, 9], [3, 200, 17, 44], [7])
+NEW_TOKENS = 24
+MODULES = (
+    "vllm",
+    "vllm.entrypoints.llm",
+    "vllm.model_executor.models.llama",
+    "vllm.model_executor.models.mixtral",
+    "vllm.model_executor.models.qwen2",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.v1.worker.cpu_worker",
+)
+"""Imported once, before processes are forked."""
+ENGINES = ("vllm", "transformers", "peft", "diffusers", "sglang", "torch", "tensorizer")
+
+
+def main() -> None:
+    """Answers requests until standard input ends.
+
+    A request is ``{"number", "operation", "arguments", "log"}`` and starts a process; ``{"wait": number}`` waits for it
+    and is answered. The first answer has the versions of all engines.
+    """
+    answers = os.fdopen(int(sys.argv[1]), "w")
+    for module in MODULES:
+        importlib.import_module(module)
+    registry = importlib.import_module("vllm.model_executor.models.registry")
+    registry._run_in_subprocess = lambda function: function()  # else a new interpreter imports vLLM for each model
+    gc.collect()
+    gc.freeze()  # else the first collection in each forked process copies all pages
+    print(json.dumps({name: _version(name) for name in ENGINES}), file=answers, flush=True)
+    running: dict[int, tuple[int, Path]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            print(json.dumps(_wait(*running.pop(request["wait"]))), file=answers, flush=True)
+            continue
+        log = Path(request["log"])
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            _run(request, log)
+        running[request["number"]] = (pid, log)
+
+
+def _wait(pid: int, log: Path) -> dict[str, Any]:
+    os.waitpid(pid, 0)
+    answer = log.with_suffix(".json")
+    if answer.exists():
+        found: dict[str, Any] = json.loads(answer.read_text())
+        return found
+    return {"error": "Ended", "message": f"the process ended; see {log}"}
+
+
+def _run(request: dict[str, Any], log: Path) -> NoReturn:
+    """Runs a request in the forked process, with its output in a file, and ends the process and its workers."""
+    os.setpgid(0, 0)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    result: dict[str, Any] = {"error": "Ended", "message": f"the process ended; see {log}"}
+    try:
+        result = OPERATIONS[request["operation"]](**request["arguments"])
+    except Exception as error:  # noqa: BLE001  # the answer has it
+        traceback.print_exc()
+        sys.stderr.flush()
+        result = _describe(error, log)
+    finally:
+        sys.stdout.flush()
+        unfinished = log.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(result))
+        unfinished.rename(log.with_suffix(".json"))
+        os.killpg(0, signal.SIGKILL)
+    raise SystemExit
+
+
+def _describe(error: BaseException, log: Path) -> dict[str, Any]:
+    """Returns the error's type and message; of a worker that ended: those of the first error in its log."""
+    message = str(error)
+    if "stack trace" in message:
+        causes = re.findall(r"([A-Za-z_.]*(?:Error|Mismatch|Missing|Processed)): (.+)", log.read_text(errors="replace"))
+        others = [each for each in causes if "stack trace" not in each[1]]
+        if others:
+            return {"error": others[0][0].rpartition(".")[2], "message": others[0][1]}
+    return {"error": type(error).__name__, "message": message}
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return ""
+
+
+def generate(
+    model: str,
+    load_format: str = "auto",
+    extra: dict[str, Any] | None = None,
+    ranks: int = 1,
+    adapter: str | None = None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Returns vLLM's greedy tokens for each prompt, and the logarithms of their probabilities."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    if ranks > 1:
+        _fork_workers()
+    engine = LLM(
+        model=model,
+        revision=revision,
+        load_format=load_format,
+        model_loader_extra_config=extra or {},
+        tensor_parallel_size=ranks,
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=64,
+        max_num_seqs=4,
+        dtype="bfloat16",
+        kv_cache_memory_bytes=32 << 20,
+        seed=0,
+        disable_log_stats=True,
+        **({"enable_lora": True, "max_lora_rank": 8} if adapter else {}),
+    )
+    outputs = engine.generate(
+        [{"prompt_token_ids": prompt} for prompt in PROMPTS],
+        SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0, detokenize=False),
+        lora_request=LoRARequest("adapter", 1, adapter) if adapter else None,
+        use_tqdm=False,
+    )
+    completions = [output.outputs[0] for output in outputs]
+    return {
+        "tokens": [list(each.token_ids) for each in completions],
+        "logprobs": [[next(iter(step.values())).logprob for step in each.logprobs] for each in completions],
+    }
+
+
+def _fork_workers() -> None:
+    """Starts vLLM's workers as forks of this process, which has imported everything, instead of new interpreters."""
+    import multiprocessing
+
+    import vllm.v1.executor.multiproc_executor as executor
+
+    executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+
+def serialize(model: str, target: str, ranks: int = 1) -> dict[str, Any]:
+    """Serializes a model as vLLM's ``tensorize_vllm_model`` does, before the CPU's own repacking of weights.
+
+    With several ranks, ``target`` has ``%03d``.
+    """
+    from vllm.model_executor.model_loader import register_model_loader, tensorizer
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    tensorizer.serialize_extra_artifacts = lambda *_, **__: None  # downloads from a hub
+
+    @register_model_loader("serialize")
+    class Serializer(DefaultModelLoader):
+        def _prepare_weights(self, *arguments: object, **more: object) -> object:
+            self.load_config.load_format = "auto"
+            return super()._prepare_weights(*arguments, **more)
+
+        def load_weights(self, model: object, model_config: object) -> None:
+            super().load_weights(model, model_config)
+            tensorizer.serialize_vllm_model(model, tensorizer.TensorizerConfig(tensorizer_uri=target), model_config)
+            del model.vllm_tensorized_marker
+
+    return generate(model, "serialize", ranks=ranks)
+
+
+def write_models(folder: str) -> dict[str, Any]:
+    """Writes each model as a folder of Hugging Face, and as ``.tensors`` files in the ways that users write them."""
+    from write_engine_models import write_all
+
+    return write_all(Path(folder))
+
+
+def transformers_tokens(model: str) -> dict[str, Any]:
+    """Returns transformers' greedy tokens, and what it reports as missing or unexpected."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, output_loading_info=True)
+    reported = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    return {"tokens": _greedy(loaded), **reported}
+
+
+def peft_tokens(model: str, adapter: str) -> dict[str, Any]:
+    """Returns the greedy tokens of a model with an adapter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    return {"tokens": _greedy(PeftModel.from_pretrained(base, adapter))}
+
+
+def _greedy(model: Any) -> list[list[int]]:
+    import torch
+
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return [
+        model.generate(input_ids=torch.tensor([prompt]), **options)[0].tolist()[len(prompt) :] for prompt in PROMPTS
+    ]
+
+
+def diffusers_sum(folder: str) -> dict[str, Any]:
+    """Returns a checksum of a diffusers model's output, rounded: the last bits depend on the weights' alignment."""
+    import torch
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel.from_pretrained(folder)
+    torch.manual_seed(0)
+    output = model(torch.randn(1, 3, 16, 16), 3).sample
+    return {"tokens": [[round(float(each), 3) for each in (output.double().sum(), output.double().abs().max())]]}
+
+
+def sglang_names(folder: str) -> dict[str, Any]:
+    """Returns the names, shapes and checksums of what SGLang's own loader functions read from a directory."""
+    import torch
+    from sglang.srt.model_loader.weight_utils import (
+        buffered_multi_thread_safetensors_weights_iterator,
+        filter_duplicate_safetensors_files,
+    )
+
+    files = filter_duplicate_safetensors_files(
+        sorted(map(str, Path(folder).glob("*.safetensors"))), folder, "model.safetensors.index.json"
+    )
+    found = buffered_multi_thread_safetensors_weights_iterator(files, max_workers=2)
+    return {"tensors": {name: [list(each.shape), float(each.to(torch.float64).abs().sum())] for name, each in found}}
+
+
+OPERATIONS = {
+    function.__name__: function
+    for function in (generate, serialize, write_models, transformers_tokens, peft_tokens, diffusers_sum, sglang_names)
+}
+
+if __name__ == "__main__":
+    main()
