@@ -32,6 +32,27 @@ def validation_rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
 
 
+SENTENCE_KEY = "x-tonnage-sentence"
+"""Key of a schema for the sentence that the API server shows, in place of the pattern, for other values."""
+
+
+def sentence(text: str) -> dict[str, Any]:
+    """Returns the schema extension for a field with a pattern: the message for values that don't match it."""
+    return {SENTENCE_KEY: text}
+
+
+LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+
+LabelValue = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=LABEL_VALUE_PATTERN,
+        json_schema_extra=sentence("the value of a label has letters, digits, dashes, dots and underscores only"),
+    ),
+]
+"""The value of a label; others match no object."""
+
 QUANTITY_PATTERN = r"^([0-9]+|[0-9]+\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 """Non-negative Kubernetes quantities, without exponents."""
 
@@ -57,7 +78,15 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity: a number, or a string with a unit."""
 
-Duration = Annotated[str, Field(pattern=DURATION_PATTERN, min_length=2, max_length=32)]
+Duration = Annotated[
+    str,
+    Field(
+        pattern=DURATION_PATTERN,
+        min_length=2,
+        max_length=32,
+        json_schema_extra=sentence("a duration has hours, minutes and seconds, such as 90s, 10m or 1h30m"),
+    ),
+]
 """A duration such as ``1h30m``, with at least one part."""
 
 DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
@@ -120,7 +149,7 @@ class LabelSelectorRequirement(ApiModel):
 
     key: str = Field(min_length=1, max_length=317, description="The label's key.")
     operator: LabelSelectorOperator = Field(description="Relation to the values: In, NotIn, Exists or DoesNotExist.")
-    values: tuple[Annotated[str, Field(max_length=63)], ...] | None = Field(
+    values: tuple[LabelValue, ...] | None = Field(
         default=None, max_length=100, description="The values for In and NotIn; must be absent for the other operators."
     )
 
@@ -128,8 +157,8 @@ class LabelSelectorRequirement(ApiModel):
 class LabelSelector(ApiModel):
     """A label selector. All requirements must match."""
 
-    match_labels: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
-        default=None, description="Labels that must have these values."
+    match_labels: dict[str, LabelValue] | None = Field(
+        default=None, max_length=50, description="Labels that must have these values."
     )
     match_expressions: tuple[LabelSelectorRequirement, ...] | None = Field(
         default=None, max_length=50, description="Requirements other than equality."

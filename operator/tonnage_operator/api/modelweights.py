@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, DnsName, Duration, LabelSelector, Quantity, validation_rules
+from tonnage_operator.api.base import ApiModel, DnsName, Duration, LabelSelector, Quantity, sentence, validation_rules
 from tonnage_operator.api.placement import PlacementSpec, PrewarmMode, Scheduling
 from tonnage_operator.api.source import Credentials, ModelSource
 
@@ -42,6 +42,7 @@ class Ranks(ApiModel):
         default="model-rank-%03d.tensors",
         max_length=256,
         pattern=r"^[^%]*%(0[1-9])?d[^%]*$",
+        json_schema_extra=sentence("pattern has exactly one field for the rank, such as %d or %03d"),
         description="Name of a rank's object, with one printf field (%d or %03d) for the rank.",
     )
     count: int | None = Field(
@@ -114,11 +115,13 @@ class RevisionSpec(ApiModel):
     pin: str | None = Field(
         default=None,
         pattern=r"^r-[0-9a-f]{12}([0-9a-f]{20})?$",
+        json_schema_extra=sentence("pin is a revision of this object's status, such as r-3f9c2a71b0de"),
         description="Use this revision from status.resolved, status.available or status.history.",
     )
     expected_digest: str | None = Field(
         default=None,
         pattern=r"^sha256:[0-9a-f]{64}$",
+        json_schema_extra=sentence("expectedDigest is sha256: and 64 hex digits, as `tonnage resolve` prints it"),
         description="Digest that the revision must have; others are rejected.",
     )
 
@@ -220,12 +223,31 @@ class LoaderForm(enum.StrEnum):
     INIT = "Init"
 
 
+_REQUEST_RULE = (
+    "!has(self.requests) || !has(self.limits) || ['cpu', 'memory', 'ephemeral-storage'].all(name, "
+    "!(name in self.requests) || !(name in self.limits) || "
+    "quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)"
+)
+
+
 class ResourceRequirements(ApiModel):
     """Resource requests and limits of a container."""
 
-    requests: dict[str, Quantity] | None = Field(default=None, description="Resource requests of the loader.")
+    model_config = ConfigDict(
+        json_schema_extra=validation_rules(
+            (
+                _REQUEST_RULE,
+                "a request is at most the limit of the same resource",
+            )
+        )
+    )
+
+    requests: dict[str, Quantity] | None = Field(
+        default=None, max_length=16, description="Resource requests of the loader."
+    )
     limits: dict[str, Quantity] | None = Field(
         default=None,
+        max_length=16,
         description="Resource limits of the loader. A memory limit that is too low for the bytes that it writes to "
         "Memory is raised.",
     )
@@ -248,6 +270,10 @@ class LoaderSettings(ApiModel):
             (
                 _PART_SIZE_RULE,
                 "partSize must be between 1Mi and 1Gi",
+            ),
+            (
+                "!has(self.bandwidthLimit) || quantity(string(self.bandwidthLimit)).compareTo(quantity('1Ki')) >= 0",
+                "bandwidthLimit must be at least 1Ki; remove it for no limit",
             ),
         )
     )
@@ -272,7 +298,7 @@ class LoaderSettings(ApiModel):
         default=None, description="Size of one request, 1Mi to 1Gi; absent: the loader chooses (about 16Mi)."
     )
     bandwidth_limit: Quantity | None = Field(
-        default=None, description="Maximum bytes per second of one loader; absent: no limit."
+        default=None, description="Maximum bytes per second of one loader, at least 1Ki; absent: no limit."
     )
     timeout: Duration = Field(default="1h", description="Time after which a load fails and is retried; at least 10s.")
 

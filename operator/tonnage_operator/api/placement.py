@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, Int64, validation_rules
+from tonnage_operator.api.base import ApiModel, Int64, LabelValue, validation_rules
 
 
 class PrewarmMode(enum.StrEnum):
@@ -117,8 +117,8 @@ class PlacementSpec(ApiModel):
         "that number of matching nodes is warmed.",
     )
     count: int | None = Field(default=None, ge=1, le=10000, description="With Count: number of nodes to keep warm.")
-    node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(
-        default=None, description="Labels that nodes must have to be warmed."
+    node_selector: dict[str, LabelValue] | None = Field(
+        default=None, max_length=50, description="Labels that nodes must have to be warmed."
     )
     node_affinity: NodeSelector | None = Field(
         default=None, description="Further requirements on nodes, in the format of required node affinity in a pod."

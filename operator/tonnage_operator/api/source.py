@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, DnsName, KeyReference, validation_rules
+from tonnage_operator.api.base import ApiModel, DnsName, KeyReference, sentence, validation_rules
 
 
 class AddressingStyle(enum.StrEnum):
@@ -53,6 +53,7 @@ class S3Location(ApiModel):
         min_length=3,
         max_length=255,
         pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*[a-zA-Z0-9]$",
+        json_schema_extra=sentence("bucket is the bucket's name alone; what follows it in an s3:// URL is the prefix"),
         description="Name of the bucket.",
     )
     prefix: str | None = Field(
@@ -67,6 +68,10 @@ class S3Location(ApiModel):
         default=None,
         max_length=1024,
         pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        json_schema_extra=sentence(
+            "endpoint is a URL such as https://s3.example.com:9000, without user, password and query string; "
+            "keys belong into the Secret of spec.credentials.secretRef"
+        ),
         description="URL of the S3 server, without credentials or query string; absent: AWS.",
     )
     region: str | None = Field(
@@ -74,6 +79,7 @@ class S3Location(ApiModel):
         min_length=1,
         max_length=64,
         pattern=r"^[a-z0-9-]+$",
+        json_schema_extra=sentence("region is a name such as eu-central-1"),
         description="Region for signing requests; absent: the region in the loader's environment, or us-east-1.",
     )
     addressing_style: AddressingStyle = Field(
@@ -90,7 +96,17 @@ class S3Location(ApiModel):
     )
 
 
-HttpUrl = Annotated[str, Field(max_length=2048, pattern=r"^https?://[^/?#@\s]+/[^?#@\s]+$")]
+HttpUrl = Annotated[
+    str,
+    Field(
+        max_length=2048,
+        pattern=r"^https?://[^/?#@\s]+/[^?#@\s]+$",
+        json_schema_extra=sentence(
+            "a public URL has no user, password and query string; put presigned URLs into a Secret and set "
+            "source.http.urlsFrom"
+        ),
+    ),
+]
 
 
 class HttpLocation(ApiModel):
