@@ -6,6 +6,7 @@ on the descriptor that is its first argument.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import json
@@ -163,9 +164,22 @@ def generate(
     )
     completions = [output.outputs[0] for output in outputs]
     return {
+        "locked": _is_locked(Path(model).parent / ".tonnage/use.lock"),
         "tokens": [list(each.token_ids) for each in completions],
         "logprobs": [[next(iter(step.values())).logprob for step in each.logprobs] for each in completions],
     }
+
+
+def _is_locked(path: Path) -> bool:
+    """Returns whether a process, this one included, holds an entry's lock; false outside an entry."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _fork_workers() -> None:
