@@ -72,6 +72,20 @@ def has_computed_buffers_elsewhere(
     )
 
 
+def foreign_sources(manifest: Manifest, resolved: ResolvedRevision) -> list[SourceRecord]:
+    """Returns the objects of an entry that are not in the revision, so that the store was not asked about them."""
+    known = {
+        (source.place, pin.key, pin.size, pin.etag, pin.version_id)
+        for source in resolved.sources
+        for pin in source.objects
+    }
+    return [
+        record
+        for record in manifest.sources
+        if (record.place, record.key, record.size, record.etag, record.version_id) not in known
+    ]
+
+
 def missing_objects(manifest: Manifest | None, resolved: ResolvedRevision) -> Sequence[ResolvedObject]:
     """Returns the objects that are not in the entry."""
     return [item for item in resolved.objects if manifest is None or find_source_record(manifest, item) is None]

@@ -20,7 +20,13 @@ from tonnage.errors import (
     TonnageError,
     escape_unprintable,
 )
-from tonnage.loading.cache_hit import Shortfall, find_shortfall, has_computed_buffers_elsewhere, recorded_pins
+from tonnage.loading.cache_hit import (
+    Shortfall,
+    find_shortfall,
+    foreign_sources,
+    has_computed_buffers_elsewhere,
+    recorded_pins,
+)
 from tonnage.planning.file_names import is_own_file
 from tonnage.source.resolve import resolve
 
@@ -121,6 +127,17 @@ def _deadline(plan: Plan, started: float) -> float | None:
 def _check_digest(plan: Plan, resolved: ResolvedRevision) -> None:
     if plan.expected_digest and plan.expected_digest != resolved.digest:
         raise DigestMismatch(f"The source has digest {resolved.digest}; {plan.expected_digest} was expected.")
+
+
+def _check_sources(entry: Entry, manifest: Manifest, resolved: ResolvedRevision) -> None:
+    """Checks that an entry of the revision shows only objects of the revision, about which the store was asked.
+
+    Raises:
+        CacheDamaged: It doesn't.
+    """
+    foreign = foreign_sources(manifest, resolved) if manifest.digest == resolved.digest else []
+    if foreign:
+        raise CacheDamaged(f"{entry.path} lists {foreign[0].key!r}, which is not in revision {resolved.revision}.")
 
 
 class _Load:
@@ -228,6 +245,7 @@ class _Load:
             if manifest is None or manifest.digest != resolved.digest:
                 return None
             entry.check_files(manifest)
+            _check_sources(entry, manifest, resolved)
             if self._has_computed_buffers_elsewhere(entry, manifest):
                 return None
         except CacheDamaged:
@@ -332,6 +350,7 @@ class _Load:
             manifest = entry.read_manifest()
             if manifest is not None:
                 entry.check_files(manifest)
+                _check_sources(entry, manifest, resolved)
                 elsewhere = self._has_computed_buffers_elsewhere(entry, manifest)
         except CacheDamaged as error:
             commit.clear(entry)
