@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ from operator_support import objects
 from tonnage import contract
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
+from tonnage_operator.controller import metrics_recorder
 from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 from tonnage_operator.domain.observed import held_entries
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries, parse_held_entries
+from tonnage_operator.domain.observed.job_results import Failure
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 from tonnage_operator.kube.store import Store
 from tonnage_operator.webhook.admission_handler import InvalidReview, parse_review
@@ -29,7 +33,7 @@ Body = dict[str, Any]
 DEEP = "[" * 20_000
 ANNOTATIONS = (
     names.ATTEMPT, names.BYTES, names.MEDIUM, names.NODE, names.CACHE_KEY, names.SOURCE_HASH, names.CAUSE,
-    names.BOOT_ID, names.ROUND, names.MODEL_REF, names.ENTRIES,
+    names.BOOT_ID, names.ROUND, names.MODEL_REF, names.ENTRIES, names.SIGNATURE, names.ADMISSION,
 )  # fmt: skip
 LABELS = (names.ROLE, names.MODEL_UID)
 ODD = (DEEP, "-1", "9" * 30, "1e9", "\u0661", "[[]]", "{}", "null", "\ud800")
@@ -148,3 +152,47 @@ def test_deep_or_undecodable_text_is_an_invalid_document(decode: Callable[[bytes
 def test_deep_or_undecodable_text_is_an_invalid_review(data: bytes) -> None:
     with pytest.raises(InvalidReview):
         parse_review(data)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bytes": 10**30},
+        {"bytes": -1},
+        {"seconds": 1e300},
+        {"reason": "x y"},
+        {"reason": "x" * 5000},
+        {"verified": "\n"},
+        {"entry": "x" * 5000},
+        {"medium": {"filesystem": "tmpfs", "capacity_bytes": 10**30}},
+        {"medium": {"filesystem": "tmpfs", "free_bytes": -1}},
+        {"progress": {"phase": "loading", "loaded_bytes": 2**63}},
+        {"resolved": [{"place": "models", "objects": [{"key": "k" * 5000, "size": 1}]}]},
+        {"resolved": [{"place": "models", "objects": [{"key": "k", "size": 2**63}]}]},
+    ],
+    ids=str,
+)
+def test_a_report_that_no_status_could_hold_is_invalid(fields: Body) -> None:
+    text = json.dumps({"schema_version": 1, **fields})
+    with pytest.raises(InvalidPlan):
+        contract.decode_report(text)
+
+
+def test_a_list_of_objects_with_more_bytes_than_a_number_holds_is_refused() -> None:
+    pins = tuple(contract.ObjectPin(key=f"llama/{index}.tensors", size=2**63 - 1, etag="e") for index in range(2))
+    honest = objects.resolved_report()
+    assert honest.resolved
+    place = honest.resolved[0].place
+    report = contract.Report(
+        kind=contract.ReportKind.RESOLVED,
+        digest=contract.revision_digest((place, pin) for pin in pins),
+        resolved=(contract.ResolvedSource(place=place, objects=pins),),
+    )
+    found = parse_resolve_report(report, objects.modelweights(), now="2026-01-01T00:00:00Z")
+    assert isinstance(found, Failure)
+    assert "impossible" in found.message
+
+
+def test_reasons_that_no_loader_has_make_no_metric_series() -> None:
+    assert metrics_recorder._known_reason("AccessDenied") == "AccessDenied"
+    assert {metrics_recorder._known_reason(f"Invented{index}") for index in range(100)} == {"Other"}

@@ -69,6 +69,14 @@ def unreadable_objects(harness: OperatorHarness) -> Iterator[None]:
         harness.plane.request("DELETE", f"{path}/unreadable")
 
 
+def _ignored_kinds(harness: OperatorHarness) -> set[str]:
+    """Returns the kinds of the unreadable objects that have an event, once both have one."""
+    items = harness.plane.request("GET", "/api/v1/namespaces/default/events")["items"]
+    about = [each["involvedObject"] for each in items if each["reason"] == "Ignored"]
+    found = {each["kind"] for each in about if each["name"] == "unreadable"}
+    return found if len(found) == 2 else set()
+
+
 @pytest.mark.usefixtures("unreadable_objects", "fake_loaders")
 def test_unreadable_objects_of_a_tenant_stop_neither_a_running_nor_a_starting_controller(
     harness: OperatorHarness,
@@ -76,6 +84,7 @@ def test_unreadable_objects_of_a_tenant_stop_neither_a_running_nor_a_starting_co
     harness.add_nodes("a")
     harness.create()
     harness.wait_for_condition("Warm")
+    assert eventually(lambda: _ignored_kinds(harness)) == {"Job", "Pod"}, "their owners can see why"
     with ControllerThread(admin_client_config(harness.plane), make_installation()) as fresh:
         assert fresh.call_in_loop(fresh.app.ready.is_set)
         assert fresh.call_in_loop(lambda: fresh.app.state.jobs.unreadable) == 1
@@ -94,7 +103,7 @@ def test_a_missing_bucket_is_reported_with_a_remedy_and_other_objects_continue(
     harness.wait_for_condition("Resolved", "False", "BucketNotFound")
     assert harness.condition("Ready") == ("False", "BucketNotFound")
     (resolved,) = [each for each in harness.status()["conditions"] if each["type"] == "Resolved"]
-    assert "There is no bucket models. Check the bucket's name" in resolved["message"]
+    assert "There is no bucket models. Check bucket, endpoint and region" in resolved["message"]
     assert harness.condition("Ready", "fine") == ("True", "Warm")
     assert harness.event_reasons().count("BucketNotFound") >= 1
     fake_loaders.resolve_failure = None
