@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demo_cluster.manifests import quickstart
 from e2e_support.e2e_cluster import BUCKET, E2ECluster
@@ -22,7 +22,26 @@ if TYPE_CHECKING:
     from local_cluster.cluster import Cluster
 
 PREFIX = "quickstart/"
-_INSTALL = "helm upgrade --install tonnage charts/tonnage -n tonnage-system --create-namespace --wait"
+_SMALL_REQUESTS = {f"{part}.resources.requests.cpu": "10m" for part in ("loader", "controller", "webhook")}
+"""Values that differ from the chart's defaults, so that all pods fit on a node with two cores. They are printed."""
+
+
+def install_command() -> str:
+    """Returns the command that installs what `install` installs."""
+    changes = " ".join(f"--set {name}={value}" for name, value in _SMALL_REQUESTS.items())
+    return f"helm upgrade --install tonnage charts/tonnage -n tonnage-system --create-namespace --wait {changes}"
+
+
+def install_values() -> dict[str, Any]:
+    """Returns the values of that command."""
+    values: dict[str, Any] = {}
+    for name, value in _SMALL_REQUESTS.items():
+        *above, last = name.split(".")
+        inner = values
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return values
 
 
 def start_demo_cluster(folder: Path, work: Path, *, small: bool) -> None:
@@ -39,6 +58,12 @@ def start_demo_cluster(folder: Path, work: Path, *, small: bool) -> None:
     upload_model(site, work / "model", "v1", PREFIX, small=small)
     manifest = folder / "quickstart.yaml"
     manifest.write_text(quickstart(site, PREFIX))
+    keys = folder / "s3-admin.env"
+    keys.touch(mode=0o600)
+    keys.write_text(
+        f"export AWS_ENDPOINT_URL={site.storage.endpoint} AWS_REGION=us-east-1\n"
+        f"export AWS_ACCESS_KEY_ID={site.storage.access_key} AWS_SECRET_ACCESS_KEY={site.storage.secret_key}\n"
+    )
     print(f"""
 Tonnage is installed, and s3://{BUCKET}/{PREFIX} has a model. Try it in a shell:
 
@@ -46,7 +71,12 @@ Tonnage is installed, and s3://{BUCKET}/{PREFIX} has a model. Try it in a shell:
   kubectl apply -f {manifest}
   kubectl get mw,pods -n quickstart -w
 
-The manifest is examples/quickstart.yaml with this cluster's bucket and keys.
+The manifest is examples/quickstart.yaml with this cluster's bucket and keys. To try a model of your own, upload its
+folder with any S3 client, and set the prefix in the manifest:
+
+  . {keys}
+  aws s3 cp --recursive my-model/ s3://{BUCKET}/my-model/
+
 `make demo-cluster` runs the demo on this cluster; `make cluster-down` removes it with all its data.""")
 
 
@@ -74,8 +104,8 @@ def install(cluster: Cluster, work: Path, images: Images) -> E2ECluster:
         site.s3_client.exceptions.BucketAlreadyOwnedByYou, site.s3_client.exceptions.BucketAlreadyExists
     ):
         site.s3_client.create_bucket(Bucket=BUCKET)
-    print(f"    $ {_INSTALL}", flush=True)
-    site.release.install()
+    print(f"    $ {install_command()}", flush=True)
+    site.release.install(install_values(), base={})
     return site
 
 

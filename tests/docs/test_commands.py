@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from support.markdown import CodeBlock
 
 PROGRAMS = {
-    "cat", "cd", "curl", "export", "git", "helm", "jq", "kubectl", "ls", "make", "mount", "pip", "python", "python3",
-    "tail", "tonnage", "tonnage-operator", "umount", "vllm",
+    ".", "aws", "cat", "cd", "curl", "docker", "export", "git", "hack/images/build.py", "helm", "jq", "kubectl", "ls",
+    "make", "mount", "pip", "python", "python3", "tail", "tonnage", "tonnage-operator", "umount", "vllm",
 }  # fmt: skip
 """Programs that commands may use. Add a new program deliberately."""
 

@@ -42,9 +42,9 @@ class HelmRelease:
         """Returns the arguments of an installation; without ``chart`` its path is relative to the repository."""
         return [NAME, str(chart or CHART.relative_to(ROOT)), "-n", NAMESPACE, "--create-namespace"]
 
-    def install(self, changes: Values | None = None, *, chart: Path = CHART) -> str:
+    def install(self, changes: Values | None = None, *, chart: Path = CHART, base: Values = _TEST_VALUES) -> str:
         """Installs or upgrades, waits until ready, and returns Helm's output; empty if nothing changed."""
-        values = deep_merge(_TEST_VALUES, changes or {})
+        values = deep_merge(base, changes or {})
         if self._installed == (values, chart):
             return ""
         path = self._e2e.folder / "values.yaml"
