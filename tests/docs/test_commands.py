@@ -60,7 +60,7 @@ def lines(block: CodeBlock) -> list[str]:
     if block.language in SHELLS:
         return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if block.language == "":
-        return [line for line in text.splitlines() if line.split(" ")[0] in PROGRAMS - {"tonnage"}]
+        return [line for line in text.splitlines() if line.split(" ")[0] in PROGRAMS - {"tonnage", "docker"}]
     return []
 
 
