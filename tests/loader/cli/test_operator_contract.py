@@ -27,6 +27,7 @@ from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
+from tonnage_operator.domain.observed.held_entries import sign_held_entries
 from tonnage_operator.domain.observed.node import parse_node
 from tonnage_operator.domain.specs import jobs
 from tonnage_operator.http_server import serve
@@ -108,7 +109,7 @@ class OperatorStub:
                 "uid": uid,
                 "namespace": job["metadata"]["namespace"],
                 "resourceVersion": "1",
-                "ownerReferences": [{"kind": "Job", "uid": stored["metadata"]["uid"]}],
+                "ownerReferences": [{"kind": "Job", "uid": stored["metadata"]["uid"], "controller": True}],
             },
             "spec": {**template["spec"], "nodeName": "node-1"},
         })  # fmt: skip
@@ -183,6 +184,9 @@ class OperatorStub:
                "spec": {"containers": [{"name": "server", "image": "vllm"}], "nodeName": "node-1"}}  # fmt: skip
         request = parse_annotations(pod_annotations, namespace="serving")
         made = inject(pod, (resolve_injected_model(request.models[0], weights, ()),), request, self.installation)
+        made["metadata"]["annotations"] |= sign_held_entries(
+            made["metadata"], namespace="serving", review_uid="review", keys=self.installation.signing
+        )
         made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1"}
         self.add_pod(made)
         self.token("pod-server-0")
