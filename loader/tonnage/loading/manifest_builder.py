@@ -159,8 +159,8 @@ def merge_manifests(
 
     A file of both, which Tonnage generated, is the new one.
     """
-    new_paths = {file.path for file in new.files}
-    kept = [number for number, file in enumerate(old.files) if file.path not in new_paths]
+    generated = {file.path for file in new.files if file.kind == "index"}
+    kept = [number for number, file in enumerate(old.files) if file.kind != "index" or file.path not in generated]
     new_number = {number: at for at, number in enumerate(kept)}
     old_tensors = tuple(
         tensor if tensor.file < 0 else msgspec.structs.replace(tensor, file=new_number[tensor.file])
