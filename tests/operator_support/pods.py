@@ -57,7 +57,9 @@ def delete_pod(harness: OperatorHarness, pod: dict[str, Any]) -> None:
 
 
 def init_container_names(pod: dict[str, Any]) -> list[str]:
-    return [each["name"] for each in pod["spec"].get("initContainers") or ()]
+    """Returns the names of a pod's init containers, without the holders that stay beside loaders."""
+    found = [each["name"] for each in pod["spec"].get("initContainers") or ()]
+    return [name for name in found if not name.startswith(names.HOLDER_CONTAINER)]
 
 
 def revision_of(pod: dict[str, Any]) -> str:

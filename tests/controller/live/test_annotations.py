@@ -59,7 +59,7 @@ def test_one_model_is_mounted_read_only_into_all_containers_with_variables_and_a
             "TONNAGE_REVISION": revision,
             "TONNAGE_REVISION_LLAMA": revision,
         }
-    (loader,) = pod["spec"]["initContainers"]
+    loader = pod["spec"]["initContainers"][0]
     assert "readOnly" not in mounts(loader)[f"/cache/{revision}"]
     annotations = pod["metadata"]["annotations"]
     assert annotations[names.REVISION] == f"llama={revision}"
@@ -96,24 +96,24 @@ def test_ranks_form_and_resources_are_taken_from_the_annotations(model: Operator
     create_resolved_model(model, {"files": {"ranks": {"pattern": "model-%d.tensors"}}}, name="sharded")
     annotations = {"form": "Init", "loader_cpu": "250m", "loader_memory": "1Gi"}
     pod = create_admitted_pod(model, model="sharded", ranks="0-1", **annotations)
-    (loader,) = pod["spec"]["initContainers"]
+    loader = pod["spec"]["initContainers"][0]
     ranks = plan(loader).files.ranks
     assert ranks
     assert ranks.wanted == (0, 1)
     assert "restartPolicy" not in loader
     assert loader["resources"]["requests"] == {"cpu": "250m", "memory": "1Gi"}
-    (loader,) = create_admitted_pod(model, form="sidecar")["spec"]["initContainers"]
-    assert loader["restartPolicy"] == "Always"
+    _, holder = create_admitted_pod(model, form="sidecar")["spec"]["initContainers"]
+    assert (holder["name"], holder["restartPolicy"]) == (names.HOLDER_CONTAINER, "Always")
 
 
 def test_a_pod_that_continues_after_a_failed_load_has_a_status_file_mounted(model: OperatorHarness) -> None:
     pod = create_admitted_pod(model, on_failure="continue")
-    (loader,) = pod["spec"]["initContainers"]
+    loader = pod["spec"]["initContainers"][0]
     assert loader["args"][loader["args"].index("--on-failure") + 1] == "continue"
     for container in pod["spec"]["containers"]:
         assert env(container)["TONNAGE_STATUS_FILE"] == "/models/.tonnage/llama/status"
         assert "/models/.tonnage/llama" in mounts(container)
-    (loader,) = create_admitted_pod(model, on_failure="fail")["spec"]["initContainers"]
+    loader = create_admitted_pod(model, on_failure="fail")["spec"]["initContainers"][0]
     assert "--on-failure" not in loader["args"]
 
 
@@ -143,7 +143,7 @@ def test_a_pod_with_run_as_non_root_is_valid_with_a_loader_that_runs_as_root(mod
     """Many charts set runAsNonRoot. Only the loader writes to host paths, so it keeps the administrator's user."""
     context = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
     pod = create_pod(model, securityContext=context, serviceAccountName="default")
-    (loader,) = pod["spec"]["initContainers"]
+    loader = pod["spec"]["initContainers"][0]
     assert (loader["securityContext"]["runAsUser"], loader["securityContext"]["runAsNonRoot"]) == (0, False)
     assert loader["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert pod["spec"]["securityContext"] == context

@@ -46,7 +46,7 @@ def test_an_annotated_pod_is_injected_and_valid(model: OperatorHarness) -> None:
 def test_the_loader_does_not_get_the_token_that_the_pod_has(model: OperatorHarness) -> None:
     pod = create_pod(model, automountServiceAccountToken=True)
     folder = "/var/run/secrets/kubernetes.io/serviceaccount"
-    (loader,) = pod["spec"]["initContainers"]
+    loader = pod["spec"]["initContainers"][0]
     (server,) = pod["spec"]["containers"]
     (own,) = [each["name"] for each in server["volumeMounts"] if each["mountPath"] == folder]
     (shadow,) = [each["name"] for each in loader["volumeMounts"] if each["mountPath"] == folder]
