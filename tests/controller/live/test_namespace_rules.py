@@ -141,7 +141,7 @@ def test_pods_of_jobs_never_reach_the_webhook(model: OperatorHarness, webhook: W
     }
     model.plane.request("POST", f"/api/v1/namespaces/{model.namespace}/pods", body)
     assert admissions() == before
-    assert init_container_names(create_pod(model)) == [names.LOADER_CONTAINER]
+    assert names.LOADER_CONTAINER in init_container_names(create_pod(model))
     assert admissions() > before
 
 
