@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trustme
-import yaml
 
 from local_cluster import credentials
 from operator_support.control_plane import PYTHONPATH
-from operator_support.harness import make_installation
+from operator_support.harness import write_installation
 from operator_support.stalled_connections import StalledConnections
 from operator_support.waiting import eventually
 from support.ports import free_ports
@@ -51,10 +50,9 @@ class Process:
         self.client_context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
         url = f"https://127.0.0.1:{closed_port}"
         credentials.write_kubeconfig(folder / "kubeconfig", url=url, ca_file=folder / "ca.crt", token="t")
-        config = make_installation().model_dump(mode="json", by_alias=True)
-        (folder / "installation.yaml").write_text(yaml.safe_dump(config))
+        installation = write_installation(folder)
         arguments = {
-            "config": folder / "installation.yaml", "kubeconfig": folder / "kubeconfig", "host": "127.0.0.1",
+            "config": installation, "kubeconfig": folder / "kubeconfig", "host": "127.0.0.1",
             "port": self.port, "health-port": self.health_port, "tls-cert": folder / "tls.crt",
             "tls-key": folder / "tls.key",
         }  # fmt: skip
