@@ -14,7 +14,8 @@ import msgspec
 from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject, build_blueprint
+from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.tied_weights import find_tied
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecor
 from tonnage.cache.partial import create_partial
 from tonnage.contract import Layout, Verify
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject, build_blueprint
+from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.blueprint_builder import build_blueprint
 
 if TYPE_CHECKING:
     import ctypes

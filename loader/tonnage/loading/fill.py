@@ -20,7 +20,7 @@ from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, Insuffici
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import read_indexes
-from tonnage.planning.blueprint import Blueprint, build_blueprint
+from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.source.presigned_refresh import refresh_targets
 from tonnage.source.request_target import STALL_SECONDS
 from tonnage.transfer.concurrency import choose_concurrency
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tonnage.cache.manifest import Manifest
     from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan, Progress
+    from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedRevision
     from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange, TransferResult
 

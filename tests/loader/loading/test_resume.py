@@ -12,7 +12,7 @@ from support.tensors_writer import RawTensor, build_tensors_file
 from tonnage.contract import Layout
 from tonnage.format.tensor_names import KIND_BUFFER
 from tonnage.loading.resume import valid_records
-from tonnage.planning.blueprint import build_blueprint
+from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.segments import SpanRole
 from tonnage.transfer.transfer_spec import FetchedRange
 

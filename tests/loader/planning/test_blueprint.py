@@ -13,7 +13,8 @@ from support.tensors_corpus import CorpusFile, write_tensors_file
 from support.tensors_writer import raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision
-from tonnage.planning.blueprint import SourceObject, build_blueprint, segment_count
+from tonnage.planning.blueprint import SourceObject, segment_count
+from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.segments import SpanRole
 
 if TYPE_CHECKING:

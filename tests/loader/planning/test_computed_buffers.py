@@ -12,7 +12,8 @@ from tensorizer import TensorSerializer
 from support.blueprints import fill, source_object
 from tonnage.contract import ComputedBuffers, Layout
 from tonnage.format.safetensors import LENGTH_BYTES, parse_header
-from tonnage.planning.blueprint import NO_FILE, build_blueprint
+from tonnage.planning.blueprint import NO_FILE
+from tonnage.planning.blueprint_builder import build_blueprint
 
 if TYPE_CHECKING:
     from pathlib import Path

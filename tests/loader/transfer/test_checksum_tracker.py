@@ -12,7 +12,8 @@ from support.tensors_writer import build_tensors_file, raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import ChecksumMismatch, FormatDamaged
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject, build_blueprint
+from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.segments import SpanRole
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor
 

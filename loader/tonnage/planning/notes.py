@@ -1,0 +1,72 @@
+"""Words the notes about what a model's files hold, for the report."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tonnage.contract import Layout
+from tonnage.format.known_tensors import find_fused_experts, find_wrapper
+from tonnage.format.tensor_names import short_repr
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tonnage.format.tensors_index import TensorEntry
+    from tonnage.planning.blueprint import SourceObject
+
+VLLM_LOAD_FORMAT = "sharded_state"
+"""vLLM's load format for shards that have the tensors of its own modules."""
+
+
+def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
+    """Returns the note about buffers that are not in the shards: how many, and in which files."""
+    one = len(buffers) == 1
+    count = "1 buffer" if one else f"{len(buffers)} buffers"
+    name = ("" if one else "such as ") + short_repr(buffers[0].name)
+    where = paths[0] if len(paths) == 1 else f"{len(paths)} files such as {paths[0]}"
+    return (
+        f"{count} that engines compute themselves, {name}, {'is' if one else 'are'} in {where}, which engines don't "
+        "list, and not in the shards. `tonnage.open` reads both. To have all tensors in the shards, load with "
+        "--computed-buffers in-shards."
+    )
+
+
+def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
+    """Returns the note about files that vLLM serialized: what serves them, and with which flags."""
+    first = found[0]
+    what = f"{first.label} was" if len(found) == 1 else f"{len(found)} files, such as {first.label}, were"
+    flags = f"--load-format {VLLM_LOAD_FORMAT}"
+    if layout is Layout.TENSORIZER:
+        path = first.path
+        if first.rank is not None:
+            path = re.sub(r"\d+(?=\.tensors$)", lambda digits: f"%0{len(digits[0])}d", path)
+        flags = f'--load-format tensorizer --model-loader-extra-config \'{{"tensorizer_uri": "MODEL/{path}"}}\''
+    if first.rank is not None:
+        flags += " --tensor-parallel-size RANKS"
+    return (
+        f"{what} serialized by vLLM and has the tensors of its own modules, which transformers and other engines can't "
+        f"use. To serve: `vllm serve MODEL {flags}`, where MODEL is the folder of the entry's files; with Tonnage "
+        "installed beside vLLM also with --load-format tonnage."
+    )
+
+
+def names_notes(label: str, tensors: Sequence[TensorEntry]) -> list[str]:
+    """Returns notes about names that are not those of a checkpoint, because engines refuse or ignore such tensors."""
+    notes = []
+    wrapper = find_wrapper(tensors)
+    if wrapper is not None:
+        notes.append(
+            f"All names in {label} begin with {wrapper!r}, because a wrapped module was written. transformers fills a "
+            "model with random values instead, and other engines refuse it. Write the module inside of the wrapper, "
+            "`.module` or `._orig_mod`."
+        )
+    experts = find_fused_experts(tensors)
+    if experts:
+        notes.append(
+            f"{label} has fused experts, such as {short_repr(experts[0].name)}: names that transformers 5 uses in "
+            "memory, not in checkpoints. transformers reads them. vLLM reads them for some models, such as Qwen3-MoE, "
+            "and refuses others, such as Mixtral. For any engine, write the tensors that `save_pretrained` saves: "
+            "`write_state_dict(load_file('model.safetensors'))`."
+        )
+    return notes
