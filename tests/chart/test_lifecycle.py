@@ -279,6 +279,12 @@ def test_without_the_hook_an_uninstall_runs_nothing(helm_with_cluster: Helm, har
     assert _has_finalizer(harness)
 
 
+def _signing_keys(plane: ControlPlane) -> dict[str, str]:
+    secret = json.loads(plane.kubectl("get", "secret", "tonnage-signing", "-n", "tonnage-system", "-o", "json").stdout)
+    data: dict[str, str] = secret["data"]
+    return data
+
+
 def test_the_documented_commands_have_the_documented_effect(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
@@ -286,13 +292,18 @@ def test_the_documented_commands_have_the_documented_effect(
     text = "\n".join(block.text for block in code_blocks(page) if block.language == "console")
     commands = [shlex.split(line)[2:] for line in text.replace("\\\n", " ").splitlines() if line.startswith("$ helm ")]
     commands = [command for command in commands if command[0] != "test"]  # `helm test` needs a node: see tests/e2e
-    assert [command[0] for command in commands] == ["install", "upgrade", "uninstall", "upgrade", "uninstall"]
+    assert [command[0] for command in commands] == [
+        "install", "upgrade", "upgrade", "uninstall", "upgrade", "uninstall",
+    ]  # fmt: skip
 
     def run(command: list[str]) -> None:
         helm_with_cluster.run(*[str(CHART) if word == "charts/tonnage" else word for word in command])
 
-    install, upgrade, uninstall, prepare, wipe = commands
+    install, rotate, upgrade, uninstall, prepare, wipe = commands
     run(install)
+    before = _signing_keys(plane)
+    run(rotate)
+    assert _signing_keys(plane)["previous"] == before["current"] != _signing_keys(plane)["current"]
     _create_with_finalizer(harness)
     run(upgrade)
     run(uninstall)

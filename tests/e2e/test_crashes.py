@@ -10,7 +10,10 @@ import pytest
 from e2e_support import processes
 from operator_support.objects import get_condition
 from operator_support.waiting import eventually
+from tonnage.cache.journal import read_journal
 from tonnage.contract import Outcome
+from tonnage.loading.resume import decode_records
+from tonnage.transfer.transfer_spec import FetchedRange
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
@@ -27,11 +30,12 @@ WARMED_SLOWLY = {**SLOW, "placement": {"prewarm": "AllMatching"}}
 def wait_for_partial_load(model: Model) -> None:
     """Waits until a part of the model is on the node, and fails if any of it is visible."""
 
-    def written() -> int:
-        files = (model.entry_path() / ".tonnage" / "partial").rglob("*.safetensors")
-        return sum(512 * path.stat().st_blocks for path in files)
+    def recorded_bytes() -> int:
+        found = [read_journal(path) for path in (model.entry_path() / ".tonnage" / "partial").glob("*/journal")]
+        records = [record for each in found if each for record in decode_records(each.records)]
+        return sum(record.end - record.start for record in records if isinstance(record, FetchedRange))
 
-    eventually(lambda: written() > 16 << 20, timeout=60)
+    eventually(lambda: recorded_bytes() > 16 << 20, timeout=60)
     assert not model.visible_files(), "a partial entry is visible"
 
 
@@ -72,6 +76,7 @@ def restore_kubelet(e2e: E2ECluster) -> Iterator[None]:
     yield
     e2e.cluster.process("kubelet").restart()
     e2e.api.wait_for("Node", e2e.node, "", lambda node: get_condition(node, "Ready")[0] == "True", timeout=90)
+    e2e.release.wait_ready("webhook")
 
 
 @pytest.mark.usefixtures("restore_kubelet")

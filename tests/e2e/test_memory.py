@@ -81,7 +81,7 @@ def test_a_reboot_loses_entries_in_memory_and_keeps_those_on_disk(namespace: Nam
         "",
         lambda body: (
             body["status"]["bootID"] == node["status"]["nodeInfo"]["bootID"]
-            and {entry["name"] for entry in body["status"]["entries"] if entry["state"] == "Ready"}
+            and {entry["revision"] for entry in body["status"]["entries"] if entry["state"] == "Ready"}
             >= {memory.revision, disk.revision}
         ),
         timeout=90,

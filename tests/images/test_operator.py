@@ -27,6 +27,7 @@ media:
 defaultMedium: Memory
 sharing: Cluster
 loader: {image: "tonnage-loader:0.1.0", uid: 0}
+signingFolder: .
 reports: {url: "https://tonnage-controller.tonnage-system.svc:8443/v1/reports"}
 """
 KUBECONFIG = {
@@ -47,6 +48,7 @@ def configuration(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "installation.yaml").write_text(INSTALLATION)
     (folder / "kubeconfig").write_text(json.dumps(KUBECONFIG))
+    (folder / "current").write_text("k" * 64)
     folder.chmod(0o755)
     return folder
 

@@ -77,11 +77,21 @@ def test_what_is_planted_in_a_list_of_urls_appears_nowhere(tmp_path: Path, plant
     assert_hidden(folder, result)
 
 
-@pytest.mark.parametrize("variable", SECRET_VARIABLES)
-@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED.keys())
+def is_address(variable: str, planted: str) -> bool:
+    """Returns whether the value is the address of a store, which is no secret."""
+    return variable.startswith("AWS_ENDPOINT_URL") and planted.startswith("http://127")
+
+
+@pytest.mark.parametrize(
+    ("variable", "planted"),
+    [
+        pytest.param(variable, planted, id=f"{variable}-{kind}")
+        for variable in SECRET_VARIABLES
+        for kind, planted in PLANTED.items()
+        if not is_address(variable, planted)
+    ],
+)
 def test_what_is_planted_in_a_variable_appears_nowhere(tmp_path: Path, variable: str, planted: str) -> None:
-    if variable.startswith("AWS_ENDPOINT_URL") and planted.startswith("http://127"):
-        pytest.skip("the address of a store is no secret")
     source = {
         "kind": "s3",
         "bucket": "b",
