@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from native import build_hook
+from support.attach_fixture_types import FILE_BYTES
 from support.cpu_engine import CpuEngine
 from tonnage.attach import CopyOptions
+from tonnage.attach.files.source_file import SourceFile
 from tonnage.attach.native.library import load_library
 from tonnage.attach.weights import open_path
 from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable, commit
@@ -35,6 +38,21 @@ if TYPE_CHECKING:
 
 SMALL_BUFFERS = CopyOptions(threads=3, slots=2, slot_bytes=64 << 10, group_bytes=1 << 20)
 """Buffers so small that even small tensors need many chunks."""
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    """``FILE_BYTES`` random bytes."""
+    return random.Random(1).randbytes(FILE_BYTES)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[SourceFile]:
+    """An open file that has the bytes of ``data``."""
+    path = tmp_path_factory.mktemp("read") / "file"
+    path.write_bytes(data)
+    with SourceFile(path) as opened:
+        yield opened
 
 
 def _source_object(path: Path, rank: int | None, name: str | None = None) -> SourceObject:

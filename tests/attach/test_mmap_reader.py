@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import shutil
 import tempfile
 import threading
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.attach_fixture_types import FILE_BYTES
 from tonnage.attach.copy import mmap_reader
 from tonnage.attach.copy import reader as reader_module
 from tonnage.attach.copy.chunks import pack_groups, split_group
@@ -32,26 +32,11 @@ if TYPE_CHECKING:
 
     from support.attach_fixture_types import Attach, LoadWithWorkers, TensorsEqual
 
-SIZE = 3 << 20
 
-
-@pytest.fixture(scope="module")
-def data() -> bytes:
-    return random.Random(2).randbytes(SIZE)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[SourceFile]:
-    path = tmp_path_factory.mktemp("mapped") / "file"
-    path.write_bytes(data)
-    with SourceFile(path) as opened:
-        yield opened
-
-
-@given(start=st.integers(0, SIZE - 1), length=st.integers(1, SIZE))
+@given(start=st.integers(0, FILE_BYTES - 1), length=st.integers(1, FILE_BYTES))
 def test_any_range_arrives(file: SourceFile, data: bytes, start: int, length: int) -> None:
-    length = min(length, SIZE - start)
-    buffer = StagingBuffer(SIZE)
+    length = min(length, FILE_BYTES - start)
+    buffer = StagingBuffer(FILE_BYTES)
     mappings = ThreadMappings([file])
     mappings.read(0, start, length, buffer.address)
     mappings.release_page_tables()
@@ -59,10 +44,10 @@ def test_any_range_arrives(file: SourceFile, data: bytes, start: int, length: in
 
 
 def test_page_tables_are_freed_and_the_data_stays_readable(file: SourceFile, data: bytes) -> None:
-    buffer = StagingBuffer(SIZE)
+    buffer = StagingBuffer(FILE_BYTES)
     mappings = ThreadMappings([file])
-    mappings.read(0, 0, SIZE, buffer.address)
-    assert resident(file) == SIZE // 1024
+    mappings.read(0, 0, FILE_BYTES, buffer.address)
+    assert resident(file) == FILE_BYTES // 1024
     mappings.release_page_tables()
     assert resident(file) == 0
     mappings.read(0, 5, 100, buffer.address)
@@ -96,7 +81,7 @@ def test_a_file_that_became_shorter_is_an_error_and_no_crash(tmp_path: Path) -> 
 @pytest.fixture
 def cold(tmp_path: Path) -> Iterator[SourceFile]:
     path = tmp_path / "cold"
-    path.write_bytes(os.urandom(SIZE))
+    path.write_bytes(os.urandom(FILE_BYTES))
     with SourceFile(path) as file:
         os.fsync(file.descriptor)
         os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -105,11 +90,11 @@ def cold(tmp_path: Path) -> Iterator[SourceFile]:
 
 def test_what_is_in_memory_is_known_without_reading_it(cold: SourceFile) -> None:
     mappings = ThreadMappings([cold])
-    if mappings.is_resident(0, 0, SIZE):
+    if mappings.is_resident(0, 0, FILE_BYTES):
         pytest.skip("this file system doesn't drop pages")
-    assert not mappings.is_resident(0, 1 << 20, SIZE - (1 << 20)), "the check has read the pages"
-    os.pread(cold.descriptor, SIZE, 0)
-    assert mappings.is_resident(0, 0, SIZE)
+    assert not mappings.is_resident(0, 1 << 20, FILE_BYTES - (1 << 20)), "the check has read the pages"
+    os.pread(cold.descriptor, FILE_BYTES, 0)
+    assert mappings.is_resident(0, 0, FILE_BYTES)
     assert mappings.is_resident(0, 4097, 4096)
 
 
@@ -164,15 +149,15 @@ def test_copy_workers_read_what_they_cannot_map(
 
 def test_each_thread_has_a_mapping_of_its_own_that_outlives_it(file: SourceFile, data: bytes) -> None:
     mappings = ThreadMappings([file])
-    buffer = StagingBuffer(SIZE)
-    threads = [threading.Thread(target=mappings.read, args=(0, 0, SIZE, buffer.address)) for _ in range(3)]
+    buffer = StagingBuffer(FILE_BYTES)
+    threads = [threading.Thread(target=mappings.read, args=(0, 0, FILE_BYTES, buffer.address)) for _ in range(3)]
     for thread in threads:
         thread.start()
         thread.join()
-    assert resident(file) == 3 * SIZE // 1024
+    assert resident(file) == 3 * FILE_BYTES // 1024
     mappings.release_page_tables()
     assert resident(file) == 0
-    assert buffer.view[:SIZE] == data
+    assert buffer.view[:FILE_BYTES] == data
 
 
 def test_a_quarter_of_the_chunks_is_mapped_until_the_ways_were_compared(
@@ -181,7 +166,7 @@ def test_a_quarter_of_the_chunks_is_mapped_until_the_ways_were_compared(
     monkeypatch.setattr(reader_module, "is_memory_backed", lambda _: True)
     reader = ChunkReader([file])
     chunks = 0
-    size = SIZE // 300
+    size = FILE_BYTES // 300
     records = [TensorInfo(str(n), (str(n),), "uint8", 1, (size - 7,), 0, n * size + 3, size - 7) for n in range(300)]
     buffer = StagingBuffer(64 << 10)
     scratch = memoryview(bytearray(64 << 10))

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import ctypes
-import random
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -20,18 +19,17 @@ from tonnage.attach import CopyOptions, DeviceFailed
 from tonnage.attach.copy import worker_choice
 from tonnage.attach.copy.chunks import pack_groups
 from tonnage.attach.copy.native_workers import NativeWorkers
-from tonnage.attach.files.source_file import SourceFile
 from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.attach.native import library as native
 from tonnage.errors import CacheDamaged, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from support.attach_fixture_types import Attach, LoadWithWorkers, TensorsEqual
     from support.tensors_corpus import CorpusFile
     from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.files.source_file import SourceFile
 
 KIB, MIB = 1 << 10, 1 << 20
 SMALL = CopyOptions(
@@ -43,7 +41,6 @@ OPTIONS = {
     "many slots": CopyOptions(threads=7, ring_slots=9, ring_slot_bytes=128 * KIB, piece_bytes=4 * KIB, direct="never"),
     "defaults": CopyOptions(direct="never"),
 }
-SIZE = 3 << 20
 
 
 @pytest.fixture(autouse=True)
@@ -96,19 +93,6 @@ def test_tensorizers_files_arrive_bit_for_bit(
     found = load_with_workers(attach(file.path, options=SMALL, engine=HostEngine()))
     for keys, tensor in file.tensors.items():
         assert tensors_equal(found[file.flat_names[keys]], tensor), keys
-
-
-@pytest.fixture(scope="module")
-def data() -> bytes:
-    return random.Random(1).randbytes(SIZE)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[SourceFile]:
-    path = tmp_path_factory.mktemp("read") / "file"
-    path.write_bytes(data)
-    with SourceFile(path) as opened:
-        yield opened
 
 
 def run(

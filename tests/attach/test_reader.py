@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.attach_fixture_types import FILE_BYTES
 from tonnage.attach.copy.chunks import pack_groups, split_group
 from tonnage.attach.copy.reader import DIRECT_IO_ALIGNMENT, ChunkReader
 from tonnage.attach.copy.staging import HUGE_PAGE, StagingBuffer
@@ -18,26 +18,10 @@ from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from typing import Literal
 
     Direct = Literal["auto", "never", "always"]
-
-SIZE = 3 << 20
-
-
-@pytest.fixture(scope="module")
-def data() -> bytes:
-    return random.Random(1).randbytes(SIZE)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[SourceFile]:
-    path = tmp_path_factory.mktemp("read") / "file"
-    path.write_bytes(data)
-    with SourceFile(path) as opened:
-        yield opened
 
 
 def arrive(reader: ChunkReader, records: list[TensorInfo], chunk_bytes: int) -> dict[str, bytes]:
@@ -69,7 +53,7 @@ def test_extents_are_read_at_any_offset(
         at += gap
         records.append(TensorInfo(str(number), (str(number),), "uint8", 1, (length,), 0, at, length))
         at += length
-    assert at <= SIZE
+    assert at <= FILE_BYTES
     reader = ChunkReader([file], direct=direct)
     found = arrive(reader, records, chunk_bytes)
     reader.close()
@@ -79,7 +63,7 @@ def test_extents_are_read_at_any_offset(
 @pytest.mark.parametrize("start", [0, 1, 4095, 4096, 100_003])
 def test_direct_reads_reach_the_end_of_the_file(file: SourceFile, data: bytes, start: int) -> None:
     reader = ChunkReader([file], direct="always")
-    record = TensorInfo("all", ("all",), "uint8", 1, (SIZE - start,), 0, start, SIZE - start)
+    record = TensorInfo("all", ("all",), "uint8", 1, (FILE_BYTES - start,), 0, start, FILE_BYTES - start)
     assert arrive(reader, [record], 4 << 20)["all"] == data[start:]
     reader.close()
 
@@ -90,7 +74,7 @@ def test_a_cold_file_is_read_correctly(tmp_path: Path, data: bytes) -> None:
     with SourceFile(path) as file:
         os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         reader = ChunkReader([file])
-        record = TensorInfo("all", ("all",), "uint8", 1, (SIZE - 77,), 0, 77, SIZE - 77)
+        record = TensorInfo("all", ("all",), "uint8", 1, (FILE_BYTES - 77,), 0, 77, FILE_BYTES - 77)
         assert arrive(reader, [record], 1 << 20)["all"] == data[77:]
         reader.close()
 

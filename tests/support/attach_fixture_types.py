@@ -1,9 +1,9 @@
-"""Types of fixtures in ``tests/attach`` that return functions."""
+"""Types of fixtures in ``tests/attach`` that return functions, and the size of one that is a file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tonnage.attach.device.engine import Engine
     from tonnage.attach.progress import Progress
     from tonnage.cache import Entry
+
+FILE_BYTES: Final = 3 << 20
+"""Size of the fixture ``file``."""
 
 TensorsEqual = Callable[[torch.Tensor, torch.Tensor], bool]
 
