@@ -4,6 +4,7 @@ Both are JSON with snake_case keys. Unknown fields are ignored, so that consecut
 schema version is rejected. The operator imports only this package and ``tonnage.errors`` from the loader.
 """
 
+from tonnage.contract.checksum import ChecksumAlgorithm, ObjectChecksum, make_checksum, parse_checksum
 from tonnage.contract.plan import (
     DECODE_ERRORS,
     SCHEMA_VERSION,
@@ -45,6 +46,7 @@ __all__ = [
     "ENTRY_NAME_PATTERN",
     "SCHEMA_VERSION",
     "AddressingStyle",
+    "ChecksumAlgorithm",
     "ComputedBuffers",
     "FileKind",
     "FileSelection",
@@ -53,6 +55,7 @@ __all__ = [
     "Layout",
     "Limits",
     "Medium",
+    "ObjectChecksum",
     "ObjectPin",
     "Outcome",
     "Plan",
@@ -73,6 +76,8 @@ __all__ = [
     "entry_name",
     "file_selection",
     "key_directory",
+    "make_checksum",
+    "parse_checksum",
     "revision_digest",
     "revision_id",
     "source_place",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from tonnage.contract.checksum import CHECKSUM_PATTERN
 from tonnage.errors import InvalidPlan
 
 if TYPE_CHECKING:
@@ -47,17 +48,22 @@ FileKind = Literal["shard", "index", "companion", "object"]
 
 
 class Verify(enum.StrEnum):
-    """The level of verification, from highest to lowest."""
+    """The level of verification, from highest to lowest. ``BEST`` is only requested, never reached."""
 
     SHA256 = "sha256"
+    """By SHA-256."""
     CRC32 = "crc32"
+    """By a checksum of 32 bits or more."""
+    BEST = "best"
+    """By the best checksum that the source has; by size and revision, where it has none."""
     SIZE = "size"
+    """By size and revision only."""
     NONE = "none"
 
     @property
     def strength(self) -> int:
         """A number to compare levels; a higher level includes all lower ones."""
-        return {"none": 0, "size": 1, "crc32": 2, "sha256": 3}[self.value]
+        return {"none": 0, "size": 1, "best": 2, "crc32": 2, "sha256": 3}[self.value]
 
 
 class AddressingStyle(enum.StrEnum):
@@ -81,13 +87,15 @@ class ObjectPin(WireStruct, frozen=True, kw_only=True):
 
     ``etag`` is without quotes; empty if the server sends none. ``version_id`` is empty if the bucket has no versioning.
     ``key`` is the S3 key, or for HTTP the URL without its query string. For an HTTP server without strong ETags,
-    ``etag`` is the weak one including ``W/``, or ``last-modified=`` and the date.
+    ``etag`` is the weak one including ``W/``, or ``last-modified=`` and the date. ``checksum`` is that of the object's
+    bytes, if the source states one (see ``ObjectChecksum``); it is no part of the revision's digest.
     """
 
     key: Annotated[str, msgspec.Meta(max_length=4096)]
     size: Size
     etag: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     version_id: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    checksum: Annotated[str, msgspec.Meta(pattern=CHECKSUM_PATTERN)] = ""
 
 
 class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"):

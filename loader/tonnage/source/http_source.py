@@ -68,7 +68,7 @@ def pin_http(
         _check_type(each, heads[each.key])
     pins = {key: ObjectPin(key=key, size=head.size, etag=head.pin_etag) for key, head in heads.items()}
     for pin in source.objects or ():
-        if pin.key in pins and pins[pin.key] != pin:
+        if pin.key in heads and (heads[pin.key].size, heads[pin.key].pin_etag) != (pin.size, pin.etag):
             raise SourceChanged(f"{pin.key}: the object changed after the plan pinned it.")
     without_validator = [key for key, head in heads.items() if not head.precondition_header]
     return PinnedSource(
