@@ -16,6 +16,7 @@ from tonnage.cache.filesystem import (
     DIRECTORY_MODE,
     PUBLISHED_MODE,
     TEMPORARY_SUFFIX,
+    bytes_below,
     file_identity,
     file_sizes,
     fsync_path,
@@ -202,7 +203,7 @@ def clear(entry: Entry) -> int:
         CacheNotWritable: Something can't be removed. What remains is not visible as a model.
     """
     folders = [entry.model_dir, *(partial.model_dir for partial in find_partials(entry))]
-    freed = sum(size for folder in folders for size in file_sizes(folder).values())
+    freed = sum(map(bytes_below, folders))
     _remove_manifest(entry)
     _remove_temporary_files(entry)
     if entry.model_dir.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -164,6 +164,17 @@ def file_sizes(folder: Path) -> dict[str, int]:
     except OSError as error:
         raise CacheDamaged(f"{error.filename or folder} can't be read: {error.strerror}.") from error
     return found
+
+
+def bytes_below(folder: Path) -> int:
+    """Returns the size of all files below ``folder``. Whatever else is there, or can't be read, counts as nothing."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                found = Path(place, name).lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def list_directories(folder: Path) -> list[Path]:

@@ -36,6 +36,7 @@ _PLAN_OPTIONS = (
     "layout",
     "computed_buffers",
     "verify",
+    "verify_on_hit",
     "expect_digest",
     "endpoint_url",
     "region",
@@ -116,6 +117,7 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
         layout=arguments.layout or Layout.SAFETENSORS,
         computed_buffers=arguments.computed_buffers or ComputedBuffers.SEPARATE,
         verify=getattr(arguments, "verify", None) or Verify.CRC32,
+        verify_on_hit=bool(getattr(arguments, "verify_on_hit", None)),
         files=file_selection(arguments.include or (), arguments.exclude or (), arguments.ranks),
         limits=Limits(
             workers=getattr(arguments, "workers", None) or 0,

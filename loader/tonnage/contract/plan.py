@@ -214,7 +214,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``entry`` is the name of the cache entry; empty for ``entry_name(revision, layout, computed_buffers)``. If
     ``expected_digest`` is set, a revision with another digest is rejected. ``computed_buffers`` has no effect in the
-    Tensorizer layout.
+    Tensorizer layout. ``verify_on_hit``: bytes that others may have written are verified with hashes from the source.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -224,6 +224,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout = Layout.SAFETENSORS
     computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE
     verify: Verify = Verify.CRC32
+    verify_on_hit: bool = False
     files: FileSelection = FileSelection()
     limits: Limits = Limits()
     reporting: Reporting | None = None

@@ -25,6 +25,7 @@ class PlanOptions(TypedDict, total=False):
         computed_buffers: Where the safetensors layout has buffers that engines compute themselves: ``separate`` (in a
             file that engines don't list, the default) or ``in-shards``.
         verify: ``crc32`` (the default), ``sha256``, ``size`` or ``none``.
+        verify_on_hit: Verify what is already in the cache with hashes that are read from the source now.
         include: Shell patterns. Those that end in ``.tensors`` select tensor files; others add companions to the
             default ones.
         exclude: Shell patterns of keys to exclude.
@@ -42,6 +43,7 @@ class PlanOptions(TypedDict, total=False):
     layout: Layout | str
     computed_buffers: ComputedBuffers | str
     verify: Verify | str
+    verify_on_hit: bool
     include: Sequence[str]
     exclude: Sequence[str]
     ranks: Sequence[int] | None
@@ -79,6 +81,7 @@ def make_plan(sources: str | Sequence[str], **options: Unpack[PlanOptions]) -> P
         layout=Layout(options.get("layout", Layout.SAFETENSORS)),
         computed_buffers=ComputedBuffers(options.get("computed_buffers", ComputedBuffers.SEPARATE)),
         verify=Verify(options.get("verify", Verify.CRC32)),
+        verify_on_hit=options.get("verify_on_hit", False),
         files=file_selection(
             options.get("include", ()), options.get("exclude", ()), None if ranks is None else tuple(ranks)
         ),

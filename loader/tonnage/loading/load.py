@@ -15,6 +15,7 @@ from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSour
 from tonnage.errors import (
     CacheDamaged,
     CacheInUse,
+    CacheNotWritable,
     DigestMismatch,
     InternalError,
     TonnageError,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from tonnage.cache.entry import Entry
+    from tonnage.cache.entry import Entry, Published
     from tonnage.cache.locks import FileLock
     from tonnage.cache.manifest import Manifest, TensorTable
     from tonnage.cache.partial import PartialDirectory
@@ -162,6 +163,7 @@ class _Load:
         self._entry: Entry | None = None
         self._notes: list[str] = []
         self._retries = 0
+        self._found_damaged: tuple[Manifest, CacheDamaged] | None = None
 
     def run(self, *, keep_lock: bool) -> LoadResult:
         try:
@@ -248,9 +250,37 @@ class _Load:
             _check_sources(entry, manifest, resolved)
             if self._has_computed_buffers_elsewhere(entry, manifest):
                 return None
+            if find_shortfall(manifest, resolved, self._plan.verify) is not Shortfall.NOTHING:
+                return None
+            self._verify_on_hit(entry, manifest, resolved)
         except CacheDamaged:
             return None
-        return manifest if find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.NOTHING else None
+        return manifest
+
+    def _verify_on_hit(self, entry: Entry, manifest: Manifest, resolved: ResolvedRevision) -> None:
+        """Verifies an entry with the source, if the plan wants that.
+
+        Raises:
+            CacheDamaged: It is not what the source has. So is any call with the same manifest after that.
+        """
+        if not self._plan.verify_on_hit or manifest.digest != resolved.digest:
+            return
+        if self._found_damaged is not None and self._found_damaged[0] == manifest:
+            raise self._found_damaged[1]
+        from tonnage.loading import verify_on_hit  # not imported for other hits
+
+        settings = verify_on_hit.Settings(
+            self._environment, self._deadline, self._on_progress, self._canceled, self._count_retry
+        )
+        try:
+            copied = verify_on_hit.verify_with_source(entry, manifest, resolved, self._plan, settings)
+        except CacheDamaged as error:
+            self._found_damaged = manifest, error
+            raise
+        self._notes.append(
+            "The entry was verified with the source"
+            + (f", which has no SHA-256 of {copied:,} bytes: they were read again." if copied else ".")
+        )
 
     def _has_computed_buffers_elsewhere(self, entry: Entry, manifest: Manifest) -> bool:
         def read_table() -> TensorTable | None:
@@ -269,37 +299,77 @@ class _Load:
             manifest = self._find_hit(entry, resolved)
             if manifest is not None:
                 return self._build_report(Outcome.HIT, entry, manifest)
-            from tonnage.cache.partial import find_partials, require_writable
+            from tonnage.cache.partial import find_partials
 
-            require_writable(entry)
+            self._require_writable(entry)
             found = find_partials(entry)
             partials = found if self._is_alone(entry, load_lock) else None
             manifest = self._recover_entry(entry, resolved, partials)
             if manifest is not None and find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.VERIFICATION:
                 return self._build_report(Outcome.HIT, entry, self._reverify(entry, manifest))
-            from tonnage.loading.fill import fill_entry  # not imported for a hit
-
+            existing = None if manifest is None else entry.read_published()
+            earlier = next((partial for partial in partials or () if partial.path.exists()), None)
+            locks = (load_lock.fileno(), use_lock.fileno())
             try:
-                fill_result = fill_entry(
-                    self._plan,
-                    entry,
-                    resolved,
-                    existing=None if manifest is None else entry.read_published(),
-                    earlier=next((partial for partial in partials or () if partial.path.exists()), None),
-                    environment=self._environment,
-                    deadline=self._deadline,
-                    on_progress=self._on_progress,
-                    on_note=self._notes.append,
-                    canceled=self._canceled,
-                    on_retry=self._count_retry,
-                    lock_descriptors=(load_lock.fileno(), use_lock.fileno()),
-                )
+                fill_result = self._fill(entry, resolved, existing, earlier, locks)
             except CacheInUse:  # locks lock nothing here, and another loader has loaded the same
                 manifest = self._find_hit(entry, resolved)
                 if manifest is None:
                     raise
                 return self._build_report(Outcome.HIT, entry, manifest)
+            if fill_result.outcome.resumed:
+                fill_result = self._verify_resumed(entry, resolved, fill_result, locks)
             return self._build_report(Outcome.LOADED, entry, fill_result.manifest, fill_result)
+
+    def _fill(
+        self,
+        entry: Entry,
+        resolved: ResolvedRevision,
+        existing: Published | None,
+        earlier: PartialDirectory | None,
+        locks: tuple[int, ...],
+    ) -> FillResult:
+        from tonnage.loading.fill import fill_entry  # not imported for a hit
+
+        return fill_entry(
+            self._plan,
+            entry,
+            resolved,
+            existing=existing,
+            earlier=earlier,
+            environment=self._environment,
+            deadline=self._deadline,
+            on_progress=self._on_progress,
+            on_note=self._notes.append,
+            canceled=self._canceled,
+            on_retry=self._count_retry,
+            lock_descriptors=locks,
+        )
+
+    def _verify_resumed(
+        self, entry: Entry, resolved: ResolvedRevision, filled: FillResult, locks: tuple[int, ...]
+    ) -> FillResult:
+        """Verifies with the source what a load has resumed, if the plan wants that: the journal proves nothing then."""
+        from tonnage.cache import commit
+
+        try:
+            self._verify_on_hit(entry, filled.manifest, resolved)
+        except CacheDamaged as error:
+            commit.clear(entry)
+            self._notes.append(f"What an earlier load had left was damaged, and was loaded again: {error.message}")
+            return self._fill(entry, resolved, None, None, locks)
+        return filled
+
+    def _require_writable(self, entry: Entry) -> None:
+        """Checks that the entry can be written to; if not, and it was found damaged, that is the error."""
+        from tonnage.cache.partial import require_writable
+
+        try:
+            require_writable(entry)
+        except CacheNotWritable:
+            if self._found_damaged is not None:
+                raise self._found_damaged[1] from None
+            raise
 
     def _is_alone(self, entry: Entry, load_lock: FileLock) -> bool:
         """Returns whether no other loader is at work in the entry: the lock keeps others out, or nothing is written."""
@@ -351,6 +421,7 @@ class _Load:
             if manifest is not None:
                 entry.check_files(manifest)
                 _check_sources(entry, manifest, resolved)
+                self._verify_on_hit(entry, manifest, resolved)
                 elsewhere = self._has_computed_buffers_elsewhere(entry, manifest)
         except CacheDamaged as error:
             commit.clear(entry)

@@ -373,6 +373,12 @@ class ModelWeightsSpec(ApiModel):
         description="How bytes are verified during a load: CRC32 or SHA256 against the hashes in the files, Size, or "
         "None.",
     )
+    verify_on_hit: bool = Field(
+        default=False,
+        description="Loaders verify what is already on the node with SHA-256 hashes that they read from the source "
+        "with their own identity, and load it again if it is not what the source has. Bytes without a SHA-256 are read "
+        "from the source again. For caches that others may write to.",
+    )
     cache: CacheSpec = Field(default=CacheSpec(), description="Where and how the weights are cached.")
     placement: PlacementSpec = Field(
         default=PlacementSpec(), description="Which nodes are warmed, and whether pods prefer or require them."

@@ -139,6 +139,7 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("revision.expectedDigest", {}, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _resolve),
     ("revision.expectedDigest", ALL, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _lifecycle),
     ("verify", {}, {"verify": "Size"}, _load),
+    ("verifyOnHit", {}, {"verifyOnHit": True}, _pod),
     ("cache.medium", {}, {"cache": {"medium": "Disk"}}, _pod),
     ("cache.layout", {}, {"cache": {"layout": "Tensorizer"}}, _load),
     ("cache.computedBuffers", {}, {"cache": {"computedBuffers": "InShards"}}, _load),

@@ -51,6 +51,18 @@ def test_the_listed_source_is_loaded_and_found_again(model: Model) -> None:
     assert model.load().outcome is Outcome.HIT
 
 
+def test_what_lies_on_the_node_is_verified_with_the_store_of_the_digest(model: Model) -> None:
+    model.load()
+    model.plan = msgspec.structs.replace(model.plan, verify_on_hit=True)
+    assert model.load().outcome is Outcome.HIT
+    weights = model.cache / model.plan.entry / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    assert model.load().outcome is Outcome.LOADED
+
+
 def test_another_revision_than_the_digests_is_refused(model: Model) -> None:
     model.s3.put(model.bucket, {"m/config.json": b"{}"})
     with pytest.raises(DigestMismatch):

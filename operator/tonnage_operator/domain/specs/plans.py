@@ -162,6 +162,7 @@ def build_load_plan(
             layout=naming.LAYOUTS[weights.spec.cache.layout],
             computed_buffers=naming.COMPUTED_BUFFERS[weights.spec.cache.computed_buffers],
             verify=_VERIFY[weights.spec.verify],
+            verify_on_hit=weights.spec.verify_on_hit,
             files=file_selection(weights.spec.files, ranks),
             limits=_limits(weights.spec.loader, min_free=_min_free_bytes(weights, installation)),
             reporting=_reporting(installation),
