@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Pod = dict[str, Any]
 TENANT = "tenant"
 EXAMPLE = "r-3f9c2a71b0de"
+CA_BUNDLE = "-----BEGIN CERTIFICATE-----\nbWFkZSBmb3IgYSB0ZXN0\n-----END CERTIFICATE-----\n"
 
 
 class Guarded:
@@ -35,7 +36,8 @@ class Guarded:
 
     def __init__(self, helm: Helm, plane: ControlPlane, namespace: str, sharing: str) -> None:
         self.plane, self.namespace = plane, namespace
-        rendered = helm.template({"policy": {"enabled": True}, "cache": {"sharing": sharing}})
+        values = {"policy": {"enabled": True}, "cache": {"sharing": sharing}, "loader": {"caBundle": CA_BUNDLE}}
+        rendered = helm.template(values)
         text = find_one(rendered, "ConfigMap")["data"]["installation.yaml"]
         self.installation = Installation.model_validate(yaml.safe_load(text))
         policies = [each for each in rendered if each["kind"].startswith("ValidatingAdmissionPolicy")]
@@ -247,6 +249,17 @@ def _variable(pod: Pod) -> None:
     loader_of(pod)["env"].append({"name": "LD_PRELOAD", "value": "/run/tonnage/evil.so"})
 
 
+def _other_cas(pod: Pod) -> None:
+    (ca,) = [each for each in loader_of(pod)["env"] if each["name"] == "TONNAGE_CA_PEM"]
+    ca["value"] = ca["value"].replace("bWFkZ", "ZXZpb")
+
+
+def _ca_from_a_config_map(pod: Pod) -> None:
+    (ca,) = [each for each in loader_of(pod)["env"] if each["name"] == "TONNAGE_CA_PEM"]
+    del ca["value"]
+    ca["valueFrom"] = {"configMapKeyRef": {"name": "own", "key": "ca"}}
+
+
 def _variables(pod: Pod) -> None:
     loader_of(pod)["envFrom"] = [{"configMapRef": {"name": "own"}}]
 
@@ -323,6 +336,8 @@ LOADER_CASES: dict[Callable[[Pod], None], str] = {
     _other_argument: "runs Tonnage's command and nothing else",
     _remove: "mounts one entry",
     _variable: "environment variables",
+    _other_cas: "environment variables",
+    _ca_from_a_config_map: "environment variables",
     _variables: "environment variables",
     _plan_from_a_config_map: "environment variables",
     _plan_without_digest: "plan of a loader",

@@ -39,6 +39,9 @@ loader:
       value: {{ .value | toString | quote }}
     {{- end }}
   {{- end }}
+  {{- with .Values.loader.caBundle }}
+  caBundle: {{ . | quote }}
+  {{- end }}
   {{- with .Values.loader.seLinuxOptions }}
   seLinuxOptions:
     {{- toYaml . | nindent 4 }}

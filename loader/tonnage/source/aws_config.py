@@ -6,6 +6,7 @@ botocore reads AWS's files, and is asked only if they mention a setting of S3: s
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from tonnage.source.endpoint_urls import (
 )
 
 if TYPE_CHECKING:
+    import tempfile
     from collections.abc import Callable, Iterator, Mapping
 
     from tonnage.contract import S3Source
@@ -226,9 +228,38 @@ def find_ca_bundle(requested: str, environment: Mapping[str, str], *, configured
     ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``, ``SSL_CERT_DIR`` and the system's bundle. The path is
     always passed to libcurl, because the default of its wheel exists on some distributions only.
 
+    The CAs in ``TONNAGE_CA_PEM`` are added to all of these but ``requested``: the operator sets it to those of the
+    installation's administrator.
+
     Raises:
         TLSVerificationFailed: The file from ``requested``, from AWS's files or from a variable does not exist.
     """
+    bundle = _find_ca_bundle(requested, environment, configured)
+    added = environment.get("TONNAGE_CA_PEM", "").strip()
+    return _with_added_cas(bundle, added).name if added and not requested.strip() else bundle
+
+
+@functools.lru_cache(maxsize=8)
+def _with_added_cas(bundle: str, added: str) -> tempfile._TemporaryFileWrapper[bytes]:
+    """Returns a file with the CAs of a bundle and others. It is removed when the process ends."""
+    import tempfile
+
+    path = Path(bundle)
+    try:
+        files = sorted(path.glob("*.[0-9]")) if path.is_dir() else [path]
+        parts = [each.read_bytes() for each in files] if bundle else []
+        made = tempfile.NamedTemporaryFile(prefix="tonnage-ca-", suffix=".pem")  # noqa: SIM115
+        made.write(b"\n".join([*parts, added.encode(), b""]))
+        made.flush()
+    except OSError as error:
+        raise TLSVerificationFailed(
+            f"The CAs in TONNAGE_CA_PEM can't be added to {bundle or 'a new bundle'}: {error.strerror or error}.",
+            remedy="Set TMPDIR to a folder that this process may write to.",
+        ) from error
+    return made
+
+
+def _find_ca_bundle(requested: str, environment: Mapping[str, str], configured: str) -> str:
     places = [("--ca-bundle (caBundle)", requested), ("AWS_CA_BUNDLE", environment.get("AWS_CA_BUNDLE", ""))]
     places.append(("ca_bundle in AWS's config file", configured))
     places += [(name, environment.get(name, "")) for name in _CA_VARIABLES]

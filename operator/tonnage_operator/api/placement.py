@@ -135,5 +135,6 @@ class PlacementSpec(ApiModel):
     scheduling: Scheduling = Field(
         default=Scheduling.PREFER,
         description="Ignore: pods run on any node. Prefer: pods prefer warm nodes. Require: pods run on warm "
-        "nodes only, and are denied while there is none.",
+        "nodes only, and are denied while there is none; but pods whose entry this object doesn't warm, such as those "
+        "of other namespaces that share no entries, prefer them.",
     )

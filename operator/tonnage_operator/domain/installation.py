@@ -101,6 +101,11 @@ class LoaderImage(ApiModel):
     memory_overhead: Quantity = "512Mi"
     resources: ResourceRequirements = ResourceRequirements(requests={"cpu": "1", "memory": "512Mi"})
     env: tuple[EnvVar, ...] = ()
+    ca_bundle: str = Field(
+        default="",
+        max_length=64 << 10,
+        description="PEM of CAs that loaders trust beside those of their image, for sources without a caBundle.",
+    )
     se_linux_options: dict[str, str] = Field(
         default_factory=dict, description="SELinux context of loaders and cleanup Jobs with a host path."
     )

@@ -196,7 +196,8 @@ class AdmissionHandler:
         current = weights.current_revision
         key = inject.cache_key(weights, current.revision, pod, request, self.installation) if current else ""
         hostnames = self._warm_nodes.hostnames(key, weights.medium(self.installation), request.ranks_text)
-        return inject.resolve_injected_model(wanted, weights, hostnames)
+        is_warmed = current is None or key == weights.key(current.revision, self.installation)
+        return inject.resolve_injected_model(wanted, weights, hostnames, is_warmed=is_warmed)
 
 
 def _warnings(message: str) -> Body:

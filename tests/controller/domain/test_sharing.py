@@ -23,6 +23,7 @@ DEFAULT = Installation.model_validate({
     for key, value in objects.INSTALLATION.model_dump(mode="json", by_alias=True).items()
     if key != "sharing"
 })  # fmt: skip
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 CA = {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}
 
 
@@ -100,6 +101,42 @@ def test_a_pod_that_continues_after_a_failed_load_shares_nothing() -> None:
 @pytest.mark.parametrize("spec", [{"hostAliases": []}, {"dnsPolicy": "Default"}, {"hostNetwork": False}])
 def test_other_network_settings_of_a_pod_do_not_matter(spec: dict[str, Any]) -> None:
     assert used_entry(CLUSTER, **spec) == "ENTRY"
+
+
+def affinity_elsewhere(
+    warm: tuple[str, ...] = (), *, installation: Installation = DEFAULT, annotations: dict[str, str] | None = None
+) -> dict[str, Any] | None:
+    """Returns the node affinity of a pod of another namespace; the object requires warm nodes."""
+    weights = resolved_modelweights(
+        {"access": {"allowedNamespaces": {"from": "All"}}, "placement": {"scheduling": "Require"}}
+    )
+    pod = annotated_pod({names.MODEL: "serving/llama", **(annotations or {})})
+    request = parse_annotations(pod["metadata"]["annotations"], namespace="other")
+    assert weights.status.resolved
+    revision = weights.status.resolved.revision
+    is_warmed = inject.cache_key(weights, revision, pod, request, installation) == weights.key(revision, installation)
+    model = inject.resolve_injected_model(request.models[0], weights, warm, is_warmed=is_warmed)
+    spec = inject.inject(pod, (model,), request, installation)["spec"]
+    found: dict[str, Any] | None = (spec.get("affinity") or {}).get("nodeAffinity")
+    return found
+
+
+def test_pods_elsewhere_prefer_nodes_where_the_object_requires_warm_ones_because_only_pods_load_their_entry() -> None:
+    assert affinity_elsewhere() is None
+    assert list(affinity_elsewhere(("a",)) or ()) == ["preferredDuringSchedulingIgnoredDuringExecution"]
+
+
+def test_pods_elsewhere_require_warm_nodes_for_a_shared_entry_as_the_object_does() -> None:
+    assert list(affinity_elsewhere(("a",), installation=CLUSTER) or ()) == [REQUIRED]
+    with pytest.raises(inject.AdmissionDenied, match="prewarm nodes"):
+        affinity_elsewhere(installation=CLUSTER)
+
+
+def test_the_rejection_of_pods_elsewhere_that_require_warm_nodes_names_what_warms_them() -> None:
+    require = {names.SCHEDULING: "Require"}
+    assert list(affinity_elsewhere(("a",), annotations=require) or ()) == [REQUIRED]
+    with pytest.raises(inject.AdmissionDenied, match="create a ModelWeights with the same source in namespace other"):
+        affinity_elsewhere(annotations=require)
 
 
 def test_an_object_authorizes_its_entry_in_the_folder_of_each_namespace_that_may_use_it() -> None:

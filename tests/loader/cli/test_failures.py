@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from support.faults import Fault
+from support.models import make_tensors, to_tensors_file
 from support.s3_server import NO_PERMISSIONS, SeaweedS3
 from support.tensors_writer import RawTensor, build_tensors_file
 from support.tonnage_cli import run_tonnage, start_tonnage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from loader.cli.conftest import Model
     from support.faulty_server import FaultyServer
+    from support.tls import CertificateAuthority
 
 
 class Case(NamedTuple):
@@ -113,6 +115,18 @@ def test_an_untrusted_certificate_is_reported(faulty_tls_server: FaultyServer, t
     faulty_tls_server.put("m/x.tensors", b"|TZR|")
     finished = run_tonnage("load", f"{faulty_tls_server.url}/m/x.tensors", "--cache", tmp_path)
     assert (finished.returncode, finished.report["reason"]) == (14, "TLSVerificationFailed")
+
+
+def test_a_model_is_loaded_from_a_server_of_the_administrators_ca(
+    faulty_tls_server: FaultyServer, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    faulty_tls_server.put("m/x.tensors", to_tensors_file(make_tensors(count=2)))
+    (temporary := tmp_path / "tmp").mkdir()
+    environment = {"TONNAGE_CA_PEM": authority.bundle.read_text(), "TMPDIR": str(temporary)}
+    url = f"{faulty_tls_server.url}/m/x.tensors"
+    finished = run_tonnage("load", url, "--cache", tmp_path / "cache", environment=environment)
+    assert (finished.returncode, finished.report["outcome"]) == (0, "loaded")
+    assert not list(temporary.iterdir())
 
 
 def test_a_deadline_is_kept(faulty_server: FaultyServer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import pytest
@@ -10,6 +11,7 @@ from msgspec import structs
 
 from support.faulty_server import Fault, FaultyServer, expired_token, slow_down
 from support.ranges import get_range
+from support.tls import make_certificate_authority
 from tonnage.contract import ObjectPin, Plan, S3Source
 from tonnage.errors import (
     AccessDenied,
@@ -26,11 +28,11 @@ from tonnage.errors import (
     Timeout,
     TLSVerificationFailed,
 )
+from tonnage.source.aws_config import find_ca_bundle
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Unpack
 
     from support.tls import CertificateAuthority
@@ -200,6 +202,20 @@ def test_tls_needs_a_trusted_certificate(
     garbage.write_text("no certificate")
     with pytest.raises(TLSVerificationFailed):
         resolve_source(faulty_tls_server, prefix="", ca_bundle=str(garbage))
+
+
+def test_the_administrators_cas_are_trusted_beside_those_of_the_machine(
+    faulty_tls_server: FaultyServer, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    faulty_tls_server.put("b/a.tensors", b"aaaa")
+    added = {"TONNAGE_CA_PEM": authority.bundle.read_text()}
+    assert resolve_source(faulty_tls_server, env=added).objects
+    other = make_certificate_authority(tmp_path, "other")
+    assert resolve_source(faulty_tls_server, env={**added, "AWS_CA_BUNDLE": str(other.bundle)}).objects
+    with pytest.raises(TLSVerificationFailed):  # the object's own CA replaces all others
+        resolve_source(faulty_tls_server, prefix="", ca_bundle=str(other.bundle), env=added)
+    machine = Path(find_ca_bundle("", {})).read_bytes()
+    assert Path(find_ca_bundle("", added)).read_bytes().startswith(machine)
 
 
 def test_missing_credentials_are_reported_before_any_request(

@@ -28,13 +28,18 @@ r-[0-9a-f]{12,64}(-[a-z-]+)?$')
 {{- concat (list "TONNAGE_PLAN" "TONNAGE_NODE" "TONNAGE_POD" "TONNAGE_URLS" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY"
     "AWS_SESSION_TOKEN" "AWS_REGION" "AWS_DEFAULT_REGION" "AWS_ROLE_ARN" "AWS_WEB_IDENTITY_TOKEN_FILE"
     "AWS_STS_REGIONAL_ENDPOINTS" "AWS_CONTAINER_CREDENTIALS_FULL_URI" "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
-    .Values.policy.loaderEnvironment | toJson -}}
+    (ternary (list "TONNAGE_CA_PEM" "TMPDIR") list (ne .Values.loader.caBundle "")) .Values.policy.loaderEnvironment | toJson -}}
 {{- end -}}
 
 {{/* The capabilities of the Pod Security Standard baseline, and those of the administrator. */}}
 {{- define "tonnage.policyCapabilities" -}}
 {{- concat (list "AUDIT_WRITE" "CHOWN" "DAC_OVERRIDE" "FOWNER" "FSETID" "KILL" "MKNOD" "NET_BIND_SERVICE" "SETFCAP"
     "SETGID" "SETPCAP" "SETUID" "SYS_CHROOT") .Values.policy.capabilities | toJson -}}
+{{- end -}}
+
+{{/* A text of several lines, as a literal of CEL that is in one line of YAML. */}}
+{{- define "tonnage.celString" -}}
+{{- . | toJson -}}
 {{- end -}}
 
 {{/* A binding of a policy. Takes root, name. */}}

@@ -61,14 +61,30 @@ class InjectedModel:
     seen: SeenRevision
     warm: tuple[str, ...] = ()
     """Host names of warm nodes."""
+    is_warmed: bool = True
+    """The object's Jobs load the pod's entry onto nodes; otherwise only pods do."""
 
     def scheduling(self, request: PodRequest) -> Scheduling:
-        """Whether the pod prefers or requires warm nodes."""
-        return request.scheduling or self.weights.spec.placement.scheduling
+        """Whether the pod prefers or requires warm nodes.
+
+        The object's ``Require`` is for entries that its Jobs load: for others, no node would ever be the first.
+        """
+        wanted = self.weights.spec.placement.scheduling
+        if wanted is Scheduling.REQUIRE and not self.is_warmed:
+            wanted = Scheduling.PREFER
+        return request.scheduling or wanted
 
 
-def resolve_injected_model(requested: RequestedModel, weights: ModelWeights, warm: tuple[str, ...]) -> InjectedModel:
+def resolve_injected_model(
+    requested: RequestedModel, weights: ModelWeights, warm: tuple[str, ...], *, is_warmed: bool = True
+) -> InjectedModel:
     """Returns the model with its revision in use.
+
+    Args:
+        requested: What the pod asks for.
+        weights: The object.
+        warm: Host names of nodes on which the pod's entry is ready.
+        is_warmed: Whether the object's Jobs load that entry.
 
     Raises:
         AdmissionDenied: The model is being deleted or not resolved. The pod's controller creates the pod again later.
@@ -81,7 +97,7 @@ def resolve_injected_model(requested: RequestedModel, weights: ModelWeights, war
     if seen is None or problem:
         why = f"{problem.reason}: {problem.message}" if problem else "its source has not been listed yet."
         raise AdmissionDenied(f"ModelWeights {weights.ref} is not resolved: {why} Pods are admitted once it is Ready.")
-    return InjectedModel(requested, weights, seen, warm)
+    return InjectedModel(requested, weights, seen, warm, is_warmed)
 
 
 def is_injected(pod: Body) -> bool:
@@ -370,7 +386,13 @@ def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) ->
     if scheduling is Scheduling.REQUIRE and not model.warm:
         raise AdmissionDenied(
             f"No node is warm for {model.weights.ref} ({model.seen.revision}), and {names.SCHEDULING} or "
-            "spec.placement.scheduling is Require: prewarm nodes, or use Prefer."
+            "spec.placement.scheduling is Require: "
+            + (
+                "prewarm nodes, or use Prefer."
+                if model.is_warmed
+                else f"its Jobs don't load this pod's entry, {request.namespace}/{model.seen.revision}. Use Prefer, or "
+                f"create a ModelWeights with the same source in namespace {request.namespace}."
+            )
         )
     if scheduling is Scheduling.IGNORE or not model.warm or spec.get("nodeName"):
         return

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def is_store_proven(source: ModelSource) -> bool:
     """Returns whether every loader uses the same store, whatever the authors of object and pod do.
 
-    TLS with the CAs of the loader's image proves it: a CA in the object could be its author's.
+    TLS with the CAs of the loader's image and of the administrator proves it: a CA in the object could be its author's.
     """
     if s3 := source.s3:
         return s3.ca_bundle is None and (s3.endpoint or "https://").startswith("https://")

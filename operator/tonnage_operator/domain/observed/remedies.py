@@ -14,7 +14,7 @@ REMEDIES: Final = {
     Reason.ENDPOINT_UNREACHABLE: "Check spec.source.s3.endpoint, DNS, network policies and the egress proxy of the "
     "namespace (the chart's value loader.env).",
     Reason.TLS_VERIFICATION_FAILED: "Set caBundle in spec.source.s3 or spec.source.http to the CA that signed the "
-    "server's certificate.",
+    "server's certificate; for all namespaces, the administrator sets the chart's value loader.caBundle.",
     Reason.REQUEST_TIME_TOO_SKEWED: "Synchronize the node's clock (NTP).",
     Reason.CREDENTIALS_MISSING: "Set spec.credentials to a Secret or a ServiceAccount in the namespace of the pod that "
     "loads, or to anonymous: {}.",

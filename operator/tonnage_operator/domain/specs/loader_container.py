@@ -68,6 +68,9 @@ def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec, installa
         # The loader reads the file, which follows updates. The variable makes the kubelet report a missing key.
         reference = {"name": urls.name, "key": urls.key}
         env.append({"name": plans.URLS_ENV, "valueFrom": {"secretKeyRef": reference}})
+    if installation.loader.ca_bundle:
+        env.append({"name": "TONNAGE_CA_PEM", "value": installation.loader.ca_bundle})
+        env.append({"name": "TMPDIR", "value": RUN_FOLDER})  # for the file with these CAs and those of the image
     present = {each["name"] for each in env}
     env += [{"name": each.name, "value": each.value} for each in installation.loader.env if each.name not in present]
     return env
