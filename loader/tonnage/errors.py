@@ -165,11 +165,11 @@ class DigestMismatch(TonnageError):
 
 
 class NoTensorFiles(TonnageError):
-    """The source has no ``.tensors`` file, or the patterns exclude all of them."""
+    """The source has no ``.tensors`` and no ``.safetensors`` file, or the patterns exclude all of them."""
 
     reason = Reason.NO_TENSOR_FILES
     exit_code = 20
-    remedy = "Check the prefix and the include and exclude patterns; the model's files must end in .tensors."
+    remedy = "Check the prefix and the include and exclude patterns; weights are .tensors or .safetensors files."
 
 
 class NotATensorizerFile(TonnageError):

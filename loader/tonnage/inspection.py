@@ -1,6 +1,6 @@
-"""Describes ``.tensors`` files: their tensors, and the segments of a load.
+"""Describes ``.tensors`` and safetensors files: their tensors, and the segments of a load.
 
-Only the preamble and the index at the beginning of each file are read, no tensor data.
+Only what precedes the tensors of each file is read, no tensor data.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.contract import ComputedBuffers, Layout
+from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
-from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
+from tonnage.format.safetensors import LENGTH_BYTES, PREFIX_BYTES, header_length, parse_safetensors_index
+from tonnage.format.tensors_index import PREAMBLE_BYTES, TensorsIndex, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.tied_weights import find_tied
@@ -32,9 +34,9 @@ KINDS = ("parameter", "buffer", "state_dict")
 class TensorInspection(msgspec.Struct, frozen=True, kw_only=True):
     """One tensor.
 
-    ``dtype`` is the PyTorch name. ``bytes`` and ``offset`` describe its data in the ``.tensors`` file. ``kind`` is
-    ``parameter``, ``buffer`` or ``state_dict``. A ``meta`` tensor has a shape but no data. ``segment`` is an index into
-    the file's segments.
+    ``dtype`` is the PyTorch name. ``bytes`` and ``offset`` describe its data in the file. ``kind`` is ``parameter``,
+    ``buffer`` or ``state_dict``, as every tensor of a safetensors file. A ``meta`` tensor has a shape but no data.
+    ``segment`` is an index into the file's segments.
     """
 
     name: str
@@ -60,8 +62,9 @@ class SegmentInspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileInspection(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of the model. Only ``.tensors`` files have the fields after ``rank``.
+    """One file of the model. Only files with tensors have the fields after ``rank``.
 
+    ``format`` is ``tensorizer`` or ``safetensors``; ``version`` and ``flags`` are those of tensorizer's format.
     ``data_bytes`` are the bytes of the tensors, ``index_bytes`` those before them.
     """
 
@@ -72,6 +75,7 @@ class FileInspection(msgspec.Struct, frozen=True, kw_only=True):
     etag: str = ""
     version_id: str = ""
     rank: int | None = None
+    format: str = ""
     version: int = 0
     flags: int = 0
     encrypted: bool = False
@@ -146,11 +150,11 @@ def inspect_files(
     segment_size: int = 0,
     computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE,
 ) -> Inspection:
-    """Describes local files and, for a folder, all ``.tensors`` files below it.
+    """Describes local files and, for a folder, all ``.tensors`` files below it; without those, all safetensors files.
 
     Raises:
         ObjectNotFound: A file does not exist or can't be read.
-        NoTensorFiles: A folder has no ``.tensors`` files.
+        NoTensorFiles: A folder has neither.
         FormatDamaged: A file is damaged. For other errors see ``tonnage.format``.
     """
     local = [(file, name) for path in paths for file, name in _local_files(Path(path))]
@@ -228,18 +232,19 @@ def _inspect_file(blueprint: Blueprint, index: int) -> FileInspection:
                 tensors=len(tensor_indexes),
             )
         )
-    preamble = source.tensors_index.preamble
+    preamble = source.tensors_index.preamble if isinstance(source.tensors_index, TensorsIndex) else None
     return FileInspection(
         label=source.label,
         path=source.path,
         kind="tensors",
         size=source.size,
         rank=source.rank,
-        version=preamble.version,
-        flags=preamble.flags,
-        encrypted=preamble.encrypted,
-        data_bytes=preamble.data_bytes,
-        index_bytes=preamble.body_offset,
+        format="safetensors" if source.is_safetensors else "tensorizer",
+        version=preamble.version if preamble is not None else 0,
+        flags=preamble.flags if preamble is not None else 0,
+        encrypted=source.tensors_index.encrypted,
+        data_bytes=sum(entry.length for entry in source.tensors_index.tensors),
+        index_bytes=source.tensors_index.body_offset,
         segments=tuple(segment_inspections),
         tensors=tuple(
             _inspect_tensor(entry, segment_of_tensor.get(tensor_index, 0))
@@ -265,9 +270,9 @@ def _local_files(path: Path) -> list[tuple[Path, str]]:
     """Returns the files, and the path of each in its model."""
     if not path.is_dir():
         return [(path, path.name)]
-    found = sorted(path.rglob("*.tensors"))
+    found = sorted(path.rglob("*.tensors")) or sorted(path.rglob(f"*{SAFETENSORS_SUFFIX}"))
     if not found:
-        raise NoTensorFiles(f"{path} and its subfolders have no .tensors file.")
+        raise NoTensorFiles(f"{path} and its subfolders have no .tensors and no {SAFETENSORS_SUFFIX} file.")
     return [(file, file.relative_to(path).as_posix()) for file in found]
 
 
@@ -285,10 +290,16 @@ def _local_object(path: Path, name: str) -> SourceObject:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             label = str(path)
+            if path.suffix == SAFETENSORS_SUFFIX:
+                head = file.read(PREFIX_BYTES)
+                file.seek(0)
+                head = file.read(LENGTH_BYTES + header_length(head, file_size=size, label=label))
+                index = parse_safetensors_index(head, file_size=size, label=label)
+                return SourceObject(label=label, path=name, size=size, tensors_index=index, head=head)
             head = file.read(PREAMBLE_BYTES)
             preamble = parse_preamble(head, object_size=size, label=label)
-            index = file.read(preamble.index_length)
+            rest = file.read(preamble.index_length)
     except OSError as error:
         raise ObjectNotFound(f"{path} can't be read: {error.strerror}.") from error
-    tensors = parse_index(preamble, index, object_size=size, label=label)
-    return SourceObject(label=label, path=name, size=size, tensors_index=tensors, head=head + index)
+    tensors = parse_index(preamble, rest, object_size=size, label=label)
+    return SourceObject(label=label, path=name, size=size, tensors_index=tensors, head=head + rest)

@@ -105,7 +105,7 @@ def _records(blueprint: Blueprint, sources: Sequence[SourceObject]) -> tuple[Man
         sources=tuple(
             SourceRecord(
                 place="bucket", key=source.path, size=source.size, kind="tensors", rank=source.rank,
-                encrypted=index.preamble.encrypted,
+                encrypted=index.encrypted,
             )
             for source, index in zip(sources, indexes, strict=True)
         ),

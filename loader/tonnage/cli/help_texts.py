@@ -22,8 +22,8 @@ class CommandText(NamedTuple):
 
 
 PROGRAM_DESCRIPTION = """\
-Loads model weights, serialized by tensorizer (.tensors files), from object storage into a local
-cache, and verifies them. Inference engines read the cached files like a local model.
+Loads model weights, safetensors files or those of tensorizer (.tensors), from object storage into a
+local cache, and verifies them. Inference engines read the cached files like a local model.
 
   tonnage load s3://models/llama-70b/ --cache /dev/shm/tonnage
 """
@@ -88,7 +88,7 @@ If the cache has the same revision already, the load is a hit and downloads noth
 was interrupted is resumed by the next one. Concurrent loads of one revision share one download.
 
 examples:
-  Load all .tensors files below a prefix, with config and tokenizer, into shared memory:
+  Load the weights below a prefix, with config and tokenizer, into shared memory:
     tonnage load s3://models/llama-70b/ --cache /dev/shm/tonnage
 
   Load one file from your own S3 server, and start an engine with it:
@@ -137,12 +137,12 @@ examples:
         epilog=_source_epilog,
     ),
     "inspect": CommandText(
-        summary="show the tensors of .tensors files without downloading the weights",
+        summary="show the tensors of a model's files without downloading the weights",
         usage="tonnage inspect SOURCE... [options]",
         description="""\
-Shows the contents of .tensors files: format version; name, dtype, shape, size and offset of each
-tensor; and the segments (one shard each) that a load would divide them into. Downloads only the
-index of each file.
+Shows the contents of .tensors and safetensors files: name, dtype, shape, size and offset of each
+tensor; and the segments that a load would divide them into. Downloads only the index or header of
+each file.
 
 examples:
   Show all files below a prefix, with 20 tensors of each:

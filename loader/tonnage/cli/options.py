@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cli import argument_types
-from tonnage.contract.plan import AddressingStyle, ComputedBuffers, Layout, Verify
+from tonnage.contract.plan import AddressingStyle, ComputedBuffers, Layout, Verify, Weights
 
 if TYPE_CHECKING:
     import argparse
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tonnage.cli.parser import Parser
 
-_SOURCE_HELP = "s3://bucket/key.tensors, s3://bucket/prefix/ or an http(s):// URL"
+_SOURCE_HELP = "s3://bucket/prefix/, s3://bucket/key.safetensors or an http(s):// URL"
 
 
 def add_load(parser: Parser) -> None:
@@ -72,7 +72,7 @@ def add_resolve(parser: Parser) -> None:
 
 def add_inspect(parser: Parser) -> None:
     """``tonnage inspect``."""
-    source = _add_source_options(parser, "source", f"{_SOURCE_HELP}, or a .tensors file on this machine", plan=False)
+    source = _add_source_options(parser, "source", f"{_SOURCE_HELP}, or a file or folder on this machine", plan=False)
     _add_segment_size_option(parser, source)
     _add_server_options(parser)
     other = parser.add_argument_group("output")
@@ -179,20 +179,25 @@ def _add_source_options(parser: Parser, title: str, sources: str, *, plan: bool)
     if plan:
         help_text = "use a plan (JSON) instead of SOURCE and the options that a plan has; - reads standard input"
         _add_option(parser, group, "--plan", "FILE", str, help_text)
+    help_text = (
+        "files that are the weights: tensorizer (.tensors), safetensors, or auto (default): .tensors files, or "
+        ".safetensors files where there are none"
+    )
+    _add_option(parser, group, "--weights", "KIND", argument_types.enum_choice(Weights), help_text)
     parser.add_option(
         group,
         "--include",
         action="append",
         metavar="GLOB",
-        help="repeatable; a glob that ends in .tensors: load only these .tensors files; any other: also load these "
-        "companion files (always loaded: *.json *.txt *.model *.jinja tokenizer*)",
+        help="repeatable; a glob that ends in .tensors or .safetensors: of these files, load only those; any other: "
+        "also load these companion files (always loaded: *.json *.txt *.model *.jinja tokenizer*)",
     )
     parser.add_option(group, "--exclude", action="append", metavar="GLOB", help="repeatable; skip these files")
-    help_text = "load only these of a model's model-rank-NNN.tensors files, such as 0-3 or 0,2,5-7 (default: all)"
+    help_text = "load only these ranks of a model in files of ranks, such as 0-3 or 0,2,5-7 (default: all)"
     _add_option(parser, group, "--ranks", "LIST", argument_types.parse_ranks, help_text)
     help_text = (
-        "files in the cache: safetensors, shards that any engine reads (default); or tensorizer, the .tensors files "
-        "byte for byte"
+        "files in the cache: safetensors, which any engine reads (default; .safetensors files stay as they are); or "
+        "tensorizer, the .tensors files byte for byte"
     )
     _add_option(parser, group, "--layout", "NAME", argument_types.enum_choice(Layout), help_text)
     help_text = (

@@ -15,6 +15,7 @@ from tonnage.contract.plan import (
     Limits,
     Plan,
     Verify,
+    Weights,
     decode_plan,
     file_selection,
 )
@@ -30,6 +31,7 @@ MAX_PLAN_BYTES = 64 << 20
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PLAN_OPTIONS = (
+    "weights",
     "include",
     "exclude",
     "ranks",
@@ -118,7 +120,9 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
         computed_buffers=arguments.computed_buffers or ComputedBuffers.SEPARATE,
         verify=getattr(arguments, "verify", None) or Verify.CRC32,
         verify_on_hit=bool(getattr(arguments, "verify_on_hit", None)),
-        files=file_selection(arguments.include or (), arguments.exclude or (), arguments.ranks),
+        files=file_selection(
+            arguments.include or (), arguments.exclude or (), arguments.ranks, arguments.weights or Weights.AUTO
+        ),
         limits=Limits(
             workers=getattr(arguments, "workers", None) or 0,
             connections=getattr(arguments, "connections", None) or 0,

@@ -34,6 +34,17 @@ class Layout(enum.StrEnum):
     """Unmodified ``.tensors`` objects."""
 
 
+class Weights(enum.StrEnum):
+    """Which files of a source are a model's weights."""
+
+    AUTO = "auto"
+    """``.tensors`` files; where none match, ``.safetensors`` files. The default."""
+    TENSORIZER = "tensorizer"
+    """``.tensors`` files, which tensorizer wrote."""
+    SAFETENSORS = "safetensors"
+    """``.safetensors`` files."""
+
+
 class ComputedBuffers(enum.StrEnum):
     """Where the Safetensors layout has buffers that engines compute themselves, such as rotary frequencies."""
 
@@ -147,8 +158,13 @@ class RankSelection(WireStruct, frozen=True, kw_only=True):
 
 
 class FileSelection(WireStruct, frozen=True, kw_only=True):
-    """Selects objects by shell patterns, matched against the key below the prefix and against its last component."""
+    """Selects objects by shell patterns, matched against the key below the prefix and against its last component.
 
+    ``tensors`` are patterns of weights; one that ends in ``.tensors`` or ``.safetensors`` selects no file of the other
+    kind. With the default, all ``.safetensors`` files match where ``weights`` makes them the weights.
+    """
+
+    weights: Weights = Weights.AUTO
     tensors: tuple[str, ...] = DEFAULT_TENSOR_PATTERNS
     companions: tuple[str, ...] = DEFAULT_COMPANION_PATTERNS
     exclude: tuple[str, ...] = ()
@@ -156,16 +172,21 @@ class FileSelection(WireStruct, frozen=True, kw_only=True):
 
 
 def file_selection(
-    include: Sequence[str], exclude: Sequence[str], ranks: tuple[int, ...] | None = None
+    include: Sequence[str],
+    exclude: Sequence[str],
+    ranks: tuple[int, ...] | None = None,
+    weights: Weights = Weights.AUTO,
 ) -> FileSelection:
-    """Returns the selection for patterns to include and exclude, and ranks.
+    """Returns the selection for patterns to include and exclude, ranks, and the kind of the weights.
 
-    Included patterns that end in ``.tensors`` select tensor files; others add companions to the default ones.
+    Included patterns that end in ``.tensors`` or ``.safetensors`` select weights. Those of ``.safetensors`` and all
+    others add companions to the default ones: beside ``.tensors`` files, a ``.safetensors`` file is a companion.
     """
-    tensors = tuple(glob for glob in include if glob.endswith(".tensors"))
+    tensors = tuple(glob for glob in include if glob.endswith(".tensors")) or DEFAULT_TENSOR_PATTERNS
     companions = tuple(glob for glob in include if not glob.endswith(".tensors"))
     return FileSelection(
-        tensors=tensors or DEFAULT_TENSOR_PATTERNS,
+        weights=weights,
+        tensors=(*tensors, *(glob for glob in companions if glob.endswith(".safetensors"))),
         companions=tuple(dict.fromkeys((*DEFAULT_COMPANION_PATTERNS, *companions))),
         exclude=tuple(exclude),
         ranks=None if ranks is None else RankSelection(wanted=ranks),

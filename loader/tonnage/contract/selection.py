@@ -8,29 +8,68 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
+from tonnage.contract.plan import DEFAULT_TENSOR_PATTERNS, Weights
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tonnage.contract.plan import FileSelection
 
 Kind = Literal["tensors", "companion"]
 
 TENSORS_SUFFIX = ".tensors"
+SAFETENSORS_SUFFIX = ".safetensors"
 
 
-def classify_path(path: str, files: FileSelection, *, explicit: bool = False) -> Kind | None:
+def classify_path(
+    path: str, files: FileSelection, *, explicit: bool = False, weights: Weights | None = None
+) -> Kind | None:
     """Returns the kind of a file, or None if it does not belong to the model.
 
     Args:
         path: The key without the prefix.
         files: The patterns; each is matched against the whole path and against its last part.
         explicit: The source names the key, so it is a companion even if no pattern matches.
+        weights: The source's weights, as ``choose_weights`` returns them. None: as in ``files``; with ``Weights.AUTO``,
+            a file of either kind may belong to the model.
     """
+    weights = weights or files.weights
     if matches(path, files.exclude):
         return None
     if path.endswith(TENSORS_SUFFIX):
-        return "tensors" if matches(path, files.tensors) else None
+        return "tensors" if weights is not Weights.SAFETENSORS and matches(path, _tensors_patterns(files)) else None
+    if (
+        path.endswith(SAFETENSORS_SUFFIX)
+        and weights is not Weights.TENSORIZER
+        and matches(path, _safetensors_patterns(files))
+    ):
+        return "tensors"
     return "companion" if explicit or matches(path, files.companions) else None
+
+
+def choose_weights(paths: Iterable[str], files: FileSelection) -> Weights:
+    """Returns which files of a source are the weights: those of the plan, or ``.safetensors`` if no ``.tensors`` match.
+
+    Args:
+        paths: The paths of all objects.
+        files: The patterns.
+    """
+    if files.weights is not Weights.AUTO:
+        return files.weights
+    found = {path.rpartition(".")[2] for path in paths if classify_path(path, files) == "tensors"}
+    return Weights.SAFETENSORS if found == {SAFETENSORS_SUFFIX.removeprefix(".")} else Weights.TENSORIZER
+
+
+def _tensors_patterns(files: FileSelection) -> Sequence[str]:
+    return [pattern for pattern in files.tensors if not pattern.endswith(SAFETENSORS_SUFFIX)]
+
+
+def _safetensors_patterns(files: FileSelection) -> Sequence[str]:
+    """Returns the patterns of safetensors files. By default, or if there are none for them, all match."""
+    patterns = [pattern for pattern in files.tensors if not pattern.endswith(TENSORS_SUFFIX)]
+    if not patterns and (files.weights is Weights.SAFETENSORS or tuple(files.tensors) == DEFAULT_TENSOR_PATTERNS):
+        return [f"*{SAFETENSORS_SUFFIX}"]
+    return patterns
 
 
 def key_directory(prefix: str | None, keys: Sequence[str] = ()) -> str:

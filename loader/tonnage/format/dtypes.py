@@ -85,6 +85,9 @@ DTYPES: tuple[Dtype, ...] = (
 _BY_STORED = {dtype.stored_name.encode(): dtype for dtype in DTYPES}
 _TORCH_NAMES = {dtype.torch_name for dtype in DTYPES}
 _BY_SAFETENSORS = {dtype.safetensors_name: dtype for dtype in DTYPES if dtype.safetensors_name is not None}
+_HALF_BYTE = next(dtype for dtype in DTYPES if dtype.torch_name == "float4_e2m1fn_x2")
+HALF_BYTE_NAME = "F4"
+"""Name of the safetensors dtype of half a byte: two elements of a file are one of ``float4_e2m1fn_x2``."""
 
 
 def parse_dtype(stored: bytes, *, where: str) -> Dtype:
@@ -115,9 +118,11 @@ def dtype_from_safetensors(name: str, *, where: str) -> Dtype:
         where: Prefix of error texts.
 
     Raises:
-        FormatUnsupported: The name is unknown, or the dtype is never written by Tonnage in this layout.
+        FormatUnsupported: The name is unknown, or of a dtype that PyTorch doesn't have.
     """
-    dtype = _BY_SAFETENSORS.get(name)
+    dtype = _HALF_BYTE if name == HALF_BYTE_NAME else _BY_SAFETENSORS.get(name)
     if dtype is None:
-        raise FormatUnsupported(f"{where}: the safetensors dtype {name!r} is not one that Tonnage writes.")
+        raise FormatUnsupported(
+            f"{where}: the safetensors dtype {name[:20]!r} is not supported by this release of Tonnage."
+        )
     return dtype

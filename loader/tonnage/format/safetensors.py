@@ -10,20 +10,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 
 from tonnage.errors import (
     CacheDamaged,
     DtypeUnsupported,
+    FormatDamaged,
     FormatUnsupported,
     InternalError,
     NameCollision,
+    escape_unprintable,
 )
-from tonnage.format.dtypes import dtype_from_safetensors
-from tonnage.format.tensor_names import RESERVED_NAME, short_repr
+from tonnage.format.dtypes import HALF_BYTE_NAME, dtype_from_safetensors
+from tonnage.format.tensor_names import KIND_STATE_DICT, RESERVED_NAME, short_repr
+from tonnage.format.tensors_index import TensorEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,9 +35,18 @@ if TYPE_CHECKING:
     from tonnage.format.dtypes import Dtype
 
 LENGTH_BYTES = 8
+PREFIX_BYTES = 32
+"""Bytes by which ``header_length`` recognizes a file of another format."""
 MAX_HEADER_BYTES = 100_000_000
 """Largest header in bytes of JSON that the safetensors library reads."""
-_MAX_DIMENSION = (1 << 63) - 1
+MAX_TENSORS = 1 << 19
+"""Largest number of tensors in a file. No model has so many; it bounds the memory that a header can take."""
+MAX_METADATA_BYTES = 16 << 20
+"""Largest metadata of a header in bytes of JSON, for the same reason."""
+_LENGTH_MAX = (1 << 63) - 1
+_LONG_ARRAY = re.compile(rb"\[[^\[\]]{8192}")
+_METADATA = re.compile(rb'(?<!\\)"__metadata__"\s*:\s*')
+_NO_TENSOR = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 
 
 class ShardTensor(NamedTuple):
@@ -183,28 +196,67 @@ def read_header(path_or_fd: str | os.PathLike[str] | int, *, label: str) -> Safe
 def _read(descriptor: int, *, label: str) -> SafetensorsFile:
     try:
         file_size = os.fstat(descriptor).st_size
-        prefix = os.pread(descriptor, LENGTH_BYTES, 0)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < LENGTH_BYTES or length > min(file_size - LENGTH_BYTES, MAX_HEADER_BYTES):
-            raise CacheDamaged(f"{label} has {file_size} bytes, fewer than its stated header length requires.")
+        length = header_length(os.pread(descriptor, PREFIX_BYTES, 0), file_size=file_size, label=label)
         text = os.pread(descriptor, length, LENGTH_BYTES)
+    except (FormatDamaged, FormatUnsupported) as error:
+        raise CacheDamaged(error.message) from error
     except OSError as error:
         raise CacheDamaged(f"{label} can't be read: {error.strerror}.") from error
     if len(text) < length:
         raise CacheDamaged(f"{label} is truncated inside its header, at byte {LENGTH_BYTES + len(text)}.")
-    return parse_header(text, file_size=file_size, label=label)
+    try:
+        return parse_header(text, file_size=file_size, label=label)
+    except (FormatDamaged, FormatUnsupported) as error:
+        raise CacheDamaged(error.message) from error
 
 
-class _HeaderTensor(msgspec.Struct):
+_Length = Annotated[int, msgspec.Meta(ge=0, le=_LENGTH_MAX)]
+
+
+class _Row(msgspec.Struct):
     """A tensor in the header's JSON."""
 
     dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+    shape: tuple[_Length, ...]
+    data_offsets: tuple[_Length, _Length]
+
+
+class _Reserved(msgspec.Struct, rename={"metadata": RESERVED_NAME}):
+    """What is not a tensor in the header's JSON."""
+
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def header_length(prefix: bytes, *, file_size: int, label: str) -> int:
+    """Returns the bytes of a header's JSON.
+
+    Args:
+        prefix: The first bytes of the file, 8 or more.
+        file_size: Bytes of the whole file.
+        label: How error texts call the file.
+
+    Raises:
+        FormatDamaged: The file is too short, or is not a safetensors file.
+        FormatUnsupported: The header is larger than the safetensors library reads.
+    """
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    if len(prefix) < LENGTH_BYTES or length < 2:  # the shortest JSON is {}
+        raise FormatDamaged(f"{label} has {file_size} bytes and begins with {prefix[:16]!r}: not a safetensors file.")
+    if length > file_size - LENGTH_BYTES and prefix[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
+        pointer = prefix.startswith(b"version https://git")
+        hint = " It is a pointer of Git LFS: upload the file itself." if pointer else ""
+        raise FormatDamaged(f"{label} begins with {prefix[:16]!r}: it is not a safetensors file.{hint}")
+    if length > file_size - LENGTH_BYTES:
+        raise FormatDamaged(f"{label} has {file_size} bytes, but states a header of {length} bytes: it is truncated.")
+    if length > MAX_HEADER_BYTES:
+        raise FormatUnsupported(
+            f"{label} has a header of {length} bytes; readers of safetensors accept {MAX_HEADER_BYTES}."
+        )
+    return length
 
 
 def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
-    """Parses and checks a header; see ``read_header``.
+    """Parses and checks a header as the safetensors library does, in bounded memory.
 
     Args:
         text: The JSON, without the 8 bytes before it.
@@ -212,17 +264,20 @@ def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
         label: How error texts call the file.
 
     Raises:
-        CacheDamaged: See ``read_header``.
+        FormatDamaged: It is not a header, tensors overlap or have gaps between them, or the file has another size.
+        FormatUnsupported: A dtype that PyTorch doesn't have, or more tensors than any model.
     """
     data_start = LENGTH_BYTES + len(text)
     try:
-        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        reserved = raw.pop(RESERVED_NAME, None)
-        metadata = {} if reserved is None else msgspec.json.decode(reserved, type=dict[str, str])
-        decode = msgspec.json.Decoder(_HeaderTensor).decode
-        rows = {key: decode(value) for key, value in raw.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CacheDamaged(f"{label}: its safetensors header is invalid: {error}.") from error
+        rest, metadata = _split_metadata(text, label=label)
+        if rest.count(b"{") > MAX_TENSORS or _LONG_ARRAY.search(rest) is not None:
+            raise FormatUnsupported(f"{label}: its safetensors header has more tensors or dimensions than any model.")
+        rows = msgspec.json.decode(rest, type=dict[str, _Row])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise FormatDamaged(
+            f"{label}: its safetensors header is invalid: {escape_unprintable(str(error))[:200]}."
+        ) from error
+    rows.pop(RESERVED_NAME, None)
     ordered = sorted(rows.items(), key=lambda item: item[1].data_offsets)
     tensors: dict[str, SafetensorsTensor] = {}
     end = 0
@@ -230,23 +285,92 @@ def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
         tensors[key] = _checked(key, row, end, data_start=data_start, label=label)
         end = row.data_offsets[1]
     if data_start + end != file_size:
-        raise CacheDamaged(
+        raise FormatDamaged(
             f"{label} should have {data_start + end} bytes according to its header, but has {file_size}."
         )
     return SafetensorsFile(tensors, metadata, data_start)
 
 
-def _checked(key: str, row: _HeaderTensor, expected_start: int, *, data_start: int, label: str) -> SafetensorsTensor:
+def _split_metadata(text: bytes, *, label: str) -> tuple[bytes, dict[str, str]]:
+    """Returns the JSON with an empty tensor in place of the metadata, and the metadata.
+
+    Metadata may have any strings, while the size of a tensor in JSON has a lower bound, which limits their number.
+    """
+    raw = bytes(msgspec.json.decode(text, type=_Reserved).metadata)
+    if len(raw) > MAX_METADATA_BYTES:
+        raise FormatUnsupported(f"{label}: its safetensors header has {len(raw)} bytes of metadata.")
+    metadata = msgspec.json.decode(raw, type=dict[str, str] | None) or {}
+    for match in _METADATA.finditer(text):
+        if text.startswith(raw, match.end()):
+            return text[: match.end()] + _NO_TENSOR + text[match.end() + len(raw) :], metadata
+    return text, metadata
+
+
+def _checked(key: str, row: _Row, expected_start: int, *, data_start: int, label: str) -> SafetensorsTensor:
     where = f"{label}, tensor {short_repr(key)}"
     start, end = row.data_offsets
     if start != expected_start or end < start:
-        raise CacheDamaged(f"{where}: its data is at {start} to {end}, but should start at {expected_start}.")
-    try:
-        dtype = dtype_from_safetensors(row.dtype, where=where)
-    except FormatUnsupported as error:
-        raise CacheDamaged(error.message) from error
-    if any(not 0 <= dimension <= _MAX_DIMENSION for dimension in row.shape):
-        raise CacheDamaged(f"{where}: it has an invalid dimension.")
-    if math.prod(row.shape) * dtype.item_size != end - start:
-        raise CacheDamaged(f"{where}: its {end - start} bytes don't match its shape and dtype.")
-    return SafetensorsTensor(key, dtype, row.shape, data_start + start, data_start + end)
+        raise FormatDamaged(f"{where}: its data is at {start} to {end}, but should start at {expected_start}.")
+    dtype = dtype_from_safetensors(row.dtype, where=where)
+    shape = row.shape
+    if row.dtype == HALF_BYTE_NAME:
+        if not shape or shape[-1] % 2:
+            raise FormatUnsupported(f"{where}: PyTorch has no tensor of an odd number of half bytes in a row.")
+        shape = (*shape[:-1], shape[-1] // 2)
+    if math.prod(shape) * dtype.item_size != end - start:
+        raise FormatDamaged(f"{where}: its {end - start} bytes don't match its shape and dtype.")
+    return SafetensorsTensor(key, dtype, shape, data_start + start, data_start + end)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsIndex:
+    """The tensors of a safetensors file as a source of tensors, as ``TensorsIndex`` has those of a ``.tensors`` file.
+
+    A tensor has no header: its ``header_offset`` is its ``data_offset``.
+
+    Attributes:
+        tensors: In the order of their data, without gaps.
+        body_offset: End of the header, where the first tensor's data begins.
+        body_end: End of the last tensor, which is the end of the file.
+        metadata: The header's metadata.
+    """
+
+    tensors: tuple[TensorEntry, ...]
+    body_offset: int
+    body_end: int
+    metadata: Mapping[str, str]
+
+    @property
+    def encrypted(self) -> bool:
+        """False: the format has no encryption."""
+        return False
+
+
+def parse_safetensors_index(head: bytes, *, file_size: int, label: str) -> SafetensorsIndex:
+    """Parses the header of a source file.
+
+    Args:
+        head: The file's first bytes, up to the end of the header.
+        file_size: Bytes of the whole file.
+        label: How error texts call the file.
+
+    Raises:
+        FormatDamaged: See ``parse_header``.
+        FormatUnsupported: Likewise.
+    """
+    file = parse_header(head[LENGTH_BYTES:], file_size=file_size, label=label)
+    entries = tuple(
+        TensorEntry(
+            tensor.name.encode(),
+            (tensor.name,),
+            tensor.name,
+            KIND_STATE_DICT,
+            tensor.dtype,
+            tensor.shape,
+            tensor.start,
+            tensor.start,
+            tensor.end - tensor.start,
+        )
+        for tensor in file.tensors.values()
+    )
+    return SafetensorsIndex(entries, file.data_start, file_size, file.metadata)

@@ -136,6 +136,16 @@ class TensorsIndex:
     tensors: tuple[TensorEntry, ...]
     body_end: int
 
+    @property
+    def body_offset(self) -> int:
+        """End of the index, where the first tensor's header begins."""
+        return self.preamble.body_offset
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the tensors' data is ciphertext."""
+        return self.preamble.encrypted
+
 
 def parse_preamble(data: bytes | bytearray | memoryview, *, object_size: int, label: str) -> Preamble:
     """Parses the first 73 bytes of an object and checks them against its size.

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from tonnage.contract import ComputedBuffers, Layout, Limits, Plan, Report, Verify, file_selection
-from tonnage.contract.plan import AddressingStyle
+from tonnage.contract.plan import AddressingStyle, Weights
 from tonnage.loading.load import resolve_plan, run_plan
 from tonnage.source.source_uri import parse_sources
 
@@ -21,13 +21,16 @@ class PlanOptions(TypedDict, total=False):
     """Options of ``load`` and ``resolve``; all are optional.
 
     Attributes:
-        layout: ``safetensors`` (shards that any engine reads, the default) or ``tensorizer`` (the unmodified objects).
+        layout: ``safetensors`` (files that any engine reads, the default; safetensors files keep their names and bytes)
+            or ``tensorizer`` (the unmodified ``.tensors`` objects).
         computed_buffers: Where the safetensors layout has buffers that engines compute themselves: ``separate`` (in a
             file that engines don't list, the default) or ``in-shards``.
         verify: ``crc32`` (the default), ``sha256``, ``size`` or ``none``.
         verify_on_hit: Verify what is already in the cache with hashes that are read from the source now.
-        include: Shell patterns. Those that end in ``.tensors`` select tensor files; others add companions to the
-            default ones.
+        weights: ``auto`` (``.tensors`` files, or ``.safetensors`` files where none match; the default), ``tensorizer``
+            or ``safetensors``.
+        include: Shell patterns. Those that end in ``.tensors`` or ``.safetensors`` select weights; others add
+            companions to the default ones.
         exclude: Shell patterns of keys to exclude.
         ranks: The ranks of a rank-sharded model to load; None for all.
         endpoint_url: URL of an S3-compatible server; empty for AWS.
@@ -44,6 +47,7 @@ class PlanOptions(TypedDict, total=False):
     computed_buffers: ComputedBuffers | str
     verify: Verify | str
     verify_on_hit: bool
+    weights: Weights | str
     include: Sequence[str]
     exclude: Sequence[str]
     ranks: Sequence[int] | None
@@ -83,7 +87,10 @@ def make_plan(sources: str | Sequence[str], **options: Unpack[PlanOptions]) -> P
         verify=Verify(options.get("verify", Verify.CRC32)),
         verify_on_hit=options.get("verify_on_hit", False),
         files=file_selection(
-            options.get("include", ()), options.get("exclude", ()), None if ranks is None else tuple(ranks)
+            options.get("include", ()),
+            options.get("exclude", ()),
+            None if ranks is None else tuple(ranks),
+            Weights(options.get("weights", Weights.AUTO)),
         ),
         limits=options.get("limits") or Limits(),
         expected_digest=options.get("expected_digest", ""),
@@ -99,13 +106,13 @@ def load(
     canceled: Callable[[], bool] = lambda: False,
     **options: Unpack[PlanOptions],
 ) -> Report:
-    """Loads a model in tensorizer's format from object storage into a cache on this machine.
+    """Loads a model, in tensorizer's or safetensors' format, from object storage into a cache on this machine.
 
     Several processes may call it for the same model at the same time: one loads, the others wait and get a hit.
 
     Args:
-        sources: ``s3://bucket/key.tensors``, ``s3://bucket/prefix/`` or ``https://…/x.tensors``; several sources form
-            one model.
+        sources: ``s3://bucket/prefix/``, ``s3://bucket/key.tensors`` or ``https://…/x.safetensors``; several sources
+            form one model.
         cache: The cache's root directory, in shared memory or on a disk.
         environment: Environment variables with credentials and other settings; None for ``os.environ``.
         on_progress: Called with the progress a few times a second.

@@ -1,4 +1,4 @@
-"""Fetches preamble and index of ``.tensors`` objects: one request of 262,217 bytes, a second one for longer indexes.
+"""Fetches what precedes the tensors of objects: one request for most, a second one for longer indexes and headers.
 
 Of files that vLLM serialized, the headers of two tensors are fetched as well, to see whether they are tied.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tonnage.errors import FormatDamaged
+from tonnage.contract.selection import SAFETENSORS_SUFFIX
+from tonnage.errors import FormatDamaged, FormatUnsupported
+from tonnage.format.safetensors import LENGTH_BYTES, header_length, parse_safetensors_index
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject
 from tonnage.planning.tied_weights import HeaderRange, find_tied
@@ -16,11 +18,17 @@ from tonnage.source.client import RangeRequest, get_ranges
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tonnage.format.file_index import FileIndex
     from tonnage.format.tensors_index import Preamble
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 MAX_INDEX_BYTES = 1 << 30
 """Largest accepted index in bytes. A million tensors need about this much; no model has so many."""
+
+TYPICAL_HEADER_BYTES = 128 << 10
+"""Bytes of the first request for a safetensors header: enough for about 1,000 tensors."""
+MAX_HEADERS_BYTES = 256 << 20
+"""Largest accepted size of the headers of all safetensors files of a load, in bytes: ten times that of any model."""
 
 
 def read_indexes(
@@ -31,18 +39,17 @@ def read_indexes(
     canceled: Callable[[], bool] | None = None,
     on_retry: Callable[[], None] = lambda: None,
 ) -> list[SourceObject]:
-    """Fetches and parses the indexes of all ``.tensors`` objects among ``items``.
+    """Fetches and parses the indexes of ``.tensors`` objects and the headers of safetensors files among ``items``.
 
     Returns:
         One for each item, in order; companions have no index.
 
     Raises:
-        NotATensorizerFile: An object has another format.
-        FormatDamaged: An index is inconsistent. Lengths are compared with the object's size before they are used.
+        NotATensorizerFile: A ``.tensors`` object has another format.
+        FormatDamaged: An index or a header is inconsistent. Lengths are compared with the object's size first.
         FormatUnsupported: A version or feature that no released tensorizer writes.
         TonnageError: A request failed after all retries.
     """
-    wanted = [number for number, item in enumerate(items) if item.kind == "tensors"]
 
     def fetch(ranges: Sequence[HeaderRange]) -> Sequence[bytes]:
         requests = [
@@ -55,15 +62,43 @@ def read_indexes(
         found = fetch([HeaderRange(at, start, end) for at, (start, end) in ranges.items()])
         return dict(zip(ranges, found, strict=True))
 
-    heads = fetch_ranges(dict.fromkeys(wanted, (0, TYPICAL_HEAD_BYTES)))
-    preambles = {at: _preamble(items[at], head) for at, head in heads.items()}
-    ends = {at: preamble.body_offset for at, preamble in preambles.items()}
+    heads = fetch_ranges(
+        {
+            at: (0, TYPICAL_HEADER_BYTES if _is_safetensors(item) else TYPICAL_HEAD_BYTES)
+            for at, item in enumerate(items)
+            if item.kind == "tensors"
+        }
+    )
+    ends = {at: _head_length(items[at], head) for at, head in heads.items()}
+    _check_headers_size(items, ends)
     remainders = fetch_ranges({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
     objects = [
-        _source_object(item, preambles[at], heads[at] + remainders.get(at, b"")) if at in heads else _companion(item)
+        _source_object(item, (heads[at] + remainders.pop(at, b""))[: ends[at]]) if at in heads else _companion(item)
         for at, item in enumerate(items)
     ]
     return find_tied(objects, fetch)
+
+
+def _is_safetensors(item: ResolvedObject) -> bool:
+    return item.path.endswith(SAFETENSORS_SUFFIX)
+
+
+def _head_length(item: ResolvedObject, head: bytes) -> int:
+    """Returns the bytes before the first tensor."""
+    if _is_safetensors(item):
+        return LENGTH_BYTES + header_length(head, file_size=item.pin.size, label=item.target.label)
+    return _preamble(item, head).body_offset
+
+
+def _check_headers_size(items: Sequence[ResolvedObject], ends: Mapping[int, int]) -> None:
+    """Limits what the headers of all safetensors files take in memory."""
+    total = sum(end for at, end in ends.items() if _is_safetensors(items[at]))
+    if total > MAX_HEADERS_BYTES:
+        largest = max(ends, key=lambda at: ends[at])
+        raise FormatUnsupported(
+            f"The headers of the safetensors files have {total:,} bytes, more than {MAX_HEADERS_BYTES:,}; the largest "
+            f"is that of {items[largest].target.label}, of {ends[largest]:,} bytes."
+        )
 
 
 def _preamble(item: ResolvedObject, head: bytes) -> Preamble:
@@ -75,10 +110,14 @@ def _preamble(item: ResolvedObject, head: bytes) -> Preamble:
     return preamble
 
 
-def _source_object(item: ResolvedObject, preamble: Preamble, head: bytes) -> SourceObject:
-    label, size, end = item.target.label, item.pin.size, preamble.body_offset
-    tensors = parse_index(preamble, head[PREAMBLE_BYTES:end], object_size=size, label=label)
-    return SourceObject(label=label, path=item.path, size=size, rank=item.rank, tensors_index=tensors, head=head[:end])
+def _source_object(item: ResolvedObject, head: bytes) -> SourceObject:
+    label, size = item.target.label, item.pin.size
+    tensors: FileIndex
+    if _is_safetensors(item):
+        tensors = parse_safetensors_index(head, file_size=size, label=label)
+    else:
+        tensors = parse_index(_preamble(item, head), head[PREAMBLE_BYTES:], object_size=size, label=label)
+    return SourceObject(label=label, path=item.path, size=size, rank=item.rank, tensors_index=tensors, head=head)
 
 
 def _companion(item: ResolvedObject) -> SourceObject:

@@ -9,18 +9,19 @@ import msgspec
 from tonnage._version import __version__
 from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
 from tonnage.contract import Verify
+from tonnage.format.tensors_index import TensorsIndex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tonnage.format.file_index import FileIndex
     from tonnage.format.tensor_header import TensorHeader
-    from tonnage.format.tensors_index import TensorsIndex
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 
 def source_record(
-    resolved: ResolvedObject, tensors_index: TensorsIndex | None, headers: Sequence[TensorHeader], verified: Verify
+    resolved: ResolvedObject, tensors_index: FileIndex | None, headers: Sequence[TensorHeader], verified: Verify
 ) -> SourceRecord:
     """Returns the manifest's record of a loaded object.
 
@@ -30,7 +31,8 @@ def source_record(
         headers: The headers of its tensors.
         verified: The lowest level at which one of them was verified.
     """
-    encrypted = tensors_index is not None and tensors_index.preamble.encrypted
+    encrypted = tensors_index is not None and tensors_index.encrypted
+    has_hashes = isinstance(tensors_index, TensorsIndex) and not encrypted
     return SourceRecord(
         place=resolved.place,
         key=resolved.pin.key,
@@ -41,7 +43,7 @@ def source_record(
         rank=resolved.rank,
         encrypted=encrypted,
         verified=verified,
-        strongest=Verify.SIZE if encrypted or tensors_index is None else _strongest(headers),
+        strongest=_strongest(headers) if has_hashes else Verify.SIZE,
         tensors=0 if tensors_index is None else len(tensors_index.tensors),
     )
 
@@ -199,7 +201,7 @@ def _tensor_records(blueprint: Blueprint, headers: Mapping[tuple[int, int], Tens
             continue
         tensor = tensors_index.tensors[placement.tensor_index]
         header = headers[placement.object_index, placement.tensor_index]
-        digest = None if tensors_index.preamble.encrypted else header.expected_sha256
+        digest = None if tensors_index.encrypted else header.expected_sha256
         records.append(
             TensorRecord(
                 name=tensor.name,
@@ -213,7 +215,7 @@ def _tensor_records(blueprint: Blueprint, headers: Mapping[tuple[int, int], Tens
                 length=tensor.length,
                 header_offset=tensor.header_offset,
                 header=header.hash_prefix,
-                crc32=None if tensors_index.preamble.encrypted else header.expected_crc32,
+                crc32=None if tensors_index.encrypted else header.expected_crc32,
                 sha256=None if digest is None else digest.hex(),
             )
         )

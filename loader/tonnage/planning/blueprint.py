@@ -2,7 +2,8 @@
 
 In the Safetensors layout each segment becomes one complete safetensors file, whose header is known from the index of
 the ``.tensors`` file. Buffers that engines compute themselves go into another file, in a folder that engines don't
-list. In the Tensorizer layout all segments of an object go into one file, byte for byte.
+list. In the Tensorizer layout all segments of an object go into one file, byte for byte; safetensors files at the
+source stay as they are, too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.format.known_tensors import is_vllm_serialized
+from tonnage.format.safetensors import SafetensorsIndex
 
 if TYPE_CHECKING:
     from tonnage.contract import ComputedBuffers, FileKind, Layout
-    from tonnage.format.tensors_index import TensorsIndex
+    from tonnage.format.file_index import FileIndex
     from tonnage.planning.segments import Segment
 
 MIB = 1 << 20
@@ -47,7 +49,7 @@ class SourceObject:
         size: Bytes.
         rank: The rank, for a rank-sharded model; otherwise None.
         tensors_index: Its index; None for a companion.
-        head: The object's first bytes up to the end of the index; empty for a companion.
+        head: The object's first bytes up to the end of the index or header; empty for a companion.
         tied: Indexes of tensors that engines hold as one with another, of the same data.
     """
 
@@ -55,9 +57,14 @@ class SourceObject:
     path: str
     size: int
     rank: int | None = None
-    tensors_index: TensorsIndex | None = None
+    tensors_index: FileIndex | None = None
     head: bytes = b""
     tied: frozenset[int] = frozenset()
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether it is a safetensors file, which holds no hashes of its tensors."""
+        return isinstance(self.tensors_index, SafetensorsIndex)
 
     @property
     def is_vllm_serialized(self) -> bool:

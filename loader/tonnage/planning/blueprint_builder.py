@@ -11,7 +11,7 @@ from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import FormatUnsupported, NameCollision
 from tonnage.format.dtypes import dtype_from_safetensors
 from tonnage.format.known_tensors import is_computed_buffer
-from tonnage.format.safetensors import ShardTensor, alignment_order, build_shard_header
+from tonnage.format.safetensors import SafetensorsIndex, ShardTensor, alignment_order, build_shard_header
 from tonnage.format.tensor_names import check_flat_names
 from tonnage.planning.blueprint import (
     DIGEST_KEY,
@@ -34,14 +34,17 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, separated_note, vllm_note
+from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, no_checksum_note, separated_note, vllm_note
 from tonnage.planning.partition import linear_partition
+from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from tonnage.format.tensors_index import TensorEntry, TensorsIndex
+    from tonnage.contract import FileKind
+    from tonnage.format.file_index import FileIndex
+    from tonnage.format.tensors_index import TensorEntry
 
 
 def build_blueprint(
@@ -66,19 +69,21 @@ def build_blueprint(
     Raises:
         DtypeUnsupported: The safetensors format doesn't support a tensor's dtype.
         NameCollision: Two tensors or files would have the same name.
-        FormatUnsupported: An encrypted file, in the Safetensors layout.
+        FormatUnsupported: An encrypted file in the Safetensors layout, or a safetensors file in the Tensorizer layout.
     """
     identity = {key: value for key, value in ((REVISION_KEY, revision), (DIGEST_KEY, digest)) if value}
     builder = _BlueprintBuilder(
         list(objects), identity=identity, separates=computed_buffers is ComputedBuffers.SEPARATE
     )
+    unchanged = find_unchanged(objects, layout, segment_size)
     for index, source in enumerate(objects):
         if source.tensors_index is None:
             builder.add_companion(index)
-        elif layout is Layout.TENSORIZER:
-            builder.add_tensorizer_object(index, source.tensors_index, segment_size)
+        elif index in unchanged:
+            builder.add_unchanged(index, source.tensors_index, segment_size)
+    check_duplicate_tensors(objects[index] for index in sorted(unchanged))
     if layout is Layout.SAFETENSORS:
-        groups = _groups(objects)
+        groups = _groups(objects, unchanged)
         for group, members in groups.items():
             shares_folder = any(other.directory == group.directory for other in groups if other is not group)
             builder.add_shards(group, members, segment_size, shares_folder=shares_folder)
@@ -122,11 +127,11 @@ class _Group(NamedTuple):
         return posixpath.join(self.directory, name)
 
 
-def _groups(objects: Sequence[SourceObject]) -> dict[_Group, list[int]]:
+def _groups(objects: Sequence[SourceObject], unchanged: Collection[int]) -> dict[_Group, list[int]]:
     paths = frozenset(source.path for source in objects)
     groups: dict[_Group, list[int]] = {}
     for index, source in enumerate(objects):
-        if source.tensors_index is None:
+        if source.tensors_index is None or index in unchanged:
             continue
         vllm = source.is_vllm_serialized
         rank = 0 if vllm and source.rank is None else source.rank
@@ -170,27 +175,30 @@ class _BlueprintBuilder:
         if source.size:
             self._add_segment(index, 0, source.size, [Span(source.size, SpanRole.OPAQUE, NO_TENSOR, 0)])
 
-    def add_tensorizer_object(self, index: int, tensors_index: TensorsIndex, segment_size: int) -> None:
-        """Adds an object in the Tensorizer layout: one file, filled by several segments."""
+    def add_unchanged(self, index: int, tensors_index: FileIndex, segment_size: int) -> None:
+        """Adds an object that stays as it is: one file, filled by several segments."""
         source = self.objects[index]
-        body = tensors_index.preamble.body_offset
-        self.files.append(OutputFile(source.path, source.size, "object", index, source.rank, source.head[:body]))
-        data = SpanRole.OPAQUE if tensors_index.preamble.encrypted else SpanRole.DATA
-        if tensors_index.preamble.encrypted:
+        body = tensors_index.body_offset
+        kind: FileKind = "shard" if source.is_safetensors else "object"
+        self.files.append(OutputFile(source.path, source.size, kind, index, source.rank, source.head[:body]))
+        data = SpanRole.OPAQUE if tensors_index.encrypted else SpanRole.DATA
+        if tensors_index.encrypted:
             self.notes.append(f"{source.label} is encrypted: verified by size and revision only.")
         ranges = _partition_tensors(tensors_index, segment_size)
         for position, (first, last) in enumerate(ranges):
             spans: list[Span] = []
             for number in range(first, last):
                 entry = tensors_index.tensors[number]
-                spans.append(Span(entry.data_offset, SpanRole.HEADER, number, entry.header_offset))
+                if entry.data_offset > entry.header_offset:
+                    spans.append(Span(entry.data_offset, SpanRole.HEADER, number, entry.header_offset))
                 if entry.length:
                     spans.append(Span(entry.data_end, data, number, entry.data_offset))
                 self.placements.append(TensorPlacement(index, number, len(self.files) - 1, entry.data_offset))
             start = tensors_index.tensors[first].header_offset if last > first else body
             end = tensors_index.tensors[last - 1].data_end if last > first else body
             if position == len(ranges) - 1:
-                spans.append(Span(tensors_index.body_end, SpanRole.TAIL, NO_TENSOR, end))
+                if tensors_index.body_end > end:
+                    spans.append(Span(tensors_index.body_end, SpanRole.TAIL, NO_TENSOR, end))
                 if source.size > tensors_index.body_end:
                     spans.append(Span(source.size, SpanRole.OPAQUE, NO_TENSOR, tensors_index.body_end))
                 end = source.size
@@ -344,7 +352,8 @@ class _BlueprintBuilder:
         shard = [_shard_tensor(tensors_index.tensors[number]) for number in stored]
         order = alignment_order(shard)
         extra = _extra_metadata(tensors_index.tensors[cut[0] : cut[1]])
-        metadata = {"format": "pt", **self._identity, **extra}
+        own = tensors_index.metadata if isinstance(tensors_index, SafetensorsIndex) else {}
+        metadata = {"format": "pt", **own, **self._identity, **extra}
         header, offsets = build_shard_header([shard[at] for at in order], metadata=metadata, label=source.label)
         size = len(header) + sum(tensor.length for tensor in shard)
         self.files.append(OutputFile(path, size, "shard", index, rank, header))
@@ -372,18 +381,20 @@ class _BlueprintBuilder:
         spans: list[Span] = []
         for number in range(*cut):
             entry = tensors_index.tensors[number]
-            spans.append(Span(entry.data_offset, SpanRole.HEADER, number, NOT_WRITTEN))
+            if entry.data_offset > entry.header_offset:
+                spans.append(Span(entry.data_offset, SpanRole.HEADER, number, NOT_WRITTEN))
             file, offset = places.get(number, (NO_FILE, 0))
             if entry.length:
                 other = FILE_OF_SEGMENT if file == file_index else file
                 spans.append(Span(entry.data_end, SpanRole.DATA, number, offset, other))
             self.placements.append(TensorPlacement(index, number, file, offset))
-        start = tensors_index.tensors[cut[0]].header_offset if cut[1] > cut[0] else tensors_index.preamble.body_offset
+        start = tensors_index.tensors[cut[0]].header_offset if cut[1] > cut[0] else tensors_index.body_offset
         end = tensors_index.tensors[cut[1] - 1].data_end if cut[1] > cut[0] else start
-        if is_last:
+        if is_last and tensors_index.body_end > end:
             spans.append(Span(tensors_index.body_end, SpanRole.TAIL, NO_TENSOR, NOT_WRITTEN))
             end = tensors_index.body_end
-        self.segments.append(Segment(len(self.segments), index, file_index, start, end, tuple(spans)))
+        if end > start:
+            self.segments.append(Segment(len(self.segments), index, file_index, start, end, tuple(spans)))
 
     def add_notes(self, layout: Layout) -> None:
         """Adds notes on separated buffers, on files that vLLM serialized, and on names that engines may not know."""
@@ -393,15 +404,18 @@ class _BlueprintBuilder:
         found = [source for source in self.objects if source.is_vllm_serialized]
         if found:
             self.notes.append(vllm_note(found, layout))
+        without_checksums = [source for source in self.objects if source.is_safetensors]
+        if without_checksums:
+            self.notes.append(no_checksum_note(without_checksums))
         for source in self.objects:
-            if source.tensors_index is not None and not source.is_vllm_serialized:
+            if source.tensors_index is not None and not source.is_vllm_serialized and not source.is_safetensors:
                 self.notes += names_notes(source.label, source.tensors_index.tensors)
 
     def _check_names(self, members: Iterable[int]) -> None:
         seen: dict[str, str] = {}
         for index in members:
             label, tensors_index = self.objects[index].label, self._tensors_index(index)
-            if tensors_index.preamble.encrypted:
+            if tensors_index.encrypted:
                 raise FormatUnsupported(f"{label} is encrypted; only the Tensorizer layout supports encryption.")
             check_flat_names(tensors_index.tensors, label=label, seen=seen)
 
@@ -420,16 +434,17 @@ class _BlueprintBuilder:
                     raise NameCollision(f"{parent!r} would be a file ({owners[parent]}) and a directory ({label}).")
                 parent = posixpath.dirname(parent)
 
-    def _tensors_index(self, index: int) -> TensorsIndex:
+    def _tensors_index(self, index: int) -> FileIndex:
         tensors_index = self.objects[index].tensors_index
         if tensors_index is None:
             raise ValueError(f"object {index} has no tensors")
         return tensors_index
 
     def _add_segment(self, index: int, start: int, end: int, spans: list[Span]) -> None:
-        self.segments.append(
-            Segment(len(self.segments), index, len(self.files) - 1, start, end, tuple(spans)),
-        )
+        if end > start:
+            self.segments.append(
+                Segment(len(self.segments), index, len(self.files) - 1, start, end, tuple(spans)),
+            )
 
 
 def _extra_metadata(entries: Sequence[TensorEntry]) -> dict[str, str]:
@@ -463,7 +478,7 @@ def _one_tensor_file(name: str, metadata: Mapping[str, str]) -> bytes:
     return header + bytes(1)
 
 
-def _partition_tensors(tensors_index: TensorsIndex, segment_size: int) -> list[tuple[int, int]]:
+def _partition_tensors(tensors_index: FileIndex, segment_size: int) -> list[tuple[int, int]]:
     """Returns a range of tensor indexes for each segment; one empty range for a file without tensors."""
     weights = [entry.data_end - entry.header_offset for entry in tensors_index.tensors]
     if not weights:

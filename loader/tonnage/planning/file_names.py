@@ -24,7 +24,7 @@ _KEPT_STEMS = _SINGLE_FILE_STEMS | {"consolidated", "diffusion_pytorch_model"}
 """Stems that readers depend on: PEFT's, those of diffusers, and of models in Mistral's format."""
 _MODEL_STEMS = frozenset({MODEL, "pytorch_model"})
 _PART = r"-\d{5}-of-\d{5}"
-_SOURCE_NAME = re.compile(rf"(?P<stem>\w+)(?P<first>\.\w+)?(?:{_PART})?(?P<last>\.\w+)?\.tensors")
+_SOURCE_NAME = re.compile(rf"(?P<stem>\w+)(?P<first>\.\w+)?(?:{_PART})?(?P<last>\.\w+)?\.(?:safe)?tensors")
 _OWN_FILE_OF_RANK = re.compile(r"[a-z-]+-rank-\d+\.safetensors")
 _MAIN_SHARD = re.compile(rf"{MODEL}(?:{_PART})?\.safetensors|{MODEL}-rank-\d+-part-\d+\.safetensors")
 

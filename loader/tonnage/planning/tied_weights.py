@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.format.tensor_header import parse_tensor_header
+from tonnage.format.tensors_index import TensorsIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ def find_tied(
     pairs = [
         (number, source.tensors_index, pair)
         for number, source in enumerate(objects)
-        if source.tensors_index is not None and source.is_vllm_serialized
+        if isinstance(source.tensors_index, TensorsIndex) and source.is_vllm_serialized
         for pair in candidates(source.tensors_index.tensors)
     ]
     if not pairs:

@@ -11,6 +11,7 @@ from tonnage.errors import AccessDenied, InvalidPlan, NoTensorFiles, SourceChang
 from tonnage.source.aws_config import find_ca_bundle
 from tonnage.source.endpoint_urls import ascii_host, is_presigned, quote, redact_url, split_url, unquote
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
+from tonnage.source.index_files import apply_indexes, read_index_files
 from tonnage.source.pinned import PinnedObject, PinnedSource
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
@@ -56,8 +57,19 @@ def pin_http(
         selection = select(candidates, files, where=where, explicit=True, need_tensors=need_tensors)
     except NoTensorFiles as error:
         raise NoTensorFiles(error.message, remedy=_NAME_REMEDY) from None
-    objects = filter_ranks(selection.objects, files.ranks, where=where)
     bundle = find_ca_bundle(source.ca_bundle, context.environment)
+    if source.objects is None and selection.indexes:
+        inner = allows_inner_redirects(context.environment)
+        targets = [
+            RequestTarget(url=urls[each.key], ca_bundle=bundle, inner_redirects=inner, label=each.key)
+            for each in selection.indexes
+        ]
+        bodies, failure = read_index_files(context, targets)
+        if failure is not None:
+            raise failure.to_exception()
+        contents = {each.path: body for each, body in zip(selection.indexes, bodies, strict=True)}
+        selection = apply_indexes(selection, contents, where=where)
+    objects = filter_ranks(selection.objects, files.ranks, where=where)
     check_pins_selected(source.objects or (), selection, where=where)
     # Objects of all ranks are requested: an entry shows those of other ranks, too, if they were loaded.
     heads = _heads(

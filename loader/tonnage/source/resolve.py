@@ -6,7 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tonnage.contract import ResolvedSource, S3Source, revision_digest, revision_id
+from tonnage.contract import Layout, ResolvedSource, S3Source, revision_digest, revision_id
+from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import InvalidPlan, NoTensorFiles
 from tonnage.source.client import Client
 from tonnage.source.credentials import Botocore, CredentialProvider
@@ -16,7 +17,7 @@ from tonnage.source.s3_source import pin_s3
 from tonnage.source.selection import check_path_conflicts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tonnage.contract import ObjectPin, Plan, Source
     from tonnage.contract.selection import Kind
@@ -120,7 +121,8 @@ def resolve(
         for each in source.objects
     )
     if not any(each.kind == "tensors" for each in objects):
-        raise NoTensorFiles("None of the sources has a matching .tensors file.")
+        raise NoTensorFiles("None of the sources has a matching .tensors or .safetensors file.")
+    check_layout(plan.layout, objects)
     check_path_conflicts((each.path for each in objects), where="The plan's sources")
     digest = revision_digest((source.place, pin) for source in pinned for pin in source.pins)
     return ResolvedRevision(
@@ -131,6 +133,23 @@ def resolve(
         sources=tuple(ResolvedSource(place=source.place, objects=source.pins) for source in pinned),
         providers=tuple(providers),
     )
+
+
+def check_layout(layout: Layout, objects: Sequence[ResolvedObject]) -> None:
+    """Checks that the layout is one that the objects can have in the cache.
+
+    Raises:
+        InvalidPlan: The Tensorizer layout, for safetensors files.
+    """
+    if layout is not Layout.TENSORIZER:
+        return
+    found = next((each for each in objects if each.kind == "tensors" and each.path.endswith(SAFETENSORS_SUFFIX)), None)
+    if found is not None:
+        raise InvalidPlan(
+            f"{found.target.label} is a safetensors file, and the Tensorizer layout has copies of .tensors files only.",
+            remedy="Use the Safetensors layout (--layout safetensors, spec.cache.layout), which keeps these files "
+            "unchanged; or load .tensors files.",
+        )
 
 
 def _shared_provider(providers: list[CredentialProvider], source: Source, botocore: Botocore) -> CredentialProvider:

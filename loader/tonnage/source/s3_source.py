@@ -24,6 +24,7 @@ from tonnage.source.client import Request
 from tonnage.source.endpoint_urls import bucket_url, check_bucket, quote, quote_key
 from tonnage.source.error_classification import RequestFailure
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
+from tonnage.source.index_files import apply_indexes, check_shards, read_index_files
 from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page, list_query, parse_page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
@@ -135,7 +136,9 @@ class _Pinning(NamedTuple):
                     f"{self._label(prefix)}: there is neither an object of this name nor one below it."
                 ) from None
         if self.need_tensors and not any(each.selected.kind == "tensors" for each in found.objects):
-            raise NoTensorFiles(f"{self._label(prefix)} is not a .tensors file, and there are no objects below it.")
+            raise NoTensorFiles(
+                f"{self._label(prefix)} is not a .tensors or .safetensors file, and there are no objects below it."
+            )
         return found
 
     def _run(self) -> PinnedSource:
@@ -159,6 +162,10 @@ class _Pinning(NamedTuple):
             need_tensors=self.need_tensors,
         )
         self._check_requestable(selection.objects)
+        if source.objects is None and selection.indexes:
+            selection = apply_indexes(selection, self._read_indexes(selection.indexes), where=self.where)
+        if source.objects is None and source.keys is None:
+            check_shards(selection, where=self.where)
         if source.objects is not None:
             check_pins_selected(source.objects, selection, where=self.where)
             found, notes = self._check_pins(source.objects)
@@ -174,6 +181,15 @@ class _Pinning(NamedTuple):
             objects=tuple(PinnedObject(each, *found[each.key]) for each in objects),
             notes=(*remarks, *selection.notes, *notes),
         )
+
+    def _read_indexes(self, indexes: Sequence[SelectedObject]) -> dict[str, bytes]:
+        """Returns the contents of indexes of safetensors files, by path."""
+        targets = [self._object_target(each.key) for each in indexes]
+        bodies, failure = read_index_files(self.context, targets)
+        if failure is not None:
+            self._raise_if_elsewhere(failure)
+            raise failure.to_exception()
+        return {each.path: body for each, body in zip(indexes, bodies, strict=True)}
 
     def _list(self) -> tuple[list[str], tuple[str, ...]]:
         """Returns all keys below the prefix, except the empty objects that mark directories, and remarks."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.contract.selection import TENSORS_SUFFIX, classify_path, matches
+from tonnage.contract.plan import RankSelection, Weights
+from tonnage.contract.selection import SAFETENSORS_SUFFIX, TENSORS_SUFFIX, choose_weights, classify_path, matches
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound, escape_unprintable
+from tonnage.source.checkpoint_files import find_indexes, find_surplus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-    from tonnage.contract import FileSelection, ObjectPin, RankSelection
+    from tonnage.contract import FileSelection, ObjectPin
     from tonnage.contract.selection import Kind
 
 SAFETENSORS_INDEXES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 """Index files of safetensors shards at the source. They describe other files than those in the cache."""
-DEFAULT_RANKS = re.compile(r"model-rank-(\d{3,})\.tensors")
+SHARDED_STATE = "model-rank-%d-part-*.safetensors"
+"""Names of the files of vLLM's ``sharded_state``, as a pattern of ranks: several files for each rank."""
 CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
 """Endings of files that a model's code or its tokenizer may need, and that no default pattern matches."""
 RESERVED = ".tonnage"
@@ -35,10 +38,14 @@ class SelectedObject(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The selected objects, sorted by path, and remarks about objects that were left out."""
+    """The selected objects, sorted by path, and remarks about objects that were left out.
+
+    ``indexes`` are those objects that list the safetensors files of their folder that belong to the model.
+    """
 
     objects: tuple[SelectedObject, ...]
     notes: tuple[str, ...]
+    indexes: tuple[SelectedObject, ...] = ()
 
 
 def select(
@@ -67,34 +74,40 @@ def select(
     notes: list[str] = []
     left_out: list[str] = []
     chosen: list[tuple[str, str, Kind]] = []
-    seen = 0
+    keys = list(keys)
+    weights = choose_weights((path for _, path in keys), files)
     for key, path in keys:
-        seen += 1
-        kind = classify_path(path, files, explicit=explicit)
+        kind = classify_path(path, files, explicit=explicit, weights=weights)
         if kind is None:
             if not matches(path, files.exclude):
                 left_out.append(path)
             continue
-        if kind == "companion" and matches(path, SAFETENSORS_INDEXES):
+        if kind == "companion" and weights is Weights.TENSORIZER and matches(path, SAFETENSORS_INDEXES):
             notes.append(f"{path} was left out: it describes other files than those in the cache.")
             continue
         check_path(path, where=where)
         chosen.append((key, path, kind))
     if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
-        raise NoTensorFiles(f"{where}: none of the {seen} objects is a matching {TENSORS_SUFFIX} file.")
+        raise NoTensorFiles(f"{where}: none of the {len(keys)} objects is a matching {_suffixes(files)} file.")
+    if weights is Weights.SAFETENSORS:
+        surplus = find_surplus({path: kind for _, path, kind in chosen})
+        notes += surplus.notes
+        chosen = [each for each in chosen if each[1] not in surplus.paths]
     if left_out:
-        notes.append(_left_out_note(sorted(left_out)))
+        notes.append(_left_out_note(sorted(left_out), weights))
     chosen.sort(key=lambda each: each[1])
     check_path_conflicts((path for _, path, _ in chosen), where=where)
-    ranks = _ranks([path for _, path, kind in chosen if kind == "tensors"], files.ranks, where=where, notes=notes)
+    paths = [path for _, path, kind in chosen if kind == "tensors"]
+    ranks = _ranks(paths, files.ranks, weights=weights, where=where, notes=notes)
     objects = [SelectedObject(key, path, kind, ranks.get(path)) for key, path, kind in chosen]
     if files.ranks is not None and files.ranks.count is not None:
         count = files.ranks.count
-        surplus = [each.path for each in objects if each.rank is not None and each.rank >= count]
-        if surplus:
-            notes.append(f"{', '.join(surplus)} left out: the model has {count} ranks, numbered from 0.")
-            objects = [each for each in objects if each.path not in surplus]
-    return Selection(tuple(objects), tuple(notes))
+        above = [each.path for each in objects if each.rank is not None and each.rank >= count]
+        if above:
+            notes.append(f"{', '.join(above)} left out: the model has {count} ranks, numbered from 0.")
+            objects = [each for each in objects if each.path not in above]
+    indexes = find_indexes(each.path for each in objects) if weights is Weights.SAFETENSORS else frozenset()
+    return Selection(tuple(objects), tuple(notes), tuple(each for each in objects if each.path in indexes))
 
 
 def check_pins_selected(pins: Iterable[ObjectPin], selection: Selection, *, where: str) -> None:
@@ -166,6 +179,8 @@ def check_path_conflicts(paths: Iterable[str], *, where: str) -> None:
 def rank_pattern(pattern: str) -> re.Pattern[str]:
     """Converts a printf pattern with one integer field to a regular expression; group 1 is the number.
 
+    In a pattern of ``.safetensors`` files, ``*`` stands for any text, because a rank may have several files.
+
     Raises:
         InvalidPlan: The pattern does not have exactly one integer field.
     """
@@ -175,40 +190,60 @@ def rank_pattern(pattern: str) -> re.Pattern[str]:
         raise InvalidPlan(f"The pattern of ranks {pattern!r} must have exactly one integer field such as %03d.")
     before, zero, width, after = match.groups()
     digits = rf"\d{{{width},}}" if zero and width else r"\d+"
-    return re.compile(f"{re.escape(before.replace('%%', '%'))}({digits}){re.escape(after.replace('%%', '%'))}")
+    before, after = (re.escape(text.replace("%%", "%")) for text in (before, after))
+    if pattern.endswith(SAFETENSORS_SUFFIX):
+        before, after = (text.replace(r"\*", ".*") for text in (before, after))
+    return re.compile(f"{before}({digits}){after}")
 
 
-def _ranks(paths: Sequence[str], ranks: RankSelection | None, *, where: str, notes: list[str]) -> dict[str, int]:
+def _ranks(
+    paths: Sequence[str], ranks: RankSelection | None, *, weights: Weights, where: str, notes: list[str]
+) -> dict[str, int]:
     """Returns the rank of each file that has one."""
     if not paths:
         return {}
-    pattern = DEFAULT_RANKS if ranks is None else rank_pattern(ranks.pattern)
-    found: dict[int, str] = {}
+    shown = RankSelection().pattern if ranks is None else ranks.pattern
+    if weights is Weights.SAFETENSORS and shown == RankSelection().pattern:
+        shown = SHARDED_STATE
+    pattern = rank_pattern(shown)
+    several = weights is Weights.SAFETENSORS and "*" in shown
+    found: dict[str, int] = {}
+    files: dict[int, str] = {}
     for path in paths:
         match = pattern.fullmatch(path.rpartition("/")[2])
         if match is None:
             continue
         rank = int(match[1])
-        if rank in found:
-            raise NameCollision(f"{where}: {found[rank]!r} and {path!r} are both rank {rank}.")
-        found[rank] = path
+        if rank in files and not several:
+            raise NameCollision(f"{where}: {files[rank]!r} and {path!r} are both rank {rank}.")
+        files[rank] = path
+        found[path] = rank
     if ranks is not None:
-        missing = [rank for rank in range(ranks.count or 0) if rank not in found]
-        if missing:
-            raise ObjectNotFound(
-                f"{where}: {_rank_list(missing)} of {ranks.count} {_is_or_are(missing)} missing (file names: "
-                f"{ranks.pattern})."
-            )
-        if not found:
-            raise ObjectNotFound(f"{where}: no file name matches the pattern of ranks, {ranks.pattern}.")
-    elif found:
-        gaps = [rank for rank in range(max(found)) if rank not in found] if max(found) < 10_000 else []
+        _check_ranks(files, ranks.count or 0, shown=shown, where=where)
+    elif files:
+        gaps = [rank for rank in range(max(files)) if rank not in files] if max(files) < 10_000 else []
         if gaps:
             notes.append(f"{_rank_list(gaps)} {_is_or_are(gaps)} missing at the source, but higher ranks are present.")
-    return {path: rank for rank, path in found.items()}
+    return found
 
 
-def _left_out_note(paths: Sequence[str]) -> str:
+def _check_ranks(files: Collection[int], count: int, *, shown: str, where: str) -> None:
+    missing = [rank for rank in range(count) if rank not in files]
+    if missing:
+        raise ObjectNotFound(
+            f"{where}: {_rank_list(missing)} of {count} {_is_or_are(missing)} missing (file names: {shown})."
+        )
+    if not files:
+        raise ObjectNotFound(f"{where}: no file name matches the pattern of ranks, {shown}.")
+
+
+def _suffixes(files: FileSelection) -> str:
+    """Returns the endings of the files that may be weights, for a message."""
+    found = {Weights.TENSORIZER: TENSORS_SUFFIX, Weights.SAFETENSORS: SAFETENSORS_SUFFIX}
+    return found.get(files.weights, f"{TENSORS_SUFFIX} or {SAFETENSORS_SUFFIX}")
+
+
+def _left_out_note(paths: Sequence[str], weights: Weights) -> str:
     """Returns the remark about files that no pattern matches. Code of models and tokenizers is named first."""
     needed = [path for path in paths if path.rpartition("/")[2].endswith(CODE_SUFFIXES)]
     ordered = [*needed, *(path for path in paths if path not in needed)]
@@ -216,6 +251,8 @@ def _left_out_note(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
     code = "; the model's own code or tokenizer may need them" if needed else ""
     how = "To load them, use --include (spec.files.companions)."
+    if weights is Weights.TENSORIZER and any(path.endswith(SAFETENSORS_SUFFIX) for path in paths):
+        how += " To load the .safetensors files and not the .tensors files, use --weights safetensors."
     return f"Left out, because no pattern matches: {shown}{more}{code}. {how}"
 
 

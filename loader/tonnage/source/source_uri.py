@@ -9,6 +9,7 @@ from msgspec import structs
 
 from tonnage.contract import AddressingStyle, HttpSource, S3Source
 from tonnage.contract.plan import DEFAULT_COMPANION_PATTERNS, DEFAULT_TENSOR_PATTERNS
+from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import InvalidPlan
 from tonnage.source.endpoint_urls import check_endpoint, redact_url, split_url
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from tonnage.contract import Source
 
 _FILE_PATTERNS = tuple(
-    pattern for pattern in (*DEFAULT_TENSOR_PATTERNS, *DEFAULT_COMPANION_PATTERNS) if pattern.startswith("*.")
+    pattern
+    for pattern in (*DEFAULT_TENSOR_PATTERNS, f"*{SAFETENSORS_SUFFIX}", *DEFAULT_COMPANION_PATTERNS)
+    if pattern.startswith("*.")
 )
 """Endings of names that are those of files."""
 

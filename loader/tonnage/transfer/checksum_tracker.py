@@ -1,7 +1,8 @@
 """Tracks which tensors are complete, and compares their CRC-32 with their headers. Pure.
 
 A tensor's hash covers its header (with the digests zeroed) and its data. The pieces of both arrive in any order, each
-with its own CRC-32. When all have arrived, their CRCs are combined and compared with the value in the header.
+with its own CRC-32. When all have arrived, their CRCs are combined and compared with the value in the header. A tensor
+of a safetensors file has no header; the CRC-32 of its data is kept, for later verifications.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tonnage.errors import ChecksumMismatch, FormatDamaged, TonnageError
-from tonnage.format.tensor_header import parse_tensor_header
+from tonnage.format.safetensors import SafetensorsIndex
+from tonnage.format.tensor_header import HashType, TensorHeader, parse_tensor_header
 from tonnage.format.tensor_names import short_repr
 from tonnage.planning.segments import SpanRole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage.format.tensor_header import TensorHeader
     from tonnage.planning.blueprint import SourceObject
     from tonnage.planning.segments import ByteRange, Piece
 
@@ -92,6 +93,16 @@ class ChecksumTracker:
                 settled.append(outcome)
         return settled
 
+    def add_empty(self) -> list[VerifiedTensor]:
+        """Adds the tensors of safetensors files of which nothing will arrive, because they have no data."""
+        return [
+            self._without_hash(index, number, _TensorState())
+            for index, source in enumerate(self._objects)
+            if isinstance(source.tensors_index, SafetensorsIndex)
+            for number, entry in enumerate(source.tensors_index.tensors)
+            if not entry.length
+        ]
+
     def discard(self, index: int, tensor: int) -> None:
         """Forgets a tensor, because it will be refetched."""
         self._incomplete.pop((index, tensor), None)
@@ -123,6 +134,8 @@ class ChecksumTracker:
     def _verify(self, index: int, tensor: int, state: _TensorState) -> VerifiedTensor | CorruptTensor:
         source = self._objects[index]
         assert source.tensors_index is not None  # noqa: S101  # only tensor files have tensors
+        if isinstance(source.tensors_index, SafetensorsIndex):
+            return self._without_hash(index, tensor, state)
         entry = source.tensors_index.tensors[tensor]
         byte_range = (entry.header_offset, entry.data_end)
         raw = b"".join(state.header_pieces[start] for start in sorted(state.header_pieces))
@@ -132,16 +145,27 @@ class ChecksumTracker:
             return CorruptTensor(index, tensor, byte_range, error)
         expected = header.expected_crc32
         if self._check and expected is not None and not source.tensors_index.preamble.encrypted:
-            value = self._isal.crc32(header.hash_prefix)
-            for start in sorted(state.data_pieces):
-                end, checksum = state.data_pieces[start]
-                value = self._isal.crc32_combine(value, checksum, end - start)
+            value = self._combine(self._isal.crc32(header.hash_prefix), state)
             if value != expected:
                 return CorruptTensor(
                     index, tensor, byte_range, mismatch_error(source.label, entry.name, byte_range, "CRC-32")
                 )
         self.headers[index, tensor] = header
         return VerifiedTensor(index, tensor, header)
+
+    def _without_hash(self, index: int, tensor: int, state: _TensorState) -> VerifiedTensor:
+        """Returns a tensor without a header of its own: its CRC-32 is that of the data that arrived."""
+        value = self._combine(0, state)
+        header = TensorHeader(0, {HashType.CRC32: value.to_bytes(4, "little")}, b"")
+        self.headers[index, tensor] = header
+        return VerifiedTensor(index, tensor, header)
+
+    def _combine(self, value: int, state: _TensorState) -> int:
+        """Returns the CRC-32 of bytes with the CRC-32 ``value`` and the data after them."""
+        for start in sorted(state.data_pieces):
+            end, checksum = state.data_pieces[start]
+            value = self._isal.crc32_combine(value, checksum, end - start)
+        return value
 
 
 def mismatch_error(label: str, tensor: str, byte_range: ByteRange, what: str) -> ChecksumMismatch:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, InternalError
+from tonnage.format.tensors_index import TensorsIndex
 from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, SpanRole, subtract_ranges
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor, mismatch_error
 from tonnage.transfer.protocol import Hash
@@ -57,6 +58,8 @@ class Verification:
         self.tensors = len(self._placement)
         self.verified = 0
         self.pending_hashes: list[HashTask] = []
+        for outcome in self._tracker.add_empty():
+            self._record_verified(outcome)
 
     @property
     def headers(self) -> dict[tuple[int, int], TensorHeader]:
@@ -150,9 +153,9 @@ class Verification:
         level = Verify.SIZE
         header = outcome.header
         source = self._spec.blueprint.objects[outcome.object]
-        encrypted = source.tensors_index is not None and source.tensors_index.preamble.encrypted
+        has_hashes = isinstance(source.tensors_index, TensorsIndex) and not source.tensors_index.encrypted
         wanted = self._spec.verify
-        if wanted.strength >= Verify.CRC32.strength and not encrypted:
+        if wanted.strength >= Verify.CRC32.strength and has_hashes:
             needs_sha256 = wanted is Verify.SHA256 or header.expected_crc32 is None
             if needs_sha256 and header.expected_sha256 is not None:
                 self._queue_hash(outcome)

@@ -16,6 +16,7 @@ from tonnage.inspection import inspect_files, inspect_sources
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from tonnage.cli.invocation import Invocation
     from tonnage.inspection import FileInspection, Inspection
@@ -66,7 +67,7 @@ def inspection_summary(inspection: Inspection) -> str:
     size = human_bytes(sum(file.size for file in inspection.files))
     parts = [
         f"revision {inspection.revision}" if inspection.revision else "on this machine",
-        f"{len(files)} .tensors file" + ("s" if len(files) != 1 else ""),
+        f"{len(files)} {_suffix(files)} file" + ("s" if len(files) != 1 else ""),
         f"{tensors:,} tensor" + ("s" if tensors != 1 else ""),
         size,
         f"{segments} segment" + ("s" if segments != 1 else "") + f" in the {inspection.layout.value} layout",
@@ -74,14 +75,20 @@ def inspection_summary(inspection: Inspection) -> str:
     return ", ".join(parts)
 
 
+def _suffix(files: Sequence[FileInspection]) -> str:
+    formats = {file.format for file in files}
+    return "tensor" if len(formats) > 1 else ".safetensors" if "safetensors" in formats else ".tensors"
+
+
 def file_summary(file: FileInspection) -> str:
     """Returns one line about a file."""
-    parts = [f"format version {file.version}"]
+    parts = ["safetensors" if file.format == "safetensors" else f"format version {file.version}"]
     if file.rank is not None:
         parts.append(f"rank {file.rank}")
     parts.append(f"{len(file.tensors):,} tensor" + ("s" if len(file.tensors) != 1 else ""))
     parts.append(f"{human_bytes(file.data_bytes)} of data in {human_bytes(file.size)}")
-    parts.append("encrypted" if file.encrypted else "not encrypted")
+    if file.format != "safetensors":
+        parts.append("encrypted" if file.encrypted else "not encrypted")
     if file.flags:
         parts.append(f"flags {file.flags:#x}")
     return f"{escape_unprintable(file.label)}\n  " + ", ".join(parts)
