@@ -18,7 +18,9 @@ from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import file_sizes, read_range
 from tonnage.contract import FileSelection, Progress, Verify
 from tonnage.errors import CacheDamaged, Interrupted, Timeout
-from tonnage.format.tensor_header import parse_tensor_header
+from tonnage.format.safetensors import SafetensorsIndex
+from tonnage.format.tensor_header import TensorHeader, parse_tensor_header
+from tonnage.format.tensors_index import TensorsIndex
 from tonnage.loading.cache_hit import find_source_record
 from tonnage.loading.indexes import read_indexes
 from tonnage.loading.manifest_builder import build_manifest_and_table
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from tonnage.cache.entry import Entry
     from tonnage.cache.manifest import Manifest, TensorTable
     from tonnage.contract import Plan
-    from tonnage.format.tensor_header import TensorHeader
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
@@ -232,11 +233,14 @@ class _SourceReader:
 def _read_headers(
     blueprint: Blueprint, source: _SourceReader
 ) -> tuple[dict[tuple[int, int], bytes], dict[tuple[int, int], TensorHeader]]:
-    """Returns the header of each tensor, as stored and parsed, by (object index, tensor index)."""
+    """Returns the header of each tensor, as stored and parsed, by (object index, tensor index).
+
+    A tensor of a safetensors file has an empty one, without hashes: its data is compared with the source.
+    """
     wanted = [
         (SourceRange(index, tensor.header_offset, tensor.data_offset), (index, number))
         for index, found in enumerate(blueprint.objects)
-        if found.tensors_index is not None
+        if isinstance(found.tensors_index, TensorsIndex)
         for number, tensor in enumerate(found.tensors_index.tensors)
     ]
     stored: dict[tuple[int, int], bytes] = {}
@@ -247,10 +251,15 @@ def _read_headers(
                 (_, start, end), key = wanted[position]
                 stored[key] = content[start - span.start : end - span.start]
                 position += 1
-    headers = {}
+    headers = {
+        (index, number): TensorHeader(0, {}, b"")
+        for index, found in enumerate(blueprint.objects)
+        if isinstance(found.tensors_index, SafetensorsIndex)
+        for number in range(len(found.tensors_index.tensors))
+    }
     for key, content in stored.items():
         found = blueprint.objects[key[0]]
-        if found.tensors_index is not None:
+        if isinstance(found.tensors_index, TensorsIndex):
             headers[key] = parse_tensor_header(
                 content, found.tensors_index.tensors[key[1]], preamble=found.tensors_index.preamble, label=found.label
             )
@@ -325,6 +334,8 @@ def _records(manifest: Manifest, table: TensorTable) -> set[tuple[object, ...]]:
     }
     for tensor in table.tensors:
         file = manifest.files[tensor.file].path if tensor.file >= 0 else ""
+        if not tensor.header:  # of a safetensors file: its CRC-32 is not from the source
+            tensor = msgspec.structs.replace(tensor, crc32=None)  # noqa: PLW2901
         files.add(
             (keys[tensor.source], file, msgspec.structs.astuple(msgspec.structs.replace(tensor, source=0, file=0)))
         )
