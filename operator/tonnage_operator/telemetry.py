@@ -70,6 +70,9 @@ class Metrics:
         )
         self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' ready entries.", "medium")
         self.cache_entries = gauge("cache_entries", "Entries on all nodes.", "medium", "state")
+        self.artifacts = gauge(
+            "artifacts_bytes", "Bytes of all nodes' engine artifacts, as measured when pods started."
+        )
         self.unreadable = gauge("unreadable_objects", "Watched objects that can't be parsed.", "resource")
         self.unsigned = gauge(
             "unsigned_objects", "Watched Jobs and pods without the operator's signature, which are ignored.", "resource"

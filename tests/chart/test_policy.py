@@ -29,6 +29,7 @@ Pod = dict[str, Any]
 TENANT = "tenant"
 EXAMPLE = "r-3f9c2a71b0de"
 CA_BUNDLE = "-----BEGIN CERTIFICATE-----\nbWFkZSBmb3IgYSB0ZXN0\n-----END CERTIFICATE-----\n"
+ARTIFACTS = f"a-{'0' * 32}"
 
 
 class Guarded:
@@ -145,6 +146,7 @@ def test_pods_that_tonnage_makes_are_admitted(guarded: Guarded) -> None:
     assert guarded.rejection(guarded.injected()) == ""
     assert guarded.rejection(guarded.injected({names.FORM: "Init"})) == ""
     assert guarded.rejection(guarded.injected({names.ON_FAILURE: "continue"})) == ""
+    assert guarded.rejection(guarded.injected({names.ARTIFACTS: "true"})) == ""
     assert guarded.rejection(guarded.of_job(load=True)) == ""
     assert guarded.rejection(guarded.of_job(load=False)) == ""
 
@@ -158,6 +160,18 @@ PLAIN_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "an entry without a loader": (
         {"volumes": [{"name": "own", "hostPath": {"path": "/dev/shm/tonnage/NAMESPACE/r-3f9c2a71b0de"}}]},
         "only beside a loader",
+    ),
+    "artifacts without a loader": (
+        {"volumes": [{"name": "own", "hostPath": {"path": f"/var/lib/tonnage/NAMESPACE/{ARTIFACTS}"}}]},
+        "only beside a loader",
+    ),
+    "artifacts of another namespace": (
+        {"volumes": [{"name": "own", "hostPath": {"path": f"/var/lib/tonnage/victim/{ARTIFACTS}"}}]},
+        "Host paths other than",
+    ),
+    "artifacts in memory": (
+        {"volumes": [{"name": "own", "hostPath": {"path": f"/dev/shm/tonnage/NAMESPACE/{ARTIFACTS}"}}]},
+        "Host paths other than",
     ),
     "an entry of another namespace": (
         {"volumes": [{"name": "own", "hostPath": {"path": "/dev/shm/tonnage/victim/r-3f9c2a71b0de"}}]},
@@ -320,6 +334,49 @@ def _forged_status(pod: Pod) -> None:
     first = {"name": "first", "image": "shell", "volumeMounts": [{"name": "tonnage-run", "mountPath": "/run"}]}
     pod["spec"]["initContainers"].insert(0, first)
     pod["spec"]["initContainers"].reverse()
+
+
+def artifacts_volume(pod: Pod) -> Pod:
+    found: Pod = next(each for each in pod["spec"]["volumes"] if each["name"].startswith("tonnage-artifacts"))
+    return found
+
+
+def _artifacts_of_another_namespace(pod: Pod) -> None:
+    name = artifacts_volume(pod)["hostPath"]["path"].rpartition("/")[2]
+    artifacts_volume(pod)["hostPath"]["path"] = f"/var/lib/tonnage/victim/{name}"
+
+
+def _artifacts_as_an_entry(pod: Pod) -> None:
+    path = host_volume(pod)["hostPath"]["path"]
+    artifacts_volume(pod)["hostPath"]["path"] = path
+
+
+def _whole_artifacts(pod: Pod) -> None:
+    mount(server_of(pod), artifacts_volume(pod)["name"], "/whole")
+
+
+def _artifacts_elsewhere_in_the_loader(pod: Pod) -> None:
+    mount(loader_of(pod), artifacts_volume(pod)["name"], "/usr/local/bin")
+
+
+def _artifacts_in_the_holder(pod: Pod) -> None:
+    mount(holder_of(pod), artifacts_volume(pod)["name"], "/cache/own")
+
+
+ARTIFACTS_CASES: dict[Callable[[Pod], None], str] = {
+    _artifacts_of_another_namespace: "Host paths other than",
+    _artifacts_as_an_entry: "mounted read-only, and model/ only",
+    _whole_artifacts: "of artifacts, only files/ is mounted",
+    _artifacts_elsewhere_in_the_loader: "mounts nothing but its entry",
+    _artifacts_in_the_holder: "holder mounts everything read-only",
+}
+
+
+@pytest.mark.parametrize("change", ARTIFACTS_CASES, ids=lambda change: change.__name__.strip("_"))
+def test_artifacts_lead_to_nothing_but_their_files(guarded: Guarded, change: Callable[[Pod], None]) -> None:
+    pod = guarded.injected({names.ARTIFACTS: "true"})
+    change(pod)
+    assert ARTIFACTS_CASES[change] in guarded.rejection(pod)
 
 
 LOADER_CASES: dict[Callable[[Pod], None], str] = {

@@ -46,6 +46,11 @@ loader:
   seLinuxOptions:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+artifacts:
+  enabled: {{ .Values.artifacts.enabled }}
+  maxBytes: {{ .Values.artifacts.maxBytes | toString | quote }}
+  maxNodeBytes: {{ .Values.artifacts.maxNodeBytes | toString | quote }}
+  maxAge: {{ .Values.artifacts.maxAge | quote }}
 prewarm:
   {{- toYaml .Values.prewarm | nindent 2 }}
 jobs:

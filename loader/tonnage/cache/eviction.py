@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cache import commit
+from tonnage.cache.artifacts import remove_artifacts
 from tonnage.cache.lock_holders import describe_lock_holders, find_lock_holders
 from tonnage.errors import CacheInUse
 
@@ -34,4 +35,4 @@ def evict(entry: Entry) -> int:
                 f"{entry.name} is being loaded by {describe_lock_holders(find_lock_holders(entry.load_lock_path))}."
             )
         with load_lock:
-            return commit.clear(entry)
+            return commit.clear(entry) + remove_artifacts(entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tonnage.cache.artifacts import ARTIFACTS_NAME_PATTERN
 from tonnage.cache.cache import Cache
 from tonnage.cache.entry import Entry
 from tonnage.cli.parser import UsageError
@@ -63,7 +64,10 @@ def select_entry(word: str, arguments: argparse.Namespace) -> Entry:
     """
     if "/" in word:
         return _find_entry_by_path(word)
-    return find_entry_by_name(word, cache_from_arguments(arguments).entries(), arguments.cache)
+    cache = cache_from_arguments(arguments)
+    if ARTIFACTS_NAME_PATTERN.fullmatch(word) and (entry := cache.entry(word)).exists():
+        return entry
+    return find_entry_by_name(word, cache.entries(), arguments.cache)
 
 
 def find_entry_by_name(name_or_prefix: str, known: Sequence[Entry], cache: str) -> Entry:

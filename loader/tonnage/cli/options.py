@@ -296,6 +296,13 @@ def _add_pod_options(parser: Parser) -> None:
         "fail (default); or continue: let the pod start without weights, and exit with 0, or keep running with --hold"
     )
     _add_option(parser, group, "--on-failure", "MODE", argument_types.choice("fail", "continue"), help_text)
+    parser.add_option(
+        group,
+        "--artifacts",
+        action="append",
+        metavar="DIR",
+        help="repeatable; prepare this folder for what an engine compiles at its start, and report its size",
+    )
 
 
 def _add_help_option(parser: Parser, group: argparse._ArgumentGroup) -> None:

@@ -29,6 +29,7 @@ from tonnage.contract.plan import (
     file_selection,
 )
 from tonnage.contract.report import (
+    ArtifactsSize,
     Medium,
     Outcome,
     Progress,
@@ -47,6 +48,7 @@ __all__ = [
     "ENTRY_NAME_PATTERN",
     "SCHEMA_VERSION",
     "AddressingStyle",
+    "ArtifactsSize",
     "ChecksumAlgorithm",
     "ComputedBuffers",
     "FileKind",

@@ -75,6 +75,17 @@ class Progress(WireStruct, frozen=True, kw_only=True):
     notes: tuple[_Text, ...] = ()
 
 
+MAX_ARTIFACTS_BYTES = 2**62
+"""The size of artifacts that can't be measured, because they have too many files, or too many levels."""
+
+
+class ArtifactsSize(WireStruct, frozen=True, kw_only=True):
+    """A directory of engine artifacts, and the bytes that it takes on its medium."""
+
+    name: _Name
+    bytes: Size
+
+
 class ResolvedSource(WireStruct, frozen=True, kw_only=True):
     """The pinned objects of a source of the plan, in order. ``place`` is from ``source_place``; empty for HTTP."""
 
@@ -112,6 +123,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress | None = None
     resolved: tuple[ResolvedSource, ...] | None = None
     entries: tuple[str, ...] | None = None
+    artifacts: Annotated[tuple[ArtifactsSize, ...], msgspec.Meta(max_length=64)] = ()
     identity: Identity | None = None
     node: _Name = ""
     pod: _Name = ""

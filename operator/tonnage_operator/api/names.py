@@ -36,9 +36,11 @@ SCHEDULING: Final = f"{GROUP}/scheduling"
 ON_FAILURE: Final = f"{GROUP}/on-failure"
 LOADER_CPU: Final = f"{GROUP}/loader-cpu"
 LOADER_MEMORY: Final = f"{GROUP}/loader-memory"
+ARTIFACTS: Final = f"{GROUP}/artifacts"
 INJECT: Final = f"{GROUP}/inject"
 POD_ANNOTATIONS: Final = (
-    MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, INJECT,
+    MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, ARTIFACTS,
+    INJECT,
 )  # fmt: skip
 """All annotations that users can set on pods."""
 
@@ -86,7 +88,7 @@ MODEL_REF: Final = f"{GROUP}/model-ref"
 SOURCE_HASH: Final = f"{GROUP}/source-hash"
 ROUND: Final = f"{GROUP}/round"
 CAUSE: Final = f"{GROUP}/cause"
-"""Why a cleanup Job was created: ``Unreferenced``, ``Pressure`` or ``Deleted``."""
+"""Why a cleanup Job was created: ``Unreferenced``, ``Pressure``, ``Deleted``, ``Age`` or ``Size``."""
 
 HOSTNAME_LABEL: Final = "kubernetes.io/hostname"
 OS_LABEL: Final = "kubernetes.io/os"

@@ -66,6 +66,10 @@ class CacheEntry(ApiModel):
     last_used_time: Time | None = Field(default=None, description="When a loader last used the entry.")
     verified: str | None = Field(default=None, description="Level at which the bytes were verified.")
     revision: str | None = Field(default=None, description="Revision in the entry.")
+    image: str | None = Field(
+        default=None,
+        description="Image of the engine whose artifacts (compiled kernels) are in the entry; absent: it has weights.",
+    )
 
     @property
     def entry_key(self) -> EntryKey:

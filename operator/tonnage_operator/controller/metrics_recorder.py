@@ -145,12 +145,17 @@ def set_node_gauges(metrics: Metrics, records: Iterable[NodeCacheStatus]) -> Non
     entries: dict[tuple[Medium, EntryState], int] = {}
     used: dict[Medium, int] = {}
     capacity: dict[Medium, int] = {}
+    artifacts = 0
     for record in records:
         for entry in record.entries or ():
+            if entry.image is not None:
+                artifacts += entry.bytes
+                continue
             entries[entry.medium, entry.state] = entries.get((entry.medium, entry.state), 0) + 1
         for state in record.media or ():
             used[state.name] = used.get(state.name, 0) + state.used_bytes
             capacity[state.name] = capacity.get(state.name, 0) + state.capacity_bytes
+    metrics.artifacts.set(artifacts)
     for medium in Medium:
         metrics.cache_used.labels(medium.value).set(used.get(medium, 0))
         metrics.cache_capacity.labels(medium.value).set(capacity.get(medium, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tonnage_operator.api.modelweights import FromNamespaces, Retention
@@ -11,7 +12,7 @@ from tonnage_operator.domain import naming
 from tonnage_operator.domain.nodecache.snapshot import ModelReferences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -72,13 +73,27 @@ class ReferenceIndex:
         if after.deleting or not after.is_valid:
             self._always_included.add(uid)
 
-    def for_keys(self, keys: Iterable[EntryKey]) -> Sequence[ModelReferences]:
+    def for_keys(
+        self, keys: Iterable[EntryKey], artifacts: Mapping[str, Collection[EntryKey]]
+    ) -> Sequence[ModelReferences]:
         """Returns the objects that refer to an entry of one of these names, and all of ``_always_included``.
 
         Pods of other namespaces have entries of the same name to themselves.
+
+        Args:
+            keys: Those of the entries.
+            artifacts: Artifacts by the ``namespace/name`` of their object, which refers to them as long as it exists.
         """
         uids = self._always_included.union(*(self._by_key.get(_without_namespace(key), ()) for key in keys))
-        return [self._by_uid[uid] for uid in sorted(uids)]
+        uids |= {uid for ref in artifacts if (uid := self._by_ref.get(ref))}
+        found = []
+        for references in (self._by_uid[uid] for uid in sorted(uids)):
+            own = frozenset(artifacts.get(references.ref, ()))
+            if own and not references.deleting:
+                found.append(replace(references, entries=references.entries | own))
+            else:
+                found.append(references)
+        return found
 
     def uids_for(self, keys: Iterable[EntryKey], refs: Iterable[str]) -> set[str]:
         """Returns the uids of the objects that refer to an entry of one of these names, or have one of the ``refs``."""

@@ -12,6 +12,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.controller.reference_index import ReferenceIndex
 from tonnage_operator.domain.modelweights.snapshot import Snapshot
+from tonnage_operator.domain.nodecache.artifacts import artifacts_by_object
 from tonnage_operator.domain.nodecache.index import CacheIndex
 from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
 from tonnage_operator.domain.observed import job_results
@@ -333,7 +334,7 @@ class ControllerState:
             node=node,
             uid=cache.uid if cache else "",
             status=status,
-            references=self.references.for_keys(keys),
+            references=self.references.for_keys(keys, artifacts_by_object(status.entries or (), consumers)),
             jobs=[job_results.effective_job(job, pods.get(job.uid), now) for job in jobs],
             pods=pods,
             consumers=consumers,

@@ -6,7 +6,7 @@ import enum
 
 from pydantic import ConfigDict, Field, model_validator
 
-from tonnage_operator.api.base import ApiModel, Quantity
+from tonnage_operator.api.base import ApiModel, Duration, Quantity
 from tonnage_operator.api.modelweights import Medium, ResourceRequirements
 from tonnage_operator.api.placement import Toleration
 from tonnage_operator.domain.signing import SigningKeys
@@ -75,6 +75,20 @@ class PrewarmSettings(ApiModel):
         )
 
 
+class ArtifactsSettings(ApiModel):
+    """Directories for what engines compile (``tonnage.dev/artifacts``), and when they are emptied."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = True
+    max_bytes: Quantity = Field(default="10Gi", description="Bytes of one directory above which it is emptied.")
+    max_node_bytes: Quantity = Field(
+        default="50Gi",
+        description="Bytes of all directories of a node above which the oldest are emptied.",
+    )
+    max_age: Duration = Field(default="168h", description="Time after the last use.")
+
+
 class JobSettings(ApiModel):
     """What all Jobs of the operator have in addition, as the cluster's rules may require."""
 
@@ -123,6 +137,7 @@ class Installation(ApiModel):
     loader: LoaderImage
     jobs: JobSettings = JobSettings()
     prewarm: PrewarmSettings = PrewarmSettings()
+    artifacts: ArtifactsSettings = ArtifactsSettings()
     reports: ReportSettings = ReportSettings()
     job_service_account: str = Field(
         default="default", description="ServiceAccount of Jobs of objects that don't name one."

@@ -73,6 +73,24 @@ CACHE_KEY_PATTERN = rf"([a-z0-9]([a-z0-9-]{{0,61}}[a-z0-9])?/)?{ENTRY_NAME_PATTE
 elsewhere."""
 
 
+def artifacts_key(namespace: str, model_ref: str, image: str, user: int | None) -> str:
+    """Returns the cache key of the artifacts that containers with this image make of a model.
+
+    Args:
+        namespace: The containers' namespace. Artifacts are code, so no other namespace ever uses them.
+        model_ref: ``namespace/name`` of the model.
+        image: The image as the container names it.
+        user: The user that the pod sets; None: the image's own. Another user could not write the files.
+    """
+    digest = hashlib.sha256(json.dumps([namespace, model_ref, image, user]).encode()).hexdigest()[:32]
+    return cache_key(f"a-{digest}", namespace)
+
+
+def is_artifacts_key(cache_key: str) -> bool:
+    """Returns whether a cache key is one of artifacts, and not of weights."""
+    return re.fullmatch(r"[^/]+/a-[0-9a-f]{32}", cache_key) is not None
+
+
 def is_cache_key(text: str) -> bool:
     """Returns whether a text can be the key of an entry."""
     return re.fullmatch(CACHE_KEY_PATTERN, text) is not None

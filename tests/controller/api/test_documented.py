@@ -41,7 +41,7 @@ def test_each_command_on_the_page_is_valid() -> None:
 def test_each_pod_annotation_has_a_row_with_a_valid_example() -> None:
     rows = dict(re.findall(r"^\| `(tonnage\.dev/[a-z-]+): ([^`]+)` \|", PAGE, re.MULTILINE))
     assert set(names.POD_ANNOTATIONS) <= rows.keys()
-    one = {name: rows[name] for name in names.POD_ANNOTATIONS if name not in {names.MODELS, names.INJECT}}
+    one = {name: rows[name].strip('"') for name in names.POD_ANNOTATIONS if name not in {names.MODELS, names.INJECT}}
     request = parse_annotations(one, namespace="serving")
     assert request.models[0].name == "llama-70b"
     several = parse_annotations({names.MODELS: rows[names.MODELS]}, namespace="serving")

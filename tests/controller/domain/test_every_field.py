@@ -275,7 +275,7 @@ def test_every_field_of_a_node_cache_is_set_in_some_scenario() -> None:
     simulation.finish_job(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1, revision=revision))
     simulation.converge()
     entry = CacheEntry.model_validate(
-        {"name": "r-2", "medium": "Memory", "state": "Ready", "ranks": "0-3", "verified": "crc32"}
+        {"name": "r-2", "medium": "Memory", "state": "Ready", "ranks": "0-3", "verified": "crc32", "image": "e"}
     )
     status = simulation.caches["n0"]
     known = status.model_copy(update={"entries": (*(status.entries or ()), entry)})

@@ -17,10 +17,20 @@ Parts of the policies. All lists are JSON, which CEL reads.
 r-[0-9a-f]{12,64}(-[a-z-]+)?$')
 {{- end -}}
 
+{{/* A namespace's folder for artifacts, below that of the medium Disk. */}}
+{{- define "tonnage.policyArtifacts" -}}
+{{- if and .Values.artifacts.enabled .Values.cache.disk.enabled -}}
+{{- $before := printf "%s + '/' + request.namespace + '/'" (squote .Values.cache.disk.hostPath) -}}
+{{- printf "v.hostPath.path.startsWith(%s) && v.hostPath.path.substring(size(%s)).matches('^a-[0-9a-f]{32}$')" $before $before -}}
+{{- else -}}
+false
+{{- end -}}
+{{- end -}}
+
 {{/* The arguments that loaders have. */}}
 {{- define "tonnage.policyArguments" -}}
 {{- list "load" "resolve" "rm" "--cache" "/cache" "--termination-log" "/dev/termination-log" "--progress" "off"
-    "--on-failure" "continue" "--status-file" "/run/tonnage/status" "--ignore-not-found" | toJson -}}
+    "--on-failure" "continue" "--status-file" "/run/tonnage/status" "--ignore-not-found" "--artifacts" | toJson -}}
 {{- end -}}
 
 {{/* The environment variables that loaders have: Tonnage's, and those of cloud identities. */}}

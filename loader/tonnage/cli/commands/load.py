@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from tonnage.cli import output
 from tonnage.cli.invocation import LONG_REPORT_TIMEOUT, REPORT_TIMEOUT
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     import argparse
 
     from tonnage.cli.invocation import Invocation
-    from tonnage.contract.report import Progress, Report
+    from tonnage.contract.report import ArtifactsSize, Progress, Report
     from tonnage.loading.load import LoadResult
 
 _VERIFICATION_TEXT = {
@@ -59,6 +62,7 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
 def _load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
     """Loads the model. Raises any unexpected exception as an InternalError, so that ``--on-failure`` applies to it."""
     try:
+        artifacts = _prepare_artifacts(arguments, invocation)
         cache = cache_folder(arguments)
         plan = invocation.plan = plan_from_arguments(arguments)
         from tonnage.loading import run_plan
@@ -71,7 +75,7 @@ def _load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
                 reporter.progress(progress)
 
         with progress_view(arguments.progress) as view:
-            return run_plan(
+            result = run_plan(
                 plan,
                 cache=cache,
                 environment=invocation.environment,
@@ -83,6 +87,17 @@ def _load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
         raise
     except Exception as error:
         raise invocation.to_internal_error(error) from error
+    result.report = msgspec.structs.replace(result.report, artifacts=artifacts)
+    return result
+
+
+def _prepare_artifacts(arguments: argparse.Namespace, invocation: Invocation) -> tuple[ArtifactsSize, ...]:
+    if not arguments.artifacts:
+        return ()
+    from tonnage.cache.artifacts import prepare_artifacts
+
+    canceled = invocation.cancellation.canceled
+    return tuple(prepare_artifacts(Path(each), canceled=canceled) for each in arguments.artifacts)
 
 
 def _summary(report: Report) -> str:

@@ -11,6 +11,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, LoaderForm, Medium
 from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain import units
+from tonnage_operator.domain.admission.artifacts import add_artifacts, find_artifacts_problem
 from tonnage_operator.domain.admission.cloud_identity import copy_cloud_identity
 from tonnage_operator.domain.admission.container_order import find_network_problem, place_loaders
 from tonnage_operator.domain.admission.mount_conflicts import find_mount_conflict
@@ -21,6 +22,7 @@ from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
 from tonnage_operator.domain.specs import loader_container, plans
+from tonnage_operator.domain.specs.artifacts import artifacts_environment
 from tonnage_operator.domain.specs.holder_container import build_holder_container
 from tonnage_operator.domain.specs.loader_container import (
     CACHE_ROOT,
@@ -168,8 +170,12 @@ def inject(
         held_entries.append(held_entry)
         if (request.form or model.weights.spec.loader.form) is LoaderForm.SIDECAR:
             held.append((model.weights, container_spec))
+    variables = _env_variables(models, request)
+    if request.artifacts:
+        held_entries += _add_artifacts(spec, containers, loaders[0], models[0].weights, request, installation)
+        variables |= artifacts_environment()
     for container in containers:
-        _add_env(container, _env_variables(models, request))
+        _add_env(container, variables)
     add_to_pod_resources(spec, loaders)
     if held:
         loaders.append(_build_holder(spec, held, request, installation, limits))
@@ -186,6 +192,19 @@ def inject(
     }
     metadata["labels"] = {**(metadata.get("labels") or {}), names.ROLE: names.ROLE_INJECTED}
     return out
+
+
+def _add_artifacts(
+    spec: Body,
+    containers: Sequence[Body],
+    loader: Body,
+    weights: ModelWeights,
+    request: PodRequest,
+    installation: Installation,
+) -> list[HeldEntry]:
+    if problem := find_artifacts_problem(spec, containers, weights, installation):
+        raise AdmissionDenied(problem)
+    return add_artifacts(spec, containers, loader, weights, request.namespace, installation)
 
 
 def _target_containers(spec: Body, request: PodRequest) -> list[Body]:

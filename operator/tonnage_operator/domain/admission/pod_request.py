@@ -68,6 +68,8 @@ class PodRequest:
     on_failure: OnFailure = OnFailure.FAIL
     cpu: str | None = None
     memory: str | None = None
+    artifacts: bool = False
+    """Containers get a writable folder for what engines compile."""
 
 
 def requests_weights(annotations: Mapping[str, str]) -> bool:
@@ -131,6 +133,14 @@ def _parse_enum(annotations: Mapping[str, str], key: str, values: type[enum.StrE
     raise InvalidAnnotation(f"{key}: {annotations[key]!r} is not one of {', '.join(each.value for each in values)}.")
 
 
+def _parse_switch(annotations: Mapping[str, str], key: str) -> bool:
+    """Returns whether an annotation is set to true, ignoring case."""
+    value = annotations.get(key, _OFF).strip().lower()
+    if value not in {_ON, _OFF}:
+        raise InvalidAnnotation(f'{key}: {annotations[key]!r} is neither "true" nor "false".')
+    return value == _ON
+
+
 def _parse_quantity(annotations: Mapping[str, str], key: str) -> str | None:
     if key not in annotations:
         return None
@@ -151,8 +161,7 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
     Raises:
         InvalidAnnotation: An annotation is invalid.
     """
-    if annotations.get(names.INJECT, _ON).strip().lower() not in {_ON, _OFF}:
-        raise InvalidAnnotation(f'{names.INJECT}: {annotations[names.INJECT]!r} is neither "true" nor "false".')
+    _parse_switch(annotations, names.INJECT)
     path = annotations.get(names.MOUNT_PATH, names.DEFAULT_MOUNT_PATH).rstrip("/")
     if not re.fullmatch(r"(/[^/\s:]+)+", path) or "/../" in f"{path}/" or "/./" in f"{path}/":
         raise InvalidAnnotation(f"{names.MOUNT_PATH}: {path!r} is not an absolute path such as /models.")
@@ -179,4 +188,5 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
         on_failure=OnFailure(on_failure.value) if on_failure else OnFailure.FAIL,
         cpu=_parse_quantity(annotations, names.LOADER_CPU),
         memory=_parse_quantity(annotations, names.LOADER_MEMORY),
+        artifacts=_parse_switch(annotations, names.ARTIFACTS),
     )

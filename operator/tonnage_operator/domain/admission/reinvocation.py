@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission.container_order import place_loaders
+from tonnage_operator.domain.specs import artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,7 +31,12 @@ def complete_injection(pod: Body, containers: Collection[str] | None) -> Body:
     others = [each for each in existing if not _is_own_container(each["name"])]
     everywhere = [*(spec.get("containers") or ()), *others]
     volumes = {mount["name"] for each in ours for mount in each.get("volumeMounts") or ()}
-    volumes = {name for name in volumes if name.startswith(names.VOLUME_PREFIX)}
+    volumes = {
+        name
+        for name in volumes
+        # A directory of artifacts is for one image.
+        if name.startswith(names.VOLUME_PREFIX) and not name.startswith(artifacts.VOLUME_PREFIX)
+    }
     template = next((each for each in everywhere if _own_mounts(each, volumes)), None)
     if template is not None:
         targets = spec.get("containers") or ()
@@ -55,5 +61,9 @@ def _copy_injection(template: Body, container: Body, volumes: Collection[str]) -
     container["volumeMounts"] = [*(container.get("volumeMounts") or ()), *_own_mounts(template, volumes)]
     env = container.get("env") or []
     present = {each["name"] for each in env}
-    ours = [each for each in template.get("env") or () if each["name"].startswith("TONNAGE_")]
+    ours = [
+        each
+        for each in template.get("env") or ()
+        if each["name"].startswith("TONNAGE_") and each["name"] != artifacts.PATH_VARIABLE
+    ]
     container["env"] = [*(dict(each) for each in ours if each["name"] not in present), *env]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import MAX_MODELS, EntryState
+from tonnage_operator.domain import naming
+from tonnage_operator.domain.nodecache.artifacts import find_excess_artifacts
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.retry import MAX_CLEANUP_ATTEMPTS, retry_delay
@@ -71,6 +73,8 @@ def plan_eviction(
     """
     references = _collect_references(snapshot)
     named = {key: _update_models(references, key, entry) for key, entry in entries.items()}
+    excess = find_excess_artifacts(snapshot, named, references.held_keys)
+    references = replace(references, needed=references.needed - excess.keys())
     victims = _select_victims(snapshot, named, references.needed)
     kept: dict[EntryKey, CacheEntry] = {}
     apply: list[Body] = []
@@ -86,7 +90,7 @@ def plan_eviction(
         elif active + len(apply) >= MAX_CLEANUPS and (job is None or job.state is not JobState.ACTIVE):
             kept[key] = entry  # it is evicted after the others, whose Jobs enqueue the node when they end
         else:
-            kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job)
+            kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job, excess.get(key, ""))
             apply += manifests
             waits += wait
     return Eviction(kept, tuple(apply), tuple(waits))
@@ -134,7 +138,9 @@ def _update_models(references: _References, key: EntryKey, entry: CacheEntry) ->
     going = {ref: each for ref, each in references.deleting.items() if ref in asked or key in each.released}
     keeping = {each.retention for each in (*alive.values(), *going.values())}
     retention = entry.retention
-    if keeping:
+    if naming.is_artifacts_key(key.cache_key):
+        retention = Retention.WHILE_REFERENCED
+    elif keeping:
         retention = Retention.EVICTABLE if Retention.EVICTABLE in keeping else Retention.WHILE_REFERENCED
     invalid = references.invalid.intersection(entry.models)
     # The list is limited. Objects beyond the limit also keep the entry, and can be deleted without waiting.
@@ -186,7 +192,7 @@ def _select_victims(
 
 
 def _plan_cleanup(
-    snapshot: NodeSnapshot, key: EntryKey, entry: CacheEntry, job: Job | None
+    snapshot: NodeSnapshot, key: EntryKey, entry: CacheEntry, job: Job | None, cause: str
 ) -> tuple[CacheEntry, list[Body], list[float]]:
     """Returns the updated entry, the cleanup Job to start now, and the seconds until a retry."""
     attempt, models = 1, entry.models
@@ -213,6 +219,6 @@ def _plan_cleanup(
         attempt=attempt,
         uid=snapshot.uid,
         model_ref=entry.models[0] if entry.models else "",
-        cause="Pressure" if entry.retention is Retention.EVICTABLE else "Unreferenced",
+        cause=cause or ("Pressure" if entry.retention is Retention.EVICTABLE else "Unreferenced"),
     )
     return evicting, [manifest], []

@@ -17,6 +17,7 @@ from tonnage_operator.api.modelweights import Medium, Verify
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus, NodeCacheStatus, NodeCacheSummary
 from tonnage_operator.domain import conditions, naming, units
 from tonnage_operator.domain.conditions import Observation
+from tonnage_operator.domain.nodecache.artifacts import apply_artifacts
 from tonnage_operator.domain.nodecache.eviction import plan_eviction
 from tonnage_operator.domain.nodecache.record_limits import MAX_BYTES, cut_entries
 from tonnage_operator.domain.observed import job_results
@@ -58,6 +59,7 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
     entries = _drop_emptied(entries, cleanups)
     entries = _apply_load_jobs(snapshot, entries)
     entries = _apply_consumers(snapshot, entries)
+    entries = apply_artifacts(snapshot, entries)
     entries = _mark_interrupted(snapshot, entries)
     eviction = plan_eviction(snapshot, entries, cleanups)
     wanted = {key for key, entry in eviction.entries.items() if entry.state is EntryState.EVICTING}
@@ -145,6 +147,8 @@ def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
         for held_entry in pod.held_entries:
             key = held_entry.entry_key
             authorized = _is_authorized(snapshot, pod, key)
+            if held_entry.is_artifacts:
+                continue
             is_new = key not in entries and (pod.is_terminal or not (authorized or _has_started(pod, held_entry)))
             if not held_entry.key or is_new:
                 continue
@@ -291,7 +295,7 @@ def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> N
             memory_used=_column(memory.used_bytes) if memory else "",
             memory_free=_column(memory.free_bytes) if memory and memory.capacity_bytes else "",
             disk_used=_column(disk.used_bytes) if disk else "",
-            entries=sum(entry.state is EntryState.READY for entry in listed),
+            entries=sum(entry.state is EntryState.READY and entry.image is None for entry in listed),
             loading=sum(entry.state is EntryState.LOADING for entry in listed),
         ),
         conditions=conditions.merge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tonnage_operator.api.nodecache import MAX_RECORDED_ENTRIES, EntryState
-from tonnage_operator.domain.observed.held_entries import MAX_RANKS_LENGTH
+from tonnage_operator.domain.observed.held_entries import MAX_IMAGE_LENGTH, MAX_RANKS_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,7 @@ def cut_entries(entries: Iterable[CacheEntry]) -> CutEntries:
     kept: list[CacheEntry] = []
     left = MAX_RECORD_BYTES
     for entry in preferred[:MAX_RECORDED_ENTRIES]:
-        cost = _ENTRY_BYTES + len(entry.name) + len(entry.ranks or "") + sum(map(len, entry.models[:1]))
+        cost = _ENTRY_BYTES + len(entry.name) + len(entry.ranks or entry.image or "") + sum(map(len, entry.models[:1]))
         if cost > left:
             break
         left -= cost
@@ -61,6 +61,8 @@ def _shortened(entry: CacheEntry) -> CacheEntry:
         fields["bytes"] = min(max(entry.bytes, 0), MAX_BYTES)
     if len(entry.ranks or "") > MAX_RANKS_LENGTH:
         fields["ranks"] = entry.ranks and entry.ranks[:MAX_RANKS_LENGTH].rpartition(",")[0]
+    if entry.image and len(entry.image) > MAX_IMAGE_LENGTH:
+        fields["image"] = entry.image[:MAX_IMAGE_LENGTH]
     for name in ("verified", "revision"):
         if len(text := getattr(entry, name) or "") > MAX_TEXT:
             fields[name] = text[:MAX_TEXT]

@@ -22,6 +22,11 @@ MAX_ANNOTATION_LENGTH: Final = 64 << 10
 MAX_HELD_ENTRIES: Final = 16
 """Models of one pod."""
 
+MAX_HELD_ARTIFACTS: Final = 8
+"""Directories of artifacts of one pod: one for each image and user."""
+
+MAX_IMAGE_LENGTH: Final = 512
+
 MAX_RANKS_LENGTH: Final = 2048
 """Characters of the ranks of an entry."""
 
@@ -29,6 +34,7 @@ _Text = Annotated[str, msgspec.Meta(max_length=317)]
 """Long enough for the longest name, a namespace with an object's name."""
 _Key = Annotated[str, msgspec.Meta(pattern=rf"^({naming.CACHE_KEY_PATTERN})?\Z")]
 _Ranks = Annotated[str, msgspec.Meta(pattern=r"^[0-9,-]*\Z", max_length=MAX_RANKS_LENGTH)]
+_Image = Annotated[str, msgspec.Meta(max_length=MAX_IMAGE_LENGTH)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -48,10 +54,17 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     verify: _Text = ""
     optional: bool = False
     """The pod may start without its weights, so a started pod doesn't prove that they are loaded."""
+    image: _Image = ""
+    """Image of the containers that use the artifacts; empty if the entry has weights."""
 
     @property
     def entry_key(self) -> EntryKey:
         return EntryKey(self.key, self.medium)
+
+    @property
+    def is_artifacts(self) -> bool:
+        """Whether it is a directory of artifacts, and not of weights."""
+        return naming.is_artifacts_key(self.key)
 
     @property
     def ref(self) -> str:
@@ -59,7 +72,7 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.namespace}/{self.name}"
 
 
-_HeldEntries = Annotated[tuple[HeldEntry, ...], msgspec.Meta(max_length=MAX_HELD_ENTRIES)]
+_HeldEntries = Annotated[tuple[HeldEntry, ...], msgspec.Meta(max_length=MAX_HELD_ENTRIES + MAX_HELD_ARTIFACTS)]
 
 
 def format_held_entries(held_entries: tuple[HeldEntry, ...]) -> str:

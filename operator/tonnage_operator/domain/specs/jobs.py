@@ -8,6 +8,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.domain import naming, signing, units
 from tonnage_operator.domain.specs import plans
+from tonnage_operator.domain.specs.artifacts import add_capabilities
 from tonnage_operator.domain.specs.loader_container import (
     CACHE_ROOT,
     TERMINATION_LOG,
@@ -297,16 +298,19 @@ def build_cleanup_job(
         attempt: Counted from 1.
         uid: Uid of the ``NodeCache``. A recreated node with the same name gets Jobs with other names.
         model_ref: The object that last referred to the entry, for information.
-        cause: ``Unreferenced`` or ``Pressure``.
+        cause: ``Unreferenced`` or ``Pressure``; of artifacts also ``Age`` or ``Size``.
 
     Raises:
         ValueError: The key is not one of an entry.
     """
     entry = naming.entry_of(key)
     path = host_path(installation, medium, key)
+    container = _cleanup_container(installation, Delivery.HOST_PATH, [entry], f"{CACHE_ROOT}/{entry}")
+    if naming.is_artifacts_key(key):
+        add_capabilities(container)
     pod: Body = {
         "serviceAccountName": installation.cleanup_service_account,
-        "containers": [_cleanup_container(installation, Delivery.HOST_PATH, [entry], f"{CACHE_ROOT}/{entry}")],
+        "containers": [container],
         "volumes": [{"name": "tonnage-cache", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}],
         "affinity": _node_affinity(node.name),
         **_pull_secrets(installation),
