@@ -43,6 +43,8 @@ class Reason(enum.StrEnum):
     LOADER_EVICTED = "LoaderEvicted"
     STORE_UNSUPPORTED = "StoreUnsupported"
     REQUEST_REJECTED = "RequestRejected"
+    TARGET_EXISTS = "TargetExists"
+    TARGET_NOT_WRITABLE = "TargetNotWritable"
     INVALID_PLAN = "InvalidPlan"
     INTERNAL_ERROR = "InternalError"
 
@@ -306,6 +308,22 @@ class RequestRejected(TonnageError):
     reason = Reason.REQUEST_REJECTED
     exit_code = 37
     remedy = "Follow the store's message; check the endpoint URL, the region and the addressing style too."
+
+
+class TargetExists(TonnageError):
+    """The target of ``tonnage serialize`` has files already."""
+
+    reason = Reason.TARGET_EXISTS
+    exit_code = 38
+    remedy = "Use another TARGET, or replace the files with --overwrite."
+
+
+class TargetNotWritable(TonnageError):
+    """The target or the scratch folder of ``tonnage serialize`` can't be written."""
+
+    reason = Reason.TARGET_NOT_WRITABLE
+    exit_code = 39
+    remedy = "Give this user write permission on the folder that the message names, or use another one."
 
 
 class InvalidPlan(TonnageError):

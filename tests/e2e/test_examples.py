@@ -75,6 +75,7 @@ def test_pods_of_examples_are_injected(examples_namespace: Namespace, e2e: E2ECl
             if document["kind"] == "ModelWeights":
                 specs.setdefault(document["metadata"]["name"], document["spec"])
     templates = [(path, template) for path in MANIFESTS for each in documents(path) for template in pod_templates(each)]
+    templates = [(path, template) for path, template in templates if models_of(template)]
     asked = {name for _, template in templates for name in models_of(template).values()}
     models = [
         examples_namespace.create_model(
@@ -98,10 +99,10 @@ def test_pods_of_examples_are_injected(examples_namespace: Namespace, e2e: E2ECl
 
 def models_of(template: Object) -> dict[str, str]:
     """Returns the models that a pod template requests, by alias."""
-    annotations = template["metadata"]["annotations"]
+    annotations = template.get("metadata", {}).get("annotations", {})
     if names.MODEL in annotations:
         return {"": annotations[names.MODEL]}
-    return dict(part.split("=") for part in annotations[names.MODELS].split(","))
+    return dict(part.split("=") for part in annotations.get(names.MODELS, "").split(",") if part)
 
 
 def files_for(spec: Object, e2e: E2ECluster) -> dict[str, Path]:

@@ -157,6 +157,33 @@ examples:
 """,
         epilog=_source_epilog,
     ),
+    "serialize": CommandText(
+        summary="write .tensors files from a checkpoint, and verify them",
+        usage="tonnage serialize SOURCE... TARGET [options]",
+        description="""\
+Writes a checkpoint as .tensors files, with a CRC-32 and a SHA-256 of each tensor, and copies its
+config and tokenizer. One tensor is in memory at a time. Every file is read back by tensorizer and
+compared with the source; one that was uploaded is then read from the bucket by a load.
+
+A folder on this machine appears as a whole, by a rename. In a bucket, an object that is written
+first and removed last makes loads refuse the target until everything in it is verified. The source
+is never changed or deleted. Shards become one file; files of ranks (model-rank-0-part-0.safetensors)
+become one file each (model-rank-000.tensors). Needs: pip install 'tonnage[serialize]'
+
+examples:
+  Serialize a folder as save_pretrained wrote it:
+    tonnage serialize ./llama-8b ./llama-8b-tensors
+
+  Serialize a model in a bucket to another prefix, with at most 20 GB of scratch space for a file:
+    tonnage serialize s3://models/llama-70b/ s3://models/llama-70b-tensors/ --scratch /scratch \\
+        --file-size 20GB
+
+  Serialize a state dict, encrypted:
+    head -c 32 /dev/urandom > key
+    tonnage serialize model.pt s3://models/secret/ --encryption-key key
+""",
+        epilog=_source_epilog,
+    ),
     "ls": CommandText(
         summary="list the entries of a cache",
         usage="tonnage ls --cache DIR [--json]",

@@ -88,6 +88,47 @@ def add_inspect(parser: Parser) -> None:
     _add_help_option(parser, other)
 
 
+def add_serialize(parser: Parser) -> None:
+    """``tonnage serialize``."""
+    group = parser.add_argument_group("source and target")
+    group.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE... TARGET",
+        help="SOURCE: a folder with safetensors files, a state dict that torch.save wrote, s3://bucket/prefix/ or an "
+        "http(s):// URL; TARGET: a new folder, or s3://bucket/prefix/",
+    )
+    parser.add_option(
+        group,
+        "--include",
+        action="append",
+        metavar="GLOB",
+        help="repeatable; also copy these companion files (always copied: *.json *.txt *.model *.jinja tokenizer*)",
+    )
+    parser.add_option(group, "--exclude", action="append", metavar="GLOB", help="repeatable; skip these files")
+    help_text = "only these ranks of a source with model-rank-N-part-M.safetensors files (default: all)"
+    _add_option(parser, group, "--ranks", "LIST", argument_types.parse_ranks, help_text)
+    help_text = "maximum size of a file, unless one tensor is larger (default: one file, if its index has room)"
+    _add_option(parser, group, "--file-size", "SIZE", argument_types.parse_size, help_text)
+    help_text = "file with 32 bytes, the key to encrypt tensors with; only tensorizer with this key reads them"
+    _add_option(parser, group, "--encryption-key", "FILE", str, help_text)
+    help_text = "replace files of the same names; a target with any other file is refused"
+    parser.add_option(group, "--overwrite", allow_envvar=False, action="store_true", help=help_text)
+    help_text = (
+        "folder for a source that is loaded first, and for one file at a time before its upload (default: TMPDIR, "
+        "then /tmp)"
+    )
+    _add_option(parser, group, "--scratch", "DIR", str, help_text)
+    _add_server_options(parser)
+    target = parser.add_argument_group("S3 server of TARGET, if it is another one")
+    _add_option(parser, target, "--target-endpoint-url", "URL", str, "its URL (default: that of --endpoint-url)")
+    _add_option(parser, target, "--target-region", "NAME", str, "its region (default: that of --region)")
+    other = parser.add_argument_group("output")
+    _add_progress_option(parser, other)
+    _add_json_option(parser, other, "print the result as one line of JSON")
+    _add_help_option(parser, other)
+
+
 def add_ls(parser: Parser) -> None:
     """``tonnage ls``."""
     other = parser.add_argument_group("options")
@@ -156,6 +197,7 @@ OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
     "hold": add_hold,
     "resolve": add_resolve,
     "inspect": add_inspect,
+    "serialize": add_serialize,
     "ls": add_ls,
     "verify": add_verify,
     "rm": add_rm,

@@ -21,6 +21,8 @@ _TITLES = {
     "resolving": "Resolving",
     "waiting": "Waiting for another loader",
     "loading": "Loading",
+    "serializing": "Serializing",
+    "uploading": "Uploading",
     "verifying": "Verifying",
     "publishing": "Publishing",
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tonnage.contract.report import Progress
 
 LINE_INTERVAL_SECONDS = 1.0
-_BAR_PHASES = frozenset({"waiting", "loading", "verifying", "publishing"})
+_BAR_PHASES = frozenset({"waiting", "loading", "verifying", "publishing", "serializing", "uploading"})
 BAR_DELAY_SECONDS = 0.7
 """Seconds of resolving before a bar is shown. A hit takes less, so it doesn't import rich."""
 

@@ -63,7 +63,8 @@ class Progress(WireStruct, frozen=True, kw_only=True):
     """
 
     phase: _Name
-    """``resolving``, ``waiting`` (for another loader of the entry), ``loading``, ``verifying`` or ``publishing``."""
+    """``resolving``, ``waiting`` (for another loader of the entry), ``loading``, ``verifying`` or ``publishing``; in
+    ``tonnage serialize`` also ``serializing`` and ``uploading``."""
     loaded_bytes: Size = 0
     total_bytes: Size = 0
     bytes_per_second: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 0.0

@@ -19,6 +19,8 @@ Kind = Literal["tensors", "companion"]
 
 TENSORS_SUFFIX = ".tensors"
 SAFETENSORS_SUFFIX = ".safetensors"
+UNFINISHED = ".tonnage-unfinished.json"
+"""Name of the object with which ``tonnage serialize`` marks a prefix that it is writing: loads refuse the prefix."""
 
 
 def classify_path(

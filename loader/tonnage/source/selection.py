@@ -6,7 +6,14 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract.plan import RankSelection, Weights
-from tonnage.contract.selection import SAFETENSORS_SUFFIX, TENSORS_SUFFIX, choose_weights, classify_path, matches
+from tonnage.contract.selection import (
+    SAFETENSORS_SUFFIX,
+    TENSORS_SUFFIX,
+    UNFINISHED,
+    choose_weights,
+    classify_path,
+    matches,
+)
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound, escape_unprintable
 from tonnage.source.checkpoint_files import find_indexes, find_surplus
 
@@ -24,6 +31,7 @@ CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
 """Endings of files that a model's code or its tokenizer may need, and that no default pattern matches."""
 RESERVED = ".tonnage"
 """Names that begin with it are those of the cache's own files: a model with one could pass for an entry."""
+_UNFINISHED_REMEDY = "Wait until it has; if it was interrupted, run it again with --overwrite."
 NAME_MAX = 255
 """Maximum length of a file's name in bytes, on the file systems of a cache."""
 
@@ -67,7 +75,7 @@ def select(
 
     Raises:
         NoTensorFiles: No file matches as a tensor file.
-        ObjectNotFound: Ranks are missing; the message lists them.
+        ObjectNotFound: Ranks are missing, and the message lists them; or the source is not finished.
         NameCollision: A path can't be the name of a file, or two files have the same path or the same rank.
         InvalidPlan: The pattern of ranks is not valid.
     """
@@ -77,6 +85,8 @@ def select(
     keys = list(keys)
     weights = choose_weights((path for _, path in keys), files)
     for key, path in keys:
+        if path == UNFINISHED:
+            raise ObjectNotFound(f"{where}: tonnage serialize has not finished this model.", remedy=_UNFINISHED_REMEDY)
         kind = classify_path(path, files, explicit=explicit, weights=weights)
         if kind is None:
             if not matches(path, files.exclude):

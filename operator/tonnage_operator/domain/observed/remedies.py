@@ -48,6 +48,8 @@ REMEDIES: Final = {
     Reason.STORE_UNSUPPORTED: "Set spec.source.s3.endpoint to a server that implements what the message names.",
     Reason.REQUEST_REJECTED: "Follow the store's message; check endpoint, region and addressingStyle in "
     "spec.source.s3, and that the objects are not encrypted with a customer's key (SSE-C).",
+    Reason.TARGET_EXISTS: "Choose another target for tonnage serialize.",
+    Reason.TARGET_NOT_WRITABLE: "Give tonnage serialize write permission on its target.",
     Reason.INVALID_PLAN: "Loader and operator are of different releases: finish the upgrade.",
     Reason.INTERNAL_ERROR: "This is a bug in Tonnage: report it with the message above.",
 }

@@ -1,0 +1,1 @@
+"""Writes ``.tensors`` files from checkpoints, and verifies them. Needs the extra ``serialize``."""

@@ -1,0 +1,311 @@
+"""The files of a model on this machine, and their tensors: safetensors, or what ``torch.save`` wrote."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from tonnage.attach.copy.tensor_views import tensor_without_data
+from tonnage.attach.files.catalog import read_files
+from tonnage.contract.selection import matches
+from tonnage.errors import (
+    AccessDenied,
+    CacheDamaged,
+    DtypeUnsupported,
+    FormatDamaged,
+    FormatUnsupported,
+    NoTensorFiles,
+    ObjectNotFound,
+    TonnageError,
+)
+from tonnage.format.tensor_names import short_repr
+from tonnage.serialize.folder_selection import select_weights
+from tonnage.serialize.layout import RANK_FILE, TensorSpec, group_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tonnage.attach.files.catalog import Catalog
+    from tonnage.contract import FileSelection
+    from tonnage.contract.plan import RankSelection
+
+SAFETENSORS = ".safetensors"
+STATE_DICT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+MAX_FILES = 100_000
+_CHANGED = "Check the disk, and that nothing writes to the source meanwhile; then start again."
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys below which training programs keep a model's state dict."""
+
+
+class LocalFile(NamedTuple):
+    """A file, and its path below the source."""
+
+    location: Path
+    path: str
+
+
+class Group(Protocol):
+    """The tensors of one ``.tensors`` file, or of several where one isn't enough."""
+
+    path: str
+
+    @property
+    def specs(self) -> Sequence[TensorSpec]:
+        """The tensors, in order."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Returns a copy of a tensor. The caller may change it."""
+
+    def close(self) -> None:
+        """Closes the files."""
+
+
+class Source(NamedTuple):
+    """The weights and the companions of a model."""
+
+    weights: tuple[LocalFile, ...]
+    companions: tuple[LocalFile, ...]
+    notes: tuple[str, ...]
+
+
+def open_groups(weights: Sequence[LocalFile]) -> Iterator[Group]:
+    """Yields the groups of files one after the other, each open until the next.
+
+    Raises:
+        TonnageError: A file is damaged, or not of this kind.
+    """
+    groups: dict[str, list[Path]] = {}
+    for file in weights:
+        groups.setdefault(group_path(file.path), []).append(file.location)
+    for path, files in groups.items():
+        kind = SafetensorsGroup if files[0].suffix == SAFETENSORS else StateDictGroup
+        group = kind(path, files)
+        try:
+            yield group
+        finally:
+            group.close()
+
+
+def find_files(paths: Sequence[Path], files: FileSelection) -> Source:
+    """Returns the files of folders and files on this machine. Files that are given by name are weights.
+
+    Raises:
+        ObjectNotFound: A path does not exist.
+        AccessDenied: A folder can't be read.
+        NoTensorFiles: There are no weights.
+    """
+    weights: list[LocalFile] = []
+    companions: list[LocalFile] = []
+    notes: list[str] = []
+    for path in paths:
+        if path.is_file():
+            weights.append(LocalFile(path, path.name))
+            continue
+        if not path.exists():
+            raise ObjectNotFound(f"{path} does not exist.", remedy="Check the path of SOURCE.")
+        found = [each for each in _walk(path) if not matches(each.path, files.exclude)]
+        chosen, remarks = select_weights([each.path for each in found], path)
+        notes += remarks
+        weights += [each for each in found if each.path in chosen]
+        companions += [each for each in found if each.path not in chosen and _is_companion(each.path, files)]
+    unknown = [each for each in weights if each.location.suffix not in {SAFETENSORS, *STATE_DICT_SUFFIXES}]
+    if unknown:
+        raise FormatUnsupported(
+            f"{unknown[0].location} is no {SAFETENSORS} file and no state dict ({', '.join(STATE_DICT_SUFFIXES)}).",
+            remedy="Pass a folder with safetensors files, or a file that torch.save wrote, with its usual ending.",
+        )
+    weights = _filter_ranks(weights, files.ranks)
+    if not weights:
+        raise NoTensorFiles(
+            f"{paths[0]} has no {SAFETENSORS} file and no pytorch_model*.bin.",
+            remedy="Check the path, --include and --exclude; name a state dict by its file.",
+        )
+    return Source(tuple(weights), tuple(companions), tuple(notes))
+
+
+def _filter_ranks(weights: list[LocalFile], ranks: RankSelection | None) -> list[LocalFile]:
+    """Returns the files of the wanted ranks, and those without a rank.
+
+    Raises:
+        ObjectNotFound: A rank is missing.
+    """
+    if ranks is None or ranks.wanted is None:
+        return weights
+    found = [
+        (match and int(match[1]), each) for each in weights for match in [RANK_FILE.fullmatch(Path(each.path).name)]
+    ]
+    missing = sorted(set(ranks.wanted) - {rank for rank, _ in found})
+    if missing:
+        raise ObjectNotFound(f"The source has no file of rank {missing[0]}.", remedy="Check --ranks and SOURCE.")
+    return [each for rank, each in found if rank is None or rank in ranks.wanted]
+
+
+def _is_companion(path: str, files: FileSelection) -> bool:
+    return matches(path, files.companions) and not path.endswith((".safetensors.index.json", ".bin.index.json"))
+
+
+def _walk(folder: Path) -> Iterator[LocalFile]:
+    def fail(error: OSError) -> None:
+        raise AccessDenied(
+            f"{error.filename} can't be listed: {error.strerror}.", remedy="Give this user the right to read it."
+        )
+
+    count = 0
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            count += 1
+            if count > MAX_FILES:
+                raise FormatUnsupported(f"{folder} has more than {MAX_FILES:,} files; pass the folder of one model.")
+            if not name.startswith("."):
+                location = Path(root) / name
+                yield LocalFile(location, location.relative_to(folder).as_posix())
+
+
+class SafetensorsGroup:
+    """Tensors of safetensors files."""
+
+    def __init__(self, path: str, files: Sequence[Path]) -> None:
+        self.path = path
+        try:
+            self._catalog: Catalog = read_files(files)
+        except (CacheDamaged, FormatDamaged) as error:
+            raise FormatDamaged(error.message, remedy="Copy the model to the source again: it is damaged.") from error
+        self._specs = [
+            TensorSpec(name, dtype_text(_torch_dtype(name, record.dtype)), len(record.shape), record.length)
+            for name, record in self._catalog.records.items()
+        ]
+
+    @property
+    def specs(self) -> Sequence[TensorSpec]:
+        return self._specs
+
+    def tensor(self, name: str) -> torch.Tensor:
+        record = self._catalog.records[name]
+        if not record.length:
+            return tensor_without_data(record, "cpu", meta_tensors="meta")
+        file = self._catalog.files[record.file]
+        data = torch.empty(record.length, dtype=torch.uint8)
+        _read_exactly(file.descriptor, memoryview(data.numpy().data), record.offset, file.path)
+        return data.view(_torch_dtype(name, record.dtype)).view(record.shape)
+
+    def close(self) -> None:
+        self._catalog.close()
+
+
+class StateDictGroup:
+    """Tensors of files that ``torch.save`` wrote. They are mapped, and nothing but tensors is unpickled."""
+
+    def __init__(self, path: str, files: Sequence[Path]) -> None:
+        self.path = path
+        self._tensors: dict[str, torch.Tensor] = {}
+        for file in files:
+            for name, tensor in _read_state_dict(file).items():
+                if name in self._tensors:
+                    raise FormatUnsupported(f"The tensor {short_repr(name)} is in several of the files of {path}.")
+                self._tensors[name] = tensor
+        self._specs = [
+            TensorSpec(name, dtype_text(tensor.dtype), tensor.dim(), tensor.nbytes)
+            for name, tensor in self._tensors.items()
+        ]
+
+    @property
+    def specs(self) -> Sequence[TensorSpec]:
+        return self._specs
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach().clone(memory_format=torch.contiguous_format)
+
+    def close(self) -> None:
+        self._tensors.clear()
+
+
+def _read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
+    done = 0
+    while done < len(buffer):
+        try:
+            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise FormatDamaged(f"{path} can't be read: {error.strerror}.", remedy=_CHANGED) from error
+        if not count:
+            raise FormatDamaged(f"{path} became shorter while it was read.", remedy=_CHANGED)
+        done += count
+
+
+def _read_state_dict(file: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # such as that of sparse tensors, which are refused below
+            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FormatUnsupported(
+            f"{file} has more than tensors, so it is not unpickled: it could run any code.",
+            remedy="Save only the state dict: torch.save(model.state_dict(), path).",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        first = str(error).strip().split("\n", 1)[0][:200]
+        raise FormatUnsupported(
+            f"{file} can't be mapped as a state dict: {first}",
+            remedy="Save it again with a current PyTorch: torch.save(torch.load(path, weights_only=True), path).",
+        ) from error
+    for key in _STATE_DICT_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict):
+        raise FormatUnsupported(f"{file} holds an object of {type(loaded).__name__}, not a state dict.")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise FormatUnsupported(
+                f"{file} has {short_repr(str(name))}, which is a {type(value).__name__}, not a tensor.",
+                remedy="Save only the state dict: torch.save(model.state_dict(), path).",
+            )
+        if value.layout is not torch.strided or value.is_quantized:
+            raise _unsupported(name, f"is sparse or quantized ({value.dtype})")
+    return loaded
+
+
+def _torch_dtype(name: str, dtype: str) -> torch.dtype:
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise _unsupported(name, f"has the dtype {dtype}, which PyTorch {torch.__version__} does not have")
+    return found
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """Returns the longest text for a dtype in the index of a ``.tensors`` file."""
+    return f"<V{dtype.itemsize}\0{dtype}"
+
+
+def is_opaque(dtype: torch.dtype) -> bool:
+    """Returns whether numpy lacks the dtype, so that tensorizer writes plain bytes with its name."""
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except TypeError:
+        return True
+    return False
+
+
+def check_writable(name: str, tensor: torch.Tensor, *, encrypted: bool) -> None:
+    """Checks that tensorizer can read back what it would write.
+
+    Raises:
+        DtypeUnsupported: It can't.
+    """
+    if tensor.numel() and not tensor.is_meta:
+        return
+    if is_opaque(tensor.dtype):
+        raise _unsupported(name, f"has no data and the dtype {tensor.dtype}, which tensorizer can't read back")
+    if encrypted and not tensor.is_meta:
+        raise _unsupported(name, "has no data, and tensorizer can't encrypt such a tensor")
+
+
+def _unsupported(name: str, problem: str) -> TonnageError:
+    return DtypeUnsupported(
+        f"The tensor {short_repr(name)} {problem}.",
+        remedy="Convert or remove the tensor in the source; safetensors in the bucket can be loaded as they are.",
+    )
