@@ -10,6 +10,7 @@ import pytest
 import tonnage
 from engines_support.engine_client import Engines, Request, find_python, start_engines
 from engines_support.engine_matrix import MODELS
+from support.tonnage_cli import run_tonnage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ def models(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All models, as Hugging Face folders and as files of tensorizer."""
     folder = tmp_path_factory.mktemp("models")
     assert "error" not in engines.ask("write_models", folder=str(folder))
+    for model in MODELS:
+        source, target = folder / model / "hf", folder / model / "serialize"
+        done = run_tonnage("serialize", source, target, "--exclude", "*.json", "--progress", "off")
+        assert done.returncode == 0, done.stderr
     return folder
 
 

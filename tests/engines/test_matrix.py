@@ -130,7 +130,7 @@ def test_a_checkpoint_starts_with_no_flag(results: dict[Case, str]) -> None:
         case: found
         for case, found in results.items()
         if case.load_format in {"auto", "runai_streamer"}
-        and case.way in {"module", "no-buffers", "state"}
+        and case.way in {"module", "no-buffers", "state", "serialize"}
         and not is_fused(case)
     }
     assert {case: found for case, found in plain.items() if found != SAME} == {}

@@ -13,6 +13,7 @@ WAYS = {
     "module": "`write_module(model)`",
     "no-buffers": "`write_module(…, include_non_persistent_buffers=False)`",
     "state": "`write_state_dict` of the checkpoint",
+    "serialize": "`tonnage serialize` of the checkpoint",
     "vllm": "vLLM's serializer",
     "ranks": "vLLM's serializer, 2 ranks",
 }

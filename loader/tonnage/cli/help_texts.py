@@ -167,8 +167,8 @@ compared with the source; one that was uploaded is then read from the bucket by 
 
 A folder on this machine appears as a whole, by a rename. In a bucket, an object that is written
 first and removed last makes loads refuse the target until everything in it is verified. The source
-is never changed or deleted. Shards become one file; files of ranks (model-rank-0-part-0.safetensors)
-become one file each (model-rank-000.tensors). Needs: pip install 'tonnage[serialize]'
+is never changed or deleted. Shards become one file, model-rank-0-part-0.safetensors and its other
+parts model-rank-000.tensors. Needs: pip install 'tonnage[serialize]'
 
 examples:
   Serialize a folder as save_pretrained wrote it:

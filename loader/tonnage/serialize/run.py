@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tonnage.contract import Layout, Plan, Progress, S3Source
+from msgspec import structs
+
+from tonnage.contract import Layout, Plan, Progress, S3Source, Verify
+from tonnage.contract.plan import Weights
 from tonnage.contract.selection import key_directory
 from tonnage.errors import InvalidPlan, escape_unprintable
 from tonnage.loading.load import run_plan
@@ -237,7 +240,8 @@ def _fetch(
     canceled: Callable[[], bool],
 ) -> tuple[list[Path], tuple[str, ...]]:
     """Loads the source into the scratch folder, verified as every load. Returns its folder and the load's notes."""
-    plan = Plan(sources=request.sources, layout=Layout.SAFETENSORS, files=request.files)
+    files = structs.replace(request.files, weights=Weights.SAFETENSORS)
+    plan = Plan(sources=request.sources, layout=Layout.SAFETENSORS, verify=Verify.BEST, files=files)
     report = run_plan(plan, cache=cache, environment=environment, on_progress=on_progress, canceled=canceled).report
     return [Path(report.path)], report.notes
 

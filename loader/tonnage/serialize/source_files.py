@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
+from msgspec import structs
 
 from tonnage.attach.copy.tensor_views import tensor_without_data
 from tonnage.attach.files.catalog import read_files
+from tonnage.contract.plan import Weights
 from tonnage.contract.selection import matches
 from tonnage.errors import (
     AccessDenied,
@@ -24,19 +27,21 @@ from tonnage.errors import (
     TonnageError,
 )
 from tonnage.format.tensor_names import short_repr
-from tonnage.serialize.folder_selection import select_weights
-from tonnage.serialize.layout import RANK_FILE, TensorSpec, group_path
+from tonnage.serialize.layout import TensorSpec, group_path
+from tonnage.source.index_files import apply_indexes, check_shards, listed_files
+from tonnage.source.selection import filter_ranks, select
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tonnage.attach.files.catalog import Catalog
     from tonnage.contract import FileSelection
-    from tonnage.contract.plan import RankSelection
 
 SAFETENSORS = ".safetensors"
 STATE_DICT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MAX_FILES = 100_000
+_STATE_DICTS = "pytorch_model*.bin"
+_STATE_DICT_INDEX = ".bin.index.json"
 _CHANGED = "Check the disk, and that nothing writes to the source meanwhile; then start again."
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Keys below which training programs keep a model's state dict."""
@@ -108,18 +113,16 @@ def find_files(paths: Sequence[Path], files: FileSelection) -> Source:
             continue
         if not path.exists():
             raise ObjectNotFound(f"{path} does not exist.", remedy="Check the path of SOURCE.")
-        found = [each for each in _walk(path) if not matches(each.path, files.exclude)]
-        chosen, remarks = select_weights([each.path for each in found], path)
-        notes += remarks
-        weights += [each for each in found if each.path in chosen]
-        companions += [each for each in found if each.path not in chosen and _is_companion(each.path, files)]
+        found = _select(path, files)
+        weights += found.weights
+        companions += found.companions
+        notes += found.notes
     unknown = [each for each in weights if each.location.suffix not in {SAFETENSORS, *STATE_DICT_SUFFIXES}]
     if unknown:
         raise FormatUnsupported(
             f"{unknown[0].location} is no {SAFETENSORS} file and no state dict ({', '.join(STATE_DICT_SUFFIXES)}).",
             remedy="Pass a folder with safetensors files, or a file that torch.save wrote, with its usual ending.",
         )
-    weights = _filter_ranks(weights, files.ranks)
     if not weights:
         raise NoTensorFiles(
             f"{paths[0]} has no {SAFETENSORS} file and no pytorch_model*.bin.",
@@ -128,28 +131,42 @@ def find_files(paths: Sequence[Path], files: FileSelection) -> Source:
     return Source(tuple(weights), tuple(companions), tuple(notes))
 
 
-def _filter_ranks(weights: list[LocalFile], ranks: RankSelection | None) -> list[LocalFile]:
-    """Returns the files of the wanted ranks, and those without a rank.
+def _select(folder: Path, files: FileSelection) -> Source:
+    """Selects a folder's files as a load selects those of a prefix."""
+    where = str(folder)
+    paths = list(_walk(folder))
+    wanted = structs.replace(files, weights=Weights.SAFETENSORS)
+    selection = select([(path, path) for path in paths], wanted, where=where, need_tensors=False)
+    contents = {each.path: (folder / each.path).read_bytes() for each in selection.indexes}
+    selection = apply_indexes(selection, contents, where=where)
+    check_shards(selection, where=where)
+    chosen = filter_ranks(selection.objects, files.ranks, where=where)
+    weights = [each.path for each in chosen if each.kind == "tensors"] or _state_dicts(folder, paths, files)
+    indexes = {each.path for each in selection.indexes}
+    companions = [each.path for each in chosen if each.kind == "companion" and each.path not in indexes]
+    return Source(
+        tuple(LocalFile(folder / path, path) for path in weights),
+        tuple(LocalFile(folder / path, path) for path in companions if not path.endswith(_STATE_DICT_INDEX)),
+        selection.notes,
+    )
+
+
+def _state_dicts(folder: Path, paths: Sequence[str], files: FileSelection) -> list[str]:
+    """Returns a folder's state dicts in the names of transformers.
 
     Raises:
-        ObjectNotFound: A rank is missing.
+        ObjectNotFound: Their index lists a file that does not exist.
     """
-    if ranks is None or ranks.wanted is None:
-        return weights
-    found = [
-        (match and int(match[1]), each) for each in weights for match in [RANK_FILE.fullmatch(Path(each.path).name)]
-    ]
-    missing = sorted(set(ranks.wanted) - {rank for rank, _ in found})
-    if missing:
-        raise ObjectNotFound(f"The source has no file of rank {missing[0]}.", remedy="Check --ranks and SOURCE.")
-    return [each for rank, each in found if rank is None or rank in ranks.wanted]
+    found = [path for path in paths if fnmatchcase(path, _STATE_DICTS) and not matches(path, files.exclude)]
+    if f"pytorch_model{_STATE_DICT_INDEX}" in paths:
+        label = f"{folder}/pytorch_model{_STATE_DICT_INDEX}"
+        missing = sorted(listed_files(Path(label).read_bytes(), label=label) - set(found))
+        if missing:
+            raise ObjectNotFound(f"{label} lists {missing[0]}, which does not exist.", remedy="Complete the source.")
+    return found
 
 
-def _is_companion(path: str, files: FileSelection) -> bool:
-    return matches(path, files.companions) and not path.endswith((".safetensors.index.json", ".bin.index.json"))
-
-
-def _walk(folder: Path) -> Iterator[LocalFile]:
+def _walk(folder: Path) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise AccessDenied(
             f"{error.filename} can't be listed: {error.strerror}.", remedy="Give this user the right to read it."
@@ -163,8 +180,7 @@ def _walk(folder: Path) -> Iterator[LocalFile]:
             if count > MAX_FILES:
                 raise FormatUnsupported(f"{folder} has more than {MAX_FILES:,} files; pass the folder of one model.")
             if not name.startswith("."):
-                location = Path(root) / name
-                yield LocalFile(location, location.relative_to(folder).as_posix())
+                yield (Path(root) / name).relative_to(folder).as_posix()
 
 
 class SafetensorsGroup:

@@ -83,10 +83,9 @@ def select(
     left_out: list[str] = []
     chosen: list[tuple[str, str, Kind]] = []
     keys = list(keys)
+    _check_finished((path for _, path in keys), where=where)
     weights = choose_weights((path for _, path in keys), files)
     for key, path in keys:
-        if path == UNFINISHED:
-            raise ObjectNotFound(f"{where}: tonnage serialize has not finished this model.", remedy=_UNFINISHED_REMEDY)
         kind = classify_path(path, files, explicit=explicit, weights=weights)
         if kind is None:
             if not matches(path, files.exclude):
@@ -118,6 +117,11 @@ def select(
             objects = [each for each in objects if each.path not in above]
     indexes = find_indexes(each.path for each in objects) if weights is Weights.SAFETENSORS else frozenset()
     return Selection(tuple(objects), tuple(notes), tuple(each for each in objects if each.path in indexes))
+
+
+def _check_finished(paths: Iterable[str], *, where: str) -> None:
+    if UNFINISHED in paths:
+        raise ObjectNotFound(f"{where}: tonnage serialize has not finished this model.", remedy=_UNFINISHED_REMEDY)
 
 
 def check_pins_selected(pins: Iterable[ObjectPin], selection: Selection, *, where: str) -> None:

@@ -61,7 +61,7 @@ def test_help_of_load_explains_output_environment_and_exit_codes() -> None:
 def test_help_of_the_program_lists_the_commands() -> None:
     text = build_parser()[0].format_help()
     for name, command in help_texts.COMMANDS.items():
-        assert f"{name} " in text
+        assert f"    {name}" in text
         assert command.summary in text
 
 

@@ -85,7 +85,7 @@ def aws_environment(s3: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_a_folder_is_uploaded_in_parts_with_a_checksum_of_each_whole_object_and_loads_as_the_digest_says(
+def test_a_folder_is_uploaded_in_parts_with_a_checksum_of_each_whole_object_and_loads_with_its_digest(
     s3: SeaweedS3, bucket: str, source: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -280,3 +280,22 @@ def test_a_prefix_in_the_source_or_around_it_is_refused(one: str, other: str, s3
     )
     with pytest.raises(InvalidPlan, match="in each other"):
         serialize(request, environment=s3.environment())
+
+
+def test_a_model_of_a_bucket_is_serialized_to_another_prefix(
+    s3: SeaweedS3, bucket: str, source: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    folder, tensors = source
+    s3.put(bucket, {f"in/{path.name}": path for path in folder.iterdir()} | {"in/model.tensors.md": b"no weights"})
+    done = run_tonnage(
+        "serialize", f"s3://{bucket}/in/", f"s3://{bucket}/out/", "--scratch", tmp_path, "--json",
+        "--endpoint-url", s3.endpoint, environment=s3.environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+    report = tonnage.load(
+        f"s3://{bucket}/out/", cache=tmp_path / "cache", endpoint_url=s3.endpoint, environment=s3.environment(),
+        expected_digest=done.report["digest"],
+    )  # fmt: skip
+    with tonnage.open(report.path) as weights:
+        assert all(is_same(weights[name], tensor) for name, tensor in tensors.items())

@@ -160,7 +160,7 @@ def test_parts_of_ranks_become_one_file_for_each_rank(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in found.items()} == {"w.0": [2.0] * 4, "w.1": [2.0] * 4}
     run(source, tmp_path / "some", files=FileSelection(ranks=RankSelection(wanted=(0, 2))))
     assert files_of(tmp_path / "some") == ["model-rank-000.tensors", "model-rank-002.tensors"]
-    with pytest.raises(ObjectNotFound, match="no file of rank 7"):
+    with pytest.raises(ObjectNotFound, match="no file for the requested rank 7"):
         run(source, tmp_path / "none", files=FileSelection(ranks=RankSelection(wanted=(0, 7))))
 
 
@@ -245,7 +245,7 @@ BROKEN = {
         ("legacy.pt", FormatUnsupported, "can't be mapped"),
         ("cut.safetensors", FormatDamaged, "but has 300"),
         ("no weights", NoTensorFiles, "no .safetensors"),
-        ("incomplete", ObjectNotFound, "model-00002-of-00002.safetensors, which does not exist"),
+        ("incomplete", ObjectNotFound, "model-00002-of-00002.safetensors', which is not there"),
         ("bad index", FormatDamaged, "not an index"),
     ],
 )
