@@ -1,11 +1,12 @@
-/* Copies groups of tensors from files to a device, through a ring of pinned buffers, with threads that need no GIL.
+/* Copies groups of tensors from files to a device, through pinned buffers, with threads that need no GIL.
  *
- * The ring has a few slots. All threads fill the same slot, a piece each; the thread that fills a slot's last piece
- * starts its copy to the device, and the next slot is filled meanwhile. So the ring is small enough for the processor's
- * caches, however many threads there are, and the device's copies read from there.
+ * Each thread has a few buffers. It takes the next chunk of the tensors, reads it into a buffer and starts the copy to
+ * the device itself, and reads the next chunk into its next buffer meanwhile. So no thread waits for another, and the
+ * lines of a buffer stay in the caches of the core that fills it: buffers of all threads and of all processes that copy
+ * at once should fit the processor's last cache (the size is chosen in copy_options.py).
  *
- * A piece is read by one of two ways: `pread`, or a copy from a mapping that the thread has for itself. The share of
- * each is set from outside (ring_set_mapped_share), by what ring_read_stats measures.
+ * A chunk is read in pieces, each by one of two ways: `pread`, or a copy from a mapping that the thread has for itself.
+ * The share of each is set from outside (ring_set_mapped_share), by what ring_read_stats measures.
  *
  * Python calls these functions through ctypes (tonnage/attach/native/library.py), which releases the GIL. The
  * driver's functions are passed as pointers, so that this file needs no CUDA headers and can copy to host memory.
@@ -22,9 +23,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RING_ABI 1
+#define RING_ABI 2
 #define SHARES 16            /* mapped_share is in sixteenths of the pieces */
-#define MAX_EXTENTS 4096     /* of a piece, so that the lock is held for a bounded time */
+#define MAX_EXTENTS 4096     /* of a chunk, so that the lock is held for a bounded time */
 #define PAGE 4096
 #define HUGE_PAGE (2u << 20)
 #ifndef MADV_POPULATE_WRITE
@@ -32,7 +33,6 @@
 #endif
 
 enum { READ = 0, MAPPED = 1, WAYS = 2 };
-enum { FREE, FILLING, COPYING };
 enum { FAILED_READ = 1, FAILED_SHORT = 2, FAILED_DEVICE = 3, FAILED_THREAD = 4 };
 
 struct extent {
@@ -70,22 +70,16 @@ struct group {
     struct extent extents[];
 };
 
+/* A buffer, and the chunk that it holds: a range of a group. */
 struct slot {
     char *address;
     void *event;
     struct group *group;
-    struct slot *next;      /* in the list of free slots, or of copying slots */
-    uint64_t start, end;    /* range of the group that it holds */
+    uint64_t start, end;
     uint64_t bytes;         /* bytes of extents in this range */
-    uint32_t pending;       /* pieces that are being read */
-    int closed, state;
-};
-
-struct piece {
-    struct slot *slot;
-    struct group *group;
-    uint32_t extent;
-    uint64_t done, bytes;
+    uint32_t extent;        /* first extent, and what is taken of it before the chunk */
+    uint64_t done;
+    int copying;
 };
 
 struct ring {
@@ -97,22 +91,22 @@ struct ring {
     struct device device;
     uint64_t slot_bytes, piece_bytes;
     uint64_t spin_nanoseconds;
-    struct slot *slots, *free, *open, *copying, **copying_end;
-    uint32_t slot_count, slot_limit;
+    struct slot *slots;
+    uint32_t slot_count, slot_limit, slots_each;    /* the first slots_each are those of thread 0, and so on */
     struct group *groups, **groups_end, *next_group;
     const int *descriptors;
     uint32_t files;
-    int finished, stopped, reaping, started;
+    int finished, stopped, started;
     uint32_t running, threads;
     uint32_t handle_count;              /* threads that were asked for */
     _Atomic uint32_t numbered;          /* threads that have a number */
     uint32_t active;                    /* threads with a lower number copy, the others wait */
-    uint32_t outstanding;               /* slots that are being filled or copied */
+    uint32_t outstanding;               /* chunks that are being read or copied */
     uint64_t copied;
     struct failure failure;
     _Atomic uint32_t mapped_share, turn;
     _Atomic uint64_t way_bytes[WAYS], way_nanoseconds[WAYS];
-    _Atomic uint64_t waited;            /* nanoseconds that active threads waited for free slots or for groups */
+    _Atomic uint64_t waited;            /* nanoseconds that active threads waited for copies or for groups */
     pthread_t *handles;
     char *memory;
     uint64_t memory_bytes;
@@ -121,6 +115,7 @@ struct ring {
 struct worker {
     struct ring *ring;
     uint32_t number;
+    uint32_t turn;          /* its slot that is used next */
     char **mappings;
     uint64_t *sizes;
 };
@@ -167,60 +162,34 @@ static void fail(struct ring *ring, int kind, int code, int64_t file, uint64_t o
     pthread_cond_broadcast(&ring->progressed);
 }
 
-/* Takes the next piece of the open slot; opens a slot if there is none. False without bytes or a free slot. */
-static int take_piece(struct ring *ring, struct piece *piece) {
-    struct slot *slot = ring->open;
-    if (!slot) {
-        struct group *group = ring->next_group;
-        if (!group || !ring->free)
-            return 0;
-        slot = ring->free;
-        ring->free = slot->next;
-        slot->group = group;
-        slot->start = slot->end = group->extents[group->extent].target + group->done;
-        slot->bytes = 0;
-        slot->pending = 0;
-        slot->closed = 0;
-        slot->state = FILLING;
-        ring->outstanding++;
-        ring->open = slot;
-        announce(ring);
-    }
-    struct group *group = slot->group;
+/* Takes the next chunk for a slot. False if there is none at present. The lock is held. */
+static int take_chunk(struct ring *ring, struct slot *slot) {
+    struct group *group = ring->next_group;
+    if (!group)
+        return 0;
+    *slot = (struct slot){.address = slot->address, .event = slot->event, .group = group, .extent = group->extent,
+                          .done = group->done};
+    slot->start = slot->end = group->extents[group->extent].target + group->done;
     uint64_t limit = slot->start + ring->slot_bytes;
-    *piece = (struct piece){slot, group, group->extent, group->done, 0};
     for (uint32_t count = 0; count < MAX_EXTENTS && group->extent < group->count; count++) {
         const struct extent *extent = &group->extents[group->extent];
         uint64_t target = extent->target + group->done;
-        if (target >= limit) {
-            slot->closed = 1;
+        if (target >= limit)
             break;
-        }
         uint64_t length = extent->length - group->done;
         if (length > limit - target)
             length = limit - target;
-        if (length > ring->piece_bytes - piece->bytes)
-            length = ring->piece_bytes - piece->bytes;
-        piece->bytes += length;
-        group->done += length;
+        slot->bytes += length;
         slot->end = target + length;
+        group->done += length;
         if (group->done == extent->length) {
             group->extent++;
             group->done = 0;
         }
-        if (piece->bytes == ring->piece_bytes)
-            break;
     }
-    slot->bytes += piece->bytes;
-    slot->pending++;
-    if (group->extent == group->count) {
-        slot->closed = 1;
+    if (group->extent == group->count)
         ring->next_group = group->next;
-    } else if (slot->end >= limit) {
-        slot->closed = 1;
-    }
-    if (slot->closed)
-        ring->open = NULL;
+    ring->outstanding++;
     return 1;
 }
 
@@ -283,98 +252,129 @@ static int read_extent(struct worker *worker, int way, uint64_t file, uint64_t s
     return 1;
 }
 
-static void read_piece(struct worker *worker, const struct piece *piece) {
+/* Reads part of an extent, a piece after the other; false after an error. */
+static int read_pieces(struct worker *worker, const struct extent *extent, uint64_t done, char *target,
+                       uint64_t length) {
     struct ring *ring = worker->ring;
-    uint32_t turn = atomic_fetch_add_explicit(&ring->turn, 7, memory_order_relaxed) % SHARES;
-    int way = turn < atomic_load_explicit(&ring->mapped_share, memory_order_relaxed) ? MAPPED : READ;
-    uint64_t began = now(), left = piece->bytes, done = piece->done;
-    for (const struct extent *extent = &piece->group->extents[piece->extent]; left; extent++) {
+    while (length) {
+        uint64_t count = length < ring->piece_bytes ? length : ring->piece_bytes;
+        uint32_t turn = atomic_fetch_add_explicit(&ring->turn, 7, memory_order_relaxed) % SHARES;
+        int way = turn < atomic_load_explicit(&ring->mapped_share, memory_order_relaxed) ? MAPPED : READ;
+        uint64_t began = now();
+        if (!read_extent(worker, way, extent->file, extent->source + done, target, count))
+            return 0;
+        atomic_fetch_add_explicit(&ring->way_bytes[way], count, memory_order_relaxed);
+        atomic_fetch_add_explicit(&ring->way_nanoseconds[way], now() - began, memory_order_relaxed);
+        target += count;
+        done += count;
+        length -= count;
+    }
+    return 1;
+}
+
+/* Reads a slot's chunk; false after an error. */
+static int read_chunk(struct worker *worker, const struct slot *slot) {
+    uint64_t left = slot->bytes, done = slot->done;
+    for (const struct extent *extent = &slot->group->extents[slot->extent]; left; extent++) {
         uint64_t length = extent->length - done;
         if (length > left)
             length = left;
-        char *target = piece->slot->address + (extent->target + done - piece->slot->start);
-        if (!read_extent(worker, way, extent->file, extent->source + done, target, length))
-            return;
+        if (!read_pieces(worker, extent, done, slot->address + (extent->target + done - slot->start), length))
+            return 0;
         left -= length;
         done = 0;
     }
-    atomic_fetch_add_explicit(&ring->way_bytes[way], piece->bytes, memory_order_relaxed);
-    atomic_fetch_add_explicit(&ring->way_nanoseconds[way], now() - began, memory_order_relaxed);
+    return 1;
 }
 
-static void release_slot(struct ring *ring, struct slot *slot) {
-    slot->state = FREE;
-    slot->next = ring->free;
-    ring->free = slot;
-    ring->outstanding--;
+static int complete(const struct ring *ring) {
+    return ring->finished && !ring->next_group && !ring->outstanding;
 }
 
-/* Starts the copy of a slot that is full. The lock is held, and released meanwhile. */
-static void start_copy(struct ring *ring, struct slot *slot) {
-    slot->state = COPYING;
-    pthread_mutex_unlock(&ring->lock);
+/* Starts the copy of a slot's chunk. The lock is not held. */
+static int start_copy(struct ring *ring, struct slot *slot) {
     int code = ring->device.copy(slot->group->base + slot->start, slot->address, slot->end - slot->start,
                                  ring->device.stream);
-    if (!code)
-        code = ring->device.record(slot->event, ring->device.stream);
-    pthread_mutex_lock(&ring->lock);
-    if (code)
-        fail(ring, FAILED_DEVICE, code, -1, 0);
-    slot->next = NULL;
-    *ring->copying_end = slot;
-    ring->copying_end = &slot->next;
-    announce(ring);
+    return code ? code : ring->device.record(slot->event, ring->device.stream);
 }
 
-/* Waits for the oldest copy. The lock is held, and released meanwhile. */
-static void reap(struct ring *ring) {
-    struct slot *slot = ring->copying;
-    ring->copying = slot->next;
-    if (!ring->copying)
-        ring->copying_end = &ring->copying;
-    ring->reaping = 1;
+/* Waits for a slot's copy. The lock is held, and released meanwhile. */
+static void finish_copy(struct ring *ring, struct slot *slot) {
     pthread_mutex_unlock(&ring->lock);
     int code = ring->device.synchronize(slot->event);
     pthread_mutex_lock(&ring->lock);
-    ring->reaping = 0;
+    slot->copying = 0;
+    ring->outstanding--;
     if (code)
         fail(ring, FAILED_DEVICE, code, -1, 0);
     slot->group->left -= slot->bytes;
     ring->copied += slot->bytes;
-    if (!slot->group->left || !ring->outstanding)
+    if (!slot->group->left)
         pthread_cond_broadcast(&ring->progressed);
-    release_slot(ring, slot);
-    announce(ring);
+    if (complete(ring)) {
+        announce(ring);
+        unpark(ring);
+    }
 }
 
-static int complete(const struct ring *ring) {
-    return ring->finished && !ring->next_group && !ring->open && !ring->outstanding;
+/* The number of a thread's slots that are ready. */
+static uint32_t own_slots(const struct worker *worker) {
+    const struct ring *ring = worker->ring;
+    uint32_t first = worker->number * ring->slots_each;
+    uint32_t ready = ring->slot_count > first ? ring->slot_count - first : 0;
+    return ready < ring->slots_each ? ready : ring->slots_each;
 }
 
-static void copy_pieces(struct worker *worker) {
-    struct ring *ring = worker->ring;
-    struct piece piece;
-    while (!ring->stopped && !complete(ring)) {
-        if (worker->number >= ring->active) {
-            pthread_cond_wait(&ring->parked, &ring->lock);
-        } else if (take_piece(ring, &piece)) {
-            pthread_mutex_unlock(&ring->lock);
-            read_piece(worker, &piece);
-            pthread_mutex_lock(&ring->lock);
-            if (!--piece.slot->pending && piece.slot->closed && !ring->stopped)
-                start_copy(ring, piece.slot);
-        } else {
-            uint64_t began = now();
-            if (ring->copying && !ring->reaping)
-                reap(ring);
-            else
-                wait_for_change(ring);
-            atomic_fetch_add_explicit(&ring->waited, now() - began, memory_order_relaxed);
+/* Waits for the thread's oldest copy; false if it has none. */
+static int finish_oldest(struct worker *worker, uint32_t count) {
+    struct slot *slots = worker->ring->slots + worker->number * worker->ring->slots_each;
+    for (uint32_t step = 0; step < count; step++) {
+        struct slot *slot = &slots[(worker->turn + step) % count];
+        if (slot->copying) {
+            finish_copy(worker->ring, slot);
+            return 1;
         }
     }
+    return 0;
+}
+
+static void copy_chunks(struct worker *worker) {
+    struct ring *ring = worker->ring;
+    struct slot *slots = ring->slots + worker->number * ring->slots_each;
+    uint32_t count = 0;
+    while (!ring->stopped && !complete(ring)) {
+        if (count < ring->slots_each)
+            count = own_slots(worker);
+        if (worker->number >= ring->active) {
+            if (!finish_oldest(worker, count))
+                pthread_cond_wait(&ring->parked, &ring->lock);
+            continue;
+        }
+        struct slot *slot = count ? &slots[worker->turn % count] : NULL;
+        uint64_t began = now();
+        if (slot && slot->copying) {
+            finish_copy(ring, slot);
+        } else if (slot && take_chunk(ring, slot)) {
+            pthread_mutex_unlock(&ring->lock);
+            int read = read_chunk(worker, slot);
+            int code = read ? start_copy(ring, slot) : 0;
+            pthread_mutex_lock(&ring->lock);
+            if (code)
+                fail(ring, FAILED_DEVICE, code, -1, 0);
+            if (read)
+                slot->copying = 1;
+            else
+                ring->outstanding--;
+            worker->turn = (worker->turn + 1) % count;
+            continue;
+        } else if (!finish_oldest(worker, count)) {
+            wait_for_change(ring);
+        }
+        atomic_fetch_add_explicit(&ring->waited, now() - began, memory_order_relaxed);
+    }
     unpark(ring);
-    while (ring->copying)  /* after a failure: nothing may write to the device any more */
-        reap(ring);
+    while (finish_oldest(worker, count))  /* after a failure: nothing may write to the device any more */
+        ;
 }
 
 /* Allocates the thread's share of the buffers' pages. Pinning does the same, but one page after the other. */
@@ -389,7 +389,7 @@ static void populate(const struct worker *worker) {
 
 static void *run_worker(void *argument) {
     struct ring *ring = argument;
-    struct worker worker = {ring, atomic_fetch_add(&ring->numbered, 1), NULL, NULL};
+    struct worker worker = {.ring = ring, .number = atomic_fetch_add(&ring->numbered, 1)};
     populate(&worker);
     int code = ring->device.set_context ? ring->device.set_context(ring->device.context) : 0;
     pthread_mutex_lock(&ring->lock);
@@ -401,7 +401,7 @@ static void *run_worker(void *argument) {
         worker.mappings = calloc(ring->files, sizeof *worker.mappings);
         worker.sizes = calloc(ring->files, sizeof *worker.sizes);
         if (worker.mappings && worker.sizes)
-            copy_pieces(&worker);
+            copy_chunks(&worker);
         else
             fail(ring, FAILED_THREAD, ENOMEM, -1, 0);
     }
@@ -447,9 +447,9 @@ int ring_host_synchronize(void *event) {
     return 0;
 }
 
-/* Creates a ring. Returns NULL without memory. */
-struct ring *ring_create(const struct device *device, uint32_t slot_limit, uint64_t slot_bytes, uint64_t piece_bytes,
-                         uint64_t spin_nanoseconds) {
+/* Creates a ring for `threads` threads with `slots_each` buffers each. Returns NULL without memory. */
+struct ring *ring_create(const struct device *device, uint32_t threads, uint32_t slots_each, uint64_t slot_bytes,
+                         uint64_t piece_bytes, uint64_t spin_nanoseconds) {
     struct ring *ring = calloc(1, sizeof *ring);
     if (!ring)
         return NULL;
@@ -469,10 +469,10 @@ struct ring *ring_create(const struct device *device, uint32_t slot_limit, uint6
     ring->slot_bytes = slot_bytes;
     ring->piece_bytes = piece_bytes;
     ring->spin_nanoseconds = spin_nanoseconds;
-    ring->slot_limit = slot_limit;
-    ring->slots = calloc(slot_limit, sizeof *ring->slots);
+    ring->slots_each = slots_each;
+    ring->slot_limit = threads * slots_each;
+    ring->slots = calloc(ring->slot_limit, sizeof *ring->slots);
     ring->groups_end = &ring->groups;
-    ring->copying_end = &ring->copying;
     if (!ring->slots) {
         free(ring);
         return NULL;
@@ -500,15 +500,11 @@ uint32_t ring_start_threads(struct ring *ring, uint32_t threads, char *memory, u
     return ring->threads;
 }
 
-/* Adds a buffer of slot_bytes, and the event of its copies. */
+/* Adds a buffer of slot_bytes, and the event of its copies: first those of thread 0, then those of thread 1. */
 void ring_add_slot(struct ring *ring, void *address, void *event) {
     pthread_mutex_lock(&ring->lock);
     if (ring->slot_count < ring->slot_limit) {
-        struct slot *slot = &ring->slots[ring->slot_count++];
-        slot->address = address;
-        slot->event = event;
-        ring->outstanding++;
-        release_slot(ring, slot);
+        ring->slots[ring->slot_count++] = (struct slot){.address = address, .event = event};
         announce(ring);
     }
     pthread_mutex_unlock(&ring->lock);
@@ -551,7 +547,7 @@ void ring_finish(struct ring *ring) {
     pthread_mutex_unlock(&ring->lock);
 }
 
-/* The threads end after their current pieces and copies. */
+/* The threads end after their current chunks and copies. */
 void ring_stop(struct ring *ring) {
     pthread_mutex_lock(&ring->lock);
     ring->stopped = 1;

@@ -177,12 +177,19 @@ def test_no_options_pin_more_than_a_gibibyte() -> None:
         CopyOptions(ring_slots=64, ring_slot_bytes=MAX_PINNED_BYTES // 8),
         CopyOptions(ring_slot_bytes=2 * MAX_PINNED_BYTES),
     ):
-        ring_slots, ring_slot_bytes = options.ring_size()
-        assert 0 < ring_slots * ring_slot_bytes <= MAX_PINNED_BYTES
+        for threads in (1, 24, 256):
+            each = options.ring_buffer_bytes(threads=threads, active=min(threads, 16), devices=8)
+            assert 0 < threads * options.ring_slots * each <= MAX_PINNED_BYTES
         each = options.register_bytes if options.way == "register" else options.slot_bytes
         assert options.threads_for(1000) * options.slots * each <= MAX_PINNED_BYTES
     assert CopyOptions().threads_for(64) == 12
     assert CopyOptions().threads_for(3) == 3
+
+
+def test_the_rings_buffers_become_smaller_the_more_gpus_may_copy_at_once() -> None:
+    sizes = [CopyOptions().ring_buffer_bytes(threads=16, active=16, devices=devices) for devices in (1, 2, 4, 8)]
+    assert sizes == [2 * MIB, MIB * 5 // 4, MIB, MIB]
+    assert CopyOptions(ring_slot_bytes=4 * MIB).ring_buffer_bytes(threads=16, active=16, devices=8) == 4 * MIB
 
 
 @pytest.mark.parametrize(
@@ -195,6 +202,8 @@ def test_no_options_pin_more_than_a_gibibyte() -> None:
         {"group_bytes": 1},
         {"ring_slots": 0},
         {"ring_slot_bytes": 70_000},
+        {"ring_slot_bytes": -4096},
+        {"ring_slot_bytes": 4096},
         {"piece_bytes": 0},
     ],
 )

@@ -37,8 +37,8 @@ SMALL = CopyOptions(
 )
 OPTIONS = {
     "small": SMALL,
-    "one thread, one slot": CopyOptions(threads=1, ring_slots=1, ring_slot_bytes=64 * KIB, direct="never"),
-    "many slots": CopyOptions(threads=7, ring_slots=9, ring_slot_bytes=128 * KIB, piece_bytes=4 * KIB, direct="never"),
+    "one thread, one buffer": CopyOptions(threads=1, ring_slots=1, ring_slot_bytes=64 * KIB, direct="never"),
+    "many buffers": CopyOptions(threads=7, ring_slots=9, ring_slot_bytes=96 * KIB, piece_bytes=4 * KIB, direct="never"),
     "defaults": CopyOptions(direct="never"),
 }
 
@@ -195,7 +195,7 @@ def test_pinned_bytes_match_the_options_and_are_unpinned(
     load_with_workers(weights)
     assert weights.last_copy is not None
     ended()
-    assert engine.most_pinned == weights.last_copy.pinned_bytes == 2 * 64 * KIB
+    assert engine.most_pinned == weights.last_copy.pinned_bytes == 3 * 2 * 64 * KIB
     assert engine.pinned == 0
 
 

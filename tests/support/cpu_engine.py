@@ -89,5 +89,8 @@ class CpuEngine:
     def synchronize(self) -> None:
         """Does nothing: only the queues are asynchronous."""
 
+    def device_count(self) -> int:
+        return 1
+
     def local_cpus(self) -> set[int]:
         return set()

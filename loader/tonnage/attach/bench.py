@@ -215,6 +215,9 @@ class _NullEngine:
     def synchronize(self) -> None:
         pass
 
+    def device_count(self) -> int:
+        return 1
+
     def local_cpus(self) -> set[int]:
         return set()
 

@@ -17,6 +17,13 @@ MANY_CORES = 8
 MAX_PINNED_BYTES = GIB
 """Maximum number of bytes of host memory that a copy pins at once."""
 
+RING_CACHE_BYTES = 80 * MIB
+"""Buffers of the compiled rings of all GPUs of a host, which may copy at once, should fit the processor's last cache:
+two H100 on 32 cores took 84 to 87 GB/s with 80 MiB in all, and 67 to 71 with 128 MiB (docs/performance)."""
+MIN_RING_SLOT_BYTES = MIB
+"""Smaller copies keep the bus less busy: one GPU took 45 GB/s in copies of 1 MiB, 49 in copies of 2 MiB."""
+MAX_RING_SLOT_BYTES = 2 * MIB
+
 Way = Literal["auto", "ring", "register", "plain"]
 
 
@@ -24,7 +31,7 @@ Way = Literal["auto", "ring", "register", "plain"]
 class CopyOptions:
     """How tensors are copied to a device. The defaults were the fastest in measurements (docs/performance).
 
-    The compiled ring has buffers that all threads share. Python's threads, which copy where it can't, have their own.
+    The threads of the compiled ring and Python's threads, which copy where it can't, have buffers of their own.
 
     Attributes:
         way: ``ring``: through pinned buffers; ``register``: from the cache's own pages, pinned during the copy (may be
@@ -35,8 +42,9 @@ class CopyOptions:
         slots: Buffers of each of Python's threads.
         slot_bytes: Size of each of these, a multiple of 4096.
         native: Whether the compiled ring is used where possible.
-        ring_slots: Buffers of the ring.
-        ring_slot_bytes: Size of each of these, a multiple of 4096.
+        ring_slots: Buffers of each of the ring's threads.
+        ring_slot_bytes: Size of each of these, a multiple of 4096. 0: 1 to 2 MiB, so that those of all GPUs' copies fit
+            the processor's caches.
         piece_bytes: Bytes that a thread of the ring reads at a time.
         register_bytes: Bytes of a file that ``register`` pins at a time.
         group_bytes: Size of the device allocations that tensors share. An allocation is freed with its last tensor.
@@ -50,8 +58,8 @@ class CopyOptions:
     slots: int = 2
     slot_bytes: int = 6 * MIB
     native: bool = True
-    ring_slots: int = 8
-    ring_slot_bytes: int = 4 * MIB
+    ring_slots: int = 2
+    ring_slot_bytes: int = 0
     piece_bytes: int = 256 << 10
     register_bytes: int = 32 * MIB
     group_bytes: int = 512 * MIB
@@ -71,20 +79,34 @@ class CopyOptions:
                 f"slot_bytes={self.slot_bytes} must be a multiple of 4096 and at least 65,536, and "
                 f"register_bytes={self.register_bytes} at least 2 MiB."
             )
-        if not 1 <= self.ring_slots <= 64 or self.ring_slot_bytes < 64 << 10 or self.ring_slot_bytes % 4096:
+        if (
+            not 1 <= self.ring_slots <= 64
+            or 0 < self.ring_slot_bytes < 64 << 10
+            or self.ring_slot_bytes < 0
+            or self.ring_slot_bytes % 4096
+        ):
             raise InvalidPlan(
-                f"ring_slots={self.ring_slots} must be 1 to 64, and ring_slot_bytes={self.ring_slot_bytes} a multiple "
-                "of 4096 and at least 65,536."
+                f"ring_slots={self.ring_slots} must be 1 to 64, and ring_slot_bytes={self.ring_slot_bytes} 0, or a "
+                "multiple of 4096 and at least 65,536."
             )
         if self.piece_bytes < 4096:
             raise InvalidPlan(f"piece_bytes={self.piece_bytes} must be at least 4096.")
         if self.group_bytes < MIB:
             raise InvalidPlan(f"group_bytes={self.group_bytes} must be at least 1 MiB.")
 
-    def ring_size(self) -> tuple[int, int]:
-        """Returns the number of the ring's buffers, limited by ``MAX_PINNED_BYTES``, and the bytes of each."""
-        size = min(self.ring_slot_bytes, MAX_PINNED_BYTES)
-        return max(1, min(self.ring_slots, MAX_PINNED_BYTES // size)), size
+    def ring_buffer_bytes(self, *, threads: int, active: int, devices: int) -> int:
+        """Returns the bytes of each of the ring's buffers, so that all together are at most ``MAX_PINNED_BYTES``.
+
+        Args:
+            threads: Threads of the ring.
+            active: Those of them that copy.
+            devices: GPUs of this host.
+        """
+        size = self.ring_slot_bytes
+        if not size:
+            fitting = RING_CACHE_BYTES // (devices * active * self.ring_slots)
+            size = min(max(fitting, MIN_RING_SLOT_BYTES), MAX_RING_SLOT_BYTES)
+        return min(size, MAX_PINNED_BYTES // (threads * self.ring_slots)) // 4096 * 4096
 
     def threads_for(self, cores: int) -> int:
         """Returns the number of worker threads for this number of cores, limited by ``MAX_PINNED_BYTES``."""

@@ -1,4 +1,4 @@
-"""Copies groups of tensors with the compiled ring: threads without the GIL that share a few pinned buffers.
+"""Copies groups of tensors with the compiled ring: threads without the GIL, each with a few pinned buffers.
 
 The same interface as ``CopyWorkers``, which copies with Python's threads where there is no compiled part, for files on
 disk, and from registered pages. Buffers are prepared by one background thread before there is anything to copy, and
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 SPIN_NANOSECONDS = 20_000
 """How long an idle thread waits actively: an idle core of a virtual machine takes longer to start again."""
-_MAX_THREADS: Final = 64
+_MAX_THREADS: Final = 24
+"""More threads than that were never faster."""
 _MIN_LOCAL_CPUS: Final = 8
 """With fewer cores on the device's NUMA node, threads use all cores."""
 _DECISION_INTERVAL: Final = 0.004
@@ -55,13 +56,15 @@ class NativeWorkers:
         self._library = library
         self._engine = engine
         self._options = options
-        self._slots, self._slot_bytes = options.ring_size()
         local_cpus = engine.local_cpus()
         self._local_cpus = local_cpus if len(local_cpus) >= _MIN_LOCAL_CPUS else set()
         cores = max(1, int(usable_cores()))
         self._started = options.threads or min(_MAX_THREADS, cores, len(self._local_cpus) or cores)
         self._threads = (
             ThreadCount(self._started, 1) if options.threads else thread_count.first_thread_count(self._started)
+        )
+        self._slot_bytes = options.ring_buffer_bytes(
+            threads=self._started, active=self._threads.active, devices=max(1, engine.device_count())
         )
         self._window_began = 0.0
         self._window_stats = (0, 0.0, 0.0)
@@ -81,6 +84,10 @@ class NativeWorkers:
     def pinned_bytes(self) -> int:
         """Maximum bytes of host memory that the ring pins."""
         return self._slots * self._slot_bytes if self._pinned else 0
+
+    @property
+    def _slots(self) -> int:
+        return self._started * self._options.ring_slots
 
     @property
     def threads(self) -> int:
@@ -252,9 +259,15 @@ class NativeWorkers:
             if self._local_cpus:
                 os.sched_setaffinity(0, self._local_cpus)
             self._engine.start()
-            buffers = _RingBuffers(self._library, self._engine.native_queue(self._slots), self._options)
+            buffers = _RingBuffers(
+                self._library,
+                self._engine.native_queue(self._slots),
+                self._options,
+                threads=self._started,
+                slot_bytes=self._slot_bytes,
+            )
             self._ring = buffers.ring
-            buffers.start_threads(self._started)
+            buffers.start_threads()
             self._library.ring_set_active(self._ring, self._threads.active)
             for slot in range(self._slots):
                 self._pinned &= buffers.add(slot)
@@ -276,23 +289,26 @@ class NativeWorkers:
 class _RingBuffers:
     """A ring with its memory and the driver's handles. Not thread-safe."""
 
-    def __init__(self, library: ctypes.CDLL, queue: NativeQueue, options: CopyOptions) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, queue: NativeQueue, options: CopyOptions, *, threads: int, slot_bytes: int
+    ) -> None:
         self._library = library
         self._queue = queue
-        slots, self._slot_bytes = options.ring_size()
-        self._memory = StagingBuffer(slots * self._slot_bytes)
+        self._threads = threads
+        self._slot_bytes = slot_bytes
+        self._memory = StagingBuffer(threads * options.ring_slots * slot_bytes)
         self._addresses: list[int] = []
         self._device = queue.device(library)
         ring = library.ring_create(
-            ctypes.byref(self._device), slots, self._slot_bytes, options.piece_bytes, SPIN_NANOSECONDS
+            ctypes.byref(self._device), threads, options.ring_slots, slot_bytes, options.piece_bytes, SPIN_NANOSECONDS
         )
         if not ring:
             raise MemoryError
         self.ring: int = ring
 
-    def start_threads(self, threads: int) -> None:
+    def start_threads(self) -> None:
         """Starts the threads, which first allocate the buffers' pages in parallel."""
-        if not self._library.ring_start_threads(self.ring, threads, self._memory.address, len(self._memory.view)):
+        if not self._library.ring_start_threads(self.ring, self._threads, self._memory.address, len(self._memory.view)):
             raise MemoryError
 
     def add(self, slot: int) -> bool:

@@ -255,6 +255,10 @@ class CudaEngine:
         """Waits for PyTorch's current stream, in whose order its allocator reuses memory."""
         torch.cuda.current_stream(self.device).synchronize()
 
+    def device_count(self) -> int:
+        """Returns the number of GPUs that this process sees."""
+        return torch.cuda.device_count()
+
     def local_cpus(self) -> set[int]:
         """Returns the cores on the GPU's NUMA node."""
         bus_id = ctypes.create_string_buffer(32)

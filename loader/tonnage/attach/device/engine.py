@@ -93,5 +93,8 @@ class Engine(Protocol):
     def synchronize(self) -> None:
         """Waits until no earlier operation uses memory that ``empty`` has returned."""
 
+    def device_count(self) -> int:
+        """Returns the number of such devices that processes of this host may copy to at once."""
+
     def local_cpus(self) -> set[int]:
         """Returns the cores on the device's NUMA node; empty if there is no difference between cores."""

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).with_name("copy_ring.so")
-ABI = 1
+ABI = 2
 """The version of the functions and structures; a library with another one is not used."""
 
 _POINTER, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
@@ -39,7 +39,7 @@ class Stats(ctypes.Structure):
 
 
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "ring_create": (_POINTER, (_POINTER, _U32, _U64, _U64, _U64)),
+    "ring_create": (_POINTER, (_POINTER, _U32, _U32, _U64, _U64, _U64)),
     "ring_start_threads": (_U32, (_POINTER, _U32, _POINTER, _U64)),
     "ring_add_slot": (None, (_POINTER, _POINTER, _POINTER)),
     "ring_begin": (None, (_POINTER, _POINTER, _U32)),
