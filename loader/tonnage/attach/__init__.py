@@ -16,7 +16,9 @@ from tonnage.attach.errors import (
     EntryBeingRemoved,
     EntryIncomplete,
     KeyNotFound,
+    LoadRestarted,
     ModuleMismatch,
+    NotLoadedInTime,
     PathNotFound,
     RankMissing,
     TorchMissing,
@@ -42,8 +44,10 @@ __all__ = [
     "EntryBeingRemoved",
     "EntryIncomplete",
     "KeyNotFound",
+    "LoadRestarted",
     "LoadResult",
     "ModuleMismatch",
+    "NotLoadedInTime",
     "PathNotFound",
     "RankMissing",
     "TensorInfo",
@@ -62,6 +66,8 @@ def open_weights(
     device: torch.device | str | int | None = None,
     meta_tensors: Literal["zeros", "meta"] = "zeros",
     options: CopyOptions | None = None,
+    wait: bool = False,
+    timeout: float | None = None,
 ) -> Weights:
     """Opens weights as a read-only mapping of names to tensors. No tensor data is read yet.
 
@@ -77,6 +83,9 @@ def open_weights(
         meta_tensors: How tensors without data are returned: ``zeros`` of their shape, as in tensorizer, or ``meta`` for
             tensors on PyTorch's meta device.
         options: How tensors are copied to devices.
+        wait: Also open weights that are being loaded, or will be, by another process: as soon as their table is known.
+            Tensors are then returned as their files are complete and verified; ``stream`` yields them in this order.
+        timeout: With ``wait``: seconds from now, after which waiting for a load fails; None for no limit.
 
     Raises:
         TorchMissing: PyTorch isn't installed; also an ``ImportError``.
@@ -90,11 +99,21 @@ def open_weights(
         FormatUnsupported: A file is encrypted or has an unknown version.
         NameCollision: Two files have a tensor of the same name.
         DeviceNotFound: The device does not exist.
+        NotLoadedInTime: The timeout passed; also a ``TimeoutError``.
+        TonnageError: With ``wait``, here or when tensors are used: the load failed. The error is the loader's own.
     """
     require_torch()
     from tonnage.attach.weights import open_path  # imports PyTorch
 
-    return open_path(path, rank=rank, device=device, meta_tensors=meta_tensors, options=options or CopyOptions())
+    return open_path(
+        path,
+        rank=rank,
+        device=device,
+        meta_tensors=meta_tensors,
+        options=options or CopyOptions(),
+        wait=wait,
+        timeout=timeout,
+    )
 
 
 def require_torch() -> None:

@@ -13,6 +13,7 @@ from tonnage.errors import (
     InternalError,
     InvalidPlan,
     ObjectNotFound,
+    Timeout,
 )
 
 
@@ -100,3 +101,15 @@ class EntryBeingRemoved(CacheInUse):
     """Another process is evicting the entry."""
 
     remedy = "Load the entry again."
+
+
+class NotLoadedInTime(Timeout, TimeoutError):
+    """The weights were not loaded before the timeout passed. The load goes on."""
+
+    remedy = "See what the loader does: its log, its report, or `tonnage ls`; or pass a longer timeout=."
+
+
+class LoadRestarted(CacheInUse):
+    """The load was started over with other files, such as shards of another size. Tensors read before stay valid."""
+
+    remedy = "Open the path again."

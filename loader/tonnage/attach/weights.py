@@ -17,8 +17,9 @@ from tonnage.attach.copy.device_copier import DeviceCopier, check_dtype, cpu_ten
 from tonnage.attach.copy.tensor_views import torch_dtype
 from tonnage.attach.device.lookup import DeviceLike, engine_for, find_device
 from tonnage.attach.errors import KeyNotFound, WeightsClosed
-from tonnage.attach.files.cache_entry import entry_ranks, find_entry, lock_entry, read_entry
-from tonnage.attach.files.catalog import find_ranks, read_path
+from tonnage.attach.files.awaited import find_stream, open_awaited, open_now
+from tonnage.attach.files.cache_entry import entry_ranks, find_entry
+from tonnage.attach.files.catalog import find_ranks
 from tonnage.attach.module_loading import LoadResult, TensorSource, load_into_module
 from tonnage.attach.progress import ProgressReporter, check_progress
 from tonnage.attach.unflatten import unflatten
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from tonnage.attach.copy_options import CopyOptions, CopyStats
     from tonnage.attach.device.engine import Engine
+    from tonnage.attach.files.awaited import AwaitedFiles
     from tonnage.attach.files.catalog import Catalog
     from tonnage.attach.files.source_file import SourceFile
     from tonnage.attach.files.tensor_info import TensorInfo
@@ -61,6 +63,7 @@ class Weights(Mapping[str, torch.Tensor]):
         copier: DeviceCopier,
         *,
         meta_tensors: Literal["zeros", "meta"],
+        awaited: AwaitedFiles | None = None,
     ) -> None:
         self.path = path
         self.metadata: Mapping[str, str] = types.MappingProxyType(catalog.metadata)
@@ -69,6 +72,7 @@ class Weights(Mapping[str, torch.Tensor]):
         self._files = catalog.files
         self._meta_tensors = meta_tensors
         self._copier = copier
+        self._awaited = awaited
         copier.set_files(catalog.files)
         self._finalizer = weakref.finalize(self, _release_resources, catalog, lock, copier)
 
@@ -104,6 +108,7 @@ class Weights(Mapping[str, torch.Tensor]):
             record = self._records[key]
         except (KeyError, TypeError):
             raise self._key_error([key]) from None
+        self._wait_for(record)
         return cpu_tensor(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
 
     def __iter__(self) -> Iterator[str]:
@@ -282,13 +287,15 @@ class Weights(Mapping[str, torch.Tensor]):
                 )
                 for record in records
             }
-        if device.type != "cpu":
-            return self._copier.load(records, device, dtype=dtype, reporter=reporter)
-        found = {}
-        for record in records:
-            found[record.name] = cpu_tensor(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
-            reporter.finish_phase(record.length)
-        return found
+        found: dict[str, torch.Tensor] = {}
+        for batch in self._batches(records):
+            if device.type != "cpu":
+                found |= self._copier.load(batch, device, dtype=dtype, reporter=reporter)
+                continue
+            for record in batch:
+                found[record.name] = cpu_tensor(record, self._files, dtype=dtype, meta_tensors=self._meta_tensors)
+                reporter.finish_phase(record.length)
+        return {record.name: found[record.name] for record in records}
 
     def _stream(
         self,
@@ -297,26 +304,43 @@ class Weights(Mapping[str, torch.Tensor]):
         use: Callable[[TensorInfo, torch.Tensor], None],
         reporter: ProgressReporter,
     ) -> None:
-        if device.type != "cpu":
-            self._copier.stream(records, device, use, reporter=reporter)
-            return
-        for record in records:
-            use(record, self._view(record))
-            reporter.finish_phase(record.length)
+        for batch in self._batches(records):
+            if device.type != "cpu":
+                self._copier.stream(batch, device, use, reporter=reporter)
+                continue
+            for record in batch:
+                use(record, self._view(record))
+                reporter.finish_phase(record.length)
 
     def _iterate(
         self, records: list[TensorInfo], device: torch.device, progress: Progress
     ) -> Iterator[tuple[str, torch.Tensor]]:
         with self._reporter(progress, records) as reporter:
-            if device.type != "cpu":
-                for record, tensor in self._copier.iterate(records, device, reporter=reporter):
-                    yield record.name, tensor
-                return
-            for record in records:
-                yield record.name, cpu_tensor(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
-                reporter.finish_phase(record.length)
+            for batch in self._batches(records):
+                if device.type != "cpu":
+                    for record, tensor in self._copier.iterate(batch, device, reporter=reporter):
+                        yield record.name, tensor
+                    continue
+                for record in batch:
+                    yield record.name, cpu_tensor(record, self._files, dtype=None, meta_tensors=self._meta_tensors)
+                    reporter.finish_phase(record.length)
+
+    def _batches(self, records: list[TensorInfo]) -> Iterator[list[TensorInfo]]:
+        """Yields the tensors: all at once, or while they are loaded in the order in which their files are complete."""
+        if self._awaited is None:
+            yield records
+            return
+        for batch in self._awaited.batches(records):
+            self._check_open()
+            self._copier.set_files(self._awaited.open_files())
+            yield batch
+
+    def _wait_for(self, record: TensorInfo) -> None:
+        if self._awaited is not None:
+            self._awaited.wait_for(record)
 
     def _view(self, record: TensorInfo) -> torch.Tensor:
+        self._wait_for(record)
         return cpu_tensor(record, self._files, dtype=None, meta_tensors="zeros")
 
     def _reporter(self, progress: Progress, records: list[TensorInfo]) -> ProgressReporter:
@@ -356,6 +380,8 @@ def open_path(
     meta_tensors: Literal["zeros", "meta"],
     options: CopyOptions,
     engine_factory: Callable[[torch.device], Engine | None] = engine_for,
+    wait: bool = False,
+    timeout: float | None = None,
 ) -> Weights:
     """Opens weights; see ``tonnage.attach.open_weights``. Tests pass ``engine_factory`` to copy without a GPU."""
     weights_path = Path(path)
@@ -365,16 +391,9 @@ def open_path(
         undo.callback(copier.close)
         if target is not None and target.type not in {"cpu", "meta"}:
             copier.warm_up(target)
-        entry = find_entry(weights_path)
-        lock = None
-        if entry is None:
-            catalog = read_path(weights_path, rank=rank)
-        else:
-            lock = lock_entry(entry[0])
-            undo.callback(lock.release)
-            catalog = read_entry(*entry, rank=rank)
+        opened = open_awaited(weights_path, rank=rank, timeout=timeout) if wait else open_now(weights_path, rank=rank)
         undo.pop_all()
-    return Weights(weights_path, catalog, lock, copier, meta_tensors=meta_tensors)
+    return Weights(weights_path, opened.catalog, opened.lock, copier, meta_tensors=meta_tensors, awaited=opened.awaited)
 
 
 def find_weight_ranks(path: Path) -> frozenset[int]:
@@ -386,7 +405,10 @@ def find_weight_ranks(path: Path) -> frozenset[int]:
         CacheDamaged: The directory can't be listed, or its index is damaged.
     """
     entry = find_entry(path)
-    return find_ranks(path) if entry is None else entry_ranks(entry[0])
+    if entry is not None:
+        return entry_ranks(entry[0])
+    stream = find_stream(path)
+    return find_ranks(path) if stream is None else stream.ranks
 
 
 def _release_resources(catalog: Catalog, lock: FileLock | None, copier: DeviceCopier) -> None:

@@ -6,6 +6,7 @@
     <entry>/.tonnage/use.lock     shared: in use; exclusive: being removed
     <entry>/.tonnage/load.lock    exclusive: being loaded, published, recovered
     <entry>/.tonnage/partial/     a directory for each unfinished load, see ``partial``
+    <entry>/stream/               what readers see that start before the load has ended, see ``stream``
     <entry>/.tonnage/manifest.json, tensors.json
 
 Acquire ``use.lock`` (shared) before ``load.lock``. Lock files are never removed.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 PRIVATE_DIRECTORY = ".tonnage"
 MODEL_DIRECTORY = "model"
+STREAM_DIRECTORY = "stream"
 
 
 class EntryState(enum.StrEnum):
@@ -75,6 +77,7 @@ class Entry:
         self.use_lock_path = self.private_dir / "use.lock"
         self.load_lock_path = self.private_dir / "load.lock"
         self.partial_dir = self.private_dir / "partial"
+        self.stream_dir = path / STREAM_DIRECTORY
         self.manifest_path = self.private_dir / "manifest.json"
 
     @classmethod

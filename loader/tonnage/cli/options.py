@@ -329,10 +329,18 @@ def _add_pod_options(parser: Parser) -> None:
     _add_option(parser, group, "--ready-file", "FILE", str, help_text)
     parser.add_option(
         group,
+        "--stream",
+        action="store_true",
+        help="let the pod start, and readers that wait read the files, while they are loaded",
+    )
+    help_text = "created when nothing more will be loaded; for a readiness probe, with --stream"
+    _add_option(parser, group, "--loaded-file", "FILE", str, help_text)
+    parser.add_option(
+        group,
         "--status-file",
         allow_envvar=False,  # applications have TONNAGE_STATUS_FILE, which must not set this option
         metavar="FILE",
-        help="result for applications: ready; or failed, the reason and the message, one per line",
+        help="for applications: loading; then ready; or failed, the reason and the message, one per line",
     )
     help_text = (
         "fail (default); or continue: let the pod start without weights, and exit with 0, or keep running with --hold"

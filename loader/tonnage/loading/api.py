@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from tonnage.contract import ComputedBuffers, Layout, Limits, Plan, Report, Verify, file_selection
 from tonnage.contract.plan import AddressingStyle, Weights
-from tonnage.loading.load import resolve_plan, run_plan
+from tonnage.loading.load import run_plan
+from tonnage.loading.resolve_only import resolve_plan
 from tonnage.source.source_uri import parse_sources
 
 if TYPE_CHECKING:

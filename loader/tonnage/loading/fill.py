@@ -16,28 +16,32 @@ from tonnage.cache.journal import Journal, read_journal
 from tonnage.cache.medium import BY_ADVICE, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
 from tonnage.cache.reservation import reserve
+from tonnage.cache.stream import forget_failure, reset_stream
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import read_indexes
+from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.source.presigned_refresh import refresh_targets
 from tonnage.source.request_target import STALL_SECONDS
 from tonnage.transfer.concurrency import choose_concurrency
 from tonnage.transfer.coordinator import transfer
-from tonnage.transfer.transfer_spec import TransferSpec
+from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from tonnage.cache.entry import Entry, Published
     from tonnage.cache.journal import JournalContents
-    from tonnage.cache.manifest import Manifest
+    from tonnage.cache.manifest import Manifest, TensorTable
     from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan, Progress
+    from tonnage.format.tensor_header import TensorHeader
+    from tonnage.loading.streaming import StreamGate
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedRevision
-    from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange, TransferResult
+    from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ def fill_entry(
     canceled: Callable[[], bool],
     on_retry: Callable[[], None],
     lock_descriptors: Sequence[int],
+    gate: StreamGate | None,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
 
@@ -79,10 +84,13 @@ def fill_entry(
         canceled: Polled; return True to cancel.
         on_retry: Called for each retry of a request for an index.
         lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
+        gate: Opened when readers can start; None if this load's caller has none.
 
     Raises:
         TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
     """
+    forget_failure(entry)
+    reset_stream(entry, None if existing is None else existing.manifest)
     items = missing_objects(None if existing is None else existing.manifest, resolved)
     objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled, on_retry=on_retry)
     journal = None if earlier is None else read_journal(earlier.journal_path)
@@ -109,6 +117,40 @@ def fill_entry(
         entry, earlier, journal, blueprint, on_progress=on_progress, deadline=deadline, canceled=canceled
     )
     paths = [partial.model_dir / file.path for file in blueprint.files]
+
+    def build_manifest(
+        headers: Mapping[tuple[int, int], TensorHeader], outcome: TransferResult
+    ) -> tuple[Manifest, TensorTable]:
+        manifest, table = manifest_builder.build_manifest_and_table(
+            resolved=resolved,
+            loaded=items,
+            blueprint=blueprint,
+            headers=headers,
+            verified=outcome.verify_levels,
+            requested_level=plan.verify,
+            created=time.time(),
+            non_tensor_checksums=outcome.non_tensor_bytes.checksums(
+                {number: file.prefix for number, file in enumerate(blueprint.files)}
+            ),
+        )
+        if existing is None:
+            return manifest, table
+        return manifest_builder.merge_manifests(existing.manifest, existing.table, manifest, table)
+
+    writer = StreamWriter(
+        entry,
+        partial.model_dir,
+        published=None if existing is None else existing.manifest,
+        build_manifest=lambda: build_manifest(manifest_builder.unknown_headers(blueprint), TransferResult()),
+        gate=gate,
+        on_note=on_note,
+        enabled=not plan.verify_on_hit,
+    )
+
+    def is_canceled() -> bool:
+        writer.poll()
+        return canceled()
+
     try:
         made = make_files(partial, blueprint)
         huge_pages = inspect_medium(entry.path).pages == BY_ADVICE
@@ -143,29 +185,18 @@ def fill_entry(
                     journal_records=records,
                     pass_fds=lock_descriptors,
                     on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),
+                    on_file=lambda number: writer.add(blueprint.files[number].path),
                     on_progress=on_progress,
-                    canceled=canceled,
+                    canceled=is_canceled,
                 )
             )
-        manifest, table = manifest_builder.build_manifest_and_table(
-            resolved=resolved,
-            loaded=items,
-            blueprint=blueprint,
-            headers=outcome.headers,
-            verified=outcome.verify_levels,
-            requested_level=plan.verify,
-            created=time.time(),
-            non_tensor_checksums=outcome.non_tensor_bytes.checksums(
-                {number: file.prefix for number, file in enumerate(blueprint.files)}
-            ),
-        )
-        if existing is not None:
-            manifest, table = manifest_builder.merge_manifests(existing.manifest, existing.table, manifest, table)
+        manifest, table = build_manifest(outcome.headers, outcome)
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
         )
     except (CacheInUse, InsufficientSpace):  # give back what this load has: another one may need it
         remove_tree(partial.path)
+        reset_stream(entry, None if existing is None else existing.manifest)
         raise
     except (CacheDamaged, CacheNotWritable, InternalError) as error:
         if partial.path.exists():
@@ -174,6 +205,7 @@ def fill_entry(
             f"Another process has removed or taken over {partial.path}, where this load wrote its files. Locks may not "
             "work on this file system."
         ) from error
+    writer.finish(manifest, table)
     return FillResult(
         manifest,
         outcome,

@@ -11,13 +11,14 @@ import msgspec
 
 from tonnage.cache.cache import Cache
 from tonnage.cache.medium import inspect_medium
-from tonnage.contract import Outcome, Progress, Report, ReportKind, ResolvedSource, Verify, entry_name
+from tonnage.contract import Outcome, Progress, Report, Verify, entry_name
 from tonnage.errors import (
     CacheDamaged,
     CacheInUse,
     CacheNotWritable,
-    DigestMismatch,
+    InsufficientSpace,
     InternalError,
+    Interrupted,
     TonnageError,
     escape_unprintable,
 )
@@ -28,6 +29,7 @@ from tonnage.loading.cache_hit import (
     has_computed_buffers_elsewhere,
     recorded_pins,
 )
+from tonnage.loading.resolve_only import check_digest, deadline_of
 from tonnage.planning.file_names import is_own_file
 from tonnage.source.resolve import resolve
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan
     from tonnage.loading.fill import FillResult
+    from tonnage.loading.streaming import StreamGate
     from tonnage.source.resolve import ResolvedRevision
 
 
@@ -60,6 +63,7 @@ def run_plan(
     on_progress: Callable[[Progress], None] = lambda _: None,
     canceled: Callable[[], bool] = lambda: False,
     keep_lock: bool = False,
+    on_readable: Callable[[str], None] | None = None,
 ) -> LoadResult:
     """Loads the plan's sources into the cache, unless they are already there.
 
@@ -70,41 +74,13 @@ def run_plan(
         on_progress: Called with the progress a few times a second.
         canceled: Polled several times a second; return True to cancel. Data on disk is kept.
         keep_lock: Keep the entry's use lock and return it in the result.
+        on_readable: Called once with the entry's name, when readers that wait can start: all companions are there, and
+            the table of files. None: nothing is shown before the load has ended, unless another reader has asked.
 
     Raises:
         TonnageError: The load failed. ``details`` has fields for the report; see ``failed_report``.
     """
-    return _Load(plan, Cache(cache), environment, on_progress, canceled).run(keep_lock=keep_lock)
-
-
-def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callable[[], bool] = lambda: False) -> Report:
-    """Lists and pins the objects of the plan's sources without loading them.
-
-    Raises:
-        TonnageError: The source can't be resolved, or has another digest than the plan expects.
-    """
-    started = time.monotonic()
-    retries: list[None] = []
-    resolved = resolve(
-        plan,
-        environment=environment,
-        deadline=_deadline(plan, started),
-        canceled=canceled,
-        on_retry=lambda: retries.append(None),
-    )
-    _check_digest(plan, resolved)
-    return Report(
-        kind=ReportKind.RESOLVED,
-        revision=resolved.revision,
-        digest=resolved.digest,
-        entry=plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers),
-        bytes=sum(pin.size for source in resolved.sources for pin in source.objects),
-        seconds=round(time.monotonic() - started, 3),
-        retries=len(retries),
-        notes=tuple(map(escape_unprintable, resolved.notes)),
-        resolved=tuple(ResolvedSource(place=source.place, objects=source.objects) for source in resolved.sources),
-        identity=plan.identity,
-    )
+    return _Load(plan, Cache(cache), environment, on_progress, canceled, on_readable).run(keep_lock=keep_lock)
 
 
 def failed_report(error: TonnageError, *, plan: Plan | None = None) -> Report:
@@ -119,15 +95,6 @@ def failed_report(error: TonnageError, *, plan: Plan | None = None) -> Report:
         identity=plan.identity if plan else None,
     )
     return msgspec.structs.replace(report, **error.details)
-
-
-def _deadline(plan: Plan, started: float) -> float | None:
-    return started + plan.limits.timeout if plan.limits.timeout else None
-
-
-def _check_digest(plan: Plan, resolved: ResolvedRevision) -> None:
-    if plan.expected_digest and plan.expected_digest != resolved.digest:
-        raise DigestMismatch(f"The source has digest {resolved.digest}; {plan.expected_digest} was expected.")
 
 
 def _check_sources(entry: Entry, manifest: Manifest, resolved: ResolvedRevision) -> None:
@@ -151,14 +118,17 @@ class _Load:
         environment: Mapping[str, str],
         on_progress: Callable[[Progress], None],
         canceled: Callable[[], bool],
+        on_readable: Callable[[str], None] | None,
     ) -> None:
         self._plan = plan
         self._cache = cache
         self._environment = environment
         self._send_progress = on_progress
         self._canceled = canceled
+        self._on_readable = on_readable
+        self._gate: StreamGate | None = None
         self._started = time.monotonic()
-        self._deadline = _deadline(plan, self._started)
+        self._deadline = deadline_of(plan, self._started)
         self._resolved: ResolvedRevision | None = None
         self._entry: Entry | None = None
         self._notes: list[str] = []
@@ -190,7 +160,7 @@ class _Load:
             canceled=self._canceled,
             on_retry=self._count_retry,
         )
-        _check_digest(plan, resolved)
+        check_digest(plan, resolved)
         self._cache.create()
         entry = self._entry = self._cache.entry(
             plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers)
@@ -198,11 +168,14 @@ class _Load:
         entry.create()
         use_lock = self._acquire_use_lock(entry)
         try:
+            self._begin_stream(entry)
             manifest = self._find_hit(entry, resolved)
-            if manifest is not None:
-                report = self._build_report(Outcome.HIT, entry, manifest)
-            else:
+            if manifest is None:
                 report = self._fill_entry(entry, resolved, use_lock)
+            else:
+                report = self._build_report(Outcome.HIT, entry, manifest)
+            if self._gate is not None:
+                self._gate.wait(resolved, deadline=self._deadline, canceled=self._canceled)
         except BaseException:
             use_lock.release()
             raise
@@ -289,11 +262,24 @@ class _Load:
 
         return has_computed_buffers_elsewhere(manifest, self._plan.computed_buffers, read_table)
 
+    def _begin_stream(self, entry: Entry) -> None:
+        """Asks for the stream of the entry, if this load's caller wants it."""
+        if self._on_readable is not None:
+            from tonnage.loading.streaming import open_gate  # not imported for a load without readers
+
+            self._gate = open_gate(entry, self._plan, self._on_readable)
+
     def _fill_entry(self, entry: Entry, resolved: ResolvedRevision, use_lock: FileLock) -> Report:
         """Acquires the load lock and loads what is missing."""
+
+        def canceled() -> bool:
+            if self._gate is not None:
+                self._gate.poll(resolved)
+            return self._canceled()
+
         with entry.acquire_load_lock(
             deadline=self._deadline,
-            canceled=self._canceled,
+            canceled=canceled,
             on_wait=lambda: self._report_waiting(entry, resolved),
         ) as load_lock:
             manifest = self._find_hit(entry, resolved)
@@ -317,6 +303,9 @@ class _Load:
                 if manifest is None:
                     raise
                 return self._build_report(Outcome.HIT, entry, manifest)
+            except TonnageError as error:
+                self._record_failure(entry, error)
+                raise
             if fill_result.outcome.resumed:
                 fill_result = self._verify_resumed(entry, resolved, fill_result, locks)
             return self._build_report(Outcome.LOADED, entry, fill_result.manifest, fill_result)
@@ -344,6 +333,7 @@ class _Load:
             canceled=self._canceled,
             on_retry=self._count_retry,
             lock_descriptors=locks,
+            gate=self._gate,
         )
 
     def _verify_resumed(
@@ -370,6 +360,14 @@ class _Load:
             if self._found_damaged is not None:
                 raise self._found_damaged[1] from None
             raise
+
+    def _record_failure(self, entry: Entry, error: TonnageError) -> None:
+        """Records a failure for readers that wait. An interrupted one may go on, in this pod or another."""
+        from tonnage.cache.stream import is_stream_requested, record_failure
+
+        if is_stream_requested(entry) and not isinstance(error, Interrupted):
+            with contextlib.suppress(CacheNotWritable, InsufficientSpace):
+                record_failure(entry, error)
 
     def _is_alone(self, entry: Entry, load_lock: FileLock) -> bool:
         """Returns whether no other loader is at work in the entry: the lock keeps others out, or nothing is written."""

@@ -76,8 +76,9 @@ class _Transfer:
         self._verification = Verification(spec, self._result)
         self._next_id = 0
         done = self._verification.replay()
+        objects = spec.blueprint.objects
         self._queue = PartQueue(
-            self._segments,
+            sorted(self._segments, key=lambda each: objects[each.object_index].tensors_index is not None),
             done,
             max_part_size=spec.concurrency.part_size,
             min_part_size=min(MIN_PART_SIZE, spec.concurrency.part_size),
@@ -94,6 +95,7 @@ class _Transfer:
     # -- loop
 
     def run(self) -> TransferResult:
+        self._announce_files()
         if self._has_work:
             pool = WorkerPool(
                 setup=self._credential_state.setup(),
@@ -127,6 +129,7 @@ class _Transfer:
         while self._has_work or any(member.parts or member.hashes for member in pool.workers.values()):
             for worker, message in pool.poll(self._timeout()):
                 self._handle(pool, worker, message)
+            self._announce_files()
             now = time.monotonic()
             self._check_time(now)
             if now - checked > CREDENTIAL_CHECK_SECONDS:
@@ -135,6 +138,10 @@ class _Transfer:
             self._adapt(pool, now)
             self._dispatch(pool)
             self._progress(now)
+
+    def _announce_files(self) -> None:
+        for file in self._verification.complete_files.take():
+            self._spec.on_file(file)
 
     def _adapt(self, pool: WorkerPool, now: float) -> None:
         """Adapts the part size and the number of connections to the rate."""

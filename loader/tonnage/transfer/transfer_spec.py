@@ -59,6 +59,7 @@ class TransferSpec:
         journal_records: The records of an earlier load, in the journal's order.
         pass_fds: File descriptors that workers inherit, so that the entry stays locked while any worker writes.
         on_record: Called with each record, before the transfer relies on it.
+        on_file: Called once with the number of each file that is complete and verified.
         canceled: Polled several times a second; True interrupts the transfer.
     """
 
@@ -78,6 +79,7 @@ class TransferSpec:
     journal_records: Sequence[FetchedRange | DiscardedTensor] = ()
     pass_fds: Sequence[int] = ()
     on_record: Callable[[FetchedRange | DiscardedTensor], None] = lambda _: None
+    on_file: Callable[[int], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     canceled: Callable[[], bool] = lambda: False
 

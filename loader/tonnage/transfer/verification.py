@@ -15,6 +15,7 @@ from tonnage.errors import CacheDamaged, InternalError
 from tonnage.format.tensors_index import TensorsIndex
 from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, SpanRole, subtract_ranges
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor, mismatch_error
+from tonnage.transfer.complete_files import CompleteFiles
 from tonnage.transfer.protocol import Hash
 from tonnage.transfer.transfer_spec import DiscardedTensor
 
@@ -42,6 +43,7 @@ class Verification:
         tensors: Number of tensors.
         verified: Number of tensors verified so far.
         pending_hashes: Tensors waiting to be hashed by a worker; the coordinator removes those that it assigns.
+        complete_files: The output files that are complete.
     """
 
     def __init__(self, spec: TransferSpec, result: TransferResult) -> None:
@@ -58,6 +60,7 @@ class Verification:
         self.tensors = len(self._placement)
         self.verified = 0
         self.pending_hashes: list[HashTask] = []
+        self.complete_files = CompleteFiles(spec.blueprint)
         for outcome in self._tracker.add_empty():
             self._record_verified(outcome)
 
@@ -74,13 +77,21 @@ class Verification:
                 self._discard(done, record.object, record.tensor)
                 continue
             done.setdefault(record.segment, []).append((record.start, record.end))
-            for corrupt in self.add(record):
+            for corrupt in self._add(record):
                 self._discard(done, corrupt.object, corrupt.tensor)
+        for number, ranges in done.items():
+            whole = (self._segments[number].start, self._segments[number].end)
+            missing = sum(end - start for start, end in subtract_ranges(whole, ranges))
+            self.complete_files.add_bytes(number, self._segments[number].size - missing)
         self._result.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
         return done
 
     def add(self, done: FetchedRange) -> list[CorruptTensor]:
         """Adds a fetched range; returns the corrupt tensors that it completed."""
+        self.complete_files.add_bytes(done.segment, done.end - done.start)
+        return self._add(done)
+
+    def _add(self, done: FetchedRange) -> list[CorruptTensor]:
         segment = self._segments[done.segment]
         pieces = segment.pieces(done.start, done.end)
         self._add_non_tensor_bytes(segment.object_index, pieces, done)
@@ -104,7 +115,7 @@ class Verification:
         if not digest:
             raise CacheDamaged(f"{self._spec.paths[task.request.file]} was truncated during the load.")
         if digest == self._tracker.headers[index, tensor].expected_sha256:
-            self._count(index, Verify.SHA256)
+            self._count(index, tensor, Verify.SHA256)
             return None
         label, name = self._spec.blueprint.objects[index].label, self._entry(index, tensor).name
         place = self._range(index, tensor)
@@ -122,7 +133,9 @@ class Verification:
         self._refetched.add(key)
         self._tracker.discard(*key)
         self._result.non_tensor_bytes.discard(corrupt.object, *corrupt.range)
-        return self._segment_at(corrupt.object, corrupt.range[0])
+        segment = self._segment_at(corrupt.object, corrupt.range[0])
+        self.complete_files.remove_bytes(segment, corrupt.range[1] - corrupt.range[0])
+        return segment
 
     def check_complete(self) -> None:
         """Checks that all tensors have been verified.
@@ -162,10 +175,11 @@ class Verification:
                 return
             if header.expected_crc32 is not None:
                 level = Verify.CRC32
-        self._count(outcome.object, min(level, wanted, key=lambda verify: verify.strength))
+        self._count(outcome.object, outcome.tensor, min(level, wanted, key=lambda verify: verify.strength))
 
-    def _count(self, index: int, level: Verify) -> None:
+    def _count(self, index: int, tensor: int, level: Verify) -> None:
         self.verified += 1
+        self.complete_files.add_tensor((index, tensor))
         weakest = self._result.verify_levels.get(index, level)
         self._result.verify_levels[index] = min(weakest, level, key=lambda verify: verify.strength)
 
@@ -178,6 +192,7 @@ class Verification:
 
     def _discard(self, done: dict[int, list[ByteRange]], index: int, tensor: int) -> None:
         self._tracker.discard(index, tensor)
+        self.complete_files.remove_tensor((index, tensor))
         hole = self._range(index, tensor)
         self._result.non_tensor_bytes.discard(index, *hole)
         segment = self._segment_at(index, hole[0])

@@ -10,7 +10,7 @@ import pytest
 from support.models import CONFIG, make_tensors, to_tensors_file
 from tonnage.contract import Outcome, Plan, Report, S3Source
 from tonnage.errors import AccessDenied, DigestMismatch, SourceChanged
-from tonnage.loading.load import resolve_plan, run_plan
+from tonnage.loading import resolve_plan, run_plan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,8 +20,12 @@ from tonnage.format.tensor_names import short_repr
 from tonnage.planning.file_names import is_beside_the_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tonnage.cache.entry import Published
-    from tonnage.cache.manifest import TensorRecord
+    from tonnage.cache.manifest import FileRecord, Manifest, TensorRecord, TensorTable
+
+_ALL = PurePosixPath()
 
 
 def find_entry(path: Path) -> tuple[Path, PurePosixPath] | None:
@@ -80,7 +84,54 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
     """
     entry = Entry(root)
     published = _read_published(entry)
-    manifest = published.manifest
+    table = published.manifest.table
+    return build_catalog(
+        published.manifest,
+        published.table,
+        subpath,
+        rank=rank,
+        label=f"The entry {root}",
+        table_label=str(entry.private_dir / table.name) if table is not None else str(entry.private_dir),
+        open_file=lambda file: _open_file(entry, file),
+    )
+
+
+def _open_file(entry: Entry, file: FileRecord) -> SourceFile:
+    opened = SourceFile(entry.model_dir / file.path)
+    if opened.size != file.size:
+        opened.close()
+        raise CacheDamaged(f"{opened.path} has {opened.size:,} bytes, but {file.size:,} in the manifest.")
+    return opened
+
+
+def build_catalog(
+    manifest: Manifest,
+    table: TensorTable,
+    subpath: PurePosixPath = _ALL,
+    *,
+    rank: int | None,
+    label: str,
+    table_label: str,
+    open_file: Callable[[FileRecord], SourceFile],
+) -> Catalog:
+    """Selects files and tensors of a manifest and its table.
+
+    Args:
+        manifest: The files.
+        table: The tensors.
+        subpath: A folder or file to open; empty for all.
+        rank: The rank to open, if the files are sharded by rank.
+        label: Names the weights in messages, at the begin of a sentence.
+        table_label: Names the table in messages.
+        open_file: Returns a selected file.
+
+    Raises:
+        RankMissing: The files are sharded by rank, and a rank must be chosen or does not exist.
+        NoTensorFiles: ``subpath`` has no weights.
+        NameCollision: Two files have a tensor of the same name.
+        FormatUnsupported: The weights are encrypted.
+        CacheDamaged: The table is inconsistent, or a file can't be opened.
+    """
     wanted = {
         number
         for number, file in enumerate(manifest.files)
@@ -90,16 +141,15 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
     if any(not is_beside_the_model(manifest.files[number].path, indexes) for number in wanted):
         wanted = {number for number in wanted if not is_beside_the_model(manifest.files[number].path, indexes)}
     if not wanted:
-        raise NoTensorFiles(f"The entry {root} has no weights in {PurePosixPath(MODEL_DIRECTORY) / subpath}.")
+        raise NoTensorFiles(f"{label} has no weights in {PurePosixPath(MODEL_DIRECTORY) / subpath}.")
     ranks = {own for number in wanted if (own := manifest.files[number].rank) is not None}
-    chosen = choose_rank(rank, ranks, label=f"The entry {root}")
+    chosen = choose_rank(rank, ranks, label=label)
     wanted = {number for number in wanted if manifest.files[number].rank in {None, chosen}}
     for number in wanted:
         source = manifest.files[number].source
         if source is not None and manifest.sources[source].encrypted:
             raise FormatUnsupported(
-                f"{manifest.files[number].path} in the entry {root} is encrypted; only tensorizer, with the key, can "
-                "read it."
+                f"{label}: {manifest.files[number].path} is encrypted; only tensorizer, with the key, can read it."
             )
     metadata = {
         "tonnage.revision": manifest.revision,
@@ -107,22 +157,14 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         "tonnage.layout": manifest.layout.value,
         "tonnage.verified": manifest.verified.value,
     }
-    table_label = str(entry.private_dir / manifest.table.name) if manifest.table is not None else str(entry.private_dir)
     sources = {manifest.files[number].source for number in wanted}
     catalog_indexes = {number: at for at, number in enumerate(sorted(wanted))}
     records: dict[str, TensorInfo] = {}
     with contextlib.ExitStack() as opened:
-        files = []
-        for number in catalog_indexes:
-            file = opened.enter_context(SourceFile(entry.model_dir / manifest.files[number].path))
-            if file.size != manifest.files[number].size:
-                raise CacheDamaged(
-                    f"{file.path} has {file.size:,} bytes, but {manifest.files[number].size:,} in the manifest."
-                )
-            files.append(file)
+        files = [opened.enter_context(open_file(manifest.files[number])) for number in catalog_indexes]
         found = (
             _tensor_info(tensor, catalog_indexes, table_label=table_label)
-            for tensor in published.table.tensors
+            for tensor in table.tensors
             if tensor.file in catalog_indexes or (tensor.file < 0 and tensor.source in sources)
         )
         add_records(records, found, files)

@@ -33,10 +33,17 @@ class SourceFile:
         Raises:
             CacheDamaged: The file can't be opened, or is not a regular file.
         """
+        self._prepare(path)
+        self.size = self._open(path)
+
+    def _prepare(self, path: Path) -> None:
         self.path = path
         self.descriptor = -1
         self._mapping: mmap.mmap | None = None
         self._lock = threading.Lock()
+
+    def _open(self, path: Path) -> int:
+        """Opens the file, and returns its size."""
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(self.descriptor)
@@ -46,7 +53,7 @@ class SourceFile:
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise CacheDamaged(f"{path} is not a regular file.")
-        self.size = status.st_size
+        return status.st_size
 
     def require_size(self, size: int) -> None:
         """Raises an error if the file is shorter than its contents should be.
@@ -93,3 +100,45 @@ class SourceFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class AwaitedFile(SourceFile):
+    """A file that may not be there yet. Until it is open, it has no descriptor and can't be mapped.
+
+    Attributes:
+        size: Bytes that it will have.
+    """
+
+    def __init__(self, path: Path, size: int, *, other_path: Path | None = None) -> None:
+        """Doesn't access the disk.
+
+        Args:
+            path: Its path.
+            size: Its size in bytes.
+            other_path: Where it may be instead.
+        """
+        self._prepare(path)
+        self.size = size
+        self._paths = [path] if other_path is None else [path, other_path]
+
+    def try_open(self) -> bool:
+        """Opens the file if it is there; returns whether it is open.
+
+        Raises:
+            CacheDamaged: It can't be opened, or has another size.
+        """
+        if self.descriptor >= 0:
+            return True
+        found = next((path for path in self._paths if path.exists()), None)
+        if found is None:
+            return False
+        try:
+            size = self._open(found)
+        except CacheDamaged:
+            if found.exists():
+                raise
+            return False  # removed since
+        if size != self.size:
+            self.close()
+            raise CacheDamaged(f"{found} has {size:,} bytes, but {self.size:,} in the table of files.")
+        return True

@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
         TonnageError: The load failed, and ``--on-failure`` is not ``continue``.
     """
     files = StatusFiles.from_arguments(arguments)
-    files.remove_stale_ready_file()
+    files.mark_started()
     try:
-        result = _load(arguments, invocation)
+        result = _load(arguments, invocation, files)
     except TonnageError as error:
         files.mark_failed(error.reason, redact(error.message, invocation.environment))
         if arguments.on_failure != "continue" or isinstance(error, Interrupted):
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
     return 0
 
 
-def _load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
+def _load(arguments: argparse.Namespace, invocation: Invocation, files: StatusFiles) -> LoadResult:
     """Loads the model. Raises any unexpected exception as an InternalError, so that ``--on-failure`` applies to it."""
     try:
         artifacts = _prepare_artifacts(arguments, invocation)
@@ -82,6 +82,7 @@ def _load(arguments: argparse.Namespace, invocation: Invocation) -> LoadResult:
                 on_progress=on_progress,
                 canceled=invocation.cancellation.canceled,
                 keep_lock=arguments.hold,
+                on_readable=files.mark_readable if arguments.stream else None,
             )
     except TonnageError:
         raise

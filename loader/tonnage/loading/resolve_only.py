@@ -1,0 +1,61 @@
+"""Resolves a plan without loading it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tonnage.contract import Report, ReportKind, ResolvedSource, entry_name
+from tonnage.errors import DigestMismatch, escape_unprintable
+from tonnage.source.resolve import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tonnage.contract import Plan
+    from tonnage.source.resolve import ResolvedRevision
+
+
+def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callable[[], bool] = lambda: False) -> Report:
+    """Lists and pins the objects of the plan's sources without loading them.
+
+    Raises:
+        TonnageError: The source can't be resolved, or has another digest than the plan expects.
+    """
+    started = time.monotonic()
+    retries: list[None] = []
+    resolved = resolve(
+        plan,
+        environment=environment,
+        deadline=deadline_of(plan, started),
+        canceled=canceled,
+        on_retry=lambda: retries.append(None),
+    )
+    check_digest(plan, resolved)
+    return Report(
+        kind=ReportKind.RESOLVED,
+        revision=resolved.revision,
+        digest=resolved.digest,
+        entry=plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers),
+        bytes=sum(pin.size for source in resolved.sources for pin in source.objects),
+        seconds=round(time.monotonic() - started, 3),
+        retries=len(retries),
+        notes=tuple(map(escape_unprintable, resolved.notes)),
+        resolved=tuple(ResolvedSource(place=source.place, objects=source.objects) for source in resolved.sources),
+        identity=plan.identity,
+    )
+
+
+def deadline_of(plan: Plan, started: float) -> float | None:
+    """Returns the plan's deadline as ``time.monotonic()``; None if it has none."""
+    return started + plan.limits.timeout if plan.limits.timeout else None
+
+
+def check_digest(plan: Plan, resolved: ResolvedRevision) -> None:
+    """Checks that the source has the digest that the plan expects.
+
+    Raises:
+        DigestMismatch: It has another one.
+    """
+    if plan.expected_digest and plan.expected_digest != resolved.digest:
+        raise DigestMismatch(f"The source has digest {resolved.digest}; {plan.expected_digest} was expected.")
