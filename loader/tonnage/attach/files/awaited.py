@@ -62,7 +62,7 @@ class AwaitedFiles:
         self._seen = table
         self._catalog = catalog
         self._rank = rank
-        self._patience = limit
+        self._limit = limit
         self._pending = {number: file for number, file in enumerate(catalog.files) if isinstance(file, AwaitedFile)}
 
     def batches(self, records: Sequence[TensorInfo]) -> Iterator[list[TensorInfo]]:
@@ -107,9 +107,9 @@ class AwaitedFiles:
         return True
 
     def _wait(self, what: str) -> None:
-        self._place.check_failure(self._patience)
+        self._place.check_failure(self._limit)
         self._check_table()
-        self._patience.sleep(f"{self._place.label}: {what}")
+        self._limit.sleep(f"{self._place.label}: {what}")
 
     def _check_table(self) -> None:
         """Compares a table that was replaced with the one that was opened."""
