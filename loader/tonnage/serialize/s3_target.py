@@ -38,7 +38,7 @@ from tonnage.errors import (
     TLSVerificationFailed,
     TonnageError,
 )
-from tonnage.loading.resolve_only import resolve_plan, run_plan
+from tonnage.loading import resolve_plan, run_plan
 from tonnage.serialize.local_target import check_present
 from tonnage.serialize.os_errors import check_space, translate_target_errors
 from tonnage.source.aws_config import mounted_values, s3_settings
