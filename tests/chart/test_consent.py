@@ -28,7 +28,10 @@ def test_it_is_the_one_that_the_tests_of_the_webhook_use(helm: Helm) -> None:
     injecting = find_one(helm.template(), "MutatingWebhookConfiguration")["webhooks"][0]["clientConfig"]
     client = rendered["webhooks"][0]["clientConfig"]
     assert client["caBundle"]
-    assert client["service"] == {**injecting["service"], "path": "/consent"}
+    assert client["service"] == {
+        **injecting["service"],
+        "path": injecting["service"]["path"].replace("/inject/", "/consent/"),
+    }
 
 
 def test_it_can_be_left_out(helm: Helm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -15,6 +16,7 @@ import pytest
 import trustme
 
 from chart_support.component_process import ComponentProcess, write_volumes
+from chart_support.helm import find_one
 from operator_support.control_plane import PYTHONPATH
 from operator_support.waiting import eventually
 from tonnage_operator.cli import main
@@ -43,6 +45,18 @@ def _get(url: str) -> tuple[int, str]:
             return error.code, ""
     except OSError:
         return 0, ""
+
+
+def _post(url: str) -> int:
+    """Posts something that is no review; 400 if the webhook reads it."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with urllib.request.urlopen(url, data=b"x", timeout=5, context=context) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
 
 
 @pytest.fixture
@@ -107,6 +121,10 @@ def test_controller_and_webhook_start_and_reload_certificates(
         assert "tonnage_build_info" in text
         (end,) = re.findall(r"^tonnage_certificate_expiry_timestamp_seconds (.*)$", text, re.MULTILINE)
         assert abs(float(end) - time.time() - 3650 * 86400) < 3600
+
+    address = f"https://127.0.0.1:{components['webhook'].ports['webhook']}"
+    path = find_one(objects, "MutatingWebhookConfiguration")["webhooks"][0]["clientConfig"]["service"]["path"]
+    assert [_post(f"{address}{each}") for each in ("/inject", "/consent", "/inject/0", path)] == [403, 403, 403, 400]
 
     renewed = helm.render(VALUES)
     code, output = _check(plane, tmp_path / "second", renewed, components)

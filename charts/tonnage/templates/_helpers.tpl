@@ -145,3 +145,35 @@ readinessProbe:
   timeoutSeconds: 2
   failureThreshold: 3
 {{- end -}}
+
+{{/*
+The signing keys, as JSON: current and previous. The Secret in the cluster is kept; another generation makes a new key, and
+keeps the one before it valid. Both are empty if the Secret is the administrator's and can't be read, as without a cluster.
+A new key is random, so the first result is kept for the other templates of this rendering.
+*/}}
+{{- define "tonnage.signingKeys" -}}
+{{- if not (hasKey .Values "renderedKeys") -}}
+{{- $old := lookup "v1" "Secret" .Release.Namespace (include "tonnage.signingSecretName" .) | default dict -}}
+{{- $before := get ($old.data | default dict) "current" | default "" | b64dec | trim -}}
+{{- $keys := dict "current" $before "previous" (get ($old.data | default dict) "previous" | default "" | b64dec | trim) -}}
+{{- if not .Values.signing.existingSecret -}}
+{{- $generation := toString (int .Values.signing.generation) -}}
+{{- if or (not $before) (ne (get (($old.metadata | default dict).annotations | default dict) "tonnage.dev/generation") $generation) -}}
+{{- $keys = dict "current" (randAlphaNum 64) "previous" $before -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set .Values "renderedKeys" $keys -}}
+{{- end -}}
+{{- toJson .Values.renderedKeys -}}
+{{- end -}}
+
+{{/*
+What the paths of the webhook end with, so that nobody else can send reviews: a slash and a token that is made from the
+signing key; empty without a key. It is the older key's, since webhooks that run have it already.
+*/}}
+{{- define "tonnage.reviewToken" -}}
+{{- $keys := include "tonnage.signingKeys" . | fromJson -}}
+{{- with $keys.previous | default $keys.current -}}
+/{{ printf "tonnage review token %s" . | sha256sum }}
+{{- end -}}
+{{- end -}}

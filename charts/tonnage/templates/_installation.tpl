@@ -66,6 +66,7 @@ jobServiceAccount: {{ .Values.loader.serviceAccountName }}
 cleanupServiceAccount: {{ include "tonnage.serviceAccountName" (dict "root" . "component" "cleanup") }}
 cleanupTolerateAll: {{ .Values.cleanup.tolerateAll }}
 signingFolder: /etc/tonnage/signing
+reviewToken: {{ ne (include "tonnage.reviewToken" .) "" }}
 retryBase: {{ .Values.retry.baseSeconds }}
 retryCap: {{ .Values.retry.capSeconds }}
 {{- end -}}

@@ -152,6 +152,10 @@ class Installation(ApiModel):
         "path starts at the folder of this file.",
     )
     signing: SigningKeys = Field(default=SigningKeys(), exclude=True, repr=False, description="The keys in it.")
+    review_token: bool = Field(
+        default=False,
+        description="Whether paths of admission reviews must end with a token that is made from a signing key.",
+    )
     retry_base: float = Field(
         default=10.0, gt=0, description="Seconds before the first retry; doubles with each retry."
     )

@@ -41,6 +41,11 @@ class SigningKeys:
         given = signature.encode(errors="replace")
         return any(hmac.compare_digest(given, _signature(key, parts).encode()) for key in self.keys)
 
+    def knows_review_token(self, token: str) -> bool:
+        """Returns whether a token in the path of an admission review was made from one of the keys."""
+        given = token.encode(errors="replace")
+        return any(hmac.compare_digest(given, review_token(key).encode()) for key in self.keys)
+
 
 NO_KEYS: Final = SigningKeys()
 
@@ -54,6 +59,11 @@ def _signature(key: bytes, parts: tuple[str, ...]) -> str:
 def key_id(key: bytes) -> str:
     """Returns the name of a key in its signatures: 8 hex digits, which give nothing of the key away."""
     return hashlib.sha256(b"tonnage signing key\0" + key).hexdigest()[:8]
+
+
+def review_token(key: bytes) -> str:
+    """Returns the token that the chart puts into the paths of the webhook: 64 hex digits."""
+    return hashlib.sha256(b"tonnage review token " + key).hexdigest()
 
 
 def job_parts(metadata: Body) -> tuple[str, ...]:

@@ -67,8 +67,10 @@ class WebhookApp:
                 ca_task = asyncio.create_task(self._watch_ca(admission_handler), name="following the CA")
                 stack.callback(ca_task.cancel)
             app = web.Application()
-            app.router.add_post(INJECT_PATH, self._handler(admission_handler.handle))
-            app.router.add_post(CONSENT_PATH, self._handler(ConsentHandler(client, self.metrics).handle))
+            consent_handler = ConsentHandler(client, self.metrics)
+            for path, answer in ((INJECT_PATH, admission_handler.handle), (CONSENT_PATH, consent_handler.handle)):
+                for with_token in (path, f"{path}/{{token}}"):
+                    app.router.add_post(with_token, self._handler(answer))
             add_health_routes(app, self.metrics, is_ready=self.ready.is_set)
             if server_options.cert and server_options.key:
                 self.certificate = CertificateWatcher(
@@ -102,12 +104,17 @@ class WebhookApp:
         await watch_files(CaWatcher(self._installation, set_installation))
 
     def _handler(self, answer: Callable[[bytes], Awaitable[bytes]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        options = self._server_options
+        options, installation = self._server_options, self._installation
 
         async def handle(request: web.Request) -> web.Response:
             if options.client_ca and not is_allowed_client(_client_certificate(request), options.client_names):
                 self.metrics.admissions.labels("unknown_client").inc()
                 return web.Response(text="Reviews need a client certificate of the API server.\n", status=403)
+            if installation.review_token and not installation.signing.knows_review_token(
+                request.match_info.get("token", "")
+            ):
+                self.metrics.admissions.labels("unknown_client").inc()
+                return web.Response(text="Reviews need the path in the webhook's configuration.\n", status=403)
             try:
                 response = await answer(await read_body(request, max_bytes=MAX_BODY_BYTES))
             except BodyRejected as error:
