@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -61,6 +62,9 @@ class FakeApiServer:
         self.put(resource, body["metadata"]["name"], 100)
         return self.objects[resource, body["metadata"]["name"]]
 
+    def server_time(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
 
 @pytest.fixture
 def api_server() -> FakeApiServer:
@@ -94,7 +98,7 @@ def _put_job(server: FakeApiServer) -> None:
     server.objects[JOBS, "load"] = {"metadata": metadata}
 
 
-JOB: Body = {"metadata": {"name": "load", "namespace": "serving", "annotations": {}}}
+JOB: Body = {"metadata": {"name": "load", "namespace": "serving", "annotations": {}}, "spec": {"template": {}}}
 PRECONDITION = Precondition(NODE_CACHES, "n0", "7", entry_key=KEY)
 
 

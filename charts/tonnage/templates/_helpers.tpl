@@ -168,7 +168,7 @@ A new key is random, so the first result is kept for the other templates of this
 {{- end -}}
 
 {{/*
-What the paths of the webhook end with, so that nobody else can send reviews: a slash and a token that is made from the
+What the paths of the webhook end with, so that others can't send reviews: a slash and a token that is made from the
 signing key; empty without a key. It is the older key's, since webhooks that run have it already.
 */}}
 {{- define "tonnage.reviewToken" -}}

@@ -55,6 +55,8 @@ ENTRIES: Final = f"{GROUP}/entries"
 
 ADMISSION: Final = f"{GROUP}/admission"
 """Uid of the admission review of the pod."""
+SIGNED_AT: Final = f"{GROUP}/signed-at"
+"""On Jobs and injected pods: the API server's time when the operator signed them."""
 SIGNATURE: Final = f"{GROUP}/signature"
 """On Jobs, their pods and injected pods: the operator wrote the other annotations; see ``domain.signing``."""
 

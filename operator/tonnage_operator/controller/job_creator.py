@@ -17,7 +17,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.workqueue import StaleCache
-from tonnage_operator.domain import units
+from tonnage_operator.domain import signing, units
 from tonnage_operator.domain.specs.namespace_limits import fit_job
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS
@@ -76,12 +76,14 @@ class JobCreator:
         if await self._refresh_job(name, namespace):
             return False
         await self.check_precondition(precondition)
+        job = signing.stamp_job(job, self._state.installation.signing, self._client.server_time())
         try:
             created = await self._client.create(JOBS, job, namespace, timeout=_CREATE_TIMEOUT, attempts=1)
         except ApiError as error:
             if error.conflict and await self._refresh_job(name, namespace):
                 return False
             raise
+        self._state.record_created_job(created["metadata"])
         self._state.jobs.put(created)
         return True
 

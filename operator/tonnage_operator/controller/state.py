@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tonnage import contract
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 MAX_SPEC_BYTES: Final = 192 << 10
 """Bytes of a spec as JSON; a plan is smaller. It bounds what one object takes of the controller's memory."""
+
+_MAX_CREATED_JOBS: Final = 20_000
+"""Jobs whose uid is remembered: some megabytes."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ class ControllerState:
         self.references = ReferenceIndex(installation)
         self.reports: dict[str, contract.Report] = {}
         """The latest report of each Job, by its uid."""
+        self._created_jobs: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """Uids of Jobs that this process has created, by namespace and name."""
         self.refusals: dict[str, str] = {}
         """Why the API server rejected the pod of a Job, by the Job's uid."""
         self.reported_outcomes: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
@@ -195,6 +201,12 @@ class ControllerState:
         self.jobs.add_event_handler(jobs)
         self.pods.add_event_handler(pods)
         self.node_caches.add_event_handler(node_caches)
+
+    def record_created_job(self, metadata: Body) -> None:
+        """Remembers the uid of a Job that this process has created: another one of this name is a copy."""
+        self._created_jobs[metadata["namespace"], metadata["name"]] = metadata["uid"]
+        if len(self._created_jobs) > _MAX_CREATED_JOBS:
+            self._created_jobs.popitem(last=False)
 
     def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
         if after and after.weights:
@@ -281,7 +293,7 @@ class ControllerState:
         The operator has signed it. A resolve or load Job is in the namespace of its object, which owns it. A cleanup
         Job on a node is in the operator's namespace.
         """
-        if not job.signature:
+        if not job.signature or self._created_jobs.get((job.namespace, job.name), job.uid) != job.uid:
             return False
         if job.role == names.ROLE_CLEANUP and job.namespace == self.installation.namespace:
             return True

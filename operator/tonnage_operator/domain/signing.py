@@ -1,5 +1,8 @@
 """Signatures over what the operator writes into objects that others can change: its Jobs, and pods at admission.
 
+A signature counts only for an object that was created at about the time in it: the API server sets the time of
+creation, so a copy that is made later has another one.
+
 A signature is an HMAC-SHA256 with a key of the installation that controller and webhook share. During a rotation two
 keys are valid: the current one signs, and the previous one still verifies.
 """
@@ -10,14 +13,19 @@ import hashlib
 import hmac
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tonnage_operator.api.base import Body
 
 MIN_KEY_BYTES: Final = 32
+MAX_AGE: Final = timedelta(minutes=5)
+"""Maximum time between signing and creation, both by the clocks of API servers."""
 
 _JOB_LABELS: Final = (names.ROLE, names.MODEL_UID)
 _JOB_ANNOTATIONS: Final = (
@@ -76,7 +84,42 @@ def job_parts(metadata: Body) -> tuple[str, ...]:
         controller_uid(metadata),
         *(labels.get(name, "") for name in _JOB_LABELS),
         *(annotations.get(name, "") for name in _JOB_ANNOTATIONS),
+        *_signed_at(annotations),
     )
+
+
+def stamp_job(job: Body, keys: SigningKeys, now: datetime) -> Body:
+    """Returns a Job that is signed for creation at this time. Its pod has the same signature, which relates both."""
+    metadata, template = job["metadata"], job["spec"]["template"]
+    annotations = {**metadata.get("annotations", {}), names.SIGNED_AT: format_time(now)}
+    metadata = {**metadata, "annotations": annotations}
+    annotations[names.SIGNATURE] = signature = keys.sign(*job_parts(metadata))
+    pod = template.get("metadata") or {}
+    pod = {**pod, "annotations": {**pod.get("annotations", {}), names.SIGNATURE: signature}}
+    return {**job, "metadata": metadata, "spec": {**job["spec"], "template": {**template, "metadata": pod}}}
+
+
+def format_time(time: datetime) -> str:
+    """Returns a time as in the metadata of objects, in seconds."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def is_timely(metadata: Body) -> bool:
+    """Returns whether an object was created at about the time at which it was signed, if its signature has a time."""
+    signed_at = (metadata.get("annotations") or {}).get(names.SIGNED_AT, "")
+    if not signed_at:
+        return True
+    try:
+        signed, created = (datetime.fromisoformat(text) for text in (signed_at, metadata["creationTimestamp"]))
+        return abs(created - signed) <= MAX_AGE
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _signed_at(annotations: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the time in a signature; nothing without one, as in those of earlier releases."""
+    signed_at = annotations.get(names.SIGNED_AT, "")
+    return (signed_at,) if signed_at else ()
 
 
 def pod_parts(metadata: Body, namespace: str) -> tuple[str, ...]:
@@ -95,6 +138,7 @@ def pod_parts(metadata: Body, namespace: str) -> tuple[str, ...]:
         metadata.get("generateName") or metadata.get("name") or "",
         annotations.get(names.ADMISSION, ""),
         annotations.get(names.ENTRIES, ""),
+        *_signed_at(annotations),
     )
 
 

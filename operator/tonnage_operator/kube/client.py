@@ -12,6 +12,8 @@ import random
 import socket
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import urlencode
 
@@ -133,6 +135,7 @@ class KubeClient:
         self._field_manager = field_manager
         self._on_response = on_response or (lambda *_: None)
         self._api: ApiClient | None = None
+        self._clock_offset = timedelta()
 
     async def __aenter__(self) -> Self:
         self._api = ApiClient(self._client_config.configuration)
@@ -142,6 +145,10 @@ class KubeClient:
     async def __aexit__(self, *_: object) -> None:
         if self._api:
             await self._api.close()
+
+    def server_time(self) -> datetime:
+        """Returns the API server's time, to a second or two: by its latest response, or this machine's before one."""
+        return datetime.now(UTC) + self._clock_offset
 
     async def get(self, resource: Resource, name: str, namespace: str = "", *, timeout: float = _TIMEOUT) -> Body:  # noqa: ASYNC109
         """Returns one object."""
@@ -345,7 +352,10 @@ class KubeClient:
         response: RESTResponse = await self._api.call_api(
             request.method, url, headers, request.body, _request_timeout=timeout
         )
-        return cast("aiohttp.ClientResponse", response.response)
+        received = cast("aiohttp.ClientResponse", response.response)
+        with contextlib.suppress(KeyError, ValueError):
+            self._clock_offset = parsedate_to_datetime(received.headers["Date"]) - datetime.now(UTC)
+        return received
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,11 @@ class AdmissionHandler:
         """Signs the held entries, but not in a dry run: the signature could be used for another pod."""
         if not request.get("dryRun"):
             pod["metadata"]["annotations"] |= held_entries.sign_held_entries(
-                pod["metadata"], namespace=namespace, review_uid=request["uid"], keys=self.installation.signing
+                pod["metadata"],
+                namespace=namespace,
+                review_uid=request["uid"],
+                keys=self.installation.signing,
+                now=self._client.server_time(),
             )
 
     async def _look_up_model(

@@ -27,11 +27,14 @@ from tonnage_operator.domain.signing import SigningKeys
 from tonnage_operator.domain.specs import jobs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 Body = dict[str, Any]
 KEYS = objects.KEYS
 OTHER = SigningKeys((b"the key of another installation, or a newer one",))
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CREATED = signing.format_time(NOW)
 PARTS = st.lists(st.text(max_size=5), max_size=4).map(tuple)
 
 
@@ -132,6 +135,55 @@ def test_a_job_that_a_tenant_makes_in_its_own_namespace_for_its_own_object_decid
     assert not _counts(copied)
 
 
+def _created(job: Body, created: str) -> Body:
+    """Returns a Job as the operator creates it, in the API server since ``created``."""
+    stamped = signing.stamp_job(job, KEYS, NOW)
+    return {**stamped, "metadata": {**stamped["metadata"], "creationTimestamp": created}}
+
+
+@pytest.mark.parametrize("make", [_load_job, _cleanup_job])
+def test_a_job_that_is_created_again_later_from_a_copy_decides_nothing(make: Callable[[], Body]) -> None:
+    assert _counts(_created(make(), CREATED))
+    assert _counts(_created(make(), "2026-01-01T00:04:59Z"))
+    assert not _counts(_created(make(), "2026-01-01T00:05:01Z"))
+    for changed in ({}, {names.SIGNED_AT: "2026-01-01T00:30:00Z"}, {names.SIGNED_AT: "x"}):
+        copied = _created(make(), "2026-01-01T00:30:00Z")
+        del copied["metadata"]["annotations"][names.SIGNED_AT]
+        copied["metadata"]["annotations"] |= changed
+        assert not _counts(copied)
+
+
+def test_a_job_that_is_created_again_at_once_from_a_copy_decides_nothing() -> None:
+    state, job = _state(), _created(_load_job(), CREATED)
+    state.record_created_job(job["metadata"])
+    state.jobs.put(job)
+    assert [each.uid for each in state.jobs_on("n0")] == ["job"]
+    state.jobs.remove("job")
+    copied = {**job, "metadata": {**job["metadata"], "uid": "copy"}}
+    state.jobs.put(copied)
+    assert not state.jobs_on("n0")
+    state.record_created_job(copied["metadata"])
+    assert [each.uid for each in state.jobs_on("n0")] == ["copy"]
+
+
+def test_the_signature_with_a_time_is_in_the_pod_of_the_job_too() -> None:
+    stamped = signing.stamp_job(_load_job(), KEYS, NOW)
+    signature = stamped["metadata"]["annotations"][names.SIGNATURE]
+    assert stamped["spec"]["template"]["metadata"]["annotations"][names.SIGNATURE] == signature
+    assert signature != _load_job()["metadata"]["annotations"][names.SIGNATURE]
+
+
+@given(text=st.text(), created=st.text())
+def test_no_text_is_a_time_by_chance(text: str, created: str) -> None:
+    signing.is_timely({"annotations": {names.SIGNED_AT: text}, "creationTimestamp": created})
+
+
+def test_a_pod_that_is_created_later_with_the_annotations_of_another_holds_nothing() -> None:
+    assert parse_pod(_stored(_admitted(), creationTimestamp="2026-01-01T00:04:59Z"), KEYS).held_entries == (HELD,)
+    late = parse_pod(_stored(_admitted(), creationTimestamp="2026-01-01T00:05:01Z"), KEYS)
+    assert (late.held_entries, late.forged) == ((), True)
+
+
 @pytest.mark.parametrize("annotation", SIGNED_ANNOTATIONS)
 def test_a_job_whose_annotation_was_changed_decides_nothing(annotation: str) -> None:
     job = _load_job()
@@ -180,12 +232,18 @@ HELD = HeldEntry(
 def _admitted(*, namespace: str = "serving", held: tuple[HeldEntry, ...] = (HELD,), **metadata: Any) -> Body:
     """Returns the metadata of a pod with a generated name, as the webhook signs it."""
     asked = {"generateName": "server-", **metadata, "annotations": {names.ENTRIES: format_held_entries(held)}}
-    asked["annotations"] |= sign_held_entries(asked, namespace=namespace, review_uid="review-1", keys=KEYS)
+    asked["annotations"] |= sign_held_entries(asked, namespace=namespace, review_uid="review-1", keys=KEYS, now=NOW)
     return asked
 
 
 def _stored(metadata: Body, **more: Any) -> Body:
-    plain = {"name": "server-abcde", "namespace": "serving", "uid": "u1", "resourceVersion": "1"}
+    plain = {
+        "name": "server-abcde",
+        "namespace": "serving",
+        "uid": "u1",
+        "resourceVersion": "1",
+        "creationTimestamp": CREATED,
+    }
     labels = {names.ROLE: names.ROLE_INJECTED}
     return {"metadata": {**plain, "labels": labels, **metadata, **more}, "spec": {"nodeName": "n0"}, "status": {}}
 

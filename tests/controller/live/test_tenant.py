@@ -98,6 +98,30 @@ def test_a_job_that_takes_the_name_of_ours_is_replaced(harness: OperatorHarness,
     assert squatting["metadata"]["uid"] not in {job["metadata"]["uid"] for job in harness.jobs()}
 
 
+def test_a_job_that_a_tenant_deletes_and_creates_again_decides_nothing(
+    harness: OperatorHarness, insider: Tenant, fake_loaders: FakeLoaders
+) -> None:
+    fake_loaders.block_resolves = True
+    harness.add_nodes("a")
+    harness.create()
+    (job,) = eventually(lambda: harness.jobs(names.ROLE_RESOLVE))
+    harness.patch({"suspend": True})
+    harness.wait_for_condition("Progressing", "False", "Suspended")
+    place = ["job", job["metadata"]["name"], "-n", harness.namespace, "--as=tenant"]
+    harness.plane.kubectl("delete", *place, "--cascade=background")
+    kept = {key: job["metadata"][key] for key in ("name", "labels", "annotations", "ownerReferences")}
+    template = {
+        "metadata": {"annotations": job["spec"]["template"]["metadata"]["annotations"]},
+        "spec": {"restartPolicy": "Never", "containers": [CONTAINER]},
+    }
+    spec = {"suspend": True, "template": template}
+    copied = insider.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": kept, "spec": spec})
+    fake_loaders.block_resolves = False
+    harness.patch({"suspend": False})
+    harness.wait_for_condition("Warm")
+    assert copied["metadata"]["uid"] not in {each["metadata"]["uid"] for each in harness.jobs()}
+
+
 @pytest.fixture
 def neighbor(harness: OperatorHarness, controller: ControllerThread, fake_loaders: FakeLoaders) -> Iterator[Tenant]:
     """A tenant of another namespace than the object's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,9 +186,14 @@ class OperatorStub:
         request = parse_annotations(pod_annotations, namespace="serving")
         made = inject(pod, (resolve_injected_model(request.models[0], weights, ()),), request, self.installation)
         made["metadata"]["annotations"] |= sign_held_entries(
-            made["metadata"], namespace="serving", review_uid="review", keys=self.installation.signing
+            made["metadata"],
+            namespace="serving",
+            review_uid="review",
+            keys=self.installation.signing,
+            now=datetime(2026, 1, 1, tzinfo=UTC),
         )
-        made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1"}
+        created = "2026-01-01T00:00:00Z"
+        made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1", "creationTimestamp": created}
         self.add_pod(made)
         self.token("pod-server-0")
         return {each["name"]: dict(each) for each in made["spec"]["initContainers"]}

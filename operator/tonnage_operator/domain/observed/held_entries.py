@@ -13,6 +13,8 @@ from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.domain import naming, signing
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tonnage_operator.api.base import Body
     from tonnage_operator.domain.signing import SigningKeys
 
@@ -80,7 +82,9 @@ def format_held_entries(held_entries: tuple[HeldEntry, ...]) -> str:
     return msgspec.json.encode(held_entries).decode()
 
 
-def sign_held_entries(metadata: Body, *, namespace: str, review_uid: str, keys: SigningKeys) -> dict[str, str]:
+def sign_held_entries(
+    metadata: Body, *, namespace: str, review_uid: str, keys: SigningKeys, now: datetime
+) -> dict[str, str]:
     """Returns the annotations that make the held entries of an admitted pod count.
 
     Args:
@@ -88,16 +92,19 @@ def sign_held_entries(metadata: Body, *, namespace: str, review_uid: str, keys: 
         namespace: The pod's namespace.
         review_uid: Uid of the admission review. It makes the signature count for one pod only.
         keys: The installation's.
+        now: The API server's time, which makes the signature count for a pod that is created now.
     """
-    annotations = {**metadata["annotations"], names.ADMISSION: review_uid}
+    added = {names.ADMISSION: review_uid, names.SIGNED_AT: signing.format_time(now)}
+    annotations = {**metadata["annotations"], **added}
     signature = keys.sign(*signing.pod_parts({**metadata, "annotations": annotations}, namespace))
-    return {names.ADMISSION: review_uid, names.SIGNATURE: signature}
+    return {**added, names.SIGNATURE: signature}
 
 
 def is_signed(metadata: Body, keys: SigningKeys) -> bool:
     """Returns whether the webhook admitted this pod with the held entries that its annotation lists."""
     signature = (metadata.get("annotations") or {}).get(names.SIGNATURE, "")
-    return keys.verifies(signature, *signing.pod_parts(metadata, metadata["namespace"]))
+    parts = signing.pod_parts(metadata, metadata["namespace"])
+    return keys.verifies(signature, *parts) and signing.is_timely(metadata)
 
 
 def parse_held_entries(text: str) -> tuple[HeldEntry, ...]:

@@ -100,6 +100,10 @@ def _parse_medium(text: str) -> str:
     return Medium(text).value if text else ""
 
 
+def _counts(metadata: Body, signature: str, keys: SigningKeys) -> bool:
+    return keys.verifies(signature, *signing.job_parts(metadata)) and signing.is_timely(metadata)
+
+
 def parse_job(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Job:
     """Parses a Job, and verifies its signature with the installation's keys.
 
@@ -144,5 +148,5 @@ def parse_job(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Job:
         suspended=bool((body.get("spec") or {}).get("suspend")),
         queue=labels.get(names.KUEUE_QUEUE, ""),
         retry=annotations.get(names.RETRY, ""),
-        signature=signature if keys.verifies(signature, *signing.job_parts(metadata)) else "",
+        signature=signature if _counts(metadata, signature, keys) else "",
     )
