@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pycurl
 
-from tonnage.source.request_target import SUPPRESS_CONNECT_HEADERS, USER_AGENT
+from tonnage.source.request_target import SUPPRESS_CONNECT_HEADERS, USER_AGENT, was_connected
 
 CONNECT_TIMEOUT = 2.0
 MAX_RESPONSE_BYTES = 2048
@@ -106,7 +106,7 @@ class ReportClient:
         if code:
             from tonnage.source.error_classification import classify  # only failures need it
 
-            connected = bool(self._curl.getinfo(pycurl.PRETRANSFER_TIME))
+            connected = was_connected(self._curl)
             failure = classify(curl_code=code, status=None, headers={}, body=b"", label="", connected=connected)
             return DeliveryFailure(failure.message.removeprefix(": ").rstrip("."))
         status = self._curl.getinfo(pycurl.RESPONSE_CODE)

@@ -20,7 +20,7 @@ from tonnage.errors import FormatDamaged, Interrupted, Reason, Timeout
 from tonnage.source.backoff import MAX_RETRY_AFTER_SECONDS, backoff_seconds
 from tonnage.source.credentials import CredentialProvider
 from tonnage.source.error_classification import BODY_LIMIT, RequestFailure, Retry, classify
-from tonnage.source.request_target import RequestTarget, configure_handle
+from tonnage.source.request_target import RequestTarget, configure_handle, is_resolving, was_connected
 from tonnage.source.responses import check_partial, parse_headers
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Client:
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
         self._handles: list[pycurl.Curl] = []
+        self._resolving: set[pycurl.Curl] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,10 @@ class Client:
         for curl in self._handles:
             curl.close()
         self._handles.clear()
-        self._multi.close()
+        if self._resolving:
+            _leak(self._multi)
+        else:
+            self._multi.close()
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
         """Runs all requests and returns their responses in the same order, including those of failed requests.
@@ -124,6 +128,7 @@ class Client:
         batch = _Batch(
             self._multi,
             self._handles,
+            self._resolving,
             requests,
             connections=self._connections,
             on_retry=self._on_retry,
@@ -131,6 +136,16 @@ class Client:
             canceled=self._canceled,
         )
         return batch.result()
+
+
+def _leak(multi: pycurl.CurlMulti) -> None:
+    """Keeps ``multi`` for ever: libcurl's cleanup waits for the threads that resolve names, and nothing can end these.
+
+    A name server that does not answer would otherwise delay the end of the process beyond deadline and signals.
+    """
+    import ctypes  # for this rare case alone
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(multi))
 
 
 class RangeRequest(NamedTuple):
@@ -263,7 +278,7 @@ class _PendingRequest:
         label, server = self.request.target.label, self.request.target.server
         failure = self.range_failure
         aborted = self.truncated and code == pycurl.E_WRITE_ERROR
-        connected = bool(curl.getinfo(pycurl.PRETRANSFER_TIME))
+        connected = was_connected(curl)
         if failure is None and code and not aborted:
             failure = classify(
                 curl_code=code, status=None, headers={}, body=b"", label=label, server=server, connected=connected
@@ -296,6 +311,7 @@ class _Batch:
         self,
         multi: pycurl.CurlMulti,
         spare: list[pycurl.Curl],
+        resolving: set[pycurl.Curl],
         requests: Sequence[Request],
         *,
         connections: int,
@@ -305,6 +321,7 @@ class _Batch:
     ) -> None:
         self._multi = multi
         self._spare = spare
+        self._resolving = resolving
         self._on_retry = on_retry
         self._connections = connections
         self._deadline = deadline
@@ -362,8 +379,11 @@ class _Batch:
         soonest = max(0.0, min(moments) - time.monotonic())
         return min(soonest, timeout / 1000) if timeout >= 0 else soonest
 
-    def _release(self, curl: pycurl.Curl) -> _PendingRequest:
+    def _release(self, curl: pycurl.Curl, code: int | None = None) -> _PendingRequest:
+        """Takes a handle out of its transfer, which ended with libcurl's ``code``; None: it has not ended."""
         task = self._running.pop(curl)
+        if code in {None, pycurl.E_OPERATION_TIMEDOUT} and is_resolving(curl):
+            self._resolving.add(curl)
         self._multi.remove_handle(curl)
         self._spare.append(curl)
         return task
@@ -371,7 +391,7 @@ class _Batch:
     def _on_completed(self, curl: pycurl.Curl, code: int) -> None:
         task = self._running[curl]
         response = task.finish(curl, code)
-        self._release(curl)
+        self._release(curl, code)
         failure = response.failure
         if failure is not None and self._schedule_retry(task, failure):
             self._on_retry()

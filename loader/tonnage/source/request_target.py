@@ -140,6 +140,20 @@ def configure_handle(
         curl.setopt(pycurl.CAPATH if is_directory else pycurl.CAINFO, os.fsencode(target.ca_bundle))
 
 
+def was_connected(curl: pycurl.Curl) -> bool:
+    """Returns whether an ended transfer had a connection, new or reused, with TLS if the URL is https."""
+    if curl.getinfo(pycurl.LOCAL_PORT) <= 0:
+        return False
+    is_new = bool(curl.getinfo(pycurl.CONNECT_TIME))
+    no_tls = curl.getinfo(pycurl.EFFECTIVE_URL)[:6].lower() == "https:" and not curl.getinfo(pycurl.APPCONNECT_TIME)
+    return not (is_new and no_tls)
+
+
+def is_resolving(curl: pycurl.Curl) -> bool:
+    """Returns whether a transfer waits for the address of its host, or ended while it did."""
+    return curl.getinfo(pycurl.LOCAL_PORT) <= 0 and not curl.getinfo(pycurl.NAMELOOKUP_TIME)
+
+
 def allows_inner_redirects(environment: Mapping[str, str]) -> bool:
     """Returns whether servers with public addresses may redirect unsigned requests to inner ones."""
     return environment.get("TONNAGE_INNER_REDIRECTS", "") == "allow"

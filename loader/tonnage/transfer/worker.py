@@ -44,8 +44,9 @@ TICK_SECONDS = 0.2
 
 
 def main(descriptor: int) -> None:
-    """Runs a worker on an inherited socket until the coordinator closes it."""
+    """Runs a worker on an inherited socket until the coordinator closes it; then ends the process."""
     Worker(descriptor).run()
+    os._exit(0)  # libcurl's cleanup would wait for the threads that resolve names
 
 
 class Worker:

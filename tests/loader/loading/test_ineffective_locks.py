@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.flock_shims import GRANTS_EVERYTHING, LOCKS_FOR_ONE_MACHINE, build_shim
+from support.preload_shims import GRANTS_EVERYTHING, LOCKS_FOR_ONE_MACHINE, build_shim
 from support.tonnage_cli import CommandResult, command_environment, run_tonnage
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -262,6 +264,24 @@ def test_an_unreachable_server_fails_within_seconds() -> None:
     with pytest.raises(EndpointUnreachable, match=r"can't connect .* attempts failed"):
         get_range(target, ANONYMOUS, 0, 10)
     assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_never_answers_a_connection_is_unreachable_and_not_slow(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With http its queue of connections is full; with https the handshake has no answer."""
+    monkeypatch.setattr("tonnage.source.client.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("tonnage.source.client.UNREACHABLE_SECONDS", 0.5)
+    with contextlib.ExitStack() as sockets:
+        server = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0 if scheme == "http" else 8))
+        for _ in range(3 if scheme == "http" else 0):
+            client = sockets.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/b/k"
+        with pytest.raises(EndpointUnreachable, match="connecting to its server timed out"):
+            get_range(RequestTarget(url=url, size=10, label="s3://b/k"), ANONYMOUS, 0, 10)
 
 
 def test_an_untrusted_certificate_is_rejected_at_once(faulty_tls_server: FaultyServer) -> None:

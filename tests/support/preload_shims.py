@@ -1,4 +1,4 @@
-"""Libraries for ``LD_PRELOAD`` whose ``flock`` grants what it doesn't lock, as some file systems and sandboxes do."""
+"""Libraries for ``LD_PRELOAD``: locks that lock nothing, and a resolver that never answers, as some systems have."""
 
 from __future__ import annotations
 
@@ -39,10 +39,26 @@ int flock(int descriptor, int operation) {
 """
 """Locks within a process, and nothing between processes: as GPFS and other file systems between machines."""
 
+RESOLVES_NOTHING = """\
+#include <fcntl.h>
+#include <netdb.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **result) {
+    int asked = open(getenv("LC_ASKED"), O_WRONLY);
+    (void)node; (void)service; (void)hints; (void)result;
+    (void)!write(asked, "\\n", 1);
+    for (;;) pause();
+}
+"""
+"""Writes a line to the file in ``LC_ASKED`` and never answers, as with a name server that drops packets. A worker
+process gets only variables of some names, among them those that begin with ``LC_``."""
+
 
 def build_shim(source: str, folder: Path, *, compiler: str) -> Path:
     """Compiles a library and returns its path."""
-    (folder / "flock.c").write_text(source)
-    library = folder / "flock.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "flock.c"], check=True)
+    (folder / "shim.c").write_text(source)
+    library = folder / "shim.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "shim.c"], check=True)
     return library
