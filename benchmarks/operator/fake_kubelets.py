@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from operator_support import objects
+from operator_support.injection import plain_env
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.kube.client import ApiError, KubeClient
@@ -25,8 +26,7 @@ def _final_report(pod: dict[str, Any]) -> contract.Report:
     """Returns the final report of the pod's loader."""
     if pod["metadata"]["labels"][names.ROLE] != names.ROLE_RESOLVE:
         return contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB, seconds=1.0, verified="crc32")
-    env = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0]["env"]}
-    source = contract.decode_plan(env["TONNAGE_PLAN"]).sources[0]
+    source = contract.decode_plan(plain_env(pod["spec"]["containers"][0])["TONNAGE_PLAN"]).sources[0]
     bucket = source.bucket if isinstance(source, contract.S3Source) else ""
     return objects.resolved_report(bucket=bucket)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_BASE = "docker.io/library/debian:bookworm-slim"
 STAND_IN_LABEL = "dev.tonnage.stand-in-base"
 _TAIL = 4000
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
+"""Starts a program whose mounts end with it, also if it is interrupted."""
 
 
 class Engine(Protocol):
@@ -56,13 +58,13 @@ class BuildFailed(Exception):
     """A command failed; the message ends with its output."""
 
 
-def run_command(command: Sequence[str]) -> str:
-    """Runs a command and returns its standard output, stripped.
+def run_command(command: Sequence[str], *, prefix: Sequence[str] = ()) -> str:
+    """Runs a command, which ``prefix`` starts, and returns its standard output, stripped.
 
     Raises:
         BuildFailed: Its exit code is not 0.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
     if done.returncode:
         printed = (done.stdout + done.stderr)[-_TAIL:]
         raise BuildFailed(f"{command[0]} exited with {done.returncode}:\n{printed}")
@@ -96,6 +98,7 @@ class Buildah:
             raise host.MissingRequirement("buildah needs root here. Run this as root, or with --engine docker.")
         host.ensure_programs(["buildah", *debian_root.REQUIRED_PROGRAMS])
         self._global = self._storage()
+        self._buildah("rm", "--all")  # of builds that were interrupted
         if not self._images(self.base):
             self._make_base()
 
@@ -106,7 +109,7 @@ class Buildah:
         for driver in [wanted] if wanted else ["overlay", "vfs"]:
             options = [f"--root={self._cache}/storage-{driver}", f"--runroot={run_root}-{driver}"]
             options += [f"--storage-driver={driver}"]
-            if not subprocess.run(["buildah", *options, "info"], capture_output=True, check=False).returncode:
+            if not subprocess.run([*_OWN_MOUNTS, "buildah", *options, "info"], capture_output=True, check=False).returncode:
                 return options
         raise host.MissingRequirement("buildah can't use overlay or vfs storage here; `buildah info` shows the reason.")
 
@@ -145,7 +148,7 @@ class Buildah:
         return [each for each in listed if each.startswith(name)]
 
     def _buildah(self, command: str, *words: str) -> str:
-        return run_command(["buildah", *self._global, command, *words])
+        return run_command(["buildah", *self._global, command, *words], prefix=_OWN_MOUNTS)
 
 
 class Docker:

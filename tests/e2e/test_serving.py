@@ -77,8 +77,11 @@ def test_a_prewarmed_node_is_warm_before_the_first_pod(namespace: Namespace, e2e
     assert 0 < media["Memory"]["freeBytes"] < media["Memory"]["capacityBytes"]
 
 
-def test_two_models_are_mounted_by_alias(namespace: Namespace) -> None:
-    base, draft = namespace.create_model(), namespace.create_model("draft")
+def test_two_models_are_mounted_by_alias(namespace: Namespace, e2e: E2ECluster) -> None:
+    """One has a prefix that Kubernetes would change if it were a reference to a variable."""
+    prefix = f"{namespace.name}/$$/$(KUBERNETES_SERVICE_HOST)/"
+    e2e.upload(prefix, e2e.model_files.small)
+    base, draft = namespace.create_model(), namespace.create_model("draft", prefix=prefix)
     pod = namespace.create_pod(
         model="", annotations={names.MODELS: "big=llama,little-1=draft", names.MOUNT_PATH: "/weights"}
     )

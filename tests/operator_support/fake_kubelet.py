@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
 from operator_support.background_thread import BackgroundThread
+from operator_support.injection import plain_env
 from tonnage import contract
 from tonnage_operator.api import names
 
@@ -107,7 +108,7 @@ class FakeKubelet(BackgroundThread):
             if _container_state(pod) != waiting:
                 self._set_container_state(path, "Pending", waiting)
             return
-        env = {each["name"]: each.get("value", "") for each in pod["spec"]["containers"][0].get("env", ())}
+        env = plain_env(pod["spec"]["containers"][0])
         plan = contract.decode_plan(env["TONNAGE_PLAN"]) if "TONNAGE_PLAN" in env else None
         termination = self.loaders.termination(role, pod["spec"]["nodeName"], plan)
         if termination is None:

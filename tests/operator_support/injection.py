@@ -73,5 +73,5 @@ def loader_plan(job: dict[str, Any]) -> contract.Plan:
 
 
 def plain_env(container: dict[str, Any]) -> dict[str, str]:
-    """Returns a container's environment; variables with ``valueFrom`` are empty."""
-    return {each["name"]: each.get("value", "") for each in container["env"]}
+    """Returns a container's environment as the kubelet sets it; variables with ``valueFrom`` are empty."""
+    return {each["name"]: each.get("value", "").replace("$$", "$") for each in container.get("env", ())}

@@ -17,6 +17,8 @@ UID = "11111111-2222-3333-4444-555555555555"
 
 KEYS = SigningKeys((b"the current key of the tests, 32 bytes or more",))
 
+CA_PEM = "-----BEGIN CERTIFICATE-----\nMIIB\nAgIB\n-----END CERTIFICATE-----\n"
+"""What has the form of a CA's certificate."""
 INSTALLATION = Installation.model_validate(
     {
         "signing": KEYS,
@@ -24,7 +26,7 @@ INSTALLATION = Installation.model_validate(
         "media": {"Memory": {"hostPath": "/dev/shm/tonnage"}, "Disk": {"hostPath": "/var/lib/tonnage"}},
         "sharing": "Cluster",
         "loader": {"image": "tonnage-loader:1"},
-        "reports": {"url": "https://tonnage-controller.tonnage-system.svc:8443/v1/reports", "caPem": "PEM"},
+        "reports": {"url": "https://tonnage-controller.tonnage-system.svc:8443/v1/reports", "caPem": CA_PEM},
     }
 )
 

@@ -15,6 +15,7 @@ CONNECT_TIMEOUT = 2.0
 MAX_RESPONSE_BYTES = 2048
 """Bytes of a response that are read. An error message is one sentence."""
 MAX_TOKEN_BYTES = 64 * 1024
+MAX_CA_BYTES = 256 * 1024
 _PERMANENT_STATUSES = frozenset({400, 404, 405, 413})
 """Statuses that retrying the same report would not change."""
 
@@ -42,6 +43,22 @@ def read_token(path: str) -> str | DeliveryFailure:
     except (OSError, ValueError) as error:
         return DeliveryFailure(f"the token file {path} can't be read ({type(error).__name__})")
     return token if re.fullmatch(r"[!-~]+", token) else DeliveryFailure(f"the token file {path} contains no token")
+
+
+def _read_line_of_certificates(path: str) -> bytes:
+    """Returns the PEM of a CA bundle that has the base64 of each certificate in one line; empty for all others.
+
+    The operator writes it so into an annotation, from which the kubelet makes the file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            line = file.read(MAX_CA_BYTES)
+    except OSError:  # libcurl reports it
+        return b""
+    if not re.fullmatch(rb"[A-Za-z0-9+/= ]+\s*", line):
+        return b""
+    lines = [b"\n".join(each[start : start + 64] for start in range(0, len(each), 64)) for each in line.split()]
+    return b"".join(b"-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n" % each for each in lines)
 
 
 class ReportClient:
@@ -96,7 +113,9 @@ class ReportClient:
         curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(min(timeout, CONNECT_TIMEOUT) * 1000)))
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(timeout * 1000)))
         curl.setopt(pycurl.WRITEFUNCTION, self._on_response_data)
-        if endpoint.ca_bundle:
+        if certificates := _read_line_of_certificates(endpoint.ca_bundle):
+            curl.setopt(pycurl.CAINFO_BLOB, certificates)
+        elif endpoint.ca_bundle:
             curl.setopt(pycurl.CAINFO, os.fsencode(endpoint.ca_bundle))
 
     def _on_response_data(self, data: bytes) -> None:

@@ -91,6 +91,30 @@ def test_namespaces_have_their_own_entries_if_sharing_is_namespace() -> None:
     assert volume["hostPath"]["path"].startswith("/dev/shm/tonnage/serving/r-")
 
 
+@pytest.mark.parametrize("delivery", ["HostPath", "EmptyDir"])
+def test_loaders_of_host_paths_have_the_selinux_context_of_the_installation(delivery: str) -> None:
+    """The policy of a node lets containers write to host paths in certain contexts only."""
+    options = {"type": "spc_t", "level": "s0:c1,c2"}
+    loader = objects.INSTALLATION.loader.model_copy(update={"se_linux_options": options})
+    installation = objects.INSTALLATION.model_copy(update={"loader": loader})
+    weights = resolved_modelweights({"cache": {"delivery": delivery}})
+    container = find_loader(inject_pod(annotated_pod(), weights, installation=installation))
+    expected = options if delivery == "HostPath" else None
+    assert container["securityContext"].get("seLinuxOptions") == expected
+
+
+def test_an_egress_proxy_reaches_loaders_in_jobs_and_pods_but_replaces_no_variable_of_ours() -> None:
+    env = [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "TONNAGE_PLAN", "value": "{}"}]
+    loader = objects.INSTALLATION.loader.model_validate({"image": "i", "env": env})
+    installation = objects.INSTALLATION.model_copy(update={"loader": loader})
+    job = jobs.build_resolve_job(objects.modelweights(), installation, round_="", attempt=1)
+    in_job = job["spec"]["template"]["spec"]["containers"][0]
+    in_pod = find_loader(inject_pod(annotated_pod(), installation=installation))
+    for container in (in_job, in_pod):
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
+        assert contract.decode_plan(plain_env(container)["TONNAGE_PLAN"]).sources
+
+
 def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
     pod = inject_pod(annotated_pod())
     volume = next(each for each in pod["spec"]["volumes"] if each["name"] == "tonnage-token")
@@ -98,7 +122,9 @@ def test_reports_need_a_bound_token_and_the_endpoints_ca() -> None:
     assert token["serviceAccountToken"]["audience"] == "tonnage.dev"
     path = ca["downwardAPI"]["items"][0]["fieldRef"]["fieldPath"]
     assert path == "metadata.annotations['tonnage.dev/report-ca']"
-    assert pod["metadata"]["annotations"]["tonnage.dev/report-ca"] == "PEM"
+    installation = objects.INSTALLATION.with_report_ca(f"# the old\n{objects.CA_PEM}# the new\n{objects.CA_PEM}")
+    pod = inject_pod(annotated_pod(), installation=installation)
+    assert pod["metadata"]["annotations"]["tonnage.dev/report-ca"] == "MIIBAgIB MIIBAgIB"
 
 
 @pytest.mark.parametrize(

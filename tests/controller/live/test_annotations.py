@@ -42,7 +42,7 @@ def env(container: dict[str, Any]) -> dict[str, str]:
 
 
 def plan(loader: dict[str, Any]) -> contract.Plan:
-    return contract.decode_plan(env(loader)["TONNAGE_PLAN"])
+    return contract.decode_plan(plain_env(loader)["TONNAGE_PLAN"])
 
 
 def test_one_model_is_mounted_read_only_into_all_containers_with_variables_and_annotations(

@@ -43,6 +43,14 @@ def test_an_annotated_pod_is_injected_and_valid(model: OperatorHarness) -> None:
     assert pod["metadata"]["annotations"][names.REVISION].startswith("llama=r-")
 
 
+def test_kubectl_describes_an_injected_pod_in_lines_that_fit(model: OperatorHarness) -> None:
+    pod = create_pod(model)
+    text = model.plane.kubectl("describe", "pod", "-n", model.namespace, pod["metadata"]["name"]).stdout
+    assert '"bucket":' in text
+    assert "BEGIN CERTIFICATE" not in text
+    assert max(map(len, text.splitlines())) <= 180
+
+
 def test_the_loader_does_not_get_the_token_that_the_pod_has(model: OperatorHarness) -> None:
     pod = create_pod(model, automountServiceAccountToken=True)
     folder = "/var/run/secrets/kubernetes.io/serviceaccount"

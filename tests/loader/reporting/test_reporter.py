@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.report_server import ReportServer
+    from support.tls import CertificateAuthority
 
 IDENTITY = Identity(namespace="serving", name="llama", uid="u-1", generation=3)
 TEMPLATE = Report(entry="r-0123456789ab", identity=IDENTITY, node="node-1", pod="server-0")
@@ -140,6 +142,18 @@ def test_an_endpoint_signed_by_another_ca_gets_no_token(report_server: ReportSer
     assert failure is not None
     assert "not trusted" in failure.message
     assert report_server.received == []
+
+
+def test_a_ca_bundle_may_have_each_certificate_in_a_line_as_the_operator_writes_it(
+    report_server: ReportServer, tmp_path: Path, authority: CertificateAuthority
+) -> None:
+    other = make_certificate_authority(tmp_path, "other")
+    pem = other.bundle.read_text() + authority.bundle.read_text()
+    line = tmp_path / "line"
+    line.write_text(" ".join(each.replace("\n", "") for each in re.findall(r"CERTIFICATE-----([^-]+)-----END", pem)))
+    reporting = Reporting(url=report_server.url, ca_bundle=str(line), token_file=str(report_server.token_file))
+    with Reporter(reporting, TEMPLATE) as reporter:
+        assert reporter.send_final(FINISHED, timeout=10) is None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"two words", b"line\r\nX-Evil: yes", b"\xff"])

@@ -102,6 +102,7 @@ def test_invalid_regions_are_rejected(region: str) -> None:
     [
         (AddressingStyle.AUTO, "models", True, "https://models.s3.eu-west-1.amazonaws.com"),
         (AddressingStyle.AUTO, "my.models", True, "https://s3.eu-west-1.amazonaws.com/my.models"),
+        (AddressingStyle.AUTO, "My_Bucket.Models", True, "https://s3.eu-west-1.amazonaws.com/My_Bucket.Models"),
         (AddressingStyle.AUTO, "models", False, "https://s3.eu-west-1.amazonaws.com/models"),
         (AddressingStyle.PATH, "models", True, "https://s3.eu-west-1.amazonaws.com/models"),
         (AddressingStyle.VIRTUAL, "my.models", False, "https://my.models.s3.eu-west-1.amazonaws.com"),

@@ -395,8 +395,8 @@ def _add_env(container: Body, variables: Mapping[str, str]) -> None:
     """Adds variables that the container doesn't set. They come first, so that its own can refer to them."""
     env = container.get("env") or []
     present = {each["name"] for each in env}
-    ours = [{"name": name, "value": value} for name, value in variables.items() if name not in present]
-    container["env"] = [*ours, *env]
+    ours = {name: plans.escape_references(value) for name, value in variables.items() if name not in present}
+    container["env"] = [*({"name": name, "value": value} for name, value in ours.items()), *env]
 
 
 def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) -> None:

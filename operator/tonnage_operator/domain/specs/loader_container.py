@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.domain import naming, units
@@ -14,6 +14,7 @@ from tonnage_operator.domain.specs import plans
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tonnage import contract
     from tonnage_operator.api.base import Body, KeyReference
     from tonnage_operator.api.modelweights import ModelWeightsSpec, ResourceRequirements
     from tonnage_operator.domain.installation import Installation
@@ -53,7 +54,7 @@ class ContainerSpec:
 
 def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec, installation: Installation) -> list[Body]:
     env: list[Body] = [
-        {"name": "TONNAGE_PLAN", "value": contract.encode_plan(container_spec.plan).decode()},
+        {"name": "TONNAGE_PLAN", "value": plans.plan_variable(container_spec.plan)},
         {"name": "TONNAGE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": "TONNAGE_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
     ]
@@ -286,4 +287,10 @@ def support_volumes(weights: ModelWeights, container_spec: ContainerSpec, instal
 def report_annotations(installation: Installation) -> dict[str, str]:
     """Returns the annotations that a pod's loaders need to send reports."""
     pem = installation.reports.ca_pem
-    return {names.REPORT_CA: pem} if installation.reports.url and pem else {}
+    return {names.REPORT_CA: _certificates_in_a_line(pem)} if installation.reports.url and pem else {}
+
+
+def _certificates_in_a_line(pem: str) -> str:
+    """Returns the base64 of each certificate, separated by spaces. ``kubectl describe`` shortens such a line."""
+    blocks = re.findall(r"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", pem, re.DOTALL)
+    return " ".join("".join(block.split()) for block in blocks) or pem

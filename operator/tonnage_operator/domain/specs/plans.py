@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from tonnage import contract
 from tonnage_operator.api import modelweights as api
 from tonnage_operator.api import source as sources
@@ -23,8 +25,11 @@ URLS_ENV: Final = "TONNAGE_URLS"
 URLS_FOLDER: Final = "/etc/tonnage/urls"
 URLS_FILE: Final = f"{URLS_FOLDER}/urls"
 
+LINE_CHARACTERS: Final = 120
+"""Lines of a plan in a pod are at most this long, except for longer single values."""
 MAX_PLAN_BYTES: Final = 96 * 1024
-"""Maximum size of a plan; Linux limits an environment variable to 128 KiB. Above it, objects are pinned by digest."""
+"""Maximum size of a plan in a pod; Linux limits an environment variable to 128 KiB. Above it, objects are pinned by
+digest."""
 
 _STYLES: Final = {
     sources.AddressingStyle.AUTO: contract.AddressingStyle.AUTO,
@@ -170,4 +175,37 @@ def build_load_plan(
         )
 
     plan = build(pins)
-    return plan if len(contract.encode_plan(plan)) <= MAX_PLAN_BYTES else build(None)
+    return plan if len(plan_variable(plan).encode()) <= MAX_PLAN_BYTES else build(None)
+
+
+def plan_variable(plan: contract.Plan) -> str:
+    """Returns the plan as the value of a container's variable: JSON in lines that ``kubectl describe`` shows as such.
+
+    The API server replaces ``$(NAME)`` and ``$$`` in values of variables, so dollar signs in it are doubled.
+    """
+    return escape_references(_in_lines(msgspec.to_builtins(plan), indent=""))
+
+
+def escape_references(value: str) -> str:
+    """Returns the value of a variable in which Kubernetes finds no reference to another one."""
+    return value.replace("$", "$$")
+
+
+def _in_lines(value: object, *, indent: str, name: str = "") -> str:
+    """Returns JSON without spaces. An array or object that does not fit into a line has one for each element.
+
+    Args:
+        value: What msgspec encodes.
+        indent: The spaces before the line.
+        name: The JSON of the value's name and a colon, which are in the same line.
+    """
+    text = name + msgspec.json.encode(value).decode()
+    if not isinstance(value, dict | list | tuple) or len(indent) + len(text) < LINE_CHARACTERS:
+        return text
+    inner = f"{indent} "
+    if isinstance(value, dict):
+        elements = [_in_lines(each, indent=inner, name=f'"{key}":') for key, each in value.items()]
+    else:
+        elements = [_in_lines(each, indent=inner) for each in value]
+    separator = f",\n{inner}"
+    return f"{name}{text[len(name)]}\n{inner}{separator.join(elements)}\n{indent}{text[-1]}"
