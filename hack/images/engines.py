@@ -109,7 +109,8 @@ class Buildah:
         for driver in [wanted] if wanted else ["overlay", "vfs"]:
             options = [f"--root={self._cache}/storage-{driver}", f"--runroot={run_root}-{driver}"]
             options += [f"--storage-driver={driver}"]
-            if not subprocess.run([*_OWN_MOUNTS, "buildah", *options, "info"], capture_output=True, check=False).returncode:
+            command = [*_OWN_MOUNTS, "buildah", *options, "info"]
+            if not subprocess.run(command, capture_output=True, check=False).returncode:
                 return options
         raise host.MissingRequirement("buildah can't use overlay or vfs storage here; `buildah info` shows the reason.")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from operator_support.injection import plain_env
 from operator_support.pods import create_pod, create_resolved_model, init_container_names, volumes_by_name
 from tonnage import contract
 from tonnage_operator.api import names
