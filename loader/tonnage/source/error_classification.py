@@ -181,10 +181,20 @@ _BY_CODE = {
     **dict.fromkeys(("Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"), _BUSY),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"), _EXPIRED),
     **dict.fromkeys(("NotImplemented", "MethodNotAllowed"), _NOT_IMPLEMENTED),
-    "InvalidAccessKeyId": _Case(
-        Reason.ACCESS_DENIED,
-        "the access key does not exist in the store",
-        remedy="Check AWS_ACCESS_KEY_ID, and that it is a key of the store at this endpoint.",
+    **dict.fromkeys(
+        (
+            "InvalidAccessKeyId",
+            "InvalidAccessKey",
+            "InvalidSecurity",
+            "InvalidClientTokenId",
+            "AuthFailure",
+            "Unauthorized",
+        ),
+        _Case(
+            Reason.ACCESS_DENIED,
+            "the access key does not exist in the store",
+            remedy="Check AWS_ACCESS_KEY_ID, and that it is a key of the store at this endpoint.",
+        ),
     ),
     "SignatureDoesNotMatch": _Case(
         Reason.ACCESS_DENIED,
@@ -223,6 +233,10 @@ _NOT_UNDERSTOOD = _Case(
     Reason.REQUEST_REJECTED,
     "the server does not understand the request; is this an S3 endpoint?",
     remedy="Check the endpoint URL: it must be the store's S3 endpoint, not its console or another API.",
+)
+_UNKNOWN_KEY = _BY_CODE["InvalidAccessKeyId"]
+_UNKNOWN_KEY_WORDS = re.compile(
+    r"(?i)access.?key.{0,24}(?:length|malformed|invalid|disabled|not (?:exist|found|valid))"
 )
 _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect"}
 _PATH_STYLE_CODES = {
@@ -314,8 +328,8 @@ def _case(status: int, answer: ErrorAnswer) -> _Case:
     code, message = answer
     if code in _PATH_STYLE_CODES or (400 <= status < 500 and _PATH_STYLE_WORDS.search(message)):
         return _PATH_STYLE_REFUSED
-    if code in _BY_CODE:
-        return _BY_CODE[code]
+    if code in _BY_CODE or (status in {400, 401, 403} and _UNKNOWN_KEY_WORDS.search(message)):
+        return _BY_CODE.get(code, _UNKNOWN_KEY)
     if code.startswith("KMS.") or "kms:Decrypt" in message:
         return _ENCRYPTION_KEY
     if status in {401, 403} or code == "AccessDenied":

@@ -45,6 +45,8 @@ POD_ANNOTATIONS: Final = (
 """All annotations that users can set on pods."""
 
 RETRY: Final = f"{GROUP}/retry"
+TEMPLATE: Final = f"{GROUP}/template"
+"""Digest of what a Job's pod needs to start, so that one that can't is replaced when that changes."""
 """On a ``ModelWeights``: each new value starts the next attempt of what failed at once. On Jobs: the value's digest."""
 
 # Annotations of injected pods.

@@ -39,10 +39,12 @@ def _quota(**hard: str) -> dict[str, Any]:
 DEFAULTS = parse_namespace_limits([_limit_range(default={"cpu": "500m", "memory": "512Mi"})], [])
 
 
-def _inject(limits: NamespaceLimits, annotations: dict[str, str] | None = None) -> dict[str, Any]:
+def _inject(
+    limits: NamespaceLimits, annotations: dict[str, str] | None = None, spec: dict[str, Any] | None = None
+) -> dict[str, Any]:
     pod = annotated_pod(annotations)
     request = parse_annotations(pod["metadata"]["annotations"], namespace="serving")
-    model = resolve_injected_model(request.models[0], resolved_modelweights(), ("n",))
+    model = resolve_injected_model(request.models[0], resolved_modelweights(spec), ("n",))
     return inject(pod, (model,), request, objects.INSTALLATION, limits)
 
 
@@ -67,6 +69,21 @@ def test_a_quota_on_limits_gets_limits() -> None:
     limits = parse_namespace_limits([], [_quota(limits_cpu="10", requests_memory="1Ti"), _quota(limits_memory="1Ti")])
     assert find_loader(_inject(limits))["resources"]["limits"] == {"cpu": "1", "memory": str(NEEDED)}
     assert "limits" not in find_loader(_inject(parse_namespace_limits([], [_quota(requests_cpu="1")])))["resources"]
+
+
+@pytest.mark.parametrize(("delivery", "lowest"), [("EmptyDir", 2 << 30), ("HostPath", 1)])
+def test_a_quota_on_storage_gets_requests_and_limits_that_hold_what_a_loader_writes(delivery: str, lowest: int) -> None:
+    quota = {"metadata": {"name": "q"}, "spec": {"hard": {"limits.ephemeral-storage": "1Ti", "ephemeral-storage": "9"}}}
+    spec = {"cache": {"delivery": delivery, "medium": "Disk"}}
+    found = find_loader(_inject(parse_namespace_limits([], [quota]), spec=spec))["resources"]
+    for kind in ("requests", "limits"):
+        assert lowest <= units.exact_quantity(found[kind]["ephemeral-storage"]) < lowest + (1 << 30)
+
+
+def test_a_maximum_of_storage_below_the_bytes_is_denied_with_what_to_set() -> None:
+    limits = parse_namespace_limits([_limit_range(max={"ephemeral-storage": "1Gi"})], [])
+    with pytest.raises(AdmissionDenied, match=r"of ephemeral-storage, and LimitRange rules.*PersistentVolumeClaim"):
+        _inject(limits, spec={"cache": {"delivery": "EmptyDir", "medium": "Disk"}})
 
 
 def test_a_maximum_below_the_bytes_is_denied_with_its_name_and_what_to_set() -> None:

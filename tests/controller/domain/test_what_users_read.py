@@ -259,9 +259,16 @@ def test_a_remedy_in_a_status_names_no_option_of_the_command_line(reason: Reason
     assert set(REMEDIES) == set(error_classes())
 
 
-@pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "InvalidAccessKeyId"])
-def test_a_wrong_key_is_not_advised_to_allow_requests(code: str) -> None:
-    simulation = _failed_resolve("AccessDenied", f"s3://b/m/: the signature does not match (403 {code}).")
+@pytest.mark.parametrize(
+    "message",
+    [
+        "s3://b/m/: the signature does not match (403 SignatureDoesNotMatch).",
+        "s3://b/m/: the access key does not exist in the store (401 Unauthorized).",
+        "Can't load credentials from the role of the profile: AssumeRole failed with InvalidClientTokenId.",
+    ],
+)
+def test_a_wrong_key_is_not_advised_to_allow_requests(message: str) -> None:
+    simulation = _failed_resolve("AccessDenied", message)
     assert "AWS_SECRET_ACCESS_KEY in the Secret of spec.credentials.secretRef" in _message(simulation, "Resolved")
     assert "s3:GetObject" not in _message(simulation, "Resolved")
 

@@ -76,6 +76,14 @@ def test_a_pod_is_admitted_where_a_quota_requires_limits(model: OperatorHarness)
     assert _loader(create_pod(model, containers=[{**CONTAINERS[0], "resources": {"limits": SMALL}}]))
 
 
+def test_a_pod_is_admitted_where_a_quota_counts_the_nodes_storage(model: OperatorHarness) -> None:
+    _add_quota(model, {"limits.ephemeral-storage": "1Ti", "requests.ephemeral-storage": "1Ti"})
+    storage = {"ephemeral-storage": "1Gi"}
+    server = {**CONTAINERS[0], "resources": {"requests": storage, "limits": storage}}
+    assert "ephemeral-storage" in _rejection(model, {}), "the quota works"
+    assert _loader(create_pod(model, containers=[server]))
+
+
 def test_a_pod_that_exceeds_a_maximum_is_denied_with_both_figures(model: OperatorHarness) -> None:
     _add_limit_range(model, max={"memory": "1Gi"})
     message = _rejection(model)
@@ -150,7 +158,8 @@ def test_jobs_run_in_a_namespace_with_default_limits_and_a_quota(
 ) -> None:
     del controller, fake_loaders
     _add_limit_range(harness, default={"cpu": "500m", "memory": "64Mi"})
-    _add_quota(harness, {"limits.cpu": "100", "limits.memory": "1Ti"})
+    storage = {"limits.ephemeral-storage": "1Ti", "requests.ephemeral-storage": "1Ti"}
+    _add_quota(harness, {"limits.cpu": "100", "limits.memory": "1Ti", **storage})
     harness.add_nodes("a")
     harness.create({"loader": {"resources": {"requests": {"cpu": "1", "memory": "512Mi"}}}})
     harness.wait_for_condition("Warm")

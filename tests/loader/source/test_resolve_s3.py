@@ -249,6 +249,7 @@ def test_wrong_keys_are_distinguished_and_not_repeated(
 ) -> None:
     with pytest.raises(AccessDenied, match=words) as caught:
         resolve(plan_of(f"s3://{model}/m/"), environment={**s3.environment(), **change})
+    assert "s3:GetObject" not in caught.value.remedy
     assert not any(value in str(caught.value) for value in (*change.values(), ADMIN.access_key, ADMIN.secret_key))
 
 

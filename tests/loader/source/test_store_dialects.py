@@ -199,6 +199,24 @@ def test_a_pinned_plan_is_checked_by_etag_if_versions_can_not_be_asked_for(fault
             "AWS_ACCESS_KEY_ID",
         ),
         (
+            400,
+            b"<Error><Code>InvalidArgument</Code><Message>Credential access key has length 34</Message></Error>",
+            "the access key does not exist.*Credential access key has length 34",
+            "AWS_ACCESS_KEY_ID",
+        ),
+        (
+            401,
+            b"<Error><Code>Unauthorized</Code><Message>Unauthorized</Message></Error>",
+            "the access key does not exist",
+            "AWS_ACCESS_KEY_ID",
+        ),
+        (
+            403,
+            b"<Error><Code>InvalidSecurity</Code><Message>The credentials are not valid.</Message></Error>",
+            "the access key does not exist",
+            "AWS_ACCESS_KEY_ID",
+        ),
+        (
             403,
             b"<Error><Code>SignatureDoesNotMatch</Code><Message>Check your key.</Message></Error>",
             "Check your key",

@@ -280,7 +280,10 @@ def _build_loader(
     written = 0
     if model.scheduling(request) is not Scheduling.REQUIRE and model.weights.medium(installation) is Medium.MEMORY:
         written = model.seen.total_bytes + units.parse_quantity(installation.loader.memory_overhead)
-    container["resources"] = _fit(container, limits, memory_floor=written)
+    on_disk = model.weights.medium(installation) is Medium.DISK
+    volume = on_disk and model.weights.spec.cache.delivery is Delivery.EMPTY_DIR
+    stored = model.seen.total_bytes if volume else 0
+    container["resources"] = _fit(container, limits, memory_floor=written, storage_floor=stored)
     credentials = model.weights.spec.credentials
     if credentials is None or not (credentials.secret_ref or credentials.anonymous):
         copy_cloud_identity(spec.get("containers") or (), container)
@@ -301,9 +304,9 @@ def _build_holder(
     return holder
 
 
-def _fit(container: Body, limits: NamespaceLimits, *, memory_floor: int = 0) -> Body:
+def _fit(container: Body, limits: NamespaceLimits, *, memory_floor: int = 0, storage_floor: int = 0) -> Body:
     try:
-        return fit_resources(container["resources"], limits, memory_floor=memory_floor)
+        return fit_resources(container["resources"], limits, memory_floor=memory_floor, storage_floor=storage_floor)
     except ResourcesNotAllowed as error:
         raise AdmissionDenied(str(error)) from error
 

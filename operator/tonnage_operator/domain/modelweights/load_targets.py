@@ -42,10 +42,15 @@ class TargetScan:
     """Number of active loads whose pod is unschedulable: they don't use the source."""
 
 
-def classify_target(snapshot: Snapshot, scan: TargetScan, node: Node | None, job: Job | None) -> None:
+def classify_target(
+    snapshot: Snapshot, goal: SeenRevision, scan: TargetScan, node: Node | None, job: Job | None
+) -> None:
     """Adds the next step of a target that isn't warm to ``scan``. ``node`` is None for a claim."""
     if job is None:
         scan.first_attempts.append(node)
+        return
+    if job.state is JobState.ACTIVE and snapshot.must_be_replaced(job, lambda: _build(snapshot, goal, node, 1)):
+        scan.retries.append((node, job.attempt + 1))
         return
     scan.kept_job_uids.add(job.uid)
     pod = snapshot.pods.get(job.uid)
@@ -83,9 +88,11 @@ def build_next_load_jobs(snapshot: Snapshot, goal: SeenRevision, scan: TargetSca
         return ()
     available = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
     candidates = [*((node, 1) for node in scan.first_attempts), *scan.retries][:available]
-    return tuple(
-        build_load_job(weights, goal, snapshot.installation, node=node, attempt=attempt) for node, attempt in candidates
-    )
+    return tuple(_build(snapshot, goal, node, attempt) for node, attempt in candidates)
+
+
+def _build(snapshot: Snapshot, goal: SeenRevision, node: Node | None, attempt: int) -> Body:
+    return build_load_job(snapshot.weights, goal, snapshot.installation, node=node, attempt=attempt)
 
 
 def slowest_progress(snapshot: Snapshot, goal: SeenRevision, active: Sequence[Job]) -> LoadProgress | None:

@@ -104,7 +104,7 @@ def _decide_node_loads(
         entry = snapshot.entry(node.name, key, medium)
         if (entry and entry.state is EntryState.EVICTING) or node.name in terminating:
             continue  # wait for the eviction before reloading
-        classify_target(snapshot, scan, node, job)
+        classify_target(snapshot, goal, scan, node, job)
     # A node that was cordoned during a load may finish: discarding the bytes would gain nothing.
     wanted = {node.name for node in desired}
     for name, job in jobs.items():
@@ -184,7 +184,7 @@ def _decide_claim_load(
     if done and job:
         scan.kept_job_uids.add(job.uid)
     elif key not in claim_cleanup.keys_being_emptied:
-        classify_target(snapshot, scan, None, job)
+        classify_target(snapshot, goal, scan, None, job)
     scan.kept_job_uids.update(each.uid for each in matching if _has_loaded(each, used_key))
     warm = any(_has_loaded(each, used_key) for each in matching)
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -261,6 +262,9 @@ def _advance_resolve(snapshot: Snapshot, resolution: Resolution, latest: Job | N
     if latest is None:
         return _start_resolve(snapshot, resolution, round_=round_, attempt=1)
     if latest.state is JobState.ACTIVE:
+        build = functools.partial(build_resolve_job, snapshot.weights, snapshot.installation, round_=round_, attempt=1)
+        if snapshot.must_be_replaced(latest, build):
+            return _start_resolve(snapshot, resolution, round_=round_, attempt=latest.attempt + 1)
         waiting = snapshot.start_failure(latest)
         return replace(resolution, running=True, problem=waiting, attempts=latest.attempt)
     found = _resolve_result(snapshot, latest)

@@ -15,10 +15,11 @@ from tonnage_operator.domain.reasons import FailureReason
 from tonnage_operator.domain.retry import retry_delay, retry_time
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from tonnage import contract
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.nodecache import CacheEntry
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.job import Job
@@ -125,6 +126,17 @@ class Snapshot:
                 f"`kubectl describe pod -n {pod.namespace} {pod.name}` shows whether something is missing.",
             )
         return job_results.pod_start_failure(pod)
+
+    def must_be_replaced(self, job: Job, build: Callable[[], Body]) -> bool:
+        """Returns whether a running Job's loader can't start, and spec or values have changed what it needs to start.
+
+        Args:
+            job: The Job.
+            build: Returns the Job that would be created now.
+        """
+        if not job.template or self.weights.spec.suspend or self.start_failure(job) is None:
+            return False
+        return job.template != build()["metadata"]["annotations"][names.TEMPLATE]
 
     def seconds_without_pod(self, job: Job) -> float:
         """Returns the seconds since the start of a Job that has no pod; -1 for other Jobs."""

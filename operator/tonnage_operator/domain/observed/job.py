@@ -66,6 +66,8 @@ class Job:
     """The queue of Kueue that it waits for; empty: none is named."""
     retry: str = ""
     """Digest of the object's annotation ``tonnage.dev/retry`` when the Job was created."""
+    template: str = ""
+    """Digest of what its pod needs to start; empty if an earlier release created it."""
     signature: str = ""
     """Empty if it is missing, or not the operator's over this Job."""
 
@@ -148,5 +150,6 @@ def parse_job(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Job:
         suspended=bool((body.get("spec") or {}).get("suspend")),
         queue=labels.get(names.KUEUE_QUEUE, ""),
         retry=annotations.get(names.RETRY, ""),
+        template=annotations.get(names.TEMPLATE, ""),
         signature=signature if _counts(metadata, signature, keys) else "",
     )

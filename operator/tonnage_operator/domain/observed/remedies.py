@@ -61,12 +61,19 @@ _WRONG_KEY: Final = (
     "accept them."
 )
 _WRONG_REGION: Final = "Set spec.source.s3.region to the region that the message names."
-_WRONG_KEY_CODES: Final = ("SignatureDoesNotMatch", "InvalidAccessKeyId")
+_WRONG_KEY_WORDS: Final = (
+    "the signature does not match",
+    "the access key does not exist",
+    "SignatureDoesNotMatch",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+)
+"""Words of the loader, and codes of services that issue credentials."""
 
 
 def remedy(reason: str, message: str) -> str:
     """Returns what to change at a ``ModelWeights`` after a failure of the loader; empty for other reasons."""
-    if reason == Reason.ACCESS_DENIED and any(code in message for code in _WRONG_KEY_CODES):
+    if reason == Reason.ACCESS_DENIED and any(each in message for each in _WRONG_KEY_WORDS):
         return _WRONG_KEY
     if reason == Reason.ACCESS_DENIED and "is in the region" in message:
         return _WRONG_REGION

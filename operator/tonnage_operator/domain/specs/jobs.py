@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.placement import Toleration
     from tonnage_operator.api.status import SeenRevision
-    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.installation import Installation, JobSettings
     from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.domain.observed.node import Node
 
@@ -64,6 +64,7 @@ def _build_job(
     template_annotations = {**_WITHOUT_MESH, **annotations, **(pod_annotations or {})}
     if tolerations := [*(pod.get("tolerations") or ()), *map(_dump, settings.tolerations)]:
         pod = {**pod, "tolerations": tolerations}
+    annotations[names.TEMPLATE] = _template_digest(pod, settings)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -84,6 +85,15 @@ def _build_job(
             },
         },
     }
+
+
+def _template_digest(pod: Body, settings: JobSettings) -> str:
+    """Returns a digest of what a pod and its queue depend on: all but the plan, which only a loader that runs reads."""
+    containers = [
+        {**each, "env": [variable for variable in each.get("env") or () if variable["name"] != "TONNAGE_PLAN"]}
+        for each in pod["containers"]
+    ]
+    return naming.short_digest({**pod, "containers": containers}, settings.labels, settings.annotations)
 
 
 def _signed(job: Body, installation: Installation) -> Body:

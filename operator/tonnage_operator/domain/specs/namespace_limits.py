@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from tonnage_operator.api.base import Body
 
-_RESOURCES: Final = ("cpu", "memory")
+_STORAGE: Final = "ephemeral-storage"
+_RESOURCES: Final = ("cpu", "memory", _STORAGE)
+_LOG_BYTES: Final = 64 << 20
+"""Bytes of the node's disk for a loader's logs, where the namespace limits them."""
+_REMEDIES: Final = {
+    "memory": "raise its maximum, or set spec.cache.medium to Disk",
+    _STORAGE: "raise its maximum, or set spec.cache.delivery to PersistentVolumeClaim",
+}
+"""What to do about a resource of which a loader can't have less."""
 
 
 class ResourcesNotAllowed(Exception):
@@ -29,7 +37,7 @@ class ResourcesNotAllowed(Exception):
 
 @dataclass(frozen=True)
 class NamespaceLimits:
-    """What a namespace requires of each container, by resource (``cpu``, ``memory``), in base units."""
+    """What a namespace requires of each container, by resource, in base units. ``_RESOURCES`` are the resources."""
 
     default_limits: Mapping[str, Decimal] = field(default_factory=dict)
     """Limits that containers without one get."""
@@ -40,6 +48,8 @@ class NamespaceLimits:
     """Highest quotients of limit and request."""
     required_limits: frozenset[str] = frozenset()
     """Resources for which a quota requires a limit."""
+    required_requests: frozenset[str] = frozenset()
+    """Resources for which a quota requires a request."""
 
 
 def parse_namespace_limits(limit_ranges: Iterable[Body], quotas: Iterable[Body]) -> NamespaceLimits:
@@ -64,7 +74,8 @@ def parse_namespace_limits(limit_ranges: Iterable[Body], quotas: Iterable[Body])
                 ratios[resource] = min(ratios.get(resource, amount), amount)
     hard = {name for quota in quotas for name in (quota.get("spec") or {}).get("hard") or {}}
     required = frozenset(resource for resource in _RESOURCES if f"limits.{resource}" in hard)
-    return NamespaceLimits(defaults, minimums, maximums, ratios, required)
+    requests = frozenset(resource for resource in _RESOURCES if {resource, f"requests.{resource}"} & hard)
+    return NamespaceLimits(defaults, minimums, maximums, ratios, required, requests)
 
 
 def _amounts(values: Body | None) -> list[tuple[str, Decimal]]:
@@ -78,22 +89,24 @@ def _amounts(values: Body | None) -> list[tuple[str, Decimal]]:
     return found
 
 
-def fit_resources(resources: Body, limits: NamespaceLimits, *, memory_floor: int = 0) -> Body:
+def fit_resources(resources: Body, limits: NamespaceLimits, *, memory_floor: int = 0, storage_floor: int = 0) -> Body:
     """Returns a loader's requests and limits as the namespace accepts them.
 
-    Less CPU than requested makes a load slower; less memory makes it fail, so memory is never lowered.
+    Less CPU than requested makes a load slower; less memory or storage makes it fail, so these are never lowered.
 
     Args:
         resources: The loader's own.
         limits: What the namespace requires.
         memory_floor: Bytes that it may need, which may be more than it requests: no limit is set below them.
+        storage_floor: Bytes of an ``emptyDir`` volume on disk that it writes.
 
     Raises:
-        ResourcesNotAllowed: The loader needs more memory than the namespace allows for one container.
+        ResourcesNotAllowed: The loader needs more memory or storage than the namespace allows for one container.
     """
     fitted: Body = {"requests": dict(resources.get("requests") or {}), "limits": dict(resources.get("limits") or {})}
     _fit(fitted, "cpu", limits, Decimal(0))
     _fit(fitted, "memory", limits, Decimal(memory_floor))
+    _fit(fitted, _STORAGE, limits, Decimal(storage_floor + _LOG_BYTES))
     return {kind: amounts for kind, amounts in fitted.items() if amounts}
 
 
@@ -103,14 +116,16 @@ def _fit(resources: Body, resource: str, limits: NamespaceLimits, floor: Decimal
     if (minimum := limits.minimums.get(resource)) is not None and request < minimum:
         request = minimum
         requests[resource] = units.format_quantity(request)
+    if not request and resource in limits.required_requests:
+        request = floor
+        requests[resource] = units.format_quantity(request)
     highest, rule = limits.maximums.get(resource, (None, ""))
     if highest is not None and max(request, floor) > highest:
-        if resource == "memory":
+        if resource in _REMEDIES:
             needed = human_bytes(int(max(request, floor)), "column")
             raise ResourcesNotAllowed(
-                f"The loader needs {needed} of memory, and LimitRange {rule} allows "
-                f"{human_bytes(int(highest), 'column')} for a container: raise its maximum, or set spec.cache.medium "
-                "to Disk."
+                f"The loader needs {needed} of {resource}, and LimitRange {rule} allows "
+                f"{human_bytes(int(highest), 'column')} for a container: {_REMEDIES[resource]}."
             )
         request = highest
         requests[resource] = units.format_quantity(request)
