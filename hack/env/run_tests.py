@@ -1,7 +1,7 @@
-"""Runs all tests: first the timing-sensitive ones alone, then the others in parallel.
+"""Runs all tests, in two pytest processes at a time: many of them wait more than they compute.
 
-Tests of a real node and of a real control plane mostly wait, so they run in parallel, in two pytest processes. The last
-line has the total number of tests.
+First the loader's tests beside those of attach, engines and the repository, then those of a real node beside those of a
+real control plane. The last line has the total number of tests.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-PARALLEL_RUNS = {
-    "node": ["e2e", "images", "docs"],
-    "operator": ["controller", "chart"],
-}
-"""Folders of tests that run in parallel, by group; the groups should take about equally long. All others run first."""
+RUNS = (
+    {"loader": ["loader"], "other": []},
+    {"node": ["e2e", "images", "docs"], "operator": ["controller", "chart"]},
+)
+"""Folders of tests by group. Groups run beside each other and should take about equally long; "other" has all folders
+that are not named here."""
 PROGRESS_INTERVAL_SECONDS = 60
 COUNTED = ("passed", "failed", "error", "skipped")
 
@@ -48,13 +49,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # A shell ignores SIGINT in background jobs, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    parallel_folders = {folder for folders in PARALLEL_RUNS.values() for folder in folders}
+    named = {folder for groups in RUNS for folders in groups.values() for folder in folders}
     tests = sorted([*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("*/*/test_*.py")])
-    serial_folders = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - parallel_folders)
-    serial_folders += sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+    others = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - named)
+    others += sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
     folder = Path(tempfile.mkdtemp(prefix="tonnage-tests-"))
     counts: Counter[str] = Counter()
-    codes = run(folder, {"alone": serial_folders}, counts) + run(folder, PARALLEL_RUNS, counts)
+    codes: list[int] = []
+    for groups in RUNS:
+        codes += run(folder, {name: folders or others for name, folders in groups.items()}, counts)
     if any(codes):
         print(f"tests: files of the tests are in {folder}")
     else:

@@ -91,12 +91,15 @@ def is_address(variable: str, planted: str) -> bool:
         if not is_address(variable, planted)
     ],
 )
-def test_what_is_planted_in_a_variable_appears_nowhere(tmp_path: Path, variable: str, planted: str) -> None:
+def test_what_is_planted_in_a_variable_appears_nowhere(
+    faulty_server: FaultyServer, tmp_path: Path, variable: str, planted: str
+) -> None:
+    faulty_server.add_fault(Fault(status=403, body=b"<Error><Code>AccessDenied</Code></Error>"))
     source = {
         "kind": "s3",
         "bucket": "b",
         "prefix": "m/",
-        "endpoint": "" if "ENDPOINT" in variable else "http://127.0.0.1:9",
+        "endpoint": "" if "ENDPOINT" in variable else faulty_server.url,
     }
     result = load(
         tmp_path, source, {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "x", variable: planted}
