@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: docker or podman if --base is given and one is running, otherwise buildah",
     )
     parser.add_argument("--base", help="base image for docker and podman; without a digest, the current one is used")
-    parser.add_argument("--prefix", default="", help="prefix of image names, such as registry.example/team/")
+    parser.add_argument("--prefix", default="localhost/", help="prefix of image names, such as registry.example/team/")
     parser.add_argument("--format", choices=("json", "lines"), default="json")
     return parser
 

@@ -120,7 +120,7 @@ def test_an_upgrade_from_an_older_version_updates_crds_and_keeps_all_objects(
     assert plane.request("GET", CRD)["metadata"]["labels"]["app.kubernetes.io/version"] == __version__
     deployments = plane.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")["items"]
     images = {each["spec"]["template"]["spec"]["containers"][0]["image"] for each in deployments}
-    assert images == {f"tonnage-operator:{__version__}"}
+    assert images == {f"localhost/tonnage-operator:{__version__}"}
 
 
 def test_an_upgrade_that_changes_nothing_restarts_nothing(helm_with_cluster: Helm, plane: ControlPlane) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +192,9 @@ def test_the_same_values_render_the_same_objects_except_keys(helm: Helm, name: s
                 del body["data"]
                 body["metadata"]["annotations"].pop("tonnage.dev/expires", None)
             if body["kind"] in {"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}:
-                body["webhooks"][0]["clientConfig"].pop("caBundle", None)
+                client = body["webhooks"][0]["clientConfig"]
+                client.pop("caBundle", None)
+                assert re.search(r"/[0-9a-f]{64}$", client["service"].pop("path"))
         return objects
 
     assert settled() == settled()
@@ -204,7 +207,12 @@ def test_images_follow_registry_tag_and_digest(helm: Helm) -> None:
         pods = [template for body in objects if (template := pod_template(body))]
         return {loader, *(container["image"] for pod in pods for container in pod["spec"]["containers"])}
 
-    assert images({}) == {f"tonnage-loader:{__version__}", f"tonnage-operator:{__version__}"}
+    assert images({}) == {f"localhost/tonnage-loader:{__version__}", f"localhost/tonnage-operator:{__version__}"}
+    qualified = {"loader": {"repository": "r.example/loader"}, "operator": {"repository": "r:5000/operator"}}
+    assert images({"image": {"registry": "", **qualified}}) == {
+        f"r.example/loader:{__version__}",
+        f"r:5000/operator:{__version__}",
+    }
     assert images(VARIANTS["registry and digests"]) == {
         "registry.example.com:5000/ml/other/loader:1.2.3",
         f"registry.example.com:5000/ml/tonnage-operator@{DIGEST}",
@@ -213,6 +221,15 @@ def test_images_follow_registry_tag_and_digest(helm: Helm) -> None:
         f"global.example.com/tonnage-loader:{__version__}",
         f"global.example.com/tonnage-operator:{__version__}",
     }
+
+
+@pytest.mark.parametrize("registry", ["", "team", "team/ml"])
+def test_an_image_without_a_registry_is_rejected(helm: Helm, registry: str) -> None:
+    with pytest.raises(HelmError, match=r"The image \S*tonnage-operator:\S+ has no registry"):
+        helm.template({"image": {"registry": registry}})
+    own = {"operator": {"repository": "r.example/operator"}, "loader": {"repository": "tonnage-loader"}}
+    with pytest.raises(HelmError, match=r"The image tonnage-loader:\S+ has no registry"):
+        helm.template({"image": {"registry": "", **own}})
 
 
 def test_every_pod_has_the_pull_secrets(helm: Helm) -> None:

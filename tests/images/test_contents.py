@@ -191,7 +191,7 @@ def test_labels_describe_the_image(image: Image, build_result: dict[str, Any]) -
     labels = image.config["Labels"]
     prefix = "org.opencontainers.image."
     target = labels[f"{prefix}title"].removeprefix("tonnage-")
-    assert build_result["images"][target]["name"] == f"tonnage-{target}:{__version__}"
+    assert build_result["images"][target]["name"] == f"localhost/tonnage-{target}:{__version__}"
     assert labels[f"{prefix}version"] == __version__
     assert labels[f"{prefix}licenses"] == "Apache-2.0"
     assert labels[f"{prefix}description"]

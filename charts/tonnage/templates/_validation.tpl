@@ -16,6 +16,12 @@ Checks of values that a schema can't express.
 {{- fail "cache.memory.hostPath and cache.disk.hostPath must not be within each other." -}}
 {{- end -}}
 {{- end -}}
+{{- range $component := list "operator" "loader" -}}
+{{- $name := include "tonnage.image" (dict "root" $ "image" (get $.Values.image $component)) -}}
+{{- if not (regexMatch "^(localhost|[^/]*[.:][^/]*)/" $name) -}}
+{{- fail (printf "The image %s has no registry, so a container runtime may search for it in public ones, and the loader runs as root on nodes. Set image.registry to yours, or to localhost for images that were imported on the nodes as localhost/%s." $name (get $.Values.image $component).repository) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq .Values.certificates.mode "Secret" -}}
 {{- range $endpoint, $secret := .Values.certificates.secret -}}
 {{- if not (and $secret.name $secret.caBundle) -}}
