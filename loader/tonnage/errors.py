@@ -49,6 +49,10 @@ class Reason(enum.StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
+CHANGED_SINCE_LISTED = "The source has changed since it was listed"
+"""The beginning of the message of ``DigestMismatch`` for a plan that the operator made."""
+
+
 def escape_unprintable(text: str) -> str:
     """Returns text from outside so that it can't forge lines, control a terminal, or change the direction of text."""
     if text.isprintable():

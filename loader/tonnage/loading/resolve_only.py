@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Report, ReportKind, ResolvedSource, entry_name
-from tonnage.errors import DigestMismatch, escape_unprintable
+from tonnage.errors import CHANGED_SINCE_LISTED, DigestMismatch, escape_unprintable
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
@@ -57,5 +57,13 @@ def check_digest(plan: Plan, resolved: ResolvedRevision) -> None:
     Raises:
         DigestMismatch: It has another one.
     """
-    if plan.expected_digest and plan.expected_digest != resolved.digest:
-        raise DigestMismatch(f"The source has digest {resolved.digest}; {plan.expected_digest} was expected.")
+    if not plan.expected_digest or plan.expected_digest == resolved.digest:
+        return
+    if plan.identity is not None and plan.entry:  # of a ModelWeights, which listed the source before
+        raise DigestMismatch(
+            f"{CHANGED_SINCE_LISTED} for {plan.identity.namespace}/{plan.identity.name}: objects were added, "
+            f"overwritten or removed. Its digest is {resolved.digest} now; {plan.expected_digest} is to be loaded.",
+            remedy="Restore the objects; or have the ModelWeights resolve the source again (spec.revision.policy: "
+            "Track), then create this pod again, which gets the new revision. Nodes with the old one still serve it.",
+        )
+    raise DigestMismatch(f"The source has digest {resolved.digest}; {plan.expected_digest} was expected.")

@@ -13,7 +13,7 @@ from operator_support import objects
 from operator_support.simulation import Simulation, consumer_pod, ended_pod, failing_pod, prewarming_simulation
 from tonnage import contract
 from tonnage.contract.report import OMITTED_OBJECTS_NOTE
-from tonnage.errors import Reason, error_classes
+from tonnage.errors import CHANGED_SINCE_LISTED, Reason, error_classes
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.domain.nodecache.reconcile import decide_node
@@ -83,6 +83,18 @@ def test_an_overwritten_source_is_not_ready_although_nodes_are_warm() -> None:
     simulation.converge()
     assert simulation.condition("Ready") == ("True", "Warm"), "one node's damaged file doesn't concern the others"
     assert simulation.condition("Degraded") == ("True", "PodLoadFailed")
+
+
+def test_a_pod_on_a_cold_node_whose_bucket_has_changed_names_what_helps() -> None:
+    simulation = _lazy()
+    message = f"{CHANGED_SINCE_LISTED} for serving/llama: objects were added, overwritten or removed."
+    report = structs.replace(objects.failed_report("DigestMismatch"), message=message)
+    simulation.consumers = [failing_pod(simulation, "n0", report)]
+    simulation.converge()
+    assert simulation.condition("Ready") == ("False", "DigestMismatch")
+    assert "create the pod again once the status has the new revision" in _message(simulation, "Ready")
+    assert "create the pod again" in _message(simulation, "Degraded")
+    assert "expectedDigest" not in _message(simulation, "Ready")
 
 
 @pytest.mark.parametrize("access", ["Same", "All"])

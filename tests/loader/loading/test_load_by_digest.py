@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from support.models import CONFIG, make_tensors, to_tensors_file
-from tonnage.contract import Outcome, Plan, Report, S3Source
+from tonnage.contract import Identity, Outcome, Plan, Report, S3Source
 from tonnage.errors import AccessDenied, DigestMismatch, SourceChanged
 from tonnage.loading import resolve_plan, run_plan
 
@@ -65,9 +65,18 @@ def test_what_lies_on_the_node_is_verified_with_the_store_of_the_digest(model: M
 
 def test_another_revision_than_the_digests_is_refused(model: Model) -> None:
     model.s3.put(model.bucket, {"m/config.json": b"{}"})
-    with pytest.raises(DigestMismatch):
+    with pytest.raises(DigestMismatch, match="was expected"):
         model.load()
     assert not model.manifest().exists()
+
+
+def test_a_pod_on_a_cold_node_names_what_helps_when_the_bucket_has_changed(model: Model) -> None:
+    model.s3.put(model.bucket, {"m/generation_config.json": b"{}"})
+    identity = Identity(namespace="serving", name="llama", uid="u", generation=1)
+    model.plan = msgspec.structs.replace(model.plan, identity=identity)
+    with pytest.raises(DigestMismatch, match="has changed since it was listed for serving/llama") as caught:
+        model.load()
+    assert "create this pod again" in caught.value.remedy
 
 
 def test_an_overwritten_object_is_refused_on_a_hit(model: Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tonnage.errors import Reason
+from tonnage.errors import CHANGED_SINCE_LISTED, Reason
 
 REMEDIES: Final = {
     Reason.ACCESS_DENIED: "Allow s3:GetObject on the objects and s3:ListBucket on the prefix for the identity of "
@@ -69,6 +69,10 @@ _WRONG_KEY_WORDS: Final = (
     "InvalidClientTokenId",
 )
 """Words of the loader, and codes of services that issue credentials."""
+_CHANGED_SINCE_LISTED: Final = (
+    "Restore the objects; or set spec.revision.policy to Track, and create the pod again once the status has the new "
+    "revision. Nodes that have the old one still serve it."
+)
 
 
 def remedy(reason: str, message: str) -> str:
@@ -77,4 +81,6 @@ def remedy(reason: str, message: str) -> str:
         return _WRONG_KEY
     if reason == Reason.ACCESS_DENIED and "is in the region" in message:
         return _WRONG_REGION
+    if reason == Reason.DIGEST_MISMATCH and message.startswith(CHANGED_SINCE_LISTED):
+        return _CHANGED_SINCE_LISTED
     return _BY_NAME.get(reason, "")
