@@ -72,12 +72,12 @@ def test_a_quota_on_limits_gets_limits() -> None:
 
 
 @pytest.mark.parametrize(("delivery", "lowest"), [("EmptyDir", 2 << 30), ("HostPath", 1)])
-def test_a_quota_on_storage_gets_requests_and_limits_that_hold_what_a_loader_writes(delivery: str, lowest: int) -> None:
-    quota = {"metadata": {"name": "q"}, "spec": {"hard": {"limits.ephemeral-storage": "1Ti", "ephemeral-storage": "9"}}}
+def test_a_default_limit_of_storage_is_raised_to_what_a_loader_writes(delivery: str, lowest: int) -> None:
+    """The kubelet evicts a pod that writes more to its volumes and logs than its limit."""
+    limits = parse_namespace_limits([_limit_range(default={"ephemeral-storage": "1Mi"})], [])
     spec = {"cache": {"delivery": delivery, "medium": "Disk"}}
-    found = find_loader(_inject(parse_namespace_limits([], [quota]), spec=spec))["resources"]
-    for kind in ("requests", "limits"):
-        assert lowest <= units.exact_quantity(found[kind]["ephemeral-storage"]) < lowest + (1 << 30)
+    found = find_loader(_inject(limits, spec=spec))["resources"]["limits"]["ephemeral-storage"]
+    assert lowest <= units.exact_quantity(found) < lowest + (1 << 30)
 
 
 def test_a_maximum_of_storage_below_the_bytes_is_denied_with_what_to_set() -> None:

@@ -76,12 +76,12 @@ def test_a_pod_is_admitted_where_a_quota_requires_limits(model: OperatorHarness)
     assert _loader(create_pod(model, containers=[{**CONTAINERS[0], "resources": {"limits": SMALL}}]))
 
 
-def test_a_pod_is_admitted_where_a_quota_counts_the_nodes_storage(model: OperatorHarness) -> None:
-    _add_quota(model, {"limits.ephemeral-storage": "1Ti", "requests.ephemeral-storage": "1Ti"})
-    storage = {"ephemeral-storage": "1Gi"}
-    server = {**CONTAINERS[0], "resources": {"requests": storage, "limits": storage}}
-    assert "ephemeral-storage" in _rejection(model, {}), "the quota works"
-    assert _loader(create_pod(model, containers=[server]))
+def test_a_default_limit_of_storage_leaves_room_for_a_loaders_logs(model: OperatorHarness) -> None:
+    _add_limit_range(model, default={"ephemeral-storage": "1Mi"})
+    pod = create_pod(model)
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"ephemeral-storage": "1Mi"}
+    limit = units.exact_quantity(_loader(pod)["resources"]["limits"]["ephemeral-storage"])
+    assert limit >= 64 << 20
 
 
 def test_a_pod_that_exceeds_a_maximum_is_denied_with_both_figures(model: OperatorHarness) -> None:
@@ -158,8 +158,7 @@ def test_jobs_run_in_a_namespace_with_default_limits_and_a_quota(
 ) -> None:
     del controller, fake_loaders
     _add_limit_range(harness, default={"cpu": "500m", "memory": "64Mi"})
-    storage = {"limits.ephemeral-storage": "1Ti", "requests.ephemeral-storage": "1Ti"}
-    _add_quota(harness, {"limits.cpu": "100", "limits.memory": "1Ti", **storage})
+    _add_quota(harness, {"limits.cpu": "100", "limits.memory": "1Ti"})
     harness.add_nodes("a")
     harness.create({"loader": {"resources": {"requests": {"cpu": "1", "memory": "512Mi"}}}})
     harness.wait_for_condition("Warm")

@@ -136,7 +136,7 @@ class Snapshot:
         """
         if not job.template or self.weights.spec.suspend or self.start_failure(job) is None:
             return False
-        return job.template != build()["metadata"]["annotations"][names.TEMPLATE]
+        return bool(job.template != build()["metadata"]["annotations"][names.TEMPLATE])
 
     def seconds_without_pod(self, job: Job) -> float:
         """Returns the seconds since the start of a Job that has no pod; -1 for other Jobs."""

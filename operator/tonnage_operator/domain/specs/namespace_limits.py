@@ -48,8 +48,6 @@ class NamespaceLimits:
     """Highest quotients of limit and request."""
     required_limits: frozenset[str] = frozenset()
     """Resources for which a quota requires a limit."""
-    required_requests: frozenset[str] = frozenset()
-    """Resources for which a quota requires a request."""
 
 
 def parse_namespace_limits(limit_ranges: Iterable[Body], quotas: Iterable[Body]) -> NamespaceLimits:
@@ -73,9 +71,9 @@ def parse_namespace_limits(limit_ranges: Iterable[Body], quotas: Iterable[Body])
             for resource, amount in _amounts(item.get("maxLimitRequestRatio")):
                 ratios[resource] = min(ratios.get(resource, amount), amount)
     hard = {name for quota in quotas for name in (quota.get("spec") or {}).get("hard") or {}}
-    required = frozenset(resource for resource in _RESOURCES if f"limits.{resource}" in hard)
-    requests = frozenset(resource for resource in _RESOURCES if {resource, f"requests.{resource}"} & hard)
-    return NamespaceLimits(defaults, minimums, maximums, ratios, required, requests)
+    # The API server requires no limit of storage, even if a quota counts it.
+    required = frozenset(resource for resource in ("cpu", "memory") if f"limits.{resource}" in hard)
+    return NamespaceLimits(defaults, minimums, maximums, ratios, required)
 
 
 def _amounts(values: Body | None) -> list[tuple[str, Decimal]]:
@@ -115,9 +113,6 @@ def _fit(resources: Body, resource: str, limits: NamespaceLimits, floor: Decimal
     request = units.exact_quantity(requests.get(resource, "0"))
     if (minimum := limits.minimums.get(resource)) is not None and request < minimum:
         request = minimum
-        requests[resource] = units.format_quantity(request)
-    if not request and resource in limits.required_requests:
-        request = floor
         requests[resource] = units.format_quantity(request)
     highest, rule = limits.maximums.get(resource, (None, ""))
     if highest is not None and max(request, floor) > highest:
