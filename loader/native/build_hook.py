@@ -1,4 +1,4 @@
-"""Compiles ``copy_ring.c`` into the wheel. Without a C compiler the wheel has only Python, which works, more slowly.
+"""Compiles the C sources into the wheel. Without a C compiler the wheel has only Python, which works, more slowly.
 
 To compile for a checkout: ``python loader/native/build_hook.py``. The compiler is ``$CC``, otherwise ``cc``.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LIBRARY = "tonnage/attach/native/copy_ring.so"
+LIBRARIES = {"copy_ring.c": "tonnage/attach/native/copy_ring.so", "crc.c": "tonnage/format/crc.so"}
+"""Each source's library in the wheel."""
 FLAGS = ("-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
 
 
@@ -23,8 +24,8 @@ class CompilationFailed(Exception):
     """There is no compiler, or it failed; the message has its output."""
 
 
-def compile_library(target: Path) -> None:
-    """Compiles the library.
+def compile_library(target: Path, source: str = "copy_ring.c") -> None:
+    """Compiles the library of a source.
 
     Raises:
         CompilationFailed: The message has the compiler's output.
@@ -33,7 +34,7 @@ def compile_library(target: Path) -> None:
     if shutil.which(compiler[0]) is None:
         raise CompilationFailed(f"{compiler[0]} is not installed")
     done = subprocess.run(
-        [*compiler, *FLAGS, "-o", str(target), str(HERE / "copy_ring.c")], capture_output=True, text=True, check=False
+        [*compiler, *FLAGS, "-o", str(target), str(HERE / source)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise CompilationFailed(done.stderr.strip())
@@ -44,16 +45,28 @@ def platform_tag() -> str:
     return f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
-def add_library(folder: Path, build_data: dict[str, Any]) -> None:
-    """Compiles the library in a folder, and adds it to the wheel.
+def add_libraries(folder: Path, build_data: dict[str, Any]) -> None:
+    """Compiles all libraries in a folder, and adds them to the wheel.
 
     Raises:
         CompilationFailed: Nothing was added.
     """
-    compile_library(folder / "copy_ring.so")
-    build_data["force_include"][str(folder / "copy_ring.so")] = LIBRARY
+    paths = {str(folder / Path(library).name): library for library in LIBRARIES.values()}
+    for source, path in zip(LIBRARIES, paths, strict=True):
+        compile_library(Path(path), source)
+    build_data["force_include"].update(paths)
     build_data["pure_python"] = False
     build_data["tag"] = platform_tag()
+
+
+def compile_for_checkout() -> None:
+    """Compiles all libraries to where this checkout's packages look for them.
+
+    Raises:
+        CompilationFailed: A compiler is missing or failed.
+    """
+    for source, library in LIBRARIES.items():
+        compile_library(HERE.parent / library, source)
 
 
 def get_build_hook() -> type:
@@ -67,11 +80,11 @@ def get_build_hook() -> type:
             self._folder = tempfile.TemporaryDirectory()
             try:
                 if version == "editable":
-                    compile_library(HERE.parent / LIBRARY)
+                    compile_for_checkout()
                 else:
-                    add_library(Path(self._folder.name), build_data)
+                    add_libraries(Path(self._folder.name), build_data)
             except CompilationFailed as error:
-                self.app.display_warning(f"Building without the compiled copy: {error}")
+                self.app.display_warning(f"Building without the compiled parts: {error}")
 
         def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
             self._folder.cleanup()
@@ -80,4 +93,4 @@ def get_build_hook() -> type:
 
 
 if __name__ == "__main__":
-    compile_library(HERE.parent / LIBRARY)
+    compile_for_checkout()

@@ -30,6 +30,7 @@ class Reason(enum.StrEnum):
     FORMAT_UNSUPPORTED = "FormatUnsupported"
     FORMAT_DAMAGED = "FormatDamaged"
     CHECKSUM_MISMATCH = "ChecksumMismatch"
+    NO_CHECKSUM = "NoChecksum"
     DTYPE_UNSUPPORTED = "DtypeUnsupported"
     NAME_COLLISION = "NameCollision"
     INSUFFICIENT_SPACE = "InsufficientSpace"
@@ -203,11 +204,22 @@ class FormatDamaged(TonnageError):
 
 
 class ChecksumMismatch(TonnageError):
-    """A tensor's bytes did not match the hash in its header, twice in a row."""
+    """A tensor did not match the hash in its header, or an object the checksum of its source, twice in a row."""
 
     reason = Reason.CHECKSUM_MISMATCH
     exit_code = 24
     remedy = "Upload the object again: it is damaged in the store, or a proxy on the way changes its bytes."
+
+
+class NoChecksum(TonnageError):
+    """Weights without hashes of their own have no checksum at their source that the requested level needs."""
+
+    reason = Reason.NO_CHECKSUM
+    exit_code = 38
+    remedy = (
+        "Use level best (--verify best, spec.verify: Best), which compares what there is and says what it was; or "
+        "upload the objects with checksums, or a SHA256SUMS file beside them."
+    )
 
 
 class DtypeUnsupported(TonnageError):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from tonnage.contract import ComputedBuffers, FileKind, Layout, Verify
+from tonnage.contract import ComputedBuffers, FileKind, Layout, Verify, parse_checksum
 from tonnage.errors import CacheDamaged
 
 MANIFEST_VERSION = 1
@@ -32,8 +32,8 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """A source object of the entry, as it was pinned.
 
     ``place`` is the bucket, empty for HTTP; ``key`` the S3 key or the URL without query. ``verified`` is the level at
-    which this object was verified, ``strongest`` the highest level that its own hashes allow. ``tensors`` is the number
-    of its tensors in the entry.
+    which this object was verified, ``strongest`` the highest level that its own hashes allow. ``checksum`` is the
+    checksum of its source that it was verified by; empty: none. ``tensors`` is the number of its tensors in the entry.
     """
 
     place: str
@@ -46,7 +46,14 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     encrypted: bool = False
     verified: Verify = Verify.SIZE
     strongest: Verify = Verify.SHA256
+    checksum: str = ""
     tensors: Size = 0
+
+    @property
+    def checksum_words(self) -> str:
+        """The kind of its checksum, such as ``CRC64NVME`` or ``MD5 of 12 parts``; empty if there is none."""
+        checksum = parse_checksum(self.checksum)
+        return "" if checksum is None else checksum.words
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

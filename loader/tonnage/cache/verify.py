@@ -78,6 +78,7 @@ def verify_entry(
         Interrupted: ``canceled`` returned True.
     """
     started = time.monotonic()
+    level = level.reachable
     published = entry.read_published()
     if published is None:
         raise CacheDamaged(f"{entry.path} has no published files to verify.")

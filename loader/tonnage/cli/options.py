@@ -258,7 +258,7 @@ def _add_verification_options(parser: Parser) -> None:
         "--verify",
         metavar="LEVEL",
         type=argument_types.enum_choice(Verify),
-        help="crc32: every tensor during the transfer (default); sha256: if the files have hashes of it; size; none",
+        help="best: by the best checksum there is (default); crc32, sha256: fail without one; size; none",
     )
     help_text = "verify what is already in the cache with hashes that are read from the source now, not only its size"
     parser.add_option(group, "--verify-on-hit", action="store_true", help=help_text)

@@ -118,7 +118,7 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
         expected_digest=digest,
         layout=arguments.layout or Layout.SAFETENSORS,
         computed_buffers=arguments.computed_buffers or ComputedBuffers.SEPARATE,
-        verify=getattr(arguments, "verify", None) or Verify.CRC32,
+        verify=getattr(arguments, "verify", None) or Verify.BEST,
         verify_on_hit=bool(getattr(arguments, "verify_on_hit", None)),
         files=file_selection(
             arguments.include or (), arguments.exclude or (), arguments.ranks, arguments.weights or Weights.AUTO

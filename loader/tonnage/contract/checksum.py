@@ -59,6 +59,11 @@ class ObjectChecksum(NamedTuple):
     value: bytes
     parts: int = 0
 
+    @property
+    def words(self) -> str:
+        """Its kind, such as ``CRC64NVME`` or ``MD5 of 12 parts``."""
+        return self.algorithm.name + (f" of {self.parts} parts" if self.parts else "")
+
     def __str__(self) -> str:
         return f"{self.algorithm.value}:{self.value.hex()}" + (f"-{self.parts}" if self.parts else "")
 

@@ -76,6 +76,11 @@ class Verify(enum.StrEnum):
         """A number to compare levels; a higher level includes all lower ones."""
         return {"none": 0, "size": 1, "best": 2, "crc32": 2, "sha256": 3}[self.value]
 
+    @property
+    def reachable(self) -> Verify:
+        """The level that is reached if nothing lacks a checksum."""
+        return Verify.CRC32 if self is Verify.BEST else self
+
 
 class AddressingStyle(enum.StrEnum):
     """Where a URL contains the bucket's name."""
@@ -244,7 +249,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     expected_digest: str = ""
     layout: Layout = Layout.SAFETENSORS
     computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE
-    verify: Verify = Verify.CRC32
+    verify: Verify = Verify.BEST
     verify_on_hit: bool = False
     files: FileSelection = FileSelection()
     limits: Limits = Limits()

@@ -18,6 +18,9 @@ OMITTED_OBJECTS_NOTE = (
 """Replaces the list of resolved objects in a termination message."""
 
 
+VERIFIED_BY_LIMIT = 256
+"""Maximum length of ``Report.verified_by``, in characters."""
+
 # The operator records what pods report, and the API server refuses numbers and texts beyond its schema.
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
 _Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]*\Z", max_length=64)]
@@ -99,6 +102,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ``bytes`` is the size of the entry's files, ``downloaded_bytes`` the bytes that this process downloaded, and
     ``resumed_bytes`` those that an earlier one had left on disk. ``seconds`` is the wall time of the whole load.
+    ``verified`` is the lowest level of any object with weights; ``verified_by`` says how many objects were
+    verified by which kind of checksum.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -119,6 +124,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     segments: Size = 0
     retries: Size = 0
     verified: _Word = ""
+    verified_by: Annotated[str, msgspec.Meta(max_length=VERIFIED_BY_LIMIT)] = ""
     notes: tuple[str, ...] = ()
     medium: Medium | None = None
     progress: Progress | None = None

@@ -26,7 +26,7 @@ class PlanOptions(TypedDict, total=False):
             or ``tensorizer`` (the unmodified ``.tensors`` objects).
         computed_buffers: Where the safetensors layout has buffers that engines compute themselves: ``separate`` (in a
             file that engines don't list, the default) or ``in-shards``.
-        verify: ``crc32`` (the default), ``sha256``, ``size`` or ``none``.
+        verify: ``best`` (the default), ``crc32``, ``sha256``, ``size`` or ``none``.
         verify_on_hit: Verify what is already in the cache with hashes that are read from the source now.
         weights: ``auto`` (``.tensors`` files, or ``.safetensors`` files where none match; the default), ``tensorizer``
             or ``safetensors``.
@@ -85,7 +85,7 @@ def make_plan(sources: str | Sequence[str], **options: Unpack[PlanOptions]) -> P
         ),
         layout=Layout(options.get("layout", Layout.SAFETENSORS)),
         computed_buffers=ComputedBuffers(options.get("computed_buffers", ComputedBuffers.SEPARATE)),
-        verify=Verify(options.get("verify", Verify.CRC32)),
+        verify=Verify(options.get("verify", Verify.BEST)),
         verify_on_hit=options.get("verify_on_hit", False),
         files=file_selection(
             options.get("include", ()),

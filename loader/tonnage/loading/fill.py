@@ -21,8 +21,10 @@ from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, Insuffici
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import read_indexes
+from tonnage.loading.object_checks import find_object_checks
 from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint_builder import build_blueprint
+from tonnage.planning.object_checks import cut_segments
 from tonnage.source.presigned_refresh import refresh_targets
 from tonnage.source.request_target import STALL_SECONDS
 from tonnage.transfer.concurrency import choose_concurrency
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from tonnage.loading.streaming import StreamGate
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedRevision
-    from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
+    from tonnage.transfer.transfer_spec import JournalRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +95,29 @@ def fill_entry(
     reset_stream(entry, None if existing is None else existing.manifest)
     items = missing_objects(None if existing is None else existing.manifest, resolved)
     objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled, on_retry=on_retry)
+    checks = find_object_checks(
+        resolved, items, objects, level=plan.verify, deadline=deadline, canceled=canceled, on_retry=on_retry
+    )
     journal = None if earlier is None else read_journal(earlier.journal_path)
     segment_size = plan.limits.segment_size
     if journal is not None and journal.header.revision == resolved.revision:
         segment_size = journal.header.segment_size
-    blueprint = build_blueprint(
-        objects,
-        layout=plan.layout,
-        segment_size=segment_size,
-        computed_buffers=plan.computed_buffers,
-        revision=resolved.revision,
-        digest=resolved.digest,
+    blueprint = cut_segments(
+        build_blueprint(
+            objects,
+            layout=plan.layout,
+            segment_size=segment_size,
+            computed_buffers=plan.computed_buffers,
+            revision=resolved.revision,
+            digest=resolved.digest,
+        ),
+        checks,
     )
     header = resume.build_journal_header(
         blueprint,
         revision=resolved.revision,
         segment_size=segment_size,
-        identity=resume.journal_identity(items),
+        identity=resume.journal_identity(items, checks),
     )
     if journal is not None and journal.header != header:
         journal = None
@@ -127,6 +135,8 @@ def fill_entry(
             blueprint=blueprint,
             headers=headers,
             verified=outcome.verify_levels,
+            object_checks=outcome.object_checks,
+            unverified=outcome.unverified.values(),
             requested_level=plan.verify,
             created=time.time(),
             non_tensor_checksums=outcome.non_tensor_bytes.checksums(
@@ -176,6 +186,7 @@ def fill_entry(
                     credential_indexes=[item.source for item in items],
                     credentials=resolved.providers,
                     verify=plan.verify,
+                    checks=checks,
                     concurrency=choose_concurrency(plan.limits, size=blueprint.source_bytes, cores=usable_cores()),
                     environment=environment,
                     bandwidth=plan.limits.bandwidth,
@@ -222,9 +233,9 @@ def _begin(
     on_progress: Callable[[Progress], None],
     deadline: float | None,
     canceled: Callable[[], bool],
-) -> tuple[PartialDirectory, list[FetchedRange | DiscardedTensor]]:
+) -> tuple[PartialDirectory, list[JournalRecord]]:
     """Returns the directory of this load, and the records of an earlier one whose bytes are in it."""
-    records: list[FetchedRange | DiscardedTensor] = []
+    records: list[JournalRecord] = []
     if earlier is not None and journal is not None:
         earlier = take_over(entry, earlier)
         records = resume.valid_records(

@@ -8,15 +8,17 @@ import msgspec
 
 from tonnage._version import __version__
 from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorRecord, TensorTable
+from tonnage.cache.verified_by import no_checksum_note
 from tonnage.contract import Verify
 from tonnage.format.tensor_header import TensorHeader
 from tonnage.format.tensors_index import TensorsIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tonnage.format.file_index import FileIndex
     from tonnage.planning.blueprint import Blueprint
+    from tonnage.planning.object_checks import ObjectCheck
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 
@@ -27,7 +29,11 @@ def unknown_headers(blueprint: Blueprint) -> dict[tuple[int, int], TensorHeader]
 
 
 def source_record(
-    resolved: ResolvedObject, tensors_index: FileIndex | None, headers: Sequence[TensorHeader], verified: Verify
+    resolved: ResolvedObject,
+    tensors_index: FileIndex | None,
+    headers: Sequence[TensorHeader],
+    verified: Verify,
+    check: ObjectCheck | None = None,
 ) -> SourceRecord:
     """Returns the manifest's record of a loaded object.
 
@@ -36,6 +42,7 @@ def source_record(
         tensors_index: Its index; None for a companion.
         headers: The headers of its tensors.
         verified: The lowest level at which one of them was verified.
+        check: How the whole object was verified; None: it was not.
     """
     encrypted = tensors_index is not None and tensors_index.encrypted
     has_hashes = isinstance(tensors_index, TensorsIndex) and not encrypted
@@ -49,7 +56,8 @@ def source_record(
         rank=resolved.rank,
         encrypted=encrypted,
         verified=verified,
-        strongest=_strongest(headers) if has_hashes else Verify.SIZE,
+        strongest=_strongest(headers) if has_hashes else verified,
+        checksum="" if check is None else str(check.checksum),
         tensors=0 if tensors_index is None else len(tensors_index.tensors),
     )
 
@@ -70,6 +78,8 @@ def build_manifest_and_table(
     blueprint: Blueprint,
     headers: Mapping[tuple[int, int], TensorHeader],
     verified: Mapping[int, Verify],
+    object_checks: Mapping[int, ObjectCheck],
+    unverified: Collection[str] = (),
     requested_level: Verify,
     created: float,
     non_tensor_checksums: Mapping[int, tuple[int, int]],
@@ -82,6 +92,8 @@ def build_manifest_and_table(
         blueprint: The blueprint.
         headers: The header of each tensor, by (object index, tensor index).
         verified: The lowest level of each object's tensors, by object index.
+        object_checks: For each object that matches a checksum of its source, how it was verified.
+        unverified: Sentences on objects that could not be compared with their checksum.
         requested_level: The requested level. Objects without tensors reach it up to ``Verify.SIZE``.
         created: Unix time.
         non_tensor_checksums: Length and CRC-32 of the bytes of a file that belong to no tensor, by file index.
@@ -96,6 +108,7 @@ def build_manifest_and_table(
             blueprint.objects[index].tensors_index,
             headers_of.get(index, []),
             verified.get(index, at_most_size),
+            object_checks.get(index),
         )
         for index, item in enumerate(loaded)
     )
@@ -116,6 +129,7 @@ def build_manifest_and_table(
         )
         for number, file in enumerate(blueprint.files)
     )
+    lacking = no_checksum_note(sources) if requested_level.strength >= Verify.CRC32.strength else ""
     manifest = Manifest(
         revision=resolved.revision,
         digest=resolved.digest,
@@ -125,7 +139,7 @@ def build_manifest_and_table(
         created=created,
         tonnage_version=__version__,
         bytes=blueprint.file_bytes,
-        notes=tuple(blueprint.notes),
+        notes=tuple(note for note in (*blueprint.notes, *unverified, lacking) if note),
         sources=sources,
         files=files,
     )

@@ -17,13 +17,14 @@ from tonnage.cache.journal import JournalHeader
 from tonnage.contract import Progress
 from tonnage.errors import CacheDamaged, Interrupted, Timeout
 from tonnage.planning.segments import NOT_WRITTEN, SpanRole
-from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange
+from tonnage.transfer.transfer_spec import FetchedRange, JournalRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tonnage.planning.blueprint import Blueprint
+    from tonnage.planning.object_checks import ObjectCheck
     from tonnage.planning.segments import Piece, Segment
     from tonnage.source.resolve import ResolvedObject
 
@@ -33,9 +34,12 @@ READ_BYTES = 1 << 20
 MAX_THREADS = 16
 
 
-def journal_identity(items: Sequence[ResolvedObject]) -> str:
-    """Returns a digest of the objects to load, which a journal must match in addition to the revision."""
-    rows = [[item.place, item.pin.key, item.pin.etag, item.pin.version_id, item.pin.size] for item in items]
+def journal_identity(items: Sequence[ResolvedObject], checks: Mapping[int, ObjectCheck]) -> str:
+    """Returns a digest of the objects to load and of their checks, which a journal must match beside the revision."""
+    rows: list[list[str | int]] = [
+        [item.place, item.pin.key, item.pin.etag, item.pin.version_id, item.pin.size] for item in items
+    ]
+    rows += [[index, str(check.checksum), repr(check.ranges)] for index, check in sorted(checks.items())]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -50,26 +54,26 @@ def build_journal_header(blueprint: Blueprint, *, revision: str, segment_size: i
     )
 
 
-def decode_records(payloads: Sequence[bytes]) -> list[FetchedRange | DiscardedTensor]:
+def decode_records(payloads: Sequence[bytes]) -> list[JournalRecord]:
     """Returns the records of a journal before the first one that can't be decoded."""
-    records: list[FetchedRange | DiscardedTensor] = []
+    records: list[JournalRecord] = []
     for payload in payloads:
         try:
-            records.append(msgspec.msgpack.decode(payload, type=FetchedRange | DiscardedTensor))
+            records.append(msgspec.msgpack.decode(payload, type=JournalRecord))
         except msgspec.MsgspecError:
             break
     return records
 
 
 def valid_records(
-    records: Sequence[FetchedRange | DiscardedTensor],
+    records: Sequence[JournalRecord],
     blueprint: Blueprint,
     folder: Path,
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
     deadline: float | None = None,
     canceled: Callable[[], bool] = lambda: False,
-) -> list[FetchedRange | DiscardedTensor]:
+) -> list[JournalRecord]:
     """Returns the records whose bytes are on the disk. All of them are read again and compared with what was received.
 
     Args:
@@ -90,14 +94,14 @@ def valid_records(
         if (path := folder / file.path).is_file() and path.stat().st_size == file.size
     }
 
-    def is_valid(record: FetchedRange | DiscardedTensor) -> bool:
-        return isinstance(record, DiscardedTensor) or (
+    def is_valid(record: JournalRecord) -> bool:
+        return not isinstance(record, FetchedRange) or (
             _is_inside(record, blueprint)
             and present.issuperset(_written_files(blueprint.segments[record.segment], record))
             and _is_on_disk(record, blueprint, folder)
         )
 
-    kept: list[FetchedRange | DiscardedTensor] = []
+    kept: list[JournalRecord] = []
     done, total = 0, sum(_length(record) for record in records)
     with ThreadPoolExecutor(max(1, min(int(usable_cores()), MAX_THREADS))) as pool:
         for record, valid in zip(records, pool.map(is_valid, records), strict=True):
@@ -120,8 +124,8 @@ def _interruption(deadline: float | None, canceled: Callable[[], bool]) -> Inter
     return None
 
 
-def _length(record: FetchedRange | DiscardedTensor) -> int:
-    return 0 if isinstance(record, DiscardedTensor) else max(0, record.end - record.start)
+def _length(record: JournalRecord) -> int:
+    return 0 if not isinstance(record, FetchedRange) else max(0, record.end - record.start)
 
 
 def _is_inside(record: FetchedRange, blueprint: Blueprint) -> bool:

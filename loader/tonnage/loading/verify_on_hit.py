@@ -318,6 +318,7 @@ def _check_records(
         blueprint=blueprint,
         headers=headers,
         verified={},
+        object_checks={},
         requested_level=Verify.NONE,
         created=0,
         non_tensor_checksums={},

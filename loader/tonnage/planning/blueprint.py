@@ -67,6 +67,11 @@ class SourceObject:
         return isinstance(self.tensors_index, SafetensorsIndex)
 
     @property
+    def has_hashes(self) -> bool:
+        """Whether it may hold hashes of its tensors that can be compared with its bytes."""
+        return isinstance(self.tensors_index, TensorsIndex) and not self.tensors_index.encrypted
+
+    @property
     def is_vllm_serialized(self) -> bool:
         """Whether vLLM serialized it, so that it has the tensors of vLLM's own modules."""
         return self.tensors_index is not None and is_vllm_serialized(self.tensors_index.tensors)

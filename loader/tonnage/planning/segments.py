@@ -10,7 +10,10 @@ from __future__ import annotations
 import bisect
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 
 class SpanRole(enum.IntEnum):
@@ -128,6 +131,18 @@ def subtract_ranges(whole: ByteRange, taken: list[ByteRange]) -> list[ByteRange]
     if at < whole[1]:
         left.append((at, whole[1]))
     return left
+
+
+def grow_ranges(ranges: Collection[ByteRange], units: Iterable[ByteRange]) -> list[ByteRange]:
+    """Returns the ranges with the whole of all ``units`` that they overlap, joined where they overlap or touch."""
+    overlapped = [(start, end) for start, end in units if any(first < end and start < last for first, last in ranges)]
+    joined: list[ByteRange] = []
+    for start, end in sorted([*ranges, *overlapped]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def next_part_size(remaining: int, *, connections: int, max_size: int, min_size: int) -> int:

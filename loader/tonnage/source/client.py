@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 32
 MAX_ATTEMPTS = 7
 """Attempts for one request, including the first. The delays between them add up to at most half a minute."""
+OPTIONAL_ATTEMPTS = 2
 CONNECT_SECONDS = 3.0
 UNREACHABLE_SECONDS = 6.0
 """For how long a request is retried if its server is unreachable, or answers what it should not."""
@@ -54,6 +55,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         limit: Maximum size of the body in bytes; a longer body is truncated.
         exact: Whether the response must be exactly the requested range of the pinned revision.
         pinned: Whether a missing object means that its pinned revision is gone.
+        optional: Whether its answer is only of use, so that it is retried once.
+        amz_headers: Names, which begin with x-amz-, and values of headers to send. They are signed, too.
     """
 
     target: RequestTarget
@@ -64,6 +67,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = BODY_LIMIT
     exact: bool = False
     pinned: bool = False
+    optional: bool = False
+    amz_headers: tuple[tuple[str, str], ...] = ()
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +237,7 @@ class _PendingRequest:
             method="HEAD" if request.head else "GET",
             connect_seconds=CONNECT_SECONDS,
             stall_seconds=STALL_SECONDS,
+            amz_headers=request.amz_headers,
         )
         if request.start >= 0 and not request.head:
             curl.setopt(pycurl.RANGE, f"{request.start}-{request.end - 1}")
@@ -409,7 +415,8 @@ class _Batch:
             if changed:
                 self._ready.append(task)
             return changed
-        if failure.retry is not Retry.BACKOFF or task.attempts >= MAX_ATTEMPTS:
+        attempts = OPTIONAL_ATTEMPTS if task.request.optional else MAX_ATTEMPTS
+        if failure.retry is not Retry.BACKOFF or task.attempts >= attempts:
             return False
         retry_at = time.monotonic() + backoff_seconds(
             task.attempts, maximum=MAX_BACKOFF_SECONDS, retry_after=failure.retry_after

@@ -11,10 +11,12 @@ from tonnage.errors import FormatUnsupported, StoreUnsupported
 from tonnage.source.client import Request
 from tonnage.source.error_classification import RequestFailure
 from tonnage.source.responses import RANGES_REMEDY, strong_etag
+from tonnage.source.stated_checksums import etag_checksum, stated_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tonnage.contract import ObjectChecksum
     from tonnage.source.client import Client, Response
     from tonnage.source.credentials import CredentialProvider
     from tonnage.source.request_target import RequestTarget
@@ -25,7 +27,10 @@ _INCONCLUSIVE_STATUSES = {*range(300, 500), 501} - {408, 412, 416, 425, 429}
 
 
 class ObjectHead(NamedTuple):
-    """Size and validators of an object. ``etag`` is the header's value; all but ``size`` may be empty."""
+    """Size and validators of an object. ``etag`` is the header's value; all but ``size`` may be empty.
+
+    ``checksums`` are those that the server states. ``etag_checksum`` is what the ETag is, if the server is one of S3's.
+    """
 
     size: int
     etag: str
@@ -33,6 +38,8 @@ class ObjectHead(NamedTuple):
     version_id: str
     content_encoding: str = ""
     content_type: str = ""
+    checksums: tuple[ObjectChecksum, ...] = ()
+    etag_checksum: ObjectChecksum | None = None
 
     @property
     def pin_etag(self) -> str:
@@ -87,6 +94,7 @@ def head_objects(
     *,
     pinned: bool = False,
     skip_head: Sequence[bool] = (),
+    checksum_mode: bool = False,
 ) -> list[HeadResult]:
     """Requests the heads of all objects concurrently. A failed request is a result too, with the server's explanation.
 
@@ -96,10 +104,14 @@ def head_objects(
         provider: The credentials to sign with.
         pinned: Whether a missing object is a changed source.
         skip_head: For each object, whether to send GET only (a presigned GET URL does not allow HEAD).
+        checksum_mode: Whether to ask S3 for the checksums of the objects.
     """
     skip = list(skip_head) or [False] * len(targets)
     by_head = [at for at in range(len(targets)) if not skip[at]]
-    requests = [Request(target=targets[at], provider=provider, head=True, pinned=pinned) for at in by_head]
+    mode = (("x-amz-checksum-mode", "ENABLED"),) if checksum_mode else ()
+    requests = [
+        Request(target=targets[at], provider=provider, head=True, pinned=pinned, amz_headers=mode) for at in by_head
+    ]
     responses = dict(zip(by_head, client.run(requests), strict=True))
     inconclusive = [at for at in range(len(targets)) if skip[at] or _is_inconclusive(responses[at])]
     results = {at: _parse_head(each, targets[at]) for at, each in responses.items() if at not in set(inconclusive)}
@@ -166,6 +178,8 @@ def _parse_head(response: Response, target: RequestTarget) -> HeadResult:
         version_id="" if version == "null" else version,
         content_encoding=headers.get("content-encoding", ""),
         content_type=headers.get("content-type", ""),
+        checksums=stated_checksums(headers, partial=response.status == 206),
+        etag_checksum=etag_checksum(strong_etag(etag), headers),
     )
 
 

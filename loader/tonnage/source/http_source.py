@@ -12,7 +12,7 @@ from tonnage.source.aws_config import find_ca_bundle
 from tonnage.source.endpoint_urls import ascii_host, is_presigned, quote, redact_url, split_url, unquote
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.index_files import apply_indexes, read_index_files
-from tonnage.source.pinned import PinnedObject, PinnedSource
+from tonnage.source.pinned import PinnedObject, PinnedSource, pin_checksum
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
@@ -78,7 +78,16 @@ def pin_http(
     for each in selection.objects:
         check_encoding(each.key, heads[each.key])
         _check_type(each, heads[each.key])
-    pins = {key: ObjectPin(key=key, size=head.size, etag=head.pin_etag) for key, head in heads.items()}
+    known = {pin.key: pin for pin in source.objects or ()}
+    pins = {
+        key: ObjectPin(
+            key=key,
+            size=head.size,
+            etag=head.pin_etag,
+            checksum=pin_checksum(known.get(key), head.checksums, context.verify, label=key),
+        )
+        for key, head in heads.items()
+    }
     for pin in source.objects or ():
         if pin.key in heads and (heads[pin.key].size, heads[pin.key].pin_etag) != (pin.size, pin.etag):
             raise SourceChanged(f"{pin.key}: the object changed after the plan pinned it.")

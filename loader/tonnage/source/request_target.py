@@ -19,7 +19,7 @@ from tonnage.source.sigv4 import Credentials, signed_headers
 __all__ = ["Credentials", "RequestTarget", "configure_handle"]
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 USER_AGENT = f"tonnage/{__version__}"
 CONNECT_SECONDS = 10
@@ -85,6 +85,7 @@ def configure_handle(
     method: str = "GET",
     connect_seconds: float = CONNECT_SECONDS,
     stall_seconds: int = STALL_SECONDS,
+    amz_headers: Iterable[tuple[str, str]] = (),
 ) -> None:
     """Configures ``curl`` for a GET or HEAD of the whole object.
 
@@ -100,6 +101,7 @@ def configure_handle(
         method: ``GET`` or ``HEAD``.
         connect_seconds: Timeout for connecting, including TLS.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second.
+        amz_headers: Names, which begin with x-amz-, and values of headers to send, signed if the request is.
     """
     curl.reset()
     # Bytes, because pycurl accepts only ASCII strings, and an ETag may have other characters.
@@ -110,17 +112,17 @@ def configure_handle(
     headers = ["Accept-Encoding: identity"]
     if target.precondition_header:
         headers.append(target.precondition_header)
-    amz_headers = {"x-amz-request-payer": "requester"} if target.requester_pays else {}
+    sent = dict(amz_headers) | ({"x-amz-request-payer": "requester"} if target.requester_pays else {})
     if target.region and credentials is not None:
-        amz_headers = signed_headers(
-            method, target.url, region=target.region, credentials=credentials, headers=amz_headers, now=time.time()
+        sent = signed_headers(
+            method, target.url, region=target.region, credentials=credentials, headers=sent, now=time.time()
         )
     else:
         curl.setopt(pycurl.FOLLOWLOCATION, 1)
         curl.setopt(pycurl.MAXREDIRS, MAX_REDIRECTS)
         if not target.inner_redirects:
             curl.setopt(pycurl.PREREQFUNCTION, _RedirectGuard())
-    headers += [f"{name}: {value}" for name, value in amz_headers.items()]
+    headers += [f"{name}: {value}" for name, value in sent.items()]
     secure_only = target.url[:6].lower() == "https:"
     curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     curl.setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTPS | (0 if secure_only else pycurl.PROTO_HTTP))

@@ -100,7 +100,7 @@ def resolve(
     ):
         for source in plan.sources:
             provider = _shared_provider(providers, source, botocore)
-            context = RequestContext(client, provider, environment, botocore)
+            context = RequestContext(client, provider, environment, botocore, plan.verify)
             only_source = len(plan.sources) == 1
             if isinstance(source, S3Source):
                 pinned.append(pin_s3(source, plan.files, context, need_tensors=only_source))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from tonnage.source.request_target import RequestTarget
 
+_LISTS = frozenset({"x-goog-hash", "repr-digest", "digest"})
+"""Fields that may be divided into several lines, which are joined. Of others, the last line counts."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
@@ -34,7 +36,8 @@ def parse_headers(lines: list[bytes]) -> tuple[int, dict[str, str]]:
             headers = {}
         elif line:
             name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in _LISTS and name in headers else value
     return status, headers
 
 

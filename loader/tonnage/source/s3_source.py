@@ -26,7 +26,7 @@ from tonnage.source.error_classification import RequestFailure
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.index_files import apply_indexes, check_shards, read_index_files
 from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page, list_query, parse_page
-from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
+from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext, pin_checksum
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
@@ -255,7 +255,13 @@ class _Pinning(NamedTuple):
             notes.append(denied)
         found = {}
         for each, head in zip(objects, heads, strict=True):
-            pin = ObjectPin(key=each.key, size=head.size, etag=head.pin_etag, version_id=head.version_id)
+            pin = ObjectPin(
+                key=each.key,
+                size=head.size,
+                etag=head.pin_etag,
+                version_id=head.version_id,
+                checksum=self._checksum(None, head, label=self._label(each.key)),
+            )
             found[each.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
@@ -287,11 +293,16 @@ class _Pinning(NamedTuple):
             if (head.size, head.pin_etag) != (pin.size, pin.etag):
                 raise SourceChanged(f"{self._label(pin.key)}: the object changed after the plan pinned it.")
             check_encoding(self._label(pin.key), head)
-            found[pin.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
+            checked = structs.replace(pin, checksum=self._checksum(pin, head, label=self._label(pin.key)))
+            found[pin.key] = (checked, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
+    def _checksum(self, pin: ObjectPin | None, head: ObjectHead, *, label: str) -> str:
+        stated = [*head.checksums, *([head.etag_checksum] if head.etag_checksum is not None else [])]
+        return pin_checksum(pin, stated, self.context.verify, label=label)
+
     def _heads(self, targets: Sequence[RequestTarget], *, pinned: bool = False) -> list[ObjectHead]:
-        results = head_objects(self.context.client, targets, self.context.provider, pinned=pinned)
+        results = head_objects(self.context.client, targets, self.context.provider, pinned=pinned, checksum_mode=True)
         for target, result in zip(targets, results, strict=True):
             if isinstance(result, RequestFailure):
                 self._raise_if_elsewhere(result)

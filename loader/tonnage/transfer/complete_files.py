@@ -1,4 +1,4 @@
-"""Tracks which output files are complete: all their bytes are on disk, and all their tensors are verified. Pure."""
+"""Tracks which output files are complete: all their bytes are on disk, tensors and objects are verified. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class CompleteFiles:
 
     Args:
         blueprint: Files, segments and placements.
+        checked: The objects that are verified as a whole.
     """
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    def __init__(self, blueprint: Blueprint, checked: Collection[int] = ()) -> None:
         self._bytes_left = {segment.index: segment.size for segment in blueprint.segments}
         self._files_of_segment = {
             segment.index: frozenset(
@@ -42,6 +43,13 @@ class CompleteFiles:
         self._tensors_left: list[set[tuple[int, int]]] = [set() for _ in blueprint.files]
         for tensor, file in self._file_of_tensor.items():
             self._tensors_left[file].add(tensor)
+        self._objects_left: list[set[int]] = [
+            {file.object_index} & set(checked) if file.object_index is not None else set() for file in blueprint.files
+        ]
+        for segment in blueprint.segments:
+            if segment.object_index in checked:
+                for file_index in self._files_of_segment[segment.index]:
+                    self._objects_left[file_index].add(segment.object_index)
         self._new: list[int] = []
         self._reported: set[int] = set()
         for segment, size in self._bytes_left.items():
@@ -76,6 +84,13 @@ class CompleteFiles:
         if file is not None:
             self._tensors_left[file].add(key)
 
+    def add_object(self, index: int) -> None:
+        """Adds an object that is verified as a whole."""
+        for file, objects in enumerate(self._objects_left):
+            if index in objects:
+                objects.discard(index)
+                self._check(file)
+
     def take(self) -> Collection[int]:
         """Returns the files that are complete, each once."""
         new, self._new = self._new, []
@@ -87,6 +102,7 @@ class CompleteFiles:
             self._check(file)
 
     def _check(self, file: int) -> None:
-        if not self._segments_left[file] and not self._tensors_left[file] and file not in self._reported:
+        left = self._segments_left[file] or self._tensors_left[file] or self._objects_left[file]
+        if not left and file not in self._reported:
             self._reported.add(file)
             self._new.append(file)

@@ -49,6 +49,7 @@ class Connection:
         "_buffered_bytes",
         "_checksum",
         "_crc32",
+        "_crc_function",
         "_descriptors",
         "_file",
         "_files",
@@ -63,6 +64,7 @@ class Connection:
         "at",
         "captured",
         "checksums",
+        "crc",
         "curl",
         "error_body",
         "failure",
@@ -93,6 +95,7 @@ class Connection:
         credentials: Credentials | None,
         *,
         stall_seconds: int,
+        crc: Callable[[bytes, int], int] | None = None,
     ) -> None:
         """Prepares the handle for a part. The caller adds it to its multi handle.
 
@@ -101,6 +104,7 @@ class Connection:
             target: Its object.
             credentials: The credentials to sign with; None leaves the request unsigned.
             stall_seconds: How long the transfer may stay below ``STALL_BYTES`` a second before it is aborted.
+            crc: ``(data, value) -> value`` of a CRC to compute over all bytes, in addition to CRC-32.
         """
         self.fetch = fetch
         self.target = target
@@ -111,6 +115,8 @@ class Connection:
         self.error_body = bytearray()
         self.checksums: list[int] = []
         self.captured: list[bytes] = []
+        self.crc = 0
+        self._crc_function = crc
         self._descriptors = {number: self._files(number) for number in {piece[3] for piece in fetch.pieces}}
         self._file = -1
         self._piece = -1
@@ -196,6 +202,8 @@ class Connection:
         end = self.at + len(data)
         if self._is_data and end <= self._piece_end:
             self._checksum = self._crc32(data, self._checksum)
+            if self._crc_function is not None:
+                self.crc = self._crc_function(data, self.crc)
             self._vectors.append(data)
             self._buffered_bytes += len(data)
             self.at = end
@@ -205,13 +213,16 @@ class Connection:
                 self._close_piece()
                 self._next_piece()
             return _ABORT if self.write_error else None
-        return self._on_mixed(memoryview(data))
+        return self._on_mixed(data)
 
-    def _on_mixed(self, data: memoryview) -> int | None:
+    def _on_mixed(self, received: bytes) -> int | None:
         """Handles bytes that are not all tensor data of the current piece."""
-        if self.at + len(data) > self.fetch.end:
+        if self.at + len(received) > self.fetch.end:
             self.failure = self._range_failure("was too long")
             return _ABORT
+        if self._crc_function is not None:
+            self.crc = self._crc_function(received, self.crc)
+        data = memoryview(received)
         while data:
             chunk = data[: self._piece_end - self.at]
             _, role, target, _ = self.fetch.pieces[self._piece]

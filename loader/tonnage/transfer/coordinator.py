@@ -8,8 +8,9 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from tonnage.cache.cgroups import memory_limit
+from tonnage.cache.cgroups import memory_limit, usable_cores
 from tonnage.errors import (
+    CacheDamaged,
     CacheNotWritable,
     InsufficientSpace,
     InternalError,
@@ -25,6 +26,7 @@ from tonnage.source.error_classification import Retry
 from tonnage.transfer.bandwidth import BandwidthLimiter
 from tonnage.transfer.concurrency import INITIAL_CONNECTIONS, MIN_PART_SIZE, PART_SECONDS, ConnectionTuner
 from tonnage.transfer.credential_state import CredentialState
+from tonnage.transfer.hash_pool import HashPool
 from tonnage.transfer.part_queue import Part, PartQueue
 from tonnage.transfer.progress_meter import ProgressMeter
 from tonnage.transfer.protocol import (
@@ -33,10 +35,11 @@ from tonnage.transfer.protocol import (
     FetchSucceeded,
     Hashed,
     Received,
+    Result,
     SetConnections,
     WriteFailed,
 )
-from tonnage.transfer.transfer_spec import DiscardedTensor, FetchedRange, TransferResult, TransferSpec
+from tonnage.transfer.transfer_spec import DiscardedRange, DiscardedTensor, FetchedRange, TransferResult, TransferSpec
 from tonnage.transfer.verification import Verification
 from tonnage.transfer.worker_pool import PoolWorker, WorkerExit, WorkerPool
 
@@ -52,6 +55,7 @@ MAX_ATTEMPTS = 8
 """Consecutive failures of a part without a byte of progress that are retried: about 40 seconds of backoff."""
 MAX_BACKOFF_SECONDS = 15.0
 MAX_RESPAWNS = 3
+MAX_HASH_THREADS = 16
 MAX_REFRESHES = 2
 """Consecutive denials of a part that are retried with refreshed credentials."""
 CREDENTIAL_CHECK_SECONDS = 20.0
@@ -91,24 +95,30 @@ class _Transfer:
         self._tuner = ConnectionTuner(initial=maximum if concurrency.fixed else INITIAL_CONNECTIONS, maximum=maximum)
         self._bandwidth_limiter = BandwidthLimiter(spec.bandwidth, now=time.monotonic())
         self._meter = ProgressMeter(total=spec.blueprint.source_bytes, resumed=self._result.resumed)
+        self._hash_pool = HashPool(spec.paths, threads=max(1, min(int(usable_cores()), MAX_HASH_THREADS)))
 
     # -- loop
 
     def run(self) -> TransferResult:
-        self._announce_files()
-        if self._has_work:
-            pool = WorkerPool(
-                setup=self._credential_state.setup(),
-                pass_fds=self._spec.pass_fds,
-                environment=self._spec.environment,
-            )
-            try:
-                self._start_workers(pool)
-                self._loop(pool)
-            finally:
-                pool.close()
-        self._verification.check_complete()
-        self._result.headers = self._verification.headers
+        try:
+            self._verification.objects.start()
+            self._check_objects()
+            self._announce_files()
+            if self._has_work:
+                pool = WorkerPool(
+                    setup=self._credential_state.setup(),
+                    pass_fds=self._spec.pass_fds,
+                    environment=self._spec.environment,
+                    wakeup_fd=self._hash_pool.wakeup_fd,
+                )
+                try:
+                    self._start_workers(pool)
+                    self._loop(pool)
+                finally:
+                    pool.close()
+        finally:
+            self._hash_pool.close()
+        self._verification.finish()
         return self._result
 
     def _start_workers(self, pool: WorkerPool) -> None:
@@ -121,7 +131,7 @@ class _Transfer:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._queue.remaining or self._verification.pending_hashes)
+        return bool(self._queue.remaining or self._verification.pending_hashes or self._hash_pool.outstanding)
 
     def _loop(self, pool: WorkerPool) -> None:
         checked = time.monotonic()
@@ -129,6 +139,7 @@ class _Transfer:
         while self._has_work or any(member.parts or member.hashes for member in pool.workers.values()):
             for worker, message in pool.poll(self._timeout()):
                 self._handle(pool, worker, message)
+            self._check_objects()
             self._announce_files()
             now = time.monotonic()
             self._check_time(now)
@@ -241,10 +252,10 @@ class _Transfer:
             case FetchSucceeded():
                 part = worker.parts.pop(message.id)
                 del self._sent_generation[message.id]
-                self._record_range(part, message.end, message.checksums, message.captured)
+                self._record_range(part, message)
             case FetchFailed():
                 part = worker.parts.pop(message.id)
-                self._record_range(part, message.end, message.checksums, message.captured)
+                self._record_range(part, message)
                 self._retry(pool, part, message)
             case WriteFailed(request, error):
                 part = worker.parts.pop(request)
@@ -258,10 +269,10 @@ class _Transfer:
             case _:
                 raise InternalError(f"A worker sent an unexpected message, {type(message).__name__}.")
 
-    def _record_range(self, part: Part, end: int, checksums: list[int], captured: list[bytes]) -> None:
-        if end <= part.start:
+    def _record_range(self, part: Part, received: Result) -> None:
+        if received.end <= part.start:
             return
-        done = FetchedRange(part.segment, part.start, end, checksums, captured)
+        done = FetchedRange(part.segment, part.start, received.end, received.checksums, received.captured, received.crc)
         self._spec.on_record(done)
         for corrupt in self._verification.add(done):
             self._refetch(corrupt)
@@ -274,6 +285,31 @@ class _Transfer:
         self._meter.add_refetched(corrupt.range[1] - corrupt.range[0])
         for start, end in _split(corrupt.range, self._spec.concurrency.part_size):
             self._queue.requeue(Part(segment, start, end, fresh_connection=True), not_before=0.0)
+
+    def _check_objects(self) -> None:
+        """Has checksums of objects computed, and refetches what doesn't match them."""
+        objects = self._verification.objects
+        self._hash_pool.drain_wakeups()
+        for job, complete in self._hash_pool.finished():
+            if not complete:
+                label = self._spec.blueprint.objects[job.key[0]].label
+                raise CacheDamaged(f"The file of {label} can't be read, or was truncated during the load.")
+            objects.hashed(job)
+        while objects.jobs:
+            self._hash_pool.submit(objects.jobs.pop())
+        corrupt_objects = objects.settle()
+        for index in objects.take_settled():
+            self._verification.complete_files.add_object(index)
+        for corrupt in corrupt_objects:
+            self._result.retries += 1
+            for start, end in self._verification.grow(corrupt):
+                self._spec.on_record(DiscardedRange(corrupt.object, start, end))
+                self._verification.discard(corrupt.object, start, end)
+                self._meter.add_refetched(end - start)
+                for segment, hole in self._verification.within_segments(corrupt.object, start, end):
+                    self._verification.complete_files.remove_bytes(segment, hole[1] - hole[0])
+                    for first, last in _split(hole, self._spec.concurrency.part_size):
+                        self._queue.requeue(Part(segment, first, last, fresh_connection=True), not_before=0.0)
 
     # -- failures
 

@@ -28,6 +28,8 @@ class CredentialState:
         self._spec = spec
         self._credentials = [source.current() for source in spec.credentials]
         self._targets = list(spec.targets)
+        wanted = {index: check.received_crc for index, check in spec.checks.items()}
+        self._crcs = [crc.value if (crc := wanted.get(index)) else "" for index in range(len(spec.targets))]
         self.generation = 0
 
     def setup(self) -> Setup:
@@ -39,6 +41,7 @@ class CredentialState:
             list(self._spec.paths),
             self._spec.stall_seconds,
             self._spec.huge_pages,
+            self._crcs,
         )
 
     def refresh_expiring(self, pool: WorkerPool) -> None:

@@ -35,6 +35,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
         files: Absolute paths of the output files, which exist.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted.
         huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
+        crcs: For each object, the CRC to compute of what is received in addition to CRC-32; empty: none.
     """
 
     targets: list[RequestTarget]
@@ -43,6 +44,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
     files: list[str]
     stall_seconds: int
     huge_pages: bool = False
+    crcs: list[str] = []
 
 
 class Fetch(_Message, frozen=True, array_like=True, tag=True):
@@ -94,13 +96,15 @@ class Result(_Message, frozen=True, array_like=True):
     """The result of a fetch: all bytes before ``end`` are in the file.
 
     ``checksums`` and ``captured`` are those of the first pieces of the request; the last of them may be incomplete.
-    CRC-32 for DATA and OPAQUE (otherwise 0), bytes for HEADER and TAIL (otherwise empty).
+    CRC-32 for DATA and OPAQUE (otherwise 0), bytes for HEADER and TAIL (otherwise empty). ``crc`` is the object's CRC
+    of ``Setup.crcs`` over all bytes before ``end``.
     """
 
     id: int
     end: int
     checksums: list[int]
     captured: list[bytes]
+    crc: int
 
 
 class FetchSucceeded(Result, frozen=True, array_like=True, tag=True):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tonnage.contract import Progress, Verify
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.planning.blueprint import Blueprint
+    from tonnage.planning.object_checks import ObjectCheck
     from tonnage.source.credentials import CredentialProvider
     from tonnage.source.request_target import RequestTarget
     from tonnage.transfer.concurrency import Concurrency
@@ -25,7 +26,8 @@ class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
     """Journal record: the range ``[start, end)`` of a segment is on disk. The tag is part of the format.
 
     ``checksums`` and ``captured`` are those of the range's pieces, in order: CRC-32 of data and of opaque bytes
-    (otherwise 0), bytes of headers and of what follows the last tensor (otherwise empty).
+    (otherwise 0), bytes of headers and of what follows the last tensor (otherwise empty). ``crc`` is the CRC by which
+    the object is verified, of the whole range; 0 if there is none other than CRC-32.
     """
 
     segment: int
@@ -33,6 +35,7 @@ class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
     end: int
     checksums: list[int]
     captured: list[bytes]
+    crc: int = 0
 
 
 class DiscardedTensor(msgspec.Struct, frozen=True, array_like=True, tag="Undone"):
@@ -40,6 +43,18 @@ class DiscardedTensor(msgspec.Struct, frozen=True, array_like=True, tag="Undone"
 
     object: int
     tensor: int
+
+
+class DiscardedRange(msgspec.Struct, frozen=True, array_like=True, tag="Discarded"):
+    """Journal record: a range of an object did not match a checksum of the object. The tag is part of the format."""
+
+    object: int
+    start: int
+    end: int
+
+
+JournalRecord = FetchedRange | DiscardedTensor | DiscardedRange
+"""A record of a transfer's journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,7 @@ class TransferSpec:
         targets: How to request each of the blueprint's objects.
         credential_indexes: For each object, the index of its credentials.
         environment: Variables, of which workers get those without secrets.
+        checks: How objects are verified that have a checksum at their source, by object.
         refresh_targets: Returns the current targets; called when the store denies a request.
         bandwidth: Limit for the whole load, in bytes per second; 0: no limit.
         deadline: Value of ``time.monotonic()`` by which the transfer must have ended; None: no limit.
@@ -71,14 +87,15 @@ class TransferSpec:
     verify: Verify
     concurrency: Concurrency
     environment: Mapping[str, str]
+    checks: Mapping[int, ObjectCheck] = field(default_factory=dict)
     refresh_targets: Callable[[], Sequence[RequestTarget]] | None = None
     bandwidth: int = 0
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS
     huge_pages: bool = False
-    journal_records: Sequence[FetchedRange | DiscardedTensor] = ()
+    journal_records: Sequence[JournalRecord] = ()
     pass_fds: Sequence[int] = ()
-    on_record: Callable[[FetchedRange | DiscardedTensor], None] = lambda _: None
+    on_record: Callable[[JournalRecord], None] = lambda _: None
     on_file: Callable[[int], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     canceled: Callable[[], bool] = lambda: False
@@ -95,6 +112,8 @@ class TransferResult:
         connections: Total connections of all workers at the end.
         headers: The header of each tensor by (object, tensor).
         verify_levels: For each object, the weakest level at which one of its tensors was verified.
+        object_checks: For each object that matches a checksum of its source, how it was verified.
+        unverified: For each object that could not be compared with its checksum, a sentence on it.
         non_tensor_bytes: Checksums of the received bytes that belong to no tensor.
     """
 
@@ -104,4 +123,6 @@ class TransferResult:
     connections: int = 0
     headers: dict[tuple[int, int], TensorHeader] = field(default_factory=dict)
     verify_levels: dict[int, Verify] = field(default_factory=dict)
+    object_checks: dict[int, ObjectCheck] = field(default_factory=dict)
+    unverified: dict[int, str] = field(default_factory=dict)
     non_tensor_bytes: NonTensorBytes = field(default_factory=NonTensorBytes)

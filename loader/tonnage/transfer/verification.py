@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple, assert_never
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, InternalError
 from tonnage.format.tensors_index import TensorsIndex
-from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, SpanRole, subtract_ranges
+from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, SpanRole, grow_ranges, subtract_ranges
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor, mismatch_error
 from tonnage.transfer.complete_files import CompleteFiles
+from tonnage.transfer.object_verification import CorruptObject, ObjectVerification
 from tonnage.transfer.protocol import Hash
-from tonnage.transfer.transfer_spec import DiscardedTensor
+from tonnage.transfer.transfer_spec import DiscardedRange, DiscardedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage.format.tensor_header import TensorHeader
     from tonnage.format.tensors_index import TensorEntry
     from tonnage.planning.segments import ByteRange, Piece
     from tonnage.transfer.transfer_spec import FetchedRange, TransferResult, TransferSpec
@@ -42,6 +42,7 @@ class Verification:
     Attributes:
         tensors: Number of tensors.
         verified: Number of tensors verified so far.
+        objects: The objects that are verified by a checksum of their source.
         pending_hashes: Tensors waiting to be hashed by a worker; the coordinator removes those that it assigns.
         complete_files: The output files that are complete.
     """
@@ -55,19 +56,15 @@ class Verification:
             spec.blueprint.objects, check_crc32=spec.verify.strength >= Verify.CRC32.strength
         )
         self._placement = {(place.object_index, place.tensor_index): place for place in spec.blueprint.placements}
+        self.objects = ObjectVerification(spec.blueprint, spec.checks)
         self._refetched: set[tuple[int, int]] = set()
         self._hashes = 0
         self.tensors = len(self._placement)
         self.verified = 0
         self.pending_hashes: list[HashTask] = []
-        self.complete_files = CompleteFiles(spec.blueprint)
+        self.complete_files = CompleteFiles(spec.blueprint, self.objects.checked)
         for outcome in self._tracker.add_empty():
             self._record_verified(outcome)
-
-    @property
-    def headers(self) -> dict[tuple[int, int], TensorHeader]:
-        """The headers of the tensors that match them, by (object, tensor)."""
-        return self._tracker.headers
 
     def replay(self) -> dict[int, list[ByteRange]]:
         """Replays the journal of an earlier load; returns the ranges that need not be fetched, by segment."""
@@ -75,6 +72,10 @@ class Verification:
         for record in self._spec.journal_records:
             if isinstance(record, DiscardedTensor):
                 self._discard(done, record.object, record.tensor)
+                continue
+            if isinstance(record, DiscardedRange):
+                self.discard(record.object, record.start, record.end)
+                self._punch(done, record.object, record.start, record.end)
                 continue
             done.setdefault(record.segment, []).append((record.start, record.end))
             for corrupt in self._add(record):
@@ -95,6 +96,11 @@ class Verification:
         segment = self._segments[done.segment]
         pieces = segment.pieces(done.start, done.end)
         self._add_non_tensor_bytes(segment.object_index, pieces, done)
+        crc32s = [
+            zlib.crc32(content) if piece.role in {SpanRole.HEADER, SpanRole.TAIL} else checksum
+            for piece, checksum, content in zip(pieces, done.checksums, done.captured, strict=False)
+        ]
+        self.objects.add(segment.object_index, done.start, done.end, crc=done.crc, pieces=pieces, crc32s=crc32s)
         corrupt: list[CorruptTensor] = []
         for outcome in self._tracker.add(segment.object_index, pieces, done.checksums, done.captured):
             if isinstance(outcome, CorruptTensor):
@@ -137,15 +143,54 @@ class Verification:
         self.complete_files.remove_bytes(segment, corrupt.range[1] - corrupt.range[0])
         return segment
 
-    def check_complete(self) -> None:
-        """Checks that all tensors have been verified.
+    def grow(self, corrupt: CorruptObject) -> list[ByteRange]:
+        """Returns what to fetch again of a corrupt object: its ranges, and the whole of tensors and parts in them."""
+        units = self.objects.received_ranges(corrupt.object)
+        source = self._spec.blueprint.objects[corrupt.object]
+        if source.tensors_index is not None:
+            units = [(entry.header_offset, entry.data_end) for entry in source.tensors_index.tensors]
+        return grow_ranges(corrupt.ranges, units)
+
+    def discard(self, index: int, start: int, end: int) -> None:
+        """Forgets a range of an object and its tensors, so that it can be refetched."""
+        self.objects.discard(index, start, end)
+        self._result.non_tensor_bytes.discard(index, start, end)
+        source = self._spec.blueprint.objects[index]
+        for number, entry in enumerate(source.tensors_index.tensors if source.tensors_index is not None else ()):
+            if max(start, entry.header_offset) < min(end, entry.data_end):
+                self.verified -= (index, number) in self._tracker.headers
+                self._tracker.discard(index, number)
+                self.complete_files.remove_tensor((index, number))
+
+    def within_segments(self, index: int, start: int, end: int) -> list[tuple[int, ByteRange]]:
+        """Returns the parts of an object's range by segment."""
+        return [
+            (segment.index, (max(segment.start, start), min(segment.end, end)))
+            for segment in self._segments
+            if segment.object_index == index and segment.start < end and start < segment.end
+        ]
+
+    def finish(self) -> None:
+        """Writes headers, and what was verified by checksums of objects, to the result.
 
         Raises:
-            InternalError: A tensor has not been verified.
+            InternalError: A tensor or an object has not been verified.
         """
         missing = self.tensors - len(self._tracker.headers)
         if missing:
             raise InternalError(f"{missing} tensors were never verified.")
+        if self.objects.unsettled:
+            raise InternalError(f"{self.objects.unsettled[0]} was never compared with its checksum.")
+        self._result.headers = self._tracker.headers
+        self._result.object_checks = self.objects.verified
+        self._result.unverified = self.objects.unverified
+        for index, check in self.objects.verified.items():
+            self._result.verify_levels[index] = check.level
+
+    def _punch(self, done: dict[int, list[ByteRange]], index: int, start: int, end: int) -> None:
+        """Removes a range of an object from those that need not be fetched."""
+        for segment, hole in self.within_segments(index, start, end):
+            done[segment] = [left for kept in done.get(segment, []) for left in subtract_ranges(kept, [hole])]
 
     def _add_non_tensor_bytes(self, index: int, pieces: Sequence[Piece], done: FetchedRange) -> None:
         for piece, checksum, content in zip(pieces, done.checksums, done.captured, strict=False):
@@ -195,8 +240,7 @@ class Verification:
         self.complete_files.remove_tensor((index, tensor))
         hole = self._range(index, tensor)
         self._result.non_tensor_bytes.discard(index, *hole)
-        segment = self._segment_at(index, hole[0])
-        done[segment] = [left for kept in done.get(segment, []) for left in subtract_ranges(kept, [hole])]
+        self._punch(done, index, *hole)
 
     def _range(self, index: int, tensor: int) -> ByteRange:
         entry = self._entry(index, tensor)

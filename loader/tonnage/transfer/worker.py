@@ -35,6 +35,8 @@ from tonnage.transfer.protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from tonnage.source.request_target import Credentials, RequestTarget
     from tonnage.transfer.huge_pages import HugePageAllocator
     from tonnage.transfer.sha256_worker import Sha256Worker
@@ -71,6 +73,7 @@ class Worker:
         self._credential_indexes: list[int] = []
         self._credentials: list[Credentials | None] = []
         self._paths: list[str] = []
+        self._crcs: list[Callable[[bytes, int], int] | None] = []
         self._descriptors: dict[int, int] = {}
         self._reported = time.monotonic()
         self._sha256_worker: Sha256Worker | None = None
@@ -131,9 +134,10 @@ class Worker:
 
                     self._sha256_worker = Sha256Worker(self._descriptor)
                 self._sha256_worker.submit(message)
-            case Setup(targets, sources, credentials, files, stall_seconds, huge_pages):
+            case Setup(targets, sources, credentials, files, stall_seconds, huge_pages, crcs):
                 self._targets, self._credential_indexes, self._credentials = targets, sources, credentials
                 self._paths, self._stall_seconds = files, stall_seconds
+                self._crcs = _crc_functions(crcs)
                 if huge_pages:
                     from tonnage.transfer.huge_pages import HugePageAllocator
 
@@ -160,6 +164,7 @@ class Worker:
                     self._targets[fetch.target],
                     credentials,
                     stall_seconds=self._stall_seconds,
+                    crc=self._crcs[fetch.target] if self._crcs else None,
                 )
             except OSError as error:
                 self._idle.append(connection)
@@ -185,15 +190,9 @@ class Worker:
         if connection.write_error:
             self._send(WriteFailed(connection.fetch.id, connection.write_error))
         elif failure is None:
-            self._send(
-                FetchSucceeded(connection.fetch.id, connection.written_end, connection.checksums, connection.captured)
-            )
+            self._send(FetchSucceeded(*_received(connection)))
         else:
-            self._send(
-                FetchFailed(
-                    connection.fetch.id, connection.written_end, connection.checksums, connection.captured, failure
-                )
-            )
+            self._send(FetchFailed(*_received(connection), failure))
         self._report(connection)
         self._idle.append(connection)
 
@@ -222,3 +221,19 @@ class Worker:
                 self._outgoing.clear()
                 return
             del self._outgoing[:sent]
+
+
+def _received(connection: Connection) -> tuple[int, int, list[int], list[bytes], int]:
+    """Returns the fields of a ``Result``."""
+    checksums, captured = connection.checksums, connection.captured
+    return connection.fetch.id, connection.written_end, checksums, captured, connection.crc
+
+
+def _crc_functions(names: Sequence[str]) -> list[Callable[[bytes, int], int] | None]:
+    """Returns what computes each of the CRCs; an empty list if there is none, as nothing need be imported then."""
+    if not any(names):
+        return []
+    from tonnage.contract import ChecksumAlgorithm
+    from tonnage.format.checksums import crc_function
+
+    return [crc_function(ChecksumAlgorithm(name)) if name else None for name in names]

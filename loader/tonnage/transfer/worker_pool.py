@@ -41,13 +41,17 @@ class WorkerPool:
         setup: First message to each worker.
         pass_fds: File descriptors that workers inherit.
         environment: Variables, of which workers get those without secrets.
+        wakeup_fd: A file descriptor that ends a ``poll`` when it becomes readable.
     """
 
-    def __init__(self, *, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str], wakeup_fd: int
+    ) -> None:
         self._setup = setup
         self._pass_fds = pass_fds
         self._environment = environment
         self._selector = selectors.DefaultSelector()
+        self._selector.register(wakeup_fd, selectors.EVENT_READ)
         self.workers: dict[int, PoolWorker] = {}
 
     def start(self, number: int) -> None:
@@ -69,7 +73,9 @@ class WorkerPool:
     def poll(self, timeout: float) -> Iterator[tuple[PoolWorker, object]]:
         """Waits up to ``timeout`` seconds; yields (worker, message), where a message may be a ``WorkerExit``."""
         for key, _ in self._selector.select(timeout):
-            worker: PoolWorker = key.data
+            worker: PoolWorker | None = key.data
+            if worker is None:
+                continue
             try:
                 for message in worker.process.receive():
                     yield worker, message

@@ -129,6 +129,7 @@ class RevisionSpec(ApiModel):
 class Verify(enum.StrEnum):
     """Level at which the bytes are verified."""
 
+    BEST = "Best"
     CRC32 = "CRC32"
     SHA256 = "SHA256"
     SIZE = "Size"
@@ -369,9 +370,9 @@ class ModelWeightsSpec(ApiModel):
     files: FilesSpec = Field(default=FilesSpec(), description="Which objects of the source are used, and how.")
     revision: RevisionSpec = Field(default=RevisionSpec(), description="Which revision of the source is used.")
     verify: Verify = Field(
-        default=Verify.CRC32,
-        description="How bytes are verified during a load: CRC32 or SHA256 against the hashes in the files, Size, or "
-        "None.",
+        default=Verify.BEST,
+        description="How bytes are verified during a load: Best, by the best checksum that the files or their store "
+        "have; CRC32, which refuses safetensors files without any checksum; SHA256 likewise; Size, or None.",
     )
     verify_on_hit: bool = Field(
         default=False,

@@ -37,6 +37,7 @@ _STYLES: Final = {
     sources.AddressingStyle.VIRTUAL: contract.AddressingStyle.VIRTUAL,
 }
 _VERIFY: Final = {
+    api.Verify.BEST: contract.Verify.BEST,
     api.Verify.CRC32: contract.Verify.CRC32,
     api.Verify.SHA256: contract.Verify.SHA256,
     api.Verify.SIZE: contract.Verify.SIZE,
