@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Verify, parse_checksum
+from tonnage.contract.report import VERIFIED_BY_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 def verified_by(sources: Sequence[SourceRecord]) -> str:
     """Returns by what objects were verified, and how many by each: ``CRC64NVME: 30 objects, size only: 1 object``."""
     counts = Counter(means_of(source) for source in sources)
-    return ", ".join(
+    parts = (
         f"{means}: {count} {'object' if count == 1 else 'objects'}"
         for means, count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
     )
+    return ", ".join(parts)[:VERIFIED_BY_LIMIT]
 
 
 def no_checksum_note(sources: Sequence[SourceRecord]) -> str:
@@ -28,7 +30,10 @@ def no_checksum_note(sources: Sequence[SourceRecord]) -> str:
     if not lacking:
         return ""
     others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-    return f"NoChecksum: {lacking[0]}{others}: there is no checksum to compare with, only size and revision were."
+    return (
+        f"NoChecksum: {lacking[0]}{others}: verified by size and revision only, as the source has no checksum to "
+        "compare with. From now on, `tonnage verify` compares the bytes with the CRC-32 of what was received."
+    )
 
 
 def means_of(source: SourceRecord) -> str:

@@ -17,6 +17,7 @@ from tonnage.cache.medium import BY_ADVICE, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
 from tonnage.cache.reservation import reserve
 from tonnage.cache.stream import forget_failure, reset_stream
+from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
@@ -27,6 +28,7 @@ from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.object_checks import cut_segments
 from tonnage.source.presigned_refresh import refresh_targets
 from tonnage.source.request_target import STALL_SECONDS
+from tonnage.source.resolve import no_checksum
 from tonnage.transfer.concurrency import choose_concurrency
 from tonnage.transfer.coordinator import transfer
 from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from tonnage.contract import Plan, Progress
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.loading.streaming import StreamGate
-    from tonnage.planning.blueprint import Blueprint
+    from tonnage.planning.blueprint import Blueprint, SourceObject
     from tonnage.source.resolve import ResolvedRevision
     from tonnage.transfer.transfer_spec import JournalRecord
 
@@ -201,6 +203,7 @@ def fill_entry(
                     canceled=is_canceled,
                 )
             )
+        _require_level(plan.verify, outcome, objects)
         manifest, table = build_manifest(outcome.headers, outcome)
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
@@ -251,6 +254,19 @@ def _begin(
     if earlier is not None:
         remove_tree(earlier.path)
     return create_partial(entry), []
+
+
+def _require_level(level: Verify, outcome: TransferResult, objects: Sequence[SourceObject]) -> None:
+    """Checks that safetensors files were verified at the level, which only ``BEST`` leaves to what the source has.
+
+    Raises:
+        NoChecksum: One was not.
+    """
+    if level is Verify.BEST:
+        return
+    for index, source in enumerate(objects):
+        if source.is_safetensors and outcome.verify_levels.get(index, Verify.SIZE).strength < level.strength:
+            raise no_checksum(source.label, None, level)
 
 
 def make_files(partial: PartialDirectory, blueprint: Blueprint) -> dict[str, FileIdentity]:

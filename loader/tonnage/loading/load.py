@@ -13,7 +13,6 @@ from tonnage.cache.cache import Cache
 from tonnage.cache.medium import inspect_medium
 from tonnage.cache.verified_by import verified_by
 from tonnage.contract import Outcome, Progress, Report, Verify, entry_name
-from tonnage.contract.report import VERIFIED_BY_LIMIT
 from tonnage.errors import (
     CacheDamaged,
     CacheInUse,
@@ -491,7 +490,7 @@ class _Load:
                 else sum(file.kind in {"shard", "object"} and not is_own_file(file.path) for file in manifest.files)
             ),
             verified=manifest.verified,
-            verified_by=verified_by(manifest.sources)[:VERIFIED_BY_LIMIT],
+            verified_by=verified_by(manifest.sources),
             notes=tuple(map(escape_unprintable, dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes)))),
             medium=inspect_medium(entry.path),
             identity=self._plan.identity,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tonnage.format.known_tensors import is_vllm_serialized
 from tonnage.format.safetensors import SafetensorsIndex
+from tonnage.format.tensors_index import TensorsIndex
 
 if TYPE_CHECKING:
     from tonnage.contract import ComputedBuffers, FileKind, Layout

@@ -34,7 +34,7 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, no_checksum_note, separated_note, vllm_note
+from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, separated_note, vllm_note
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
@@ -183,7 +183,7 @@ class _BlueprintBuilder:
         self.files.append(OutputFile(source.path, source.size, kind, index, source.rank, source.head[:body]))
         data = SpanRole.OPAQUE if tensors_index.encrypted else SpanRole.DATA
         if tensors_index.encrypted:
-            self.notes.append(f"{source.label} is encrypted: verified by size and revision only.")
+            self.notes.append(f"{source.label} is encrypted, so the hashes in it are not compared with its bytes.")
         ranges = _partition_tensors(tensors_index, segment_size)
         for position, (first, last) in enumerate(ranges):
             spans: list[Span] = []
@@ -404,9 +404,6 @@ class _BlueprintBuilder:
         found = [source for source in self.objects if source.is_vllm_serialized]
         if found:
             self.notes.append(vllm_note(found, layout))
-        without_checksums = [source for source in self.objects if source.is_safetensors]
-        if without_checksums:
-            self.notes.append(no_checksum_note(without_checksums))
         for source in self.objects:
             if source.tensors_index is not None and not source.is_vllm_serialized and not source.is_safetensors:
                 self.notes += names_notes(source.label, source.tensors_index.tensors)

@@ -32,16 +32,6 @@ def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
     )
 
 
-def no_checksum_note(found: Sequence[SourceObject]) -> str:
-    """Returns the note about safetensors files, whose format has no checksums."""
-    one = len(found) == 1
-    what = f"{found[0].label} is a safetensors file" if one else f"{len(found)} files are safetensors files"
-    return (
-        f"{what}, a format without checksums: verified by size and revision. From now on, `tonnage verify` compares "
-        "each tensor with the CRC-32 of what was received."
-    )
-
-
 def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
     """Returns the note about files that vLLM serialized: what serves them, and with which flags."""
     first = found[0]

@@ -6,20 +6,21 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tonnage.contract import Layout, ResolvedSource, S3Source, revision_digest, revision_id
+from tonnage.contract import Layout, ResolvedSource, S3Source, Verify, parse_checksum, revision_digest, revision_id
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
-from tonnage.errors import InvalidPlan, NoTensorFiles
+from tonnage.errors import InvalidPlan, NoChecksum, NoTensorFiles
 from tonnage.source.client import Client
 from tonnage.source.credentials import Botocore, CredentialProvider
 from tonnage.source.http_source import pin_http
 from tonnage.source.pinned import RequestContext
 from tonnage.source.s3_source import pin_s3
 from tonnage.source.selection import check_path_conflicts
+from tonnage.source.stated_checksums import reaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tonnage.contract import ObjectPin, Plan, Source
+    from tonnage.contract import ObjectChecksum, ObjectPin, Plan, Source
     from tonnage.contract.selection import Kind
     from tonnage.source.pinned import PinnedSource
     from tonnage.source.request_target import RequestTarget
@@ -123,6 +124,7 @@ def resolve(
     if not any(each.kind == "tensors" for each in objects):
         raise NoTensorFiles("None of the sources has a matching .tensors or .safetensors file.")
     check_layout(plan.layout, objects)
+    check_checksums(plan.verify, objects)
     check_path_conflicts((each.path for each in objects), where="The plan's sources")
     digest = revision_digest((source.place, pin) for source in pinned for pin in source.pins)
     return ResolvedRevision(
@@ -150,6 +152,26 @@ def check_layout(layout: Layout, objects: Sequence[ResolvedObject]) -> None:
             remedy="Use the Safetensors layout (--layout safetensors, spec.cache.layout), which keeps these files "
             "unchanged; or load .tensors files.",
         )
+
+
+def check_checksums(level: Verify, objects: Sequence[ResolvedObject]) -> None:
+    """Checks that safetensors files can be verified at the level, as their format has no hashes.
+
+    Raises:
+        NoChecksum: The source of one states no checksum that reaches the level.
+    """
+    for each in objects:
+        if each.kind == "tensors" and each.path.endswith(SAFETENSORS_SUFFIX):
+            checksum = parse_checksum(each.pin.checksum)
+            if not reaches(checksum, level):
+                raise no_checksum(each.target.label, checksum, level)
+
+
+def no_checksum(label: str, checksum: ObjectChecksum | None, level: Verify) -> NoChecksum:
+    """Returns the error for a safetensors file that can't be verified at the level."""
+    what = "SHA-256" if level is Verify.SHA256 else "checksum"
+    stated = f" (only {checksum.words})" if checksum is not None else ""
+    return NoChecksum(f"{label}: a safetensors file holds no hashes, and its source states no {what} of it{stated}.")
 
 
 def _shared_provider(providers: list[CredentialProvider], source: Source, botocore: Botocore) -> CredentialProvider:

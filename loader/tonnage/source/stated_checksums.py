@@ -30,11 +30,8 @@ _DIGEST_NAMES = {
 _MD5_ETAG = re.compile(r"([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?")
 _FIELD_LIMIT = 2048
 """Maximum length of a header field that is parsed, in characters."""
-_STRONG_ENOUGH = {
-    Verify.CRC32: frozenset(ChecksumAlgorithm),
-    Verify.BEST: frozenset(ChecksumAlgorithm),
-    Verify.SHA256: frozenset({ChecksumAlgorithm.SHA256, ChecksumAlgorithm.SHA512}),
-}
+_SHA256 = frozenset({ChecksumAlgorithm.SHA256, ChecksumAlgorithm.SHA512})
+"""Algorithms that reach level ``SHA256``."""
 
 
 def stated_checksums(headers: Mapping[str, str], *, partial: bool) -> tuple[ObjectChecksum, ...]:
@@ -75,19 +72,27 @@ def etag_checksum(etag: str, headers: Mapping[str, str]) -> ObjectChecksum | Non
 
 
 def choose_checksum(stated: Iterable[ObjectChecksum], level: Verify) -> ObjectChecksum | None:
-    """Returns the checksum to verify an object by: the one that is quickest to check among those that suffice.
+    """Returns the checksum to verify an object by, the one that is quickest to check.
 
-    CRCs of the whole object come first, then those of its parts, which are checked in parallel; last the hashes of a
-    whole object, which take one core.
+    At level ``SHA256``, one that reaches it is preferred. CRCs of the whole object come first, then checksums of its
+    parts, which are checked in parallel; last the hashes of a whole object, which take one core.
 
     Args:
         stated: The object's checksums.
-        level: The requested level; no checksum suffices for levels below ``BEST``, because none is asked for.
+        level: The requested level; None is returned for levels below ``BEST``.
     """
-    allowed = _STRONG_ENOUGH.get(level, frozenset())
-    return min(
-        (each for each in stated if each.algorithm in allowed and can_compute(each.algorithm)), key=_cost, default=None
-    )
+    if level.strength < Verify.BEST.strength:
+        return None
+    usable = [each for each in stated if can_compute(each.algorithm)]
+    strong = [each for each in usable if each.algorithm in _SHA256] if level is Verify.SHA256 else []
+    return min(strong or usable, key=_cost, default=None)
+
+
+def reaches(checksum: ObjectChecksum | None, level: Verify) -> bool:
+    """Returns whether an object that matches the checksum is verified at the level."""
+    if level.strength < Verify.CRC32.strength or level is Verify.BEST:
+        return True
+    return checksum is not None and (level is not Verify.SHA256 or checksum.algorithm in _SHA256)
 
 
 def _cost(checksum: ObjectChecksum) -> tuple[int, int]:

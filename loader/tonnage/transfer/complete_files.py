@@ -43,13 +43,10 @@ class CompleteFiles:
         self._tensors_left: list[set[tuple[int, int]]] = [set() for _ in blueprint.files]
         for tensor, file in self._file_of_tensor.items():
             self._tensors_left[file].add(tensor)
-        self._objects_left: list[set[int]] = [
-            {file.object_index} & set(checked) if file.object_index is not None else set() for file in blueprint.files
-        ]
-        for segment in blueprint.segments:
-            if segment.object_index in checked:
-                for file_index in self._files_of_segment[segment.index]:
-                    self._objects_left[file_index].add(segment.object_index)
+        self._objects_left = [{file.object_index} & {*checked} for file in blueprint.files]
+        for each in blueprint.segments:
+            for file in self._files_of_segment[each.index]:
+                self._objects_left[file].update({each.object_index} & {*checked})
         self._new: list[int] = []
         self._reported: set[int] = set()
         for segment, size in self._bytes_left.items():

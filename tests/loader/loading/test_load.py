@@ -211,7 +211,8 @@ def test_every_file_of_the_corpus_is_loaded_from_a_real_s3_server(
         else:
             stored = {item.flat_names[path] for path, tensor in item.tensors.items() if not tensor.is_meta}
             assert_tensors_equal(load_safetensors_dir(folder), {name: item.by_flat_name[name] for name in stored})
-        assert report.verified == ("size" if item.encrypted else "crc32"), item.name
+        assert report.verified == "crc32", item.name
+        assert ("CRC32 of tensors" in report.verified_by) is not item.encrypted, item.name
 
 
 def test_importing_the_package_and_a_hit_import_nothing_heavy(harness: LoadHarness) -> None:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from awscrt import checksums as reference
+from safetensors.torch import save
 
 import tonnage
 from support.faults import Fault
 from support.load_harness import KIB
+from support.models import assert_tensors_equal, load_safetensors_dir
 from support.s3_uploads import PART, multipart, put, upload_file
 from tonnage.cache.cache import Cache
-from tonnage.contract import Limits, Plan, S3Source
-from tonnage.errors import AccessDenied, ChecksumMismatch, SourceChanged
+from tonnage.cache.verify import verify_entry
+from tonnage.contract import Limits, Plan, S3Source, Verify
+from tonnage.errors import AccessDenied, ChecksumMismatch, NoChecksum, SourceChanged
 from tonnage.loading.load import resolve_plan, run_plan
 
 if TYPE_CHECKING:
@@ -277,3 +280,70 @@ def test_a_report_says_by_what_the_objects_were_verified(harness: LoadHarness) -
     assert any(note.startswith("NoChecksum: model/plain.txt") for note in report.notes)
     again = harness.load()
     assert (again.outcome, again.verified_by, again.notes) == ("hit", report.verified_by, report.notes)
+
+
+SHARD = "bucket/plain/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("level", "headers", "outcome"),
+    [
+        ("best", {}, "size"),
+        ("size", {}, "size"),
+        ("crc32", {}, ""),
+        ("sha256", {"x-amz-checksum-crc32": "CRC"}, ""),
+        ("crc32", {"x-amz-checksum-crc32": "CRC"}, "crc32"),
+        ("sha256", {"x-amz-checksum-sha256": "SHA"}, "sha256"),
+    ],
+)
+def test_safetensors_without_a_checksum_are_refused_at_a_level_that_needs_one(
+    harness: LoadHarness, level: str, headers: dict[str, str], outcome: str
+) -> None:
+    data = save(harness.tensors)
+    values = {"CRC": encoded(zlib.crc32(data)), "SHA": encoded(hashlib.sha256(data).digest())}
+    headers = {name: values[value] for name, value in headers.items()}
+    harness.server.put(SHARD, data, headers=headers, etag='"0123-opaque"')
+    source = S3Source(bucket="bucket", prefix="plain/", endpoint=harness.server.endpoint, anonymous=True, region="eu")
+    plan = Plan(sources=(source,), verify=Verify(level))
+    if not outcome:
+        with pytest.raises(NoChecksum, match="safetensors"):
+            resolve_plan(plan, environment={})
+        return
+    report = run_plan(plan, cache=harness.cache, environment={}).report
+    assert report.verified == outcome
+    assert any(note.startswith("NoChecksum: plain/model.safetensors") for note in report.notes) is (
+        level == "best" and outcome == "size"
+    )
+    assert run_plan(plan, cache=harness.cache, environment={}).report.outcome == "hit"
+
+
+@pytest.mark.parametrize("kind", ["CRC64NVME", "CRC32 of 2 parts", "MD5 of 2 parts"])
+@pytest.mark.parametrize("segment_size", [0, 300 * KIB], ids=["one file", "shards"])
+def test_a_bit_flipped_in_safetensors_is_fetched_again_and_each_tensor_is_right(
+    harness: LoadHarness, kind: str, segment_size: int
+) -> None:
+    data = save(harness.tensors)
+    cut = len(data) // 2 + 11
+    halves = [data[:cut], data[cut:]]
+    stated = {
+        "CRC64NVME": ({"x-amz-checksum-crc64nvme": encoded(reference.crc64nvme(data), 8)}, "0123-opaque"),
+        "CRC32 of 2 parts": ({"x-amz-checksum-crc32": composite("crc32", halves)}, "0123-opaque"),
+        "MD5 of 2 parts": (
+            {},
+            hashlib.md5(b"".join(hashlib.md5(half).digest() for half in halves)).hexdigest() + "-2",
+        ),
+    }
+    headers, etag = stated[kind]
+    harness.server.put(SHARD, data, headers=headers, etag=f'"{etag}"')
+    first = {"Content-Length": str(cut), "x-amz-mp-parts-count": "2"}
+    harness.server.add_fault(Fault(status=206, headers=first), when=lambda request: "partNumber" in request.query)
+    at = len(data) - 100_000
+    rule = harness.server.add_fault(Fault(flip=at), when=covering(at, SHARD), times=1)
+    source = S3Source(bucket="bucket", prefix="plain/", endpoint=harness.server.endpoint, anonymous=True, region="eu")
+    limits = Limits(workers=2, connections=4, part_size=256 * KIB, segment_size=segment_size)
+    report = run_plan(Plan(sources=(source,), limits=limits), cache=harness.cache, environment={}).report
+    assert rule.applied == 1
+    assert_tensors_equal(load_safetensors_dir(harness.cache / report.entry / "model"), harness.tensors)
+    expected = "MD5 of parts" if kind.startswith("MD5") else kind.replace("2 parts", "parts")
+    assert report.verified_by == f"{expected}: 1 object"
+    verify_entry(Cache(harness.cache).entry(report.entry))

@@ -117,8 +117,8 @@ def test_files_keep_their_names_and_bytes_and_transformers_loads_them(bucket: Bu
         tensors = dict(weights)
     assert_tensors_equal(tensors, {k: v for path in llama.glob("*.safetensors") for k, v in load_file(path).items()})
     assert report.tensors == len(tensors)
-    assert report.verified == "size"
-    assert any("without checksums" in note for note in report.notes)
+    assert report.verified == "crc32"
+    assert "CRC32: " in report.verified_by
     again = bucket.load()
     assert (again.outcome, again.downloaded_bytes) == (Outcome.HIT, 0)
 
@@ -215,7 +215,7 @@ def test_weights_chooses_between_both_kinds_in_one_prefix(bucket: Bucket) -> Non
     assert auto.verified == "crc32"
     assert any("--weights safetensors" in note for note in auto.notes)
     chosen = bucket.load(weights="safetensors")
-    assert (chosen.verified, bucket.names(chosen)) == ("size", {"model.safetensors"})
+    assert (chosen.verified, bucket.names(chosen)) == ("crc32", {"model.safetensors"})
     assert bucket.load(weights="tensorizer").entry == auto.entry
 
 

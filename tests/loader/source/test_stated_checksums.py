@@ -112,6 +112,6 @@ def test_the_quickest_checksum_is_used_first() -> None:
 
 
 @pytest.mark.parametrize(("level", "expected"), [(Verify.SHA256, "SHA256"), (Verify.SIZE, None), (Verify.NONE, None)])
-def test_a_level_takes_only_what_reaches_it(level: Verify, expected: str | None) -> None:
+def test_a_level_takes_what_reaches_it_first(level: Verify, expected: str | None) -> None:
     found = choose_checksum([_checksum(ChecksumAlgorithm.CRC32), _checksum(ChecksumAlgorithm.SHA256)], level)
     assert (found and found.words) == expected
