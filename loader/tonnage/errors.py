@@ -217,7 +217,7 @@ class NoChecksum(TonnageError):
     reason = Reason.NO_CHECKSUM
     exit_code = 38
     remedy = (
-        "Use level best (--verify best, spec.verify: Best), which compares what there is and says what it was; or "
+        "Use level best (--verify best, spec.verify: Best), which compares what there is and reports it; or "
         "upload the objects with checksums, or a SHA256SUMS file beside them."
     )
 

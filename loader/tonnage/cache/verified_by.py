@@ -1,4 +1,4 @@
-"""Says in words by what the objects of an entry were verified. Pure."""
+"""By what the objects of an entry were verified, in words. Pure."""
 
 from __future__ import annotations
 

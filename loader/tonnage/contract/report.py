@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ``bytes`` is the size of the entry's files, ``downloaded_bytes`` the bytes that this process downloaded, and
     ``resumed_bytes`` those that an earlier one had left on disk. ``seconds`` is the wall time of the whole load.
-    ``verified`` is the lowest level of any object with weights; ``verified_by`` says how many objects were
+    ``verified`` is the lowest level of any object with weights; ``verified_by`` states how many objects were
     verified by which kind of checksum.
     """
 

@@ -190,7 +190,7 @@ class ObjectVerification:
                 self._newly_settled.append(index)
                 self.unverified[index] = (
                     f"{state.source.label}: its {state.check.checksum.words} is not that of equal parts, and the store "
-                    "does not say where they end."
+                    "does not state where they end."
                 )
                 continue
             error = _mismatch_error(state, ranges)

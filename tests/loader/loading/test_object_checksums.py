@@ -171,7 +171,7 @@ def test_a_bit_flipped_in_transit_is_fetched_again_by_any_checksum(harness: Load
 
 
 @pytest.mark.parametrize("kind", ["CRC64NVME", "CRC32 of 2 parts", "MD5"])
-def test_an_object_that_is_not_what_its_checksum_says_is_never_published(harness: LoadHarness, kind: str) -> None:
+def test_an_object_that_does_not_match_its_checksum_is_never_published(harness: LoadHarness, kind: str) -> None:
     state(harness, kind, CONTENT[:-1] + b"x")
     with pytest.raises(ChecksumMismatch, match=kind.split(maxsplit=1)[0]):
         harness.load()
@@ -216,7 +216,7 @@ def test_guessed_parts_that_do_not_match_are_no_damage_and_are_reported(harness:
         ({"x-amz-server-side-encryption": "AES256"}, "MD5"),
     ],
 )
-def test_what_a_store_does_not_say_is_not_claimed(harness: LoadHarness, answers: dict[str, str], kind: str) -> None:
+def test_what_a_store_does_not_state_is_not_claimed(harness: LoadHarness, answers: dict[str, str], kind: str) -> None:
     harness.server.put(COMPANION, CONTENT, headers=answers)
     report = harness.load()
     harness.assert_loaded(report)
@@ -272,7 +272,7 @@ def test_a_load_that_resumes_checks_what_an_earlier_one_received(harness: LoadHa
     assert_all_loaded(harness, report, {COMPANION: kind})
 
 
-def test_a_report_says_by_what_the_objects_were_verified(harness: LoadHarness) -> None:
+def test_a_report_states_by_what_the_objects_were_verified(harness: LoadHarness) -> None:
     state(harness, "CRC64NVME")
     harness.server.put("bucket/model/plain.txt", b"no checksum", etag='"0123-opaque"')
     report = harness.load()
