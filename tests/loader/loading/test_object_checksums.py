@@ -23,7 +23,8 @@ from tonnage.cache.cache import Cache
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Limits, Plan, S3Source, Verify
 from tonnage.errors import AccessDenied, ChecksumMismatch, NoChecksum, SourceChanged
-from tonnage.loading.load import resolve_plan, run_plan
+from tonnage.loading.load import run_plan
+from tonnage.loading.resolve_only import resolve_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
