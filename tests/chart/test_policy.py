@@ -147,6 +147,7 @@ def test_pods_that_tonnage_makes_are_admitted(guarded: Guarded) -> None:
     assert guarded.rejection(guarded.injected({names.FORM: "Init"})) == ""
     assert guarded.rejection(guarded.injected({names.ON_FAILURE: "continue"})) == ""
     assert guarded.rejection(guarded.injected({names.ARTIFACTS: "true"})) == ""
+    assert guarded.rejection(guarded.injected({names.WAIT: "Streaming"})) == ""
     assert guarded.rejection(guarded.of_job(load=True)) == ""
     assert guarded.rejection(guarded.of_job(load=False)) == ""
 
@@ -365,7 +366,7 @@ def _artifacts_in_the_holder(pod: Pod) -> None:
 
 ARTIFACTS_CASES: dict[Callable[[Pod], None], str] = {
     _artifacts_of_another_namespace: "Host paths other than",
-    _artifacts_as_an_entry: "mounted read-only, and model/ only",
+    _artifacts_as_an_entry: "mounted read-only, and model/ or stream/ only",
     _whole_artifacts: "of artifacts, only files/ is mounted",
     _artifacts_elsewhere_in_the_loader: "mounts nothing but its entry",
     _artifacts_in_the_holder: "holder mounts everything read-only",
@@ -377,6 +378,41 @@ def test_artifacts_lead_to_nothing_but_their_files(guarded: Guarded, change: Cal
     pod = guarded.injected({names.ARTIFACTS: "true"})
     change(pod)
     assert ARTIFACTS_CASES[change] in guarded.rejection(pod)
+
+
+def _without_startup_probe(pod: Pod) -> None:
+    del loader_of(pod)["startupProbe"]
+
+
+def _other_startup_probe(pod: Pod) -> None:
+    loader_of(pod)["startupProbe"]["exec"]["command"] = ["true"]
+
+
+def _other_readiness_probe(pod: Pod) -> None:
+    loader_of(pod)["readinessProbe"]["exec"]["command"] = ["sh", "-c", "id"]
+
+
+def _without_stream(pod: Pod) -> None:
+    loader_of(pod)["args"].remove("--stream")
+
+
+def _other_ready_file(pod: Pod) -> None:
+    arguments = loader_of(pod)["args"]
+    arguments[arguments.index("/run/tonnage/ready")] = "/run/tonnage/loaded"
+
+
+STREAMING_CASES = (
+    _without_startup_probe, _other_startup_probe, _other_readiness_probe, _without_stream, _other_ready_file,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", STREAMING_CASES, ids=lambda change: change.__name__.strip("_"))
+def test_a_pod_starts_before_its_weights_are_loaded_only_when_its_loader_lets_it(
+    guarded: Guarded, change: Callable[[Pod], None]
+) -> None:
+    pod = guarded.injected({names.WAIT: "Streaming"})
+    change(pod)
+    assert "or streams and lets them start" in guarded.rejection(pod)
 
 
 LOADER_CASES: dict[Callable[[Pod], None], str] = {

@@ -37,9 +37,11 @@ ON_FAILURE: Final = f"{GROUP}/on-failure"
 LOADER_CPU: Final = f"{GROUP}/loader-cpu"
 LOADER_MEMORY: Final = f"{GROUP}/loader-memory"
 ARTIFACTS: Final = f"{GROUP}/artifacts"
+WAIT: Final = f"{GROUP}/wait"
 INJECT: Final = f"{GROUP}/inject"
 POD_ANNOTATIONS: Final = (
     MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, ARTIFACTS,
+    WAIT,
     INJECT,
 )  # fmt: skip
 """All annotations that users can set on pods."""

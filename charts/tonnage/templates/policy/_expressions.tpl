@@ -30,7 +30,8 @@ false
 {{/* The arguments that loaders have. */}}
 {{- define "tonnage.policyArguments" -}}
 {{- list "load" "resolve" "rm" "--cache" "/cache" "--termination-log" "/dev/termination-log" "--progress" "off"
-    "--on-failure" "continue" "--status-file" "/run/tonnage/status" "--ignore-not-found" "--artifacts" | toJson -}}
+    "--on-failure" "continue" "--status-file" "/run/tonnage/status" "--ignore-not-found"
+    "--stream" "--hold" "--ready-file" "/run/tonnage/ready" "--loaded-file" "/run/tonnage/loaded" "--artifacts" | toJson -}}
 {{- end -}}
 
 {{/* The environment variables that loaders have: Tonnage's, and those of cloud identities. */}}

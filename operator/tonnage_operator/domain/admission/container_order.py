@@ -43,6 +43,14 @@ def place_loaders(init_containers: Iterable[Body], loaders: Iterable[Body]) -> l
     return [*existing[:after_mesh], *loaders, *existing[after_mesh:]]
 
 
+def redirects_network_later(spec: Body) -> bool:
+    """Returns whether the network is redirected while a loader works that does not end before the others start."""
+    init_containers = spec.get("initContainers") or ()
+    return any(each["name"] in MESH_INIT_CONTAINERS - _CNI_VALIDATORS for each in init_containers) and not any(
+        _is_native_proxy(each) for each in init_containers
+    )
+
+
 def find_network_problem(spec: Body, annotations: Mapping[str, str]) -> str:
     """Returns why loaders of the pod would have no network; empty if nothing is known to prevent it."""
     init_containers = spec.get("initContainers") or ()

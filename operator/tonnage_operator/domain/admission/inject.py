@@ -19,6 +19,7 @@ from tonnage_operator.domain.admission.pod_request import OnFailure
 from tonnage_operator.domain.admission.pod_resources import add_to_pod_resources
 from tonnage_operator.domain.admission.reinvocation import complete_injection
 from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
+from tonnage_operator.domain.admission.streaming import find_streaming_problem
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
 from tonnage_operator.domain.specs import loader_container, plans
@@ -26,6 +27,8 @@ from tonnage_operator.domain.specs.artifacts import artifacts_environment
 from tonnage_operator.domain.specs.holder_container import build_holder_container
 from tonnage_operator.domain.specs.loader_container import (
     CACHE_ROOT,
+    LOADED_FILE,
+    READY_FILE,
     STATUS_FILE,
     TERMINATION_LOG,
     ContainerSpec,
@@ -135,8 +138,8 @@ def inject(
 
     Raises:
         AdmissionDenied: A reserved name is in use, a named container is missing, a mount prevents those of the models,
-            the pod can't have a loader, a model doesn't have the requested ranks, or scheduling is ``Require`` and no
-            node is warm.
+            the pod can't have a loader, or not one that streams, a model doesn't have the requested ranks, or
+            scheduling is ``Require`` and no node is warm.
     """
     annotations = pod.get("metadata", {}).get("annotations") or {}
     if is_injected(pod):
@@ -149,6 +152,8 @@ def inject(
     for model in models:
         if request.ranks is not None and (missing := find_missing_ranks(model.weights, model.seen, request.ranks)):
             raise AdmissionDenied(missing)
+        if request.streams and (problem := find_streaming_problem(spec, model.weights, request)):
+            raise AdmissionDenied(problem)
         container_spec, held_entry = _describe_loader(model, pod, request, installation)
         _check_name_conflicts(spec, container_spec, held_entry)
         _check_mounts(spec, containers, model, request)
@@ -168,7 +173,8 @@ def inject(
             _add_mounts(container, model, container_spec, request)
         _add_node_affinity(spec, model, request)
         held_entries.append(held_entry)
-        if (request.form or model.weights.spec.loader.form) is LoaderForm.SIDECAR:
+        form = request.form or model.weights.spec.loader.form
+        if form is LoaderForm.SIDECAR and not request.streams:  # a loader that streams holds the entry itself
             held.append((model.weights, container_spec))
     variables = _env_variables(models, request)
     if request.artifacts:
@@ -227,7 +233,8 @@ def resolves_names(spec: Body) -> bool:
 def cache_key(weights: ModelWeights, revision: str, pod: Body, request: PodRequest, installation: Installation) -> str:
     """Returns the key of the entry that a pod uses."""
     # A pod that starts without its loader's success would mount what its identity may not read.
-    separate = resolves_names(pod["spec"]) or request.on_failure is OnFailure.CONTINUE
+    # A loader that streams stays beside its pod, with the entry writable.
+    separate = resolves_names(pod["spec"]) or request.on_failure is OnFailure.CONTINUE or request.streams
     return weights.key(revision, installation, namespace=request.namespace, separate=separate)
 
 
@@ -238,7 +245,11 @@ def _describe_loader(
     shared = weights.spec.cache.delivery is Delivery.HOST_PATH
     arguments = ["load", "--cache", CACHE_ROOT, "--termination-log", TERMINATION_LOG, "--progress", "off"]
     if request.on_failure is OnFailure.CONTINUE:
-        arguments += ["--on-failure", "continue", "--status-file", STATUS_FILE]
+        arguments += ["--on-failure", "continue"]
+    if request.has_status_file:
+        arguments += ["--status-file", STATUS_FILE]
+    if request.streams:
+        arguments += ["--stream", "--hold", "--ready-file", READY_FILE, "--loaded-file", LOADED_FILE]
     # With Require, the node is warm: the loader finds a hit and writes nothing.
     writes = 0
     if model.scheduling(request) is not Scheduling.REQUIRE:
@@ -284,6 +295,8 @@ def _build_loader(
     volume = on_disk and model.weights.spec.cache.delivery is Delivery.EMPTY_DIR
     stored = model.seen.total_bytes if volume else 0
     container["resources"] = _fit(container, limits, memory_floor=written, storage_floor=stored)
+    if request.streams:
+        container |= loader_container.streaming_fields()
     credentials = model.weights.spec.credentials
     if credentials is None or not (credentials.secret_ref or credentials.anonymous):
         copy_cloud_identity(spec.get("containers") or (), container)
@@ -343,7 +356,7 @@ def _check_name_conflicts(spec: Body, container_spec: ContainerSpec, held_entry:
 def _check_mounts(spec: Body, containers: Iterable[Body], model: InjectedModel, request: PodRequest) -> None:
     """Denies a pod whose own mounts prevent those of the model."""
     paths = [f"{request.mount_path}/{model.requested.alias}"]
-    if request.on_failure is OnFailure.CONTINUE:
+    if request.has_status_file:
         paths.append(_status_file(request, model.requested).rpartition("/")[0])
     for container in containers:
         for path in paths:
@@ -365,9 +378,10 @@ def _safe_to_evict_volumes(annotations: Mapping[str, str], loaders: Iterable[Bod
 def _add_mounts(container: Body, model: InjectedModel, container_spec: ContainerSpec, request: PodRequest) -> None:
     path = f"{request.mount_path}/{model.requested.alias}"
     mounts = container["volumeMounts"] = list(container.get("volumeMounts") or ())
-    folder = f"{loader_container.entry_sub_path(model.weights, container_spec.plan.entry)}/model".lstrip("/")
+    shown = "stream" if request.streams else "model"
+    folder = f"{loader_container.entry_sub_path(model.weights, container_spec.plan.entry)}/{shown}".lstrip("/")
     mounts.append({"name": container_spec.volume_name("cache"), "mountPath": path, "subPath": folder, "readOnly": True})
-    if request.on_failure is OnFailure.CONTINUE:
+    if request.has_status_file:
         folder = _status_file(request, model.requested).rpartition("/")[0]
         mounts.append({"name": container_spec.volume_name("run"), "mountPath": folder, "readOnly": True})
 
@@ -382,9 +396,9 @@ def _env_variables(models: tuple[InjectedModel, ...], request: PodRequest) -> di
         requested = model.requested
         variables[f"TONNAGE_MODEL_PATH_{requested.env_suffix}"] = f"{request.mount_path}/{requested.alias}"
         variables[f"TONNAGE_REVISION_{requested.env_suffix}"] = model.seen.revision
-        if request.on_failure is OnFailure.CONTINUE:
+        if request.has_status_file:
             variables[f"TONNAGE_STATUS_FILE_{requested.env_suffix}"] = _status_file(request, requested)
-    if request.on_failure is OnFailure.CONTINUE:
+    if request.has_status_file:
         variables["TONNAGE_STATUS_FILE"] = _status_file(request, first.requested)
     return variables
 

@@ -36,6 +36,15 @@ class OnFailure(enum.StrEnum):
     CONTINUE = "continue"
 
 
+class Wait(enum.StrEnum):
+    """What a pod waits for before its containers start."""
+
+    LOADED = "Loaded"
+    """All weights are loaded and published."""
+    STREAMING = "Streaming"
+    """The table of files is there; an engine that can wait reads the files while they are loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestedModel:
     """One requested model. ``alias`` is the name of its folder and part of its environment variables' names."""
@@ -69,6 +78,18 @@ class PodRequest:
     cpu: str | None = None
     memory: str | None = None
     artifacts: bool = False
+    wait: Wait = Wait.LOADED
+
+    @property
+    def streams(self) -> bool:
+        """Whether the pod starts before its weights are loaded."""
+        return self.wait is Wait.STREAMING
+
+    @property
+    def has_status_file(self) -> bool:
+        """Whether the pod's containers read the result of the load from a file."""
+        return self.streams or self.on_failure is OnFailure.CONTINUE
+
     """Containers get a writable folder for what engines compile."""
 
 
@@ -175,6 +196,7 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
         _parse_enum(annotations, names.SCHEDULING, Scheduling),
     )
     on_failure = _parse_enum(annotations, names.ON_FAILURE, OnFailure)
+    wait = _parse_enum(annotations, names.WAIT, Wait)
     wanted = _parse_ranks(annotations[names.RANKS]) if names.RANKS in annotations else None
     return PodRequest(
         namespace=namespace,
@@ -189,4 +211,5 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
         cpu=_parse_quantity(annotations, names.LOADER_CPU),
         memory=_parse_quantity(annotations, names.LOADER_MEMORY),
         artifacts=_parse_switch(annotations, names.ARTIFACTS),
+        wait=Wait(wait.value) if wait else Wait.LOADED,
     )

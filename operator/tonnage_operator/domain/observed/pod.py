@@ -31,7 +31,7 @@ class LoaderStatus:
 
     name: str
     ready: bool
-    """Its entry is ready: the sidecar's startup probe passed, or the init container exited with code 0."""
+    """Its entry is ready: the init container exited with code 0, or the sidecar started, and its probes passed."""
     terminated: TerminatedState | None
     waiting_reason: str
     waiting_message: str
@@ -85,7 +85,7 @@ def _parse_loader_status(status: Body, container: Body) -> LoaderStatus:
     ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
     waiting = state.get("waiting") or {}
     finished = (state.get("terminated") or {}).get("exitCode") == 0
-    running = "running" in state and bool(status.get("started"))
+    running = "running" in state and bool(status.get("started")) and status.get("ready", True)
     return LoaderStatus(
         name=status["name"],
         ready=running or finished,

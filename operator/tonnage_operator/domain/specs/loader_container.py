@@ -27,6 +27,8 @@ VOLUME_PURPOSES: Final = ("cache", "run", "ca", "urls", "token")
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where Kubernetes mounts a pod's API token, unless the container has its own mount there."""
 STATUS_FILE: Final = f"{RUN_FOLDER}/status"
+READY_FILE: Final = f"{RUN_FOLDER}/ready"
+LOADED_FILE: Final = f"{RUN_FOLDER}/loaded"
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -190,6 +192,21 @@ def build_loader_container(
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
+    }
+
+
+def streaming_fields() -> Body:
+    """Returns the fields of a loader that works beside the server, which starts when the table of files is there.
+
+    The loader has its own deadline, and reports why it failed, so no probe may fail first. Its readiness, which is the
+    pod's too, is that nothing more will be loaded. Once ready, it stays so.
+    """
+    never = 2_000_000
+    common = {"timeoutSeconds": 5, "failureThreshold": never}
+    return {
+        "restartPolicy": "Always",
+        "startupProbe": {"exec": {"command": ["test", "-e", READY_FILE]}, "periodSeconds": 1, **common},
+        "readinessProbe": {"exec": {"command": ["test", "-e", LOADED_FILE]}, "periodSeconds": 10, **common},
     }
 
 
