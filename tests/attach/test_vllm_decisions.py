@@ -93,10 +93,14 @@ def test_few_ranks_move_whole_tensors_and_many_move_their_part() -> None:
 
 
 def test_options_are_split_into_ours_and_those_of_vllm() -> None:
-    assert parse_options({"post_processed": False, "num_threads": 4}) == (False, {"num_threads": 4})
-    assert parse_options({}) == (None, {})
+    given = {"post_processed": False, "wait_seconds": 60, "num_threads": 4}
+    assert parse_options(given) == (False, 60, {"num_threads": 4})
+    assert parse_options({}) == (None, None, {})
     with pytest.raises(EngineMismatch, match="post_processed must be true or false"):
         parse_options({"post_processed": "no"})
+    for wrong in ("1m", True, 0, -1):
+        with pytest.raises(EngineMismatch, match="wait_seconds must be a number of seconds"):
+            parse_options({"wait_seconds": wrong})
 
 
 def test_the_entry_point_is_declared_where_vllm_looks_for_it() -> None:

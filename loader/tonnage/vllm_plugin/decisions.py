@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import FormatUnsupported, InvalidPlan
 from tonnage.format.known_tensors import VLLM_MARKER, is_computed_buffer
@@ -141,19 +141,37 @@ def moves_whole_tensors(tensor_ranks: int) -> bool:
     return tensor_ranks <= MAX_RANKS_OF_WHOLE_TENSORS
 
 
-def parse_options(extra: Mapping[str, object]) -> tuple[bool | None, dict[str, object]]:
+class Options(NamedTuple):
+    """What ``--model-loader-extra-config`` has.
+
+    Attributes:
+        post_processed: Whether serialized weights were post-processed by vLLM; None: not given.
+        wait_seconds: How long to wait for weights that are being loaded; None: not given.
+        others: The options that are vLLM's own.
+    """
+
+    post_processed: bool | None
+    wait_seconds: float | None
+    others: dict[str, object]
+
+
+def parse_options(extra: Mapping[str, object]) -> Options:
     """Splits ``--model-loader-extra-config``.
 
-    Returns:
-        Whether serialized weights were post-processed by vLLM (None: not given), and the options that are vLLM's own.
-
     Raises:
-        EngineMismatch: ``post_processed`` is not a boolean.
+        EngineMismatch: ``post_processed`` is not a boolean, or ``wait_seconds`` not a number of seconds.
     """
     others = dict(extra)
     post_processed = others.pop("post_processed", None)
+    wait_seconds = others.pop("wait_seconds", None)
     if post_processed is not None and not isinstance(post_processed, bool):
         raise EngineMismatch(
             f"post_processed must be true or false in --model-loader-extra-config, not {post_processed!r}."
         )
-    return post_processed, others
+    if wait_seconds is not None and (
+        isinstance(wait_seconds, bool) or not isinstance(wait_seconds, int | float) or not wait_seconds > 0
+    ):
+        raise EngineMismatch(
+            f"wait_seconds must be a number of seconds in --model-loader-extra-config, not {wait_seconds!r}."
+        )
+    return Options(post_processed, wait_seconds, others)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
@@ -20,10 +20,11 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from tonnage.attach.copy_options import CopyOptions
 from tonnage.attach.errors import ModuleMismatch
+from tonnage.attach.files.awaited import find_stream
 from tonnage.attach.files.cache_entry import find_entry, lock_entry
 from tonnage.attach.module_loading import list_module_tensors
 from tonnage.attach.weights import find_weight_ranks, open_path
-from tonnage.errors import TonnageError
+from tonnage.errors import TonnageError, error_for
 from tonnage.format.known_tensors import VLLM_MARKER
 from tonnage.vllm_plugin.decisions import (
     EngineMismatch,
@@ -57,23 +58,30 @@ class TonnageModelLoader(DefaultModelLoader):
     ``tensorize_vllm_model`` wrote for one or several ranks, is loaded by name. On an accelerator it was post-processed
     before it was written, so it is not post-processed again.
 
+    Weights that are still being loaded are taken as their files are complete, in this order. If their load fails, the
+    error is the loader's own.
+
     The entry is locked as in use as long as the model exists.
 
     ``--model-loader-extra-config`` takes ``post_processed`` (whether a state of vLLM's modules was post-processed; by
-    default true on accelerators and false on the CPU) and the options of vLLM's default loader.
+    default true on accelerators and false on the CPU), ``wait_seconds`` (how long to wait for weights that are being
+    loaded; by default without a limit) and the options of vLLM's default loader.
     """
 
     def __init__(self, load_config: LoadConfig) -> None:
         extra = load_config.model_loader_extra_config
-        post_processed, others = parse_options(extra if isinstance(extra, dict) else {})
+        options = parse_options(extra if isinstance(extra, dict) else {})
         own_config = copy.copy(load_config)
-        own_config.model_loader_extra_config = others
+        own_config.model_loader_extra_config = options.others
         super().__init__(own_config)
-        self._post_processed = not current_platform.is_cpu() if post_processed is None else post_processed
+        self._post_processed = (
+            not current_platform.is_cpu() if options.post_processed is None else options.post_processed
+        )
+        self._wait_seconds = options.wait_seconds
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Checks that the weights are there; the loader downloaded them."""
-        with _open_for_vllm(model_config):
+        with self._open(model_config):
             pass
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
@@ -83,7 +91,7 @@ class TonnageModelLoader(DefaultModelLoader):
         with contextlib.ExitStack() as undo:
             if lock is not None:
                 undo.callback(lock.release)
-            with _open_for_vllm(model_config) as (weights, is_state):
+            with self._open(model_config) as (weights, is_state):
                 restored = is_state and self._post_processed
                 logger.info("Loading %s from %s", _revision(weights), model_config.model)
                 model: torch.nn.Module = (
@@ -98,7 +106,7 @@ class TonnageModelLoader(DefaultModelLoader):
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         """Loads the weights into a model that vLLM built."""
-        with _open_for_vllm(model_config) as (weights, is_state):
+        with self._open(model_config) as (weights, is_state):
             if not is_state:
                 try:
                     super().load_weights(model, model_config)
@@ -121,7 +129,7 @@ class TonnageModelLoader(DefaultModelLoader):
             other_config.load_format = "auto"
             yield from DefaultModelLoader(other_config)._get_weights_iterator(source)  # noqa: SLF001  # vLLM's own extension point
             return
-        with open_path(path, rank=None, device=None, meta_tensors="zeros", options=CopyOptions()) as weights:
+        with _explained_errors(), self._open_path(path, rank=None, meta_tensors="zeros") as weights:
             unused = source.is_unused_weight or (lambda _: False)
             names = [
                 name
@@ -130,6 +138,31 @@ class TonnageModelLoader(DefaultModelLoader):
             ]
             for name, tensor in weights.stream(self._stream_device(), keys=names, progress="off"):
                 yield source.prefix + name, tensor
+
+    @contextlib.contextmanager
+    def _open(self, model_config: ModelConfig) -> Iterator[tuple[Weights, bool]]:
+        """Opens this worker's weights, and finds whether they are the state of vLLM's own modules."""
+        path = Path(model_config.model)
+        if not path.exists():
+            raise EngineMismatch(
+                f"--load-format tonnage reads a directory that Tonnage loaded, and {path} does not exist. In a pod, "
+                "pass --model=$(TONNAGE_MODEL_PATH)."
+            )
+        with _explained_errors():
+            rank = choose_rank(find_weight_ranks(path), _setup(), label=str(path))
+            with self._open_path(path, rank=rank, meta_tensors="meta") as weights:
+                yield weights, is_state_of_vllm(weights.keys(), rank)
+
+    def _open_path(self, path: Path, *, rank: int | None, meta_tensors: Literal["zeros", "meta"]) -> Weights:
+        return open_path(
+            path,
+            rank=rank,
+            device=None,
+            meta_tensors=meta_tensors,
+            options=CopyOptions(),
+            wait=self._wait_seconds is not None or find_stream(path) is not None,
+            timeout=self._wait_seconds,
+        )
 
     def _restore_model(
         self,
@@ -172,23 +205,17 @@ class TonnageModelLoader(DefaultModelLoader):
 
 
 @contextlib.contextmanager
-def _open_for_vllm(model_config: ModelConfig) -> Iterator[tuple[Weights, bool]]:
-    """Opens this worker's weights, and finds whether they are the state of vLLM's own modules."""
-    path = Path(model_config.model)
-    if not path.exists():
-        raise EngineMismatch(
-            f"--load-format tonnage reads a directory that Tonnage loaded, and {path} does not exist. In a pod, pass "
-            "--model=$(TONNAGE_MODEL_PATH)."
-        )
+def _explained_errors() -> Iterator[None]:
+    """Adds the remedy to the message of an error, and its reason: vLLM shows only the message."""
     try:
-        rank = choose_rank(find_weight_ranks(path), _setup(), label=str(path))
-        weights = open_path(path, rank=rank, device=None, meta_tensors="meta", options=CopyOptions())
-    except EngineMismatch:
+        yield
+    except (EngineMismatch, NotPostProcessed):
         raise
     except TonnageError as error:
-        raise EngineMismatch(_with_remedy(str(error), error.remedy)) from error
-    with weights:
-        yield weights, is_state_of_vllm(weights.keys(), rank)
+        if error.remedy in error.message:
+            raise
+        message = _with_remedy(f"{error.reason}: {error.message}", error.remedy)
+        raise error_for(error.reason, message, remedy=error.remedy) from error
 
 
 def replace_tensors(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
