@@ -15,7 +15,7 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-start bench-webhook lock format clean
+.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-start bench-streaming bench-webhook lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,11 @@ bench-operator: ## Measure the controller with many objects and nodes (BENCH_ARG
 bench-start: ## Measure what Tonnage adds to the start of a pod on a real node (about 5 minutes)
 	@$(SETUP) test
 	@$(HACK) benchmarks/start/overhead.py $(BENCH_ARGS)
+
+bench-streaming: ## Measure how much sooner an engine starts that streams its weights, on a real node (about 10 minutes)
+	@$(SETUP) test
+	@$(SETUP) bench
+	@$(HACK) benchmarks/start/streaming.py --out docs/performance $(BENCH_ARGS)
 
 bench-webhook: ## Measure the webhook's latency at 50 pods per second (about a minute)
 	@$(SETUP) test
