@@ -39,6 +39,7 @@ environment:
   AWS_SHARED_CREDENTIALS_FILE, AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE (IRSA), container and
   instance roles: credentials, found in the same order as by the AWS SDKs
   AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION, AWS_CA_BUNDLE: the server
+  HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME: the hub of hf:// and its token
   TONNAGE_CREDENTIALS_DIR: a folder, such as a mounted Secret, with files named like the variables
   HTTPS_PROXY, http_proxy (lower case, as in curl), NO_PROXY: proxies
   TONNAGE_<OPTION>: any option above, for example TONNAGE_CACHE, TONNAGE_PART_SIZE=32Mi,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tonnage.cli.parser import Parser
 
-_SOURCE_HELP = "s3://bucket/prefix/, s3://bucket/key.safetensors or an http(s):// URL"
+_SOURCE_HELP = "s3://bucket/prefix/, s3://bucket/key.safetensors, hf://organization/model or an http(s):// URL"
 
 
 def add_load(parser: Parser) -> None:
@@ -95,8 +95,8 @@ def add_serialize(parser: Parser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE... TARGET",
-        help="SOURCE: a folder with safetensors files, a state dict that torch.save wrote, s3://bucket/prefix/ or an "
-        "http(s):// URL; TARGET: a new folder, or s3://bucket/prefix/",
+        help="SOURCE: a folder with safetensors files, a state dict that torch.save wrote, s3://bucket/prefix/, "
+        "hf://organization/model or an http(s):// URL; TARGET: a new folder, or s3://bucket/prefix/",
     )
     parser.add_option(
         group,

@@ -13,6 +13,8 @@ _SECRET_VARIABLES = (
     "AWS_SESSION_TOKEN",
     "AWS_SECURITY_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
 )
 _MIN_SECRET_LENGTH = 6
 """Shorter values would match ordinary words."""

@@ -13,6 +13,7 @@ from tonnage.contract.plan import (
     FileKind,
     FileSelection,
     HttpSource,
+    HubSource,
     Identity,
     Layout,
     Limits,
@@ -40,7 +41,14 @@ from tonnage.contract.report import (
     encode_report,
     termination_message,
 )
-from tonnage.contract.revision import ENTRY_NAME_PATTERN, entry_name, revision_digest, revision_id, source_place
+from tonnage.contract.revision import (
+    ENTRY_NAME_PATTERN,
+    entry_name,
+    is_hub_place,
+    revision_digest,
+    revision_id,
+    source_place,
+)
 from tonnage.contract.selection import classify_path, key_directory
 
 __all__ = [
@@ -54,6 +62,7 @@ __all__ = [
     "FileKind",
     "FileSelection",
     "HttpSource",
+    "HubSource",
     "Identity",
     "Layout",
     "Limits",
@@ -79,6 +88,7 @@ __all__ = [
     "encode_report",
     "entry_name",
     "file_selection",
+    "is_hub_place",
     "key_directory",
     "make_checksum",
     "parse_checksum",

@@ -148,7 +148,22 @@ class HttpSource(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="h
     objects: tuple[ObjectPin, ...] | None = None
 
 
-Source = S3Source | HttpSource
+class HubSource(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="hub"):
+    """The files of a repository on a model hub, at one commit.
+
+    ``repo`` is ``organization/model``. ``revision`` is a branch, a tag or a commit. An empty ``endpoint`` means that of
+    ``HF_ENDPOINT``, or huggingface.co. ``objects`` pins the revision; the version of each is the commit.
+    """
+
+    repo: str
+    revision: str = "main"
+    endpoint: str = ""
+    ca_bundle: str = ""
+    anonymous: bool = False
+    objects: tuple[ObjectPin, ...] | None = None
+
+
+Source = S3Source | HttpSource | HubSource
 
 
 class RankSelection(WireStruct, frozen=True, kw_only=True):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tonnage.contract.plan import ObjectPin
 
+HUB_PLACE = "hf+"
+"""The beginning of the places of hubs, which distinguishes them from those of buckets."""
 ENTRY_NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 """Valid names of cache entries, which are also directory names and label values."""
 
@@ -41,6 +43,18 @@ def source_place(endpoint: str, bucket: str) -> str:
     scheme, _, rest = endpoint.rstrip("/").partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme.lower()}://{host.lower()}{slash}{path}/{bucket}" if endpoint else bucket
+
+
+def hub_place(endpoint: str, repo: str) -> str:
+    """Returns the place of a repository on a hub: ``hf+``, the hub's URL and the repository."""
+    return f"{HUB_PLACE}{source_place(endpoint, repo)}"
+
+
+def is_hub_place(place: str, endpoint: str, repo: str) -> bool:
+    """Returns whether a place is that of a repository. An empty endpoint is that of the loader's environment."""
+    if endpoint:
+        return place == hub_place(endpoint, repo)
+    return re.fullmatch(rf"{re.escape(HUB_PLACE)}https?://[^/]+(/[^?#]*)?/{re.escape(repo)}", place) is not None
 
 
 def revision_id(digest: str) -> str:

@@ -57,6 +57,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         pinned: Whether a missing object means that its pinned revision is gone.
         optional: Whether its answer is only of use, so that it is retried once.
         amz_headers: Names, which begin with x-amz-, and values of headers to send. They are signed, too.
+        follow: Whether an unsigned request follows redirects; otherwise a redirect is a failure, with its headers.
     """
 
     target: RequestTarget
@@ -69,15 +70,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
     optional: bool = False
     amz_headers: tuple[tuple[str, str], ...] = ()
+    follow: bool = True
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """The response to one request; ``failure`` is None if it succeeded. Header names are in lower case."""
+    """The response to one request; ``failure`` is None if it succeeded. Header names are in lower case.
+
+    ``address`` is the server's IP address; empty without a connection.
+    """
 
     status: int
     headers: dict[str, str]
     body: bytes
     failure: RequestFailure | None = None
+    address: str = ""
 
 
 class Client:
@@ -229,7 +235,7 @@ class _PendingRequest:
             self.first_attempt_at = time.monotonic()
         self.attempts += 1
         self.lines, self.size_of_lines, self.body, self.truncated, self.range_failure = [], 0, bytearray(), False, None
-        self.used = request.provider.current() if request.target.region else None
+        self.used = request.provider.current() if request.target.takes_credentials else None
         configure_handle(
             curl,
             request.target,
@@ -238,6 +244,7 @@ class _PendingRequest:
             connect_seconds=CONNECT_SECONDS,
             stall_seconds=STALL_SECONDS,
             amz_headers=request.amz_headers,
+            follow=request.follow,
         )
         if request.start >= 0 and not request.head:
             curl.setopt(pycurl.RANGE, f"{request.start}-{request.end - 1}")
@@ -300,7 +307,13 @@ class _PendingRequest:
             )
         if failure is None and self.request.exact:
             failure = self._check_range() or self._wrong_length()
-        return Response(status=status, headers=headers, body=bytes(self.body), failure=failure)
+        return Response(
+            status=status,
+            headers=headers,
+            body=bytes(self.body),
+            failure=failure,
+            address=curl.getinfo(pycurl.PRIMARY_IP),
+        )
 
     def _wrong_length(self) -> RequestFailure | None:
         if len(self.body) == self.request.end - self.request.start:

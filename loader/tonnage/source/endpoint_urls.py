@@ -23,6 +23,8 @@ _DNS_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _LEGACY_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
 _REGION_OF_A_STORE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REPO = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
 _AWS_HOST = re.compile(
     r"s3(?P<fips>-fips)?(?:[.-](?P<dualstack>dualstack))?(?:-external-1|[.-](?P<region>[a-z]+-[a-z0-9-]+-\d+))?"
     r"\.amazonaws\.(?:com(?:\.cn)?|eu)(?::\d+)?"
@@ -120,6 +122,16 @@ def aws_endpoint(region: str, *, dualstack: bool = False, fips: bool = False) ->
     domain = next((suffix for prefix, suffix in _PARTITIONS if region.startswith(prefix)), "amazonaws.com")
     service = ("s3-fips" if fips else "s3") + (".dualstack" if dualstack else "")
     return f"https://{service}.{region}.{domain}"
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text is the name of a repository on a hub: ``organization/model``, or a name alone."""
+    return _REPO.fullmatch(text) is not None and ".." not in text and not text.endswith(".git")
+
+
+def is_hub_revision(text: str) -> bool:
+    """Whether a text can be a branch, a tag, a reference such as ``refs/pr/3``, or a commit."""
+    return _HUB_REVISION.fullmatch(text) is not None and ".." not in text
 
 
 def check_region(region: str, *, aws: bool) -> None:

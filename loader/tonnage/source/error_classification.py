@@ -309,7 +309,7 @@ def _classify_status(
     elif answer.code == "RequestTimeTooSkewed":
         case = _Case(Reason.REQUEST_TIME_TOO_SKEWED, _clock_skew_message(headers, body, now))
     else:
-        case = _case(status, answer)
+        case = _hub_case(status, headers) or _case(status, answer)
     if pinned and case.reason is Reason.OBJECT_NOT_FOUND:
         case = _PINNED_REVISION_MISSING
     numbered = f"{status} {answer.code}".strip()
@@ -317,7 +317,7 @@ def _classify_status(
         reason=case.reason,
         message=f"{label}: {case.text} ({': '.join(each for each in (numbered, answer.message) if each)}).",
         retry=case.retry,
-        retry_after=parse_retry_after(headers.get("retry-after", ""), now) if case.retry is Retry.BACKOFF else None,
+        retry_after=_retry_after(headers, now) if case.retry is Retry.BACKOFF else None,
         region=region,
         remedy=case.remedy,
         path_style_refused=case is _PATH_STYLE_REFUSED,
@@ -353,6 +353,45 @@ def _wrong_region(status: int, code: str, headers: Mapping[str, str], body: byte
         return ""
     region = headers.get("x-amz-bucket-region", "") or _xml_text(body, "Region")
     return region if re.fullmatch(r"[a-z0-9-]{1,64}", region) else ""
+
+
+_HUB_CASES = {
+    "GatedRepo": _Case(
+        Reason.ACCESS_DENIED,
+        "the repository is gated, and access was not granted",
+        remedy="Accept the model's terms on the hub with the user of HF_TOKEN, or ask its authors; then try again.",
+    ),
+    "RepoNotFound": _Case(
+        Reason.OBJECT_NOT_FOUND,
+        "the repository does not exist, or this token may not read it",
+        remedy="Check organization and model; for a private repository set HF_TOKEN to a token that may read it.",
+    ),
+    "RevisionNotFound": _Case(
+        Reason.OBJECT_NOT_FOUND,
+        "the repository does not have this revision",
+        remedy="Check what follows @: a branch, a tag or a commit.",
+    ),
+    "EntryNotFound": _Case(Reason.OBJECT_NOT_FOUND, "the repository does not have this file at this commit"),
+}
+_HUB_TOKEN_REJECTED = _Case(
+    Reason.ACCESS_DENIED,
+    "the hub rejects the token",
+    remedy="Create a new token with read access on the hub, and set HF_TOKEN to it.",
+)
+
+
+def _hub_case(status: int, headers: Mapping[str, str]) -> _Case | None:
+    """Returns what a hub's headers state; None if they are not those of a hub."""
+    if status == 401 and "invalid" in headers.get("x-error-message", "").lower():
+        return _HUB_TOKEN_REJECTED
+    return _HUB_CASES.get(headers.get("x-error-code", ""))
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Returns the seconds until a request may be repeated, from Retry-After or a hub's RateLimit; None if unknown."""
+    limit = re.search(r";\s*t=(\d{1,9})", headers.get("ratelimit", ""))
+    found = parse_retry_after(headers.get("retry-after", ""), now)
+    return float(limit[1]) if found is None and limit else found
 
 
 def parse_retry_after(value: str, now: float) -> float | None:

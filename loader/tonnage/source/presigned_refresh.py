@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from tonnage.contract import HttpSource
+from tonnage.contract import HttpSource, HubSource
 from tonnage.errors import InvalidPlan
 from tonnage.source.http_source import read_urls
 
@@ -30,6 +30,15 @@ def refresh_targets(plan: Plan, items: Sequence[ResolvedObject], environment: Ma
                 urls.update({(number, key): url for key, url in read_urls(source, environment).items()})
             except InvalidPlan:
                 continue
-    return [
+    targets = [
         structs.replace(item.target, url=urls.get((item.source, item.target.label), item.target.url)) for item in items
     ]
+    for number, source in enumerate(plan.sources):
+        if isinstance(source, HubSource):
+            from tonnage.source.hub_source import refresh_hub_targets  # not imported for other sources
+
+            own = [at for at, item in enumerate(items) if item.source == number]
+            new = refresh_hub_targets(source, [(items[at].pin, items[at].target) for at in own], environment)
+            for at, target in zip(own, new, strict=True):
+                targets[at] = target
+    return targets

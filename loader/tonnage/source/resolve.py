@@ -6,7 +6,16 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tonnage.contract import Layout, ResolvedSource, S3Source, Verify, parse_checksum, revision_digest, revision_id
+from tonnage.contract import (
+    HubSource,
+    Layout,
+    ResolvedSource,
+    S3Source,
+    Verify,
+    parse_checksum,
+    revision_digest,
+    revision_id,
+)
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import InvalidPlan, NoChecksum, NoTensorFiles
 from tonnage.source.client import Client
@@ -100,6 +109,14 @@ def resolve(
         Client(deadline=deadline, canceled=canceled, on_retry=on_retry) as client,
     ):
         for source in plan.sources:
+            if isinstance(source, HubSource):
+                from tonnage.source.hub_source import HubTokenProvider, pin_hub  # not imported for other sources
+
+                hub_token = HubTokenProvider(anonymous=source.anonymous, botocore=botocore)
+                context = RequestContext(client, hub_token, environment, botocore, plan.verify)
+                pinned.append(pin_hub(source, plan.files, context, need_tensors=len(plan.sources) == 1))
+                providers.append(hub_token)
+                continue
             provider = _shared_provider(providers, source, botocore)
             context = RequestContext(client, provider, environment, botocore, plan.verify)
             only_source = len(plan.sources) == 1
@@ -181,6 +198,6 @@ def _shared_provider(providers: list[CredentialProvider], source: Source, botoco
     """
     anonymous = source.anonymous if isinstance(source, S3Source) else True
     for provider in providers:
-        if provider.anonymous == anonymous:
+        if type(provider) is CredentialProvider and provider.anonymous == anonymous:
             return provider
     return CredentialProvider(anonymous=anonymous, botocore=botocore)

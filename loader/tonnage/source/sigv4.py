@@ -21,12 +21,13 @@ _EMPTY_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """AWS credentials. ``expires_at`` is in seconds since the epoch; None if unknown."""
+    """AWS credentials, or the token of a hub. ``expires_at`` is in seconds since the epoch; None if unknown."""
 
-    access_key: str
-    secret_key: str
+    access_key: str = ""
+    secret_key: str = ""
     session_token: str = ""
     expires_at: float | None = None
+    hub_token: str = ""
 
     def __repr__(self) -> str:
         return f"Credentials(expires_at={self.expires_at})"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from tonnage.contract import AddressingStyle, HttpSource, S3Source
+from tonnage.contract import AddressingStyle, HttpSource, HubSource, S3Source
 from tonnage.contract.plan import DEFAULT_COMPANION_PATTERNS, DEFAULT_TENSOR_PATTERNS
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import InvalidPlan
-from tonnage.source.endpoint_urls import check_endpoint, redact_url, split_url
+from tonnage.source.endpoint_urls import check_endpoint, is_hub_revision, is_repo, redact_url, split_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +62,9 @@ def parse_sources(
     keys: dict[str, int] = {}
     urls_at: int | None = None
     for uri in uris:
+        if uri[:5].lower() == "hf://":
+            sources.append(_hub_source(uri, ca_bundle=ca_bundle, anonymous=anonymous))
+            continue
         if uri[:5].lower() != "s3://":
             url = _checked_url(uri)
             if urls_at is None:
@@ -92,6 +95,18 @@ def parse_sources(
     return tuple(sources)
 
 
+def _hub_source(uri: str, *, ca_bundle: str, anonymous: bool) -> HubSource:
+    repo, _, revision = uri[5:].partition("@")
+    repo = repo.rstrip("/")
+    if not is_repo(repo) or (not revision and "@" in uri) or not is_hub_revision(revision or "main"):
+        raise InvalidPlan(
+            f"{redact_url(uri)[:300]!r} is not a repository: use hf://organization/model or "
+            "hf://organization/model@revision.",
+            remedy="To load only some files of a repository, use --include and --exclude.",
+        )
+    return HubSource(repo=repo, revision=revision or "main", ca_bundle=ca_bundle, anonymous=anonymous)
+
+
 def _split_s3(text: str) -> tuple[str, str, str | None]:
     """Returns bucket, key and prefix; the prefix is None for a key. ``?``, ``#`` and ``%`` are part of the key."""
     bucket, _, key = text[5:].partition("/")
@@ -108,7 +123,10 @@ def _split_s3(text: str) -> tuple[str, str, str | None]:
 def _checked_url(text: str) -> str:
     parts = split_url(text)
     if parts is None or parts.scheme not in {"http", "https"}:
-        raise InvalidPlan(f"{redact_url(text)!r} is not a valid source: use s3://bucket/prefix/ or an http(s):// URL.")
+        raise InvalidPlan(
+            f"{redact_url(text)!r} is not a valid source: use s3://bucket/prefix/, hf://organization/model or an "
+            "http(s):// URL."
+        )
     return text
 
 

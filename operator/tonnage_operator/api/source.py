@@ -133,15 +133,59 @@ class HttpLocation(ApiModel):
     )
 
 
+class HubLocation(ApiModel):
+    """Files of a repository on a model hub, at one commit."""
+
+    repo: str = Field(
+        min_length=1,
+        max_length=193,
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+        json_schema_extra=sentence("repo is organization/model, without the hub's URL; that is endpoint"),
+        description="Name of the repository, such as Qwen/Qwen3-0.6B.",
+    )
+    revision: str = Field(
+        default="main",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$",
+        json_schema_extra=sentence("revision is a branch, a tag or a commit"),
+        description="Branch, tag or commit. A branch is resolved to its commit when spec.revision demands it.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        max_length=1024,
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        json_schema_extra=sentence(
+            "endpoint is the hub's URL such as https://hub.example.com, without user, password and query string; the "
+            "token belongs into the Secret of spec.credentials.secretRef"
+        ),
+        description="URL of the hub or a mirror; absent: HF_ENDPOINT in the loader's environment, or huggingface.co.",
+    )
+    ca_bundle: CaBundle | None = Field(
+        default=None, description="CA certificates to trust for this hub, instead of those in the image."
+    )
+
+
 class ModelSource(ApiModel):
     """Location of the model's objects. Exactly one member is set."""
 
     model_config = ConfigDict(
-        json_schema_extra=validation_rules(("has(self.s3) != has(self.http)", "set exactly one of s3 and http"))
+        json_schema_extra=validation_rules(
+            (
+                "[has(self.s3), has(self.http), has(self.hub)].filter(x, x).size() == 1",
+                "set exactly one of s3, http and hub",
+            )
+        )
     )
 
     s3: S3Location | None = Field(default=None, description="Objects in a bucket of S3 or of an S3-compatible server.")
     http: HttpLocation | None = Field(default=None, description="Objects at public or presigned URLs.")
+    hub: HubLocation | None = Field(default=None, description="Files of a repository on a model hub.")
+
+    @property
+    def location(self) -> S3Location | HttpLocation | HubLocation | None:
+        """The member that is set."""
+        return self.s3 or self.http or self.hub
 
 
 class SecretReference(ApiModel):
@@ -169,11 +213,13 @@ class Credentials(ApiModel):
     secret_ref: SecretReference | None = Field(
         default=None,
         description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and optionally "
-        "AWS_SESSION_TOKEN, AWS_REGION and AWS_DEFAULT_REGION.",
+        "AWS_SESSION_TOKEN, AWS_REGION and AWS_DEFAULT_REGION. For a hub: with the key HF_TOKEN.",
     )
     service_account_name: DnsName | None = Field(
         default=None,
         description="ServiceAccount of resolve and load Jobs, for IRSA or EKS Pod Identity. An injected loader always "
         "uses the ServiceAccount of its pod.",
     )
-    anonymous: Anonymous | None = Field(default=None, description="Set to {} to send unsigned requests.")
+    anonymous: Anonymous | None = Field(
+        default=None, description="Set to {} to send unsigned requests, and none with a hub's token."
+    )

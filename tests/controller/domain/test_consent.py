@@ -39,6 +39,8 @@ def _body(source: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
         (_body(credentials=BY_ACCOUNT), (ACCOUNT,)),
         (_body({"http": {"urlsFrom": {"name": "reader", "key": "urls"}}}), (SECRET,)),
         (_body({"http": {"urls": ["https://x/y"], "caBundle": KEY_OF_SECRET}}), (SECRET,)),
+        (_body({"hub": {"repo": "a/b"}}, credentials=BY_SECRET), (SECRET,)),
+        (_body({"hub": {"repo": "a/b", "caBundle": KEY_OF_SECRET}}), (SECRET,)),
         (
             _body({"s3": {"bucket": "models", "prefix": "", "caBundle": KEY_OF_SECRET}}, credentials=BY_ACCOUNT),
             (SECRET, ACCOUNT),

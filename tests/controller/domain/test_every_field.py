@@ -100,6 +100,7 @@ def _lifecycle(weights: ModelWeights) -> object:
 ALL = {"placement": {"prewarm": "AllMatching"}}
 S3 = "source.s3"
 HTTP: Spec = {"source": {"s3": None, "http": {"urls": ["https://host/a.tensors"]}}}
+HUB: Spec = {"source": {"s3": None, "hub": {"repo": "org/model"}}}
 TRACK: Spec = {"revision": {"policy": "Track"}, **ALL}
 CA = {"configMapKeyRef": {"name": "ca", "key": "ca.crt"}}
 SEEN = {version: objects.resolved_report(version).revision for version in "12"}
@@ -123,6 +124,12 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("source.http.urls", HTTP, {"source": {"http": {"urls": ["https://host/b.tensors"]}}}, _load),
     ("source.http.urlsFrom", HTTP, {"source": {"http": {"urls": None, "urlsFrom": {"name": "u", "key": "k"}}}}, _load),
     ("source.http.caBundle", HTTP, {"source": {"http": {"caBundle": CA}}}, _load),
+    ("source.hub.repo", HUB, {"source": {"hub": {"repo": "org/other"}}}, _resolve),
+    ("source.hub.revision", HUB, {"source": {"hub": {"revision": "v2"}}}, _resolve),
+    ("source.hub.endpoint", HUB, {"source": {"hub": {"endpoint": "https://hub"}}}, _load),
+    ("source.hub.caBundle", HUB, {"source": {"hub": {"caBundle": CA}}}, _load),
+    ("credentials.secretRef", HUB, {"credentials": {"secretRef": {"name": "reader"}}}, _load),
+    ("credentials.anonymous", HUB, {"credentials": {"anonymous": {}}}, _load),
     ("credentials.secretRef", {}, {"credentials": {"secretRef": {"name": "reader"}}}, _pod),
     ("credentials.serviceAccountName", {}, {"credentials": {"serviceAccountName": "reader"}}, _resolve),
     ("credentials.serviceAccountName", {}, {"credentials": {"serviceAccountName": "reader"}}, _load),

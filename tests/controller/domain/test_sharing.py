@@ -59,6 +59,7 @@ def test_with_cluster_namespaces_share_the_entries_of_a_proven_store() -> None:
     assert used_entry(CLUSTER, source={"s3": {"endpoint": None}}) == "ENTRY"
     https = {"s3": None, "http": {"urls": ["https://example.com/a.tensors"]}}
     assert used_entry(CLUSTER, source=https) == "ENTRY"
+    assert used_entry(CLUSTER, source={"s3": None, "hub": {"repo": "org/model"}}) == "ENTRY"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,8 @@ def test_with_cluster_namespaces_share_the_entries_of_a_proven_store() -> None:
         {"s3": None, "http": {"urls": ["https://example.com/a.tensors"], "caBundle": CA}},
         {"s3": None, "http": {"urls": ["https://example.com/a.tensors", "http://example.com/config.json"]}},
         {"s3": None, "http": {"urlsFrom": {"name": "urls", "key": "urls"}}},
+        {"s3": None, "hub": {"repo": "org/model", "endpoint": "http://hub"}},
+        {"s3": None, "hub": {"repo": "org/model", "caBundle": CA}},
     ],
 )
 def test_an_unproven_store_is_never_shared(source: dict[str, Any]) -> None:

@@ -66,6 +66,8 @@ VALID: dict[str, dict[str, Any]] = {
     "ca from secret": {"source": {"s3": {"caBundle": {"secretKeyRef": {"name": "ca", "key": "ca.crt"}}}}},
     "urls": {"source": {"s3": None, **HTTP["source"]}},
     "urls from": {"source": {"s3": None, "http": {"urlsFrom": {"name": "u", "key": "urls"}}}},
+    "hub": {"source": {"s3": None, "hub": {"repo": "Qwen/Qwen3-0.6B"}}},
+    "hub revision": {"source": {"s3": None, "hub": {"repo": "gpt2", "revision": "refs/pr/3", "endpoint": "https://h"}}},
     "anonymous urls": {"source": {"s3": None, **HTTP["source"]}, "credentials": {"anonymous": {}}},
     "secret": {"credentials": {"secretRef": {"name": "s3-reader"}}},
     "account": {"credentials": {"serviceAccountName": "reader"}},
@@ -106,8 +108,18 @@ VALID: dict[str, dict[str, Any]] = {
 ANNOTATED = "https://host/a.tensors?X-Amz-Signature=1"
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no source": ({"source": None}, "spec.source: Required"),
-    "empty source": ({"source": {"s3": None}}, "exactly one of s3 and http"),
-    "two sources": (HTTP, "exactly one of s3 and http"),
+    "empty source": ({"source": {"s3": None}}, "exactly one of s3, http and hub"),
+    "two sources": (HTTP, "exactly one of s3, http and hub"),
+    "hub and bucket": ({"source": {"hub": {"repo": "a/b"}}}, "exactly one of s3, http and hub"),
+    "url as repo": (
+        {"source": {"s3": None, "hub": {"repo": "https://huggingface.co/a/b"}}},
+        "repo is organization/model, without the hub's URL",
+    ),
+    "hub endpoint with a token": (
+        {"source": {"s3": None, "hub": {"repo": "a/b", "endpoint": "https://user:hf_x@hub"}}},
+        "the token belongs into the Secret of spec.credentials.secretRef",
+    ),
+    "odd revision": ({"source": {"s3": None, "hub": {"repo": "a/b", "revision": "a b"}}}, "a tag or a commit"),
     "prefix and keys": ({"source": {"s3": {"keys": ["a"]}}}, "exactly one of prefix and keys"),
     "neither prefix nor keys": ({"source": {"s3": {"prefix": None}}}, "exactly one of prefix and keys"),
     "no bucket": ({"source": {"s3": {"bucket": None}}}, "bucket: Required"),

@@ -89,6 +89,17 @@ SPECS: list[Body] = [
         "credentials": {"anonymous": {}},
     },
     {"source": {"http": {"urlsFrom": KEY, "caBundle": {"secretKeyRef": KEY}}}},
+    {
+        "source": {
+            "hub": {
+                "repo": "org/model",
+                "revision": "main",
+                "endpoint": "https://hub",
+                "caBundle": {"configMapKeyRef": KEY},
+            }
+        }
+    },
+    {"source": {"hub": {"repo": "org/model", "caBundle": {"secretKeyRef": KEY}}}},
 ]
 
 _SEEN: Body = {

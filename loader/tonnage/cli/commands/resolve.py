@@ -9,6 +9,7 @@ from tonnage.cli.invocation import LONG_REPORT_TIMEOUT
 from tonnage.cli.plan_arguments import plan_from_arguments
 from tonnage.cli.tables import Column, print_table
 from tonnage.contract.report import encode_report
+from tonnage.contract.revision import HUB_PLACE
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import escape_unprintable
 from tonnage.loading import resolve_plan
@@ -57,6 +58,8 @@ def _print(report: Report) -> None:
 
 def _object_uri(place: str, key: str) -> str:
     """Returns the URI of an object. ``place`` of an S3 source ends with its bucket; for HTTP the key is the URL."""
+    if place.startswith(HUB_PLACE):
+        return f"hf://{'/'.join(place.rsplit('/', 2)[-2:])}/{key}"
     return f"s3://{place.rpartition('/')[2]}/{key}" if place else key
 
 

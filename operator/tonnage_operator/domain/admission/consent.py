@@ -73,9 +73,9 @@ def references_to_check(body: Body, old_body: Body | None) -> tuple[Reference, .
         found.add(Reference("serviceaccounts", credentials.service_account_name))
     if source.http and source.http.urls_from:
         found.add(Reference("secrets", source.http.urls_from.name))
-    for location in (source.s3, source.http):
-        if location and location.ca_bundle and location.ca_bundle.secret_key_ref:
-            found.add(Reference("secrets", location.ca_bundle.secret_key_ref.name))
+    location = source.location
+    if location and location.ca_bundle and location.ca_bundle.secret_key_ref:
+        found.add(Reference("secrets", location.ca_bundle.secret_key_ref.name))
     return tuple(sorted(found))
 
 

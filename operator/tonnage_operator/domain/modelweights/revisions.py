@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 
+_COMMIT: Final = r"[0-9a-f]{40}|[0-9a-f]{64}"
 _MAX_BYTES: Final = 2**63 - 1
 """The API server takes no larger number."""
 
@@ -106,11 +108,7 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
     """Returns the revision in a resolve Job's report, or why the report is inconsistent."""
     objects = [(source.place, pin) for source in report.resolved or () for pin in source.objects]
     digest = contract.revision_digest(objects)
-    s3 = weights.spec.source.s3
-    elsewhere = {place for place, _ in objects} - {contract.source_place(s3.endpoint or "", s3.bucket) if s3 else ""}
-    if s3:
-        files = plans.file_selection(weights.spec.files)
-        elsewhere |= {pin.key for _, pin in objects if not _contains(s3, pin.key, files)}
+    elsewhere = _outside(weights, objects)
     total = sum(pin.size for _, pin in objects)
     if total > _MAX_BYTES:
         return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The objects have {total} bytes, which is impossible.")
@@ -129,6 +127,22 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
         source_hash=weights.source_hash,
         time=now,
     )
+
+
+def _outside(weights: ModelWeights, objects: list[tuple[str, contract.ObjectPin]]) -> bool:
+    """Returns whether an object is not in the source, or its pin is not one of this source."""
+    source, files = weights.spec.source, plans.file_selection(weights.spec.files)
+    places = {place for place, _ in objects}
+    if s3 := source.s3:
+        own = places == {contract.source_place(s3.endpoint or "", s3.bucket)}
+        return not own or not all(_contains(s3, pin.key, files) for _, pin in objects)
+    if hub := source.hub:
+        commits = {pin.version_id for _, pin in objects}
+        own = len(commits) == 1 and all(contract.is_hub_place(each, hub.endpoint or "", hub.repo) for each in places)
+        selected = all(contract.classify_path(pin.key, files) is not None for _, pin in objects)
+        named = re.fullmatch(_COMMIT, hub.revision) is None or commits == {hub.revision}
+        return not own or not selected or not named
+    return places != {""}
 
 
 def _contains(s3: S3Location, key: str, files: contract.FileSelection) -> bool:

@@ -60,6 +60,8 @@ def describe_source(weights: ModelWeights) -> str:
         if s3.keys is not None:
             return f"s3://{s3.bucket}/{s3.keys[0]}" + (f" (+{len(s3.keys) - 1})" if len(s3.keys) > 1 else "")
         return f"s3://{s3.bucket}/{s3.prefix or ''}"
+    if hub := weights.spec.source.hub:
+        return f"hf://{hub.repo}@{hub.revision}"
     http = weights.spec.source.http
     if http and http.urls:
         return http.urls[0] + (f" (+{len(http.urls) - 1})" if len(http.urls) > 1 else "")

@@ -28,6 +28,8 @@ def is_store_proven(source: ModelSource) -> bool:
     """
     if s3 := source.s3:
         return s3.ca_bundle is None and (s3.endpoint or "https://").startswith("https://")
+    if hub := source.hub:
+        return hub.ca_bundle is None and (hub.endpoint or "https://").startswith("https://")
     http = source.http
     return bool(http and http.ca_bundle is None and http.urls and all(url.startswith("https://") for url in http.urls))
 

@@ -32,6 +32,7 @@ LOADED_FILE: Final = f"{RUN_FOLDER}/loaded"
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 REQUIRED_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+HUB_KEYS: Final = ("HF_TOKEN",)
 OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
@@ -62,9 +63,10 @@ def _environment(spec: ModelWeightsSpec, container_spec: ContainerSpec, installa
     ]
     if spec.credentials and (secret := spec.credentials.secret_ref):
         # Key by key: the kubelet then reports which one is missing, and other keys of the Secret are not exposed.
-        for key in (*REQUIRED_KEYS, *OPTIONAL_KEYS):
+        required, optional = (HUB_KEYS, ()) if spec.source.hub else (REQUIRED_KEYS, OPTIONAL_KEYS)
+        for key in (*required, *optional):
             reference: Body = {"name": secret.name, "key": key}
-            if key in OPTIONAL_KEYS:
+            if key in optional:
                 reference["optional"] = True
             env.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
     if urls := _urls_secret_ref(spec):

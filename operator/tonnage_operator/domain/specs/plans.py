@@ -47,11 +47,14 @@ _VERIFY: Final = {
 
 def ca_bundle(source: sources.ModelSource) -> sources.CaBundle | None:
     """Returns the CA bundle of the source, if it has one."""
-    location = source.s3 or source.http
+    location = source.location
     return location.ca_bundle if location else None
 
 
-def _source(weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | None) -> contract.Source:
+def _source(
+    weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | None, *, commit: str = ""
+) -> contract.Source:
+    """Returns the source for a plan. ``commit`` is that of a hub's revision, if it is known."""
     spec = weights.spec
     ca = CA_FILE if ca_bundle(spec.source) else ""
     if s3 := spec.source.s3:
@@ -65,6 +68,15 @@ def _source(weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | Non
             ca_bundle=ca,
             anonymous=bool(spec.credentials and spec.credentials.anonymous),
             requester_pays=s3.requester_pays,
+            objects=objects,
+        )
+    if hub := spec.source.hub:
+        return contract.HubSource(
+            repo=hub.repo,
+            revision=commit or hub.revision,
+            endpoint=hub.endpoint or "",
+            ca_bundle=ca,
+            anonymous=bool(spec.credentials and spec.credentials.anonymous),
             objects=objects,
         )
     http = spec.source.http
@@ -154,6 +166,7 @@ def build_load_plan(
             the source, or reads the list in the entry, and compares.
     """
     pins = None
+    commit = seen.objects[0].version_id if seen.objects else ""
     if lists_objects and seen.objects is not None:
         pins = tuple(
             contract.ObjectPin(key=each.key, size=each.size, etag=each.etag, version_id=each.version_id)
@@ -162,7 +175,7 @@ def build_load_plan(
 
     def build(objects: tuple[contract.ObjectPin, ...] | None) -> contract.Plan:
         return contract.Plan(
-            sources=(_source(weights, objects),),
+            sources=(_source(weights, objects, commit=commit),),
             entry=naming.cache_entry_name(seen.revision, weights.spec.cache),
             expected_digest=seen.digest,
             layout=naming.LAYOUTS[weights.spec.cache.layout],
