@@ -30,7 +30,7 @@ MAX_AGE: Final = timedelta(minutes=5)
 _JOB_LABELS: Final = (names.ROLE, names.MODEL_UID)
 _JOB_ANNOTATIONS: Final = (
     names.MODEL_REF, names.CACHE_KEY, names.SOURCE_HASH, names.MEDIUM, names.NODE, names.CAUSE, names.BOOT_ID,
-    names.ROUND, names.ATTEMPT, names.BYTES, names.REVISION, names.RETRY,
+    names.ROUND, names.ATTEMPT, names.BYTES, names.REVISION, names.RETRY, names.TEMPLATE,
 )  # fmt: skip
 
 
