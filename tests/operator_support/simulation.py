@@ -235,7 +235,9 @@ def failing_pod(
 def ended_pod(simulation: Simulation, node: str, *notes: str, revision: str = "", **changes: Any) -> Pod:
     """Returns a pod on a node whose loader has ended with these notes; ``changes`` are fields of the pod."""
     revision = revision or simulation.status["resolved"]["revision"]
-    report = contract.Report(outcome=contract.Outcome.LOADED, revision=revision, notes=notes)
+    report = contract.Report(
+        outcome=contract.Outcome.LOADED, revision=revision, notes=notes, verified_by="CRC64NVME: 2 objects"
+    )
     text = contract.termination_message(report).decode()
     ended = TerminatedState(0, "Completed", text, "2026-01-01T00:00:00Z")
     loader = LoaderStatus(names.LOADER_CONTAINER, True, ended, "", "")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, Field
 
+from tonnage.contract.report import VERIFIED_BY_LIMIT
 from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
 from tonnage_operator.api.modelweights import Medium, Retention
 
@@ -65,6 +66,11 @@ class CacheEntry(ApiModel):
     )
     last_used_time: Time | None = Field(default=None, description="When a loader last used the entry.")
     verified: str | None = Field(default=None, description="Level at which the bytes were verified.")
+    verified_by: str | None = Field(
+        default=None,
+        max_length=VERIFIED_BY_LIMIT,
+        description="How many objects were verified by which kind of checksum; as their loader reported it.",
+    )
     revision: str | None = Field(default=None, description="Revision in the entry.")
     image: str | None = Field(
         default=None,

@@ -6,11 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tonnage.contract.report import VERIFIED_BY_LIMIT
 from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
 from tonnage_operator.api.modelweights import Medium, ModelWeightsSpec
 
 MAX_OBJECTS = 2000
 """Maximum number of objects of a revision in a status. Longer lists are pinned by their digest."""
+MAX_CHECKSUM = 160
+"""Maximum number of characters of an object's checksum: those of a SHA-512, its name and a number of parts."""
 MAX_NOTES = 8
 MAX_NOTE = 600
 """Maximum number of notes, and of characters of each."""
@@ -26,6 +29,11 @@ class PinnedObject(ApiModel):
     etag: str = Field(default="", max_length=1024, description="ETag without quotes; empty if there is none.")
     version_id: str = Field(
         default="", max_length=1024, description="Version ID; empty if the bucket is not versioned."
+    )
+    checksum: str = Field(
+        default="",
+        max_length=MAX_CHECKSUM,
+        description="Checksum that the source states, such as crc64nvme:8e49c46600c8d49d; empty if there is none.",
     )
 
 
@@ -128,6 +136,11 @@ class ModelWeightsStatus(ApiModel):
         max_length=MAX_FAILURES,
         description="Nodes whose last load failed, newest first; at most 10.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["node"]},
+    )
+    verified_by: str | None = Field(
+        default=None,
+        max_length=VERIFIED_BY_LIMIT,
+        description="How many objects were verified by which kind of checksum, when the revision in use was loaded.",
     )
     notes: tuple[Annotated[str, Field(max_length=MAX_NOTE)], ...] | None = Field(
         default=None,

@@ -279,7 +279,9 @@ def test_every_field_of_a_node_cache_is_set_in_some_scenario() -> None:
     simulation.finish_resolve()
     (job,) = simulation.active_jobs(names.ROLE_LOAD)
     revision = simulation.status["resolved"]["revision"]
-    simulation.finish_job(job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1, revision=revision))
+    simulation.finish_job(
+        job, contract.Report(outcome=contract.Outcome.LOADED, bytes=1, revision=revision, verified_by="MD5: 1 object")
+    )
     simulation.converge()
     entry = CacheEntry.model_validate(
         {"name": "r-2", "medium": "Memory", "state": "Ready", "ranks": "0-3", "verified": "crc32", "image": "e"}

@@ -34,6 +34,7 @@ ENTRIES = st.lists(
         models=st.lists(st.text("abc/", min_size=3, max_size=30), max_size=5).map(tuple),
         verified=st.sampled_from([None, "crc32", "x" * 5000]),
         revision=st.sampled_from([None, "r-1", "x" * 5000]),
+        verified_by=st.sampled_from([None, "x" * 256]),
     ),
     max_size=20,
     unique_by=lambda entry: (entry.name, entry.medium),

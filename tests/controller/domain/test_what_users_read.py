@@ -367,6 +367,38 @@ def test_a_record_has_the_level_of_verification_as_the_spec_has_it(reported: str
     assert entry.verified == shown
 
 
+def test_object_and_node_state_by_what_a_load_verified_objects_and_never_that_best_was_reached() -> None:
+    simulation = prewarming_simulation(1, {"verify": "Best"})
+    simulation.finish_resolve()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
+    means = "CRC64NVME: 30 objects, size only: 1 object"
+    note = "NoChecksum: m/config.json: verified by size and revision only."
+    report = contract.Report(
+        outcome=contract.Outcome.LOADED,
+        bytes=1,
+        revision=simulation.status["resolved"]["revision"],
+        verified="size",
+        verified_by=means,
+        notes=(note,),
+    )
+    simulation.finish_job(job, report)
+    simulation.converge()
+    (entry,) = simulation.caches["n0"].entries or ()
+    assert (entry.verified, entry.verified_by) == ("Size", means)
+    assert simulation.status["verifiedBy"] == means
+    assert note in simulation.status["notes"]
+
+
+def test_a_pod_that_started_proves_no_level_where_best_was_asked_for() -> None:
+    simulation = prewarming_simulation(1, {"verify": "Best", "placement": {}})
+    simulation.finish_resolve()
+    pod = consumer_pod(simulation, "n0")
+    simulation.consumers = [replace(pod, held_entries=(structs.replace(pod.held_entries[0], verify="Best"),))]
+    simulation.converge()
+    (entry,) = simulation.caches["n0"].entries or ()
+    assert (entry.state.value, entry.verified) == ("Ready", None)
+
+
 def test_a_resolve_job_tolerates_what_load_jobs_tolerate_and_runs_on_linux() -> None:
     weights = objects.modelweights({"placement": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}})
     settings = {

@@ -37,6 +37,25 @@ def find_load_notes(snapshot: Snapshot, revision: SeenRevision | None) -> tuple[
     return tuple(sorted(found))[:MAX_NOTES]
 
 
+def find_verified_by(snapshot: Snapshot, revision: SeenRevision | None) -> str | None:
+    """Returns by what the objects of the revision were verified, as a load reported it; None while it is unknown.
+
+    Args:
+        snapshot: The observed state.
+        revision: The revision in use.
+    """
+    if revision is None:
+        return None
+    before = snapshot.weights.status
+    is_same = before.resolved is not None and before.resolved.revision == revision.revision
+    found = {
+        _clean(report.verified_by)
+        for report in _finished_reports(snapshot)
+        if report.revision == revision.revision and report.verified_by
+    }
+    return min(found, default=before.verified_by if is_same else None)
+
+
 def _finished_reports(snapshot: Snapshot) -> Iterator[contract.Report]:
     weights = snapshot.weights
     for job in snapshot.jobs:

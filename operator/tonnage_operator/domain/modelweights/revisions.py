@@ -116,7 +116,8 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
         why = "lists objects outside spec.source" if elsewhere else "has a digest that doesn't match its objects"
         return Failure(FailureReason.REPORT_CONTRADICTS_ITSELF, f"The resolve Job's report {why}; it is ignored.")
     pins = tuple(
-        PinnedObject(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id) for _, pin in objects
+        PinnedObject(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id, checksum=pin.checksum)
+        for _, pin in objects
     )
     return SeenRevision(
         revision=contract.revision_id(digest),
@@ -155,7 +156,7 @@ def _contains(s3: S3Location, key: str, files: contract.FileSelection) -> bool:
 
 def _fit(pins: tuple[PinnedObject, ...]) -> bool:
     """Returns whether the list goes into the status. A list that fits into no plan is useless, and etcd has a limit."""
-    written = sum(len(pin.key) + len(pin.etag) + len(pin.version_id) for pin in pins)
+    written = sum(len(pin.key) + len(pin.etag) + len(pin.version_id) + len(pin.checksum) for pin in pins)
     return len(pins) <= MAX_OBJECTS and written <= MAX_PLAN_BYTES
 
 

@@ -14,7 +14,7 @@ from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
 from tonnage_operator.domain import conditions
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event, Observation
-from tonnage_operator.domain.modelweights.load_notes import find_load_notes
+from tonnage_operator.domain.modelweights.load_notes import find_load_notes, find_verified_by
 from tonnage_operator.domain.modelweights.pod_failures import find_pod_failures
 from tonnage_operator.domain.observed.job_results import Failure
 from tonnage_operator.domain.observed.remedies import remedy
@@ -337,6 +337,7 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
         progress_summary=percent,
         consumers=_consumers(snapshot.consumers, pods.pods),
         failures=_failures(load, pods) or None,
+        verified_by=find_verified_by(snapshot, revisions.resolved),
         notes=notes or None,
         conditions=conditions.merge(
             weights.status.conditions or (), observed, now=snapshot.timestamp, generation=weights.generation

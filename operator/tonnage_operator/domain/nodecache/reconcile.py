@@ -118,6 +118,7 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
                     "bytes": report.bytes if report else entry.bytes,
                     "ranks": None,
                     "verified": _VERIFY_LEVELS.get(report.verified if report else "") or entry.verified,
+                    "verified_by": (report.verified_by if report else "") or entry.verified_by,
                     "revision": (report.revision if report else "") or entry.revision,
                     "last_used_time": job.finished_time or units.format_time(snapshot.now),
                 }
@@ -130,6 +131,8 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
 
 _VERIFY_LEVELS = {each.value.lower(): each.value for each in Verify}
 """The levels as ``spec.verify`` has them, by those of reports."""
+_PROVEN_LEVELS = {each.value: each.value for each in Verify if each is not Verify.BEST}
+"""The levels that a load reaches or fails. What ``Best`` was only its report has."""
 
 
 def _new_entry(key: EntryKey) -> CacheEntry:
@@ -208,7 +211,7 @@ def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
             "state": EntryState.READY,
             "bytes": held_entry.bytes or entry.bytes,
             "ranks": held_entry.ranks or None,
-            "verified": held_entry.verify or entry.verified,
+            "verified": _PROVEN_LEVELS.get(held_entry.verify) or entry.verified,
             "revision": held_entry.revision,
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tonnage.contract.report import VERIFIED_BY_LIMIT
 from tonnage_operator.api.nodecache import MAX_RECORDED_ENTRIES, EntryState
 from tonnage_operator.domain.observed.held_entries import MAX_IMAGE_LENGTH, MAX_RANKS_LENGTH
 
@@ -44,7 +45,8 @@ def cut_entries(entries: Iterable[CacheEntry]) -> CutEntries:
     kept: list[CacheEntry] = []
     left = MAX_RECORD_BYTES
     for entry in preferred[:MAX_RECORDED_ENTRIES]:
-        cost = _ENTRY_BYTES + len(entry.name) + len(entry.ranks or entry.image or "") + sum(map(len, entry.models[:1]))
+        texts = (entry.name, entry.ranks or entry.image or "", entry.verified_by or "", *entry.models[:1])
+        cost = _ENTRY_BYTES + sum(map(len, texts))
         if cost > left:
             break
         left -= cost
@@ -63,9 +65,9 @@ def _shortened(entry: CacheEntry) -> CacheEntry:
         fields["ranks"] = entry.ranks and entry.ranks[:MAX_RANKS_LENGTH].rpartition(",")[0]
     if entry.image and len(entry.image) > MAX_IMAGE_LENGTH:
         fields["image"] = entry.image[:MAX_IMAGE_LENGTH]
-    for name in ("verified", "revision"):
-        if len(text := getattr(entry, name) or "") > MAX_TEXT:
-            fields[name] = text[:MAX_TEXT]
+    for name, limit in (("verified", MAX_TEXT), ("revision", MAX_TEXT), ("verified_by", VERIFIED_BY_LIMIT)):
+        if len(text := getattr(entry, name) or "") > limit:
+            fields[name] = text[:limit]
     return entry.model_copy(update=fields) if fields else entry
 
 

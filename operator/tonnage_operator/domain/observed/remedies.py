@@ -31,6 +31,8 @@ REMEDIES: Final = {
     Reason.FORMAT_DAMAGED: "Serialize and upload the file again: the object in the store is damaged.",
     Reason.CHECKSUM_MISMATCH: "Upload the object again: it is damaged in the store, or a proxy on the way changes its "
     "bytes.",
+    Reason.NO_CHECKSUM: "Set spec.verify to Best, which uses what there is and reports it, or upload the objects with "
+    "checksums.",
     Reason.DTYPE_UNSUPPORTED: "Set spec.cache.layout to Tensorizer, which keeps the files unchanged.",
     Reason.NAME_COLLISION: "Set spec.files.exclude, or spec.cache.layout to Tensorizer.",
     Reason.INSUFFICIENT_SPACE: "Delete objects that the node doesn't need, enlarge the medium, or set "

@@ -169,7 +169,9 @@ def build_load_plan(
     commit = seen.objects[0].version_id if seen.objects else ""
     if lists_objects and seen.objects is not None:
         pins = tuple(
-            contract.ObjectPin(key=each.key, size=each.size, etag=each.etag, version_id=each.version_id)
+            contract.ObjectPin(
+                key=each.key, size=each.size, etag=each.etag, version_id=each.version_id, checksum=each.checksum
+            )
             for each in seen.objects
         )
 
