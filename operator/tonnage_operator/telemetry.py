@@ -66,9 +66,11 @@ class Metrics:
         self.evictions = counter("evictions_total", "Cleanup Jobs that were created.", "medium", "cause")
         self.evicted_bytes = counter("evicted_bytes_total", "Bytes of entries that were evicted.", "medium")
         self.cache_capacity = gauge(
-            "cache_capacity_bytes", "Capacity of all nodes' media, as reported by loaders.", "medium"
+            "cache_capacity_bytes", "Capacity of all nodes' media: the chart's, or as reported by loaders.", "medium"
         )
-        self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' ready entries.", "medium")
+        self.cache_used = gauge("cache_used_bytes", "Bytes of all nodes' entries.", "medium")
+        self.cache_reserved = gauge("cache_reserved_bytes", "Bytes that are reserved for loads on all nodes.", "medium")
+        self.cache_waiting = gauge("cache_waiting_loads", "Loads that wait for room on a node.", "medium")
         self.cache_entries = gauge("cache_entries", "Entries on all nodes.", "medium", "state")
         self.artifacts = gauge(
             "artifacts_bytes", "Bytes of all nodes' engine artifacts, as measured when pods started."

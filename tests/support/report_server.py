@@ -8,7 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from tonnage.contract import Report, Reporting, decode_report
+from tonnage.contract import (
+    Report,
+    Reporting,
+    ReportKind,
+    ReservationAnswer,
+    decode_report,
+    encode_reservation_answer,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,12 +34,17 @@ class ReceivedReport:
 
 
 class ReportServer:
-    """The endpoint. ``next_statuses``: statuses of the next responses, then 204. ``unresponsive``: no response."""
+    """The endpoint.
+
+    ``next_statuses``: statuses of the next responses, then 204. ``next_answers``: answers to the next reservations; the
+    last one is repeated. ``unresponsive``: no response.
+    """
 
     def __init__(self, folder: Path, authority: CertificateAuthority | None = None) -> None:
         self.received: list[ReceivedReport] = []
         self.connections = 0
         self.next_statuses: list[int] = []
+        self.next_answers: list[ReservationAnswer] = []
         self.unresponsive = False
         self.token_file = folder / "token"
         self.token_file.write_text("first-token\n")
@@ -77,17 +89,22 @@ class ReportServer:
         self._thread.join()
         self._server.server_close()
 
-    def _receive(self, handler: http.server.BaseHTTPRequestHandler) -> int:
+    def _receive(self, handler: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
         data = handler.rfile.read(int(handler.headers["Content-Length"]))
         token = handler.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.unresponsive:
             self._released.wait(30)
         with self._changed:
             status = self.next_statuses.pop(0) if self.next_statuses else 204
+            body = b'{"message": "Rejected by the test server."}'
             if status == 204:
-                self.received.append(ReceivedReport(decode_report(data), token, handler.path, time.monotonic()))
+                body, report = b"", decode_report(data)
+                self.received.append(ReceivedReport(report, token, handler.path, time.monotonic()))
+                if report.kind is ReportKind.RESERVATION and self.next_answers:
+                    answer = self.next_answers.pop(0) if len(self.next_answers) > 1 else self.next_answers[0]
+                    status, body = 200, encode_reservation_answer(answer)
             self._changed.notify_all()
-        return status
+        return status, body
 
     def _handler_class(self) -> type[http.server.BaseHTTPRequestHandler]:
         report_server = self
@@ -102,8 +119,7 @@ class ReportServer:
                 super().setup()
 
             def do_POST(self) -> None:
-                status = report_server._receive(self)
-                body = b"" if status == 204 else b'{"message": "Rejected by the test server."}'
+                status, body = report_server._receive(self)
                 self.send_response(status)
                 if body:
                     self.send_header("Content-Length", str(len(body)))

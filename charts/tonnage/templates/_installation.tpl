@@ -7,16 +7,20 @@ media:
   {{- $media := dict }}
   {{- with .Values.cache.memory }}
   {{- if .enabled }}
-  {{- $_ := set $media "Memory" (dict "hostPath" .hostPath "minFree" (toString .minFree) "reserved" .reserved) }}
+  {{- $limits := include "tonnage.mediumLimits" . | fromYaml }}
+  {{- $_ := set $media "Memory" (merge (dict "hostPath" .hostPath "reserved" .reserved) $limits) }}
   {{- end }}
   {{- end }}
   {{- with .Values.cache.disk }}
   {{- if .enabled }}
-  {{- $_ := set $media "Disk" (dict "hostPath" .hostPath "minFree" (toString .minFree)) }}
+  {{- $limits := include "tonnage.mediumLimits" . | fromYaml }}
+  {{- $_ := set $media "Disk" (merge (dict "hostPath" .hostPath) $limits) }}
   {{- end }}
   {{- end }}
   {{- toYaml $media | nindent 2 }}
 defaultMedium: {{ .Values.cache.defaultMedium }}
+highWatermarkPercent: {{ int .Values.cache.highWatermarkPercent }}
+lowWatermarkPercent: {{ int .Values.cache.lowWatermarkPercent }}
 sharing: {{ .Values.cache.sharing }}
 loader:
   image: {{ include "tonnage.image" (dict "root" . "image" .Values.image.loader) }}
@@ -69,4 +73,18 @@ signingFolder: /etc/tonnage/signing
 reviewToken: {{ ne (include "tonnage.reviewToken" .) "" }}
 retryBase: {{ .Values.retry.baseSeconds }}
 retryCap: {{ .Values.retry.capSeconds }}
+{{- end -}}
+
+{{/*
+What loads may take of a medium, as a part of its settings.
+*/}}
+{{- define "tonnage.mediumLimits" -}}
+{{- range $name := list "minFree" "capacity" "namespaceCapacity" "maxEntrySize" }}
+{{- $amount := get $ $name }}
+{{- /* Helm reads large numbers as floats. */}}
+{{- if kindIs "float64" $amount }}{{ $amount = printf "%.0f" $amount }}{{ end }}
+{{- if ne (toString $amount) "" }}
+{{ $name }}: {{ $amount | toString | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}

@@ -22,6 +22,9 @@ Checks of values that a schema can't express.
 {{- fail (printf "The image %s has no registry, so a container runtime may search for it in public ones, and the loader runs as root on nodes. Set image.registry to yours, or to localhost for images that were imported on the nodes as localhost/%s." $name (get $.Values.image $component).repository) -}}
 {{- end -}}
 {{- end -}}
+{{- if gt (int $cache.lowWatermarkPercent) (int $cache.highWatermarkPercent) -}}
+{{- fail "cache.lowWatermarkPercent must not be above cache.highWatermarkPercent." -}}
+{{- end -}}
 {{- if eq .Values.certificates.mode "Secret" -}}
 {{- range $endpoint, $secret := .Values.certificates.secret -}}
 {{- if not (and $secret.name $secret.caBundle) -}}

@@ -4,6 +4,7 @@
 
     .tonnage/partial/<name>/model/     the files, as they will be published
     .tonnage/partial/<name>/journal    which parts of them are written
+    .tonnage/partial/<name>/reserved   exists if the whole size of the files counts as used; see ``capacity``
 
 A load that resumes an earlier one renames the directory first. If the earlier loader still runs, because the lock on
 the entry locks nothing, it no longer finds its files, and fails.
@@ -30,6 +31,7 @@ IDLE_SECONDS = 3600.0
 
 _JOURNAL = "journal"
 _MODEL = "model"
+_RESERVED = "reserved"
 
 
 class PartialDirectory:
@@ -39,6 +41,7 @@ class PartialDirectory:
         self.path = path
         self.model_dir = path / _MODEL
         self.journal_path = path / _JOURNAL
+        self.reserved_path = path / _RESERVED
 
     def __repr__(self) -> str:
         return f"PartialDirectory({str(self.path)!r})"

@@ -21,6 +21,8 @@ def add_load(parser: Parser) -> None:
     source = _add_source_options(parser, "source and cache", f"{_SOURCE_HELP}; several make one model", plan=True)
     help_text = "folder of the cache, created if missing: on a tmpfs such as /dev/shm/tonnage, or on disk"
     _add_option(parser, source, "--cache", "DIR", str, help_text)
+    help_text = "bytes that all its entries may have together; a load that would exceed them fails (default: no limit)"
+    _add_option(parser, source, "--capacity", "SIZE", argument_types.parse_size, help_text)
     _add_verification_options(parser)
     _add_server_options(parser)
     tuning = parser.add_argument_group("transfer tuning (0 or unset: automatic)")

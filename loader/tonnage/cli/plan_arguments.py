@@ -130,6 +130,7 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
             segment_size=getattr(arguments, "segment_size", None) or 0,
             bandwidth=getattr(arguments, "bandwidth_limit", None) or 0,
             timeout=arguments.timeout or 0.0,
+            capacity=getattr(arguments, "capacity", None) or 0,
         ),
     )
 

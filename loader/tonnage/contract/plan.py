@@ -216,7 +216,10 @@ def file_selection(
 class Limits(WireStruct, frozen=True, kw_only=True):
     """Limits on the use of machine and network. Sizes in bytes, times in seconds; 0 means automatic.
 
-    ``min_free`` bytes of the cache's filesystem must remain free; a load that would use them is rejected.
+    ``min_free`` bytes of the cache's filesystem and ``min_free_percent`` of its size, whichever is more, must remain
+    free; a load that would use them is rejected. All entries of the cache together, with what running loads have
+    reserved, may have ``capacity`` bytes: a loader that sees the whole cache counts them, and one that sees its own
+    entry only asks the operator.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
@@ -226,6 +229,8 @@ class Limits(WireStruct, frozen=True, kw_only=True):
     bandwidth: Annotated[int, msgspec.Meta(ge=0)] = 0
     timeout: Annotated[float, msgspec.Meta(ge=0)] = 0
     min_free: Annotated[int, msgspec.Meta(ge=0)] = 0
+    min_free_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    capacity: Size = 0
 
 
 class Reporting(WireStruct, frozen=True, kw_only=True):

@@ -43,6 +43,8 @@ class ReportKind(enum.StrEnum):
     PROGRESS = "progress"
     FINISHED = "finished"
     INVENTORY = "inventory"
+    RESERVATION = "reservation"
+    """Asks for room for ``bytes`` in all of ``entry``, before the first byte; see ``ReservationAnswer``."""
 
 
 class Medium(WireStruct, frozen=True, kw_only=True):
@@ -134,6 +136,35 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity | None = None
     node: _Name = ""
     pod: _Name = ""
+
+
+class ReservationAnswer(WireStruct, frozen=True, kw_only=True):
+    """The operator's answer to a report of kind ``reservation``.
+
+    If the room is not ``granted``, ``wait`` means that it may be soon: ask again. ``message`` has the numbers, and
+    names only what the sender's namespace may see.
+    """
+
+    granted: bool
+    wait: bool = False
+    message: _Text = ""
+
+
+def encode_reservation_answer(answer: ReservationAnswer) -> bytes:
+    """Returns the answer as a line of JSON."""
+    return msgspec.json.encode(answer)
+
+
+def decode_reservation_answer(data: bytes) -> ReservationAnswer:
+    """Parses an answer.
+
+    Raises:
+        InvalidPlan: It is not one; a release that knows no reservations answers with an empty body.
+    """
+    try:
+        return msgspec.json.decode(data, type=ReservationAnswer)
+    except DECODE_ERRORS as error:
+        raise InvalidPlan(f"The answer to the reservation is invalid: {error}.") from error
 
 
 def encode_report(report: Report) -> bytes:

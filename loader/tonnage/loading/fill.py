@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.cache import commit
+from tonnage.cache.capacity import reserve_capacity, sees_whole_cache
 from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import FileIdentity, make_directory, remove_tree, translate_os_errors
 from tonnage.cache.journal import Journal, read_journal
@@ -165,13 +166,24 @@ def fill_entry(
 
     try:
         made = make_files(partial, blueprint)
-        huge_pages = inspect_medium(entry.path).pages == BY_ADVICE
+        medium = inspect_medium(entry.path)
+        huge_pages = medium.pages == BY_ADVICE
+        _reserve_capacity(
+            plan,
+            entry,
+            partial,
+            blueprint_bytes(blueprint) + (0 if existing is None else existing.manifest.bytes),
+            on_progress=on_progress,
+            on_note=on_note,
+            deadline=deadline,
+            canceled=canceled,
+        )
         reserve(
             entry,
             paths,
             empty=not records,
             allocates=not huge_pages,
-            min_free=plan.limits.min_free,
+            min_free=max(plan.limits.min_free, medium.capacity_bytes * plan.limits.min_free_percent // 100),
             note=on_note,
             canceled=canceled,
         )
@@ -267,6 +279,47 @@ def _require_level(level: Verify, outcome: TransferResult, objects: Sequence[Sou
     for index, source in enumerate(objects):
         if source.is_safetensors and outcome.verify_levels.get(index, Verify.SIZE).strength < level.strength:
             raise no_checksum(source.label, None, level)
+
+
+def blueprint_bytes(blueprint: Blueprint) -> int:
+    """Returns the bytes of the files that a load writes."""
+    return sum(file.size for file in blueprint.files)
+
+
+def _reserve_capacity(
+    plan: Plan,
+    entry: Entry,
+    partial: PartialDirectory,
+    required_bytes: int,
+    *,
+    on_progress: Callable[[Progress], None],
+    on_note: Callable[[str], None],
+    deadline: float | None,
+    canceled: Callable[[], bool],
+) -> None:
+    """Reserves a part of the cache's capacity, if it is limited: by counting, or where only the operator can, there."""
+    capacity = plan.limits.capacity
+    if not capacity:
+        return
+    if sees_whole_cache(entry):
+        reserve_capacity(
+            entry, partial, required_bytes, capacity=capacity, note=on_note, deadline=deadline, canceled=canceled
+        )
+        return
+    if plan.reporting is None:
+        return
+    from tonnage.loading.reservation_request import request_room
+
+    request_room(
+        plan,
+        plan.reporting,
+        entry_name=entry.name,
+        required_bytes=required_bytes,
+        on_progress=on_progress,
+        on_note=on_note,
+        deadline=deadline,
+        canceled=canceled,
+    )
 
 
 def make_files(partial: PartialDirectory, blueprint: Blueprint) -> dict[str, FileIdentity]:

@@ -12,8 +12,8 @@ import pycurl
 from tonnage.source.request_target import SUPPRESS_CONNECT_HEADERS, USER_AGENT, was_connected
 
 CONNECT_TIMEOUT = 2.0
-MAX_RESPONSE_BYTES = 2048
-"""Bytes of a response that are read. An error message is one sentence."""
+MAX_RESPONSE_BYTES = 16384
+"""Bytes of a response that are read. An error message is one sentence, the answer to a reservation a few."""
 MAX_TOKEN_BYTES = 64 * 1024
 MAX_CA_BYTES = 256 * 1024
 _PERMANENT_STATUSES = frozenset({400, 404, 405, 413})
@@ -98,6 +98,11 @@ class ReportClient:
         except pycurl.error as error:
             code = error.args[0]
         return self._check_response(code)
+
+    @property
+    def response(self) -> bytes:
+        """The body of the latest response, at most ``MAX_RESPONSE_BYTES``."""
+        return bytes(self._response)
 
     def _prepare(self, headers: list[str], body: bytes, timeout: float) -> None:
         endpoint, curl = self._endpoint, self._curl

@@ -36,6 +36,12 @@ UNREPORTED_PHASES = frozenset({"resolving"})
 _TERMINATION_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
+def report_endpoint(reporting: Reporting) -> Endpoint:
+    """Returns the endpoint of a plan. It has the system's CAs by default; those of the store don't count."""
+    bundle = reporting.ca_bundle or (find_ca_bundle("", {}) if reporting.url.lower().startswith("https:") else "")
+    return Endpoint(reporting.url, bundle, reporting.token_file)
+
+
 class _FinalReport(NamedTuple):
     """The final report and its delivery deadline, as ``time.monotonic()``."""
 
@@ -54,9 +60,7 @@ class Reporter:
     """
 
     def __init__(self, reporting: Reporting, template: Report) -> None:
-        # The system's CA bundle by default; the bundle of the store is not used for reports.
-        bundle = reporting.ca_bundle or (find_ca_bundle("", {}) if reporting.url.lower().startswith("https:") else "")
-        self.endpoint = Endpoint(reporting.url, bundle, reporting.token_file)
+        self.endpoint = report_endpoint(reporting)
         self._template = template
         self._interval = reporting.interval
         self._condition = threading.Condition()

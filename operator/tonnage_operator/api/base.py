@@ -60,13 +60,14 @@ DURATION_PATTERN = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
 """Hours, minutes and seconds, in this order, as in Go."""
 
 
-def _quantity_to_str(value: object) -> object:
+def quantity_to_str(value: object) -> object:
+    """Returns an integer as text, as YAML may have a quantity without a unit; other values as they are."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Quantity = Annotated[
     str,
-    BeforeValidator(_quantity_to_str),
+    BeforeValidator(quantity_to_str),
     Field(pattern=QUANTITY_PATTERN),
     WithJsonSchema(
         {

@@ -56,10 +56,20 @@ _MODEL_COLUMNS: Final = (
 _NODE_COLUMNS: Final = (
     _column("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', "Whether loads can run on the node."),
     _column("Memory-Used", "string", ".status.summary.memoryUsed", "Size of the entries in memory."),
-    _column("Memory-Free", "string", ".status.summary.memoryFree", "Free space of the memory medium."),
+    _column("Memory-Reserved", "string", ".status.summary.memoryReserved", "Reserved for loads into memory."),
+    _column("Memory-Free", "string", ".status.summary.memoryFree", "What new loads into memory can have."),
     _column("Disk-Used", "string", ".status.summary.diskUsed", "Size of the entries on disk."),
+    _column("Disk-Reserved", "string", ".status.summary.diskReserved", "Reserved for loads onto the disk.", priority=1),
+    _column("Disk-Free", "string", ".status.summary.diskFree", "What new loads onto the disk can have.", priority=1),
     _column("Entries", "integer", ".status.summary.entries", "Number of ready entries."),
     _column("Loading", "integer", ".status.summary.loading", "Number of loading entries."),
+    _column(
+        "Pressure",
+        "string",
+        '.status.conditions[?(@.type=="CapacityPressure")].reason',
+        "Reason of the condition CapacityPressure.",
+        priority=1,
+    ),
     _column("Age", "date", ".metadata.creationTimestamp", "Time since creation."),
 )
 

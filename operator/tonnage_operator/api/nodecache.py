@@ -19,8 +19,12 @@ MAX_RECORDED_ENTRIES = 1000
 """Maximum number of entries in the record of a node."""
 
 
+MAX_NAMESPACES = 64
+"""Maximum number of namespaces whose usage is listed."""
+
+
 class EntryState(enum.StrEnum):
-    """State of an entry. Partial: a load was interrupted, and the next one resumes it."""
+    """State of an entry. Partial: not complete, and no loader is at work."""
 
     READY = "Ready"
     LOADING = "Loading"
@@ -32,9 +36,40 @@ class MediumStatus(ApiModel):
     """Capacity and usage of one medium of the node."""
 
     name: Medium = Field(description="Memory or Disk.")
-    capacity_bytes: Int64 = Field(default=0, description="Capacity in bytes, as last reported by a loader; 0: unknown.")
-    used_bytes: Int64 = Field(default=0, description="Total size of the ready entries in bytes.")
-    free_bytes: Int64 = Field(default=0, description="Free bytes, as last reported by a loader.")
+    capacity_bytes: Int64 = Field(
+        default=0,
+        description="Bytes that all entries may have together: the chart's capacity, or the size of the file system if "
+        "that is less or no capacity is set; 0: unknown.",
+    )
+    used_bytes: Int64 = Field(default=0, description="Bytes of the entries, and of what interrupted loads have left.")
+    reserved_bytes: Int64 = Field(default=0, description="Bytes that are reserved for loads, in addition to usedBytes.")
+    free_bytes: Int64 = Field(
+        default=0,
+        description="Bytes that new loads can reserve. Without a capacity in the chart: free bytes of the file system, "
+        "as last reported by a loader.",
+    )
+    file_system_bytes: Int64 = Field(
+        default=0, description="Size of the file system, as last reported by a loader; 0: unknown."
+    )
+    pressure: bool = Field(
+        default=False,
+        description="Usage has passed the high watermark, and not fallen to the low one since: entries that nothing "
+        "refers to are evicted.",
+    )
+    namespaces: tuple[NamespaceUsage, ...] | None = Field(
+        default=None,
+        max_length=MAX_NAMESPACES,
+        description="Bytes of the namespaces that use most, if the chart limits them.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+
+
+class NamespaceUsage(ApiModel):
+    """What a namespace uses of one medium of the node."""
+
+    name: str = Field(max_length=63, description="The namespace.")
+    used_bytes: Int64 = Field(default=0, description="Bytes of its entries; shared entries count for each namespace.")
+    reserved_bytes: Int64 = Field(default=0, description="Bytes that are reserved for its loads.")
 
 
 class EntryKey(NamedTuple):
@@ -54,9 +89,11 @@ class CacheEntry(ApiModel):
     name: str = Field(description="Name of the entry; <namespace>/<entry> if caches are not shared between namespaces.")
     medium: Medium = Field(description="Medium that contains the entry.")
     state: EntryState = Field(
-        description="Ready, Loading, Partial (a load was interrupted; the next one resumes it) or Evicting."
+        description="Ready, Loading, Partial (room is reserved for a load that has not begun, or a load was "
+        "interrupted and the next one resumes it) or Evicting."
     )
     bytes: Int64 = Field(default=0, description="Size in bytes.")
+    reserved_bytes: Int64 = Field(default=0, description="Bytes that are reserved for a load, in addition to bytes.")
     ranks: str | None = Field(default=None, description="Ranks in the entry; absent: all.")
     models: tuple[str, ...] = Field(
         default=(), max_length=MAX_MODELS, description="ModelWeights that refer to the entry, as namespace/name."
@@ -115,8 +152,11 @@ class NodeCacheSummary(ApiModel):
     """Columns of ``kubectl get nodecaches``."""
 
     memory_used: str = Field(default="", description="Size of the entries in memory.")
-    memory_free: str = Field(default="", description="Free space of the memory medium.")
+    memory_reserved: str = Field(default="", description="Reserved for loads into memory.")
+    memory_free: str = Field(default="", description="What new loads into memory can have.")
     disk_used: str = Field(default="", description="Size of the entries on disk.")
+    disk_reserved: str = Field(default="", description="Reserved for loads onto the disk.")
+    disk_free: str = Field(default="", description="What new loads onto the disk can have.")
     entries: int = Field(default=0, description="Number of ready entries.")
     loading: int = Field(default=0, description="Number of loading entries.")
 
@@ -127,5 +167,6 @@ class NodeCacheResource(ApiModel):
     status: NodeCacheStatus | None = Field(default=None, description="Observed state; written by the controller.")
 
 
+MediumStatus.model_rebuild()
 NodeCacheStatus.model_rebuild()
 NodeCacheResource.model_rebuild()

@@ -126,8 +126,14 @@ class ControllerApp:
         await asyncio.wait({kopf_task}, timeout=_STOP_TIMEOUT)
 
     def _create_queues(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:
-        weights_controller = ModelWeightsController(self.state, client, self.metrics, self._metrics_recorder)
-        node_controller = NodeCacheController(self.state, client, self.metrics)
+        weights_controller = ModelWeightsController(
+            self.state,
+            client,
+            self.metrics,
+            self._metrics_recorder,
+            enqueue_node=self._enqueue_node,
+        )
+        node_controller = NodeCacheController(self.state, client, self.metrics, enqueue_weights=self._enqueue_weights)
         self.weights_queue = WorkQueue(
             "ModelWeights", weights_controller.reconcile, on_result=self._result_observer("weights")
         )
@@ -136,6 +142,12 @@ class ControllerApp:
         )
         stack.push_async_callback(self.node_queue.close)
         stack.push_async_callback(self.weights_queue.close)
+
+    def _enqueue_node(self, name: str) -> None:
+        self.node_queue.add(name)
+
+    def _enqueue_weights(self, uid: str) -> None:
+        self.weights_queue.add(uid)
 
     async def _run_kopf(self, memo: ControllerMemo) -> None:
         """Runs kopf until ``stopping`` is set, and again with backoff if it fails, as it does on a rejected watch."""
@@ -170,7 +182,7 @@ class ControllerApp:
             self.metrics.unreadable.labels(resource.plural).set(self.state.store_for(resource).unreadable)
         self.metrics.unsigned.labels(JOBS.plural).set(sum(not job.signature for job in self.state.jobs))
         self.metrics.unsigned.labels(PODS.plural).set(sum(pod.forged for pod in self.state.pods))
-        set_node_gauges(self.metrics, (cache.status for cache in self.state.node_caches))
+        set_node_gauges(self.metrics, (cache.status for cache in self.state.node_caches), self.state.shortages.values())
 
     async def _start_servers(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:
         server_options = self._server_options

@@ -134,10 +134,13 @@ def _has_terminated(pod: Pod | None) -> bool:
     return pod is not None and (pod.is_terminal or any(each.terminated for each in pod.loaders))
 
 
-_Relevant = tuple[str, "Medium", "EntryState", str | None, "Retention", tuple[str, ...]]
+_Relevant = tuple[str, "Medium", "EntryState", str | None, "Retention", int, tuple[str, ...]]
 
 
 def _relevant_fields(cache: CacheRecord | None) -> set[_Relevant]:
     """Returns the fields of a ``NodeCache`` on which decisions about objects depend."""
     entries = (cache.status.entries if cache else None) or ()
-    return {(each.name, each.medium, each.state, each.ranks, each.retention, each.models) for each in entries}
+    return {
+        (each.name, each.medium, each.state, each.ranks, each.retention, each.reserved_bytes, each.models)
+        for each in entries
+    }

@@ -18,6 +18,7 @@ from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.workqueue import StaleCache
 from tonnage_operator.domain import signing, units
+from tonnage_operator.domain.nodecache.capacity import has_room
 from tonnage_operator.domain.specs.namespace_limits import fit_job
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS
@@ -49,6 +50,8 @@ class Precondition:
     resource_version: str
     namespace: str = ""
     entry_key: EntryKey | None = None
+    required_bytes: int = 0
+    """Bytes that must be reserved for this entry; 0: none."""
 
 
 class JobCreator:
@@ -108,6 +111,10 @@ class JobCreator:
                 raise StaleCache
         if precondition.entry_key and self._is_ready_or_evicting(precondition.name, precondition.entry_key):
             raise StaleCache
+        if precondition.entry_key and precondition.required_bytes:
+            entry = self._state.cache_index.entry(precondition.name, *precondition.entry_key)
+            if not has_room(entry, precondition.required_bytes):
+                raise StaleCache
 
     def _is_ready_or_evicting(self, node: str, key: EntryKey) -> bool:
         """Returns whether an entry is complete, or must be evicted before it can be loaded."""

@@ -14,11 +14,12 @@ from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import FailureReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from tonnage_operator.api.nodecache import NodeCacheStatus
+    from tonnage_operator.api.nodecache import EntryKey, NodeCacheStatus
     from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.nodecache.capacity import Shortage
     from tonnage_operator.domain.observed.held_entries import HeldEntry
     from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.domain.observed.pod import Pod
@@ -140,10 +141,13 @@ _RESULT_LABELS: Final = {
 }
 
 
-def set_node_gauges(metrics: Metrics, records: Iterable[NodeCacheStatus]) -> None:
+def set_node_gauges(
+    metrics: Metrics, records: Iterable[NodeCacheStatus], shortages: Iterable[Mapping[EntryKey, Shortage]]
+) -> None:
     """Sets the gauges that sum all nodes; called at each scrape."""
     entries: dict[tuple[Medium, EntryState], int] = {}
     used: dict[Medium, int] = {}
+    reserved: dict[Medium, int] = {}
     capacity: dict[Medium, int] = {}
     artifacts = 0
     for record in records:
@@ -154,9 +158,13 @@ def set_node_gauges(metrics: Metrics, records: Iterable[NodeCacheStatus]) -> Non
             entries[entry.medium, entry.state] = entries.get((entry.medium, entry.state), 0) + 1
         for state in record.media or ():
             used[state.name] = used.get(state.name, 0) + state.used_bytes
+            reserved[state.name] = reserved.get(state.name, 0) + state.reserved_bytes
             capacity[state.name] = capacity.get(state.name, 0) + state.capacity_bytes
     metrics.artifacts.set(artifacts)
+    waiting = [key.medium for each in shortages for key in each]
     for medium in Medium:
+        metrics.cache_waiting.labels(medium.value).set(waiting.count(medium))
+        metrics.cache_reserved.labels(medium.value).set(reserved.get(medium, 0))
         metrics.cache_used.labels(medium.value).set(used.get(medium, 0))
         metrics.cache_capacity.labels(medium.value).set(capacity.get(medium, 0))
         for entry_state in EntryState:

@@ -24,11 +24,14 @@ from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import EVENTS, MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.controller.metrics_recorder import MetricsRecorder
     from tonnage_operator.controller.state import ControllerState, WeightsRecord
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.nodecache.capacity import LoadRequest
     from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
@@ -45,9 +48,16 @@ class ModelWeightsController(Reconciler):
     """Reconciles one ``ModelWeights`` at a time; the key is its uid."""
 
     def __init__(
-        self, state: ControllerState, client: KubeClient, metrics: Metrics, metrics_recorder: MetricsRecorder
+        self,
+        state: ControllerState,
+        client: KubeClient,
+        metrics: Metrics,
+        metrics_recorder: MetricsRecorder,
+        *,
+        enqueue_node: Callable[[str], None],
     ) -> None:
         super().__init__(state, client, metrics)
+        self._enqueue_node = enqueue_node
         self._event_recorder = EventRecorder(client, metrics)
         self._metrics_recorder = metrics_recorder
         self._counts_rate_limiter = RateLimiter(burst=10, interval=_COUNTS_WRITE_INTERVAL)
@@ -57,6 +67,7 @@ class ModelWeightsController(Reconciler):
         record = self._state.weights.get(uid)
         if record is None:
             self._counts_rate_limiter.drop(uid)
+            self._request_room(uid, {})
             raise Gone
         try:
             return await self._reconcile(record)
@@ -84,11 +95,13 @@ class ModelWeightsController(Reconciler):
         await self._read_refusals(snapshot)
         self._metrics_recorder.record_finished_jobs(snapshot)
         if record.deleting:
+            self._request_room(record.uid, {})
             return await self._finalize(record, snapshot)
         if record.weights.spec.cache.delivery is not Delivery.EMPTY_DIR and names.FINALIZER not in record.finalizers:
             await self._set_finalizers(record, (*record.finalizers, names.FINALIZER))
             return 0.0  # the write changed the record, so reconcile the new one
         decision = decide(snapshot)
+        self._request_room(record.uid, decision.load_requests)
         await self._event_recorder.record(record, decision.events)
         await self._create_jobs(record, decision.apply)
         remaining_seconds = self._status_write_delay(record, record.weights, decision.status)
@@ -101,6 +114,11 @@ class ModelWeightsController(Reconciler):
         await self._delete_jobs(decision.delete)
         self._metrics_recorder.set_status_gauges(record.weights, decision.status)
         return min((each for each in (remaining_seconds, decision.requeue_after) if each), default=None)
+
+    def _request_room(self, uid: str, requests: Mapping[str, LoadRequest]) -> None:
+        """Lets the nodes reserve room, for which this object is enqueued again."""
+        for node in self._state.set_load_requests(uid, requests):
+            self._enqueue_node(node)
 
     async def _read_refusals(self, snapshot: Snapshot) -> None:
         """Reads why Jobs have no pod, once for each, from the events that Kubernetes posts about them."""
@@ -138,8 +156,13 @@ class ModelWeightsController(Reconciler):
             precondition = own_precondition
             if self._state.node(node):
                 entry_key = EntryKey(annotations[names.CACHE_KEY], Medium(annotations[names.MEDIUM]))
+                request = self._state.load_requests.get(node, {}).get(record.uid)
                 precondition = Precondition(
-                    NODE_CACHES, node, cache.resource_version if cache else "", entry_key=entry_key
+                    NODE_CACHES,
+                    node,
+                    cache.resource_version if cache else "",
+                    entry_key=entry_key,
+                    required_bytes=request.bytes if request and role == names.ROLE_LOAD else 0,
                 )
             if await self._job_creator.create(job, precondition):
                 self._metrics_recorder.record_job_created(record.namespace, record.name, role)

@@ -19,6 +19,8 @@ from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tonnage_operator.api.nodecache import NodeCacheStatus
     from tonnage_operator.controller.state import CacheRecord, ControllerState
     from tonnage_operator.domain.nodecache.reconcile import NodeDecision
@@ -37,8 +39,11 @@ _LOAD_START_GRACE_PERIOD: Final = 2.0
 class NodeCacheController(Reconciler):
     """Reconciles one node at a time; the key is its name."""
 
-    def __init__(self, state: ControllerState, client: KubeClient, metrics: Metrics) -> None:
+    def __init__(
+        self, state: ControllerState, client: KubeClient, metrics: Metrics, *, enqueue_weights: Callable[[str], None]
+    ) -> None:
         super().__init__(state, client, metrics)
+        self._enqueue_weights = enqueue_weights
         self._last_list_time = float("-inf")
         self._list_lock = asyncio.Lock()
         self._load_started_at: dict[str, float] = {}
@@ -65,6 +70,8 @@ class NodeCacheController(Reconciler):
             # Evict only after a fresh list of ModelWeights: the cache may lag by minutes.
             await self._refresh_weights()
             decision = decide_node(self._state.node_snapshot(node, datetime.now(UTC)))
+        for uid in self._state.set_shortages(node.name, decision.shortages):
+            self._enqueue_weights(uid)
         cache = self._state.node_cache(node.name)
         if decision.status is not None:
             if delay := self._status_write_delay(node.name, cache, decision):
@@ -77,7 +84,7 @@ class NodeCacheController(Reconciler):
 
     def _status_write_delay(self, name: str, cache: CacheRecord | None, decision: NodeDecision) -> float:
         """Returns the seconds until the status should be written; 0: now. Started loads alone are delayed."""
-        if cache is None or decision.status is None or decision.apply or decision.delete:
+        if cache is None or decision.status is None or decision.apply or decision.delete or decision.reserves:
             return 0.0
         if cache.status == decision.status or not status_diff.only_load_started(cache.status, decision.status):
             return 0.0

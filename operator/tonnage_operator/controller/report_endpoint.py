@@ -20,6 +20,8 @@ from tonnage.contract import ReportKind
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.domain import naming
+from tonnage_operator.domain.nodecache.capacity import LoadRequest, find_size_problem, has_room
 from tonnage_operator.http_server import BodyRejected, read_body
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import TOKEN_REVIEWS
@@ -45,6 +47,8 @@ _MAX_TOKEN_REVIEWS: Final = 64
 _MAX_CACHED: Final = 10_000
 _RETRY_AFTER: Final = "1"
 """Seconds, for the ``Retry-After`` header."""
+_SIZE_TOLERANCE: Final = 64 << 20
+"""Bytes by which an entry may exceed its revision by more than a twentieth: headers, and files that loads generate."""
 _PROGRESS_INTERVAL: Final = 5.0
 """Minimum seconds between enqueues of one object for progress alone."""
 
@@ -97,12 +101,16 @@ class ReportEndpoint:
         self._token_reviews = 0
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answers one request: 204, or a 4xx or 503 with a message."""
+        """Answers one request: 204, 200 to a reservation, or a 4xx or 503 with a message."""
         kind = "unknown"
         try:
             pod = self._find_pod(await self._authenticate(request))
             report = await self._read_report(request)
             kind = report.kind.value
+            if report.kind is ReportKind.RESERVATION:
+                answer = contract.encode_reservation_answer(self._answer_reservation(pod, report))
+                self._metrics.reports.labels(kind, "accepted").inc()
+                return web.Response(body=answer, content_type="application/json")
             self._accept(pod, report)
         except ReportRejected as rejection:
             self._metrics.reports.labels(kind, rejection.result).inc()
@@ -161,6 +169,42 @@ class ReportEndpoint:
         if pod is None or (pod.namespace, pod.name) != (sender.namespace, sender.pod):
             raise ReportRejected(403, "unknown_pod", "The operator knows no loader in this pod.")
         return pod
+
+    def _answer_reservation(self, pod: Pod, report: contract.Report) -> contract.ReservationAnswer:
+        """Answers a loader that asks for room, from the record of its node, where reservations are made."""
+        asked = self._find_asked_entry(pod, report)
+        limits = self._state.installation.limits(asked.key.medium)
+        if not limits.needs_reservation:
+            return contract.ReservationAnswer(granted=True)
+        if problem := find_size_problem(report.bytes, limits, asked.key.medium):
+            return contract.ReservationAnswer(granted=False, message=problem)
+        size = min(report.bytes, asked.bytes + asked.bytes // 20 + _SIZE_TOLERANCE)
+        self._state.reported_sizes[pod.uid][report.entry] = size
+        if has_room(self._state.cache_index.entry(pod.node, *asked.key), size):
+            return contract.ReservationAnswer(granted=True)
+        self._enqueue_node(pod.node)
+        shortage = self._state.shortages.get(pod.node, {}).get(asked.key)
+        if shortage is None:
+            return contract.ReservationAnswer(granted=False, wait=True, message="The room is being reserved.")
+        return contract.ReservationAnswer(
+            granted=False, wait=shortage.waits, message=shortage.describe(pod.node, pod.namespace)
+        )
+
+    def _find_asked_entry(self, pod: Pod, report: contract.Report) -> LoadRequest:
+        """Returns the entry that a pod asks room for, with its size in the Job or at the pod's admission.
+
+        Raises:
+            ReportRejected: The pod's loader has nothing to do with this entry.
+        """
+        job = self._state.job_of(pod)
+        if job and job.role == names.ROLE_LOAD and job.node_name and pod.node == job.node_name:
+            if report.entry == naming.entry_of(job.key):
+                return LoadRequest(job.entry_key, job.bytes, "")
+        elif not pod.job_uid and pod.node and self._state.is_admitted(pod):
+            for held in pod.held_entries:
+                if held.key and report.entry == naming.entry_of(held.key):
+                    return LoadRequest(held.entry_key, held.bytes, "")
+        raise ReportRejected(403, "other_object", "This pod loads no such entry on its node.")
 
     def _accept(self, pod: Pod, report: contract.Report) -> None:
         if pod.job_uid:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NO
 from tonnage_operator.kube.store import EventHandler, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
     from tonnage import contract
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.nodecache.capacity import LoadRequest, Shortage
     from tonnage_operator.kube.resources import Resource
 
 
@@ -164,6 +165,12 @@ class ControllerState:
         self.reported_outcomes: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
         """Outcomes that injected loaders reported, by the pod's uid and the entry's name."""
         self.reported_media: dict[str, dict[Medium, contract.Medium]] = defaultdict(dict)
+        self.reported_sizes: dict[str, dict[str, int]] = defaultdict(dict)
+        """Exact bytes of entries for which loaders asked for room, by the pod's uid and the entry's name."""
+        self.load_requests: dict[str, dict[str, LoadRequest]] = defaultdict(dict)
+        """Loads that objects want to begin, by node and by the object's uid."""
+        self.shortages: dict[str, Mapping[EntryKey, Shortage]] = {}
+        """Loads for which a node has no room, by node."""
         self._jobs_of_model = Index(lambda job: (job.model_uid,) if job.model_uid else ())
         self._jobs_of_node = Index(lambda job: (job.node_name,) if job.node_name else ())
         self._pods_of_job = Index(lambda pod: (pod.job_uid,) if pod.job_uid else ())
@@ -222,6 +229,7 @@ class ControllerState:
         elif before and self._node_by_name.get(before.name) == before:
             del self._node_by_name[before.name]
             self.reported_media.pop(before.name, None)
+            self.shortages.pop(before.name, None)
 
     def _cache_changed(self, before: CacheRecord | None, after: CacheRecord | None) -> None:
         if after:
@@ -239,6 +247,7 @@ class ControllerState:
     def _pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         if after is None and before:
             self.reported_outcomes.pop(before.uid, None)
+            self.reported_sizes.pop(before.uid, None)
 
     def store_for(self, resource: Resource) -> Store[Any]:
         """Returns the store of one of the watched kinds."""
@@ -250,6 +259,37 @@ class ControllerState:
             PODS: self.pods,
         }
         return stores[resource]
+
+    def set_load_requests(self, uid: str, requests: Mapping[str, LoadRequest]) -> set[str]:
+        """Replaces an object's requests for room; returns the nodes for which they changed.
+
+        A request that is made again keeps its time, which decides who gets room first.
+        """
+        changed = set()
+        for node in {*requests, *(name for name, known in self.load_requests.items() if uid in known)}:
+            before, after = self.load_requests[node].get(uid), requests.get(node)
+            if before and after:
+                after = replace(after, since=before.since) if before.key == after.key else after
+            if before == after:
+                continue
+            changed.add(node)
+            if after:
+                self.load_requests[node][uid] = after
+            else:
+                self.load_requests[node].pop(uid, None)
+            if not self.load_requests[node]:
+                del self.load_requests[node]
+        return changed
+
+    def set_shortages(self, node: str, shortages: Mapping[EntryKey, Shortage]) -> set[str]:
+        """Replaces the loads for which a node has no room; returns the uids of the objects for which they changed."""
+        before = self.shortages.get(node, {})
+        if shortages:
+            self.shortages[node] = shortages
+        else:
+            self.shortages.pop(node, None)
+        keys = {key for key in {*before, *shortages} if before.get(key) != shortages.get(key)}
+        return {uid for uid, request in self.load_requests.get(node, {}).items() if request.key in keys}
 
     def node(self, name: str) -> Node | None:
         return self._node_by_name.get(name)
@@ -318,6 +358,7 @@ class ControllerState:
             consumers=self._consumers(self._pods_of_model[record.uid]),
             shared_entries=self._shared_entries(weights),
             reports=self.reports,
+            shortages=self.shortages,
             refusals=self.refusals,
         )
 
@@ -339,7 +380,10 @@ class ControllerState:
         keys: set[EntryKey] = {entry.entry_key for entry in status.entries or ()}
         keys |= {job.entry_key for job in jobs}
         keys |= {held.entry_key for pod in consumers for held in pod.held_entries}
+        requests = tuple(self.load_requests.get(node.name, {}).values())
+        keys |= {request.key for request in requests}
         pending = self._consumers(self._pending_pods[""])
+        loaders = [*consumers, *pods.values()]
         return NodeSnapshot(
             now=now,
             installation=self.installation,
@@ -357,4 +401,10 @@ class ControllerState:
                 for entry, outcome in self.reported_outcomes.get(pod.uid, {}).items()
             },
             reported_media=self.reported_media.get(node.name, {}),
+            load_requests=requests,
+            reported_sizes={
+                (pod.uid, entry): size
+                for pod in loaders
+                for entry, size in self.reported_sizes.get(pod.uid, {}).items()
+            },
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from typing import Annotated, Final, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from tonnage_operator.api.base import ApiModel, Duration, Quantity
+from tonnage_operator.api.base import QUANTITY_PATTERN, ApiModel, Duration, Quantity, quantity_to_str
 from tonnage_operator.api.modelweights import Medium, ResourceRequirements
 from tonnage_operator.api.placement import Toleration
+from tonnage_operator.domain import units
 from tonnage_operator.domain.signing import SigningKeys
 
 
@@ -19,18 +21,64 @@ class Sharing(enum.StrEnum):
     NAMESPACE = "Namespace"
 
 
+_FREE_PATTERN: Final = rf"^([1-9]?[0-9]%|{QUANTITY_PATTERN.removeprefix('^').removesuffix('$')})$"
+
+
+class MediumLimits(NamedTuple):
+    """Limits of one medium of a node in bytes; 0: none."""
+
+    capacity: int = 0
+    namespace_capacity: int = 0
+    max_entry_size: int = 0
+
+    @property
+    def largest_entry(self) -> int:
+        """Bytes that an entry can have at most; 0: no limit."""
+        return min((limit for limit in self if limit), default=0)
+
+    @property
+    def needs_reservation(self) -> bool:
+        """Whether loads may begin only when room is reserved for them."""
+        return bool(self.capacity or self.namespace_capacity)
+
+
+def _bytes_or_zero(quantity: str | None) -> int:
+    return units.parse_quantity(quantity) if quantity else 0
+
+
 class HostMedium(ApiModel):
     """One medium of the nodes.
 
     ``reserved`` means that the cache's memory is excluded from the nodes' allocatable memory, so loaders request only
-    their overhead. ``min_free`` is the number of bytes that loads must leave free on the folder's file system.
+    their overhead. ``min_free`` is what loads must leave free on the folder's file system: bytes, or a percentage of
+    its size. The quantities that are absent don't limit anything.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     host_path: str = Field(pattern=r"^/[^\s]*[^/\s]$", description="Folder on the nodes.")
     reserved: bool = False
-    min_free: Quantity = "0"
+    min_free: Annotated[str, BeforeValidator(quantity_to_str), Field(pattern=_FREE_PATTERN)] = "10%"
+    capacity: Quantity | None = Field(default=None, description="Bytes that all entries of a node may have together.")
+    namespace_capacity: Quantity | None = Field(
+        default=None, description="Bytes that the entries of one namespace may have on a node."
+    )
+    max_entry_size: Quantity | None = Field(default=None, description="Bytes that one entry may have.")
+
+    @property
+    def limits(self) -> MediumLimits:
+        """The limits in bytes."""
+        return MediumLimits(*map(_bytes_or_zero, (self.capacity, self.namespace_capacity, self.max_entry_size)))
+
+    @property
+    def min_free_bytes(self) -> int:
+        """Bytes that loads must leave free; 0 if it is a percentage."""
+        return 0 if self.min_free.endswith("%") else units.parse_quantity(self.min_free)
+
+    @property
+    def min_free_percent(self) -> int:
+        """Percentage of the file system that loads must leave free; 0 if it is a number of bytes."""
+        return int(self.min_free[:-1]) if self.min_free.endswith("%") else 0
 
 
 class ReportSettings(ApiModel):
@@ -133,6 +181,10 @@ class Installation(ApiModel):
     namespace: str = "tonnage-system"
     media: dict[Medium, HostMedium] = Field(default_factory=dict)
     default_medium: Medium = Medium.MEMORY
+    high_watermark_percent: int = Field(
+        default=90, ge=1, le=100, description="Usage of a capacity above which unneeded entries are evicted."
+    )
+    low_watermark_percent: int = Field(default=80, ge=0, le=100, description="Usage down to which they are evicted.")
     sharing: Sharing = Sharing.NAMESPACE
     loader: LoaderImage
     jobs: JobSettings = JobSettings()
@@ -161,9 +213,20 @@ class Installation(ApiModel):
     )
     retry_cap: float = Field(default=300.0, gt=0, description="Maximum seconds before a retry.")
 
+    def limits(self, medium: Medium) -> MediumLimits:
+        """Returns the limits of a medium on a node."""
+        host = self.media.get(medium)
+        return host.limits if host else MediumLimits()
+
     def with_report_ca(self, ca_pem: str) -> Installation:
         """Returns a copy with another CA certificate for the report endpoint."""
         return self.model_copy(update={"reports": self.reports.model_copy(update={"ca_pem": ca_pem})})
+
+    @model_validator(mode="after")
+    def _check_watermarks(self) -> Installation:
+        if self.low_watermark_percent > self.high_watermark_percent:
+            raise ValueError("lowWatermarkPercent is above highWatermarkPercent")
+        return self
 
     @model_validator(mode="after")
     def _check_default_medium(self) -> Installation:

@@ -20,6 +20,8 @@ class ConditionReason(enum.StrEnum):
     RESOLVING = "Resolving"
     NOT_RESOLVED = "NotResolved"
     LOADING = "Loading"
+    WAITING_FOR_SPACE = "WaitingForSpace"
+    ENTRY_TOO_LARGE = "EntryTooLarge"
     UPDATING = "Updating"
     SUSPENDED = "Suspended"
     BACKOFF = "Backoff"
@@ -41,6 +43,8 @@ class ConditionReason(enum.StrEnum):
     NODE_NOT_READY = "NodeNotReady"
     ROOM_LEFT = "RoomLeft"
     ALMOST_FULL = "AlmostFull"
+    EVICTING = "Evicting"
+    LOADS_WAITING = "LoadsWaiting"
     TOO_MANY_ENTRIES = "TooManyEntries"
 
 
@@ -62,6 +66,7 @@ class EventReason(enum.StrEnum):
 
     LOAD_STARTED = "LoadStarted"
     LOAD_COMPLETED = "LoadCompleted"
+    WAITING_FOR_SPACE = "WaitingForSpace"
     REVISION_CHANGED = "RevisionChanged"
     DELETION_WAITING = "DeletionWaiting"
     CLAIM_NOT_EMPTIED = "ClaimNotEmptied"

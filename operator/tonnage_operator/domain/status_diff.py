@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tonnage_operator.api.nodecache import EntryState
 
 if TYPE_CHECKING:
-    from tonnage_operator.api.nodecache import CacheEntry, NodeCacheStatus
+    from tonnage_operator.api.nodecache import CacheEntry, MediumStatus, NodeCacheStatus
     from tonnage_operator.api.status import ModelWeightsStatus
 
 
@@ -29,13 +29,18 @@ def _significant_fields(status: ModelWeightsStatus) -> tuple[object, ...]:
 
 def only_load_started(before: NodeCacheStatus, after: NodeCacheStatus) -> bool:
     """Returns whether the only change is that loads started. Writing that can wait, because short loads end first."""
-    if (before.boot_id, before.media, before.conditions) != (after.boot_id, after.media, after.conditions):
+    if (before.boot_id, _settled(before), before.conditions) != (after.boot_id, _settled(after), after.conditions):
         return False
     old = {each.entry_key: each for each in before.entries or ()}
     new = {each.entry_key: each for each in after.entries or ()}
     return old.keys() <= new.keys() and all(
         entry == old.get(key) or _load_started(old.get(key), entry) for key, entry in new.items()
     )
+
+
+def _settled(status: NodeCacheStatus) -> list[MediumStatus]:
+    """Returns the usage of the media without what is reserved for loads."""
+    return [state.model_copy(update={"reserved_bytes": 0}) for state in status.media or ()]
 
 
 def _load_started(before: CacheEntry | None, after: CacheEntry) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from operator_support import objects
 from operator_support.injection import annotated_pod, inject_pod, resolved_modelweights
+from operator_support.node_model import limited
 from operator_support.simulation import Simulation, ended_pod, failing_pod, prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import crd, names
@@ -284,14 +285,21 @@ def test_every_field_of_a_node_cache_is_set_in_some_scenario() -> None:
     )
     simulation.converge()
     entry = CacheEntry.model_validate(
-        {"name": "r-2", "medium": "Memory", "state": "Ready", "ranks": "0-3", "verified": "crc32", "image": "e"}
+        {
+            "name": "serving/r-2",
+            "medium": "Memory",
+            "state": "Ready",
+            "ranks": "0-3",
+            "verified": "crc32",
+            "image": "e",
+        }
     )
     status = simulation.caches["n0"]
     known = status.model_copy(update={"entries": (*(status.entries or ()), entry)})
     decision = decide_node(
         NodeSnapshot(
             now=simulation.now,
-            installation=objects.INSTALLATION,
+            installation=limited(namespaceCapacity="1Ti"),
             node=simulation.nodes["n0"],
             uid="cache",
             status=known,

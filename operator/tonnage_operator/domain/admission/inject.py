@@ -21,6 +21,7 @@ from tonnage_operator.domain.admission.reinvocation import complete_injection
 from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 from tonnage_operator.domain.admission.streaming import find_streaming_problem
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
+from tonnage_operator.domain.nodecache.capacity import find_size_problem
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
 from tonnage_operator.domain.specs import loader_container, plans
 from tonnage_operator.domain.specs.artifacts import artifacts_environment
@@ -138,8 +139,8 @@ def inject(
 
     Raises:
         AdmissionDenied: A reserved name is in use, a named container is missing, a mount prevents those of the models,
-            the pod can't have a loader, or not one that streams, a model doesn't have the requested ranks, or
-            scheduling is ``Require`` and no node is warm.
+            the pod can't have a loader, or not one that streams, a model is larger than any node may hold or doesn't
+            have the requested ranks, or scheduling is ``Require`` and no node is warm.
     """
     annotations = pod.get("metadata", {}).get("annotations") or {}
     if is_injected(pod):
@@ -154,6 +155,8 @@ def inject(
             raise AdmissionDenied(missing)
         if request.streams and (problem := find_streaming_problem(spec, model.weights, request)):
             raise AdmissionDenied(problem)
+        if problem := _find_size_problem(model, request, installation):
+            raise AdmissionDenied(f"ModelWeights {model.weights.ref} can't be loaded: {problem}")
         container_spec, held_entry = _describe_loader(model, pod, request, installation)
         _check_name_conflicts(spec, container_spec, held_entry)
         _check_mounts(spec, containers, model, request)
@@ -211,6 +214,15 @@ def _add_artifacts(
     if problem := find_artifacts_problem(spec, containers, weights, installation):
         raise AdmissionDenied(problem)
     return add_artifacts(spec, containers, loader, weights, request.namespace, installation)
+
+
+def _find_size_problem(model: InjectedModel, request: PodRequest, installation: Installation) -> str:
+    """Returns why no node may load the model; empty if one may, or has it already, or a part of it is requested."""
+    medium = model.weights.medium(installation)
+    on_node = model.weights.spec.cache.delivery is Delivery.HOST_PATH
+    if not on_node or model.warm or request.ranks is not None:
+        return ""
+    return find_size_problem(model.seen.total_bytes, installation.limits(medium), medium)
 
 
 def _target_containers(spec: Body, request: PodRequest) -> list[Body]:

@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tonnage.contract.sizes import human_bytes
+from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.status import LoadProgress, NodeFailure
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.nodecache.capacity import LoadRequest, has_room
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.reasons import EventReason, FailureReason
 from tonnage_operator.domain.specs.jobs import build_load_job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tonnage import contract
     from tonnage_operator.api.base import Body
@@ -81,14 +84,51 @@ def _failure(job: Job, failure: job_results.Failure, time: str) -> NodeFailure:
     return NodeFailure(node=job.target, reason=failure.reason, message=failure.message, attempts=job.attempt, time=time)
 
 
-def build_next_load_jobs(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[Body, ...]:
-    """Returns the Jobs to start now, up to ``maxConcurrentNodes``. First attempts come before retries."""
+@dataclass(frozen=True)
+class NextLoads:
+    """The loads that begin now, and those that need room first."""
+
+    jobs: tuple[Body, ...] = ()
+    requests: Mapping[str, LoadRequest] = field(default_factory=dict)
+    """Room to reserve, by node; also for the Jobs, until they exist."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Why a node has no room, by node."""
+
+
+def plan_next_loads(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> NextLoads:
+    """Returns the loads to begin now, up to ``maxConcurrentNodes``. First attempts come before retries.
+
+    Where room has to be reserved, a Job is created once the node's ``NodeCache`` has the reservation. A load that waits
+    for room doesn't hold up those on other nodes.
+    """
     weights = snapshot.weights
     if weights.spec.suspend:
-        return ()
-    available = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
-    candidates = [*((node, 1) for node in scan.first_attempts), *scan.retries][:available]
-    return tuple(_build(snapshot, goal, node, attempt) for node, attempt in candidates)
+        return NextLoads()
+    medium = weights.medium(snapshot.installation)
+    key = EntryKey(weights.key(goal.revision, snapshot.installation), medium)
+    on_nodes = weights.spec.cache.delivery is Delivery.HOST_PATH
+    reserves = on_nodes and snapshot.installation.limits(medium).needs_reservation
+    slots = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
+    jobs: list[Body] = []
+    requests: dict[str, LoadRequest] = {}
+    waiting: dict[str, str] = {}
+    for node, attempt in (*((node, 1) for node in scan.first_attempts), *scan.retries):
+        if node and reserves:
+            request = LoadRequest(key, goal.total_bytes, snapshot.timestamp, frozenset({weights.ref}))
+            shortage = snapshot.shortages.get(node.name, {}).get(key)
+            if not has_room(snapshot.entry(node.name, *key), goal.total_bytes):
+                if shortage:
+                    waiting[node.name] = shortage.describe(node.name, weights.namespace)
+                    requests[node.name] = request
+                elif slots:
+                    slots -= 1
+                    requests[node.name] = request
+                continue
+            requests[node.name] = request
+        if slots:
+            slots -= 1
+            jobs.append(_build(snapshot, goal, node, attempt))
+    return NextLoads(tuple(jobs), requests, waiting)
 
 
 def _build(snapshot: Snapshot, goal: SeenRevision, node: Node | None, attempt: int) -> Body:

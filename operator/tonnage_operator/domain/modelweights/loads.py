@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tonnage.contract.sizes import human_bytes
@@ -11,27 +11,30 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.api.placement import PrewarmMode
-from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event
 from tonnage_operator.domain.modelweights import node_selection
 from tonnage_operator.domain.modelweights.load_targets import (
+    NextLoads,
     TargetScan,
-    build_next_load_jobs,
     classify_target,
     completion_event,
     completion_events,
+    plan_next_loads,
     slowest_progress,
 )
 from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
+from tonnage_operator.domain.nodecache.capacity import find_size_problem
 from tonnage_operator.domain.observed.job import JobState, latest_attempts
 from tonnage_operator.domain.reasons import EventReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import LoadProgress, NodeFailure, SeenRevision
     from tonnage_operator.domain.modelweights.revisions import Resolution
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.nodecache.capacity import LoadRequest
     from tonnage_operator.domain.observed.job import Job
 
 
@@ -51,6 +54,12 @@ class LoadDecision:
     backing_off: int = 0
     progress: LoadProgress | None = None
     staged_complete: bool = False
+    too_large: str = ""
+    """Why no node may ever hold the revision, as a sentence; empty if nodes may."""
+    requests: Mapping[str, LoadRequest] = field(default_factory=dict)
+    """Room that has to be reserved, by node."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that have no room, and why."""
     apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     events: tuple[Event, ...] = ()
@@ -115,6 +124,8 @@ def _decide_node_loads(
             scan.kept_job_uids.add(job.uid)
             scan.active.append(job)
     tried = {failure.node for failure in scan.failures}
+    too_large = find_size_problem(goal.total_bytes, snapshot.installation.limits(medium), medium)
+    next_loads = NextLoads() if too_large else plan_next_loads(snapshot, goal, scan)
     return LoadDecision(
         desired=tuple(node.name for node in desired),
         warm=sum(node.name in used for node in desired),
@@ -124,10 +135,13 @@ def _decide_node_loads(
         failures=tuple(sorted(scan.failures, key=lambda each: (each.time, each.node), reverse=True)),
         backing_off=len(scan.retry_delays),
         progress=slowest_progress(snapshot, goal, scan.active),
-        staged_complete=not desired or (scan.ready > 0 and scan.ready + len(tried) >= len(desired)),
-        apply=build_next_load_jobs(snapshot, goal, scan),
+        staged_complete=not too_large and (not desired or (scan.ready > 0 and scan.ready + len(tried) >= len(desired))),
+        too_large=too_large,
+        requests=next_loads.requests,
+        waiting=next_loads.waiting,
+        apply=next_loads.jobs,
         delete=_deletable(snapshot, load_jobs, scan.kept_job_uids),
-        events=_load_started_events(snapshot, goal, scan),
+        events=(*_load_started_events(goal, scan, next_loads), *_waiting_events(goal, next_loads.waiting)),
         completion_events=completion_events(
             snapshot, goal, [job for job in load_jobs if job.target in warm and _has_loaded(job, key)]
         ),
@@ -135,8 +149,19 @@ def _decide_node_loads(
     )
 
 
-def _load_started_events(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> tuple[Event, ...]:
-    if snapshot.weights.spec.suspend or not scan.first_attempts or scan.active or scan.ready:
+MAX_WAITING_EVENTS = 5
+"""Nodes without room that have an event; the condition Warm shows how many there are."""
+
+
+def _waiting_events(goal: SeenRevision, waiting: Mapping[str, str]) -> tuple[Event, ...]:
+    return tuple(
+        Event(EventReason.WAITING_FOR_SPACE, message[:MESSAGE_LIMIT], key=f"{node} {goal.revision}", warning=True)
+        for node, message in sorted(waiting.items())[:MAX_WAITING_EVENTS]
+    )
+
+
+def _load_started_events(goal: SeenRevision, scan: TargetScan, next_loads: NextLoads) -> tuple[Event, ...]:
+    if not next_loads.jobs or not scan.first_attempts or scan.active or scan.ready:
         return ()
     size = human_bytes(goal.total_bytes, "column")
     return (
@@ -198,7 +223,7 @@ def _decide_claim_load(
         backing_off=len(scan.retry_delays),
         progress=slowest_progress(snapshot, goal, scan.active),
         staged_complete=done,
-        apply=(*decision.apply, *build_next_load_jobs(snapshot, goal, scan)),
+        apply=(*decision.apply, *plan_next_loads(snapshot, goal, scan).jobs),
         delete=(
             *decision.delete,
             *(each for each in load_jobs if each.uid not in scan.kept_job_uids and not each.deleting),

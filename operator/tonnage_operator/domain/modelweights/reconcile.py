@@ -6,7 +6,7 @@ before a crash, leads to the same result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tonnage_operator.domain.modelweights import loads, revisions, status_builder
@@ -15,10 +15,13 @@ from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import ModelWeightsStatus
     from tonnage_operator.domain.conditions import Event
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
+    from tonnage_operator.domain.nodecache.capacity import LoadRequest
     from tonnage_operator.domain.observed.job import Job
 
 
@@ -38,6 +41,8 @@ class Decision:
     """For nodes that became warm."""
     deferred_deletes: tuple[Job, ...] = ()
     """Load Jobs that succeeded; the deferred events are about them."""
+    load_requests: Mapping[str, LoadRequest] = field(default_factory=dict)
+    """Room that has to be reserved, by node."""
     requeue_after: float | None = None
     """Seconds until the object must be reconciled again without a change; None: never."""
 
@@ -75,6 +80,7 @@ def decide(snapshot: Snapshot) -> Decision:
         apply=(*resolution.apply, *load_decision.apply),
         delete=(*resolution.delete, *(job for job in load_decision.delete if job.state is not JobState.SUCCEEDED)),
         events=(*resolution.events, *load_decision.events, *status_builder.status_events(weights, new_status)),
+        load_requests=load_decision.requests,
         deferred_events=load_decision.completion_events,
         deferred_deletes=tuple(job for job in load_decision.delete if job.state is JobState.SUCCEEDED),
         requeue_after=max(0.5, min(delays)) if delays else None,

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from tonnage import contract
     from tonnage_operator.api.base import Body
-    from tonnage_operator.api.nodecache import CacheEntry
+    from tonnage_operator.api.nodecache import CacheEntry, EntryKey
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.nodecache.capacity import Shortage
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.domain.observed.node import Node
@@ -90,6 +91,8 @@ class Snapshot:
     """Entries that other objects refer to in the same claim."""
     reports: Mapping[str, contract.Report] = field(default_factory=dict)
     """The latest report of each Job, by the Job's uid. A restart loses them, so decisions must work without."""
+    shortages: Mapping[str, Mapping[EntryKey, Shortage]] = field(default_factory=dict)
+    """Loads for which a node has no room, by node, as far as it has been asked since this process started."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why the API server rejected the pod of a Job, by the Job's uid, as far as it is known."""
 

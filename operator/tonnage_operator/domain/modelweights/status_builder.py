@@ -168,6 +168,17 @@ def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: 
         )
     if resolution.running:
         return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job is listing the source.")
+    return _idle_condition(resolution, load)
+
+
+def _idle_condition(resolution: Resolution, load: LoadDecision) -> Observation:
+    """Returns the condition ``Progressing`` of an object for which no Job runs."""
+    name = "Progressing"
+    if load.too_large:
+        return Observation(name, status=False, reason=ConditionReason.ENTRY_TOO_LARGE, message=load.too_large)
+    if load.waiting:
+        message = f"{_nodes(len(load.waiting))} {'has' if len(load.waiting) == 1 else 'have'} no room."
+        return Observation(name, status=False, reason=ConditionReason.WAITING_FOR_SPACE, message=message)
     if load.backing_off or (resolution.problem and resolution.requeue_after is not None):
         return Observation(
             name, status=False, reason=ConditionReason.BACKOFF, message="Waiting to retry after a failure."
@@ -181,6 +192,8 @@ def _warm_condition(weights: ModelWeights, resolution: Resolution, load: LoadDec
         return Observation(
             name, status=False, reason=ConditionReason.NOT_RESOLVED, message="The source has not been resolved."
         )
+    if load.too_large and not resolution.staged and load.warm < max(1, desired):
+        return Observation(name, status=False, reason=ConditionReason.ENTRY_TOO_LARGE, message=load.too_large)
     if weights.spec.placement.prewarm is PrewarmMode.NONE:
         message = "spec.placement.prewarm is None: the first pod on a node loads the weights."
         return Observation(name, status=True, reason=ConditionReason.NOTHING_TO_PREWARM, message=message)
@@ -210,6 +223,11 @@ def _prewarm_condition(weights: ModelWeights, load: LoadDecision, desired: int) 
         why += _describe_next_attempt(weights, first.next_attempt_time or "")
         message = f"{load.warm} of {_are_warm(desired)}. {first.node}: {first.reason}: {why}"
         return Observation(name, status=False, reason=first.reason, message=message)
+    if load.waiting:
+        node, why = min(load.waiting.items())
+        more = f" {len(load.waiting) - 1} more nodes have no room." if len(load.waiting) > 1 else ""
+        message = f"{load.warm} of {_are_warm(desired)}. {why}{more} The load begins when there is room on {node}."
+        return Observation(name, status=False, reason=ConditionReason.WAITING_FOR_SPACE, message=message)
     if load.warm == desired:
         message = f"{_are_warm(desired)}, but spec.placement.count is {asked} and no more nodes match."
         return Observation(name, status=False, reason=ConditionReason.TOO_FEW_NODES, message=message)
@@ -235,7 +253,7 @@ def _ready_condition(
             reason=ConditionReason.WARM,
             message="Pods on warm nodes can use the weights without a load.",
         )
-    if not lazy:
+    if not lazy or warm.reason == ConditionReason.ENTRY_TOO_LARGE:
         return Observation(name, status=False, reason=warm.reason, message=warm.message)
     if spec.scheduling is Scheduling.REQUIRE:
         message = "spec.placement.scheduling is Require, no node is warm, and prewarm is None: no pod can start. "

@@ -1,10 +1,10 @@
-"""Decides which entries of a node are evicted: unreferenced ones that no pod holds, and victims of space pressure."""
+"""Decides which entries of a node are evicted: unreferenced ones that no pod holds, and some to make room."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import Reason
 from tonnage_operator.api import names
@@ -12,16 +12,20 @@ from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import MAX_MODELS, EntryState
 from tonnage_operator.domain import naming
 from tonnage_operator.domain.nodecache.artifacts import find_excess_artifacts
+from tonnage_operator.domain.nodecache.capacity import Usage, reserve, select_for_room, total_bytes
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.retry import MAX_CLEANUP_ATTEMPTS, retry_delay
 from tonnage_operator.domain.specs.jobs import build_cleanup_job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from tonnage_operator.api.base import Body
+    from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import CacheEntry, EntryKey
+    from tonnage_operator.domain.installation import MediumLimits
+    from tonnage_operator.domain.nodecache.capacity import LoadRequest, Shortage
     from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnapshot
     from tonnage_operator.domain.observed.job import Job
 
@@ -41,6 +45,12 @@ class Eviction:
     apply: tuple[Body, ...] = ()
     retry_delays: tuple[float, ...] = ()
     """Seconds until the retry of each failed cleanup."""
+    shortages: Mapping[EntryKey, Shortage] = field(default_factory=dict)
+    """Loads for which there is no room."""
+    limits: Mapping[Medium, MediumLimits] = field(default_factory=dict)
+    """Of each medium, with the effective capacity."""
+    usages: Mapping[Medium, Usage] = field(default_factory=dict)
+    """Watermarks and state of each medium."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,19 @@ class _References:
     needed: frozenset[EntryKey]
     """Entries that must not be evicted."""
     held_keys: frozenset[EntryKey]
+    """Those of pods."""
+    active: frozenset[EntryKey]
+    """Those of pods and of running load Jobs."""
 
 
 def plan_eviction(
-    snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry], cleanups: Mapping[EntryKey, Job]
+    snapshot: NodeSnapshot,
+    entries: Mapping[EntryKey, CacheEntry],
+    cleanups: Mapping[EntryKey, Job],
+    requests: Sequence[LoadRequest],
+    limits: Mapping[Medium, MediumLimits],
 ) -> Eviction:
-    """Decides which entries are evicted.
+    """Reserves room for loads, and decides which entries are evicted.
 
     An object is removed from ``models`` of entries that can't be evicted now, so that its deletion can complete.
 
@@ -70,12 +87,29 @@ def plan_eviction(
         snapshot: The node.
         entries: The entries on the node.
         cleanups: The latest cleanup Job of each entry.
+        requests: The loads that are running or about to begin.
+        limits: The limits of each medium, with the effective capacity.
     """
     references = _collect_references(snapshot)
     named = {key: _update_models(references, key, entry) for key, entry in entries.items()}
     excess = find_excess_artifacts(snapshot, named, references.held_keys)
     references = replace(references, needed=references.needed - excess.keys())
-    victims = _select_victims(snapshot, named, references.needed)
+    expendable = _find_expendable(references, named, {each.key for each in requests})
+    evictable = {*expendable.evictable, *expendable.interrupted}
+    reservations = reserve(named, requests, limits=limits, evictable=evictable)
+    named = reservations.entries
+    shortages = tuple(reservations.shortages.values())
+    usages = {medium: _usage(snapshot, medium, limit, named) for medium, limit in limits.items()}
+    victims = _select_victims(snapshot, named, expendable, references)
+    for medium, usage in usages.items():
+        victims |= select_for_room(
+            [entry for key, entry in named.items() if key.medium is medium],
+            [each for each in shortages if each.key.medium is medium],
+            usage,
+            evictable=expendable.evictable,
+            interrupted=expendable.interrupted,
+        )
+    causes = {**dict.fromkeys(expendable.interrupted, "Interrupted"), **excess}
     kept: dict[EntryKey, CacheEntry] = {}
     apply: list[Body] = []
     waits: list[float] = []
@@ -83,17 +117,68 @@ def plan_eviction(
     for key, entry in named.items():
         job = cleanups.get(key)
         stays = entry.retention is Retention.EVICTABLE and key not in victims
-        if key in references.needed or stays or not references.invalid.isdisjoint(entry.models):
+        needed = key in references.needed and key not in victims
+        if needed or stays or not references.invalid.isdisjoint(entry.models):
             kept[key] = _keep_entry(references, key, entry, job, stays=stays)
         elif key.medium not in snapshot.installation.media or not snapshot.node.ready:
             kept[key] = _changed(entry, models=())  # it is evicted when the node is ready again
         elif active + len(apply) >= MAX_CLEANUPS and (job is None or job.state is not JobState.ACTIVE):
             kept[key] = entry  # it is evicted after the others, whose Jobs enqueue the node when they end
         else:
-            kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job, excess.get(key, ""))
+            kept[key], manifests, wait = _plan_cleanup(snapshot, key, entry, job, causes.get(key, ""))
             apply += manifests
             waits += wait
-    return Eviction(kept, tuple(apply), tuple(waits))
+    return Eviction(kept, tuple(apply), tuple(waits), reservations.shortages, limits, usages)
+
+
+def _usage(
+    snapshot: NodeSnapshot, medium: Medium, limit: MediumLimits, entries: Mapping[EntryKey, CacheEntry]
+) -> Usage:
+    installation, capacity = snapshot.installation, limit.capacity
+    high = capacity * installation.high_watermark_percent // 100
+    low = capacity * installation.low_watermark_percent // 100
+    total = sum(
+        total_bytes(entry)
+        for key, entry in entries.items()
+        if key.medium is medium and entry.state is not EntryState.EVICTING
+    )
+    before = any(state.name is medium and state.pressure for state in snapshot.status.media or ())
+    return Usage(capacity, high, low, bool(capacity) and (total > high or (before and total > low)))
+
+
+class _Expendable(NamedTuple):
+    """Entries that may be evicted to make room."""
+
+    evictable: frozenset[EntryKey]
+    """Nothing needs them, and they are kept for later use only."""
+    interrupted: frozenset[EntryKey]
+    """Objects refer to them, but no loader is at work: the next one would resume them."""
+
+
+def _find_expendable(
+    references: _References, entries: Mapping[EntryKey, CacheEntry], requested: Collection[EntryKey]
+) -> _Expendable:
+    return _Expendable(
+        frozenset(
+            key
+            for key, entry in entries.items()
+            if entry.retention is Retention.EVICTABLE
+            and entry.state is not EntryState.EVICTING
+            and key not in references.needed
+            and key not in requested
+            and references.invalid.isdisjoint(entry.models)
+        ),
+        frozenset(
+            key
+            for key, entry in entries.items()
+            if entry.state is EntryState.PARTIAL
+            and entry.bytes
+            and key in references.needed
+            and key not in references.active
+            and key not in requested
+            and references.invalid.isdisjoint(entry.models)
+        ),
+    )
 
 
 def _collect_references(snapshot: NodeSnapshot) -> _References:
@@ -109,6 +194,7 @@ def _collect_references(snapshot: NodeSnapshot) -> _References:
     held_keys |= snapshot.pending_entries
     # An existing load Job counts as a reference: if the entry were evicted now, the Job would add it again.
     busy = {job.entry_key for job in loads if not job.deleting}
+    running = {job.entry_key for job in loads if job.state is JobState.ACTIVE}
     return _References(
         live=alive,
         deleting={each.ref: each for each in snapshot.references if each.deleting and each.is_valid},
@@ -116,6 +202,7 @@ def _collect_references(snapshot: NodeSnapshot) -> _References:
         load_job_refs=jobs,
         needed=frozenset(alive) | frozenset(held_keys) | frozenset(busy),
         held_keys=frozenset(held_keys),
+        active=frozenset(held_keys | running),
     )
 
 
@@ -161,34 +248,57 @@ def _keep_entry(
 
 
 def _select_victims(
-    snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry], needed: frozenset[EntryKey]
+    snapshot: NodeSnapshot,
+    entries: Mapping[EntryKey, CacheEntry],
+    expendable: _Expendable,
+    references: _References,
 ) -> set[EntryKey]:
-    """Returns the entries to evict for space: the least recently used evictable entry of each medium under pressure.
+    """Returns the entries to evict where no capacity is set: the least recently used one of each medium that is full.
 
-    A medium is under pressure if a load on it failed for lack of space, or if the NodeCache has too many entries.
+    A medium is full if a load on it failed for lack of space, or if the NodeCache has too many entries. What
+    interrupted loads have left is removed when nothing else can be.
     """
     chosen: set[EntryKey] = set()
     over_limit = len(entries) > MAX_ENTRIES
     for medium in snapshot.installation.media:
-        candidates = [(key, entry) for key, entry in entries.items() if key.medium is medium and key not in needed]
-        chosen |= {key for key, entry in candidates if entry.state is EntryState.EVICTING}
-        full = any(
-            job.role == names.ROLE_LOAD
-            and job.medium == medium.value
-            and job.state is JobState.FAILED
-            and job_results.job_failure(job, snapshot.pods.get(job.uid)).reason == Reason.INSUFFICIENT_SPACE
-            for job in snapshot.jobs
+        evicting = {
+            key for key, entry in entries.items() if key.medium is medium and entry.state is EntryState.EVICTING
+        }
+        chosen |= evicting - references.needed
+        failed = _failed_for_space(snapshot, medium)
+        groups = ((failed or over_limit, expendable.evictable), (failed, expendable.interrupted - failed))
+        oldest = (
+            min((entries[key].last_used_time or "", key) for key in group if key.medium is medium)[1]
+            for applies, group in groups
+            if applies and any(key.medium is medium for key in group)
         )
-        evictable = [
-            (entry.last_used_time or "", key) for key, entry in candidates if entry.retention is Retention.EVICTABLE
-        ]
-        if (
-            (full or over_limit)
-            and evictable
-            and not any(entry.state is EntryState.EVICTING for _, entry in candidates)
-        ):
-            chosen.add(min(evictable)[1])
+        if not evicting and (victim := next(oldest, None)):
+            chosen.add(victim)
     return chosen
+
+
+def _failed_for_space(snapshot: NodeSnapshot, medium: Medium) -> frozenset[EntryKey]:
+    """Returns the entries whose load failed for lack of space, in a Job or in a pod that still wants the model."""
+    of_jobs = {
+        job.entry_key
+        for job in snapshot.jobs
+        if job.role == names.ROLE_LOAD
+        and job.medium == medium.value
+        and job.state is JobState.FAILED
+        and job_results.job_failure(job, snapshot.pods.get(job.uid)).reason == Reason.INSUFFICIENT_SPACE
+    }
+    of_pods = {
+        held.entry_key
+        for pod in snapshot.consumers
+        for held in pod.held_entries
+        for loader in pod.loaders
+        if held.medium is medium
+        and loader.name == held.container
+        and not (loader.running or loader.ready or pod.is_terminal or pod.deleting)
+        and (report := job_results.termination_report(loader)) is not None
+        and report.reason == Reason.INSUFFICIENT_SPACE
+    }
+    return frozenset(of_jobs | of_pods)
 
 
 def _plan_cleanup(

@@ -6,29 +6,29 @@ memory are dropped after a reboot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tonnage import contract
 from tonnage.contract.ranks import merge_ranks
-from tonnage.contract.sizes import human_bytes
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium, Verify
-from tonnage_operator.api.nodecache import CacheEntry, EntryState, MediumStatus, NodeCacheStatus, NodeCacheSummary
-from tonnage_operator.domain import conditions, naming, units
-from tonnage_operator.domain.conditions import Observation
+from tonnage_operator.api.nodecache import CacheEntry, EntryState
+from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.nodecache.artifacts import apply_artifacts
+from tonnage_operator.domain.nodecache.capacity import LoadRequest, total_bytes
 from tonnage_operator.domain.nodecache.eviction import plan_eviction
-from tonnage_operator.domain.nodecache.record_limits import MAX_BYTES, cut_entries
+from tonnage_operator.domain.nodecache.record_limits import MAX_BYTES
+from tonnage_operator.domain.nodecache.status import build_status, effective_limits
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState, latest_attempts
-from tonnage_operator.domain.reasons import ConditionReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from tonnage_operator.api.base import Body
-    from tonnage_operator.api.nodecache import EntryKey
+    from tonnage_operator.api.nodecache import EntryKey, NodeCacheStatus
+    from tonnage_operator.domain.nodecache.capacity import Shortage
     from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
     from tonnage_operator.domain.observed.held_entries import HeldEntry
     from tonnage_operator.domain.observed.job import Job
@@ -43,6 +43,10 @@ class NodeDecision:
     apply: tuple[Body, ...] = ()
     delete: tuple[Job, ...] = ()
     requeue_after: float | None = None
+    shortages: Mapping[EntryKey, Shortage] = field(default_factory=dict)
+    """Loads for which there is no room."""
+    reserves: bool = False
+    """The status has new reservations that loads wait for, so it must be written at once."""
 
 
 def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
@@ -60,8 +64,10 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
     entries = _apply_load_jobs(snapshot, entries)
     entries = _apply_consumers(snapshot, entries)
     entries = apply_artifacts(snapshot, entries)
-    entries = _mark_interrupted(snapshot, entries)
-    eviction = plan_eviction(snapshot, entries, cleanups)
+    requests = _collect_requests(snapshot, entries)
+    entries = _mark_interrupted(snapshot, entries, {each.key for each in requests})
+    limits = effective_limits(snapshot)
+    eviction = plan_eviction(snapshot, entries, cleanups, requests, limits)
     wanted = {key for key, entry in eviction.entries.items() if entry.state is EntryState.EVICTING}
     delete = tuple(
         job
@@ -72,14 +78,47 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
         and job.state is not JobState.ACTIVE
     )
     if not snapshot.uid and not eviction.entries:
-        return NodeDecision(None, delete=delete)
+        return NodeDecision(None, delete=delete, shortages=eviction.shortages)
     delays = [*eviction.retry_delays]
     delays += [
         remaining_seconds
         for job in snapshot.jobs
         if (remaining_seconds := job_results.remaining_grace_period(job, snapshot.pods.get(job.uid), snapshot.now))
     ]
-    return NodeDecision(_status(snapshot, eviction.entries), eviction.apply, delete, min(delays, default=None))
+    return NodeDecision(
+        build_status(snapshot, eviction),
+        eviction.apply,
+        delete,
+        min(delays, default=None),
+        shortages=eviction.shortages,
+        reserves=any(
+            entry.reserved_bytes > (entries[key].reserved_bytes if key in entries else 0)
+            for key, entry in eviction.entries.items()
+            if limits[key.medium].needs_reservation
+        ),
+    )
+
+
+def _collect_requests(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> list[LoadRequest]:
+    """Returns the loads that are running on the node, and those that objects want to begin there."""
+    requests = [*snapshot.load_requests]
+    for job in snapshot.jobs:
+        if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE and job.entry_key in entries:
+            size = _requested_bytes(snapshot, snapshot.pods.get(job.uid), job.key, job.bytes)
+            requests.append(LoadRequest(job.entry_key, size, job.start_time, frozenset({job.model_ref})))
+    for pod in snapshot.consumers:
+        for held in pod.held_entries:
+            ready = any(each.name == held.container and each.ready for each in pod.loaders)
+            known = held.entry_key in entries and not held.is_artifacts
+            if known and not ready and _may_load(snapshot, pod, held):
+                size = _requested_bytes(snapshot, pod, held.key, held.bytes)
+                requests.append(LoadRequest(held.entry_key, size, pod.created, frozenset({held.ref})))
+    return [each for each in requests if each.key.medium in snapshot.installation.media]
+
+
+def _requested_bytes(snapshot: NodeSnapshot, pod: Pod | None, key: str, size: int) -> int:
+    """Returns the bytes of an entry, exactly if its loader has reported them."""
+    return snapshot.reported_sizes.get((pod.uid, naming.entry_of(key)), size) if pod else size
 
 
 def _surviving_entries(snapshot: NodeSnapshot) -> dict[EntryKey, CacheEntry]:
@@ -115,7 +154,8 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
             entry = entry.model_copy(
                 update={
                     "state": EntryState.READY,
-                    "bytes": report.bytes if report else entry.bytes,
+                    "bytes": report.bytes if report else total_bytes(entry),
+                    "reserved_bytes": 0,
                     "ranks": None,
                     "verified": _VERIFY_LEVELS.get(report.verified if report else "") or entry.verified,
                     "verified_by": (report.verified_by if report else "") or entry.verified_by,
@@ -193,10 +233,14 @@ def _may_load(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
 
 
 def _load_outcome(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> contract.Outcome | None:
-    """Returns the outcome from the termination message, otherwise from the last report; None if unknown."""
-    report = next(
-        (job_results.termination_report(each) for each in pod.loaders if each.name == held_entry.container), None
-    )
+    """Returns the outcome from the termination message, otherwise from the last report; None if unknown.
+
+    Both are about an earlier run of a loader that was started again.
+    """
+    loader = next((each for each in pod.loaders if each.name == held_entry.container), None)
+    if loader and loader.running and loader.restarts and not loader.ready:
+        return None
+    report = job_results.termination_report(loader) if loader else None
     return (report and report.outcome) or snapshot.reported_outcomes.get((pod.uid, naming.entry_of(held_entry.key)))
 
 
@@ -209,7 +253,8 @@ def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
     return entry.model_copy(
         update={
             "state": EntryState.READY,
-            "bytes": held_entry.bytes or entry.bytes,
+            "bytes": held_entry.bytes or total_bytes(entry),
+            "reserved_bytes": 0,
             "ranks": held_entry.ranks or None,
             "verified": _PROVEN_LEVELS.get(held_entry.verify) or entry.verified,
             "revision": held_entry.revision,
@@ -217,8 +262,14 @@ def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:
     )
 
 
-def _mark_interrupted(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]) -> dict[EntryKey, CacheEntry]:
-    """Marks entries whose load was interrupted as partial: the next load resumes from their bytes."""
+def _mark_interrupted(
+    snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry], requested: Collection[EntryKey]
+) -> dict[EntryKey, CacheEntry]:
+    """Marks entries whose load was interrupted as partial: the next load resumes from their bytes.
+
+    What was reserved for it counts as used, because loaders allocate it before the first byte; a loader that failed has
+    reported what it left. A reservation of which no load made use ends.
+    """
     active = {job.entry_key for job in snapshot.jobs if job.role == names.ROLE_LOAD and job.state is JobState.ACTIVE}
     active |= {
         held_entry.entry_key
@@ -226,82 +277,35 @@ def _mark_interrupted(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry
         for held_entry in pod.held_entries
         if _may_load(snapshot, pod, held_entry)
     }
-    return {
-        key: entry.model_copy(update={"state": EntryState.PARTIAL})
-        if entry.state is EntryState.LOADING and key not in active
-        else entry
-        for key, entry in entries.items()
-    }
-
-
-def _media_statuses(snapshot: NodeSnapshot, entries: Iterable[CacheEntry]) -> tuple[MediumStatus, ...]:
-    before = {state.name: state for state in snapshot.status.media or ()}
-    media = []
-    for name in sorted(snapshot.installation.media, key=lambda medium: medium.value):
-        reported = snapshot.reported_media.get(name)
-        old = before.get(name) or MediumStatus(name=name)
-        used = sum(entry.bytes for entry in entries if entry.medium is name and entry.state is EntryState.READY)
-        used = min(used, MAX_BYTES)
-        state = old.model_copy(update={"used_bytes": used})
-        if reported:
-            state = state.model_copy(
-                update={"capacity_bytes": reported.capacity_bytes, "free_bytes": reported.free_bytes}
+    left = _bytes_left_by_failures(snapshot)
+    after = {}
+    for key, entry in entries.items():
+        if entry.state is EntryState.LOADING and key not in active:
+            size = left.get(key, total_bytes(entry))
+            after[key] = entry.model_copy(
+                update={"state": EntryState.PARTIAL, "bytes": min(size, MAX_BYTES), "reserved_bytes": 0}
             )
-        media.append(state)
-    return tuple(media)
+        elif not entry.reserved_bytes or key in requested or key in active:
+            after[key] = entry
+        elif entry.state is EntryState.READY:  # further ranks
+            after[key] = entry.model_copy(update={"bytes": total_bytes(entry), "reserved_bytes": 0})
+        elif entry.bytes:
+            after[key] = entry.model_copy(update={"reserved_bytes": 0})
+    return after
 
 
-_PRESSURE_THRESHOLD = 0.05
-"""Fraction of a medium's capacity; fewer free bytes set ``CapacityPressure``."""
-
-
-def _column(count: int) -> str:
-    """Returns a size for a column of kubectl, in which an empty text would mean that it is not known."""
-    return human_bytes(count, "column") or "0"
-
-
-def _status(snapshot: NodeSnapshot, entries: Mapping[EntryKey, CacheEntry]) -> NodeCacheStatus:
-    listed, omitted = cut_entries(entries.values())
-    media = _media_statuses(snapshot, listed)
-    by_name = {state.name: state for state in media}
-    memory, disk = by_name.get(Medium.MEMORY), by_name.get(Medium.DISK)
-    tight = [
-        state.name.value
-        for state in media
-        if state.capacity_bytes and state.free_bytes < state.capacity_bytes * _PRESSURE_THRESHOLD
-    ]
-    ready = Observation("Ready", status=True, reason=ConditionReason.NODE_READY, message="Loads can run here.")
-    if not snapshot.node.ready:
-        ready = Observation(
-            "Ready", status=False, reason=ConditionReason.NODE_NOT_READY, message="The node is not ready."
-        )
-    pressure = Observation(
-        "CapacityPressure",
-        status=False,
-        reason=ConditionReason.ROOM_LEFT,
-        message="At least 5% of each medium is free.",
-    )
-    if tight:
-        message = f"Less than 5% is free on {', '.join(tight)}: delete unneeded ModelWeights, or enlarge the medium."
-        pressure = Observation("CapacityPressure", status=True, reason=ConditionReason.ALMOST_FULL, message=message)
-    observed = [ready, pressure]
-    if omitted:
-        message = f"{omitted} entries don't fit into this record: they are not evicted until others are gone."
-        observed.append(
-            Observation("RecordTruncated", status=True, reason=ConditionReason.TOO_MANY_ENTRIES, message=message)
-        )
-    return NodeCacheStatus(
-        bootID=snapshot.node.boot_id or None,
-        media=media or None,
-        entries=listed or None,
-        summary=NodeCacheSummary(
-            memory_used=_column(memory.used_bytes) if memory else "",
-            memory_free=_column(memory.free_bytes) if memory and memory.capacity_bytes else "",
-            disk_used=_column(disk.used_bytes) if disk else "",
-            entries=sum(entry.state is EntryState.READY and entry.image is None for entry in listed),
-            loading=sum(entry.state is EntryState.LOADING for entry in listed),
-        ),
-        conditions=conditions.merge(
-            snapshot.status.conditions or (), observed, now=units.format_time(snapshot.now), generation=None
-        ),
-    )
+def _bytes_left_by_failures(snapshot: NodeSnapshot) -> dict[EntryKey, int]:
+    """Returns the bytes that the last failed load of each entry has left, as far as its loader reported them."""
+    loads = (job for job in snapshot.jobs if job.role == names.ROLE_LOAD)
+    found = {}
+    for key, job in latest_attempts(loads, key=lambda job: job.entry_key).items():
+        report = job_results.final_report(snapshot.pods.get(job.uid))
+        if job.state is JobState.FAILED and report and report.reason:
+            found[key] = report.bytes
+    for pod in snapshot.consumers:
+        for held in pod.held_entries:
+            for loader in pod.loaders:
+                report = job_results.termination_report(loader)
+                if loader.name == held.container and not held.is_artifacts and report and report.reason:
+                    found[held.entry_key] = min(report.bytes, held.bytes)
+    return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.modelweights import Medium, Retention
     from tonnage_operator.api.nodecache import EntryKey, NodeCacheStatus
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.nodecache.capacity import LoadRequest
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.node import Node
     from tonnage_operator.domain.observed.pod import Pod
@@ -72,3 +73,7 @@ class NodeSnapshot:
     """Outcomes of loads in users' pods that were reported since this process started, by pod uid and entry name."""
     reported_media: Mapping[Medium, contract.Medium] = field(default_factory=dict)
     """The node's media, as loaders reported them since this process started."""
+    load_requests: Sequence[LoadRequest] = ()
+    """Loads that objects want to begin, as far as they have asked since this process started."""
+    reported_sizes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Exact bytes of entries that loaders asked room for since this process started, by pod uid and entry name."""

@@ -40,6 +40,8 @@ class LoaderStatus:
     restarts: int = 0
     started: bool = False
     """The kubelet has started it at least once, so it may have written to its entry."""
+    running: bool = False
+    """It runs now. If it has run before, ``terminated`` is about an earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def _parse_loader_status(status: Body, container: Body) -> LoaderStatus:
         waiting_message=waiting.get("message", ""),
         restarts=status.get("restartCount") or 0,
         started="running" in state or ended is not None,
+        running="running" in state,
         memory_limit=((container.get("resources") or {}).get("limits") or {}).get("memory", ""),
     )
 

@@ -13,7 +13,7 @@ from tonnage_operator.domain import naming, units
 
 if TYPE_CHECKING:
     from tonnage_operator.api.status import SeenRevision
-    from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.installation import HostMedium, Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 CA_FOLDER: Final = "/etc/tonnage/ca"
@@ -100,20 +100,23 @@ def file_selection(files: api.FilesSpec, wanted: tuple[int, ...] | None = None) 
     )
 
 
-def _min_free_bytes(weights: ModelWeights, installation: Installation) -> int:
-    """Returns the bytes to keep free on the entry's medium; 0 for claims and emptyDir volumes."""
-    host = installation.media.get(weights.medium(installation))
+def _host_medium(weights: ModelWeights, installation: Installation) -> HostMedium | None:
+    """Returns the medium of the nodes that the entry is on; None for claims and emptyDir volumes."""
     shared = weights.spec.cache.delivery is api.Delivery.HOST_PATH
-    return units.parse_quantity(host.min_free) if host and shared else 0
+    return installation.media.get(weights.medium(installation)) if shared else None
 
 
-def _limits(loader: api.LoaderSettings, *, min_free: int = 0) -> contract.Limits:
+def _limits(loader: api.LoaderSettings, host: HostMedium | None = None) -> contract.Limits:
+    # A capacity makes the loader ask for room. Where only namespaces are limited, theirs is one that it can't exceed.
+    limits = host.limits if host else None
     return contract.Limits(
         connections=loader.connections or 0,
         part_size=units.parse_quantity(loader.part_size) if loader.part_size else 0,
         bandwidth=units.parse_quantity(loader.bandwidth_limit) if loader.bandwidth_limit else 0,
         timeout=units.parse_duration(loader.timeout),
-        min_free=min_free,
+        min_free=host.min_free_bytes if host else 0,
+        min_free_percent=host.min_free_percent if host else 0,
+        capacity=(limits.capacity or limits.namespace_capacity) if limits else 0,
     )
 
 
@@ -185,7 +188,7 @@ def build_load_plan(
             verify=_VERIFY[weights.spec.verify],
             verify_on_hit=weights.spec.verify_on_hit,
             files=file_selection(weights.spec.files, ranks),
-            limits=_limits(weights.spec.loader, min_free=_min_free_bytes(weights, installation)),
+            limits=_limits(weights.spec.loader, _host_medium(weights, installation)),
             reporting=_reporting(installation),
             identity=_identity(weights),
         )
