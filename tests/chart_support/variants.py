@@ -71,7 +71,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "memory only, reserved": {
         "cache": {
             "sharing": "Cluster",
-            "memory": {"hostPath": "/mnt/huge/tonnage", "reserved": True, "minFree": "16Gi"},
+            "memory": {
+                "hostPath": "/mnt/huge/tonnage",
+                "reserved": True,
+                "minFree": "16Gi",
+                "capacity": 400_000_000_000,
+                "namespaceCapacity": "200Gi",
+                "maxEntrySize": "150Gi",
+            },
+            "highWatermarkPercent": 95,
+            "lowWatermarkPercent": 70,
             "disk": {"enabled": False},
         }
     },

@@ -152,7 +152,15 @@ class NodeModel:
         )  # fmt: skip
         self.on_disk[key_of(model)] = size
 
-    def end(self, model: str, state: JobState, *, left: int | None = None) -> None:
+    def end(
+        self,
+        model: str,
+        state: JobState,
+        *,
+        left: int | None = None,
+        reason: str = "AccessDenied",
+        medium: contract.Medium | None = None,
+    ) -> None:
         """The load ends; ``left``: bytes that a failed loader reports to have left; None: it reports nothing."""
         for job in self.running(model):
             self.jobs[job.uid] = replace(job, state=state, finished_time="2025-01-01T00:00:00Z")
@@ -163,7 +171,7 @@ class NodeModel:
                     "spec": {"template": {"metadata": {"annotations": {}}, "spec": {"containers": []}}},
                 }
                 report = contract.Report(
-                    outcome=contract.Outcome.FAILED, reason="AccessDenied", message="Denied.", bytes=left
+                    outcome=contract.Outcome.FAILED, reason=reason, message="Failed.", bytes=left, medium=medium
                 )
                 self.pods[job.uid] = objects.terminated_pod(body, report, exit_code=20)
 

@@ -109,13 +109,6 @@ def _check_sources(entry: Entry, manifest: Manifest, resolved: ResolvedRevision)
         raise CacheDamaged(f"{entry.path} lists {foreign[0].key!r}, which is not in revision {resolved.revision}.")
 
 
-def _bytes_left(entry: Entry) -> int:
-    """Returns the bytes that an entry takes after a failed load."""
-    from tonnage.cache.capacity import bytes_on_disk  # not imported for a hit
-
-    return bytes_on_disk(entry)
-
-
 class _Load:
     """The state of one load."""
 
@@ -154,9 +147,11 @@ class _Load:
                 error.details.setdefault("digest", self._resolved.digest)
             if self._entry is not None:
                 error.details.setdefault("entry", self._entry.name)
+                from tonnage.cache.capacity import bytes_on_disk  # not imported for a hit
+
                 with contextlib.suppress(OSError):
                     error.details.setdefault("medium", inspect_medium(self._entry.path))
-                    error.details.setdefault("bytes", _bytes_left(self._entry))
+                    error.details.setdefault("bytes", bytes_on_disk(self._entry))
             raise
 
     def _run(self, *, keep_lock: bool) -> LoadResult:

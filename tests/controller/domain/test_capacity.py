@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +19,9 @@ from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import CacheEntry, EntryState
 from tonnage_operator.domain.installation import MediumLimits
 from tonnage_operator.domain.nodecache.capacity import effective_capacity, find_size_problem
+from tonnage_operator.domain.observed.held_entries import HeldEntry
 from tonnage_operator.domain.observed.job import JobState
+from tonnage_operator.domain.observed.pod import LoaderStatus, Pod, TerminatedState
 
 A, B, C, OTHER = "serving/a", "serving/b", "serving/c", "research/o"
 
@@ -317,6 +320,84 @@ def test_without_a_capacity_nothing_waits_and_nothing_is_evicted_ahead_of_need()
     assert (state.capacity_bytes, state.free_bytes, state.used_bytes) == (100 * GIB, 7 * GIB, 180 * GIB)
     assert not state.pressure
     assert not model.last.shortages
+
+
+def pod_of(name: str, model: str, loader: LoaderStatus, size: int = 60) -> Pod:
+    """Returns a pod that requests a model."""
+    held = HeldEntry(
+        container=names.LOADER_CONTAINER,
+        namespace=model.partition("/")[0],
+        name=model.partition("/")[2],
+        uid=model,
+        revision="r-1",
+        key=key_of(model).cache_key,
+        bytes=size * GIB,
+    )
+    return Pod(
+        namespace=held.namespace, name=name, uid=name, role=names.ROLE_INJECTED, model_uid="", job_uid="", node="n0",
+        phase="Pending", reason="", message="", created=f"2026-01-01T00:00:0{len(name)}Z", unschedulable_message="",
+        held_entries=(held,), loaders=(loader,), deleting=False,
+    )  # fmt: skip
+
+
+WAITING = LoaderStatus(names.LOADER_CONTAINER, False, None, "", "", running=True, started=True)
+
+
+def test_loaders_of_pods_get_room_in_their_order_and_jobs_wait_for_them() -> None:
+    model = node()
+    model.references = dict.fromkeys((A, B, C), Retention.WHILE_REFERENCED)
+    model.consumers = [pod_of("pod", A, WAITING), pod_of("later-pod", B, WAITING)]
+    model.want(C, 30 * GIB)
+    model.reconcile()
+    assert [model.entry(name).reserved_bytes // GIB for name in (A, B)] == [60, 0]  # type: ignore[union-attr]
+    assert list(model.last.shortages) == [key_of(B)]
+    assert model.can_begin(C)
+
+
+def test_a_loader_that_starts_again_after_a_refusal_asks_again() -> None:
+    model = node()
+    model.load(B, 60 * GIB)
+    report = contract.Report(outcome=contract.Outcome.FAILED, reason="InsufficientSpace", message="No room.")
+    ended = TerminatedState(27, "Error", contract.termination_message(report).decode(), "2026-01-01T00:00:00Z")
+    backing_off = LoaderStatus(names.LOADER_CONTAINER, False, ended, "CrashLoopBackOff", "", restarts=1, started=True)
+    model.references[A] = Retention.WHILE_REFERENCED
+    model.consumers = [pod_of("pod", A, backing_off)]
+    model.reconcile()
+    assert (model.last.shortages, model.state(A)) == ({}, EntryState.PARTIAL)
+    model.consumers = [pod_of("pod", A, replace(backing_off, waiting_reason="", running=True))]
+    model.reconcile()
+    assert list(model.last.shortages) == [key_of(A)]
+    model.drop(B)
+    model.settle()
+    assert model.entry(A).reserved_bytes == 60 * GIB  # type: ignore[union-attr]
+
+
+def test_entries_of_a_medium_that_the_administrator_has_disabled_are_no_obstacle() -> None:
+    model = node()
+    old = {"name": "serving/r-d", "medium": "Disk", "state": "Ready", "bytes": GIB, "reservedBytes": 1}
+    model.status = model.status.model_copy(update={"entries": (CacheEntry.model_validate(old),)})
+    body = model.installation.model_dump(mode="json", by_alias=True, exclude_none=True)
+    del body["media"]["Disk"]
+    model.installation = type(model.installation).model_validate(body)
+    model.want(A, 60 * GIB)
+    model.reconcile()
+    assert model.can_begin(A)
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_load_that_a_limit_refused_evicts_nothing_of_others(is_full: bool) -> None:
+    model = node(namespaceCapacity="50Gi")
+    model.load(OTHER, 40 * GIB)
+    model.drop(OTHER)
+    model.load(B, 40 * GIB)
+    model.want(A, 10 * GIB)
+    model.reconcile()
+    model.begin(A)
+    model.reconcile()
+    free = GIB if is_full else 100 * GIB
+    medium = contract.Medium(filesystem="tmpfs", capacity_bytes=200 * GIB, free_bytes=free)
+    model.end(A, JobState.FAILED, left=0, reason="InsufficientSpace", medium=medium)
+    assert bool(model.reconcile().apply) is is_full
 
 
 @pytest.mark.parametrize(

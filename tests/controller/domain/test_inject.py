@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from operator_support import objects
 from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
+from operator_support.node_model import limited
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission.inject import AdmissionDenied
@@ -53,6 +54,15 @@ def test_the_plan_in_the_pod_is_pinned_and_contains_no_secret() -> None:
     required = {each["name"] for each in references if not each["valueFrom"]["secretKeyRef"].get("optional")}
     assert required == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     assert not any("envFrom" in each for each in (loader,))
+
+
+def test_a_pod_whose_model_no_node_may_hold_is_denied_unless_a_node_has_it() -> None:
+    small = limited(capacity="1Gi")
+    with pytest.raises(AdmissionDenied, match=r"serving/llama can't be loaded: The model has 2\.0 GiB.*cache\.memory"):
+        inject_pod(annotated_pod(), installation=small)
+    assert find_loader(inject_pod(annotated_pod(), warm=("n0",), installation=small))
+    for cache in ({"delivery": "EmptyDir"}, {"delivery": "PersistentVolumeClaim", "claimName": "weights"}):
+        assert find_loader(inject_pod(annotated_pod(), resolved_modelweights({"cache": cache}), installation=small))
 
 
 def test_injection_is_idempotent() -> None:

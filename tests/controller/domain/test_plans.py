@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from operator_support import objects
 from tonnage import contract
@@ -17,27 +18,36 @@ from tonnage_operator.domain.specs.plans import LINE_CHARACTERS, build_load_plan
 
 INSTALLATION = Installation.model_validate(
     {
-        "media": {"Memory": {"hostPath": "/dev/shm/tonnage", "minFree": "16Gi"}, "Disk": {"hostPath": "/var/tonnage"}},
+        "media": {
+            "Memory": {"hostPath": "/dev/shm/tonnage", "minFree": "16Gi", "capacity": "400Gi"},
+            "Disk": {"hostPath": "/var/tonnage"},
+        },
         "loader": {"image": "loader"},
     }
 )
 
 
 @pytest.mark.parametrize(
-    ("cache", "kept"),
+    ("cache", "expected"),
     [
-        ({"medium": "Memory"}, 16 << 30),
-        ({"medium": "Disk"}, 0),
-        ({"medium": "Memory", "delivery": "EmptyDir"}, 0),
-        ({"delivery": "PersistentVolumeClaim", "claimName": "weights"}, 0),
+        ({"medium": "Memory"}, (16 << 30, 0, 400 << 30)),
+        ({"medium": "Disk"}, (0, 10, 0)),
+        ({"medium": "Memory", "delivery": "EmptyDir"}, (0, 0, 0)),
+        ({"delivery": "PersistentVolumeClaim", "claimName": "weights"}, (0, 0, 0)),
     ],
     ids=str,
 )
-def test_min_free_applies_to_host_paths_only(cache: dict[str, Any], kept: int) -> None:
+def test_capacity_and_min_free_apply_to_host_paths_only(cache: dict[str, Any], expected: tuple[int, ...]) -> None:
     weights = objects.modelweights({"cache": cache})
     seen = parse_resolve_report(objects.resolved_report(), weights, now="2026-01-01T00:00:00Z")
-    assert build_load_plan(weights, seen, INSTALLATION).limits.min_free == kept  # type: ignore[arg-type]
-    assert build_resolve_plan(weights, INSTALLATION).limits.min_free == 0
+    limits = build_load_plan(weights, seen, INSTALLATION).limits  # type: ignore[arg-type]
+    assert (limits.min_free, limits.min_free_percent, limits.capacity) == expected
+    assert build_resolve_plan(weights, INSTALLATION).limits.capacity == 0
+
+
+def test_a_low_watermark_above_the_high_one_is_refused() -> None:
+    with pytest.raises(ValidationError, match="lowWatermarkPercent is above"):
+        Installation.model_validate({"lowWatermarkPercent": 95, "loader": {"image": "loader"}})
 
 
 def expanded(value: str, variables: dict[str, str]) -> str:

@@ -156,7 +156,18 @@ STATUS: Body = {
 }
 RECORD: Body = {
     "bootID": "b",
-    "media": [{"name": "Memory", "capacityBytes": 1, "usedBytes": 1, "freeBytes": 1}],
+    "media": [
+        {
+            "name": "Memory",
+            "capacityBytes": 1,
+            "usedBytes": 1,
+            "reservedBytes": 1,
+            "freeBytes": 1,
+            "fileSystemBytes": 1,
+            "pressure": True,
+            "namespaces": [{"name": "serving", "usedBytes": 1, "reservedBytes": 1}],
+        }
+    ],
     "entries": [
         {
             "name": "r-1",

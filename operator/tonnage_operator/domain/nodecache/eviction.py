@@ -21,6 +21,7 @@ from tonnage_operator.domain.specs.jobs import build_cleanup_job
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from tonnage import contract
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import CacheEntry, EntryKey
@@ -278,7 +279,10 @@ def _select_victims(
 
 
 def _failed_for_space(snapshot: NodeSnapshot, medium: Medium) -> frozenset[EntryKey]:
-    """Returns the entries whose load failed for lack of space, in a Job or in a pod that still wants the model."""
+    """Returns the entries whose load failed for lack of space, in a Job or in a pod that still wants the model.
+
+    Where room is reserved, only those count for which the file system was full: for the others room is made already.
+    """
     of_jobs = {
         job.entry_key
         for job in snapshot.jobs
@@ -286,6 +290,7 @@ def _failed_for_space(snapshot: NodeSnapshot, medium: Medium) -> frozenset[Entry
         and job.medium == medium.value
         and job.state is JobState.FAILED
         and job_results.job_failure(job, snapshot.pods.get(job.uid)).reason == Reason.INSUFFICIENT_SPACE
+        and _was_file_system_full(snapshot, medium, job_results.final_report(snapshot.pods.get(job.uid)), job.bytes)
     }
     of_pods = {
         held.entry_key
@@ -297,8 +302,20 @@ def _failed_for_space(snapshot: NodeSnapshot, medium: Medium) -> frozenset[Entry
         and not (loader.running or loader.ready or pod.is_terminal or pod.deleting)
         and (report := job_results.termination_report(loader)) is not None
         and report.reason == Reason.INSUFFICIENT_SPACE
+        and _was_file_system_full(snapshot, medium, report, held.bytes)
     }
     return frozenset(of_jobs | of_pods)
+
+
+def _was_file_system_full(
+    snapshot: NodeSnapshot, medium: Medium, report: contract.Report | None, required_bytes: int
+) -> bool:
+    """Returns whether a load that needed these bytes failed because of its file system, and not of a limit."""
+    host, found = snapshot.installation.media[medium], report.medium if report else None
+    if found is None or not host.limits.needs_reservation:
+        return True
+    min_free = max(host.min_free_bytes, found.capacity_bytes * host.min_free_percent // 100)
+    return found.free_bytes < required_bytes + min_free
 
 
 def _plan_cleanup(

@@ -94,7 +94,7 @@ def decide_node(snapshot: NodeSnapshot) -> NodeDecision:
         reserves=any(
             entry.reserved_bytes > (entries[key].reserved_bytes if key in entries else 0)
             for key, entry in eviction.entries.items()
-            if limits[key.medium].needs_reservation
+            if key.medium in limits and limits[key.medium].needs_reservation
         ),
     )
 

@@ -1,0 +1,72 @@
+"""A capacity on a real node: real loaders ask for room, what nothing needs is evicted for them, and others wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from operator_support.objects import get_condition
+from tonnage_operator.api import names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.namespace import Model, Namespace
+
+PREWARM = {"placement": {"prewarm": "AllMatching"}}
+EVICTABLE = {"cache": {"retention": "Evictable"}}
+
+
+@pytest.fixture
+def limited(e2e: E2ECluster) -> Iterator[None]:
+    """Each namespace may have one and a half of the large model on a node; others' entries don't count."""
+    e2e.release.install({"cache": {"memory": {"namespaceCapacity": "200Mi"}}})
+    yield
+    e2e.release.install()
+
+
+def create(namespace: Namespace, name: str, spec: dict[str, object]) -> Model:
+    return namespace.create_model(name, files=namespace.e2e.model_files.large, spec=spec, wait=False)
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_pod_waits_for_the_eviction_of_what_nothing_needs_and_another_gets_the_numbers(
+    namespace: Namespace, e2e: E2ECluster
+) -> None:
+    first = create(namespace, "first", {**PREWARM, **EVICTABLE})
+    first.wait_for_condition("Warm")
+    folder = first.entry_path()
+    first.delete()
+    first.wait_deleted()
+    assert any((folder / "model").iterdir()), "it is kept for later use"
+
+    second = create(namespace, "second", {})
+    second.wait_for_condition("Ready")
+    server = namespace.create_pod(model="second")
+    server.wait_ready()
+    assert second.visible_files()
+    assert not any((folder / "model").iterdir()), "it made room"
+
+    third = create(namespace, "third", PREWARM)
+    body = third.wait_for_condition("Warm", "False", "WaitingForSpace")
+    text = get_condition(body, "Warm")[2]
+    assert f"Namespace {namespace.name} on {e2e.node} has no room in Memory: 128.0 MiB needed" in text
+    assert f"{namespace.name}/second has 128.0 MiB" in text
+    waiting = namespace.create_pod(model="third")
+    status = waiting.wait_for(
+        lambda body: waiting.container_status(names.LOADER_CONTAINER, body).get("restartCount"), description="restarted"
+    )
+    ended = waiting.container_status(names.LOADER_CONTAINER, status)["lastState"]["terminated"]
+    assert ended["exitCode"] == 27
+    assert "has no room in Memory" in ended["message"]
+    assert "second has 128.0 MiB" in ended["message"]
+    (media,) = [each for each in e2e.api.get("NodeCache", e2e.node)["status"]["media"] if each["name"] == "Memory"]
+    assert namespace.name in [each["name"] for each in media["namespaces"]]
+
+    e2e.api.delete("Pod", server.name, server.namespace, grace_period=2)
+    second.delete()
+    third.wait_for_condition("Warm", timeout=90)
+    waiting.wait_ready()
+    assert third.visible_files()
