@@ -10,7 +10,7 @@ from operator_support.objects import get_condition
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from e2e_support.e2e_cluster import E2ECluster
     from e2e_support.namespace import Model, Namespace
@@ -27,8 +27,8 @@ def limited(e2e: E2ECluster) -> Iterator[None]:
     e2e.release.install()
 
 
-def create(namespace: Namespace, name: str, spec: dict[str, object]) -> Model:
-    return namespace.create_model(name, files=namespace.e2e.model_files.large, spec=spec, wait=False)
+def create(namespace: Namespace, name: str, spec: Mapping[str, object]) -> Model:
+    return namespace.create_model(name, files=namespace.e2e.model_files.large, spec=dict(spec), wait=False)
 
 
 @pytest.mark.usefixtures("limited")

@@ -145,7 +145,7 @@ class _Load:
             if self._resolved is not None:
                 error.details.setdefault("revision", self._resolved.revision)
                 error.details.setdefault("digest", self._resolved.digest)
-            if self._entry is not None:
+            if self._entry:
                 error.details.setdefault("entry", self._entry.name)
                 from tonnage.cache.capacity import bytes_on_disk  # not imported for a hit
 
@@ -170,7 +170,7 @@ class _Load:
             plan.entry or entry_name(resolved.revision, plan.layout, plan.computed_buffers)
         )
         entry.create()
-        use_lock = self._acquire_use_lock(entry)
+        use_lock = entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
         try:
             self._begin_stream(entry)
             manifest = self._find_hit(entry, resolved)
@@ -213,9 +213,6 @@ class _Load:
     def _count_retry(self) -> None:
         """Counts a retry of a listing, of resolving or of reading an index."""
         self._retries += 1
-
-    def _acquire_use_lock(self, entry: Entry) -> FileLock:
-        return entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
 
     def _find_hit(self, entry: Entry, resolved: ResolvedRevision) -> Manifest | None:
         """Returns the manifest if the entry has all requested objects as planned, verified at the requested level."""

@@ -50,6 +50,7 @@ SPECS: list[Body] = [
             "expectedDigest": "sha256:" + "0" * 64,
         },
         "verify": "CRC32",
+        "verifyOnHit": True,
         "cache": {
             "medium": "Memory",
             "layout": "Safetensors",
@@ -174,15 +175,26 @@ RECORD: Body = {
             "medium": "Memory",
             "state": "Ready",
             "bytes": 1,
+            "reservedBytes": 1,
             "ranks": "0-3",
             "models": ["a/b"],
             "retention": "Evictable",
             "lastUsedTime": TIME,
             "verified": "CRC32",
             "revision": "r-1",
+            "image": "engine:1",
         }
     ],
-    "summary": {"memoryUsed": "1Gi", "memoryFree": "1Gi", "diskUsed": "1Gi", "entries": 1, "loading": 0},
+    "summary": {
+        "memoryUsed": "1Gi",
+        "memoryReserved": "1Gi",
+        "memoryFree": "1Gi",
+        "diskUsed": "1Gi",
+        "diskReserved": "1Gi",
+        "diskFree": "1Gi",
+        "entries": 1,
+        "loading": 0,
+    },
     "conditions": [_CONDITION],
 }
 GROUP = "/apis/tonnage.dev/v1alpha1"
