@@ -151,12 +151,8 @@ def inject(
     _check_pod(spec, annotations)
     loaders, held_entries, held = [], [], []
     for model in models:
-        if request.ranks is not None and (missing := find_missing_ranks(model.weights, model.seen, request.ranks)):
-            raise AdmissionDenied(missing)
-        if request.streams and (problem := find_streaming_problem(spec, model.weights, request)):
+        if problem := _find_problem(spec, model, request, installation):
             raise AdmissionDenied(problem)
-        if problem := _find_size_problem(model, request, installation):
-            raise AdmissionDenied(f"ModelWeights {model.weights.ref} can't be loaded: {problem}")
         container_spec, held_entry = _describe_loader(model, pod, request, installation)
         _check_name_conflicts(spec, container_spec, held_entry)
         _check_mounts(spec, containers, model, request)
@@ -216,13 +212,17 @@ def _add_artifacts(
     return add_artifacts(spec, containers, loader, weights, request.namespace, installation)
 
 
-def _find_size_problem(model: InjectedModel, request: PodRequest, installation: Installation) -> str:
-    """Returns why no node may load the model; empty if one may, or has it already, or a part of it is requested."""
-    medium = model.weights.medium(installation)
-    on_node = model.weights.spec.cache.delivery is Delivery.HOST_PATH
-    if not on_node or model.warm or request.ranks is not None:
-        return ""
-    return find_size_problem(model.seen.total_bytes, installation.limits(medium), medium)
+def _find_problem(spec: Body, model: InjectedModel, request: PodRequest, installation: Installation) -> str:
+    """Returns why a pod can't have a model as requested, as a sentence; empty if it can."""
+    weights, medium = model.weights, model.weights.medium(installation)
+    if request.ranks is not None and (missing := find_missing_ranks(weights, model.seen, request.ranks)):
+        return missing
+    if request.streams and (problem := find_streaming_problem(spec, weights, request)):
+        return problem
+    if weights.spec.cache.delivery is not Delivery.HOST_PATH or model.warm or request.ranks is not None:
+        return ""  # a node has it already, or a part of it is requested
+    problem = find_size_problem(model.seen.total_bytes, installation.limits(medium), medium)
+    return f"ModelWeights {weights.ref} can't be loaded: {problem}" if problem else ""
 
 
 def _target_containers(spec: Body, request: PodRequest) -> list[Body]:
