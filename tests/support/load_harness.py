@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 import tonnage
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir
 from tonnage.contract import Limits, Report
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from support.faulty_server import FaultyServer
 
 KEY = "bucket/model/weights.tensors"
+KEYS = {"tensors": KEY, "safetensors": "bucket/model/model.safetensors"}
+"""The key of the model's weights, by the kind of their file."""
+BOTH_KINDS = pytest.mark.parametrize("kind", list(KEYS), indirect=True)
+"""Runs a test with a ``.tensors`` file at the source and with a safetensors file."""
 KIB = 1 << 10
 SMALL_LIMITS = Limits(workers=2, connections=4, part_size=256 * KIB)
 """Parts so small that a small file has many."""
@@ -33,6 +39,13 @@ class LoadHarness:
     cache: Path
     tensors: dict[str, torch.Tensor]
     tensors_file: bytes
+    """The file with the weights, of either kind."""
+    key: str = KEY
+
+    @property
+    def body(self) -> int:
+        """Offset of the first byte that is fetched in parts: the end of the index or header."""
+        return 262_217 if self.key == KEY else 8 + int.from_bytes(self.tensors_file[:8], "little")
 
     def load(self, *, environment: Mapping[str, str] | None = None, **options: Any) -> Report:
         """Loads the model, anonymously unless ``environment`` is given."""

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save
 
 from support.tensors_writer import build_tensors_file, raw_bytes, raw_tensors
 
@@ -32,6 +33,10 @@ def make_tensors(*, seed: int = 0, count: int = 12, rows: int = 256) -> dict[str
 
 def to_tensors_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return bytes(build_tensors_file(raw_tensors(dict(tensors))).data)
+
+
+def to_safetensors_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    return save(dict(tensors), metadata={"format": "pt"})
 
 
 def load_safetensors_dir(path: Path) -> dict[str, torch.Tensor]:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.load_harness import KEY, IsPartRequest, LoadHarness
-from support.models import CONFIG, make_tensors, to_tensors_file
+from support.load_harness import KEYS, IsPartRequest, LoadHarness
+from support.models import CONFIG, make_tensors, to_safetensors_file, to_tensors_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,20 +28,30 @@ def weights(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 @pytest.fixture
-def harness(
-    faulty_server: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes
-) -> LoadHarness:
-    """The model on a server with configurable faults."""
-    faulty_server.put(KEY, weights)
-    faulty_server.put("bucket/model/config.json", CONFIG)
-    return LoadHarness(faulty_server, tmp_path / "cache", tensors, weights)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Returns the kind of the file with the weights; ``BOTH_KINDS`` runs a test with each."""
+    found: str = getattr(request, "param", "tensors")
+    return found
 
 
 @pytest.fixture
-def is_part_request() -> IsPartRequest:
+def harness(
+    faulty_server: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes, kind: str
+) -> LoadHarness:
+    """The model on a server with configurable faults."""
+    file = weights if kind == "tensors" else to_safetensors_file(tensors)
+    faulty_server.put(KEYS[kind], file)
+    faulty_server.put("bucket/model/config.json", CONFIG)
+    return LoadHarness(faulty_server, tmp_path / "cache", tensors, file, KEYS[kind])
+
+
+@pytest.fixture
+def is_part_request(kind: str) -> IsPartRequest:
     """Returns whether a request is for a part of the body, not for the index."""
 
     def is_part(request: Any) -> bool:
-        return request.method == "GET" and request.key == KEY and request.range is not None and request.range[0] > 0
+        return (
+            request.method == "GET" and request.key == KEYS[kind] and request.range is not None and request.range[0] > 0
+        )
 
     return is_part

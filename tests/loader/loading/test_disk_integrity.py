@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.faults import Fault
+from support.load_harness import KEY
 from support.models import CONFIG
 from support.tonnage_cli import run_tonnage
 from tonnage.contract import Layout, Verify
@@ -17,13 +18,17 @@ from tonnage.errors import CacheDamaged, Interrupted
 if TYPE_CHECKING:
     from support.load_harness import IsPartRequest, LoadHarness
 
-BODY = 262_217
-"""The first request for an object ends here: the bodies of tensors that are fetched in parts follow."""
+WAYS = pytest.mark.parametrize(
+    ("kind", "layout"),
+    [("tensors", Layout.SAFETENSORS), ("tensors", Layout.TENSORIZER), ("safetensors", Layout.SAFETENSORS)],
+    indirect=["kind"],
+)
+"""The kinds of files with weights, each with the layouts that it can have in the cache."""
 
 
 def interrupt(harness: LoadHarness, layout: Layout, *, after: float) -> list[Path]:
     """Loads until a part of the bytes has arrived; returns the files that are left."""
-    enough = BODY + after * (len(harness.tensors_file) - BODY)
+    enough = harness.body + after * (len(harness.tensors_file) - harness.body)
     with pytest.raises(Interrupted):
         harness.load(layout=layout, canceled=lambda: harness.server.bytes_sent > enough)
     found = [path for path in harness.cache.glob("*/.tonnage/partial/**/*") if path.is_file() and path.suffix]
@@ -41,15 +46,15 @@ def zero(path: Path, start: int, end: int) -> None:
 def assert_identical(harness: LoadHarness, layout: Layout, report: object) -> None:
     folder = Path(getattr(report, "path", ""))
     assert (folder / "config.json").read_bytes() == CONFIG
-    if layout is Layout.TENSORIZER:
-        assert (folder / "weights.tensors").read_bytes() == harness.tensors_file
-    else:
+    if layout is Layout.TENSORIZER or harness.key != KEY:
+        assert (folder / Path(harness.key).name).read_bytes() == harness.tensors_file
+    if layout is Layout.SAFETENSORS:
         harness.assert_loaded(report)  # type: ignore[arg-type]
     checked = run_tonnage("verify", folder.parent.name, "--cache", harness.cache)
     assert checked.returncode == 0, checked.output
 
 
-@pytest.mark.parametrize("layout", list(Layout))
+@WAYS
 @pytest.mark.parametrize("level", [Verify.CRC32, Verify.NONE])
 def test_bytes_that_were_damaged_since_are_fetched_again(harness: LoadHarness, layout: Layout, level: Verify) -> None:
     for path in interrupt(harness, layout, after=0.6):
@@ -59,7 +64,7 @@ def test_bytes_that_were_damaged_since_are_fetched_again(harness: LoadHarness, l
     assert_identical(harness, layout, report)
 
 
-@pytest.mark.parametrize("layout", list(Layout))
+@WAYS
 def test_only_what_was_damaged_is_fetched_again(harness: LoadHarness, layout: Layout) -> None:
     victim = max(interrupt(harness, layout, after=0.9), key=lambda path: path.stat().st_size)
     zero(victim, victim.stat().st_size // 4, victim.stat().st_size // 4 + 10)
@@ -70,7 +75,9 @@ def test_only_what_was_damaged_is_fetched_again(harness: LoadHarness, layout: La
 
 def test_a_tensors_header_that_was_lost_is_fetched_again(harness: LoadHarness) -> None:
     victim = next(path for path in interrupt(harness, Layout.TENSORIZER, after=0.9) if path.suffix == ".tensors")
-    headers = [found.start() - 13 for found in re.finditer(rb"layers\.", victim.read_bytes()) if found.start() > BODY]
+    headers = [
+        found.start() - 13 for found in re.finditer(rb"layers\.", victim.read_bytes()) if found.start() > harness.body
+    ]
     assert headers
     for at in headers:
         zero(victim, at, at + 30)
@@ -78,16 +85,20 @@ def test_a_tensors_header_that_was_lost_is_fetched_again(harness: LoadHarness) -
     assert_identical(harness, Layout.TENSORIZER, report)
 
 
-@pytest.mark.parametrize("place", ["prefix", "header"])
+@pytest.mark.parametrize(
+    ("kind", "place"), [("tensors", "prefix"), ("tensors", "header"), ("safetensors", "prefix")], indirect=["kind"]
+)
 def test_bytes_outside_of_tensors_that_change_during_the_load_are_not_published(
     harness: LoadHarness, is_part_request: IsPartRequest, place: str
 ) -> None:
-    at = {"prefix": 1, "header": harness.tensors_file.index(b"layers.", BODY)}[place]
+    at = 1 if place == "prefix" else harness.tensors_file.index(b"layers.", harness.body)
+    name = Path(harness.key).name
+    layout = Layout.TENSORIZER if harness.key == KEY else Layout.SAFETENSORS
     damaged: list[Path] = []
 
     def damage() -> bool:
         """Flips a bit as soon as the load has written the byte; then the last part may arrive."""
-        for path in harness.cache.glob("*/.tonnage/partial/**/*.tensors") if not damaged else ():
+        for path in harness.cache.glob(f"*/.tonnage/partial/**/{name}") if not damaged else ():
             with path.open("r+b") as file:
                 file.seek(at)
                 if file.read(1) == harness.tensors_file[at : at + 1]:
@@ -103,7 +114,7 @@ def test_bytes_outside_of_tensors_that_change_during_the_load_are_not_published(
 
     harness.server.add_fault(Fault(stall_before=True), when=has_the_end)
     with pytest.raises(CacheDamaged, match="was changed while it was loaded"):
-        harness.load(layout=Layout.TENSORIZER, canceled=damage)
+        harness.load(layout=layout, canceled=damage)
     assert damaged
     harness.assert_nothing_visible()
-    assert_identical(harness, Layout.TENSORIZER, harness.load(layout=Layout.TENSORIZER))
+    assert_identical(harness, layout, harness.load(layout=layout))

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.faults import Fault, expired_token, slow_down
-from support.load_harness import SMALL_LIMITS
-from support.models import assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
+from support.load_harness import BOTH_KINDS, SMALL_LIMITS
+from support.models import (
+    assert_tensors_equal,
+    load_safetensors_dir,
+    make_tensors,
+    to_safetensors_file,
+    to_tensors_file,
+)
 from tonnage.contract import HttpSource, Outcome, Plan
 from tonnage.errors import (
     AccessDenied,
@@ -32,8 +38,6 @@ if TYPE_CHECKING:
     from support.load_harness import IsPartRequest, LoadHarness
 
 
-KEY = "bucket/model/weights.tensors"
-
 PASSING = {
     "500": Fault(status=500, body=b"<Error><Code>InternalError</Code></Error>"),
     "502 with a page of HTML": Fault(status=502, body=b"<html>bad gateway</html>"),
@@ -53,6 +57,7 @@ PASSING = {
 }
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 def test_a_transient_failure_costs_only_a_retry(
     harness: LoadHarness, is_part_request: IsPartRequest, fault: Fault
@@ -63,13 +68,16 @@ def test_a_transient_failure_costs_only_a_retry(
     harness.assert_loaded(report)
 
 
+@BOTH_KINDS
 def test_bytes_received_before_a_reset_are_not_fetched_again(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
     harness.server.add_fault(Fault(reset_after=200_000), when=is_part_request, times=2)
     report = harness.load()
     assert report.retries >= 1
-    starts = [request.range[0] for request in harness.server.find_requests(method="GET", key=KEY) if request.range]
+    starts = [
+        request.range[0] for request in harness.server.find_requests(method="GET", key=harness.key) if request.range
+    ]
     assert len(starts) == len(set(starts))
     assert report.downloaded_bytes < len(harness.tensors_file) + 300_000
 
@@ -90,6 +98,7 @@ LASTING: dict[str, tuple[Fault, type[TonnageError]]] = {
 }
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize(("fault", "expected"), LASTING.values(), ids=LASTING.keys())
 def test_a_permanent_failure_has_its_reason_and_leaves_nothing_visible(
     harness: LoadHarness,
@@ -102,7 +111,7 @@ def test_a_permanent_failure_has_its_reason_and_leaves_nothing_visible(
     harness.server.add_fault(fault, when=is_part_request, skip=2)
     with pytest.raises(expected) as caught:
         harness.load()
-    assert "s3://bucket/model/weights.tensors" in caught.value.message
+    assert f"s3://{harness.key}" in caught.value.message
     assert caught.value.details["revision"]
     harness.assert_nothing_visible()
     harness.server.clear_faults()
@@ -115,15 +124,17 @@ def test_attempts_are_bounded_so_that_waiting_ends() -> None:
     assert 10 < waiting < 60
 
 
+@BOTH_KINDS
 def test_an_object_replaced_during_the_load_is_detected_and_versions_are_never_mixed(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
-    replacement = to_tensors_file(make_tensors(seed=7))
+    write = to_tensors_file if harness.key.endswith(".tensors") else to_safetensors_file
+    replacement = write(make_tensors(seed=7))
     assert len(replacement) == len(harness.tensors_file)
 
     def replace_after_three(request: Any) -> bool:
         if is_part_request(request) and sum(map(is_part_request, harness.server.find_requests())) == 3:
-            harness.server.put(KEY, replacement)
+            harness.server.put(harness.key, replacement)
         return False
 
     harness.server.add_fault(Fault(), when=replace_after_three)
@@ -149,18 +160,19 @@ def test_a_companion_that_was_replaced_is_found_though_the_server_ignores_precon
     harness.server.add_fault(Fault(headers=pinned), method="HEAD", key=key)
     fault = Fault(headers=changed, ignore_range=ignore_range)
     harness.server.add_fault(fault, method="GET", key=key)
-    urls = (f"{harness.server.url}/{KEY}", f"{harness.server.url}/{key}")
+    urls = (f"{harness.server.url}/{harness.key}", f"{harness.server.url}/{key}")
     with pytest.raises(SourceChanged, match=r"config\.json: the object was replaced"):
         run_plan(Plan(sources=(HttpSource(urls=urls),), limits=SMALL_LIMITS), cache=harness.cache, environment={})
     harness.assert_nothing_visible()
 
 
+@BOTH_KINDS
 def test_an_object_deleted_during_the_load_is_a_change_of_the_source(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
     def delete_after_three(request: Any) -> bool:
         if is_part_request(request) and sum(map(is_part_request, harness.server.find_requests())) == 3:
-            harness.server.delete(KEY)
+            harness.server.delete(harness.key)
         return False
 
     harness.server.add_fault(Fault(), when=delete_after_three)
@@ -170,7 +182,7 @@ def test_an_object_deleted_during_the_load_is_a_change_of_the_source(
 
 def data_offset(harness: LoadHarness) -> int:
     """An offset inside the data of a tensor in the middle."""
-    return 262_217 + (len(harness.tensors_file) - 262_217) // 2
+    return harness.body + (len(harness.tensors_file) - harness.body) // 2
 
 
 def test_a_bit_flipped_in_transit_is_fetched_again_over_another_connection(
@@ -202,6 +214,7 @@ def test_a_bit_flipped_in_the_store_is_reported_with_tensor_object_and_offset(
     harness.assert_nothing_visible()
 
 
+@BOTH_KINDS
 def test_without_verification_a_flipped_bit_passes_and_is_reported_as_unverified(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
@@ -216,7 +229,7 @@ def test_with_sha256_a_flipped_bit_is_detected(harness: LoadHarness, is_part_req
 
 
 def test_a_header_that_disagrees_with_the_index_is_damage(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
-    first_header = 262_217
+    first_header = harness.body
     harness.server.add_fault(Fault(flip=first_header + 12), when=is_part_request)
     with pytest.raises((FormatDamaged, ChecksumMismatch), match=r"weights\.tensors"):
         harness.load()
@@ -229,6 +242,7 @@ def test_a_missing_terminator_is_damage(harness: LoadHarness, is_part_request: I
         harness.load()
 
 
+@BOTH_KINDS
 def test_credentials_that_expire_during_the_load_are_renewed(
     harness: LoadHarness, is_part_request: IsPartRequest, tmp_path: Path
 ) -> None:
@@ -251,7 +265,8 @@ def test_credentials_that_expire_during_the_load_are_renewed(
     report = harness.load(environment={"TONNAGE_CREDENTIALS_DIR": str(folder)})
     harness.assert_loaded(report)
     tokens = {
-        request.headers.get("x-amz-security-token") for request in harness.server.find_requests(method="GET", key=KEY)
+        request.headers.get("x-amz-security-token")
+        for request in harness.server.find_requests(method="GET", key=harness.key)
     }
     assert tokens == {"first", "second"}
 
@@ -259,13 +274,14 @@ def test_credentials_that_expire_during_the_load_are_renewed(
 EXPIRED_URL = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("words", [EXPIRED_URL, b"AuthenticationFailed"])
 def test_an_expired_presigned_url_is_reloaded_from_the_plans_file(
     harness: LoadHarness, is_part_request: IsPartRequest, tmp_path: Path, words: bytes
 ) -> None:
     urls, renewed = tmp_path / "urls", tmp_path / "renewed"
-    urls.write_text(f"{harness.server.url}/{KEY}?X-Amz-Signature=old\n")
-    renewed.write_text(f"{harness.server.url}/{KEY}?X-Amz-Signature=new\n")
+    urls.write_text(f"{harness.server.url}/{harness.key}?X-Amz-Signature=old\n")
+    renewed.write_text(f"{harness.server.url}/{harness.key}?X-Amz-Signature=new\n")
 
     def is_old(request: Any) -> bool:
         old = is_part_request(request) and "old" in request.raw_query
@@ -280,14 +296,17 @@ def test_an_expired_presigned_url_is_reloaded_from_the_plans_file(
     report = run_plan(plan, cache=harness.cache, environment={}).report
     assert_tensors_equal(load_safetensors_dir(Path(report.path)), harness.tensors)
     assert report.retries >= 1
-    queries = [request.raw_query.rpartition("=")[2] for request in harness.server.find_requests(method="GET", key=KEY)]
+    queries = [
+        request.raw_query.rpartition("=")[2] for request in harness.server.find_requests(method="GET", key=harness.key)
+    ]
     assert set(queries) == {"old", "new"}
 
 
+@BOTH_KINDS
 def test_a_presigned_url_that_stays_expired_is_an_error(
     harness: LoadHarness, is_part_request: IsPartRequest, tmp_path: Path
 ) -> None:
-    (tmp_path / "urls").write_text(f"{harness.server.url}/{KEY}?X-Amz-Signature=secret\n")
+    (tmp_path / "urls").write_text(f"{harness.server.url}/{harness.key}?X-Amz-Signature=secret\n")
     harness.server.add_fault(Fault(status=403, reason="Forbidden", body=EXPIRED_URL), when=is_part_request, skip=2)
     plan = Plan(sources=(HttpSource(urls_file=str(tmp_path / "urls")),), limits=SMALL_LIMITS)
     with pytest.raises(CredentialsExpired) as caught:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.load_harness import BOTH_KINDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -67,10 +69,11 @@ def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("moment", [0.05, 0.3, 0.6, 0.95])
 def test_after_sigkill_nothing_is_visible_and_the_next_load_resumes(harness: LoadHarness, moment: float) -> None:
     with ended(start(harness, "--bandwidth-limit", "2MB")) as process:
-        harness.server.wait_for_bytes(int(262_217 + moment * (len(harness.tensors_file) - 262_217)))
+        harness.server.wait_for_bytes(int(harness.body + moment * (len(harness.tensors_file) - harness.body)))
         process.send_signal(signal.SIGKILL)
         process.wait()
     visible = [path for path in harness.cache.glob("*/model/**/*") if path.is_file()]
@@ -83,6 +86,7 @@ def test_after_sigkill_nothing_is_visible_and_the_next_load_resumes(harness: Loa
     assert report.downloaded_bytes <= (1.05 - moment) * len(harness.tensors_file) + 1_200_000
 
 
+@BOTH_KINDS
 def test_a_load_killed_many_times_still_ends_with_the_right_bytes(harness: LoadHarness) -> None:
     chance = random.Random(4)
     for _ in range(6):
@@ -96,6 +100,7 @@ def test_a_load_killed_many_times_still_ends_with_the_right_bytes(harness: LoadH
     harness.assert_loaded(harness.load())
 
 
+@BOTH_KINDS
 def test_a_killed_worker_is_replaced(harness: LoadHarness) -> None:
     with ended(start(harness, "--bandwidth-limit", "1MB")) as process:
         harness.server.wait_for_bytes(600_000)
@@ -128,6 +133,7 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_load_soon_with_its_reason_and_keeps_the_data(
     harness: LoadHarness, number: signal.Signals
@@ -146,13 +152,14 @@ def test_a_signal_ends_the_load_soon_with_its_reason_and_keeps_the_data(
     harness.assert_loaded(again)
 
 
+@BOTH_KINDS
 def test_loads_started_together_download_the_bytes_once(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     processes = [start(harness) for _ in range(5)]
     reports = [report_of(process) for process in processes]
     assert sorted(report["outcome"] for report in reports) == ["hit"] * 4 + ["loaded"]
     assert len({report["path"] for report in reports}) == 1
     fetched = sum(length_of(request) for request in harness.server.find_requests() if is_part_request(request))
-    assert fetched == len(harness.tensors_file) - 262_217
+    assert fetched == len(harness.tensors_file) - harness.body
     assert sum(report["downloaded_bytes"] for report in reports) < len(harness.tensors_file) + 10_000
 
 
@@ -208,6 +215,7 @@ def damage_manifest(entry: Path) -> None:
     (entry / ".tonnage" / "manifest.json").write_text("{garbage")
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("damage", [damage_shard, damage_manifest])
 def test_a_damaged_entry_is_reported_by_verify_and_reloaded_by_load(harness: LoadHarness, damage: Any) -> None:
     entry = harness.cache / harness.load().entry
