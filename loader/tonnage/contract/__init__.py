@@ -52,7 +52,7 @@ from tonnage.contract.revision import (
     revision_id,
     source_place,
 )
-from tonnage.contract.selection import classify_path, key_directory
+from tonnage.contract.selection import choose_weights, classify_path, key_directory, rank_expression, rank_pattern
 
 __all__ = [
     "DECODE_ERRORS",
@@ -85,6 +85,7 @@ __all__ = [
     "Source",
     "Verify",
     "Weights",
+    "choose_weights",
     "classify_path",
     "decode_plan",
     "decode_report",
@@ -98,6 +99,8 @@ __all__ = [
     "key_directory",
     "make_checksum",
     "parse_checksum",
+    "rank_expression",
+    "rank_pattern",
     "revision_digest",
     "revision_id",
     "source_place",

@@ -5,10 +5,11 @@ Both programs need it: the loader selects, and the operator accepts no other obj
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
-from tonnage.contract.plan import DEFAULT_TENSOR_PATTERNS, Weights
+from tonnage.contract.plan import DEFAULT_TENSOR_PATTERNS, RankSelection, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ TENSORS_SUFFIX = ".tensors"
 SAFETENSORS_SUFFIX = ".safetensors"
 UNFINISHED = ".tonnage-unfinished.json"
 """Name of the object with which ``tonnage serialize`` marks a prefix that it is writing: loads refuse the prefix."""
+SHARDED_STATE = "model-rank-%d-part-*.safetensors"
+"""Names of the files of vLLM's ``sharded_state``: several for each rank."""
 
 
 def classify_path(
@@ -60,6 +63,36 @@ def choose_weights(paths: Iterable[str], files: FileSelection) -> Weights:
         return files.weights
     found = {path.rpartition(".")[2] for path in paths if classify_path(path, files) == "tensors"}
     return Weights.SAFETENSORS if found == {SAFETENSORS_SUFFIX.removeprefix(".")} else Weights.TENSORIZER
+
+
+def rank_pattern(pattern: str, weights: Weights) -> str:
+    """Returns the pattern of names of ranks in effect: safetensors files have another default than ``.tensors`` files.
+
+    Args:
+        pattern: The pattern of the plan.
+        weights: The source's weights, as ``choose_weights`` returns them.
+    """
+    return SHARDED_STATE if weights is Weights.SAFETENSORS and pattern == RankSelection().pattern else pattern
+
+
+def rank_expression(pattern: str) -> re.Pattern[str] | None:
+    """Converts a printf pattern with one integer field to a regular expression; group 1 is the number.
+
+    In a pattern of ``.safetensors`` files, ``*`` stands for any text, because a rank may have several files.
+
+    Returns:
+        None if the pattern does not have exactly one integer field.
+    """
+    literal = r"((?:[^%]|%%)*)"
+    match = re.fullmatch(literal + r"%(0?)(\d{0,3})[di]" + literal, pattern, re.DOTALL)
+    if match is None:
+        return None
+    before, zero, width, after = match.groups()
+    digits = rf"\d{{{width},}}" if zero and width else r"\d+"
+    before, after = (re.escape(text.replace("%%", "%")) for text in (before, after))
+    if pattern.endswith(SAFETENSORS_SUFFIX):
+        before, after = (text.replace(r"\*", ".*") for text in (before, after))
+    return re.compile(f"{before}({digits}){after}", re.ASCII)
 
 
 def _tensors_patterns(files: FileSelection) -> Sequence[str]:

@@ -17,7 +17,7 @@ from tonnage.contract import (
     revision_id,
 )
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
-from tonnage.errors import InvalidPlan, NoChecksum, NoTensorFiles
+from tonnage.errors import FormatUnsupported, InvalidPlan, NoChecksum, NoTensorFiles
 from tonnage.source.client import Client
 from tonnage.source.credentials import Botocore, CredentialProvider
 from tonnage.source.http_source import pin_http
@@ -158,13 +158,13 @@ def check_layout(layout: Layout, objects: Sequence[ResolvedObject]) -> None:
     """Checks that the layout is one that the objects can have in the cache.
 
     Raises:
-        InvalidPlan: The Tensorizer layout, for safetensors files.
+        FormatUnsupported: The Tensorizer layout, for safetensors files.
     """
     if layout is not Layout.TENSORIZER:
         return
     found = next((each for each in objects if each.kind == "tensors" and each.path.endswith(SAFETENSORS_SUFFIX)), None)
     if found is not None:
-        raise InvalidPlan(
+        raise FormatUnsupported(
             f"{found.target.label} is a safetensors file, and the Tensorizer layout has copies of .tensors files only.",
             remedy="Use the Safetensors layout (--layout safetensors, spec.cache.layout), which keeps these files "
             "unchanged; or load .tensors files.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract.plan import RankSelection, Weights
@@ -13,6 +12,8 @@ from tonnage.contract.selection import (
     choose_weights,
     classify_path,
     matches,
+    rank_expression,
+    rank_pattern,
 )
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound, escape_unprintable
 from tonnage.source.checkpoint_files import find_indexes, find_surplus
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 SAFETENSORS_INDEXES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 """Index files of safetensors shards at the source. They describe other files than those in the cache."""
-SHARDED_STATE = "model-rank-%d-part-*.safetensors"
-"""Names of the files of vLLM's ``sharded_state``, as a pattern of ranks: several files for each rank."""
 CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
 """Endings of files that a model's code or its tokenizer may need, and that no default pattern matches."""
 RESERVED = ".tonnage"
@@ -190,36 +189,16 @@ def check_path_conflicts(paths: Iterable[str], *, where: str) -> None:
             parent = parent.rpartition("/")[0]
 
 
-def rank_pattern(pattern: str) -> re.Pattern[str]:
-    """Converts a printf pattern with one integer field to a regular expression; group 1 is the number.
-
-    In a pattern of ``.safetensors`` files, ``*`` stands for any text, because a rank may have several files.
-
-    Raises:
-        InvalidPlan: The pattern does not have exactly one integer field.
-    """
-    literal = r"((?:[^%]|%%)*)"
-    match = re.fullmatch(literal + r"%(0?)(\d{0,3})[di]" + literal, pattern, re.DOTALL)
-    if match is None:
-        raise InvalidPlan(f"The pattern of ranks {pattern!r} must have exactly one integer field such as %03d.")
-    before, zero, width, after = match.groups()
-    digits = rf"\d{{{width},}}" if zero and width else r"\d+"
-    before, after = (re.escape(text.replace("%%", "%")) for text in (before, after))
-    if pattern.endswith(SAFETENSORS_SUFFIX):
-        before, after = (text.replace(r"\*", ".*") for text in (before, after))
-    return re.compile(f"{before}({digits}){after}")
-
-
 def _ranks(
     paths: Sequence[str], ranks: RankSelection | None, *, weights: Weights, where: str, notes: list[str]
 ) -> dict[str, int]:
     """Returns the rank of each file that has one."""
     if not paths:
         return {}
-    shown = RankSelection().pattern if ranks is None else ranks.pattern
-    if weights is Weights.SAFETENSORS and shown == RankSelection().pattern:
-        shown = SHARDED_STATE
-    pattern = rank_pattern(shown)
+    shown = rank_pattern((ranks or RankSelection()).pattern, weights)
+    pattern = rank_expression(shown)
+    if pattern is None:
+        raise InvalidPlan(f"The pattern of ranks {shown!r} must have exactly one integer field such as %03d.")
     several = weights is Weights.SAFETENSORS and "*" in shown
     found: dict[str, int] = {}
     files: dict[int, str] = {}

@@ -27,6 +27,7 @@ __all__ = [
     "Scheduling",
     "UpdatePolicy",
     "Verify",
+    "Weights",
 ]
 
 MAX_RANKS = 4096
@@ -43,18 +44,36 @@ class Ranks(ApiModel):
         max_length=256,
         pattern=r"^[^%]*%(0[1-9])?d[^%]*$",
         json_schema_extra=sentence("pattern has exactly one field for the rank, such as %d or %03d"),
-        description="Name of a rank's object, with one printf field (%d or %03d) for the rank.",
+        description="Name of a rank's object, with one printf field (%d or %03d) for the rank. With the default, "
+        "safetensors files are named model-rank-%d-part-*.safetensors; there, * stands for any text.",
     )
     count: int | None = Field(
         default=None, ge=1, le=MAX_RANKS, description="Expected number of ranks; absent: all ranks that exist."
     )
 
 
+class Weights(enum.StrEnum):
+    """Which files of the source are the weights."""
+
+    AUTO = "Auto"
+    TENSORIZER = "Tensorizer"
+    SAFETENSORS = "Safetensors"
+
+
 class FilesSpec(ApiModel):
     """Which objects of the source are used. Shell patterns, matched against the whole key and its last part."""
 
+    weights: Weights = Field(
+        default=Weights.AUTO,
+        description="Which objects are the weights. Tensorizer: .tensors files. Safetensors: .safetensors files, as "
+        "their index lists them. Auto: .tensors files; where none match, .safetensors files.",
+    )
     tensors: tuple[Glob, ...] = Field(
-        default=("*.tensors",), min_length=1, max_length=100, description="Objects that contain tensors."
+        default=("*.tensors",),
+        min_length=1,
+        max_length=100,
+        description="Objects that contain tensors. A pattern that ends in .tensors or .safetensors selects only files "
+        "of that kind. With the default, all .safetensors files match where they are the weights.",
     )
     companions: tuple[Glob, ...] = Field(
         default=("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"),
@@ -194,8 +213,8 @@ class CacheSpec(ApiModel):
     )
     layout: Layout = Field(
         default=Layout.SAFETENSORS,
-        description="Safetensors: files that all engines can read. Tensorizer: copies of the .tensors objects; "
-        "required for encrypted files.",
+        description="Safetensors: files that all engines can read; .safetensors objects stay as they are. Tensorizer: "
+        "copies of the .tensors objects; required for encrypted files.",
     )
     computed_buffers: ComputedBuffers = Field(
         default=ComputedBuffers.SEPARATE,
@@ -358,6 +377,10 @@ class ModelWeightsSpec(ApiModel):
             (
                 "!has(self.source.http) || !has(self.credentials) || has(self.credentials.anonymous)",
                 "an http source has no credentials: use source.http.urlsFrom for presigned URLs",
+            ),
+            (
+                "self.files.weights != 'Safetensors' || self.cache.layout != 'Tensorizer'",
+                "layout: Tensorizer has copies of .tensors files only; safetensors files need layout: Safetensors",
             ),
         )
     )

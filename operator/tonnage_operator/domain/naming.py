@@ -23,14 +23,22 @@ def _dump(model: ApiModel | None) -> object:
     return None if model is None else model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def _dump_files(files: api.FilesSpec) -> object:
+    """Returns the files without a default of a later release, so that hashes of existing objects stay the same."""
+    default = {"weights"} if files.weights is api.Weights.AUTO else None
+    return files.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=default)
+
+
 def source_hash(spec: api.ModelWeightsSpec) -> str:
     """Returns a hash of the fields that select a revision's objects."""
-    return short_digest(_dump(spec.source), _dump(spec.files))
+    return short_digest(_dump(spec.source), _dump_files(spec.files))
 
 
 def resolve_key(spec: api.ModelWeightsSpec) -> str:
     """Returns a hash of the fields that a resolve Job depends on. A change starts a new Job without backoff."""
-    return short_digest(_dump(spec.source), _dump(spec.files), _dump(spec.credentials), spec.revision.expected_digest)
+    return short_digest(
+        _dump(spec.source), _dump_files(spec.files), _dump(spec.credentials), spec.revision.expected_digest
+    )
 
 
 def job_name(role: str, model: str, *parts: object) -> str:

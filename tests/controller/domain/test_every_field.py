@@ -135,6 +135,8 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("credentials.serviceAccountName", {}, {"credentials": {"serviceAccountName": "reader"}}, _resolve),
     ("credentials.serviceAccountName", {}, {"credentials": {"serviceAccountName": "reader"}}, _load),
     ("credentials.anonymous", {}, {"credentials": {"anonymous": {}}}, _load),
+    ("files.weights", {}, {"files": {"weights": "Safetensors"}}, _resolve),
+    ("files.weights", {}, {"files": {"weights": "Safetensors"}}, _load),
     ("files.tensors", {}, {"files": {"tensors": ["*.t"]}}, _resolve),
     ("files.companions", {}, {"files": {"companions": []}}, _resolve),
     ("files.exclude", {}, {"files": {"exclude": ["x"]}}, _resolve),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
 from tonnage_operator.api import names
-from tonnage_operator.domain import units
+from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.admission.inject import AdmissionDenied
 from tonnage_operator.domain.admission.reinvocation import complete_injection
+from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 
 NATIVE = {"restartPolicy": "Always"}
 EVICTABLE = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
@@ -246,6 +247,28 @@ def test_ranks_that_the_model_does_not_have_are_denied(files: Any, wanted: str, 
     weights = resolved_modelweights({"files": files} if files else {})
     with pytest.raises(AdmissionDenied, match=sentence):
         inject_pod(annotated_pod({names.MODEL: "llama", names.RANKS: wanted}), weights)
+
+
+def test_ranks_of_safetensors_files_are_known_by_the_names_of_vllm() -> None:
+    weights = resolved_modelweights({})
+    seen = weights.status.resolved
+    assert seen is not None
+    assert seen.objects
+    files = [f"llama/model-rank-{rank}-part-{part}.safetensors" for rank in (0, 1) for part in (0, 1)]
+    pins = tuple(seen.objects[0].model_copy(update={"key": key}) for key in files)
+    revision = seen.model_copy(update={"objects": pins})
+    assert find_missing_ranks(weights, revision, {0, 1}) == ""
+    assert "has no rank 2; " in find_missing_ranks(weights, revision, {0, 2})
+
+
+def test_a_kind_of_weights_is_part_of_what_selects_a_revision_but_its_default_is_not() -> None:
+    """Objects of earlier releases are not resolved again after an upgrade."""
+    spec = resolved_modelweights({}).spec
+    plain = spec.files.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"weights"})
+    source = spec.source.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert naming.source_hash(spec) == naming.short_digest(source, plain)
+    chosen = resolved_modelweights({"files": {"weights": "Safetensors"}}).spec
+    assert naming.source_hash(chosen) != naming.source_hash(spec)
 
 
 def test_ranks_that_the_model_has_are_admitted() -> None:

@@ -74,6 +74,7 @@ VALID: dict[str, dict[str, Any]] = {
     "anonymous": {"credentials": {"anonymous": {}}},
     "no member": {"credentials": {}},
     "files": {"files": {"tensors": ["a*"], "companions": [], "exclude": ["x"], "ranks": {"count": 8}}},
+    "safetensors": {"files": {"weights": "Safetensors", "ranks": {"pattern": "r-%d-*.safetensors"}}},
     "rank pattern": {"files": {"ranks": {"pattern": "rank-%d.tensors"}}},
     "track": {"revision": {"policy": "Track", "interval": "1h30m", "update": "Automatic"}},
     "pin": {"revision": {"policy": "Track", "pin": "r-3f9c2a71b0de"}},
@@ -108,6 +109,10 @@ VALID: dict[str, dict[str, Any]] = {
 ANNOTATED = "https://host/a.tensors?X-Amz-Signature=1"
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no source": ({"source": None}, "spec.source: Required"),
+    "safetensors as copies of .tensors files": (
+        {"files": {"weights": "Safetensors"}, "cache": {"layout": "Tensorizer"}},
+        "safetensors files need layout: Safetensors",
+    ),
     "empty source": ({"source": {"s3": None}}, "exactly one of s3, http and hub"),
     "two sources": (HTTP, "exactly one of s3, http and hub"),
     "hub and bucket": ({"source": {"hub": {"repo": "a/b"}}}, "exactly one of s3, http and hub"),

@@ -37,6 +37,7 @@ SPECS: list[Body] = [
         },
         "credentials": {"secretRef": {"name": "reader"}},
         "files": {
+            "weights": "Auto",
             "tensors": ["*.tensors"],
             "companions": ["*.json"],
             "exclude": ["x"],

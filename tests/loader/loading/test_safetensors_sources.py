@@ -15,7 +15,7 @@ from support.models import assert_tensors_equal, make_tensors, to_tensors_file
 from tonnage.cache.cache import Cache
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Limits, Outcome, Verify
-from tonnage.errors import CacheDamaged, InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
+from tonnage.errors import CacheDamaged, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.inspection import inspect_files, inspect_sources
 from tonnage.loading.api import make_plan
 
@@ -221,7 +221,7 @@ def test_weights_chooses_between_both_kinds_in_one_prefix(bucket: Bucket) -> Non
 
 def test_the_tensorizer_layout_is_refused_for_safetensors_files(bucket: Bucket) -> None:
     bucket.save(make_tensors(count=1, rows=4), "model.safetensors")
-    with pytest.raises(InvalidPlan, match=r"Tensorizer layout has copies of \.tensors files only") as caught:
+    with pytest.raises(FormatUnsupported, match=r"Tensorizer layout has copies of \.tensors files only") as caught:
         bucket.load(layout="tensorizer")
     assert "--layout safetensors" in caught.value.remedy
 

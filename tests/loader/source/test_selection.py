@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.contract import FileSelection, RankSelection
-from tonnage.contract.selection import classify_path, common_directory
+from tonnage.contract.selection import classify_path, common_directory, rank_expression
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
-from tonnage.source.selection import check_path, filter_ranks, rank_pattern, select
+from tonnage.source.selection import check_path, filter_ranks, select
 
 if TYPE_CHECKING:
     from tonnage.source.selection import Selection
@@ -169,20 +169,24 @@ def test_a_missing_requested_rank_is_named() -> None:
     ],
 )
 def test_rank_patterns_are_printf(pattern: str, name: str, rank: int | None) -> None:
-    match = rank_pattern(pattern).fullmatch(name)
+    expression = rank_expression(pattern)
+    assert expression is not None
+    match = expression.fullmatch(name)
     assert (int(match[1]) if match else None) == rank
 
 
 @pytest.mark.parametrize("pattern", ["model.tensors", "%s", "%d-%d", "%", "%03x"])
 def test_invalid_rank_patterns_are_rejected(pattern: str) -> None:
     with pytest.raises(InvalidPlan, match="integer field"):
-        rank_pattern(pattern)
+        pick("model-0.tensors", files=FileSelection(ranks=RankSelection(pattern=pattern)))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 99999))
 def test_names_from_printf_are_recognized(rank: int) -> None:
-    match = rank_pattern("model-rank-%03d.tensors").fullmatch(f"model-rank-{rank:03d}.tensors")
+    expression = rank_expression("model-rank-%03d.tensors")
+    assert expression is not None
+    match = expression.fullmatch(f"model-rank-{rank:03d}.tensors")
     assert match is not None
     assert int(match[1]) == rank
 

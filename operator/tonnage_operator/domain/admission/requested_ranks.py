@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from tonnage import contract
 from tonnage.contract import ranks as rank_lists
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Ranks
+from tonnage_operator.domain.specs import plans
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 def find_missing_ranks(weights: ModelWeights, seen: SeenRevision, requested: Collection[int]) -> str:
     """Returns why the requested ranks can't be loaded; empty if they can, or if the revision's ranks are not known."""
     selection = weights.spec.files.ranks or Ranks()
-    available = _ranks_of(seen, selection.pattern)
+    names_of_objects = [each.key.rpartition("/")[2] for each in seen.objects or ()]
+    kind = contract.choose_weights(names_of_objects, plans.file_selection(weights.spec.files))
+    pattern = contract.rank_pattern(selection.pattern, kind)
+    available = _ranks_of(names_of_objects, pattern) if seen.objects is not None else None
     if available is None:
         if selection.count is None:
             return ""
@@ -30,7 +34,7 @@ def find_missing_ranks(weights: ModelWeights, seen: SeenRevision, requested: Col
     if not available:
         return (
             f"{names.RANKS}: ModelWeights {weights.ref} has no ranks: no object of {seen.revision} is named like "
-            f"{selection.pattern}. Remove the annotation, or set spec.files.ranks.pattern."
+            f"{pattern}. Remove the annotation, or set spec.files.ranks.pattern."
         )
     return (
         f"{names.RANKS}: ModelWeights {weights.ref} has no rank {rank_lists.format_ranks(missing)}; {seen.revision} "
@@ -38,12 +42,8 @@ def find_missing_ranks(weights: ModelWeights, seen: SeenRevision, requested: Col
     )
 
 
-def _ranks_of(seen: SeenRevision, pattern: str) -> set[int] | None:
-    """Returns the ranks of a revision's objects; None if the list of objects is not in the status."""
-    if seen.objects is None:
-        return None
-    before, width, after = re.split(r"%(0[1-9])?d", pattern, maxsplit=1)
-    digits = rf"\d{{{int(width)},}}" if width else r"\d+"
-    expression = re.compile(f"{re.escape(before)}({digits}){re.escape(after)}", re.ASCII)
-    matches = (expression.fullmatch(each.key.rpartition("/")[2]) for each in seen.objects)
+def _ranks_of(objects: Collection[str], pattern: str) -> set[int]:
+    """Returns the ranks of a revision's objects, by their names."""
+    expression = contract.rank_expression(pattern)
+    matches = (expression.fullmatch(name) for name in objects) if expression is not None else ()
     return {int(match[1][:9]) for match in matches if match}

@@ -23,12 +23,13 @@ REMEDIES: Final = {
     "used; versioning of the bucket keeps old revisions readable.",
     Reason.DIGEST_MISMATCH: "Find out who changed the objects, then set spec.revision.expectedDigest to the new "
     "digest.",
-    Reason.NO_TENSOR_FILES: "Check spec.source, spec.files.tensors and spec.files.exclude; the model's files must end "
-    "in .tensors.",
+    Reason.NO_TENSOR_FILES: "Check spec.source, spec.files.weights, spec.files.tensors and spec.files.exclude; weights "
+    "are .tensors or .safetensors files.",
     Reason.NOT_A_TENSORIZER_FILE: "Serialize the model with tensorizer's TensorSerializer and upload the result "
     "unchanged.",
-    Reason.FORMAT_UNSUPPORTED: "Set spec.cache.layout to Tensorizer for encrypted files, or update Tonnage.",
-    Reason.FORMAT_DAMAGED: "Serialize and upload the file again: the object in the store is damaged.",
+    Reason.FORMAT_UNSUPPORTED: "Set spec.cache.layout to Tensorizer for encrypted files and to Safetensors for "
+    ".safetensors files, or update Tonnage.",
+    Reason.FORMAT_DAMAGED: "Upload the file again: the object in the store is damaged.",
     Reason.CHECKSUM_MISMATCH: "Upload the object again: it is damaged in the store, or a proxy on the way changes its "
     "bytes.",
     Reason.NO_CHECKSUM: "Set spec.verify to Best, which uses what there is and reports it, or upload the objects with "

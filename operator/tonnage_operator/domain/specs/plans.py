@@ -36,6 +36,11 @@ _STYLES: Final = {
     sources.AddressingStyle.PATH: contract.AddressingStyle.PATH,
     sources.AddressingStyle.VIRTUAL: contract.AddressingStyle.VIRTUAL,
 }
+_WEIGHTS: Final = {
+    api.Weights.AUTO: contract.Weights.AUTO,
+    api.Weights.TENSORIZER: contract.Weights.TENSORIZER,
+    api.Weights.SAFETENSORS: contract.Weights.SAFETENSORS,
+}
 _VERIFY: Final = {
     api.Verify.BEST: contract.Verify.BEST,
     api.Verify.CRC32: contract.Verify.CRC32,
@@ -96,7 +101,11 @@ def file_selection(files: api.FilesSpec, wanted: tuple[int, ...] | None = None) 
     elif wanted is not None:
         ranks = contract.RankSelection(wanted=wanted)
     return contract.FileSelection(
-        tensors=files.tensors, companions=files.companions, exclude=files.exclude, ranks=ranks
+        weights=_WEIGHTS[files.weights],
+        tensors=files.tensors,
+        companions=files.companions,
+        exclude=files.exclude,
+        ranks=ranks,
     )
 
 

@@ -1,0 +1,221 @@
+"""Which files of a folder of safetensors files are the model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tonnage.contract import FileSelection, RankSelection, Weights, file_selection
+from tonnage.errors import FormatDamaged, InvalidPlan, NameCollision, ObjectNotFound, TonnageError
+from tonnage.source.index_files import apply_indexes, check_shards, listed_files
+from tonnage.source.selection import Selection, select
+
+WHERE = "s3://b/m/"
+INDEX = "model.safetensors.index.json"
+SHARDS = tuple(f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+
+
+def pick(*paths: str, files: FileSelection | None = None) -> Selection:
+    keys = [(f"m/{path}", path) for path in paths]
+    return select(keys, files or FileSelection(), where=WHERE)
+
+
+def paths(selection: Selection) -> set[str]:
+    return {each.path for each in selection.objects}
+
+
+def index_of(*names: str) -> bytes:
+    return json.dumps({"metadata": {}, "weight_map": {f"t{at}": name for at, name in enumerate(names)}}).encode()
+
+
+CASES: dict[str, tuple[set[str], set[str]]] = {
+    "a sharded model": ({*SHARDS, INDEX, "config.json"}, set()),
+    "tensors beside safetensors": ({"a.tensors", "config.json"}, {"model.safetensors", INDEX}),
+    "Llama with the files of its authors": (
+        {*SHARDS, INDEX, "config.json"},
+        {"original/consolidated.00.pth", "original/params.json", "original/consolidated.safetensors"},
+    ),
+    "only the files of its authors": ({"original/model.safetensors", "original/params.json"}, set()),
+    "Mistral in both formats": (
+        {*SHARDS, INDEX, "params.json"},
+        {"consolidated.safetensors", "consolidated.safetensors.index.json"},
+    ),
+    "Mistral in its own format": ({"consolidated.safetensors", "params.json", "tekken.json"}, set()),
+    "a diffusers pipeline with a checkpoint beside it": (
+        {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"},
+        {"sd_xl_base_1.0.safetensors", "unet/diffusion_pytorch_model.bin"},
+    ),
+    "a pipeline with variants": (
+        {
+            "model_index.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.fp16.safetensors",
+            "text_encoder_2/model-00001-of-00002.safetensors",
+            "text_encoder_2/model-00002-of-00002.safetensors",
+            "text_encoder_2/model.safetensors.index.json",
+        },
+        {
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "text_encoder_2/model-00001-of-00002.fp16.safetensors",
+            "text_encoder_2/model.fp16-00002-of-00002.safetensors",
+            "text_encoder_2/model.safetensors.index.fp16.json",
+        },
+    ),
+    "a pipeline in a subfolder": (
+        {"a/model_index.json", "a/unet/model.safetensors", "b/model.safetensors"},
+        {"a/whole.safetensors"},
+    ),
+    "other formats": (
+        {"model.safetensors", "config.json"},
+        {"pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "tf_model.h5", "flax_model.msgpack"},
+    ),
+    "an adapter": ({"adapter_model.safetensors", "adapter_config.json"}, {"adapter_model.bin"}),
+    "a sentence transformer": (
+        {"model.safetensors", "modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"},
+        {"onnx/model.onnx"},
+    ),
+    "versions in a name": ({"flux1-dev.safetensors", "qwen2.5-vl.safetensors", "ae.safetensors"}, set()),
+}
+
+
+@pytest.mark.parametrize(("kept", "left_out"), CASES.values(), ids=CASES)
+def test_the_files_that_libraries_read_are_the_model(kept: set[str], left_out: set[str]) -> None:
+    selection = pick(*sorted(kept | left_out))
+    assert paths(selection) == kept
+    notes = " ".join(selection.notes)
+    assert all(path in notes for path in sorted(left_out)[:5])
+    assert paths(pick(*sorted(kept))) == kept, "a plan that pins the objects must select the same"
+
+
+def test_a_variant_is_loaded_where_it_is_included() -> None:
+    there = ("model.safetensors", "model.fp16.safetensors", "config.json")
+    assert paths(pick(*there, files=file_selection(["*.fp16.safetensors"], []))) == set(there[1:])
+
+
+def test_patterns_of_one_kind_do_not_select_the_other() -> None:
+    chosen = FileSelection(weights=Weights.SAFETENSORS, tensors=("a*.tensors",))
+    assert paths(pick("a.tensors", "b.safetensors", files=chosen)) == {"b.safetensors"}
+    only = FileSelection(tensors=("b*.safetensors",))
+    assert paths(pick("a.tensors", "b.safetensors", "c.safetensors", files=only)) == {"b.safetensors"}
+    with pytest.raises(TonnageError, match=r"matching \.tensors or \.safetensors file"):
+        pick("b.safetensors", files=FileSelection(tensors=("a*.tensors",)))
+
+
+def test_an_index_decides_which_files_of_its_folder_belong() -> None:
+    selection = pick(*SHARDS, INDEX, "model.safetensors", "adapter/adapter_model.safetensors")
+    assert [each.path for each in selection.indexes] == [INDEX]
+    found = apply_indexes(selection, {INDEX: index_of(*SHARDS)}, where=WHERE)
+    assert paths(found) == {*SHARDS, INDEX, "adapter/adapter_model.safetensors"}
+    assert any("the index beside them doesn't list them: model.safetensors" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00003-of-00003.safetensors", "../x.safetensors", "/etc/passwd", "a\x1b[31m", ""]
+)
+def test_an_index_that_lists_a_file_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ObjectNotFound, match=r"index\.json lists '") as caught:
+        apply_indexes(pick(*SHARDS, INDEX), {INDEX: index_of(*SHARDS, name)}, where=WHERE)
+    assert "\x1b" not in caught.value.message
+
+
+def test_an_index_beside_no_weights_is_left_out() -> None:
+    selection = pick("a/model.safetensors", "b/model.safetensors.index.json")
+    found = apply_indexes(selection, {"b/model.safetensors.index.json": index_of("x")}, where=WHERE)
+    assert paths(found) == {"a/model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"weight_map": []}',
+        b'{"weight_map": {"a": 1}}',
+        b"\xff",
+        b"[" * 100_000,
+        b"{" + b'"a":' * 3_000_000,
+    ],
+    ids=range(8),
+)
+def test_what_is_not_an_index_is_refused(content: bytes) -> None:
+    with pytest.raises(FormatDamaged, match="index of safetensors files"):
+        listed_files(content, label="i")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_any_bytes_are_an_index_or_refused(content: bytes) -> None:
+    with contextlib.suppress(FormatDamaged):
+        assert isinstance(listed_files(content, label="i"), frozenset)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (SHARDS[:1], True),
+        (SHARDS, False),
+        (("model-00000-of-00002.safetensors", "model-00001-of-00002.safetensors"), False),
+        (("model.fp16-00001-of-00002.safetensors",), True),
+        (("model-1-of-3.safetensors", "model-2-of-3.safetensors"), True),
+        (("a.safetensors", "b-1.safetensors"), False),
+    ],
+)
+def test_missing_files_of_a_numbered_set_are_noticed_without_an_index(names: tuple[str, ...], *, missing: bool) -> None:
+    if missing:
+        with pytest.raises(ObjectNotFound, match=r"is one of \d files by its name, but only"):
+            check_shards(pick(*names), where=WHERE)
+    else:
+        check_shards(pick(*names), where=WHERE)
+
+
+def test_ranks_may_have_several_files_and_their_pattern_may_be_given() -> None:
+    names = [f"model-rank-{rank}-part-{part}.safetensors" for rank in (0, 1) for part in (0, 1)]
+    assert {each.path: each.rank for each in pick(*names).objects} == dict(zip(names, (0, 0, 1, 1), strict=True))
+    ranks = RankSelection(pattern="r%d.*.safetensors", count=1)
+    assert [each.rank for each in pick("r0.a.safetensors", files=FileSelection(ranks=ranks)).objects] == [0]
+    one = RankSelection(pattern="r%d.safetensors")
+    with pytest.raises(NameCollision, match="both rank 0"):
+        pick("a/r0.safetensors", "b/r0.safetensors", files=FileSelection(ranks=one))
+    with pytest.raises(ObjectNotFound, match=r"rank 2 of 3 is missing \(file names: model-rank-%d-part"):
+        pick(*names, files=FileSelection(ranks=RankSelection(count=3)))
+    with pytest.raises(InvalidPlan, match="exactly one integer field"):
+        pick("a.safetensors", files=FileSelection(ranks=RankSelection(pattern="a.safetensors")))
+
+
+PATHS = st.lists(
+    st.tuples(
+        st.sampled_from(["", "original/", "unet/", "a/unet/"]),
+        st.sampled_from(
+            [
+                "model.safetensors",
+                "model.fp16.safetensors",
+                "consolidated.safetensors",
+                *SHARDS,
+                INDEX,
+                "model_index.json",
+                "x.tensors",
+                "config.json",
+                "pytorch_model.bin.index.json",
+                "model.safetensors.index.fp16.json",
+            ]
+        ),
+    ).map("".join),
+    unique=True,
+    min_size=1,
+)
+
+
+@given(PATHS)
+def test_selecting_what_was_selected_selects_all_of_it(there: list[str]) -> None:
+    """A load of pinned objects selects by the same rules, from the pinned objects alone."""
+    try:
+        found = paths(pick(*there))
+    except TonnageError:
+        return
+    assert paths(pick(*sorted(found))) == found
+    assert all(posixpath.normpath(path) == path for path in found)
