@@ -39,8 +39,8 @@ PREFIX_BYTES = 32
 """Bytes by which ``header_length`` recognizes a file of another format."""
 MAX_HEADER_BYTES = 100_000_000
 """Largest header in bytes of JSON that the safetensors library reads."""
-MAX_TENSORS = 1 << 19
-"""Largest number of tensors in a file. No model has so many; it bounds the memory that a header can take."""
+MAX_TENSORS = 1 << 18
+"""Largest number of tensors in a file: more than any model has. It bounds the memory that a header can take."""
 MAX_METADATA_BYTES = 16 << 20
 """Largest metadata of a header in bytes of JSON, for the same reason."""
 _LENGTH_MAX = (1 << 63) - 1

@@ -27,8 +27,10 @@ MAX_INDEX_BYTES = 1 << 30
 
 TYPICAL_HEADER_BYTES = 128 << 10
 """Bytes of the first request for a safetensors header: enough for about 1,000 tensors."""
-MAX_HEADERS_BYTES = 256 << 20
-"""Largest accepted size of the headers of all safetensors files of a load, in bytes: ten times that of any model."""
+MAX_HEADERS_BYTES = 128 << 20
+"""Largest accepted size of the headers of all safetensors files of a load, in bytes: several times that of any model."""
+MAX_LOADED_TENSORS = 1 << 19
+"""Largest number of tensors in all safetensors files of a load."""
 
 
 def read_indexes(
@@ -72,10 +74,17 @@ def read_indexes(
     ends = {at: _head_length(items[at], head) for at, head in heads.items()}
     _check_headers_size(items, ends)
     remainders = fetch_ranges({at: (len(head), ends[at]) for at, head in heads.items() if ends[at] > len(head)})
-    objects = [
-        _source_object(item, (heads[at] + remainders.pop(at, b""))[: ends[at]]) if at in heads else _companion(item)
-        for at, item in enumerate(items)
-    ]
+    objects: list[SourceObject] = []
+    tensors = 0
+    for at, item in enumerate(items):
+        if at not in heads:
+            objects.append(_companion(item))
+            continue
+        source = _source_object(item, (heads[at] + remainders.pop(at, b""))[: ends[at]])
+        objects.append(source)
+        tensors += len(source.tensors_index.tensors) if source.is_safetensors and source.tensors_index else 0
+        if tensors > MAX_LOADED_TENSORS:
+            raise FormatUnsupported(f"The safetensors files have more than {MAX_LOADED_TENSORS:,} tensors.")
     return find_tied(objects, fetch)
 
 

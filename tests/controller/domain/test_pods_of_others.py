@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
 from tonnage_operator.api import names
+from tonnage_operator.api.modelweights import Weights
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.admission.inject import AdmissionDenied
 from tonnage_operator.domain.admission.reinvocation import complete_injection
@@ -267,7 +268,8 @@ def test_a_kind_of_weights_is_part_of_what_selects_a_revision_but_its_default_is
     plain = spec.files.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"weights"})
     source = spec.source.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert naming.source_hash(spec) == naming.short_digest(source, plain)
-    chosen = resolved_modelweights({"files": {"weights": "Safetensors"}}).spec
+    files = spec.files.model_copy(update={"weights": Weights.SAFETENSORS})
+    chosen = spec.model_copy(update={"files": files})
     assert naming.source_hash(chosen) != naming.source_hash(spec)
 
 
