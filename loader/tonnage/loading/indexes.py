@@ -28,7 +28,7 @@ MAX_INDEX_BYTES = 1 << 30
 TYPICAL_HEADER_BYTES = 128 << 10
 """Bytes of the first request for a safetensors header: enough for about 1,000 tensors."""
 MAX_HEADERS_BYTES = 128 << 20
-"""Largest accepted size of the headers of all safetensors files of a load, in bytes: several times that of any model."""
+"""Largest accepted size of the headers of all safetensors files of a load, in bytes; large models have 10 MB."""
 MAX_LOADED_TENSORS = 1 << 19
 """Largest number of tensors in all safetensors files of a load."""
 

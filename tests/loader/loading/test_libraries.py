@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import tonnage
+from support.load_harness import BOTH_KINDS
 from tonnage.contract import Limits, Outcome
 
 if TYPE_CHECKING:
@@ -44,17 +45,18 @@ TOKENS = torch.arange(20).reshape(1, -1)
 class Source:
     """A folder of a bucket, filled from folders that libraries saved, and its load."""
 
-    def __init__(self, server: FaultyServer, tmp_path: Path) -> None:
+    def __init__(self, server: FaultyServer, tmp_path: Path, kind: str) -> None:
         self.server = server
+        self.kind = kind
         self.cache = tmp_path / "cache"
 
     def put(self, saved: Path, *, rename: dict[str, str] | None = None) -> None:
-        """Uploads what a library saved, each safetensors file as a ``.tensors`` file of the same stem."""
+        """Uploads what a library saved; for the kind ``tensors`` each file as a ``.tensors`` file of the same stem."""
         for path in sorted(saved.rglob("*")):
             name = path.relative_to(saved).as_posix()
-            if path.is_dir() or name.endswith(".index.json"):
+            if path.is_dir() or (self.kind == "tensors" and name.endswith(".index.json")):
                 continue
-            if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors" and self.kind == "tensors":
                 converted = path.with_suffix(".tensors")
                 serializer = TensorSerializer(str(converted))
                 serializer.write_state_dict(load_file(path))
@@ -81,8 +83,8 @@ class Source:
 
 
 @pytest.fixture
-def source(faulty_server: FaultyServer, tmp_path: Path) -> Source:
-    return Source(faulty_server, tmp_path)
+def source(faulty_server: FaultyServer, tmp_path: Path, kind: str) -> Source:
+    return Source(faulty_server, tmp_path, kind)
 
 
 def make_llama() -> Any:
@@ -115,7 +117,11 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", ["adapter_model.tensors", "lora.tensors"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("tensors", "adapter_model.tensors"), ("tensors", "lora.tensors"), ("safetensors", "")],
+    indirect=["kind"],
+)
 def test_peft_finds_an_adapter_as_one_file_whatever_its_segments(source: Source, tmp_path: Path, name: str) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     adapted = save_adapter(make_llama(), tmp_path / "adapter")
@@ -153,6 +159,7 @@ def test_an_adapter_beside_its_base_is_a_model_of_its_own(source: Source, tmp_pa
         assert set(weights) == names
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("variant", ["", "fp16"])
 @pytest.mark.parametrize("segment_size", [0, 20_000], ids=["one-shard", "shards"])
 def test_diffusers_opens_a_pipeline(source: Source, tmp_path: Path, segment_size: int, variant: str) -> None:
@@ -206,6 +213,7 @@ def test_diffusers_opens_a_pipeline(source: Source, tmp_path: Path, segment_size
         assert set(weights) == set(unet.state_dict())
 
 
+@BOTH_KINDS
 def test_the_weights_of_a_pipelines_adapter_keep_their_name(source: Source, tmp_path: Path) -> None:
     utils = pytest.importorskip("diffusers.loaders.lora_base", reason="diffusers is not installed")
     tensors = {"unet.down.lora_A.weight": torch.rand(2, 3)}
@@ -235,6 +243,7 @@ def test_a_variant_beside_the_model_is_chosen_by_its_name(source: Source, tmp_pa
             assert torch.equal(loaded.state_dict()[name], tensor.float()), (variant, name)
 
 
+@BOTH_KINDS
 def test_the_module_of_a_sentence_transformer_opens_from_its_folder(source: Source, tmp_path: Path) -> None:
     config = BertConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     model: Any = BertModel(config)

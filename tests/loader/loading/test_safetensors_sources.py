@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 import tonnage
 from support.models import assert_tensors_equal, make_tensors, to_tensors_file
@@ -275,3 +283,66 @@ def test_inspect_shows_the_same_for_the_bucket_and_for_the_folder(bucket: Bucket
     found = {file.path: file.tensors for file in remote.files if file.kind == "tensors"}
     assert found == {file.path: file.tensors for file in local.files}
     assert {file.format for file in local.files} == {"safetensors"}
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MODELS: dict[str, tuple[Any, Any]] = {
+    "tied": (LlamaForCausalLM, LlamaConfig(**SMALL, tie_word_embeddings=True)),
+    "Mixtral": (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=4)),
+    "Qwen3-MoE": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    ),
+}
+
+
+@pytest.mark.parametrize("shard", ["10GB", "60KB"], ids=["one file", "sharded"])
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_loads_models_with_equal_outputs(bucket: Bucket, tmp_path: Path, name: str, shard: str) -> None:
+    torch.manual_seed(0)
+    kind, config = MODELS[name]
+    kind(config).to(torch.bfloat16).save_pretrained(tmp_path / "saved", max_shard_size=shard)
+    bucket.upload(tmp_path / "saved")
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    loaded, info = from_pretrained(bucket.load().path, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(info.values()), info
+    expected = from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
+    tokens = torch.arange(20).reshape(1, -1)
+    with torch.inference_mode():
+        assert torch.equal(loaded.eval()(tokens).logits, expected.eval()(tokens).logits)
+
+
+def test_a_variant_beside_the_model_is_loaded_on_request(bucket: Bucket, tmp_path: Path) -> None:
+    model: Any = LlamaForCausalLM(LlamaConfig(**SMALL))
+    model.save_pretrained(tmp_path / "saved")
+    model.half().save_pretrained(tmp_path / "saved", variant="fp16")
+    bucket.upload(tmp_path / "saved")
+    report = bucket.load()
+    assert "model.fp16.safetensors" not in bucket.names(report)
+    assert any("--include" in note and "model.fp16.safetensors" in note for note in report.notes)
+    chosen = bucket.load(include=["*.fp16.safetensors"])
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    loaded = from_pretrained(chosen.path, variant="fp16", dtype=torch.float16)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_dtypes_of_quantized_models_are_opened_bit_for_bit(bucket: Bucket) -> None:
+    bits = torch.randint(0, 255, (16, 8), dtype=torch.uint8)
+    tensors = {
+        str(dtype): bits.clone().view(dtype)
+        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.float4_e2m1fn_x2, torch.int8)
+    }
+    bucket.save(tensors, "model.safetensors")
+    report = bucket.load()
+    with tonnage.open(report.path) as weights:
+        assert_tensors_equal(dict(weights), tensors)
+    with tonnage.open(f"{report.path}/model.safetensors") as weights:
+        assert_tensors_equal(dict(weights), tensors)
