@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tensorizer import TensorSerializer
+from safetensors.torch import save_file
 
 from support.repository import ROOT
 
@@ -190,12 +190,10 @@ def test_the_wheel_has_only_the_packages(tmp_path: Path) -> None:
 
 @pytest.fixture
 def documented(s3: SeaweedS3, tmp_path: Path) -> Mapping[str, str]:
-    """An environment for the README's commands: `s3://models/llama/` exists, `tonnage` and `jq` are in PATH."""
-    serializer = TensorSerializer(str(tmp_path / "model.tensors"))
-    serializer.write_state_dict({f"layers.{n}.weight": torch.rand(64, 64) for n in range(4)})
-    serializer.close()
+    """An environment for the README's commands: a checkpoint is in `s3://models/llama/`, `tonnage` is in PATH."""
+    save_file({f"layers.{n}.weight": torch.rand(64, 64) for n in range(4)}, tmp_path / "model.safetensors")
     s3.client().create_bucket(Bucket="models")
-    s3.put("models", {"llama/model.tensors": tmp_path / "model.tensors", "llama/config.json": b"{}"})
+    s3.put("models", {"llama/model.safetensors": tmp_path / "model.safetensors", "llama/config.json": b"{}"})
     programs = tmp_path / "bin"
     programs.mkdir()
     if not shutil.which("jq"):
@@ -235,7 +233,7 @@ def test_the_demo_runs_all_steps_and_cleans_up(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert re.findall(r"^(\d)/9 ", output, re.MULTILINE) == list("123456789")
+    assert re.findall(r"^(\d+)/10 ", output, re.MULTILINE) == [str(step) for step in range(1, 11)]
     assert output.endswith("All checks passed.\n")
     assert not list(tmp_path.iterdir())
 

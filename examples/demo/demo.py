@@ -1,8 +1,9 @@
 """Demo of Tonnage on one machine: `make demo`.
 
 Starts an S3 server (SeaweedFS), creates a model with transformers, and serializes it with tensorizer. Then `tonnage`
-loads it, loads it again, is killed and resumes; every tensor is compared with the original. All files are below one
-temporary directory, which is removed at the end, also after a failure or an interrupt.
+loads it, loads it again, is killed and resumes; every tensor is compared with the original. Then it loads the same model
+from safetensors files, as transformers saves them. All files are below one temporary directory, which is removed at the
+end, also after a failure or an interrupt.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
 
     from support.s3_server import SeaweedS3
 
-STEPS = 9
+STEPS = 10
 BUCKET = "models"
 PREFIX = "demo-llama/"
 SOURCE = f"s3://{BUCKET}/{PREFIX}"
+CHECKPOINT = "demo-llama-checkpoint/"
+"""Prefix of the same model as safetensors files."""
 KILL_FRACTION = 0.4
 """Fraction of the bytes after which the load is killed."""
 SLOW_SECONDS = 8
@@ -54,14 +57,14 @@ class TonnageCli:
     def __init__(self, environment: Mapping[str, str], cache: Path, printer: StepPrinter, *, segment_size: str) -> None:
         self._environment = {**os.environ, **environment}
         self._cache = cache
-        self._source = [SOURCE, "--segment-size", segment_size]
+        self._options = ["--segment-size", segment_size]
         self._printer = printer
         self._program = str(Path(sys.executable).with_name("tonnage"))
 
-    def load(self, *options: str) -> tuple[dict[str, Any], float]:
+    def load(self, *options: str, source: str = SOURCE) -> tuple[dict[str, Any], float]:
         """Loads the model, with progress on the terminal. Returns the report and the seconds of the whole process."""
         began = time.perf_counter()
-        output = self._run("load", *self._source, *options)
+        output = self._run("load", source, *(self._options if source == SOURCE else ()), *options)
         seconds = time.perf_counter() - began
         report: dict[str, Any] = json.loads(output.splitlines()[-1])
         return report, seconds
@@ -75,7 +78,7 @@ class TonnageCli:
         terminal = sys.stderr.isatty()
         kind = "bar" if terminal else "json"
         limit = ["--bandwidth-limit", str(total // SLOW_SECONDS), "--part-size", "1MiB", "--progress", kind]
-        command = [self._program, *self._arguments("load", *self._source, *limit)]
+        command = [self._program, *self._arguments("load", SOURCE, *self._options, *limit)]
         errors = None if terminal else subprocess.PIPE
         with subprocess.Popen(
             command, env=self._environment, stdout=subprocess.DEVNULL, stderr=errors, text=True
@@ -177,7 +180,23 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         printer.print_details(f"{megabytes(kept)} were in the cache (resumed_bytes), {megabytes(fetched)} downloaded.")
         compare_tensors(Path(report["path"]), original, printer)
 
-        printer.print_step("List the cache, and remove the entry.")
+        printer.print_step(
+            "Load the same model from safetensors files, as transformers saves it: the files stay as they are."
+        )
+        checkpoint = work / "checkpoint"
+        model.save_pretrained(checkpoint, max_shard_size="20MB" if small else "200MB")
+        tokenizer.save_pretrained(checkpoint)
+        server.put(BUCKET, {CHECKPOINT + file.name: file for file in sorted(checkpoint.iterdir())})
+        report, _ = tonnage.load(source=f"s3://{BUCKET}/{CHECKPOINT}")
+        expect(report["outcome"] == "loaded", f"unexpected report: {report}")
+        for file in checkpoint.iterdir():
+            same = (Path(report["path"]) / file.name).read_bytes() == file.read_bytes()
+            expect(same, f"{file.name} differs from the file in the bucket")
+        printer.print_details(tree(Path(report["path"])))
+        tonnage.show("verify", report["entry"])
+        compare_model(Path(report["path"]), model, tokenizer, printer)
+
+        printer.print_step("List the cache, and remove the entries.")
         tonnage.show("ls")
         tonnage.show("rm", "--all")
         left = list(Path(report["path"]).glob("*"))
