@@ -1,9 +1,9 @@
 """Demo of Tonnage on one machine: `make demo`.
 
 Starts an S3 server (SeaweedFS), creates a model with transformers, and serializes it with tensorizer. Then `tonnage`
-loads it, loads it again, is killed and resumes; every tensor is compared with the original. Then it loads the same model
-from safetensors files, as transformers saves them. All files are below one temporary directory, which is removed at the
-end, also after a failure or an interrupt.
+loads it, loads it again, is killed and resumes; every tensor is compared with the original. Then it loads the same
+model from safetensors files, as transformers saves them. All files are below one temporary directory, which is removed
+at the end, also after a failure or an interrupt.
 """
 
 from __future__ import annotations
@@ -180,21 +180,7 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         printer.print_details(f"{megabytes(kept)} were in the cache (resumed_bytes), {megabytes(fetched)} downloaded.")
         compare_tensors(Path(report["path"]), original, printer)
 
-        printer.print_step(
-            "Load the same model from safetensors files, as transformers saves it: the files stay as they are."
-        )
-        checkpoint = work / "checkpoint"
-        model.save_pretrained(checkpoint, max_shard_size="20MB" if small else "200MB")
-        tokenizer.save_pretrained(checkpoint)
-        server.put(BUCKET, {CHECKPOINT + file.name: file for file in sorted(checkpoint.iterdir())})
-        report, _ = tonnage.load(source=f"s3://{BUCKET}/{CHECKPOINT}")
-        expect(report["outcome"] == "loaded", f"unexpected report: {report}")
-        for file in checkpoint.iterdir():
-            same = (Path(report["path"]) / file.name).read_bytes() == file.read_bytes()
-            expect(same, f"{file.name} differs from the file in the bucket")
-        printer.print_details(tree(Path(report["path"])))
-        tonnage.show("verify", report["entry"])
-        compare_model(Path(report["path"]), model, tokenizer, printer)
+        load_checkpoint(work / "checkpoint", server, tonnage, printer, model, tokenizer, small=small)
 
         printer.print_step("List the cache, and remove the entries.")
         tonnage.show("ls")
@@ -202,6 +188,31 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         left = list(Path(report["path"]).glob("*"))
         expect(not left, f"the removed entry still has files: {left}")
     print("\nAll checks passed.")
+
+
+def load_checkpoint(
+    checkpoint: Path,
+    server: SeaweedS3,
+    tonnage: TonnageCli,
+    printer: StepPrinter,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    small: bool,
+) -> None:
+    """Uploads what transformers saves, loads it, and compares files and model."""
+    printer.print_step("Load the same model from safetensors files, as transformers saves it. They stay as they are.")
+    model.save_pretrained(checkpoint, max_shard_size="20MB" if small else "200MB")
+    tokenizer.save_pretrained(checkpoint)
+    server.put(BUCKET, {CHECKPOINT + file.name: file for file in sorted(checkpoint.iterdir())})
+    report, _ = tonnage.load(source=f"s3://{BUCKET}/{CHECKPOINT}")
+    expect(report["outcome"] == "loaded", f"unexpected report: {report}")
+    for file in checkpoint.iterdir():
+        same = (Path(report["path"]) / file.name).read_bytes() == file.read_bytes()
+        expect(same, f"{file.name} differs from the file in the bucket")
+    printer.print_details(tree(Path(report["path"])))
+    tonnage.show("verify", report["entry"])
+    compare_model(Path(report["path"]), model, tokenizer, printer)
 
 
 @contextlib.contextmanager
