@@ -215,7 +215,7 @@ class NoChecksum(TonnageError):
     """Weights without hashes of their own have no checksum at their source that the requested level needs."""
 
     reason = Reason.NO_CHECKSUM
-    exit_code = 38
+    exit_code = 40
     remedy = (
         "Use level best (--verify best, spec.verify: Best), which compares what there is and reports it; or "
         "upload the objects with checksums, or a SHA256SUMS file beside them."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KEY = "bucket/model/weights.tensors"
 KEYS = {"tensors": KEY, "safetensors": "bucket/model/model.safetensors"}
 """The key of the model's weights, by the kind of their file."""
-BOTH_KINDS = pytest.mark.parametrize("kind", list(KEYS), indirect=True)
+BOTH_KINDS = pytest.mark.parametrize("weights_kind", list(KEYS), indirect=True)
 """Runs a test with a ``.tensors`` file at the source and with a safetensors file."""
 KIB = 1 << 10
 SMALL_LIMITS = Limits(workers=2, connections=4, part_size=256 * KIB)

@@ -28,7 +28,7 @@ def weights(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 @pytest.fixture
-def kind(request: pytest.FixtureRequest) -> str:
+def weights_kind(request: pytest.FixtureRequest) -> str:
     """Returns the kind of the file with the weights; ``BOTH_KINDS`` runs a test with each."""
     found: str = getattr(request, "param", "tensors")
     return found
@@ -36,22 +36,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def harness(
-    faulty_server: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes, kind: str
+    faulty_server: FaultyServer, tmp_path: Path, tensors: dict[str, torch.Tensor], weights: bytes, weights_kind: str
 ) -> LoadHarness:
     """The model on a server with configurable faults."""
-    file = weights if kind == "tensors" else to_safetensors_file(tensors)
-    faulty_server.put(KEYS[kind], file)
+    file = weights if weights_kind == "tensors" else to_safetensors_file(tensors)
+    faulty_server.put(KEYS[weights_kind], file)
     faulty_server.put("bucket/model/config.json", CONFIG)
-    return LoadHarness(faulty_server, tmp_path / "cache", tensors, file, KEYS[kind])
+    return LoadHarness(faulty_server, tmp_path / "cache", tensors, file, KEYS[weights_kind])
 
 
 @pytest.fixture
-def is_part_request(kind: str) -> IsPartRequest:
+def is_part_request(weights_kind: str) -> IsPartRequest:
     """Returns whether a request is for a part of the body, not for the index."""
 
     def is_part(request: Any) -> bool:
-        return (
-            request.method == "GET" and request.key == KEYS[kind] and request.range is not None and request.range[0] > 0
-        )
+        of_weights = request.method == "GET" and request.key == KEYS[weights_kind]
+        return of_weights and request.range is not None and request.range[0] > 0
 
     return is_part

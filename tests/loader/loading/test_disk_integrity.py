@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from support.load_harness import IsPartRequest, LoadHarness
 
 WAYS = pytest.mark.parametrize(
-    ("kind", "layout"),
+    ("weights_kind", "layout"),
     [("tensors", Layout.SAFETENSORS), ("tensors", Layout.TENSORIZER), ("safetensors", Layout.SAFETENSORS)],
-    indirect=["kind"],
+    indirect=["weights_kind"],
 )
 """The kinds of files with weights, each with the layouts that it can have in the cache."""
 
@@ -86,7 +86,9 @@ def test_a_tensors_header_that_was_lost_is_fetched_again(harness: LoadHarness) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "place"), [("tensors", "prefix"), ("tensors", "header"), ("safetensors", "prefix")], indirect=["kind"]
+    ("weights_kind", "place"),
+    [("tensors", "prefix"), ("tensors", "header"), ("safetensors", "prefix")],
+    indirect=["weights_kind"],
 )
 def test_bytes_outside_of_tensors_that_change_during_the_load_are_not_published(
     harness: LoadHarness, is_part_request: IsPartRequest, place: str

@@ -83,8 +83,8 @@ class Source:
 
 
 @pytest.fixture
-def source(faulty_server: FaultyServer, tmp_path: Path, kind: str) -> Source:
-    return Source(faulty_server, tmp_path, kind)
+def source(faulty_server: FaultyServer, tmp_path: Path, weights_kind: str) -> Source:
+    return Source(faulty_server, tmp_path, weights_kind)
 
 
 def make_llama() -> Any:
@@ -118,9 +118,9 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("weights_kind", "name"),
     [("tensors", "adapter_model.tensors"), ("tensors", "lora.tensors"), ("safetensors", "")],
-    indirect=["kind"],
+    indirect=["weights_kind"],
 )
 def test_peft_finds_an_adapter_as_one_file_whatever_its_segments(source: Source, tmp_path: Path, name: str) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
