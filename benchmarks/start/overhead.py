@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from e2e_support import images, processes
 from e2e_support.e2e_cluster import ensure_prerequisites, start_e2e_cluster
 from e2e_support.namespace import Namespace
-from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT
+from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT, Pod, server_pod
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
@@ -30,29 +30,45 @@ _STAYS: Final = [PYTHON, "-IBS", "-c", IDLE_SCRIPT]
 FORMS: Final = {
     "plain": "no annotation",
     "init": "an init container that does nothing",
-    "sidecar": "the same, and a sidecar that does nothing",
-    "Init": "tonnage.dev/form: Init",
-    "Sidecar": "tonnage.dev/form: Sidecar",
+    "native": "the same, and a native sidecar that does nothing",
+    "beside": "the init container, and a container beside the server that does nothing",
+    "hook": "a native sidecar alone, which does nothing, with a postStart hook that ends at once",
+    "Init": "`tonnage.dev/form: Init`",
+    "Sidecar": "`tonnage.dev/form: Sidecar`, the default",
+    "Completes": "the same, in a pod with `restartPolicy: Never`",
 }
 """The forms of pods: those of Tonnage, and equal ones that do nothing."""
 
 
-def pod_fields(form: str, image: str) -> dict[str, Any]:
-    """Returns the arguments of ``Namespace.create_pod`` for a form."""
-    if form in {"Init", "Sidecar"}:
-        return {"annotations": {names.FORM: form}}
+def make_pod(form: str, name: str, namespace: str, image: str) -> dict[str, Any]:
+    """Returns a server's pod in a form."""
     common = {"image": image, "securityContext": RESTRICTED_SECURITY_CONTEXT}
     ends = {"name": "ends", "command": _ENDS, **common}
-    stays = {"name": "stays", "command": _STAYS, "restartPolicy": "Always", **common}
-    inits = {"plain": [], "init": [ends], "sidecar": [ends, stays]}[form]
-    return {"model": "", "initContainers": inits}
+    stays = {"name": "stays", "command": _STAYS, **common}
+    native = {**stays, "restartPolicy": "Always"}
+    hook = {"lifecycle": {"postStart": {"exec": {"command": _ENDS}}}}
+    annotations, spec, others = {}, {}, []
+    match form:
+        case "Init" | "Sidecar" | "Completes":
+            annotations = {names.MODEL: "llama", names.FORM: "Init" if form == "Init" else "Sidecar"}
+            spec = {"restartPolicy": "Never"} if form == "Completes" else {}
+        case "init" | "beside":
+            spec, others = {"initContainers": [ends]}, [stays] if form == "beside" else []
+        case "native":
+            spec = {"initContainers": [ends, native]}
+        case "hook":
+            spec = {"initContainers": [{**native, **hook}]}
+    pod = server_pod(name, namespace, image, annotations=annotations, **spec)
+    pod["spec"]["containers"] += others
+    return pod
 
 
 def start_seconds(namespace: Namespace, name: str, form: str) -> float:
     """Creates a pod, and returns the seconds until its server's process started."""
-    fields = pod_fields(form, namespace.e2e.images.loader)
+    body = make_pod(form, name, namespace.name, namespace.e2e.images.loader)
     began = time.clock_gettime(time.CLOCK_BOOTTIME)
-    pod = namespace.create_pod(name, **fields)
+    namespace.e2e.api.create(body)
+    pod = Pod(namespace.e2e, name, namespace.name)
     pod.wait_ready()
     seconds = processes.start_time(pod.pids("server")[0]) - began
     pod.delete()

@@ -117,7 +117,7 @@ def loader_of(pod: Pod) -> Pod:
 
 
 def holder_of(pod: Pod) -> Pod:
-    found: Pod = pod["spec"]["initContainers"][1]
+    found: Pod = pod["spec"]["containers"][1]
     return found
 
 
@@ -146,7 +146,7 @@ def test_pods_that_tonnage_makes_are_admitted(guarded: Guarded) -> None:
     assert guarded.rejection(guarded.injected()) == ""
     assert guarded.rejection(guarded.injected({names.FORM: "Init"})) == ""
     assert guarded.rejection(guarded.injected({names.ON_FAILURE: "continue"})) == ""
-    assert guarded.rejection(guarded.injected({names.ARTIFACTS: "true"})) == ""
+    assert guarded.rejection(guarded.injected({names.ARTIFACTS: "true", names.VLLM_PLUGIN: "true"})) == ""
     assert guarded.rejection(guarded.injected({names.WAIT: "Streaming"})) == ""
     assert guarded.rejection(guarded.of_job(load=True)) == ""
     assert guarded.rejection(guarded.of_job(load=False)) == ""

@@ -1,11 +1,11 @@
-"""What engines compile stays on the node for the next pod, and for no other namespace."""
+"""What engines find in a pod besides weights: what they compiled at their last start, and vLLM its plugin."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from e2e_support.pods import IDLE_SCRIPT, RESTRICTED_SECURITY_CONTEXT, Pod, server_pod
+from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT, Pod, server_pod
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
@@ -27,11 +27,17 @@ for variable in ("TRITON_CACHE_DIR", "VLLM_CACHE_ROOT"):
 {IDLE_SCRIPT}
 """
 """An engine that looks for what it has compiled at its last start, and compiles again."""
+PLUGIN_SCRIPT = """
+import importlib.metadata, pathlib, tonnage
+(plugin,) = importlib.metadata.entry_points(group="vllm.general_plugins")
+print(plugin.value, pathlib.Path(tonnage.__file__).parents[1])
+"""
+"""What vLLM looks up at its start; without the packages of the image, which has Tonnage itself."""
 COMPILED = ["triton/kernel", "vllm/kernel"]
 
 
 def start(namespace: Namespace, name: str, *, user: int = 1000) -> Pod:
-    annotations = {names.MODEL: "llama", names.ARTIFACTS: "true"}
+    annotations = {names.MODEL: "llama", names.ARTIFACTS: "true", names.VLLM_PLUGIN: "true"}
     image = namespace.e2e.images.loader
     body = server_pod(name, namespace.name, image, annotations=annotations, script=ENGINE_SCRIPT)
     body["spec"]["containers"][0]["securityContext"] = {**RESTRICTED_SECURITY_CONTEXT, "runAsUser": user}
@@ -66,6 +72,7 @@ def test_a_second_pod_finds_what_the_first_compiled_until_the_model_is_deleted(
     model = namespace.create_model()
     first = start(namespace, "first")
     assert found_by(first) == []
+    assert first.exec(PYTHON, "-SBc", PLUGIN_SCRIPT).split() == ["tonnage.vllm_plugin:register", "/opt/tonnage"]
     first.delete()
     second = start(namespace, "second")
     assert found_by(second) == COMPILED

@@ -94,8 +94,7 @@ def test_what_runs_beside_a_server_can_change_nothing_and_has_no_token(serving_p
     found = serving_pod.exec("find", "/var/run/secrets", "/run/secrets", "-name", "token*", container=HOLDER)
     assert not found.strip()
     body = serving_pod.get()
-    running = {each["name"] for each in body["status"]["initContainerStatuses"] if "running" in each["state"]}
-    assert running == {HOLDER}
+    assert not [each for each in body["status"]["initContainerStatuses"] if "running" in each["state"]]
 
 
 def test_a_server_can_read_but_not_write_its_model(serving_pod: Pod) -> None:

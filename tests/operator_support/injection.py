@@ -61,9 +61,15 @@ def inject_pod(
 
 
 def find_loader(pod: dict[str, Any], name: str = names.LOADER_CONTAINER) -> dict[str, Any]:
-    """Returns the loader's container of an injected pod."""
-    found: dict[str, Any] = next(each for each in pod["spec"]["initContainers"] if each["name"] == name)
+    """Returns the loader of an injected pod, or its holder."""
+    everywhere = [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]
+    found: dict[str, Any] = next(each for each in everywhere if each["name"] == name)
     return found
+
+
+def own_containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the containers of a pod without the holder that stays beside them."""
+    return [each for each in pod["spec"]["containers"] if each["name"] != names.HOLDER_CONTAINER]
 
 
 def loader_plan(job: dict[str, Any]) -> contract.Plan:

@@ -355,6 +355,8 @@ def _add_pod_options(parser: Parser) -> None:
         metavar="DIR",
         help="repeatable; prepare this folder for what an engine compiles at its start, and report its size",
     )
+    help_text = "write vLLM's plugin into this folder first, as `tonnage plugin` does"
+    _add_option(parser, group, "--plugin", "DIR", str, help_text)
 
 
 def _add_help_option(parser: Parser, group: argparse._ArgumentGroup) -> None:

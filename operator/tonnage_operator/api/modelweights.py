@@ -301,7 +301,7 @@ class LoaderSettings(ApiModel):
     form: LoaderForm = Field(
         default=LoaderForm.SIDECAR,
         description="Sidecar: the loader ends, and a holder marks the entry as in use while the pod runs. Init: no "
-        "holder, for clusters without native sidecars.",
+        "holder, for pods that should have no second container.",
     )
     resources: ResourceRequirements | None = Field(
         default=None,

@@ -38,11 +38,11 @@ LOADER_CPU: Final = f"{GROUP}/loader-cpu"
 LOADER_MEMORY: Final = f"{GROUP}/loader-memory"
 ARTIFACTS: Final = f"{GROUP}/artifacts"
 WAIT: Final = f"{GROUP}/wait"
+VLLM_PLUGIN: Final = f"{GROUP}/vllm-plugin"
 INJECT: Final = f"{GROUP}/inject"
 POD_ANNOTATIONS: Final = (
     MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, ARTIFACTS,
-    WAIT,
-    INJECT,
+    WAIT, VLLM_PLUGIN, INJECT,
 )  # fmt: skip
 """All annotations that users can set on pods."""
 

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from operator_support import objects
-from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
+from operator_support.injection import (
+    annotated_pod,
+    find_loader,
+    inject_pod,
+    own_containers,
+    plain_env,
+    resolved_modelweights,
+)
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain import naming
@@ -26,7 +33,7 @@ from tonnage_operator.domain.observed import held_entries
 def test_only_the_named_containers_get_the_mount() -> None:
     pod = annotated_pod({names.MODEL: "llama", names.CONTAINERS: "server"})
     pod["spec"]["containers"].append({"name": "logs"})
-    server, logs = inject_pod(pod)["spec"]["containers"]
+    server, logs = own_containers(inject_pod(pod))
     assert server["volumeMounts"]
     assert "volumeMounts" not in logs
     assert "env" not in logs
@@ -66,7 +73,7 @@ def test_continuing_without_weights_sets_container_variables() -> None:
 def test_continuing_at_run_time_writes_a_status_file() -> None:
     pod = inject_pod(annotated_pod({names.MODEL: "llama", names.ON_FAILURE: "continue"}))
     assert find_loader(pod)["args"][-4:-2] == ["--on-failure", "continue"]
-    (server,) = pod["spec"]["containers"]
+    (server,) = own_containers(pod)
     assert plain_env(server)["TONNAGE_STATUS_FILE"] == "/models/.tonnage/llama/status"
 
 

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operator_support import objects
-from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
+from operator_support.injection import (
+    annotated_pod,
+    find_loader,
+    inject_pod,
+    own_containers,
+    plain_env,
+    resolved_modelweights,
+)
 from tonnage import contract
 from tonnage.contract.report import MAX_ARTIFACTS_BYTES
 from tonnage_operator.api import names
@@ -47,7 +54,7 @@ def _held(pod: dict[str, Any]) -> list[HeldEntry]:
 
 def test_an_engine_gets_a_writable_folder_on_the_disk_and_the_variables_that_lead_to_it() -> None:
     pod = inject_pod(annotated_pod(ASKED))
-    (server,) = pod["spec"]["containers"]
+    (server,) = own_containers(pod)
     ((volume, path),) = _directories(pod).items()
     disk = objects.INSTALLATION.media[Medium.DISK].host_path
     assert naming.is_artifacts_key(path.removeprefix(f"{disk}/"))
@@ -81,7 +88,7 @@ def test_without_the_annotation_nothing_changes() -> None:
 def test_a_variable_of_the_container_itself_is_left_alone() -> None:
     own = [{"name": "TRITON_CACHE_DIR", "value": "/own"}, {"name": "VLLM_CACHE_ROOT", "valueFrom": {"fieldRef": {}}}]
     containers = [{"name": "server", "image": "vllm", "env": own}]
-    (server,) = inject_pod(annotated_pod(ASKED, containers=containers))["spec"]["containers"]
+    (server,) = own_containers(inject_pod(annotated_pod(ASKED, containers=containers)))
     assert [each for each in server["env"] if each["name"] in {"TRITON_CACHE_DIR", "VLLM_CACHE_ROOT"}] == own
 
 
@@ -117,7 +124,7 @@ def test_containers_with_different_images_have_folders_of_their_own() -> None:
     pod = inject_pod(annotated_pod(ASKED, containers=containers))
     mounts = [
         {each["name"] for each in container["volumeMounts"] if each["mountPath"] == FOLDER}
-        for container in pod["spec"]["containers"]
+        for container in own_containers(pod)
     ]
     assert mounts[0] == mounts[2] != mounts[1]
     assert [each.image for each in _held(pod)] == ["vllm", "proxy"]
@@ -126,7 +133,7 @@ def test_containers_with_different_images_have_folders_of_their_own() -> None:
 def test_a_container_that_another_webhook_adds_gets_no_artifacts() -> None:
     pod = inject_pod(annotated_pod(ASKED))
     pod["spec"]["containers"].append({"name": "mesh", "image": "proxy"})
-    added = inject_pod(pod)["spec"]["containers"][1]
+    _, added = own_containers(inject_pod(pod))
     assert FOLDER not in {each["mountPath"] for each in added["volumeMounts"]}
     assert "TONNAGE_ARTIFACTS_PATH" not in plain_env(added)
 

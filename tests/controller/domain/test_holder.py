@@ -20,13 +20,32 @@ def find_holder(pod: dict[str, Any]) -> dict[str, Any]:
     return find_loader(pod, names.HOLDER_CONTAINER)
 
 
-def test_it_is_a_sidecar_that_starts_when_the_loader_has_ended() -> None:
+def test_it_starts_together_with_the_servers_so_that_none_waits_for_it() -> None:
     pod = inject_pod(annotated_pod())
-    assert [each["name"] for each in pod["spec"]["initContainers"]] == ["tonnage-loader", "tonnage-hold"]
+    assert [each["name"] for each in pod["spec"]["initContainers"]] == ["tonnage-loader"]
+    assert [each["name"] for each in pod["spec"]["containers"]] == ["server", "tonnage-hold"]
     holder = find_holder(pod)
-    assert holder["restartPolicy"] == "Always"
-    assert "startupProbe" not in holder
+    assert "restartPolicy" not in holder
+    assert not any("probe" in field.lower() for field in holder)
     assert "--hold" not in find_loader(pod)["args"]
+
+
+@pytest.mark.parametrize("policy", ["Never", "OnFailure"])
+def test_in_a_pod_that_may_complete_it_is_a_native_sidecar_which_the_kubelet_ends(policy: str) -> None:
+    pod = inject_pod(annotated_pod(restartPolicy=policy))
+    assert [each["name"] for each in pod["spec"]["initContainers"]] == ["tonnage-loader", "tonnage-hold"]
+    assert [each["name"] for each in pod["spec"]["containers"]] == ["server"]
+    assert find_holder(pod)["restartPolicy"] == "Always"
+
+
+def test_after_another_review_it_is_not_taken_for_a_server() -> None:
+    pod = inject_pod(annotated_pod())
+    pod["spec"]["containers"].insert(0, {"name": "added", "image": "proxy"})
+    again = inject_pod(pod)
+    assert find_holder(again) == find_holder(pod)
+    added, server = again["spec"]["containers"][:2]
+    assert added["volumeMounts"] == server["volumeMounts"]
+    assert inject_pod(again) == again
 
 
 def test_it_mounts_the_entry_read_only_and_runs_without_privileges() -> None:
@@ -54,6 +73,7 @@ def test_it_sees_neither_credentials_nor_the_pods_api_token(annotation: str) -> 
 def test_in_form_init_there_is_none() -> None:
     pod = inject_pod(annotated_pod({names.MODEL: "llama", names.FORM: "Init"}))
     assert [each["name"] for each in pod["spec"]["initContainers"]] == ["tonnage-loader"]
+    assert [each["name"] for each in pod["spec"]["containers"]] == ["server"]
 
 
 def test_one_holds_the_entries_of_all_models() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from operator_support.injection import plain_env
+from operator_support.injection import own_containers, plain_env
 from operator_support.pods import create_pod, create_resolved_model, init_container_names, volumes_by_name
 from tonnage import contract
 from tonnage_operator.api import names
@@ -51,7 +51,7 @@ def test_one_model_is_mounted_read_only_into_all_containers_with_variables_and_a
 ) -> None:
     pod = create_admitted_pod(model)
     revision = model.status()["resolved"]["revision"]
-    for container in pod["spec"]["containers"]:
+    for container in own_containers(pod):
         (mount,) = mounts(container).values()
         assert (mount["mountPath"], mount["subPath"], mount["readOnly"]) == ("/models/llama", "model", True)
         assert env(container) == {
@@ -103,15 +103,15 @@ def test_ranks_form_and_resources_are_taken_from_the_annotations(model: Operator
     assert ranks.wanted == (0, 1)
     assert "restartPolicy" not in loader
     assert loader["resources"]["requests"] == {"cpu": "250m", "memory": "1Gi"}
-    _, holder = create_admitted_pod(model, form="sidecar")["spec"]["initContainers"]
-    assert (holder["name"], holder["restartPolicy"]) == (names.HOLDER_CONTAINER, "Always")
+    _, holder = create_admitted_pod(model, form="sidecar")["spec"]["containers"]
+    assert holder["name"] == names.HOLDER_CONTAINER
 
 
 def test_a_pod_that_continues_after_a_failed_load_has_a_status_file_mounted(model: OperatorHarness) -> None:
     pod = create_admitted_pod(model, on_failure="continue")
     loader = pod["spec"]["initContainers"][0]
     assert loader["args"][loader["args"].index("--on-failure") + 1] == "continue"
-    for container in pod["spec"]["containers"]:
+    for container in own_containers(pod):
         assert env(container)["TONNAGE_STATUS_FILE"] == "/models/.tonnage/llama/status"
         assert "/models/.tonnage/llama" in mounts(container)
     loader = create_admitted_pod(model, on_failure="fail")["spec"]["initContainers"][0]

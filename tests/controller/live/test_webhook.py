@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from operator_support.harness import OperatorHarness
+from operator_support.injection import own_containers
 from operator_support.pods import CONTAINERS, create_pod, create_resolved_model, init_container_names, pod_template
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
@@ -55,7 +56,7 @@ def test_the_loader_does_not_get_the_token_that_the_pod_has(model: OperatorHarne
     pod = create_pod(model, automountServiceAccountToken=True)
     folder = "/var/run/secrets/kubernetes.io/serviceaccount"
     loader = pod["spec"]["initContainers"][0]
-    (server,) = pod["spec"]["containers"]
+    (server,) = own_containers(pod)
     (own,) = [each["name"] for each in server["volumeMounts"] if each["mountPath"] == folder]
     (shadow,) = [each["name"] for each in loader["volumeMounts"] if each["mountPath"] == folder]
     assert shadow == "tonnage-run"

@@ -31,7 +31,8 @@ false
 {{- define "tonnage.policyArguments" -}}
 {{- list "load" "resolve" "rm" "--cache" "/cache" "--termination-log" "/dev/termination-log" "--progress" "off"
     "--on-failure" "continue" "--status-file" "/run/tonnage/status" "--ignore-not-found"
-    "--stream" "--hold" "--ready-file" "/run/tonnage/ready" "--loaded-file" "/run/tonnage/loaded" "--artifacts" | toJson -}}
+    "--stream" "--hold" "--ready-file" "/run/tonnage/ready" "--loaded-file" "/run/tonnage/loaded" "--artifacts"
+    "--plugin" "/run/tonnage/plugin" | toJson -}}
 {{- end -}}
 
 {{/* The environment variables that loaders have: Tonnage's, and those of cloud identities. */}}

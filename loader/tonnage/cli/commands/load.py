@@ -63,6 +63,10 @@ def _load(arguments: argparse.Namespace, invocation: Invocation, files: StatusFi
     """Loads the model. Raises any unexpected exception as an InternalError, so that ``--on-failure`` applies to it."""
     try:
         artifacts = _prepare_artifacts(arguments, invocation)
+        if arguments.plugin:
+            from tonnage.cli.commands.plugin import write_plugin
+
+            write_plugin(Path(arguments.plugin))
         cache = cache_folder(arguments)
         plan = invocation.plan = plan_from_arguments(arguments)
         from tonnage.loading import run_plan

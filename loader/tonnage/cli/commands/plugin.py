@@ -20,12 +20,26 @@ ENTRY_POINTS = "[vllm.general_plugins]\ntonnage = tonnage.vllm_plugin:register\n
 
 
 def run(arguments: argparse.Namespace, _: Invocation) -> int:
-    """Copies this package and its metadata into a folder, for ``PYTHONPATH`` of an engine's container.
+    """Writes the plugin into a folder, for ``PYTHONPATH`` of an engine's container.
 
     Raises:
         CacheNotWritable: The folder can't be written.
     """
     folder = Path(arguments.directory)
+    write_plugin(folder)
+    if arguments.json:
+        output.write_json({"path": str(folder), "version": __version__})
+    else:
+        print(f"Wrote the plugin to {folder}. Start vLLM with PYTHONPATH={folder} and --load-format tonnage.")
+    return 0
+
+
+def write_plugin(folder: Path) -> None:
+    """Copies this package and its metadata into a folder.
+
+    Raises:
+        CacheNotWritable: The folder can't be written.
+    """
     try:
         shutil.copytree(
             Path(tonnage.__file__).parent,
@@ -39,8 +53,3 @@ def run(arguments: argparse.Namespace, _: Invocation) -> int:
         metadata.joinpath("entry_points.txt").write_text(ENTRY_POINTS)
     except (OSError, shutil.Error) as error:
         raise CacheNotWritable(f"The plugin can't be written to {folder}: {error}.") from error
-    if arguments.json:
-        output.write_json({"path": str(folder), "version": __version__})
-    else:
-        print(f"Wrote the plugin to {folder}. Start vLLM with PYTHONPATH={folder} and --load-format tonnage.")
-    return 0

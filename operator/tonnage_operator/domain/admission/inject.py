@@ -20,6 +20,7 @@ from tonnage_operator.domain.admission.pod_resources import add_to_pod_resources
 from tonnage_operator.domain.admission.reinvocation import complete_injection
 from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 from tonnage_operator.domain.admission.streaming import find_streaming_problem
+from tonnage_operator.domain.admission.vllm_plugin import add_plugin, find_plugin_problem
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
 from tonnage_operator.domain.nodecache.capacity import find_size_problem
 from tonnage_operator.domain.observed.held_entries import HeldEntry, format_held_entries
@@ -179,11 +180,13 @@ def inject(
     if request.artifacts:
         held_entries += _add_artifacts(spec, containers, loaders[0], models[0].weights, request, installation)
         variables |= artifacts_environment()
+    if request.vllm_plugin:
+        _add_plugin(spec, containers, loaders[0])
     for container in containers:
         _add_env(container, variables)
     add_to_pod_resources(spec, loaders)
     if held:
-        loaders.append(_build_holder(spec, held, request, installation, limits))
+        _place_holder(spec, loaders, _build_holder(spec, held, request, installation, limits))
     spec["initContainers"] = place_loaders(spec.get("initContainers") or (), loaders)
     _add_image_pull_secrets(spec, installation)
     metadata = out.setdefault("metadata", {})
@@ -223,6 +226,12 @@ def _find_problem(spec: Body, model: InjectedModel, request: PodRequest, install
         return ""  # a node has it already, or a part of it is requested
     problem = find_size_problem(model.seen.total_bytes, installation.limits(medium), medium)
     return f"ModelWeights {weights.ref} can't be loaded: {problem}" if problem else ""
+
+
+def _add_plugin(spec: Body, containers: Sequence[Body], loader: Body) -> None:
+    if problem := find_plugin_problem(spec, containers):
+        raise AdmissionDenied(problem)
+    add_plugin(spec, containers, loader)
 
 
 def _target_containers(spec: Body, request: PodRequest) -> list[Body]:
@@ -327,6 +336,18 @@ def _build_holder(
     holder = build_holder_container(held, installation, optional=optional, pod_has_user=_has_user(spec))
     holder["resources"] = _fit(holder, limits)
     return holder
+
+
+def _place_holder(spec: Body, loaders: list[Body], holder: Body) -> None:
+    """Adds the holder to the pod's containers, or to the loaders as a native sidecar.
+
+    The kubelet starts one init container a second, and all containers together, so a holder among the containers delays
+    nothing. But a pod that may complete would run as long as such a holder.
+    """
+    if spec.get("restartPolicy", "Always") == "Always":
+        spec["containers"].append(holder)
+    else:
+        loaders.append({**holder, "restartPolicy": "Always"})
 
 
 def _fit(container: Body, limits: NamespaceLimits, *, memory_floor: int = 0, storage_floor: int = 0) -> Body:

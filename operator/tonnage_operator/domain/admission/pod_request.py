@@ -91,6 +91,8 @@ class PodRequest:
         return self.streams or self.on_failure is OnFailure.CONTINUE
 
     """Containers get a writable folder for what engines compile."""
+    vllm_plugin: bool = False
+    """Containers get the plugin of vLLM for the load format ``tonnage``."""
 
 
 def requests_weights(annotations: Mapping[str, str]) -> bool:
@@ -212,4 +214,5 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
         memory=_parse_quantity(annotations, names.LOADER_MEMORY),
         artifacts=_parse_switch(annotations, names.ARTIFACTS),
         wait=Wait(wait.value) if wait else Wait.LOADED,
+        vllm_plugin=_parse_switch(annotations, names.VLLM_PLUGIN),
     )

@@ -29,7 +29,8 @@ def complete_injection(pod: Body, containers: Collection[str] | None) -> Body:
     existing = spec.get("initContainers") or []
     ours = [each for each in existing if _is_own_container(each["name"])]
     others = [each for each in existing if not _is_own_container(each["name"])]
-    everywhere = [*(spec.get("containers") or ()), *others]
+    servers = [each for each in spec.get("containers") or () if not _is_own_container(each["name"])]
+    everywhere = [*servers, *others]
     volumes = {mount["name"] for each in ours for mount in each.get("volumeMounts") or ()}
     volumes = {
         name
@@ -39,7 +40,7 @@ def complete_injection(pod: Body, containers: Collection[str] | None) -> Body:
     }
     template = next((each for each in everywhere if _own_mounts(each, volumes)), None)
     if template is not None:
-        targets = spec.get("containers") or ()
+        targets = servers
         if containers is not None:
             targets = [each for each in everywhere if each["name"] in containers]
         for container in targets:

@@ -28,9 +28,9 @@ def build_holder_container(
     optional: bool,
     pod_has_user: bool,
 ) -> Body:
-    """Returns the sidecar that holds the entries of all models of a pod.
+    """Returns the container that holds the entries of all models of a pod.
 
-    It starts after the loaders, so it needs no startup probe. It runs as an unprivileged user, mounts entries
+    It starts after the loaders, so it needs no probe. It runs as an unprivileged user, mounts entries
     read-only, and has no credentials.
 
     It requests the memory of the pages that the loaders may have written: they stay after the loaders have ended, and
@@ -54,7 +54,6 @@ def build_holder_container(
             *(each["mountPath"] for each in entries),
             *(["--on-failure", "continue"] if optional else []),
         ],
-        "restartPolicy": "Always",
         "resources": _resources(models),
         "securityContext": loader_container.security_context(
             Delivery.EMPTY_DIR, installation, pod_has_user=pod_has_user and not on_host
