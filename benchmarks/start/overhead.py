@@ -47,7 +47,9 @@ def make_pod(form: str, name: str, namespace: str, image: str) -> dict[str, Any]
     stays = {"name": "stays", "command": _STAYS, **common}
     native = {**stays, "restartPolicy": "Always"}
     hook = {"lifecycle": {"postStart": {"exec": {"command": _ENDS}}}}
-    annotations, spec, others = {}, {}, []
+    annotations: dict[str, str] = {}
+    spec: dict[str, Any] = {}
+    others: list[dict[str, Any]] = []
     match form:
         case "Init" | "Sidecar" | "Completes":
             annotations = {names.MODEL: "llama", names.FORM: "Init" if form == "Init" else "Sidecar"}

@@ -89,8 +89,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``created`` is the Unix time of publishing. ``bytes`` is the sum of the files' sizes. ``verified`` is the lowest
     level at which any object with tensors was verified. ``computed_buffers`` is where the Safetensors layout has them;
-    None in the Tensorizer layout, and in entries of releases that had them in the shards. ``table`` is filled in by
-    ``commit.publish``.
+    None in the Tensorizer layout, and in entries of releases that had them in the shards. ``served_by`` is that of the
+    blueprint. ``table`` is filled in by ``commit.publish``.
     """
 
     revision: str
@@ -103,6 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = MANIFEST_VERSION
     computed_buffers: ComputedBuffers | None = None
     notes: tuple[str, ...] = ()
+    served_by: str = ""
     sources: tuple[SourceRecord, ...] = ()
     files: tuple[FileRecord, ...] = ()
     table: TableRecord | None = None

@@ -128,6 +128,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     verified: _Word = ""
     verified_by: Annotated[str, msgspec.Meta(max_length=VERIFIED_BY_LIMIT)] = ""
     notes: tuple[str, ...] = ()
+    served_by: _Name = ""
     medium: Medium | None = None
     progress: Progress | None = None
     resolved: tuple[ResolvedSource, ...] | None = None

@@ -492,6 +492,7 @@ class _Load:
             verified=manifest.verified,
             verified_by=verified_by(manifest.sources),
             notes=tuple(map(escape_unprintable, dict.fromkeys((*self._resolved.notes, *manifest.notes, *self._notes)))),
+            served_by=escape_unprintable(manifest.served_by),
             medium=inspect_medium(entry.path),
             identity=self._plan.identity,
         )

@@ -140,6 +140,7 @@ def build_manifest_and_table(
         tonnage_version=__version__,
         bytes=blueprint.file_bytes,
         notes=tuple(note for note in (*blueprint.notes, *unverified, lacking) if note),
+        served_by=blueprint.served_by,
         sources=sources,
         files=files,
     )
@@ -206,6 +207,7 @@ def merge_manifests(
         verified=weakest(old.sources + new.sources),
         bytes=sum(old.files[number].size for number in kept) + new.bytes,
         notes=tuple(dict.fromkeys(old.notes + new.notes)),
+        served_by=new.served_by or old.served_by,
         sources=old.sources + new.sources,
         files=(*(old.files[number] for number in kept), *moved_files),
         table=None,

@@ -115,7 +115,8 @@ class TensorPlacement:
 class Blueprint:
     """All files, segments and placements of an entry, and notes for the report.
 
-    ``computed_buffers`` is where they are; None in the Tensorizer layout.
+    ``computed_buffers`` is where they are; None in the Tensorizer layout. ``served_by`` is the only command that serves
+    the entry; empty if any engine reads it.
     """
 
     layout: Layout
@@ -125,6 +126,7 @@ class Blueprint:
     segments: tuple[Segment, ...]
     placements: tuple[TensorPlacement, ...]
     notes: tuple[str, ...]
+    served_by: str = ""
 
     @property
     def source_bytes(self) -> int:

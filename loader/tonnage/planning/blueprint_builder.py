@@ -34,7 +34,7 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, separated_note, vllm_note
+from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, separated_note, vllm_command, vllm_note
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
@@ -97,6 +97,7 @@ def build_blueprint(
         tuple(builder.segments),
         tuple(builder.placements),
         tuple(builder.notes),
+        builder.served_by,
     )
 
 
@@ -167,6 +168,7 @@ class _BlueprintBuilder:
         self.segments: list[Segment] = []
         self.placements: list[TensorPlacement] = []
         self.notes: list[str] = []
+        self.served_by = ""
 
     def add_companion(self, index: int) -> None:
         """Adds a companion: one file and one segment, verified by size and pinned revision only."""
@@ -404,6 +406,7 @@ class _BlueprintBuilder:
         found = [source for source in self.objects if source.is_vllm_serialized]
         if found:
             self.notes.append(vllm_note(found, layout))
+            self.served_by = vllm_command(found[0], layout)
         for source in self.objects:
             if source.tensors_index is not None and not source.is_vllm_serialized and not source.is_safetensors:
                 self.notes += names_notes(source.label, source.tensors_index.tensors)

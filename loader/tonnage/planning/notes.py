@@ -32,10 +32,13 @@ def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
     )
 
 
-def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
-    """Returns the note about files that vLLM serialized: what serves them, and with which flags."""
-    first = found[0]
-    what = f"{first.label} was" if len(found) == 1 else f"{len(found)} files, such as {first.label}, were"
+def vllm_command(first: SourceObject, layout: Layout) -> str:
+    """Returns the command that serves files that vLLM serialized. MODEL stands for the folder of the entry's files.
+
+    Args:
+        first: One of the files.
+        layout: The layout of the entry.
+    """
     flags = f"--load-format {VLLM_LOAD_FORMAT}"
     if layout is Layout.TENSORIZER:
         path = first.path
@@ -44,9 +47,16 @@ def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
         flags = f'--load-format tensorizer --model-loader-extra-config \'{{"tensorizer_uri": "MODEL/{path}"}}\''
     if first.rank is not None:
         flags += " --tensor-parallel-size RANKS"
+    return f"vllm serve MODEL {flags}"
+
+
+def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
+    """Returns the note about files that vLLM serialized: what serves them, and with which flags."""
+    first = found[0]
+    what = f"{first.label} was" if len(found) == 1 else f"{len(found)} files, such as {first.label}, were"
     return (
         f"{what} serialized by vLLM and has the tensors of its own modules, which transformers and other engines can't "
-        f"use. To serve: `vllm serve MODEL {flags}`, where MODEL is the folder of the entry's files; with Tonnage "
+        f"use. To serve: `{vllm_command(first, layout)}`, where MODEL is the folder of the entry's files; with Tonnage "
         "installed beside vLLM also with --load-format tonnage."
     )
 

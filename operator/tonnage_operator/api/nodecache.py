@@ -109,6 +109,11 @@ class CacheEntry(ApiModel):
         description="How many objects were verified by which kind of checksum; as their loader reported it.",
     )
     revision: str | None = Field(default=None, description="Revision in the entry.")
+    served_by: str | None = Field(
+        default=None,
+        description="The only command that serves the entry, where MODEL stands for its folder; absent: any engine "
+        "reads it.",
+    )
     image: str | None = Field(
         default=None,
         description="Image of the engine whose artifacts (compiled kernels) are in the entry; absent: it has weights.",

@@ -294,6 +294,7 @@ def test_every_field_of_a_node_cache_is_set_in_some_scenario() -> None:
             "ranks": "0-3",
             "verified": "crc32",
             "image": "e",
+            "servedBy": "x",
         }
     )
     status = simulation.caches["n0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +21,7 @@ from tonnage_operator.domain.nodecache.snapshot import ModelReferences, NodeSnap
 from tonnage_operator.domain.observed.held_entries import HeldEntry
 from tonnage_operator.domain.observed.job import Job, parse_job
 from tonnage_operator.domain.observed.node import parse_node
-from tonnage_operator.domain.observed.pod import LoaderStatus, Pod
+from tonnage_operator.domain.observed.pod import LoaderStatus, Pod, TerminatedState
 from tonnage_operator.domain.specs import jobs
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -250,3 +251,37 @@ def test_an_entry_names_at_most_as_many_objects_as_its_record_allows() -> None:
     (entry,) = decision.status.entries or ()
     assert len(entry.models) == 1000
     assert _states(decision) == {ENTRY: EntryState.READY}
+
+
+COMMAND = "vllm serve MODEL --load-format sharded_state"
+
+
+def _finished(text: str) -> TerminatedState:
+    report = contract.Report(outcome=contract.Outcome.LOADED, bytes=1, served_by=text)
+    return TerminatedState(0, "Completed", contract.termination_message(report).decode())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(COMMAND, COMMAND), ("", None), (f"{COMMAND}\x1b[2J\n{'x' * 300}", f"{COMMAND}[2J{'x' * 300}"[:256])],
+    ids=["a command", "none", "any text"],
+)
+def test_the_record_names_the_command_that_serves_the_entry(text: str, expected: str | None) -> None:
+    pod = _pod(_held_entry())
+    loaders = (replace(pod.loaders[0], terminated=_finished(text)),)
+    decision = _decide(references=[_referrer()], consumers=[replace(pod, loaders=loaders)])
+    assert decision.status is not None
+    (entry,) = decision.status.entries or ()
+    assert entry.served_by == expected
+    after = _decide(entry, references=[_referrer()]).status
+    assert after is not None
+    assert [each.served_by for each in after.entries or ()] == [expected]
+
+
+def test_a_load_job_says_which_command_serves_its_entry() -> None:
+    job = _ended_load()
+    pod = _pod(_held_entry(), job_uid=job.uid, held_entries=())
+    pod = replace(pod, loaders=(replace(pod.loaders[0], terminated=_finished(COMMAND)),))
+    decision = _decide(references=[_referrer()], jobs=[job], pods={job.uid: pod})
+    assert decision.status is not None
+    assert [each.served_by for each in decision.status.entries or ()] == [COMMAND]

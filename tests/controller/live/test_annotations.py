@@ -86,7 +86,7 @@ def test_several_models_are_mounted_by_alias(model: OperatorHarness) -> None:
 
 
 def test_mount_path_and_containers_select_where_the_model_is_mounted(model: OperatorHarness) -> None:
-    server, logs = create_admitted_pod(model, mount_path="/weights", containers="server")["spec"]["containers"]
+    server, logs = own_containers(create_admitted_pod(model, mount_path="/weights", containers="server"))
     assert set(mounts(server)) == {"/weights/llama"}
     assert env(server)["TONNAGE_MODEL_PATH"] == "/weights/llama"
     assert not mounts(logs)
@@ -103,8 +103,17 @@ def test_ranks_form_and_resources_are_taken_from_the_annotations(model: Operator
     assert ranks.wanted == (0, 1)
     assert "restartPolicy" not in loader
     assert loader["resources"]["requests"] == {"cpu": "250m", "memory": "1Gi"}
-    _, holder = create_admitted_pod(model, form="sidecar")["spec"]["containers"]
+    holder = create_admitted_pod(model, form="sidecar")["spec"]["containers"][-1]
     assert holder["name"] == names.HOLDER_CONTAINER
+
+
+def test_artifacts_are_writable_and_the_plugin_is_not(model: OperatorHarness) -> None:
+    for container in own_containers(create_admitted_pod(model, artifacts="true", vllm_plugin="true")):
+        artifacts, plugin = mounts(container)["/var/cache/tonnage"], mounts(container)["/opt/tonnage"]
+        assert (artifacts["subPath"], artifacts.get("readOnly")) == ("files", None)
+        assert plugin["readOnly"] is True
+        assert env(container)["TRITON_CACHE_DIR"].startswith("/var/cache/tonnage/")
+        assert env(container)["PYTHONPATH"] == "/opt/tonnage"
 
 
 def test_a_pod_that_continues_after_a_failed_load_has_a_status_file_mounted(model: OperatorHarness) -> None:
@@ -128,7 +137,7 @@ def test_the_pods_scheduling_annotation_overrides_the_object(harness: OperatorHa
 def test_every_annotation_of_a_pod_is_tested_here(model: OperatorHarness) -> None:
     assert not init_container_names(create_admitted_pod(model, inject="false"))
     tested = {"model", "models", "mount-path", "containers", "ranks", "form", "scheduling", "on-failure"}
-    tested |= {"loader-cpu", "loader-memory", "inject"}
+    tested |= {"loader-cpu", "loader-memory", "artifacts", "vllm-plugin", "inject"}
     assert {name.partition("/")[2] for name in names.POD_ANNOTATIONS} == tested
 
 

@@ -196,7 +196,7 @@ class OperatorStub:
         made["metadata"] |= {"uid": "pod-server-0", "resourceVersion": "1", "creationTimestamp": created}
         self.add_pod(made)
         self.token("pod-server-0")
-        return {each["name"]: dict(each) for each in made["spec"]["initContainers"]}
+        return {each["name"]: dict(each) for part in ("initContainers", "containers") for each in made["spec"][part]}
 
 
 @pytest.fixture

@@ -295,3 +295,4 @@ def test_a_file_that_vllm_serialized_is_recognized(harness: LoadHarness, llama: 
             assert any("serialized by vLLM" in note for note in report.notes)
             load_format = "tensorizer" if layout == "tensorizer" else "sharded_state"
             assert any(f"vllm serve MODEL --load-format {load_format}" in note for note in report.notes)
+            assert report.served_by.startswith(f"vllm serve MODEL --load-format {load_format}")

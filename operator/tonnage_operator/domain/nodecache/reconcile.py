@@ -160,6 +160,7 @@ def _apply_load_jobs(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
                     "verified": _VERIFY_LEVELS.get(report.verified if report else "") or entry.verified,
                     "verified_by": (report.verified_by if report else "") or entry.verified_by,
                     "revision": (report.revision if report else "") or entry.revision,
+                    "served_by": (report.served_by if report else "") or None,
                     "last_used_time": job.finished_time or units.format_time(snapshot.now),
                 }
             )
@@ -198,6 +199,9 @@ def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
             entry = entries.get(key) or _new_entry(key)
             if authorized and _has_loaded(snapshot, pod, held_entry):
                 entry = _mark_loaded(entry, held_entry)
+                report = _termination_report(pod, held_entry)
+                if report and entry.state is EntryState.READY and entry.served_by is None and report.served_by:
+                    entry = entry.model_copy(update={"served_by": report.served_by})
             elif _may_load(snapshot, pod, held_entry) and entry.state is EntryState.PARTIAL:
                 entry = entry.model_copy(update={"state": EntryState.LOADING})
             if pod.created and pod.created > (entry.last_used_time or ""):
@@ -240,8 +244,13 @@ def _load_outcome(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> co
     loader = next((each for each in pod.loaders if each.name == held_entry.container), None)
     if loader and loader.running and loader.restarts and not loader.ready:
         return None
-    report = job_results.termination_report(loader) if loader else None
+    report = _termination_report(pod, held_entry)
     return (report and report.outcome) or snapshot.reported_outcomes.get((pod.uid, naming.entry_of(held_entry.key)))
+
+
+def _termination_report(pod: Pod, held_entry: HeldEntry) -> contract.Report | None:
+    loader = next((each for each in pod.loaders if each.name == held_entry.container), None)
+    return job_results.termination_report(loader) if loader else None
 
 
 def _mark_loaded(entry: CacheEntry, held_entry: HeldEntry) -> CacheEntry:

@@ -18,6 +18,7 @@ MAX_BYTES: Final = 2**63 - 1
 MAX_RECORD_BYTES: Final = 768 << 10
 """Bytes of all entries of a record. etcd takes objects of about 1.5 MB, with the API server's managed fields."""
 MAX_TEXT: Final = 64
+MAX_COMMAND: Final = 256
 
 _ENTRY_BYTES: Final = 320
 """What an entry takes besides its name, its ranks and the objects that refer to it."""
@@ -45,8 +46,8 @@ def cut_entries(entries: Iterable[CacheEntry]) -> CutEntries:
     kept: list[CacheEntry] = []
     left = MAX_RECORD_BYTES
     for entry in preferred[:MAX_RECORDED_ENTRIES]:
-        texts = (entry.name, entry.ranks or entry.image or "", entry.verified_by or "", *entry.models[:1])
-        cost = _ENTRY_BYTES + sum(map(len, texts))
+        texts = (entry.name, entry.ranks, entry.image, entry.verified_by, entry.served_by, *entry.models[:1])
+        cost = _ENTRY_BYTES + sum(len(text or "") for text in texts)
         if cost > left:
             break
         left -= cost
@@ -65,6 +66,9 @@ def _shortened(entry: CacheEntry) -> CacheEntry:
         fields["ranks"] = entry.ranks and entry.ranks[:MAX_RANKS_LENGTH].rpartition(",")[0]
     if entry.image and len(entry.image) > MAX_IMAGE_LENGTH:
         fields["image"] = entry.image[:MAX_IMAGE_LENGTH]
+    if entry.served_by and (len(entry.served_by) > MAX_COMMAND or not entry.served_by.isprintable()):
+        printable = "".join(filter(str.isprintable, entry.served_by))
+        fields["served_by"] = printable[:MAX_COMMAND]
     for name, limit in (("verified", MAX_TEXT), ("revision", MAX_TEXT), ("verified_by", VERIFIED_BY_LIMIT)):
         if len(text := getattr(entry, name) or "") > limit:
             fields[name] = text[:limit]
