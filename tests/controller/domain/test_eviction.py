@@ -278,7 +278,7 @@ def test_the_record_names_the_command_that_serves_the_entry(text: str, expected:
     assert [each.served_by for each in after.entries or ()] == [expected]
 
 
-def test_a_load_job_says_which_command_serves_its_entry() -> None:
+def test_a_load_job_names_the_command_that_serves_its_entry() -> None:
     job = _ended_load()
     pod = _pod(_held_entry(), job_uid=job.uid, held_entries=())
     pod = replace(pod, loaders=(replace(pod.loaders[0], terminated=_finished(COMMAND)),))
