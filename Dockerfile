@@ -59,8 +59,16 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && find /out/operator -type d -empty -delete
 
 # Tonnage itself: all of it for the operator, without the operator's package for the loader. .dockerignore lists the files
-# that are copied. A wheel of only Python files can be installed by unpacking it.
+# that are copied. A wheel of Python files and of libraries that it loads itself can be installed by unpacking it. The
+# compiler is in this stage alone.
 FROM tools AS package
+# hadolint ignore=DL3009
+RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    apt-get update -qq \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        'gcc=4:12.2.0-*' 'libc6-dev=2.36-*'
 WORKDIR /build/source
 COPY . .
 RUN for image in operator loader; do \
@@ -70,6 +78,7 @@ RUN for image in operator loader; do \
         fi \
         && /build/venv/bin/hatchling build -t wheel -d "/build/$image" >/dev/null \
         && python3 -m zipfile -e "/build/$image"/*.whl "$site" \
+        && test -f "$site/tonnage/format/crc.so" \
         && python3 -m compileall -q --invalidation-mode unchecked-hash -s "/out/$image" -p / "$site" \
         && install -D -m 0755 hack/images/entrypoint.py "/out/$image/usr/local/bin/tonnage" \
         || exit 1; \

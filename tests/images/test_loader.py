@@ -171,3 +171,11 @@ def test_without_arguments_help_is_printed(loader: Image, tmp_path: Path) -> Non
 def test_the_command_of_startup_probes_works(loader: Image, tmp_path: Path) -> None:
     with start_container(loader, tmp_path, command=["test", "-e", "/usr/local/bin/tonnage"]) as container:
         assert container.wait()[0] == 0
+
+
+def test_checksums_of_stores_are_computed_by_the_compiled_part(loader: Image, tmp_path: Path) -> None:
+    script = "from tonnage.format.checksums import load_library; print(load_library().crc64nvme(b'123456789', 9, 0))"
+    with start_container(loader, tmp_path, command=["/opt/tonnage/bin/python", "-c", script]) as container:
+        code, out, err = container.wait()
+    assert code == 0, err
+    assert int(out) == 0xAE8B14860A799888  # the check value of CRC-64/NVME
