@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from tonnage.contract import ComputedBuffers, Layout, ObjectPin, revision_digest
+from tonnage.contract import ComputedBuffers, Layout, ObjectPin, parse_checksum, revision_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +41,16 @@ def recorded_pins(manifest: Manifest, digest: str) -> tuple[ObjectPin, ...] | No
     The digest proves them, independent of who wrote the manifest.
     """
     pins = [
-        (record.place, ObjectPin(key=record.key, size=record.size, etag=record.etag, version_id=record.version_id))
+        (
+            record.place,
+            ObjectPin(
+                key=record.key,
+                size=record.size,
+                etag=record.etag,
+                version_id=record.version_id,
+                checksum=record.checksum if parse_checksum(record.checksum) is not None else "",
+            ),
+        )
         for record in manifest.sources
     ]
     return tuple(pin for _, pin in pins) if revision_digest(pins) == digest else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from tonnage.contract import AddressingStyle, ObjectPin, source_place
+from tonnage.contract import AddressingStyle, ObjectPin, Verify, source_place
 from tonnage.contract.selection import key_directory
 from tonnage.errors import (
     AccessDenied,
@@ -20,6 +20,7 @@ from tonnage.errors import (
     escape_unprintable,
 )
 from tonnage.source.aws_config import s3_settings
+from tonnage.source.checksum_lists import MAX_LIST_BYTES, lists_for, parse_lists
 from tonnage.source.client import Request
 from tonnage.source.endpoint_urls import bucket_url, check_bucket, quote, quote_key
 from tonnage.source.error_classification import RequestFailure
@@ -30,11 +31,12 @@ from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext, pi
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
+from tonnage.source.stated_checksums import suffices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage.contract import FileSelection, S3Source
+    from tonnage.contract import FileSelection, ObjectChecksum, S3Source
     from tonnage.source.aws_config import S3Settings
     from tonnage.source.head_objects import ObjectHead
     from tonnage.source.selection import SelectedObject
@@ -171,7 +173,7 @@ class _Pinning(NamedTuple):
             found, notes = self._check_pins(source.objects)
             all_pins = tuple(source.objects)
         else:
-            found, notes = self._pin(selection.objects)
+            found, notes = self._pin(selection.objects, keys)
             all_pins = tuple(pin for pin, _ in found.values())
         # The store is asked for the objects of all ranks: an entry shows those of other ranks, if they were loaded.
         objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
@@ -244,7 +246,9 @@ class _Pinning(NamedTuple):
                     f'{self.where}: the key {each.key!r} has a part "." or "..", which URLs can\'t have.'
                 )
 
-    def _pin(self, objects: Sequence[SelectedObject]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
+    def _pin(
+        self, objects: Sequence[SelectedObject], keys: Sequence[str]
+    ) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
         heads = self._heads([self._object_target(each.key) for each in objects])
         for each, head in zip(objects, heads, strict=True):
             check_encoding(self._label(each.key), head)
@@ -254,13 +258,14 @@ class _Pinning(NamedTuple):
             by_version = False
             notes.append(denied)
         found = {}
+        listed = self._read_checksum_lists(objects, heads, keys)
         for each, head in zip(objects, heads, strict=True):
             pin = ObjectPin(
                 key=each.key,
                 size=head.size,
                 etag=head.pin_etag,
                 version_id=head.version_id,
-                checksum=self._checksum(None, head, label=self._label(each.key)),
+                checksum=self._checksum(None, head, listed.get(each.key), label=self._label(each.key)),
             )
             found[each.key] = (pin, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
@@ -297,9 +302,30 @@ class _Pinning(NamedTuple):
             found[pin.key] = (checked, self._pinned_target(pin, head, by_version=by_version))
         return found, notes
 
-    def _checksum(self, pin: ObjectPin | None, head: ObjectHead, *, label: str) -> str:
-        stated = [*head.checksums, *([head.etag_checksum] if head.etag_checksum is not None else [])]
+    def _checksum(
+        self, pin: ObjectPin | None, head: ObjectHead, listed: ObjectChecksum | None = None, *, label: str
+    ) -> str:
+        stated = [*head.checksums, *(each for each in (head.etag_checksum, listed) if each is not None)]
         return pin_checksum(pin, stated, self.context.verify, label=label)
+
+    def _read_checksum_lists(
+        self, objects: Sequence[SelectedObject], heads: Sequence[ObjectHead], keys: Sequence[str]
+    ) -> dict[str, ObjectChecksum]:
+        """Returns the SHA-256 of objects that lists have, where the store has no checksum that suffices."""
+        level = self.context.verify
+        lacking = [
+            each.key
+            for each, head in zip(objects, heads, strict=True)
+            if level.strength >= Verify.BEST.strength
+            and not suffices([*head.checksums, *([head.etag_checksum] if head.etag_checksum else [])], level)
+        ]
+        lists = lists_for(lacking, keys)
+        requests = [
+            Request(target=self._object_target(key), provider=self.context.provider, limit=MAX_LIST_BYTES + 1)
+            for key in lists
+        ]
+        responses = self.context.client.run(requests)
+        return parse_lists({key: each.body for key, each in zip(lists, responses, strict=True) if each.failure is None})
 
     def _heads(self, targets: Sequence[RequestTarget], *, pinned: bool = False) -> list[ObjectHead]:
         results = head_objects(self.context.client, targets, self.context.provider, pinned=pinned, checksum_mode=True)

@@ -95,6 +95,12 @@ def reaches(checksum: ObjectChecksum | None, level: Verify) -> bool:
     return checksum is not None and (level is not Verify.SHA256 or checksum.algorithm in _SHA256)
 
 
+def suffices(stated: Iterable[ObjectChecksum], level: Verify) -> bool:
+    """Returns whether one of the checksums verifies an object at the level; at ``BEST`` any does."""
+    chosen = choose_checksum(stated, level)
+    return chosen is not None and reaches(chosen, level)
+
+
 def _cost(checksum: ObjectChecksum) -> tuple[int, int]:
     algorithm = checksum.algorithm
     order = (

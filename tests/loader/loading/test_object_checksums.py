@@ -349,3 +349,20 @@ def test_a_bit_flipped_in_safetensors_is_fetched_again_and_each_tensor_is_right(
     expected = "MD5 of parts" if kind.startswith("MD5") else kind.replace("2 parts", "parts")
     assert report.verified_by == f"{expected}: 1 object"
     verify_entry(Cache(harness.cache).entry(report.entry))
+
+
+def test_a_list_of_sha256_in_the_prefix_verifies_what_the_store_has_no_checksum_of(
+    s3: SeaweedS3, tmp_path: Path, harness: LoadHarness
+) -> None:
+    bucket, data = s3.make_bucket(), save(harness.tensors)
+    digest = hashlib.sha256(data).hexdigest()
+    s3.put(bucket, {"m/model.safetensors": data, "m/SHA256SUMS": f"{digest}  model.safetensors\n".encode()})
+    source = S3Source(bucket=bucket, prefix="m/")
+    plan = Plan(sources=(source,), verify=Verify.SHA256)
+    report = run_plan(plan, cache=tmp_path / "cache", environment=s3.environment()).report
+    assert (report.verified, report.verified_by) == ("sha256", "SHA256: 1 object")
+    pinned = msgspec.structs.replace(plan, entry=report.entry, expected_digest=report.digest)
+    assert run_plan(pinned, cache=tmp_path / "cache", environment=s3.environment()).report.outcome == "hit"
+    s3.put(bucket, {"m/SHA256SUMS": f"{'0' * 64}  model.safetensors\n".encode()})
+    with pytest.raises(ChecksumMismatch, match="SHA256"):
+        run_plan(plan, cache=tmp_path / "other", environment=s3.environment())
