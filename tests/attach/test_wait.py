@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import tempfile
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import save
 
 import tonnage
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
@@ -28,7 +31,7 @@ from tonnage.cache import stream
 from tonnage.cache.entry import Entry
 from tonnage.cache.eviction import evict
 from tonnage.contract import Layout, Limits, encode_plan
-from tonnage.errors import AccessDenied, CacheInUse
+from tonnage.errors import AccessDenied, CacheInUse, ChecksumMismatch
 from tonnage.loading import run_plan
 from tonnage.loading.api import make_plan
 
@@ -339,6 +342,35 @@ def test_a_load_begins_without_the_shards_that_an_earlier_one_has_shown(harness:
         file.write(b"\xff")
     harness.server.clear_faults()
     harness.assert_loaded(harness.stream(lambda _: None))
+
+
+def test_a_shard_whose_object_does_not_match_its_checksum_is_never_shown(harness: StreamHarness) -> None:
+    """Safetensors files have no hashes of their own: the object is verified at its end, as a whole."""
+    names = sorted(harness.tensors)
+    parts = {"a": names[:6], "b": names[6:]}
+    for part, members in parts.items():
+        data = save({name: harness.tensors[name] for name in members})
+        stated = zlib.crc32(data) if part == "a" else 1
+        checksum = base64.b64encode(stated.to_bytes(4, "big")).decode()
+        harness.server.put(
+            f"bucket/plain/{part}.safetensors", data, headers={"x-amz-checksum-crc32": checksum}, etag='"0-opaque"'
+        )
+    plan = make_plan(
+        "s3://bucket/plain/", limits=LIMITS, endpoint_url=harness.server.endpoint, region="eu", anonymous=True
+    )
+    harness.cache.mkdir()
+    harness.entry.create()
+    with ThreadPoolExecutor(2) as pool:
+        reader = pool.submit(tonnage.open, harness.entry.path, wait=True, timeout=60)
+        load = pool.submit(run_plan, msgspec.structs.replace(plan, entry=ENTRY), cache=harness.cache, environment={})
+        seen: set[str] = set()
+        with reader.result(60) as weights, pytest.raises(ChecksumMismatch):
+            seen.update(name for name, _ in weights.stream())
+        assert isinstance(load.exception(60), ChecksumMismatch)
+    assert seen <= set(parts["a"])
+    shown = {path.name for path in harness.entry.stream_dir.rglob("*.safetensors")}
+    assert not any("b" in name.removesuffix(".safetensors").split("-") for name in shown)
+    harness.assert_nothing_visible()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to load as another user")
