@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 
+MAX_RELEASED = 256
+"""Entries that an object has released above which they are forgotten: their nodes were reconciled long ago."""
+
+
 def _without_namespace(key: EntryKey) -> EntryKey:
     return EntryKey(naming.entry_of(key.cache_key), key.medium)
 
@@ -34,6 +38,11 @@ class ReferenceIndex:
         """Uids of objects that may concern any node: those being deleted, and those with an invalid spec."""
 
     def put(self, uid: str, weights: ModelWeights) -> None:
+        """Adds an object, or replaces it. What it no longer refers to is released until another object refers to it."""
+        before = self._by_uid.get(uid)
+        dropped = before.entries | before.released if before else frozenset()
+        if len(dropped) > MAX_RELEASED:
+            dropped = frozenset()
         references, retention = weights.references(self._installation), weights.spec.cache.retention
         cross_namespace = weights.spec.access.allowed_namespaces.from_ is not FromNamespaces.SAME
         self._put(
@@ -44,7 +53,7 @@ class ReferenceIndex:
                 references,
                 retention,
                 cross_namespace=cross_namespace,
-                released=weights.released(self._installation),
+                released=weights.released(self._installation) | (dropped - references),
             ),
         )
 
@@ -68,10 +77,19 @@ class ReferenceIndex:
         self.drop(uid)
         self._by_uid[uid] = after
         self._by_ref[after.ref] = uid
+        for key in after.entries:
+            self._forget_releases(key)
         for key in after.entries | after.released:
             self._by_key[_without_namespace(key)].add(uid)
         if after.deleting or not after.is_valid:
             self._always_included.add(uid)
+
+    def _forget_releases(self, key: EntryKey) -> None:
+        """An entry that an object refers to again has the retention of that object when it is released."""
+        for uid in tuple(self._by_key.get(_without_namespace(key), ())):
+            references = self._by_uid[uid]
+            if key in references.released and not references.deleting:
+                self._put(uid, replace(references, released=references.released - {key}))
 
     def for_keys(
         self, keys: Iterable[EntryKey], artifacts: Mapping[str, Collection[EntryKey]]

@@ -61,6 +61,8 @@ class _References:
     live: Mapping[EntryKey, list[ModelReferences]]
     deleting: Mapping[str, ModelReferences]
     """Objects that are being deleted, by ``namespace/name``."""
+    releasing: tuple[ModelReferences, ...]
+    """Objects that referred to other entries before a change."""
     invalid: frozenset[str]
     """``namespace/name`` of invalid objects. Their references are unknown, so entries that name them are kept."""
     load_job_refs: Mapping[EntryKey, set[str]]
@@ -199,6 +201,7 @@ def _collect_references(snapshot: NodeSnapshot) -> _References:
     return _References(
         live=alive,
         deleting={each.ref: each for each in snapshot.references if each.deleting and each.is_valid},
+        releasing=tuple(each for each in snapshot.references if each.released and not each.deleting),
         invalid=frozenset(each.ref for each in snapshot.references if not each.is_valid and not each.deleting),
         load_job_refs=jobs,
         needed=frozenset(alive) | frozenset(held_keys) | frozenset(busy),
@@ -225,6 +228,7 @@ def _update_models(references: _References, key: EntryKey, entry: CacheEntry) ->
     # It may also have been deleted before the node's record showed the reference.
     going = {ref: each for ref, each in references.deleting.items() if ref in asked or key in each.released}
     keeping = {each.retention for each in (*alive.values(), *going.values())}
+    keeping = keeping or {each.retention for each in references.releasing if key in each.released}
     retention = entry.retention
     if naming.is_artifacts_key(key.cache_key):
         retention = Retention.WHILE_REFERENCED

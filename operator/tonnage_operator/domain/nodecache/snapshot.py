@@ -34,7 +34,7 @@ class ModelReferences:
     cross_namespace: bool = False
     """Pods in other namespaces may use it."""
     released: frozenset[EntryKey] = frozenset()
-    """The entries that it referred to until its deletion, whether or not the node's record shows that."""
+    """The entries that it referred to until a change or its deletion, whether or not the node's record shows that."""
 
     def covers(self, key: EntryKey, namespace: str) -> bool:
         """Returns whether pods in a namespace may have loaded an entry for this object.
