@@ -1,12 +1,13 @@
 """How to reach S3: from the source, variables, mounted files and AWS's config and credentials files.
 
-botocore reads AWS's files, and is asked only if they mention a setting of S3: starting it takes longer than a hit.
+botocore's loader of files reads these, and is imported only if they mention a setting of S3.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,7 +97,7 @@ def s3_settings(
     Args:
         source: The source.
         environment: The variables.
-        ask: Returns what botocore reads from the variables and AWS's files; None: the files are not read.
+        ask: Returns what the variables and AWS's files configure; None: the files are not read.
 
     Raises:
         InvalidPlan: The endpoint or the region is not valid, or AWS's files can't be used.
@@ -156,26 +157,25 @@ def settings_from_variables(values: Mapping[str, str]) -> AwsSettings:
 
 
 def files_have_settings(values: Mapping[str, str]) -> bool:
-    """Whether AWS's files mention a setting of S3. If not, botocore, which is slow to start, need not read them."""
+    """Whether AWS's files mention a setting of S3. If not, botocore need not read them."""
     return any(word in text for text in map(_read_text, aws_files(values)) for word in _SETTINGS)
 
 
-def aws_files(values: Mapping[str, str]) -> list[Path]:
-    """Returns the paths of AWS's two files. They may not exist."""
+def aws_files(values: Mapping[str, str]) -> list[str]:
+    """Returns the paths of AWS's config and credentials files. They may not exist."""
     found = []
     for variable, default in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")):
         path = values.get(variable) or f"~/.aws/{default}"
         home = values.get("HOME", "")
         if home and path.startswith("~/"):
             path = f"{home}/{path[2:]}"
-        with contextlib.suppress(RuntimeError):  # the user has no home directory, as in some containers
-            found.append(Path(path).expanduser())
+        found.append(os.path.expanduser(path))  # noqa: PTH111  # the same path where the user has no home directory
     return found
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: str) -> str:
     try:
-        return path.read_text(errors="replace").lower()
+        return Path(path).read_text(errors="replace").lower()
     except (OSError, ValueError):
         return ""
 

@@ -1,4 +1,4 @@
-"""The process that runs botocore: answers what AWS's files configure, and which credentials its chain finds.
+"""The process that runs botocore: answers which credentials its chain finds.
 
 It is a process of its own because botocore runs the programs and waits for the servers that a profile names, without a
 deadline of ours, and asks on a terminal for codes of MFA devices. ``botocore_process`` starts it in a session without a
@@ -16,7 +16,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 
 if TYPE_CHECKING:
@@ -47,7 +46,8 @@ def main(requests: int, answers: int) -> None:
 
     sys.excepthook = report
     while True:
-        answer(read_settings(session) if lines.get() == "settings" else load_credentials(session))
+        lines.get()
+        answer(load_credentials(session))
 
 
 def _receive(descriptor: int, lines: queue.SimpleQueue[str]) -> None:
@@ -56,25 +56,6 @@ def _receive(descriptor: int, lines: queue.SimpleQueue[str]) -> None:
         for line in stream:
             lines.put(line.strip())
     os.killpg(0, signal.SIGKILL)
-
-
-def read_settings(session: Session) -> dict[str, Any]:
-    """Returns what variables and files configure for S3, as botocore's client reads them."""
-    scoped = session.get_scoped_config()
-    ignored = session.get_config_variable("ignore_configured_endpoint_urls")
-    endpoint = ConfiguredEndpointProvider(
-        full_config=session.full_config, scoped_config=scoped, client_name="s3"
-    ).provide()
-    s3 = session.get_config_variable("s3") or {}
-    dualstack = session.get_config_variable("use_dualstack_endpoint")
-    return {
-        "region": session.get_config_variable("region") or "",
-        "endpoint": "" if ignored else endpoint or "",
-        "ca_bundle": session.get_config_variable("ca_bundle") or "",
-        "addressing_style": s3.get("addressing_style") or "",
-        "dualstack": bool(s3.get("use_dualstack_endpoint") if dualstack is None else dualstack),
-        "fips": bool(session.get_config_variable("use_fips_endpoint")),
-    }
 
 
 def load_credentials(session: Session) -> dict[str, Any]:

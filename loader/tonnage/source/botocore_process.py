@@ -54,7 +54,7 @@ class BotocoreProcess:
         self._asked_at: float | None = None
 
     def ask(self, what: str) -> dict[str, Any]:
-        """Returns the answer to ``settings`` or ``credentials``.
+        """Returns the answer to a request, ``credentials``.
 
         Raises:
             Timeout: The deadline passed.

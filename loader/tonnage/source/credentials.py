@@ -58,16 +58,14 @@ class Botocore:
         self._process: BotocoreProcess | None = None
 
     def settings(self) -> AwsSettings:
-        """Returns what variables, mounted files and AWS's files configure for S3.
+        """Returns what variables, mounted files and AWS's files configure for S3. It needs no process.
 
         Raises:
-            TonnageError: The files can't be used, or botocore did not answer.
+            TonnageError: The files can't be used.
         """
-        answer = self._start().ask("settings")
-        if "error" in answer:
-            self.close()
-            raise answer_error(answer["error"], self.environment)
-        return AwsSettings(**answer)
+        from tonnage.source.aws_files import read_settings  # most loads have no such files
+
+        return read_settings(aws_values(self.environment))
 
     def credentials(self, *, wait: bool = True) -> Credentials | None:
         """Returns the credentials that botocore's chain finds; None if ``wait`` is False and it hasn't answered yet.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,7 @@ from hypothesis import strategies as st
 
 from tonnage.contract import S3Source
 from tonnage.errors import CredentialsMissing, InvalidPlan, TLSVerificationFailed
-from tonnage.source import botocore_main
-from tonnage.source.aws_config import AwsSettings, files_have_settings, s3_settings
+from tonnage.source.aws_config import files_have_settings, s3_settings
 from tonnage.source.credentials import Botocore
 from tonnage.source.endpoint_urls import bucket_url, split_url
 
@@ -100,10 +101,6 @@ def requested_url(client: Any) -> str:
     return urls[0]
 
 
-def in_this_process() -> AwsSettings:
-    return AwsSettings(**botocore_main.read_settings(botocore.session.Session()))
-
-
 @pytest.mark.timeout(240)
 @settings(
     max_examples=15,
@@ -143,7 +140,7 @@ def test_files_and_variables_mean_what_they_mean_to_botocore(
     with process_environment(values):
         client = botocore.session.Session().create_client("s3", config=Config(signature_version="s3v4"))
         wanted = split_url(requested_url(client))
-        ours = s3_settings(S3Source(bucket="bucket", prefix=""), values, in_this_process)
+        ours = read(values)
     assert wanted is not None
     host = wanted.host.replace("s3.amazonaws.com", "s3.us-east-1.amazonaws.com")  # the same region's older name
     url = split_url(f"{bucket_url(ours.endpoint, 'bucket', ours.addressing_style, aws=ours.aws)}/k")
@@ -198,6 +195,24 @@ def test_each_variable_for_certificates_is_read(files: dict[str, str], tmp_path:
     assert read({**files, name: f"{place}\n"}).ca_bundle == str(place)
     with pytest.raises(TLSVerificationFailed, match=f"set by {name}"):
         read({**files, name: "/gone"})
+
+
+def test_settings_in_files_cost_no_process_and_no_session_of_botocore(files: dict[str, str]) -> None:
+    Path(files["AWS_CONFIG_FILE"]).write_text("[default]\nregion = eu-west-3\n")
+    program = (
+        "import os, sys; sys.path[:] = sys.argv[1:]; from tonnage.source.credentials import Botocore; "
+        "print(Botocore(os.environ).settings().region, *sys.modules)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program, *sys.path]
+    region, *modules = subprocess.run(command, env=files, capture_output=True, text=True, check=True).stdout.split()
+    assert region == "eu-west-3"
+    assert not {"subprocess", "botocore.session", "botocore.compat", "botocore.utils"} & set(modules)
+
+
+def test_a_section_of_services_that_does_not_exist_is_named(files: dict[str, str]) -> None:
+    Path(files["AWS_CONFIG_FILE"]).write_text("[default]\nregion = eu-west-3\nservices = mine\n")
+    with pytest.raises(InvalidPlan, match="services mine"):
+        read(files)
 
 
 def test_files_without_settings_of_s3_cost_no_process(files: dict[str, str]) -> None:
