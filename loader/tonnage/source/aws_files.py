@@ -49,13 +49,13 @@ def _read(values: Mapping[str, str]) -> AwsSettings:
         return str(values.get(variable, profile.get(name)) or "")
 
     ignored = _is_true(setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls"))
-    dualstack = setting("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint") or s3.get("use_dualstack_endpoint")
+    dualstack = values.get("AWS_USE_DUALSTACK_ENDPOINT", profile.get("use_dualstack_endpoint"))
     return AwsSettings(
         region=setting("AWS_DEFAULT_REGION", "region"),
         endpoint="" if ignored else _endpoint(config, profile, values),
         ca_bundle=setting("AWS_CA_BUNDLE", "ca_bundle"),
         addressing_style=str(s3.get("addressing_style") or ""),
-        dualstack=_is_true(dualstack),
+        dualstack=_is_true(s3.get("use_dualstack_endpoint") if dualstack is None else dualstack),
         fips=_is_true(setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint")),
     )
 
