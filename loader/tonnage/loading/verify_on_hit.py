@@ -16,16 +16,16 @@ import msgspec
 
 from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import file_sizes, read_range
-from tonnage.contract import FileSelection, Progress, Verify
+from tonnage.contract import ChecksumAlgorithm, FileSelection, Progress, Verify, parse_checksum
 from tonnage.errors import CacheDamaged, Interrupted, Timeout
 from tonnage.format.safetensors import SafetensorsIndex
 from tonnage.format.tensor_header import TensorHeader, parse_tensor_header
 from tonnage.format.tensors_index import TensorsIndex
 from tonnage.loading.cache_hit import find_source_record
+from tonnage.loading.expected_bytes import REQUEST_BYTES, HashedObject, HashedRange, KnownRange, SourceRange, expect
 from tonnage.loading.indexes import read_indexes
 from tonnage.loading.manifest_builder import build_manifest_and_table
 from tonnage.planning.blueprint_builder import build_blueprint
-from tonnage.planning.segments import NOT_WRITTEN, SpanRole, subtract_ranges
 from tonnage.source.client import Client, Request
 from tonnage.source.resolve import resolve
 
@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     from tonnage.cache.entry import Entry
     from tonnage.cache.manifest import Manifest, TensorTable
     from tonnage.contract import Plan
+    from tonnage.loading.expected_bytes import CopiedRange, Expectation
     from tonnage.planning.blueprint import Blueprint
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 READ_BYTES = 1 << 20
 """Bytes of one read from a file."""
 MAX_THREADS = 16
-REQUEST_BYTES = 4 << 20
-"""Maximum bytes of one request for bytes that the source has no SHA-256 of."""
 BATCH_BYTES = 64 << 20
 """Maximum bytes of the responses that are held in memory."""
 GAP_BYTES = 64 << 10
@@ -52,55 +51,6 @@ REMEDY = (
     "Find out who may write to this cache; then remove the entry with `tonnage rm`, from a process that may, and load "
     "it again."
 )
-
-
-class SourceRange(NamedTuple):
-    """Bytes of an object, from ``start`` (inclusive) to ``end`` (exclusive)."""
-
-    item: int
-    start: int
-    end: int
-
-
-class HashedRange(NamedTuple):
-    """Bytes of a file with their SHA-256 in hex, over ``prefix`` and the bytes."""
-
-    file: int
-    start: int
-    end: int
-    prefix: bytes
-    sha256: str
-    what: str
-
-
-class CopiedRange(NamedTuple):
-    """Bytes of a file that are those of the source."""
-
-    file: int
-    start: int
-    source: SourceRange
-
-    @property
-    def end(self) -> int:
-        """End in the file, exclusive."""
-        return self.start + self.source.end - self.source.start
-
-
-class KnownRange(NamedTuple):
-    """Bytes of a file that are known; None: zeros."""
-
-    file: int
-    start: int
-    end: int
-    content: bytes | None
-
-
-class Expectation(NamedTuple):
-    """What each byte of an entry's files must be."""
-
-    hashed: tuple[HashedRange, ...]
-    copied: tuple[CopiedRange, ...]
-    known: tuple[KnownRange, ...]
 
 
 class Settings(NamedTuple):
@@ -149,7 +99,7 @@ def verify_with_source(
         source = _SourceReader(client, resolved, items)
         stored, headers = _read_headers(blueprint, source)
         _check_records(entry, manifest, resolved, items, blueprint, headers)
-        expected = expect(blueprint, stored, headers)
+        expected = expect(blueprint, stored, headers, _stated_hashes(items))
         _Comparison(entry, blueprint, expected, settings).run(source)
     return sum(each.end - each.start for each in expected.copied)
 
@@ -181,6 +131,19 @@ def _of_all_ranks(files: FileSelection) -> FileSelection:
     if files.ranks is None:
         return files
     return msgspec.structs.replace(files, ranks=msgspec.structs.replace(files.ranks, wanted=None))
+
+
+def _stated_hashes(items: Sequence[ResolvedObject]) -> dict[int, str]:
+    """Returns the SHA-256 in hex of those objects for which the source states one, by index.
+
+    Pins that come from an entry have no checksum, so it is what the source has just stated, or the plan.
+    """
+    found = {at: parse_checksum(item.pin.checksum) for at, item in enumerate(items)}
+    return {
+        at: checksum.value.hex()
+        for at, checksum in found.items()
+        if checksum is not None and checksum.algorithm is ChecksumAlgorithm.SHA256 and not checksum.parts
+    }
 
 
 def _check_file_names(entry: Entry, blueprint: Blueprint) -> None:
@@ -343,67 +306,6 @@ def _records(manifest: Manifest, table: TensorTable) -> set[tuple[object, ...]]:
     return files
 
 
-def expect(
-    blueprint: Blueprint,
-    stored: Mapping[tuple[int, int], bytes],
-    headers: Mapping[tuple[int, int], TensorHeader],
-) -> Expectation:
-    """Returns what each byte of the files must be. Pure.
-
-    Args:
-        blueprint: The files.
-        stored: The tensors' headers as the source has them, by (object index, tensor index).
-        headers: The same, parsed.
-    """
-    hashed: list[HashedRange] = []
-    copied: list[CopiedRange] = []
-    known = [
-        KnownRange(number, 0, len(file.prefix), file.prefix)
-        for number, file in enumerate(blueprint.files)
-        if file.prefix
-    ]
-    for segment in blueprint.segments:
-        for piece in segment.pieces(segment.start, segment.end):
-            if piece.target_offset == NOT_WRITTEN:
-                continue
-            key = segment.object_index, piece.tensor_index
-            end = piece.target_offset + piece.end - piece.start
-            sha256 = headers[key].expected_sha256 if piece.role is SpanRole.DATA and key in headers else None
-            if sha256 is not None:
-                what = f"the tensor {_tensor_name(blueprint, key)!r}"
-                hashed.append(
-                    HashedRange(
-                        piece.file_index, piece.target_offset, end, headers[key].hash_prefix, sha256.hex(), what
-                    )
-                )
-            elif piece.role is SpanRole.HEADER:
-                known.append(KnownRange(piece.file_index, piece.target_offset, end, stored[key]))
-            else:
-                copied += [
-                    CopiedRange(
-                        piece.file_index,
-                        piece.target_offset + start - piece.start,
-                        SourceRange(segment.object_index, start, min(start + REQUEST_BYTES, piece.end)),
-                    )
-                    for start in range(piece.start, piece.end, REQUEST_BYTES)
-                ]
-    taken: dict[int, list[tuple[int, int]]] = {}
-    ranges: list[HashedRange | CopiedRange | KnownRange] = [*hashed, *copied, *known]
-    for each in ranges:
-        taken.setdefault(each.file, []).append((each.start, each.end))
-    known += [
-        KnownRange(number, start, end, None)
-        for number, file in enumerate(blueprint.files)
-        for start, end in subtract_ranges((0, file.size), taken.get(number, []))
-    ]
-    return Expectation(tuple(hashed), tuple(copied), tuple(known))
-
-
-def _tensor_name(blueprint: Blueprint, key: tuple[int, int]) -> str:
-    tensors_index = blueprint.objects[key[0]].tensors_index
-    return "" if tensors_index is None else tensors_index.tensors[key[1]].name
-
-
 class _Comparison:
     """Compares an entry's files with what is expected of them."""
 
@@ -413,7 +315,10 @@ class _Comparison:
         self._settings = settings
         self._stopped = False
         self._done = 0
-        self._total = sum(each.end - each.start for group in expected for each in group)
+        ranges: list[HashedRange | CopiedRange | KnownRange] = [*expected.hashed, *expected.copied, *expected.known]
+        spans = [(each.start, each.end) for each in ranges]
+        spans += [(start, end) for each in expected.objects for _, start, end in each.ranges]
+        self._total = sum(end - start for start, end in spans)
 
     def run(self, source: _SourceReader) -> None:
         """Compares everything.
@@ -427,6 +332,7 @@ class _Comparison:
         with ThreadPoolExecutor(max(1, min(int(usable_cores()), MAX_THREADS))) as pool:
             try:
                 results = [pool.submit(self._check_hash, each) for each in hashed]
+                results += [pool.submit(self._check_object, each) for each in self._expected.objects]
                 results += [pool.submit(self._check_known, each) for each in self._expected.known]
                 places = {each.source: each for each in self._expected.copied}
                 for batch in _batches(places):
@@ -452,6 +358,15 @@ class _Comparison:
             digest.update(data)
         if digest.hexdigest() != expected.sha256:
             raise self._damaged(expected.file, expected.start, f"{expected.what} has another SHA-256")
+
+    def _check_object(self, expected: HashedObject) -> None:
+        digest = hashlib.sha256(expected.head)
+        for file, start, end in expected.ranges:
+            for data in self._read(file, start, end):
+                digest.update(data)
+        if digest.hexdigest() != expected.sha256:
+            file, start, _ = expected.ranges[0]
+            raise self._damaged(file, start, f"{expected.label} has another SHA-256")
 
     def _check_known(self, expected: KnownRange) -> None:
         at = 0

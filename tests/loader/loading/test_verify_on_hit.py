@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,7 +14,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
+import tonnage
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
 from support.faults import Fault
 from support.load_harness import KEY
@@ -22,7 +26,8 @@ from tonnage.cache import Entry
 from tonnage.cache.manifest import encode_manifest, encode_table, table_record
 from tonnage.contract import Layout, Outcome, Report
 from tonnage.errors import AccessDenied, CacheDamaged, Interrupted
-from tonnage.loading.verify_on_hit import REQUEST_BYTES, SourceRange, coalesce
+from tonnage.loading.expected_bytes import REQUEST_BYTES, SourceRange
+from tonnage.loading.verify_on_hit import coalesce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,6 +200,30 @@ def test_what_an_earlier_load_has_left_is_not_proven_by_its_journal(harness: Loa
     report = harness.load(verify_on_hit=True)
     assert any("an earlier load had left was damaged" in note for note in report.notes)
     harness.assert_loaded(report)
+
+
+@pytest.mark.parametrize("forged", ["model.safetensors", "config.json"])
+def test_safetensors_and_companions_are_verified_by_the_sha256_that_the_store_states(
+    harness: LoadHarness, forged: str
+) -> None:
+    content = save(harness.tensors)
+    for key, data in (("plain/model.safetensors", content), ("plain/config.json", b'{"a": 1}' * 9)):
+        stated = {"x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(data).digest()).decode()}
+        harness.server.put(f"bucket/{key}", data, headers=stated)
+
+    def load() -> Report:
+        return tonnage.load(
+            "s3://bucket/plain/", cache=harness.cache, endpoint_url=harness.server.endpoint, region="us-east-1",
+            anonymous=True, environment={}, verify_on_hit=True,
+        )  # fmt: skip
+
+    first, sent = load(), harness.server.bytes_sent
+    assert is_hit(report := load())
+    assert not any("no SHA-256" in note for note in report.notes)
+    assert harness.server.bytes_sent - sent < len(content) // 2
+    rewrite(next(model_dir(first).rglob(forged)), flip_last)
+    assert load().outcome is Outcome.LOADED
+    assert is_hit(load())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
