@@ -136,7 +136,9 @@ def test_held_entries_out_of_bounds_are_rejected(fields: Body) -> None:
 def test_as_many_held_entries_as_a_pod_can_have_models_are_read() -> None:
     full = tuple(_held(name=f"m{index}", bytes=2**63 - 1) for index in range(held_entries.MAX_HELD_ENTRIES))
     assert parse_held_entries(format_held_entries(full)) == full
-    assert parse_held_entries(format_held_entries((*full, _held()))) == ()
+    artifacts = tuple(_held() for _ in range(held_entries.MAX_HELD_ARTIFACTS))
+    assert parse_held_entries(format_held_entries((*full, *artifacts))) == (*full, *artifacts)
+    assert parse_held_entries(format_held_entries((*full, *artifacts, _held()))) == ()
 
 
 @pytest.mark.parametrize("decode", [contract.decode_report, contract.decode_plan])

@@ -58,6 +58,7 @@ def test_matching_nodes_become_warm_and_kubectl_shows_it(harness: OperatorHarnes
         "NAME",
         "READY",
         "MEMORY-USED",
+        "MEMORY-RESERVED",
         "MEMORY-FREE",
         "DISK-USED",
         "ENTRIES",
