@@ -134,10 +134,17 @@ def test_the_pods_scheduling_annotation_overrides_the_object(harness: OperatorHa
     assert init_container_names(create_admitted_pod(harness, scheduling="prefer")) == [names.LOADER_CONTAINER]
 
 
+def test_a_pod_that_streams_has_a_loader_beside_its_containers(model: OperatorHarness) -> None:
+    pod = create_admitted_pod(model, wait="Streaming")
+    (loader,) = pod["spec"]["initContainers"]
+    assert (loader["name"], loader["restartPolicy"]) == (names.LOADER_CONTAINER, "Always")
+    assert all(mounts(each)["/models/llama"]["subPath"] == "stream" for each in own_containers(pod))
+
+
 def test_every_annotation_of_a_pod_is_tested_here(model: OperatorHarness) -> None:
     assert not init_container_names(create_admitted_pod(model, inject="false"))
     tested = {"model", "models", "mount-path", "containers", "ranks", "form", "scheduling", "on-failure"}
-    tested |= {"loader-cpu", "loader-memory", "artifacts", "vllm-plugin", "inject"}
+    tested |= {"loader-cpu", "loader-memory", "artifacts", "vllm-plugin", "wait", "inject"}
     assert {name.partition("/")[2] for name in names.POD_ANNOTATIONS} == tested
 
 
