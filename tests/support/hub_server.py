@@ -50,7 +50,7 @@ class HubServer:
 
     token = "hf_" + "a" * 34
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", other_host: str = "localhost") -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[HubRequest] = []
         self.page_size = 1000
@@ -64,10 +64,10 @@ class HubServer:
         self._links: dict[str, tuple[bytes, float]] = {}
         self._uses = 0
         self._lock = threading.Lock()
-        self._hub = _Server(self, "hub", "127.0.0.1")
-        self._cdn = _Server(self, "cdn", "localhost")
-        self.endpoint = f"http://127.0.0.1:{self._hub.server_port}"
-        self.cdn = f"http://localhost:{self._cdn.server_port}"
+        self._hub = _Server(self, "hub", host)
+        self._cdn = _Server(self, "cdn", other_host)
+        self.endpoint = f"http://{host}:{self._hub.server_port}"
+        self.cdn = f"http://{other_host}:{self._cdn.server_port}"
 
     def __enter__(self) -> Self:
         return self
