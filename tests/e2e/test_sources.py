@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import tonnage
-from e2e_support.pods import PYTHON
 from e2e_support.torch_pods import mount_site_packages, skip_unless_same_python
 from operator_support.objects import get_condition
 from support.hub_server import HubServer
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from e2e_support.namespace import Namespace
 
 EXAMPLES = ROOT / "examples"
+LOADER_PYTHON = "/opt/tonnage/bin/python"
+"""The Python of the loader's image that has the package."""
 RUN_TONNAGE = """
 import asyncio, sys, types
 # A dependency of tensorizer imports this package on Python before 3.11.3, which the image has.
@@ -48,7 +48,7 @@ def documents(path: str) -> list[dict[str, Any]]:
 
 
 def test_a_gated_model_of_a_hub_is_loaded_with_the_token_of_a_secret(namespace: Namespace, e2e: E2ECluster) -> None:
-    host = urllib.parse.urlsplit(e2e.storage.endpoint).hostname or ""
+    host = e2e.cluster.host_address
     _, files = checkpoint()
     with HubServer(host, host) as hub:
         commit = hub.push("org/model", files, gated=True)
@@ -100,7 +100,7 @@ def test_the_job_of_the_examples_makes_tensors_of_a_model_in_the_bucket(
     }
     assert set(replaced) <= set(container["args"])
     container["args"] = [replaced.get(argument, argument) for argument in container["args"]]
-    container |= {"image": e2e.images.loader, "command": [PYTHON, "-W", "ignore", "-c", RUN_TONNAGE]}
+    container |= {"image": e2e.images.loader, "command": [LOADER_PYTHON, "-W", "ignore", "-c", RUN_TONNAGE]}
     container["resources"] = {"requests": {"cpu": "100m", "memory": "512Mi"}}
     mount_site_packages(spec, container)
     container["env"] = [each for each in container["env"] if (each["name"], each["value"]) != ("HOME", "/tmp")]

@@ -12,6 +12,7 @@ from operator_support.simulation import Simulation
 from tonnage import contract
 from tonnage.contract.revision import hub_place
 from tonnage_operator.api import names
+from tonnage_operator.domain.observed.remedies import remedy
 from tonnage_operator.domain.specs import jobs
 
 COMMIT = "a" * 40
@@ -86,6 +87,14 @@ def test_a_report_must_be_of_the_endpoint_and_the_commit_that_the_spec_names() -
     assert resolved(report(), other).condition("Resolved") == ("False", "ReportContradictsItself")
     same = objects.deep_merge(HUB, {"source": {"hub": {"revision": COMMIT}}})
     assert resolved(report(), same).condition("Resolved")[0] == "True"
+
+
+@pytest.mark.parametrize("reason", ["AccessDenied", "ObjectNotFound", "EndpointUnreachable", "StoreUnsupported"])
+def test_a_failure_names_the_fields_of_the_hub(reason: str) -> None:
+    assert "spec.credentials.secretRef" in remedy(reason, "hf://a/b: no.") or "spec.source.hub" in remedy(
+        reason, "hf://a/b: no."
+    )
+    assert "hub" not in remedy(reason, "s3://a/b: no.")
 
 
 def test_the_loader_gets_the_token_from_the_secret_and_no_keys_of_aws() -> None:

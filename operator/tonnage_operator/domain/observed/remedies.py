@@ -78,8 +78,22 @@ _CHANGED_SINCE_LISTED: Final = (
 )
 
 
+_HUB: Final = {
+    Reason.ACCESS_DENIED: "Set spec.credentials.secretRef to a Secret whose key HF_TOKEN is a token that may read the "
+    "repository; for a gated one, its user must accept the terms on the hub.",
+    Reason.OBJECT_NOT_FOUND: "Check repo and revision in spec.source.hub; a private repository needs a Secret with the "
+    "key HF_TOKEN in spec.credentials.secretRef.",
+    Reason.ENDPOINT_UNREACHABLE: "Check spec.source.hub.endpoint, DNS, network policies and the egress proxy of the "
+    "namespace (the chart's value loader.env).",
+    Reason.STORE_UNSUPPORTED: "Set spec.source.hub.endpoint to a hub that implements what the message names.",
+}
+"""Sentences for sources on a hub."""
+
+
 def remedy(reason: str, message: str) -> str:
     """Returns what to change at a ``ModelWeights`` after a failure of the loader; empty for other reasons."""
+    if message.startswith("hf://") and reason in _HUB:
+        return _HUB[Reason(reason)]
     if reason == Reason.ACCESS_DENIED and any(each in message for each in _WRONG_KEY_WORDS):
         return _WRONG_KEY
     if reason == Reason.ACCESS_DENIED and "is in the region" in message:
