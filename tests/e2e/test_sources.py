@@ -54,7 +54,7 @@ def test_a_gated_model_of_a_hub_is_loaded_with_the_token_of_a_secret(namespace: 
         commit = hub.push("org/model", files, gated=True)
         location = {"repo": "org/model", "revision": commit, "endpoint": hub.endpoint}
         (model, _) = documents("access/hub.yaml")
-        model["metadata"] = {"name": "llama", "namespace": namespace.name}
+        model["metadata"] = {"name": "from-hub", "namespace": namespace.name}
         model["spec"]["source"]["hub"] = location
         namespace.apply_secret(model["spec"]["credentials"]["secretRef"]["name"], {"HF_TOKEN": hub.token})
         e2e.api.create(model)
@@ -62,13 +62,13 @@ def test_a_gated_model_of_a_hub_is_loaded_with_the_token_of_a_secret(namespace: 
         denied["spec"] = {**model["spec"], "credentials": {"anonymous": {}}}
         e2e.api.create(denied)
         e2e.api.wait_for(
-            "ModelWeights", "llama", namespace.name, lambda body: get_condition(body, "Ready")[0] == "True"
+            "ModelWeights", "from-hub", namespace.name, lambda body: get_condition(body, "Ready")[0] == "True"
         )
-        pod = namespace.create_pod()
+        pod = namespace.create_pod(model="from-hub")
         pod.wait_ready()
         report = pod.last_report()
         assert (report.outcome, report.verified) == (Outcome.LOADED, "sha256")
-        later = namespace.create_pod()
+        later = namespace.create_pod(model="from-hub")
         later.wait_ready()
         assert later.last_report().outcome is Outcome.HIT
         refused = e2e.api.wait_for(
