@@ -287,15 +287,15 @@ def test_a_model_of_a_bucket_is_serialized_to_another_prefix(
 ) -> None:
     folder, tensors = source
     s3.put(bucket, {f"in/{path.name}": path for path in folder.iterdir()} | {"in/model.tensors.md": b"no weights"})
-    done = run_tonnage(
-        "serialize", f"s3://{bucket}/in/", f"s3://{bucket}/out/", "--scratch", tmp_path, "--json",
-        "--endpoint-url", s3.endpoint, environment=s3.environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    locations = {name: S3Source(bucket=bucket, prefix=name, endpoint=s3.endpoint) for name in ("in/", "out/")}
+    request = Request(sources=(locations["in/"],), target=locations["out/"], files=FileSelection(), scratch=scratch)
+    result = serialize(request, environment=s3.environment())
+    assert list(scratch.iterdir()) == []
     report = tonnage.load(
         f"s3://{bucket}/out/", cache=tmp_path / "cache", endpoint_url=s3.endpoint, environment=s3.environment(),
-        expected_digest=done.report["digest"],
+        expected_digest=result.digest,
     )  # fmt: skip
     with tonnage.open(report.path) as weights:
         assert all(is_same(weights[name], tensor) for name, tensor in tensors.items())
