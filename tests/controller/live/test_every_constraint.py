@@ -109,7 +109,7 @@ _SEEN: Body = {
     "digest": "sha256:1",
     "totalBytes": 1,
     "objectCount": 1,
-    "objects": [{"key": "a", "size": 1, "etag": "e", "versionId": "v"}],
+    "objects": [{"key": "a", "size": 1, "etag": "e", "versionId": "v", "checksum": "crc64nvme:8e49c46600c8d49d"}],
     "sourceHash": "h",
     "time": TIME,
 }
@@ -141,6 +141,7 @@ STATUS: Body = {
         "eta": "1s",
     },
     "progressSummary": "1%",
+    "verifiedBy": "1 by CRC-32",
     "consumers": {"pods": 1, "namespaces": 1, "failing": 1},
     "failures": [
         {
@@ -182,6 +183,8 @@ RECORD: Body = {
             "retention": "Evictable",
             "lastUsedTime": TIME,
             "verified": "CRC32",
+            "verifiedBy": "1 by CRC-32",
+            "servedBy": "vllm",
             "revision": "r-1",
             "image": "engine:1",
         }
