@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from support.attach_fixture_types import TensorsEqual
     from support.faulty_server import FaultyServer
-    from tonnage.contract import Report
+    from tonnage.contract import Plan, Report
 
 LIMITS = Limits(workers=2, connections=2, part_size=128 * KIB, segment_size=512 * KIB)
 ENTRY = "r-0123456789ab"
@@ -342,6 +342,32 @@ def test_a_load_begins_without_the_shards_that_an_earlier_one_has_shown(harness:
         file.write(b"\xff")
     harness.server.clear_faults()
     harness.assert_loaded(harness.stream(lambda _: None))
+
+
+def test_each_rank_is_read_while_it_is_loaded_and_those_that_were_there_stay(
+    harness: StreamHarness, tensors_equal: TensorsEqual
+) -> None:
+    ranks = {rank: make_tensors(seed=rank, count=2, rows=8) for rank in (0, 1)}
+    for rank, tensors in ranks.items():
+        harness.server.put(f"bucket/ranks/model-rank-{rank:03}.tensors", to_tensors_file(tensors))
+
+    def plan(*wanted: int) -> Plan:
+        made = make_plan(
+            "s3://bucket/ranks/", ranks=wanted, endpoint_url=harness.server.endpoint, region="eu", anonymous=True
+        )
+        return msgspec.structs.replace(made, entry=ENTRY)
+
+    def load(*wanted: int) -> Report:
+        return run_plan(plan(*wanted), cache=harness.cache, environment={}, on_readable=lambda _: None).report
+
+    load(0)
+    with tonnage.open(harness.entry.path, wait=True, rank=0) as first:
+        load(1)
+        for rank, tensors in ranks.items():
+            with tonnage.open(harness.entry.stream_dir, wait=True, rank=rank) as weights:
+                state = weights.state_dict()
+                assert all(tensors_equal(state[name], tensor) for name, tensor in tensors.items())
+        assert all(tensors_equal(first[name], tensor) for name, tensor in ranks[0].items())
 
 
 def test_a_shard_whose_object_does_not_match_its_checksum_is_never_shown(harness: StreamHarness) -> None:
