@@ -98,7 +98,7 @@ def draw(warm: float, found: dict[str, list[float]], target: Path) -> None:
         figure, axes = plt.subplots(figsize=(7, 1.9))
         rows = {"weights on the node": [warm], **{WAYS[way]: seconds for way, seconds in found.items()}}
         for position, (label, seconds) in enumerate(rows.items()):
-            axes.barh(position, statistics.median(seconds), color="#4c78a8" if position != 1 else "#9ecae9")
+            axes.barh(position, statistics.median(seconds), color="#9ecae9" if position != 1 else "#d0d7de")
             axes.plot(seconds, [position] * len(seconds), ".", color="#1f2328", markersize=4)
             axes.text(0.1, position, f"{label}: {statistics.median(seconds):.1f} s", va="center")
         axes.set_yticks([])

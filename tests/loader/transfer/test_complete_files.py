@@ -25,7 +25,7 @@ class Step(NamedTuple):
     """Bytes of a segment have arrived, or a tensor was verified."""
 
     segment: int = -1
-    count: int = 0
+    size: int = 0
     half: int = 0
     tensor: tuple[int, int] = (-1, -1)
 
@@ -60,7 +60,7 @@ def test_a_file_is_complete_with_its_last_byte_and_its_last_tensor_in_any_order(
     for step in data.draw(st.permutations(steps_of(blueprint))):
         done.add(step)
         if step.segment >= 0:
-            complete.add_bytes(step.segment, step.count)
+            complete.add_bytes(step.segment, step.size)
         else:
             complete.add_tensor(step.tensor)
         found |= set(complete.take())
@@ -70,7 +70,7 @@ def test_a_file_is_complete_with_its_last_byte_and_its_last_tensor_in_any_order(
 
 def is_of(blueprint: Blueprint, step: Step, file: int) -> bool:
     if step.segment >= 0:
-        return step.count > 0 and blueprint.segments[step.segment].file_index == file
+        return step.size > 0 and blueprint.segments[step.segment].file_index == file
     return any(
         each.file_index == file and (each.object_index, each.tensor_index) == step.tensor
         for each in blueprint.placements
@@ -81,7 +81,7 @@ def test_a_corrupt_tensor_keeps_its_file_back_until_it_has_arrived_again(tmp_pat
     blueprint = make_blueprint(tmp_path, Layout.TENSORIZER)
     complete = CompleteFiles(blueprint)
     for step in steps_of(blueprint)[:-1]:
-        complete.add_bytes(step.segment, step.count) if step.segment >= 0 else complete.add_tensor(step.tensor)
+        complete.add_bytes(step.segment, step.size) if step.segment >= 0 else complete.add_tensor(step.tensor)
     last = steps_of(blueprint)[-1].tensor
     complete.remove_bytes(0, 1)
     complete.add_tensor(last)
