@@ -172,7 +172,10 @@ class _Load:
         entry.create()
         use_lock = entry.acquire_use_lock(deadline=self._deadline, canceled=self._canceled)
         try:
-            self._begin_stream(entry)
+            if self._on_readable is not None:
+                from tonnage.loading.streaming import open_gate  # not imported for a load without readers
+
+                self._gate = open_gate(entry, self._plan, self._on_readable)
             manifest = self._find_hit(entry, resolved)
             if manifest is None:
                 report = self._fill_entry(entry, resolved, use_lock)
@@ -262,13 +265,6 @@ class _Load:
             return published.table if published is not None else None
 
         return has_computed_buffers_elsewhere(manifest, self._plan.computed_buffers, read_table)
-
-    def _begin_stream(self, entry: Entry) -> None:
-        """Asks for the stream of the entry, if this load's caller wants it."""
-        if self._on_readable is not None:
-            from tonnage.loading.streaming import open_gate  # not imported for a load without readers
-
-            self._gate = open_gate(entry, self._plan, self._on_readable)
 
     def _fill_entry(self, entry: Entry, resolved: ResolvedRevision, use_lock: FileLock) -> Report:
         """Acquires the load lock and loads what is missing."""
@@ -366,8 +362,8 @@ class _Load:
         """Records a failure for readers that wait. An interrupted one may go on, in this pod or another."""
         from tonnage.cache.stream import is_stream_requested, record_failure
 
-        if is_stream_requested(entry) and not isinstance(error, Interrupted):
-            with contextlib.suppress(CacheNotWritable, InsufficientSpace):
+        with contextlib.suppress(CacheNotWritable, InsufficientSpace):
+            if is_stream_requested(entry) and not isinstance(error, Interrupted):
                 record_failure(entry, error)
 
     def _is_alone(self, entry: Entry, load_lock: FileLock) -> bool:
