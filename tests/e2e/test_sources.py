@@ -1,4 +1,4 @@
-"""Sources other than ``.tensors`` in a bucket, on the real node: a Job that makes ``.tensors`` of safetensors."""
+"""Sources other than ``.tensors`` in a bucket, on the real node: a model hub, and a Job that makes ``.tensors``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import yaml
 
 import tonnage
 from e2e_support.torch_pods import mount_site_packages, skip_unless_same_python
+from operator_support.objects import get_condition
+from support.hub_server import HubServer
 from support.repository import ROOT
+from tonnage.contract import Outcome
+from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +45,40 @@ def checkpoint() -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
 
 def documents(path: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((EXAMPLES / path).read_text()))
+
+
+def test_a_gated_model_of_a_hub_is_loaded_with_the_token_of_a_secret(namespace: Namespace, e2e: E2ECluster) -> None:
+    host = e2e.cluster.host_address
+    _, files = checkpoint()
+    with HubServer(host, host) as hub:
+        commit = hub.push("org/model", files, gated=True)
+        location = {"repo": "org/model", "revision": commit, "endpoint": hub.endpoint}
+        (model, _) = documents("access/hub.yaml")
+        model["metadata"] = {"name": "from-hub", "namespace": namespace.name}
+        model["spec"]["source"]["hub"] = location
+        namespace.apply_secret(model["spec"]["credentials"]["secretRef"]["name"], {"HF_TOKEN": hub.token})
+        e2e.api.create(model)
+        denied = {**model, "metadata": {"name": "denied", "namespace": namespace.name}}
+        denied["spec"] = {**model["spec"], "credentials": {"anonymous": {}}}
+        e2e.api.create(denied)
+        e2e.api.wait_for(
+            "ModelWeights", "from-hub", namespace.name, lambda body: get_condition(body, "Ready")[0] == "True"
+        )
+        pod = namespace.create_pod(model="from-hub")
+        pod.wait_ready()
+        report = pod.last_report()
+        assert (report.outcome, report.verified) == (Outcome.LOADED, "sha256")
+        later = namespace.create_pod(model="from-hub")
+        later.wait_ready()
+        assert later.last_report().outcome is Outcome.HIT
+        refused = e2e.api.wait_for(
+            "ModelWeights", "denied", namespace.name,
+            lambda body: get_condition(body, "Resolved")[1] == "AccessDenied", description="the hub's refusal",
+        )  # fmt: skip
+        assert "gated" in get_condition(refused, "Resolved")[2]
+        described = e2e.kubectl("get", "pod,jobs,mw", "-n", namespace.name, "-o", "yaml")
+        assert hub.token not in described + pod.logs(names.LOADER_CONTAINER)
+        assert {each.token for each in hub.requests if each.server == "cdn"} == {""}
 
 
 def test_the_job_of_the_examples_makes_tensors_of_a_model_in_the_bucket(
