@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -317,7 +319,8 @@ def _checked(key: str, row: _Row, expected_start: int, *, data_start: int, label
         if not shape or shape[-1] % 2:
             raise FormatUnsupported(f"{where}: PyTorch has no tensor of an odd number of half bytes in a row.")
         shape = (*shape[:-1], shape[-1] // 2)
-    if math.prod(shape) * dtype.item_size != end - start:
+    largest = max(accumulate(row.shape, operator.mul), default=1)  # the safetensors library counts in 64 bits, too
+    if math.prod(shape) * dtype.item_size != end - start or largest >> 64:
         raise FormatDamaged(f"{where}: its {end - start} bytes don't match its shape and dtype.")
     return SafetensorsTensor(key, dtype, shape, data_start + start, data_start + end)
 

@@ -38,7 +38,7 @@ def flip(path: Path, position: int) -> None:
 @pytest.mark.parametrize("level", list(Verify))
 def test_an_unchanged_entry_is_verified(root: Path, level: Verify) -> None:
     result = verify_entry(published_entry(root), level=level)
-    assert result.verified is level
+    assert result.verified is (Verify.CRC32 if level is Verify.BEST else level)
     assert result.tensors == 4
     assert result.bytes == (MADE.manifest.bytes if level.strength > 1 else 0)
     assert result.notes == ()

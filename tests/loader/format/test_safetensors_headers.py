@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
@@ -91,6 +91,8 @@ HEADERS = st.dictionaries(st.sampled_from(["a", "b", "c", '"__metadata__": {'[:6
 
 
 @given(HEADERS, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2) | st.none(), st.integers(0, 20))
+@example({"a": {"dtype": "U8", "shape": [1 << 32, 1 << 32, 0], "data_offsets": [0, 0]}}, None, 0)
+@example({"a": {"dtype": "U8", "shape": [0, 1 << 32, 1 << 32], "data_offsets": [0, 0]}}, None, 0)
 @settings(max_examples=500)
 def test_any_offsets_shapes_and_dtypes_are_read_as_the_library_reads_them(
     rows: dict[str, Any], metadata: dict[str, str] | None, size: int
