@@ -67,7 +67,7 @@ def load(s3: SeaweedS3, models: Path, tmp_path_factory: pytest.TempPathFactory) 
         folder = models / model / way
         for name in COMPANIONS:
             companion = models / model / "hf" / name
-            if companion.exists():
+            if companion.exists() and companion.parent != folder:
                 shutil.copy(companion, folder)
         s3.put(bucket, {f"{prefix}/{file.name}": file for file in folder.iterdir()})
         report = tonnage.load(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 MODELS = {"llama": "Llama", "qwen2": "Qwen2, tied", "mixtral": "Mixtral"}
 WAYS = {
+    "hf": "`save_pretrained`: safetensors, loaded as they are",
     "module": "`write_module(model)`",
     "no-buffers": "`write_module(…, include_non_persistent_buffers=False)`",
     "state": "`write_state_dict` of the checkpoint",
@@ -65,6 +66,9 @@ def all_cases() -> list[Case]:
 
 def _matters(model: str, way: str, layout: str, load_format: str) -> bool:
     serialized = way in {"vllm", "ranks"}
+    if way == "hf":
+        own = {"auto", "tonnage", *(("runai_streamer",) if model == "llama" else ())}
+        return layout == "safetensors" and load_format in own
     if serialized and load_format == "tensorizer":  # needs a GPU
         return False
     if model == "llama":
