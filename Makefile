@@ -23,7 +23,7 @@ help: ## Show this list
 setup: ## Create .venv with everything for development
 	@$(SETUP) lint
 
-demo: ## Load a model from an S3 server on this machine, step by step (about a minute)
+demo: ## Load a model from an S3 server on this machine, step by step, and start an engine on it (about a minute)
 	@$(SETUP) test
 	@$(BIN)/python examples/demo/demo.py $(DEMO_ARGS)
 

@@ -222,20 +222,25 @@ def test_the_readme_commands_work(documented: Mapping[str, str], tmp_path: Path)
 # The demo and the benchmark
 
 
-def demo(directory: Path) -> subprocess.Popen[str]:
+def demo(directory: Path, *options: str) -> subprocess.Popen[str]:
     """Starts the small demo with its temporary folder below ``directory``."""
     command = [sys.executable, str(ROOT / "examples" / "demo" / "demo.py"), "--small", "--directory", str(directory)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_runs_all_steps_and_cleans_up(tmp_path: Path) -> None:
-    with demo(tmp_path) as process:
+def test_the_demo_ends_with_an_engine_that_answers_from_the_cache_and_cleans_up(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with demo(tmp_path, "--cache", str(cache)) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert re.findall(r"^(\d+)/10 ", output, re.MULTILINE) == [str(step) for step in range(1, 11)]
+    assert re.findall(r"^(\d+)/11 ", output, re.MULTILINE) == [str(step) for step in range(1, 12)]
+    last = output.partition("\n11/11 ")[2]
+    assert re.search(rf"\$ python examples/demo/generate.py {cache}/\S+ ", last)
+    assert "random) gives the same 12 tokens: [" in last
     assert output.endswith("All checks passed.\n")
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [cache]
+    assert list(cache.glob("*/model/config.json"))
 
 
 @pytest.mark.timeout(300)

@@ -2,8 +2,10 @@
 
 Starts an S3 server (SeaweedFS), creates a model with transformers, and serializes it with tensorizer. Then `tonnage`
 loads it, loads it again, is killed and resumes; every tensor is compared with the original. Then it loads the same
-model from safetensors files, as transformers saves them. All files are below one temporary directory, which is removed
-at the end, also after a failure or an interrupt.
+model from safetensors files, as transformers saves them. At the end transformers starts on the cache and answers.
+
+All files are below one temporary directory, which is removed at the end, also after a failure or an interrupt. With
+`--cache DIR` the model stays in the cache.
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ if TYPE_CHECKING:
 
     from support.s3_server import SeaweedS3
 
-STEPS = 10
+STEPS = 11
 BUCKET = "models"
 PREFIX = "demo-llama/"
 SOURCE = f"s3://{BUCKET}/{PREFIX}"
 CHECKPOINT = "demo-llama-checkpoint/"
 """Prefix of the same model as safetensors files."""
+PROMPT = "Model weights from object storage into a verified cache"
 KILL_FRACTION = 0.4
 """Fraction of the bytes after which the load is killed."""
 SLOW_SECONDS = 8
@@ -124,8 +127,14 @@ def loaded_bytes(line: str) -> int:
     return int(progress.get("loaded_bytes", 0))
 
 
-def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
+def run_demo(work: Path, cache: Path, printer: StepPrinter, *, small: bool) -> None:
     """Runs all steps.
+
+    Args:
+        work: A folder for the server's and the model's files.
+        cache: The cache's folder.
+        printer: Prints the steps.
+        small: Whether the model is small.
 
     Raises:
         DemoFailed: A check failed.
@@ -139,7 +148,9 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         original = dict(model.state_dict())
         total = sum(file.stat().st_size for file in (work / "files").iterdir())
         printer.print_details(tree(work / "files"))
-        printer.print_details(f"{len(original)} tensors: {dtypes_of(original)}.")
+        printer.print_details(
+            f"{len(original)} tensors, and {count_computed(model)} buffers that engines compute themselves."
+        )
 
         printer.print_step(f"Upload the files to {SOURCE} with boto3.")
         server.client().create_bucket(Bucket=BUCKET)
@@ -147,7 +158,7 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         printer.print_details(f"{megabytes(total)} uploaded.")
 
         segment_size = "16MiB" if small else "128MiB"  # several shards, as for a large model
-        tonnage = TonnageCli(server.environment(), work / "cache", printer, segment_size=segment_size)
+        tonnage = TonnageCli(server.environment(), cache, printer, segment_size=segment_size)
         printer.print_step("Load it into a cache. The checksum of every tensor is verified during the transfer.")
         report, seconds = tonnage.load()
         expect(report["outcome"] == "loaded" and report["verified"] == "crc32", f"unexpected report: {report}")
@@ -169,7 +180,7 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         tonnage.show("rm", "--all")
         tonnage.kill_mid_load(total)
         printer.print_details("Killed the loader.")
-        visible = list((work / "cache").glob("*/model/*"))
+        visible = list(cache.glob("*/model/*"))
         expect(not visible, f"an incomplete model is visible: {visible}")
         printer.print_details("The entry's model folder is empty: engines never see an incomplete model.")
 
@@ -180,13 +191,13 @@ def run_demo(work: Path, printer: StepPrinter, *, small: bool) -> None:
         printer.print_details(f"{megabytes(kept)} were in the cache (resumed_bytes), {megabytes(fetched)} downloaded.")
         compare_tensors(Path(report["path"]), original, printer)
 
-        load_checkpoint(work / "checkpoint", server, tonnage, printer, model, tokenizer, small=small)
+        checkpoint = load_checkpoint(work / "checkpoint", server, tonnage, printer, model, tokenizer, small=small)
 
-        printer.print_step("List the cache, and remove the entries.")
-        tonnage.show("ls")
-        tonnage.show("rm", "--all")
-        left = list(Path(report["path"]).glob("*"))
-        expect(not left, f"the removed entry still has files: {left}")
+        printer.print_step("List the cache, and remove the entry of the safetensors files.")
+        remove_entry(checkpoint, tonnage)
+
+        printer.print_step("Start an engine on the cache: transformers, in a process of its own, answers a prompt.")
+        start_engine(Path(report["path"]), model, tokenizer, printer)
     print("\nAll checks passed.")
 
 
@@ -199,8 +210,8 @@ def load_checkpoint(
     tokenizer: PreTrainedTokenizerFast,
     *,
     small: bool,
-) -> None:
-    """Uploads what transformers saves, loads it, and compares files and model."""
+) -> dict[str, Any]:
+    """Uploads what transformers saves, loads it, and compares files and model. Returns the report."""
     printer.print_step("Load the same model from safetensors files, as transformers saves it. They stay as they are.")
     model.save_pretrained(checkpoint, max_shard_size="20MB" if small else "200MB")
     tokenizer.save_pretrained(checkpoint)
@@ -213,6 +224,47 @@ def load_checkpoint(
     printer.print_details(tree(Path(report["path"])))
     tonnage.show("verify", report["entry"])
     compare_model(Path(report["path"]), model, tokenizer, printer)
+    return report
+
+
+def remove_entry(report: Mapping[str, Any], tonnage: TonnageCli) -> None:
+    """Lists the cache, and removes an entry."""
+    tonnage.show("ls")
+    tonnage.show("rm", report["entry"])
+    left = list(Path(report["path"]).glob("*"))
+    expect(not left, f"the removed entry still has files: {left}")
+
+
+def start_engine(
+    directory: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, printer: StepPrinter
+) -> None:
+    """Starts transformers on an entry's directory, and compares its answer with the original model's."""
+    from generate import generate
+
+    script = Path(__file__).with_name("generate.py")
+    printer.print_command(f'python {script.relative_to(REPOSITORY)} {directory} "{PROMPT}"')
+    began = time.perf_counter()
+    command = [sys.executable, str(script), str(directory), PROMPT]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    expect(done.returncode == 0, f"transformers exited with {done.returncode}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    expected = generate(model, tokenizer, PROMPT)
+    expect(answer["tokens"] == expected, f"it answers {answer['tokens']}, and the original model {expected}")
+    printer.print_details(f"Its answer, in {time.perf_counter() - began:.0f} s with the start: {answer['text']!r}")
+    printer.print_details(
+        f"The original model (its weights are random) gives the same {len(expected)} tokens: {expected}."
+    )
+    vllm = find_vllm()
+    if vllm:
+        printer.print_details(f"vLLM is installed, too (the folder stays with --cache DIR): {vllm} serve {directory}")
+
+
+def find_vllm() -> str | None:
+    """Returns the command `vllm`: of the path, or of the environment that `make engines` installs."""
+    script = REPOSITORY / "hack" / "env" / "engines.sh"
+    done = subprocess.run([str(script), "--installed"], capture_output=True, text=True, check=False)
+    installed = Path(done.stdout.strip()).with_name("vllm") if done.returncode == 0 else None
+    return shutil.which("vllm") or (f"VLLM_CPU_KVCACHE_SPACE=1 {installed}" if installed else None)
 
 
 @contextlib.contextmanager
@@ -269,9 +321,8 @@ def compare_model(
     for name, parameter in model.named_parameters():
         expect(torch.equal(ours[name], parameter), f"transformers: {name} differs from the original")
     reader = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    text = "Model weights from object storage into a verified cache"
-    tokens = reader(text, return_tensors="pt")["input_ids"]
-    expect(tokens.tolist() == tokenizer(text, return_tensors="pt")["input_ids"].tolist(), "the tokens differ")
+    tokens = reader(PROMPT, return_tensors="pt")["input_ids"]
+    expect(tokens.tolist() == tokenizer(PROMPT, return_tensors="pt")["input_ids"].tolist(), "the tokens differ")
     with torch.inference_mode():
         expected, logits = model(tokens).logits, loaded(tokens).logits
     expect(torch.equal(expected, logits), "the logits differ")
@@ -285,10 +336,9 @@ def tree(directory: Path) -> str:
     return "\n".join(f"{file.stat().st_size:>13,}  {file.relative_to(directory)}" for file in files)
 
 
-def dtypes_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns the number of tensors of each dtype."""
-    names = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()]
-    return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
+def count_computed(model: LlamaForCausalLM) -> int:
+    """Returns the number of buffers that are not in the state dict: tensorizer writes them, engines compute them."""
+    return sum(name not in model.state_dict() for name, _ in model.named_buffers())
 
 
 def megabytes(count: int) -> str:
@@ -310,19 +360,23 @@ def main() -> int:
     parser.add_argument(
         "--directory", help="parent of the temporary directory (default: /dev/shm if it has space, otherwise /tmp)"
     )
+    parser.add_argument("--cache", type=Path, help="a new folder for the cache, which keeps the model at the end")
     arguments = parser.parse_args()
+    if arguments.cache and arguments.cache.exists():
+        parser.error(f"{arguments.cache} exists; the demo removes entries of its cache")
     warnings.filterwarnings("ignore")  # of torch and transformers
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
     with tempfile.TemporaryDirectory(
         prefix="tonnage-demo-", dir=arguments.directory or default_parent(), ignore_cleanup_errors=True
     ) as work:
         try:
-            run_demo(Path(work), StepPrinter(STEPS), small=arguments.small)
+            cache = arguments.cache or Path(work) / "cache"
+            run_demo(Path(work), cache, StepPrinter(STEPS), small=arguments.small)
         except DemoFailed as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("\nInterrupted. All files were removed and the S3 server was stopped.", file=sys.stderr)
+            print("\nInterrupted. The temporary files were removed and the S3 server was stopped.", file=sys.stderr)
             return 130
     return 0
 

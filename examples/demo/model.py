@@ -18,30 +18,25 @@ SEED = 20
 
 
 def make_model(*, small: bool) -> LlamaForCausalLM:
-    """Returns a Llama in bf16 with the buffers of an int8 KV cache: about 460 MB, or 40 MB if `small`."""
+    """Returns a Llama in bf16 with random weights: about 460 MB, or 40 MB if `small`."""
     torch.manual_seed(SEED)
     width, layers = (256, 4) if small else (1024, 12)
-    heads = width // 128
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=width * 7 // 2,
         num_hidden_layers=layers,
         num_attention_heads=width // 64,
-        num_key_value_heads=heads,
+        num_key_value_heads=width // 128,
         max_position_embeddings=4096,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=False,
+        initializer_range=0.1,  # so that the most likely tokens differ from step to step
         dtype="bfloat16",
     )
     model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.eval()
-    for layer in model.model.layers:
-        layer.self_attn.register_buffer("k_scale", torch.rand(heads, dtype=torch.float32))
-        layer.self_attn.register_buffer("v_scale", torch.rand(heads, dtype=torch.float16))
-        layer.self_attn.register_buffer("zero_point", torch.randint(-128, 128, (heads, 64), dtype=torch.int8))
-    return model
+    return model.eval()
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
