@@ -84,6 +84,7 @@ def test_names_that_only_transformers_has_in_memory_are_refused_with_the_way_to_
     error = explain_refusal(["model.layers.0.mlp.experts.gate_up_proj"], "There is no module 'mlp'. More.", label="m")
     assert error is not None
     assert "There is no module 'mlp'. Its experts" in str(error)
+    assert "tonnage serialize checkpoint" in str(error)
     assert "write_state_dict" in str(error)
     assert explain_refusal(["model.layers.0.mlp.gate_up_proj.weight"], "no module", label="m") is None
 

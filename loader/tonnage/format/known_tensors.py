@@ -18,6 +18,12 @@ VLLM_MARKER = "vllm_tensorized_marker"
 WRAPPERS = ("module.", "_orig_mod.")
 """What names of a wrapped module begin with: of ``DistributedDataParallel``, and of ``torch.compile``."""
 
+FUSED_EXPERTS_REMEDY = (
+    "`save_pretrained('checkpoint')` (`from_pretrained` reads these files), and upload that folder, or what "
+    "`tonnage serialize checkpoint TARGET` or `write_state_dict(load_file('checkpoint/model.safetensors'))` writes"
+)
+"""What to do with fused experts, after "save the model with"."""
+
 _FUSED_EXPERTS = re.compile(r"(?:.*\.)?(?P<module>\w+)\.experts\.gate_up_proj")
 _CACHED_ANGLES = frozenset({"cos_sin_cache", "cos_cached", "sin_cached"})
 _INVERSE_FREQUENCIES = re.compile(r"(?:\w*_)?inv_freq")

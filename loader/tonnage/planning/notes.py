@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Layout
-from tonnage.format.known_tensors import find_fused_experts, find_wrapper
+from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, find_fused_experts, find_wrapper
 from tonnage.format.tensor_names import short_repr
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def names_notes(label: str, tensors: Sequence[TensorEntry]) -> list[str]:
         notes.append(
             f"{label} has fused experts, such as {short_repr(experts[0].name)}: names that transformers 5 uses in "
             "memory, not in checkpoints. transformers reads them. vLLM reads them for some models, such as Qwen3-MoE, "
-            "and refuses others, such as Mixtral. For any engine, write the tensors that `save_pretrained` saves: "
-            "`write_state_dict(load_file('model.safetensors'))`."
+            "and ends for others, such as Mixtral, also with --load-format tonnage. For any engine: save the model "
+            f"with {FUSED_EXPERTS_REMEDY}."
         )
     return notes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import FormatUnsupported, InvalidPlan
-from tonnage.format.known_tensors import VLLM_MARKER, is_computed_buffer
+from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, VLLM_MARKER, is_computed_buffer
 from tonnage.format.tensor_names import KIND_BUFFER, short_repr
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def explain_refusal(names: Iterable[str], message: str, *, label: str) -> Engine
         return None
     return EngineMismatch(
         f"vLLM's model refused {label}: {message.partition('. ')[0]}. Its experts, such as {short_repr(fused[0])}, "
-        "have names that transformers 5 uses in memory. Write the tensors that `save_pretrained` saves: "
-        "write_state_dict(load_file('model.safetensors'))."
+        "have names that transformers 5 uses in memory, not in checkpoints. Save the model with "
+        f"{FUSED_EXPERTS_REMEDY}."
     )
 
 
