@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Load = Callable[[str, str, Layout], str]
 
 PAGE = ROOT / "docs/reference/engine-matrix.md"
+GUIDE = ROOT / "docs/guides/engines.md"
 FUSED = ("mixtral", "module")
 """transformers holds the experts of this model in tensors whose names no engine reads."""
 
@@ -61,16 +63,20 @@ def others(engines: Engines, models: Path, load: Load) -> list[tuple[str, str, s
     tied = str(models / "qwen2/hf")
     llama, qwen2 = (load(model, "module", Layout.SAFETENSORS) for model in ("llama", "qwen2"))
     serialized = load("llama", "vllm", Layout.SAFETENSORS)
-    lora = load("lora", "state", Layout.SAFETENSORS)
+    checkpoint = load("llama", "hf", Layout.SAFETENSORS)
+    lora, saved_lora = (load("lora", way, Layout.SAFETENSORS) for way in ("state", "hf"))
     diffusion = load("diffusion", "state", Layout.SAFETENSORS)
-    module, state = "by `write_module(model)`", "by `write_state_dict`"
+    module, state, saved = "by `write_module(model)`", "by `write_state_dict`", "by `save_pretrained`, as it is"
     adapted = {"model": base, "adapter": adapter}
     pairs = [
+        ("transformers", f"Llama {saved}", "transformers_tokens", {"model": base}, {"model": checkpoint}),
         ("transformers", f"Llama {module}", "transformers_tokens", {"model": base}, {"model": llama}),
         ("transformers", f"Qwen2, tied, {module}", "transformers_tokens", {"model": tied}, {"model": qwen2}),
         ("transformers", "Llama by vLLM's serializer", "transformers_tokens", {"model": base}, {"model": serialized}),
         ("PEFT", f"LoRA adapter {state}", "peft_tokens", adapted, {"model": base, "adapter": lora}),
         ("vLLM", f"LoRA adapter {state}", "generate", adapted, {"model": base, "adapter": lora}),
+        ("PEFT", f"LoRA adapter {saved}", "peft_tokens", adapted, {"model": base, "adapter": saved_lora}),
+        ("vLLM", f"LoRA adapter {saved}", "generate", adapted, {"model": base, "adapter": saved_lora}),
         (
             "vLLM, `--load-format tonnage`",
             f"Llama {module}, with an adapter that PEFT wrote",
@@ -130,10 +136,29 @@ def test_a_checkpoint_starts_with_no_flag(results: dict[Case, str]) -> None:
         case: found
         for case, found in results.items()
         if case.load_format in {"auto", "runai_streamer"}
-        and case.way in {"module", "no-buffers", "state", "serialize"}
+        and case.way in {"hf", "module", "no-buffers", "state", "serialize"}
         and not is_fused(case)
     }
     assert {case: found for case, found in plain.items() if found != SAME} == {}
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (Case(*FUSED, "safetensors", "auto"), r"There is no module or parameter named '[\w.]+' in MixtralModel"),
+        (Case("llama", "vllm", "safetensors", "auto"), "start with --load-format sharded_state"),
+        (
+            Case("llama", "module", "safetensors", "sharded_state"),
+            "only pre-sharded checkpoints are currently supported!",
+        ),
+    ],
+)
+def test_the_guide_has_the_words_with_which_vllm_ends(
+    answers: dict[Case, dict[str, Any]], case: Case, words: str
+) -> None:
+    message = re.search(words, answers[case]["message"])
+    assert message, answers[case]
+    assert f"| `{message[0]}` (" in GUIDE.read_text()
 
 
 def is_fused(case: Case) -> bool:

@@ -66,14 +66,12 @@ def all_cases() -> list[Case]:
 
 def _matters(model: str, way: str, layout: str, load_format: str) -> bool:
     serialized = way in {"vllm", "ranks"}
-    if way == "hf":
-        own = {"auto", "tonnage", *(("runai_streamer",) if model == "llama" else ())}
-        return layout == "safetensors" and load_format in own
+    if way == "hf" or (model == "llama" and way in {"no-buffers", "state"}):
+        lists_files = (model, way, load_format) == ("llama", "hf", "runai_streamer")
+        return layout == "safetensors" and (load_format in {"auto", "tonnage"} or lists_files)
     if serialized and load_format == "tensorizer":  # needs a GPU
         return False
     if model == "llama":
-        if way in {"no-buffers", "state"}:
-            return layout == "safetensors" and load_format in {"auto", "tonnage"}
         return way != "ranks" or load_format != "runai_streamer"
     if (model, way) == ("mixtral", "ranks") or way == "no-buffers" or load_format == "runai_streamer":
         return False

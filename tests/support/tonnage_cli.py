@@ -16,7 +16,7 @@ import tonnage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-TIMEOUT = 40.0
+TIMEOUT = 120.0  # seconds; `tonnage serialize` starts PyTorch, which takes most of a minute on a busy machine
 _LOADER = str(Path(tonnage.__file__).parents[1])
 
 
