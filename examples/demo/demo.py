@@ -252,7 +252,7 @@ def start_engine(
     expected = generate(model, tokenizer, PROMPT)
     expect(answer["tokens"] == expected, f"it answers {answer['tokens']}, and the original model {expected}")
     printer.print_details(f"The answer, after {seconds:.0f} s with the start: {len(expected)} tokens, {expected}.")
-    printer.print_details("The original model gives the same tokens. They are no words, because its weights are random.")
+    printer.print_details("The original model gives the same tokens. Its weights are random, so they are no words.")
     vllm = find_vllm()
     if vllm:
         printer.print_details(f"vLLM is installed, too (the folder stays with --cache DIR): {vllm} serve {directory}")

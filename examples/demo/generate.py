@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("prompt")
     arguments = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, local_files_only=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.folder, local_files_only=True)
     tokens = generate(model, tokenizer, arguments.prompt)
@@ -35,7 +36,8 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
     """Returns the tokens that follow a prompt, the most likely at each step."""
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    found: list[int] = model.generate(**inputs, **options)[0].tolist()
+    generate_tokens: Any = model.generate
+    found: list[int] = generate_tokens(**inputs, **options)[0].tolist()
     return found[inputs["input_ids"].shape[1] :]
 
 

@@ -36,7 +36,8 @@ def make_model(*, small: bool) -> LlamaForCausalLM:
         dtype="bfloat16",
     )
     model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -19,7 +19,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What names of a wrapped module begin with: of ``DistributedDataParallel``, and of ``torch.compile``."""
 
 FUSED_EXPERTS_REMEDY = (
-    "`save_pretrained('checkpoint')` (`from_pretrained` reads these files), and upload that folder, or what "
+    "`save_pretrained('checkpoint')` in the program that wrote it, and upload that folder, or what "
     "`tonnage serialize checkpoint TARGET` or `write_state_dict(load_file('checkpoint/model.safetensors'))` writes"
 )
 """What to do with fused experts, after "save the model with"."""

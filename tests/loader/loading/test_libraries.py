@@ -307,7 +307,9 @@ def test_fused_experts_are_read_by_transformers_and_noted(source: Source, tmp_pa
     loaded, info = from_pretrained(report.path, output_loading_info=True)
     assert not any(info.values()), info
     assert torch.equal(logits(loaded), logits(model))
-    loaded.save_pretrained(tmp_path / "saved")  # the note's remedy, from what is in the cache
+    loaded.save_pretrained(tmp_path / "again")
+    assert any(name.endswith(".experts.gate_up_proj") for name in load_file(tmp_path / "again" / "model.safetensors"))
+    model.save_pretrained(tmp_path / "saved")  # the note's remedy: in the program that wrote the file
     source.put(tmp_path / "saved")
     assert not any("experts" in note for note in source.load().notes)
 
