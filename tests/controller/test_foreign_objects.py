@@ -156,6 +156,17 @@ def test_deep_or_undecodable_text_is_an_invalid_review(data: bytes) -> None:
         parse_review(data)
 
 
+BEHAVIORS_OF_NO_STORE: list[object] = [
+    {"addressing_style": "diagonal"},
+    {"addressing_style": 1},
+    {"region": "eu-west-3\n"},
+    {"region": "host/"},
+    {"region": "a" * 65},
+    {"etag_only": "yes"},
+    [],
+]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -171,6 +182,7 @@ def test_deep_or_undecodable_text_is_an_invalid_review(data: bytes) -> None:
         {"progress": {"phase": "loading", "loaded_bytes": 2**63}},
         {"resolved": [{"place": "models", "objects": [{"key": "k" * 5000, "size": 1}]}]},
         {"resolved": [{"place": "models", "objects": [{"key": "k", "size": 2**63}]}]},
+        *({"resolved": [{"place": "models", "objects": [], "behavior": each}]} for each in BEHAVIORS_OF_NO_STORE),
     ],
     ids=str,
 )

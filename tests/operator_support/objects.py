@@ -77,7 +77,12 @@ def object_pins(version: str = "1", count: int = 2, folder: str = "llama") -> tu
 
 
 def resolved_report(
-    version: str = "1", *, bucket: str = "models", count: int = 2, folder: str = "llama"
+    version: str = "1",
+    *,
+    bucket: str = "models",
+    count: int = 2,
+    folder: str = "llama",
+    behavior: contract.StoreBehavior | None = None,
 ) -> contract.Report:
     """Returns the report of a successful resolve Job."""
     objects = object_pins(version, count, folder)
@@ -87,7 +92,7 @@ def resolved_report(
         kind=contract.ReportKind.RESOLVED,
         digest=digest,
         revision=contract.revision_id(digest),
-        resolved=(contract.ResolvedSource(place=place, objects=objects),),
+        resolved=(contract.ResolvedSource(place=place, objects=objects, behavior=behavior),),
     )
 
 

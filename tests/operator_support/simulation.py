@@ -184,11 +184,11 @@ class Simulation:
         job["status"] = {"conditions": [{"type": kind, "status": "True", "lastTransitionTime": when}]}
         self.pods[job["metadata"]["uid"]] = objects.terminated_pod(job, report, exit_code=code, reason=reason)
 
-    def finish_resolve(self, version: str = "1") -> None:
-        """Completes the active resolve Job with this version of the source."""
+    def finish_resolve(self, version: str = "1", behavior: contract.StoreBehavior | None = None) -> None:
+        """Completes the active resolve Job with this version of the source, and how its store must be asked."""
         self.converge()
         (job,) = self.active_jobs(names.ROLE_RESOLVE)
-        self.reports[job["metadata"]["uid"]] = objects.resolved_report(version)
+        self.reports[job["metadata"]["uid"]] = objects.resolved_report(version, behavior=behavior)
         self.finish_job(job)
         self.converge()
 

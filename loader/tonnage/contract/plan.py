@@ -114,12 +114,26 @@ class ObjectPin(WireStruct, frozen=True, kw_only=True):
     checksum: Annotated[str, msgspec.Meta(pattern=CHECKSUM_PATTERN)] = ""
 
 
+class StoreBehavior(WireStruct, frozen=True, kw_only=True):
+    """How a store must be asked, as resolving a source found it by asking. A load asks again where it no longer holds.
+
+    ``addressing_style`` is the one that the store demands in place of that of ``AddressingStyle.AUTO``; ``AUTO``: none.
+    ``region`` is the bucket's, if it is not the configured one; else empty. ``etag_only``: objects have version IDs,
+    but can't be requested by them.
+    """
+
+    addressing_style: AddressingStyle = AddressingStyle.AUTO
+    region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{0,64}\Z")] = ""
+    etag_only: bool = False
+
+
 class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
     """Objects of a bucket: either all under ``prefix``, or exactly ``keys``.
 
     A prefix that doesn't end in a slash is a directory or, if nothing is below it, the key of one object. An empty
     ``endpoint`` means AWS. ``ca_bundle`` is a path. ``requester_pays``: the requester agrees to pay for requests and
-    transfer. ``objects`` pins the revision; None means resolve first.
+    transfer. ``behavior`` is what resolving found; None: nothing yet, or that the store is asked in the ordinary way.
+    ``objects`` pins the revision; None means resolve first.
     """
 
     bucket: str
@@ -131,6 +145,7 @@ class S3Source(WireStruct, frozen=True, kw_only=True, tag_field="kind", tag="s3"
     ca_bundle: str = ""
     anonymous: bool = False
     requester_pays: bool = False
+    behavior: StoreBehavior | None = None
     objects: tuple[ObjectPin, ...] | None = None
 
 

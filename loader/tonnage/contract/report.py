@@ -7,7 +7,16 @@ from typing import Annotated
 
 import msgspec
 
-from tonnage.contract.plan import DECODE_ERRORS, SCHEMA_VERSION, Identity, ObjectPin, Size, WireStruct, check_version
+from tonnage.contract.plan import (
+    DECODE_ERRORS,
+    SCHEMA_VERSION,
+    Identity,
+    ObjectPin,
+    Size,
+    StoreBehavior,
+    WireStruct,
+    check_version,
+)
 from tonnage.errors import InvalidPlan
 
 TERMINATION_MESSAGE_LIMIT = 4096
@@ -93,10 +102,14 @@ class ArtifactsSize(WireStruct, frozen=True, kw_only=True):
 
 
 class ResolvedSource(WireStruct, frozen=True, kw_only=True):
-    """The pinned objects of a source of the plan, in order. ``place`` is from ``source_place``; empty for HTTP."""
+    """The pinned objects of a source of the plan, in order. ``place`` is from ``source_place``; empty for HTTP.
+
+    ``behavior`` is how its store must be asked; None: in the ordinary way.
+    """
 
     place: Annotated[str, msgspec.Meta(max_length=4096)]
     objects: tuple[ObjectPin, ...]
+    behavior: StoreBehavior | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

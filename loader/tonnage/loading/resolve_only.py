@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tonnage.contract import Report, ReportKind, ResolvedSource, entry_name
+from tonnage.contract import Report, ReportKind, entry_name
 from tonnage.errors import CHANGED_SINCE_LISTED, DigestMismatch, escape_unprintable
 from tonnage.source.resolve import resolve
 
@@ -41,7 +41,7 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
         seconds=round(time.monotonic() - started, 3),
         retries=len(retries),
         notes=tuple(map(escape_unprintable, resolved.notes)),
-        resolved=tuple(ResolvedSource(place=source.place, objects=source.objects) for source in resolved.sources),
+        resolved=resolved.sources,
         identity=plan.identity,
     )
 

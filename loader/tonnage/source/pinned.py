@@ -11,7 +11,7 @@ from tonnage.source.stated_checksums import choose_checksum
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tonnage.contract import ObjectChecksum, ObjectPin, Verify
+    from tonnage.contract import ObjectChecksum, ObjectPin, StoreBehavior, Verify
     from tonnage.source.client import Client
     from tonnage.source.credentials import Botocore, CredentialProvider
     from tonnage.source.request_target import RequestTarget
@@ -62,9 +62,11 @@ class PinnedSource(NamedTuple):
         pins: The pins of all objects of the revision, of all ranks.
         objects: The objects to load, only those of the selected ranks.
         notes: Remarks for the report.
+        behavior: How the store must be asked, as it was found by asking; None: in the ordinary way.
     """
 
     place: str
     pins: tuple[ObjectPin, ...]
     objects: tuple[PinnedObject, ...]
     notes: tuple[str, ...]
+    behavior: StoreBehavior | None = None

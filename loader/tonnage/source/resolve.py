@@ -67,7 +67,7 @@ class ResolvedRevision:
         digest: Digest over all objects of the revision, including those of other ranks.
         revision: The revision's name, ``r-`` and 32 hex digits.
         notes: Remarks for the report.
-        sources: All pinned objects of each of the plan's sources.
+        sources: All pinned objects of each of the plan's sources, and how its store must be asked.
         providers: The credentials of each of the plan's sources.
     """
 
@@ -149,7 +149,9 @@ def resolve(
         digest=digest,
         revision=revision_id(digest),
         notes=tuple(note for source in pinned for note in source.notes),
-        sources=tuple(ResolvedSource(place=source.place, objects=source.pins) for source in pinned),
+        sources=tuple(
+            ResolvedSource(place=source.place, objects=source.pins, behavior=source.behavior) for source in pinned
+        ),
         providers=tuple(providers),
     )
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from tonnage.contract import AddressingStyle, ObjectPin, Verify, source_place
+from tonnage.contract import AddressingStyle, ObjectPin, StoreBehavior, Verify, source_place
 from tonnage.contract.selection import key_directory
 from tonnage.errors import (
     AccessDenied,
     BucketNotFound,
+    EndpointUnreachable,
     InvalidPlan,
     NameCollision,
     NoTensorFiles,
     ObjectNotFound,
     Reason,
+    RequestRejected,
     SourceChanged,
+    StoreUnsupported,
+    TLSVerificationFailed,
+    TonnageError,
     escape_unprintable,
 )
 from tonnage.source.aws_config import s3_settings
@@ -57,6 +63,17 @@ _FORBIDDEN_BY_VERSION = (
     "Versions are pinned by ETag only: this identity may not read them by their IDs (s3:GetObjectVersion)."
 )
 _UNKNOWN_BY_VERSION = "Versions are pinned by ETag only: the store names them, but does not give them by their IDs."
+_MISADDRESSED = (
+    AccessDenied,
+    BucketNotFound,
+    EndpointUnreachable,
+    ObjectNotFound,
+    RequestRejected,
+    SourceChanged,
+    StoreUnsupported,
+    TLSVerificationFailed,
+)
+"""What a request ends with if the store is no longer at the address that resolving found."""
 
 
 class _OtherAddress(Exception):  # control flow within this module
@@ -77,6 +94,8 @@ def pin_s3(
 ) -> PinnedSource:
     """Lists and pins a source's objects, in the region and with the addressing style that the store asks for.
 
+    Those that ``source.behavior`` has are tried first, and the store is asked again if that fails.
+
     Raises:
         TonnageError: The source is not valid, or its objects can't be pinned.
     """
@@ -84,15 +103,54 @@ def pin_s3(
         raise InvalidPlan(f"The source in bucket {source.bucket!r} must have either a prefix or keys.")
     settings = s3_settings(source, context.environment, context.botocore.settings)
     check_bucket(source.bucket, aws=settings.aws)
+    configured = _Pinning(source, files, context, settings, need_tensors)
+    known = _as_found(settings, source.behavior)
+    if known == settings:
+        return _pin_where_asked(configured, settings)
+    try:
+        return _pin_where_asked(configured, known)
+    except _MISADDRESSED as error:
+        try:
+            return _pin_where_asked(configured, settings)
+        except TonnageError:
+            raise error from None
+
+
+def _as_found(settings: S3Settings, behavior: StoreBehavior | None) -> S3Settings:
+    """Returns the settings with what resolving found; an addressing style that is configured is kept."""
+    if behavior is None:
+        return settings
+    if behavior.region:
+        settings = settings.with_region(behavior.region)
+    if settings.addressing_style is AddressingStyle.AUTO:
+        settings = settings._replace(addressing_style=behavior.addressing_style)
+    return settings
+
+
+def _pin_where_asked(configured: _Pinning, settings: S3Settings) -> PinnedSource:
+    """Pins a source, first with these settings, then with those that the store asks for."""
     tried: list[S3Settings] = []
     while True:
         tried.append(settings)
         try:
-            return _Pinning(source, files, context, settings, need_tensors).run()
+            pinned = configured._replace(settings=settings).run()
         except _OtherAddress as other:
             if other.settings in tried:
                 raise other.failure.to_exception() from None
             settings = other.settings
+        else:
+            return pinned._replace(behavior=_found(configured.settings, settings, pinned.behavior))
+
+
+def _found(configured: S3Settings, used: S3Settings, behavior: StoreBehavior | None) -> StoreBehavior | None:
+    """Returns how the store must be asked, compared with the configured settings; None: in the ordinary way."""
+    is_asked = configured.addressing_style is AddressingStyle.AUTO
+    found = StoreBehavior(
+        addressing_style=used.addressing_style if is_asked else AddressingStyle.AUTO,
+        region=used.region if used.region != configured.region else "",
+        etag_only=behavior is not None and behavior.etag_only,
+    )
+    return found if found != StoreBehavior() else None
 
 
 class _Pinning(NamedTuple):
@@ -182,6 +240,9 @@ class _Pinning(NamedTuple):
             pins=all_pins,
             objects=tuple(PinnedObject(each, *found[each.key]) for each in objects),
             notes=(*remarks, *selection.notes, *notes),
+            behavior=StoreBehavior(
+                etag_only=any(pin.version_id and not target.version_id for pin, target in found.values())
+            ),
         )
 
     def _read_indexes(self, indexes: Sequence[SelectedObject]) -> dict[str, bytes]:
@@ -253,7 +314,7 @@ class _Pinning(NamedTuple):
         for each, head in zip(objects, heads, strict=True):
             check_encoding(self._label(each.key), head)
         notes = []
-        by_version = any(head.version_id for head in heads)
+        by_version = not self._is_etag_only and any(head.version_id for head in heads)
         if by_version and (denied := self._why_not_by_version(objects, heads)):
             by_version = False
             notes.append(denied)
@@ -287,12 +348,22 @@ class _Pinning(NamedTuple):
         """Checks that the pinned objects still exist, are unchanged and can be read."""
         notes: list[str] = []
         by_version = any(pin.version_id for pin in pins)
+        if by_version and self._is_etag_only:
+            # Without a note, as resolving made one. What was overwritten or deleted may be readable by its version now.
+            with contextlib.suppress(SourceChanged, ObjectNotFound, AccessDenied):
+                heads = self._pinned_heads(pins, by_version=False)
+                return self._check_heads(pins, heads, by_version=False), notes
         try:
-            heads = self._heads([self._expected_target(pin, by_version=by_version) for pin in pins], pinned=True)
+            heads = self._pinned_heads(pins, by_version=by_version)
         except _NotByVersion as denied:
             by_version = False
             notes.append(_not_by_version(denied.failure))
-            heads = self._heads([self._expected_target(pin, by_version=False) for pin in pins], pinned=True)
+            heads = self._pinned_heads(pins, by_version=False)
+        return self._check_heads(pins, heads, by_version=by_version), notes
+
+    def _check_heads(
+        self, pins: Sequence[ObjectPin], heads: Sequence[ObjectHead], *, by_version: bool
+    ) -> dict[str, tuple[ObjectPin, RequestTarget]]:
         found = {}
         for pin, head in zip(pins, heads, strict=True):
             if (head.size, head.pin_etag) != (pin.size, pin.etag):
@@ -300,7 +371,7 @@ class _Pinning(NamedTuple):
             check_encoding(self._label(pin.key), head)
             checked = structs.replace(pin, checksum=self._checksum(pin, head, label=self._label(pin.key)))
             found[pin.key] = (checked, self._pinned_target(pin, head, by_version=by_version))
-        return found, notes
+        return found
 
     def _checksum(
         self, pin: ObjectPin | None, head: ObjectHead, listed: ObjectChecksum | None = None, *, label: str
@@ -342,8 +413,14 @@ class _Pinning(NamedTuple):
         if failure.path_style_refused and self.settings.addressing_style is AddressingStyle.AUTO:
             raise _OtherAddress(self.settings._replace(addressing_style=AddressingStyle.VIRTUAL), failure)
 
-    def _expected_target(self, pin: ObjectPin, *, by_version: bool) -> RequestTarget:
-        return self._object_target(pin.key, version_id=pin.version_id if by_version else "")
+    def _pinned_heads(self, pins: Sequence[ObjectPin], *, by_version: bool) -> list[ObjectHead]:
+        targets = [self._object_target(pin.key, version_id=pin.version_id if by_version else "") for pin in pins]
+        return self._heads(targets, pinned=True)
+
+    @property
+    def _is_etag_only(self) -> bool:
+        """Whether resolving found that versions can't be requested by their IDs."""
+        return self.source.behavior is not None and self.source.behavior.etag_only
 
     def _pinned_target(self, pin: ObjectPin, head: ObjectHead, *, by_version: bool) -> RequestTarget:
         version = pin.version_id if by_version else ""

@@ -9,6 +9,7 @@ from pydantic import Field
 from tonnage.contract.report import VERIFIED_BY_LIMIT
 from tonnage_operator.api.base import ApiModel, Condition, Int64, Time
 from tonnage_operator.api.modelweights import Medium, ModelWeightsSpec
+from tonnage_operator.api.source import AddressingStyle
 
 MAX_OBJECTS = 2000
 """Maximum number of objects of a revision in a status. Longer lists are pinned by their digest."""
@@ -37,6 +38,24 @@ class PinnedObject(ApiModel):
     )
 
 
+class StoreBehavior(ApiModel):
+    """How the store of a revision must be asked, as resolving found it by asking."""
+
+    addressing_style: AddressingStyle = Field(
+        default=AddressingStyle.AUTO,
+        description="The addressing style that the store demands where spec.source.s3.addressingStyle is Auto; Auto: "
+        "it demands none.",
+    )
+    region: str = Field(
+        default="",
+        pattern=r"^[a-z0-9-]{0,64}$",
+        description="The bucket's region, if it is not the configured one; otherwise empty.",
+    )
+    etag_only: bool = Field(
+        default=False, description="Objects have version IDs, but are pinned by ETag: they can't be requested by ID."
+    )
+
+
 class SeenRevision(ApiModel):
     """A revision of the source."""
 
@@ -49,6 +68,10 @@ class SeenRevision(ApiModel):
         max_length=MAX_OBJECTS,
         description="The objects; absent if there are more than 2000 or their names exceed 96 KiB. Then the digest "
         "pins them.",
+    )
+    behavior: StoreBehavior | None = Field(
+        default=None,
+        description="How the store must be asked, so that no load has to find it out; absent: in the ordinary way.",
     )
     source_hash: str = Field(default="", description="Hash of the source and files that it was resolved for.")
     time: Time = Field(description="When it was first resolved.")

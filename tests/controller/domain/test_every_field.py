@@ -251,7 +251,7 @@ def _status_fields(status: Any, path: str = "") -> Iterator[str]:
 def test_every_field_of_a_status_is_set_in_some_scenario() -> None:
     reported: set[str] = set()
     simulation = prewarming_simulation(2, {"revision": {"policy": "Track", "interval": "10m"}})
-    simulation.finish_resolve()
+    simulation.finish_resolve(behavior=contract.StoreBehavior(etag_only=True))
     first, second = simulation.active_jobs(names.ROLE_LOAD)
     progress = contract.Progress(
         phase="loading", loaded_bytes=1, total_bytes=2, bytes_per_second=1.0, remaining_seconds=1
@@ -267,7 +267,7 @@ def test_every_field_of_a_status_is_set_in_some_scenario() -> None:
     simulation.converge()
     reported |= set(_status_fields(simulation.status))
     simulation.advance(601)
-    simulation.finish_resolve("2")
+    simulation.finish_resolve("2", contract.StoreBehavior(etag_only=True))
     reported |= set(_status_fields(simulation.status))
     simulation.spec["revision"]["pin"] = simulation.status["available"]["revision"]
     simulation.converge()

@@ -7,7 +7,9 @@ import pytest
 from operator_support import objects
 from operator_support.injection import loader_plan
 from operator_support.simulation import Simulation, prewarming_simulation
+from tonnage import contract
 from tonnage_operator.api import names
+from tonnage_operator.domain.specs.plans import build_load_plan
 
 
 def test_pinned_resolves_once_and_track_resolves_at_each_interval() -> None:
@@ -120,3 +122,44 @@ def test_a_huge_list_is_pinned_by_its_digest(count: int, folder: str) -> None:
     plan = loader_plan(load)
     assert plan.expected_digest == report.digest
     assert plan.sources[0].objects is None
+
+
+VIRTUAL = contract.StoreBehavior(addressing_style=contract.AddressingStyle.VIRTUAL)
+EVERYTHING_FOUND = contract.StoreBehavior(
+    addressing_style=contract.AddressingStyle.VIRTUAL, region="eu-west-3", etag_only=True
+)
+
+
+@pytest.mark.parametrize("behavior", [None, VIRTUAL, contract.StoreBehavior(etag_only=True), EVERYTHING_FOUND])
+@pytest.mark.parametrize("lists_objects", [True, False])
+def test_what_a_resolve_job_found_out_about_the_store_is_in_all_plans_of_loads(
+    behavior: contract.StoreBehavior | None, lists_objects: bool
+) -> None:
+    simulation = prewarming_simulation(1)
+    simulation.finish_resolve(behavior=behavior)
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
+    (source,) = loader_plan(job).sources
+    assert isinstance(source, contract.S3Source)
+    assert source.behavior == behavior
+    assert source.addressing_style is contract.AddressingStyle.AUTO
+    seen = simulation.weights.status.resolved
+    assert seen is not None
+    plan = build_load_plan(simulation.weights, seen, objects.INSTALLATION, lists_objects=lists_objects)
+    assert plan.sources[0].behavior == behavior  # type: ignore[union-attr]
+
+
+def test_each_round_asks_the_store_again_and_what_it_finds_replaces_what_was_known() -> None:
+    simulation = Simulation({"revision": {"policy": "Track", "interval": "10m"}})
+    simulation.finish_resolve(behavior=VIRTUAL)
+    assert simulation.status["resolved"]["behavior"]["addressingStyle"] == "Virtual"
+    simulation.advance(601)
+    (job,) = simulation.active_jobs(names.ROLE_RESOLVE)
+    assert loader_plan(job).sources[0].behavior is None  # type: ignore[union-attr]
+    simulation.finish_resolve()
+    assert "behavior" not in simulation.status["resolved"]
+    simulation.advance(601)
+    simulation.finish_resolve("2")
+    simulation.advance(601)
+    simulation.finish_resolve("2", VIRTUAL)
+    assert simulation.status["available"]["behavior"]["addressingStyle"] == "Virtual"
+    assert "behavior" not in simulation.status["resolved"]

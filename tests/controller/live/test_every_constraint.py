@@ -110,6 +110,7 @@ _SEEN: Body = {
     "totalBytes": 1,
     "objectCount": 1,
     "objects": [{"key": "a", "size": 1, "etag": "e", "versionId": "v", "checksum": "crc64nvme:8e49c46600c8d49d"}],
+    "behavior": {"addressingStyle": "Virtual", "region": "eu-west-3", "etagOnly": True},
     "sourceHash": "h",
     "time": TIME,
 }

@@ -17,11 +17,13 @@ from aiohttp import web
 
 from operator_support import objects
 from operator_support.waiting import eventually_async
+from support.faulty_server import Fault, FaultyServer
 from support.tonnage_cli import CommandResult, run_tonnage, start_tonnage
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
-from tonnage_operator.api.status import SeenRevision
+from tonnage_operator.api.source import AddressingStyle
+from tonnage_operator.api.status import SeenRevision, StoreBehavior
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from loader.cli.conftest import Model
+    from support.faulty_server import Request
     from support.tls import CertificateAuthority
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
@@ -300,3 +303,39 @@ async def test_a_pod_that_continues_without_its_weights_gets_a_status_file(opera
     assert finished.returncode == 0
     assert operator.local_path("/run/tonnage").joinpath("status").read_text().startswith("failed\nAccessDenied\n")
     assert operator.termination_report().outcome == "failed"
+
+
+@pytest.mark.parametrize("form", ["Job", "pod"])
+async def test_a_load_asks_the_store_nothing_that_the_resolve_job_found_out(
+    operator: OperatorStub, model: Model, form: str
+) -> None:
+    def is_refused(request: Request) -> bool:
+        return request.headers["host"].startswith("store.localhost") or "versionId" in request.query
+
+    with FaultyServer(domain="store.localhost") as server:
+        server.put("models/llama/model.tensors", model.file, version_id="v1")
+        refusal = Fault(status=400, body=b"<Error><Code>PathStyleRequestNotAllowed</Code></Error>")
+        server.add_fault(refusal, when=lambda request: "versionId" not in request.query and is_refused(request))
+        server.add_fault(Fault(status=501), when=is_refused)
+        spec = {
+            "source": {
+                "s3": {"bucket": "models", "prefix": "llama/", "endpoint": f"http://store.localhost:{server.port}"}
+            },
+            "credentials": {"secretRef": {"name": "s3-reader"}},
+        }
+        operator.weights = objects.modelweights(spec)
+        operator.state.weights.put(objects.modelweights_manifest(spec, resourceVersion="2"))
+        seen = await operator.resolved()
+        assert any(map(is_refused, server.requests))
+        assert seen.behavior == StoreBehavior(addressing_style=AddressingStyle.VIRTUAL, etag_only=True)
+        server.requests.clear()
+        if form == "Job":
+            node = parse_node(objects.node("node-1"))
+            job = jobs.build_load_job(operator.weights, seen, operator.installation, node=node, attempt=1)
+            operator.start_job(job)
+            loaded = await operator.run_job(job)
+        else:
+            containers = operator.injected(operator.with_revision(seen))
+            loaded = await operator.run(containers[names.LOADER_CONTAINER])
+        assert (loaded.returncode, operator.termination_report().outcome) == (0, "loaded")
+        assert not any(map(is_refused, server.requests))

@@ -12,7 +12,7 @@ from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import RevisionPolicy, UpdatePolicy
-from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, PinnedObject, SeenRevision
+from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, PinnedObject, SeenRevision, StoreBehavior
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.observed import job_results
@@ -125,9 +125,16 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
         total_bytes=total,
         object_count=len(pins),
         objects=pins if _fit(pins) else None,
+        behavior=_behavior(report.resolved or ()),
         source_hash=weights.source_hash,
         time=now,
     )
+
+
+def _behavior(resolved: Sequence[contract.ResolvedSource]) -> StoreBehavior | None:
+    """Returns how the store must be asked, as the resolve Job found it. An object has one source."""
+    found = next((each.behavior for each in resolved if each.behavior is not None), None)
+    return plans.parse_behavior(found) if found is not None else None
 
 
 def _outside(weights: ModelWeights, objects: list[tuple[str, contract.ObjectPin]]) -> bool:
@@ -203,10 +210,15 @@ def _record_revision(revisions: Revisions, found: SeenRevision, *, is_current: b
         return Revisions(resolved=found, last_checked_time=now)
     in_use = revisions.resolved
     if in_use and found.revision == in_use.revision:
-        return replace(checked, available=None)
+        return replace(checked, resolved=_asked_again(in_use, found), available=None)
     if revisions.available and found.revision == revisions.available.revision:
-        return checked
+        return replace(checked, available=_asked_again(revisions.available, found))
     return replace(checked, available=found)
+
+
+def _asked_again(known: SeenRevision, found: SeenRevision) -> SeenRevision:
+    """Returns a known revision with how its store must be asked now."""
+    return known.model_copy(update={"behavior": found.behavior})
 
 
 def _select_revision(weights: ModelWeights, revisions: Revisions) -> tuple[Revisions, Failure | None]:

@@ -9,6 +9,7 @@ import msgspec
 from tonnage import contract
 from tonnage_operator.api import modelweights as api
 from tonnage_operator.api import source as sources
+from tonnage_operator.api.status import StoreBehavior
 from tonnage_operator.domain import naming, units
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _STYLES: Final = {
     sources.AddressingStyle.PATH: contract.AddressingStyle.PATH,
     sources.AddressingStyle.VIRTUAL: contract.AddressingStyle.VIRTUAL,
 }
+_STYLES_IN_STATUS: Final = {style: found for found, style in _STYLES.items()}
 _WEIGHTS: Final = {
     api.Weights.AUTO: contract.Weights.AUTO,
     api.Weights.TENSORIZER: contract.Weights.TENSORIZER,
@@ -56,10 +58,27 @@ def ca_bundle(source: sources.ModelSource) -> sources.CaBundle | None:
     return location.ca_bundle if location else None
 
 
+def parse_behavior(found: contract.StoreBehavior) -> StoreBehavior | None:
+    """Returns how a store must be asked, as a report has it; None: in the ordinary way."""
+    behavior = StoreBehavior(
+        addressing_style=_STYLES_IN_STATUS[found.addressing_style], region=found.region, etag_only=found.etag_only
+    )
+    return behavior if behavior != StoreBehavior() else None
+
+
+def _behavior(seen: SeenRevision | None) -> contract.StoreBehavior | None:
+    if seen is None or seen.behavior is None:
+        return None
+    found = seen.behavior
+    return contract.StoreBehavior(
+        addressing_style=_STYLES[found.addressing_style], region=found.region, etag_only=found.etag_only
+    )
+
+
 def _source(
-    weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | None, *, commit: str = ""
+    weights: ModelWeights, objects: tuple[contract.ObjectPin, ...] | None, seen: SeenRevision | None = None
 ) -> contract.Source:
-    """Returns the source for a plan. ``commit`` is that of a hub's revision, if it is known."""
+    """Returns the source for a plan. ``seen`` is the revision to load, if it is known."""
     spec = weights.spec
     ca = CA_FILE if ca_bundle(spec.source) else ""
     if s3 := spec.source.s3:
@@ -73,9 +92,11 @@ def _source(
             ca_bundle=ca,
             anonymous=bool(spec.credentials and spec.credentials.anonymous),
             requester_pays=s3.requester_pays,
+            behavior=_behavior(seen),
             objects=objects,
         )
     if hub := spec.source.hub:
+        commit = seen.objects[0].version_id if seen and seen.objects else ""
         return contract.HubSource(
             repo=hub.repo,
             revision=commit or hub.revision,
@@ -178,7 +199,6 @@ def build_load_plan(
             the source, or reads the list in the entry, and compares.
     """
     pins = None
-    commit = seen.objects[0].version_id if seen.objects else ""
     if lists_objects and seen.objects is not None:
         pins = tuple(
             contract.ObjectPin(
@@ -189,7 +209,7 @@ def build_load_plan(
 
     def build(objects: tuple[contract.ObjectPin, ...] | None) -> contract.Plan:
         return contract.Plan(
-            sources=(_source(weights, objects, commit=commit),),
+            sources=(_source(weights, objects, seen),),
             entry=naming.cache_entry_name(seen.revision, weights.spec.cache),
             expected_digest=seen.digest,
             layout=naming.LAYOUTS[weights.spec.cache.layout],
