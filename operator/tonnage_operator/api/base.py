@@ -73,7 +73,9 @@ Quantity = Annotated[
         {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": QUANTITY_PATTERN,
+            "maxLength": 32,
             "x-kubernetes-int-or-string": True,
+            **sentence("a quantity is a number, with a unit if any, such as 500m, 16Mi or 2G: no sign, no exponent"),
         }
     ),
 ]
@@ -90,7 +92,17 @@ Duration = Annotated[
 ]
 """A duration such as ``1h30m``, with at least one part."""
 
-DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+DnsName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        json_schema_extra=sentence(
+            "a name has lower-case letters, digits, dashes and dots only, and begins and ends with a letter or digit"
+        ),
+    ),
+]
 """The name of a Kubernetes object."""
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -133,6 +145,7 @@ class KeyReference(ApiModel):
         max_length=253,
         pattern=r"^[-._a-zA-Z0-9]+$",
         description="Key that contains the value.",
+        json_schema_extra=sentence("a key has letters, digits, dashes, underscores and dots only"),
     )
 
 

@@ -100,6 +100,8 @@ class _StructuralSchema:
         out |= {key: value for key, value in node.items() if key.startswith("x-kubernetes-")}
         if text := node.get(SENTENCE_KEY):
             rule = f"self.matches(r'{out.pop('pattern')}')"
+            if "x-kubernetes-int-or-string" in out:
+                rule = f"type(self) == int ? self >= 0 : {rule}"
             out["x-kubernetes-validations"] = [{"rule": rule, "message": text}]
         if "x-kubernetes-int-or-string" not in out:
             out.pop("anyOf", None)

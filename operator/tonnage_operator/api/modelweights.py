@@ -246,6 +246,7 @@ class LoaderForm(enum.StrEnum):
 _REQUEST_RULE = (
     "!has(self.requests) || !has(self.limits) || ['cpu', 'memory', 'ephemeral-storage'].all(name, "
     "!(name in self.requests) || !(name in self.limits) || "
+    "!isQuantity(string(self.requests[name])) || !isQuantity(string(self.limits[name])) || "
     "quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)"
 )
 
@@ -276,8 +277,14 @@ class ResourceRequirements(ApiModel):
 _PART_SIZE_RULE = (
     "!has(self.partSize) || (type(self.partSize) == int "
     "? self.partSize >= 1048576 && self.partSize <= 1073741824 "
-    ": quantity(self.partSize).compareTo(quantity('1Mi')) >= 0 "
+    ": !isQuantity(self.partSize) || quantity(self.partSize).compareTo(quantity('1Mi')) >= 0 "
     "&& quantity(self.partSize).compareTo(quantity('1Gi')) <= 0)"
+)
+
+
+_BANDWIDTH_RULE = (
+    "!has(self.bandwidthLimit) || !isQuantity(string(self.bandwidthLimit)) || "
+    "quantity(string(self.bandwidthLimit)).compareTo(quantity('1Ki')) >= 0"
 )
 
 
@@ -292,7 +299,7 @@ class LoaderSettings(ApiModel):
                 "partSize must be between 1Mi and 1Gi",
             ),
             (
-                "!has(self.bandwidthLimit) || quantity(string(self.bandwidthLimit)).compareTo(quantity('1Ki')) >= 0",
+                _BANDWIDTH_RULE,
                 "bandwidthLimit must be at least 1Ki; remove it for no limit",
             ),
         )
