@@ -1,4 +1,4 @@
-"""Sources other than ``.tensors`` in a bucket, on the real node: a model hub, and a Job that makes ``.tensors``."""
+"""Sources other than ``.tensors`` in a bucket, on the real node: safetensors files, a hub, and a Job."""
 
 from __future__ import annotations
 
@@ -45,6 +45,32 @@ def checkpoint() -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
 
 def documents(path: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((EXAMPLES / path).read_text()))
+
+
+def test_a_folder_of_safetensors_files_is_prewarmed_and_served_as_it_is(namespace: Namespace, tmp_path: Path) -> None:
+    _, files = checkpoint()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    model = namespace.create_model(
+        "checkpoint",
+        files={name: tmp_path / name for name in files},
+        spec={"placement": {"prewarm": "AllMatching"}},
+        wait=False,
+    )
+    model.wait_for_condition("Warm")
+    assert {name: (model.entry_path() / "model" / name).read_bytes() for name in files} == files
+    entry = model.nodecache_entry()
+    assert entry is not None
+    assert (entry["state"], entry["verified"]) == ("Ready", "CRC32")
+    assert entry["verifiedBy"] == model.status["verifiedBy"] == "CRC32: 2 objects"
+    pod = namespace.create_pod(model="checkpoint")
+    pod.wait_ready()
+    assert pod.last_report().outcome is Outcome.HIT
+    damaged = bytearray(files["model.safetensors"])
+    damaged[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(damaged)
+    again = namespace.create_model("again", files={name: tmp_path / name for name in files})
+    assert again.revision != model.revision
 
 
 def test_a_gated_model_of_a_hub_is_loaded_with_the_token_of_a_secret(namespace: Namespace, e2e: E2ECluster) -> None:
