@@ -24,6 +24,12 @@ MIN_RING_SLOT_BYTES = MIB
 """Smaller copies keep the bus less busy: one GPU took 45 GB/s in copies of 1 MiB, 49 in copies of 2 MiB."""
 MAX_RING_SLOT_BYTES = 2 * MIB
 
+
+def copying_cores(cores: int) -> int:
+    """Returns how many of a machine's cores copy at first."""
+    return cores - 2 if cores >= MANY_CORES else cores
+
+
 Way = Literal["auto", "ring", "register", "plain"]
 
 
@@ -111,8 +117,7 @@ class CopyOptions:
     def threads_for(self, cores: int) -> int:
         """Returns the number of worker threads for this number of cores, limited by ``MAX_PINNED_BYTES``."""
         each = self.slots * (self.register_bytes + 2 * MIB if self.way == "register" else self.slot_bytes)
-        spare = 2 if cores >= MANY_CORES else 0
-        return max(1, min(self.threads or min(MAX_THREADS, cores - spare), MAX_PINNED_BYTES // each))
+        return max(1, min(self.threads or min(MAX_THREADS, copying_cores(cores)), MAX_PINNED_BYTES // each))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,9 @@ class CaBundle(ApiModel):
     )
 
 
+ENDPOINT_PATTERN = r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$"
+"""The URL of a server: no user, password, query string or fragment."""
+
 ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -67,7 +70,7 @@ class S3Location(ApiModel):
     endpoint: str | None = Field(
         default=None,
         max_length=1024,
-        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        pattern=ENDPOINT_PATTERN,
         json_schema_extra=sentence(
             "endpoint is a URL such as https://s3.example.com:9000, without user, password and query string; "
             "keys belong into the Secret of spec.credentials.secretRef"
@@ -154,7 +157,7 @@ class HubLocation(ApiModel):
     endpoint: str | None = Field(
         default=None,
         max_length=1024,
-        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        pattern=ENDPOINT_PATTERN,
         json_schema_extra=sentence(
             "endpoint is the hub's URL such as https://hub.example.com, without user, password and query string; the "
             "token belongs into the Secret of spec.credentials.secretRef"

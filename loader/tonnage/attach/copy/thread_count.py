@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tonnage.attach.copy_options import copying_cores
+
 FIRST_THREADS = 16
 """A GPU's bus is filled by 8 to 16 of today's cores."""
-MANY_CORES = 8
-"""From this number of cores on, two are left at first to the thread that allocates and to other processes."""
 STEP = 2
 SPARE = 0.2
 """Share of the threads' time spent waiting above which a thread less does the same."""
@@ -58,7 +58,7 @@ class ThreadCount(NamedTuple):
 
 def first_thread_count(cores: int) -> ThreadCount:
     """Returns the state before anything was measured."""
-    return ThreadCount(min(FIRST_THREADS, cores - 2 if cores >= MANY_CORES else cores), cores)
+    return ThreadCount(min(FIRST_THREADS, copying_cores(cores)), cores)
 
 
 def can_decide(window: Window) -> bool:
