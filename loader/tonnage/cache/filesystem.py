@@ -14,6 +14,8 @@ from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tonnage.errors import TonnageError
+
 DIRECTORY_MODE = 0o755
 PUBLISHED_MODE = 0o444
 PRIVATE_MODE = 0o644
@@ -27,21 +29,27 @@ _NO_SPACE_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
-def translate_os_errors(action: str) -> Iterator[None]:
-    """Translates an ``OSError`` into an error of the cache.
+def translate_os_errors(
+    action: str, *, otherwise: type[TonnageError] = CacheNotWritable, space_remedy: str = ""
+) -> Iterator[None]:
+    """Translates an ``OSError``.
 
     Args:
         action: The failed action, as the beginning of a sentence: "The directory /x can't be created".
+        otherwise: The error if space is not the reason.
+        space_remedy: The remedy if it is; empty for that of the cache.
 
     Raises:
         InsufficientSpace: The medium or a quota is full.
-        CacheNotWritable: Any other error.
+        TonnageError: Any other error, as ``otherwise``.
     """
     try:
         yield
     except OSError as error:
-        kind = InsufficientSpace if error.errno in _NO_SPACE_ERRNOS else CacheNotWritable
-        raise kind(f"{action}: {error.strerror or error}.") from error
+        message = f"{action}: {error.strerror or error}."
+        if error.errno in _NO_SPACE_ERRNOS:
+            raise InsufficientSpace(message, remedy=space_remedy) from error
+        raise otherwise(message) from error
 
 
 def make_directory(path: Path) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import shutil
 from typing import TYPE_CHECKING
 
+from tonnage.cache.filesystem import translate_os_errors
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import InsufficientSpace, TargetNotWritable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 _SPACE_REMEDY = "Free space, or pass a folder of another disk with --scratch; --file-size makes smaller files."
 
 
-@contextlib.contextmanager
-def translate_target_errors(action: str) -> Iterator[None]:
-    """Translates an ``OSError``.
+def translate_target_errors(action: str) -> AbstractContextManager[None]:
+    """Returns a context that translates an ``OSError``.
 
     Args:
         action: The failed action, as the beginning of a sentence: "/x can't be written".
@@ -28,13 +26,7 @@ def translate_target_errors(action: str) -> Iterator[None]:
         InsufficientSpace: The disk or a quota is full.
         TargetNotWritable: Any other error.
     """
-    try:
-        yield
-    except OSError as error:
-        message = f"{action}: {error.strerror or error}."
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise InsufficientSpace(message, remedy=_SPACE_REMEDY) from error
-        raise TargetNotWritable(message) from error
+    return translate_os_errors(action, otherwise=TargetNotWritable, space_remedy=_SPACE_REMEDY)
 
 
 def check_space(folder: Path, size: int) -> None:
