@@ -18,6 +18,7 @@ from tonnage.contract.plan import (
     Layout,
     Limits,
     ObjectPin,
+    PeerAccess,
     Plan,
     RankSelection,
     Reporting,
@@ -32,6 +33,7 @@ from tonnage.contract.plan import (
 )
 from tonnage.contract.report import (
     ArtifactsSize,
+    DroppedPeer,
     Medium,
     Outcome,
     Progress,
@@ -63,6 +65,7 @@ __all__ = [
     "ArtifactsSize",
     "ChecksumAlgorithm",
     "ComputedBuffers",
+    "DroppedPeer",
     "FileKind",
     "FileSelection",
     "HttpSource",
@@ -74,6 +77,7 @@ __all__ = [
     "ObjectChecksum",
     "ObjectPin",
     "Outcome",
+    "PeerAccess",
     "Plan",
     "Progress",
     "RankSelection",

@@ -261,6 +261,16 @@ class Reporting(WireStruct, frozen=True, kw_only=True):
     interval: Annotated[float, msgspec.Meta(gt=0)] = 2.0
 
 
+class PeerAccess(WireStruct, frozen=True, kw_only=True):
+    """How a load uses peers, see ``contract.peers``. It asks for them at the report endpoint.
+
+    ``server_name`` is the name in the peers' certificate, ``ca_bundle`` the path of the CA; empty: that of reports.
+    """
+
+    server_name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")]
+    ca_bundle: str = ""
+
+
 class Identity(WireStruct, frozen=True, kw_only=True):
     """The ``ModelWeights`` object that a plan belongs to."""
 
@@ -289,6 +299,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     files: FileSelection = FileSelection()
     limits: Limits = Limits()
     reporting: Reporting | None = None
+    peers: PeerAccess | None = None
     identity: Identity | None = None
 
 

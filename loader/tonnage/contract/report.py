@@ -54,6 +54,8 @@ class ReportKind(enum.StrEnum):
     INVENTORY = "inventory"
     RESERVATION = "reservation"
     """Asks for room for ``bytes`` in all of ``entry``, before the first byte; see ``ReservationAnswer``."""
+    PEERS = "peers"
+    """Asks which peers have ``entry`` or parts of it, again and again during a load; see ``peers.PeersAnswer``."""
 
 
 class Medium(WireStruct, frozen=True, kw_only=True):
@@ -101,6 +103,14 @@ class ArtifactsSize(WireStruct, frozen=True, kw_only=True):
     bytes: Size
 
 
+class DroppedPeer(WireStruct, frozen=True, kw_only=True):
+    """A peer that a load no longer asks. ``reason`` is a word, such as ``WrongBytes``, ``why`` a sentence."""
+
+    node: _Name
+    reason: _Word
+    why: _Text = ""
+
+
 class ResolvedSource(WireStruct, frozen=True, kw_only=True):
     """The pinned objects of a source of the plan, in order. ``place`` is from ``source_place``; empty for HTTP.
 
@@ -117,6 +127,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ``bytes`` is the size of the entry's files, ``downloaded_bytes`` the bytes that this process downloaded, and
     ``resumed_bytes`` those that an earlier one had left on disk. ``seconds`` is the wall time of the whole load.
+    ``peer_bytes`` are those of the downloaded bytes that peers have sent; the rest came from the source.
+    ``dropped_peers`` are those whose answers were wrong, late or missing. ``headers_digest`` is the SHA-256 of the
+    entry's headers file; empty if there is none, or if it came from a peer and could not be compared.
     ``verified`` is the lowest level of any object with weights; ``verified_by`` states how many objects were
     verified by which kind of checksum.
     """
@@ -134,6 +147,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Size = 0
     downloaded_bytes: Size = 0
     resumed_bytes: Size = 0
+    peer_bytes: Size = 0
+    dropped_peers: Annotated[tuple[DroppedPeer, ...], msgspec.Meta(max_length=64)] = ()
+    headers_digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     seconds: _Seconds = 0.0
     tensors: Size = 0
     segments: Size = 0
@@ -211,6 +227,7 @@ def termination_message(report: Report) -> bytes:
         report = msgspec.structs.replace(report, resolved=None, notes=(*report.notes, OMITTED_OBJECTS_NOTE))
     less: list[dict[str, object]] = [
         {"entries": None},
+        {"dropped_peers": ()},
         {"notes": report.notes[-1:]},
         {"notes": ()},
         {"progress": None},
