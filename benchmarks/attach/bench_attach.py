@@ -4,6 +4,7 @@ Each measurement has a new process, and the order rotates. Stages run in the ord
 its results, or its error, to the JSON file:
 
   peers    all contenders on a tmpfs of ordinary pages, and the bus's limit: first call and best call
+  iterator the iterators of vLLM's load formats, without vLLM: alone, and with a model that copies each tensor
   tune     different copy options of this library
   fresh    files in shared memory that were not read since they were written
   huge     a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
@@ -58,6 +59,15 @@ PEERS: list[dict[str, Any]] = [
      "verify": True, "calls": 1},
 ]  # fmt: skip
 
+ITERATORS: list[dict[str, Any]] = [
+    {"label": "tonnage, alone", "contender": "iterate-tonnage", "use": "drop", "memory": True},
+    {"label": "InstantTensor, alone", "contender": "iterate-instanttensor", "use": "drop", "memory": True},
+    {"label": "tonnage", "contender": "iterate-tonnage", "check": True},
+    {"label": "InstantTensor", "contender": "iterate-instanttensor", "check": True},
+    {"label": "pinned limit", "contender": "limit", "calls": 3},
+    {"label": "fastsafetensors", "contender": "iterate-fastsafetensors"},
+    {"label": "safetensors, vLLM's default", "contender": "iterate-safetensors", "calls": 1},
+]
 TUNE: list[dict[str, Any]] = [
     {"threads": 8},
     {"threads": 12},
@@ -153,7 +163,8 @@ class Bench:
             if self.seconds_left() < 0:
                 log(f"{stage}: out of time in round {number + 1}")
                 return
-            prepared = [self.prepare({**spec, "memory": spec.get("memory", False) and number == 0}) for spec in ordered]
+            untimed = {"memory": False, "check": False} if number else {}
+            prepared = [self.prepare({**spec, **untimed}) for spec in ordered]
             for _, process in prepared:
                 wait_until_ready(process)
             for spec, process in prepared:
@@ -168,6 +179,14 @@ class Bench:
             if path is not None and (not self.arguments.only or spec["contender"] in self.arguments.only):
                 specs.append({**spec, "path": str(path)})
         self.run_rounds("peers", specs)
+
+    def stage_iterator(self) -> None:
+        """Measures iterators, from which an engine's model takes tensors one by one."""
+        common = {"path": str(self.model()), "use": "parameters"}
+        specs = [{**common, **spec} for spec in ITERATORS]
+        self.run_rounds(
+            "iterator", [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
+        )
 
     def stage_tune(self) -> None:
         """Measures different copy options."""
@@ -409,7 +428,7 @@ def log(text: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages = ["peers", "tune", "fresh", "huge", "gpus", "cold", "correct", "report"]
+    stages = ["peers", "iterator", "tune", "fresh", "huge", "gpus", "cold", "correct", "report"]
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--out", type=Path, required=True, help="directory for JSON, table and chart")
     parser.add_argument("--in", dest="inputs", type=Path, nargs="*", default=[], help="for report: JSON files")
@@ -423,7 +442,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=540, help="no new measurement is started after this time")
     parser.add_argument("--device", default="", help="cpu: without a GPU, to test the script")
-    parser.add_argument("--only", nargs="*", default=[], help="for peers, huge, fresh and cold: only these contenders")
+    parser.add_argument("--only", nargs="*", default=[], help="only these contenders; not for tune and gpus")
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import resource
 import sys
@@ -13,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from iterators import ITERATORS, Consumer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +138,14 @@ def safetensors(path: Path, device: str, spec: dict[str, Any], _extra_results: d
     return load
 
 
-CONTENDERS = {
+def iterator(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Consumer:
+    """One of the iterators of vLLM's load formats, and what ``use`` of the spec does with its tensors."""
+    name = spec["contender"].removeprefix("iterate-")
+    importlib.import_module("tonnage.vllm_plugin.checkpoint" if name == "tonnage" else name)  # before the clock starts
+    return Consumer(ITERATORS[name], shard_files(path, spec), device, spec["use"])
+
+
+CONTENDERS: dict[str, Callable[[Path, str, dict[str, Any], dict[str, Any]], Loader]] = {
     "tonnage": tonnage,
     "tonnage-stream": tonnage_stream,
     "instanttensor": instanttensor,
@@ -143,6 +153,7 @@ CONTENDERS = {
     "tensorizer": tensorizer,
     "runai": runai,
     "safetensors": safetensors,
+    **{f"iterate-{name}": iterator for name in ITERATORS},
 }
 
 
@@ -171,6 +182,8 @@ def run_child(spec: dict[str, Any]) -> dict[str, Any]:
     if spec.get("gate"):
         print("ready", flush=True)
         sys.stdin.readline()
+    if isinstance(load, Consumer):
+        load.prepare()
     for _ in range(spec.get("calls", 2)):
         gc.collect()
         synchronize(device)
@@ -184,9 +197,14 @@ def run_child(spec: dict[str, Any]) -> dict[str, Any]:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         calls.append({"seconds": ended - began, "began": began, "ended": ended, "cpu_seconds": cpu})
         del tensors
+    if isinstance(load, Consumer):
+        size = load.nbytes
+        if spec.get("check"):
+            extra_results["checked"] = load.check()
     result: dict[str, Any] = {"bytes": size, "calls": calls}
     if spec.get("memory") and device != "cpu":
-        result["peak_extra_bytes"] = measure_peak_memory(load, size, device)
+        kept = 0 if spec.get("use") == "drop" else size
+        result["peak_extra_bytes"] = measure_peak_memory(load, kept, device)
     return result | extra_results | {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

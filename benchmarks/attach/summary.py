@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 TITLES = {
     "peers": "Shared memory, ordinary 4 KiB pages",
+    "iterator": "Iterators of vLLM's load formats, with a model that copies each tensor",
     "fresh": "Shared memory, ordinary pages not read since they were written",
     "huge": "Shared memory, huge pages",
     "gpus": "Several GPUs at once",
@@ -113,7 +114,7 @@ def write_report(results: list[dict[str, Any]], out: Path, name: str) -> None:
         "",
     ]
     (out / f"{name}.md").write_text("\n".join(parts))
-    shown = ("peers", "fresh", "huge", "gpus", "cold")
+    shown = ("peers", "iterator", "fresh", "huge", "gpus", "cold")
     charted = [(TITLES[stage], rows) for stage in shown if (rows := build_rows(results, stage))]
     if charted:
         _chart(charted, out / f"{name}.svg")

@@ -91,3 +91,18 @@ def test_the_benchmarks_table_survives_failures(tmp_path: Path, monkeypatch: pyt
     text = (tmp_path / "attach.md").read_text()
     assert "| **tonnage** | 1 | 20.0 (20.0–20.0) | 1.00 | 25.0 (25.0–25.0) | 0.20 | 1 MiB | 128 MiB |" in text
     assert "failed: no / module" in text
+
+
+@pytest.mark.parametrize("contender", ["iterate-tonnage", "iterate-safetensors"])
+@pytest.mark.parametrize("use", ["parameters", "drop"])
+def test_the_benchmark_of_vllms_iterators_needs_no_vllm(
+    shard: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, contender: str, use: str
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import contenders
+
+    spec = {"contender": contender, "device": "cpu", "path": str(shard.parent), "use": use, "check": True, "calls": 1}
+    found = contenders.run_child(spec)
+    assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert found["checked"] == (len(tensors) if use == "parameters" else 0)
+    assert "vllm" not in sys.modules

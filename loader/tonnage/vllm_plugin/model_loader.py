@@ -6,7 +6,7 @@ import contextlib
 import copy
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
@@ -18,20 +18,18 @@ from vllm.model_executor.utils import weights_already_processed
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from tonnage.attach.copy_options import CopyOptions
 from tonnage.attach.errors import ModuleMismatch
-from tonnage.attach.files.awaited import find_stream
 from tonnage.attach.files.cache_entry import find_entry, lock_entry
 from tonnage.attach.module_loading import list_module_tensors
-from tonnage.attach.weights import find_weight_ranks, open_path
+from tonnage.attach.weights import find_weight_ranks
 from tonnage.errors import TonnageError, error_for
 from tonnage.format.known_tensors import VLLM_MARKER
+from tonnage.vllm_plugin.checkpoint import iterate_checkpoint, open_weights_of_engine
 from tonnage.vllm_plugin.decisions import (
     EngineMismatch,
     NotPostProcessed,
     ParallelSetup,
     check_state,
-    checkpoint_names,
     choose_rank,
     explain_refusal,
     is_state_of_vllm,
@@ -129,14 +127,14 @@ class TonnageModelLoader(DefaultModelLoader):
             other_config.load_format = "auto"
             yield from DefaultModelLoader(other_config)._get_weights_iterator(source)  # noqa: SLF001  # vLLM's own extension point
             return
-        with _explained_errors(), self._open_path(path, rank=None, meta_tensors="zeros") as weights:
-            unused = source.is_unused_weight or (lambda _: False)
-            names = [
-                name
-                for name in checkpoint_names(weights)
-                if not should_skip_weight(name, self.local_expert_ids) and not unused(name)
-            ]
-            for name, tensor in weights.stream(self._stream_device(), keys=names, progress="off"):
+        unused = source.is_unused_weight or (lambda _: False)
+        with _explained_errors():
+            for name, tensor in iterate_checkpoint(
+                path,
+                self._stream_device(),
+                skips=lambda name: should_skip_weight(name, self.local_expert_ids) or unused(name),
+                wait_seconds=self._wait_seconds,
+            ):
                 yield source.prefix + name, tensor
 
     @contextlib.contextmanager
@@ -150,19 +148,10 @@ class TonnageModelLoader(DefaultModelLoader):
             )
         with _explained_errors():
             rank = choose_rank(find_weight_ranks(path), _setup(), label=str(path))
-            with self._open_path(path, rank=rank, meta_tensors="meta") as weights:
+            with open_weights_of_engine(
+                path, rank=rank, meta_tensors="meta", wait_seconds=self._wait_seconds
+            ) as weights:
                 yield weights, is_state_of_vllm(weights.keys(), rank)
-
-    def _open_path(self, path: Path, *, rank: int | None, meta_tensors: Literal["zeros", "meta"]) -> Weights:
-        return open_path(
-            path,
-            rank=rank,
-            device=None,
-            meta_tensors=meta_tensors,
-            options=CopyOptions(),
-            wait=self._wait_seconds is not None or find_stream(path) is not None,
-            timeout=self._wait_seconds,
-        )
 
     def _restore_model(
         self,
