@@ -33,6 +33,13 @@ CLOCK_LEEWAY_SECONDS: Final = 120.0
 """By how many seconds the clocks of controller and peers may differ."""
 MIN_KEY_BYTES: Final = 32
 MAX_TOKEN_CHARACTERS: Final = 2048
+MAX_CERTIFICATES_CHARACTERS: Final = 8192
+CERTIFICATE_FILE: Final = "tls.crt"
+PRIVATE_KEY_FILE: Final = "tls.key"
+KEY_FILE: Final = "ticket-key"
+PREVIOUS_KEY_FILE: Final = "ticket-key-previous"
+"""The files of the Secret that a peer has mounted, which change when the controller renews them. The last one may be
+empty. The bytes of a key are those of its file, as they are."""
 MEDIUM_PATTERN: Final = r"[a-z][a-z0-9-]{0,30}"
 """The name of a medium as a path's first part: ``memory`` or ``disk``."""
 KEY_PATTERN: Final = rf"([a-z0-9]([a-z0-9-]{{0,61}}[a-z0-9])?/)?{ENTRY_NAME_PATTERN.pattern}"
@@ -58,12 +65,16 @@ class PeersAnswer(WireStruct, frozen=True, kw_only=True):
         ticket: A signed ``Grant`` for the entry; empty: peers can't be used.
         headers_digest: SHA-256 of the entry's headers file, in hex, as a load reported it that had no bytes of peers,
             or compared them with this digest; empty: not known. See ``Report.headers_digest``.
+        certificates: PEM of the certificates that a peer may show: the current one, and after a renewal the one before
+            it. Each is self-signed, for ``PeerAccess.server_name``. They are renewed while pods run, so they are in no
+            plan, and the reports' own CA can't sign them, because its key is stored nowhere.
         interval: Seconds after which to ask again.
     """
 
     peers: tuple[Peer, ...] = ()
     ticket: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] = ""
     headers_digest: Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)] = ""
+    certificates: Annotated[str, msgspec.Meta(max_length=MAX_CERTIFICATES_CHARACTERS)] = ""
     interval: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 5.0
 
 

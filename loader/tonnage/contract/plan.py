@@ -264,11 +264,10 @@ class Reporting(WireStruct, frozen=True, kw_only=True):
 class PeerAccess(WireStruct, frozen=True, kw_only=True):
     """How a load uses peers, see ``contract.peers``. It asks for them at the report endpoint.
 
-    ``server_name`` is the name in the peers' certificate, ``ca_bundle`` the path of the CA; empty: that of reports.
+    ``server_name`` is the name in the peers' certificate, which the answers have (``PeersAnswer.certificates``).
     """
 
     server_name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")]
-    ca_bundle: str = ""
 
 
 class Identity(WireStruct, frozen=True, kw_only=True):
