@@ -114,7 +114,7 @@ def pod_template(body: Object) -> Object | None:
     """Returns metadata and spec of the pods that an object is or creates; None if it creates none."""
     if body["kind"] == "Pod":
         return {"metadata": {**body["metadata"]}, "spec": body["spec"]}
-    if body["kind"] in {"Deployment", "Job"}:
+    if body["kind"] in {"DaemonSet", "Deployment", "Job"}:
         template: Object = body["spec"]["template"]
         return template
     return None

@@ -120,6 +120,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
         }
     },
+    "peers": {"peers": {"enabled": True}, "networkPolicy": {"enabled": True}},
+    "peers on the host": {
+        "peers": {
+            "enabled": True,
+            "port": 9000,
+            "connections": 64,
+            "connectionsPerLoader": 8,
+            "connectionBandwidth": "100Mi",
+            "network": "HostNetwork",
+            "maxUnavailable": 3,
+            "nodeSelector": {"example.com/gpu": "yes"},
+            "tolerations": [{"key": "example.com/only", "operator": "Exists"}],
+            "priorityClassName": "system-node-critical",
+            "serviceAccount": {"create": False, "name": "mine"},
+            "podLabels": {"example.com/team": "ml"},
+        },
+        "cache": {"defaultMedium": "Disk", "memory": {"enabled": False}},
+        "networkPolicy": {"enabled": True, "peersFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+        "loader": {"seLinuxOptions": {"type": "spc_t"}},
+        "fullnameOverride": "weights",
+    },
     "open network policies": {"networkPolicy": {"enabled": True}},
     "monitored": {
         "metrics": {

@@ -99,7 +99,7 @@ class FakeKubelet(BackgroundThread):
             return
         if role == names.ROLE_INJECTED:
             self._start_user_pod(path, pod)
-        elif role:
+        elif role and role != names.ROLE_PEER:
             self._run_loader(path, pod, role)
 
     def _run_loader(self, path: str, pod: Pod, role: str) -> None:

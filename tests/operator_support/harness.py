@@ -48,6 +48,13 @@ def make_installation(**changes: Any) -> Installation:
     return Installation.model_validate({**defaults, **changes})
 
 
+WITH_PEERS: dict[str, Any] = {
+    "peers": {"secret": "tonnage-peers"},
+    "reports": {"url": "https://tonnage-controller.tonnage-system.svc:8443/v1/reports"},
+}
+"""What an installation has beside ``make_installation`` if nodes serve entries to each other."""
+
+
 def write_installation(folder: Path, **changes: Any) -> Path:
     """Writes the file of ``make_installation`` with the signing key beside it, and returns its path."""
     (folder / "current").write_bytes(objects.KEYS.keys[0])

@@ -1,5 +1,5 @@
 {{/*
-Shared names, labels and images. "Component" is controller, webhook, cleanup, release, wipe or test.
+Shared names, labels and images. "Component" is controller, webhook, cleanup, peers, release, wipe or test.
 */}}
 
 {{- define "tonnage.name" -}}
@@ -30,6 +30,11 @@ Shared names, labels and images. "Component" is controller, webhook, cleanup, re
 
 {{- define "tonnage.signingSecretName" -}}
 {{- .Values.signing.existingSecret | default (printf "%s-signing" (include "tonnage.fullname" .)) -}}
+{{- end -}}
+
+{{/* The peers' DaemonSet, their Secret, and what the controller may do with it. */}}
+{{- define "tonnage.peersName" -}}
+{{- printf "%s-peers" (include "tonnage.fullname" .) -}}
 {{- end -}}
 
 {{/* The immutable labels of a component's pods. Takes root, component. */}}

@@ -66,6 +66,12 @@ reports:
   tokenSeconds: {{ int .Values.reports.tokenSeconds }}
   interval: {{ .Values.reports.intervalSeconds }}
 {{- end }}
+{{- if .Values.peers.enabled }}
+peers:
+  secret: {{ include "tonnage.peersName" . }}
+  port: {{ int .Values.peers.port }}
+  network: {{ .Values.peers.network }}
+{{- end }}
 jobServiceAccount: {{ .Values.loader.serviceAccountName }}
 cleanupServiceAccount: {{ include "tonnage.serviceAccountName" (dict "root" . "component" "cleanup") }}
 cleanupTolerateAll: {{ .Values.cleanup.tolerateAll }}

@@ -16,7 +16,17 @@ Checks of values that a schema can't express.
 {{- fail "cache.memory.hostPath and cache.disk.hostPath must not be within each other." -}}
 {{- end -}}
 {{- end -}}
-{{- range $component := list "operator" "loader" -}}
+{{- $images := list "operator" "loader" -}}
+{{- if .Values.peers.enabled -}}
+{{- $images = append $images "peer" -}}
+{{- if not .Values.reports.enabled -}}
+{{- fail "peers.enabled needs reports.enabled: loaders learn about peers by the answers to their reports." -}}
+{{- end -}}
+{{- if not $offered -}}
+{{- fail "peers.enabled needs cache.memory.enabled or cache.disk.enabled: peers serve entries on nodes." -}}
+{{- end -}}
+{{- end -}}
+{{- range $component := $images -}}
 {{- $name := include "tonnage.image" (dict "root" $ "image" (get $.Values.image $component)) -}}
 {{- if not (regexMatch "^(localhost|[^/]*[.:][^/]*)/" $name) -}}
 {{- fail (printf "The image %s has no registry, so a container runtime may search for it in public ones, and the loader runs as root on nodes. Set image.registry to yours, or to localhost for images that were imported on the nodes as localhost/%s." $name (get $.Values.image $component).repository) -}}

@@ -69,7 +69,8 @@ REPORT_CA: Final = f"{GROUP}/report-ca"
 
 # Labels of objects that the operator creates; all have the first one.
 ROLE: Final = f"{GROUP}/loader"
-"""``resolve``, ``load`` or ``cleanup`` on Jobs and their pods, ``injected`` on pods of users."""
+"""``resolve``, ``load`` or ``cleanup`` on Jobs and their pods, ``injected`` on pods of users, ``peer`` on pods of the
+chart's DaemonSet."""
 MODEL_UID: Final = f"{GROUP}/model-uid"
 NODE_HASH: Final = f"{GROUP}/node-hash"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
@@ -79,6 +80,7 @@ ROLE_RESOLVE: Final = "resolve"
 ROLE_LOAD: Final = "load"
 ROLE_CLEANUP: Final = "cleanup"
 ROLE_INJECTED: Final = "injected"
+ROLE_PEER: Final = "peer"
 
 # Annotations of Jobs, for values that are not valid in labels.
 NODE: Final = f"{GROUP}/node"

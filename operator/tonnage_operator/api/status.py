@@ -73,6 +73,12 @@ class SeenRevision(ApiModel):
         default=None,
         description="How the store must be asked, so that no load has to find it out; absent: in the ordinary way.",
     )
+    headers_digest: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="SHA-256 of the headers of its tensors, as the first load reported it that verified them with the "
+        "source; by it loaders believe the bytes of other nodes while the source can't be reached. Empty: unknown.",
+    )
     source_hash: str = Field(default="", description="Hash of the source and files that it was resolved for.")
     time: Time = Field(description="When it was first resolved.")
 

@@ -21,6 +21,8 @@ from tonnage_operator.controller.memo import SELECTORS, ControllerMemo
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder, set_node_gauges
 from tonnage_operator.controller.modelweights_controller import ModelWeightsController
 from tonnage_operator.controller.nodecache_controller import NodeCacheController
+from tonnage_operator.controller.peer_answers import PeerAnswers
+from tonnage_operator.controller.peer_credentials import PeerCredentialsKeeper
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import WorkQueue
@@ -67,6 +69,7 @@ class ControllerApp:
         self.stopping = asyncio.Event()
         self.report_port = 0
         self.health_port = 0
+        self._peer_credentials: PeerCredentialsKeeper | None = None
         self.weights_queue: WorkQueue
         self.node_queue: WorkQueue
 
@@ -83,6 +86,7 @@ class ControllerApp:
                     self._client_config, field_manager=names.FIELD_MANAGER, on_response=self.metrics.observe_request
                 )
             )
+            self._peer_credentials = self._create_peer_credentials(client)
             self._create_queues(stack, client)
             await self._start_servers(stack, client)
             event_handlers = EventHandlers(
@@ -105,6 +109,8 @@ class ControllerApp:
             tasks.append(asyncio.create_task(ignored_objects.run(), name="events of ignored objects"))
             if self._installation.reports.ca_file:
                 tasks.append(asyncio.create_task(self._watch_ca(), name="CA watcher"))
+            if self._peer_credentials:
+                tasks.append(asyncio.create_task(self._peer_credentials.run(), name="credentials of peers"))
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 await self._stop(tasks)
@@ -124,6 +130,13 @@ class ControllerApp:
         await self.weights_queue.close()
         kopf_task = next(task for task in tasks if task.get_name() == "kopf")
         await asyncio.wait({kopf_task}, timeout=_STOP_TIMEOUT)
+
+    def _create_peer_credentials(self, client: KubeClient) -> PeerCredentialsKeeper | None:
+        installation = self._installation
+        if not installation.has_peers:
+            return None
+        secret, server_name = installation.peers.secret, installation.peer_server_name
+        return PeerCredentialsKeeper(client, secret, installation.namespace, server_name)
 
     def _create_queues(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:
         weights_controller = ModelWeightsController(
@@ -199,6 +212,9 @@ class ControllerApp:
             has_synced=self.ready.is_set,
             enqueue_weights=self.weights_queue.add,
             enqueue_node=self.node_queue.add,
+            peer_answers=PeerAnswers(
+                self.state, lambda: self._peer_credentials.current if self._peer_credentials else None
+            ),
         )
         app = web.Application()
         app.router.add_post("/v1/reports", endpoint.handle)

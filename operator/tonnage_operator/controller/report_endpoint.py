@@ -11,17 +11,18 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiohttp import web
 
 from tonnage import contract
 from tonnage.contract import ReportKind
+from tonnage.contract.peers import encode_peers_answer
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.domain import naming
-from tonnage_operator.domain.nodecache.capacity import LoadRequest, find_size_problem, has_room
+from tonnage_operator.domain.nodecache.capacity import find_size_problem, has_room
 from tonnage_operator.http_server import BodyRejected, read_body
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import TOKEN_REVIEWS
@@ -29,7 +30,9 @@ from tonnage_operator.kube.resources import TOKEN_REVIEWS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.controller.metrics_recorder import MetricsRecorder
+    from tonnage_operator.controller.peer_answers import PeerAnswers
     from tonnage_operator.controller.state import ControllerState
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.pod import Pod
@@ -60,6 +63,16 @@ class Sender:
     namespace: str
     pod: str
     uid: str
+    account: str
+    """Namespace and name of its ServiceAccount."""
+
+
+class AskedEntry(NamedTuple):
+    """An entry that a pod loads, with its size in the Job or at the pod's admission, and the object's uid."""
+
+    key: EntryKey
+    bytes: int
+    model_uid: str
 
 
 class ReportRejected(Exception):
@@ -88,8 +101,10 @@ class ReportEndpoint:
         has_synced: Callable[[], bool],
         enqueue_weights: Callable[[str], None],
         enqueue_node: Callable[[str], None],
+        peer_answers: PeerAnswers,
     ) -> None:
         self._state = state
+        self._peer_answers = peer_answers
         self._has_synced = has_synced
         self._client = client
         self._metrics = metrics
@@ -104,11 +119,16 @@ class ReportEndpoint:
         """Answers one request: 204, 200 to a reservation, or a 4xx or 503 with a message."""
         kind = "unknown"
         try:
-            pod = self._find_pod(await self._authenticate(request))
+            sender = await self._authenticate(request)
+            pod = self._find_pod(sender)
             report = await self._read_report(request)
             kind = report.kind.value
             if report.kind is ReportKind.RESERVATION:
                 answer = contract.encode_reservation_answer(self._answer_reservation(pod, report))
+                self._metrics.reports.labels(kind, "accepted").inc()
+                return web.Response(body=answer, content_type="application/json")
+            if report.kind is ReportKind.PEERS:
+                answer = self._answer_peers(pod, sender, report)
                 self._metrics.reports.labels(kind, "accepted").inc()
                 return web.Response(body=answer, content_type="application/json")
             self._accept(pod, report)
@@ -190,8 +210,12 @@ class ReportEndpoint:
             granted=False, wait=shortage.waits, message=shortage.describe(pod.node, pod.namespace)
         )
 
-    def _find_asked_entry(self, pod: Pod, report: contract.Report) -> LoadRequest:
-        """Returns the entry that a pod asks room for, with its size in the Job or at the pod's admission.
+    def _answer_peers(self, pod: Pod, sender: Sender, report: contract.Report) -> bytes:
+        asked = self._find_asked_entry(pod, report)
+        return encode_peers_answer(self._peer_answers.answer(asked.key, pod.node, asked.model_uid, sender.account))
+
+    def _find_asked_entry(self, pod: Pod, report: contract.Report) -> AskedEntry:
+        """Returns the entry that a pod loads and asks about: the Job's, or one that it was admitted with.
 
         Raises:
             ReportRejected: The pod's loader has nothing to do with this entry.
@@ -199,11 +223,11 @@ class ReportEndpoint:
         job = self._state.job_of(pod)
         if job and job.role == names.ROLE_LOAD and job.node_name and pod.node == job.node_name:
             if report.entry == naming.entry_of(job.key):
-                return LoadRequest(job.entry_key, job.bytes, "")
+                return AskedEntry(job.entry_key, job.bytes, job.model_uid)
         elif not pod.job_uid and pod.node and self._state.is_admitted(pod):
             for held in pod.held_entries:
                 if held.key and report.entry == naming.entry_of(held.key):
-                    return LoadRequest(held.entry_key, held.bytes, "")
+                    return AskedEntry(held.entry_key, held.bytes, held.uid)
         raise ReportRejected(403, "other_object", "This pod loads no such entry on its node.")
 
     def _accept(self, pod: Pod, report: contract.Report) -> None:
@@ -287,4 +311,4 @@ def _parse_token_review(status: dict[str, Any]) -> Sender:
     uid = extra.get("authentication.kubernetes.io/pod-uid") or [""]
     if parts[:2] != ["system", "serviceaccount"] or not uid[0]:
         raise ReportRejected(401, "unauthenticated", "The token belongs to no pod.")
-    return Sender(namespace=parts[2], pod=pod[0], uid=uid[0])
+    return Sender(namespace=parts[2], pod=pod[0], uid=uid[0], account="/".join(parts[2:]))

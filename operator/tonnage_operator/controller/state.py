@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -9,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from tonnage_operator.api import names
-from tonnage_operator.api.nodecache import NodeCacheStatus
+from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.api.nodecache import EntryState, NodeCacheStatus
+from tonnage_operator.controller.peer_directory import PeerDirectory
 from tonnage_operator.controller.reference_index import ReferenceIndex
+from tonnage_operator.domain.installation import PeerNetwork
 from tonnage_operator.domain.modelweights.snapshot import Snapshot
 from tonnage_operator.domain.nodecache.artifacts import artifacts_by_object
 from tonnage_operator.domain.nodecache.index import CacheIndex
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
 
     from tonnage import contract
     from tonnage_operator.api.base import Body
-    from tonnage_operator.api.modelweights import Medium
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.nodecache.capacity import LoadRequest, Shortage
@@ -156,6 +160,8 @@ class ControllerState:
         self.cache_index = CacheIndex()
         """The entries of ``node_caches``."""
         self.references = ReferenceIndex(installation)
+        on_host = installation.peers.network is PeerNetwork.HOST_PORT
+        self.peers = PeerDirectory(installation.namespace, on_host=on_host, port=installation.peers.port)
         self.reports: dict[str, contract.Report] = {}
         """The latest report of each Job, by its uid."""
         self._created_jobs: OrderedDict[tuple[str, str], str] = OrderedDict()
@@ -192,6 +198,7 @@ class ControllerState:
         self.node_caches.add_event_handler(self._cache_changed)
         self.jobs.add_event_handler(self._job_changed)
         self.pods.add_event_handler(self._pod_changed)
+        self.pods.add_event_handler(self.peers.pod_changed)
 
     def add_event_handlers(
         self,
@@ -360,7 +367,19 @@ class ControllerState:
             reports=self.reports,
             shortages=self.shortages,
             refusals=self.refusals,
+            peer_nodes=self.peers.ring,
+            asking_nodes=functools.partial(self.peers.asking, now=time.monotonic()),
         )
+
+    def has_whole_entry(self, node: str, key: EntryKey) -> bool:
+        """Returns whether a node's record shows a complete entry that the node's latest boot still has."""
+        entry = self.cache_index.entry(node, *key)
+        if entry is None or entry.state is not EntryState.READY or entry.ranks:
+            return False
+        cache, known = self.cache_index.get(node), self._node_by_name.get(node)
+        if cache is None or known is None:
+            return False
+        return key.medium is not Medium.MEMORY or cache.boot_id == (known.boot_id or None)
 
     def _shared_entries(self, weights: ModelWeights) -> frozenset[str]:
         """Returns the entries of the object's claim to which other objects refer."""

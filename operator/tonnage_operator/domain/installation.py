@@ -173,6 +173,24 @@ class LoaderImage(ApiModel):
     )
 
 
+class PeerNetwork(enum.StrEnum):
+    """How the peers are reached: by the pod's address, by a port of the node, or as part of the node's network."""
+
+    POD = "Pod"
+    HOST_PORT = "HostPort"
+    HOST_NETWORK = "HostNetwork"
+
+
+class PeerSettings(ApiModel):
+    """The peers, which serve entries of their node to loaders of other nodes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    secret: str = Field(default="", description="Name of their Secret in the operator's namespace; empty: no peers.")
+    port: int = Field(default=9443, ge=1, le=65535)
+    network: PeerNetwork = PeerNetwork.POD
+
+
 class Installation(ApiModel):
     """All settings. Parsed from a YAML file that the chart renders."""
 
@@ -191,6 +209,7 @@ class Installation(ApiModel):
     prewarm: PrewarmSettings = PrewarmSettings()
     artifacts: ArtifactsSettings = ArtifactsSettings()
     reports: ReportSettings = ReportSettings()
+    peers: PeerSettings = PeerSettings()
     job_service_account: str = Field(
         default="default", description="ServiceAccount of Jobs of objects that don't name one."
     )
@@ -217,6 +236,16 @@ class Installation(ApiModel):
         """Returns the limits of a medium on a node."""
         host = self.media.get(medium)
         return host.limits if host else MediumLimits()
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether nodes serve entries to each other. Loaders learn about peers by answers to their reports."""
+        return bool(self.peers.secret and self.reports.url)
+
+    @property
+    def peer_server_name(self) -> str:
+        """The name in the certificate of all peers."""
+        return f"tonnage-peers.{self.namespace}.svc"
 
     def with_report_ca(self, ca_pem: str) -> Installation:
         """Returns a copy with another CA certificate for the report endpoint."""

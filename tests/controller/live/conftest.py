@@ -39,6 +39,16 @@ def operator_namespace(control_plane: ControlPlane) -> str:
     return "tonnage-system"
 
 
+@pytest.fixture
+def peers_secret(control_plane: ControlPlane, operator_namespace: str) -> Iterator[str]:
+    """The path of the peers' Secret, which is empty, as the chart creates it."""
+    path = f"/api/v1/namespaces/{operator_namespace}/secrets"
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tonnage-peers"}}
+    control_plane.request("POST", path, body)
+    yield f"{path}/tonnage-peers"
+    control_plane.request("DELETE", f"{path}/tonnage-peers")
+
+
 @pytest.fixture(scope="module")
 def controller(control_plane: ControlPlane, operator_namespace: str) -> Iterator[ControllerThread]:
     """A running controller, shared by the tests of a module."""

@@ -11,8 +11,9 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
-from operator_support.harness import ControllerThread, make_installation, static_client_config
+from operator_support.harness import WITH_PEERS, ControllerThread, make_installation, static_client_config
 from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
@@ -45,19 +46,26 @@ def _account_client_config(plane: ControlPlane, name: str) -> ClientConfig:
     return static_client_config(plane.url, ca_file=plane.ca_file, token=plane.create_token(account))
 
 
-def test_roles_have_no_wildcards_and_no_secrets() -> None:
+def test_roles_have_no_wildcards_and_no_secrets_but_the_peers() -> None:
     for path in (ROOT / "operator" / "rbac").iterdir():
         granted = granted_permissions(path.stem)
         assert not any("*" in part for rule in granted for part in rule)
-        assert not any(resource.startswith("secrets") for _, resource, _ in granted)
+        assert path.stem == "peers" or not any(resource.startswith("secrets") for _, resource, _ in granted)
+    role = yaml.safe_load((ROOT / "operator" / "rbac" / "peers.yaml").read_text())
+    assert role["kind"] == "Role"
+    assert [(rule["resources"], rule["resourceNames"]) for rule in role["rules"]] == [(["secrets"], ["tonnage-peers"])]
 
 
+@pytest.mark.usefixtures("peers_secret")
 def test_the_controller_needs_its_role_and_nothing_else(
     harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
-    del fake_loaders, operator_namespace
+    del fake_loaders
     access = _account_client_config(harness.plane, "controller")
-    with ControllerThread(access, make_installation()) as running:
+    harness.plane.kubectl("apply", "-f", str(ROOT / "operator" / "rbac" / "peers.yaml"))
+    account = f"--serviceaccount={operator_namespace}:role-controller"
+    harness.plane.kubectl("create", "rolebinding", "peers", "--role=tonnage-peers", account, "-n", operator_namespace)
+    with ControllerThread(access, make_installation(**WITH_PEERS)) as running:
         harness.add_nodes("a", "b")
         harness.create()
         harness.wait_for_condition("Warm")
@@ -74,7 +82,9 @@ def test_the_controller_needs_its_role_and_nothing_else(
             assert answer.code == 401
         harness.delete()
         eventually(harness.is_gone, timeout=25)
-    assert used_permissions(harness.plane, "role-controller") == granted_permissions("controller")
+    assert used_permissions(harness.plane, "role-controller") == granted_permissions(
+        "controller"
+    ) | granted_permissions("peers")
     # kopf ignores a selector that is set under a wrong key, and then lists and parses every pod of the cluster.
     requests = [urllib.parse.urlsplit(each["requestURI"]) for each in harness.plane.audit_events("role-controller")]
     queries = {

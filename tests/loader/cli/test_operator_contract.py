@@ -25,6 +25,7 @@ from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.source import AddressingStyle
 from tonnage_operator.api.status import SeenRevision, StoreBehavior
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder
+from tonnage_operator.controller.peer_answers import PeerAnswers
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
@@ -214,6 +215,7 @@ async def operator(tmp_path: Path, authority: CertificateAuthority, model: Model
         enqueue_weights=enqueued.append,
         enqueue_node=enqueued.append,
         has_synced=lambda: True,
+        peer_answers=PeerAnswers(state, lambda: None),
     )
     app = web.Application()
     app.router.add_post("/v1/reports", endpoint.handle)

@@ -8,6 +8,7 @@ from tonnage.contract.report import OMITTED_OBJECTS_NOTE
 from tonnage_operator.api import names
 from tonnage_operator.api.status import MAX_NOTE, MAX_NOTES
 from tonnage_operator.domain.observed import job_results
+from tonnage_operator.domain.observed.job import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,29 @@ def find_verified_by(snapshot: Snapshot, revision: SeenRevision | None) -> str |
         if report.revision == revision.revision and report.verified_by
     }
     return min(found, default=before.verified_by if is_same else None)
+
+
+def with_headers_digest(snapshot: Snapshot, seen: SeenRevision | None) -> SeenRevision | None:
+    """Returns a revision with the digest of its tensors' headers, if a load has reported one; the first one counts.
+
+    Only the object's Jobs count: by this digest loaders believe bytes of other nodes, and a pod with code of others
+    could report any.
+
+    Args:
+        snapshot: The observed state.
+        seen: One of the object's revisions.
+    """
+    if seen is None or seen.headers_digest:
+        return seen
+    found = (
+        report.headers_digest
+        for job in snapshot.jobs
+        if job.role == names.ROLE_LOAD and job.state is JobState.SUCCEEDED
+        if (report := job_results.final_report(snapshot.pods.get(job.uid)))
+        if report.revision == seen.revision and not report.reason and report.headers_digest
+    )
+    digest = next(found, "")
+    return seen.model_copy(update={"headers_digest": digest}) if digest else seen
 
 
 def _finished_reports(snapshot: Snapshot) -> Iterator[contract.Report]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tonnage.contract.sizes import human_bytes
-from tonnage_operator.api.modelweights import Delivery
+from tonnage_operator.api.modelweights import Delivery, Verify
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.status import LoadProgress, NodeFailure
 from tonnage_operator.domain import naming, units
@@ -14,11 +14,12 @@ from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.nodecache.capacity import LoadRequest, has_room
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
+from tonnage_operator.domain.peers.feeding import count_feedable_loads, is_holder
 from tonnage_operator.domain.reasons import EventReason, FailureReason
 from tonnage_operator.domain.specs.jobs import build_load_job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tonnage import contract
     from tonnage_operator.api.base import Body
@@ -43,6 +44,8 @@ class TargetScan:
     """Number of desired targets that have the goal revision."""
     unschedulable: int = 0
     """Number of active loads whose pod is unschedulable: they don't use the source."""
+    holders: int = 0
+    """Number of nodes that feed others; 0 without peers."""
 
 
 def classify_target(
@@ -95,8 +98,36 @@ class NextLoads:
     """Why a node has no room, by node."""
 
 
+def count_holders(snapshot: Snapshot, key: EntryKey, warm: Iterable[str], active: Iterable[Job]) -> int:
+    """Returns how many nodes feed others: those with a ready peer that have the entry, or enough of it.
+
+    A loader that doesn't ask for peers neither uses them nor can others believe its bytes: its source has no hashes.
+
+    Args:
+        snapshot: The observed state.
+        key: The entry.
+        warm: The nodes that have it.
+        active: The Jobs that load it.
+    """
+    asking = snapshot.asking_nodes(key)
+    entries = [snapshot.entry(node, *key) for node in warm if node in snapshot.peer_nodes]
+    found = sum(entry is not None and entry.verified in _HASHED for entry in entries)
+    for job in active:
+        if job.target in snapshot.peer_nodes and job.target in asking:
+            report = snapshot.reports.get(job.uid)
+            progress = report.progress if report else None
+            found += progress is not None and is_holder(progress.loaded_bytes, progress.total_bytes)
+    return found
+
+
+_HASHED: Final = {Verify.CRC32.value, Verify.SHA256.value}
+"""Levels of verification of entries whose bytes loaders believe when a peer sends them."""
+
+
 def plan_next_loads(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) -> NextLoads:
-    """Returns the loads to begin now, up to ``maxConcurrentNodes``. First attempts come before retries.
+    """Returns the loads to begin now: up to ``maxConcurrentNodes``, or as many as ``scan.holders`` feed.
+
+    First attempts come before retries.
 
     Where room has to be reserved, a Job is created once the node's ``NodeCache`` has the reservation. A load that waits
     for room doesn't hold up those on other nodes.
@@ -108,7 +139,8 @@ def plan_next_loads(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) ->
     key = EntryKey(weights.key(goal.revision, snapshot.installation), medium)
     on_nodes = weights.spec.cache.delivery is Delivery.HOST_PATH
     reserves = on_nodes and snapshot.installation.limits(medium).needs_reservation
-    slots = max(0, weights.spec.placement.max_concurrent_nodes - (len(scan.active) - scan.unschedulable))
+    allowed = count_feedable_loads(weights.spec.placement.max_concurrent_nodes, scan.holders)
+    slots = max(0, allowed - (len(scan.active) - scan.unschedulable))
     jobs: list[Body] = []
     requests: dict[str, LoadRequest] = {}
     waiting: dict[str, str] = {}

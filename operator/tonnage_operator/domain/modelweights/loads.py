@@ -9,7 +9,7 @@ from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
-from tonnage_operator.api.nodecache import EntryState
+from tonnage_operator.api.nodecache import EntryKey, EntryState
 from tonnage_operator.api.placement import PrewarmMode
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event
 from tonnage_operator.domain.modelweights import node_selection
@@ -19,6 +19,7 @@ from tonnage_operator.domain.modelweights.load_targets import (
     classify_target,
     completion_event,
     completion_events,
+    count_holders,
     plan_next_loads,
     slowest_progress,
 )
@@ -48,6 +49,8 @@ class LoadDecision:
     warm_anywhere: int = 0
     """Number of nodes that have it, desired or not."""
     loading: int = 0
+    holders: int = 0
+    """Number of nodes that feed others; 0 without peers."""
     matching: int = 0
     """Number of nodes that match the placement, schedulable or not."""
     failures: tuple[NodeFailure, ...] = ()
@@ -124,6 +127,7 @@ def _decide_node_loads(
             scan.kept_job_uids.add(job.uid)
             scan.active.append(job)
     tried = {failure.node for failure in scan.failures}
+    scan.holders = count_holders(snapshot, EntryKey(key, medium), warm, scan.active)
     too_large = find_size_problem(goal.total_bytes, snapshot.installation.limits(medium), medium)
     next_loads = NextLoads() if too_large else plan_next_loads(snapshot, goal, scan)
     return LoadDecision(
@@ -131,6 +135,7 @@ def _decide_node_loads(
         warm=sum(node.name in used for node in desired),
         warm_anywhere=len(used),
         loading=len(scan.active) + scan.awaiting_record,
+        holders=scan.holders,
         matching=len(matching),
         failures=tuple(sorted(scan.failures, key=lambda each: (each.time, each.node), reverse=True)),
         backing_off=len(scan.retry_delays),

@@ -15,7 +15,7 @@ from tonnage_operator.domain.reasons import FailureReason
 from tonnage_operator.domain.retry import retry_delay, retry_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
     from datetime import datetime
 
     from tonnage import contract
@@ -95,6 +95,10 @@ class Snapshot:
     """Loads for which a node has no room, by node, as far as it has been asked since this process started."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why the API server rejected the pod of a Job, by the Job's uid, as far as it is known."""
+    peer_nodes: Container[str] = ()
+    """Nodes with a ready peer; empty without peers."""
+    asking_nodes: Callable[[EntryKey], Container[str]] = field(default=lambda _key: ())
+    """Returns the nodes whose loaders have lately asked for peers of an entry. A restart forgets them."""
 
     @property
     def timestamp(self) -> str:

@@ -14,7 +14,7 @@ from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
 from tonnage_operator.domain import conditions
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event, Observation
-from tonnage_operator.domain.modelweights.load_notes import find_load_notes, find_verified_by
+from tonnage_operator.domain.modelweights.load_notes import find_load_notes, find_verified_by, with_headers_digest
 from tonnage_operator.domain.modelweights.pod_failures import find_pod_failures
 from tonnage_operator.domain.observed.job_results import Failure
 from tonnage_operator.domain.observed.remedies import remedy
@@ -158,6 +158,8 @@ def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: 
         reason = ConditionReason.UPDATING if resolution.staged else ConditionReason.LOADING
         what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
         message = f"{_nodes(count)} {'is' if count == 1 else 'are'} loading {what.revision if what else ''}."
+        if load.holders:
+            message += f" {_nodes(load.holders)} {'serves' if load.holders == 1 else 'serve'} them what they have."
         return Observation(name, status=True, reason=reason, message=message)
     if weights.spec.suspend:
         return Observation(
@@ -337,8 +339,8 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
     percent = f"{load.progress.percent}%" if load.progress and load.progress.percent >= 0 else None
     return ModelWeightsStatus(
         observed_generation=weights.generation,
-        resolved=revisions.resolved,
-        available=revisions.available,
+        resolved=with_headers_digest(snapshot, revisions.resolved),
+        available=with_headers_digest(snapshot, revisions.available),
         history=revisions.history or None,
         last_checked_time=revisions.last_checked_time or None,
         medium=weights.medium(snapshot.installation),

@@ -75,6 +75,12 @@ class Pod:
     """It lists held entries with which it was not admitted."""
     required_volumes: tuple[str, ...] = ()
     """ConfigMaps and Secrets, with keys, that must exist before its containers can be created."""
+    ip: str = ""
+    """The address of a peer; empty for other pods, and before it has one."""
+    host_ip: str = ""
+    """The address of a peer's node."""
+    ready: bool = False
+    """Whether a peer is ready to serve; False for other pods."""
 
     @property
     def is_terminal(self) -> bool:
@@ -174,4 +180,10 @@ def parse_pod(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Pod:
         admission=annotations.get(names.ADMISSION, "") if held_entries else "",
         signature=annotations.get(names.SIGNATURE, "") if owners else "",
         forged=bool(listed) and not held_entries,
+        **(_peer_fields(status) if labels.get(names.ROLE) == names.ROLE_PEER else {}),
     )
+
+
+def _peer_fields(status: Body) -> Body:
+    ready = [each["status"] for each in status.get("conditions") or () if each["type"] == "Ready"]
+    return {"ip": status.get("podIP") or "", "host_ip": status.get("hostIP") or "", "ready": ready == ["True"]}

@@ -162,6 +162,13 @@ def _reporting(installation: Installation) -> contract.Reporting | None:
     )
 
 
+def _peers(weights: ModelWeights, installation: Installation) -> contract.PeerAccess | None:
+    """Returns how a load uses peers; None for entries that nodes don't serve to others."""
+    if not installation.has_peers or weights.spec.cache.delivery is not api.Delivery.HOST_PATH:
+        return None
+    return contract.PeerAccess(server_name=installation.peer_server_name)
+
+
 def _identity(weights: ModelWeights) -> contract.Identity:
     return contract.Identity(
         namespace=weights.namespace, name=weights.name, uid=weights.uid, generation=weights.generation
@@ -219,6 +226,7 @@ def build_load_plan(
             files=file_selection(weights.spec.files, ranks),
             limits=_limits(weights.spec.loader, _host_medium(weights, installation)),
             reporting=_reporting(installation),
+            peers=_peers(weights, installation),
             identity=_identity(weights),
         )
 

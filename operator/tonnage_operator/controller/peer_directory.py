@@ -1,0 +1,96 @@
+"""Which nodes have a ready peer, and which are loading an entry: what the answers about peers are made from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, Final
+
+from tonnage.contract.peers import MAX_PEERS
+from tonnage_operator.api import names
+from tonnage_operator.domain.peers.choice import NodeRing, choose_peers, find_holders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from tonnage_operator.api.nodecache import EntryKey
+    from tonnage_operator.domain.observed.pod import Pod
+
+ASKING_SECONDS: Final = 20.0
+"""Seconds after its last question about peers in which a loader counts as loading: it asks every 5 seconds."""
+
+
+class PeerDirectory:
+    """The peers of all nodes.
+
+    Only pods in the operator's namespace count. A node whose peer isn't ready is left out, whatever it has.
+    """
+
+    def __init__(self, namespace: str, *, on_host: bool = False, port: int = 0) -> None:
+        self._namespace = namespace
+        self._on_host = on_host
+        self._port = port
+        self._pods: dict[str, dict[str, str]] = defaultdict(dict)
+        """Addresses of ready peers by the pod's uid, by node. A node has two while the DaemonSet is updated."""
+        self.ring = NodeRing()
+        self._asked: dict[EntryKey, OrderedDict[str, float]] = {}
+        """When the loaders of nodes last asked for peers, the latest last, by entry."""
+
+    def pod_changed(self, before: Pod | None, after: Pod | None) -> None:
+        """Notes a change of a pod; an event handler of the pods' store."""
+        for pod in (before, after):
+            if pod and pod.role == names.ROLE_PEER and pod.namespace == self._namespace and pod.node:
+                self._set(pod, self._address(after) if after and after.node == pod.node else "")
+
+    def _address(self, pod: Pod) -> str:
+        address = pod.host_ip if self._on_host else pod.ip
+        if not pod.ready or pod.deleting or not address:
+            return ""
+        return f"[{address}]:{self._port}" if ":" in address else f"{address}:{self._port}"
+
+    def _set(self, pod: Pod, address: str) -> None:
+        known = self._pods[pod.node]
+        if address:
+            known[pod.uid] = address
+            self.ring.add(pod.node)
+            return
+        known.pop(pod.uid, None)
+        if not known:
+            del self._pods[pod.node]
+            self.ring.remove(pod.node)
+
+    def address(self, node: str) -> str:
+        """Returns host and port of a node's peer; empty without a ready one."""
+        known = self._pods.get(node)
+        return max(known.items())[1] if known else ""
+
+    def note_asking(self, key: EntryKey, node: str, now: float) -> None:
+        """Notes that a loader on a node has asked for the peers of an entry. ``now`` is monotonic, in seconds."""
+        asked = self._asked.setdefault(key, OrderedDict())
+        asked[node] = now
+        asked.move_to_end(node)
+
+    def asking(self, key: EntryKey, now: float) -> Collection[str]:
+        """Returns the nodes whose loaders have lately asked for the peers of an entry."""
+        asked = self._asked.get(key)
+        while asked:
+            node, at = next(iter(asked.items()))
+            if now - at < ASKING_SECONDS:
+                return asked.keys()
+            del asked[node]
+        self._asked.pop(key, None)
+        return ()
+
+    def choose(
+        self,
+        key: EntryKey,
+        asker: str,
+        *,
+        recorded: Collection[str],
+        is_complete: Callable[[str], bool],
+        now: float,
+    ) -> list[tuple[str, str]]:
+        """Returns names and addresses of the peers that one loader may ask; see ``choice``."""
+        holders = find_holders(
+            asker, self.ring, recorded=recorded, loading=self.asking(key, now), is_complete=is_complete
+        )
+        return [(node, self.address(node)) for node in choose_peers(asker, holders, MAX_PEERS)]

@@ -1,0 +1,1 @@
+"""Decides which nodes serve entries to other nodes, and with which credentials; pure functions."""
