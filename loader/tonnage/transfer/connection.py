@@ -7,6 +7,7 @@ time and without joining them, which was faster than a buffer in every measureme
 
 from __future__ import annotations
 
+import _socket  # not ``socket``, which is slow to import
 import os
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import pycurl
 from tonnage.errors import Reason
 from tonnage.planning.segments import SpanRole
 from tonnage.source.error_classification import BODY_LIMIT, RequestFailure, Retry, classify
-from tonnage.source.request_target import configure_handle
+from tonnage.source.request_target import RECEIVE_BUFFER, configure_handle
 from tonnage.source.responses import check_partial, parse_headers
 
 if TYPE_CHECKING:
@@ -29,11 +30,25 @@ FLUSH_BYTES = 1 << 20
 MAX_VECTORS = 512
 """Buffers per ``pwritev``; the kernel's limit is 1024."""
 
+LOW_WATER_BYTES = 256 << 10
+"""Bytes that must have arrived before a connection is readable. Over a network each call of ``select`` returned for a few
+KiB otherwise, and the calls took more CPU time than the bytes."""
+
 _CHECKSUMMED = frozenset({SpanRole.DATA, SpanRole.OPAQUE})
 """Contents whose CRC-32 is computed. The others are short and go to the coordinator as they are."""
 
 _ABORT = -1
 """Return value of a callback that makes libcurl abort the transfer."""
+
+
+def low_water_mark(remaining: int) -> int:
+    """Returns how many bytes must have arrived for a connection to be readable (``SO_RCVLOWAT``).
+
+    Args:
+        remaining: Bytes of the response's body that libcurl has not passed on; up to ``RECEIVE_BUFFER`` of them may
+            have left the socket.
+    """
+    return LOW_WATER_BYTES if remaining >= LOW_WATER_BYTES + RECEIVE_BUFFER else 1
 
 
 class Connection:
@@ -56,6 +71,7 @@ class Connection:
         "_huge_pages",
         "_is_data",
         "_lines",
+        "_low_water_mark",
         "_piece",
         "_piece_end",
         "_vectors",
@@ -86,6 +102,7 @@ class Connection:
         self._files = files
         self._vectors: list[bytes | memoryview] = []
         self._lines: list[bytes] = []
+        self._low_water_mark = 1
         self.unreported_bytes = 0
 
     def start(
@@ -136,14 +153,36 @@ class Connection:
             curl.setopt(pycurl.FRESH_CONNECT, 1)
             curl.setopt(pycurl.FORBID_REUSE, 1)
 
+    def set_low_water_mark(self) -> None:
+        """Makes the connection readable only when many bytes have arrived, or any if few remain.
+
+        Call it between calls of libcurl, and wait no longer than a fraction of a second for a connection: libcurl reads
+        from all of them after that, so that a slow one is not taken for a stalled one.
+        """
+        self._apply_low_water_mark(low_water_mark(self.fetch.end - self.at) if self.accepted else 1)
+
+    def _apply_low_water_mark(self, mark: int) -> None:
+        if mark == self._low_water_mark:
+            return
+        self._low_water_mark = mark
+        descriptor = self.curl.getinfo(pycurl.ACTIVESOCKET)
+        if descriptor < 0:  # closed
+            return
+        borrowed = _socket.socket(fileno=descriptor)
+        try:
+            borrowed.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVLOWAT, mark)
+        finally:
+            borrowed.detach()
+
     def finish(self, curl_code: int | None) -> RequestFailure | None:
-        """Ends the part: flushes buffered bytes and returns the failure, if any.
+        """Ends the part: flushes buffered bytes and returns the failure, if any. Call it before the handle is removed.
 
         After this call, all bytes of the part before ``written_end`` are in the file.
 
         Args:
             curl_code: libcurl's error code; None on success.
         """
+        self._apply_low_water_mark(1)  # another handle may get the connection
         self._flush()
         if self.failure is None and not self.accepted:
             self._check_response()

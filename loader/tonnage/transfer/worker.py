@@ -86,6 +86,8 @@ class Worker:
             while self._multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
                 pass
             self._collect()
+            for connection in self._busy.values():
+                connection.set_low_water_mark()
             self._start_queued()
             self._tick()
             self._flush()
@@ -185,8 +187,8 @@ class Worker:
 
     def _end(self, curl: pycurl.Curl, code: int | None) -> None:
         connection = self._busy.pop(curl)
-        self._multi.remove_handle(curl)
         failure = connection.finish(code)
+        self._multi.remove_handle(curl)
         if connection.write_error:
             self._send(WriteFailed(connection.fetch.id, connection.write_error))
         elif failure is None:
