@@ -31,7 +31,7 @@ MAX_VECTORS = 512
 """Buffers per ``pwritev``; the kernel's limit is 1024."""
 
 LOW_WATER_BYTES = 256 << 10
-"""Bytes that must have arrived before a connection is readable. Over a network each call of ``select`` returned for a few
+"""Bytes that must have arrived before a connection is readable. Over a network each ``select`` returned for a few
 KiB otherwise, and the calls took more CPU time than the bytes."""
 
 _CHECKSUMMED = frozenset({SpanRole.DATA, SpanRole.OPAQUE})

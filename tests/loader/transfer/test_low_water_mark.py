@@ -1,4 +1,4 @@
-"""Workers are woken only when many bytes have arrived, and lose none of those that have when fewer do."""
+"""Workers read when many bytes have arrived, and lose none of those that have when fewer do."""
 
 from __future__ import annotations
 
