@@ -16,11 +16,14 @@ from tonnage.contract import (
     decode_report,
     encode_reservation_answer,
 )
+from tonnage.contract.peers import encode_peers_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from support.tls import CertificateAuthority
+    from tonnage.contract.peers import PeersAnswer
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ReportServer:
     """The endpoint.
 
     ``next_statuses``: statuses of the next responses, then 204. ``next_answers``: answers to the next reservations; the
-    last one is repeated. ``unresponsive``: no response.
+    last one is repeated. ``answer_peers``: answers reports that ask for peers. ``unresponsive``: no response.
     """
 
     def __init__(self, folder: Path, authority: CertificateAuthority | None = None) -> None:
@@ -46,6 +49,7 @@ class ReportServer:
         self.next_statuses: list[int] = []
         self.next_answers: list[ReservationAnswer] = []
         self.unresponsive = False
+        self.answer_peers: Callable[[Report], PeersAnswer] | None = None
         self.token_file = folder / "token"
         self.token_file.write_text("first-token\n")
         self._authority = authority
@@ -103,6 +107,8 @@ class ReportServer:
                 if report.kind is ReportKind.RESERVATION and self.next_answers:
                     answer = self.next_answers.pop(0) if len(self.next_answers) > 1 else self.next_answers[0]
                     status, body = 200, encode_reservation_answer(answer)
+                if report.kind is ReportKind.PEERS and self.answer_peers is not None:
+                    status, body = 200, encode_peers_answer(self.answer_peers(report))
             self._changed.notify_all()
         return status, body
 

@@ -31,6 +31,7 @@ from tonnage.cache.filesystem import (
 from tonnage.cache.manifest import TABLE_NAME, check_table, encode_manifest, encode_table, table_record
 from tonnage.cache.non_tensor_checksums import add_non_tensor_checksums
 from tonnage.cache.partial import find_partials
+from tonnage.cache.peer_ranges import remove_peer_files
 from tonnage.cache.stream import reset_stream
 from tonnage.errors import CacheDamaged, CacheInUse
 
@@ -207,6 +208,7 @@ def clear(entry: Entry) -> int:
     freed = sum(map(bytes_below, folders))
     _remove_manifest(entry)
     _remove_temporary_files(entry)
+    remove_peer_files(entry)
     reset_stream(entry)
     if entry.model_dir.exists():
         _rename_and_remove(entry, entry.model_dir)

@@ -34,6 +34,18 @@ def parse_size(text: str) -> int:
         raise ArgumentTypeError(str(error)) from None
 
 
+def medium(text: str) -> tuple[str, str]:
+    """Returns the name of a medium and its folder, from ``memory=/media/memory``.
+
+    Raises:
+        ArgumentTypeError: The text is not both.
+    """
+    name, _, folder = text.partition("=")
+    if name not in {"memory", "disk"} or not folder.startswith("/"):
+        raise ArgumentTypeError(f"{text!r} is not memory= or disk= with the absolute path of a folder")
+    return name, folder
+
+
 def parse_duration(text: str) -> float:
     """Returns a duration in seconds, from a number (``90``, ``2.5``) or parts with units (``10m``, ``1h30m``).
 

@@ -194,6 +194,38 @@ def add_plugin(parser: Parser) -> None:
     _add_help_option(parser, other)
 
 
+def add_peer(parser: Parser) -> None:
+    """``tonnage peer``."""
+    action = parser.add_argument_group("action")
+    action.add_argument("action", choices=["serve"], metavar="serve", help="serve entries of this node until SIGTERM")
+    served = parser.add_argument_group("what is served")
+    # Not from the environment: Kubernetes sets TONNAGE_PORT in pods beside a Service of the name tonnage.
+    number, size = argument_types.int_range, argument_types.parse_size
+    for flag, metavar, parse, text in (
+        ("--secrets", "DIR", str, "folder with tls.crt, tls.key, ticket-key and ticket-key-previous (required)"),
+        ("--run-dir", "DIR", str, "folder for nginx's temporary files (default: /run/tonnage)"),
+        ("--address", "IP", str, "address to listen on, IPv6 in brackets (default: all)"),
+        ("--port", "N", number(1, 65535), "TCP port (default: 9443)"),
+        ("--connections", "N", number(1, 65535), "connections of all loaders together (default: 512)"),
+        ("--connections-per-loader", "N", number(1, 65535), "connections from one address (default: 32)"),
+        ("--rate", "SIZE", size, "maximum bytes per second of one connection (default: no limit)"),
+        ("--processes", "N", number(0, 256), "processes of nginx (default: 2; 0: one for each CPU)"),
+        ("--ca-bundle", "FILE", str, "CAs of the stores that callers prove their access at (default: the system's)"),
+    ):
+        parser.add_option(served, flag, allow_envvar=False, metavar=metavar, type=parse, help=text)
+    help_text = "a medium and its folder, such as memory=/media/memory; repeatable (required)"
+    parser.add_option(
+        served,
+        "--media",
+        allow_envvar=False,
+        action="append",
+        metavar="NAME=DIR",
+        type=argument_types.medium,
+        help=help_text,
+    )
+    _add_help_option(parser, served)
+
+
 OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
     "load": add_load,
     "hold": add_hold,
@@ -204,6 +236,7 @@ OPTION_ADDERS: dict[str, Callable[[Parser], None]] = {
     "verify": add_verify,
     "rm": add_rm,
     "plugin": add_plugin,
+    "peer": add_peer,
     "version": add_version,
 }
 

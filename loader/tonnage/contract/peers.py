@@ -40,6 +40,9 @@ KEY_FILE: Final = "ticket-key"
 PREVIOUS_KEY_FILE: Final = "ticket-key-previous"
 """The files of the Secret that a peer has mounted, which change when the controller renews them. The last one may be
 empty. The bytes of a key are those of its file, as they are."""
+MAX_PROOFS: Final = 8
+"""Places that the objects of one entry may come from."""
+MAX_URL_CHARACTERS: Final = 8192
 MEDIUM_PATTERN: Final = r"[a-z][a-z0-9-]{0,30}"
 """The name of a medium as a path's first part: ``memory`` or ``disk``."""
 KEY_PATTERN: Final = rf"([a-z0-9]([a-z0-9-]{{0,61}}[a-z0-9])?/)?{ENTRY_NAME_PATTERN.pattern}"
@@ -108,6 +111,22 @@ class Grant(WireStruct, frozen=True, kw_only=True):
         return f"{self.medium}/{self.key}"
 
 
+class AccessRequest(WireStruct, frozen=True, kw_only=True):
+    """What a caller sends: a URL for each place of the entry; none while its store can't be reached."""
+
+    proofs: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=MAX_URL_CHARACTERS)], ...], msgspec.Meta(max_length=MAX_PROOFS)
+    ] = ()
+
+
+class AccessAnswer(WireStruct, frozen=True, kw_only=True):
+    """What it gets: a pass, or a sentence why not. ``expires`` is the Unix time of the pass's end."""
+
+    token: Annotated[str, msgspec.Meta(max_length=2048)] = ""
+    expires: float = 0.0
+    message: Annotated[str, msgspec.Meta(max_length=2048)] = ""
+
+
 class GrantRejected(ValueError):
     """A ticket or pass that is not valid. The message is a sentence without secrets."""
 
@@ -161,6 +180,17 @@ def verify_grant(text: str, purpose: Purpose, keys: Sequence[bytes], *, now: flo
             f"The {name} is valid for {left:.0f} seconds by this node's clock, longer than any is: a clock is wrong."
         )
     return grant
+
+
+def read_grant(text: str, purpose: Purpose) -> Grant | None:
+    """Returns the grant of a signed text without a look at its signature, for callers, who have no key; None: none."""
+    parts = text.split(".", 3) if len(text) <= MAX_TOKEN_CHARACTERS and text.isascii() else []
+    if len(parts) != 3 or parts[0] != purpose.value:
+        return None
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)), type=Grant)
+    except (*DECODE_ERRORS, ValueError):
+        return None
 
 
 def new_grant(*, medium: str, key: str, caller: str, now: float) -> Grant:

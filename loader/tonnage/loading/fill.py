@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from tonnage.cache.entry import Entry, Published
     from tonnage.cache.journal import JournalContents
@@ -43,19 +45,23 @@ if TYPE_CHECKING:
     from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan, Progress
     from tonnage.format.tensor_header import TensorHeader
+    from tonnage.loading.peers.headers_file import KnownHeaders
+    from tonnage.loading.peers.session import LoadPeers
     from tonnage.loading.streaming import StreamGate
     from tonnage.planning.blueprint import Blueprint, SourceObject
-    from tonnage.source.resolve import ResolvedRevision
+    from tonnage.source.resolve import ResolvedObject, ResolvedRevision
+    from tonnage.transfer.peer_view import PeerFields
     from tonnage.transfer.transfer_spec import JournalRecord
 
 
 @dataclass(frozen=True, slots=True)
 class FillResult:
-    """The result of the transfer, and the published manifest."""
+    """The result of the transfer, the published manifest, and the digest of the headers file; empty: none."""
 
     manifest: Manifest
     outcome: TransferResult
     segments: int
+    headers_digest: str = ""
 
 
 def fill_entry(
@@ -73,6 +79,7 @@ def fill_entry(
     on_retry: Callable[[], None],
     lock_descriptors: Sequence[int],
     gate: StreamGate | None,
+    peers: LoadPeers | None = None,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
 
@@ -90,6 +97,7 @@ def fill_entry(
         on_retry: Called for each retry of a request for an index.
         lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
         gate: Opened when readers can start; None if this load's caller has none.
+        peers: The nodes that may have what the entry lacks; None: only the source is asked.
 
     Raises:
         TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
@@ -97,9 +105,17 @@ def fill_entry(
     forget_failure(entry)
     reset_stream(entry, None if existing is None else existing.manifest)
     items = missing_objects(None if existing is None else existing.manifest, resolved)
-    objects = read_indexes(resolved, items, deadline=deadline, canceled=canceled, on_retry=on_retry)
+    known = None if peers is None else peers.known_headers(items)
+    objects = read_indexes(resolved, items, known=known, deadline=deadline, canceled=canceled, on_retry=on_retry)
     checks = find_object_checks(
-        resolved, items, objects, level=plan.verify, deadline=deadline, canceled=canceled, on_retry=on_retry
+        resolved,
+        items,
+        objects,
+        level=plan.verify,
+        known=known,
+        deadline=deadline,
+        canceled=canceled,
+        on_retry=on_retry,
     )
     journal = None if earlier is None else read_journal(earlier.journal_path)
     segment_size = plan.limits.segment_size
@@ -188,6 +204,8 @@ def fill_entry(
             canceled=canceled,
         )
         write_prefixes(partial, blueprint)
+        if peers is not None:
+            peers.show(partial, blueprint)
         with Journal.create(
             partial.journal_path, header, [msgspec.msgpack.encode(record) for record in records]
         ) as open_journal:
@@ -207,6 +225,7 @@ def fill_entry(
                     deadline=deadline,
                     stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
                     huge_pages=huge_pages,
+                    **_peer_fields(peers, known, is_whole=existing is None),
                     journal_records=records,
                     pass_fds=lock_descriptors,
                     on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),
@@ -217,6 +236,7 @@ def fill_entry(
             )
         _require_level(plan.verify, outcome, objects)
         manifest, table = build_manifest(outcome.headers, outcome)
+        digest = _finish_peers(peers, items, objects, outcome, is_whole=existing is None, on_note=on_note)
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
         )
@@ -236,7 +256,43 @@ def fill_entry(
         manifest,
         outcome,
         sum(objects[segment.object_index].tensors_index is not None for segment in blueprint.segments),
+        digest,
     )
+
+
+def open_peers(
+    plan: Plan, entry: Entry, resolved: ResolvedRevision, environment: Mapping[str, str]
+) -> AbstractContextManager[LoadPeers | None]:
+    """Returns the peers of a load; None if the plan has none."""
+    if plan.peers is None or plan.reporting is None:
+        return contextlib.nullcontext()
+    from tonnage.loading.peers.session import find_peers  # most loads have none
+
+    return find_peers(plan, plan.peers, plan.reporting, entry, resolved, environment)
+
+
+def _peer_fields(peers: LoadPeers | None, known: KnownHeaders | None, *, is_whole: bool) -> PeerFields:
+    """Returns the fields of a transfer's input that are about peers."""
+    if peers is None:
+        return {}
+    return {"peers": peers.finder, "known_bytes": known.ranges if known else {}, "collects_headers": is_whole}
+
+
+def _finish_peers(
+    peers: LoadPeers | None,
+    items: Sequence[ResolvedObject],
+    objects: Sequence[SourceObject],
+    outcome: TransferResult,
+    *,
+    is_whole: bool,
+    on_note: Callable[[str], None],
+) -> str:
+    """Ends what the load shows to peers; returns the digest of its headers file, which only a whole load has."""
+    if peers is None:
+        return ""
+    for note in peers.notes(outcome):
+        on_note(note)
+    return peers.keep_headers(items, objects, outcome.collected) if is_whole else ""
 
 
 def _begin(

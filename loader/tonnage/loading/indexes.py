@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tonnage.format.file_index import FileIndex
     from tonnage.format.tensors_index import Preamble
+    from tonnage.loading.peers.headers_file import KnownHeaders
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 MAX_INDEX_BYTES = 1 << 30
@@ -37,11 +38,14 @@ def read_indexes(
     resolved: ResolvedRevision,
     items: Sequence[ResolvedObject],
     *,
+    known: KnownHeaders | None = None,
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
     on_retry: Callable[[], None] = lambda: None,
 ) -> list[SourceObject]:
     """Fetches and parses the indexes of ``.tensors`` objects and the headers of safetensors files among ``items``.
+
+    What ``known`` has need not be fetched.
 
     Returns:
         One for each item, in order; companions have no index.
@@ -54,6 +58,13 @@ def read_indexes(
     """
 
     def fetch(ranges: Sequence[HeaderRange]) -> Sequence[bytes]:
+        found = [None if known is None else known.content(*each) for each in ranges]
+        fetched = iter(fetch_missing([each for each, content in zip(ranges, found, strict=True) if content is None]))
+        return [next(fetched) if content is None else content for content in found]
+
+    def fetch_missing(ranges: Sequence[HeaderRange]) -> Sequence[bytes]:
+        if not ranges:
+            return []
         requests = [
             RangeRequest(items[at].target, resolved.providers[items[at].source], start, min(end, items[at].pin.size))
             for at, start, end in ranges

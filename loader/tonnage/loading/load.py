@@ -261,8 +261,7 @@ class _Load:
 
     def _has_computed_buffers_elsewhere(self, entry: Entry, manifest: Manifest) -> bool:
         def read_table() -> TensorTable | None:
-            published = entry.read_published()
-            return published.table if published is not None else None
+            return published.table if (published := entry.read_published()) is not None else None
 
         return has_computed_buffers_elsewhere(manifest, self._plan.computed_buffers, read_table)
 
@@ -315,23 +314,25 @@ class _Load:
         earlier: PartialDirectory | None,
         locks: tuple[int, ...],
     ) -> FillResult:
-        from tonnage.loading.fill import fill_entry  # not imported for a hit
+        from tonnage.loading.fill import fill_entry, open_peers  # not imported for a hit
 
-        return fill_entry(
-            self._plan,
-            entry,
-            resolved,
-            existing=existing,
-            earlier=earlier,
-            environment=self._environment,
-            deadline=self._deadline,
-            on_progress=self._on_progress,
-            on_note=self._notes.append,
-            canceled=self._canceled,
-            on_retry=self._count_retry,
-            lock_descriptors=locks,
-            gate=self._gate,
-        )
+        with open_peers(self._plan, entry, resolved, self._environment) as peers:
+            return fill_entry(
+                self._plan,
+                entry,
+                resolved,
+                existing=existing,
+                earlier=earlier,
+                environment=self._environment,
+                deadline=self._deadline,
+                on_progress=self._on_progress,
+                on_note=self._notes.append,
+                canceled=self._canceled,
+                on_retry=self._count_retry,
+                lock_descriptors=locks,
+                gate=self._gate,
+                peers=peers,
+            )
 
     def _verify_resumed(
         self, entry: Entry, resolved: ResolvedRevision, filled: FillResult, locks: tuple[int, ...]
@@ -423,8 +424,7 @@ class _Load:
             self._notes.append(f"The entry was damaged and has been reloaded: {error.message}")
         if partials is not None:
             commit.recover(entry, partials)
-        manifest = entry.read_manifest()
-        if manifest is None:
+        if (manifest := entry.read_manifest()) is None:
             return None
         if manifest.digest == resolved.digest:
             if not elsewhere:
@@ -477,6 +477,9 @@ class _Load:
             bytes=manifest.bytes,
             downloaded_bytes=fill_result.outcome.downloaded if fill_result else 0,
             resumed_bytes=fill_result.outcome.resumed if fill_result else 0,
+            peer_bytes=fill_result.outcome.peer_bytes if fill_result else 0,
+            dropped_peers=tuple(fill_result.outcome.dropped_peers) if fill_result else (),
+            headers_digest=fill_result.headers_digest if fill_result else "",
             retries=self._retries + (fill_result.outcome.retries if fill_result else 0),
             seconds=self._elapsed_seconds(),
             tensors=sum(source.tensors for source in manifest.sources),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tonnage.contract import Verify, parse_checksum
+from tonnage.contract import ChecksumAlgorithm, ObjectChecksum, Verify, parse_checksum
 from tonnage.format.checksums import crc_function
 from tonnage.planning.object_checks import CheckedRange, ObjectCheck
 from tonnage.source.client import Client
@@ -13,7 +13,7 @@ from tonnage.source.object_parts import PartsRequest, find_parts
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tonnage.contract import ObjectChecksum
+    from tonnage.loading.peers.headers_file import KnownHeaders
     from tonnage.planning.blueprint import SourceObject
     from tonnage.source.object_parts import FoundParts
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
@@ -25,6 +25,7 @@ def find_object_checks(
     objects: Sequence[SourceObject],
     *,
     level: Verify,
+    known: KnownHeaders | None = None,
     deadline: float | None,
     canceled: Callable[[], bool],
     on_retry: Callable[[], None],
@@ -38,6 +39,7 @@ def find_object_checks(
         items: The objects to load.
         objects: The same, with what was read of them.
         level: The requested level.
+        known: The headers file, if its digest is known: it has a CRC-32 of each object that holds no hashes.
         deadline: ``time.monotonic()`` at which to fail; None for no limit.
         canceled: Polled; return True to cancel.
         on_retry: Called for each retry of a request.
@@ -59,6 +61,10 @@ def find_object_checks(
         for at, checksum in wanted.items()
         if not checksum.parts
     }
+    for at, crc32 in ({} if known is None else known.crc32s).items():
+        if at not in wanted and not objects[at].has_hashes:
+            checksum = ObjectChecksum(ChecksumAlgorithm.CRC32, crc32.to_bytes(4, "big"))
+            checks[at] = ObjectCheck(checksum, (CheckedRange(0, items[at].pin.size),), is_stated=False)
     in_parts = {at: checksum for at, checksum in wanted.items() if checksum.parts}
     if in_parts:
         requests = [

@@ -39,7 +39,9 @@ def journal_identity(items: Sequence[ResolvedObject], checks: Mapping[int, Objec
     rows: list[list[str | int]] = [
         [item.place, item.pin.key, item.pin.etag, item.pin.version_id, item.pin.size] for item in items
     ]
-    rows += [[index, str(check.checksum), repr(check.ranges)] for index, check in sorted(checks.items())]
+    rows += [
+        [index, str(check.checksum), repr(check.ranges)] for index, check in sorted(checks.items()) if check.is_stated
+    ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

@@ -31,11 +31,14 @@ class ObjectCheck:
         checksum: The object's checksum. If it is one of parts, it is that of the checksums of all ranges.
         ranges: The parts in which the store received the object, or the whole object.
         certain: Whether the ranges are those of the store; otherwise a mismatch may only mean that they are not.
+        is_stated: Whether the source states the checksum; otherwise an earlier load computed it, and it only shows that
+            the bytes are the same.
     """
 
     checksum: ObjectChecksum
     ranges: tuple[CheckedRange, ...]
     certain: bool = True
+    is_stated: bool = True
 
     @property
     def in_flight(self) -> bool:

@@ -54,6 +54,9 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
         hub_token: Whether the credentials' token of a hub is sent, to this URL's server only.
         redirected_from: Address of the server that redirected here; empty: none did.
         label: The object's name in messages: ``s3://bucket/key``, or the URL without its query.
+        peer_address: IP address and port of the peer that is connected to in place of the URL's host; empty: none.
+        peer_token: What the peer is shown as a bearer token.
+        peer_ca: The certificates that the peer may show, in PEM.
     """
 
     url: str
@@ -69,6 +72,9 @@ class RequestTarget(msgspec.Struct, frozen=True, kw_only=True):
     hub_token: bool = False
     redirected_from: str = ""
     label: str = ""
+    peer_address: str = ""
+    peer_token: str = ""
+    peer_ca: bytes = b""
 
     @property
     def takes_credentials(self) -> bool:
@@ -154,9 +160,24 @@ def configure_handle(
     curl.setopt(pycurl.LOW_SPEED_TIME, stall_seconds)
     curl.setopt(pycurl.BUFFERSIZE, RECEIVE_BUFFER)
     curl.setopt(pycurl.TCP_KEEPALIVE, 1)
-    if target.ca_bundle:
+    if target.peer_address:
+        _configure_peer(curl, target)
+    elif target.ca_bundle:
         is_directory = os.path.isdir(target.ca_bundle)  # noqa: PTH112  # once per request, and a string is enough
         curl.setopt(pycurl.CAPATH if is_directory else pycurl.CAINFO, os.fsencode(target.ca_bundle))
+
+
+def _configure_peer(curl: pycurl.Curl, target: RequestTarget) -> None:
+    """Connects to a peer's address, by no proxy; its certificate has the name in the URL. It never redirects."""
+    host = host_and_port(split) if (split := split_url(target.url)) is not None else ""
+    curl.setopt(pycurl.CONNECT_TO, [f"{host}:{target.peer_address}"])
+    curl.setopt(pycurl.NOPROXY, "*")
+    curl.setopt(pycurl.FOLLOWLOCATION, 0)
+    curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTPS)
+    curl.setopt(pycurl.HTTPAUTH, HTTPAUTH_BEARER)
+    curl.setopt(pycurl.XOAUTH2_BEARER, target.peer_token)
+    if target.peer_ca:
+        curl.setopt(pycurl.CAINFO_BLOB, target.peer_ca)
 
 
 def was_connected(curl: pycurl.Curl) -> bool:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tonnage.transfer.protocol import Fetch
 
 FLUSH_BYTES = 1 << 20
+PEER_CONNECT_SECONDS = 3.0
+PEER_STALL_SECONDS = 5
+"""Peers are near, and there are others, so they get less time than a store."""
 MAX_VECTORS = 512
 """Buffers per ``pwritev``; the kernel's limit is 1024."""
 
@@ -85,6 +88,7 @@ class Connection:
         "error_body",
         "failure",
         "fetch",
+        "status",
         "target",
         "unreported_bytes",
         "write_error",
@@ -124,7 +128,8 @@ class Connection:
             crc: ``(data, value) -> value`` of a CRC to compute over all bytes, in addition to CRC-32.
         """
         self.fetch = fetch
-        self.target = target
+        self.target = target = target if fetch.peer is None else fetch.peer
+        self.status = 0
         self.at = fetch.start
         self.accepted = False
         self.failure: RequestFailure | None = None
@@ -145,8 +150,13 @@ class Connection:
         self._lines.clear()
         self._next_piece()
         curl = self.curl
-        configure_handle(curl, target, credentials, stall_seconds=stall_seconds)
-        curl.setopt(pycurl.RANGE, f"{fetch.start}-{fetch.end - 1}")
+        if fetch.peer is None:
+            configure_handle(curl, target, credentials, stall_seconds=stall_seconds)
+        else:
+            stall = min(stall_seconds, PEER_STALL_SECONDS)
+            configure_handle(curl, target, None, stall_seconds=stall, connect_seconds=PEER_CONNECT_SECONDS)
+            curl.setopt(pycurl.TIMEOUT_MS, max(1, int(fetch.seconds * 1000)))
+        curl.setopt(pycurl.RANGE, f"{fetch.start + fetch.shift}-{fetch.end + fetch.shift - 1}")
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
         curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
         if fetch.fresh_connection:
@@ -187,10 +197,10 @@ class Connection:
         if self.failure is None and not self.accepted:
             self._check_response()
         if self.failure is None and not (self.accepted and curl_code is None):
-            status, headers = parse_headers(self._lines)
+            self.status, headers = parse_headers(self._lines)
             self.failure = classify(
                 curl_code=curl_code,
-                status=status,
+                status=self.status,
                 headers=headers,
                 body=bytes(self.error_body),
                 label=self.target.label,
@@ -308,12 +318,11 @@ class Connection:
 
         If not, and the status is 200 or 206, sets ``failure``.
         """
-        status, headers = parse_headers(self._lines)
-        if status not in {200, 206}:
+        self.status, headers = parse_headers(self._lines)
+        if self.status not in {200, 206}:
             return False
-        self.failure = check_partial(
-            self.target, status=status, headers=headers, start=self.fetch.start, end=self.fetch.end
-        )
+        start, end = self.fetch.start + self.fetch.shift, self.fetch.end + self.fetch.shift
+        self.failure = check_partial(self.target, status=self.status, headers=headers, start=start, end=end)
         self.accepted = self.failure is None
         return self.accepted
 

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tonnage.cache.cgroups import memory_limit, usable_cores
+from tonnage.cache.filesystem import translate_os_errors
 from tonnage.errors import (
     CacheDamaged,
     CacheNotWritable,
@@ -21,6 +22,7 @@ from tonnage.errors import (
     TonnageError,
     error_for,
 )
+from tonnage.planning.segments import NOT_WRITTEN, SpanRole, subtract_ranges
 from tonnage.source.backoff import backoff_seconds
 from tonnage.source.error_classification import Retry
 from tonnage.transfer.bandwidth import BandwidthLimiter
@@ -28,6 +30,7 @@ from tonnage.transfer.concurrency import INITIAL_CONNECTIONS, MIN_PART_SIZE, PAR
 from tonnage.transfer.credential_state import CredentialState
 from tonnage.transfer.hash_pool import HashPool
 from tonnage.transfer.part_queue import Part, PartQueue
+from tonnage.transfer.peer_origin import split_at
 from tonnage.transfer.progress_meter import ProgressMeter
 from tonnage.transfer.protocol import (
     Fetch,
@@ -44,9 +47,15 @@ from tonnage.transfer.verification import Verification
 from tonnage.transfer.worker_pool import PoolWorker, WorkerExit, WorkerPool
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from tonnage.planning.segments import ByteRange
     from tonnage.source.error_classification import RequestFailure
     from tonnage.transfer.checksum_tracker import CorruptTensor
+    from tonnage.transfer.object_verification import CorruptObject
+    from tonnage.transfer.peer_origin import PeerRange
+    from tonnage.transfer.peer_queue import PeerQueue
+    from tonnage.transfer.peer_transfer import PeerTransfer
 
 POLL_SECONDS = 0.1
 PREFETCH = 1
@@ -80,8 +89,10 @@ class _Transfer:
         self._verification = Verification(spec, self._result)
         self._next_id = 0
         done = self._verification.replay()
+        corrupt_tensors = self._add_known_bytes(done)
         objects = spec.blueprint.objects
-        self._queue = PartQueue(
+        self._peers = self._with_peers(done)
+        self._queue: PartQueue | PeerQueue = (self._peers.queue if self._peers is not None else None) or PartQueue(
             sorted(self._segments, key=lambda each: objects[each.object_index].tensors_index is not None),
             done,
             max_part_size=spec.concurrency.part_size,
@@ -95,7 +106,52 @@ class _Transfer:
         self._tuner = ConnectionTuner(initial=maximum if concurrency.fixed else INITIAL_CONNECTIONS, maximum=maximum)
         self._bandwidth_limiter = BandwidthLimiter(spec.bandwidth, now=time.monotonic())
         self._meter = ProgressMeter(total=spec.blueprint.source_bytes, resumed=self._result.resumed)
+        for corrupt in corrupt_tensors:
+            self._refetch(corrupt)
         self._hash_pool = HashPool(spec.paths, threads=max(1, min(int(usable_cores()), MAX_HASH_THREADS)))
+
+    def _with_peers(self, done: Mapping[int, list[ByteRange]]) -> PeerTransfer | None:
+        """Returns the peers of this transfer, if it asks any."""
+        spec, finished = self._spec, self._verification.finished
+        if spec.peers is None or finished is None:
+            return None
+        from tonnage.transfer.peer_transfer import PeerTransfer  # most loads have no peers
+
+        believable = self._verification.believable()
+        peers = PeerTransfer(spec, spec.peers, self._result, done, finished, believable=believable)
+        self._verification.is_from_peer = lambda *place: bool(peers.origin.within(*place))
+        return peers
+
+    def _add_known_bytes(self, done: dict[int, list[ByteRange]]) -> list[CorruptTensor]:
+        """Adds headers of tensors that need not be fetched; returns the corrupt tensors that they complete."""
+        corrupt_tensors: list[CorruptTensor] = []
+        for index, known in self._spec.known_bytes.items():
+            starts = dict(known)
+            for segment in self._segments:
+                if segment.object_index != index:
+                    continue
+                taken = done.setdefault(segment.index, [])
+                for left in subtract_ranges((segment.start, segment.end), taken):
+                    for piece in segment.pieces(*left):
+                        content = starts.get(piece.start, b"")
+                        is_known = piece.role in {SpanRole.HEADER, SpanRole.TAIL}
+                        if not is_known or len(content) != piece.end - piece.start:
+                            continue
+                        if piece.target_offset != NOT_WRITTEN:
+                            self._write(piece.file_index, content, piece.target_offset)
+                        record = FetchedRange(segment.index, piece.start, piece.end, [0], [content])
+                        self._spec.on_record(record)
+                        corrupt_tensors += self._verification.add(record)
+                        taken.append((piece.start, piece.end))
+        return corrupt_tensors
+
+    def _write(self, file: int, content: bytes, offset: int) -> None:
+        with translate_os_errors(f"{self._spec.paths[file]} can't be written"):
+            descriptor = os.open(self._spec.paths[file], os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(descriptor, content, offset)
+            finally:
+                os.close(descriptor)
 
     # -- loop
 
@@ -123,9 +179,11 @@ class _Transfer:
 
     def _start_workers(self, pool: WorkerPool) -> None:
         """Starts all workers. Each gets its parts at once: starting dozens takes longer than the first request."""
+        if self._peers is not None:
+            self._peers.poll(time.monotonic())
         for number in range(self._spec.concurrency.workers):
             pool.start(number)
-            pool.workers[number].process.send(SetConnections(self._tuner.connections))
+            pool.workers[number].process.send(self._connections())
             self._dispatch(pool)
         self._result.connections = self._spec.concurrency.workers * self._tuner.connections
 
@@ -142,6 +200,8 @@ class _Transfer:
             self._check_objects()
             self._announce_files()
             now = time.monotonic()
+            if self._peers is not None and self._peers.poll(now):
+                self._tune(pool)
             self._check_time(now)
             if now - checked > CREDENTIAL_CHECK_SECONDS:
                 checked = now
@@ -156,6 +216,8 @@ class _Transfer:
 
     def _adapt(self, pool: WorkerPool, now: float) -> None:
         """Adapts the part size and the number of connections to the rate."""
+        if self._peers is not None and self._peers.queue.has_peers:
+            return  # the rate is that of peers, too
         rate = self._meter.interval_rate(now, skip=ConnectionTuner.SETTLING, seconds=ConnectionTuner.INTERVAL)
         if rate is None or not self._queue.remaining:
             return
@@ -196,7 +258,14 @@ class _Transfer:
 
     def _tune(self, pool: WorkerPool) -> None:
         self._result.connections = self._spec.concurrency.workers * self._tuner.connections
-        pool.broadcast(SetConnections(self._tuner.connections))
+        pool.broadcast(self._connections())
+
+    def _connections(self) -> SetConnections:
+        """Returns the connections of each worker: those to the source, and its share of those to peers."""
+        if self._peers is None:
+            return SetConnections(self._tuner.connections)
+        shared = -(-self._peers.slots // self._spec.concurrency.workers)
+        return SetConnections(self._tuner.connections + shared, 2 * (self._tuner.connections + shared))
 
     def _dispatch(self, pool: WorkerPool) -> None:
         now = time.monotonic()
@@ -207,9 +276,10 @@ class _Transfer:
                 worker.hashes[task.request.id] = task
                 worker.process.send(task.request)
         available = list(pool.workers.values())
+        limit = self._connections().connections + PREFETCH
         while available and self._queue.remaining:
             for worker in list(available):
-                if len(worker.parts) >= self._tuner.connections + PREFETCH:
+                if len(worker.parts) >= limit:
                     available.remove(worker)
                     continue
                 if self._bandwidth_limiter.delay(now) > 0:
@@ -225,6 +295,7 @@ class _Transfer:
     def _send_part(self, worker: PoolWorker, part: Part) -> None:
         self._next_id += 1
         segment = self._segments[part.segment]
+        request = self._peers.request(part, self._next_id, time.monotonic()) if self._peers and part.peer else None
         worker.parts[self._next_id] = part
         self._sent_generation[self._next_id] = self._credential_state.generation
         pieces = [
@@ -239,6 +310,9 @@ class _Transfer:
                 part.end,
                 pieces,
                 part.fresh_connection,
+                request[0] if request is not None else None,
+                part.shift,
+                request[1] if request is not None else 0.0,
             )
         )
 
@@ -252,11 +326,19 @@ class _Transfer:
             case FetchSucceeded():
                 part = worker.parts.pop(message.id)
                 del self._sent_generation[message.id]
+                self._queue.finished(part)
+                if self._peers is not None and part.peer:
+                    self._peers.succeeded(part, message.id, time.monotonic())
                 self._record_range(part, message)
             case FetchFailed():
                 part = worker.parts.pop(message.id)
+                self._queue.finished(part)
                 self._record_range(part, message)
-                self._retry(pool, part, message)
+                if self._peers is not None and part.peer:
+                    del self._sent_generation[message.id]
+                    self._peers.failed(part, message.id, message, time.monotonic())
+                else:
+                    self._retry(pool, part, message)
             case WriteFailed(request, error):
                 part = worker.parts.pop(request)
                 raise self._write_error(part, error)
@@ -272,19 +354,33 @@ class _Transfer:
     def _record_range(self, part: Part, received: Result) -> None:
         if received.end <= part.start:
             return
+        if self._peers is not None:
+            index = self._segments[part.segment].object_index
+            self._peers.received(index, part, received.end, received.checksums)
+            if not part.peer:
+                self._peers.finished.add_received(part.segment, part.start, received.end)
         done = FetchedRange(part.segment, part.start, received.end, received.checksums, received.captured, received.crc)
         self._spec.on_record(done)
         for corrupt in self._verification.add(done):
             self._refetch(corrupt)
 
     def _refetch(self, corrupt: CorruptTensor) -> None:
-        """Refetches a corrupt tensor over new connections; a second mismatch is an error."""
+        """Refetches a corrupt tensor from the source; a second mismatch is an error, unless a peer is to blame."""
         self._spec.on_record(DiscardedTensor(corrupt.object, corrupt.tensor))
-        segment = self._verification.prepare_refetch(corrupt)
+        doubts = self._doubts(corrupt.object, [corrupt.range])
+        segment = self._verification.forget(corrupt) if doubts else self._verification.prepare_refetch(corrupt)
         self._result.retries += 1
         self._meter.add_refetched(corrupt.range[1] - corrupt.range[0])
-        for start, end in _split(corrupt.range, self._spec.concurrency.part_size):
+        for start, end in split_at(corrupt.range, doubts, self._spec.concurrency.part_size):
             self._queue.requeue(Part(segment, start, end, fresh_connection=True), not_before=0.0)
+
+    def _doubts(self, index: int, ranges: Sequence[ByteRange]) -> list[PeerRange]:
+        """Returns what peers sent of a corrupt tensor or object, which is in doubt from now on."""
+        if self._peers is None:
+            return []
+        doubts = [each for start, end in ranges for each in self._peers.origin.within(index, start, end)]
+        self._peers.doubt(index, doubts, time.monotonic())
+        return doubts
 
     def _check_objects(self) -> None:
         """Has checksums of objects computed, and refetches what doesn't match them."""
@@ -300,16 +396,26 @@ class _Transfer:
         corrupt_objects = objects.settle()
         for index in objects.take_settled():
             self._verification.complete_files.add_object(index)
+            if self._peers is not None and index in objects.verified:
+                self._peers.finished.add_object(index)
         for corrupt in corrupt_objects:
-            self._result.retries += 1
-            for start, end in self._verification.grow(corrupt):
-                self._spec.on_record(DiscardedRange(corrupt.object, start, end))
-                self._verification.discard(corrupt.object, start, end)
-                self._meter.add_refetched(end - start)
-                for segment, hole in self._verification.within_segments(corrupt.object, start, end):
-                    self._verification.complete_files.remove_bytes(segment, hole[1] - hole[0])
-                    for first, last in _split(hole, self._spec.concurrency.part_size):
-                        self._queue.requeue(Part(segment, first, last, fresh_connection=True), not_before=0.0)
+            self._refetch_object(corrupt)
+
+    def _refetch_object(self, corrupt: CorruptObject) -> None:
+        """Refetches what does not match a checksum of an object from the source: if peers sent any of it, only that."""
+        self._result.retries += 1
+        doubts = self._doubts(corrupt.object, corrupt.ranges)
+        if doubts:
+            self._verification.objects.allow_refetch(corrupt.object)
+            corrupt = corrupt._replace(ranges=[(each.start, each.end) for each in doubts])
+        for start, end in self._verification.grow(corrupt):
+            self._spec.on_record(DiscardedRange(corrupt.object, start, end))
+            self._verification.discard(corrupt.object, start, end)
+            self._meter.add_refetched(end - start)
+            for segment, hole in self._verification.within_segments(corrupt.object, start, end):
+                self._verification.complete_files.remove_bytes(segment, hole[1] - hole[0])
+                for first, last in split_at(hole, doubts, self._spec.concurrency.part_size):
+                    self._queue.requeue(Part(segment, first, last, fresh_connection=True), not_before=0.0)
 
     # -- failures
 
@@ -363,7 +469,11 @@ class _Transfer:
         now = time.monotonic()
         for request, part in worker_exit.worker.parts.items():
             self._sent_generation.pop(request, None)
-            self._queue.requeue(part, not_before=now)
+            self._queue.finished(part)
+            if self._peers is not None and part.peer:
+                self._peers.lost(part, request)
+            else:
+                self._queue.requeue(part, not_before=now)
         self._verification.pending_hashes += worker_exit.worker.hashes.values()
         pool.start(worker_exit.worker.number)
         self._tune(pool)
@@ -372,7 +482,3 @@ class _Transfer:
 def _memory_limit_text() -> str:
     limit = memory_limit()
     return "no memory limit was found" if limit is None else f"the memory limit is {limit} bytes"
-
-
-def _split(byte_range: ByteRange, size: int) -> list[ByteRange]:
-    return [(start, min(start + size, byte_range[1])) for start in range(byte_range[0], byte_range[1], size)]

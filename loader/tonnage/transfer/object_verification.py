@@ -200,6 +200,10 @@ class ObjectVerification:
             corrupt.append(CorruptObject(index, [(each.start, each.end) for each in ranges], error))
         return corrupt
 
+    def allow_refetch(self, index: int) -> None:
+        """Lets an object be fetched again once more, because it did not match for bytes of a peer."""
+        self._refetched.discard(index)
+
     def take_settled(self) -> list[int]:
         """Returns the objects that need no longer be waited for, each once."""
         new, self._newly_settled = self._newly_settled, []

@@ -26,6 +26,10 @@ class Part:
     Attributes:
         attempt: Consecutive failures without a byte of progress.
         fresh_connection: Whether to use a new connection, because the bytes from the last one were corrupt.
+        peer: The node that is asked; empty: the source.
+        unit: The number of its unit, if a peer is asked.
+        file: The file that has it there.
+        shift: What to add to an offset in the object for the one in the file.
     """
 
     segment: int
@@ -33,10 +37,16 @@ class Part:
     end: int
     attempt: int = 0
     fresh_connection: bool = False
+    peer: str = ""
+    unit: int = -1
+    file: int = -1
+    shift: int = 0
 
 
 @dataclass(order=True, slots=True)
-class _Delayed:
+class Delayed:
+    """A part that is not taken before a time."""
+
     when: float
     order: int
     part: Part = field(compare=False)
@@ -71,7 +81,7 @@ class PartQueue:
         self.max_part_size = max_part_size
         self._min_part_size = min_part_size
         self._owner: dict[int, int] = {}
-        self._delayed: list[_Delayed] = []
+        self._delayed: list[Delayed] = []
         self._order = 0
         self.remaining = sum(end - start for left in self._unassigned.values() for start, end in left)
 
@@ -113,7 +123,10 @@ class PartQueue:
         """Adds a part that ``take`` returns at ``not_before`` or later."""
         self._order += 1
         self.remaining += part.end - part.start
-        heapq.heappush(self._delayed, _Delayed(not_before, self._order, part))
+        heapq.heappush(self._delayed, Delayed(not_before, self._order, part))
+
+    def finished(self, part: Part) -> None:
+        """A part has ended. Nothing is kept of it here."""
 
     def next_due(self) -> float | None:
         """Returns the time at which the next requeued part is due; None if there is none."""

@@ -51,7 +51,9 @@ class Fetch(_Message, frozen=True, array_like=True, tag=True):
     """Fetch ``[start, end)`` of object ``target``.
 
     ``pieces`` are (end, role, offset in the file or -1, file), in order. ``fresh_connection`` requests a new connection
-    that is not reused, because the bytes from the last one were corrupt.
+    that is not reused, because the bytes from the last one were corrupt. If ``peer`` is set, it is asked in place of
+    the object's target, for the same bytes of its file: offsets there are greater by ``shift``. It may take
+    ``seconds``.
     """
 
     id: int
@@ -60,6 +62,9 @@ class Fetch(_Message, frozen=True, array_like=True, tag=True):
     end: int
     pieces: list[tuple[int, int, int, int]]
     fresh_connection: bool = False
+    peer: RequestTarget | None = None
+    shift: int = 0
+    seconds: float = 0.0
 
 
 class Hash(_Message, frozen=True, array_like=True, tag=True):
@@ -87,9 +92,10 @@ class UpdateTarget(_Message, frozen=True, array_like=True, tag=True):
 
 
 class SetConnections(_Message, frozen=True, array_like=True, tag=True):
-    """Sets how many connections the worker uses at a time."""
+    """Sets how many connections the worker uses at a time, and how many it keeps open; 0: as many."""
 
     connections: int
+    kept: int = 0
 
 
 class Result(_Message, frozen=True, array_like=True):
@@ -112,9 +118,10 @@ class FetchSucceeded(Result, frozen=True, array_like=True, tag=True):
 
 
 class FetchFailed(Result, frozen=True, array_like=True, tag=True):
-    """The part ended early."""
+    """The part ended early. ``status`` is the HTTP status; 0 if there was no response."""
 
     failure: RequestFailure
+    status: int = 0
 
 
 class WriteFailed(_Message, frozen=True, array_like=True, tag=True):

@@ -9,17 +9,19 @@ import msgspec
 
 from tonnage.source.request_target import STALL_SECONDS
 from tonnage.transfer.non_tensor_bytes import NonTensorBytes
+from tonnage.transfer.source_headers import HeaderCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tonnage.contract import Progress, Verify
+    from tonnage.contract import DroppedPeer, Progress, Verify
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.planning.blueprint import Blueprint
     from tonnage.planning.object_checks import ObjectCheck
     from tonnage.source.credentials import CredentialProvider
     from tonnage.source.request_target import RequestTarget
     from tonnage.transfer.concurrency import Concurrency
+    from tonnage.transfer.peer_view import PeerSource
 
 
 class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
@@ -72,6 +74,9 @@ class TransferSpec:
         deadline: Value of ``time.monotonic()`` by which the transfer must have ended; None: no limit.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted and retried.
         huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
+        peers: Where the transfer learns about peers; None: none are asked.
+        known_bytes: Headers and ends of objects that are known already: their start and bytes, by object.
+        collects_headers: Whether the result has what the files lack of the objects.
         journal_records: The records of an earlier load, in the journal's order.
         pass_fds: File descriptors that workers inherit, so that the entry stays locked while any worker writes.
         on_record: Called with each record, before the transfer relies on it.
@@ -93,6 +98,9 @@ class TransferSpec:
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS
     huge_pages: bool = False
+    peers: PeerSource | None = None
+    known_bytes: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
+    collects_headers: bool = False
     journal_records: Sequence[JournalRecord] = ()
     pass_fds: Sequence[int] = ()
     on_record: Callable[[JournalRecord], None] = lambda _: None
@@ -114,6 +122,9 @@ class TransferResult:
         verify_levels: For each object, the weakest level at which one of its tensors was verified.
         object_checks: For each object that matches a checksum of its source, how it was verified.
         unverified: For each object that could not be compared with its checksum, a sentence on it.
+        peer_bytes: Those of ``downloaded`` that peers have sent.
+        dropped_peers: The peers that are no longer asked: node, word and sentence.
+        collected: What the entry's files lack of the objects.
         non_tensor_bytes: Checksums of the received bytes that belong to no tensor.
     """
 
@@ -125,4 +136,7 @@ class TransferResult:
     verify_levels: dict[int, Verify] = field(default_factory=dict)
     object_checks: dict[int, ObjectCheck] = field(default_factory=dict)
     unverified: dict[int, str] = field(default_factory=dict)
+    peer_bytes: int = 0
+    dropped_peers: list[DroppedPeer] = field(default_factory=list)
+    collected: HeaderCollector = field(default_factory=HeaderCollector)
     non_tensor_bytes: NonTensorBytes = field(default_factory=NonTensorBytes)

@@ -21,10 +21,11 @@ from tonnage.transfer.protocol import Hash
 from tonnage.transfer.transfer_spec import DiscardedRange, DiscardedTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tonnage.format.tensors_index import TensorEntry
     from tonnage.planning.segments import ByteRange, Piece
+    from tonnage.transfer.finished_ranges import FinishedRanges
     from tonnage.transfer.transfer_spec import FetchedRange, TransferResult, TransferSpec
 
 
@@ -45,9 +46,13 @@ class Verification:
         objects: The objects that are verified by a checksum of their source.
         pending_hashes: Tensors waiting to be hashed by a worker; the coordinator removes those that it assigns.
         complete_files: The output files that are complete.
+        is_from_peer: Returns whether a peer sent bytes of an object's range, which must not count without a hash.
+        finished: What is shown to peers; None: nothing is.
     """
 
     def __init__(self, spec: TransferSpec, result: TransferResult) -> None:
+        self.is_from_peer: Callable[[int, int, int], bool] = lambda _index, _start, _end: False
+        self.finished: FinishedRanges | None = None
         self._spec = spec
         self._result = result
         self._segments = spec.blueprint.segments
@@ -57,6 +62,10 @@ class Verification:
         )
         self._placement = {(place.object_index, place.tensor_index): place for place in spec.blueprint.placements}
         self.objects = ObjectVerification(spec.blueprint, spec.checks)
+        if spec.peers is not None:
+            from tonnage.transfer.finished_ranges import FinishedRanges
+
+            self.finished = FinishedRanges(spec.blueprint, self.objects.checked)
         self._refetched: set[tuple[int, int]] = set()
         self._hashes = 0
         self.tensors = len(self._placement)
@@ -87,6 +96,16 @@ class Verification:
         self._result.resumed = sum(end - start for ranges in done.values() for start, end in ranges)
         return done
 
+    def believable(self) -> set[int]:
+        """Returns the objects whose bytes a peer may send: they are verified by hashes that no peer has sent."""
+        checks_tensors = self._spec.verify.strength >= Verify.CRC32.strength
+        return {
+            index
+            for index, source in enumerate(self._spec.blueprint.objects)
+            if (source.has_hashes and checks_tensors)
+            or (index in self.objects.checked and self._spec.checks[index].certain)
+        }
+
     def add(self, done: FetchedRange) -> list[CorruptTensor]:
         """Adds a fetched range; returns the corrupt tensors that it completed."""
         self.complete_files.add_bytes(done.segment, done.end - done.start)
@@ -102,8 +121,12 @@ class Verification:
         ]
         self.objects.add(segment.object_index, done.start, done.end, crc=done.crc, pieces=pieces, crc32s=crc32s)
         corrupt: list[CorruptTensor] = []
+        if self._spec.collects_headers:
+            self._result.collected.add(segment.object_index, pieces, crc32s, done.captured)
         for outcome in self._tracker.add(segment.object_index, pieces, done.checksums, done.captured):
-            if isinstance(outcome, CorruptTensor):
+            if isinstance(outcome, VerifiedTensor) and self._is_unproven(outcome):
+                corrupt.append(self._unproven(outcome.object, outcome.tensor))
+            elif isinstance(outcome, CorruptTensor):
                 corrupt.append(outcome)
             elif isinstance(outcome, VerifiedTensor):
                 self._record_verified(outcome)
@@ -127,6 +150,21 @@ class Verification:
         place = self._range(index, tensor)
         return CorruptTensor(index, tensor, place, mismatch_error(label, name, place, "SHA-256"))
 
+    def _is_unproven(self, outcome: VerifiedTensor) -> bool:
+        """Returns whether a tensor of a file with hashes has none, and a peer sent bytes of it."""
+        source = self._spec.blueprint.objects[outcome.object]
+        return (
+            source.has_hashes
+            and outcome.header.expected_crc32 is None
+            and outcome.header.expected_sha256 is None
+            and self.is_from_peer(outcome.object, *self._range(outcome.object, outcome.tensor))
+        )
+
+    def _unproven(self, index: int, tensor: int) -> CorruptTensor:
+        place = self._range(index, tensor)
+        label, name = self._spec.blueprint.objects[index].label, self._entry(index, tensor).name
+        return CorruptTensor(index, tensor, place, mismatch_error(label, name, place, "hash"))
+
     def prepare_refetch(self, corrupt: CorruptTensor) -> int:
         """Forgets a corrupt tensor, so that it can be refetched; returns the segment that contains it.
 
@@ -137,8 +175,13 @@ class Verification:
         if key in self._refetched:
             raise corrupt.error
         self._refetched.add(key)
+        return self.forget(corrupt)
+
+    def forget(self, corrupt: CorruptTensor) -> int:
+        """Forgets a tensor whose bytes may be wrong because of a peer; returns the segment that contains it."""
+        key = (corrupt.object, corrupt.tensor)
         self._tracker.discard(*key)
-        self._result.non_tensor_bytes.discard(corrupt.object, *corrupt.range)
+        self._discard_bytes(corrupt.object, *corrupt.range)
         segment = self._segment_at(corrupt.object, corrupt.range[0])
         self.complete_files.remove_bytes(segment, corrupt.range[1] - corrupt.range[0])
         return segment
@@ -154,7 +197,7 @@ class Verification:
     def discard(self, index: int, start: int, end: int) -> None:
         """Forgets a range of an object and its tensors, so that it can be refetched."""
         self.objects.discard(index, start, end)
-        self._result.non_tensor_bytes.discard(index, start, end)
+        self._discard_bytes(index, start, end)
         source = self._spec.blueprint.objects[index]
         for number, entry in enumerate(source.tensors_index.tensors if source.tensors_index is not None else ()):
             if max(start, entry.header_offset) < min(end, entry.data_end):
@@ -182,10 +225,17 @@ class Verification:
         if self.objects.unsettled:
             raise InternalError(f"{self.objects.unsettled[0]} was never compared with its checksum.")
         self._result.headers = self._tracker.headers
-        self._result.object_checks = self.objects.verified
+        stated = {index: check for index, check in self.objects.verified.items() if check.is_stated}
+        self._result.object_checks = stated
         self._result.unverified = self.objects.unverified
-        for index, check in self.objects.verified.items():
+        for index, check in stated.items():
             self._result.verify_levels[index] = check.level
+
+    def _discard_bytes(self, index: int, start: int, end: int) -> None:
+        self._result.non_tensor_bytes.discard(index, start, end)
+        self._result.collected.discard(index, start, end)
+        if self.finished is not None:
+            self.finished.discard(index, start, end)
 
     def _punch(self, done: dict[int, list[ByteRange]], index: int, start: int, end: int) -> None:
         """Removes a range of an object from those that need not be fetched."""
@@ -225,6 +275,8 @@ class Verification:
     def _count(self, index: int, tensor: int, level: Verify) -> None:
         self.verified += 1
         self.complete_files.add_tensor((index, tensor))
+        if self.finished is not None and level.strength >= Verify.CRC32.strength:
+            self.finished.add_tensor(index, tensor)
         weakest = self._result.verify_levels.get(index, level)
         self._result.verify_levels[index] = min(weakest, level, key=lambda verify: verify.strength)
 
@@ -239,7 +291,7 @@ class Verification:
         self._tracker.discard(index, tensor)
         self.complete_files.remove_tensor((index, tensor))
         hole = self._range(index, tensor)
-        self._result.non_tensor_bytes.discard(index, *hole)
+        self._discard_bytes(index, *hole)
         self._punch(done, index, *hole)
 
     def _range(self, index: int, tensor: int) -> ByteRange:

@@ -123,9 +123,9 @@ class Worker:
         match message:
             case Fetch():
                 self._queue.append(message)
-            case SetConnections(connections):
+            case SetConnections(connections, kept):
                 self._connections = connections
-                self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
+                self._multi.setopt(pycurl.M_MAXCONNECTS, max(connections, kept))
             case UpdateCredentials(source, credentials):
                 self._credentials[source] = credentials
             case UpdateTarget(index, target):
@@ -194,7 +194,7 @@ class Worker:
         elif failure is None:
             self._send(FetchSucceeded(*_received(connection)))
         else:
-            self._send(FetchFailed(*_received(connection), failure))
+            self._send(FetchFailed(*_received(connection), failure, connection.status))
         self._report(connection)
         self._idle.append(connection)
 

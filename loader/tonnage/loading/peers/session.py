@@ -1,0 +1,128 @@
+"""The peers of one load, from its beginning to its report."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from tonnage.cache.filesystem import write_atomically
+from tonnage.cache.peer_ranges import HEADERS_NAME, FileRanges, PeerRanges, remove_ranges
+from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, TonnageError
+from tonnage.loading.peers.finder import PeerFinder
+from tonnage.loading.peers.headers_file import (
+    KnownHeaders,
+    build_headers,
+    entry_source,
+    headers_digest,
+    known_headers,
+)
+from tonnage.loading.peers.proofs import make_proofs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tonnage.cache.entry import Entry
+    from tonnage.cache.partial import PartialDirectory
+    from tonnage.contract import Plan
+    from tonnage.contract.plan import PeerAccess, Reporting
+    from tonnage.planning.blueprint import Blueprint, SourceObject
+    from tonnage.source.resolve import ResolvedObject, ResolvedRevision
+    from tonnage.transfer.source_headers import HeaderCollector
+    from tonnage.transfer.transfer_spec import TransferResult
+
+
+class LoadPeers:
+    """The peers of one load. Use it as a context manager.
+
+    Args:
+        finder: Finds them.
+        entry: The entry.
+        resolved: The revision.
+    """
+
+    def __init__(self, finder: PeerFinder, entry: Entry, resolved: ResolvedRevision) -> None:
+        self.finder = finder
+        self._entry = entry
+        self._resolved = resolved
+
+    def __enter__(self) -> Self:
+        self.finder.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finder.close()
+
+    def known_headers(self, items: Sequence[ResolvedObject]) -> KnownHeaders | None:
+        """Returns what a peer's headers file has of the objects, if its digest is the expected one; else None."""
+        try:
+            file = self.finder.fetch_headers()
+        except CacheDamaged:
+            return None
+        return None if file is None else known_headers(file, items)
+
+    def show(self, partial: PartialDirectory, blueprint: Blueprint) -> None:
+        """Begins to show peers what this load has finished."""
+        self.finder.show(
+            PeerRanges(
+                digest=self._resolved.digest,
+                partial=partial.path.name,
+                sources=[entry_source(item) for item in self._resolved.objects],
+                files=[FileRanges(path=file.path, size=file.size, ranges=[]) for file in blueprint.files],
+            )
+        )
+
+    def keep_headers(
+        self, items: Sequence[ResolvedObject], objects: Sequence[SourceObject], collected: HeaderCollector
+    ) -> str:
+        """Writes the headers file of a load that is complete, and returns its digest; empty if there is none."""
+        remove_ranges(self._entry)
+        data = build_headers(self._resolved, items, objects, collected)
+        if data is None:
+            return ""
+        try:
+            write_atomically(self._entry.private_dir / HEADERS_NAME, data, sync=False)
+        except (CacheNotWritable, InsufficientSpace):
+            return ""
+        return headers_digest(data)
+
+    def notes(self, outcome: TransferResult) -> list[str]:
+        """Returns what the report mentions of the peers."""
+        notes = []
+        if outcome.peer_bytes:
+            source_bytes = outcome.downloaded - outcome.peer_bytes
+            notes.append(f"{outcome.peer_bytes:,} bytes came from peers, {source_bytes:,} from the source.")
+        elif self.finder.problem:
+            notes.append(self.finder.problem)
+        notes += [f"Peer {each.node} was dropped ({each.reason}): {each.why}" for each in outcome.dropped_peers]
+        return notes
+
+
+def find_peers(
+    plan: Plan,
+    access: PeerAccess,
+    reporting: Reporting,
+    entry: Entry,
+    resolved: ResolvedRevision,
+    environment: Mapping[str, str],
+) -> LoadPeers:
+    """Returns the peers of a load.
+
+    Args:
+        plan: The plan.
+        access: Its peers.
+        reporting: Its report endpoint.
+        entry: The entry.
+        resolved: The revision.
+        environment: Has this node's name.
+    """
+
+    def proofs() -> tuple[str, ...]:
+        try:
+            credentials = [provider.current() for provider in resolved.providers]
+        except TonnageError:
+            return ()
+        return make_proofs(resolved.objects, credentials, now=time.time())
+
+    node = environment.get("TONNAGE_NODE", "")
+    finder = PeerFinder(plan, access, reporting, entry, digest=resolved.digest, node=node, make_proofs=proofs)
+    return LoadPeers(finder, entry, resolved)

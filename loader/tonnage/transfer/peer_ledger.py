@@ -1,0 +1,138 @@
+"""Which peers a load asks, and which it no longer does, from how they answered. Pure: the caller has the clock."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+SLOTS_PER_PEER = 4
+"""Requests at one peer at a time."""
+MAX_STRIKES = 2
+"""Stalls or errors in a row after which a peer is left alone."""
+REST_SECONDS = 30.0
+"""For how long it is; then it is tried again, as its pod may have been replaced."""
+MAX_RESTS = 3
+"""After so many rests it is dropped for the rest of the load."""
+BUSY_SECONDS = 0.5
+MAX_BUSY_SECONDS = 8.0
+"""A peer that has no connection left is asked again after a delay that doubles up to this."""
+MIN_REQUEST_SECONDS = 3.0
+MAX_REQUEST_SECONDS = 30.0
+SLOWER = 8.0
+"""A request may take so many times as long as the average one before it counts as a stall."""
+
+
+class PeerFault(enum.StrEnum):
+    """What was wrong with an answer."""
+
+    STALL = "Stalled"
+    """It was too slow, or nothing arrived."""
+    ERROR = "Unreachable"
+    """No connection, a broken one, or an error of the server."""
+    BUSY = "Busy"
+    """It serves as many loaders as it may. No fault of its own."""
+    DENIED = "Denied"
+    """It did not accept the pass."""
+    OTHER_ENTRY = "OtherEntry"
+    """It serves something else than this entry."""
+    WRONG_BYTES = "WrongBytes"
+    """Bytes of it did not match a hash of the source."""
+
+
+@dataclass(slots=True)
+class _Record:
+    in_flight: int = 0
+    strikes: int = 0
+    rests: int = 0
+    busy: int = 0
+    not_before: float = 0.0
+    seconds: float = 0.0
+    dropped: PeerFault | None = None
+
+
+class PeerLedger:
+    """How each peer has answered so far, by the name of its node."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+        self._seconds_per_byte = 0.0
+
+    def may_ask(self, node: str, *, now: float) -> bool:
+        """Returns whether a request may be sent to a peer now."""
+        record = self._records.get(node)
+        if record is None:
+            return True
+        slots = SLOTS_PER_PEER if not record.strikes and not record.rests else 1
+        return record.dropped is None and record.in_flight < slots and record.not_before <= now
+
+    def is_dropped(self, node: str) -> bool:
+        """Returns whether a peer is not asked again in this load."""
+        record = self._records.get(node)
+        return record is not None and record.dropped is not None
+
+    def in_flight(self, node: str) -> int:
+        """Returns the number of requests at a peer."""
+        record = self._records.get(node)
+        return 0 if record is None else record.in_flight
+
+    def sent(self, node: str) -> None:
+        """A request was sent."""
+        self._records.setdefault(node, _Record()).in_flight += 1
+
+    def succeeded(self, node: str, *, size: int, seconds: float) -> None:
+        """A request was answered in full."""
+        record = self._records.setdefault(node, _Record())
+        record.in_flight = max(0, record.in_flight - 1)
+        record.strikes = record.busy = 0
+        each = seconds / max(size, 1)
+        self._seconds_per_byte = each if not self._seconds_per_byte else 0.8 * self._seconds_per_byte + 0.2 * each
+
+    def failed(self, node: str, fault: PeerFault, *, now: float) -> bool:
+        """A request was not answered in full. Returns whether the peer is dropped for it.
+
+        Args:
+            node: The peer.
+            fault: What was wrong.
+            now: Time in seconds, on the clock of ``may_ask``.
+        """
+        record = self._records.setdefault(node, _Record())
+        record.in_flight = max(0, record.in_flight - 1)
+        if fault is PeerFault.BUSY:
+            record.not_before = now + min(MAX_BUSY_SECONDS, BUSY_SECONDS * 2**record.busy)
+            record.busy = min(record.busy + 1, 10)
+            return False
+        if fault is PeerFault.DENIED:
+            record.not_before = now + 1.0
+        if fault in {PeerFault.STALL, PeerFault.ERROR, PeerFault.DENIED}:
+            record.strikes += 1
+            if record.strikes < MAX_STRIKES:
+                return False
+            record.strikes = 0
+            record.rests += 1
+            record.not_before = now + REST_SECONDS
+            if record.rests < MAX_RESTS:
+                return False
+        return self.drop(node, fault)
+
+    def drop(self, node: str, fault: PeerFault) -> bool:
+        """Drops a peer for the rest of the load. Returns whether it was not dropped before."""
+        record = self._records.setdefault(node, _Record())
+        is_new = record.dropped is None
+        record.dropped = record.dropped or fault
+        return is_new
+
+    def suspend(self, node: str, *, until: float) -> None:
+        """Leaves a peer alone until a time, because one of its answers is in doubt."""
+        record = self._records.setdefault(node, _Record())
+        record.not_before = max(record.not_before, until)
+
+    def resume(self, node: str, *, now: float) -> None:
+        """Asks a peer again, because its answer was right."""
+        record = self._records.setdefault(node, _Record())
+        record.not_before = min(record.not_before, now)
+
+    def request_seconds(self, size: int) -> float:
+        """Returns for how long a request of ``size`` bytes may take."""
+        if not self._seconds_per_byte:
+            return MAX_REQUEST_SECONDS
+        return max(MIN_REQUEST_SECONDS, min(MAX_REQUEST_SECONDS, SLOWER * self._seconds_per_byte * size))
