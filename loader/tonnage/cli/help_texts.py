@@ -251,8 +251,8 @@ example, in an init container that shares the volume /plugin with vLLM:
         usage="tonnage peer serve --secrets DIR --media NAME=DIR... [options]",
         description="""\
 Starts nginx, which serves the entries of this node's cache to loaders of other nodes over TLS,
-until SIGTERM. A loader needs a ticket of Tonnage's controller, and access to the objects of the entry.
-Nothing is written to the cache. The operator's chart runs this on each node (peers.enabled).
+until SIGTERM. A loader needs a ticket of Tonnage's controller, and access to the objects of the
+entry. Nothing is written to the cache. The chart runs this on each node (peers.enabled).
 
 example, with the files of the Secret tonnage-peer:
   tonnage peer serve --secrets /etc/tonnage/peer --media memory=/media/memory
