@@ -81,6 +81,25 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity: a number, or a string with a unit."""
 
+INT_OR_PERCENT_PATTERN = r"^([0-9]{1,5}|(100|[0-9]{1,2})%)$"
+
+IntOrPercent = Annotated[
+    str,
+    BeforeValidator(quantity_to_str),
+    Field(pattern=INT_OR_PERCENT_PATTERN),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": INT_OR_PERCENT_PATTERN,
+            "minimum": 0,
+            "maxLength": 5,
+            "x-kubernetes-int-or-string": True,
+            **sentence("a number such as 1, or a percentage from 0% to 100%"),
+        }
+    ),
+]
+"""A number of nodes, or a percentage of them."""
+
 Duration = Annotated[
     str,
     Field(

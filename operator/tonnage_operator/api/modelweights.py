@@ -7,7 +7,16 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, DnsName, Duration, LabelSelector, Quantity, sentence, validation_rules
+from tonnage_operator.api.base import (
+    ApiModel,
+    DnsName,
+    Duration,
+    IntOrPercent,
+    LabelSelector,
+    Quantity,
+    sentence,
+    validation_rules,
+)
 from tonnage_operator.api.placement import PlacementSpec, PrewarmMode, Scheduling
 from tonnage_operator.api.source import Credentials, ModelSource
 
@@ -100,6 +109,16 @@ class UpdatePolicy(enum.StrEnum):
     AUTOMATIC = "Automatic"
 
 
+class RolloutSpec(ApiModel):
+    """How a revision replaces the one in use on nodes that are warmed."""
+
+    max_unavailable: IntOrPercent = Field(
+        default="0",
+        description="How many of the desired nodes that have the revision in use may lack the new one when new pods "
+        "get it: a number, or a percentage, rounded down. 0: all of them have it first. 100%: new pods get it at once.",
+    )
+
+
 class RevisionSpec(ApiModel):
     """Which revision of the source is used."""
 
@@ -142,6 +161,9 @@ class RevisionSpec(ApiModel):
         pattern=r"^sha256:[0-9a-f]{64}$",
         json_schema_extra=sentence("expectedDigest is sha256: and 64 hex digits, as `tonnage resolve` prints it"),
         description="Digest that the revision must have; others are rejected.",
+    )
+    rollout: RolloutSpec = Field(
+        default=RolloutSpec(), description="How a new revision replaces the one in use on the nodes that are warmed."
     )
 
 

@@ -19,7 +19,9 @@ MAX_NOTES = 8
 MAX_NOTE = 600
 """Maximum number of notes, and of characters of each."""
 MAX_FAILURES = 10
-MAX_HISTORY = 2
+MAX_HISTORY = 10
+MAX_SOURCE = 512
+"""Maximum number of characters of a revision's location."""
 
 
 class PinnedObject(ApiModel):
@@ -81,6 +83,13 @@ class SeenRevision(ApiModel):
     )
     source_hash: str = Field(default="", description="Hash of the source and files that it was resolved for.")
     time: Time = Field(description="When it was first resolved.")
+    number: int | None = Field(
+        default=None,
+        description="Counts the changes of the revision in use, from 1; a rollback gets a new number. Absent: it was "
+        "never in use.",
+    )
+    used_time: Time | None = Field(default=None, description="Since when new pods have got it, or got it then.")
+    source: str | None = Field(default=None, max_length=MAX_SOURCE, description="Readable location of its objects.")
 
 
 class NodeCounts(ApiModel):
@@ -89,11 +98,32 @@ class NodeCounts(ApiModel):
     desired: int = Field(default=0, description="Number of nodes that should be warm.")
     warm: int = Field(default=0, description="Number of desired nodes that are warm.")
     loading: int = Field(default=0, description="Number of loading nodes.")
+    updated: int = Field(
+        default=0,
+        description="Number of desired nodes that have the newest revision: the one that is rolled out, or else the "
+        "one in use.",
+    )
     failed: int = Field(default=0, description="Number of nodes whose last load failed.")
     summary: str = Field(
         default="0/0",
         description="warm/desired, for the column of kubectl; without prewarming the number of nodes that are warm.",
     )
+
+
+class Rollout(ApiModel):
+    """A revision that replaces another one, node by node."""
+
+    revision: str = Field(description="The revision that is rolled out.")
+    previous: str = Field(description="The revision that it replaces.")
+    start_time: Time = Field(description="When it began.")
+    max_unavailable: int = Field(
+        description="Of the desired nodes that have the previous revision, how many may lack the new one when new pods "
+        "get it."
+    )
+    outdated: int = Field(
+        default=0, description="Number of desired nodes that have the previous revision and lack the new one."
+    )
+    in_use: bool = Field(default=False, description="Whether new pods get the new revision already.")
 
 
 class LoadProgress(ApiModel):
@@ -150,8 +180,10 @@ class ModelWeightsStatus(ApiModel):
     history: tuple[SeenRevision, ...] | None = Field(
         default=None,
         max_length=MAX_HISTORY,
-        description="Previously used revisions, newest first, for a rollback with spec.revision.pin.",
+        description="Previously used revisions, newest first, for a rollback with spec.revision.pin. Lists of objects "
+        "are left out where they would exceed 192 KiB together; the digest pins such a revision.",
     )
+    rollout: Rollout | None = Field(default=None, description="The rollout that is in progress; absent: none is.")
     last_checked_time: Time | None = Field(default=None, description="When the source was last resolved.")
     medium: Medium | None = Field(default=None, description="The medium in effect.")
     source: str | None = Field(default=None, description="Readable location of the objects.")

@@ -22,7 +22,8 @@ def is_significant(before: ModelWeightsStatus, after: ModelWeightsStatus) -> boo
 def _significant_fields(status: ModelWeightsStatus) -> tuple[object, ...]:
     conditions = {(each.type, each.status, each.reason, each.observed_generation) for each in status.conditions or ()}
     failures = {(each.node, each.reason) for each in status.failures or ()}
-    revisions = tuple(seen.revision if seen else "" for seen in (status.resolved, status.available))
+    seen_revisions = (status.resolved, status.available, status.rollout)
+    revisions = tuple(seen.revision if seen else "" for seen in seen_revisions)
     fixed = (status.observed_generation, status.medium, status.source, status.size, status.last_checked_time)
     return (conditions, failures, revisions, fixed)
 

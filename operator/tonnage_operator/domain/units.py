@@ -78,6 +78,11 @@ def parse_duration(text: str) -> float:
     return float(hours * 3600 + minutes * 60 + seconds)
 
 
+def scale(amount: str, total: int) -> int:
+    """Returns a number, or a percentage of ``total``, as a number, rounded down as in ``maxUnavailable`` elsewhere."""
+    return int(amount[:-1]) * total // 100 if amount.endswith("%") else int(amount)
+
+
 def format_time(moment: datetime) -> str:
     """Returns RFC 3339 in UTC with whole seconds, as Kubernetes writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

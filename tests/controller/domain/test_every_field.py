@@ -146,6 +146,12 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("revision.interval", TRACK, {"revision": {"interval": "2h"}}, _lifecycle),
     ("revision.update", TRACK, {"revision": {"update": "Automatic"}}, _lifecycle),
     ("revision.pin", TRACK, {"revision": {"pin": SEEN["2"]}}, _lifecycle),
+    (
+        "revision.rollout.maxUnavailable",
+        {"revision": {"policy": "Track", "update": "Automatic"}, **ALL},
+        {"revision": {"rollout": {"maxUnavailable": "100%"}}},
+        _lifecycle,
+    ),
     ("revision.expectedDigest", {}, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _resolve),
     ("revision.expectedDigest", ALL, {"revision": {"expectedDigest": "sha256:" + "0" * 64}}, _lifecycle),
     ("verify", {}, {"verify": "Size"}, _load),
@@ -269,10 +275,17 @@ def test_every_field_of_a_status_is_set_in_some_scenario() -> None:
     simulation.advance(601)
     simulation.finish_resolve("2", contract.StoreBehavior(etag_only=True))
     reported |= set(_status_fields(simulation.status))
-    simulation.spec["revision"]["pin"] = simulation.status["available"]["revision"]
+    simulation.spec["revision"] |= {"pin": simulation.status["available"]["revision"]}
     simulation.converge()
-    simulation.advance(601)
-    simulation.finish_resolve("3")
+    reported |= set(_status_fields(simulation.status))
+    simulation.consumers = []
+    for _ in range(3):
+        simulation.finish_loads()
+        simulation.advance(601)
+    reported |= set(_status_fields(simulation.status))
+    back = {"pin": simulation.status["history"][0]["revision"], "rollout": {"maxUnavailable": "100%"}}
+    simulation.spec["revision"] |= back
+    simulation.converge()
     reported |= set(_status_fields(simulation.status))
     assert set(_leaves(_schema("modelweights.yaml", "status"))) == reported
 

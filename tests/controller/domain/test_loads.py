@@ -22,7 +22,8 @@ def test_at_most_max_concurrent_nodes_load_at_once_until_all_are_warm() -> None:
         most = max(most, len(loading))
         simulation.finish_loads(min(loading))
     assert most == 3
-    assert simulation.status["nodes"] == {"desired": 10, "warm": 10, "loading": 0, "failed": 0, "summary": "10/10"}
+    counts = {"desired": 10, "warm": 10, "loading": 0, "updated": 10, "failed": 0}
+    assert simulation.status["nodes"] == {**counts, "summary": "10/10"}
     assert simulation.condition("Warm") == ("True", "AllNodesWarm")
     assert simulation.condition("Progressing") == ("False", "Idle")
     assert len(simulation.started_jobs) == 11

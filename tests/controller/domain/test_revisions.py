@@ -39,12 +39,18 @@ def test_a_new_revision_is_shown_and_waits_for_a_pin() -> None:
     assert simulation.loading_nodes() == set()
     simulation.spec["revision"]["pin"] = new
     simulation.converge()
-    assert simulation.status["resolved"]["revision"] == new
+    assert simulation.status["resolved"]["revision"] == old, "it is used when a node has it"
     assert simulation.loading_nodes() == {"n0"}
+    simulation.finish_loads()
+    assert simulation.status["resolved"]["revision"] == new
     assert simulation.condition("UpdateAvailable")[0] == "False"
     assert "RevisionChanged" in simulation.events
     simulation.spec["revision"]["pin"] = old
     simulation.converge()
+    for job in simulation.active_jobs(names.ROLE_CLEANUP):
+        simulation.finish_job(job)
+    simulation.converge()
+    simulation.finish_loads()
     assert simulation.status["resolved"]["revision"] == old
     assert simulation.status["available"]["revision"] == new
 

@@ -15,7 +15,7 @@ from operator_support.waiting import eventually
 from support.repository import ROOT
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
-from tonnage_operator.api.status import MAX_OBJECTS
+from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS
 from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ VALID: dict[str, dict[str, Any]] = {
     "track": {"revision": {"policy": "Track", "interval": "1h30m", "update": "Automatic"}},
     "pin": {"revision": {"policy": "Track", "pin": "r-3f9c2a71b0de"}},
     "digest": {"revision": {"expectedDigest": SHA}},
+    "a number of nodes": {"revision": {"rollout": {"maxUnavailable": 3}}},
+    "a share of the nodes": {"revision": {"rollout": {"maxUnavailable": "100%"}}},
     "shortest interval": {"revision": {"interval": "60s"}},
     "claim": {"cache": {"delivery": "PersistentVolumeClaim", "claimName": "weights", "medium": "Disk"}},
     "empty dir": {"cache": {"delivery": "EmptyDir", "medium": "Memory", "layout": "Tensorizer"}},
@@ -190,6 +192,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         "expectedDigest allows one revision",
     ),
     "odd pin": ({"revision": {"pin": "v7"}}, "pin is a revision of this object's status"),
+    "negative nodes": ({"revision": {"rollout": {"maxUnavailable": -1}}}, "maxUnavailable"),
+    "more than all nodes": ({"revision": {"rollout": {"maxUnavailable": "101%"}}}, "a percentage from 0% to 100%"),
     "odd digest": ({"revision": {"expectedDigest": "md5:1"}}, "expectedDigest is sha256: and 64 hex digits"),
     "interval in days": ({"revision": {"interval": "1d"}}, "a duration has hours, minutes and seconds"),
     "short interval": ({"revision": {"interval": "59s"}}, "interval must be at least 1m"),
@@ -325,7 +329,7 @@ def _published(plane: ControlPlane) -> dict[str, Any]:
 
 
 def test_the_api_server_stores_a_status_with_the_longest_lists(control_plane: ControlPlane, tenant: str) -> None:
-    """Four revisions: the one in use, an available newer one, and two in the history."""
+    """The one in use, an available newer one, and a history with as many lists as it may have."""
     spec = _merge(MINIMAL, {"source": {"s3": {"prefix": None, "keys": [f"{i:04}" * 20 for i in range(1000)]}}})
     base = f"/apis/tonnage.dev/v1alpha1/namespaces/{tenant}/modelweights"
     body = {"apiVersion": "tonnage.dev/v1alpha1", "kind": "ModelWeights", "metadata": {"name": "long"}, "spec": spec}
@@ -336,7 +340,8 @@ def test_the_api_server_stores_a_status_with_the_longest_lists(control_plane: Co
     ]
     assert sum(len(pin["key"]) + len(pin["etag"]) for pin in pins) <= MAX_PLAN_BYTES < 50 * count
     seen = {"revision": "r-000000000000", "digest": SHA, "objects": pins, "time": "2026-01-01T00:00:00Z"}
-    made["status"] = {"resolved": seen, "available": seen, "history": [seen, seen]}
+    past = {**seen, "objects": None}
+    made["status"] = {"resolved": seen, "available": seen, "history": [seen, seen, *([past] * (MAX_HISTORY - 2))]}
     stored = control_plane.request("PUT", f"{base}/long/status", made)
     assert len(stored["status"]["history"][1]["objects"]) == count
     control_plane.request("DELETE", f"{base}/long")

@@ -49,6 +49,7 @@ SPECS: list[Body] = [
             "update": "Manual",
             "pin": "r-3f9c2a71b0de",
             "expectedDigest": "sha256:" + "0" * 64,
+            "rollout": {"maxUnavailable": "10%"},
         },
         "verify": "CRC32",
         "verifyOnHit": True,
@@ -113,6 +114,9 @@ _SEEN: Body = {
     "behavior": {"addressingStyle": "Virtual", "region": "eu-west-3", "etagOnly": True},
     "sourceHash": "h",
     "time": TIME,
+    "number": 1,
+    "usedTime": TIME,
+    "source": "s3://models/",
 }
 _CONDITION: Body = {
     "type": "Ready",
@@ -127,11 +131,19 @@ STATUS: Body = {
     "resolved": _SEEN,
     "available": _SEEN,
     "history": [_SEEN],
+    "rollout": {
+        "revision": "r-2",
+        "previous": "r-1",
+        "startTime": TIME,
+        "maxUnavailable": 1,
+        "outdated": 2,
+        "inUse": False,
+    },
     "lastCheckedTime": TIME,
     "medium": "Memory",
     "source": "s3://models/",
     "size": "1Gi",
-    "nodes": {"desired": 1, "warm": 1, "loading": 0, "failed": 0, "summary": "1/1"},
+    "nodes": {"desired": 1, "warm": 1, "loading": 0, "updated": 1, "failed": 0, "summary": "1/1"},
     "progress": {
         "node": "n",
         "percent": 1,

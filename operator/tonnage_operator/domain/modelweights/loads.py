@@ -24,6 +24,7 @@ from tonnage_operator.domain.modelweights.load_targets import (
     slowest_progress,
 )
 from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
+from tonnage_operator.domain.modelweights.rollout import NodeRevisions, max_unavailable, may_switch
 from tonnage_operator.domain.nodecache.capacity import find_size_problem
 from tonnage_operator.domain.observed.job import JobState, latest_attempts
 from tonnage_operator.domain.reasons import EventReason
@@ -56,7 +57,10 @@ class LoadDecision:
     failures: tuple[NodeFailure, ...] = ()
     backing_off: int = 0
     progress: LoadProgress | None = None
-    staged_complete: bool = False
+    nodes: NodeRevisions = field(default_factory=NodeRevisions)
+    """Which desired nodes have the newest revision, and the one that it replaces."""
+    may_switch: bool = False
+    """New pods may get the revision that is rolled out."""
     too_large: str = ""
     """Why no node may ever hold the revision, as a sentence; empty if nodes may."""
     requests: Mapping[str, LoadRequest] = field(default_factory=dict)
@@ -76,13 +80,13 @@ def decide_loads(snapshot: Snapshot, resolution: Resolution) -> LoadDecision:
     weights, revisions = snapshot.weights, resolution.revisions
     load_jobs = [job for job in snapshot.jobs if job.role == names.ROLE_LOAD]
     in_use = revisions.resolved if resolution.is_current else None
-    goal = revisions.available if resolution.staged else in_use
+    goal = resolution.target or in_use
     if goal is None or (resolution.problem and resolution.problem.reason == Reason.DIGEST_MISMATCH):
         return LoadDecision(delete=_deletable(snapshot, load_jobs, set()))
     if weights.spec.cache.delivery is Delivery.CLAIM:
         return _decide_claim_load(snapshot, goal, resolution, load_jobs)
     if weights.spec.cache.delivery is Delivery.EMPTY_DIR:
-        return LoadDecision(delete=tuple(job for job in load_jobs if not job.deleting), staged_complete=True)
+        return LoadDecision(delete=tuple(job for job in load_jobs if not job.deleting), may_switch=True)
     return _decide_node_loads(snapshot, goal, in_use or goal, load_jobs)
 
 
@@ -126,10 +130,14 @@ def _decide_node_loads(
         if spec.prewarm is not PrewarmMode.NONE and node_selection.matches(spec, node_now, prewarm):
             scan.kept_job_uids.add(job.uid)
             scan.active.append(job)
-    tried = {failure.node for failure in scan.failures}
     scan.holders = count_holders(snapshot, EntryKey(key, medium), warm, scan.active)
     too_large = find_size_problem(goal.total_bytes, snapshot.installation.limits(medium), medium)
     next_loads = NextLoads() if too_large else plan_next_loads(snapshot, goal, scan)
+    nodes = NodeRevisions(
+        desired=frozenset(wanted),
+        updated=warm & wanted,
+        replaced=used & wanted if used_key != key else _have_previous(snapshot, goal) & wanted,
+    )
     return LoadDecision(
         desired=tuple(node.name for node in desired),
         warm=sum(node.name in used for node in desired),
@@ -140,7 +148,8 @@ def _decide_node_loads(
         failures=tuple(sorted(scan.failures, key=lambda each: (each.time, each.node), reverse=True)),
         backing_off=len(scan.retry_delays),
         progress=slowest_progress(snapshot, goal, scan.active),
-        staged_complete=not too_large and (not desired or (scan.ready > 0 and scan.ready + len(tried) >= len(desired))),
+        nodes=nodes,
+        may_switch=not too_large and may_switch(nodes, max_unavailable(weights.spec.revision.rollout, len(desired))),
         too_large=too_large,
         requests=next_loads.requests,
         waiting=next_loads.waiting,
@@ -152,6 +161,15 @@ def _decide_node_loads(
         ),
         requeue_after=min(scan.retry_delays, default=None),
     )
+
+
+def _have_previous(snapshot: Snapshot, in_use: SeenRevision) -> frozenset[str]:
+    """Returns the nodes that still have the revision that a rollout to the one in use replaces."""
+    weights, rollout = snapshot.weights, snapshot.weights.status.rollout
+    if rollout is None or rollout.revision != in_use.revision:
+        return frozenset()
+    key = weights.key(rollout.previous, snapshot.installation)
+    return snapshot.warm_nodes(key, weights.medium(snapshot.installation))
 
 
 MAX_WAITING_EVENTS = 5
@@ -193,9 +211,7 @@ def _decide_claim_load(
     """Plans the load into a claim and cleanups there. Finished Jobs are the record: see ``pvc``."""
     weights, medium = snapshot.weights, Medium.DISK
     used = resolution.revisions.resolved or goal
-    claim_cleanup = plan_claim_cleanup(
-        snapshot, (goal, used, resolution.revisions.available if resolution.staged else None)
-    )
+    claim_cleanup = plan_claim_cleanup(snapshot, (goal, used, resolution.target))
     key, used_key = (weights.key(seen.revision, snapshot.installation) for seen in (goal, used))
     decision = LoadDecision(
         delete=claim_cleanup.delete, apply=claim_cleanup.apply, requeue_after=claim_cleanup.requeue_after
@@ -204,7 +220,7 @@ def _decide_claim_load(
         decision.delete += tuple(
             job for job in load_jobs if not job.deleting and job.uid not in claim_cleanup.kept_job_uids
         )
-        decision.staged_complete = True
+        decision.may_switch = True
         return decision
     target = f"{names.CLAIM_PREFIX}{weights.spec.cache.claim_name}"
     matching = [job for job in load_jobs if job.target == target and job.medium == medium.value and not job.deleting]
@@ -227,7 +243,12 @@ def _decide_claim_load(
         failures=tuple(scan.failures),
         backing_off=len(scan.retry_delays),
         progress=slowest_progress(snapshot, goal, scan.active),
-        staged_complete=done,
+        nodes=NodeRevisions(
+            desired=frozenset({target}),
+            updated=frozenset({target} if done else ()),
+            replaced=frozenset({target} if used_key != key and warm else ()),
+        ),
+        may_switch=done,
         apply=(*decision.apply, *plan_next_loads(snapshot, goal, scan).jobs),
         delete=(
             *decision.delete,

@@ -1,7 +1,7 @@
 """Removes unused revisions from a PersistentVolumeClaim.
 
 A claim has no NodeCache. Its Jobs are the record: a finished load Job is kept, and a finished cleanup Job is kept as
-long as its revision is in ``status.history``.
+long as its revision is one of the latest in ``status.history``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 CAUSE_UNREFERENCED: Final = "Unreferenced"
 CAUSE_DELETED: Final = "Deleted"
+
+MAX_RECENT: Final = 2
+"""Revisions of the history whose cleanup Jobs are kept as a record."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def plan_claim_cleanup(snapshot: Snapshot, wanted: Iterable[SeenRevision | None]
     """Returns how to remove revisions that are neither wanted nor used by a pod or another object."""
     weights, held = snapshot.weights, entries_in_use(snapshot)
     needed = {weights.key(seen.revision, snapshot.installation) for seen in wanted if seen}
-    past = {weights.key(seen.revision, snapshot.installation) for seen in weights.status.history or ()}
+    recent = (weights.status.history or ())[:MAX_RECENT]  # older ones were removed when they were recent
+    past = {weights.key(seen.revision, snapshot.installation) for seen in recent}
     loads = [job for job in snapshot.jobs if job.role == names.ROLE_LOAD and job.key not in needed]
     cleanups = latest_cleanups(snapshot, CAUSE_UNREFERENCED)
     known = past | cleanups.keys() | {job.key for job in loads}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tonnage_operator.domain.modelweights import loads, revisions, status_builder
+from tonnage_operator.domain.modelweights.rollout import rollout_events
 from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT, VOLUME_MOUNT_TIMEOUT
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
@@ -55,8 +56,8 @@ def decide(snapshot: Snapshot) -> Decision:
         return Decision(new_status, events=status_builder.status_events(weights, new_status))
     resolution = revisions.decide_revision(snapshot)
     load_decision = loads.decide_loads(snapshot, resolution)
-    if resolution.staged and load_decision.staged_complete:
-        resolution = resolution.promoted(weights.generation)
+    if resolution.staged and load_decision.may_switch:
+        resolution = resolution.promoted(weights.generation, snapshot.timestamp)
         load_decision = loads.decide_loads(snapshot, resolution)
     new_status = status_builder.build_status(snapshot, resolution, load_decision)
     delays = [each for each in (resolution.requeue_after, load_decision.requeue_after) if each is not None]
@@ -79,7 +80,12 @@ def decide(snapshot: Snapshot) -> Decision:
         status=new_status,
         apply=(*resolution.apply, *load_decision.apply),
         delete=(*resolution.delete, *(job for job in load_decision.delete if job.state is not JobState.SUCCEEDED)),
-        events=(*resolution.events, *load_decision.events, *status_builder.status_events(weights, new_status)),
+        events=(
+            *resolution.events,
+            *load_decision.events,
+            *rollout_events(weights.status.rollout, new_status.rollout, resolution),
+            *status_builder.status_events(weights, new_status),
+        ),
         load_requests=load_decision.requests,
         deferred_events=load_decision.completion_events,
         deferred_deletes=tuple(job for job in load_decision.delete if job.state is JobState.SUCCEEDED),

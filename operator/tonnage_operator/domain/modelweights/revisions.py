@@ -12,19 +12,20 @@ from tonnage.contract.sizes import human_bytes
 from tonnage.errors import Reason
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import RevisionPolicy, UpdatePolicy
-from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, PinnedObject, SeenRevision, StoreBehavior
+from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS, MAX_SOURCE, PinnedObject, SeenRevision, StoreBehavior
 from tonnage_operator.domain import naming, units
 from tonnage_operator.domain.conditions import Event
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
 from tonnage_operator.domain.observed.job_results import Failure
+from tonnage_operator.domain.observed.model_weights import describe_source
 from tonnage_operator.domain.reasons import EventReason, FailureReason
 from tonnage_operator.domain.specs import plans
 from tonnage_operator.domain.specs.jobs import build_resolve_job
 from tonnage_operator.domain.specs.plans import MAX_PLAN_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.source import S3Location
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 
 _COMMIT: Final = r"[0-9a-f]{40}|[0-9a-f]{64}"
+MAX_HISTORY_BYTES: Final = 2 * MAX_PLAN_BYTES
+"""Characters of the lists of objects in ``status.history``: etcd limits the size of an object."""
 _MAX_BYTES: Final = 2**63 - 1
 """The API server takes no larger number."""
 
@@ -47,23 +50,37 @@ class Revisions:
     history: tuple[SeenRevision, ...] = ()
     last_checked_time: str = ""
 
-    def switched_to(self, wanted: SeenRevision) -> Revisions:
-        """Returns a copy with another revision in use. The newest known revision remains as ``available``."""
-        newest = self.available or self.resolved or wanted
+    def switched_to(self, wanted: SeenRevision, now: str) -> Revisions:
+        """Returns a copy with another revision in use. The newest known one of its source remains as ``available``."""
+        newest = self.available or self.resolved
+        newest = newest if newest and newest.source_hash == wanted.source_hash else wanted
         past = [each for each in (self.resolved, *self.history) if each]
+        numbers = [each.number for each in past if each.number]
+        used = wanted.model_copy(update={"number": max(numbers, default=len(past)) + 1, "used_time": now})
         kept = [each for each in past if each.revision not in {wanted.revision, newest.revision}]
-        distinct = tuple({each.revision: each for each in kept}.values())[:MAX_HISTORY]
+        distinct: dict[str, SeenRevision] = {}
+        for each in kept:
+            distinct.setdefault(each.revision, each)
         return replace(
             self,
-            resolved=wanted,
+            resolved=used,
             available=None if newest.revision == wanted.revision else newest,
-            history=distinct,
+            history=_shorten(tuple(distinct.values())[:MAX_HISTORY]),
         )
 
     def find(self, revision: str) -> SeenRevision | None:
         """Returns the known revision with this name."""
         known = (self.resolved, self.available, *self.history)
         return next((each for each in known if each and each.revision == revision), None)
+
+
+def _shorten(history: Sequence[SeenRevision]) -> tuple[SeenRevision, ...]:
+    """Leaves out the lists of objects from where they exceed ``MAX_HISTORY_BYTES`` together."""
+    total, shortened = 0, []
+    for each in history:
+        total += _written_bytes(each.objects or ())
+        shortened.append(each if total <= MAX_HISTORY_BYTES else each.model_copy(update={"objects": None}))
+    return tuple(shortened)
 
 
 @dataclass(frozen=True)
@@ -73,8 +90,8 @@ class Resolution:
     revisions: Revisions
     is_current: bool
     """The revision in use was resolved for the current source and files."""
-    staged: bool = False
-    """The available revision is loaded first and then used."""
+    target: SeenRevision | None = None
+    """The revision that is loaded first and then used."""
     problem: Failure | None = None
     attempts: int = 0
     next_attempt_time: str = ""
@@ -85,16 +102,20 @@ class Resolution:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
 
-    def promoted(self, generation: int) -> Resolution:
-        """Returns a copy with the available revision in use. ``generation`` is the object's."""
-        old, new = self.revisions.resolved, self.revisions.available
-        if new is None:
+    @property
+    def staged(self) -> bool:
+        """Whether a revision is loaded that will be used."""
+        return self.target is not None
+
+    def promoted(self, generation: int, now: str) -> Resolution:
+        """Returns a copy with the target in use. ``generation`` is the object's."""
+        if self.target is None:
             return self
         return replace(
             self,
-            revisions=self.revisions.switched_to(new),
-            staged=False,
-            events=(*self.events, _revision_changed_event(old, new, generation)),
+            revisions=self.revisions.switched_to(self.target, now),
+            target=None,
+            events=(*self.events, _revision_changed_event(self.revisions.resolved, self.target, generation)),
         )
 
 
@@ -127,6 +148,7 @@ def parse_resolve_report(report: contract.Report, weights: ModelWeights, *, now:
         objects=pins if _fit(pins) else None,
         behavior=_behavior(report.resolved or ()),
         source_hash=weights.source_hash,
+        source=describe_source(weights.spec.source)[:MAX_SOURCE] or None,
         time=now,
     )
 
@@ -163,15 +185,17 @@ def _contains(s3: S3Location, key: str, files: contract.FileSelection) -> bool:
 
 def _fit(pins: tuple[PinnedObject, ...]) -> bool:
     """Returns whether the list goes into the status. A list that fits into no plan is useless, and etcd has a limit."""
-    written = sum(len(pin.key) + len(pin.etag) + len(pin.version_id) + len(pin.checksum) for pin in pins)
-    return len(pins) <= MAX_OBJECTS and written <= MAX_PLAN_BYTES
+    return len(pins) <= MAX_OBJECTS and _written_bytes(pins) <= MAX_PLAN_BYTES
+
+
+def _written_bytes(pins: Iterable[PinnedObject]) -> int:
+    return sum(len(pin.key) + len(pin.etag) + len(pin.version_id) + len(pin.checksum) for pin in pins)
 
 
 def _from_status(weights: ModelWeights) -> Revisions:
     status, wanted = weights.status, weights.source_hash
-    of_this_source = [each for each in status.history or () if each.source_hash == wanted]
     available = status.available if status.available and status.available.source_hash == wanted else None
-    return Revisions(status.resolved, available, tuple(of_this_source), status.last_checked_time or "")
+    return Revisions(status.resolved, available, status.history or (), status.last_checked_time or "")
 
 
 def _due_round(snapshot: Snapshot, revisions: Revisions, *, is_current: bool) -> tuple[str | None, float | None]:
@@ -203,16 +227,20 @@ def _resolve_result(snapshot: Snapshot, job: Job) -> SeenRevision | Failure:
     )
 
 
-def _record_revision(revisions: Revisions, found: SeenRevision, *, is_current: bool, now: str) -> Revisions:
+def _record_revision(
+    revisions: Revisions, found: SeenRevision, *, is_current: bool, now: str, pin: str | None
+) -> Revisions:
     checked = replace(revisions, last_checked_time=now)
     if not is_current:
-        # The source changed: older revisions can't be loaded any more, though pods may still use them.
-        return Revisions(resolved=found, last_checked_time=now)
+        return replace(checked, available=None).switched_to(found, now)
     in_use = revisions.resolved
     if in_use and found.revision == in_use.revision:
         return replace(checked, resolved=_asked_again(in_use, found), available=None)
     if revisions.available and found.revision == revisions.available.revision:
         return replace(checked, available=_asked_again(revisions.available, found))
+    if revisions.available and revisions.available.revision == pin:
+        # It is being rolled out, though the source has moved on.
+        checked = replace(checked, history=_shorten((revisions.available, *revisions.history)[:MAX_HISTORY]))
     return replace(checked, available=found)
 
 
@@ -221,24 +249,46 @@ def _asked_again(known: SeenRevision, found: SeenRevision) -> SeenRevision:
     return known.model_copy(update={"behavior": found.behavior})
 
 
-def _select_revision(weights: ModelWeights, revisions: Revisions) -> tuple[Revisions, Failure | None]:
-    """Applies ``pin`` and ``expectedDigest``."""
+def _select_revision(
+    weights: ModelWeights, revisions: Revisions, now: str
+) -> tuple[Revisions, SeenRevision | None, Failure | None]:
+    """Applies ``pin`` and ``expectedDigest``. Returns the revisions, the one to roll out, and a problem."""
     spec, resolved = weights.spec.revision, revisions.resolved
+    target = None
     if spec.pin and resolved and spec.pin != resolved.revision:
-        wanted = revisions.find(spec.pin)
-        if wanted is None:
-            seen = ", ".join(each.revision for each in (resolved, revisions.available, *revisions.history) if each)
-            return revisions, Failure(
-                FailureReason.PIN_UNKNOWN, f"spec.revision.pin is {spec.pin}, but the known revisions are: {seen}."
-            )
-        revisions = revisions.switched_to(wanted)
-    resolved = revisions.resolved
-    if resolved and spec.expected_digest and resolved.digest != spec.expected_digest:
-        return revisions, Failure(
-            Reason.DIGEST_MISMATCH,
-            f"The source has {resolved.digest}, and spec.revision.expectedDigest is {spec.expected_digest}.",
+        target = revisions.find(spec.pin)
+        if target is None or target.source_hash != weights.source_hash:
+            return revisions, None, _unknown_pin(weights, revisions, target)
+    elif spec.policy is RevisionPolicy.TRACK and spec.update is UpdatePolicy.AUTOMATIC:
+        target = revisions.available
+    expected = spec.expected_digest
+    if target and resolved and expected not in {None, resolved.digest}:
+        # New pods may not get the revision in use any longer.
+        revisions, target = revisions.switched_to(target, now), None
+    wanted = target or revisions.resolved
+    if wanted and expected and wanted.digest != expected:
+        return (
+            revisions,
+            None,
+            Failure(
+                Reason.DIGEST_MISMATCH,
+                f"The source has {wanted.digest}, and spec.revision.expectedDigest is {expected}.",
+            ),
         )
-    return revisions, None
+    return revisions, target, None
+
+
+def _unknown_pin(weights: ModelWeights, revisions: Revisions, found: SeenRevision | None) -> Failure:
+    pin = weights.spec.revision.pin
+    if found is not None:
+        return Failure(
+            FailureReason.PIN_UNKNOWN,
+            f"spec.revision.pin is {pin}, which is a revision of another source ({found.source}): set spec.source and "
+            "spec.files back to it, too.",
+        )
+    known = (revisions.resolved, revisions.available, *revisions.history)
+    seen = ", ".join(each.revision for each in known if each and each.source_hash == weights.source_hash)
+    return Failure(FailureReason.PIN_UNKNOWN, f"spec.revision.pin is {pin}, but the known revisions are: {seen}.")
 
 
 def decide_revision(snapshot: Snapshot) -> Resolution:
@@ -254,19 +304,17 @@ def decide_revision(snapshot: Snapshot) -> Resolution:
     resolution = Resolution(before, is_current, requeue_after=remaining_seconds)
     if due is not None:
         resolution = _advance_resolve(snapshot, resolution, latest, round_=due)
-    chosen, problem = (
-        _select_revision(weights, resolution.revisions) if resolution.is_current else (resolution.revisions, None)
-    )
+    chosen, target, problem = resolution.revisions, None, None
+    if resolution.is_current:
+        chosen, target, problem = _select_revision(weights, resolution.revisions, snapshot.timestamp)
     events = resolution.events
     if before.resolved and chosen.resolved and before.resolved.revision != chosen.resolved.revision:
         events = (*events, _revision_changed_event(before.resolved, chosen.resolved, weights.generation))
-    spec = weights.spec.revision
-    automatic = spec.policy is RevisionPolicy.TRACK and spec.update is UpdatePolicy.AUTOMATIC
     return replace(
         resolution,
         revisions=chosen,
         problem=problem or resolution.problem,
-        staged=bool(automatic and resolution.is_current and chosen.available),
+        target=target,
         delete=_superseded(resolve_jobs, latest),
         events=events,
     )
@@ -297,7 +345,11 @@ def _advance_resolve(snapshot: Snapshot, resolution: Resolution, latest: Job | N
     found = _resolve_result(snapshot, latest)
     if isinstance(found, SeenRevision):
         revisions = _record_revision(
-            resolution.revisions, found, is_current=resolution.is_current, now=snapshot.timestamp
+            resolution.revisions,
+            found,
+            is_current=resolution.is_current,
+            now=snapshot.timestamp,
+            pin=snapshot.weights.spec.revision.pin,
         )
         _, remaining_seconds = _due_round(snapshot, revisions, is_current=True)
         return replace(resolution, revisions=revisions, is_current=True, requeue_after=remaining_seconds)

@@ -16,7 +16,9 @@ from tonnage_operator.domain import conditions
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event, Observation
 from tonnage_operator.domain.modelweights.load_notes import find_load_notes, find_verified_by, with_headers_digest
 from tonnage_operator.domain.modelweights.pod_failures import find_pod_failures
+from tonnage_operator.domain.modelweights.rollout import describe_rollout, next_rollout
 from tonnage_operator.domain.observed.job_results import Failure
+from tonnage_operator.domain.observed.model_weights import describe_source
 from tonnage_operator.domain.observed.remedies import remedy
 from tonnage_operator.domain.reasons import ConditionReason, FailureReason
 from tonnage_operator.domain.specs import plans
@@ -24,7 +26,7 @@ from tonnage_operator.domain.specs import plans
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage_operator.api.status import NodeFailure
+    from tonnage_operator.api.status import NodeFailure, Rollout
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.modelweights.loads import LoadDecision
     from tonnage_operator.domain.modelweights.pod_failures import PodFailures
@@ -54,20 +56,6 @@ def find_spec_problem(weights: ModelWeights, installation: Installation) -> Fail
     return None
 
 
-def describe_source(weights: ModelWeights) -> str:
-    """Returns a readable location of the objects, without query strings."""
-    if s3 := weights.spec.source.s3:
-        if s3.keys is not None:
-            return f"s3://{s3.bucket}/{s3.keys[0]}" + (f" (+{len(s3.keys) - 1})" if len(s3.keys) > 1 else "")
-        return f"s3://{s3.bucket}/{s3.prefix or ''}"
-    if hub := weights.spec.source.hub:
-        return f"hf://{hub.repo}@{hub.revision}"
-    http = weights.spec.source.http
-    if http and http.urls:
-        return http.urls[0] + (f" (+{len(http.urls) - 1})" if len(http.urls) > 1 else "")
-    return f"URLs of secret {http.urls_from.name}" if http and http.urls_from else ""
-
-
 def build_rejected_status(snapshot: Snapshot, problem: Failure) -> ModelWeightsStatus:
     """Returns the status of an object that can't be served. Revisions and counts are kept."""
     weights = snapshot.weights
@@ -81,7 +69,7 @@ def build_rejected_status(snapshot: Snapshot, problem: Failure) -> ModelWeightsS
     return weights.status.model_copy(
         update={
             "observed_generation": weights.generation,
-            "source": describe_source(weights),
+            "source": describe_source(weights.spec.source),
             "progress": None,
             "progress_summary": None,
             "conditions": conditions.merge(
@@ -151,15 +139,18 @@ def _how_to_resume(weights: ModelWeights) -> str:
     return f"To continue: kubectl patch mw -n {weights.namespace} {weights.name} --type=merge -p '{patch}'"
 
 
-def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: LoadDecision) -> Observation:
+def _progressing_condition(
+    weights: ModelWeights, resolution: Resolution, load: LoadDecision, rollout: Rollout | None
+) -> Observation:
     name = "Progressing"
     if load.loading or load.apply:
         count = load.loading + len(load.apply)
-        reason = ConditionReason.UPDATING if resolution.staged else ConditionReason.LOADING
-        what = resolution.revisions.available if resolution.staged else resolution.revisions.resolved
+        reason = ConditionReason.UPDATING if rollout else ConditionReason.LOADING
+        what = resolution.target or resolution.revisions.resolved
         message = f"{_nodes(count)} {'is' if count == 1 else 'are'} loading {what.revision if what else ''}."
         if load.holders:
             message += f" {_nodes(load.holders)} {'serves' if load.holders == 1 else 'serve'} them what they have."
+        message += f" {describe_rollout(rollout, load.nodes)}" if rollout else ""
         return Observation(name, status=True, reason=reason, message=message)
     if weights.spec.suspend:
         return Observation(
@@ -170,21 +161,38 @@ def _progressing_condition(weights: ModelWeights, resolution: Resolution, load: 
         )
     if resolution.running:
         return Observation(name, status=True, reason=ConditionReason.RESOLVING, message="A Job is listing the source.")
-    return _idle_condition(resolution, load)
+    return _idle_condition(resolution, load, rollout)
 
 
-def _idle_condition(resolution: Resolution, load: LoadDecision) -> Observation:
+def _idle_condition(resolution: Resolution, load: LoadDecision, rollout: Rollout | None) -> Observation:
     """Returns the condition ``Progressing`` of an object for which no Job runs."""
     name = "Progressing"
     if load.too_large:
         return Observation(name, status=False, reason=ConditionReason.ENTRY_TOO_LARGE, message=load.too_large)
     if load.waiting:
         message = f"{_nodes(len(load.waiting))} {'has' if len(load.waiting) == 1 else 'have'} no room."
+        if rollout and not rollout.in_use:
+            message += (
+                f" {describe_rollout(rollout, load.nodes)} Where nodes have no room for both revisions, raise the "
+                "capacity, or set spec.revision.rollout.maxUnavailable to 100%: then new pods get the new revision at "
+                "once, and nodes load it when their pods with the previous one have ended."
+            )
         return Observation(name, status=False, reason=ConditionReason.WAITING_FOR_SPACE, message=message)
+    if rollout and not rollout.in_use and load.failures:
+        first = load.failures[0]
+        why = _with_remedy(Failure(first.reason, first.message))
+        message = (
+            f"{describe_rollout(rollout, load.nodes)} {first.node}: {first.reason}: {why} To go on without such nodes, "
+            "raise spec.revision.rollout.maxUnavailable."
+        )
+        return Observation(name, status=False, reason=ConditionReason.ROLLOUT_BLOCKED, message=message)
     if load.backing_off or (resolution.problem and resolution.requeue_after is not None):
         return Observation(
             name, status=False, reason=ConditionReason.BACKOFF, message="Waiting to retry after a failure."
         )
+    if rollout:
+        message = describe_rollout(rollout, load.nodes)
+        return Observation(name, status=True, reason=ConditionReason.UPDATING, message=message)
     return Observation(name, status=False, reason=ConditionReason.IDLE, message="Nothing to do.")
 
 
@@ -298,7 +306,7 @@ def _update_available_condition(resolution: Resolution) -> Observation:
             "UpdateAvailable", status=False, reason=ConditionReason.UP_TO_DATE, message="No newer revision is known."
         )
     message = f"The source has {available.revision}. Set spec.revision.pin to it to use it."
-    if resolution.staged:
+    if resolution.target and resolution.target.revision == available.revision:
         message = f"The source has {available.revision}. It will be used once it is loaded."
     return Observation("UpdateAvailable", status=True, reason=ConditionReason.SOURCE_CHANGED, message=message)
 
@@ -324,13 +332,14 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
     """Returns the complete status."""
     weights, revisions = snapshot.weights, resolution.revisions
     pods = find_pod_failures(snapshot)
+    rollout = next_rollout(weights, resolution, load.nodes, now=snapshot.timestamp)
     notes = find_load_notes(snapshot, revisions.resolved)
     resolved = _resolved_condition(weights, resolution, notes)
     warm = _warm_condition(weights, resolution, load)
     observed = (
         Observation("Accepted", status=True, reason=ConditionReason.ACCEPTED, message="The spec is valid."),
         resolved,
-        _progressing_condition(weights, resolution, load),
+        _progressing_condition(weights, resolution, load, rollout),
         warm,
         _ready_condition(weights, resolved, warm, load, pods),
         _degraded_condition(load, pods),
@@ -342,14 +351,16 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
         resolved=with_headers_digest(snapshot, revisions.resolved),
         available=with_headers_digest(snapshot, revisions.available),
         history=revisions.history or None,
+        rollout=rollout,
         last_checked_time=revisions.last_checked_time or None,
         medium=weights.medium(snapshot.installation),
-        source=describe_source(weights),
+        source=describe_source(weights.spec.source),
         size=human_bytes(revisions.resolved.total_bytes, "column") if revisions.resolved else None,
         nodes=NodeCounts(
             desired=len(load.desired),
             warm=load.warm,
             loading=load.loading,
+            updated=len(load.nodes.updated),
             failed=len(load.failures),
             summary=_warm_summary(weights, load),
         ),

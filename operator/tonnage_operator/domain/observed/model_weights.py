@@ -34,6 +34,20 @@ def is_store_proven(source: ModelSource) -> bool:
     return bool(http and http.ca_bundle is None and http.urls and all(url.startswith("https://") for url in http.urls))
 
 
+def describe_source(source: ModelSource) -> str:
+    """Returns a readable location of the objects, without query strings."""
+    if s3 := source.s3:
+        if s3.keys is not None:
+            return f"s3://{s3.bucket}/{s3.keys[0]}" + (f" (+{len(s3.keys) - 1})" if len(s3.keys) > 1 else "")
+        return f"s3://{s3.bucket}/{s3.prefix or ''}"
+    if hub := source.hub:
+        return f"hf://{hub.repo}@{hub.revision}"
+    http = source.http
+    if http and http.urls:
+        return http.urls[0] + (f" (+{len(http.urls) - 1})" if len(http.urls) > 1 else "")
+    return f"URLs of secret {http.urls_from.name}" if http and http.urls_from else ""
+
+
 class InvalidModelWeights(Exception):
     """The object doesn't match this operator's schema: another version of the CRD is installed."""
 
@@ -98,8 +112,9 @@ class ModelWeights:
         """Returns the entries in its claim that this object needs."""
         if self.deleting or self.spec.cache.delivery is not Delivery.CLAIM:
             return frozenset()
-        kept = (self.status.resolved, self.status.available)
-        return frozenset(naming.cache_entry_name(seen.revision, self.spec.cache) for seen in kept if seen)
+        kept = [seen.revision for seen in (self.status.resolved, self.status.available) if seen]
+        kept += [self.status.rollout.revision] if self.status.rollout else []
+        return frozenset(naming.cache_entry_name(revision, self.spec.cache) for revision in kept)
 
     def references(self, installation: Installation) -> frozenset[EntryKey]:
         """Returns the node entries that this object needs: the revision in use, and the one that will replace it."""
@@ -112,11 +127,14 @@ class ModelWeights:
     def _node_entries(self, installation: Installation) -> frozenset[EntryKey]:
         if self.spec.cache.delivery is not Delivery.HOST_PATH:
             return frozenset()
-        kept = [self.status.resolved]
-        if self.spec.revision.update is UpdatePolicy.AUTOMATIC and self.spec.revision.policy is RevisionPolicy.TRACK:
-            kept.append(self.status.available)
+        status, spec = self.status, self.spec.revision
+        kept = {status.resolved.revision} if status.resolved else set()
+        if status.available and spec.update is UpdatePolicy.AUTOMATIC and spec.policy is RevisionPolicy.TRACK:
+            kept.add(status.available.revision)
+        if status.rollout:
+            kept.add(status.rollout.revision)
         medium = self.medium(installation)
-        return frozenset(EntryKey(self.key(seen.revision, installation), medium) for seen in kept if seen)
+        return frozenset(EntryKey(self.key(revision, installation), medium) for revision in kept)
 
 
 def parse_model_weights(body: Body) -> ModelWeights:
