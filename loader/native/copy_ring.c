@@ -1,6 +1,6 @@
 /* Copies groups of tensors from files to a device, through pinned buffers, with threads that need no GIL.
  *
- * Each thread has a few buffers. It takes the next chunk of the tensors, reads it into a buffer and starts the copy to
+ * Each thread has a few buffers, which it allocates and pins itself when it is first to copy. It takes the next chunk of the tensors, reads it into a buffer and starts the copy to
  * the device itself, and reads the next chunk into its next buffer meanwhile. So no thread waits for another, and the
  * lines of a buffer stay in the caches of the core that fills it: buffers of all threads and of all processes that copy
  * at once should fit the processor's last cache (the size is chosen in copy_options.py).
@@ -23,11 +23,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RING_ABI 2
+#define RING_ABI 3
 #define SHARES 16            /* mapped_share is in sixteenths of the pieces */
 #define MAX_EXTENTS 4096     /* of a chunk, so that the lock is held for a bounded time */
 #define PAGE 4096
-#define HUGE_PAGE (2u << 20)
+#define PIN_PORTABLE 1u      /* CU_MEMHOSTREGISTER_PORTABLE */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -45,6 +45,8 @@ struct device {
     int (*copy)(uint64_t target, const void *source, size_t length, void *stream);
     int (*record)(void *event, void *stream);
     int (*synchronize)(void *event);
+    int (*pin)(void *address, size_t length, unsigned flags);   /* NULL: buffers are not pinned */
+    int (*unpin)(void *address);
     void *context, *stream;
 };
 
@@ -92,7 +94,9 @@ struct ring {
     uint64_t slot_bytes, piece_bytes;
     uint64_t spin_nanoseconds;
     struct slot *slots;
-    uint32_t slot_count, slot_limit, slots_each;    /* the first slots_each are those of thread 0, and so on */
+    uint32_t slots_each;                /* the first slots_each are those of thread 0, and so on */
+    uint32_t prepared;                  /* threads whose buffers are ready */
+    uint64_t pinned;                    /* bytes */
     struct group *groups, **groups_end, *next_group;
     const int *descriptors;
     uint32_t files;
@@ -108,14 +112,13 @@ struct ring {
     _Atomic uint64_t way_bytes[WAYS], way_nanoseconds[WAYS];
     _Atomic uint64_t waited;            /* nanoseconds that active threads waited for copies or for groups */
     pthread_t *handles;
-    char *memory;
-    uint64_t memory_bytes;
 };
 
 struct worker {
     struct ring *ring;
     uint32_t number;
     uint32_t turn;          /* its slot that is used next */
+    int prepared, pinned;
     char **mappings;
     uint64_t *sizes;
 };
@@ -317,19 +320,29 @@ static void finish_copy(struct ring *ring, struct slot *slot) {
     }
 }
 
-/* The number of a thread's slots that are ready. */
-static uint32_t own_slots(const struct worker *worker) {
+static struct slot *own_slot(const struct worker *worker, uint32_t index) {
     const struct ring *ring = worker->ring;
-    uint32_t first = worker->number * ring->slots_each;
-    uint32_t ready = ring->slot_count > first ? ring->slot_count - first : 0;
-    return ready < ring->slots_each ? ready : ring->slots_each;
+    return &ring->slots[worker->number * ring->slots_each + index % ring->slots_each];
+}
+
+/* Allocates and pins the thread's buffers. Buffers that can't be pinned only make copies slower. */
+static void prepare(struct worker *worker) {
+    struct ring *ring = worker->ring;
+    char *memory = own_slot(worker, 0)->address;
+    uint64_t bytes = ring->slots_each * ring->slot_bytes;
+    madvise(memory, bytes, MADV_POPULATE_WRITE);    /* pinning does the same, but under the driver's lock */
+    worker->pinned = ring->device.pin && !ring->device.pin(memory, bytes, PIN_PORTABLE);
+    worker->prepared = 1;
+    pthread_mutex_lock(&ring->lock);
+    ring->prepared++;
+    ring->pinned += worker->pinned ? bytes : 0;
+    pthread_mutex_unlock(&ring->lock);
 }
 
 /* Waits for the thread's oldest copy; false if it has none. */
-static int finish_oldest(struct worker *worker, uint32_t count) {
-    struct slot *slots = worker->ring->slots + worker->number * worker->ring->slots_each;
-    for (uint32_t step = 0; step < count; step++) {
-        struct slot *slot = &slots[(worker->turn + step) % count];
+static int finish_oldest(struct worker *worker) {
+    for (uint32_t step = 0; step < worker->ring->slots_each; step++) {
+        struct slot *slot = own_slot(worker, worker->turn + step);
         if (slot->copying) {
             finish_copy(worker->ring, slot);
             return 1;
@@ -340,21 +353,23 @@ static int finish_oldest(struct worker *worker, uint32_t count) {
 
 static void copy_chunks(struct worker *worker) {
     struct ring *ring = worker->ring;
-    struct slot *slots = ring->slots + worker->number * ring->slots_each;
-    uint32_t count = 0;
     while (!ring->stopped && !complete(ring)) {
-        if (count < ring->slots_each)
-            count = own_slots(worker);
         if (worker->number >= ring->active) {
-            if (!finish_oldest(worker, count))
+            if (!finish_oldest(worker))
                 pthread_cond_wait(&ring->parked, &ring->lock);
             continue;
         }
-        struct slot *slot = count ? &slots[worker->turn % count] : NULL;
+        if (!worker->prepared) {
+            pthread_mutex_unlock(&ring->lock);
+            prepare(worker);
+            pthread_mutex_lock(&ring->lock);
+            continue;
+        }
+        struct slot *slot = own_slot(worker, worker->turn);
         uint64_t began = now();
-        if (slot && slot->copying) {
+        if (slot->copying) {
             finish_copy(ring, slot);
-        } else if (slot && take_chunk(ring, slot)) {
+        } else if (take_chunk(ring, slot)) {
             pthread_mutex_unlock(&ring->lock);
             int read = read_chunk(worker, slot);
             int code = read ? start_copy(ring, slot) : 0;
@@ -365,36 +380,30 @@ static void copy_chunks(struct worker *worker) {
                 slot->copying = 1;
             else
                 ring->outstanding--;
-            worker->turn = (worker->turn + 1) % count;
+            worker->turn = (worker->turn + 1) % ring->slots_each;
             continue;
-        } else if (!finish_oldest(worker, count)) {
+        } else if (!finish_oldest(worker)) {
             wait_for_change(ring);
         }
         atomic_fetch_add_explicit(&ring->waited, now() - began, memory_order_relaxed);
     }
     unpark(ring);
-    while (finish_oldest(worker, count))  /* after a failure: nothing may write to the device any more */
+    while (finish_oldest(worker))  /* after a failure: nothing may write to the device any more */
         ;
-}
-
-/* Allocates the thread's share of the buffers' pages. Pinning does the same, but one page after the other. */
-static void populate(const struct worker *worker) {
-    const struct ring *ring = worker->ring;
-    for (uint64_t at = (uint64_t)worker->number * HUGE_PAGE; at < ring->memory_bytes;
-         at += (uint64_t)ring->handle_count * HUGE_PAGE) {
-        uint64_t left = ring->memory_bytes - at;
-        madvise(ring->memory + at, left < HUGE_PAGE ? left : HUGE_PAGE, MADV_POPULATE_WRITE);
-    }
 }
 
 static void *run_worker(void *argument) {
     struct ring *ring = argument;
     struct worker worker = {.ring = ring, .number = atomic_fetch_add(&ring->numbered, 1)};
-    populate(&worker);
     int code = ring->device.set_context ? ring->device.set_context(ring->device.context) : 0;
     pthread_mutex_lock(&ring->lock);
-    if (code)
+    if (code) {
         fail(ring, FAILED_DEVICE, code, -1, 0);
+    } else if (worker.number < ring->active && !ring->stopped && !complete(ring)) {
+        pthread_mutex_unlock(&ring->lock);
+        prepare(&worker);
+        pthread_mutex_lock(&ring->lock);
+    }
     while (!ring->started && !ring->stopped)
         pthread_cond_wait(&ring->changed, &ring->lock);
     if (!ring->stopped) {
@@ -415,6 +424,8 @@ static void *run_worker(void *argument) {
             munmap(worker.mappings[file], worker.sizes[file]);
     free(worker.mappings);
     free(worker.sizes);
+    if (worker.pinned)
+        ring->device.unpin(own_slot(&worker, 0)->address);
     return NULL;
 }
 
@@ -447,9 +458,10 @@ int ring_host_synchronize(void *event) {
     return 0;
 }
 
-/* Creates a ring for `threads` threads with `slots_each` buffers each. Returns NULL without memory. */
+/* Creates a ring for `threads` threads with `slots_each` buffers of `slot_bytes` each: consecutive parts of `memory`.
+ * `events` are those of the buffers' copies. Returns NULL without memory. */
 struct ring *ring_create(const struct device *device, uint32_t threads, uint32_t slots_each, uint64_t slot_bytes,
-                         uint64_t piece_bytes, uint64_t spin_nanoseconds) {
+                         char *memory, void *const *events, uint64_t piece_bytes, uint64_t spin_nanoseconds) {
     struct ring *ring = calloc(1, sizeof *ring);
     if (!ring)
         return NULL;
@@ -470,26 +482,25 @@ struct ring *ring_create(const struct device *device, uint32_t threads, uint32_t
     ring->piece_bytes = piece_bytes;
     ring->spin_nanoseconds = spin_nanoseconds;
     ring->slots_each = slots_each;
-    ring->slot_limit = threads * slots_each;
-    ring->slots = calloc(ring->slot_limit, sizeof *ring->slots);
+    ring->handle_count = threads;
+    ring->slots = calloc((size_t)threads * slots_each, sizeof *ring->slots);
     ring->groups_end = &ring->groups;
     if (!ring->slots) {
         free(ring);
         return NULL;
     }
+    for (uint32_t slot = 0; slot < threads * slots_each; slot++)
+        ring->slots[slot] = (struct slot){.address = memory + slot * slot_bytes, .event = events[slot]};
     return ring;
 }
 
-/* Starts threads, with the calling thread's affinity; all are active. They begin by allocating the pages of `memory`.
+/* Starts the threads, with the calling thread's affinity. The first `active` of them prepare their buffers and copy.
  * Returns how many run. */
-uint32_t ring_start_threads(struct ring *ring, uint32_t threads, char *memory, uint64_t memory_bytes) {
-    ring->handles = calloc(threads, sizeof *ring->handles);
-    ring->handle_count = threads;
-    ring->memory = memory;
-    ring->memory_bytes = memory_bytes;
+uint32_t ring_start_threads(struct ring *ring, uint32_t active) {
+    ring->handles = calloc(ring->handle_count, sizeof *ring->handles);
     pthread_mutex_lock(&ring->lock);
-    ring->active = threads;
-    for (; ring->handles && ring->threads < threads; ring->threads++) {
+    ring->active = active;
+    for (; ring->handles && ring->threads < ring->handle_count; ring->threads++) {
         ring->running++;
         if (pthread_create(&ring->handles[ring->threads], NULL, run_worker, ring)) {
             ring->running--;
@@ -500,14 +511,20 @@ uint32_t ring_start_threads(struct ring *ring, uint32_t threads, char *memory, u
     return ring->threads;
 }
 
-/* Adds a buffer of slot_bytes, and the event of its copies: first those of thread 0, then those of thread 1. */
-void ring_add_slot(struct ring *ring, void *address, void *event) {
+/* Returns how many threads have prepared their buffers. */
+uint32_t ring_prepared(struct ring *ring) {
     pthread_mutex_lock(&ring->lock);
-    if (ring->slot_count < ring->slot_limit) {
-        ring->slots[ring->slot_count++] = (struct slot){.address = address, .event = event};
-        announce(ring);
-    }
+    uint32_t prepared = ring->prepared;
     pthread_mutex_unlock(&ring->lock);
+    return prepared;
+}
+
+/* Returns how many bytes of host memory were pinned. */
+uint64_t ring_pinned(struct ring *ring) {
+    pthread_mutex_lock(&ring->lock);
+    uint64_t pinned = ring->pinned;
+    pthread_mutex_unlock(&ring->lock);
+    return pinned;
 }
 
 /* Lets the threads begin. `descriptors` must stay valid until ring_running is 0. */

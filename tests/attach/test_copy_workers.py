@@ -188,7 +188,7 @@ def test_no_options_pin_more_than_a_gibibyte() -> None:
 
 def test_the_rings_buffers_become_smaller_the_more_gpus_may_copy_at_once() -> None:
     sizes = [CopyOptions().ring_buffer_bytes(threads=16, active=16, devices=devices) for devices in (1, 2, 4, 8)]
-    assert sizes == [2 * MIB, MIB * 5 // 4, MIB, MIB]
+    assert sizes == [MIB * 5 // 2, MIB * 5 // 4, MIB, MIB]
     assert CopyOptions(ring_slot_bytes=4 * MIB).ring_buffer_bytes(threads=16, active=16, devices=8) == 4 * MIB
 
 

@@ -163,7 +163,7 @@ def test_each_thread_has_a_mapping_of_its_own_that_outlives_it(file: SourceFile,
 def test_a_quarter_of_the_chunks_is_mapped_until_the_ways_were_compared(
     file: SourceFile, data: bytes, by_mapping: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "is_memory_backed", lambda _: True)
+    monkeypatch.setattr(reader_module, "find_memory_backed", lambda files: [True] * len(files))
     reader = ChunkReader([file])
     chunks = 0
     size = FILE_BYTES // 300

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Copy = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+Pin = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
+Unpin = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
 class HostQueue:
@@ -24,6 +26,7 @@ class HostQueue:
         self._pins = pins
         self._lengths: dict[int, int] = {}
         self._copy = None if copy is None else Copy(copy)
+        self._pin_function, self._unpin_function = Pin(self._pin), Unpin(self._unpin)
 
     def device(self, library: ctypes.CDLL) -> Device:
         address = function_address(library, "ring_host_copy")
@@ -33,19 +36,23 @@ class HostQueue:
             copy=address,
             record=function_address(library, "ring_host_record"),
             synchronize=function_address(library, "ring_host_synchronize"),
+            pin=ctypes.cast(self._pin_function, ctypes.c_void_p),
+            unpin=ctypes.cast(self._unpin_function, ctypes.c_void_p),
         )
 
     def event(self, slot: int) -> int:  # noqa: ARG002
         return 0
 
-    def pin(self, address: int, length: int, *, read_only: bool) -> bool:  # noqa: ARG002
-        if self._pins:
-            self._lengths[address] = length
-            self._on_pinned(length)
-        return self._pins
+    def _pin(self, address: int, length: int, flags: int) -> int:  # noqa: ARG002
+        if not self._pins:
+            return 1
+        self._lengths[address] = length
+        self._on_pinned(length)
+        return 0
 
-    def unpin(self, address: int) -> None:
+    def _unpin(self, address: int) -> int:
         self._on_pinned(-self._lengths.pop(address))
+        return 0
 
     def close(self) -> None:
         pass

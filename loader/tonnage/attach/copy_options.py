@@ -21,8 +21,10 @@ RING_CACHE_BYTES = 80 * MIB
 """Buffers of the compiled rings of all GPUs of a host, which may copy at once, should fit the processor's last cache:
 two H100 on 32 cores took 84 to 87 GB/s with 80 MiB in all, and 67 to 71 with 128 MiB (docs/performance)."""
 MIN_RING_SLOT_BYTES = MIB
-"""Smaller copies keep the bus less busy: one GPU took 45 GB/s in copies of 1 MiB, 49 in copies of 2 MiB."""
-MAX_RING_SLOT_BYTES = 2 * MIB
+"""Smaller copies keep the bus less busy: one GPU took 45 GB/s in copies of 1 MiB, 49 in copies of 2 MiB, and 52 of 3
+and 4 MiB, once the copy had begun."""
+MAX_RING_SLOT_BYTES = 4 * MIB
+"""Larger buffers take longer to allocate and pin than they save."""
 
 
 def copying_cores(cores: int) -> int:
@@ -49,7 +51,7 @@ class CopyOptions:
         slot_bytes: Size of each of these, a multiple of 4096.
         native: Whether the compiled ring is used where possible.
         ring_slots: Buffers of each of the ring's threads.
-        ring_slot_bytes: Size of each of these, a multiple of 4096. 0: 1 to 2 MiB, so that those of all GPUs' copies fit
+        ring_slot_bytes: Size of each of these, a multiple of 4096. 0: 1 to 4 MiB, so that those of all GPUs' copies fit
             the processor's caches.
         piece_bytes: Bytes that a thread of the ring reads at a time.
         register_bytes: Bytes of a file that ``register`` pins at a time.

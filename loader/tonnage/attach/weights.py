@@ -20,6 +20,7 @@ from tonnage.attach.errors import KeyNotFound, WeightsClosed
 from tonnage.attach.files.awaited import find_stream, open_awaited, open_now
 from tonnage.attach.files.cache_entry import entry_ranks, find_entry
 from tonnage.attach.files.catalog import find_ranks
+from tonnage.attach.files.source_file import reserve_descriptors
 from tonnage.attach.module_loading import LoadResult, TensorSource, load_into_module
 from tonnage.attach.progress import ProgressReporter, check_progress
 from tonnage.attach.unflatten import unflatten
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from tonnage.cache.locks import FileLock
 
 _NAMES_IN_ERROR = 5
+_DESCRIPTORS = 128
+"""As many files as most models have, and some that the device's driver opens."""
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -391,6 +394,7 @@ def open_path(
         undo.callback(copier.close)
         if target is not None and target.type not in {"cpu", "meta"}:
             copier.warm_up(target)
+            reserve_descriptors(_DESCRIPTORS)
         opened = open_awaited(weights_path, rank=rank, timeout=timeout) if wait else open_now(weights_path, rank=rank)
         undo.pop_all()
     return Weights(weights_path, opened.catalog, opened.lock, copier, meta_tensors=meta_tensors, awaited=opened.awaited)

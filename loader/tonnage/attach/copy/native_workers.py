@@ -74,7 +74,7 @@ class NativeWorkers:
         self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._used = False
-        self._pinned = True
+        self._pinned_bytes = 0
         self._share = read_ways.FIRST_SHARE
         self._measured = NOTHING_READ
         self._files: Sequence[SourceFile] = ()
@@ -82,8 +82,8 @@ class NativeWorkers:
 
     @property
     def pinned_bytes(self) -> int:
-        """Maximum bytes of host memory that the ring pins."""
-        return self._slots * self._slot_bytes if self._pinned else 0
+        """Bytes of host memory that the ring pinned; 0 before the end of its run."""
+        return self._pinned_bytes
 
     @property
     def _slots(self) -> int:
@@ -123,10 +123,13 @@ class NativeWorkers:
                 on_group(group, base)
             return
         bases: list[torch.Tensor] = []  # keeps every target alive until the threads have ended
+        ahead = self._allocate_ahead(groups)
         with self._running(files, progress) as ring:
             for group in groups:
-                bases.append(self._add_group(ring, group))
-                on_group(group, bases[-1])
+                base = ahead.popleft() if ahead else self._allocate(group)
+                bases.append(base)
+                self._add_group(ring, group, base)
+                on_group(group, base)
                 self._decide(ring)
                 self._raise_failure(ring)
             self.allocated_at = time.perf_counter()
@@ -151,7 +154,8 @@ class NativeWorkers:
             added = 0
             for number, group in enumerate(groups):
                 while added < len(groups) and (not live_bytes or live_bytes + groups[added].size <= window):
-                    bases.append(self._add_group(ring, groups[added]))
+                    bases.append(self._allocate(groups[added]))
+                    self._add_group(ring, groups[added], bases[-1])
                     live_bytes += groups[added].size
                     added += 1
                 self._wait_for_group(ring, number, progress)
@@ -171,13 +175,14 @@ class NativeWorkers:
         ring = self._ring
         self._window_began = time.perf_counter()
         self._files = files
-        self._descriptors = array("i", (file.descriptor for file in files))
+        self._descriptors = array("i", [-1]) * len(files)
         self._library.ring_set_mapped_share(ring, self._share)
         self._library.ring_begin(ring, self._descriptors.buffer_info()[0], len(files))
         try:
             yield ring
             self._library.ring_finish(ring)
             self._wait_for_end(ring, progress)
+            self._pinned_bytes = self._library.ring_pinned(ring)
             self._raise_failure(ring)
         except BaseException:
             self._library.ring_stop(ring)
@@ -186,13 +191,26 @@ class NativeWorkers:
         if progress is not None:
             progress(self._library.ring_copied(ring))
 
-    def _add_group(self, ring: int, group: Group) -> torch.Tensor:
+    def _allocate_ahead(self, groups: Sequence[Group]) -> deque[torch.Tensor]:
+        """Allocates groups until buffers are ready: later, allocating competes with copies for the driver."""
+        ahead: deque[torch.Tensor] = deque()
+        for group in groups:
+            if self._failure is not None or (self._ring is not None and self._library.ring_prepared(self._ring)):
+                break
+            ahead.append(self._allocate(group))
+        return ahead
+
+    def _allocate(self, group: Group) -> torch.Tensor:
         base = self._engine.empty(group.size)
         self._engine.synchronize()
+        return base
+
+    def _add_group(self, ring: int, group: Group, base: torch.Tensor) -> None:
+        for number in {extent.file for extent in group.extents}:
+            self._descriptors[number] = self._files[number].descriptor
         extents = array("Q", chain.from_iterable(group.extents))
         if self._library.ring_add_group(ring, base.data_ptr(), extents.buffer_info()[0], len(group.extents)):
             raise MemoryError
-        return base
 
     def _wait_for_end(self, ring: int, progress: Callable[[int], None] | None) -> None:
         """Waits until every thread is done, so that nothing reads the files or writes to the device any more."""
@@ -266,12 +284,8 @@ class NativeWorkers:
                 threads=self._started,
                 slot_bytes=self._slot_bytes,
             )
+            buffers.start_threads(self._threads.active)
             self._ring = buffers.ring
-            buffers.start_threads()
-            self._library.ring_set_active(self._ring, self._threads.active)
-            for slot in range(self._slots):
-                self._pinned &= buffers.add(slot)
-                self._ready.set()
         except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
             self._failure = error
         if self._failure is not None and buffers is not None:
@@ -294,36 +308,31 @@ class _RingBuffers:
     ) -> None:
         self._library = library
         self._queue = queue
-        self._threads = threads
-        self._slot_bytes = slot_bytes
-        self._memory = StagingBuffer(threads * options.ring_slots * slot_bytes)
-        self._addresses: list[int] = []
+        slots = threads * options.ring_slots
+        self._memory = StagingBuffer(slots * slot_bytes)
         self._device = queue.device(library)
+        events = (ctypes.c_void_p * slots)(*map(queue.event, range(slots)))
         ring = library.ring_create(
-            ctypes.byref(self._device), threads, options.ring_slots, slot_bytes, options.piece_bytes, SPIN_NANOSECONDS
+            ctypes.byref(self._device),
+            threads,
+            options.ring_slots,
+            slot_bytes,
+            self._memory.address,
+            events,
+            options.piece_bytes,
+            SPIN_NANOSECONDS,
         )
         if not ring:
             raise MemoryError
         self.ring: int = ring
 
-    def start_threads(self) -> None:
-        """Starts the threads, which first allocate the buffers' pages in parallel."""
-        if not self._library.ring_start_threads(self.ring, self._threads, self._memory.address, len(self._memory.view)):
+    def start_threads(self, active: int) -> None:
+        """Starts the threads, which allocate and pin their buffers."""
+        if not self._library.ring_start_threads(self.ring, active):
             raise MemoryError
-
-    def add(self, slot: int) -> bool:
-        """Pins and adds a buffer; returns whether it could be pinned."""
-        address = self._memory.address + slot * self._slot_bytes
-        pinned = self._queue.pin(address, self._slot_bytes, read_only=False)
-        if pinned:
-            self._addresses.append(address)
-        self._library.ring_add_slot(self.ring, address, self._queue.event(slot))
-        return pinned
 
     def release(self) -> None:
         """Ends the threads and releases everything."""
         self._library.ring_stop(self.ring)
         self._library.ring_free(self.ring)
-        for address in self._addresses:
-            self._queue.unpin(address)
         self._queue.close()

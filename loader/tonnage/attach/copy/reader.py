@@ -55,7 +55,7 @@ class ChunkReader:
         """
         self.files = files
         self._direct = direct
-        memory_backed = [is_memory_backed(file) for file in files]
+        memory_backed = find_memory_backed(files)
         self._buffered_only = [
             direct == "never" or (direct == "auto" and is_memory_backed) for is_memory_backed in memory_backed
         ]
@@ -206,7 +206,14 @@ class ChunkReader:
             return self._descriptors[number]
 
 
-def is_memory_backed(file: SourceFile) -> bool:
+def find_memory_backed(files: Sequence[SourceFile]) -> list[bool]:
+    """Returns which of the files are in memory. Looks at one file of each device."""
+    devices = {file.device: file for file in files}
+    memory_backed = {device: _is_memory_backed(file) for device, file in devices.items()}
+    return [memory_backed[file.device] for file in files]
+
+
+def _is_memory_backed(file: SourceFile) -> bool:
     """Whether the file is in memory, as in tmpfs: such file systems don't support ``RWF_NOWAIT``, those on disk do."""
     try:
         os.preadv(file.descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.attach.copy.native_workers import NativeWorkers
-from tonnage.attach.copy.reader import is_memory_backed
+from tonnage.attach.copy.reader import find_memory_backed
 from tonnage.attach.copy.workers import CopyWorkers
 from tonnage.attach.native.library import native_library
 
@@ -40,5 +40,5 @@ def allows_ring(options: CopyOptions) -> bool:
 def are_in_memory(files: Sequence[SourceFile], options: CopyOptions) -> bool:
     """Returns whether no file is read with direct I/O, which is left to Python's threads: disks are the limit there."""
     if options.direct == "auto":
-        return all(map(is_memory_backed, files))
+        return all(find_memory_backed(files))
     return options.direct == "never"

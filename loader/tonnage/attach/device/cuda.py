@@ -188,6 +188,8 @@ class CudaQueue:
             copy=driver.address("cuMemcpyHtoDAsync_v2"),
             record=driver.address("cuEventRecord"),
             synchronize=driver.address("cuEventSynchronize"),
+            pin=driver.address("cuMemHostRegister_v2"),
+            unpin=driver.address("cuMemHostUnregister"),
             context=self._context,
             stream=self._stream,
         )

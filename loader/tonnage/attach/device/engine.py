@@ -49,16 +49,10 @@ class NativeQueue(Protocol):
     """The driver's functions and handles, for the threads of the compiled ring."""
 
     def device(self, library: ctypes.CDLL) -> Device:
-        """Returns addresses of the functions that copy, record an event and wait for one, and their handles."""
+        """Returns addresses of the functions that copy, record an event, wait for one and pin, and their handles."""
 
     def event(self, slot: int) -> int:
         """Returns the handle of the slot's event."""
-
-    def pin(self, address: int, length: int, *, read_only: bool) -> bool:
-        """Pins host memory, as ``CopyQueue.pin``."""
-
-    def unpin(self, address: int) -> None:
-        """Unpins the memory that was pinned at ``address``."""
 
     def close(self) -> None:
         """Releases the handles. No copy may be in progress."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tonnage.attach.device.cuda import CudaEngine
 from tonnage.attach.errors import DeviceMemoryShort, DeviceNotFound
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ def engine_for(device: torch.device) -> Engine | None:
     """Returns the engine for a device, or None if only PyTorch's own copies are possible."""
     if device.type != "cuda" or _is_rocm():
         return None
-    from tonnage.attach.device.cuda import CudaEngine  # needed only with a GPU
-
     try:
         return CudaEngine(device)
     except OSError:

@@ -101,6 +101,7 @@ def _open_file(entry: Entry, file: FileRecord) -> SourceFile:
     if opened.size != file.size:
         opened.close()
         raise CacheDamaged(f"{opened.path} has {opened.size:,} bytes, but {file.size:,} in the manifest.")
+    opened.park()
     return opened
 
 

@@ -87,6 +87,7 @@ def read_files(paths: Sequence[Path]) -> Catalog:
             file = opened.enter_context(SourceFile(path))
             read = _read_safetensors if path.suffix == SAFETENSORS else _read_tensors
             found, file_metadata = read(file, len(files))
+            file.park()
             files.append(file)
             add_records(records, found, files)
             metadata.update(file_metadata)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).with_name("copy_ring.so")
-ABI = 2
+ABI = 3
 """The version of the functions and structures; a library with another one is not used."""
 
 _POINTER, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
@@ -21,6 +21,8 @@ class Device(ctypes.Structure):
         ("copy", _POINTER),
         ("record", _POINTER),
         ("synchronize", _POINTER),
+        ("pin", _POINTER),
+        ("unpin", _POINTER),
         ("context", _POINTER),
         ("stream", _POINTER),
     )
@@ -39,9 +41,10 @@ class Stats(ctypes.Structure):
 
 
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "ring_create": (_POINTER, (_POINTER, _U32, _U32, _U64, _U64, _U64)),
-    "ring_start_threads": (_U32, (_POINTER, _U32, _POINTER, _U64)),
-    "ring_add_slot": (None, (_POINTER, _POINTER, _POINTER)),
+    "ring_create": (_POINTER, (_POINTER, _U32, _U32, _U64, _POINTER, _POINTER, _U64, _U64)),
+    "ring_start_threads": (_U32, (_POINTER, _U32)),
+    "ring_prepared": (_U32, (_POINTER,)),
+    "ring_pinned": (_U64, (_POINTER,)),
     "ring_begin": (None, (_POINTER, _POINTER, _U32)),
     "ring_add_group": (ctypes.c_int, (_POINTER, _U64, _POINTER, _U32)),
     "ring_finish": (None, (_POINTER,)),
