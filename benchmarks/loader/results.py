@@ -20,8 +20,8 @@ HOW_CPU_AND_MEMORY = (
     "sampled peak of the proportional set sizes (PSS) of its processes together."
 )
 HOW_TIME = (
-    "- Tonnage, curl, s5cmd and the floor are timed as whole processes, from start to exit; tensorizer and Run:ai's "
-    "streamer from the call to its return, imports left out. Their memory holds the model itself."
+    "- Tonnage, curl, s5cmd, `hf download` and the floor are timed as whole processes, from start to exit; tensorizer "
+    "and Run:ai's streamer from the call to its return, imports left out. Their memory holds the model itself."
 )
 
 HIGHLIGHT, PLAIN, LIMIT = "#e4572e", "#7b8794", "#b8c0c8"
@@ -149,17 +149,19 @@ def chart(result: Result, path: Path) -> None:
 
 
 def _comparisons(rows: Sequence[Row]) -> list[str]:
-    """Returns a line per contender: the ratios of Tonnage's median throughput and CPU to its."""
+    """Returns a line per contender: the ratios of Tonnage's median throughput and CPU to its.
+
+    Once for a `.tensors` file, and once for safetensors.
+    """
     by_name = {row.name: row for row in rows}
-    ours = by_name.get("tonnage")
-    if ours is None:
-        return []
     lines = []
-    for row in rows:
-        if row is not ours:
-            speed = ours.spread(FIGURES[0][1])[0] / row.spread(FIGURES[0][1])[0]
-            cpu = ours.spread(FIGURES[1][1])[0] / row.spread(FIGURES[1][1])[0]
-            lines.append(f"- Tonnage verified against {row.label}: {speed:.2f} × its throughput, {cpu:.2f} × its CPU.")
+    for name, label in (("tonnage", "Tonnage verified"), ("tonnage-safetensors", "Tonnage, safetensors")):
+        ours = by_name.get(name)
+        for row in rows if ours is not None else ():
+            if ours is not None and row is not ours:
+                speed = ours.spread(FIGURES[0][1])[0] / row.spread(FIGURES[0][1])[0]
+                cpu = ours.spread(FIGURES[1][1])[0] / row.spread(FIGURES[1][1])[0]
+                lines.append(f"- {label} against {row.label}: {speed:.2f} × its throughput, {cpu:.2f} × its CPU.")
     return lines
 
 

@@ -42,6 +42,12 @@ def byte_range(value: str, size: int) -> tuple[int, int] | None:
     return (start, end) if start < end else None
 
 
+def stated_lines(file: Path) -> list[str]:
+    """Returns the header lines that a file beside this one has, such as its checksum."""
+    stated = file.with_name(f"{file.name}.headers")
+    return stated.read_text().splitlines() if stated.exists() else []
+
+
 def respond(connection: socket.socket, root: Path, method: str, path: str, headers: dict[str, str]) -> int:
     """Responds to one request and returns the status."""
     file = (root / path.lstrip("/")).resolve()
@@ -69,6 +75,7 @@ def respond(connection: socket.socket, root: Path, method: str, path: str, heade
             f"Last-Modified: {time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime(info.st_mtime))}",
             "Accept-Ranges: bytes",
             "Content-Type: application/octet-stream",
+            *stated_lines(file),
         ]
         if status == 206:
             lines.append(f"Content-Range: bytes {start}-{end - 1}/{info.st_size}")

@@ -6,7 +6,9 @@ clients sign as usual, but the server doesn't use CPU for it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -34,9 +36,24 @@ http {{
     sendfile on; sendfile_max_chunk 2m; tcp_nopush on; keepalive_requests 1000000; keepalive_timeout 60s;
     client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-    server {{ listen 127.0.0.1:{port} backlog=4096; root {root}; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096; listen 127.0.0.2:{port} backlog=4096; root {root};
+        location = {safetensors} {{
+            add_header x-amz-checksum-crc64nvme {crc64nvme}; add_header x-amz-checksum-type FULL_OBJECT;
+        }}
+        location = /api/models/{repo}/revision/main {{ default_type application/json; return 200 '{info}'; }}
+        location /api/models/{repo}/tree/ {{ default_type application/json; return 200 '{tree}'; }}
+        location /{repo}/resolve/ {{
+            add_header X-Repo-Commit {commit} always; add_header X-Linked-Size {size} always;
+            add_header X-Linked-ETag '"{sha256}"' always;
+            return 302 http://127.0.0.2:{port}{safetensors};
+        }}
+    }}
 }}
 """
+"""nginx as an S3 server, which states a checksum of the safetensors file, and as a hub that has this file."""
+
+REPO, COMMIT, HUB_FILE = "bench/llama", "b" * 40, "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -93,11 +110,22 @@ def serve(kind: str, model: ModelFile, *, workers: int, directory: Path, nginx: 
         user = "user root;" if os.geteuid() == 0 else ""
         config = directory / "nginx.conf"
         config.write_text(
-            NGINX_CONFIG.format(workers=workers, directory=directory, root=model.root, port=port, log=log, user=user)
+            NGINX_CONFIG.format(
+                workers=workers,
+                directory=directory,
+                root=model.root,
+                port=port,
+                log=log,
+                user=user,
+                **_stated(model),
+            )
         )
         command = [nginx, "-c", str(config), "-p", str(directory), "-e", f"{directory}/error.log"]
     else:
         script = str(HERE / "sendfile_server.py")
+        if model.safetensors.exists():
+            checksum = base64.b64encode(model.crc64nvme).decode()
+            model.stated.write_text(f"x-amz-checksum-crc64nvme: {checksum}\nx-amz-checksum-type: FULL_OBJECT\n")
         command = [sys.executable, script, str(model.root), str(port), str(workers), str(log)]
     process = subprocess.Popen(command)
     try:
@@ -107,7 +135,7 @@ def serve(kind: str, model: ModelFile, *, workers: int, directory: Path, nginx: 
             kind=kind,
             endpoint=endpoint,
             tensors_url=f"{endpoint}/{model.bucket}/{model.tensors_key}",
-            environment=_environment(endpoint, "bench", "anything"),
+            environment=_environment(endpoint, "bench", "anything") | _hub_environment(endpoint, directory),
             log=log,
         )
     finally:
@@ -123,8 +151,12 @@ def _seaweedfs(model: ModelFile, directory: Path) -> Iterator[Server]:
     server = start_seaweed(directory)
     try:
         server.client().create_bucket(Bucket=model.bucket)
-        files = [file for file in (model.tensors, model.safetensors) if file.exists()]
-        server.put(model.bucket, {file.name: file for file in files})
+        server.put(model.bucket, {model.tensors_key: model.tensors})
+        if model.safetensors.exists():
+            with model.safetensors.open("rb") as body:
+                server.client().put_object(
+                    Bucket=model.bucket, Key=model.safetensors_key, Body=body, ChecksumAlgorithm="CRC64NVME"
+                )
         yield Server(
             kind="seaweedfs",
             endpoint=server.endpoint,
@@ -153,6 +185,33 @@ def _environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, s
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    }
+
+
+def _hub_environment(endpoint: str, directory: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(directory / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+
+def _stated(model: ModelFile) -> dict[str, str]:
+    """Returns what nginx states of the safetensors file, in both roles."""
+    size = model.safetensors.stat().st_size if model.safetensors.exists() else 0
+    lfs = {"size": size, "pointerSize": 134}
+    sibling = {"rfilename": HUB_FILE, "size": size, "blobId": "0" * 40, "lfs": {**lfs, "sha256": model.sha256}}
+    item = {"type": "file", "path": HUB_FILE, "size": size, "oid": "0" * 40, "lfs": {**lfs, "oid": model.sha256}}
+    return {
+        "safetensors": f"/{model.bucket}/{model.safetensors_key}",
+        "crc64nvme": base64.b64encode(model.crc64nvme).decode(),
+        "sha256": model.sha256,
+        "size": str(size),
+        "repo": REPO,
+        "commit": COMMIT,
+        "info": json.dumps({"id": REPO, "sha": COMMIT, "siblings": [sibling]}),
+        "tree": json.dumps([item]),
     }
 
 
