@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     LlamaConfig,
@@ -245,17 +246,27 @@ def test_a_variant_beside_the_model_is_chosen_by_its_name(source: Source, tmp_pa
 
 
 @BOTH_KINDS
-def test_the_module_of_a_sentence_transformer_opens_from_its_folder(source: Source, tmp_path: Path) -> None:
+def test_a_sentence_transformer_opens_from_its_folder_with_equal_embeddings(source: Source, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]))
+    tokenizer: Any = BertTokenizer(vocab=str(base / "vocab.txt"))
+    tokenizer.save_pretrained(base)
     config = BertConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    model: Any = BertModel(config)
-    model.save_pretrained(tmp_path / "saved" / "0_Transformer")
-    source.put(tmp_path / "saved", rename={"0_Transformer/model.tensors": "0_Transformer/bert-base.tensors"})
-    folder = source.folder(segment_size=8000)
-    from_pretrained: Any = BertModel.from_pretrained
-    loaded, info = from_pretrained(folder / "0_Transformer", output_loading_info=True)
-    assert not any(info.values()), info
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
+    bert: Any = BertModel(config)
+    bert.save_pretrained(base)
+    parts = [modules.Transformer(str(base)), modules.Pooling(32), modules.Dense(32, 16)]
+    original = library.SentenceTransformer(modules=parts, device="cpu")
+    original.save_pretrained(str(tmp_path / "saved"))
+    source.put(tmp_path / "saved")
+    opened = library.SentenceTransformer(str(source.folder(segment_size=8000)), device="cpu", local_files_only=True)
+    sentences = ["a b c", "d e f g", "h"]
+    embeddings = opened.encode(sentences)
+    assert embeddings.shape == (3, 16)
+    assert (embeddings == original.encode(sentences)).all()
 
 
 def test_several_consolidated_files_have_an_index_of_their_stem(source: Source, tmp_path: Path) -> None:
