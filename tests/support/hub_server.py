@@ -59,6 +59,8 @@ class HubServer:
         """Headers of the next answers of the hub, each with status 429."""
         self.damaged: list[int] = []
         """Bytes of the next answers of the other server that are flipped."""
+        self.damaged_in_git: dict[str, list[int]] = {}
+        """By the name of a small file, bytes of the next answers with it that are flipped."""
         self.expire_after: list[int] = []
         """Numbers of requests to the other server after which all links that exist expire."""
         self._links: dict[str, tuple[bytes, float]] = {}
@@ -236,22 +238,24 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{git_oid(data)}"'}
             self._send(307, b"Temporary Redirect", headers)
         else:
-            self._send_range(data, headers | {"ETag": f'"{git_oid(data)}"'})
+            flips = self.server.hub.damaged_in_git.get(path[-1], [])
+            self._send_range(data, headers | {"ETag": f'"{git_oid(data)}"'}, flips=flips)
 
     def _send_content(self) -> None:
         data = self.server.hub.use_link(self.path)
         if data is None:
             self._send(403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", {})
             return
-        self._send_range(data, {"ETag": '"of-the-other-store"', "Accept-Ranges": "bytes"}, damage=True)
+        flips = self.server.hub.damaged
+        self._send_range(data, {"ETag": '"of-the-other-store"', "Accept-Ranges": "bytes"}, flips=flips)
 
-    def _send_range(self, data: bytes, headers: dict[str, str], *, damage: bool = False) -> None:
+    def _send_range(self, data: bytes, headers: dict[str, str], *, flips: list[int]) -> None:
         value = self.headers.get("Range", "")
         first, _, last = value.removeprefix("bytes=").partition("-")
         start, end = (int(first), int(last) + 1 if last else len(data)) if value else (0, len(data))
         body = data[start : min(end, len(data))]
-        if damage and self.server.hub.damaged and len(body) > 64:
-            at = self.server.hub.damaged.pop(0) % len(body)
+        if flips and self.command == "GET" and len(body) > 16:
+            at = flips.pop(0) % len(body)
             body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
         if value:
             headers = headers | {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(data)}"}

@@ -124,7 +124,8 @@ class TensorRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
         length: Bytes of data.
         header_offset: Offset of its header in the source object.
         header: The header's part of the hash input, which precedes the data; empty if it was not kept.
-        crc32: CRC-32 over header and data, as stored in the source; None if there is none or the file is encrypted.
+        crc32: CRC-32 over header and data, as stored in the source; where it has no hash, of what was received. None if
+            the file is encrypted, or holds only SHA-256.
         sha256: SHA-256 likewise, in hex.
     """
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from tonnage.cache.manifest import SourceRecord
 
+NO_CHECKSUM = "NoChecksum:"
+"""What the remark on objects begins with of which only the size was compared."""
+
 
 def verified_by(sources: Sequence[SourceRecord]) -> str:
     """Returns by what objects were verified, and how many by each: ``CRC64NVME: 30 objects, size only: 1 object``."""
@@ -31,7 +34,7 @@ def no_checksum_note(sources: Sequence[SourceRecord]) -> str:
         return ""
     others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     return (
-        f"NoChecksum: {lacking[0]}{others}: verified by size and revision only, as the source has no checksum to "
+        f"{NO_CHECKSUM} {lacking[0]}{others}: verified by size and revision only, as the source has no checksum to "
         "compare with. From now on, `tonnage verify` compares the bytes with the CRC-32 of what was received."
     )
 
@@ -40,7 +43,7 @@ def means_of(source: SourceRecord) -> str:
     """Returns by what an object was verified."""
     checksum = parse_checksum(source.checksum)
     if checksum is not None:
-        return checksum.algorithm.name + (" of parts" if checksum.parts else "")
+        return checksum.algorithm.words + (" of parts" if checksum.parts else "")
     if source.verified.strength >= Verify.CRC32.strength:
         return f"{source.verified.name} of tensors"
     return "size only" if source.verified is Verify.SIZE else "nothing"

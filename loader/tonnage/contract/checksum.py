@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 MAX_PARTS = 10_000
 """Maximum number of parts of an object in S3."""
-CHECKSUM_PATTERN = r"^((crc64nvme|crc32c|crc32|md5|sha1|sha256|sha512):[0-9a-f]{8,128}(-[1-9][0-9]{0,4})?)?\Z"
+CHECKSUM_PATTERN = r"^((crc64nvme|crc32c|crc32|md5|sha1|sha256|sha512|gitsha1):[0-9a-f]{8,128}(-[1-9][0-9]{0,4})?)?\Z"
 """The text of a checksum, or nothing."""
 
 
@@ -22,11 +22,23 @@ class ChecksumAlgorithm(enum.StrEnum):
     SHA1 = "sha1"
     SHA256 = "sha256"
     SHA512 = "sha512"
+    GITSHA1 = "gitsha1"
+    """The object ID that Git gives a file: SHA-1 of a header with its size, and its bytes."""
 
     @property
     def size(self) -> int:
         """Bytes of a value."""
         return _SIZES[self]
+
+    @property
+    def words(self) -> str:
+        """Its name in messages and reports."""
+        return "Git SHA1" if self is ChecksumAlgorithm.GITSHA1 else self.name
+
+    @property
+    def reaches_sha256(self) -> bool:
+        """Whether an object that matches is verified at level ``SHA256``; otherwise it is at ``CRC32``."""
+        return self in {ChecksumAlgorithm.SHA256, ChecksumAlgorithm.SHA512}
 
     @property
     def is_crc(self) -> bool:
@@ -42,6 +54,7 @@ _SIZES = {
     ChecksumAlgorithm.SHA1: 20,
     ChecksumAlgorithm.SHA256: 32,
     ChecksumAlgorithm.SHA512: 64,
+    ChecksumAlgorithm.GITSHA1: 20,
 }
 
 
@@ -62,7 +75,7 @@ class ObjectChecksum(NamedTuple):
     @property
     def words(self) -> str:
         """Its kind, such as ``CRC64NVME`` or ``MD5 of 12 parts``."""
-        return self.algorithm.name + (f" of {self.parts} parts" if self.parts else "")
+        return self.algorithm.words + (f" of {self.parts} parts" if self.parts else "")
 
     def __str__(self) -> str:
         return f"{self.algorithm.value}:{self.value.hex()}" + (f"-{self.parts}" if self.parts else "")

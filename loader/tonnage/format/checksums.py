@@ -99,14 +99,18 @@ def checksum_of(algorithm: ChecksumAlgorithm, data: bytes) -> bytes:
     crc = crc_function(algorithm)
     if crc is not None:
         return crc(data, 0).to_bytes(algorithm.size, "big")
-    return new_hash(algorithm, data).digest()
+    running = new_hash(algorithm, len(data))
+    running.update(data)
+    return running.digest()
 
 
-def new_hash(algorithm: ChecksumAlgorithm, data: bytes = b"") -> hashlib._Hash:
-    """Returns a hash of hashlib's over ``data``."""
+def new_hash(algorithm: ChecksumAlgorithm, size: int) -> hashlib._Hash:
+    """Returns a hash of hashlib's, to be updated with ``size`` bytes. A Git object ID begins with their number."""
     import hashlib
 
-    return hashlib.new(algorithm.value, data, usedforsecurity=False)
+    if algorithm is ChecksumAlgorithm.GITSHA1:
+        return hashlib.new("sha1", b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.new(algorithm.value, usedforsecurity=False)
 
 
 def combine_crcs(algorithm: ChecksumAlgorithm, ranges: Iterable[tuple[int, int]]) -> int:

@@ -50,11 +50,13 @@ class TensorHeader:
             wrote it off by one, so don't rely on it.
         hashes: The digests as stored. Encrypted tensors have SHA-256 only; other writers may omit some or all.
         hash_prefix: The header's part of the hash input.
+        received_crc32: CRC-32 over ``hash_prefix`` and the data as it arrived, if there is no hash to compare with.
     """
 
     module_index: int
     hashes: Mapping[HashType, bytes]
     hash_prefix: bytes
+    received_crc32: int | None = None
 
     @property
     def expected_crc32(self) -> int | None:

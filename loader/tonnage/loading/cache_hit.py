@@ -5,13 +5,16 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from tonnage.contract import ComputedBuffers, Layout, ObjectPin, parse_checksum, revision_digest
+from tonnage.contract import ComputedBuffers, Layout, ObjectPin, Verify, parse_checksum, revision_digest
+from tonnage.errors import CacheDamaged
+from tonnage.format.checksums import can_compute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from tonnage.cache.manifest import Manifest, SourceRecord, TensorTable
-    from tonnage.contract import Verify
+    from tonnage.cache.manifest import FileRecord, Manifest, SourceRecord, TensorTable
+    from tonnage.contract import ObjectChecksum
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 
@@ -21,6 +24,8 @@ class Shortfall(enum.Enum):
     NOTHING = "nothing"
     VERIFICATION = "verification"
     """All objects are present, but verified at a lower level than requested and possible."""
+    CHECKSUMS = "checksums"
+    """All objects are present, but their source has checksums by which some were not verified."""
     OBJECTS = "objects"
     """Objects are missing, for example because other ranks were loaded before."""
 
@@ -32,6 +37,12 @@ def find_shortfall(manifest: Manifest, resolved: ResolvedRevision, requested_lev
         return Shortfall.OBJECTS
     if any(_needs_verification(record, requested_level) for record in records if record is not None):
         return Shortfall.VERIFICATION
+    if any(
+        lacks_checksum(manifest, record, item.pin, requested_level)
+        for record, item in zip(records, resolved.objects, strict=True)
+        if record is not None
+    ):
+        return Shortfall.CHECKSUMS
     return Shortfall.NOTHING
 
 
@@ -81,6 +92,17 @@ def has_computed_buffers_elsewhere(
     )
 
 
+def check_sources(manifest: Manifest, resolved: ResolvedRevision, *, where: Path) -> None:
+    """Checks that an entry of the revision shows only objects of the revision, about which the store was asked.
+
+    Raises:
+        CacheDamaged: It doesn't.
+    """
+    foreign = foreign_sources(manifest, resolved) if manifest.digest == resolved.digest else []
+    if foreign:
+        raise CacheDamaged(f"{where} lists {foreign[0].key!r}, which is not in revision {resolved.revision}.")
+
+
 def foreign_sources(manifest: Manifest, resolved: ResolvedRevision) -> list[SourceRecord]:
     """Returns the objects of an entry that are not in the revision, so that the store was not asked about them."""
     known = {
@@ -113,3 +135,41 @@ def find_source_record(manifest: Manifest, item: ResolvedObject) -> SourceRecord
 def _needs_verification(record: SourceRecord, requested_level: Verify) -> bool:
     reachable = min(requested_level, record.strongest, key=lambda level: level.strength)
     return record.kind == "tensors" and record.verified.strength < reachable.strength
+
+
+def checksum_level(checksum: ObjectChecksum) -> Verify:
+    """Returns the level at which an object is verified that matches its checksum."""
+    return Verify.SHA256 if checksum.algorithm.reaches_sha256 else Verify.CRC32
+
+
+def lacks_checksum(manifest: Manifest, record: SourceRecord, pin: ObjectPin, requested_level: Verify) -> bool:
+    """Returns whether an object is to be compared with the checksum that its source states now.
+
+    It was verified at a lower level than requested, and holds no hashes of its own. At level ``BEST`` only what can be
+    compared without a new load counts: the entry has all of its bytes in one file.
+    """
+    wanted = requested_level.reachable
+    if requested_level.strength < Verify.BEST.strength or record.verified.strength >= wanted.strength:
+        return False
+    if _holds_hashes(record):
+        return False
+    checksum = parse_checksum(pin.checksum)
+    reached = Verify.SIZE if checksum is None else checksum_level(checksum)
+    if requested_level is not Verify.BEST:
+        return record.kind == "tensors" and (not record.encrypted or reached.strength >= wanted.strength)
+    if checksum is None or reached.strength <= record.verified.strength or not can_compute(checksum.algorithm):
+        return False
+    return not checksum.parts and whole_file(manifest, record) is not None
+
+
+def _holds_hashes(record: SourceRecord) -> bool:
+    """Returns whether an object's own hashes are those by which it is verified."""
+    is_hashed = record.strongest.strength >= Verify.CRC32.strength and not record.checksum
+    return record.kind == "tensors" and is_hashed and not record.encrypted
+
+
+def whole_file(manifest: Manifest, record: SourceRecord) -> FileRecord | None:
+    """Returns the file that has an object's bytes unchanged; None if there is none."""
+    number = manifest.sources.index(record)
+    files = [file for file in manifest.files if file.source == number]
+    return files[0] if len(files) == 1 and files[0].size == record.size else None

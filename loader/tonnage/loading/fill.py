@@ -23,7 +23,7 @@ from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.cache_hit import missing_objects
-from tonnage.loading.indexes import read_indexes
+from tonnage.loading.indexes import HeadCheck, HeadDamaged, read_indexes
 from tonnage.loading.object_checks import find_object_checks
 from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint_builder import build_blueprint
@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from tonnage.transfer.transfer_spec import JournalRecord
 
 
+MAX_REPLANS = 2
+"""How often a load is planned again because an index or header was damaged on the way."""
+
+
 @dataclass(frozen=True, slots=True)
 class FillResult:
     """The result of the transfer, the published manifest, and the digest of the headers file; empty: none."""
@@ -80,6 +84,7 @@ def fill_entry(
     lock_descriptors: Sequence[int],
     gate: StreamGate | None,
     peers: LoadPeers | None = None,
+    replans: int = MAX_REPLANS,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
 
@@ -98,6 +103,7 @@ def fill_entry(
         lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
         gate: Opened when readers can start; None if this load's caller has none.
         peers: The nodes that may have what the entry lacks; None: only the source is asked.
+        replans: How often the load may be planned again.
 
     Raises:
         TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
@@ -105,8 +111,9 @@ def fill_entry(
     forget_failure(entry)
     reset_stream(entry, None if existing is None else existing.manifest)
     items = missing_objects(None if existing is None else existing.manifest, resolved)
-    known = None if peers is None else peers.known_headers(items)
+    known = _known_headers(peers, items, replans)
     objects = read_indexes(resolved, items, known=known, deadline=deadline, canceled=canceled, on_retry=on_retry)
+    head_check = HeadCheck(resolved, items, objects, enabled=replans > 0, deadline=deadline, canceled=canceled)
     checks = find_object_checks(
         resolved,
         items,
@@ -118,9 +125,7 @@ def fill_entry(
         on_retry=on_retry,
     )
     journal = None if earlier is None else read_journal(earlier.journal_path)
-    segment_size = plan.limits.segment_size
-    if journal is not None and journal.header.revision == resolved.revision:
-        segment_size = journal.header.segment_size
+    segment_size = _segment_size(plan, resolved, journal)
     blueprint = cut_segments(
         build_blueprint(
             objects,
@@ -230,6 +235,7 @@ def fill_entry(
                     pass_fds=lock_descriptors,
                     on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),
                     on_file=lambda number: writer.add(blueprint.files[number].path),
+                    on_mismatch=head_check,
                     on_progress=on_progress,
                     canceled=is_canceled,
                 )
@@ -239,6 +245,25 @@ def fill_entry(
         digest = _finish_peers(peers, items, objects, outcome, is_whole=existing is None, on_note=on_note)
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
+        )
+    except HeadDamaged:  # what has arrived is kept
+        on_retry()
+        return fill_entry(
+            plan,
+            entry,
+            resolved,
+            existing=existing,
+            earlier=partial,
+            environment=environment,
+            deadline=deadline,
+            on_progress=on_progress,
+            on_note=on_note,
+            canceled=canceled,
+            on_retry=on_retry,
+            lock_descriptors=lock_descriptors,
+            gate=gate,
+            peers=peers,
+            replans=replans - 1,
         )
     except (CacheInUse, InsufficientSpace):  # give back what this load has: another one may need it
         remove_tree(partial.path)
@@ -271,6 +296,11 @@ def open_peers(
     return find_peers(plan, plan.peers, plan.reporting, entry, resolved, environment)
 
 
+def _known_headers(peers: LoadPeers | None, items: Sequence[ResolvedObject], replans: int) -> KnownHeaders | None:
+    """Returns what peers have of the objects' headers; None if a load is planned again, as the source is asked then."""
+    return None if peers is None or replans < MAX_REPLANS else peers.known_headers(items)
+
+
 def _peer_fields(peers: LoadPeers | None, known: KnownHeaders | None, *, is_whole: bool) -> PeerFields:
     """Returns the fields of a transfer's input that are about peers."""
     if peers is None:
@@ -293,6 +323,13 @@ def _finish_peers(
     for note in peers.notes(outcome):
         on_note(note)
     return peers.keep_headers(items, objects, outcome.collected) if is_whole else ""
+
+
+def _segment_size(plan: Plan, resolved: ResolvedRevision, journal: JournalContents | None) -> int:
+    """Returns the size of segments: that of an earlier load of the revision, whose journal counts on it."""
+    if journal is not None and journal.header.revision == resolved.revision:
+        return journal.header.segment_size
+    return plan.limits.segment_size
 
 
 def _begin(
@@ -325,7 +362,7 @@ def _begin(
 
 
 def _require_level(level: Verify, outcome: TransferResult, objects: Sequence[SourceObject]) -> None:
-    """Checks that safetensors files were verified at the level, which only ``BEST`` leaves to what the source has.
+    """Checks that files without hashes were verified at the level, which only ``BEST`` leaves to what the source has.
 
     Raises:
         NoChecksum: One was not.
@@ -333,7 +370,9 @@ def _require_level(level: Verify, outcome: TransferResult, objects: Sequence[Sou
     if level is Verify.BEST:
         return
     for index, source in enumerate(objects):
-        if source.is_safetensors and outcome.verify_levels.get(index, Verify.SIZE).strength < level.strength:
+        if (source.is_safetensors or source.unhashed) and outcome.verify_levels.get(
+            index, Verify.SIZE
+        ).strength < level.strength:
             raise no_checksum(source.label, None, level)
 
 

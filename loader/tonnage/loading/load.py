@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,8 +26,8 @@ from tonnage.errors import (
 )
 from tonnage.loading.cache_hit import (
     Shortfall,
+    check_sources,
     find_shortfall,
-    foreign_sources,
     has_computed_buffers_elsewhere,
     recorded_pins,
 )
@@ -96,17 +97,6 @@ def failed_report(error: TonnageError, *, plan: Plan | None = None) -> Report:
         identity=plan.identity if plan else None,
     )
     return msgspec.structs.replace(report, **error.details)
-
-
-def _check_sources(entry: Entry, manifest: Manifest, resolved: ResolvedRevision) -> None:
-    """Checks that an entry of the revision shows only objects of the revision, about which the store was asked.
-
-    Raises:
-        CacheDamaged: It doesn't.
-    """
-    foreign = foreign_sources(manifest, resolved) if manifest.digest == resolved.digest else []
-    if foreign:
-        raise CacheDamaged(f"{entry.path} lists {foreign[0].key!r}, which is not in revision {resolved.revision}.")
 
 
 class _Load:
@@ -224,10 +214,17 @@ class _Load:
             if manifest is None or manifest.digest != resolved.digest:
                 return None
             entry.check_files(manifest)
-            _check_sources(entry, manifest, resolved)
+            check_sources(manifest, resolved, where=entry.path)
             if self._has_computed_buffers_elsewhere(entry, manifest):
                 return None
-            if find_shortfall(manifest, resolved, self._plan.verify) is not Shortfall.NOTHING:
+            shortfall = find_shortfall(manifest, resolved, self._plan.verify)
+            if (
+                shortfall is Shortfall.CHECKSUMS
+                and self._plan.verify is Verify.BEST
+                and not os.access(entry.path, os.W_OK)
+            ):
+                shortfall = Shortfall.NOTHING
+            if shortfall is not Shortfall.NOTHING:
                 return None
             self._verify_on_hit(entry, manifest, resolved)
         except CacheDamaged:
@@ -287,8 +284,8 @@ class _Load:
             found = find_partials(entry)
             partials = found if self._is_alone(entry, load_lock) else None
             manifest = self._recover_entry(entry, resolved, partials)
-            if manifest is not None and find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.VERIFICATION:
-                return self._build_report(Outcome.HIT, entry, self._reverify(entry, manifest))
+            if manifest is not None and find_shortfall(manifest, resolved, self._plan.verify) is not Shortfall.OBJECTS:
+                return self._build_report(Outcome.HIT, entry, self._verify_again(entry, manifest, resolved))
             existing = None if manifest is None else entry.read_published()
             earlier = next((partial for partial in partials or () if partial.path.exists()), None)
             locks = (load_lock.fileno(), use_lock.fileno())
@@ -416,8 +413,10 @@ class _Load:
             manifest = entry.read_manifest()
             if manifest is not None:
                 entry.check_files(manifest)
-                _check_sources(entry, manifest, resolved)
+                check_sources(manifest, resolved, where=entry.path)
                 self._verify_on_hit(entry, manifest, resolved)
+                if find_shortfall(manifest, resolved, self._plan.verify) is Shortfall.CHECKSUMS:
+                    self._verify_again(entry, manifest, resolved)
                 elsewhere = self._has_computed_buffers_elsewhere(entry, manifest)
         except CacheDamaged as error:
             commit.clear(entry)
@@ -445,23 +444,23 @@ class _Load:
             f"remove it with `tonnage rm {entry.name}` first."
         )
 
-    def _reverify(self, entry: Entry, manifest: Manifest) -> Manifest:
-        """Verifies a complete entry at a higher level than when it was loaded."""
-        from tonnage.cache import commit  # not imported for a hit
-        from tonnage.cache.verify import verify_entry
-        from tonnage.loading.manifest_builder import upgrade_manifest
+    def _verify_again(self, entry: Entry, manifest: Manifest, resolved: ResolvedRevision) -> Manifest:
+        """Verifies an entry that lacks nothing else at the requested level, without loading it, if it was at a lower.
 
-        verify_entry(
-            entry,
-            level=self._plan.verify,
-            progress=lambda done, total: self._on_progress(
-                Progress(phase="verifying", loaded_bytes=done, total_bytes=total)
-            ),
-            canceled=self._canceled,
-        )
-        upgraded = upgrade_manifest(manifest, self._plan.verify.reachable)
-        commit.rewrite_manifest(entry, upgraded)
-        return upgraded
+        Raises:
+            CacheDamaged: It is damaged, or can't be verified without loading it again.
+            NoChecksum: The source states no checksum for that.
+        """
+        from tonnage.loading import reverification  # not imported for a hit
+
+        shortfall, level = find_shortfall(manifest, resolved, self._plan.verify), self._plan.verify
+        if shortfall is Shortfall.VERIFICATION:
+            return reverification.verify_by_own_hashes(entry, manifest, level, self._on_progress, self._canceled)
+        if shortfall is Shortfall.CHECKSUMS:
+            return reverification.compare_with_checksums(
+                entry, manifest, resolved, level, self._on_progress, self._canceled
+            )
+        return manifest
 
     def _build_report(
         self, outcome: Outcome, entry: Entry, manifest: Manifest, fill_result: FillResult | None = None

@@ -215,6 +215,10 @@ def merge_manifests(
     return manifest, TensorTable(tensors=old_tensors + moved_tensors)
 
 
+def _crc32(header: TensorHeader) -> int | None:
+    return header.received_crc32 if header.expected_crc32 is None else header.expected_crc32
+
+
 def _tensor_records(blueprint: Blueprint, headers: Mapping[tuple[int, int], TensorHeader]) -> list[TensorRecord]:
     records = []
     for placement in sorted(blueprint.placements, key=lambda place: (place.object_index, place.tensor_index)):
@@ -237,7 +241,7 @@ def _tensor_records(blueprint: Blueprint, headers: Mapping[tuple[int, int], Tens
                 length=tensor.length,
                 header_offset=tensor.header_offset,
                 header=header.hash_prefix,
-                crc32=None if tensors_index.encrypted else header.expected_crc32,
+                crc32=None if tensors_index.encrypted else _crc32(header),
                 sha256=None if digest is None else digest.hex(),
             )
         )

@@ -9,9 +9,10 @@ from tonnage.format.checksums import crc_function
 from tonnage.planning.object_checks import CheckedRange, ObjectCheck
 from tonnage.source.client import Client
 from tonnage.source.object_parts import PartsRequest, find_parts
+from tonnage.source.resolve import no_checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tonnage.loading.peers.headers_file import KnownHeaders
     from tonnage.planning.blueprint import SourceObject
@@ -45,6 +46,7 @@ def find_object_checks(
         on_retry: Called for each retry of a request.
 
     Raises:
+        NoChecksum: A ``.tensors`` file without hashes can't be verified at the level.
         TonnageError: The deadline passed, or the load was canceled.
     """
     if level.strength < Verify.CRC32.strength:
@@ -74,6 +76,7 @@ def find_object_checks(
         with Client(deadline=deadline, canceled=canceled, on_retry=on_retry) as client:
             for (at, checksum), found in zip(in_parts.items(), find_parts(client, requests), strict=True):
                 checks[at] = _check_of_parts(checksum, found)
+    _require_checks(level, objects, checks)
     return checks
 
 
@@ -84,3 +87,16 @@ def _check_of_parts(checksum: ObjectChecksum, found: FoundParts) -> ObjectCheck:
         ranges.append(CheckedRange(start, start + part.size, expected))
         start += part.size
     return ObjectCheck(checksum, tuple(ranges), certain=found.certain)
+
+
+def _require_checks(level: Verify, objects: Sequence[SourceObject], checks: Mapping[int, ObjectCheck]) -> None:
+    """Checks before the transfer that ``.tensors`` files without hashes can be verified at the level.
+
+    Raises:
+        NoChecksum: The source of one states no checksum that reaches it.
+    """
+    for index, source in enumerate(objects):
+        check = checks.get(index)
+        reached = Verify.SIZE if check is None else check.level
+        if level is not Verify.BEST and source.unhashed and reached.strength < level.strength:
+            raise no_checksum(source.label, None if check is None else check.checksum, level)

@@ -286,11 +286,21 @@ def _check_records(
         created=0,
         non_tensor_checksums={},
     )
-    if manifest.layout is not expected[0].layout or _records(*published) != _records(*expected):
+    unhashed = _unhashed(*expected)
+    if manifest.layout is not expected[0].layout or _records(*published, unhashed) != _records(*expected, unhashed):
         raise CacheDamaged(f"{entry.private_dir} describes other tensors than the source has.", remedy=REMEDY)
 
 
-def _records(manifest: Manifest, table: TensorTable) -> set[tuple[object, ...]]:
+def _unhashed(manifest: Manifest, table: TensorTable) -> set[tuple[str, str, str]]:
+    """Returns the tensors of which the source has no hash, so that an entry's CRC-32 is that of what was received."""
+    return {
+        (manifest.sources[tensor.source].place, manifest.sources[tensor.source].key, tensor.name)
+        for tensor in table.tensors
+        if not tensor.has_checksum
+    }
+
+
+def _records(manifest: Manifest, table: TensorTable, unhashed: set[tuple[str, str, str]]) -> set[tuple[object, ...]]:
     """Returns what describes files and tensors, independent of the order in which objects were loaded."""
     keys = [(source.place, source.key) for source in manifest.sources]
     files: set[tuple[object, ...]] = {
@@ -298,7 +308,7 @@ def _records(manifest: Manifest, table: TensorTable) -> set[tuple[object, ...]]:
     }
     for tensor in table.tensors:
         file = manifest.files[tensor.file].path if tensor.file >= 0 else ""
-        if not tensor.header:  # of a safetensors file: its CRC-32 is not from the source
+        if (*keys[tensor.source], tensor.name) in unhashed:
             tensor = msgspec.structs.replace(tensor, crc32=None)  # noqa: PLW2901
         files.add(
             (keys[tensor.source], file, msgspec.structs.astuple(msgspec.structs.replace(tensor, source=0, file=0)))

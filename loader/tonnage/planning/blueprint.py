@@ -52,6 +52,7 @@ class SourceObject:
         tensors_index: Its index; None for a companion.
         head: The object's first bytes up to the end of the index or header; empty for a companion.
         tied: Indexes of tensors that engines hold as one with another, of the same data.
+        unhashed: Whether it is a ``.tensors`` file whose tensors hold no hashes.
     """
 
     label: str
@@ -61,6 +62,7 @@ class SourceObject:
     tensors_index: FileIndex | None = None
     head: bytes = b""
     tied: frozenset[int] = frozenset()
+    unhashed: bool = False
 
     @property
     def is_safetensors(self) -> bool:
@@ -70,7 +72,7 @@ class SourceObject:
     @property
     def has_hashes(self) -> bool:
         """Whether it may hold hashes of its tensors that can be compared with its bytes."""
-        return isinstance(self.tensors_index, TensorsIndex) and not self.tensors_index.encrypted
+        return isinstance(self.tensors_index, TensorsIndex) and not (self.tensors_index.encrypted or self.unhashed)
 
     @property
     def is_vllm_serialized(self) -> bool:

@@ -55,8 +55,7 @@ class ObjectCheck:
     @property
     def level(self) -> Verify:
         """The level at which an object is verified that matches."""
-        strong = {ChecksumAlgorithm.SHA256, ChecksumAlgorithm.SHA512}
-        return Verify.SHA256 if self.checksum.algorithm in strong else Verify.CRC32
+        return Verify.SHA256 if self.checksum.algorithm.reaches_sha256 else Verify.CRC32
 
 
 class Extent(NamedTuple):

@@ -11,7 +11,13 @@ from tonnage.errors import AccessDenied, InvalidPlan, NoTensorFiles, SourceChang
 from tonnage.source.aws_config import find_ca_bundle
 from tonnage.source.endpoint_urls import ascii_host, is_presigned, quote, redact_url, split_url, unquote
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
-from tonnage.source.index_files import apply_indexes, read_index_files
+from tonnage.source.index_files import (
+    IndexFile,
+    check_indexes,
+    read_index_files,
+    select_listed,
+    with_pinned_indexes,
+)
 from tonnage.source.pinned import PinnedObject, PinnedSource, pin_checksum
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
@@ -46,6 +52,10 @@ def pin_http(
     Raises:
         TonnageError: The source is not valid, or an object can't be pinned.
     """
+    return with_pinned_indexes(lambda: _pin(source, files, context, need_tensors=need_tensors))
+
+
+def _pin(source: HttpSource, files: FileSelection, context: RequestContext, *, need_tensors: bool) -> PinnedSource:
     urls = read_urls(source, context.environment)
     if source.objects is not None:
         missing = [pin.key for pin in source.objects if pin.key not in urls]
@@ -58,17 +68,10 @@ def pin_http(
     except NoTensorFiles as error:
         raise NoTensorFiles(error.message, remedy=_NAME_REMEDY) from None
     bundle = find_ca_bundle(source.ca_bundle, context.environment)
+    indexes: Mapping[str, IndexFile] = {}
     if source.objects is None and selection.indexes:
-        inner = allows_inner_redirects(context.environment)
-        targets = [
-            RequestTarget(url=urls[each.key], ca_bundle=bundle, inner_redirects=inner, label=each.key)
-            for each in selection.indexes
-        ]
-        bodies, failure = read_index_files(context, targets)
-        if failure is not None:
-            raise failure.to_exception()
-        contents = {each.path: body for each, body in zip(selection.indexes, bodies, strict=True)}
-        selection = apply_indexes(selection, contents, where=where)
+        targets = {each.path: _unpinned(each.key, urls[each.key], bundle, context) for each in selection.indexes}
+        selection, indexes = select_listed(selection, lambda: _read_indexes(context, targets), where=where)
     objects = filter_ranks(selection.objects, files.ranks, where=where)
     check_pins_selected(source.objects or (), selection, where=where)
     # Objects of all ranks are requested: an entry shows those of other ranks, too, if they were loaded.
@@ -91,6 +94,7 @@ def pin_http(
     for pin in source.objects or ():
         if pin.key in heads and (heads[pin.key].size, heads[pin.key].pin_etag) != (pin.size, pin.etag):
             raise SourceChanged(f"{pin.key}: the object changed after the plan pinned it.")
+    check_indexes(indexes, {each.path: pins[each.key] for each in selection.objects}, where=where)
     without_validator = [key for key, head in heads.items() if not head.precondition_header]
     return PinnedSource(
         place="",
@@ -108,6 +112,13 @@ def pin_http(
             ),
         ),
     )
+
+
+def _read_indexes(context: RequestContext, targets: Mapping[str, RequestTarget]) -> dict[str, IndexFile]:
+    found, failure = read_index_files(context, targets)
+    if failure is not None:
+        raise failure.to_exception()
+    return found
 
 
 def _candidates(
@@ -129,11 +140,15 @@ def _candidates(
 
 
 def _heads(urls: Mapping[str, str], bundle: str, context: RequestContext, *, pinned: bool) -> dict[str, ObjectHead]:
-    inner = allows_inner_redirects(context.environment)
-    targets = [RequestTarget(url=url, ca_bundle=bundle, inner_redirects=inner, label=key) for key, url in urls.items()]
+    targets = [_unpinned(key, url, bundle, context) for key, url in urls.items()]
     presigned = [is_presigned(url) for url in urls.values()]
     results = head_objects(context.client, targets, context.provider, pinned=pinned, skip_head=presigned)
     return {target.label: head_or_raise(result) for target, result in zip(targets, results, strict=True)}
+
+
+def _unpinned(key: str, url: str, bundle: str, context: RequestContext) -> RequestTarget:
+    inner = allows_inner_redirects(context.environment)
+    return RequestTarget(url=url, ca_bundle=bundle, inner_redirects=inner, label=key)
 
 
 def _check_type(each: SelectedObject, head: ObjectHead) -> None:

@@ -28,7 +28,14 @@ from tonnage.source.client import Client, Request
 from tonnage.source.credentials import Botocore
 from tonnage.source.endpoint_urls import check_endpoint, is_hub_revision, is_repo, quote, quote_key, split_url
 from tonnage.source.hub_token import HubTokenProvider
-from tonnage.source.index_files import apply_indexes, check_shards, read_index_files
+from tonnage.source.index_files import (
+    IndexFile,
+    check_indexes,
+    check_shards,
+    read_index_files,
+    select_listed,
+    with_pinned_indexes,
+)
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
@@ -37,7 +44,7 @@ from tonnage.source.selection import check_pins_selected, filter_ranks, select
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tonnage.contract import FileSelection, HubSource
+    from tonnage.contract import FileSelection, HubSource, ObjectChecksum
     from tonnage.source.client import Response
     from tonnage.source.selection import Selection
 
@@ -85,11 +92,17 @@ class _TreeItem(msgspec.Struct):
 
 
 class HubFile(NamedTuple):
-    """A file of a commit. ``etag`` is the SHA-256 of a large file, or the Git object ID of another."""
+    """A file of a commit. ``etag`` is the SHA-256 of a large file (``lfs``), or the Git object ID of another."""
 
     path: str
     size: int
     etag: str
+    lfs: bool
+
+    @property
+    def checksum(self) -> ObjectChecksum | None:
+        """What the hub states of its bytes."""
+        return make_checksum(ChecksumAlgorithm.SHA256 if self.lfs else ChecksumAlgorithm.GITSHA1, self.etag)
 
 
 def pin_hub(source: HubSource, files: FileSelection, context: RequestContext, *, need_tensors: bool) -> PinnedSource:
@@ -101,13 +114,14 @@ def pin_hub(source: HubSource, files: FileSelection, context: RequestContext, *,
     hub = _Hub.of(source, context)
     if source.objects is not None:
         commit = _pinned_commit(source, hub.where)
-        listed = {pin.key: HubFile(pin.key, pin.size, pin.etag) for pin in source.objects}
+        listed = {pin.key: _from_pin(pin) for pin in source.objects}
     else:
         commit, found = hub.list_files(source.revision)
         listed = {file.path: file for file in found}
     selection = select([(path, path) for path in listed], files, where=hub.where, need_tensors=need_tensors)
     if source.objects is None:
-        selection = hub.apply_indexes(selection, commit)
+        pins = {each.path: _pin(listed[each.path], commit) for each in selection.indexes}
+        selection = hub.apply_indexes(selection, commit, pins)
     check_pins_selected(source.objects or (), selection, where=hub.where)
     # The hub is asked for the files of all ranks: an entry shows those of other ranks, if they were loaded.
     selected = [listed[each.path] for each in selection.objects]
@@ -130,7 +144,7 @@ def refresh_hub_targets(
     """Returns the targets of a source's objects, with new links. If the hub denies one, all stay."""
     botocore = Botocore(environment)
     provider = HubTokenProvider(anonymous=source.anonymous, botocore=botocore)
-    files = [HubFile(pin.key, pin.size, pin.etag) for pin, _ in objects]
+    files = [_from_pin(pin) for pin, _ in objects]
     try:
         with Client() as client:
             hub = _Hub.of(source, RequestContext(client, provider, environment, botocore, Verify.BEST))
@@ -140,8 +154,14 @@ def refresh_hub_targets(
 
 
 def _pin(file: HubFile, commit: str) -> ObjectPin:
-    checksum = make_checksum(ChecksumAlgorithm.SHA256, file.etag) if _SHA256.fullmatch(file.etag) else None
-    return ObjectPin(key=file.path, size=file.size, etag=file.etag, version_id=commit, checksum=str(checksum or ""))
+    return ObjectPin(
+        key=file.path, size=file.size, etag=file.etag, version_id=commit, checksum=str(file.checksum or "")
+    )
+
+
+def _from_pin(pin: ObjectPin) -> HubFile:
+    """Returns a pinned file. Pins that come from an entry, or of earlier releases, may have no checksum."""
+    return HubFile(pin.key, pin.size, pin.etag, lfs=_SHA256.fullmatch(pin.etag) is not None)
 
 
 def _pinned_commit(source: HubSource, where: str) -> str:
@@ -239,16 +259,23 @@ class _Hub(NamedTuple):
             raise ObjectNotFound(f"{label}: the repository has no files.", remedy="Check the repository and revision.")
         return list(files.values())
 
-    def apply_indexes(self, selection: Selection, commit: str) -> Selection:
+    def apply_indexes(self, selection: Selection, commit: str, pins: Mapping[str, ObjectPin]) -> Selection:
         """Leaves out the weights that the indexes in the repository don't list."""
-        targets = [
-            self._target(self._file_url(each.path, commit), self._label(each.path)) for each in selection.indexes
-        ]
-        bodies, failure = read_index_files(self.context, targets)
-        if failure is not None:
-            raise failure.to_exception()
-        contents = {each.path: body for each, body in zip(selection.indexes, bodies, strict=True)}
-        selection = apply_indexes(selection, contents, where=self.where)
+        targets = {
+            each.path: self._target(self._file_url(each.path, commit), self._label(each.path))
+            for each in selection.indexes
+        }
+
+        def read() -> Mapping[str, IndexFile]:
+            bodies, failure = read_index_files(self.context, targets)
+            if failure is not None:
+                raise failure.to_exception()
+            found = {path: IndexFile(each.content) for path, each in bodies.items()}
+            if self.context.verify.strength >= Verify.BEST.strength:
+                check_indexes(found, pins, where=self.where)
+            return found
+
+        selection, _ = with_pinned_indexes(lambda: select_listed(selection, read, where=self.where))
         check_shards(selection, where=self.where)
         return selection
 
@@ -338,14 +365,15 @@ def _origin(url: str) -> str:
 
 def _from_sibling(sibling: _Sibling) -> HubFile:
     if sibling.lfs is not None:
-        return HubFile(sibling.rfilename, sibling.lfs.size or sibling.size or 0, sibling.lfs.sha256 or sibling.lfs.oid)
-    return HubFile(sibling.rfilename, sibling.size or 0, sibling.blob_id)
+        digest = sibling.lfs.sha256 or sibling.lfs.oid
+        return HubFile(sibling.rfilename, sibling.lfs.size or sibling.size or 0, digest, lfs=True)
+    return HubFile(sibling.rfilename, sibling.size or 0, sibling.blob_id, lfs=False)
 
 
 def _from_tree(item: _TreeItem) -> HubFile:
     if item.lfs is not None:
-        return HubFile(item.path, item.lfs.size or item.size, item.lfs.oid or item.lfs.sha256)
-    return HubFile(item.path, item.size, item.oid)
+        return HubFile(item.path, item.lfs.size or item.size, item.lfs.oid or item.lfs.sha256, lfs=True)
+    return HubFile(item.path, item.size, item.oid, lfs=False)
 
 
 def _decode(body: bytes, kind: type[_Answer], label: str) -> _Answer:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
+from tonnage.contract import parse_checksum
 from tonnage.contract.plan import DECODE_ERRORS
-from tonnage.errors import FormatDamaged, ObjectNotFound, escape_unprintable
+from tonnage.errors import (
+    ChecksumMismatch,
+    FormatDamaged,
+    ObjectNotFound,
+    SourceChanged,
+    TonnageError,
+    escape_unprintable,
+)
 from tonnage.source.checkpoint_files import find_indexes, missing_shards
-from tonnage.source.client import Request
+from tonnage.source.responses import strong_etag
+from tonnage.source.small_objects import differing_checksum, read_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from tonnage.contract import ObjectPin
     from tonnage.source.error_classification import RequestFailure
     from tonnage.source.pinned import RequestContext
     from tonnage.source.request_target import RequestTarget
     from tonnage.source.selection import Selection
+
+_Pinned = TypeVar("_Pinned")
 
 MAX_INDEX_BYTES = 64 << 20
 """Largest accepted index in bytes. The index of a model of 100,000 tensors has about 10 MB."""
@@ -30,14 +42,96 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
+class IndexFile(NamedTuple):
+    """The contents of an index, and the ETag of the answer that they are from; empty if that means nothing."""
+
+    content: bytes
+    etag: str = ""
+
+
+class _IndexMismatch(Exception):  # control flow within this module
+    """An index is not what was pinned after it had been read."""
+
+    def __init__(self, error: TonnageError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 def read_index_files(
-    context: RequestContext, targets: Sequence[RequestTarget]
-) -> tuple[list[bytes], RequestFailure | None]:
-    """Requests indexes; returns their contents, and the first failure if there is one."""
-    requests = [Request(target=target, provider=context.provider, limit=MAX_INDEX_BYTES + 1) for target in targets]
-    responses = context.client.run(requests)
+    context: RequestContext, targets: Mapping[str, RequestTarget], *, s3: bool = False
+) -> tuple[dict[str, IndexFile], RequestFailure | None]:
+    """Requests indexes by path; returns them, and the first failure if there is one."""
+    responses = read_objects(context, list(targets.values()), limit=MAX_INDEX_BYTES, s3=s3)
     failure = next((response.failure for response in responses if response.failure is not None), None)
-    return [response.body for response in responses], failure
+    found = {
+        path: IndexFile(response.body, strong_etag(response.headers.get("etag", "")))
+        for path, response in zip(targets, responses, strict=True)
+    }
+    return found, failure
+
+
+def select_listed(
+    selection: Selection, read: Callable[[], Mapping[str, IndexFile]], *, where: str
+) -> tuple[Selection, Mapping[str, IndexFile]]:
+    """Returns the selection without the weights that its indexes don't list, and the indexes.
+
+    Args:
+        selection: The selected objects.
+        read: Reads the selection's indexes, by path. Called again if they list what is not there, as they may have been
+            damaged on the way or replaced.
+        where: The source's name in messages.
+
+    Raises:
+        TonnageError: Likewise the second time; see ``apply_indexes``.
+    """
+    found = read()
+    try:
+        return apply_indexes(selection, {path: each.content for path, each in found.items()}, where=where), found
+    except (FormatDamaged, ObjectNotFound):
+        again = read()
+        if again == found:
+            raise
+        return apply_indexes(selection, {path: each.content for path, each in again.items()}, where=where), again
+
+
+def with_pinned_indexes(pin: Callable[[], _Pinned]) -> _Pinned:
+    """Returns what ``pin`` does; calls it again if an index was not the pinned one.
+
+    Raises:
+        TonnageError: It wasn't the second time either.
+    """
+    try:
+        return pin()
+    except _IndexMismatch:
+        try:
+            return pin()
+        except _IndexMismatch as again:
+            raise again.error from None
+
+
+def check_indexes(indexes: Mapping[str, IndexFile], pins: Mapping[str, ObjectPin], *, where: str) -> None:
+    """Checks that the indexes by which files were selected are those that were pinned. For ``with_pinned_indexes``.
+
+    An index may be replaced after it was read, and damaged so that it still lists files which are there.
+
+    Args:
+        indexes: The indexes, by path.
+        pins: The pins by path.
+        where: The source's name in messages.
+    """
+    for path, index in indexes.items():
+        pin = pins.get(path)
+        if pin is None:
+            continue
+        label = f"{where}: {escape_unprintable(path)}"
+        is_strong = not pin.etag.startswith(("W/", "last-modified="))
+        if (index.etag and pin.etag and is_strong and index.etag != pin.etag) or len(index.content) != pin.size:
+            raise _IndexMismatch(SourceChanged(f"{label} was replaced while the files that it lists were pinned."))
+        checksum = parse_checksum(pin.checksum)
+        if checksum is not None and differing_checksum(index.content, [checksum]) is not None:
+            raise _IndexMismatch(
+                ChecksumMismatch(f"{label} does not match the {checksum.words} that its source states, {checksum}.")
+            )
 
 
 def listed_files(content: bytes, *, label: str) -> frozenset[str]:

@@ -187,10 +187,10 @@ def check_checksums(level: Verify, objects: Sequence[ResolvedObject]) -> None:
 
 
 def no_checksum(label: str, checksum: ObjectChecksum | None, level: Verify) -> NoChecksum:
-    """Returns the error for a safetensors file that can't be verified at the level."""
+    """Returns the error for a file without hashes that can't be verified at the level."""
     what = "SHA-256" if level is Verify.SHA256 else "checksum"
     stated = f" (only {checksum.words})" if checksum is not None else ""
-    return NoChecksum(f"{label}: a safetensors file holds no hashes, and its source states no {what} of it{stated}.")
+    return NoChecksum(f"{label} holds no hashes of its tensors, and its source states no {what} of it{stated}.")
 
 
 def _shared_provider(providers: list[CredentialProvider], source: Source, botocore: Botocore) -> CredentialProvider:

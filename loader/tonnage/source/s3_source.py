@@ -31,16 +31,24 @@ from tonnage.source.client import Request
 from tonnage.source.endpoint_urls import bucket_url, check_bucket, quote, quote_key
 from tonnage.source.error_classification import RequestFailure
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
-from tonnage.source.index_files import apply_indexes, check_shards, read_index_files
+from tonnage.source.index_files import (
+    IndexFile,
+    check_indexes,
+    check_shards,
+    read_index_files,
+    select_listed,
+    with_pinned_indexes,
+)
 from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page, list_query, parse_page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext, pin_checksum
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
+from tonnage.source.small_objects import read_objects
 from tonnage.source.stated_checksums import suffices
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tonnage.contract import FileSelection, ObjectChecksum, S3Source
     from tonnage.source.aws_config import S3Settings
@@ -179,13 +187,13 @@ class _Pinning(NamedTuple):
         """Pins the source. A prefix that doesn't end in a slash may be the key of one object."""
         source, prefix = self.source, self.source.prefix
         if not prefix or prefix.endswith("/"):
-            return self._run()
+            return with_pinned_indexes(self._run)
         key = structs.replace(source, prefix=None, keys=(prefix,))
         if source.objects is not None:
             is_key = [pin.key for pin in source.objects] == [prefix]
             return self._replace(source=key).run() if is_key else self._run()
         try:
-            return self._run()
+            return with_pinned_indexes(self._run)
         except (ObjectNotFound, AccessDenied) as error:
             try:
                 found = self._replace(source=key, need_tensors=False).run()
@@ -222,8 +230,10 @@ class _Pinning(NamedTuple):
             need_tensors=self.need_tensors,
         )
         self._check_requestable(selection.objects)
+        indexes: Mapping[str, IndexFile] = {}
         if source.objects is None and selection.indexes:
-            selection = apply_indexes(selection, self._read_indexes(selection.indexes), where=self.where)
+            listing = selection.indexes
+            selection, indexes = select_listed(selection, lambda: self._read_indexes(listing), where=self.where)
         if source.objects is None and source.keys is None:
             check_shards(selection, where=self.where)
         if source.objects is not None:
@@ -233,6 +243,7 @@ class _Pinning(NamedTuple):
         else:
             found, notes = self._pin(selection.objects, keys)
             all_pins = tuple(pin for pin, _ in found.values())
+            check_indexes(indexes, {each.path: found[each.key][0] for each in selection.objects}, where=self.where)
         # The store is asked for the objects of all ranks: an entry shows those of other ranks, if they were loaded.
         objects = filter_ranks(selection.objects, self.files.ranks, where=self.where)
         return PinnedSource(
@@ -245,14 +256,15 @@ class _Pinning(NamedTuple):
             ),
         )
 
-    def _read_indexes(self, indexes: Sequence[SelectedObject]) -> dict[str, bytes]:
-        """Returns the contents of indexes of safetensors files, by path."""
-        targets = [self._object_target(each.key) for each in indexes]
-        bodies, failure = read_index_files(self.context, targets)
+    def _read_indexes(self, indexes: Sequence[SelectedObject]) -> dict[str, IndexFile]:
+        """Returns the indexes of safetensors files, by path."""
+        found, failure = read_index_files(
+            self.context, {each.path: self._object_target(each.key) for each in indexes}, s3=True
+        )
         if failure is not None:
             self._raise_if_elsewhere(failure)
             raise failure.to_exception()
-        return {each.path: body for each, body in zip(indexes, bodies, strict=True)}
+        return found
 
     def _list(self) -> tuple[list[str], tuple[str, ...]]:
         """Returns all keys below the prefix, except the empty objects that mark directories, and remarks."""
@@ -391,11 +403,8 @@ class _Pinning(NamedTuple):
             and not suffices([*head.checksums, *([head.etag_checksum] if head.etag_checksum else [])], level)
         ]
         lists = lists_for(lacking, keys)
-        requests = [
-            Request(target=self._object_target(key), provider=self.context.provider, limit=MAX_LIST_BYTES + 1)
-            for key in lists
-        ]
-        responses = self.context.client.run(requests)
+        targets = [self._object_target(key) for key in lists]
+        responses = read_objects(self.context, targets, limit=MAX_LIST_BYTES, s3=True)
         return parse_lists({key: each.body for key, each in zip(lists, responses, strict=True) if each.failure is None})
 
     def _heads(self, targets: Sequence[RequestTarget], *, pinned: bool = False) -> list[ObjectHead]:

@@ -30,8 +30,6 @@ _DIGEST_NAMES = {
 _MD5_ETAG = re.compile(r"([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?")
 _FIELD_LIMIT = 2048
 """Maximum length of a header field that is parsed, in characters."""
-_SHA256 = frozenset({ChecksumAlgorithm.SHA256, ChecksumAlgorithm.SHA512})
-"""Algorithms that reach level ``SHA256``."""
 
 
 def stated_checksums(headers: Mapping[str, str], *, partial: bool) -> tuple[ObjectChecksum, ...]:
@@ -84,7 +82,7 @@ def choose_checksum(stated: Iterable[ObjectChecksum], level: Verify) -> ObjectCh
     if level.strength < Verify.BEST.strength:
         return None
     usable = [each for each in stated if can_compute(each.algorithm)]
-    strong = [each for each in usable if each.algorithm in _SHA256] if level is Verify.SHA256 else []
+    strong = [each for each in usable if each.algorithm.reaches_sha256] if level is Verify.SHA256 else []
     return min(strong or usable, key=_cost, default=None)
 
 
@@ -92,7 +90,7 @@ def reaches(checksum: ObjectChecksum | None, level: Verify) -> bool:
     """Returns whether an object that matches the checksum is verified at the level."""
     if level.strength < Verify.CRC32.strength or level is Verify.BEST:
         return True
-    return checksum is not None and (level is not Verify.SHA256 or checksum.algorithm in _SHA256)
+    return checksum is not None and (level is not Verify.SHA256 or checksum.algorithm.reaches_sha256)
 
 
 def suffices(stated: Iterable[ObjectChecksum], level: Verify) -> bool:
@@ -109,6 +107,7 @@ def _cost(checksum: ObjectChecksum) -> tuple[int, int]:
         ChecksumAlgorithm.CRC32,
         ChecksumAlgorithm.SHA256,
         ChecksumAlgorithm.SHA1,
+        ChecksumAlgorithm.GITSHA1,
         ChecksumAlgorithm.SHA512,
         ChecksumAlgorithm.MD5,
     )

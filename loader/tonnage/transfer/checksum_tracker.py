@@ -2,12 +2,13 @@
 
 A tensor's hash covers its header (with the digests zeroed) and its data. The pieces of both arrive in any order, each
 with its own CRC-32. When all have arrived, their CRCs are combined and compared with the value in the header. A tensor
-of a safetensors file has no header; the CRC-32 of its data is kept, for later verifications.
+of a safetensors file has no header, and others may have no hash; the CRC-32 of what arrived is kept then, for later
+verifications.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tonnage.errors import ChecksumMismatch, FormatDamaged, TonnageError
@@ -150,6 +151,8 @@ class ChecksumTracker:
                 return CorruptTensor(
                     index, tensor, byte_range, mismatch_error(source.label, entry.name, byte_range, "CRC-32")
                 )
+        if not header.hashes:
+            header = replace(header, received_crc32=self._combine(self._isal.crc32(header.hash_prefix), state))
         self.headers[index, tensor] = header
         return VerifiedTensor(index, tensor, header)
 

@@ -366,8 +366,10 @@ class _Transfer:
 
     def _refetch(self, corrupt: CorruptTensor) -> None:
         """Refetches a corrupt tensor from the source; a second mismatch is an error, unless a peer is to blame."""
-        self._spec.on_record(DiscardedTensor(corrupt.object, corrupt.tensor))
         doubts = self._doubts(corrupt.object, [corrupt.range])
+        if not doubts:
+            self._spec.on_mismatch(corrupt.object)
+        self._spec.on_record(DiscardedTensor(corrupt.object, corrupt.tensor))
         segment = self._verification.forget(corrupt) if doubts else self._verification.prepare_refetch(corrupt)
         self._result.retries += 1
         self._meter.add_refetched(corrupt.range[1] - corrupt.range[0])
@@ -405,7 +407,9 @@ class _Transfer:
         """Refetches what does not match a checksum of an object from the source: if peers sent any of it, only that."""
         self._result.retries += 1
         doubts = self._doubts(corrupt.object, corrupt.ranges)
-        if doubts:
+        if not doubts:
+            self._spec.on_mismatch(corrupt.object)
+        else:
             self._verification.objects.allow_refetch(corrupt.object)
             corrupt = corrupt._replace(ranges=[(each.start, each.end) for each in doubts])
         for start, end in self._verification.grow(corrupt):

@@ -20,13 +20,18 @@ CHUNK = 1 << 20
 
 
 class RunningChecksum:
-    """A checksum that is computed piece by piece. hashlib releases the interpreter's lock, the CRCs are quick."""
+    """A checksum that is computed piece by piece. hashlib releases the interpreter's lock, the CRCs are quick.
 
-    def __init__(self, algorithm: ChecksumAlgorithm) -> None:
+    Args:
+        algorithm: Its algorithm.
+        size: Bytes of the object, which a Git object ID is of, too.
+    """
+
+    def __init__(self, algorithm: ChecksumAlgorithm, size: int) -> None:
         self._crc = crc_function(algorithm)
         self._size = algorithm.size
         self._value = 0
-        self._hash = None if self._crc is not None else new_hash(algorithm)
+        self._hash = None if self._crc is not None else new_hash(algorithm, size)
 
     def update(self, data: memoryview | bytes) -> None:
         if self._hash is not None:

@@ -287,7 +287,7 @@ class ObjectVerification:
 
     def _queue(self, index: int, state: _State, number: int, head: bytes, start: int, end: int) -> None:
         if state.running is None or state.check.checksum.parts:
-            state.running = RunningChecksum(state.check.checksum.algorithm)
+            state.running = RunningChecksum(state.check.checksum.algorithm, state.source.size)
         state.busy = True
         extents = self._extents(state, start, end) or []
         self.jobs.append(HashJob((index, number, state.generation), state.running, head, extents))

@@ -81,6 +81,7 @@ class TransferSpec:
         pass_fds: File descriptors that workers inherit, so that the entry stays locked while any worker writes.
         on_record: Called with each record, before the transfer relies on it.
         on_file: Called once with the number of each file that is complete and verified.
+        on_mismatch: Called with the number of an object before bytes of it are fetched again that don't match.
         canceled: Polled several times a second; True interrupts the transfer.
     """
 
@@ -105,6 +106,7 @@ class TransferSpec:
     pass_fds: Sequence[int] = ()
     on_record: Callable[[JournalRecord], None] = lambda _: None
     on_file: Callable[[int], None] = lambda _: None
+    on_mismatch: Callable[[int], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     canceled: Callable[[], bool] = lambda: False
 

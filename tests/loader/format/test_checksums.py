@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import zlib
 from typing import TYPE_CHECKING
 
@@ -81,9 +82,17 @@ def test_a_library_that_is_none_is_not_used(tmp_path: Path) -> None:
     assert load_library(tmp_path / "crc.so") is None
 
 
-@pytest.mark.parametrize("algorithm", [each for each in ChecksumAlgorithm if not each.is_crc])
+@pytest.mark.parametrize(
+    "algorithm", [each for each in ChecksumAlgorithm if each.value in hashlib.algorithms_available]
+)
 def test_hashes_are_those_of_hashlib(algorithm: ChecksumAlgorithm) -> None:
     assert checksum_of(algorithm, b"abc") == hashlib.new(algorithm.value, b"abc").digest()
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", bytes(100_000)])
+def test_an_object_id_of_git_is_that_of_git(content: bytes) -> None:
+    found = subprocess.run(["git", "hash-object", "--stdin"], input=content, capture_output=True, check=True)
+    assert checksum_of(ChecksumAlgorithm.GITSHA1, content).hex() == found.stdout.decode().strip()
 
 
 @given(

@@ -16,13 +16,14 @@ from safetensors.torch import save
 
 import tonnage
 from support.faults import Fault
-from support.load_harness import KIB
+from support.load_harness import KEY, KIB
 from support.models import assert_tensors_equal, load_safetensors_dir
 from support.s3_uploads import PART, multipart, put, upload_file
+from support.tensors_writer import build_tensors_file, raw_tensors
 from tonnage.cache.cache import Cache
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Limits, Plan, S3Source, Verify
-from tonnage.errors import AccessDenied, ChecksumMismatch, NoChecksum, SourceChanged
+from tonnage.errors import AccessDenied, CacheDamaged, ChecksumMismatch, NoChecksum, SourceChanged
 from tonnage.loading.load import run_plan
 from tonnage.loading.resolve_only import resolve_plan
 
@@ -349,6 +350,131 @@ def test_a_bit_flipped_in_safetensors_is_fetched_again_and_each_tensor_is_right(
     expected = "MD5 of parts" if kind.startswith("MD5") else kind.replace("2 parts", "parts")
     assert report.verified_by == f"{expected}: 1 object"
     verify_entry(Cache(harness.cache).entry(report.entry))
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def header_offsets(file: bytes) -> dict[str, int]:
+    """Returns where one flipped bit does what, in the header of a safetensors file."""
+    return {
+        "length": 1,
+        "syntax": file.index(b'"data_offsets"') + len('"data_offsets"'),
+        "offset": file.index(b'"data_offsets":[') + len('"data_offsets":['),
+        "name": file.index(b'"', file.index(b"}") + 1) + 1,
+    }
+
+
+@pytest.mark.parametrize("place", ["length", "syntax", "offset", "name"])
+@pytest.mark.parametrize("segment_size", [0, 300 * KIB], ids=["one file", "shards"])
+def test_a_bit_flipped_in_a_safetensors_header_is_fetched_again(
+    harness: LoadHarness, place: str, segment_size: int
+) -> None:
+    """A flip in a name leaves a header that can be parsed; the object's checksum finds it."""
+    data = save(harness.tensors, {"format": "pt"})
+    at = header_offsets(data)[place]
+    harness.server.put(SHARD, data, headers={"x-amz-checksum-crc64nvme": encoded(reference.crc64nvme(data), 8)})
+    rule = harness.server.add_fault(Fault(flip=at), when=covering(at, SHARD), times=1)
+    source = S3Source(bucket="bucket", prefix="plain/", endpoint=harness.server.endpoint, anonymous=True, region="eu")
+    limits = Limits(workers=2, connections=4, part_size=256 * KIB, segment_size=segment_size)
+    report = run_plan(Plan(sources=(source,), limits=limits), cache=harness.cache, environment={}).report
+    assert rule.applied == 1
+    assert report.retries >= 1
+    assert_tensors_equal(load_safetensors_dir(harness.cache / report.entry / "model"), harness.tensors)
+    assert report.verified_by == "CRC64NVME: 1 object"
+    assert report.downloaded_bytes + report.resumed_bytes < 1.5 * len(data)
+    verify_entry(Cache(harness.cache).entry(report.entry))
+
+
+@pytest.mark.parametrize("place", ["magic", "name"])
+def test_a_bit_flipped_in_the_index_of_a_tensors_file_is_fetched_again(harness: LoadHarness, place: str) -> None:
+    at = 0 if place == "magic" else harness.tensors_file.index(next(iter(harness.tensors)).encode())
+    rule = harness.server.add_fault(Fault(flip=at), when=covering(at, harness.key), times=1)
+    report = harness.load()
+    assert rule.applied == 1
+    assert report.retries >= 1
+    harness.assert_loaded(report)
+
+
+@pytest.mark.parametrize("index_length", [None, 400_000], ids=["typical index", "longer index"])
+@pytest.mark.parametrize("layout", ["safetensors", "tensorizer"])
+def test_tensors_without_hashes_are_verified_by_the_checksum_of_their_store(
+    harness: LoadHarness, layout: str, index_length: int | None
+) -> None:
+    data = bytes(build_tensors_file(raw_tensors(harness.tensors), hashes=(), index_length=index_length).data)
+    harness.server.put(KEY, data, headers={"x-amz-checksum-crc64nvme": encoded(reference.crc64nvme(data), 8)})
+    rule = harness.server.add_fault(Fault(flip=len(data) - 100), when=covering(len(data) - 100, KEY), times=1)
+    report = harness.load(layout=layout)
+    assert rule.applied == 1
+    assert report.retries >= 1
+    assert (report.verified, report.verified_by) == ("crc32", "CRC64NVME: 1 object, MD5: 1 object")
+    if layout == "safetensors":
+        harness.assert_loaded(report)
+    assert harness.load(layout=layout).outcome == "hit"
+    assert harness.load(layout=layout, verify_on_hit=True).outcome == "hit"
+    entry = Cache(harness.cache).entry(report.entry)
+    assert verify_entry(entry).verified is Verify.CRC32
+    largest = max(entry.model_dir.iterdir(), key=lambda path: path.stat().st_size)
+    largest.chmod(0o644)
+    content = bytearray(largest.read_bytes())
+    content[-50_000] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(CacheDamaged, match="CRC-32"):
+        verify_entry(entry)
+
+
+def test_tensors_without_hashes_and_without_a_checksum_are_refused_at_a_level_that_needs_one(
+    harness: LoadHarness,
+) -> None:
+    data = bytes(build_tensors_file(raw_tensors(harness.tensors), hashes=()).data)
+    harness.server.put(KEY, data, etag='"0123-opaque"')
+    with pytest.raises(NoChecksum, match="weights"):
+        harness.load(verify="crc32")
+    assert harness.load().verified == "size"
+    with pytest.raises(NoChecksum, match="weights"):
+        harness.load(verify="crc32")
+    assert harness.load().outcome == "hit"
+
+
+@pytest.mark.parametrize("level", ["best", "crc32"])
+def test_an_entry_that_was_verified_by_size_is_compared_with_a_checksum_that_is_stated_later(
+    harness: LoadHarness, level: str
+) -> None:
+    data = save(harness.tensors)
+    source = S3Source(bucket="bucket", prefix="plain/", endpoint=harness.server.endpoint, anonymous=True, region="eu")
+    harness.server.put(SHARD, data, etag='"0123-opaque"')
+    first = run_plan(Plan(sources=(source,)), cache=harness.cache, environment={}).report
+    assert (first.verified, first.verified_by) == ("size", "size only: 1 object")
+    assert any(note.startswith("NoChecksum") for note in first.notes)
+    harness.server.put(SHARD, data, etag='"0123-opaque"', headers={"x-amz-checksum-crc32": encoded(zlib.crc32(data))})
+    plan = Plan(sources=(source,), verify=Verify(level))
+    sent = harness.server.bytes_sent
+    for _ in range(2):
+        report = run_plan(plan, cache=harness.cache, environment={}).report
+        assert (report.outcome, report.verified, report.verified_by) == ("hit", "crc32", "CRC32: 1 object")
+        assert not any(note.startswith("NoChecksum") for note in report.notes)
+    assert harness.server.bytes_sent - sent < len(data) // 10
+
+
+@pytest.mark.parametrize("segment_size", [0, 300 * KIB], ids=["one file", "shards"])
+def test_an_entry_that_was_damaged_before_its_checksum_was_known_is_loaded_again(
+    harness: LoadHarness, segment_size: int
+) -> None:
+    data = save(harness.tensors)
+    source = S3Source(bucket="bucket", prefix="plain/", endpoint=harness.server.endpoint, anonymous=True, region="eu")
+    plan = Plan(sources=(source,), limits=Limits(segment_size=segment_size), verify=Verify.SIZE)
+    headers = {"x-amz-checksum-crc32": encoded(zlib.crc32(data))}
+    harness.server.put(SHARD, data, etag='"0123-opaque"', headers=headers)
+    rule = harness.server.add_fault(Fault(flip=len(data) - 9), when=covering(len(data) - 9, SHARD), times=1)
+    damaged = run_plan(plan, cache=harness.cache, environment={}).report
+    assert rule.applied == 1
+    assert damaged.verified == "size"
+    wanted = msgspec.structs.replace(plan, verify=Verify.CRC32)
+    report = run_plan(wanted, cache=harness.cache, environment={}).report
+    assert (report.outcome, report.verified, report.verified_by) == ("loaded", "crc32", "CRC32: 1 object")
+    assert any("reloaded" in note for note in report.notes)
+    assert_tensors_equal(load_safetensors_dir(harness.cache / report.entry / "model"), harness.tensors)
 
 
 def test_a_list_of_sha256_in_the_prefix_verifies_what_the_store_has_no_checksum_of(

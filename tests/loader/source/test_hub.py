@@ -19,6 +19,8 @@ import tonnage
 from support.faulty_server import Fault
 from support.hub_server import HubServer
 from support.tonnage_cli import command_environment, run_tonnage
+from tonnage.cache.cache import Cache
+from tonnage.cache.verify import verify_entry
 from tonnage.contract import HubSource, ObjectPin, Plan, Verify
 from tonnage.errors import (
     AccessDenied,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from support.faulty_server import FaultyServer
     from support.s3_server import SeaweedS3
+    from tonnage.cache.manifest import Manifest
 
 REPO = "org/tiny-model"
 DOWNLOAD = """
@@ -106,7 +109,8 @@ def test_the_files_are_those_that_huggingface_hub_downloads_from_the_same_server
 ) -> None:
     hub.push(REPO, files, private=True)
     report = load(hub, tmp_path / "cache", token=hub.token)
-    assert report.verified == "sha256"
+    assert (report.verified, report.verified_by) == ("sha256", "Git SHA1: 3 objects, SHA256: 3 objects")
+    assert not any(note.startswith("NoChecksum") for note in report.notes)
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONWARNINGS": "default"}
     command = [sys.executable, "-c", DOWNLOAD, REPO, "main", str(tmp_path / "judge")]
@@ -134,6 +138,40 @@ def test_a_hub_and_a_bucket_with_the_same_files_give_equal_entries(
     )
     assert contents(from_hub.path) == contents(from_bucket.path)
     assert from_hub.tensors == from_bucket.tensors == 8
+    entries = [Cache(Path(report.path).parents[1]).entry(report.entry) for report in (from_hub, from_bucket)]
+    first, second = (entry.read_published() for entry in entries)
+    assert first is not None
+    assert second is not None
+    assert first.table == second.table
+    assert [record.checksum == "" for record in first.manifest.sources] == [False] * 6
+    assert strip_origin(first.manifest) == strip_origin(second.manifest)
+    for entry in entries:
+        verify_entry(entry)
+
+
+def strip_origin(manifest: Manifest) -> Manifest:
+    """Returns a manifest without what differs between sources of the same files: names, revisions and checksums."""
+    return structs.replace(
+        manifest,
+        revision="",
+        digest="",
+        created=0,
+        table=None,
+        verified=Verify.CRC32,
+        sources=tuple(
+            structs.replace(
+                source,
+                place="",
+                key=source.key.removeprefix("m/"),
+                etag="",
+                version_id="",
+                checksum="",
+                verified=Verify.CRC32,
+                strongest=Verify.CRC32,
+            )
+            for source in manifest.sources
+        ),
+    )
 
 
 def test_the_token_is_sent_to_the_hub_and_to_no_other_server_and_never_shown(
@@ -194,6 +232,22 @@ def resolved_objects(hub: HubServer) -> tuple[ObjectPin, ...]:
 
 def with_limits(plan: Plan, **limits: int) -> Plan:
     return structs.replace(plan, limits=structs.replace(plan.limits, **limits))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_flipped_bit_of_a_file_in_git_is_fetched_again_and_then_fails(
+    hub: HubServer, files: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    """The index is read twice: by its contents files are selected, then it is one of the files."""
+    hub.push(REPO, files)
+    at = files[name].rindex(b"2-of") if "index" in name else 3
+    hub.damaged_in_git = {name: [at]}
+    report = load(hub, tmp_path / "cache")
+    assert contents(report.path)[name] == files[name]
+    assert not hub.damaged_in_git[name]
+    hub.damaged_in_git = {name: [at] * 100}
+    with pytest.raises(ChecksumMismatch, match="Git SHA1"):
+        load(hub, tmp_path / "other")
 
 
 def test_a_flipped_bit_of_a_large_file_is_fetched_again_and_then_fails(
