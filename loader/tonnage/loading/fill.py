@@ -1,8 +1,7 @@
-"""Fills an entry: reads indexes, builds the blueprint, transfers and publishes. The caller holds the load lock."""
+"""Fills an entry: builds the blueprint, transfers and publishes. The caller holds the load lock."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from tonnage.cache.journal import Journal, read_journal
 from tonnage.cache.medium import BY_ADVICE, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
 from tonnage.cache.reservation import reserve
-from tonnage.cache.stream import forget_failure, reset_stream
+from tonnage.cache.stream import reset_stream
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
 from tonnage.loading import manifest_builder, resume
-from tonnage.loading.cache_hit import missing_objects
-from tonnage.loading.indexes import HeadCheck, HeadDamaged, read_indexes
-from tonnage.loading.object_checks import find_object_checks
+from tonnage.loading.indexes import HeadDamaged
 from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.object_checks import cut_segments
@@ -37,7 +34,6 @@ from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from tonnage.cache.entry import Entry, Published
     from tonnage.cache.journal import JournalContents
@@ -47,15 +43,21 @@ if TYPE_CHECKING:
     from tonnage.format.tensor_header import TensorHeader
     from tonnage.loading.peers.headers_file import KnownHeaders
     from tonnage.loading.peers.session import LoadPeers
+    from tonnage.loading.source_objects import SourceObjects
     from tonnage.loading.streaming import StreamGate
     from tonnage.planning.blueprint import Blueprint, SourceObject
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
     from tonnage.transfer.peer_view import PeerFields
     from tonnage.transfer.transfer_spec import JournalRecord
+    from tonnage.transfer.worker_process import WorkerHost
 
 
-MAX_REPLANS = 2
-"""How often a load is planned again because an index or header was damaged on the way."""
+class PlanOutdated(Exception):  # control flow: the load is planned again
+    """An object begins with other bytes than those by which it was planned; ``partial`` keeps what has arrived."""
+
+    def __init__(self, partial: PartialDirectory) -> None:
+        super().__init__()
+        self.partial = partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def fill_entry(
     plan: Plan,
     entry: Entry,
     resolved: ResolvedRevision,
+    source: SourceObjects,
     *,
     existing: Published | None,
     earlier: PartialDirectory | None,
@@ -80,11 +83,9 @@ def fill_entry(
     on_progress: Callable[[Progress], None],
     on_note: Callable[[str], None],
     canceled: Callable[[], bool],
-    on_retry: Callable[[], None],
-    lock_descriptors: Sequence[int],
+    worker_host: WorkerHost,
     gate: StreamGate | None,
     peers: LoadPeers | None = None,
-    replans: int = MAX_REPLANS,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
 
@@ -92,38 +93,23 @@ def fill_entry(
         plan: The plan.
         entry: The entry; the caller holds its load lock.
         resolved: The revision.
+        source: The objects that the entry lacks.
         existing: Manifest and tensors of the files already published; None if there are none.
         earlier: What an earlier load has left, and no loader is at work in; None if there is nothing.
-        environment: Environment variables for the worker processes, such as proxies.
+        environment: Environment variables with settings of the load.
         deadline: ``time.monotonic()`` at which to fail; None for no limit.
         on_progress: Called with the progress.
         on_note: Called with a sentence for the report.
         canceled: Polled; return True to cancel.
-        on_retry: Called for each retry of a request for an index.
-        lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
+        worker_host: Starts the worker processes, which keep the entry's locks while they write.
         gate: Opened when readers can start; None if this load's caller has none.
         peers: The nodes that may have what the entry lacks; None: only the source is asked.
-        replans: How often the load may be planned again.
 
     Raises:
+        PlanOutdated: The load must be planned again.
         TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
     """
-    forget_failure(entry)
-    reset_stream(entry, None if existing is None else existing.manifest)
-    items = missing_objects(None if existing is None else existing.manifest, resolved)
-    known = _known_headers(peers, items, replans)
-    objects = read_indexes(resolved, items, known=known, deadline=deadline, canceled=canceled, on_retry=on_retry)
-    head_check = HeadCheck(resolved, items, objects, enabled=replans > 0, deadline=deadline, canceled=canceled)
-    checks = find_object_checks(
-        resolved,
-        items,
-        objects,
-        level=plan.verify,
-        known=known,
-        deadline=deadline,
-        canceled=canceled,
-        on_retry=on_retry,
-    )
+    items, objects, checks, known = source.items, source.sources, source.checks, source.known
     journal = None if earlier is None else read_journal(earlier.journal_path)
     segment_size = _segment_size(plan, resolved, journal)
     blueprint = cut_segments(
@@ -225,17 +211,16 @@ def fill_entry(
                     verify=plan.verify,
                     checks=checks,
                     concurrency=choose_concurrency(plan.limits, size=blueprint.source_bytes, cores=usable_cores()),
-                    environment=environment,
+                    worker_host=worker_host,
                     bandwidth=plan.limits.bandwidth,
                     deadline=deadline,
                     stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
                     huge_pages=huge_pages,
                     **_peer_fields(peers, known, is_whole=existing is None),
                     journal_records=records,
-                    pass_fds=lock_descriptors,
                     on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),
                     on_file=lambda number: writer.add(blueprint.files[number].path),
-                    on_mismatch=head_check,
+                    on_mismatch=source.head_check,
                     on_progress=on_progress,
                     canceled=is_canceled,
                 )
@@ -246,25 +231,8 @@ def fill_entry(
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
         )
-    except HeadDamaged:  # what has arrived is kept
-        on_retry()
-        return fill_entry(
-            plan,
-            entry,
-            resolved,
-            existing=existing,
-            earlier=partial,
-            environment=environment,
-            deadline=deadline,
-            on_progress=on_progress,
-            on_note=on_note,
-            canceled=canceled,
-            on_retry=on_retry,
-            lock_descriptors=lock_descriptors,
-            gate=gate,
-            peers=peers,
-            replans=replans - 1,
-        )
+    except HeadDamaged:
+        raise PlanOutdated(partial) from None
     except (CacheInUse, InsufficientSpace):  # give back what this load has: another one may need it
         remove_tree(partial.path)
         reset_stream(entry, None if existing is None else existing.manifest)
@@ -283,22 +251,6 @@ def fill_entry(
         sum(objects[segment.object_index].tensors_index is not None for segment in blueprint.segments),
         digest,
     )
-
-
-def open_peers(
-    plan: Plan, entry: Entry, resolved: ResolvedRevision, environment: Mapping[str, str]
-) -> AbstractContextManager[LoadPeers | None]:
-    """Returns the peers of a load; None if the plan has none."""
-    if plan.peers is None or plan.reporting is None:
-        return contextlib.nullcontext()
-    from tonnage.loading.peers.session import find_peers  # most loads have none
-
-    return find_peers(plan, plan.peers, plan.reporting, entry, resolved, environment)
-
-
-def _known_headers(peers: LoadPeers | None, items: Sequence[ResolvedObject], replans: int) -> KnownHeaders | None:
-    """Returns what peers have of the objects' headers; None if a load is planned again, as the source is asked then."""
-    return None if peers is None or replans < MAX_REPLANS else peers.known_headers(items)
 
 
 def _peer_fields(peers: LoadPeers | None, known: KnownHeaders | None, *, is_whole: bool) -> PeerFields:

@@ -311,25 +311,23 @@ class _Load:
         earlier: PartialDirectory | None,
         locks: tuple[int, ...],
     ) -> FillResult:
-        from tonnage.loading.fill import fill_entry, open_peers  # not imported for a hit
+        from tonnage.loading.start_fill import start_fill  # not imported for a hit
 
-        with open_peers(self._plan, entry, resolved, self._environment) as peers:
-            return fill_entry(
-                self._plan,
-                entry,
-                resolved,
-                existing=existing,
-                earlier=earlier,
-                environment=self._environment,
-                deadline=self._deadline,
-                on_progress=self._on_progress,
-                on_note=self._notes.append,
-                canceled=self._canceled,
-                on_retry=self._count_retry,
-                lock_descriptors=locks,
-                gate=self._gate,
-                peers=peers,
-            )
+        return start_fill(
+            self._plan,
+            entry,
+            resolved,
+            existing=existing,
+            earlier=earlier,
+            environment=self._environment,
+            deadline=self._deadline,
+            on_progress=self._on_progress,
+            on_note=self._notes.append,
+            canceled=self._canceled,
+            on_retry=self._count_retry,
+            lock_descriptors=locks,
+            gate=self._gate,
+        )
 
     def _verify_resumed(
         self, entry: Entry, resolved: ResolvedRevision, filled: FillResult, locks: tuple[int, ...]

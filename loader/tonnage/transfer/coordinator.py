@@ -162,9 +162,8 @@ class _Transfer:
             self._announce_files()
             if self._has_work:
                 pool = WorkerPool(
+                    self._spec.worker_host,
                     setup=self._credential_state.setup(),
-                    pass_fds=self._spec.pass_fds,
-                    environment=self._spec.environment,
                     wakeup_fd=self._hash_pool.wakeup_fd,
                 )
                 try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tonnage.source.request_target import RequestTarget
     from tonnage.transfer.concurrency import Concurrency
     from tonnage.transfer.peer_view import PeerSource
+    from tonnage.transfer.worker_process import WorkerHost
 
 
 class FetchedRange(msgspec.Struct, frozen=True, array_like=True, tag="Done"):
@@ -67,7 +68,7 @@ class TransferSpec:
         paths: Absolute paths of the blueprint's files, which exist with their final size.
         targets: How to request each of the blueprint's objects.
         credential_indexes: For each object, the index of its credentials.
-        environment: Variables, of which workers get those without secrets.
+        worker_host: Starts the worker processes.
         checks: How objects are verified that have a checksum at their source, by object.
         refresh_targets: Returns the current targets; called when the store denies a request.
         bandwidth: Limit for the whole load, in bytes per second; 0: no limit.
@@ -78,7 +79,6 @@ class TransferSpec:
         known_bytes: Headers and ends of objects that are known already: their start and bytes, by object.
         collects_headers: Whether the result has what the files lack of the objects.
         journal_records: The records of an earlier load, in the journal's order.
-        pass_fds: File descriptors that workers inherit, so that the entry stays locked while any worker writes.
         on_record: Called with each record, before the transfer relies on it.
         on_file: Called once with the number of each file that is complete and verified.
         on_mismatch: Called with the number of an object before bytes of it are fetched again that don't match.
@@ -92,7 +92,7 @@ class TransferSpec:
     credentials: Sequence[CredentialProvider]
     verify: Verify
     concurrency: Concurrency
-    environment: Mapping[str, str]
+    worker_host: WorkerHost
     checks: Mapping[int, ObjectCheck] = field(default_factory=dict)
     refresh_targets: Callable[[], Sequence[RequestTarget]] | None = None
     bandwidth: int = 0
@@ -103,7 +103,6 @@ class TransferSpec:
     known_bytes: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
     collects_headers: bool = False
     journal_records: Sequence[JournalRecord] = ()
-    pass_fds: Sequence[int] = ()
     on_record: Callable[[JournalRecord], None] = lambda _: None
     on_file: Callable[[int], None] = lambda _: None
     on_mismatch: Callable[[int], None] = lambda _: None

@@ -6,14 +6,13 @@ import selectors
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tonnage.transfer.worker_process import WorkerProcess
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from tonnage.transfer.part_queue import Part
     from tonnage.transfer.protocol import Setup, ToWorker
     from tonnage.transfer.verification import HashTask
+    from tonnage.transfer.worker_process import WorkerHost, WorkerProcess
 
 
 @dataclass(slots=True)
@@ -38,25 +37,21 @@ class WorkerPool:
     """Workers with the same setup, none at first.
 
     Args:
+        host: Starts the workers.
         setup: First message to each worker.
-        pass_fds: File descriptors that workers inherit.
-        environment: Variables, of which workers get those without secrets.
         wakeup_fd: A file descriptor that ends a ``poll`` when it becomes readable.
     """
 
-    def __init__(
-        self, *, setup: Setup, pass_fds: Sequence[int], environment: Mapping[str, str], wakeup_fd: int
-    ) -> None:
+    def __init__(self, host: WorkerHost, *, setup: Setup, wakeup_fd: int) -> None:
+        self._host = host
         self._setup = setup
-        self._pass_fds = pass_fds
-        self._environment = environment
         self._selector = selectors.DefaultSelector()
         self._selector.register(wakeup_fd, selectors.EVENT_READ)
         self.workers: dict[int, PoolWorker] = {}
 
     def start(self, number: int) -> None:
         """Starts the worker with this number, or its replacement."""
-        process = WorkerProcess(pass_fds=self._pass_fds, environment=self._environment)
+        process = self._host.start_worker()
         worker = PoolWorker(number, process)
         self.workers[number] = worker
         self._selector.register(process.socket, selectors.EVENT_READ, worker)

@@ -104,10 +104,27 @@ def test_a_load_killed_many_times_still_ends_with_the_right_bytes(harness: LoadH
 def test_a_killed_worker_is_replaced(harness: LoadHarness) -> None:
     with ended(start(harness, "--bandwidth-limit", "1MB")) as process:
         harness.server.wait_for_bytes(600_000)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert len(children) == 2
-        os.kill(int(children[0]), signal.SIGKILL)
+        (host,) = children_of(process.pid)
+        workers = children_of(host)
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
         report = report_of(process)
+    assert (report["outcome"], report["reason"]) == ("loaded", "")
+    assert report["retries"] >= 1
+    harness.assert_loaded(harness.load())
+
+
+def test_workers_go_on_without_the_killed_process_that_forked_them_and_are_replaced(harness: LoadHarness) -> None:
+    with ended(start(harness, "--bandwidth-limit", "1MB")) as process:
+        harness.server.wait_for_bytes(500_000)
+        (host,) = children_of(process.pid)
+        workers = children_of(host)
+        os.kill(host, signal.SIGKILL)
+        harness.server.wait_for_bytes(harness.server.bytes_sent + 200_000)
+        assert any(map(is_running, workers))
+        os.kill(workers[0], signal.SIGKILL)
+        report = report_of(process)
+        assert not any(map(is_running, workers))
     assert (report["outcome"], report["reason"]) == ("loaded", "")
     assert report["retries"] >= 1
     harness.assert_loaded(harness.load())
@@ -116,13 +133,19 @@ def test_a_killed_worker_is_replaced(harness: LoadHarness) -> None:
 def test_workers_do_not_outlive_a_killed_loader(harness: LoadHarness) -> None:
     with ended(start(harness, "--bandwidth-limit", "500KB")) as process:
         harness.server.wait_for_bytes(500_000)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (host,) = children_of(process.pid)
+        below = [host, *children_of(host)]
         process.kill()
         process.wait()
+    assert len(below) == 3
     deadline = time.monotonic() + 10
-    while any(is_running(int(child)) for child in children) and time.monotonic() < deadline:
+    while any(map(is_running, below)) and time.monotonic() < deadline:
         time.sleep(0.02)  # it is not a child, so it can't be awaited
-    assert not any(is_running(int(child)) for child in children)
+    assert not any(map(is_running, below))
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:
@@ -247,7 +270,8 @@ def test_no_secret_is_in_any_output_or_argument(harness: LoadHarness) -> None:
     )
     with ended(process):
         harness.server.wait_for_bytes(500_000)
-        pids = [process.pid, *map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
+        (host,) = children_of(process.pid)
+        pids = [process.pid, host, *children_of(host)]
         arguments = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
         workers = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in pids[1:])
         process.send_signal(signal.SIGTERM)

@@ -24,7 +24,7 @@ from support.models import make_tensors, to_tensors_file
 from support.tonnage_cli import run_tonnage
 from tonnage.cache import Entry
 from tonnage.cache.manifest import encode_manifest, encode_table, table_record
-from tonnage.contract import Layout, Outcome, Report
+from tonnage.contract import Layout, Limits, Outcome, Report
 from tonnage.errors import AccessDenied, CacheDamaged, Interrupted
 from tonnage.loading.expected_bytes import REQUEST_BYTES, SourceRange
 from tonnage.loading.verify_on_hit import coalesce
@@ -193,9 +193,10 @@ def test_ranks_that_were_loaded_one_after_the_other_are_a_hit(harness: LoadHarne
 
 
 def test_what_an_earlier_load_has_left_is_not_proven_by_its_journal(harness: LoadHarness) -> None:
+    slow = Limits(workers=1, connections=2, part_size=100_000, bandwidth=1_000_000)
     harness.server.put(KEY, to_tensors_file(make_tensors(seed=99)), etag=ETAG)
     with pytest.raises(Interrupted):
-        harness.load(canceled=lambda: harness.server.bytes_sent > 1_000_000)
+        harness.load(limits=slow, canceled=lambda: harness.server.bytes_sent > 900_000)
     harness.server.put(KEY, harness.tensors_file, etag=ETAG)
     report = harness.load(verify_on_hit=True)
     assert any("an earlier load had left was damaged" in note for note in report.notes)
