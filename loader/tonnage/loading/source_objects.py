@@ -56,7 +56,7 @@ def read_missing_objects(
     canceled: Callable[[], bool],
     on_retry: Callable[[], None],
 ) -> SourceObjects:
-    """Reads the indexes of the objects that the entry lacks, and clears what an earlier load has told its readers.
+    """Reads the indexes of the objects that the entry lacks, and clears what readers see of an earlier load.
 
     Args:
         entry: The entry.
