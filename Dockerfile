@@ -1,4 +1,4 @@
-# Two images: `loader` (the command `tonnage`) and `operator` (`tonnage-operator`). `hack/images/build.py` builds them; see
+# Three images: `loader` (the command `tonnage`), `peer` (the same with nginx) and `operator` (`tonnage-operator`). `hack/images/build.py` builds them; see
 # docs/contributing/images.md.
 #
 # A build machine's settings (package index, a proxy's CA, options of apt) are passed as build secrets, so that they don't
@@ -100,6 +100,31 @@ ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="tonnage-loader" \
     org.opencontainers.image.description="Loads model weights from object storage into a verified cache on the node" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+
+# A peer: the loader's command `tonnage peer serve`, and nginx, which it starts. nginx's own configuration is not used.
+FROM packaged AS peer
+RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
+    export DEBIAN_FRONTEND=noninteractive \
+    && apt-get update -qq \
+    && apt-get install -qq -y --no-install-recommends 'nginx-light=1.22.1-*' \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
+        /var/log/apt /var/log/*.log /var/log/nginx /var/www /etc/nginx/sites-enabled /etc/passwd- /etc/group- \
+        /etc/shadow- /etc/gshadow-
+USER 65532:65532
+EXPOSE 9443
+# Kubernetes has probes; there is no certificate outside of it.
+HEALTHCHECK NONE
+ENTRYPOINT ["tonnage"]
+CMD ["peer", "--help"]
+COPY --from=package /out/loader /
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tonnage-peer" \
+    org.opencontainers.image.description="Serves the entries of a node's cache to loaders of other nodes" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"

@@ -58,7 +58,7 @@ cluster-down: ## Stop and remove that cluster
 	@$(SETUP) test
 	@$(HACK) -m local_cluster down
 
-images: ## Build the images of loader and operator
+images: ## Build the images of loader, peer and operator
 	@python3 hack/images/build.py $(IMAGES_ARGS)
 
 chart: ## Generate the chart's CRDs, roles and table of values

@@ -33,7 +33,7 @@ import host
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-TARGETS = ("loader", "operator")
+TARGETS = ("loader", "peer", "operator")
 _KEPT_BUILDS = 3
 _KEPT_SECONDS = 600.0
 """A build that was returned within this time may be in use and is not pruned."""

@@ -51,6 +51,12 @@ def loader(build_result: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def peer(build_result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The peers' image."""
+    return unpack(Path(build_result["images"]["peer"]["archive"]), tmp_path_factory.mktemp("peer"))
+
+
+@pytest.fixture(scope="session")
 def operator(build_result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The operator's image."""
     return unpack(Path(build_result["images"]["operator"]["archive"]), tmp_path_factory.mktemp("operator"))

@@ -36,7 +36,7 @@ KUBERNETES_PACKAGES = {"kopf", "kubernetes", "kubernetes-asyncio", "aiohttp", "p
 UNCHECKED_HASH = 0b01
 
 
-@pytest.fixture(params=["loader", "operator"])
+@pytest.fixture(params=["loader", "peer", "operator"])
 def image(request: pytest.FixtureRequest) -> Image:
     """Each of the two images."""
     found: Image = request.getfixturevalue(request.param)

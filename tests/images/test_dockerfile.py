@@ -88,7 +88,7 @@ def test_no_setting_of_a_machine_is_committed() -> None:
 
 def test_users_are_numeric() -> None:
     users = [text for name, text in instructions() if name == "USER"]
-    assert users == ["65532:65532"] * 2
+    assert users == ["65532:65532"] * 3
 
 
 def copied() -> set[str]:

@@ -93,13 +93,13 @@ def _test(settings: PeerSettings) -> None:
     Raises:
         InvalidPlan: nginx rejects it, or can't be run.
     """
-    (settings.run_dir / "nginx.pid").unlink(missing_ok=True)
     try:
         result = subprocess.run(  # noqa: S603
             [*_command(settings), "-t", "-q"], capture_output=True, text=True, check=False, env=_environment()
         )
     except OSError as error:
         raise InvalidPlan(f"{settings.nginx} can't be run: {error.strerror}.") from error
+    (settings.run_dir / "nginx.pid").unlink(missing_ok=True)  # the check leaves one
     if result.returncode:
         raise InvalidPlan(f"nginx rejects its configuration: {' '.join(result.stderr.split())[:1000]}")
 

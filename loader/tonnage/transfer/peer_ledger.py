@@ -16,6 +16,7 @@ MAX_RESTS = 3
 BUSY_SECONDS = 0.5
 MAX_BUSY_SECONDS = 8.0
 """A peer that has no connection left is asked again after a delay that doubles up to this."""
+FIRST_REQUEST_SECONDS = 10.0
 MIN_REQUEST_SECONDS = 3.0
 MAX_REQUEST_SECONDS = 30.0
 SLOWER = 8.0
@@ -64,6 +65,11 @@ class PeerLedger:
             return True
         slots = SLOTS_PER_PEER if not record.strikes and not record.rests else 1
         return record.dropped is None and record.in_flight < slots and record.not_before <= now
+
+    def is_resting(self, node: str, *, now: float) -> bool:
+        """Returns whether a peer is not asked for some time, so that what it has must come from elsewhere."""
+        record = self._records.get(node)
+        return record is not None and (record.dropped is not None or record.not_before > now + MAX_BUSY_SECONDS)
 
     def is_dropped(self, node: str) -> bool:
         """Returns whether a peer is not asked again in this load."""
@@ -134,5 +140,5 @@ class PeerLedger:
     def request_seconds(self, size: int) -> float:
         """Returns for how long a request of ``size`` bytes may take."""
         if not self._seconds_per_byte:
-            return MAX_REQUEST_SECONDS
+            return FIRST_REQUEST_SECONDS
         return max(MIN_REQUEST_SECONDS, min(MAX_REQUEST_SECONDS, SLOWER * self._seconds_per_byte * size))

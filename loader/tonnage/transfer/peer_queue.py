@@ -32,6 +32,8 @@ MAX_TRIES = 4
 RANDOM_PEERS = 4
 IDLE_SECONDS = 1.0
 """For how long a connection to the source stays unused, because peers have or fetch all that is left."""
+IDLE_STEP_SECONDS = 0.2
+"""The same again, once that time has passed."""
 
 
 @dataclass(slots=True)
@@ -201,16 +203,19 @@ class PeerQueue:
         return 0, self._first_from(candidates, 0)
 
     def _take_from_source(self, now: float) -> Part | None:
-        allowed = self._wanted & ~((self._any_have | self._any_pending) & self._for_peers)
-        if not allowed and self._wanted:
+        have, pending = self._elsewhere(now)
+        allowed = self._wanted & ~((have | pending) & self._for_peers)
+        if allowed:
+            self._idle_since = None
+        elif self._wanted:
             if self._idle_since is None:
                 self._idle_since = now
             if now - self._idle_since < IDLE_SECONDS and self._known:
                 return None
-            allowed = self._wanted & ~self._any_have or self._wanted
+            self._idle_since = now - IDLE_SECONDS + IDLE_STEP_SECONDS
+            allowed = self._wanted & ~have or self._wanted
         if not allowed:
             return None
-        self._idle_since = None
         number = self._first_from(allowed, self._cursor)
         self._cursor = number + 1
         unit = self._claim(number)
@@ -227,6 +232,17 @@ class PeerQueue:
         self._source_in_flight += 1
         self._pending[unit.segment, unit.start] = self._units[numbers[-1]]
         return Part(unit.segment, unit.start, end)
+
+    def _elsewhere(self, now: float) -> tuple[int, int]:
+        """Returns the units that peers have, and those that they are fetching, of peers that are asked now."""
+        if not any(self._ledger.is_resting(node, now=now) for node in self._known):
+            return self._any_have, self._any_pending
+        have = pending = 0
+        for node, known in self._known.items():
+            if not self._ledger.is_resting(node, now=now):
+                have |= known.have
+                pending |= known.pending
+        return have, pending
 
     def _claim(self, number: int) -> Unit:
         unit = self._units[number]

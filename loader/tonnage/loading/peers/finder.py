@@ -54,6 +54,8 @@ STATE_SECONDS = 0.4
 """Seconds between two looks at a peer that is loading."""
 COMPLETE_SECONDS = 30.0
 """The same of one that has everything."""
+MAX_FAILURES = 3
+"""Looks at a peer that failed in a row, after which what it had counts no more."""
 FIRST_ANSWER_SECONDS = 3.0
 """For how long a load waits for its peers before it begins without."""
 REPORT_SECONDS = 3.0
@@ -115,6 +117,7 @@ class PeerFinder:
         self._token_due = 0.0
         self._views: dict[str, PeerView] = {}
         self._due: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
         self._refused: set[str] = set()
         self._snapshot = PeersSnapshot()
         self._sources: PeerRanges | None = None
@@ -288,7 +291,9 @@ class PeerFinder:
             self.token_rejected()
         if response.status != 200:
             self._due[peer.node] = now + 2.0
-            return False
+            self._failures[peer.node] = self._failures.get(peer.node, 0) + 1
+            return self._failures[peer.node] >= MAX_FAILURES and self._views.pop(peer.node, None) is not None
+        self._failures[peer.node] = 0
         try:
             ranges = parse(response.body)
         except CacheDamaged:
