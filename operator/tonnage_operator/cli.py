@@ -1,4 +1,4 @@
-"""The command ``tonnage-operator``: ``controller``, ``webhook``, ``check``, ``crd``, ``release``, ``wipe``."""
+"""The command ``tonnage-operator``; its subcommands run processes, check them, and write CRDs."""
 
 from __future__ import annotations
 
@@ -43,16 +43,23 @@ def _parser() -> argparse.ArgumentParser:
     webhook = commands.add_parser(
         "webhook", help="run the webhook", description="Injects loaders into pods that request weights."
     )
-    for each in (controller, webhook):
+    gate = commands.add_parser(
+        "gate",
+        help="run the gate",
+        description="Removes startup taints from nodes on which the models are warm, and after a timeout. It reads no "
+        "Secret.",
+    )
+    for each in (controller, webhook, gate):
         each.add_argument("--config", type=Path, required=True, help="YAML file of the installation")
         each.add_argument("--host", default="0.0.0.0", help="address to listen on")  # noqa: S104 - in a container
-        each.add_argument("--port", type=int, default=8443, help="port for loaders' reports, or for admission reviews")
         each.add_argument("--health-port", type=int, default=8080, help="port of /healthz, /readyz and /metrics")
-        each.add_argument("--tls-cert", type=Path, help="serving certificate in PEM; reloaded when it changes")
-        each.add_argument("--tls-key", type=Path, help="private key of the certificate in PEM")
         each.add_argument("--log-format", choices=("json", "text"), default="json", help="log format")
         each.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
         _add_kubeconfig_options(each)
+    for each in (controller, webhook):
+        each.add_argument("--port", type=int, default=8443, help="port for loaders' reports, or for admission reviews")
+        each.add_argument("--tls-cert", type=Path, help="serving certificate in PEM; reloaded when it changes")
+        each.add_argument("--tls-key", type=Path, help="private key of the certificate in PEM")
     webhook.add_argument(
         "--client-ca", type=Path, help="CA in PEM of the API server's client certificate, which reviews then need"
     )
@@ -104,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "crd":
             return _crd(options)
-        commands = {"release": _release, "wipe": _wipe, "check": _check}
+        commands = {"gate": _gate, "release": _release, "wipe": _wipe, "check": _check}
         return asyncio.run(commands.get(options.command, _run)(options))
     except (ConfigError, ClientConfigError) as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
@@ -143,6 +150,18 @@ async def _run(options: argparse.Namespace) -> int:
         from tonnage_operator.webhook.app import WebhookApp
 
         app = WebhookApp(client_config, installation, server_options)
+    stop_on_signals(app.stopping)
+    await app.run()
+    return 0
+
+
+async def _gate(options: argparse.Namespace) -> int:
+    from tonnage_operator.gate.app import GateApp
+
+    installation = read_installation(options.config, with_secrets=False)
+    client_config = await find_client_config(options.kubeconfig, options.context)
+    configure_logging(json_lines=options.log_format == "json", level=options.log_level)
+    app = GateApp(client_config, installation, ServerOptions(options.host, health_port=options.health_port))
     stop_on_signals(app.stopping)
     await app.run()
     return 0

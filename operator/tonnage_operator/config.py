@@ -34,8 +34,12 @@ class ServerOptions:
     client_names: tuple[str, ...] = ()
 
 
-def read_installation(path: Path) -> Installation:
-    """Reads the installation's file, the signing keys, and the CA file that it names.
+def read_installation(path: Path, *, with_secrets: bool = True) -> Installation:
+    """Reads the installation's file.
+
+    Args:
+        path: The file.
+        with_secrets: Whether to read the signing keys and the CA file that it names, too.
 
     Raises:
         ConfigError: A file is missing or malformed, or a field is wrong.
@@ -51,6 +55,8 @@ def read_installation(path: Path) -> Installation:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+    if not with_secrets:
+        return installation
     installation = installation.model_copy(
         update={"signing": read_signing_keys(path.parent, installation.signing_folder)}
     )

@@ -90,6 +90,8 @@ class Metrics:
         self.admission_seconds = histogram(
             "admission_duration_seconds", "Time of an admission review inside the server.", _ADMISSION_BUCKETS
         )
+        self.gate_waiting = gauge("gate_waiting_nodes", "Nodes with a startup taint, or without the gate's condition.")
+        self.gate_opened = counter("gate_opened_total", "Nodes that the gate has opened for pods.", "result")
         self.certificate_expiry = gauge(
             "certificate_expiry_timestamp_seconds", "When the serving certificate expires; 0 without one."
         )

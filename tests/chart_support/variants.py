@@ -31,6 +31,8 @@ _SCHEDULING_VALUES: dict[str, Any] = {
     "logFormat": "text",
 }
 
+_NOT_OF_THE_GATE = {"service", "extraVolumes", "extraVolumeMounts"}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "registry and digests": {
@@ -68,6 +70,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "client certificate": {"webhook": {"clientCA": PEM, "clientNames": ["kube-apiserver", "api server"]}},
     "policy": {"policy": {"enabled": True, "capabilities": ["IPC_LOCK"], "loaderEnvironment": ["HTTPS_PROXY"]}},
+    "gate": {"gate": {"enabled": True, "taints": ["tonnage.dev/not-warm", "example.com/new"], "replicas": 2}},
+    "gate by condition": {
+        "gate": {
+            **{key: value for key, value in _SCHEDULING_VALUES.items() if key not in _NOT_OF_THE_GATE},
+            "enabled": True,
+            "mode": "Condition",
+        }
+    },
     "memory only, reserved": {
         "cache": {
             "sharing": "Cluster",

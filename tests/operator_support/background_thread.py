@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from operator_support.waiting import eventually
 from tonnage_operator.controller.app import ControllerApp
+from tonnage_operator.gate.app import GateApp
 from tonnage_operator.webhook.app import WebhookApp
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 T = TypeVar("T")
-App = TypeVar("App", ControllerApp, WebhookApp)
+App = TypeVar("App", ControllerApp, WebhookApp, GateApp)
 
 
 class BackgroundThread(abc.ABC):
@@ -102,7 +103,7 @@ class EventLoopThread(BackgroundThread):
 
 
 class AppThread(EventLoopThread, Generic[App]):
-    """A controller or webhook in a thread. The ``with`` block begins when it is ready."""
+    """A controller, webhook or gate in a thread. The ``with`` block begins when it is ready."""
 
     app: App
 

@@ -24,6 +24,7 @@ from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.controller.app import ControllerApp
 from tonnage_operator.domain.installation import Installation
+from tonnage_operator.gate.app import GateApp
 from tonnage_operator.kube.credentials import ClientConfig, from_kubeconfig
 
 if TYPE_CHECKING:
@@ -71,7 +72,13 @@ class OperatorHarness:
         self.plane = plane
         self.namespace = namespace
 
-    def add_nodes(self, *short_names: str, labels: dict[str, str] | None = None, boot_id: str = "boot-1") -> list[str]:
+    def add_nodes(
+        self,
+        *short_names: str,
+        labels: dict[str, str] | None = None,
+        boot_id: str = "boot-1",
+        taints: list[dict[str, str]] | None = None,
+    ) -> list[str]:
         """Creates nodes and returns their names: prefixed with the namespace, so that tests don't share them."""
         made = []
         for short in short_names:
@@ -83,10 +90,11 @@ class OperatorHarness:
                     "name": name,
                     "labels": {names.HOSTNAME_LABEL: name, "test-namespace": self.namespace, **(labels or {})},
                 },
+                "spec": {"taints": taints or []},
             }
             self.plane.request("POST", "/api/v1/nodes", body)
             # Admission taints each new node; a kubelet would remove the taint.
-            self.patch_node(name, {"spec": {"taints": None}})
+            self.patch_node(name, {"spec": {"taints": taints}})
             self.set_node_status(name, boot_id=boot_id)
             made.append(name)
         return made
@@ -274,6 +282,18 @@ class ControllerThread(AppThread[ControllerApp]):
                 }:
                     total += sample.value
         return int(total)
+
+
+class GateThread(AppThread[GateApp]):
+    """A gate in a thread. The ``with`` block begins when it has all lists."""
+
+    def __init__(self, client_config: ClientConfig, installation: Installation) -> None:
+        super().__init__()
+        self._client_config = client_config
+        self._installation = installation
+
+    def create_app(self) -> GateApp:
+        return GateApp(self._client_config, self._installation, ServerOptions("127.0.0.1", 0, 0))
 
 
 class ControllerProcess:

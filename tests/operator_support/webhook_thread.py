@@ -87,7 +87,8 @@ def consent_configuration(url: str, ca: bytes) -> dict[str, Any]:
     names_one += "object.spec.?credentials.serviceAccountName.hasValue() || "
     names_one += "object.spec.source.?http.urlsFrom.hasValue() || "
     names_one += "object.spec.source.?http.caBundle.secretKeyRef.hasValue() || "
-    names_one += "object.spec.source.?s3.caBundle.secretKeyRef.hasValue()"
+    names_one += "object.spec.source.?s3.caBundle.secretKeyRef.hasValue() || "
+    names_one += "object.spec.source.?hub.caBundle.secretKeyRef.hasValue()"
     changes = "oldObject == null || object.spec.source != oldObject.spec.source || "
     changes += "object.spec.?credentials != oldObject.spec.?credentials"
     return {

@@ -1,5 +1,5 @@
 {{/*
-Shared names, labels and images. "Component" is controller, webhook, cleanup, peers, release, wipe or test.
+Shared names, labels and images. "Component" is controller, webhook, gate, cleanup, peers, release, wipe or test.
 */}}
 
 {{- define "tonnage.name" -}}
@@ -109,13 +109,22 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* The scheduling fields of a pod's spec. Takes root, and optionally the component's settings. */}}
+{{/*
+The scheduling fields of a pod's spec. Takes root, and optionally the component's settings. The startup taints of the gate
+are tolerated: without these pods, nothing would remove them from a cluster's first nodes.
+*/}}
 {{- define "tonnage.scheduling" -}}
 {{- $own := .settings | default dict -}}
 {{- $general := .root.Values -}}
+{{- $tolerations := $own.tolerations | default $general.tolerations -}}
+{{- if $general.gate.enabled -}}
+{{- range $general.gate.taints -}}
+{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists") -}}
+{{- end -}}
+{{- end -}}
 {{- $wanted := dict
     "nodeSelector" ($own.nodeSelector | default $general.nodeSelector)
-    "tolerations" ($own.tolerations | default $general.tolerations)
+    "tolerations" $tolerations
     "affinity" $own.affinity
     "priorityClassName" ($own.priorityClassName | default $general.priorityClassName) -}}
 {{- $found := dict -}}

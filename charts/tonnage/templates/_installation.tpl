@@ -57,6 +57,12 @@ artifacts:
   maxAge: {{ .Values.artifacts.maxAge | quote }}
 prewarm:
   {{- toYaml .Values.prewarm | nindent 2 }}
+gate:
+  enabled: {{ .Values.gate.enabled }}
+  mode: {{ .Values.gate.mode }}
+  taints: {{ toJson .Values.gate.taints }}
+  otherStartupTaints: {{ toJson .Values.gate.otherStartupTaints }}
+  maxTimeout: {{ .Values.gate.maxTimeout | quote }}
 jobs:
   {{- toYaml .Values.loader.jobs | nindent 2 }}
 {{- if .Values.reports.enabled }}

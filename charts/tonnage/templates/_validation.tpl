@@ -35,6 +35,9 @@ Checks of values that a schema can't express.
 {{- if gt (int $cache.lowWatermarkPercent) (int $cache.highWatermarkPercent) -}}
 {{- fail "cache.lowWatermarkPercent must not be above cache.highWatermarkPercent." -}}
 {{- end -}}
+{{- if and .Values.gate.enabled (not .Values.gate.serviceAccount.create) (not .Values.gate.serviceAccount.name) -}}
+{{- fail "gate.serviceAccount.create is false: set gate.serviceAccount.name to an account of the gate's own. Its rights are limited by a policy that applies to this account." -}}
+{{- end -}}
 {{- if eq .Values.certificates.mode "Secret" -}}
 {{- range $endpoint, $secret := .Values.certificates.secret -}}
 {{- if not (and $secret.name $secret.caBundle) -}}

@@ -404,6 +404,10 @@ class ModelWeightsSpec(ApiModel):
                 "scheduling: Require requires delivery: HostPath, because only that makes nodes warm",
             ),
             (
+                "self.cache.delivery == 'HostPath' || !has(self.placement.gate)",
+                "placement.gate requires delivery: HostPath, because only that makes nodes warm",
+            ),
+            (
                 "!has(self.source.http) || !has(self.credentials) || has(self.credentials.anonymous)",
                 "an http source has no credentials: use source.http.urlsFrom for presigned URLs",
             ),

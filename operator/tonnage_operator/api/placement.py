@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tonnage_operator.api.base import ApiModel, Int64, LabelValue, validation_rules
+from tonnage_operator.api.base import ApiModel, Duration, Int64, LabelValue, sentence, validation_rules
 
 
 class PrewarmMode(enum.StrEnum):
@@ -99,6 +99,44 @@ class Toleration(ApiModel):
     )
 
 
+TAINT_KEY_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+"""The key of a taint: a name, with a DNS subdomain before it or without."""
+
+MAX_GATE_TAINTS = 8
+"""Maximum number of startup taints of a gate."""
+
+TaintKey = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=317,
+        pattern=TAINT_KEY_PATTERN,
+        json_schema_extra=sentence(
+            "the key of a taint is a name of letters, digits, dashes, dots and underscores, or such a name after a DNS "
+            "name and a slash"
+        ),
+    ),
+]
+
+
+class GateSpec(ApiModel):
+    """Keeps pods from new nodes until the model is warm there, with a startup taint that these nodes are born with."""
+
+    taints: tuple[TaintKey, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_GATE_TAINTS,
+        description="Keys of the startup taints that wait for this model, of those in the chart's gate.taints; absent: "
+        "all of them.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    timeout: Duration = Field(
+        default="10m",
+        description="Time after which a node takes pods although the model is not warm there; at most the chart's "
+        "gate.maxTimeout. It counts from the creation of the node, or from a later return of the taint.",
+    )
+
+
 class PlacementSpec(ApiModel):
     """Which nodes are warmed, and whether pods prefer or require them."""
 
@@ -107,7 +145,11 @@ class PlacementSpec(ApiModel):
             (
                 "self.prewarm == 'Count' ? has(self.count) : !has(self.count)",
                 "count is required with prewarm: Count and forbidden otherwise",
-            )
+            ),
+            (
+                "!has(self.gate) || self.prewarm == 'AllMatching'",
+                "gate requires prewarm: AllMatching, because nothing else warms each new node",
+            ),
         )
     )
 
@@ -134,7 +176,13 @@ class PlacementSpec(ApiModel):
     )
     scheduling: Scheduling = Field(
         default=Scheduling.PREFER,
-        description="Ignore: pods run on any node. Prefer: pods prefer warm nodes. Require: pods run on warm "
-        "nodes only, and are denied while there is none; but pods whose entry this object doesn't warm, such as those "
-        "of other namespaces that share no entries, prefer them.",
+        description="Ignore: pods run on any node. Prefer: pods prefer warm nodes. Require: pods don't run on nodes "
+        "that are not warm when the pod is created, and are denied while one of these could become the first warm one; "
+        "a node that joins later can take a pod that waits, and with gate only once it is warm. Pods whose entry this "
+        "object doesn't warm, such as those of other namespaces that share no entries, prefer warm nodes.",
+    )
+    gate: GateSpec | None = Field(
+        default=None,
+        description="Keeps pods from new nodes until the model is warm there; needs nodes with a startup taint, and "
+        "gate.enabled in the chart.",
     )

@@ -25,6 +25,7 @@ from tonnage_operator.controller.peer_answers import PeerAnswers
 from tonnage_operator.controller.peer_credentials import PeerCredentialsKeeper
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.controller.waiting_pods import WaitingPods
 from tonnage_operator.controller.workqueue import WorkQueue
 from tonnage_operator.http_server import add_health_routes, serve
 from tonnage_operator.kube.client import ApiError, KubeClient
@@ -105,6 +106,8 @@ class ControllerApp:
                 asyncio.create_task(self._run_kopf(memo), name="kopf"),
                 asyncio.create_task(self._resync(memo), name="resync"),
             ]
+            waiting_pods = WaitingPods(self.state, EventRecorder(client, self.metrics))
+            tasks.append(asyncio.create_task(waiting_pods.run(), name="events of waiting pods"))
             ignored_objects = IgnoredObjects(self.state, EventRecorder(client, self.metrics))
             tasks.append(asyncio.create_task(ignored_objects.run(), name="events of ignored objects"))
             if self._installation.reports.ca_file:

@@ -37,9 +37,10 @@ class InvolvedObject:
 class EventRecorder:
     """Posts events, which ``kubectl describe`` shows."""
 
-    def __init__(self, client: KubeClient, metrics: Metrics) -> None:
+    def __init__(self, client: KubeClient, metrics: Metrics, *, component: str = names.MANAGER) -> None:
         self._client = client
         self._metrics = metrics
+        self._component = component
 
     async def record(self, record: WeightsRecord, events: Iterable[Event]) -> None:
         """Posts events of a ``ModelWeights``."""
@@ -79,7 +80,7 @@ class EventRecorder:
             "reason": event.reason,
             "message": event.message,
             "type": "Warning" if event.warning else "Normal",
-            "source": {"component": names.MANAGER},
+            "source": {"component": self._component},
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,

@@ -65,7 +65,7 @@ class Event:
         return f"{model[:200]}.{naming.short_digest(uid, self.reason, self.key)}"
 
 
-_REASON_EVENT_TYPES = frozenset({"Accepted", "Resolved"})
+_REASON_EVENT_TYPES = frozenset({"Accepted", "Resolved", "Gated"})
 """Conditions that cause an event when only their reason changes. The reasons of the others change with each node."""
 
 _STATUS_EVENT_TYPES = frozenset({"Warm", "Ready", "Degraded", "UpdateAvailable"})

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from tonnage_operator.api.base import QUANTITY_PATTERN, ApiModel, Duration, Quantity, quantity_to_str
 from tonnage_operator.api.modelweights import Medium, ResourceRequirements
-from tonnage_operator.api.placement import Toleration
+from tonnage_operator.api.placement import GateSpec, TaintKey, Toleration
 from tonnage_operator.domain import units
 from tonnage_operator.domain.signing import SigningKeys
 
@@ -123,6 +123,61 @@ class PrewarmSettings(ApiModel):
         )
 
 
+class GateMode(enum.StrEnum):
+    """How the gate opens a node for pods: by removing the taint, or in a condition of the node."""
+
+    TAINT = "Taint"
+    CONDITION = "Condition"
+
+
+class GateSettings(ApiModel):
+    """Startup taints that keep pods from new nodes until models are warm there (``spec.placement.gate``)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = False
+    mode: GateMode = GateMode.TAINT
+    taints: tuple[TaintKey, ...] = Field(default=("tonnage.dev/not-warm",), max_length=32, description="Their keys.")
+    other_startup_taints: tuple[str, ...] = Field(
+        default=("node.cilium.io/agent-not-ready",),
+        description="Keys of taints that other programs remove from new nodes. A * at the end stands for any text.",
+    )
+    max_timeout: Duration = Field(default="30m", description="What the timeout of an object can be at most.")
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest time that a node may be kept from pods, in seconds."""
+        return units.parse_duration(self.max_timeout)
+
+    def taints_of(self, gate: GateSpec | None) -> frozenset[str]:
+        """Returns the keys of the startup taints that wait for an object with this gate; none without a gate."""
+        if gate is None or not self.enabled:
+            return frozenset()
+        return frozenset(self.taints if gate.taints is None else set(gate.taints) & set(self.taints))
+
+    def is_temporary(self, key: str) -> bool:
+        """Returns whether a taint leaves a new node by itself: Kubernetes', an autoscaler's, or another startup taint.
+
+        Others stay, so a model whose Jobs don't tolerate one will never be warm there.
+        """
+        others = (each[:-1] if each.endswith("*") else None for each in self.other_startup_taints)
+        return (
+            key in self.taints
+            or key in self.other_startup_taints
+            or key.startswith(_TEMPORARY_TAINTS)
+            or any(prefix is not None and key.startswith(prefix) for prefix in others)
+        )
+
+
+_TEMPORARY_TAINTS: Final = (
+    "node.kubernetes.io/",
+    "node.cloudprovider.kubernetes.io/",
+    "startup-taint.cluster-autoscaler.kubernetes.io/",
+    "ignore-taint.cluster-autoscaler.kubernetes.io/",
+    "karpenter.sh/unregistered",
+)
+
+
 class ArtifactsSettings(ApiModel):
     """Directories for what engines compile (``tonnage.dev/artifacts``), and when they are emptied."""
 
@@ -207,6 +262,7 @@ class Installation(ApiModel):
     loader: LoaderImage
     jobs: JobSettings = JobSettings()
     prewarm: PrewarmSettings = PrewarmSettings()
+    gate: GateSettings = GateSettings()
     artifacts: ArtifactsSettings = ArtifactsSettings()
     reports: ReportSettings = ReportSettings()
     peers: PeerSettings = PeerSettings()

@@ -47,6 +47,9 @@ class ConditionReason(enum.StrEnum):
     EVICTING = "Evicting"
     LOADS_WAITING = "LoadsWaiting"
     TOO_MANY_ENTRIES = "TooManyEntries"
+    GATED = "Gated"
+    NO_GATE = "NoGate"
+    GATE_NOT_CONFIGURED = "GateNotConfigured"
 
 
 class FailureReason(enum.StrEnum):
@@ -74,3 +77,7 @@ class EventReason(enum.StrEnum):
     DELETION_WAITING = "DeletionWaiting"
     CLAIM_NOT_EMPTIED = "ClaimNotEmptied"
     IGNORED = "Ignored"
+    GATE_WAITING = "GateWaiting"
+    GATE_OPENED = "GateOpened"
+    GATE_TIMED_OUT = "GateTimedOut"
+    WAITING_FOR_WARM_NODE = "WaitingForWarmNode"

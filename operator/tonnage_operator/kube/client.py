@@ -37,6 +37,7 @@ Body = dict[str, Any]
 
 _APPLY_PATCH: Final = "application/apply-patch+yaml"
 _MERGE_PATCH: Final = "application/merge-patch+json"
+_STRATEGIC_MERGE_PATCH: Final = "application/strategic-merge-patch+json"
 _JSON: Final = "application/json"
 _PARTIAL_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 _USER_AGENT: Final = "tonnage-operator"
@@ -239,6 +240,15 @@ class KubeClient:
         path = resource.path(namespace, name, subresource)
         query = {"fieldManager": self._field_manager}
         return await self._send("patch", resource, "PATCH", path, body=patch, content_type=_MERGE_PATCH, query=query)
+
+    async def patch_status_by_keys(self, resource: Resource, name: str, patch: Body) -> Body:
+        """Patches the status of an object of Kubernetes: lists are merged by their keys, such as a condition's type."""
+        query = {"fieldManager": self._field_manager}
+        path = resource.path("", name, "status")
+        return await self._send(
+            "patch", resource, "PATCH", path, body=patch, content_type=_STRATEGIC_MERGE_PATCH, query=query,
+            label=f"{resource.plural}/status",
+        )  # fmt: skip
 
     async def delete(self, resource: Resource, name: str, namespace: str = "", *, uid: str = "") -> None:
         """Deletes an object and, in the background, its dependents. Succeeds if it is gone or has another uid."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -12,9 +13,11 @@ import msgspec
 
 from tonnage.contract import DECODE_ERRORS
 from tonnage_operator.api import names
+from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain.admission import access, inject
 from tonnage_operator.domain.admission.annotation_names import find_idle_annotation, find_misspelling
 from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.node_affinity import find_cold_nodes
 from tonnage_operator.domain.admission.pod_request import (
     InvalidAnnotation,
     OnFailure,
@@ -30,9 +33,12 @@ from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
 from tonnage_operator.namespace_rules import NamespaceRules
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tonnage_operator.api.base import Body
     from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.node import Node
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
     from tonnage_operator.webhook.warm_nodes import WarmNodes
@@ -89,10 +95,18 @@ def json_patch(before: Body, after: Body) -> list[Body]:
 class AdmissionHandler:
     """Answers admission reviews with the current ``installation``."""
 
-    def __init__(self, client: KubeClient, warm_nodes: WarmNodes, installation: Installation, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        warm_nodes: WarmNodes,
+        nodes: Iterable[Node],
+        installation: Installation,
+        metrics: Metrics,
+    ) -> None:
         self._client = client
         self._namespace_rules = NamespaceRules(client)
         self._warm_nodes = warm_nodes
+        self._nodes = nodes
         self.installation = installation
         self._metrics = metrics
 
@@ -201,7 +215,11 @@ class AdmissionHandler:
         key = inject.cache_key(weights, current.revision, pod, request, self.installation) if current else ""
         hostnames = self._warm_nodes.hostnames(key, weights.medium(self.installation), request.ranks_text)
         is_warmed = current is None or key == weights.key(current.revision, self.installation)
-        return inject.resolve_injected_model(wanted, weights, hostnames, is_warmed=is_warmed)
+        model = inject.resolve_injected_model(wanted, weights, hostnames, is_warmed=is_warmed)
+        if model.scheduling(request) is not Scheduling.REQUIRE or not is_warmed:
+            return model
+        cold = find_cold_nodes(weights, set(hostnames), self._nodes, pod, self.installation)
+        return dataclasses.replace(model, cold=cold)
 
 
 def _warnings(message: str) -> Body:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from tonnage_operator.api import names
+from tonnage_operator.domain.observed.node import parse_node
 from tonnage_operator.http_server import BodyRejected, add_health_routes, read_body, serve
 from tonnage_operator.kube.client import KubeClient
 from tonnage_operator.kube.informer import Informer
-from tonnage_operator.kube.resources import NODE_CACHES
+from tonnage_operator.kube.resources import NODE_CACHES, NODES
+from tonnage_operator.kube.store import Store
 from tonnage_operator.telemetry import Metrics
 from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
 from tonnage_operator.webhook.admission_handler import AdmissionHandler, InvalidReview
@@ -58,11 +60,15 @@ class WebhookApp:
                     self._client_config, field_manager=names.FIELD_MANAGER, on_response=self.metrics.observe_request
                 )
             )
-            warm_nodes = WarmNodes()
-            informer = Informer(client, NODE_CACHES, warm_nodes.store)
-            informer_task = asyncio.create_task(informer.run(), name="watching node caches")
-            stack.callback(informer_task.cancel)
-            admission_handler = AdmissionHandler(client, warm_nodes, self._installation, self.metrics)
+            warm_nodes, nodes = WarmNodes(), Store(parse_node)
+            informers: list[Informer[Any]] = [
+                Informer(client, NODE_CACHES, warm_nodes.store),
+                Informer(client, NODES, nodes),
+            ]
+            watches = [asyncio.create_task(each.run(), name="watching nodes and their caches") for each in informers]
+            for each in watches:
+                stack.callback(each.cancel)
+            admission_handler = AdmissionHandler(client, warm_nodes, nodes, self._installation, self.metrics)
             if self._installation.reports.ca_file:
                 ca_task = asyncio.create_task(self._watch_ca(admission_handler), name="following the CA")
                 stack.callback(ca_task.cancel)
@@ -84,18 +90,19 @@ class WebhookApp:
             self.health_port = await stack.enter_async_context(
                 serve(health, host=server_options.host, port=server_options.health_port)
             )
-            synced = asyncio.create_task(informer.synced.wait())
+            synced = asyncio.create_task(_wait_for_all(informers))
             stop = asyncio.create_task(self.stopping.wait())
             stack.callback(synced.cancel)
-            await asyncio.wait({synced, stop, informer_task}, return_when=asyncio.FIRST_COMPLETED)
-            if not self.stopping.is_set() and not informer_task.done():
+            await asyncio.wait({synced, stop, *watches}, return_when=asyncio.FIRST_COMPLETED)
+            if not self.stopping.is_set() and not any(each.done() for each in watches):
                 self.ready.set()
                 _LOG.info("The webhook runs")
-                await asyncio.wait({stop, informer_task}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stop, *watches}, return_when=asyncio.FIRST_COMPLETED)
             self.ready.clear()
             stop.cancel()
-            if informer_task.done() and not informer_task.cancelled():
-                informer_task.result()
+            for each in watches:
+                if each.done() and not each.cancelled():
+                    each.result()
 
     async def _watch_ca(self, admission_handler: AdmissionHandler) -> None:
         def set_installation(installation: Installation) -> None:
@@ -124,6 +131,11 @@ class WebhookApp:
             return web.Response(body=response, content_type="application/json")
 
         return handle
+
+
+async def _wait_for_all(informers: list[Informer[Any]]) -> None:
+    for each in informers:
+        await each.synced.wait()
 
 
 def _client_certificate(request: web.Request) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry
 from tonnage_operator.domain.admission import access
 from tonnage_operator.domain.admission.inject import AdmissionDenied
-from tonnage_operator.domain.modelweights import node_selection
+from tonnage_operator.domain.gate.advice import find_gate_condition
+from tonnage_operator.domain.modelweights.node_selection import desired_nodes
+from tonnage_operator.domain.node_matching import matches
 from tonnage_operator.domain.nodecache.reconcile import decide_node
 from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
 from tonnage_operator.domain.observed.node import parse_node
@@ -66,10 +68,17 @@ def _cold_pod(weights: ModelWeights) -> object:
 
 
 def _desired(weights: ModelWeights) -> object:
-    spec, prewarm = weights.spec.placement, objects.INSTALLATION.prewarm
-    matching = [node for node in NODES.values() if node_selection.matches(spec, node, prewarm)]
-    found = node_selection.desired_nodes(spec, matching, prewarm, seed="", warm=frozenset(), loading=set())
+    spec, installation = weights.spec.placement, objects.INSTALLATION
+    matching = [node for node in NODES.values() if matches(spec, node, installation.prewarm)]
+    found = desired_nodes(spec, matching, installation, seed="", warm=frozenset(), loading=set())
     return [node.name for node in found]
+
+
+def _gate(weights: ModelWeights) -> object:
+    enabled = objects.INSTALLATION.gate.model_copy(
+        update={"enabled": True, "taints": ("example.com/a", "example.com/b")}
+    )
+    return find_gate_condition(weights.spec.placement, objects.INSTALLATION.model_copy(update={"gate": enabled}))
 
 
 def _cross_namespace_access(weights: ModelWeights) -> object:
@@ -99,6 +108,7 @@ def _lifecycle(weights: ModelWeights) -> object:
 
 
 ALL = {"placement": {"prewarm": "AllMatching"}}
+GATED: Spec = {"placement": {"prewarm": "AllMatching", "gate": {}}}
 S3 = "source.s3"
 HTTP: Spec = {"source": {"s3": None, "http": {"urls": ["https://host/a.tensors"]}}}
 HUB: Spec = {"source": {"s3": None, "hub": {"repo": "org/model"}}}
@@ -187,6 +197,9 @@ CASES: list[tuple[str, Spec, Spec, Effect]] = [
     ("placement.maxConcurrentNodes", ALL, {"placement": {"maxConcurrentNodes": 1}}, _lifecycle),
     ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _pod),
     ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _cold_pod),
+    ("placement.scheduling", {}, {"placement": {"scheduling": "Require"}}, _gate),
+    ("placement.gate.taints", GATED, {"placement": {"gate": {"taints": ["example.com/a"]}}}, _gate),
+    ("placement.gate.timeout", GATED, {"placement": {"gate": {"timeout": "1m"}}}, _gate),
     ("loader.form", {}, {"loader": {"form": "Init"}}, _pod),
     ("loader.resources", {}, {"loader": {"resources": {"requests": {"cpu": "7"}}}}, _load),
     ("loader.resources", {}, {"loader": {"resources": {"limits": {"cpu": "7"}}}}, _pod),

@@ -97,6 +97,8 @@ VALID: dict[str, dict[str, Any]] = {
             },
         }
     },
+    "gate": {"placement": {"prewarm": "AllMatching", "gate": {}}},
+    "gate with taints": {"placement": {"prewarm": "AllMatching", "gate": {"taints": ["a", "example.com/b_c"]}}},
     "part size": {"loader": {"partSize": "16Mi", "bandwidthLimit": "5Gi", "connections": 32, "form": "Init"}},
     "part size in bytes": {"loader": {"partSize": 1048576}},
     "request as high as its limit": {"loader": {"resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "1000m"}}}},
@@ -212,6 +214,24 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"cache": {"delivery": "EmptyDir"}, "placement": {"scheduling": "Require"}},
         "Require requires delivery: HostPath",
     ),
+    "gate that nothing warms": ({"placement": {"gate": {}}}, "gate requires prewarm: AllMatching"),
+    "gate of a few nodes": (
+        {"placement": {"prewarm": "Count", "count": 2, "gate": {}}},
+        "gate requires prewarm: AllMatching",
+    ),
+    "gate without nodes": (
+        {
+            "cache": {"delivery": "PersistentVolumeClaim", "claimName": "a"},
+            "placement": {"prewarm": "AllMatching", "gate": {}},
+        },
+        "placement.gate requires delivery: HostPath",
+    ),
+    "odd taint": (
+        {"placement": {"prewarm": "AllMatching", "gate": {"taints": ["a b"]}}},
+        "the key of a taint is a name",
+    ),
+    "no taint": ({"placement": {"prewarm": "AllMatching", "gate": {"taints": []}}}, "should have at least 1 items"),
+    "odd timeout": ({"placement": {"prewarm": "AllMatching", "gate": {"timeout": "soon"}}}, "a duration has hours"),
     "count missing": ({"placement": {"prewarm": "Count"}}, "count is required with"),
     "count not asked": ({"placement": {"count": 2}}, "count is required with"),
     "zero count": ({"placement": {"prewarm": "Count", "count": 0}}, "greater than or equal to 1"),

@@ -102,7 +102,10 @@ SPECS: list[Body] = [
             }
         }
     },
-    {"source": {"hub": {"repo": "org/model", "caBundle": {"secretKeyRef": KEY}}}},
+    {
+        "source": {"hub": {"repo": "org/model", "caBundle": {"secretKeyRef": KEY}}},
+        "placement": {"prewarm": "AllMatching", "gate": {"taints": ["example.com/new"], "timeout": "10m"}},
+    },
 ]
 
 _SEEN: Body = {
@@ -113,6 +116,7 @@ _SEEN: Body = {
     "objects": [{"key": "a", "size": 1, "etag": "e", "versionId": "v", "checksum": "crc64nvme:8e49c46600c8d49d"}],
     "behavior": {"addressingStyle": "Virtual", "region": "eu-west-3", "etagOnly": True},
     "sourceHash": "h",
+    "headersDigest": "0" * 64,
     "time": TIME,
     "number": 1,
     "usedTime": TIME,

@@ -156,7 +156,6 @@ def test_a_pod_is_admitted_under_the_restricted_profile_without_host_paths(
         ({names.MODEL: "nothing"}, "does not exist"),
         ({names.MODEL: "elsewhere/llama"}, "does not exist, or pods of namespace"),
         ({names.MODEL: "llama", names.FORM: "daemon"}, "tonnage.dev/form"),
-        ({names.MODEL: "llama", names.SCHEDULING: "require"}, "No node is warm for"),
         ({names.MODEL: "llama", names.CONTAINERS: "missing"}, "no container named missing"),
     ],
 )

@@ -15,6 +15,7 @@ from tonnage_operator.domain.admission.artifacts import add_artifacts, find_arti
 from tonnage_operator.domain.admission.cloud_identity import copy_cloud_identity
 from tonnage_operator.domain.admission.container_order import find_network_problem, place_loaders
 from tonnage_operator.domain.admission.mount_conflicts import find_mount_conflict
+from tonnage_operator.domain.admission.node_affinity import prefer_nodes, require_named_nodes, require_other_nodes
 from tonnage_operator.domain.admission.pod_request import OnFailure
 from tonnage_operator.domain.admission.pod_resources import add_to_pod_resources
 from tonnage_operator.domain.admission.reinvocation import complete_injection
@@ -42,15 +43,11 @@ if TYPE_CHECKING:
 
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import SeenRevision
+    from tonnage_operator.domain.admission.node_affinity import ColdNodes
     from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
-PREFERENCE: Final = 80
-"""Weight of the preferred node affinity for warm nodes; Kubernetes allows 1 to 100."""
-MAX_PREFERRED_NODES: Final = 256
-"""Maximum number of warm nodes in a preferred node affinity. It limits the size of pods; all warm nodes are equally
-good."""
 _STATUS_FOLDER: Final = ".tonnage"
 _NO_LIMITS: Final = NamespaceLimits()
 
@@ -70,6 +67,8 @@ class InjectedModel:
     """Host names of warm nodes."""
     is_warmed: bool = True
     """The object's Jobs load the pod's entry onto nodes; otherwise only pods do."""
+    cold: ColdNodes | None = None
+    """Nodes that are not warm; None if they aren't known, so that pods can only require warm nodes by name."""
 
     def scheduling(self, request: PodRequest) -> Scheduling:
         """Whether the pod prefers or requires warm nodes.
@@ -83,7 +82,12 @@ class InjectedModel:
 
 
 def resolve_injected_model(
-    requested: RequestedModel, weights: ModelWeights, warm: tuple[str, ...], *, is_warmed: bool = True
+    requested: RequestedModel,
+    weights: ModelWeights,
+    warm: tuple[str, ...],
+    *,
+    is_warmed: bool = True,
+    cold: ColdNodes | None = None,
 ) -> InjectedModel:
     """Returns the model with its revision in use.
 
@@ -92,6 +96,7 @@ def resolve_injected_model(
         weights: The object.
         warm: Host names of nodes on which the pod's entry is ready.
         is_warmed: Whether the object's Jobs load that entry.
+        cold: The nodes that the object selects and on which it isn't ready; None if they aren't known.
 
     Raises:
         AdmissionDenied: The model is being deleted or not resolved. The pod's controller creates the pod again later.
@@ -104,7 +109,7 @@ def resolve_injected_model(
     if seen is None or problem:
         why = f"{problem.reason}: {problem.message}" if problem else "its source has not been listed yet."
         raise AdmissionDenied(f"ModelWeights {weights.ref} is not resolved: {why} Pods are admitted once it is Ready.")
-    return InjectedModel(requested, weights, seen, warm, is_warmed)
+    return InjectedModel(requested, weights, seen, warm, is_warmed, cold)
 
 
 def is_injected(pod: Body) -> bool:
@@ -171,7 +176,7 @@ def inject(
         volumes.extend(loader_container.support_volumes(model.weights, container_spec, installation))
         for container in containers:
             _add_mounts(container, model, container_spec, request)
-        _add_node_affinity(spec, model, request)
+        _add_node_affinity(spec, model, request, installation)
         held_entries.append(held_entry)
         form = request.form or model.weights.spec.loader.form
         if form is LoaderForm.SIDECAR and not request.streams:  # a loader that streams holds the entry itself
@@ -271,7 +276,7 @@ def _describe_loader(
         arguments += ["--status-file", STATUS_FILE]
     if request.streams:
         arguments += ["--stream", "--hold", "--ready-file", READY_FILE, "--loaded-file", LOADED_FILE]
-    # With Require, the node is warm: the loader finds a hit and writes nothing.
+    # With Require, the node is warm as a rule: the loader finds a hit and writes nothing.
     writes = 0
     if model.scheduling(request) is not Scheduling.REQUIRE:
         writes = loader_container.memory_cache_bytes(weights, seen.total_bytes, installation)
@@ -449,35 +454,33 @@ def _add_env(container: Body, variables: Mapping[str, str]) -> None:
     container["env"] = [*({"name": name, "value": value} for name, value in ours.items()), *env]
 
 
-def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest) -> None:
-    """Makes the pod prefer or require warm nodes."""
-    scheduling = model.scheduling(request)
-    if scheduling is Scheduling.REQUIRE and not model.warm:
-        raise AdmissionDenied(
-            f"No node is warm for {model.weights.ref} ({model.seen.revision}), and {names.SCHEDULING} or "
-            "spec.placement.scheduling is Require: "
-            + (
-                "prewarm nodes, or use Prefer."
-                if model.is_warmed
-                else f"its Jobs don't load this pod's entry, {request.namespace}/{model.seen.revision}. Use Prefer, or "
-                f"create a ModelWeights with the same source in namespace {request.namespace}."
-            )
-        )
-    if scheduling is Scheduling.IGNORE or not model.warm or spec.get("nodeName"):
-        return
-    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+def _add_node_affinity(spec: Body, model: InjectedModel, request: PodRequest, installation: Installation) -> None:
+    """Makes the pod prefer warm nodes, or keeps it from those that are cold now."""
+    scheduling, cold = model.scheduling(request), model.cold
     if scheduling is Scheduling.REQUIRE:
-        hosts = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": list(model.warm)}
-        required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": []})
-        terms = required["nodeSelectorTerms"] or [{}]
-        # Terms are alternatives (OR), so the requirement is added to each.
-        required["nodeSelectorTerms"] = [
-            {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), hosts]} for term in terms
-        ]
-    else:
-        hosts = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": list(model.warm[:MAX_PREFERRED_NODES])}
-        preferred = affinity.setdefault("preferredDuringSchedulingIgnoredDuringExecution", [])
-        preferred.append({"weight": PREFERENCE, "preference": {"matchExpressions": [hosts]}})
+        waits_for_new_node = cold is not None and not cold.may_become_warm
+        if not model.warm and not waits_for_new_node:
+            raise AdmissionDenied(_describe_missing_warm_node(model, request))
+        if spec.get("nodeName") or (cold and require_other_nodes(spec, model.weights, cold, installation)):
+            return
+        if not model.warm:
+            raise AdmissionDenied(_describe_missing_warm_node(model, request))
+        require_named_nodes(spec, model.warm)
+    elif scheduling is Scheduling.PREFER and model.warm and not spec.get("nodeName"):
+        prefer_nodes(spec, model.warm)
+
+
+def _describe_missing_warm_node(model: InjectedModel, request: PodRequest) -> str:
+    return (
+        f"No node is warm for {model.weights.ref} ({model.seen.revision}), and {names.SCHEDULING} or "
+        "spec.placement.scheduling is Require: "
+        + (
+            "prewarm nodes, or use Prefer."
+            if model.is_warmed
+            else f"its Jobs don't load this pod's entry, {request.namespace}/{model.seen.revision}. Use Prefer, or "
+            f"create a ModelWeights with the same source in namespace {request.namespace}."
+        )
+    )
 
 
 def _add_image_pull_secrets(spec: Body, installation: Installation) -> None:

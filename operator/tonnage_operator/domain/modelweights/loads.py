@@ -12,7 +12,6 @@ from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryKey, EntryState
 from tonnage_operator.api.placement import PrewarmMode
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event
-from tonnage_operator.domain.modelweights import node_selection
 from tonnage_operator.domain.modelweights.load_targets import (
     NextLoads,
     TargetScan,
@@ -23,8 +22,10 @@ from tonnage_operator.domain.modelweights.load_targets import (
     plan_next_loads,
     slowest_progress,
 )
+from tonnage_operator.domain.modelweights.node_selection import desired_nodes
 from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
 from tonnage_operator.domain.modelweights.rollout import NodeRevisions, max_unavailable, may_switch
+from tonnage_operator.domain.node_matching import matches
 from tonnage_operator.domain.nodecache.capacity import find_size_problem
 from tonnage_operator.domain.observed.job import JobState, latest_attempts
 from tonnage_operator.domain.reasons import EventReason
@@ -106,8 +107,8 @@ def _decide_node_loads(
     )
     busy = {node for node, job in jobs.items() if job.state is JobState.ACTIVE}
     spec, prewarm = weights.spec.placement, snapshot.installation.prewarm
-    matching = [node for node in snapshot.nodes.values() if node_selection.matches(spec, node, prewarm)]
-    desired = node_selection.desired_nodes(spec, matching, prewarm, seed=weights.uid, warm=warm, loading=busy)
+    matching = [node for node in snapshot.nodes.values() if matches(spec, node, prewarm)]
+    desired = desired_nodes(spec, matching, snapshot.installation, seed=weights.uid, warm=warm, loading=busy)
     terminating = {job.target for job in load_jobs if job.deleting}
     scan = TargetScan()
     for node in desired:
@@ -127,7 +128,7 @@ def _decide_node_loads(
         node_now = snapshot.nodes.get(name)
         if name in wanted or node_now is None or job.state is not JobState.ACTIVE:
             continue
-        if spec.prewarm is not PrewarmMode.NONE and node_selection.matches(spec, node_now, prewarm):
+        if spec.prewarm is not PrewarmMode.NONE and matches(spec, node_now, prewarm):
             scan.kept_job_uids.add(job.uid)
             scan.active.append(job)
     scan.holders = count_holders(snapshot, EntryKey(key, medium), warm, scan.active)

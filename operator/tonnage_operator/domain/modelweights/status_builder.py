@@ -14,6 +14,7 @@ from tonnage_operator.api.placement import PrewarmMode, Scheduling
 from tonnage_operator.api.status import MAX_FAILURES, Consumers, ModelWeightsStatus, NodeCounts
 from tonnage_operator.domain import conditions
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event, Observation
+from tonnage_operator.domain.gate.advice import find_gate_condition
 from tonnage_operator.domain.modelweights.load_notes import find_load_notes, find_verified_by, with_headers_digest
 from tonnage_operator.domain.modelweights.pod_failures import find_pod_failures
 from tonnage_operator.domain.modelweights.rollout import describe_rollout, next_rollout
@@ -344,6 +345,7 @@ def build_status(snapshot: Snapshot, resolution: Resolution, load: LoadDecision)
         _ready_condition(weights, resolved, warm, load, pods),
         _degraded_condition(load, pods),
         _update_available_condition(resolution),
+        *filter(None, (find_gate_condition(weights.spec.placement, snapshot.installation),)),
     )
     percent = f"{load.progress.percent}%" if load.progress and load.progress.percent >= 0 else None
     return ModelWeightsStatus(

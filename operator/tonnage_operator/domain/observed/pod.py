@@ -73,6 +73,8 @@ class Pod:
     """The signature of the Job that created the pod, unverified."""
     forged: bool = False
     """It lists held entries with which it was not admitted."""
+    scheduling: str = ""
+    """The value of its annotation ``tonnage.dev/scheduling``; empty: that of its models counts."""
     required_volumes: tuple[str, ...] = ()
     """ConfigMaps and Secrets, with keys, that must exist before its containers can be created."""
     ip: str = ""
@@ -180,6 +182,7 @@ def parse_pod(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Pod:
         admission=annotations.get(names.ADMISSION, "") if held_entries else "",
         signature=annotations.get(names.SIGNATURE, "") if owners else "",
         forged=bool(listed) and not held_entries,
+        scheduling=annotations.get(names.SCHEDULING, "").capitalize() if held_entries else "",
         **(_peer_fields(status) if labels.get(names.ROLE) == names.ROLE_PEER else {}),
     )
 

@@ -182,9 +182,11 @@ def _dump(toleration: Toleration) -> Body:
 def _tolerations(weights: ModelWeights, installation: Installation, node: Node | None = None) -> Body:
     """Returns the object's allowed tolerations, as a part of a pod's spec; empty if it has none.
 
-    One without a key tolerates everything, so the allowed taints of the Job's node replace it.
+    One without a key tolerates everything, so the allowed taints of the Job's node replace it. The startup taints that
+    wait for the object are tolerated: nothing else would ever run on a cluster's first nodes.
     """
-    tolerations: list[Body] = []
+    startup_taints = installation.gate.taints_of(weights.spec.placement.gate)
+    tolerations: list[Body] = [{"key": key, "operator": "Exists"} for key in sorted(startup_taints)]
     for each in weights.spec.placement.tolerations or ():
         if each.key is not None:
             if installation.prewarm.allows_taint(each.key):

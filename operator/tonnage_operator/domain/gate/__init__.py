@@ -1,0 +1,1 @@
+"""Decides when a new node may take pods."""
