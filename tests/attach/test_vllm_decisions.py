@@ -18,6 +18,8 @@ from tonnage.vllm_plugin.decisions import (
     checkpoint_names,
     choose_rank,
     explain_refusal,
+    find_fused_names,
+    find_transposed,
     is_state_of_vllm,
     moves_whole_tensors,
     parse_options,
@@ -82,11 +84,28 @@ def test_a_state_of_another_model_is_refused_never_filled_up(missing: list[str],
 
 def test_names_that_only_transformers_has_in_memory_are_refused_with_the_way_to_write_them() -> None:
     error = explain_refusal(["model.layers.0.mlp.experts.gate_up_proj"], "There is no module 'mlp'. More.", label="m")
-    assert error is not None
     assert "There is no module 'mlp'. Its experts" in str(error)
-    assert "tonnage serialize checkpoint" in str(error)
-    assert "write_state_dict" in str(error)
-    assert explain_refusal(["model.layers.0.mlp.gate_up_proj.weight"], "no module", label="m") is None
+    assert "load_into(model" in str(error)
+    assert "save_pretrained('checkpoint')" in str(error)
+    assert find_fused_names(["model.layers.0.mlp.gate_up_proj.weight", "a.experts.gate_up_proj"]) == [
+        "a.experts.gate_up_proj"
+    ]
+
+
+def test_matrices_that_vllm_transposed_are_found_square_ones_by_the_others_of_their_method() -> None:
+    built = {
+        "a.qkv_proj.weight": ("fp8", (6, 4)),
+        "a.o_proj.weight": ("fp8", (4, 4)),
+        "a.o_proj.weight_scale": ("fp8", (1, 1)),
+        "lm_head.weight": ("none", (4, 4)),
+        "other.weight": ("none", (6, 4)),
+        "packed.weight": ("int4", (6, 4)),
+        "absent.weight": ("fp8", (6, 4)),
+    }
+    stored = {name: shape for name, (_, shape) in built.items() if name != "absent.weight"}
+    assert find_transposed(built, stored) == set()
+    stored |= {"a.qkv_proj.weight": (4, 6), "packed.weight": (3, 8)}
+    assert find_transposed(built, stored) == {"a.qkv_proj.weight", "a.o_proj.weight"}
 
 
 def test_few_ranks_move_whole_tensors_and_many_move_their_part() -> None:

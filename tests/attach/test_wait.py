@@ -186,6 +186,22 @@ def test_a_reader_alone_makes_a_load_show_its_shards(harness: StreamHarness) -> 
         harness.assert_loaded(load.result(30).report)
 
 
+@pytest.mark.parametrize("read", [True, False], ids=["with a reader", "without"])
+def test_shards_are_completed_one_by_one_while_readers_wait(harness: StreamHarness, *, read: bool) -> None:
+    limits = Limits(workers=6, connections=6, part_size=32 * KIB, segment_size=256 * KIB)
+    if read:
+        with loading(harness, limits=limits) as load:
+            load.result(60)
+    else:
+        harness.load(limits=limits)
+    starts = [
+        each.range[0] for each in harness.server.find_requests(method="GET", key=KEY) if each.range and each.range[0]
+    ]
+    end = len(harness.tensors_file) - 256 * KIB
+    before_the_last_shard = next(at for at, start in enumerate(starts) if start >= end)
+    assert (before_the_last_shard > len(starts) / 2) == read
+
+
 def test_a_load_without_readers_makes_no_stream(harness: StreamHarness) -> None:
     report = harness.load()
     assert not (harness.cache / report.entry / "stream").exists()

@@ -9,7 +9,7 @@ import pytest
 
 import tonnage
 from engines_support.engine_client import Engines, Request, find_python, start_engines
-from engines_support.engine_matrix import MODELS
+from engines_support.engine_matrix import ADAPTER, MODELS
 from support.tonnage_cli import run_tonnage
 
 if TYPE_CHECKING:
@@ -44,13 +44,16 @@ def models(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def expected(engines: Engines, models: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """vLLM's answers for the models' own folders, by model and number of ranks; serializes them on the way."""
-    wanted = [(model, ranks) for model in MODELS for ranks in (1, 2) if (model, ranks) != ("mixtral", 2)]
+    wanted = [(model, ranks) for model in MODELS for ranks in (1, 2) if ranks == 1 or model in {"llama", "qwen2"}]
     requests = []
     for model, ranks in wanted:
         target = models / model / ("vllm/model.tensors" if ranks == 1 else "ranks/model-rank-%03d.tensors")
         target.parent.mkdir()
         source = str(models / model / "hf")
-        requests.append(Request("serialize", {"model": source, "target": str(target), "ranks": ranks}))
+        arguments = {"model": source, "target": str(target), "ranks": ranks, "processed": model == "llama-fp8"}
+        requests.append(Request("serialize", arguments))
+    wanted.append((ADAPTER, 1))
+    requests.append(Request("generate", {"model": str(models / "llama/hf"), "adapter": str(models / ADAPTER / "hf")}))
     answers = dict(zip(wanted, engines.ask_all(requests), strict=True))
     assert not [answer for answer in answers.values() if "error" in answer]
     return answers

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-MODELS = {"llama": "Llama", "qwen2": "Qwen2, tied", "mixtral": "Mixtral"}
+MODELS = {
+    "llama": "Llama",
+    "qwen2": "Qwen2, tied",
+    "mixtral": "Mixtral",
+    "qwen3-moe": "Qwen3-MoE",
+    "llama-fp8": "Llama, FP8",
+}
+ADAPTER = "lora"
+"""A LoRA adapter that PEFT wrote, on Llama: the adapter's files were written in each way."""
 WAYS = {
     "hf": "`save_pretrained`: safetensors, loaded as they are",
     "module": "`write_module(model)`",
@@ -29,10 +37,11 @@ COLUMNS = {
 """Layout and load format, in the order of the table."""
 RIGHT_WAYS = (
     "--load-format",
-    "load_format_sharded_state",
+    "start_vllm_with_load_format_",
     "--tensor-parallel-size",
     "layout: Tensorizer",
     "write_state_dict",
+    "post_processed",
 )
 """What an error has that names the way to serve the weights."""
 SAME = "same"
@@ -52,32 +61,57 @@ class Case:
         """``--tensor-parallel-size``."""
         return 2 if self.way == "ranks" else 1
 
+    @property
+    def base(self) -> Case:
+        """The model itself: of an adapter, the Llama that it is for, written so that the load format takes it."""
+        if self.model != ADAPTER:
+            return self
+        return Case("llama", "vllm" if self.load_format == "sharded_state" else "module", self.layout, self.load_format)
+
+    @property
+    def extra(self) -> dict[str, object]:
+        """``--model-loader-extra-config``: what vLLM serialized is as on a GPU only if it is quantized."""
+        serialized = self.way == "vllm" and self.load_format == "tonnage"
+        return {"post_processed": True} if self.model == "llama-fp8" and serialized else {}
+
 
 def all_cases() -> list[Case]:
-    """Returns the cases: all load formats with Llama, and with the other models what could differ from Llama."""
+    """Returns the cases: what an engine could take, and for Llama also what it must refuse."""
     return [
         Case(model, way, layout, load_format)
-        for model in MODELS
+        for model in (*MODELS, ADAPTER)
         for way in WAYS
         for layout, load_format in COLUMNS
-        if _matters(model, way, layout, load_format)
+        if _exists(model, way) and _matters(model, way, layout, load_format)
     ]
 
 
+def _exists(model: str, way: str) -> bool:
+    match model:
+        case "llama":
+            return True
+        case "qwen2":
+            return way not in {"no-buffers", "state"}
+        case "mixtral" | "qwen3-moe":
+            return way not in {"no-buffers", "ranks"}
+        case "llama-fp8":  # transformers has no such module
+            return way in {"hf", "state", "vllm"}
+        case _:
+            return way in {"hf", "state"}
+
+
 def _matters(model: str, way: str, layout: str, load_format: str) -> bool:
-    serialized = way in {"vllm", "ranks"}
-    if way == "hf" or (model == "llama" and way in {"no-buffers", "state"}):
-        lists_files = (model, way, load_format) == ("llama", "hf", "runai_streamer")
-        return layout == "safetensors" and (load_format in {"auto", "tonnage"} or lists_files)
-    if serialized and load_format == "tensorizer":  # needs a GPU
-        return False
-    if model == "llama":
-        return way != "ranks" or load_format != "runai_streamer"
-    if (model, way) == ("mixtral", "ranks") or way == "no-buffers" or load_format == "runai_streamer":
-        return False
-    if not serialized:
-        return layout == "safetensors" and load_format in {"auto", "tonnage"} and (model, way) != ("qwen2", "state")
-    return way == "vllm" or (layout == "safetensors" and load_format != "auto")
+    if way in {"vllm", "ranks"}:
+        lists_files = load_format == "runai_streamer" and (model, way) != ("llama", "vllm")
+        needs_gpu = load_format == "tensorizer"
+        return not needs_gpu and not lists_files
+    if layout == "tensorizer":  # the file as it is; vLLM's own format takes only what vLLM serialized
+        refused = model == "llama" and way in {"module", "serialize"}
+        taken = load_format == "tonnage" and way in {"module", "serialize"}
+        return taken or refused or (model, way, load_format) == (ADAPTER, "state", "tonnage")
+    if load_format == "sharded_state":
+        return model == ADAPTER or (model == "llama" and way == "module")
+    return load_format != "runai_streamer" or (model in {"llama", "qwen2", ADAPTER} and way in {"module", "hf"})
 
 
 def compare(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
@@ -129,15 +163,17 @@ def render(results: Mapping[Case, str], others: Sequence[tuple[str, str, str]], 
     ]
     layouts = ["Safetensors" if layout == "safetensors" else "Tensorizer" for layout, _ in COLUMNS]
     lines.append("| | | " + " | ".join(f"*{layout}*" for layout in layouts) + " |")
-    for model, title in MODELS.items():
+    for model, title in (*MODELS.items(), (ADAPTER, "Llama with a LoRA adapter")):
         for way, written in WAYS.items():
             cells = [results.get(Case(model, way, *column), "") for column in COLUMNS]
             if any(cells):
                 lines.append(f"| {title} | {written} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Files of 2 ranks were written and served with `--tensor-parallel-size 2`. An empty cell was not run: vLLM's",
-        "own `tensorizer` format needs a GPU for what vLLM serialized.",
+        "Files of 2 ranks were written and served with `--tensor-parallel-size 2`. vLLM serialized the FP8 weights",
+        "after its post-processing, as on a GPU; they are served with `post_processed`. Of an adapter, the row has",
+        "how its own files were written; Llama is by `write_module(model)`, for `sharded_state` by vLLM. An empty cell",
+        "was not run: vLLM's own `tensorizer` format needs a GPU for what vLLM serialized, and takes nothing else.",
         "",
         "## Other engines",
         "",

@@ -7,13 +7,15 @@ on the descriptor that is its first argument.
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import re
 import signal
 import sys
 import traceback
+import types
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +58,7 @@ def main() -> None:
         importlib.import_module(module)
     registry = importlib.import_module("vllm.model_executor.models.registry")
     registry._run_in_subprocess = lambda function: function()  # else a new interpreter imports vLLM for each model
+    _stand_in_for_fp8_kernel()
     gc.collect()
     gc.freeze()  # else the first collection in each forked process copies all pages
     print(json.dumps({name: _version(name) for name in ENGINES}), file=answers, flush=True)
@@ -71,6 +74,18 @@ def main() -> None:
         if not pid:
             _run(request, log)
         running[request["number"]] = (pid, log)
+
+
+def _stand_in_for_fp8_kernel() -> None:
+    """Quantizes to FP8 with PyTorch: vLLM's kernel, which it uses when it post-processes FP8 weights, needs a GPU."""
+    import torch
+    import vllm._custom_ops as kernels
+
+    def scaled_fp8_quant(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        return (weight.float() / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
+
+    kernels.scaled_fp8_quant = scaled_fp8_quant
 
 
 def _wait(pid: int, log: Path) -> dict[str, Any]:
@@ -200,10 +215,15 @@ def _fork_workers() -> None:
     executor.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 
-def serialize(model: str, target: str, ranks: int = 1) -> dict[str, Any]:
-    """Serializes a model as vLLM's ``tensorize_vllm_model`` does, before the CPU's own repacking of weights.
+def serialize(model: str, target: str, ranks: int = 1, processed: bool = False) -> dict[str, Any]:
+    """Serializes a model as vLLM's ``tensorize_vllm_model`` does, and returns what ``generate`` does.
 
-    With several ranks, ``target`` has ``%03d``.
+    Args:
+        model: The folder of the checkpoint.
+        target: The file; with several ranks it has ``%03d``.
+        ranks: The number of ranks.
+        processed: Write the weights as vLLM has post-processed them, as on a GPU. If false, before that: the CPU
+            repacks weights that are not quantized, and frees the originals.
     """
     from vllm.model_executor.model_loader import register_model_loader, tensorizer
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -218,6 +238,16 @@ def serialize(model: str, target: str, ranks: int = 1) -> dict[str, Any]:
 
         def load_weights(self, model: object, model_config: object) -> None:
             super().load_weights(model, model_config)
+            if not processed:
+                self._write(model, model_config)
+
+        def load_model(self, vllm_config: object, model_config: object, prefix: str = "") -> object:
+            model = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+            if processed:
+                self._write(model, model_config)
+            return model
+
+        def _write(self, model: object, model_config: object) -> None:
             tensorizer.serialize_vllm_model(model, tensorizer.TensorizerConfig(tensorizer_uri=target), model_config)
             del model.vllm_tensorized_marker
 
@@ -239,6 +269,20 @@ def transformers_tokens(model: str) -> dict[str, Any]:
     loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, output_loading_info=True)
     reported = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     return {"tokens": _greedy(loaded), **reported}
+
+
+def write_checkpoint(model: str, target: str) -> dict[str, Any]:
+    """Writes a checkpoint from what Tonnage loaded, with nothing else: the remedy for fused experts."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import tonnage
+
+    written = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16)
+    with tonnage.open(model) as weights:
+        weights.load_into(written, strict=False)
+        written.save_pretrained(target)
+    return {}
 
 
 def peft_tokens(model: str, adapter: str) -> dict[str, Any]:
@@ -271,24 +315,85 @@ def diffusers_sum(folder: str) -> dict[str, Any]:
     return {"tokens": [[round(float(each), 3) for each in (output.double().sum(), output.double().abs().max())]]}
 
 
-def sglang_names(folder: str) -> dict[str, Any]:
-    """Returns the names, shapes and checksums of what SGLang's own loader functions read from a directory."""
-    import torch
-    from sglang.srt.model_loader.weight_utils import (
-        buffered_multi_thread_safetensors_weights_iterator,
-        filter_duplicate_safetensors_files,
-    )
+def sglang_state(folder: str, load_format: str = "auto") -> dict[str, Any]:
+    """Returns the state of SGLang's own model after SGLang's own loader filled it, each tensor as a hash.
 
-    files = filter_duplicate_safetensors_files(
-        sorted(map(str, Path(folder).glob("*.safetensors"))), folder, "model.safetensors.index.json"
-    )
-    found = buffered_multi_thread_safetensors_weights_iterator(files, max_workers=2)
-    return {"tensors": {name: [list(each.shape), float(each.to(torch.float64).abs().sum())] for name, each in found}}
+    All is SGLang's: plugins, arguments, model, loader. Only its compiled kernels are replaced, by ones that can't be
+    called, so the model computes nothing.
+    """
+    import hashlib
+    import tempfile
+
+    import torch
+
+    sys.meta_path.insert(0, _KernelFinder())
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.srt.configs.device_config import DeviceConfig
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
+    from sglang.srt.model_loader.loader import get_model_loader
+    from sglang.srt.runtime_context import SpawnRanks, publish
+    from sglang.srt.server_args import prepare_server_args
+
+    command = f"--model-path {folder} --load-format {load_format} --device cpu --skip-tokenizer-init"
+    arguments = prepare_server_args([*command.split(), "--attention-backend", "torch_native"])
+    publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0))
+    with tempfile.NamedTemporaryFile() as meeting:
+        address = f"file://{meeting.name}"
+        init_distributed_environment(1, 0, local_rank=0, distributed_init_method=address, backend="gloo")
+        initialize_model_parallel()
+    config = ModelConfig.from_server_args(arguments)
+    loader = get_model_loader(LoadConfig(load_format=arguments.load_format), config)
+    model = loader.load_model(model_config=config, device_config=DeviceConfig("cpu"))
+    return {
+        "locked": _is_locked(Path(folder).parent / ".tonnage/use.lock"),
+        "tensors": {
+            name: hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+            for name, tensor in model.state_dict().items()
+        },
+    }
+
+
+class _Kernel(types.ModuleType):
+    """A module, class or function of compiled kernels that isn't there."""
+
+    __path__ = ()  # importers take it for a package
+
+    def __getattr__(self, name: str) -> _Kernel:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Kernel(f"{self.__name__}.{name}")
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError(f"{self.__name__} is a kernel")
+
+
+class _KernelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name.partition(".")[0] == "sgl_kernel" else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> _Kernel:
+        return _Kernel(spec.name)
+
+    def exec_module(self, module: object) -> None:
+        pass
 
 
 OPERATIONS = {
     function.__name__: function
-    for function in (generate, serialize, write_models, transformers_tokens, peft_tokens, diffusers_sum, sglang_names)
+    for function in (
+        generate,
+        serialize,
+        write_models,
+        transformers_tokens,
+        write_checkpoint,
+        peft_tokens,
+        diffusers_sum,
+        sglang_state,
+    )
 }
 
 if __name__ == "__main__":

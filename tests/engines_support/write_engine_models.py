@@ -5,6 +5,7 @@ Runs with the Python of hack/env/engines.sh.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,12 +35,17 @@ def write_all(folder: Path) -> dict[str, str]:
         MixtralForCausalLM,
         Qwen2Config,
         Qwen2ForCausalLM,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
     )
+
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
 
     for name, config, model_class in (
         ("llama", LlamaConfig(**SIZES, tie_word_embeddings=False), LlamaForCausalLM),
         ("qwen2", Qwen2Config(**SIZES, tie_word_embeddings=True), Qwen2ForCausalLM),
         ("mixtral", MixtralConfig(**SIZES, num_local_experts=4, tie_word_embeddings=False), MixtralForCausalLM),
+        ("qwen3-moe", Qwen3MoeConfig(**SIZES, **experts, tie_word_embeddings=False), Qwen3MoeForCausalLM),
     ):
         torch.manual_seed(11)
         config.initializer_range = 0.3  # so that greedy tokens differ from step to step
@@ -49,6 +55,7 @@ def write_all(folder: Path) -> dict[str, str]:
         write_module(model, folder / name / "no-buffers" / "model.tensors", include_non_persistent_buffers=False)
         write_state(load_file(folder / name / "hf" / "model.safetensors"), folder / name / "state" / "model.tensors")
         if name == "llama":
+            write_quantized(folder / name / "hf", folder / "llama-fp8")
             write_adapter(model, folder / "lora")
     write_diffusion(folder / "diffusion")
     return {}
@@ -67,6 +74,27 @@ def write_state(state: dict[str, torch.Tensor], path: Path) -> None:
     serializer = TensorSerializer(str(path))
     serializer.write_state_dict(state)
     serializer.close()
+
+
+def write_quantized(source: Path, folder: Path) -> None:
+    """Writes a checkpoint with linear layers in FP8, one scale for each, as tools for vLLM write it."""
+    from safetensors.torch import load_file, save_file
+
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    state = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            state[name] = tensor
+            continue
+        scale = tensor.float().abs().max() / largest
+        state[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        state[f"{name}_scale"] = scale.reshape(1)
+    (folder / "hf").mkdir(parents=True)
+    save_file(state, folder / "hf" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (folder / "hf" / "config.json").write_text(json.dumps(config))
+    write_state(state, folder / "state" / "model.tensors")
 
 
 def write_adapter(model: torch.nn.Module, folder: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-REFUSAL = "start_with_load_format_"
+REFUSAL = "start_vllm_with_load_format_"
 """What the name of a file begins with because of which engines refuse a folder."""
 CONFIG = json.dumps({"architectures": ["Tiny"], "hidden_size": 64}).encode()
 

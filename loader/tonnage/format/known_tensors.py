@@ -19,12 +19,14 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What names of a wrapped module begin with: of ``DistributedDataParallel``, and of ``torch.compile``."""
 
 FUSED_EXPERTS_REMEDY = (
-    "`save_pretrained('checkpoint')` in the program that wrote it, and upload that folder, or what "
-    "`tonnage serialize checkpoint TARGET` or `write_state_dict(load_file('checkpoint/model.safetensors'))` writes"
+    "For any engine, write a checkpoint from these files, and upload it: load them into transformers' model with "
+    "`tonnage.open(MODEL).load_into(model, strict=False)`, then `model.save_pretrained('checkpoint')`."
 )
-"""What to do with fused experts, after "save the model with"."""
+"""What to do with fused experts. The model is one built from the configuration: of a model that its ``from_pretrained``
+read from such files, transformers keeps the names."""
 
 _FUSED_EXPERTS = re.compile(r"(?:.*\.)?(?P<module>\w+)\.experts\.gate_up_proj")
+_QUANTIZED = re.compile(r"float8_\w+|u?int(8|16|32)")
 _CACHED_ANGLES = frozenset({"cos_sin_cache", "cos_cached", "sin_cached"})
 _INVERSE_FREQUENCIES = re.compile(r"(?:\w*_)?inv_freq")
 """``inv_freq``, ``original_inv_freq``, and those of one type of layers, such as ``full_attention_inv_freq``."""
@@ -59,6 +61,14 @@ def is_vllm_serialized(tensors: Iterable[TensorEntry]) -> bool:
     Such a file has the tensors of vLLM's own modules, with names and shapes that other engines don't know.
     """
     return any(tensor.name == VLLM_MARKER and tensor.is_meta and tensor.kind == KIND_PARAMETER for tensor in tensors)
+
+
+def is_quantized(tensors: Iterable[TensorEntry]) -> bool:
+    """Returns whether a model's parameters have numbers of 8 bits, or packed ones: vLLM post-processes such weights."""
+    return any(
+        _QUANTIZED.fullmatch(tensor.dtype.torch_name) and tensor.kind == KIND_PARAMETER and not tensor.is_meta
+        for tensor in tensors
+    )
 
 
 def find_fused_experts(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:

@@ -223,6 +223,7 @@ def fill_entry(
                     on_mismatch=source.head_check,
                     on_progress=on_progress,
                     canceled=is_canceled,
+                    has_readers=lambda: writer.begun,
                 )
             )
         _require_level(plan.verify, outcome, objects)

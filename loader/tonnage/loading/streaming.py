@@ -156,6 +156,11 @@ class StreamWriter:
         self._begun = False
         self._impossible = not enabled
 
+    @property
+    def begun(self) -> bool:
+        """Whether a reader has asked, and files are shown."""
+        return self._begun and not self._impossible
+
     def add(self, path: str) -> None:
         """Adds a file that is complete and verified, by its path in the entry.
 

@@ -34,7 +34,7 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import VLLM_LOAD_FORMAT, names_notes, separated_note, vllm_command, vllm_note
+from tonnage.planning.notes import names_notes, separated_note, vllm_command, vllm_load_format, vllm_note
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
@@ -253,7 +253,7 @@ class _BlueprintBuilder:
             if own.file.computed_buffers:
                 self._separated += own.entries.values()
         if group.vllm:
-            self._add_refusal(group.directory)
+            self._add_refusal(group.directory, vllm_load_format([self.objects[index] for index in members]))
         elif group.rank is None and (len(in_shards) > 1 or (shares_folder and group.stem == Stem(MODEL))):
             self._add_index(group, weight_map, total)
 
@@ -270,15 +270,15 @@ class _BlueprintBuilder:
             _json({"metadata": {"total_size": total}, "weight_map": weight_map}),
         )
 
-    def _add_refusal(self, directory: str) -> None:
+    def _add_refusal(self, directory: str, load_format: str) -> None:
         """Adds files because of which engines refuse a folder that they would fill with wrong or random values.
 
         Readers of the index end, because it lists a file that doesn't exist, and show that file's name. A reader of all
         safetensors files ends at a tensor that no model has, and shows its name. vLLM's ``sharded_state`` reads none.
         """
-        remedy = f"start with --load-format {VLLM_LOAD_FORMAT}"
-        tensor = "start_with_load_format_" + VLLM_LOAD_FORMAT
-        index = {"metadata": {"total_size": 0, LOAD_FORMAT_KEY: VLLM_LOAD_FORMAT}, "weight_map": {tensor: remedy}}
+        remedy = f"start vLLM with --load-format {load_format}"
+        tensor = f"start_vllm_with_load_format_{load_format}"
+        index = {"metadata": {"total_size": 0, LOAD_FORMAT_KEY: load_format}, "weight_map": {tensor: remedy}}
         for path, content in (
             (Stem(MODEL).index_name, _json(index)),
             (Stem(tensor).shard(0, 1), _one_tensor_file(tensor, self._identity)),
@@ -406,7 +406,7 @@ class _BlueprintBuilder:
         found = [source for source in self.objects if source.is_vllm_serialized]
         if found:
             self.notes.append(vllm_note(found, layout))
-            self.served_by = vllm_command(found[0], layout)
+            self.served_by = vllm_command(found, layout)
         for source in self.objects:
             if source.tensors_index is not None and not source.is_vllm_serialized and not source.is_safetensors:
                 self.notes += names_notes(source.label, source.tensors_index.tensors)

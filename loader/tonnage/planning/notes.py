@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Layout
-from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, find_fused_experts, find_wrapper
+from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, find_fused_experts, find_wrapper, is_quantized
 from tonnage.format.tensor_names import short_repr
 
 if TYPE_CHECKING:
@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from tonnage.format.tensors_index import TensorEntry
     from tonnage.planning.blueprint import SourceObject
 
-VLLM_LOAD_FORMAT = "sharded_state"
-"""vLLM's load format for shards that have the tensors of its own modules."""
+
+def vllm_load_format(found: Sequence[SourceObject]) -> str:
+    """Returns vLLM's load format for shards that have the tensors of its own modules.
+
+    ``sharded_state`` post-processes again what vLLM had post-processed before it wrote the files, and ends.
+    """
+    quantized = any(each.tensors_index is not None and is_quantized(each.tensors_index.tensors) for each in found)
+    return "tonnage" if quantized else "sharded_state"
 
 
 def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
@@ -32,14 +38,15 @@ def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
     )
 
 
-def vllm_command(first: SourceObject, layout: Layout) -> str:
+def vllm_command(found: Sequence[SourceObject], layout: Layout) -> str:
     """Returns the command that serves files that vLLM serialized. MODEL stands for the folder of the entry's files.
 
     Args:
-        first: One of the files.
+        found: The files.
         layout: The layout of the entry.
     """
-    flags = f"--load-format {VLLM_LOAD_FORMAT}"
+    first = found[0]
+    flags = f"--load-format {vllm_load_format(found)}"
     if layout is Layout.TENSORIZER:
         path = first.path
         if first.rank is not None:
@@ -56,8 +63,8 @@ def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
     what = f"{first.label} was" if len(found) == 1 else f"{len(found)} files, such as {first.label}, were"
     return (
         f"{what} serialized by vLLM and has the tensors of its own modules, which transformers and other engines can't "
-        f"use. To serve: `{vllm_command(first, layout)}`, where MODEL is the folder of the entry's files; with Tonnage "
-        "installed beside vLLM also with --load-format tonnage."
+        f"use. To serve: `{vllm_command(found, layout)}`, where MODEL is the folder of the entry's files. "
+        "--load-format tonnage, which serves all such files, needs Tonnage beside vLLM."
     )
 
 
@@ -75,8 +82,8 @@ def names_notes(label: str, tensors: Sequence[TensorEntry]) -> list[str]:
     if experts:
         notes.append(
             f"{label} has fused experts, such as {short_repr(experts[0].name)}: names that transformers 5 uses in "
-            "memory, not in checkpoints. transformers reads them. vLLM reads them for some models, such as Qwen3-MoE, "
-            "and ends for others, such as Mixtral, also with --load-format tonnage. For any engine: save the model "
-            f"with {FUSED_EXPERTS_REMEDY}."
+            "memory, not in checkpoints. transformers reads them, and vLLM with --load-format tonnage. Without it vLLM "
+            "reads them for some models, such as Qwen3-MoE, and ends for others, such as Mixtral. "
+            f"{FUSED_EXPERTS_REMEDY}"
         )
     return notes

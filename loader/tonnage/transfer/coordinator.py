@@ -212,6 +212,7 @@ class _Transfer:
     def _announce_files(self) -> None:
         for file in self._verification.complete_files.take():
             self._spec.on_file(file)
+        self._queue.max_open = max_open_segments(self._spec.concurrency.workers) if self._spec.has_readers() else None
 
     def _adapt(self, pool: WorkerPool, now: float) -> None:
         """Adapts the part size and the number of connections to the rate."""
@@ -480,6 +481,15 @@ class _Transfer:
         self._verification.pending_hashes += worker_exit.worker.hashes.values()
         pool.start(worker_exit.worker.number)
         self._tune(pool)
+
+
+def max_open_segments(workers: int) -> int:
+    """Returns how many segments may be open at a time while readers wait for files.
+
+    Two, so that the connections of one that ends have the next one to turn to; more with many workers, because those
+    that write one file slow each other down.
+    """
+    return max(2, workers // 4)
 
 
 def _memory_limit_text() -> str:

@@ -2,7 +2,8 @@
 
 A segment has one owner, because several writers of one tmpfs file slow each other down. A worker takes parts of its own
 segments first, then of the next segment without an owner; if there is none left, it helps with the segment that has the
-most bytes left.
+most bytes left. While readers wait for files, few segments are open at a time, so that files are complete one by one
+instead of all near the end: a worker without one of its own helps with the first that is open.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class PartQueue:
 
     Attributes:
         remaining: Number of bytes that are not assigned.
+        max_open: Maximum number of segments that have an owner and bytes left; None: no limit. Can be changed at any
+            time; segments that are open stay open.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class PartQueue:
         }
         self.max_part_size = max_part_size
         self._min_part_size = min_part_size
+        self.max_open: int | None = None
         self._owner: dict[int, int] = {}
         self._delayed: list[Delayed] = []
         self._order = 0
@@ -135,16 +139,22 @@ class PartQueue:
     def _choose(self, worker: int) -> int | None:
         unowned: int | None = None
         largest: int | None = None
-        most = 0
+        first: int | None = None
+        most = open_segments = 0
         for segment, left in self._unassigned.items():
             owner = self._owner.get(segment)
             if owner == worker:
                 return segment
             if owner is None and unowned is None:
                 unowned = segment
+            if owner is not None:
+                open_segments += 1
+                first = segment if first is None else first
             size = sum(end - start for start, end in left)
             if size > most:
                 most, largest = size, segment
+        if self.max_open is not None and open_segments >= self.max_open:
+            return first
         if unowned is not None:
             self._owner[unowned] = worker
             return unowned

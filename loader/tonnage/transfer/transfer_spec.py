@@ -83,6 +83,7 @@ class TransferSpec:
         on_file: Called once with the number of each file that is complete and verified.
         on_mismatch: Called with the number of an object before bytes of it are fetched again that don't match.
         canceled: Polled several times a second; True interrupts the transfer.
+        has_readers: Polled as well; True while readers wait for files, which are then completed one by one.
     """
 
     blueprint: Blueprint
@@ -108,6 +109,7 @@ class TransferSpec:
     on_mismatch: Callable[[int], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     canceled: Callable[[], bool] = lambda: False
+    has_readers: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, VLLM_MARKER, is_c
 from tonnage.format.tensor_names import KIND_BUFFER, short_repr
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 MAX_RANKS_OF_WHOLE_TENSORS = 2
 """Maximum number of ranks of which each moves all tensors over its own bus, at ring speed.
@@ -19,6 +19,13 @@ With more ranks it is faster that each moves only its own part, by vLLM's own co
 about 70 GB/s by the ring, whatever their number, and each gets 4.5 GB/s of its own part by vLLM's copies."""
 _SHOWN_NAMES = 5
 _FUSED_EXPERTS = ".experts.gate_up_proj"
+
+
+IF_POST_PROCESSED = (
+    "If vLLM had post-processed these weights before it wrote them, as it does with quantized ones on a GPU, start it "
+    """with --model-loader-extra-config '{"post_processed": true}'."""
+)
+"""What to do if weights don't fit a model that was just built."""
 
 
 class EngineMismatch(InvalidPlan):
@@ -91,22 +98,50 @@ def checkpoint_names(names: Iterable[str]) -> list[str]:
     return [name for name in names if name != VLLM_MARKER and not is_computed_buffer(name, KIND_BUFFER)]
 
 
-def explain_refusal(names: Iterable[str], message: str, *, label: str) -> EngineMismatch | None:
-    """Returns an error with the remedy if a model refused names that transformers has in memory only.
+def find_fused_names(names: Iterable[str]) -> list[str]:
+    """Returns the names of experts that transformers 5 has fused in memory."""
+    return [name for name in names if name.endswith(_FUSED_EXPERTS)]
+
+
+def explain_refusal(fused: Sequence[str], message: str, *, label: str) -> EngineMismatch:
+    """Returns an error with the remedy: a model refused fused experts, and transformers has no mapping for them.
 
     Args:
-        names: The names of the weights.
-        message: vLLM's message.
+        fused: Their names.
+        message: The message of vLLM, or of transformers.
         label: Names the weights in messages.
     """
-    fused = [name for name in names if name.endswith(_FUSED_EXPERTS)]
-    if not fused:
-        return None
     return EngineMismatch(
         f"vLLM's model refused {label}: {message.partition('. ')[0]}. Its experts, such as {short_repr(fused[0])}, "
-        "have names that transformers 5 uses in memory, not in checkpoints. Save the model with "
-        f"{FUSED_EXPERTS_REMEDY}."
+        "have names that transformers 5 uses in memory, not in checkpoints, and vLLM's transformers can't map them. "
+        f"{FUSED_EXPERTS_REMEDY}"
     )
+
+
+def find_transposed(
+    built: Mapping[str, tuple[object, tuple[int, ...]]], stored: Mapping[str, tuple[int, ...]]
+) -> set[str]:
+    """Returns the matrices that vLLM had transposed when it post-processed them.
+
+    It transposes by a view, which kernels expect, but files hold rows one after the other. A square matrix has the same
+    shape either way, so those of one method of quantization are transposed if its others are.
+
+    Args:
+        built: The method and the shape of each parameter of a model that was just built.
+        stored: The shapes in the files.
+    """
+    common = {name: (method, shape, stored[name]) for name, (method, shape) in built.items() if name in stored}
+    matrices = {name: each for name, each in common.items() if len(each[1]) == len(each[2]) == 2}
+    methods = {
+        (method, name.rpartition(".")[2])
+        for name, (method, shape, found) in matrices.items()
+        if shape != found and shape == found[::-1]
+    }
+    return {
+        name
+        for name, (method, shape, found) in matrices.items()
+        if shape == found[::-1] and (method, name.rpartition(".")[2]) in methods
+    }
 
 
 def check_state(missing: Collection[str], unexpected: Iterable[str], setup: ParallelSetup, *, label: str) -> None:

@@ -26,20 +26,25 @@ from tonnage.errors import TonnageError, error_for
 from tonnage.format.known_tensors import VLLM_MARKER
 from tonnage.vllm_plugin.checkpoint import iterate_checkpoint, open_weights_of_engine
 from tonnage.vllm_plugin.decisions import (
+    IF_POST_PROCESSED,
     EngineMismatch,
     NotPostProcessed,
     ParallelSetup,
     check_state,
     choose_rank,
     explain_refusal,
+    find_fused_names,
+    find_transposed,
     is_state_of_vllm,
     moves_whole_tensors,
     parse_options,
 )
+from tonnage.vllm_plugin.fused_experts import split_experts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from transformers import PretrainedConfig
     from vllm.config import ModelConfig, VllmConfig
     from vllm.config.load import LoadConfig
 
@@ -76,6 +81,7 @@ class TonnageModelLoader(DefaultModelLoader):
             not current_platform.is_cpu() if options.post_processed is None else options.post_processed
         )
         self._wait_seconds = options.wait_seconds
+        self._split_config: PretrainedConfig | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Checks that the weights are there; the loader downloaded them."""
@@ -106,19 +112,30 @@ class TonnageModelLoader(DefaultModelLoader):
         """Loads the weights into a model that vLLM built."""
         with self._open(model_config) as (weights, is_state):
             if not is_state:
-                try:
-                    super().load_weights(model, model_config)
-                except ValueError as error:  # a name that the model doesn't have
-                    explained = explain_refusal(weights, str(error), label=model_config.model)
-                    if explained is None:
-                        raise
-                    raise explained from error
+                self._load_checkpoint(model, model_config, find_fused_names(weights))
                 return
             try:
                 result = weights.load_into(model, strict=False, progress="off")
             except ModuleMismatch as error:
-                raise EngineMismatch(_with_remedy(str(error), EngineMismatch.remedy)) from error
+                remedy = EngineMismatch.remedy if self._post_processed else IF_POST_PROCESSED
+                raise EngineMismatch(_with_remedy(str(error), remedy)) from error
             check_state(result.missing, result.unexpected, _setup(), label=model_config.model)
+
+    def _load_checkpoint(self, model: torch.nn.Module, model_config: ModelConfig, fused: Sequence[str]) -> None:
+        """Hands a checkpoint's tensors to the model; experts that transformers fused, as they are or split again."""
+        try:
+            super().load_weights(model, model_config)
+        except ValueError as error:  # a name that the model doesn't have
+            if not fused:
+                raise
+            logger.info("Splitting the experts again: %s", str(error).partition(". ")[0])
+            self._split_config = model_config.hf_config
+            try:
+                super().load_weights(model, model_config)
+            except (ValueError, ImportError) as second:
+                raise explain_refusal(fused, str(second), label=model_config.model) from second
+            finally:
+                self._split_config = None
 
     def _get_weights_iterator(self, source: DefaultModelLoader.Source) -> Iterator[tuple[str, torch.Tensor]]:
         path = Path(source.model_or_path, source.subfolder or "")
@@ -128,14 +145,20 @@ class TonnageModelLoader(DefaultModelLoader):
             yield from DefaultModelLoader(other_config)._get_weights_iterator(source)  # noqa: SLF001  # vLLM's own extension point
             return
         unused = source.is_unused_weight or (lambda _: False)
+
+        def skips(name: str) -> bool:
+            return should_skip_weight(name, self.local_expert_ids) or unused(name)
+
         with _explained_errors():
-            for name, tensor in iterate_checkpoint(
-                path,
-                self._stream_device(),
-                skips=lambda name: should_skip_weight(name, self.local_expert_ids) or unused(name),
-                wait_seconds=self._wait_seconds,
-            ):
-                yield source.prefix + name, tensor
+            if self._split_config is not None:
+                fused = dict(iterate_checkpoint(path, torch.device("cpu"), wait_seconds=self._wait_seconds))
+                tensors = split_experts(fused, self._split_config)
+            else:
+                device = self._stream_device()
+                tensors = iterate_checkpoint(path, device, skips=skips, wait_seconds=self._wait_seconds)
+            for name, tensor in tensors:
+                if not skips(name):
+                    yield source.prefix + name, tensor
 
     @contextlib.contextmanager
     def _open(self, model_config: ModelConfig) -> Iterator[tuple[Weights, bool]]:
@@ -168,6 +191,7 @@ class TonnageModelLoader(DefaultModelLoader):
                     vllm_config=vllm_config, model_config=model_config, prefix=prefix
                 )
             state = weights.state_dict(device, filter=lambda name: name != VLLM_MARKER)
+            _restore_order(model, state)
             replace_tensors(model, state)
             try:
                 with weights_already_processed():
@@ -205,6 +229,17 @@ def _explained_errors() -> Iterator[None]:
             raise
         message = _with_remedy(f"{error.reason}: {error.message}", error.remedy)
         raise error_for(error.reason, message, remedy=error.remedy) from error
+
+
+def _restore_order(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Lays matrices out in memory by columns that vLLM had transposed without a copy when it post-processed them."""
+    methods = {name: type(getattr(module, "quant_method", None)) for name, module in model.named_modules()}
+    built = {
+        name: (methods.get(name.rpartition(".")[0], type(None)), tuple(tensor.shape))
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+    }
+    for name in find_transposed(built, {name: tuple(tensor.shape) for name, tensor in state.items()}):
+        state[name] = state[name].t().contiguous().t()
 
 
 def replace_tensors(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 def test_the_folder_is_a_distribution_with_the_entry_point(tmp_path: Path) -> None:
     assert json.loads(run_tonnage("plugin", str(tmp_path / "new"), "--json").stdout)["version"] == __version__
     [found] = list(distributions(path=[str(tmp_path / "new")]))
-    [point] = found.entry_points
     assert (found.name, found.version) == ("tonnage", __version__)
-    assert (point.group, point.name, point.value) == ("vllm.general_plugins", "tonnage", "tonnage.vllm_plugin:register")
+    assert {(point.group, point.name, point.value) for point in found.entry_points} == {
+        ("vllm.general_plugins", "tonnage", "tonnage.vllm_plugin:register"),
+        ("sglang.srt.plugins", "tonnage", "tonnage.sglang_plugin:register"),
+    }
 
 
 def test_the_copy_imports_without_any_dependency_of_the_loader(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_the_copy_imports_without_any_dependency_of_the_loader(tmp_path: Path) -
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "for name in ('pycurl', 'botocore', 'isal', 'rich'): sys.modules[name] = None\n"
-        "import tonnage.vllm_plugin, tonnage.attach.weights; print(tonnage.__file__)"
+        "import tonnage.vllm_plugin.checkpoint, tonnage.sglang_plugin, tonnage.attach.weights; print(tonnage.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stdout.startswith(str(tmp_path)), done.stderr

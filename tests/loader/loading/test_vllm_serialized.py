@@ -156,7 +156,7 @@ def test_equal_data_of_other_tensors_is_not_taken_for_a_tie(harness: LoadHarness
 def test_transformers_refuses_the_folder_and_shows_the_flag_that_serves_it(harness: LoadHarness) -> None:
     folder = harness.cache / harness.load().entry / "model"
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-    with pytest.raises(Exception, match="start with --load-format sharded_state"):
+    with pytest.raises(Exception, match="start vLLM with --load-format sharded_state"):
         from_pretrained(folder)
 
 
@@ -164,7 +164,7 @@ def test_a_reader_of_all_files_meets_a_tensor_that_no_model_has(harness: LoadHar
     folder = harness.cache / harness.load().entry / "model"
     (path,) = folder.glob("start_with*.safetensors")
     (name,) = load_file(path)
-    assert name == "start_with_load_format_sharded_state"
+    assert name == "start_vllm_with_load_format_sharded_state"
     assert name not in load_safetensors_dir(folder)
 
 

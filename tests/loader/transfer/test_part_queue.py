@@ -26,10 +26,11 @@ def drain(queue: PartQueue, *, workers: int, slots: int) -> list[tuple[int, Part
     st.integers(1, 9),
     st.integers(1, 80),
     st.integers(1, 30),
+    st.one_of(st.none(), st.integers(1, 3)),
     st.data(),
 )
 def test_every_missing_byte_is_assigned_exactly_once(
-    sizes: list[int], workers: int, slots: int, largest: int, smallest: int, data: st.DataObject
+    sizes: list[int], workers: int, slots: int, largest: int, smallest: int, max_open: int | None, data: st.DataObject
 ) -> None:
     segments = [segment(index, 10, 10 + size) for index, size in enumerate(sizes)]
     done = {
@@ -38,6 +39,7 @@ def test_every_missing_byte_is_assigned_exactly_once(
         if (start := data.draw(st.integers(10, 10 + sizes[index]))) >= 0
     }
     queue = PartQueue(segments, done, max_part_size=largest, min_part_size=smallest)
+    queue.max_open = max_open
     wanted = {
         (item.index, at)
         for item in segments
@@ -80,3 +82,26 @@ def test_a_requeued_part_is_returned_when_it_is_due() -> None:
     assert queue.take(0, slots=1, now=8.0) == later
     assert queue.next_due() is None
     assert queue.remaining == 0
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 80))
+def test_with_a_limit_few_segments_are_open_and_they_are_begun_in_their_order(
+    sizes: list[int], workers: int, max_open: int, largest: int
+) -> None:
+    queue = PartQueue(
+        [segment(index, 0, size) for index, size in enumerate(sizes)], {}, max_part_size=largest, min_part_size=1
+    )
+    queue.max_open = max_open
+    left = dict(enumerate(sizes))
+    begun: list[int] = []
+    for _, part in drain(queue, workers=workers, slots=workers):
+        if part.segment not in begun:
+            begun.append(part.segment)
+        left[part.segment] -= part.end - part.start
+        assert sum(0 < left[index] < sizes[index] for index in left) <= max_open
+    assert begun == sorted(begun)
+
+
+def test_without_a_limit_each_worker_opens_a_segment_of_its_own() -> None:
+    queue = PartQueue([segment(index, 0, 100) for index in range(4)], {}, max_part_size=10, min_part_size=10)
+    assert [queue.take(worker, slots=4, now=0.0).segment for worker in range(4)] == [0, 1, 2, 3]  # type: ignore[union-attr]

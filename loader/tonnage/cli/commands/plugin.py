@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from tonnage.cli.invocation import Invocation
 
-ENTRY_POINTS = "[vllm.general_plugins]\ntonnage = tonnage.vllm_plugin:register\n"
+ENTRY_POINTS = (
+    "[vllm.general_plugins]\ntonnage = tonnage.vllm_plugin:register\n"
+    "[sglang.srt.plugins]\ntonnage = tonnage.sglang_plugin:register\n"
+)
 
 
 def run(arguments: argparse.Namespace, _: Invocation) -> int:
@@ -30,7 +33,7 @@ def run(arguments: argparse.Namespace, _: Invocation) -> int:
     if arguments.json:
         output.write_json({"path": str(folder), "version": __version__})
     else:
-        print(f"Wrote the plugin to {folder}. Start vLLM with PYTHONPATH={folder} and --load-format tonnage.")
+        print(f"Wrote the plugin to {folder}. Start vLLM or SGLang with PYTHONPATH={folder} and --load-format tonnage.")
     return 0
 
 
