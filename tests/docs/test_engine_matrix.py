@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engines_support.engine_matrix import MODELS, SAME, Case, all_cases, compare, render
+from engines_support.engine_matrix import SAME, TITLES, Case, all_cases, compare, render
 from support.repository import ROOT
 
 PAGE = (ROOT / "docs/reference/engine-matrix.md").read_text()
@@ -28,7 +28,7 @@ def test_an_answer_is_compared_with_that_of_the_models_own_folder(answer: dict[s
 
 
 def test_the_page_has_a_cell_for_each_case() -> None:
-    titles = tuple(f"| {title} |" for title in MODELS.values())
+    titles = tuple(f"| {title} |" for title in TITLES.values())
     rows = [line for line in PAGE.splitlines() if line.startswith(titles)]
     cells = [cell.strip() for row in rows for cell in row.split("|")[3:-1]]
     assert sum(bool(cell) for cell in cells) >= len(all_cases())

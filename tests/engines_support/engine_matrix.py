@@ -17,6 +17,7 @@ MODELS = {
 }
 ADAPTER = "lora"
 """A LoRA adapter that PEFT wrote, on Llama: the adapter's files were written in each way."""
+TITLES = {**MODELS, ADAPTER: "Llama with a LoRA adapter"}
 WAYS = {
     "hf": "`save_pretrained`: safetensors, loaded as they are",
     "module": "`write_module(model)`",
@@ -163,7 +164,7 @@ def render(results: Mapping[Case, str], others: Sequence[tuple[str, str, str]], 
     ]
     layouts = ["Safetensors" if layout == "safetensors" else "Tensorizer" for layout, _ in COLUMNS]
     lines.append("| | | " + " | ".join(f"*{layout}*" for layout in layouts) + " |")
-    for model, title in (*MODELS.items(), (ADAPTER, "Llama with a LoRA adapter")):
+    for model, title in TITLES.items():
         for way, written in WAYS.items():
             cells = [results.get(Case(model, way, *column), "") for column in COLUMNS]
             if any(cells):

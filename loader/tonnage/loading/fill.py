@@ -195,6 +195,7 @@ def fill_entry(
             canceled=canceled,
         )
         write_prefixes(partial, blueprint)
+        writer.poll()  # so that the order of parts is right from the first
         if peers is not None:
             peers.show(partial, blueprint)
         with Journal.create(

@@ -57,6 +57,7 @@ class PeerQueue:
     Attributes:
         remaining: Number of bytes that are not assigned.
         max_part_size: Not used; units have their size.
+        max_open: Not used; nodes that fetch units in the same order would not complement each other.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class PeerQueue:
         self._idle_since: float | None = None
         self._pending: dict[tuple[int, int], Unit] = {}
         self.max_part_size = 0
+        self.max_open: int | None = None
         self.remaining = sum(unit.size for unit in self._units)
 
     @property

@@ -162,7 +162,7 @@ def test_transformers_refuses_the_folder_and_shows_the_flag_that_serves_it(harne
 
 def test_a_reader_of_all_files_meets_a_tensor_that_no_model_has(harness: LoadHarness) -> None:
     folder = harness.cache / harness.load().entry / "model"
-    (path,) = folder.glob("start_with*.safetensors")
+    (path,) = folder.glob("start_vllm_with*.safetensors")
     (name,) = load_file(path)
     assert name == "start_vllm_with_load_format_sharded_state"
     assert name not in load_safetensors_dir(folder)
