@@ -27,13 +27,13 @@ PLANTED = {
     "a URL with a password": "http://admin:hunter2@127.0.0.1:9/model.tensors",
     "a connection string": "postgres://admin:hunter2@db/model.tensors",
 }
-SECRET_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
+VARIABLES = (
+    ("AWS_ENDPOINT_URL",),
+    ("AWS_ENDPOINT_URL_S3",),
+    ("AWS_REGION",),
+    ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
 )
+"""Variables with the same content in one load. Those of credentials are not parsed, so none ends the load early."""
 
 
 def load(folder: Path, source: Mapping[str, object], environment: dict[str, str] | None = None) -> CommandResult:
@@ -77,33 +77,32 @@ def test_what_is_planted_in_a_list_of_urls_appears_nowhere(tmp_path: Path, plant
     assert_hidden(folder, result)
 
 
-def is_address(variable: str, planted: str) -> bool:
+def is_address(variables: tuple[str, ...], planted: str) -> bool:
     """Returns whether the value is the address of a store, which is no secret."""
-    return variable.startswith("AWS_ENDPOINT_URL") and planted.startswith("http://127")
+    return variables[0].startswith("AWS_ENDPOINT_URL") and planted.startswith("http://127")
 
 
 @pytest.mark.parametrize(
-    ("variable", "planted"),
+    ("variables", "planted"),
     [
-        pytest.param(variable, planted, id=f"{variable}-{kind}")
-        for variable in SECRET_VARIABLES
+        pytest.param(variables, planted, id=f"{variables[0]}-{kind}")
+        for variables in VARIABLES
         for kind, planted in PLANTED.items()
-        if not is_address(variable, planted)
+        if not is_address(variables, planted)
     ],
 )
-def test_what_is_planted_in_a_variable_appears_nowhere(
-    faulty_server: FaultyServer, tmp_path: Path, variable: str, planted: str
+def test_what_is_planted_in_variables_appears_nowhere(
+    faulty_server: FaultyServer, tmp_path: Path, variables: tuple[str, ...], planted: str
 ) -> None:
     faulty_server.add_fault(Fault(status=403, body=b"<Error><Code>AccessDenied</Code></Error>"))
     source = {
         "kind": "s3",
         "bucket": "b",
         "prefix": "m/",
-        "endpoint": "" if "ENDPOINT" in variable else faulty_server.url,
+        "endpoint": "" if "ENDPOINT" in variables[0] else faulty_server.url,
     }
-    result = load(
-        tmp_path, source, {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "x", variable: planted}
-    )
+    environment = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "x"}
+    result = load(tmp_path, source, {**environment, **dict.fromkeys(variables, planted)})
     assert result.returncode != 0
     assert_hidden(tmp_path, result)
 
