@@ -1,8 +1,9 @@
-"""Reserves the room of a load before its first byte, so that two loads that don't fit together never block each other.
+"""Reserves the room of a load at its beginning, so that two loads that don't fit together never block each other.
 
-All blocks or pages of the files are allocated at once (``fallocate(2)``). Of two loads of which only one fits, one gets
-what it needs, and the other fails and gives back what it has. Allocating pages of a tmpfs takes the time that the first
-write to them would take. Journal and manifest, a few hundred bytes for each tensor, are not reserved.
+All blocks or pages of the files are allocated at once (``fallocate(2)``), while the first parts arrive. Of two loads of
+which only one fits, one gets what it needs, and the other fails and gives back what it has. Allocating pages of a tmpfs
+takes the time that the first write to them would take. Journal and manifest, a few hundred bytes for each tensor, are
+not reserved.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import itertools
 import os
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -39,6 +41,9 @@ ATTEMPTS = 5
 MAX_PAUSE_SECONDS = 0.5
 MAX_THREADS = 16
 MAX_LISTED = 5
+
+ALLOCATED_BYTES = 256 << 20
+"""Bytes of one ``fallocate``, which only a signal interrupts: about 60 ms in a tmpfs."""
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -71,13 +76,7 @@ def reserve(
         CacheNotWritable: A file can't be opened.
     """
     for attempt in itertools.count():
-        missing = sum(_unallocated_bytes(path) for path in paths)
-        try:
-            check_free_space(entry.path, missing, min_free=min_free)
-        except InsufficientSpace as error:
-            if remove_interrupted_loads(entry, missing, note=note):
-                continue
-            raise InsufficientSpace(error.message + describe_entries(entry)) from error
+        require_room(entry, paths, min_free=min_free, note=note)
         try:
             if allocates:
                 _allocate_all(paths, canceled)
@@ -89,6 +88,118 @@ def reserve(
             time.sleep(random.uniform(0.0, MAX_PAUSE_SECONDS))  # noqa: S311  # only to differ from the other load
         else:
             return
+
+
+def require_room(
+    entry: Entry, paths: Sequence[Path], *, min_free: int, note: Callable[[str], None] = lambda _: None
+) -> None:
+    """Checks that what is not allocated of the files fits. If not, what interrupted loads have left is removed.
+
+    Raises:
+        InsufficientSpace: It doesn't fit. The message lists the largest entries beside this one.
+    """
+    while True:
+        missing = sum(_unallocated_bytes(path) for path in paths)
+        try:
+            check_free_space(entry.path, missing, min_free=min_free)
+        except InsufficientSpace as error:
+            if remove_interrupted_loads(entry, missing, note=note):
+                continue
+            raise InsufficientSpace(error.message + describe_entries(entry)) from error
+        return
+
+
+class RoomTaken(Exception):  # control flow: the load begins again, and allocates before it writes
+    """Another load has taken the room of this one while its first parts arrived."""
+
+
+class Reservation:
+    """The room of a load, which is allocated while the load writes its files, or before.
+
+    Args:
+        entry: The entry to load.
+        paths: Its files, which exist with their final size when the reservation begins.
+    """
+
+    def __init__(self, entry: Entry, paths: Sequence[Path]) -> None:
+        self._entry = entry
+        self._paths = paths
+        self._canceled = threading.Event()
+        self._error: TonnageError | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(
+        self,
+        *,
+        first: bool,
+        empty: bool,
+        allocates: bool,
+        min_free: int,
+        note: Callable[[str], None],
+        canceled: Callable[[], bool],
+    ) -> None:
+        """Begins to allocate all bytes of the files, unless they don't fit. The arguments are those of ``reserve``.
+
+        Args:
+            first: Whether all is allocated before this method returns. It is if something has been written.
+            empty: See ``reserve``.
+            allocates: See ``reserve``.
+            min_free: See ``reserve``.
+            note: See ``reserve``.
+            canceled: See ``reserve``.
+
+        Raises:
+            InsufficientSpace: They don't fit.
+            CacheNotWritable: A file can't be opened.
+        """
+        if first or not empty or not allocates:
+            reserve(
+                self._entry,
+                self._paths,
+                empty=empty,
+                allocates=allocates,
+                min_free=min_free,
+                note=note,
+                canceled=canceled,
+            )
+            return
+        require_room(self._entry, self._paths, min_free=min_free, note=note)
+        self._thread = threading.Thread(target=self._run, args=(min_free,), name="tonnage-reservation", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Fails if the files can't be allocated.
+
+        Raises:
+            InsufficientSpace: Another load has allocated since the beginning.
+            CacheNotWritable: A file can't be opened.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """Waits until all is allocated, and fails as ``check`` does."""
+        if self._thread is not None:
+            self._thread.join()
+        self.check()
+
+    def raise_if_taken(self, error: TonnageError) -> None:
+        """Raises ``RoomTaken`` if a load has failed because there is no room now that there was at its beginning."""
+        if self._thread is not None and isinstance(error, InsufficientSpace):
+            raise RoomTaken from error
+
+    def close(self) -> None:
+        """Ends the allocation. After this call it touches no file."""
+        self._canceled.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, min_free: int) -> None:
+        try:
+            _allocate_all(self._paths, self._canceled.is_set)
+            check_free_space(self._entry.path, 0, min_free=min_free)
+        except TonnageError as error:
+            self._error = error
 
 
 def remove_interrupted_loads(entry: Entry, required_bytes: int, *, note: Callable[[str], None]) -> bool:
@@ -170,10 +281,12 @@ def _allocate(path: Path, canceled: Callable[[], bool]) -> None:
     with translate_os_errors(f"{path} can't be allocated"):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            size = os.fstat(descriptor).st_size
-            while size and not canceled():
-                if not libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
-                    return
+            at, size = 0, os.fstat(descriptor).st_size
+            while at < size and not canceled():
+                length = min(ALLOCATED_BYTES, size - at)
+                if not libc.fallocate(descriptor, 0, ctypes.c_int64(at), ctypes.c_int64(length)):
+                    at += length
+                    continue
                 code = ctypes.get_errno()
                 if code in _UNSUPPORTED:
                     return

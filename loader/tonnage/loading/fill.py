@@ -16,7 +16,7 @@ from tonnage.cache.filesystem import FileIdentity, make_directory, remove_tree, 
 from tonnage.cache.journal import Journal, read_journal
 from tonnage.cache.medium import BY_ADVICE, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
-from tonnage.cache.reservation import reserve
+from tonnage.cache.reservation import Reservation
 from tonnage.cache.stream import reset_stream
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from tonnage.cache.entry import Entry, Published
-    from tonnage.cache.journal import JournalContents
+    from tonnage.cache.journal import JournalContents, JournalHeader
     from tonnage.cache.manifest import Manifest, TensorTable
     from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan, Progress
@@ -86,6 +86,7 @@ def fill_entry(
     worker_host: WorkerHost,
     gate: StreamGate | None,
     peers: LoadPeers | None = None,
+    reserves_first: bool = False,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
 
@@ -104,9 +105,11 @@ def fill_entry(
         worker_host: Starts the worker processes, which keep the entry's locks while they write.
         gate: Opened when readers can start; None if this load's caller has none.
         peers: The nodes that may have what the entry lacks; None: only the source is asked.
+        reserves_first: Whether all room is reserved before the first part is fetched, not while parts arrive.
 
     Raises:
         PlanOutdated: The load must be planned again.
+        RoomTaken: Another load has taken the room while parts arrived. This one has given back what it had.
         TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
     """
     items, objects, checks, known = source.items, source.sources, source.checks, source.known
@@ -129,10 +132,14 @@ def fill_entry(
         segment_size=segment_size,
         identity=resume.journal_identity(items, checks),
     )
-    if journal is not None and journal.header != header:
-        journal = None
     partial, records = _begin(
-        entry, earlier, journal, blueprint, on_progress=on_progress, deadline=deadline, canceled=canceled
+        entry,
+        earlier,
+        _matching(journal, header),
+        blueprint,
+        on_progress=on_progress,
+        deadline=deadline,
+        canceled=canceled,
     )
     paths = [partial.model_dir / file.path for file in blueprint.files]
 
@@ -167,8 +174,11 @@ def fill_entry(
         enabled=not plan.verify_on_hit,
     )
 
+    reservation = Reservation(entry, paths)
+
     def is_canceled() -> bool:
         writer.poll()
+        reservation.check()
         return canceled()
 
     try:
@@ -185,9 +195,8 @@ def fill_entry(
             deadline=deadline,
             canceled=canceled,
         )
-        reserve(
-            entry,
-            paths,
+        reservation.begin(
+            first=reserves_first,
             empty=not records,
             allocates=not huge_pages,
             min_free=max(plan.limits.min_free, medium.capacity_bytes * plan.limits.min_free_percent // 100),
@@ -227,6 +236,7 @@ def fill_entry(
                     has_readers=lambda: writer.begun,
                 )
             )
+        reservation.finish()
         _require_level(plan.verify, outcome, objects)
         manifest, table = build_manifest(outcome.headers, outcome)
         digest = _finish_peers(peers, items, objects, outcome, is_whole=existing is None, on_note=on_note)
@@ -235,9 +245,11 @@ def fill_entry(
         )
     except HeadDamaged:
         raise PlanOutdated(partial) from None
-    except (CacheInUse, InsufficientSpace):  # give back what this load has: another one may need it
+    except (CacheInUse, InsufficientSpace) as error:  # give back what this load has: another one may need it
+        reservation.close()
         remove_tree(partial.path)
         reset_stream(entry, None if existing is None else existing.manifest)
+        reservation.raise_if_taken(error)
         raise
     except (CacheDamaged, CacheNotWritable, InternalError) as error:
         if partial.path.exists():
@@ -246,6 +258,8 @@ def fill_entry(
             f"Another process has removed or taken over {partial.path}, where this load wrote its files. Locks may not "
             "work on this file system."
         ) from error
+    finally:
+        reservation.close()
     writer.finish(manifest, table)
     return FillResult(
         manifest,
@@ -284,6 +298,10 @@ def _segment_size(plan: Plan, resolved: ResolvedRevision, journal: JournalConten
     if journal is not None and journal.header.revision == resolved.revision:
         return journal.header.segment_size
     return plan.limits.segment_size
+
+
+def _matching(journal: JournalContents | None, header: JournalHeader) -> JournalContents | None:
+    return journal if journal is not None and journal.header == header else None
 
 
 def _begin(

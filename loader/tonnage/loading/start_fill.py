@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from tonnage.errors import InternalError
 from tonnage.loading.source_objects import read_missing_objects
 from tonnage.transfer.worker_process import WorkerHost
 
@@ -67,7 +66,8 @@ def start_fill(
         WorkerHost(pass_fds=lock_descriptors, environment=environment) as worker_host,
         _open_peers(plan, entry, resolved, environment) as peers,
     ):
-        for replans in range(MAX_REPLANS + 1):
+        replans, reserves_first = 0, False
+        while True:
             source = read_missing_objects(
                 entry,
                 resolved,
@@ -79,7 +79,9 @@ def start_fill(
                 canceled=canceled,
                 on_retry=on_retry,
             )
-            from tonnage.loading.fill import PlanOutdated, fill_entry  # after the first requests: it takes a while
+            # After the first requests, because it takes a while.
+            from tonnage.cache.reservation import RoomTaken
+            from tonnage.loading.fill import PlanOutdated, fill_entry
 
             try:
                 return fill_entry(
@@ -97,11 +99,15 @@ def start_fill(
                     worker_host=worker_host,
                     gate=gate,
                     peers=peers,
+                    reserves_first=reserves_first,
                 )
             except PlanOutdated as error:
                 on_retry()
+                replans += 1
                 earlier = error.partial
-    raise InternalError("A load that may not be planned again was to be.")
+            except RoomTaken:
+                reserves_first = True
+                earlier = None
 
 
 def _open_peers(

@@ -1,4 +1,4 @@
-"""Room is reserved before the first byte: loads that don't fit together never block each other."""
+"""Room is reserved at the beginning: loads that don't fit together never block each other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from support.load_harness import KEY
 from support.models import CONFIG
 from support.tonnage_cli import run_tonnage, start_tonnage
-from tonnage.cache import Cache
+from tonnage.cache import Cache, reservation
+from tonnage.contract import Limits
 from tonnage.errors import InsufficientSpace, Interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from support.load_harness import LoadHarness
@@ -83,6 +84,35 @@ def test_of_two_loads_that_begin_together_one_is_loaded(small: LoadHarness) -> N
     assert run_tonnage("verify", loaded.name, "--cache", small.cache).returncode == 0
     assert run_tonnage("rm", loaded.name, "--cache", small.cache).returncode == 0
     small.assert_loaded(small.load())
+
+
+def test_a_load_whose_room_is_taken_while_its_first_parts_arrive_begins_again(
+    small: LoadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one would have taken it between the check of the free space and the allocation."""
+    filler = small.cache.parent / "filler"
+    allocate_all = reservation._allocate_all
+    calls: list[int] = []
+
+    def taken(paths: Sequence[Path], canceled: Callable[[], bool]) -> None:
+        calls.append(small.server.bytes_sent)
+        if len(calls) > 1:
+            allocate_all(paths, canceled)
+            return
+        small.server.wait_for_bytes(small.server.bytes_sent + 400_000)
+        with pytest.raises(OSError, match="No space left"):
+            fill(filler)
+        try:
+            allocate_all(paths, canceled)
+        finally:
+            filler.unlink()
+
+    monkeypatch.setattr(reservation, "_allocate_all", taken)
+    report = small.load(limits=Limits(workers=1, part_size=100_000, bandwidth=1_000_000))
+    assert len(calls) == 2
+    assert report.outcome == "loaded"
+    small.assert_loaded(report)
+    assert unpublished(small) == []
 
 
 def test_what_an_interrupted_load_has_left_makes_room_for_another(small: LoadHarness) -> None:
