@@ -1,10 +1,12 @@
-"""Measures the controller with many objects and nodes: 100 ModelWeights on 200 nodes, on one machine.
+"""Measures the controller with many objects and nodes: 20 ModelWeights on 1,000 nodes with peers, on one machine.
 
-    make bench-operator BENCH_ARGS='--models 100 --nodes 200'
+    make bench-operator BENCH_ARGS='--models 20 --nodes 1000 --idle 600 --out docs/performance'
 
-The control plane is real, the nodes are only Node objects, and their loaders end immediately. The controller runs as in
-production, in its own process. Prints a line of JSON: the time to converge, the controller's peak memory and requests,
-the CPU time of every process, and the number of writes of a restarted controller after convergence.
+The control plane is real, the nodes are only Node objects with the pod of a peer each, and their loaders end at once.
+The controller runs as in production, in its own process. When all objects have converged, it is observed, restarted and
+observed again. Then one more model is loaded on all nodes, whose loaders stay, report their progress and ask for peers.
+Prints a line of JSON: the time to converge, the controller's peak memory and requests, writes for each load, while
+nothing happens and after the restart, the times of answers to loaders, and the processor time of every process.
 """
 
 from __future__ import annotations
@@ -22,17 +24,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operator_support.control_plane import ControlPlane, find_programs
-from operator_support.harness import ControllerProcess, OperatorHarness
+from operator_support.harness import WITH_PEERS, ControllerProcess, OperatorHarness
 from support.ports import free_ports
 from support.repository import ROOT
+from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NAMESPACE = "scale"
-_QUIET = 20.0
-"""Seconds for which a restarted controller is observed."""
 _TICKS = os.sysconf("SC_CLK_TCK")
+_TEMPLATE = """\
+# The controller with many nodes
+
+`make bench-operator`: {models} objects on {nodes:,} nodes with a ready peer each, `maxConcurrentNodes: {concurrent}`.
+The control plane is real and shares {host} with all else; the nodes' loaders end at once. Each of
+{loaders:,} loaders sends its reports over plain HTTP with its pod's token: progress every 2 seconds, the question for
+peers every 5.
+
+| | measured | asked for |
+|---|---:|---:|
+{rows}
+
+A load can't do with less than three writes: its Job is created and deleted, and its result is recorded in the node's
+`NodeCache`. Measured for each load: {kinds}.
+"""
+_LEAST_WRITES = {"create jobs": 1, "update nodecaches/status": 1, "delete jobs": 1}
+"""What a load can't do without: its Job is created and deleted, and its result is recorded."""
 
 
 def _scrape_requests(controller: ControllerProcess) -> dict[str, int]:
@@ -49,8 +67,19 @@ def _scrape_requests(controller: ControllerProcess) -> dict[str, int]:
 
 
 def _writes(requests: dict[str, int]) -> int:
+    """Returns the number of writes. Reviews of tokens are created, too, but nothing is stored."""
     verbs = ("create", "apply", "update", "patch", "delete")
-    return sum(count for what, count in requests.items() if what.startswith(verbs))
+    return sum(count for what, count in requests.items() if what.startswith(verbs) and "reviews" not in what)
+
+
+def _writes_for_each_load(requests: dict[str, int], loads: int) -> dict[str, float]:
+    """Returns the writes by verb and resource, for each load."""
+    found: dict[str, float] = {}
+    for what, count in requests.items():
+        verb, resource, _code = what.split(" ")
+        if _writes({what: count}):
+            found[f"{verb} {resource}"] = found.get(f"{verb} {resource}", 0) + count
+    return {what: round(count / loads, 3) for what, count in found.items()}
 
 
 def _count_warm(control_plane: ControlPlane) -> tuple[int, int]:
@@ -73,6 +102,10 @@ def _processor_seconds(pids: dict[str, int]) -> dict[str, float]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         seconds[name] = round((int(fields[11]) + int(fields[12])) / _TICKS, 1)
     return seconds
+
+
+def _used(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: round(after[name] - seconds, 1) for name, seconds in before.items()}
 
 
 def _peak_mib(pid: int) -> int:
@@ -101,10 +134,24 @@ def _cluster(nodes: int) -> Iterator[tuple[ControlPlane, OperatorHarness, Path]]
             for name in ("tonnage-system", _NAMESPACE):
                 control_plane.kubectl("create", "namespace", name)
             fleet = OperatorHarness(control_plane, _NAMESPACE)
-            fleet.add_nodes(*(f"n{index:03d}" for index in range(nodes)))
+            for node in fleet.add_nodes(*(f"n{index:04d}" for index in range(nodes))):
+                _add_peer(control_plane, node)
+            secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": WITH_PEERS["peers"]["secret"]}}
+            control_plane.request("POST", "/api/v1/namespaces/tonnage-system/secrets", secret)
             yield control_plane, fleet, Path(folder)
         finally:
             control_plane.stop()
+
+
+def _add_peer(control_plane: ControlPlane, node: str) -> None:
+    """Creates the pod of a node's peer, as the DaemonSet would; the simulated kubelet makes it ready."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"peer-{node}", "labels": {names.ROLE: names.ROLE_PEER}},
+        "spec": {"nodeName": node, "containers": [{"name": "peer", "image": "peer"}]},
+    }
+    control_plane.request("POST", "/api/v1/namespaces/tonnage-system/pods", pod)
 
 
 def _converge(control_plane: ControlPlane, fleet: OperatorHarness, options: argparse.Namespace) -> tuple[float, int]:
@@ -121,44 +168,132 @@ def _converge(control_plane: ControlPlane, fleet: OperatorHarness, options: argp
     return time.monotonic() - started, done
 
 
+def _count_running(control_plane: ControlPlane) -> int:
+    selector = f"labelSelector={names.ROLE}%3D{names.ROLE_LOAD}&fieldSelector=status.phase%3DRunning"
+    return len(control_plane.request("GET", f"/api/v1/namespaces/{_NAMESPACE}/pods?{selector}")["items"])
+
+
+def _measure_answers(
+    control_plane: ControlPlane, fleet: OperatorHarness, controller: ControllerProcess, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Loads one more model on all nodes at the same time, and measures how its loaders are answered."""
+    placement = {"maxConcurrentNodes": options.nodes}
+    fleet.create({"source": {"s3": {"bucket": "held"}}, "placement": placement}, name="held")
+    deadline = time.monotonic() + options.limit
+    while (running := _count_running(control_plane)) < options.nodes and time.monotonic() < deadline:
+        print(f"{running} loaders run", file=sys.stderr)
+        time.sleep(5)
+    before = _scrape_requests(controller)
+    command = [sys.executable, str(Path(__file__).parent / "fake_loaders.py"), str(control_plane.kubeconfig)]
+    command += [_NAMESPACE, str(controller.report_port), str(options.report_seconds)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+    used = _processor_seconds({"controller": controller.pid})
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds = _used(used, _processor_seconds({"controller": controller.pid}))["controller"]
+    writes = _writes(_scrape_requests(controller)) - _writes(before)
+    return {**json.loads(output), "controller_processor_seconds": seconds, "writes": writes}
+
+
+def _observe(controller: ControllerProcess, seconds: float) -> dict[str, Any]:
+    """Returns the controller's writes and processor time while nothing happens."""
+    used, before = _processor_seconds({"controller": controller.pid}), _writes(_scrape_requests(controller))
+    time.sleep(seconds)
+    after = _writes(_scrape_requests(controller))
+    spent = _used(used, _processor_seconds({"controller": controller.pid}))["controller"]
+    return {"seconds": seconds, "writes": after - before, "processor_seconds": spent}
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark and returns its figures."""
     with _cluster(options.nodes) as (control_plane, fleet, folder), _kubelets(control_plane) as kubelets:
-        controller = ControllerProcess(control_plane, folder, health_port=free_ports(1)[0])
+        health_port, report_port = free_ports(2)
+        controller = ControllerProcess(
+            control_plane, folder, health_port=health_port, report_port=report_port, **WITH_PEERS
+        )
         with controller:
             pids = {**control_plane.pids(), "kubelets": kubelets, "controller": controller.pid}
             before = _processor_seconds(pids)
             seconds, done = _converge(control_plane, fleet, options)
-            after = _processor_seconds(pids)
-            peak, requests = _peak_mib(controller.pid), _scrape_requests(controller)
+            used = _used(before, _processor_seconds(pids))
+            requests = _scrape_requests(controller)
+            time.sleep(15)  # the last counts of statuses
+            idle = _observe(controller, options.idle)
+            peak = _peak_mib(controller.pid)
         with controller:
-            time.sleep(_QUIET)
+            time.sleep(min(90.0, options.idle))
             again = _writes(_scrape_requests(controller))
+            answers = _measure_answers(control_plane, fleet, controller, options) if options.report_seconds else None
+            peak = max(peak, _peak_mib(controller.pid))
+    loads = options.models * options.nodes
     return {
+        "host": f"{os.cpu_count()} cores with a load of {os.getloadavg()[0]:.0f}",
         "models": options.models,
         "nodes": options.nodes,
         "max_concurrent_nodes": options.concurrent,
         "models_done": done,
         "seconds": round(seconds, 1),
-        "loads_a_second": round(options.models * options.nodes / seconds, 1) if done == options.models else None,
+        "loads_a_second": round(loads / seconds, 1) if done == options.models else None,
         "controller_peak_mib": peak,
-        "processor_seconds": {name: round(after[name] - before[name], 1) for name in pids},
+        "processor_seconds": used,
         "writes": _writes(requests),
+        "writes_a_load": {
+            "sum": round(_writes(requests) / loads, 3),
+            "least": sum(_LEAST_WRITES.values()),
+            **_writes_for_each_load(requests, loads),
+        },
         "requests": requests,
+        "idle": idle,
+        "answers": answers,
         "writes_of_a_restarted_controller": again,
     }
 
 
+def page(result: dict[str, Any]) -> str:
+    """Returns the text of the page in docs/performance."""
+    writes, answers = result["writes_a_load"], result["answers"] or {"loaders": 0, "milliseconds": {}, "writes": 0}
+    kinds = ", ".join(f"{count} `{what}`" for what, count in writes.items() if what not in {"sum", "least"})
+    rows = [
+        (f"time until all {result['models'] * result['nodes']:,} loads are done", f"{result['seconds']:,.0f} s", ""),
+        ("the controller's peak memory", f"{result['controller_peak_mib']} MiB", "≤ 512 MiB"),
+        ("the controller's processor time", f"{result['processor_seconds']['controller']} s", ""),
+        ("writes for each load", writes["sum"], f"{writes['least']} at least"),
+        (f"writes in {result['idle']['seconds']:.0f} s without changes", result["idle"]["writes"], "0"),
+        ("processor time in these", f"{result['idle']['processor_seconds']} s", ""),
+        ("writes of a restarted controller", result["writes_of_a_restarted_controller"], "0"),
+    ]
+    for kind, times in answers["milliseconds"].items():
+        what = f"answers to `{kind}`: p50, p99, slowest"
+        rows.append((what, f"{times['p50']}, {times['p99']}, {times['p100']} ms", "p99 ≤ 50 ms"))
+    rows.append(("writes meanwhile", answers["writes"], ""))
+    return _TEMPLATE.format(
+        models=result["models"],
+        nodes=result["nodes"],
+        concurrent=result["max_concurrent_nodes"],
+        host=result["host"],
+        loaders=answers["loaders"],
+        rows="\n".join(f"| {what} | {value} | {bound} |" for what, value, bound in rows),
+        kinds=kinds,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=f"{__doc__.splitlines()[0]} The default takes 25 minutes on 2 cores.",
+        description=f"{__doc__.splitlines()[0]} The default takes about 45 minutes on 2 cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--models", type=int, default=100, help="number of ModelWeights")
-    parser.add_argument("--nodes", type=int, default=200, help="number of nodes; every node loads all models")
+    parser.add_argument("--models", type=int, default=20, help="number of ModelWeights")
+    parser.add_argument("--nodes", type=int, default=1000, help="number of nodes; every node loads all models")
     parser.add_argument("--concurrent", type=int, default=4, help="maxConcurrentNodes of each ModelWeights")
-    parser.add_argument("--limit", type=float, default=3600, help="timeout in seconds")
-    print(json.dumps(run(parser.parse_args())))
+    parser.add_argument("--limit", type=float, default=3600, help="timeout of a stage in seconds")
+    parser.add_argument("--idle", type=float, default=600, help="seconds for which an idle controller is observed")
+    parser.add_argument("--report-seconds", type=float, default=60, help="seconds of reports of loaders; 0: none")
+    parser.add_argument("--out", type=Path, help="folder for the file operator-scale.json")
+    options = parser.parse_args()
+    result = run(options)
+    print(json.dumps(result))
+    if options.out:
+        (options.out / "operator-scale.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / "operator-scale.md").write_text(page(result))
 
 
 if __name__ == "__main__":

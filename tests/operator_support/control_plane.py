@@ -233,7 +233,7 @@ class ControlPlane:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         try:
             response, text = self._send(self._connection(), method, path, data, headers)
-        except (http.client.BadStatusLine, ConnectionError):  # the server closed an idle connection
+        except (http.client.BadStatusLine, ConnectionError, ssl.SSLEOFError):  # the server closed an idle connection
             response, text = self._send(self._connection(fresh=True), method, path, data, headers)
         if response.status >= 400:
             error_body = io.BytesIO(text)

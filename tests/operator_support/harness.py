@@ -241,15 +241,22 @@ class OperatorHarness:
 
 
 class ControllerThread(AppThread[ControllerApp]):
-    """A controller in a thread. ``start`` doesn't wait until it is ready, a ``with`` block does."""
+    """A controller in a thread. ``start`` doesn't wait until it is ready, a ``with`` block does.
 
-    def __init__(self, client_config: ClientConfig, installation: Installation) -> None:
+    Args:
+        client_config: The API server and the controller's credentials.
+        installation: The settings.
+        report_port: Where loaders send reports; 0: any free port.
+    """
+
+    def __init__(self, client_config: ClientConfig, installation: Installation, *, report_port: int = 0) -> None:
         super().__init__()
         self._client_config = client_config
         self._installation = installation
+        self._report_port = report_port
 
     def create_app(self) -> ControllerApp:
-        return ControllerApp(self._client_config, self._installation, ServerOptions("127.0.0.1", 0, 0))
+        return ControllerApp(self._client_config, self._installation, ServerOptions("127.0.0.1", self._report_port, 0))
 
     def reconcile_all(self) -> None:
         """Enqueues all objects and nodes, and waits until the queues are idle."""
@@ -300,10 +307,18 @@ class ControllerProcess:
     """A controller as a subprocess, which can be killed."""
 
     def __init__(
-        self, plane: ControlPlane, folder: Path, *, server: str = "", health_port: int = 0, **installation_values: Any
+        self,
+        plane: ControlPlane,
+        folder: Path,
+        *,
+        server: str = "",
+        health_port: int = 0,
+        report_port: int = 0,
+        **installation_values: Any,
     ) -> None:
         self._folder = folder
         self.health_port = health_port
+        self.report_port = report_port
         self._kubeconfig = folder / "kubeconfig"
         kubeconfig = json.loads(plane.kubeconfig.read_text())
         if server:
@@ -327,7 +342,7 @@ class ControllerProcess:
             "--host",
             "127.0.0.1",
             "--port",
-            "0",
+            str(self.report_port),
             "--health-port",
             str(self.health_port),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -234,10 +235,12 @@ def build_load_plan(
     return plan if len(plan_variable(plan).encode()) <= MAX_PLAN_BYTES else build(None)
 
 
+@functools.lru_cache(maxsize=16)
 def plan_variable(plan: contract.Plan) -> str:
     """Returns the plan as the value of a container's variable: JSON in lines that ``kubectl describe`` shows as such.
 
-    The API server replaces ``$(NAME)`` and ``$$`` in values of variables, so dollar signs in it are doubled.
+    The API server replaces ``$(NAME)`` and ``$$`` in values of variables, so dollar signs in it are doubled. The Jobs
+    of one revision have the same plan on all nodes, so the latest texts are kept.
     """
     return escape_references(_in_lines(msgspec.to_builtins(plan), indent=""))
 
