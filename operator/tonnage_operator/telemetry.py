@@ -54,6 +54,11 @@ class Metrics:
         self.loads_finished = counter("load_finished_total", "Load Jobs that finished.", "result", "reason")
         self.load_seconds = histogram("load_duration_seconds", "Time of successful loads.", _LOAD_BUCKETS, "medium")
         self.load_bytes = counter("load_bytes_total", "Bytes that loads downloaded.", "medium")
+        self.load_peer_bytes = counter(
+            "load_peer_bytes_total", "Bytes that loads downloaded from peers, a part of load_bytes_total.", "medium"
+        )
+        self.peers_dropped = counter("peers_dropped_total", "Peers that loads no longer asked.", "reason")
+        self.peers_ready = gauge("ready_peers", "Nodes whose peer is ready to serve.")
         self.load_retries = counter("load_retries_total", "Requests for parts that were retried.")
         self.verified = counter("verify_total", "Loads that were verified.", "level", "result")
         self.cache_requests = counter("cache_requests_total", "Loads of pods that requested weights.", *model, "result")

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that stops forwarding when it is told to, as a cut network does: nothing is closed."""
+"""A TCP proxy on loopback that stops forwarding on demand, as a cut network does: nothing is closed."""
 
 from __future__ import annotations
 

@@ -198,6 +198,7 @@ class ControllerApp:
             self.metrics.unreadable.labels(resource.plural).set(self.state.store_for(resource).unreadable)
         self.metrics.unsigned.labels(JOBS.plural).set(sum(not job.signature for job in self.state.jobs))
         self.metrics.unsigned.labels(PODS.plural).set(sum(pod.forged for pod in self.state.pods))
+        self.metrics.peers_ready.set(len(self.state.peers.ring))
         set_node_gauges(self.metrics, (cache.status for cache in self.state.node_caches), self.state.shortages.values())
 
     async def _start_servers(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:

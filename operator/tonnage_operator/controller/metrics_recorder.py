@@ -29,6 +29,8 @@ _MAX_COUNTED: Final = 100_000
 """Keys of counted events that are kept; then all are dropped."""
 
 
+_PEER_FAULTS: Final = frozenset({"Stalled", "Unreachable", "Busy", "Denied", "OtherEntry", "WrongBytes"})
+"""The loader's words for what was wrong with a peer."""
 _KNOWN_REASONS: Final = frozenset({*map(str, error_classes()), *map(str, Reason), *map(str, FailureReason)})
 
 
@@ -86,6 +88,12 @@ class MetricsRecorder:
         if report.outcome is contract.Outcome.LOADED:
             self._metrics.load_seconds.labels(medium).observe(report.seconds)
             self._metrics.load_bytes.labels(medium).inc(report.downloaded_bytes)
+            if report.peer_bytes:
+                peer_bytes = min(report.peer_bytes, report.downloaded_bytes)
+                self._metrics.load_peer_bytes.labels(medium).inc(peer_bytes)
+            for dropped in report.dropped_peers:
+                known = dropped.reason in _PEER_FAULTS
+                self._metrics.peers_dropped.labels(dropped.reason if known else "Other").inc()
             self._metrics.verified.labels(_level(report), "success").inc()
         elif reason == Reason.CHECKSUM_MISMATCH:
             self._metrics.verified.labels(_level(report), "failure").inc()

@@ -70,6 +70,7 @@ class EventReason(enum.StrEnum):
 
     LOAD_STARTED = "LoadStarted"
     LOAD_COMPLETED = "LoadCompleted"
+    PEER_DROPPED = "PeerDropped"
     WAITING_FOR_SPACE = "WaitingForSpace"
     REVISION_CHANGED = "RevisionChanged"
     ROLLOUT_STARTED = "RolloutStarted"

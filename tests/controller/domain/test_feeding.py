@@ -13,7 +13,9 @@ from operator_support import objects
 from operator_support.simulation import Simulation, prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import names
+from tonnage_operator.domain.modelweights.reconcile import decide
 from tonnage_operator.domain.peers.feeding import LOADS_PER_HOLDER, count_feedable_loads, is_holder
+from tonnage_operator.domain.reasons import EventReason
 
 if TYPE_CHECKING:
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
@@ -147,3 +149,35 @@ def test_a_digest_of_another_revision_is_not_kept() -> None:
     simulation.finish_job(job, report)
     simulation.converge()
     assert not simulation.status["resolved"].get("headersDigest")
+
+
+def test_a_load_that_peers_helped_shows_that_in_its_event_and_adds_no_notes_to_the_object() -> None:
+    simulation = simulate(2, concurrent=1)
+    simulation.finish_verified()
+    (job,) = simulation.active_jobs(names.ROLE_LOAD)
+    lying = contract.DroppedPeer(node="n0", reason="WrongBytes", why="model/0: tensor w is wrong.")
+    simulation.finish_job(
+        job,
+        contract.Report(
+            outcome=contract.Outcome.LOADED,
+            revision=simulation.status["resolved"]["revision"],
+            bytes=2 * objects.GIB,
+            downloaded_bytes=2 * objects.GIB,
+            peer_bytes=objects.GIB,
+            seconds=1.0,
+            verified="crc32",
+            dropped_peers=(
+                lying,
+                contract.DroppedPeer(node="n0", reason="Busy"),
+                contract.DroppedPeer(node="no node", reason="WrongBytes"),
+            ),
+            notes=("1 bytes came from peers.",),
+        ),
+    )
+    simulation.sync_nodes()
+    decision = decide(simulation.snapshot())
+    texts = [event.message for event in decision.deferred_events]
+    assert any(text.endswith("2Gi/s, 1Gi of it from peers.") for text in texts), texts
+    (wrong,) = [event for event in decision.deferred_events if event.reason == EventReason.PEER_DROPPED]
+    assert (wrong.warning, "peer of n0 sent wrong bytes to" in wrong.message) == (True, True)
+    assert decision.status.notes is None

@@ -22,7 +22,8 @@ def find_load_notes(snapshot: Snapshot, revision: SeenRevision | None) -> tuple[
     """Returns the notes of the resolve Job and of loads of the revision, and those that the status already has for it.
 
     Only the resolve Job sees which files were left out, because load Jobs get the list of the others. Only Jobs and
-    pods in the object's namespace count, because others may write any text into a termination message.
+    pods in the object's namespace count, because others may write any text into a termination message. Loads that asked
+    peers don't: they note how those did, which is different for each load, and no remark about the revision.
 
     Args:
         snapshot: The observed state.
@@ -33,7 +34,11 @@ def find_load_notes(snapshot: Snapshot, revision: SeenRevision | None) -> tuple[
     before = snapshot.weights.status
     is_same = before.resolved is not None and before.resolved.revision == revision.revision
     known = (before.notes or ()) if is_same else ()
-    reports = [report for report in _finished_reports(snapshot) if report.revision == revision.revision]
+    reports = [
+        report
+        for report in _finished_reports(snapshot)
+        if report.revision == revision.revision and not (report.peer_bytes or report.dropped_peers)
+    ]
     found = {*known, *(_clean(note) for report in reports for note in report.notes)} - {OMITTED_OBJECTS_NOTE}
     return tuple(sorted(found))[:MAX_NOTES]
 

@@ -10,7 +10,7 @@ from tonnage_operator.api.modelweights import Delivery, Verify
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.status import LoadProgress, NodeFailure
 from tonnage_operator.domain import naming, units
-from tonnage_operator.domain.conditions import Event
+from tonnage_operator.domain.conditions import MESSAGE_LIMIT, Event
 from tonnage_operator.domain.nodecache.capacity import LoadRequest, has_room
 from tonnage_operator.domain.observed import job_results
 from tonnage_operator.domain.observed.job import JobState
@@ -120,6 +120,9 @@ def count_holders(snapshot: Snapshot, key: EntryKey, warm: Iterable[str], active
     return found
 
 
+MAX_NEW_JOBS: Final = 32
+"""Jobs that one decision begins. Building one takes about a millisecond, in which no report is answered; the Jobs that
+were created enqueue the object for the next ones."""
 _HASHED: Final = {Verify.CRC32.value, Verify.SHA256.value}
 """Levels of verification of entries whose bytes loaders believe when a peer sends them."""
 
@@ -157,7 +160,7 @@ def plan_next_loads(snapshot: Snapshot, goal: SeenRevision, scan: TargetScan) ->
                     requests[node.name] = request
                 continue
             requests[node.name] = request
-        if slots:
+        if slots and len(jobs) < MAX_NEW_JOBS:
             slots -= 1
             jobs.append(_build(snapshot, goal, node, attempt))
     return NextLoads(tuple(jobs), requests, waiting)
@@ -199,6 +202,30 @@ def _progress(job: Job, report: contract.Report) -> LoadProgress:
     )
 
 
+_WRONG_BYTES: Final = "WrongBytes"
+"""The loader's word for a peer whose bytes did not match a hash. That others are busy or away is normal."""
+
+
+def wrong_peer_events(snapshot: Snapshot, done: Sequence[Job]) -> tuple[Event, ...]:
+    """Returns a warning for each peer that sent wrong bytes to a load, for the first few."""
+    found = {
+        (job.target, dropped.node): dropped.why
+        for job in done
+        if (report := job_results.final_report(snapshot.pods.get(job.uid)))
+        for dropped in report.dropped_peers
+        if dropped.reason == _WRONG_BYTES and dropped.node in snapshot.nodes
+    }
+    return tuple(
+        Event(
+            EventReason.PEER_DROPPED,
+            f"The peer of {peer} sent wrong bytes to {node}, which took them from elsewhere: {why}"[:MESSAGE_LIMIT],
+            key=f"{peer} {node}",
+            warning=True,
+        )
+        for (node, peer), why in sorted(found.items())[:MAX_SEPARATE_EVENTS]
+    )
+
+
 MAX_SEPARATE_EVENTS = 5
 """If more nodes become warm together, they share one event."""
 
@@ -222,4 +249,6 @@ def completion_event(snapshot: Snapshot, goal: SeenRevision, job: Job) -> Event:
     if report and report.seconds > 0 and report.downloaded_bytes:
         rate = human_bytes(round(report.downloaded_bytes / report.seconds), "column")
         details = f": {human_bytes(report.downloaded_bytes, 'column')} in {report.seconds:.1f} s, {rate}/s"
+        if report.peer_bytes:
+            details += f", {human_bytes(min(report.peer_bytes, report.downloaded_bytes), 'column')} of it from peers"
     return Event(EventReason.LOAD_COMPLETED, f"{job.target} has {goal.revision}{details}.", key=job.uid)

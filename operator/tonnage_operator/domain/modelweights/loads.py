@@ -21,6 +21,7 @@ from tonnage_operator.domain.modelweights.load_targets import (
     count_holders,
     plan_next_loads,
     slowest_progress,
+    wrong_peer_events,
 )
 from tonnage_operator.domain.modelweights.node_selection import desired_nodes
 from tonnage_operator.domain.modelweights.pvc import plan_claim_cleanup
@@ -139,6 +140,7 @@ def _decide_node_loads(
         updated=warm & wanted,
         replaced=used & wanted if used_key != key else _have_previous(snapshot, goal) & wanted,
     )
+    done = [job for job in load_jobs if job.target in warm and _has_loaded(job, key)]
     return LoadDecision(
         desired=tuple(node.name for node in desired),
         warm=sum(node.name in used for node in desired),
@@ -157,9 +159,7 @@ def _decide_node_loads(
         apply=next_loads.jobs,
         delete=_deletable(snapshot, load_jobs, scan.kept_job_uids),
         events=(*_load_started_events(goal, scan, next_loads), *_waiting_events(goal, next_loads.waiting)),
-        completion_events=completion_events(
-            snapshot, goal, [job for job in load_jobs if job.target in warm and _has_loaded(job, key)]
-        ),
+        completion_events=(*completion_events(snapshot, goal, done), *wrong_peer_events(snapshot, done)),
         requeue_after=min(scan.retry_delays, default=None),
     )
 
