@@ -74,7 +74,7 @@ COPY . .
 RUN for image in operator loader; do \
         site="/out/$image/opt/tonnage/lib/python3.11/site-packages" \
         && if [ "$image" = loader ]; then \
-            sed -i -e '/^tonnage-operator = /d' -e 's|, "operator/tonnage_operator"||' pyproject.toml; \
+            sed -i -e '/^tonnage-operator = /d' -e '/^kubectl-tonnage = /d' -e 's|, "operator/tonnage_operator"||' pyproject.toml; \
         fi \
         && /build/venv/bin/hatchling build -t wheel -d "/build/$image" >/dev/null \
         && python3 -m zipfile -e "/build/$image"/*.whl "$site" \

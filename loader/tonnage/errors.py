@@ -327,7 +327,7 @@ class RequestRejected(TonnageError):
 
 
 class TargetExists(TonnageError):
-    """The target of ``tonnage serialize`` has files already."""
+    """The target of ``tonnage serialize`` or of ``tonnage load --into`` has files already."""
 
     reason = Reason.TARGET_EXISTS
     exit_code = 38

@@ -6,16 +6,22 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from chart_support import third_party_crds
 from chart_support.helm import NAMESPACE, Helm, HelmError, Object, pod_template
 from chart_support.variants import VARIANTS
 from operator_support.waiting import eventually
+from support.load_harness import KEY, LoadHarness
+from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
+from support.repository import ROOT
+from support.tonnage_cli import run_tonnage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from operator_support.control_plane import ControlPlane
+    from support.faulty_server import FaultyServer
 
 LEVEL = "pod-security.kubernetes.io"
 
@@ -31,12 +37,77 @@ def restricted(plane: ControlPlane) -> str:
 
 @pytest.fixture(scope="module")
 def other_operators(plane: ControlPlane, third_party_crd_files: list[Path]) -> None:
-    """CRDs of cert-manager and the Prometheus operator, and a namespace ``monitoring``."""
+    """CRDs of cert-manager, the Prometheus operator and KServe, and a namespace ``monitoring``."""
     plane.kubectl("create", "namespace", "monitoring")
     crds = third_party_crds.load_crds(third_party_crd_files)
     names = [f"crd/{each['metadata']['name']}" for each in crds]
     plane.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": crds}))
     plane.kubectl("wait", "--for=condition=Established", "--timeout=20s", *names)
+
+
+@pytest.fixture
+def harness(faulty_server: FaultyServer, tmp_path: Path) -> LoadHarness:
+    """A model on an S3 server, and a place for a volume."""
+    tensors = make_tensors()
+    file = to_tensors_file(tensors)
+    faulty_server.put(KEY, file)
+    faulty_server.put("bucket/model/config.json", CONFIG)
+    (tmp_path / "volume").mkdir()
+    return LoadHarness(faulty_server, tmp_path / "volume", tensors, file)
+
+
+@pytest.mark.usefixtures("other_operators")
+def test_kserve_calls_the_loader_of_the_example_and_gets_the_model(plane: ControlPlane, harness: LoadHarness) -> None:
+    """The API server merges the container as KServe does: strategically, into the one that has only arguments."""
+    example = yaml.safe_load((ROOT / "examples" / "kserve" / "storage-container.yaml").read_text())
+    assert not _dry_run(plane, [example])
+    folder = harness.cache / "mnt" / "models"
+    initializer = {
+        "name": "storage-initializer",
+        "image": "kserve/storage-initializer:v0.17.0",
+        "args": ["s3://bucket/model", str(folder)],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+        "env": [
+            {"name": "S3_ENDPOINT", "value": harness.server.endpoint.removeprefix("http://")},
+            {"name": "S3_USE_HTTPS", "value": "0"},
+            {"name": "AWS_ENDPOINT_URL", "value": harness.server.endpoint},
+            {"name": "awsAnonymousCredential", "value": "true"},
+            {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"},
+        ],
+        "volumeMounts": [{"name": "kserve-provision-location", "mountPath": str(folder)}],
+    }
+    pod = {
+        "initContainers": [initializer],
+        "containers": [{"name": "kserve-container", "image": "example.com/engine"}],
+        "volumes": [{"name": "kserve-provision-location", "emptyDir": {}}],
+    }
+    labels = {"app": "kserve-example"}
+    deployment = {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "kserve-example", "namespace": "default"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels},
+                 "template": {"metadata": {"labels": labels}, "spec": pod}},
+    }  # fmt: skip
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(deployment))
+    try:
+        patch = {"spec": {"template": {"spec": {"initContainers": [example["spec"]["container"]]}}}}
+        merged = plane.kubectl(
+            "patch", "deployment", "kserve-example", "--type=strategic", "-o=json", "-p", json.dumps(patch)
+        )
+    finally:
+        plane.kubectl("delete", "deployment", "kserve-example")
+    (container,) = json.loads(merged.stdout)["spec"]["template"]["spec"]["initContainers"]
+    assert container["args"] == initializer["args"]
+    assert container["command"][0] == "tonnage"
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    log = harness.cache / "termination-log"
+    log.touch()
+    variables["TONNAGE_TERMINATION_LOG"] = str(log)
+    done = run_tonnage(*container["command"][1:], *container["args"], environment=variables)
+    assert done.returncode == 0, done.output
+    assert_tensors_equal(load_safetensors_dir(folder), harness.tensors)
+    assert (folder / "config.json").read_bytes() == CONFIG
+    assert json.loads(log.read_text())["path"] == str(folder)
 
 
 def _dry_run(plane: ControlPlane, objects: list[Object]) -> str:

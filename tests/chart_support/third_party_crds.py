@@ -1,4 +1,4 @@
-"""CRDs of operators whose objects the chart creates: cert-manager and the Prometheus operator."""
+"""CRDs of operators whose objects the chart or an example creates: cert-manager, the Prometheus operator and KServe."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from support.repository import ROOT
 _FOLDER = ROOT / "hack" / "chart" / "foreign"
 _CRD_FILES = {
     "github.com/cert-manager/cert-manager": ("deploy/crds/crd-certificates.yaml", "deploy/crds/crd-issuers.yaml"),
+    "github.com/kserve/kserve": (
+        "config/crd/full/clusterstoragecontainer/serving.kserve.io_clusterstoragecontainers.yaml",
+    ),
     "github.com/prometheus-operator/prometheus-operator": tuple(
         f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml"
         for kind in ("prometheusrules", "servicemonitors")

@@ -19,6 +19,7 @@ from support.markdown import code_blocks, markdown_files, prose
 from support.repository import ROOT
 from tonnage.cli.command_line import parse_command_line
 from tonnage_operator import cli as operator_cli
+from tonnage_operator.kubectl import arguments as plugin_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,6 +152,9 @@ def check_kubectl(arguments: list[str]) -> None:
         position = arguments.index("--")
         check(arguments[position + 1 :])
         arguments = arguments[:position]
+    if arguments[:1] == ["tonnage"]:  # the plugin
+        plugin_arguments.build_parser().parse_args(arguments[1:])
+        return
     check_options("kubectl", arguments, groups={"rollout", "config", "auth", "create", "set"})
 
 

@@ -6,14 +6,19 @@ import os
 import stat
 from pathlib import Path
 
-from tonnage.cache.entry import PRIVATE_DIRECTORY, Entry, EntryState
+from tonnage.cache.entry import FLAT_FILES, PRIVATE_DIRECTORY, Entry, EntryState
 from tonnage.cache.filesystem import DIRECTORY_MODE, translate_os_errors
 from tonnage.contract import ENTRY_NAME_PATTERN
 from tonnage.errors import CacheNotWritable, InvalidPlan
 
 
 class Cache:
-    """A directory of entries. The constructor doesn't access the disk."""
+    """A directory of entries. The constructor doesn't access the disk.
+
+    ``label`` is what messages call it.
+    """
+
+    label = "The cache directory"
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
@@ -29,7 +34,7 @@ class Cache:
                 any user can.
             InsufficientSpace: The medium is full.
         """
-        with translate_os_errors(f"The cache directory {self.root} can't be created"):
+        with translate_os_errors(f"{self.label} {self.root} can't be created"):
             if self.root.is_dir():
                 self._check_owner()
                 return
@@ -42,7 +47,7 @@ class Cache:
         made_by_another = found.st_uid not in {0, os.geteuid()} and found.st_dev == parent.st_dev
         if made_by_another and parent.st_mode & stat.S_IWOTH:
             raise CacheNotWritable(
-                f"The cache directory {self.root} belongs to user {found.st_uid}, who has made it where any user can. "
+                f"{self.label} {self.root} belongs to user {found.st_uid}, who has made it where any user can. "
                 f"This process runs as user {os.geteuid()}: use another directory, or have the administrator make it."
             )
 
@@ -78,6 +83,7 @@ class Cache:
 
 def _is_entry(entry: Entry) -> bool:
     try:
-        return (entry.path / PRIVATE_DIRECTORY).is_dir()
+        private = entry.path / PRIVATE_DIRECTORY
+        return private.is_dir() and not (private / FLAT_FILES).exists()
     except OSError:  # this user may not search it: list it as damaged
         return True

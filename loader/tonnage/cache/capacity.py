@@ -81,8 +81,9 @@ def reserve_capacity(
 
 def bytes_on_disk(entry: Entry) -> int:
     """Returns the bytes that an entry takes: its published files, and what running or interrupted loads reserved."""
-    total = _total(entry.model_dir, allocated=False)
+    total = 0 if entry.is_flat else _total(entry.model_dir, allocated=False)
     with contextlib.suppress(TonnageError):  # it is being removed
+        total += sum(entry.model_files().values()) if entry.is_flat else 0
         for partial in find_partials(entry):
             total += _total(partial.model_dir, allocated=not partial.reserved_path.exists())
     return total

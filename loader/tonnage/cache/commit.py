@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tonnage.cache import flat
 from tonnage.cache.filesystem import (
     DIRECTORY_MODE,
     PUBLISHED_MODE,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from tonnage.cache.entry import Entry, EntryState
     from tonnage.cache.filesystem import FileIdentity
-    from tonnage.cache.manifest import Manifest, TensorTable
+    from tonnage.cache.manifest import FileRecord, Manifest, TensorTable
     from tonnage.cache.partial import PartialDirectory
 
     StepCallback = Callable[[str], None]
@@ -94,6 +95,10 @@ def publish(
     manifest = add_non_tensor_checksums(
         manifest, table, {path: partial.model_dir / path for path in new_files}, published_checksums
     )
+    if entry.is_flat:
+        flat.check_places(entry, new_files)
+        entry.record_names(entry.own_names().union(new_files))
+        step("names")
     _finish_files(partial, new_files)
     step("modes")
     if sync:
@@ -111,7 +116,7 @@ def publish(
     write_atomically(entry.private_dir / record.name, data, sync=sync)
     step("table")
 
-    if current is None:
+    if current is None and not entry.is_flat:
         identity = file_identity(partial.model_dir)
         _install_directory(entry, partial, sync=sync)
     else:
@@ -179,14 +184,17 @@ def recover(entry: Entry, partials: Sequence[PartialDirectory] | None = None) ->
         remove_tree(superfluous.path)
     if manifest is None:
         _remove_manifest(entry)
-        if file_sizes(entry.model_dir):
+        if entry.is_flat:
+            resumable = partial if partial is not None and partial.journal_path.exists() else None
+            _move_back_unlisted_files(entry, (), resumable)
+        elif file_sizes(entry.model_dir):
             if partial is not None and partial.journal_path.exists() and not partial.model_dir.exists():
                 with translate_os_errors(f"{entry.model_dir} can't be moved back"):
                     entry.model_dir.rename(partial.model_dir)
             else:
                 _rename_and_remove(entry, entry.model_dir)
     else:
-        _move_back_unlisted_files(entry, manifest, partial)
+        _move_back_unlisted_files(entry, manifest.files, partial)
         if partial is not None and not file_sizes(partial.model_dir):
             remove_tree(partial.path)
     _remove_stale_tables(entry, manifest)
@@ -204,13 +212,16 @@ def clear(entry: Entry) -> int:
     Raises:
         CacheNotWritable: Something can't be removed. What remains is not visible as a model.
     """
-    folders = [entry.model_dir, *(partial.model_dir for partial in find_partials(entry))]
+    folders = [partial.model_dir for partial in find_partials(entry)]
     freed = sum(map(bytes_below, folders))
+    freed += sum(entry.model_files().values()) if entry.is_flat else bytes_below(entry.model_dir)
     _remove_manifest(entry)
     _remove_temporary_files(entry)
     remove_peer_files(entry)
     reset_stream(entry)
-    if entry.model_dir.exists():
+    if entry.is_flat:
+        flat.remove_files(entry)
+    elif entry.model_dir.exists():
         _rename_and_remove(entry, entry.model_dir)
     remove_tree(entry.partial_dir)
     _remove_stale_tables(entry, None)
@@ -229,7 +240,7 @@ def _collect_new_files(
 ) -> list[str]:
     """Returns the manifest's files that are in the partial directory. Checks that the others are published."""
     sizes = file_sizes(partial.model_dir)
-    published = file_sizes(entry.model_dir)
+    published = entry.model_files()
     new_files = []
     for file in manifest.files:
         size = sizes.pop(file.path, None)
@@ -288,12 +299,12 @@ def _install_files(
             fsync_path(folder)
 
 
-def _move_back_unlisted_files(entry: Entry, manifest: Manifest, partial: PartialDirectory | None) -> None:
-    known = {file.path for file in manifest.files}
-    for path in file_sizes(entry.model_dir):
+def _move_back_unlisted_files(entry: Entry, listed: Sequence[FileRecord], partial: PartialDirectory | None) -> None:
+    known = {file.path for file in listed}
+    for path in entry.model_files():
         if path in known:
             continue
-        if partial is None:
+        if partial is None or (partial.model_dir / path).exists():
             remove_tree(entry.model_dir / path)
             continue
         target = partial.model_dir / path

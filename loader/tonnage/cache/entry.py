@@ -10,6 +10,10 @@
     <entry>/.tonnage/manifest.json, tensors.json
 
 Acquire ``use.lock`` (shared) before ``load.lock``. Lock files are never removed.
+
+A flat entry is a folder of the user that has the published files itself, beside files of others: its ``model_dir`` is
+the folder. ``.tonnage/files.json`` lists the names that loads have published there or are about to; no other file is
+ever changed.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ import enum
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.cache.filesystem import file_sizes, make_directory
+import msgspec
+
+from tonnage.cache.filesystem import file_sizes, make_directory, write_atomically
 from tonnage.cache.locks import FileLock, LockMode, make_lock_file
 from tonnage.cache.manifest import (
     MAX_MANIFEST_BYTES,
@@ -27,17 +33,21 @@ from tonnage.cache.manifest import (
     TensorTable,
     decode_manifest,
     decode_table,
+    is_safe_relative_path,
 )
 from tonnage.cache.medium import in_memory
+from tonnage.contract.plan import DECODE_ERRORS
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 PRIVATE_DIRECTORY = ".tonnage"
 MODEL_DIRECTORY = "model"
 STREAM_DIRECTORY = "stream"
+FLAT_FILES = "files.json"
+"""In the private directory of a flat entry: the names of its files."""
 
 
 class EntryState(enum.StrEnum):
@@ -67,17 +77,24 @@ class Published(NamedTuple):
 
 
 class Entry:
-    """An entry. The constructor doesn't access the disk."""
+    """An entry. The constructor doesn't access the disk.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        is_flat: Whether ``path`` has the files itself, beside those of others.
+        overwrites: Of a flat entry: whether a load may replace files of others, and another revision.
+    """
+
+    def __init__(self, path: Path, *, is_flat: bool = False, overwrites: bool = False) -> None:
         self.path = path
         self.name = path.name
-        self.model_dir = path / MODEL_DIRECTORY
+        self.is_flat = is_flat
+        self.overwrites = overwrites
         self.private_dir = path / PRIVATE_DIRECTORY
+        self.model_dir = path if is_flat else path / MODEL_DIRECTORY
         self.use_lock_path = self.private_dir / "use.lock"
         self.load_lock_path = self.private_dir / "load.lock"
         self.partial_dir = self.private_dir / "partial"
-        self.stream_dir = path / STREAM_DIRECTORY
+        self.stream_dir = (self.private_dir if is_flat else path) / STREAM_DIRECTORY
         self.manifest_path = self.private_dir / "manifest.json"
 
     @classmethod
@@ -88,7 +105,12 @@ class Entry:
         """
         place = path.absolute()
         folders = (place, place.parent) if place.name == MODEL_DIRECTORY else (place,)
-        return next((cls(folder) for folder in folders if (folder / PRIVATE_DIRECTORY).is_dir()), None)
+        return next((cls.at(folder) for folder in folders if (folder / PRIVATE_DIRECTORY).is_dir()), None)
+
+    @classmethod
+    def at(cls, path: Path) -> Entry:
+        """Returns the entry at ``path``, flat or not, as it was created."""
+        return cls(path, is_flat=(path / PRIVATE_DIRECTORY / FLAT_FILES).is_file())
 
     def __repr__(self) -> str:
         return f"Entry({str(self.path)!r})"
@@ -113,6 +135,28 @@ class Entry:
             make_directory(folder)
         for lock in (self.use_lock_path, self.load_lock_path):
             make_lock_file(lock)
+        if self.is_flat and not (self.private_dir / FLAT_FILES).exists():
+            self.record_names(())
+
+    # Files of a flat entry
+
+    def own_names(self) -> set[str]:
+        """Returns the names that loads have published in a flat entry, or are about to. Others belong to others."""
+        try:
+            names = msgspec.json.decode((self.private_dir / FLAT_FILES).read_bytes(), type=list[str])
+        except (OSError, *DECODE_ERRORS):
+            return set()
+        return {name for name in names if is_safe_relative_path(name)}
+
+    def record_names(self, names: Iterable[str]) -> None:
+        """Records the names of a flat entry's files.
+
+        Raises:
+            CacheNotWritable: They can't be written.
+            InsufficientSpace: The medium is full.
+        """
+        data = msgspec.json.encode(sorted(names))
+        write_atomically(self.private_dir / FLAT_FILES, data, sync=not self.in_memory)
 
     # Locks
 
@@ -169,6 +213,27 @@ class Entry:
 
     # Reading
 
+    def model_files(self) -> dict[str, int]:
+        """Returns the size of each of its files in ``model_dir``, by relative path.
+
+        Raises:
+            CacheDamaged: Something there is neither a file nor a directory, or can't be read.
+        """
+        if not self.is_flat:
+            return file_sizes(self.model_dir)
+        found = {}
+        for name in self.own_names():
+            try:
+                place = (self.model_dir / name).lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise CacheDamaged(f"{self.model_dir / name} can't be accessed: {error.strerror}.") from error
+            if not stat.S_ISREG(place.st_mode):
+                raise CacheDamaged(f"{self.model_dir / name} is not a regular file.")
+            found[name] = place.st_size
+        return found
+
     def read_manifest(self) -> Manifest | None:
         """Returns the manifest, or None if nothing is published.
 
@@ -215,7 +280,7 @@ class Entry:
             if manifest is not None:
                 self.check_files(manifest)
                 return EntryStatus(EntryState.READY, manifest, "")
-            left = any(file_sizes(folder) for folder in (self.partial_dir, self.model_dir))
+            left = bool(file_sizes(self.partial_dir)) or bool(self.model_files())
         except CacheDamaged as error:
             return EntryStatus(EntryState.DAMAGED, None, error.message)
         except OSError as error:

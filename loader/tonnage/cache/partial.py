@@ -112,7 +112,7 @@ def seconds_since_last_write(entry: Entry) -> float:
     All times are those of the medium, because the clocks of machines differ: the entry's last use, which each load
     sets when it begins, is the present.
     """
-    folders = [entry.partial_dir, *([entry.path, entry.model_dir] if any(entry.model_dir.iterdir()) else [])]
+    folders = [entry.partial_dir, *([entry.path, entry.model_dir] if any(entry.model_files()) else [])]
     times = [time for folder in folders for time in _modification_times(folder)]
     return entry.use_lock_path.stat().st_mtime - max(times) if times else float("inf")
 

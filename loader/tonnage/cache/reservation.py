@@ -241,6 +241,8 @@ def describe_entries(entry: Entry) -> str:
 
 
 def _neighbors(entry: Entry) -> list[EntryInfo]:
+    if entry.is_flat:
+        return []
     try:
         return [row for row in list_entries(Cache(entry.path.parent)) if row.name != entry.name]
     except TonnageError:  # a container may see its own entry only

@@ -80,7 +80,10 @@ def _cache_epilog() -> str:
 COMMANDS: dict[str, CommandText] = {
     "load": CommandText(
         summary="load a model into a cache, and verify it during the transfer",
-        usage="tonnage load SOURCE... --cache DIR [options]\n       tonnage load --plan FILE --cache DIR [options]",
+        usage=(
+            "tonnage load SOURCE... --cache DIR [options]\n       tonnage load --plan FILE --cache DIR [options]\n"
+            "       tonnage load SOURCE... --into DIR [options]\n       tonnage load (SOURCE... DIR)... [options]"
+        ),
         description="""\
 Downloads a model from object storage into a cache folder, with parallel connections, and verifies
 the checksum of every tensor during the transfer. Give the report's `path` to an engine.
@@ -100,6 +103,10 @@ examples:
   Load half the ranks of a sharded model with at most 2 GiB per second, and keep it until SIGTERM:
     tonnage load s3://models/llama-tp8/ --cache /dev/shm/tonnage --ranks 0-3 \\
         --bandwidth-limit 2GiB --hold
+
+  Load the files into a folder of your own; the second form is how KServe calls an initializer:
+    tonnage load hf://Qwen/Qwen3-0.6B --into /mnt/models
+    tonnage load s3://models/llama-70b/ /mnt/models
 """,
         epilog=_load_epilog,
     ),

@@ -14,7 +14,7 @@ from tonnage.errors import InternalError, TonnageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import MutableMapping, Sequence
 
     from tonnage.cli.signals import Cancellation
     from tonnage.contract.plan import Plan
@@ -45,7 +45,7 @@ class Invocation:
         plan: The plan of a load or resolve; None until it is read.
     """
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], cancellation: Cancellation) -> None:
+    def __init__(self, argv: Sequence[str], environment: MutableMapping[str, str], cancellation: Cancellation) -> None:
         self.argv = argv
         self.environment = environment
         self.cancellation = cancellation

@@ -21,6 +21,10 @@ def add_load(parser: Parser) -> None:
     source = _add_source_options(parser, "source and cache", f"{_SOURCE_HELP}; several make one model", plan=True)
     help_text = "folder of the cache, created if missing: on a tmpfs such as /dev/shm/tonnage, or on disk"
     _add_option(parser, source, "--cache", "DIR", str, help_text)
+    help_text = "instead of a cache: load the files into this folder itself, beside what it has"
+    _add_option(parser, source, "--into", "DIR", str, help_text)
+    help_text = "with --into: replace another revision there and other files of the same names"
+    parser.add_option(source, "--overwrite", action="store_true", help=help_text)
     help_text = "bytes that all its entries may have together; a load that would exceed them fails (default: no limit)"
     _add_option(parser, source, "--capacity", "SIZE", argument_types.parse_size, help_text)
     _add_verification_options(parser)

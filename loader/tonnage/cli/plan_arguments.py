@@ -24,6 +24,7 @@ from tonnage.errors import InvalidPlan
 if TYPE_CHECKING:
     import argparse
 
+    from tonnage.cache.cache import Cache
     from tonnage.contract.plan import Source
 
 MAX_PLAN_BYTES = 64 << 20
@@ -155,6 +156,32 @@ def parse_source_arguments(arguments: argparse.Namespace) -> tuple[Source, ...]:
         anonymous=arguments.anonymous,
         requester_pays=arguments.requester_pays,
     )
+
+
+def is_path(word: str) -> bool:
+    """Returns whether a word of the command line is a folder of this machine, which no SOURCE is."""
+    return word.startswith(("/", "./", "../")) or word in {".", ".."}
+
+
+def cache_or_folder(arguments: argparse.Namespace) -> Path | Cache:
+    """Returns the folder of ``--cache``, or the target of ``--into``.
+
+    What the command line has takes precedence over the environment.
+
+    Raises:
+        InvalidPlan: Options contradict each other.
+    """
+    from_environment = arguments.from_environment
+    if not arguments.into or ("into" in from_environment and arguments.cache and "cache" not in from_environment):
+        if arguments.overwrite and "overwrite" not in from_environment:
+            raise _usage(arguments, "--overwrite is for --into: a cache has an entry for each revision.")
+        return cache_folder(arguments)
+    for option in ("cache", "capacity", "hold", "stream"):
+        if is_set(getattr(arguments, option)) and option not in from_environment:
+            raise _usage(arguments, f"--{option} and --into can't be combined: it is for a cache.")
+    from tonnage.cache.flat import Folder  # not imported for a hit in a cache
+
+    return Folder(arguments.into, overwrites=arguments.overwrite)
 
 
 def cache_folder(arguments: argparse.Namespace) -> Path:

@@ -21,6 +21,7 @@ from tonnage.cache.stream import reset_stream
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
 from tonnage.loading import manifest_builder, resume
+from tonnage.loading.folder import check_folder
 from tonnage.loading.indexes import HeadDamaged
 from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint_builder import build_blueprint
@@ -132,6 +133,7 @@ def fill_entry(
         segment_size=segment_size,
         identity=resume.journal_identity(items, checks),
     )
+    check_folder(entry, blueprint, on_note)
     partial, records = _begin(
         entry,
         earlier,

@@ -60,7 +60,7 @@ class LoadResult:
 def run_plan(
     plan: Plan,
     *,
-    cache: Path | str,
+    cache: Path | str | Cache,
     environment: Mapping[str, str],
     on_progress: Callable[[Progress], None] = lambda _: None,
     canceled: Callable[[], bool] = lambda: False,
@@ -71,7 +71,7 @@ def run_plan(
 
     Args:
         plan: The plan.
-        cache: The cache's root directory; created if missing.
+        cache: The cache's root directory, created if missing; or a ``flat.Folder`` that gets the files themselves.
         environment: Environment variables with credentials, endpoints and proxies.
         on_progress: Called with the progress a few times a second.
         canceled: Polled several times a second; return True to cancel. Data on disk is kept.
@@ -80,23 +80,10 @@ def run_plan(
             the table of files. None: nothing is shown before the load has ended, unless another reader has asked.
 
     Raises:
-        TonnageError: The load failed. ``details`` has fields for the report; see ``failed_report``.
+        TonnageError: The load failed. ``details`` has fields for the report.
     """
-    return _Load(plan, Cache(cache), environment, on_progress, canceled, on_readable).run(keep_lock=keep_lock)
-
-
-def failed_report(error: TonnageError, *, plan: Plan | None = None) -> Report:
-    """Returns the report of a load that failed with ``error``."""
-    report = Report(
-        outcome=Outcome.FAILED,
-        reason=error.reason,
-        message=error.message,
-        remedy=error.remedy,
-        verified=Verify.NONE,
-        entry=plan.entry if plan else "",
-        identity=plan.identity if plan else None,
-    )
-    return msgspec.structs.replace(report, **error.details)
+    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    return _Load(plan, cache, environment, on_progress, canceled, on_readable).run(keep_lock=keep_lock)
 
 
 class _Load:
@@ -136,7 +123,7 @@ class _Load:
                 error.details.setdefault("revision", self._resolved.revision)
                 error.details.setdefault("digest", self._resolved.digest)
             if self._entry:
-                error.details.setdefault("entry", self._entry.name)
+                error.details.setdefault("entry", "" if self._entry.is_flat else self._entry.name)
                 from tonnage.cache.capacity import bytes_on_disk  # not imported for a hit
 
                 with contextlib.suppress(OSError):
@@ -423,9 +410,14 @@ class _Load:
             commit.recover(entry, partials)
         if (manifest := entry.read_manifest()) is None:
             return None
+        if manifest.digest == resolved.digest and not elsewhere:
+            return manifest
+        if entry.is_flat:
+            from tonnage.loading.folder import replace_revision
+
+            self._notes.append(replace_revision(entry, manifest))
+            return None
         if manifest.digest == resolved.digest:
-            if not elsewhere:
-                return manifest
             if manifest.computed_buffers is not None:
                 raise CacheInUse(
                     f"{entry.path} contains this revision with --computed-buffers {manifest.computed_buffers.value}: "
@@ -469,7 +461,7 @@ class _Load:
             outcome=outcome,
             revision=self._resolved.revision,
             digest=self._resolved.digest,
-            entry=entry.name,
+            entry="" if entry.is_flat else entry.name,
             path=str(entry.model_dir),
             bytes=manifest.bytes,
             downloaded_bytes=fill_result.outcome.downloaded if fill_result else 0,

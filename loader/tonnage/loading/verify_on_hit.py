@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from tonnage.cache.cgroups import usable_cores
-from tonnage.cache.filesystem import file_sizes, read_range
+from tonnage.cache.filesystem import read_range
 from tonnage.contract import ChecksumAlgorithm, FileSelection, Progress, Verify, parse_checksum
 from tonnage.errors import CacheDamaged, Interrupted, Timeout
 from tonnage.format.safetensors import SafetensorsIndex
@@ -148,7 +148,7 @@ def _stated_hashes(items: Sequence[ResolvedObject]) -> dict[int, str]:
 
 def _check_file_names(entry: Entry, blueprint: Blueprint) -> None:
     """Checks names and sizes of all files, without looking into the manifest."""
-    found = file_sizes(entry.model_dir)
+    found = entry.model_files()
     for file in blueprint.files:
         size = found.pop(file.path, None)
         if size != file.size:

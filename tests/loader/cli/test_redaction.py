@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tonnage.cli.invocation import Invocation
 from tonnage.cli.redaction import redact
+from tonnage.cli.signals import Cancellation
 from tonnage.contract import termination_message
 from tonnage.errors import EndpointUnreachable
-from tonnage.loading.load import failed_report
 from tonnage.source import error_classification
 
 ENVIRONMENT = {
@@ -58,7 +59,7 @@ HOSTILE = "\x1b]0;pwned\x07\x1b[2J\r\nforged line \u202egnp.exe\u2066\x9b31m"
 
 def test_text_from_outside_controls_neither_terminals_nor_the_direction_of_text() -> None:
     error = EndpointUnreachable(f"s3://b/k: {HOSTILE}")
-    report = failed_report(error)
+    report = Invocation(["load"], {}, Cancellation()).failure_report(error)
     for text in (error.message, str(error.message), report.message, termination_message(report).decode()):
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
     assert "\n" not in error.message

@@ -82,7 +82,7 @@ def read_entry(root: Path, subpath: PurePosixPath, *, rank: int | None) -> Catal
         NameCollision: Two files have a tensor of the same name.
         FormatUnsupported: The weights are encrypted.
     """
-    entry = Entry(root)
+    entry = Entry.at(root)
     published = _read_published(entry)
     table = published.manifest.table
     return build_catalog(

@@ -10,13 +10,13 @@ import msgspec
 
 from tonnage.cli import output
 from tonnage.cli.invocation import LONG_REPORT_TIMEOUT, REPORT_TIMEOUT
-from tonnage.cli.plan_arguments import cache_folder, plan_from_arguments
+from tonnage.cli.plan_arguments import cache_or_folder, is_path, plan_from_arguments
 from tonnage.cli.progress_output import progress_view
 from tonnage.cli.redaction import redact
 from tonnage.cli.status_files import StatusFiles
 from tonnage.contract.report import Outcome
 from tonnage.contract.sizes import human_bytes
-from tonnage.errors import Interrupted, TonnageError
+from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, Interrupted, TonnageError
 
 if TYPE_CHECKING:
     import argparse
@@ -33,11 +33,21 @@ _VERIFICATION_TEXT = {
 
 
 def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
-    """Loads the model, reports the result, and with ``--hold`` keeps the entry in use.
+    """Loads the model, reports the result, and with ``--hold`` keeps the entry in use. Several folders: one by one.
 
     Raises:
         TonnageError: The load failed, and ``--on-failure`` is not ``continue``.
     """
+    if any(is_path(word) for word in arguments.sources):
+        from tonnage.cli.storage_initializer import loads_of, translate_environment
+
+        for remark in translate_environment(arguments, invocation.environment):
+            output.print_stderr(f"tonnage: {remark}")
+        return max(_run_one(each, invocation) for each in loads_of(arguments))
+    return _run_one(arguments, invocation)
+
+
+def _run_one(arguments: argparse.Namespace, invocation: Invocation) -> int:
     files = StatusFiles.from_arguments(arguments)
     files.mark_started()
     try:
@@ -67,7 +77,7 @@ def _load(arguments: argparse.Namespace, invocation: Invocation, files: StatusFi
             from tonnage.cli.commands.plugin import write_plugin
 
             write_plugin(Path(arguments.plugin))
-        cache = cache_folder(arguments)
+        cache = cache_or_folder(arguments)
         plan = invocation.plan = plan_from_arguments(arguments)
         from tonnage.loading import run_plan
 
@@ -88,12 +98,23 @@ def _load(arguments: argparse.Namespace, invocation: Invocation, files: StatusFi
                 keep_lock=arguments.hold,
                 on_readable=files.mark_readable if arguments.stream else None,
             )
-    except TonnageError:
+    except TonnageError as error:
+        if arguments.into and type(error) in FOLDER_REMEDIES:
+            error.remedy = FOLDER_REMEDIES[type(error)]
         raise
     except Exception as error:
         raise invocation.to_internal_error(error) from error
     result.report = msgspec.structs.replace(result.report, artifacts=artifacts)
     return result
+
+
+FOLDER_REMEDIES: dict[type[TonnageError], str] = {
+    InsufficientSpace: "Free space there, enlarge the volume or the memory limit, or load into another folder.",
+    CacheNotWritable: "Give this user write permission on the folder, or load into another one.",
+    CacheDamaged: "Remove the folder that the message names, and load again.",
+    CacheInUse: "Wait for the other load, or load into another folder.",
+}
+"""What to do next where no cache is involved."""
 
 
 def _prepare_artifacts(arguments: argparse.Namespace, invocation: Invocation) -> tuple[ArtifactsSize, ...]:
@@ -110,11 +131,13 @@ def _summary(report: Report) -> str:
     proof = _VERIFICATION_TEXT.get(report.verified, "not verified")
     tensors = "1 tensor" if report.tensors == 1 else f"{report.tensors:,} tensors"
     if report.outcome is Outcome.HIT:
-        what = f"Found {report.entry} in the cache: {human_bytes(report.bytes)}, {tensors} {proof} "
+        where = f"{report.entry} in the cache" if report.entry else f"revision {report.revision} in the folder"
+        what = f"Found {where}: {human_bytes(report.bytes)}, {tensors} {proof} "
         what += f"(hit in {report.seconds * 1000:.0f} ms)"
     else:
         rate = report.downloaded_bytes / report.seconds / 1e9 if report.seconds else 0.0
-        what = f"Loaded {report.entry}: {human_bytes(report.bytes)} in {report.seconds:.1f} s ({rate:.2f} GB/s"
+        what = f"Loaded {report.entry or report.revision}: {human_bytes(report.bytes)} in {report.seconds:.1f} s "
+        what += f"({rate:.2f} GB/s"
         what += f", {human_bytes(report.resumed_bytes)} resumed" if report.resumed_bytes else ""
         what += f"), {tensors} {proof}"
     return "\n".join([what, *(f"  note: {note}" for note in report.notes), f"  → {report.path}"])

@@ -1,0 +1,1 @@
+"""The kubectl plugin ``kubectl tonnage``: shows the state of models, nodes and pods, with the rights of its user."""
