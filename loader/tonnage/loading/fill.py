@@ -116,16 +116,20 @@ def fill_entry(
     items, objects, checks, known = source.items, source.sources, source.checks, source.known
     journal = None if earlier is None else read_journal(earlier.journal_path)
     segment_size = _segment_size(plan, resolved, journal)
-    blueprint = cut_segments(
-        build_blueprint(
-            objects,
-            layout=plan.layout,
-            segment_size=segment_size,
-            computed_buffers=plan.computed_buffers,
-            revision=resolved.revision,
-            digest=resolved.digest,
+    blueprint = check_folder(
+        entry,
+        cut_segments(
+            build_blueprint(
+                objects,
+                layout=plan.layout,
+                segment_size=segment_size,
+                computed_buffers=plan.computed_buffers,
+                revision=resolved.revision,
+                digest=resolved.digest,
+            ),
+            checks,
         ),
-        checks,
+        on_note,
     )
     header = resume.build_journal_header(
         blueprint,
@@ -133,7 +137,6 @@ def fill_entry(
         segment_size=segment_size,
         identity=resume.journal_identity(items, checks),
     )
-    check_folder(entry, blueprint, on_note)
     partial, records = _begin(
         entry,
         earlier,

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint
 
 
-def check_folder(entry: Entry, blueprint: Blueprint, on_note: Callable[[str], None]) -> None:
-    """Checks before the transfer that files can be published in a flat entry; see ``flat.check_places``."""
+def check_folder(entry: Entry, blueprint: Blueprint, on_note: Callable[[str], None]) -> Blueprint:
+    """Returns the blueprint, if its files can be published in the entry; see ``flat.check_places``."""
     if not entry.is_flat:
-        return
+        return blueprint
     names = [file.path for file in blueprint.files]
     check_places(entry, names)
     note = foreign_weights_note(entry, names)
     if note:
         on_note(note)
+    return blueprint
 
 
 def replace_revision(entry: Entry, manifest: Manifest) -> str:
