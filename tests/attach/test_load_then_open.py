@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 import tonnage
-from support.load_harness import KEY, LoadHarness
-from support.models import CONFIG, make_tensors, to_tensors_file
+from support.load_harness import KEY, KEYS, LoadHarness
+from support.models import CONFIG, make_tensors, to_safetensors_file, to_tensors_file
+from tonnage.attach.copy.chunks import pack_groups, split_group
 from tonnage.contract import Layout
 
 if TYPE_CHECKING:
@@ -36,6 +38,25 @@ def test_a_loaded_model_opens_with_all_bytes(harness: LoadHarness, layout: Layou
         assert all(tensors_equal(weights[name], tensor) for name, tensor in harness.tensors.items())
         assert weights.metadata["tonnage.revision"] in report.entry
         assert weights.metadata["tonnage.verified"] == "crc32"
+
+
+def test_an_entry_of_safetensors_files_is_copied_in_the_same_steps_as_one_of_a_tensors_file(
+    harness: LoadHarness, tmp_path: Path, tensors_equal: TensorsEqual
+) -> None:
+    """What is read at a time and how often decides the speed of a copy to a GPU."""
+    tensors = {name: tensor.bfloat16() for name, tensor in harness.tensors.items()}
+    steps = []
+    for kind, file in (("tensors", to_tensors_file(tensors)), ("safetensors", to_safetensors_file(tensors))):
+        harness.server.delete(KEY)
+        harness.server.put(KEYS[kind], file)
+        report = replace(harness, cache=tmp_path / kind).load()
+        with tonnage.open(report.path) as weights:
+            groups = pack_groups(weights.records.values(), group_bytes=300_000)
+            chunks = [chunk for group in groups for chunk in split_group(group, chunk_bytes=70_000)]
+            steps.append([(chunk.length, len(chunk.extents)) for chunk in chunks])
+            assert all(tensors_equal(weights.state_dict()[name], tensor) for name, tensor in tensors.items())
+    assert len(steps[0]) > 6
+    assert steps[0] == steps[1]
 
 
 def test_a_second_load_finds_the_open_entry(harness: LoadHarness, tensors_equal: TensorsEqual) -> None:

@@ -185,6 +185,7 @@ def data_offset(harness: LoadHarness) -> int:
     return harness.body + (len(harness.tensors_file) - harness.body) // 2
 
 
+@BOTH_KINDS
 def test_a_bit_flipped_in_transit_is_fetched_again_over_another_connection(
     harness: LoadHarness, is_part_request: IsPartRequest
 ) -> None:
@@ -202,15 +203,19 @@ def test_a_bit_flipped_in_transit_is_fetched_again_over_another_connection(
     assert covering[0].connection != covering[1].connection
 
 
+@BOTH_KINDS
 def test_a_bit_flipped_in_the_store_is_reported_with_tensor_object_and_offset(
-    harness: LoadHarness, is_part_request: IsPartRequest
+    harness: LoadHarness, is_part_request: IsPartRequest, weights_kind: str
 ) -> None:
+    """Of safetensors with the object and its checksum: no tensor holds one."""
     harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
     with pytest.raises(ChecksumMismatch) as caught:
         harness.load()
-    assert re.search(
-        r"s3://bucket/model/weights\.tensors: tensor 'layers\.\d+\.weight' \(bytes \d+ to \d+\)", caught.value.message
-    )
+    expected = {
+        "tensors": r"s3://bucket/model/weights\.tensors: tensor 'layers\.\d+\.weight' \(bytes \d+ to \d+\)",
+        "safetensors": r"s3://bucket/model/model\.safetensors does not match the MD5 that its source states, md5:\w+",
+    }
+    assert re.search(expected[weights_kind], caught.value.message)
     harness.assert_nothing_visible()
 
 

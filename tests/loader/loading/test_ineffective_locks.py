@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.load_harness import BOTH_KINDS
 from support.preload_shims import GRANTS_EVERYTHING, LOCKS_FOR_ONE_MACHINE, build_shim
 from support.tonnage_cli import CommandResult, command_environment, run_tonnage
 
@@ -69,12 +70,16 @@ def assert_right(harness: LoadHarness, report: Mapping[str, Any]) -> None:
     assert run_tonnage("verify", report["entry"], "--cache", harness.cache).returncode == 0
 
 
-@pytest.mark.parametrize("begun", [1, 400_000, 900_000])
+@pytest.mark.parametrize(
+    ("weights_kind", "begun"),
+    [("tensors", 1), ("tensors", 900_000), ("safetensors", 400_000)],
+    indirect=["weights_kind"],
+)
 def test_a_second_load_beside_one_that_is_at_work_publishes_the_right_bytes(
     harness: LoadHarness, no_locks: dict[str, str], begun: int
 ) -> None:
     with started(harness, no_locks, *SLOW) as first:
-        harness.server.wait_for_bytes(262_217 + begun)
+        harness.server.wait_for_bytes(harness.body + begun)
         second = run_tonnage(*arguments(harness), environment=no_locks)
         assert second.report["outcome"] in {"loaded", "hit"}, second.output
         assert_right(harness, second.report)
@@ -82,9 +87,10 @@ def test_a_second_load_beside_one_that_is_at_work_publishes_the_right_bytes(
     harness.assert_loaded(harness.load())
 
 
+@BOTH_KINDS
 def test_a_second_load_that_is_killed_costs_the_first_no_bytes(harness: LoadHarness, no_locks: dict[str, str]) -> None:
     with started(harness, no_locks, *SLOW) as first:
-        harness.server.wait_for_bytes(262_217 + 300_000)
+        harness.server.wait_for_bytes(harness.body + 300_000)
         with started(harness, no_locks, *SLOW) as second:
             harness.server.wait_for_bytes(harness.server.bytes_sent + 600_000)
             second.kill()

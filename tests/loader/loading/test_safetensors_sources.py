@@ -319,6 +319,39 @@ def test_transformers_loads_models_with_equal_outputs(bucket: Bucket, tmp_path: 
         assert torch.equal(loaded.eval()(tokens).logits, expected.eval()(tokens).logits)
 
 
+def quantize(folder: Path) -> None:
+    """Makes a saved model one in fp8, with a scale for each block, as DeepSeek and Qwen publish theirs."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        weight = tensors[name].float()
+        scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        tensors[name] = (weight / scale).to(torch.float8_e4m3fn)
+        blocks = [-(-length // 128) for length in weight.shape]
+        tensors[f"{name}_scale_inv"] = scale.expand(blocks).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    block = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": block}))
+
+
+def test_transformers_loads_a_model_in_fp8_with_equal_outputs(bucket: Bucket, tmp_path: Path) -> None:
+    """Without a GPU, transformers dequantizes it."""
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(**SMALL | {"hidden_size": 128, "intermediate_size": 256}))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    quantize(tmp_path / "saved")
+    bucket.upload(tmp_path / "saved")
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    loaded, info = from_pretrained(bucket.load().path, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(info.values()), info
+    expected = from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
+    tokens = torch.arange(20).reshape(1, -1)
+    with torch.inference_mode():
+        logits = loaded.eval()(tokens).logits
+        assert torch.equal(logits, expected.eval()(tokens).logits)
+        assert not torch.equal(logits, model.eval()(tokens).logits)
+
+
 def test_a_variant_beside_the_model_is_loaded_on_request(bucket: Bucket, tmp_path: Path) -> None:
     model: Any = LlamaForCausalLM(LlamaConfig(**SMALL))
     model.save_pretrained(tmp_path / "saved")

@@ -19,7 +19,7 @@ from safetensors.torch import save
 import tonnage
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
 from support.faults import Fault
-from support.load_harness import KEY
+from support.load_harness import BOTH_KINDS, KEY
 from support.models import make_tensors, to_tensors_file
 from support.tonnage_cli import run_tonnage
 from tonnage.cache import Entry
@@ -138,6 +138,7 @@ CHANGES: dict[str, Callable[[Report], None]] = {
 }
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_whatever_was_changed_is_noticed_and_loaded_again(
     harness: LoadHarness, change: Callable[[Report], None]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tensorizer import TensorDeserializer
 
 import tonnage
+from support.hub_server import HubServer
 from support.s3_server import NO_PERMISSIONS, READER
 from support.tensors_corpus import random_bits
 from support.tonnage_cli import run_tonnage, start_tonnage
@@ -299,3 +300,25 @@ def test_a_model_of_a_bucket_is_serialized_to_another_prefix(
     )  # fmt: skip
     with tonnage.open(report.path) as weights:
         assert all(is_same(weights[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("kind", ["presigned URLs", "hub"])
+def test_a_model_at_urls_or_on_a_hub_is_serialized(
+    kind: str, s3: SeaweedS3, bucket: str, source: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    folder, tensors = source
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with HubServer() as hub:
+        if kind == "hub":
+            hub.push("org/tiny", files, private=True)
+            sources, environment = ["hf://org/tiny@main"], {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token}
+        else:
+            s3.put(bucket, {f"in/{name}": data for name, data in files.items()})
+            sources, environment = [s3.presign(bucket, f"in/{name}") for name in files], {}
+        done = run_tonnage("serialize", *sources, tmp_path / "target", "--json", environment=environment)
+        assert done.returncode == 0, done.stderr
+    assert done.report["tensors"] == len(tensors)
+    assert (tmp_path / "target/config.json").read_bytes() == files["config.json"]
+    with TensorDeserializer(str(tmp_path / "target/model.tensors"), device="cpu", verify_hash=True) as read:
+        assert all(is_same(read[name], tensor) for name, tensor in tensors.items())
+    assert not any(secret in done.output for secret in ("X-Amz-Signature", hub.token))
