@@ -79,7 +79,7 @@ def reset_cluster(helm: Helm, plane: ControlPlane) -> None:
     """
     helm.uninstall("--no-hooks", "--ignore-not-found")
     plane.kubectl("delete", "jobs,pods,secrets", "--all", "-n", "tonnage-system", "--wait=false", "--force")
-    for kind in ("modelweights", "nodecaches"):
+    for kind in ("modelweights", "nodecaches", "grouprevisions"):
         crd = f"crd/{kind}.tonnage.dev"
         if plane.kubectl("get", crd, "--ignore-not-found").stdout:
             found = plane.kubectl("get", kind, "-A", "-o", "name", check=False).stdout

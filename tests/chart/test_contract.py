@@ -67,6 +67,8 @@ def test_roles_are_exactly_those_that_the_operator_is_tested_with(helm: Helm) ->
     for name in ROLES:
         assert roles[f"tonnage-{name}"]["rules"] == _role(name)["rules"]
     assert not [rule for name in people for rule in roles[name]["rules"] if rule["apiGroups"] != [names.GROUP]]
+    written = [kind for rule in roles["tonnage-edit"]["rules"] for kind in rule["resources"]]
+    assert written == ["modelweights"], "people don't write what a group's pods get"
 
 
 def test_each_account_has_one_role_and_each_pod_its_own_account(helm: Helm) -> None:

@@ -167,8 +167,10 @@ def test_without_a_controller_an_uninstall_removes_finalizers_and_deleting_never
 ) -> None:
     helm_with_cluster.install()
     _create_with_finalizer(harness)
+    harness.keep_group_revision()
     started = time.monotonic()
     helm_with_cluster.uninstall()
+    assert not harness.group_revisions()
     assert time.monotonic() - started < 25
     assert hook_runner.finished == [("release", 0, "Removed the finalizer of 1 ModelWeights.\n")]
     assert used_permissions(plane, "tonnage-release") == granted_permissions("release")
@@ -235,6 +237,7 @@ def test_a_wipe_evicts_all_entries_and_deletes_all_objects(
         harness.delete("orphaned")
         eventually(lambda: harness.is_gone("orphaned"))
         assert len(harness.entry_states(node)) == 3
+        harness.keep_group_revision()
         helm_with_cluster.uninstall()
     assert [(arguments, code) for arguments, code, _ in hook_runner.finished] == [
         ("wipe --within=20", 0),

@@ -14,7 +14,7 @@ from operator_support import objects
 from operator_support.injection import annotated_pod, resolved_modelweights
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
-from tonnage_operator.domain.admission import inject
+from tonnage_operator.domain.admission import inject, injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.installation import Installation
 from tonnage_operator.domain.observed.node import parse_node
@@ -58,7 +58,7 @@ class Guarded:
         pod = annotated_pod({names.MODEL: "llama", **(annotations or {})})
         del pod["metadata"]["namespace"]
         request = parse_annotations(pod["metadata"]["annotations"], namespace=self.namespace)
-        model = inject.resolve_injected_model(request.models[0], weights, ())
+        model = injected_model.resolve_injected_model(request.models[0], weights, ())
         return inject.inject(pod, (model,), request, self.installation)
 
     def of_job(self, *, load: bool) -> Pod:

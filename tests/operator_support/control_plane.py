@@ -196,7 +196,7 @@ class ControlPlane:
             crd = yaml.safe_load(path.read_text())
             self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
         deadline = time.monotonic() + 30
-        for plural in ("modelweights", "nodecaches"):
+        for plural in ("modelweights", "nodecaches", "grouprevisions"):
             while True:
                 try:
                     self.request("GET", f"/apis/tonnage.dev/v1alpha1/{plural}")

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 from kubernetes.aio.client import Configuration
 
-from operator_support import objects
+from operator_support import controllers, objects
 from operator_support.background_thread import AppThread
 from operator_support.control_plane import PYTHONPATH
+from operator_support.injection import resolved_modelweights
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.controller.app import ControllerApp
+from tonnage_operator.domain.admission.pod_groups import build_group_revision, find_group
 from tonnage_operator.domain.installation import Installation
 from tonnage_operator.gate.app import GateApp
 from tonnage_operator.kube.credentials import ClientConfig, from_kubeconfig
@@ -155,6 +157,18 @@ class OperatorHarness:
     def delete(self, name: str = "llama") -> None:
         """Deletes an object without waiting."""
         self.plane.request("DELETE", self.object_path(name))
+
+    def group_revisions(self) -> list[dict[str, Any]]:
+        """Returns the ``GroupRevision`` objects of the namespace."""
+        return self._list("grouprevisions")
+
+    def keep_group_revision(self) -> None:
+        """Creates a ``GroupRevision`` as the webhook does for a RayCluster."""
+        group, weights = find_group(controllers.ray_pod("ray", "uid", "head")), resolved_modelweights()
+        assert group is not None
+        assert weights.status.resolved is not None
+        body = build_group_revision(group, "ray", self.namespace, weights, weights.status.resolved)
+        self.plane.request("POST", f"{GROUP_PATH}/namespaces/{self.namespace}/grouprevisions", body)
 
     def is_gone(self, name: str = "llama") -> bool:
         return not any(item["metadata"]["name"] == name for item in self._list("modelweights"))

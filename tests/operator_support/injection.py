@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from operator_support import objects
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
+from tonnage_operator.domain.admission.inject import inject
+from tonnage_operator.domain.admission.injected_model import resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 

@@ -54,6 +54,7 @@ class NodeModel:
     jobs: dict[str, Job] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     consumers: list[Pod] = field(default_factory=list)
+    group_entries: dict[EntryKey, float] = field(default_factory=dict)
     on_disk: dict[EntryKey, int] = field(default_factory=dict)
     reported_media: Mapping[Medium, contract.Medium] = field(default_factory=dict)
     last: NodeDecision = field(default_factory=lambda: NodeDecision(None))
@@ -105,6 +106,7 @@ class NodeModel:
                 jobs=list(self.jobs.values()),
                 pods=self.pods,
                 consumers=self.consumers,
+                group_entries=self.group_entries,
                 load_requests=list(self.requests.values()),
                 reported_media=self.reported_media,
             )

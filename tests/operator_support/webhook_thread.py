@@ -135,7 +135,7 @@ def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
             {
                 "name": "inject.tonnage.dev",
                 "admissionReviewVersions": ["v1"],
-                "sideEffects": "None",
+                "sideEffects": "NoneOnDryRun",
                 "failurePolicy": "Fail",
                 "reinvocationPolicy": "IfNeeded",
                 "timeoutSeconds": 5,

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from tonnage_operator.api import names
 from tonnage_operator.api.base import SENTENCE_KEY
+from tonnage_operator.api.grouprevision import GroupRevisionResource
 from tonnage_operator.api.nodecache import NodeCacheResource
 from tonnage_operator.api.status import ModelWeightsResource
 
@@ -71,6 +72,14 @@ _NODE_COLUMNS: Final = (
         priority=1,
     ),
     _column("Age", "date", ".metadata.creationTimestamp", "Time since creation."),
+)
+
+
+_GROUP_COLUMNS = (
+    _column("Group", "string", ".spec.group", "The pods that get the revision."),
+    _column("Model", "string", ".spec.model", "The ModelWeights."),
+    _column("Revision", "string", ".spec.revision.revision", "The revision."),
+    _column("Age", "date", ".metadata.creationTimestamp", "Time since the first pod of the group."),
 )
 
 
@@ -163,7 +172,13 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def _definition(
-    model: type[BaseModel], *, kind: str, plural: str, scope: str, short: tuple[str, ...], columns: tuple[Schema, ...]
+    model: type[BaseModel],
+    *,
+    kind: str,
+    plural: str,
+    scope: str,
+    short: tuple[str, ...],
+    columns: tuple[Schema, ...],
 ) -> Schema:
     schema = _StructuralSchema(model).schema()
     schema["properties"] = {
@@ -192,7 +207,7 @@ def _definition(
                     "name": names.VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    **({"subresources": {"status": {}}} if "status" in schema["properties"] else {}),
                     "additionalPrinterColumns": [dict(column) for column in columns],
                     "schema": {"openAPIV3Schema": schema},
                 }
@@ -204,6 +219,14 @@ def _definition(
 def definitions() -> dict[str, Schema]:
     """Returns each CRD, by its file name in ``crds/``."""
     return {
+        "grouprevisions.yaml": _definition(
+            GroupRevisionResource,
+            kind=names.GROUP_REVISION_KIND,
+            plural=names.GROUP_REVISION_PLURAL,
+            scope="Namespaced",
+            short=(),
+            columns=_GROUP_COLUMNS,
+        ),
         "modelweights.yaml": _definition(
             ModelWeightsResource,
             kind=names.MODEL_WEIGHTS_KIND,

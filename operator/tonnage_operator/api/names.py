@@ -16,6 +16,9 @@ MODEL_WEIGHTS_PLURAL: Final = "modelweights"
 NODE_CACHE_KIND: Final = "NodeCache"
 NODE_CACHE_PLURAL: Final = "nodecaches"
 
+GROUP_REVISION_KIND: Final = "GroupRevision"
+GROUP_REVISION_PLURAL: Final = "grouprevisions"
+
 FINALIZER: Final = f"{GROUP}/finalizer"
 """Keeps a deleted ``ModelWeights`` until its entries are evicted."""
 
@@ -40,9 +43,10 @@ ARTIFACTS: Final = f"{GROUP}/artifacts"
 WAIT: Final = f"{GROUP}/wait"
 VLLM_PLUGIN: Final = f"{GROUP}/vllm-plugin"
 INJECT: Final = f"{GROUP}/inject"
+SAME_REVISION: Final = f"{GROUP}/same-revision"
 POD_ANNOTATIONS: Final = (
     MODEL, MODELS, MOUNT_PATH, CONTAINERS, RANKS, FORM, SCHEDULING, ON_FAILURE, LOADER_CPU, LOADER_MEMORY, ARTIFACTS,
-    WAIT, VLLM_PLUGIN, INJECT,
+    WAIT, VLLM_PLUGIN, INJECT, SAME_REVISION,
 )  # fmt: skip
 """All annotations that users can set on pods."""
 

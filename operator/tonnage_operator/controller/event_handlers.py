@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.api.placement import PrewarmMode
+from tonnage_operator.controller.group_entries import grouped_entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,6 +99,8 @@ class EventHandlers:
                 self._enqueue_node(node)
             if placement_changed and after is None and not pod.node:
                 self._enqueue_nodes_with(held.entry_key for held in pod.held_entries)
+            elif before and (ended := grouped_entries(before) - grouped_entries(after)):
+                self._enqueue_nodes_with(ended)  # it may have been the last pod of its group
 
     def _loader_changed(self, pod: Pod, *, ended: bool) -> None:
         """Enqueues the object of a Job's pod, and its node when a loader in the pod has terminated."""

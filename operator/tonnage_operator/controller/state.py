@@ -13,6 +13,7 @@ import msgspec
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryState, NodeCacheStatus
+from tonnage_operator.controller.group_entries import GroupEntries
 from tonnage_operator.controller.peer_directory import PeerDirectory
 from tonnage_operator.controller.reference_index import ReferenceIndex
 from tonnage_operator.domain.installation import PeerNetwork
@@ -188,6 +189,8 @@ class ControllerState:
         self._pods_of_admission = Index(lambda pod: (pod.admission,) if pod.admission else ())
         self._node_by_name: dict[str, Node] = {}
         self._cache_by_name: dict[str, CacheRecord] = {}
+        self._group_entries = GroupEntries(time.monotonic)
+        self.pods.add_event_handler(self._group_entries.update)
         for index in (self._jobs_of_model, self._jobs_of_node):
             self.jobs.add_event_handler(index.update)
         indexes = (self._pods_of_job, self._pods_of_model, self._pods_of_node, self._pending_pods)
@@ -331,6 +334,10 @@ class ControllerState:
         pods = self._pods(self._pods_of_admission[pod.admission])
         return bool(pods) and min(pods, key=lambda each: (each.created, each.uid)).uid == pod.uid
 
+    def _has_admitted(self, uid: str) -> bool:
+        pod = self.pods.get(uid)
+        return pod is not None and self.is_admitted(pod)
+
     def _consumers(self, uids: Iterable[str]) -> list[Pod]:
         return [pod for pod in self._pods(uids) if self.is_admitted(pod)]
 
@@ -402,6 +409,7 @@ class ControllerState:
         requests = tuple(self.load_requests.get(node.name, {}).values())
         keys |= {request.key for request in requests}
         pending = self._consumers(self._pending_pods[""])
+        grouped = self._group_entries.remaining(keys, self._has_admitted)
         loaders = [*consumers, *pods.values()]
         return NodeSnapshot(
             now=now,
@@ -414,6 +422,7 @@ class ControllerState:
             pods=pods,
             consumers=consumers,
             pending_entries=frozenset(held.entry_key for pod in pending for held in pod.held_entries),
+            group_entries=grouped,
             reported_outcomes={
                 (pod.uid, entry): outcome
                 for pod in consumers

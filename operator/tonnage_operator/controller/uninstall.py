@@ -13,7 +13,7 @@ from tonnage_operator.api.base import Body, ConditionStatus
 from tonnage_operator.api.modelweights import Retention
 from tonnage_operator.api.nodecache import NodeCacheStatus
 from tonnage_operator.kube.client import ApiError, KubeClient
-from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+from tonnage_operator.kube.resources import GROUP_REVISIONS, MODEL_WEIGHTS, NODE_CACHES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +41,8 @@ class Leftover:
 async def release_all(client_config: ClientConfig) -> int:
     """Removes the finalizer from every ``ModelWeights`` and returns the number of changed objects.
 
+    Deletes all ``GroupRevision`` objects, too: after the uninstall no pod gets a revision.
+
     Without an operator, objects with the finalizer can't be deleted. Stop the controller first: it would add the
     finalizer again.
 
@@ -56,6 +58,7 @@ async def release_all(client_config: ClientConfig) -> int:
                 item["metadata"] for item in items if names.FINALIZER in (item["metadata"].get("finalizers") or ())
             ]
             if not with_finalizer:
+                await _delete_group_revisions(client)
                 return len(released)
             for metadata in with_finalizer:
                 await _remove_finalizer(client, metadata)
@@ -64,6 +67,12 @@ async def release_all(client_config: ClientConfig) -> int:
     raise FinalizerRestored(
         f"{len(with_finalizer)} ModelWeights still have the finalizer {names.FINALIZER}: stop the controller first."
     )
+
+
+async def _delete_group_revisions(client: KubeClient) -> None:
+    for each in (await client.list(GROUP_REVISIONS))[0]:
+        metadata = each["metadata"]
+        await client.delete(GROUP_REVISIONS, metadata["name"], metadata["namespace"], uid=metadata["uid"])
 
 
 async def _remove_finalizer(client: KubeClient, metadata: Body) -> None:
@@ -92,6 +101,7 @@ async def wipe_all(client_config: ClientConfig, *, timeout_seconds: float) -> li
             weights, _ = await client.list(MODEL_WEIGHTS)
             for each in weights:
                 await _delete_weights(client, each)
+            await _delete_group_revisions(client)
             caches, _ = await client.list(NODE_CACHES)
             for each in caches:
                 await _release_evictable_entries(client, each)

@@ -196,6 +196,12 @@ class KubeClient:
                 return items, metadata["resourceVersion"]
             query["continue"] = metadata["continue"]
 
+    async def count(self, resource: Resource, namespace: str, *, timeout: float = _TIMEOUT) -> int:  # noqa: ASYNC109
+        """Returns the number of objects in a namespace, of which the server sends one."""
+        path = resource.path(namespace)
+        page = await self._send("list", resource, "GET", path, query={"limit": "1"}, timeout=timeout)
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
+
     async def create(
         self,
         resource: Resource,

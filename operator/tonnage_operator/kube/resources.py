@@ -32,6 +32,7 @@ class Resource:
 
 
 MODEL_WEIGHTS: Final = Resource("tonnage.dev", "v1alpha1", "modelweights", "ModelWeights")
+GROUP_REVISIONS: Final = Resource("tonnage.dev", "v1alpha1", "grouprevisions", "GroupRevision")
 NODE_CACHES: Final = Resource("tonnage.dev", "v1alpha1", "nodecaches", "NodeCache", namespaced=False)
 JOBS: Final = Resource("batch", "v1", "jobs", "Job")
 PODS: Final = Resource("", "v1", "pods", "Pod")

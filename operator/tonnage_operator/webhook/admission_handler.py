@@ -16,8 +16,9 @@ from tonnage_operator.api import names
 from tonnage_operator.api.placement import Scheduling
 from tonnage_operator.domain.admission import access, inject
 from tonnage_operator.domain.admission.annotation_names import find_idle_annotation, find_misspelling
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied, InjectedModel, resolve_injected_model
 from tonnage_operator.domain.admission.node_affinity import find_cold_nodes
+from tonnage_operator.domain.admission.pod_groups import find_group, weights_of_group
 from tonnage_operator.domain.admission.pod_request import (
     InvalidAnnotation,
     OnFailure,
@@ -31,16 +32,20 @@ from tonnage_operator.domain.observed.model_weights import InvalidModelWeights, 
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import MODEL_WEIGHTS, NAMESPACES
 from tonnage_operator.namespace_rules import NamespaceRules
+from tonnage_operator.webhook.group_revisions import GroupRevisions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tonnage_operator.api.base import Body
+    from tonnage_operator.domain.admission.pod_groups import PodGroup
     from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.domain.observed.node import Node
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
+    from tonnage_operator.webhook.group_revisions import KeptRevision
     from tonnage_operator.webhook.warm_nodes import WarmNodes
 
 _LOG = logging.getLogger("tonnage.webhook")
@@ -149,7 +154,7 @@ class AdmissionHandler:
             if inject.is_injected(pod):
                 wanted = parse_annotations(annotations, namespace=namespace)
                 return _patch_response(pod, complete_injection(pod, wanted.containers)), "unchanged"
-            injected = await self._inject(pod, annotations, namespace)
+            injected = await self._inject(pod, annotations, namespace, dry_run=bool(request.get("dryRun")))
             self._sign(injected, namespace, request)
         except (AdmissionDenied, InvalidAnnotation) as refusal:
             message = str(refusal)
@@ -169,15 +174,28 @@ class AdmissionHandler:
         _LOG.info("Denied a pod: %s", message, extra=log_extra)
         return {"allowed": False, "status": {"code": code, "message": f"tonnage: {message}"}}, result
 
-    async def _inject(self, pod: Body, annotations: dict[str, str], namespace: str) -> Body:
+    async def _inject(self, pod: Body, annotations: dict[str, str], namespace: str, *, dry_run: bool) -> Body:
         if not namespace:
             raise AdmissionDenied("The review names no namespace, so the model can't be determined.")
         request = parse_annotations(annotations, namespace=namespace)
+        group = find_group(pod.get("metadata") or {}) if request.same_revision else None
         models, limits = await asyncio.gather(
-            asyncio.gather(*(self._look_up_model(wanted, pod, namespace, request) for wanted in request.models)),
+            asyncio.gather(*(self._look_up_model(wanted, pod, request, group) for wanted in request.models)),
             self._namespace_rules.get(namespace),
         )
-        return inject.inject(pod, tuple(models), request, self.installation, limits)
+        injected = inject.inject(pod, tuple(models), request, self.installation, limits)
+        if group is None or dry_run or all(model.group for model in models):
+            return injected
+        # Only a pod that can be admitted decides, so this comes last. If another pod was earlier, its revision counts.
+        kept = await asyncio.gather(*(self._keep(model, pod, request, group) for model in models))
+        return inject.inject(pod, tuple(kept), request, self.installation, limits)
+
+    async def _keep(self, model: InjectedModel, pod: Body, request: PodRequest, group: PodGroup) -> InjectedModel:
+        """Returns a model with the revision that is kept for a group from now on."""
+        if model.group:
+            return model
+        kept = await GroupRevisions(self._client, request.namespace).keep(group, model.weights, model.seen)
+        return self._resolve(model.requested, model.weights, pod, request, kept)
 
     def _sign(self, pod: Body, namespace: str, request: Body) -> None:
         """Signs the held entries, but not in a dry run: the signature could be used for another pod."""
@@ -191,8 +209,19 @@ class AdmissionHandler:
             )
 
     async def _look_up_model(
-        self, wanted: RequestedModel, pod: Body, namespace: str, request: PodRequest
-    ) -> inject.InjectedModel:
+        self, wanted: RequestedModel, pod: Body, request: PodRequest, group: PodGroup | None
+    ) -> InjectedModel:
+        weights, kept = await asyncio.gather(
+            self._read_model(wanted, request.namespace), self._find_kept(wanted, request.namespace, group)
+        )
+        return self._resolve(wanted, weights, pod, request, kept)
+
+    async def _find_kept(self, wanted: RequestedModel, namespace: str, group: PodGroup | None) -> KeptRevision | None:
+        if group is None:
+            return None
+        return await GroupRevisions(self._client, namespace).find(group, f"{wanted.namespace}/{wanted.name}")
+
+    async def _read_model(self, wanted: RequestedModel, namespace: str) -> ModelWeights:
         absent = AdmissionDenied(
             f"ModelWeights {wanted.namespace}/{wanted.name} does not exist"
             + ("." if wanted.namespace == namespace else f", or pods of namespace {namespace} may not use it.")
@@ -211,11 +240,26 @@ class AdmissionHandler:
             labels = namespace_body["metadata"].get("labels") or {}
         if not access.is_allowed(weights, namespace, labels):
             raise absent
+        return weights
+
+    def _resolve(
+        self, wanted: RequestedModel, weights: ModelWeights, pod: Body, request: PodRequest, kept: KeptRevision | None
+    ) -> InjectedModel:
+        """Returns a model with its revision in use, or with the one that the pod's group keeps."""
         current = weights.current_revision
-        key = inject.cache_key(weights, current.revision, pod, request, self.installation) if current else ""
+        weights = weights_of_group(weights, kept.spec) if kept else weights
+        seen = kept.spec.revision if kept else current
+        key = inject.cache_key(weights, seen.revision, pod, request, self.installation) if seen else ""
         hostnames = self._warm_nodes.hostnames(key, weights.medium(self.installation), request.ranks_text)
-        is_warmed = current is None or key == weights.key(current.revision, self.installation)
-        model = inject.resolve_injected_model(wanted, weights, hostnames, is_warmed=is_warmed)
+        is_warmed = seen is None or bool(current and key == weights.key(current.revision, self.installation))
+        model = resolve_injected_model(
+            wanted,
+            weights,
+            hostnames,
+            is_warmed=is_warmed,
+            kept=kept.spec.revision if kept else None,
+            group=kept.name if kept else "",
+        )
         if model.scheduling(request) is not Scheduling.REQUIRE or not is_warmed:
             return model
         cold = find_cold_nodes(weights, set(hostnames), self._nodes, pod, self.installation)

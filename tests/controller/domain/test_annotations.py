@@ -20,12 +20,8 @@ from tonnage_operator.api import names
 from tonnage_operator.domain import naming
 from tonnage_operator.domain.admission.access import is_allowed
 from tonnage_operator.domain.admission.annotation_names import find_idle_annotation, find_misspelling
-from tonnage_operator.domain.admission.inject import (
-    AdmissionDenied,
-    InjectedModel,
-    resolve_injected_model,
-    without_weights,
-)
+from tonnage_operator.domain.admission.inject import without_weights
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied, InjectedModel, resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import InvalidAnnotation, parse_annotations, requests_weights
 from tonnage_operator.domain.observed import held_entries
 

@@ -25,7 +25,7 @@ from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium, Retention
 from tonnage_operator.api.nodecache import CacheEntry, EntryState, NodeCacheStatus
 from tonnage_operator.domain import naming
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.installation import ArtifactsSettings
 from tonnage_operator.domain.nodecache.artifacts import artifacts_by_object
 from tonnage_operator.domain.nodecache.reconcile import NodeDecision, decide_node

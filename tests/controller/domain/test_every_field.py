@@ -18,7 +18,7 @@ from tonnage_operator.api import crd, names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import CacheEntry
 from tonnage_operator.domain.admission import access
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.gate.advice import find_gate_condition
 from tonnage_operator.domain.modelweights.node_selection import desired_nodes
 from tonnage_operator.domain.node_matching import matches

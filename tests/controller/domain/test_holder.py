@@ -10,7 +10,7 @@ from operator_support import objects
 from operator_support.injection import annotated_pod, find_loader, inject_pod, resolved_modelweights
 from tonnage_operator.api import names
 from tonnage_operator.domain import units
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.specs.holder_container import MEMORY
 
 SECRET = {"credentials": {"secretRef": {"name": "s3-reader"}}}

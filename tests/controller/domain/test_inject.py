@@ -21,7 +21,7 @@ from operator_support.injection import (
 from operator_support.node_model import limited
 from tonnage import contract
 from tonnage_operator.api import names
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.observed import held_entries
 
 

@@ -13,7 +13,8 @@ from operator_support import objects
 from operator_support.injection import annotated_pod, find_loader, inject_pod, resolved_modelweights
 from tonnage_operator.api import names
 from tonnage_operator.domain import units
-from tonnage_operator.domain.admission.inject import AdmissionDenied, inject, resolve_injected_model
+from tonnage_operator.domain.admission.inject import inject
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied, resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.specs import jobs
 from tonnage_operator.domain.specs.namespace_limits import (

@@ -12,7 +12,8 @@ from operator_support import objects
 from operator_support.injection import annotated_pod, resolved_modelweights
 from tonnage_operator.api import names
 from tonnage_operator.api.placement import NodeSelector, PlacementSpec
-from tonnage_operator.domain.admission.inject import AdmissionDenied, inject, resolve_injected_model
+from tonnage_operator.domain.admission.inject import inject
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied, resolve_injected_model
 from tonnage_operator.domain.admission.node_affinity import (
     ColdNodes,
     find_cold_nodes,

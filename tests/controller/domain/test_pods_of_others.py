@@ -20,7 +20,7 @@ from operator_support.injection import (
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Weights
 from tonnage_operator.domain import naming, units
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.admission.reinvocation import complete_injection
 from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
 

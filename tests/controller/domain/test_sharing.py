@@ -11,7 +11,7 @@ from operator_support.injection import annotated_pod, resolved_modelweights
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium, Retention
 from tonnage_operator.api.nodecache import EntryKey
-from tonnage_operator.domain.admission import inject
+from tonnage_operator.domain.admission import inject, injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.installation import Installation
 from tonnage_operator.domain.nodecache.snapshot import ModelReferences
@@ -41,7 +41,9 @@ def test_the_loader_mounts_and_the_annotation_names_the_entry_that_the_pod_uses(
     weights = resolved_modelweights({"access": {"allowedNamespaces": {"from": "All"}}})
     pod = annotated_pod({names.MODEL: "serving/llama"})
     request = parse_annotations(pod["metadata"]["annotations"], namespace="other")
-    made = inject.inject(pod, (inject.resolve_injected_model(request.models[0], weights, ()),), request, DEFAULT)
+    made = inject.inject(
+        pod, (injected_model.resolve_injected_model(request.models[0], weights, ()),), request, DEFAULT
+    )
     (path,) = {each["hostPath"]["path"] for each in made["spec"]["volumes"] if "hostPath" in each}
     (held,) = parse_held_entries(made["metadata"]["annotations"][names.ENTRIES])
     assert weights.status.resolved
@@ -118,7 +120,7 @@ def affinity_elsewhere(
     assert weights.status.resolved
     revision = weights.status.resolved.revision
     is_warmed = inject.cache_key(weights, revision, pod, request, installation) == weights.key(revision, installation)
-    model = inject.resolve_injected_model(request.models[0], weights, warm, is_warmed=is_warmed)
+    model = injected_model.resolve_injected_model(request.models[0], weights, warm, is_warmed=is_warmed)
     spec = inject.inject(pod, (model,), request, installation)["spec"]
     found: dict[str, Any] | None = (spec.get("affinity") or {}).get("nodeAffinity")
     return found
@@ -131,14 +133,16 @@ def test_pods_elsewhere_prefer_nodes_where_the_object_requires_warm_ones_because
 
 def test_pods_elsewhere_require_warm_nodes_for_a_shared_entry_as_the_object_does() -> None:
     assert list(affinity_elsewhere(("a",), installation=CLUSTER) or ()) == [REQUIRED]
-    with pytest.raises(inject.AdmissionDenied, match="prewarm nodes"):
+    with pytest.raises(injected_model.AdmissionDenied, match="prewarm nodes"):
         affinity_elsewhere(installation=CLUSTER)
 
 
 def test_the_rejection_of_pods_elsewhere_that_require_warm_nodes_names_what_warms_them() -> None:
     require = {names.SCHEDULING: "Require"}
     assert list(affinity_elsewhere(("a",), annotations=require) or ()) == [REQUIRED]
-    with pytest.raises(inject.AdmissionDenied, match="create a ModelWeights with the same source in namespace other"):
+    with pytest.raises(
+        injected_model.AdmissionDenied, match="create a ModelWeights with the same source in namespace other"
+    ):
         affinity_elsewhere(annotations=require)
 
 

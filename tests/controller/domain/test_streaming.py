@@ -9,7 +9,7 @@ import pytest
 
 from operator_support.injection import annotated_pod, find_loader, inject_pod, plain_env, resolved_modelweights
 from tonnage_operator.api import names
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.admission.pod_request import InvalidAnnotation
 from tonnage_operator.domain.observed.pod import parse_pod
 

@@ -8,7 +8,7 @@ import pytest
 
 from operator_support.injection import annotated_pod, find_loader, inject_pod, own_containers, plain_env
 from tonnage_operator.api import names
-from tonnage_operator.domain.admission.inject import AdmissionDenied
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 
 ASKED = {names.MODEL: "llama", names.VLLM_PLUGIN: "true"}
 

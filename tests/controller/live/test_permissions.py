@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import urllib.error
 import urllib.parse
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from operator_support import controllers
 from operator_support.harness import WITH_PEERS, ControllerThread, make_installation, static_client_config
+from operator_support.pods import create_resolved_model
 from operator_support.rbac import granted_permissions, used_permissions
 from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
@@ -116,6 +119,13 @@ def test_the_webhook_needs_its_role_and_nothing_else(
                 harness.plane.request("POST", "/api/v1/namespaces/default/pods", pod)
             with caught.value as answer:
                 assert "may not use it" in json.loads(answer.read())["message"]
+            create_resolved_model(harness, name="resolved")
+            grouped = copy.deepcopy(pod)
+            grouped["metadata"] = {
+                **controllers.ray_pod("ray", "uid", "head"),
+                "annotations": {names.MODEL: "resolved"},
+            }
+            harness.plane.request("POST", f"/api/v1/namespaces/{harness.namespace}/pods", grouped)
             webhook.register_consent(harness.plane)
             stack.callback(webhook.unregister_consent, harness.plane)
             harness.create({"credentials": {"serviceAccountName": "default"}}, name="other")
@@ -140,7 +150,9 @@ def test_released_objects_can_be_deleted_without_an_operator(
     )
     harness.delete()
     assert not harness.is_gone()
+    harness.keep_group_revision()
     assert asyncio.run(_release(access)) >= 1
+    assert not harness.group_revisions()
     eventually(harness.is_gone)
     assert used_permissions(harness.plane, "role-release") == granted_permissions("release")
     assert body

@@ -28,7 +28,8 @@ from tonnage_operator.controller.metrics_recorder import MetricsRecorder
 from tonnage_operator.controller.peer_answers import PeerAnswers
 from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
-from tonnage_operator.domain.admission.inject import inject, resolve_injected_model
+from tonnage_operator.domain.admission.inject import inject
+from tonnage_operator.domain.admission.injected_model import resolve_injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
 from tonnage_operator.domain.observed.held_entries import sign_held_entries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tonnage_operator import __version__
@@ -14,6 +13,7 @@ from tonnage_operator.domain import units
 from tonnage_operator.domain.admission.artifacts import add_artifacts, find_artifacts_problem
 from tonnage_operator.domain.admission.cloud_identity import copy_cloud_identity
 from tonnage_operator.domain.admission.container_order import find_network_problem, place_loaders
+from tonnage_operator.domain.admission.injected_model import AdmissionDenied
 from tonnage_operator.domain.admission.mount_conflicts import find_mount_conflict
 from tonnage_operator.domain.admission.node_affinity import prefer_nodes, require_named_nodes, require_other_nodes
 from tonnage_operator.domain.admission.pod_request import OnFailure
@@ -42,74 +42,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tonnage_operator.api.base import Body
-    from tonnage_operator.api.status import SeenRevision
-    from tonnage_operator.domain.admission.node_affinity import ColdNodes
+    from tonnage_operator.domain.admission.injected_model import InjectedModel
     from tonnage_operator.domain.admission.pod_request import PodRequest, RequestedModel
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.domain.observed.model_weights import ModelWeights
 
 _STATUS_FOLDER: Final = ".tonnage"
 _NO_LIMITS: Final = NamespaceLimits()
-
-
-class AdmissionDenied(Exception):
-    """The pod's request can't be fulfilled. The message is shown to the user who applied the pod."""
-
-
-@dataclass(frozen=True)
-class InjectedModel:
-    """A requested model that the pod may use, with its revision."""
-
-    requested: RequestedModel
-    weights: ModelWeights
-    seen: SeenRevision
-    warm: tuple[str, ...] = ()
-    """Host names of warm nodes."""
-    is_warmed: bool = True
-    """The object's Jobs load the pod's entry onto nodes; otherwise only pods do."""
-    cold: ColdNodes | None = None
-    """Nodes that are not warm; None if they aren't known, so that pods can only require warm nodes by name."""
-
-    def scheduling(self, request: PodRequest) -> Scheduling:
-        """Whether the pod prefers or requires warm nodes.
-
-        The object's ``Require`` is for entries that its Jobs load: for others, no node would ever be the first.
-        """
-        wanted = self.weights.spec.placement.scheduling
-        if wanted is Scheduling.REQUIRE and not self.is_warmed:
-            wanted = Scheduling.PREFER
-        return request.scheduling or wanted
-
-
-def resolve_injected_model(
-    requested: RequestedModel,
-    weights: ModelWeights,
-    warm: tuple[str, ...],
-    *,
-    is_warmed: bool = True,
-    cold: ColdNodes | None = None,
-) -> InjectedModel:
-    """Returns the model with its revision in use.
-
-    Args:
-        requested: What the pod asks for.
-        weights: The object.
-        warm: Host names of nodes on which the pod's entry is ready.
-        is_warmed: Whether the object's Jobs load that entry.
-        cold: The nodes that the object selects and on which it isn't ready; None if they aren't known.
-
-    Raises:
-        AdmissionDenied: The model is being deleted or not resolved. The pod's controller creates the pod again later.
-    """
-    if weights.deleting:
-        raise AdmissionDenied(f"ModelWeights {weights.ref} is being deleted.")
-    seen = weights.current_revision
-    blocked = [each for each in weights.status.conditions or () if each.type in {"Accepted", "Resolved"}]
-    problem = next((each for each in blocked if each.status.value == "False"), None)
-    if seen is None or problem:
-        why = f"{problem.reason}: {problem.message}" if problem else "its source has not been listed yet."
-        raise AdmissionDenied(f"ModelWeights {weights.ref} is not resolved: {why} Pods are admitted once it is Ready.")
-    return InjectedModel(requested, weights, seen, warm, is_warmed, cold)
 
 
 def is_injected(pod: Body) -> bool:
@@ -281,7 +220,7 @@ def _describe_loader(
     if model.scheduling(request) is not Scheduling.REQUIRE:
         writes = loader_container.memory_cache_bytes(weights, seen.total_bytes, installation)
     container_spec = ContainerSpec(
-        plan=plans.build_load_plan(weights, seen, installation, ranks=request.ranks, lists_objects=False),
+        plan=plans.build_load_plan(weights, seen, installation, ranks=request.ranks, lists_objects=model.lists_objects),
         arguments=tuple(arguments),
         suffix="" if requested.is_only_model else f"-{requested.alias}",
         memory_bytes=writes,
@@ -298,6 +237,7 @@ def _describe_loader(
         ranks=request.ranks_text,
         verify=weights.spec.verify.value,
         optional=request.on_failure is OnFailure.CONTINUE,
+        group=model.group,
     )
     return container_spec, held_entry
 
@@ -477,6 +417,8 @@ def _describe_missing_warm_node(model: InjectedModel, request: PodRequest) -> st
         + (
             "prewarm nodes, or use Prefer."
             if model.is_warmed
+            else "the pod's group keeps a revision that its Jobs no longer load. Use Prefer."
+            if model.group and model.is_earlier
             else f"its Jobs don't load this pod's entry, {request.namespace}/{model.seen.revision}. Use Prefer, or "
             f"create a ModelWeights with the same source in namespace {request.namespace}."
         )

@@ -78,6 +78,8 @@ class PodRequest:
     cpu: str | None = None
     memory: str | None = None
     artifacts: bool = False
+    same_revision: bool = True
+    """The pod gets the revision of its group, if it is of one."""
     wait: Wait = Wait.LOADED
 
     @property
@@ -156,9 +158,9 @@ def _parse_enum(annotations: Mapping[str, str], key: str, values: type[enum.StrE
     raise InvalidAnnotation(f"{key}: {annotations[key]!r} is not one of {', '.join(each.value for each in values)}.")
 
 
-def _parse_switch(annotations: Mapping[str, str], key: str) -> bool:
+def _parse_switch(annotations: Mapping[str, str], key: str, *, default: str = _OFF) -> bool:
     """Returns whether an annotation is set to true, ignoring case."""
-    value = annotations.get(key, _OFF).strip().lower()
+    value = annotations.get(key, default).strip().lower()
     if value not in {_ON, _OFF}:
         raise InvalidAnnotation(f'{key}: {annotations[key]!r} is neither "true" nor "false".')
     return value == _ON
@@ -213,6 +215,7 @@ def parse_annotations(annotations: Mapping[str, str], *, namespace: str) -> PodR
         cpu=_parse_quantity(annotations, names.LOADER_CPU),
         memory=_parse_quantity(annotations, names.LOADER_MEMORY),
         artifacts=_parse_switch(annotations, names.ARTIFACTS),
+        same_revision=_parse_switch(annotations, names.SAME_REVISION, default=_ON),
         wait=Wait(wait.value) if wait else Wait.LOADED,
         vllm_plugin=_parse_switch(annotations, names.VLLM_PLUGIN),
     )

@@ -51,6 +51,8 @@ def find_pod_failures(snapshot: Snapshot) -> PodFailures:
                 continue
             failing.add(pod.uid)
             found = _describe(pod, loader, failure)
+            if held.group and held.revision != in_use:
+                found = _of_group(found, held)
             newest[found.node] = max(newest.get(found.node, found), found, key=lambda each: (each.time, each.pod or ""))
             own = held.revision == in_use and pod.namespace == weights.namespace
             if failure.reason == Reason.SOURCE_CHANGED and own and pod.created > ready_since:
@@ -76,6 +78,15 @@ def _find_failure(pod: Pod, loader: LoaderStatus, size: int) -> Failure | None:
         optional_failed = report is not None and bool(report.reason) and loader.restarts == 0
         return job_results.loader_failure(pod, loader, size) if optional_failed else None
     return job_results.loader_start_failure(loader) or job_results.loader_failure(pod, loader, size)
+
+
+def _of_group(failure: NodeFailure, held: HeldEntry) -> NodeFailure:
+    """Returns the failure of a pod whose group has an earlier revision, with how to move the group on."""
+    message = (
+        f"{failure.message} The pod's group keeps {held.revision}. To have it use the revision in use, give its "
+        "controller a new template (kubectl rollout restart), or create its controller again."
+    )
+    return failure.model_copy(update={"message": message})
 
 
 def _describe(pod: Pod, loader: LoaderStatus, failure: Failure) -> NodeFailure:

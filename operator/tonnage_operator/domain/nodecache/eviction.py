@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,7 +98,7 @@ def plan_eviction(
     named = {key: _update_models(references, key, entry) for key, entry in entries.items()}
     excess = find_excess_artifacts(snapshot, named, references.held_keys)
     references = replace(references, needed=references.needed - excess.keys())
-    expendable = _find_expendable(references, named, {each.key for each in requests})
+    expendable = _find_expendable(snapshot, references, named, {each.key for each in requests})
     evictable = {*expendable.evictable, *expendable.interrupted}
     reservations = reserve(named, requests, limits=limits, evictable=evictable)
     named = reservations.entries
@@ -119,10 +120,12 @@ def plan_eviction(
     active = sum(job.role == names.ROLE_CLEANUP and job.state is JobState.ACTIVE for job in snapshot.jobs)
     for key, entry in named.items():
         job = cleanups.get(key)
-        stays = entry.retention is Retention.EVICTABLE and key not in victims
+        stays = _is_kept_for_later(snapshot, key, entry) and key not in victims
         needed = key in references.needed and key not in victims
         if needed or stays or not references.invalid.isdisjoint(entry.models):
             kept[key] = _keep_entry(references, key, entry, job, stays=stays)
+            if (left := snapshot.group_entries.get(key, math.inf)) < math.inf:
+                waits.append(left)
         elif key.medium not in snapshot.installation.media or not snapshot.node.ready:
             kept[key] = _changed(entry, models=())  # it is evicted when the node is ready again
         elif active + len(apply) >= MAX_CLEANUPS and (job is None or job.state is not JobState.ACTIVE):
@@ -132,6 +135,14 @@ def plan_eviction(
             apply += manifests
             waits += wait
     return Eviction(kept, tuple(apply), tuple(waits), reservations.shortages, limits, usages)
+
+
+def _is_kept_for_later(snapshot: NodeSnapshot, key: EntryKey, entry: CacheEntry) -> bool:
+    """Returns whether an entry stays without references until its space is needed.
+
+    What groups keep does, too, so that pods with a group's labels can't take room from loads.
+    """
+    return entry.retention is Retention.EVICTABLE or key in snapshot.group_entries
 
 
 def _usage(
@@ -159,13 +170,16 @@ class _Expendable(NamedTuple):
 
 
 def _find_expendable(
-    references: _References, entries: Mapping[EntryKey, CacheEntry], requested: Collection[EntryKey]
+    snapshot: NodeSnapshot,
+    references: _References,
+    entries: Mapping[EntryKey, CacheEntry],
+    requested: Collection[EntryKey],
 ) -> _Expendable:
     return _Expendable(
         frozenset(
             key
             for key, entry in entries.items()
-            if entry.retention is Retention.EVICTABLE
+            if _is_kept_for_later(snapshot, key, entry)
             and entry.state is not EntryState.EVICTING
             and key not in references.needed
             and key not in requested

@@ -190,7 +190,7 @@ def _apply_consumers(snapshot: NodeSnapshot, entries: dict[EntryKey, CacheEntry]
     for pod in snapshot.consumers:
         for held_entry in pod.held_entries:
             key = held_entry.entry_key
-            authorized = _is_authorized(snapshot, pod, key)
+            authorized = _is_authorized(snapshot, pod, held_entry)
             if held_entry.is_artifacts:
                 continue
             is_new = key not in entries and (pod.is_terminal or not (authorized or _has_started(pod, held_entry)))
@@ -214,9 +214,14 @@ def _has_started(pod: Pod, held_entry: HeldEntry) -> bool:
     return any(each.name == held_entry.container and each.started for each in pod.loaders)
 
 
-def _is_authorized(snapshot: NodeSnapshot, pod: Pod, key: EntryKey) -> bool:
-    """Returns whether a ``ModelWeights`` authorizes the pod to use the entry, as it did at admission."""
-    return any(each.covers(key, pod.namespace) for each in snapshot.references)
+def _is_authorized(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:
+    """Returns whether a ``ModelWeights`` authorizes the pod to use the entry, as it did at admission.
+
+    No object refers to a revision that only groups of pods still have; the admission authorized it.
+    """
+    key = held_entry.entry_key
+    only_of_groups = held_entry.group and not any(key in each.entries for each in snapshot.references)
+    return bool(only_of_groups) or any(each.covers(key, pod.namespace) for each in snapshot.references)
 
 
 def _has_loaded(snapshot: NodeSnapshot, pod: Pod, held_entry: HeldEntry) -> bool:

@@ -69,6 +69,8 @@ class NodeSnapshot:
     """Users' pods on this node."""
     pending_entries: frozenset[EntryKey] = frozenset()
     """Entries held by pods that are not scheduled yet."""
+    group_entries: Mapping[EntryKey, float] = field(default_factory=dict)
+    """Entries that groups of pods keep, with the seconds for which they do; infinite while a group has pods."""
     reported_outcomes: Mapping[tuple[str, str], contract.Outcome] = field(default_factory=dict)
     """Outcomes of loads in users' pods that were reported since this process started, by pod uid and entry name."""
     reported_media: Mapping[Medium, contract.Medium] = field(default_factory=dict)

@@ -56,6 +56,8 @@ class HeldEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     verify: _Text = ""
     optional: bool = False
     """The pod may start without its weights, so a started pod doesn't prove that they are loaded."""
+    group: _Text = ""
+    """Name of the ``GroupRevision`` that keeps the revision for the pod's group; empty if it is of none."""
     image: _Image = ""
     """Image of the containers that use the artifacts; empty if the entry has weights."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -17,7 +17,8 @@ from tonnage_operator.domain.installation import Sharing
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
-    from tonnage_operator.api.source import ModelSource
+    from tonnage_operator.api.modelweights import FilesSpec
+    from tonnage_operator.api.source import Credentials, ModelSource
     from tonnage_operator.domain.installation import Installation
 
 
@@ -135,6 +136,16 @@ class ModelWeights:
             kept.add(status.rollout.revision)
         medium = self.medium(installation)
         return frozenset(EntryKey(self.key(revision, installation), medium) for revision in kept)
+
+
+def with_origin(
+    weights: ModelWeights, source: ModelSource, files: FilesSpec, credentials: Credentials | None
+) -> ModelWeights:
+    """Returns an object as it was with another source; the same one if that is its source now."""
+    origin = {"source": source, "files": files}
+    if all(getattr(weights.spec, field) == value for field, value in origin.items()):
+        return weights
+    return replace(weights, spec=weights.spec.model_copy(update={**origin, "credentials": credentials}))
 
 
 def parse_model_weights(body: Body) -> ModelWeights:
