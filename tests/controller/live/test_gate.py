@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import urllib.error
+import urllib.request
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from tonnage_operator.domain.installation import Installation
     from tonnage_operator.kube.credentials import ClientConfig
 
+pytestmark = pytest.mark.timeout(180)
+"""Seconds, with the start of the control plane, two controllers and the policies."""
+
 Body = dict[str, Any]
 
 KEY = "tonnage.dev/not-warm"
@@ -46,9 +51,16 @@ AUTOSCALER_KEY = "startup-taint.cluster-autoscaler.kubernetes.io/tonnage"
 TAINT = {"key": KEY, "effect": "NoSchedule"}
 AUTOSCALER_TAINT = {"key": AUTOSCALER_KEY, "effect": "NoExecute", "value": "yes"}
 FOREIGN_TAINT = {"key": "example.com/maintenance", "effect": "NoSchedule"}
-GATE = {"enabled": True, "taints": [KEY, AUTOSCALER_KEY]}
+READINESS_KEY = "readiness.k8s.io/weights-warm"
+GATE: Body = {"enabled": True, "taints": [KEY, AUTOSCALER_KEY]}
 GATED = {"placement": {"gate": {"timeout": "10m"}}}
-KINDS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy")
+PATHS = {
+    "ServiceAccount": "/api/v1/namespaces/tonnage-system/serviceaccounts",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+}
 
 
 class GateAccount:
@@ -62,22 +74,34 @@ class GateAccount:
         items = [
             each
             for each in rendered
-            if each["kind"].startswith(KINDS)
-            and each["metadata"].get("labels", {}).get(COMPONENT, "").startswith("gate")
+            if each["kind"] in PATHS and each["metadata"].get("labels", {}).get(COMPONENT, "").startswith("gate")
         ]
-        assert {each["kind"] for each in items} == {*KINDS, "ValidatingAdmissionPolicyBinding"}
-        plane.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-        self.token = plane.create_token(self.name)
+        assert {each["kind"] for each in items} == set(PATHS)
+        for each in items:
+            plane.request("POST", PATHS[each["kind"]], each)
+        path = f"{PATHS['ServiceAccount']}/{self.name}/token"
+        self.token = plane.request("POST", path, {"spec": {"expirationSeconds": 3600}})["status"]["token"]
+        self._tls = ssl.create_default_context(cafile=str(plane.ca_file))
 
     def client_config(self) -> ClientConfig:
         """Returns the credentials of the account."""
         return static_client_config(self.plane.url, ca_file=self.plane.ca_file, token=self.token)
 
-    def kubectl(self, *arguments: str, body: Body | None = None) -> str:
-        """Runs kubectl as the account; returns standard error, which is empty after a success."""
-        account = f"system:serviceaccount:tonnage-system:{self.name}"
-        done = self.plane.kubectl(*arguments, f"--as={account}", stdin=json.dumps(body) if body else None, check=False)
-        return done.stderr if done.returncode else ""
+    def send(self, method: str, path: str, body: Body | None = None, *, kind: str = "merge-patch") -> str:
+        """Sends a request as the account; returns the refusal, which is empty after a success."""
+        content_type = f"application/{kind}+json" if method == "PATCH" else "application/json"
+        request = urllib.request.Request(
+            f"{self.plane.url}/api/v1/nodes{path}",
+            data=json.dumps(body or {}).encode(),
+            method=method,
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20, context=self._tls):
+                return ""
+        except urllib.error.HTTPError as error:
+            with error:
+                return str(json.loads(error.read())["message"])
 
 
 COMPONENT = "app.kubernetes.io/component"
@@ -89,30 +113,28 @@ def chart_helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     return Helm(find_helm(), tmp_path_factory.mktemp("helm"))
 
 
-@pytest.fixture(scope="module")
-def account(control_plane: ControlPlane, operator_namespace: str, chart_helm: Helm) -> GateAccount:
-    """The account of a gate that removes taints."""
-    del operator_namespace
-    made = GateAccount(control_plane, chart_helm, "Taint")
-    probe = json.dumps({"metadata": {"labels": {"a": "b"}}})
-
-    def policy_applies() -> bool:
-        """The API server needs a moment to compile a policy."""
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "probe"}}
-        with contextlib.suppress(urllib.error.HTTPError):
-            control_plane.request("POST", "/api/v1/nodes", node)
-        refusal = made.kubectl("patch", "node", "probe", "--dry-run=server", "-p", probe)
-        return "metadata of nodes" in refusal
-
-    eventually(policy_applies)
-    control_plane.request("DELETE", "/api/v1/nodes/probe")
+def _make_account(plane: ControlPlane, helm: Helm, mode: str) -> GateAccount:
+    """Creates the account, and waits until its policy applies: the API server needs a moment to compile it."""
+    made = GateAccount(plane, helm, mode)
+    plane.request("POST", "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "probe"}})
+    change: Body = {"metadata": {"labels": {"a": "b"}}} if mode == "Taint" else {"status": {"phase": "Terminated"}}
+    path = f"/probe{'' if mode == 'Taint' else '/status'}?dryRun=All"
+    eventually(lambda: "denied request: The gate" in made.send("PATCH", path, change))
+    plane.request("DELETE", "/api/v1/nodes/probe")
     return made
 
 
 @pytest.fixture(scope="module")
+def account(control_plane: ControlPlane, operator_namespace: str, chart_helm: Helm) -> GateAccount:
+    """The account of a gate that removes taints."""
+    del operator_namespace
+    return _make_account(control_plane, chart_helm, "Taint")
+
+
+@pytest.fixture(scope="module")
 def gated_installation() -> Installation:
-    """The installation of controller and gate."""
-    return make_installation(gate=GATE)
+    """The installation of controller and webhook; the gate of most tests leaves one of its taints alone."""
+    return make_installation(gate={**GATE, "taints": [*GATE["taints"], READINESS_KEY]})
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +148,9 @@ def gated_controller(
 
 
 @pytest.fixture(scope="module")
-def gate(account: GateAccount, gated_installation: Installation) -> Iterator[GateThread]:
+def gate(account: GateAccount) -> Iterator[GateThread]:
     """A running gate with the rights of the account."""
-    with GateThread(account.client_config(), gated_installation) as running:
+    with GateThread(account.client_config(), make_installation(gate=GATE)) as running:
         yield running
 
 
@@ -209,17 +231,18 @@ def test_after_the_timeout_the_taint_goes_and_events_name_the_models_that_are_no
 
 @pytest.mark.usefixtures("gated_controller", "fake_loaders")
 def test_two_gates_a_restart_and_what_vanishes_in_between_change_nothing(
-    harness: OperatorHarness, account: GateAccount, gated_installation: Installation, fake_loaders: FakeLoaders
+    harness: OperatorHarness, account: GateAccount, fake_loaders: FakeLoaders
 ) -> None:
+    installation = make_installation(gate=GATE)
     fake_loaders.block_loads = True
-    with GateThread(account.client_config(), gated_installation):
+    with GateThread(account.client_config(), installation):
         harness.create(GATED)
         first, second = harness.add_nodes("first", "second", taints=[TAINT])
         eventually(lambda: _events(harness, first).get("GateWaiting"))
     harness.delete_node(second)  # while no gate runs
     with (
-        GateThread(account.client_config(), gated_installation) as one,
-        GateThread(account.client_config(), gated_installation) as other,
+        GateThread(account.client_config(), installation) as one,
+        GateThread(account.client_config(), installation) as other,
     ):
         # A node of the same name comes, on which nothing is loaded.
         harness.add_nodes("second", taints=[TAINT])
@@ -243,13 +266,15 @@ def test_two_gates_a_restart_and_what_vanishes_in_between_change_nothing(
         eventually(lambda: not _taints(harness, third), timeout=25)
         for each in (one, other):
             each.raise_error()
+    assert used_permissions(harness.plane, account.name) == granted_permissions("gate")
 
 
-def _denied_attempts(node: str) -> dict[str, tuple[str, ...]]:
-    """Returns what the gate's account tries and may not do, as arguments of kubectl."""
+def _denied_attempts(node: str) -> dict[str, tuple[str, str, Body]]:
+    """Returns what the gate's account tries and may not do: method, path and body."""
+    new = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"{node}-made"}}
 
-    def patch(body: Body, *more: str) -> tuple[str, ...]:
-        return ("patch", "node", node, "--type=merge", "-p", json.dumps(body), *more)
+    def patch(body: Body) -> tuple[str, str, Body]:
+        return "PATCH", f"/{node}", body
 
     return {
         "a label": patch({"metadata": {"labels": {"pool": "gpu"}}}),
@@ -271,9 +296,9 @@ def _denied_attempts(node: str) -> dict[str, tuple[str, ...]]:
         ),
         "another taint's effect": patch({"spec": {"taints": [{**FOREIGN_TAINT, "effect": "PreferNoSchedule"}]}}),
         "the removal with a label": patch({"metadata": {"labels": {"a": "b"}}, "spec": {"taints": [FOREIGN_TAINT]}}),
-        "the status": patch({"status": {"phase": "Terminated"}}, "--subresource=status"),
-        "its deletion": ("delete", "node", node),
-        "another node": ("create", "-f", "-"),
+        "the status": ("PATCH", f"/{node}/status", {"status": {"phase": "Terminated"}}),
+        "its deletion": ("DELETE", f"/{node}", {}),
+        "another node": ("POST", "", new),
     }
 
 
@@ -289,16 +314,64 @@ def test_the_gate_can_remove_its_taints_and_change_nothing_else(
             subject = f"--serviceaccount=tonnage-system:{account.name}"
             harness.plane.kubectl("create", "clusterrolebinding", "too-much", "--clusterrole=cluster-admin", subject)
             stack.callback(harness.plane.kubectl, "delete", "clusterrolebinding", "too-much")
-        new = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"{harness.namespace}-made"}}
-        for what, arguments in _denied_attempts(node).items():
-            refusal = account.kubectl(*arguments, body=new if what == "another node" else None)
+        for what, attempt in _denied_attempts(node).items():
+            refusal = account.send(*attempt)
             assert "denied request: The gate" in refusal or "cannot" in refusal, (what, refusal)
         assert _taints(harness, node) == {KEY, FOREIGN_TAINT["key"]}
         allowed = {"spec": {"taints": [FOREIGN_TAINT]}}
-        assert not account.kubectl("patch", "node", node, "--type=merge", "-p", json.dumps(allowed))
+        assert not account.send("PATCH", f"/{node}", allowed)
     assert _taints(harness, node) == {FOREIGN_TAINT["key"]}
     # The policy is about the gate alone.
     harness.patch_node(node, {"metadata": {"labels": {"a": "b"}}, "spec": {"taints": None}})
+
+
+def _condition(harness: OperatorHarness, node: str) -> tuple[str, str]:
+    """Returns status and reason of the gate's condition."""
+    body = harness.plane.request("GET", f"/api/v1/nodes/{node}")
+    return objects.get_condition(body, "tonnage.dev/WeightsWarm")[:2]
+
+
+@pytest.mark.usefixtures("gated_controller")
+def test_as_a_condition_the_gate_writes_that_and_can_change_nothing_else(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, chart_helm: Helm
+) -> None:
+    fake_loaders.block_loads = True
+    harness.create(GATED)
+    account = _make_account(harness.plane, chart_helm, "Condition")
+    installation = make_installation(gate={**GATE, "taints": [READINESS_KEY], "mode": "Condition"})
+    with GateThread(account.client_config(), installation):
+        (node,) = harness.add_nodes("new", taints=[{"key": READINESS_KEY, "effect": "NoSchedule"}])
+        eventually(lambda: _condition(harness, node) == ("False", "GateWaiting"))
+        fake_loaders.block_loads = False
+        eventually(lambda: _condition(harness, node) == ("True", "GateOpened"), timeout=25)
+    assert _taints(harness, node) == {READINESS_KEY}, "the Node Readiness Controller removes it"
+    conditions = harness.plane.request("GET", f"/api/v1/nodes/{node}")["status"]["conditions"]
+    assert {each["type"] for each in conditions} == {"Ready", "tonnage.dev/WeightsWarm"}
+    of_timeouts = {("", "events", "create")}
+    assert used_permissions(harness.plane, account.name) | of_timeouts == granted_permissions("gate-condition")
+    subject = f"--serviceaccount=tonnage-system:{account.name}"
+    harness.plane.kubectl("create", "clusterrolebinding", "too-much", "--clusterrole=cluster-admin", subject)
+
+    try:
+        for change in (
+            {"status": {"conditions": [{"type": "Ready", "status": "False"}]}},
+            {"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}},
+            {"status": {"conditions": [{"type": "example.com/Other", "status": "True"}]}},
+            {"status": {"capacity": {"cpu": "1000"}}},
+            {"status": {"allocatable": {"cpu": "1"}}},
+            {"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.9"}]}},
+            {"status": {"nodeInfo": {"bootID": "other"}}},
+            {"status": {"phase": "Terminated"}},
+            {"metadata": {"labels": {"a": "b"}}, "status": {"phase": "Terminated"}},
+        ):
+            refusal = account.send("PATCH", f"/{node}/status", change, kind="strategic-merge-patch")
+            assert "denied request: The gate" in refusal, (change, refusal)
+        for attempt in (("PATCH", f"/{node}", {"spec": {"taints": None}}), ("DELETE", f"/{node}", {})):
+            assert "denied request: The gate" in account.send(*attempt)
+        allowed = {"status": {"conditions": [{"type": "tonnage.dev/WeightsWarm", "status": "False"}]}}
+        assert not account.send("PATCH", f"/{node}/status", allowed, kind="strategic-merge-patch")
+    finally:
+        harness.plane.kubectl("delete", "clusterrolebinding", "too-much")
 
 
 REQUIRED = {"placement": {"scheduling": "Require", "gate": {"timeout": "10m"}}}
@@ -402,11 +475,20 @@ def test_pods_wait_for_the_first_node_of_an_empty_pool_and_are_denied_while_a_no
 def test_an_author_is_warned_of_pods_that_may_start_on_cold_nodes_and_of_a_gate_without_effect(
     harness: OperatorHarness, chart_helm: Helm
 ) -> None:
+    plane = harness.plane
+    tls = ssl.create_default_context(cafile=str(plane.ca_file))
+
     def warnings(placement: Body) -> str:
         spec = {"source": objects.SOURCE, "placement": {"prewarm": "AllMatching", **placement}}
         body = objects.modelweights_manifest(spec, name="warned", namespace=harness.namespace)
         del body["metadata"]["uid"], body["status"]
-        return harness.plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(body)).stderr
+        request = urllib.request.Request(
+            f"{plane.url}{harness.object_path('').rstrip('/')}?dryRun=All",
+            data=json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {plane.token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20, context=tls) as response:
+            return " ".join(response.headers.get_all("Warning") or ())
 
     def _is_warned(expected: str) -> bool:
         return expected in warnings({"gate": {"taints": ["example.com/a"]}})
@@ -417,17 +499,11 @@ def test_an_author_is_warned_of_pods_that_may_start_on_cold_nodes_and_of_a_gate_
         ]
         assert len(rendered) == 2
         for each in rendered:
-            harness.plane.kubectl("apply", "-f", "-", stdin=json.dumps(each))
+            plane.request("POST", PATHS[each["kind"]], each)
         eventually(partial(_is_warned, expected))
         required = warnings({"scheduling": "Require"})
         assert "scheduling is Require, and nothing keeps pods from nodes that join later" in required
         assert bool(warnings(REQUIRED["placement"])) == (not gate)
         assert not warnings({})
-    for each in rendered:
-        harness.plane.kubectl("delete", each["kind"], each["metadata"]["name"])
-
-
-def test_the_gate_needs_its_role_and_nothing_else(account: GateAccount) -> None:
-    """Runs last: the tests above have used the account."""
-    used = used_permissions(account.plane, account.name)
-    assert used == granted_permissions("gate")
+        for each in rendered:
+            plane.request("DELETE", f"{PATHS[each['kind']]}/{each['metadata']['name']}")
