@@ -15,10 +15,10 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-start bench-streaming bench-webhook lock format clean
+.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-first-token bench-start bench-streaming bench-webhook lock format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Create .venv with everything for development
 	@$(SETUP) lint
@@ -92,6 +92,11 @@ bench: ## Compare Tonnage with other loaders, into docs/performance/ (about 20 m
 bench-operator: ## Measure the controller with many objects and nodes (BENCH_ARGS=--help shows options)
 	@$(SETUP) test
 	@$(HACK) benchmarks/operator/scale.py $(BENCH_ARGS)
+
+bench-first-token: ## Measure the time to vLLM's first token, cold, streaming, warm, with artifacts, on a real node (about 20 minutes)
+	@$(SETUP) test
+	@$(SETUP) bench
+	@$(HACK) benchmarks/start/first_token.py --out docs/performance $(BENCH_ARGS)
 
 bench-start: ## Measure what Tonnage adds to the start of a pod on a real node (about 5 minutes)
 	@$(SETUP) test
