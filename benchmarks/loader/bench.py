@@ -19,10 +19,11 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import host
 import results
+import timeline
 from contenders import CONTENDERS, Contender, RunConfig, Variant, load_command
 from model_file import make_model
 from results import Result, Row, Sample
@@ -204,6 +205,7 @@ def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
     if contender.self_timed:
         clock = json.loads(output.splitlines()[-1])
         cpu, seconds = clock["cpu_seconds"], clock["seconds"]
+    traffic: timeline.Traffic = figures["traffic"]
     requests = setting.server.requests_since(mark)
     gets = [request for request in requests if request.method == "GET"]
     return Sample(
@@ -214,14 +216,18 @@ def run(contender: Contender, setting: RunConfig, variant: Variant) -> Sample:
         largest_process_bytes=int(figures["largest_rss_bytes"]),
         first_request_ms=1000 * (requests[0].time - figures["started"]) if requests else -1,
         first_get_ms=1000 * (gets[0].time - figures["started"]) if gets else -1,
+        first_data_ms=timeline.first_data_ms(traffic),
+        end_ms=timeline.end_ms(traffic, figures["seconds"]),
+        tail_ratio=timeline.tail_ratio(traffic),
+        traffic=traffic,
     )
 
 
-def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, float], str]:
+def measure(command: list[str], result: Path, label: str) -> tuple[dict[str, Any], str]:
     """Runs a command with `measure_process.py`. Returns its figures and its standard output."""
     runner = [sys.executable, str(HERE / "measure_process.py"), str(result), *command]
     subprocess.run(runner, check=True, timeout=SECONDS_FOR_A_RUN)
-    took: dict[str, float] = json.loads(result.read_text())
+    took: dict[str, Any] = json.loads(result.read_text())
     output = result.with_suffix(".out").read_text()
     if took["code"] != 0:
         errors = result.with_suffix(".err").read_text()[-2000:]
@@ -236,6 +242,9 @@ def extras(setting: RunConfig, samples: Sequence[Sample], hits: int) -> dict[str
     first = {
         "milliseconds from process start to the first request, median": [s.first_request_ms for s in samples],
         "milliseconds from process start to the first GET, median": [s.first_get_ms for s in samples],
+        "milliseconds from process start to the first tensor data, median": [s.first_data_ms for s in samples],
+        "milliseconds from the last byte to the process's exit, median": [s.end_ms for s in samples],
+        "throughput of the last tenth of the bytes, of the middle's, median": [s.tail_ratio for s in samples],
     }
     found: dict[str, float | None] = {
         meaning: statistics.median(values) if min(values) >= 0 else None for meaning, values in first.items()
@@ -307,10 +316,12 @@ def write(result: Result, arguments: argparse.Namespace) -> None:
     target.with_suffix(".json").write_text(results.as_json(result))
     try:
         results.chart(result, target.with_suffix(".svg"))
+        results.timeline_chart(result, arguments.output / f"{name}-timeline.svg")
     except ImportError:
         log("no chart: matplotlib is not installed")
     else:
-        text = text.replace("\n", f"\n\n![the same as a chart]({name}.svg)\n", 1)
+        charts = f"![the same as a chart]({name}.svg)\n\n![throughput over time]({name}-timeline.svg)"
+        text = text.replace("\n", f"\n\n{charts}\n", 1)
     target.with_suffix(".md").write_text(text)
     print(text)
 

@@ -23,6 +23,9 @@ PR_SET_CHILD_SUBREAPER = 36
 MIN_SAMPLE_INTERVAL = 0.05
 """Minimum seconds between two samples of memory."""
 
+TRAFFIC_INTERVAL = 0.01
+"""Seconds between two samples of the loopback device's traffic."""
+
 MAX_SAMPLING_SHARE = 0.01
 """Maximum fraction of one core for sampling memory: for each sample the kernel walks page tables."""
 
@@ -46,6 +49,33 @@ class MemorySampler(threading.Thread):
     def stop(self) -> None:
         self._done.set()
         self.join()
+
+
+class TrafficSampler(threading.Thread):
+    """Samples how many bytes the loopback device has received, from the time `began` on."""
+
+    def __init__(self, began: float) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, int]] = []
+        self._began = began
+        self._before = loopback_bytes()
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Samples until `stop`."""
+        while not self._done.wait(TRAFFIC_INTERVAL):
+            moment = round(time.monotonic() - self._began, 4)
+            self.samples.append((moment, loopback_bytes() - self._before))
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()
+
+
+def loopback_bytes() -> int:
+    """Returns the bytes that the loopback device of this network namespace has received."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.lstrip().startswith("lo:"))
 
 
 def descendants(pid: int) -> list[int]:
@@ -76,10 +106,13 @@ def main() -> None:
     watch.start()
     with result_path.with_suffix(".out").open("wb") as output, result_path.with_suffix(".err").open("wb") as errors:
         started, clock = time.time(), time.monotonic()
+        traffic = TrafficSampler(clock)
+        traffic.start()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
         code = process.wait()
         seconds = time.monotonic() - clock
     watch.stop()
+    traffic.stop()
     try:
         while True:  # wait for orphaned descendants
             os.wait()
@@ -96,6 +129,7 @@ def main() -> None:
                 "system_seconds": usage.ru_stime,
                 "peak_pss_bytes": watch.peak,
                 "largest_rss_bytes": usage.ru_maxrss << 10,
+                "traffic": traffic.samples,
             }
         )
     )

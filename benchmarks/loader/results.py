@@ -8,9 +8,13 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import timeline
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from timeline import Traffic
 
 GIGA = 1e9
 MEBI = 1 << 20
@@ -23,6 +27,9 @@ HOW_TIME = (
     "- Tonnage, curl, s5cmd, `hf download` and the floor are timed as whole processes, from start to exit; tensorizer "
     "and Run:ai's streamer from the call to its return, imports left out. Their memory holds the model itself."
 )
+
+TIMELINE_ROWS = ("curl", "floor", "tonnage")
+"""The contenders whose throughput over time is drawn."""
 
 HIGHLIGHT, PLAIN, LIMIT = "#e4572e", "#7b8794", "#b8c0c8"
 
@@ -38,6 +45,10 @@ class Sample:
     largest_process_bytes: int
     first_request_ms: float = -1
     first_get_ms: float = -1
+    first_data_ms: float = -1
+    end_ms: float = -1
+    tail_ratio: float = -1
+    traffic: Traffic = dataclasses.field(default_factory=list)
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -113,7 +124,11 @@ def markdown(result: Result) -> str:
 
 def as_json(result: Result) -> str:
     """Returns the results with all samples."""
-    return json.dumps(dataclasses.asdict(result), indent=1) + "\n"
+    found = dataclasses.asdict(result)
+    for row in found["rows"]:
+        for sample in row["samples"]:
+            del sample["traffic"]  # thousands of numbers, of which the chart of the timeline shows some
+    return json.dumps(found, indent=1) + "\n"
 
 
 def chart(result: Result, path: Path) -> None:
@@ -146,6 +161,16 @@ def chart(result: Result, path: Path) -> None:
     figure.suptitle(result.title, fontsize=11, fontweight="bold")
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
     plt.close(figure)
+
+
+def timeline_chart(result: Result, path: Path) -> None:
+    """Draws the throughput over time of the median run of a few contenders."""
+    rows = [row for row in result.rows if row.name in TIMELINE_ROWS and row.samples]
+    runs = []
+    for row, color in zip(rows, (LIMIT, PLAIN, HIGHLIGHT)[-len(rows) :], strict=True):
+        by_speed = sorted(row.samples, key=lambda sample: sample.seconds)
+        runs.append((row.label, color, by_speed[len(by_speed) // 2].traffic))
+    timeline.chart(runs, f"{result.title}: median runs", path)
 
 
 def _comparisons(rows: Sequence[Row]) -> list[str]:

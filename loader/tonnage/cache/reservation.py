@@ -79,7 +79,7 @@ def reserve(
         require_room(entry, paths, min_free=min_free, note=note)
         try:
             if allocates:
-                _allocate_all(paths, canceled)
+                _allocate_all(paths, canceled, threads=_cores())
             check_free_space(entry.path, 0, min_free=min_free)
         except InsufficientSpace:  # another load has allocated since the check
             if not empty or attempt == ATTEMPTS - 1 or canceled():
@@ -196,7 +196,8 @@ class Reservation:
 
     def _run(self, min_free: int) -> None:
         try:
-            _allocate_all(self._paths, self._canceled.is_set)
+            # Half of the cores are left to what connects and receives meanwhile.
+            _allocate_all(self._paths, self._canceled.is_set, threads=_cores() // 2)
             check_free_space(self._entry.path, 0, min_free=min_free)
         except TonnageError as error:
             self._error = error
@@ -271,8 +272,12 @@ def _unallocated_bytes(path: Path) -> int:
     return max(0, found.st_size - found.st_blocks * 512)
 
 
-def _allocate_all(paths: Sequence[Path], canceled: Callable[[], bool]) -> None:
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MAX_THREADS)) as pool:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _allocate_all(paths: Sequence[Path], canceled: Callable[[], bool], *, threads: int) -> None:
+    with ThreadPoolExecutor(max(1, min(threads, MAX_THREADS))) as pool:
         for _ in pool.map(lambda path: _allocate(path, canceled), paths):
             pass
 

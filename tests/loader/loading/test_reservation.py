@@ -94,16 +94,16 @@ def test_a_load_whose_room_is_taken_while_its_first_parts_arrive_begins_again(
     allocate_all = reservation._allocate_all
     calls: list[int] = []
 
-    def taken(paths: Sequence[Path], canceled: Callable[[], bool]) -> None:
+    def taken(paths: Sequence[Path], canceled: Callable[[], bool], *, threads: int) -> None:
         calls.append(small.server.bytes_sent)
         if len(calls) > 1:
-            allocate_all(paths, canceled)
+            allocate_all(paths, canceled, threads=threads)
             return
         small.server.wait_for_bytes(small.server.bytes_sent + 400_000)
         with pytest.raises(OSError, match="No space left"):
             fill(filler)
         try:
-            allocate_all(paths, canceled)
+            allocate_all(paths, canceled, threads=threads)
         finally:
             filler.unlink()
 
