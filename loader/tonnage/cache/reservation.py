@@ -167,6 +167,11 @@ class Reservation:
         self._thread = threading.Thread(target=self._run, args=(min_free,), name="tonnage-reservation", daemon=True)
         self._thread.start()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no file is being allocated, which takes processor time from what receives them."""
+        return self._thread is None or not self._thread.is_alive()
+
     def check(self) -> None:
         """Fails if the files can't be allocated.
 

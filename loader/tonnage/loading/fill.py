@@ -237,6 +237,7 @@ def fill_entry(
                     on_file=lambda number: writer.add(blueprint.files[number].path),
                     on_mismatch=source.head_check,
                     on_progress=on_progress,
+                    is_undisturbed=lambda: reservation.is_over,
                     canceled=is_canceled,
                     has_readers=lambda: writer.begun,
                 )

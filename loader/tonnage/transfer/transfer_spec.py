@@ -82,6 +82,7 @@ class TransferSpec:
         on_record: Called with each record, before the transfer relies on it.
         on_file: Called once with the number of each file that is complete and verified.
         on_mismatch: Called with the number of an object before bytes of it are fetched again that don't match.
+        is_undisturbed: Whether the rate is what the connections reach; otherwise their number is not tuned by it.
         canceled: Polled several times a second; True interrupts the transfer.
         has_readers: Polled as well; True while readers wait for files, which are then completed one by one.
     """
@@ -108,6 +109,7 @@ class TransferSpec:
     on_file: Callable[[int], None] = lambda _: None
     on_mismatch: Callable[[int], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
+    is_undisturbed: Callable[[], bool] = lambda: True
     canceled: Callable[[], bool] = lambda: False
     has_readers: Callable[[], bool] = lambda: False
 
