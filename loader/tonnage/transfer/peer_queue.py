@@ -38,11 +38,15 @@ IDLE_STEP_SECONDS = 0.2
 
 @dataclass(slots=True)
 class _Known:
-    """A peer and the units that it has, and that it is fetching from the source."""
+    """A peer and the units that it has, and that it is fetching from the source.
+
+    ``cursor`` is where this node goes on at this peer: units in a row complete a tensor, which then can be shown.
+    """
 
     view: PeerView
     have: int = 0
     pending: int = 0
+    cursor: int = 0
 
 
 class PeerQueue:
@@ -72,6 +76,9 @@ class PeerQueue:
         self._at_least: list[int] = []
         self._any_have = self._any_pending = 0
         self._wanted = (1 << len(self._units)) - 1
+        self._small = sum(
+            1 << at for at, unit in enumerate(self._units) if unit.file == SOURCE_ONLY and unit.size < SMALL_BYTES
+        )
         self._for_peers = sum(1 << at for at, unit in enumerate(self._units) if unit.file != SOURCE_ONLY)
         self._tries: dict[int, int] = {}
         self._cursor = self._random.randrange(len(self._units)) if self._units else 0
@@ -104,7 +111,8 @@ class PeerQueue:
             if before is not None and before.view is view:
                 known[view.node] = before
                 continue
-            known[view.node] = _Known(view, self._covered(view.files), self._covered(view.pending))
+            cursor = self._random.randrange(max(1, len(self._units))) if before is None else before.cursor
+            known[view.node] = _Known(view, self._covered(view.files), self._covered(view.pending), cursor)
         self._known = known
         self._count()
 
@@ -184,24 +192,25 @@ class PeerQueue:
             return None
         best: tuple[int, int, int, _Known] | None = None
         for known in self._random.sample(free, min(RANDOM_PEERS, len(free))):
-            found = self._rarest(known.have & useful)
+            found = self._rarest(known.have & useful, known.cursor)
             key = (found[0], self._ledger.in_flight(known.view.node))
             if best is None or key < best[:2]:
                 best = (*key, found[1], known)
         assert best is not None  # noqa: S101  # there is a free peer, and it has a useful unit
         number, node = best[2], best[3].view.node
+        best[3].cursor = number + 1
         unit = self._claim(number)
         self._ledger.sent(node)
         return Part(
             unit.segment, unit.start, unit.end, peer=node, unit=number, file=unit.file, shift=unit.offset - unit.start
         )
 
-    def _rarest(self, candidates: int) -> tuple[int, int]:
-        """Returns how many peers have the rarest of the candidates, and a random one of these."""
+    def _rarest(self, candidates: int, start: int) -> tuple[int, int]:
+        """Returns how many peers have the rarest of the candidates, and the first of these from a place on."""
         for count, more in enumerate((*self._at_least[1:], 0), start=1):
             rare = candidates & ~more
             if rare:
-                return count, self._first_from(rare, self._random.randrange(len(self._units)))
+                return count, self._first_from(rare, start)
         return 0, self._first_from(candidates, 0)
 
     def _take_from_source(self, now: float) -> Part | None:
@@ -218,13 +227,16 @@ class PeerQueue:
             allowed = self._wanted & ~have or self._wanted
         if not allowed:
             return None
-        number = self._first_from(allowed, self._cursor)
-        self._cursor = number + 1
+        # Without its header, what peers send of a tensor can't be verified, and not be shown to others.
+        first = allowed & self._small if self._known else 0
+        number = self._first_from(first or allowed, self._cursor)
+        if not first:
+            self._cursor = number + 1
         unit = self._claim(number)
         end = unit.end
         numbers = [number]
         # A header alone is a whole request, so what follows it comes with it.
-        while unit.size < SMALL_BYTES and len(numbers) == 1 and allowed >> (number + 1) & 1:
+        while not first and unit.size < SMALL_BYTES and len(numbers) == 1 and allowed >> (number + 1) & 1:
             following = self._units[number + 1]
             if (following.segment, following.start) != (unit.segment, end):
                 break
