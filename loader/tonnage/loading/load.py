@@ -31,9 +31,8 @@ from tonnage.loading.cache_hit import (
     has_computed_buffers_elsewhere,
     recorded_pins,
 )
-from tonnage.loading.resolve_only import check_digest, deadline_of
+from tonnage.loading.resolve_only import check_digest, deadline_of, resolve_or_ask_peers
 from tonnage.planning.file_names import is_own_file
-from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -134,8 +133,9 @@ class _Load:
     def _run(self, *, keep_lock: bool) -> LoadResult:
         plan = self._plan
         self._on_progress(Progress(phase="resolving"))
-        resolved = self._resolved = resolve(
+        resolved = self._resolved = resolve_or_ask_peers(
             self._pin_as_recorded(plan),
+            self._cache,
             environment=self._environment,
             deadline=self._deadline,
             canceled=self._canceled,

@@ -5,13 +5,20 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tonnage.contract import Report, ReportKind, entry_name
-from tonnage.errors import CHANGED_SINCE_LISTED, DigestMismatch, escape_unprintable
+from tonnage.contract import Report, ReportKind, entry_name, revision_id
+from tonnage.errors import (
+    CHANGED_SINCE_LISTED,
+    DigestMismatch,
+    EndpointUnreachable,
+    RetriesExhausted,
+    escape_unprintable,
+)
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tonnage.cache.cache import Cache
     from tonnage.contract import Plan
     from tonnage.source.resolve import ResolvedRevision
 
@@ -44,6 +51,33 @@ def resolve_plan(plan: Plan, *, environment: Mapping[str, str], canceled: Callab
         resolved=resolved.sources,
         identity=plan.identity,
     )
+
+
+def resolve_or_ask_peers(
+    plan: Plan,
+    cache: Cache,
+    *,
+    environment: Mapping[str, str],
+    deadline: float | None,
+    canceled: Callable[[], bool],
+    on_retry: Callable[[], None],
+) -> ResolvedRevision:
+    """Resolves a plan; if its store can't be reached, by what peers have of a revision whose digest is known.
+
+    Raises:
+        TonnageError: The source can't be read, and no peer can help.
+    """
+    try:
+        return resolve(plan, environment=environment, deadline=deadline, canceled=canceled, on_retry=on_retry)
+    except (EndpointUnreachable, RetriesExhausted) as error:
+        if plan.peers is None or plan.reporting is None or not plan.expected_digest or len(plan.sources) != 1:
+            raise
+        from tonnage.loading.peers.session import resolve_with_peers  # most loads have none
+
+        name = plan.entry or entry_name(revision_id(plan.expected_digest), plan.layout, plan.computed_buffers)
+        return resolve_with_peers(
+            plan, plan.peers, plan.reporting, cache.entry(name), environment, error, canceled=canceled
+        )
 
 
 def deadline_of(plan: Plan, started: float) -> float | None:

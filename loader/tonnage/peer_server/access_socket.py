@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socketserver
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             verdict = self.server.service.give_pass(self._token(), self.rfile.read(int(length)))
+        if verdict.status not in {200, 404}:
+            sys.stderr.write(f"refused ({verdict.status}): {verdict.answer.message}\n")
         data = msgspec.json.encode(verdict.answer)
         self.send_response_only(verdict.status)
         self.send_header("Content-Type", "application/json")

@@ -134,10 +134,13 @@ http {{
 
 
 def _medium(name: str, root: str, *, threads: bool) -> str:
-    """Returns the locations of one medium. Reading a disk must not block a whole worker, so threads do it."""
+    """Returns the locations of one medium. Reading a disk must not block a whole worker, so threads do it.
+
+    A file that is published while loaders read it stays at the place that they know.
+    """
     files = [
         ("model/(?<file>.+)", "/$key/model/$file"),
-        ("partial/(?<folder>[0-9a-f]{16})/(?<file>.+)", "/$key/.tonnage/partial/$folder/model/$file"),
+        ("partial/(?<folder>[0-9a-f]{16})/(?<file>.+)", "/$key/.tonnage/partial/$folder/model/$file /$key/model/$file"),
         *((public, f"/$key/{private}") for public, private in PRIVATE_FILES.items()),
     ]
     aio = "            aio threads;\n" if threads else ""

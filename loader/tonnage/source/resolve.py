@@ -86,6 +86,7 @@ def resolve(
     deadline: float | None = None,
     canceled: Callable[[], bool] | None = None,
     on_retry: Callable[[], None] = lambda: None,
+    asks: bool = True,
 ) -> ResolvedRevision:
     """Lists and pins the objects of a plan, or checks the pins that the plan already has.
 
@@ -95,6 +96,7 @@ def resolve(
         deadline: Value of ``time.monotonic()`` by which resolving must have ended; None: no limit.
         canceled: Polled several times a second; True interrupts the requests.
         on_retry: Called for each retry of a request.
+        asks: Whether stores are asked about pins; if not, they have been checked in another way.
 
     Raises:
         TonnageError: A source can't be read, or the sources have no model.
@@ -121,7 +123,7 @@ def resolve(
             context = RequestContext(client, provider, environment, botocore, plan.verify)
             only_source = len(plan.sources) == 1
             if isinstance(source, S3Source):
-                pinned.append(pin_s3(source, plan.files, context, need_tensors=only_source))
+                pinned.append(pin_s3(source, plan.files, context, need_tensors=only_source, asks=asks))
             else:
                 pinned.append(pin_http(source, plan.files, context, need_tensors=only_source))
             providers.append(provider)

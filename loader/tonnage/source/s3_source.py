@@ -99,10 +99,12 @@ def pin_s3(
     context: RequestContext,
     *,
     need_tensors: bool,
+    asks: bool = True,
 ) -> PinnedSource:
     """Lists and pins a source's objects, in the region and with the addressing style that the store asks for.
 
-    Those that ``source.behavior`` has are tried first, and the store is asked again if that fails.
+    Those that ``source.behavior`` has are tried first, and the store is asked again if that fails. If ``asks`` is
+    False, the source has pins, and the store is not asked about them.
 
     Raises:
         TonnageError: The source is not valid, or its objects can't be pinned.
@@ -111,7 +113,7 @@ def pin_s3(
         raise InvalidPlan(f"The source in bucket {source.bucket!r} must have either a prefix or keys.")
     settings = s3_settings(source, context.environment, context.botocore.settings)
     check_bucket(source.bucket, aws=settings.aws)
-    configured = _Pinning(source, files, context, settings, need_tensors)
+    configured = _Pinning(source, files, context, settings, need_tensors, asks)
     known = _as_found(settings, source.behavior)
     if known == settings:
         return _pin_where_asked(configured, settings)
@@ -169,6 +171,7 @@ class _Pinning(NamedTuple):
     context: RequestContext
     settings: S3Settings
     need_tensors: bool
+    asks: bool = True
 
     @property
     def key_prefix(self) -> str:
@@ -359,6 +362,8 @@ class _Pinning(NamedTuple):
     def _check_pins(self, pins: Sequence[ObjectPin]) -> tuple[dict[str, tuple[ObjectPin, RequestTarget]], list[str]]:
         """Checks that the pinned objects still exist, are unchanged and can be read."""
         notes: list[str] = []
+        if not self.asks:
+            return {pin.key: (pin, self._assumed_target(pin)) for pin in pins}, []
         by_version = any(pin.version_id for pin in pins)
         if by_version and self._is_etag_only:
             # Without a note, as resolving made one. What was overwritten or deleted may be readable by its version now.
@@ -446,6 +451,10 @@ class _Pinning(NamedTuple):
             precondition_header=head.precondition_header,
             label=self._label(pin.key),
         )
+
+    def _assumed_target(self, pin: ObjectPin) -> RequestTarget:
+        target = self._object_target(pin.key, version_id="" if self._is_etag_only else pin.version_id)
+        return structs.replace(target, size=pin.size, etag=pin.etag, precondition_header=f'If-Match: "{pin.etag}"')
 
     def _object_target(self, key: str, *, version_id: str = "") -> RequestTarget:
         return self._target(self._object_url(key, version_id), label=self._label(key), version_id=version_id)

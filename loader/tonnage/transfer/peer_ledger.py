@@ -34,6 +34,8 @@ class PeerFault(enum.StrEnum):
     """It serves as many loaders as it may. No fault of its own."""
     DENIED = "Denied"
     """It did not accept the pass."""
+    MOVED = "Moved"
+    """The file is not there: the entry was published or evicted since it was looked at."""
     OTHER_ENTRY = "OtherEntry"
     """It serves something else than this entry."""
     WRONG_BYTES = "WrongBytes"
@@ -106,6 +108,9 @@ class PeerLedger:
         if fault is PeerFault.BUSY:
             record.not_before = now + min(MAX_BUSY_SECONDS, BUSY_SECONDS * 2**record.busy)
             record.busy = min(record.busy + 1, 10)
+            return False
+        if fault is PeerFault.MOVED:
+            record.not_before = now + BUSY_SECONDS
             return False
         if fault is PeerFault.DENIED:
             record.not_before = now + 1.0

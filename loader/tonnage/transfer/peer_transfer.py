@@ -117,6 +117,9 @@ class PeerTransfer:
         fault = classify_fault(message)
         if fault is PeerFault.DENIED:
             self._source.token_rejected()
+        if fault is PeerFault.MOVED:
+            self.queue.forget(part.peer)
+            self._source.look_again(part.peer)
         if self._ledger.failed(part.peer, fault, now=now):
             self._record_drop(part.peer, fault, message.failure.message)
         self._result.retries += 1
@@ -159,6 +162,8 @@ def classify_fault(message: FetchFailed) -> PeerFault:
         return PeerFault.BUSY
     if status in {401, 403}:
         return PeerFault.DENIED
-    if status in {200, 206, 404, 412, 416} and message.failure.reason in _OTHER_ENTRY:
+    if status == 404:
+        return PeerFault.MOVED
+    if status in {200, 206, 412, 416} and message.failure.reason in _OTHER_ENTRY:
         return PeerFault.OTHER_ENTRY
     return PeerFault.STALL if _STALLED in message.failure.message else PeerFault.ERROR

@@ -70,6 +70,9 @@ class PeerSource(Protocol):
     def refuse(self, node: str) -> None:
         """A peer is no longer asked; its state need not be read."""
 
+    def look_again(self, node: str) -> None:
+        """A peer no longer has what it had."""
+
     def token_rejected(self) -> None:
         """A peer did not accept the pass."""
 

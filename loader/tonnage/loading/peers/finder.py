@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,7 @@ class PeerFinder:
         self._token_due = 0.0
         self._views: dict[str, PeerView] = {}
         self._due: dict[str, float] = {}
+        self._moved: deque[str] = deque()
         self._failures: dict[str, int] = {}
         self._refused: set[str] = set()
         self._snapshot = PeersSnapshot()
@@ -158,6 +160,10 @@ class PeerFinder:
         """A peer is no longer asked."""
         self._refused.add(node)
 
+    def look_again(self, node: str) -> None:
+        """A peer no longer has what it had: it is looked at soon."""
+        self._moved.append(node)
+
     def token_rejected(self) -> None:
         """A peer did not accept the pass: another one is asked for."""
         self._token_due = min(self._token_due, time.monotonic() + 1.0)
@@ -189,6 +195,10 @@ class PeerFinder:
             if now >= ask_at:
                 ask_at = now + self._ask(client)
             self._renew_token(now)
+            while self._moved:
+                node = self._moved.popleft()
+                self._views.pop(node, None)
+                self._due.pop(node, None)
             self._look(now)
             self._first_look.set()
             self._stop.wait(_TICK_SECONDS)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
+import msgspec
+
 from tonnage.cache.filesystem import write_atomically
 from tonnage.cache.peer_ranges import HEADERS_NAME, FileRanges, PeerRanges, remove_ranges
+from tonnage.contract import ObjectPin, S3Source, revision_digest
 from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, TonnageError
 from tonnage.loading.peers.finder import PeerFinder
 from tonnage.loading.peers.headers_file import (
@@ -17,9 +20,13 @@ from tonnage.loading.peers.headers_file import (
     known_headers,
 )
 from tonnage.loading.peers.proofs import make_proofs
+from tonnage.source.resolve import resolve
+
+PEERS_SECONDS = 10.0
+"""For how long peers are asked in place of a store that can't be reached."""
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tonnage.cache.entry import Entry
     from tonnage.cache.partial import PartialDirectory
@@ -126,3 +133,48 @@ def find_peers(
     node = environment.get("TONNAGE_NODE", "")
     finder = PeerFinder(plan, access, reporting, entry, digest=resolved.digest, node=node, make_proofs=proofs)
     return LoadPeers(finder, entry, resolved)
+
+
+def resolve_with_peers(
+    plan: Plan,
+    access: PeerAccess,
+    reporting: Reporting,
+    entry: Entry,
+    environment: Mapping[str, str],
+    error: TonnageError,
+    *,
+    canceled: Callable[[], bool],
+) -> ResolvedRevision:
+    """Resolves a plan whose store can't be reached, by the pins in the headers file of a peer.
+
+    They are believed by the plan's digest. Access is proven by what peers remember of this caller.
+
+    Args:
+        plan: The plan; it has one source and the digest of its revision.
+        access: Its peers.
+        reporting: Its report endpoint.
+        entry: The entry.
+        environment: Environment variables.
+        error: Why the store can't be asked; raised again, with what the peers answered, if they can't help.
+        canceled: Polled; True ends the wait.
+    """
+    node = environment.get("TONNAGE_NODE", "")
+    finder = PeerFinder(plan, access, reporting, entry, digest=plan.expected_digest, node=node, make_proofs=lambda: ())
+    finder.start()
+    try:
+        file = None
+        until = time.monotonic() + PEERS_SECONDS
+        while file is None and time.monotonic() < until and not canceled():
+            file = finder.fetch_headers()
+            time.sleep(0.0 if file else 0.2)
+    finally:
+        finder.close()
+    (source,) = plan.sources
+    if file is None or not isinstance(source, S3Source):
+        why = finder.problem or "None has the entry whose digest the operator knows."
+        raise type(error)(f"{error.message} Peers could not take its place: {why}", remedy=error.remedy) from error
+    pins = tuple(ObjectPin(key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id) for pin in file.pins)
+    if revision_digest((pin.place, own) for pin, own in zip(file.pins, pins, strict=True)) != plan.expected_digest:
+        raise error
+    pinned = msgspec.structs.replace(plan, sources=(msgspec.structs.replace(source, objects=pins),))
+    return resolve(pinned, environment=environment, asks=False)
