@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tonnage_operator.domain.specs import jobs
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 
 if TYPE_CHECKING:
+    from tonnage_operator.domain.nodecache.snapshot import NodeSnapshot
     from tonnage_operator.kube.resources import Resource
 
 Body = dict[str, Any]
@@ -121,8 +123,14 @@ def _deliver(state: ControllerState, event: Event) -> None:
         store.put(copy.deepcopy(body))
 
 
+def _without_releases(snapshot: NodeSnapshot) -> NodeSnapshot:
+    """Leaves out what objects released earlier: only the process that saw it remembers it, and no look shows it."""
+    kept = [each for each in snapshot.references if each.entries or each.deleting or not each.is_valid]
+    return replace(snapshot, references=[replace(each, released=frozenset()) for each in kept])
+
+
 def _picture(state: ControllerState) -> dict[str, Any]:
-    """Returns everything on which decisions about objects and nodes depend."""
+    """Returns everything on which decisions about objects and nodes depend, and that the API server shows."""
     found: dict[str, Any] = {}
     for record in state.weights:
         assert record.weights
@@ -132,7 +140,7 @@ def _picture(state: ControllerState) -> dict[str, Any]:
         )  # fmt: skip
         found[f"{record.uid} nodes"] = sorted(state.cache_index.nodes_referencing(record.ref))
     for node in state.nodes:
-        found[node.name] = state.node_snapshot(node, NOW)
+        found[node.name] = _without_releases(state.node_snapshot(node, NOW))
     for medium in state.installation.media:
         found[f"{medium} entries"] = dict(state.cache_index.nodes_with(REVISION, medium))
     return found
