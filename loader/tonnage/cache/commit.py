@@ -7,6 +7,7 @@ after it to the published state. The caller of these functions holds the entry's
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,10 @@ from tonnage.cache.non_tensor_checksums import add_non_tensor_checksums
 from tonnage.cache.partial import find_partials
 from tonnage.cache.peer_ranges import remove_peer_files
 from tonnage.cache.stream import reset_stream
-from tonnage.errors import CacheDamaged, CacheInUse
+from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tonnage.cache.entry import Entry, EntryState
     from tonnage.cache.filesystem import FileIdentity
@@ -113,7 +114,8 @@ def publish(
     if current is not None and current.table is not None and current.table.name == TABLE_NAME:
         record = msgspec.structs.replace(record, name=f"tensors-{record.sha256[:12]}.json")
     _check_current(entry, current)
-    write_atomically(entry.private_dir / record.name, data, sync=sync)
+    with _noticing_removal(entry):
+        write_atomically(entry.private_dir / record.name, data, sync=sync)
     step("table")
 
     if current is None and not entry.is_flat:
@@ -127,7 +129,8 @@ def publish(
     manifest = msgspec.structs.replace(manifest, table=record)
     temporary = write_temporary(entry.manifest_path, encode_manifest(manifest), sync=sync)
     step("manifest-written")
-    replace_file(temporary, entry.manifest_path, sync=sync)
+    with _noticing_removal(entry):
+        replace_file(temporary, entry.manifest_path, sync=sync)
     step("manifest")
     if file_identity(entry.model_dir) != identity:
         _remove_manifest(entry)
@@ -228,6 +231,17 @@ def clear(entry: Entry) -> int:
     if entry.path.exists():
         make_directory(entry.model_dir)
     return freed
+
+
+@contextmanager
+def _noticing_removal(entry: Entry) -> Iterator[None]:
+    """Raises ``CacheInUse`` if another process removes a temporary file before it is renamed."""
+    try:
+        yield
+    except CacheNotWritable as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CacheInUse(f"Another process has removed files of {entry.path} that this one was writing.") from error
+        raise
 
 
 def _check_current(entry: Entry, current: Manifest | None) -> None:

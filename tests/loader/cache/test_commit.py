@@ -382,6 +382,19 @@ def test_a_model_that_is_removed_while_it_is_published_leaves_no_manifest(root: 
     assert entry.read_manifest() is None
 
 
+def test_a_manifest_that_another_loader_removes_before_its_rename_means_that_the_cache_is_in_use(root: Path) -> None:
+    entry = filled(root)
+
+    def recover(step: str) -> None:
+        if step == "manifest-written":
+            for temporary in entry.private_dir.rglob("*.tmp"):
+                temporary.unlink()
+
+    with pytest.raises(CacheInUse, match=r"removed files of .* that this one was writing"):
+        publish(entry, WHOLE, checkpoint=recover)
+    assert entry.read_manifest() is None
+
+
 @pytest.mark.usefixtures("requires_root")
 def test_a_load_that_another_user_has_begun_is_refused_with_the_owners_number(memory: Path) -> None:
     entry = Cache(memory).entry(ENTRY_NAME)
