@@ -81,6 +81,7 @@ types: ## Check types (mypy, strict)
 	$(BIN)/mypy --explicit-package-bases tests operator/tonnage_operator
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 	$(BIN)/mypy benchmarks/attach/*.py
+	$(BIN)/mypy benchmarks/fleet/*.py
 	$(BIN)/mypy --explicit-package-bases benchmarks/operator benchmarks/start benchmarks/webhook
 	$(BIN)/mypy hack/images/*.py
 	$(BIN)/mypy hack/env/*.py
