@@ -64,10 +64,10 @@ def stubs(tmp_path: Path) -> Stubs:
 def test_up_builds_and_loads_both_images_and_installs_the_chart(stubs: Stubs) -> None:
     done, log = stubs.run("up")
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^docker build .*--target=(\w+) ", log, re.MULTILINE) == ["loader", "operator"]
+    assert re.findall(r"^docker build .*--target=(\w+) ", log, re.MULTILINE) == ["loader", "peer", "operator"]
     assert "kind create cluster --name tonnage --wait 120s" in log
     loaded = re.findall(r"^kind load image-archive \S+/([0-9a-f]{16})/(\w+)\.tar --name tonnage$", log, re.MULTILINE)
-    assert [image for _, image in loaded] == ["loader", "operator"]
+    assert [image for _, image in loaded] == ["loader", "peer", "operator"]
     (install,) = [line for line in log.splitlines() if line.startswith("helm ")]
     assert install.startswith("helm upgrade --install tonnage charts/tonnage --kube-context kind-tonnage ")
     for component in ("controller", "webhook"):

@@ -488,9 +488,8 @@ class _Pinning(NamedTuple):
 
 
 def _not_by_version(failure: RequestFailure) -> str:
-    if failure.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}:
-        return _FORBIDDEN_BY_VERSION
-    return _UNKNOWN_BY_VERSION
+    is_forbidden = failure.reason in {Reason.ACCESS_DENIED, Reason.OBJECT_NOT_FOUND}
+    return _FORBIDDEN_BY_VERSION if is_forbidden else _UNKNOWN_BY_VERSION
 
 
 class _NotByVersion(Exception):  # control flow within this module

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.observed.pod import Pod
 
-GRACE_PERIOD: Final = 600.0
+GRACE_PERIOD: Final = 15.0
 """Seconds for which an entry is kept after the last pod of its groups has ended, as when a whole group is restarted."""
 _MAX_ENDED: Final = 10_000
 """Entries whose groups have ended that are remembered."""

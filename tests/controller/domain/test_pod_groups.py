@@ -222,7 +222,7 @@ def _group_pod(uid: str, **changes: Any) -> Pod:
     return replace(pod, uid=uid, held_entries=(held,), **changes)
 
 
-def test_an_entry_is_kept_as_long_as_a_group_has_pods_and_some_minutes_longer() -> None:
+def test_an_entry_is_kept_as_long_as_a_group_has_pods_and_some_seconds_longer() -> None:
     now = 0.0
     entries = GroupEntries(lambda: now)
     pods = [_group_pod("a"), _group_pod("b")]
@@ -262,6 +262,16 @@ def test_what_only_a_group_keeps_is_not_evicted_before_a_load_needs_the_room(rem
     node.settle()
     assert node.state("serving/old") is None
     assert node.can_begin("serving/large")
+
+
+@pytest.mark.parametrize(("remaining", "state"), [(10.0, None), (math.inf, EntryState.READY)])
+def test_an_object_that_is_deleted_waits_for_its_groups_pods_only(remaining: float, state: EntryState | None) -> None:
+    node = NodeModel(limited(capacity="100Gi"))
+    node.load("serving/old", 60 * GIB, Retention.WHILE_REFERENCED)
+    node.group_entries[key_of("serving/old")] = remaining
+    node.references["serving/old"] = replace(node.references["serving/old"], deleting=True)
+    node.settle()
+    assert node.state("serving/old") is state
 
 
 def test_without_its_group_the_entry_is_evicted() -> None:

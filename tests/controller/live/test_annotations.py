@@ -145,6 +145,7 @@ def test_every_annotation_of_a_pod_is_tested_here(model: OperatorHarness) -> Non
     assert not init_container_names(create_admitted_pod(model, inject="false"))
     tested = {"model", "models", "mount-path", "containers", "ranks", "form", "scheduling", "on-failure"}
     tested |= {"loader-cpu", "loader-memory", "artifacts", "vllm-plugin", "wait", "inject"}
+    tested |= {"same-revision"}  # in test_groups.py
     assert {name.partition("/")[2] for name in names.POD_ANNOTATIONS} == tested
 
 

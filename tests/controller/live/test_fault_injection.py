@@ -64,7 +64,7 @@ class RestartingController:
         self._wrote_event.set()
         return True
 
-    def run_until(self, done: Callable[[], bool], *, within: float = 60) -> None:
+    def run_until(self, done: Callable[[], bool], *, within: float = 150) -> None:
         """Starts controllers in sequence until ``done`` is true while one that wrote nothing runs; it keeps running."""
         deadline = time.monotonic() + within
         while not (self._process.running and done()):

@@ -98,7 +98,9 @@ def rollout_events(before: Rollout | None, after: Rollout | None, resolution: Re
         message = (
             f"Rolling out {after.revision} ({human_bytes(newest.total_bytes, 'column')}) in place of {after.previous}."
         )
-        return (Event(EventReason.ROLLOUT_STARTED, message, key=f"{after.revision} {after.start_time}"),)
+        # Until the status is written, each restart begins the rollout at another time.
+        since = in_use.used_time if in_use else ""
+        return (Event(EventReason.ROLLOUT_STARTED, message, key=f"{after.revision} {after.previous} {since}"),)
     if before and after is None and in_use and before.revision == in_use.revision:
         message = f"All desired nodes have {before.revision}, which has replaced {before.previous}."
         return (Event(EventReason.ROLLOUT_COMPLETED, message, key=f"{before.revision} {before.start_time}"),)

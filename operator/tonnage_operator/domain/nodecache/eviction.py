@@ -120,7 +120,7 @@ def plan_eviction(
     active = sum(job.role == names.ROLE_CLEANUP and job.state is JobState.ACTIVE for job in snapshot.jobs)
     for key, entry in named.items():
         job = cleanups.get(key)
-        stays = _is_kept_for_later(snapshot, key, entry) and key not in victims
+        stays = _is_kept_for_later(snapshot, references, key, entry) and key not in victims
         needed = key in references.needed and key not in victims
         if needed or stays or not references.invalid.isdisjoint(entry.models):
             kept[key] = _keep_entry(references, key, entry, job, stays=stays)
@@ -137,12 +137,15 @@ def plan_eviction(
     return Eviction(kept, tuple(apply), tuple(waits), reservations.shortages, limits, usages)
 
 
-def _is_kept_for_later(snapshot: NodeSnapshot, key: EntryKey, entry: CacheEntry) -> bool:
+def _is_kept_for_later(snapshot: NodeSnapshot, references: _References, key: EntryKey, entry: CacheEntry) -> bool:
     """Returns whether an entry stays without references until its space is needed.
 
-    What groups keep does, too, so that pods with a group's labels can't take room from loads.
+    What groups keep does, too, so that pods with a group's labels can't take room from loads; but not after its last
+    pod if the object is being deleted, which waits for the eviction.
     """
-    return entry.retention is Retention.EVICTABLE or key in snapshot.group_entries
+    left = snapshot.group_entries.get(key, 0.0)
+    of_group = left == math.inf or (left > 0 and references.deleting.keys().isdisjoint(entry.models))
+    return entry.retention is Retention.EVICTABLE or of_group
 
 
 def _usage(
@@ -179,7 +182,7 @@ def _find_expendable(
         frozenset(
             key
             for key, entry in entries.items()
-            if _is_kept_for_later(snapshot, key, entry)
+            if _is_kept_for_later(snapshot, references, key, entry)
             and entry.state is not EntryState.EVICTING
             and key not in references.needed
             and key not in requested
