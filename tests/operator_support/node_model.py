@@ -50,6 +50,7 @@ class NodeModel:
     boot: str = "boot-1"
     status: NodeCacheStatus = field(default_factory=NodeCacheStatus)
     references: dict[str, Retention] = field(default_factory=dict)
+    deleting: set[str] = field(default_factory=set)
     requests: dict[str, LoadRequest] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class NodeModel:
                 uid="cache",
                 status=self.status,
                 references=[
-                    ModelReferences(model, False, frozenset({key_of(model)}), retention)
+                    ModelReferences(model, model in self.deleting, frozenset({key_of(model)}), retention)
                     for model, retention in self.references.items()
                 ],
                 jobs=list(self.jobs.values()),

@@ -269,7 +269,8 @@ def test_an_object_that_is_deleted_waits_for_its_groups_pods_only(remaining: flo
     node = NodeModel(limited(capacity="100Gi"))
     node.load("serving/old", 60 * GIB, Retention.WHILE_REFERENCED)
     node.group_entries[key_of("serving/old")] = remaining
-    node.references["serving/old"] = replace(node.references["serving/old"], deleting=True)
+    node.deleting.add("serving/old")
+    node.jobs.clear()
     node.settle()
     assert node.state("serving/old") is state
 
