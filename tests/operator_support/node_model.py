@@ -101,8 +101,9 @@ class NodeModel:
                 uid="cache",
                 status=self.status,
                 references=[
-                    ModelReferences(model, model in self.deleting, frozenset({key_of(model)}), retention)
+                    ModelReferences(model, going, frozenset() if going else frozenset({key_of(model)}), retention)
                     for model, retention in self.references.items()
+                    for going in [model in self.deleting]
                 ],
                 jobs=list(self.jobs.values()),
                 pods=self.pods,
