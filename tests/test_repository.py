@@ -79,7 +79,12 @@ def test_shell_scripts_are_well_formed() -> None:
 def test_folders_of_parallel_tests_exist_and_results_are_counted() -> None:
     from env import run_tests
 
-    assert all((ROOT / "tests" / folder).is_dir() for folders in run_tests.GROUPS.values() for folder in folders)
+    assert all(
+        (ROOT / "tests" / folder).is_dir()
+        for groups in run_tests.RUNS
+        for folders in groups.values()
+        for folder in folders
+    )
     closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
     assert run_tests.parse_summary_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
     assert not run_tests.parse_summary_counts("")

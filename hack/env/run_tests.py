@@ -1,7 +1,7 @@
-"""Runs all tests, in four pytest processes: many of them wait more than they compute.
+"""Runs all tests, in two pytest processes at a time: many of them wait more than they compute.
 
-They are the loader's tests, those of a real node, those of a real control plane, and all others. The last line has the
-total number of tests.
+First the loader's tests beside those of attach, engines and the repository, then those of a real node beside those of a
+real control plane. The last line has the total number of tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = {"loader": ["loader"], "node": ["e2e", "images", "docs"], "operator": ["controller", "chart"], "other": []}
+RUNS = (
+    {"loader": ["loader"], "other": []},
+    {"node": ["e2e", "images", "docs"], "operator": ["controller", "chart"]},
+)
 """Folders of tests by group. Groups run beside each other and should take about equally long; "other" has all folders
 that are not named here."""
 PROGRESS_INTERVAL_SECONDS = 60
@@ -46,13 +49,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # A shell ignores SIGINT in background jobs, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    named = {folder for folders in GROUPS.values() for folder in folders}
+    named = {folder for groups in RUNS for folders in groups.values() for folder in folders}
     tests = sorted([*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("*/*/test_*.py")])
     others = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - named)
     others += sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
     folder = Path(tempfile.mkdtemp(prefix="tonnage-tests-"))
     counts: Counter[str] = Counter()
-    codes = run(folder, {name: folders or others for name, folders in GROUPS.items()}, counts)
+    codes: list[int] = []
+    for groups in RUNS:
+        codes += run(folder, {name: folders or others for name, folders in groups.items()}, counts)
     if any(codes):
         print(f"tests: files of the tests are in {folder}")
     else:

@@ -27,6 +27,8 @@ BOTH_KINDS = pytest.mark.parametrize("weights_kind", list(KEYS), indirect=True)
 KIB = 1 << 10
 SMALL_LIMITS = Limits(workers=2, connections=4, part_size=256 * KIB)
 """Parts so small that a small file has many."""
+SLOW_LIMITS = Limits(workers=2, connections=4, part_size=256 * KIB, bandwidth=2_000_000)
+"""So slow that a load does not end before it is interrupted."""
 
 IsPartRequest = Callable[[Any], bool]
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from operator_support.harness import OperatorHarness
 
 
-AUTOMATIC = {"revision": {"policy": "Track", "interval": "1m", "update": "Automatic"}}
+AUTOMATIC = {"revision": {"policy": "Track", "interval": "1h", "update": "Automatic"}}
+"""No check is due by itself, however slowly the controllers start."""
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.faults import Fault
-from support.load_harness import KEY
+from support.load_harness import KEY, SLOW_LIMITS
 from support.models import CONFIG
 from support.tonnage_cli import run_tonnage
 from tonnage.contract import Layout, Verify
@@ -30,7 +30,7 @@ def interrupt(harness: LoadHarness, layout: Layout, *, after: float) -> list[Pat
     """Loads until a part of the bytes has arrived; returns the files that are left."""
     enough = harness.body + after * (len(harness.tensors_file) - harness.body)
     with pytest.raises(Interrupted):
-        harness.load(layout=layout, canceled=lambda: harness.server.bytes_sent > enough)
+        harness.load(layout=layout, canceled=lambda: harness.server.bytes_sent > enough, limits=SLOW_LIMITS)
     found = [path for path in harness.cache.glob("*/.tonnage/partial/**/*") if path.is_file() and path.suffix]
     assert found
     return found
@@ -66,7 +66,7 @@ def test_bytes_that_were_damaged_since_are_fetched_again(harness: LoadHarness, l
 
 @WAYS
 def test_only_what_was_damaged_is_fetched_again(harness: LoadHarness, layout: Layout) -> None:
-    victim = max(interrupt(harness, layout, after=0.9), key=lambda path: path.stat().st_size)
+    victim = max(interrupt(harness, layout, after=0.7), key=lambda path: path.stat().st_size)
     zero(victim, victim.stat().st_size // 4, victim.stat().st_size // 4 + 10)
     report = harness.load(layout=layout)
     assert report.resumed_bytes > 0
@@ -74,7 +74,7 @@ def test_only_what_was_damaged_is_fetched_again(harness: LoadHarness, layout: La
 
 
 def test_a_tensors_header_that_was_lost_is_fetched_again(harness: LoadHarness) -> None:
-    victim = next(path for path in interrupt(harness, Layout.TENSORIZER, after=0.9) if path.suffix == ".tensors")
+    victim = next(path for path in interrupt(harness, Layout.TENSORIZER, after=0.7) if path.suffix == ".tensors")
     headers = [
         found.start() - 13 for found in re.finditer(rb"layers\.", victim.read_bytes()) if found.start() > harness.body
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
+from support.load_harness import SLOW_LIMITS
 from tonnage.errors import CacheNotWritable, Interrupted
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def begin(harness: LoadHarness, *, owner: int) -> None:
     """Leaves an unfinished load that belongs to ``owner``."""
     enough = len(harness.tensors_file) * 2 // 3
     with pytest.raises(Interrupted):
-        harness.load(canceled=lambda: harness.server.bytes_sent > enough)
+        harness.load(canceled=lambda: harness.server.bytes_sent > enough, limits=SLOW_LIMITS)
     for path in harness.cache.rglob("*"):
         os.chown(path, owner, owner)
 
