@@ -1,9 +1,10 @@
 /* Copies groups of tensors from files to a device, through pinned buffers, with threads that need no GIL.
  *
- * Each thread has a few buffers, which it allocates and pins itself when it is first to copy. It takes the next chunk of the tensors, reads it into a buffer and starts the copy to
- * the device itself, and reads the next chunk into its next buffer meanwhile. So no thread waits for another, and the
- * lines of a buffer stay in the caches of the core that fills it: buffers of all threads and of all processes that copy
- * at once should fit the processor's last cache (the size is chosen in copy_options.py).
+ * Each thread has a few buffers, which it allocates and pins itself when it is first to copy. It takes the next chunk
+ * of the tensors, reads it into a buffer and starts the copy to the device itself, and reads the next chunk into its
+ * next buffer meanwhile. So no thread waits for another, and the lines of a buffer stay in the caches of the core that
+ * fills it: buffers of all threads and of all processes that copy at once should fit the processor's last cache (the
+ * size is chosen in copy_options.py).
  *
  * A chunk is read in pieces, each by one of two ways: `pread`, or a copy from a mapping that the thread has for itself.
  * The share of each is set from outside (ring_set_mapped_share), by what ring_read_stats measures.
@@ -527,7 +528,7 @@ uint64_t ring_pinned(struct ring *ring) {
     return pinned;
 }
 
-/* Lets the threads begin. `descriptors` must stay valid until ring_running is 0. */
+/* Lets the threads begin. `descriptors` must stay valid until ring_wait has returned 0. */
 void ring_begin(struct ring *ring, const int *descriptors, uint32_t files) {
     pthread_mutex_lock(&ring->lock);
     ring->descriptors = descriptors;

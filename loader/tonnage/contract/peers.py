@@ -122,7 +122,7 @@ class AccessRequest(WireStruct, frozen=True, kw_only=True):
 class AccessAnswer(WireStruct, frozen=True, kw_only=True):
     """What it gets: a pass, or a sentence why not. ``expires`` is the Unix time of the pass's end."""
 
-    token: Annotated[str, msgspec.Meta(max_length=2048)] = ""
+    token: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] = ""
     expires: float = 0.0
     message: Annotated[str, msgspec.Meta(max_length=2048)] = ""
 
@@ -161,15 +161,14 @@ def verify_grant(text: str, purpose: Purpose, keys: Sequence[bytes], *, now: flo
         GrantRejected: It is no such grant, has no valid signature, or is not valid now.
     """
     name = purpose.value
-    parts = text.split(".", 3) if len(text) <= MAX_TOKEN_CHARACTERS and text.isascii() else []
+    parts = _split(text)
     if len(parts) != 3 or parts[0] != name or not re.fullmatch(r"[A-Za-z0-9_-]+", parts[1]):
         raise GrantRejected(f"This is no {name}.")
     signature = parts[2].encode()
     if not any(hmac.compare_digest(signature, _signature(key, purpose, parts[1]).encode()) for key in keys):
         raise GrantRejected(f"The signature of the {name} is not valid here.")
     try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        grant = msgspec.json.decode(payload, type=Grant)
+        grant = _decode_grant(parts[1])
     except (*DECODE_ERRORS, ValueError) as error:
         raise GrantRejected(f"The contents of the {name} are not valid.") from error
     left = grant.expires - now
@@ -184,11 +183,11 @@ def verify_grant(text: str, purpose: Purpose, keys: Sequence[bytes], *, now: flo
 
 def read_grant(text: str, purpose: Purpose) -> Grant | None:
     """Returns the grant of a signed text without a look at its signature, for callers, who have no key; None: none."""
-    parts = text.split(".", 3) if len(text) <= MAX_TOKEN_CHARACTERS and text.isascii() else []
+    parts = _split(text)
     if len(parts) != 3 or parts[0] != purpose.value:
         return None
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)), type=Grant)
+        return _decode_grant(parts[1])
     except (*DECODE_ERRORS, ValueError):
         return None
 
@@ -219,6 +218,15 @@ def decode_peers_answer(data: bytes) -> PeersAnswer:
     except DECODE_ERRORS as error:
         raise InvalidPlan(f"The answer about peers is invalid: {error}.") from error
     return msgspec.structs.replace(answer, peers=answer.peers[:MAX_PEERS])
+
+
+def _split(text: str) -> list[str]:
+    """Returns the parts of a signed text; none if it is too long or not ASCII."""
+    return text.split(".", 3) if len(text) <= MAX_TOKEN_CHARACTERS and text.isascii() else []
+
+
+def _decode_grant(payload: str) -> Grant:
+    return msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=Grant)
 
 
 def _signature(key: bytes, purpose: Purpose, payload: str) -> str:
