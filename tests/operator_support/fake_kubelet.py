@@ -41,6 +41,7 @@ class FakeLoaders:
         block_resolves: Keeps resolve pods running.
         load_failures: By node: how its load pods terminate.
         resolve_failure: How resolve pods terminate; None: they succeed.
+        injected_failure: How loaders in users' pods terminate, again and again; None: they succeed.
         waiting_messages: By role: the message with which a container can't be created.
         terminated: Role and node of each terminated pod.
     """
@@ -50,6 +51,7 @@ class FakeLoaders:
     block_resolves: bool = False
     load_failures: dict[str, Termination] = field(default_factory=dict)
     resolve_failure: Termination | None = None
+    injected_failure: Termination | None = None
     waiting_messages: dict[str, str] = field(default_factory=dict)
     terminated: list[tuple[str, str]] = field(default_factory=list)
 
@@ -115,19 +117,26 @@ class FakeKubelet(BackgroundThread):
             if "running" not in _container_state(pod):
                 self._set_container_state(path, "Running", {"running": {}})
             return
-        termination_message = contract.termination_message(termination.report).decode() if termination.report else ""
-        reason = termination.reason or ("Error" if termination.exit_code else "Completed")
-        state = {"terminated": {"exitCode": termination.exit_code, "reason": reason, "message": termination_message}}
+        state = {"terminated": _terminated(termination)}
         self._set_container_state(path, "Failed" if termination.exit_code else "Succeeded", state)
         self._terminated_uids.add(pod["metadata"]["uid"])
         self.loaders.terminated.append((role, pod["spec"]["nodeName"]))
 
     def _start_user_pod(self, path: str, pod: Pod) -> None:
-        """Starts a user's pod; its injected loaders are ready immediately."""
+        """Starts a user's pod; its injected loaders are ready immediately, or fail."""
         if pod["status"].get("initContainerStatuses"):
             return
-        statuses = [_container_status(each["name"], {"running": {}}) for each in pod["spec"].get("initContainers", ())]
-        self._patch_status(path, {"phase": "Running", "initContainerStatuses": statuses})
+        containers = [each["name"] for each in pod["spec"].get("initContainers", ())]
+        if failure := self.loaders.injected_failure:
+            statuses = [
+                _container_status(name, {"waiting": {"reason": "CrashLoopBackOff"}})
+                | {"restartCount": 2, "lastState": {"terminated": _terminated(failure)}}
+                for name in containers
+            ]
+            self._patch_status(path, {"phase": "Pending", "initContainerStatuses": statuses})
+        else:
+            statuses = [_container_status(name, {"running": {}}) for name in containers]
+            self._patch_status(path, {"phase": "Running", "initContainerStatuses": statuses})
 
     def _set_container_state(self, path: str, phase: str, state: dict[str, Any]) -> None:
         self._patch_status(
@@ -137,6 +146,12 @@ class FakeKubelet(BackgroundThread):
     def _patch_status(self, path: str, status: dict[str, Any]) -> None:
         body = {"status": status}
         self._plane.request("PATCH", f"{path}/status", body, content_type="application/strategic-merge-patch+json")
+
+
+def _terminated(termination: Termination) -> dict[str, Any]:
+    message = contract.termination_message(termination.report).decode() if termination.report else ""
+    reason = termination.reason or ("Error" if termination.exit_code else "Completed")
+    return {"exitCode": termination.exit_code, "reason": reason, "message": message}
 
 
 def _container_state(pod: Pod) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from operator_support.fake_kubelet import Termination
 from operator_support.pods import CONTAINERS, create_pod, create_resolved_model, init_container_names
 from operator_support.waiting import eventually
+from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain import units
 
@@ -197,25 +199,13 @@ def test_a_job_that_a_queue_suspends_is_reported_and_continues(
 def test_a_failing_loader_in_a_pod_reaches_its_object(
     harness: OperatorHarness, controller: ControllerThread, webhook: WebhookThread, fake_loaders: FakeLoaders
 ) -> None:
-    del controller, webhook, fake_loaders
+    del controller, webhook
+    report = contract.Report(outcome=contract.Outcome.FAILED, reason="ChecksumMismatch")
+    fake_loaders.injected_failure = Termination(report, exit_code=24)
     (node,) = harness.add_nodes("a")
     harness.create({"placement": {"prewarm": "None"}})
     harness.wait_for_condition("Ready", "True", "LoadedOnDemand")
-    pod = create_pod(harness, nodeName=node)
-    name = pod["metadata"]["name"]
-    ended = {
-        "exitCode": 24,
-        "reason": "Error",
-        "message": '{"schema_version": 1, "outcome": "failed", "reason": "ChecksumMismatch"}',
-    }
-    status = {
-        "name": names.LOADER_CONTAINER, "image": "i", "imageID": "i", "ready": False, "restartCount": 2,
-        "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": ended},
-    }  # fmt: skip
-    path = f"/api/v1/namespaces/{harness.namespace}/pods/{name}/status"
-    patch = {"status": {"phase": "Pending", "initContainerStatuses": [status]}}
-    eventually(lambda: harness.plane.request("GET", path)["status"].get("initContainerStatuses"))
-    harness.plane.request("PATCH", path, patch, content_type="application/merge-patch+json")
+    name = create_pod(harness, nodeName=node)["metadata"]["name"]
     harness.wait_for_condition("Degraded", "True", "PodLoadFailed")
     harness.wait_for_condition("Ready", "False", "ChecksumMismatch")
     (failure,) = harness.status()["failures"]
