@@ -95,7 +95,7 @@ class ProcessNodes(BackgroundThread):
         media = [f"--media={medium}={self.cache(node, medium)}" for medium in ("memory", "disk")]
         where = [f"--secrets={secrets}", f"--run-dir={run}", f"--port={self.port}", f"--address={address}"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "tonnage", "peer", "serve", *media, *where],
+            [sys.executable, "-m", "tonnage", "peer", "serve", "--local-stores", *media, *where],
             env=command_environment(),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

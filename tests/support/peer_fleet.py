@@ -66,6 +66,7 @@ class Fleet:
         hidden: Names of nodes that the controller does not name.
         headers_digest: What the controller knows of the entry's headers file.
         grant: Changes the grants that the controller signs.
+        local_stores: Whether the peers send proofs to stores on this machine, as those of the tests are.
         namespace: The namespace that has its entries to itself; empty: all share them.
     """
 
@@ -74,6 +75,7 @@ class Fleet:
         self.nodes: dict[str, Node] = {}
         self.hidden: set[str] = set()
         self.headers_digest = ""
+        self.local_stores = True
         self.namespace = ""
         self.medium = "memory"
         self.interval = 0.5
@@ -120,11 +122,12 @@ class Fleet:
         """Starts a node's server, and waits until it accepts connections."""
         run = node.folder / "run"
         run.mkdir(exist_ok=True)
+        local = ["--local-stores"] if self.local_stores else []
         arguments = ["--secrets", str(self.secrets), "--port", str(node.port), "--run-dir", str(run), *options]
         for medium, path in node.media.items():
             arguments += ["--media", f"{medium}={path}"]
         node.server = subprocess.Popen(
-            [sys.executable, "-m", "tonnage", "peer", "serve", "--address", "127.0.0.1", *arguments],
+            [sys.executable, "-m", "tonnage", "peer", "serve", "--address", "127.0.0.1", *local, *arguments],
             env=command_environment({"NO_PROXY": "*"}),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tonnage.cache.filesystem import file_sizes, make_directory, write_atomically
+from tonnage.cache.filesystem import file_sizes, make_directory, read_file, write_atomically
 from tonnage.cache.locks import FileLock, LockMode, make_lock_file
 from tonnage.cache.manifest import (
     MAX_MANIFEST_BYTES,
@@ -143,8 +143,9 @@ class Entry:
     def own_names(self) -> set[str]:
         """Returns the names that loads have published in a flat entry, or are about to. Others belong to others."""
         try:
-            names = msgspec.json.decode((self.private_dir / FLAT_FILES).read_bytes(), type=list[str])
-        except (OSError, *DECODE_ERRORS):
+            data = read_file(self.private_dir / FLAT_FILES, limit=MAX_MANIFEST_BYTES)
+            names = [] if data is None else msgspec.json.decode(data, type=list[str])
+        except (CacheDamaged, *DECODE_ERRORS):
             return set()
         return {name for name in names if is_safe_relative_path(name)}
 
@@ -240,7 +241,7 @@ class Entry:
         Raises:
             CacheDamaged: It exists but can't be read.
         """
-        data = _read(self.manifest_path, MAX_MANIFEST_BYTES)
+        data = read_file(self.manifest_path, limit=MAX_MANIFEST_BYTES)
         return None if data is None else decode_manifest(data, where=str(self.manifest_path))
 
     def read_published(self) -> Published | None:
@@ -254,7 +255,7 @@ class Entry:
             if manifest.table is None:
                 raise CacheDamaged(f"The manifest {self.manifest_path} lists no tensor table.")
             path = self.private_dir / manifest.table.name
-            data = _read(path, MAX_TABLE_BYTES)
+            data = read_file(path, limit=MAX_TABLE_BYTES)
             if data is not None:
                 return Published(manifest, decode_table(data, manifest, where=str(path)))
             if manifest == last:
@@ -304,16 +305,3 @@ def _check_file(path: Path, size: int) -> None:
         raise CacheDamaged(f"{path} should be a file of {size:,} bytes, but is not a regular file.")
     if found.st_size != size:
         raise CacheDamaged(f"{path} has {found.st_size:,} bytes instead of {size:,}.")
-
-
-def _read(path: Path, limit: int) -> bytes | None:
-    """Returns a file's bytes, or None if it doesn't exist."""
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise CacheDamaged(f"{path} has {size:,} bytes, more than the limit of {limit:,}.")
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error

@@ -122,6 +122,42 @@ def replace_file(temporary: Path, path: Path, *, sync: bool) -> None:
         fsync_path(path.parent)
 
 
+def open_for_reading(path: Path) -> int:
+    """Opens a regular file and returns its descriptor. Never waits and follows no link, whatever others have put there.
+
+    Raises:
+        OSError: It can't be opened, or is something else, such as a link, a pipe or a directory.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return descriptor
+
+
+def read_file(path: Path, *, limit: int) -> bytes | None:
+    """Returns the bytes of a file that others may have written; None if it doesn't exist.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have.
+
+    Raises:
+        CacheDamaged: It is larger, is not a regular file, or can't be read.
+    """
+    try:
+        with os.fdopen(open_for_reading(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(limit + 1) if size <= limit else b""
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
+    if max(size, len(data)) > limit:
+        raise CacheDamaged(f"{path} has {max(size, len(data)):,} bytes, more than the limit of {limit:,}.")
+    return data
+
+
 def fsync_path(path: Path) -> None:
     """Flushes a file or directory to the disk.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
-from tonnage.cache.filesystem import TEMPORARY_SUFFIX, translate_os_errors
+from tonnage.cache.filesystem import TEMPORARY_SUFFIX, open_for_reading, translate_os_errors
 from tonnage.contract import Layout
 from tonnage.contract.plan import DECODE_ERRORS
 from tonnage.errors import CacheNotWritable, InsufficientSpace, InternalError
@@ -136,7 +136,7 @@ def read_journal(path: Path) -> JournalContents | None:
     """
     with translate_os_errors(f"The journal {path} can't be read"):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = open_for_reading(path)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb") as file:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tonnage.cache.filesystem import read_range, translate_os_errors
+from tonnage.cache.filesystem import open_for_reading, read_range, translate_os_errors
 from tonnage.errors import CacheDamaged
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def ranges_crc32(path: Path, ranges: Iterable[tuple[int, int]]) -> int:
     crc = 0
     buffer = memoryview(bytearray(_READ_BYTES))
     with translate_os_errors(f"{path} can't be read"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_for_reading(path)
         try:
             for start, end in ranges:
                 for data in read_range(descriptor, start, end, buffer, path=path):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from tonnage.cache.filesystem import translate_os_errors, write_atomically
+from tonnage.cache.filesystem import read_file, translate_os_errors, write_atomically
 from tonnage.cache.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from tonnage.contract.plan import DECODE_ERRORS
 from tonnage.errors import CacheDamaged
@@ -146,10 +146,9 @@ def read_entry_sources(entry: Path) -> list[EntrySource] | None:
     private = entry / ".tonnage"
     for name, limit in (("manifest.json", MAX_MANIFEST_BYTES), (RANGES_NAME, MAX_RANGES_BYTES)):
         try:
-            with (private / name).open("rb") as file:
-                data = file.read(limit + 1)
-            if len(data) <= limit:
+            data = read_file(private / name, limit=limit)
+            if data is not None:
                 return (decode_ranges(data) if name == RANGES_NAME else ranges_of_manifest(data)).sources
-        except (OSError, CacheDamaged):
+        except CacheDamaged:
             continue
     return None

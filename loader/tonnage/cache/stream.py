@@ -29,6 +29,8 @@ from tonnage.cache.filesystem import (
     TEMPORARY_SUFFIX,
     file_identity,
     make_directory,
+    open_for_reading,
+    read_file,
     remove_tree,
     translate_os_errors,
     write_atomically,
@@ -113,14 +115,9 @@ def read_stream_table(directory: Path) -> StreamTable | None:
         CacheDamaged: It can't be read.
     """
     path = directory / STREAM_TABLE
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES + MAX_TABLE_BYTES:
-            raise CacheDamaged(f"{path} is too large for a table of tensors.")
-        data = path.read_bytes()
-    except FileNotFoundError:
+    data = read_file(path, limit=MAX_MANIFEST_BYTES + MAX_TABLE_BYTES)
+    if data is None:
         return None
-    except OSError as error:
-        raise CacheDamaged(f"{path} can't be read: {error.strerror}.") from error
     try:
         found = msgspec.json.decode(data, type=StreamTable)
     except DECODE_ERRORS as error:
@@ -252,7 +249,7 @@ def forget_failure(entry: Entry) -> None:
 def read_failure(path: Path) -> TonnageError | None:
     """Returns the failure in a status file; None if it has none, or doesn't exist."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_for_reading(path), "rb") as file:
             text = file.read(_MAX_FAILURE_BYTES).decode(errors="replace")
     except OSError:
         return None

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.cache.filesystem import read_range
+from tonnage.cache.filesystem import open_for_reading, read_range
 from tonnage.cache.non_tensor_checksums import non_tensor_ranges, ranges_crc32, tensor_extents
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, Interrupted, TonnageError
@@ -265,7 +265,7 @@ def _tensor_crc32(tensor: TensorRecord, partial_crcs: list[tuple[int, int, int]]
 
 
 def _read_range(path: Path, start: int, end: int, buffer: memoryview) -> Iterator[memoryview]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_for_reading(path)
     try:
         yield from read_range(descriptor, start, end, buffer, path=path)
     finally:

@@ -227,6 +227,8 @@ def add_peer(parser: Parser) -> None:
         type=argument_types.medium,
         help=help_text,
     )
+    help_text = "send proofs also to stores at loopback and link-local addresses"
+    parser.add_option(served, "--local-stores", allow_envvar=False, action="store_true", help=help_text)
     _add_help_option(parser, served)
 
 

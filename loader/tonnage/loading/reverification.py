@@ -13,7 +13,7 @@ import msgspec
 
 from tonnage.cache import commit
 from tonnage.cache.cgroups import usable_cores
-from tonnage.cache.filesystem import read_range
+from tonnage.cache.filesystem import open_for_reading, read_range
 from tonnage.cache.verified_by import NO_CHECKSUM, no_checksum_note
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Progress, parse_checksum
@@ -95,7 +95,7 @@ def compare_with_checksums(
         path = entry.model_dir / file.path
         running = RunningChecksum(checksum.algorithm, file.size)
         buffer = memoryview(bytearray(READ_BYTES))
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_for_reading(path)
         try:
             for data in read_range(descriptor, 0, file.size, buffer, path=path):
                 if canceled():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from tonnage.cache.cgroups import usable_cores
-from tonnage.cache.filesystem import read_range
+from tonnage.cache.filesystem import open_for_reading, read_range
 from tonnage.contract import ChecksumAlgorithm, FileSelection, Progress, Verify, parse_checksum
 from tonnage.errors import CacheDamaged, Interrupted, Timeout
 from tonnage.format.safetensors import SafetensorsIndex
@@ -394,7 +394,7 @@ class _Comparison:
     def _read(self, file: int, start: int, end: int) -> Iterator[memoryview]:
         path: Path = self._paths[file]
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = open_for_reading(path)
             try:
                 for data in read_range(descriptor, start, end, memoryview(bytearray(READ_BYTES)), path=path):
                     self._check_interrupted()

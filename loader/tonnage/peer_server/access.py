@@ -7,10 +7,11 @@ and nowhere else; of HTTP and hubs, an object's URL without credentials, which m
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pycurl
@@ -29,7 +30,7 @@ from tonnage.contract.peers import (
 )
 from tonnage.contract.plan import DECODE_ERRORS
 from tonnage.peer_server.proofs import is_url_of
-from tonnage.source.request_target import RequestTarget, configure_handle
+from tonnage.source.request_target import RequestTarget, configure_handle, is_local_address
 from tonnage.source.responses import parse_headers, quoted_etag
 
 if TYPE_CHECKING:
@@ -138,20 +139,33 @@ class AccessService:
         if set(chosen) != places:
             return _refusal(403, "The proofs are not for the objects that this node's entry comes from.")
         for url, source in chosen.values():
-            result = send_proof(url, source, ca_bundle=self._settings.ca_bundle)
+            result = send_proof(
+                url, source, ca_bundle=self._settings.ca_bundle, local_stores=self._settings.local_stores
+            )
             if not result.accepted:
                 return _refusal(403 if result.reached else 503, result.why)
         return None
 
 
-def send_proof(url: str, source: EntrySource, *, ca_bundle: str) -> ProofResult:
+def send_proof(url: str, source: EntrySource, *, ca_bundle: str, local_stores: bool) -> ProofResult:
     """Asks an object's store whether a URL may be read, and whether it is that object.
 
     Args:
         url: Its URL; may be a secret.
         source: The object.
         ca_bundle: Trusted CAs; empty: libcurl's.
+        local_stores: Whether the store, or the proxy to it, may have a loopback or link-local address. A loader writes
+            down where an entry comes from, and at such addresses this node's own services and the cloud's answer.
     """
+    refused: list[str] = []
+
+    def open_socket(_purpose: int, address: Any) -> Any:  # noqa: ANN401  # pycurl has no types
+        host = str(address.addr[0]) if isinstance(address.addr, tuple) else ""
+        if not local_stores and is_local_address(host):
+            refused.append(host)
+            return pycurl.SOCKET_BAD
+        return socket.socket(address.family, address.socktype, address.protocol)
+
     lines: list[bytes] = []
     size = 0
 
@@ -167,8 +181,12 @@ def send_proof(url: str, source: EntrySource, *, ca_bundle: str) -> ProofResult:
         configure_handle(curl, target, None, method="HEAD", connect_seconds=CONNECT_SECONDS, follow=False)
         curl.setopt(pycurl.TIMEOUT_MS, int(PROOF_SECONDS * 1000))
         curl.setopt(pycurl.HEADERFUNCTION, on_header)
+        curl.setopt(pycurl.OPENSOCKETFUNCTION, open_socket)
         curl.perform()
     except pycurl.error as error:
+        if refused:
+            why = f"The store's address {refused[0]} is one of the peer's own node, where no store is asked."
+            return ProofResult(accepted=False, reached=True, why=why)
         return ProofResult(
             accepted=False, reached=False, why=f"The store could not be asked (libcurl's error {error.args[0]})."
         )

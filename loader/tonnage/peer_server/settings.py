@@ -30,6 +30,7 @@ class PeerSettings:
         rate: Bytes per second of one connection; 0: no limit.
         processes: nginx's worker processes; 0: one for each core.
         ca_bundle: Trusted CAs of the stores that proofs are sent to; empty: the system's.
+        local_stores: Whether proofs are sent to stores with a loopback or link-local address.
         nginx: The program.
         as_root: Whether nginx's workers stay root, if this process is; they could not reach private directories else.
     """
@@ -44,6 +45,7 @@ class PeerSettings:
     rate: int = 0
     processes: int = 2
     ca_bundle: str = ""
+    local_stores: bool = False
     nginx: str = "nginx"
     as_root: bool = False
 

@@ -20,6 +20,7 @@ __all__ = ["Credentials", "RequestTarget", "configure_handle"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
 
 USER_AGENT = f"tonnage/{__version__}"
 CONNECT_SECONDS = 10
@@ -30,6 +31,8 @@ STALL_BYTES = 1024
 RECEIVE_BUFFER = 512 * 1024
 """Size of libcurl's receive buffer. It takes a third to a half less CPU time than the default of 16 KiB."""
 MAX_REDIRECTS = 5
+METADATA_ADDRESSES = frozenset({"fd00:ec2::254", "100.100.100.200", "168.63.129.16"})
+"""Metadata services that are not at a link-local address: of EC2 by IPv6, Alibaba Cloud and Azure."""
 HTTPAUTH_BEARER = 1 << 6
 """CURLAUTH_BEARER, which pycurl does not define."""
 SUPPRESS_CONNECT_HEADERS = 265
@@ -216,11 +219,23 @@ class _RedirectGuard:
 
 def is_inner_address(text: str) -> bool:
     """Returns whether an IP address is not public: loopback, private, link-local, shared or unknown."""
-    import ipaddress  # only for a redirect
+    address = _ip_address(text)
+    return address is None or not address.is_global
+
+
+def is_local_address(text: str) -> bool:
+    """Returns whether an IP address is of this machine, its link or its cloud's metadata service, or is unknown."""
+    address = _ip_address(text)
+    if address is None or str(address) in METADATA_ADDRESSES:
+        return True
+    return address.is_loopback or address.is_link_local or address.is_unspecified
+
+
+def _ip_address(text: str) -> IPv4Address | IPv6Address | None:
+    import ipaddress  # only for redirects and proofs
 
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return True
-    mapped = getattr(address, "ipv4_mapped", None)
-    return not (mapped or address).is_global
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

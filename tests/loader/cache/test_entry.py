@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,11 +11,14 @@ import pytest
 from support.cache_entries import ENTRY_NAME, make_sample, partial_of, published_entry, write_partial
 from support.child_processes import UNPRIVILEGED_UID, run_in_child
 from tonnage.cache import Cache, Entry, EntryState, commit
+from tonnage.cache.journal import read_journal
 from tonnage.cache.partial import create_partial, find_partials, seconds_since_last_write, take_over
+from tonnage.cache.peer_ranges import RANGES_NAME, read_entry_sources
+from tonnage.cache.stream import failure_path, read_failure
 from tonnage.errors import CacheDamaged, CacheNotWritable, InvalidPlan
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 MADE = make_sample()
 SHARD = "model-rank-0-part-0.safetensors"
@@ -146,6 +150,27 @@ def test_a_manifest_of_impossible_size_is_not_read(root: Path) -> None:
     os.truncate(entry.manifest_path, 1 << 40)
     with pytest.raises(CacheDamaged, match="1,099,511,627,776 bytes"):
         entry.read_manifest()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_put_in_place_of_a_private_file_is_not_followed_and_not_waited_for(
+    root: Path, put: Callable[[Path], None]
+) -> None:
+    entry = published_entry(root)
+    files = [entry.private_dir / "tensors.json", entry.manifest_path, entry.private_dir / RANGES_NAME]
+    partial = create_partial(entry)
+    files += [partial.journal_path, failure_path(entry)]
+    for file in files:
+        file.unlink(missing_ok=True)
+        put(file)
+    assert entry.state is EntryState.DAMAGED
+    with pytest.raises(CacheDamaged, match=r"manifest\.json can't be read"):
+        entry.read_published()
+    with pytest.raises(CacheNotWritable, match="journal can't be read"):
+        read_journal(partial.journal_path)
+    assert read_entry_sources(entry.path) is None
+    assert read_failure(failure_path(entry)) is None
+    assert [found.state for found in Cache(root).entries()] == [EntryState.DAMAGED]
 
 
 def test_an_entry_is_found_by_its_directory_or_its_model(root: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from support.cache_entries import ENTRY_NAME
 from support.peer_fleet import SERVER_NAME, Fleet, Node, source_of
 from support.s3_server import NO_PERMISSIONS, READER, S3Identity, SeaweedS3
 from tonnage.contract.peers import Purpose
@@ -156,6 +158,30 @@ def test_a_proof_for_other_objects_is_no_proof(peer: Peer) -> None:
 def test_a_peer_sends_a_proof_to_no_server_but_that_of_its_entry(peer: Peer, faulty_server: FaultyServer) -> None:
     assert peer.access(peer.proof(endpoint=faulty_server.endpoint)).status == 403
     assert faulty_server.requests == []
+
+
+def test_a_peer_asks_no_store_at_an_address_of_its_own_node(peer: Peer, faulty_server: FaultyServer) -> None:
+    peer.fleet.stop(peer.node)
+    peer.fleet.local_stores = False
+    peer.fleet.serve(peer.node)
+    forged = {"digest": "", "sources": [{"place": f"{faulty_server.endpoint}/b", "key": "metadata", "size": 1}]}
+    entry = peer.node.media["memory"] / "team" / ENTRY_NAME / ".tonnage"
+    entry.mkdir(parents=True)
+    (entry / "ranges.json").write_text(json.dumps({"schema_version": 1, **forged}))
+    ticket = peer.fleet.sign(key=f"team/{ENTRY_NAME}")
+    answer = peer.access(f"{faulty_server.endpoint}/b/metadata", ticket=ticket)
+    assert answer.status == 403
+    assert "127.0.0.1 is one of the peer's own node" in answer.json["message"]
+    assert faulty_server.requests == []
+
+
+def test_a_pipe_in_place_of_a_private_file_keeps_no_request_waiting(peer: Peer) -> None:
+    private = peer.node.media["memory"] / "team" / ENTRY_NAME / ".tonnage"
+    private.mkdir(parents=True)
+    os.mkfifo(private / "manifest.json")
+    os.mkfifo(private / "ranges.json")
+    answer = peer.access(ticket=peer.fleet.sign(key=f"team/{ENTRY_NAME}"))
+    assert (answer.status, answer.json["message"]) == (404, "This node has no such entry.")
 
 
 def test_a_replaced_object_is_not_the_one_of_the_entry(peer: Peer) -> None:

@@ -20,7 +20,7 @@ from tonnage.errors import (
     TonnageError,
 )
 from tonnage.source.client import RangeRequest, get_ranges
-from tonnage.source.request_target import is_inner_address
+from tonnage.source.request_target import is_inner_address, is_local_address
 from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
@@ -266,19 +266,24 @@ def test_a_redirect_to_an_inner_address_is_followed_if_the_environment_allows_it
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("127.0.0.1", True),
-        ("10.1.2.3", True),
-        ("169.254.169.254", True),
-        ("100.64.0.1", True),
-        ("::1", True),
-        ("fe80::1%eth0", True),
-        ("fd00:ec2::254", True),
-        ("::ffff:169.254.169.254", True),
-        ("", True),
-        ("8.8.8.8", False),
-        ("2606:4700::1111", False),
-        ("::ffff:8.8.8.8", False),
+        ("127.0.0.1", "local"),
+        ("0.0.0.0", "local"),
+        ("10.1.2.3", "inner"),
+        ("169.254.169.254", "local"),
+        ("168.63.129.16", "local"),
+        ("100.64.0.1", "inner"),
+        ("::1", "local"),
+        ("::", "local"),
+        ("fe80::1%eth0", "local"),
+        ("fd00:ec2::254", "local"),
+        ("fd00::1", "inner"),
+        ("::ffff:169.254.169.254", "local"),
+        ("", "local"),
+        ("8.8.8.8", "public"),
+        ("2606:4700::1111", "public"),
+        ("::ffff:8.8.8.8", "public"),
     ],
 )
-def test_inner_addresses_are_known(address: str, *, expected: bool) -> None:
-    assert is_inner_address(address) is expected
+def test_inner_and_local_addresses_are_known(address: str, expected: str) -> None:
+    assert is_local_address(address) is (expected == "local")
+    assert is_inner_address(address) is (expected != "public") or address == "168.63.129.16"

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace, invocation: Invocation) -> int:
         rate=arguments.rate or 0,
         processes=default.processes if arguments.processes is None else arguments.processes,
         ca_bundle=find_ca_bundle(arguments.ca_bundle or "", invocation.environment),
+        local_stores=arguments.local_stores,
         as_root=os.geteuid() == 0,
     )
     serve(
