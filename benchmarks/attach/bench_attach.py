@@ -9,6 +9,7 @@ its results, or its error, to the JSON file:
   fresh    files in shared memory that were not read since they were written
   huge     a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
   gpus     one process per GPU, all at the same time: each with its own rank's files, and all with one model
+  gpus-huge  the same on a tmpfs of huge pages
   cold     from a disk with an empty page cache (drops it: needs root)
   correct  every dtype and the whole model, compared on the GPU bit for bit; also misaligned sources
   report   writes table and chart from JSON files of earlier runs (--in); needs no GPU
@@ -28,18 +29,22 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1] / "loader"), str(HERE)]
 
 import host_info  # noqa: E402
+import several_gpus  # noqa: E402
 import summary  # noqa: E402
 import synthetic_models  # noqa: E402
+from children import child_environment, collect, log, log_record, release, spawn, wait_until_ready  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GIB = 1 << 30
 MIB = 1 << 20
-CHILD_TIMEOUT = 150
 
 PEERS: list[dict[str, Any]] = [
     {"label": "tonnage", "contender": "tonnage", "memory": True},
@@ -135,6 +140,10 @@ class Bench:
             log(f"created {path} in {time.monotonic() - began:.1f} s")
         return path
 
+    def model_bytes(self) -> int:
+        """Returns the bytes of the model that was created or found last."""
+        return self._bytes
+
     def prepare(self, spec: dict[str, Any]) -> tuple[dict[str, Any], subprocess.Popen[str]]:
         """Starts a contender's process, which imports and creates its CUDA context, and waits to be released."""
         spec = {"bytes": self._bytes, "device": self.arguments.device, "gate": True, **spec}
@@ -200,19 +209,27 @@ class Bench:
 
     def stage_huge(self) -> None:
         """Measures on a tmpfs of huge pages."""
+        with self._huge_pages(models=1) as mount:
+            if mount is not None:
+                before = host_info.huge_pages_in_use()
+                path = self.model(parent=mount)
+                self.metadata["huge_pages_bytes"] = host_info.huge_pages_in_use() - before
+                log(f"huge pages in use: {self.metadata['huge_pages_bytes'] / GIB:.1f} GiB")
+                specs = [spec for spec in HUGE if not self.arguments.only or spec["contender"] in self.arguments.only]
+                self.run_rounds("huge", [{**spec, "path": str(path)} for spec in specs])
+
+    @contextlib.contextmanager
+    def _huge_pages(self, *, models: int) -> Iterator[Path | None]:
+        """Mounts a tmpfs of huge pages with room for some models. None: it can't be mounted."""
         mount = Path(self.arguments.huge_root)
-        problem = synthetic_models.mount_tmpfs(mount, gib=int(self.arguments.gib * 1.25) + 2, huge=True)
-        if problem:
+        gib = int(self.arguments.gib * models * 1.25) + 2
+        if problem := synthetic_models.mount_tmpfs(mount, gib=gib, huge=True):
             self.metadata["huge"] = problem
             log(f"huge: can't mount: {problem}")
+            yield None
             return
         try:
-            before = host_info.huge_pages_in_use()
-            path = self.model(parent=mount)
-            self.metadata["huge_pages_bytes"] = host_info.huge_pages_in_use() - before
-            log(f"huge pages in use: {self.metadata['huge_pages_bytes'] / GIB:.1f} GiB")
-            specs = [spec for spec in HUGE if not self.arguments.only or spec["contender"] in self.arguments.only]
-            self.run_rounds("huge", [{**spec, "path": str(path)} for spec in specs])
+            yield mount
         finally:
             synthetic_models.unmount(mount)
 
@@ -244,67 +261,21 @@ class Bench:
 
     def stage_gpus(self) -> None:
         """Measures several GPUs at the same time, with one process each."""
+        several_gpus.measure(self, "gpus", self._device_count())
+
+    def stage_gpus_huge(self) -> None:
+        """The same, on a tmpfs of huge pages."""
+        device_count = self._device_count()
+        with self._huge_pages(models=1 + device_count) as mount:
+            if mount is not None:
+                several_gpus.measure(self, "gpus-huge", device_count, parent=mount)
+
+    def _device_count(self) -> int:
+        if self.arguments.device == "cpu":
+            return 2
         import torch
 
-        device_count = 2 if self.arguments.device == "cpu" else torch.cuda.device_count()
-        counts = [count for count in (2, 4, 8) if count <= device_count]
-        shared_model = self.model()
-        ranked = self.root / "ranked"
-        for rank in range(max(counts, default=0)):
-            self.model("ranked", seed=100 + rank, rank=rank)
-        cases = [
-            ("pinned limit", "limit", shared_model, False),
-            ("tonnage, own rank", "tonnage", ranked, True),
-            ("tonnage, one model for all", "tonnage", shared_model, False),
-            ("tonnage, pure Python, own rank", "tonnage", ranked, True),
-            ("InstantTensor, own rank", "instanttensor", ranked, True),
-            ("InstantTensor, one model for all", "instanttensor", shared_model, False),
-        ]
-        for number in range(self.arguments.rounds):
-            for count in counts:
-                if self.seconds_left() < 0:
-                    log(f"gpus: out of time in round {number + 1}")
-                    return
-                prepared = []
-                turn = number % len(cases)
-                for label, contender, path, ranks in [*cases[turn:], *cases[:turn]]:
-                    specs = [
-                        {"label": f"{count} GPUs: {label}", "contender": contender, "path": str(path), "gpu": gpu,
-                         "rank": gpu if ranks else None, "bytes": self._bytes, "gate": True, "gpus": count,
-                         "device": self.arguments.device, "options": {"native": "Python" not in label}}
-                        for gpu in range(count)
-                    ]  # fmt: skip
-                    prepared.append((specs, [spawn(spec) for spec in specs]))
-                for _, processes in prepared:
-                    for process in processes:
-                        wait_until_ready(process)
-                for specs, processes in prepared:
-                    self._measure_concurrently(number, specs, processes)
-
-    def _measure_concurrently(
-        self, number: int, specs: list[dict[str, Any]], processes: list[subprocess.Popen[str]]
-    ) -> None:
-        """Releases processes together, and measures from the first start to the last end."""
-        for process in processes:
-            release(process)
-        found = [collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
-        record: dict[str, Any] = {"stage": "gpus", "round": number, **specs[0]}
-        errors = [each["error"] for each in found if "error" in each]
-        if errors:
-            record["error"] = errors[0]
-        else:
-            record["bytes"] = sum(each["bytes"] for each in found)
-            record["calls"] = []
-            for at in range(min(len(each["calls"]) for each in found)):
-                began = min(each["calls"][at]["began"] for each in found)
-                ended = max(each["calls"][at]["ended"] for each in found)
-                slowest = max(each["calls"][at]["seconds"] for each in found)
-                # Later calls do not start together, so their time is that of the slowest.
-                seconds = ended - began if at == 0 else slowest
-                cpu = sum(each["calls"][at]["cpu_seconds"] for each in found)
-                record["calls"].append({"seconds": seconds, "cpu_seconds": cpu})
-        self.records.append(record)
-        log_record(record)
+        return torch.cuda.device_count()
 
     def stage_cold(self) -> None:
         """Measures from a disk with an empty page cache."""
@@ -359,76 +330,9 @@ def _short(value: object) -> str:
     return f"{value // MIB} MiB" if isinstance(value, int) and value >= MIB else str(value)
 
 
-def child_environment() -> dict[str, str]:
-    """Returns the children's environment: PYTHONPATH begins with this repository's library."""
-    paths = [str(HERE.parents[1] / "loader"), str(HERE), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "contenders.py"), json.dumps(spec)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-    )
-
-
-def wait_until_ready(process: subprocess.Popen[str]) -> None:
-    """Waits until a contender is ready to be released, or has failed."""
-    for line in process.stdout or ():
-        if line.strip() == "ready":
-            break
-
-
-def release(process: subprocess.Popen[str]) -> None:
-    """Lets a contender begin. One that has failed is left to ``collect``."""
-    if process.stdin is not None and process.poll() is None:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-
-
-def collect(process: subprocess.Popen[str], spec: dict[str, Any]) -> dict[str, Any]:
-    """Waits for a contender and returns its result, or its error."""
-    try:
-        out, errors = process.communicate(timeout=CHILD_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return {"error": f"timed out after {CHILD_TIMEOUT} s"}
-    lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
-    if process.returncode or not lines:
-        return {"error": f"exited with {process.returncode}: {errors.strip()[-600:]}"}
-    found: dict[str, Any] = json.loads(lines[-1][7:])
-    if spec["contender"] == "limit":
-        found["calls"] = sorted(found["calls"], key=lambda call: call["seconds"])[:1]
-    return found
-
-
-def log_record(record: dict[str, Any]) -> None:
-    """Logs one line with a result."""
-    if "error" in record:
-        log(f"{record['stage']} {record['round'] + 1} {record['label']}: FAILED {record['error'][-300:]}")
-        return
-    rates = " ".join(f"{record['bytes'] / call['seconds'] / 1e9:.1f}" for call in record["calls"])
-    extra = record.get("peak_extra_bytes")
-    more = f" peak +{extra / MIB:.0f} MiB" if extra is not None else ""
-    if record.get("stats"):
-        first = record["stats"][0]
-        more += f" (copy {first['seconds'] * 1e3:.0f} ms, allocated after {first['allocate_seconds'] * 1e3:.0f} ms)"
-    log(f"{record['stage']} {record['round'] + 1} {record['label']}: {rates} GB/s{more}")
-
-
-def log(text: str) -> None:
-    print(text, flush=True)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages = ["peers", "iterator", "tune", "fresh", "huge", "gpus", "cold", "correct", "report"]
+    stages = ["peers", "iterator", "tune", "fresh", "huge", "gpus", "gpus-huge", "cold", "correct", "report"]
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--out", type=Path, required=True, help="directory for JSON, table and chart")
     parser.add_argument("--in", dest="inputs", type=Path, nargs="*", default=[], help="for report: JSON files")
@@ -442,7 +346,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=540, help="no new measurement is started after this time")
     parser.add_argument("--device", default="", help="cpu: without a GPU, to test the script")
-    parser.add_argument("--only", nargs="*", default=[], help="only these contenders; not for tune and gpus")
+    parser.add_argument("--only", nargs="*", default=[], help="only these contenders; not for tune")
     return parser.parse_args()
 
 
@@ -461,7 +365,7 @@ def main() -> int:
         if stage == "report":
             continue
         try:
-            getattr(bench, f"stage_{stage}")()
+            getattr(bench, f"stage_{stage.replace('-', '_')}")()
         except Exception:  # noqa: BLE001  # the other stages still run
             bench.metadata[f"{stage}_error"] = traceback.format_exc()
             log(bench.metadata[f"{stage}_error"])

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exchange import exchange
 from iterators import ITERATORS, Consumer
 
 if TYPE_CHECKING:
@@ -138,6 +139,33 @@ def safetensors(path: Path, device: str, spec: dict[str, Any], _extra_results: d
     return load
 
 
+def host_memory(path: Path, _device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Loader:
+    """No library: what every one has to do at least. Threads read the files into small buffers of the host."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    files = shard_files(path, spec)
+    threads = max(1, len(os.sched_getaffinity(0)) // spec["gpus"])
+
+    def read(start: int) -> int:
+        buffer = bytearray(2 * MIB)
+        size = 0
+        for name in files[start::threads]:
+            with open(name, "rb", buffering=0) as file:  # noqa: PTH123  # unbuffered, as bytes go to the buffer
+                while count := file.readinto(buffer):
+                    size += count
+        return size
+
+    def load() -> dict[str, Any]:
+        with ThreadPoolExecutor(threads) as pool:
+            size = sum(pool.map(read, range(threads)))
+        return {"read": torch.empty(size, dtype=torch.uint8, device="meta")}
+
+    return load
+
+
 def iterator(path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]) -> Consumer:
     """One of the iterators of vLLM's load formats, and what ``use`` of the spec does with its tensors."""
     name = spec["contender"].removeprefix("iterate-")
@@ -153,6 +181,8 @@ CONTENDERS: dict[str, Callable[[Path, str, dict[str, Any], dict[str, Any]], Load
     "tensorizer": tensorizer,
     "runai": runai,
     "safetensors": safetensors,
+    "exchange": exchange,
+    "host-memory": host_memory,
     **{f"iterate-{name}": iterator for name in ITERATORS},
 }
 

@@ -32,6 +32,10 @@ def collect_host_info() -> dict[str, Any]:
         "shmem_enabled": _text("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "thp_enabled": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
         "multi_generational_lru": _text("/sys/kernel/mm/lru_gen/enabled") or "none",
+        "numa_nodes": {
+            path.name: _text(path / "cpulist") for path in sorted(Path("/sys/devices/system/node").glob("node[0-9]*"))
+        },
+        "memory_counters": sorted(path.name for path in Path("/sys/bus/event_source/devices").glob("*imc*")),
         "gpus": _nvidia("name,memory.total,driver_version,pcie.link.gen.current,pcie.link.width.current,pci.bus_id"),
         "topology": _nvidia_topology(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -51,7 +55,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _text(path: str) -> str:
+def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text().strip()
     except OSError:

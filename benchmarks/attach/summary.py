@@ -15,6 +15,7 @@ TITLES = {
     "fresh": "Shared memory, ordinary pages not read since they were written",
     "huge": "Shared memory, huge pages",
     "gpus": "Several GPUs at once",
+    "gpus-huge": "Several GPUs at once, huge pages",
     "cold": "From a disk, page cache empty",
     "tune": "Copy options",
 }
@@ -40,7 +41,7 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     pinned = [each["pinned_bytes"] for record in good for each in record.get("stats", [])]
     return {
         "label": label,
-        "limit": any(record["contender"] == "limit" for record in records),
+        "limit": any(record["contender"] in {"limit", "host-memory"} for record in records),
         "gpus": records[0].get("gpus", 1),
         "runs": len(good),
         "first": statistics.median(firsts) if firsts else None,
@@ -54,9 +55,9 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def find_pinned_limit(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
-    """Returns the pinned limit of the same stage, if it was measured."""
-    return next((row["first"] for row in rows if row["limit"] and row["gpus"] == gpus), None)
+def find_limit(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
+    """Returns the least of the limits that were measured in the same stage: of the links, and of the host's memory."""
+    return min((row["first"] for row in rows if row["limit"] and row["first"] and row["gpus"] == gpus), default=None)
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
@@ -66,7 +67,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        limit = find_pinned_limit(rows, row["gpus"])
+        limit = find_limit(rows, row["gpus"])
         share = f"{row['first'] / limit:.2f}" if limit and row["first"] and not row["limit"] else ""
         cells = [
             f"**{row['label']}**"
@@ -114,7 +115,7 @@ def write_report(results: list[dict[str, Any]], out: Path, name: str) -> None:
         "",
     ]
     (out / f"{name}.md").write_text("\n".join(parts))
-    shown = ("peers", "iterator", "fresh", "huge", "gpus", "cold")
+    shown = ("peers", "iterator", "fresh", "huge", "gpus", "gpus-huge", "cold")
     charted = [(TITLES[stage], rows) for stage in shown if (rows := build_rows(results, stage))]
     if charted:
         _chart(charted, out / f"{name}.svg")
@@ -148,7 +149,7 @@ def _chart(stages: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
             axis.text(text_x, at, f" {row['first']:.1f}", va="center", ha=side, color=color, fontsize=8)
         axis.set_yticks(range(len(bars)), [row["label"] for row in bars], fontsize=8)
         for row in rows:
-            if row["limit"]:
+            if row["limit"] and row["first"]:
                 axis.axvline(row["first"], color="#b3261e", linestyle="--", linewidth=1)
         axis.set_title(title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)

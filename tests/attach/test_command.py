@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tonnage.attach.__main__ import main
 from tonnage.attach.progress import ProgressReporter
@@ -106,3 +108,40 @@ def test_the_benchmark_of_vllms_iterators_needs_no_vllm(
     assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     assert found["checked"] == (len(tensors) if use == "parameters" else 0)
     assert "vllm" not in sys.modules
+
+
+def test_the_benchmark_of_several_gpus_divides_a_model_and_each_process_receives_all_of_it(
+    shard: Path, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import children
+
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    common = {"path": str(shard.parent), "gpus": 2, "device": "cpu", "bytes": size, "calls": 1, "gate": True}
+    for contender in ("exchange", "host-memory"):
+        specs = [
+            {**common, "contender": contender, "gpu": gpu, "rendezvous": str(tmp_path / "rendezvous")}
+            for gpu in range(2)
+        ]
+        processes = [children.spawn(spec) for spec in specs]
+        for process in processes:
+            children.wait_until_ready(process)
+            children.release(process)
+        found = [children.collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
+        files = sum(path.stat().st_size for path in shard.parent.glob("*.safetensors"))
+        assert [each.get("bytes", each) for each in found] == [size if contender == "exchange" else files] * 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 100), max_size=30), st.integers(1, 8))
+def test_the_parts_of_a_divided_model_are_disjoint_complete_and_no_two_differ_by_more_than_a_tensor(
+    sizes: dict[str, int], ranks: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import exchange
+
+        parts = exchange.divide(sizes, ranks)
+    assert sorted(name for part in parts for name in part) == sorted(sizes)
+    totals = [sum(sizes[name] for name in part) for part in parts]
+    assert max(totals) - min(totals) <= max(sizes.values(), default=0)

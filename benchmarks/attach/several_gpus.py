@@ -1,0 +1,110 @@
+"""The stages with one process for each GPU, all at the same time."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import children
+
+if TYPE_CHECKING:
+    import argparse
+    import subprocess
+
+MAX_PROCESSES = 16
+"""Processes that wait for their release at once; each has a CUDA context."""
+
+
+class Bench(Protocol):
+    """What a stage needs of the run."""
+
+    arguments: argparse.Namespace
+    records: list[dict[str, Any]]
+
+    def seconds_left(self) -> float: ...
+    def model(self, name: str = ..., *, seed: int = ..., rank: int | None = ..., parent: Path | None = ...) -> Path: ...
+    def model_bytes(self) -> int: ...
+
+
+class Case(NamedTuple):
+    """A contender, and whether each of its processes has files of its own (``ranked``) or all have one model."""
+
+    label: str
+    contender: str
+    ranked: bool
+    options: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+
+CASES = (
+    Case("pinned limit", "limit", ranked=False),
+    Case("host memory", "host-memory", ranked=True),
+    Case("tonnage, own rank", "tonnage", ranked=True),
+    Case("tonnage, one model for all", "tonnage", ranked=False),
+    Case("tonnage, pure Python, own rank", "tonnage", ranked=True, options={"native": False}),
+    Case("one model for all, each reads a part and sends it", "exchange", ranked=False),
+    Case("InstantTensor, own rank", "instanttensor", ranked=True),
+    Case("InstantTensor, one model for all", "instanttensor", ranked=False),
+    Case("fastsafetensors, own rank", "fastsafetensors", ranked=True),
+    Case("fastsafetensors, one model for all", "fastsafetensors", ranked=False),
+)
+
+
+def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None = None) -> None:
+    """Measures all cases with 2, 4 and 8 GPUs, as far as the machine has them, and the files below ``parent``.
+
+    Processes start together for a few cases, which takes most of the time, and are then released case by case.
+    """
+    counts = [count for count in (2, 4, 8) if count <= device_count]
+    one_model = bench.model(parent=parent)
+    ranked = one_model.parent / "ranked"
+    for rank in range(max(counts, default=0)):
+        bench.model("ranked", seed=100 + rank, rank=rank, parent=parent)
+    cases = [case for case in CASES if not bench.arguments.only or case.contender in bench.arguments.only]
+    for number in range(bench.arguments.rounds):
+        turn = number % len(cases)
+        for count in counts:
+            ordered, size = [*cases[turn:], *cases[:turn]], max(1, MAX_PROCESSES // count)
+            for start in range(0, len(ordered), size):
+                if bench.seconds_left() < 0:
+                    children.log(f"{stage}: out of time in round {number + 1}")
+                    return
+                with tempfile.TemporaryDirectory() as meeting:
+                    prepared = []
+                    for case in ordered[start : start + size]:
+                        specs = [
+                            {
+                                "stage": stage, "round": number, "label": f"{count} GPUs: {case.label}",
+                                "contender": case.contender, "path": str(ranked if case.ranked else one_model),
+                                "gpu": gpu, "gpus": count, "rank": gpu if case.ranked else None,
+                                "bytes": bench.model_bytes(), "gate": True, "device": bench.arguments.device,
+                                "options": case.options, "rendezvous": str(Path(meeting, case.contender)),
+                            }
+                            for gpu in range(count)
+                        ]  # fmt: skip
+                        prepared.append((specs, [children.spawn(spec) for spec in specs]))
+                    for _, processes in prepared:
+                        for process in processes:
+                            children.wait_until_ready(process)
+                    for specs, processes in prepared:
+                        bench.records.append(_measure_together(specs, processes))
+                        children.log_record(bench.records[-1])
+
+
+def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Popen[str]]) -> dict[str, Any]:
+    """Releases processes together, and measures from the first start to the last end."""
+    for process in processes:
+        children.release(process)
+    found = [children.collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
+    errors = [each["error"] for each in found if "error" in each]
+    if errors:
+        return {**specs[0], "error": errors[0]}
+    calls = []
+    for at in range(min(len(each["calls"]) for each in found)):
+        same = [each["calls"][at] for each in found]
+        # Later calls do not start together, so their time is that of the slowest.
+        together = max(call["ended"] for call in same) - min(call["began"] for call in same)
+        seconds = together if at == 0 else max(call["seconds"] for call in same)
+        calls.append({"seconds": seconds, "cpu_seconds": sum(call["cpu_seconds"] for call in same)})
+    stats = [each["stats"][0] for each in found if each.get("stats")]
+    return {**specs[0], "bytes": sum(each["bytes"] for each in found), "calls": calls, "stats": stats}
