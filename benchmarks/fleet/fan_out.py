@@ -8,56 +8,51 @@ one link. `make bench-fleet` runs it with the defaults: 8 nodes, 512 MB, 240 Mb/
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import faults
 import torch
-from network import Host, network
+from network import Network, network
+from scene import KEY, Scene
 
 from support.tensors_writer import build_tensors_file, raw_tensors
-from tonnage.contract import HttpSource, Identity, Limits, PeerAccess, Plan, Reporting, encode_plan
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
-SERVER_NAME = "tonnage-peer.bench.svc"
 TENSOR_BYTES = 8_000_000
-KEY = "llama.tensors"
-RUN_SECONDS = 900
+NAME = "fleet"
+COLORS = {"peers": "#0969da", "bucket": "#818b98"}
 
-NGINX = """
-daemon off; worker_processes 1; pid {run}/nginx.pid; error_log stderr crit; user root;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off; sendfile on; sendfile_max_chunk 512k; tcp_nopush on; keepalive_requests 1000000;
-    client_body_temp_path {run}/b; proxy_temp_path {run}/p; fastcgi_temp_path {run}/f; uwsgi_temp_path {run}/u;
-    scgi_temp_path {run}/s;
-    server {{ listen {address}:80; root {root}; }}
-}}
-"""
+
+@dataclass(frozen=True)
+class Sample:
+    """Megabytes a second that the bucket has sent and that nodes have received on average, and the share of busy cores.
+
+    ``seconds`` is the end of an interval, from the start of the loads.
+    """
+
+    seconds: float
+    bucket: float
+    node: float
+    busy: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: seconds until each node had the model, and what the bucket's link has sent."""
+    """One run: seconds until each node had the model, what the bucket's link has sent, and what happened over time."""
 
     seconds: list[float]
     bucket_bytes: int
     peer_bytes: int
     problems: list[str]
+    samples: list[Sample]
 
     @property
     def all_warm(self) -> float:
@@ -71,29 +66,36 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--rate", type=int, default=240, help="megabits per second of each link")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="folder for fleet.json")
+    parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
+    parser.add_argument("--faults", nargs="*", default=[], help='faults to run once each, or "all"; see faults.py')
     options = parser.parse_args()
     if os.geteuid():
         parser.error("network namespaces need root")
-    with tempfile.TemporaryDirectory(prefix="tonnage-fleet-", dir="/dev/shm") as folder:
-        runs = measure(Path(folder), options)
-    result = summary(runs, options)
-    print(json.dumps(result, indent=1))
+    with tempfile.TemporaryDirectory(prefix="tonnage-fleet-", dir="/dev/shm") as temporary:
+        folder = Path(temporary)
+        size = make_model(folder / "bucket" / KEY, options.megabytes * 1_000_000)
+        print(f"model: {size:,} bytes", file=sys.stderr)
+        names = [f"node{number}" for number in range(options.nodes)]
+        runs = measure(folder, options, names, size)
+        make_model(folder / "bucket" / faults.OTHER_KEY, TENSOR_BYTES)
+        rows = faults.run_faults(folder, options, names) if options.faults else []
+    result = summary(runs, options) | {"faults": rows}
+    text = table(result) + ("\n" + faults.table(rows) if rows else "")
+    print(text)
     if options.out:
-        (options.out / "fleet.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / f"{NAME}.json").write_text(json.dumps(result) + "\n")
+        (options.out / f"{NAME}.md").write_text(text)
+        chart(result, options.out / f"{NAME}.svg")
     return 0
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[Run]]:
+def measure(folder: Path, options: argparse.Namespace, nodes: list[str], size: int) -> dict[str, list[Run]]:
     """Runs both ways in turn, and returns the runs of each."""
-    size = make_model(folder / "bucket", options.megabytes * 1_000_000)
-    print(f"model: {size:,} bytes", file=sys.stderr)
     runs: dict[str, list[Run]] = {"peers": [], "bucket": []}
     for _ in range(options.runs):
         for way, found in runs.items():
-            names = ["controller", "bucket", *(f"node{number}" for number in range(options.nodes))]
-            with network(names, f"{options.rate}mbit") as hosts:
-                run = run_once(folder, hosts, with_peers=way == "peers")
+            with network(["controller", "bucket", *nodes], f"{options.rate}mbit") as found_network:
+                run = run_once(folder, found_network, with_peers=way == "peers")
             found.append(run)
             print(f"{way}: {run.all_warm:.1f} s, bucket {run.bucket_bytes / size:.2f} models", file=sys.stderr)
             for problem in run.problems:
@@ -101,146 +103,71 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[Run]]:
     return runs
 
 
-def make_model(root: Path, size: int) -> int:
+def make_model(path: Path, size: int) -> int:
     """Writes a model of tensors of 8 MB, and returns its size."""
-    root.mkdir()
+    path.parent.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(1)
     count = max(1, size // TENSOR_BYTES)
     tensors = {
         f"layers.{number}.weight": torch.randint(0, 256, (1000, TENSOR_BYTES // 1000), generator=generator).byte()
         for number in range(count)
     }
-    (root / KEY).write_bytes(build_tensors_file(raw_tensors(tensors)).data)
-    return (root / KEY).stat().st_size
+    path.write_bytes(build_tensors_file(raw_tensors(tensors)).data)
+    return path.stat().st_size
 
 
-def run_once(folder: Path, hosts: dict[str, Host], *, with_peers: bool) -> Run:
+def run_once(folder: Path, links: Network, *, with_peers: bool) -> Run:
     """Has all nodes load at the same time, and compares what they have."""
     work = Path(tempfile.mkdtemp(dir=folder))
-    nodes = {name: host for name, host in hosts.items() if name.startswith("node")}
     try:
-        with contextlib.ExitStack() as running:
-            running.enter_context(_bucket(work, folder / "bucket", hosts["bucket"]))
+        with Scene(work, folder / "bucket", links) as scene:
+            names = list(scene.nodes)
             if with_peers:
-                _start_peers(running, work, hosts, nodes)
-            before = hosts["bucket"].sent_bytes()
-            reports, seconds = _load_all(work, hosts, nodes, with_peers=with_peers)
-            sent = hosts["bucket"].sent_bytes() - before
+                scene.start_controller()
+                scene.start_peers(names)
+            bucket = links.hosts["bucket"]
+            before = bucket.sent_bytes()
+            with links.counting(work / "counters"):
+                started = time.monotonic()
+                loads = scene.load(names, scene.plan(with_peers=with_peers))
+            sent = bucket.sent_bytes() - before
+        reports = loads.reports.values()
         problems = [json.dumps(each) for each in reports if each.get("outcome") != "loaded" or each["dropped_peers"]]
-        digests = {_digest(work / name / "memory") for name in nodes}
-        if len(digests) != 1:
+        if len(scene.digests(names)) != 1:
             raise RuntimeError("the nodes have different bytes")
-        return Run(seconds, sent, sum(each["peer_bytes"] for each in reports), problems)
+        samples = read_samples(work / "counters", links, started)
+        peer_bytes = sum(each["peer_bytes"] for each in reports)
+        return Run(list(loads.seconds.values()), sent, peer_bytes, problems, samples)
     finally:
         shutil.rmtree(work)
 
 
-@contextlib.contextmanager
-def _process(command: list[str], *, stderr: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'loader'}:{REPOSITORY / 'tests'}"}
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=stderr)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(60)
+def read_samples(counters: Path, links: Network, started: float) -> list[Sample]:
+    """Returns what links and cores did in each interval since the loads began."""
+    bucket = links.port("bucket")
+    ports = [links.port(name) for name in links.hosts if name.startswith("node")]
+    samples: list[Sample] = []
+    before: tuple[float, dict[str, list[int]]] | None = None
+    for line in counters.read_text().splitlines():
+        at, busy, found = json.loads(line)
+        if before is not None and at > started:
+            seconds = (at - before[0]) * 1e6
+            received = sum(found[port][1] - before[1][port][1] for port in ports)
+            sent = found[bucket][0] - before[1][bucket][0]
+            samples.append(Sample(at - started, sent / seconds, received / seconds / len(ports), busy))
+        before = at, found
+    return samples
 
 
-@contextlib.contextmanager
-def _bucket(work: Path, root: Path, host: Host) -> Iterator[None]:
-    run = work / "nginx"
-    run.mkdir()
-    (run / "nginx.conf").write_text(NGINX.format(run=run, root=root, address=host.address))
-    with _process(host.command("nginx", "-e", "stderr", "-p", str(run), "-c", str(run / "nginx.conf"))):
-        while not (run / "nginx.pid").exists():
-            time.sleep(0.02)
-        yield
+def median_run(runs: list[Run]) -> Run:
+    """Returns the run that is in the middle by its time."""
+    return sorted(runs, key=lambda run: run.all_warm)[len(runs) // 2]
 
 
-def _start_peers(running: contextlib.ExitStack, work: Path, hosts: dict[str, Host], nodes: dict[str, Host]) -> None:
-    secrets = work / "secrets"
-    secrets.mkdir()
-    (secrets / "ticket-key").write_bytes(os.urandom(32))
-    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    request += ["-days", "2", "-subj", f"/CN={SERVER_NAME}", "-addext", f"subjectAltName=DNS:{SERVER_NAME}"]
-    request += ["-keyout", str(secrets / "tls.key"), "-out", str(secrets / "tls.crt")]
-    subprocess.run(request, check=True, capture_output=True)
-    settings = work / "controller.json"
-    settings.write_text(
-        json.dumps(
-            {
-                "address": hosts["controller"].address,
-                "key": str(secrets / "ticket-key"),
-                "certificate": str(secrets / "tls.crt"),
-                "nodes": {name: host.address for name, host in nodes.items()},
-            }
-        )
-    )
-    controller = hosts["controller"].command(sys.executable, str(HERE / "controller.py"), str(settings))
-    running.enter_context(_process(controller))
-    servers = []
-    for name, host in nodes.items():
-        media = work / name / "memory"
-        media.mkdir(parents=True)
-        command = [sys.executable, "-m", "tonnage", "peer", "serve", "--secrets", str(secrets), "--processes", "1"]
-        command += ["--media", f"memory={media}", "--run-dir", str(work / name / "run"), "--address", host.address]
-        server = running.enter_context(_process(host.command(*command), stderr=subprocess.PIPE))
-        servers.append(server)
-    for server in servers:
-        assert server.stderr is not None
-        line = server.stderr.readline()
-        if not line.startswith(b"serving"):
-            raise RuntimeError(f"a peer did not start: {line.decode()}")
-
-
-def _load_all(
-    work: Path, hosts: dict[str, Host], nodes: dict[str, Host], *, with_peers: bool
-) -> tuple[list[dict[str, Any]], list[float]]:
-    plan = Plan(
-        sources=(HttpSource(urls=(f"http://{hosts['bucket'].address}/{KEY}",)),),
-        limits=Limits(workers=1),
-        reporting=Reporting(url=f"http://{hosts['controller'].address}:8080/v1/reports") if with_peers else None,
-        peers=PeerAccess(server_name=SERVER_NAME) if with_peers else None,
-        identity=Identity(namespace="bench", name="model", uid="model", generation=1) if with_peers else None,
-    )
-    (work / "plan.json").write_bytes(encode_plan(plan))
-    started = time.monotonic()
-    processes = {}
-    for name, host in nodes.items():
-        cache = work / name / "memory"
-        command = ["env", f"TONNAGE_NODE={name}", sys.executable, "-m", "tonnage", "load"]
-        command += ["--plan", str(work / "plan.json"), "--cache", str(cache), "--progress", "off"]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "loader")}
-        output = (work / f"{name}.out").open("wb")
-        with output:
-            processes[name] = subprocess.Popen(
-                host.command(*command), env=environment, stdin=subprocess.DEVNULL, stdout=output
-            )
-    seconds: dict[str, float] = {}
-    try:
-        while len(seconds) < len(processes):
-            for name, process in processes.items():
-                if name not in seconds and process.poll() is not None:
-                    seconds[name] = time.monotonic() - started
-            if time.monotonic() - started > RUN_SECONDS:
-                raise RuntimeError("a load did not end")
-            time.sleep(0.02)
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    reports = [json.loads((work / f"{name}.out").read_text().rstrip("\n").rpartition("\n")[2]) for name in nodes]
-    return reports, list(seconds.values())
-
-
-def _digest(cache: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(cache.glob("*/model/**/*")):
-        if path.is_file():
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _busy(run: Run) -> float:
+    """Returns which share of all cores was busy during a run."""
+    during = [each.busy for each in run.samples if each.seconds <= run.all_warm]
+    return statistics.fmean(during) if during else 0.0
 
 
 def summary(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str, Any]:
@@ -257,7 +184,12 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str
             "times_the_limit": round(statistics.median(seconds) / limit, 2),
             "bucket_models": round(statistics.median(models), 2),
             "bucket_models_range": [round(min(models), 2), round(max(models), 2)],
+            "busy_cores": round(statistics.median([_busy(run) for run in found]), 2),
             "seconds_of_nodes": [[round(each, 2) for each in sorted(run.seconds)] for run in found],
+            "samples": [
+                [round(value, 2) for value in (each.seconds, each.bucket, each.node, each.busy)]
+                for each in median_run(found).samples
+            ],
         }
 
     return {
@@ -269,6 +201,60 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str
         "limit_seconds": round(limit, 2),
         **{way: row(found) for way, found in runs.items()},
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the table in Markdown."""
+    head = (
+        f"{result['nodes']} nodes and a bucket, each with a link of {result['megabits_per_second']} Mb/s, "
+        f"{result['megabytes']} MB, {result['cores']} cores, medians of {result['runs']} runs in turn. The limit, the "
+        f"model's size over a link, is {result['limit_seconds']} s."
+    )
+    lines = [
+        head,
+        "",
+        "| way | all nodes have the model (range) | to the limit | the bucket sent (range) | busy cores |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for way, label in (("peers", "with peers"), ("bucket", "bucket alone")):
+        row = result[way]
+        low, high = row["range_seconds"]
+        least, most = row["bucket_models_range"]
+        lines.append(
+            f"| {label} | {row['all_warm_seconds']} s ({low}–{high}) | {row['times_the_limit']} × | "
+            f"{row['bucket_models']} models ({least}–{most}) | {100 * row['busy_cores']:.0f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Draws what the links did over time, in the median run of each way."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}):
+        figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
+        for way, label in (("peers", "with peers"), ("bucket", "bucket alone")):
+            samples = [each for each in result[way]["samples"] if each[0] <= result[way]["range_seconds"][1] + 0.5]
+            at = [each[0] for each in samples]
+            upper.plot(at, [each[2] for each in samples], color=COLORS[way], linewidth=1.4, label=label)
+            lower.plot(at, [each[1] for each in samples], color=COLORS[way], linewidth=1.4, label=label)
+        for axis, what in ((upper, "a node receives"), (lower, "the bucket sends")):
+            axis.axvline(result["limit_seconds"], color="#cf222e", linewidth=0.9, linestyle=":", label="the limit")
+            axis.set_ylabel(f"{what}, MB/s")
+            axis.set_ylim(0, result["megabits_per_second"] / 8 * 1.1)
+            axis.set_xlim(left=0)
+            axis.spines[["top", "right"]].set_visible(False)
+        upper.legend(frameon=False, loc="upper right")
+        lower.set_xlabel("seconds")
+        upper.set_title(
+            f"{result['nodes']} nodes, {result['megabytes']} MB, links of {result['megabits_per_second']} Mb/s",
+            fontsize=10,
+        )
+        figure.savefig(path, metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -326,17 +326,19 @@ class _Transfer:
             case FetchSucceeded():
                 part = worker.parts.pop(message.id)
                 del self._sent_generation[message.id]
-                self._queue.finished(part)
+                now = time.monotonic()
+                self._queue.finished(part, end=part.end, now=now)
                 if self._peers is not None and part.peer:
-                    self._peers.succeeded(part, message.id, time.monotonic())
+                    self._peers.succeeded(part, message.id, now)
                 self._record_range(part, message)
             case FetchFailed():
                 part = worker.parts.pop(message.id)
-                self._queue.finished(part)
+                now = time.monotonic()
+                self._queue.finished(part, end=message.end, now=now)
                 self._record_range(part, message)
                 if self._peers is not None and part.peer:
                     del self._sent_generation[message.id]
-                    self._peers.failed(part, message.id, message, time.monotonic())
+                    self._peers.failed(part, message.id, message, now)
                 else:
                     self._retry(pool, part, message)
             case WriteFailed(request, error):
@@ -473,7 +475,7 @@ class _Transfer:
         now = time.monotonic()
         for request, part in worker_exit.worker.parts.items():
             self._sent_generation.pop(request, None)
-            self._queue.finished(part)
+            self._queue.finished(part, end=part.start, now=now)
             if self._peers is not None and part.peer:
                 self._peers.lost(part, request)
             else:

@@ -1,7 +1,8 @@
 """Which ranges of the output files a load can show to peers. Pure.
 
-Tensors with hashes are shown when they are verified. Objects that are verified as a whole are shown when they are, and
-before that what came from the source itself: bytes of a peer are never passed on unverified.
+What came from the source itself is shown at once, so that others need not wait for the rest of a large tensor: they
+verify it by hashes of their own. What came from a peer is shown when its tensor, or its whole object, is verified:
+bytes of a peer are never passed on unverified.
 """
 
 from __future__ import annotations
@@ -69,11 +70,8 @@ class FinishedRanges:
         self._add(place.file_index, place.offset, place.offset + source.tensors_index.tensors[tensor].length)
 
     def add_received(self, segment: int, start: int, end: int) -> None:
-        """Adds a range that came from the source, of an object whose tensors have no hashes."""
-        found = self._blueprint.segments[segment]
-        if self._blueprint.objects[found.object_index].has_hashes and found.object_index not in self._checked:
-            return
-        for piece in found.pieces(start, end):
+        """Adds a range that came from the source."""
+        for piece in self._blueprint.segments[segment].pieces(start, end):
             if piece.target_offset != NOT_WRITTEN:
                 self._add(piece.file_index, piece.target_offset, piece.target_offset + piece.end - piece.start)
 

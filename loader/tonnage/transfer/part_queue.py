@@ -129,7 +129,7 @@ class PartQueue:
         self.remaining += part.end - part.start
         heapq.heappush(self._delayed, Delayed(not_before, self._order, part))
 
-    def finished(self, part: Part) -> None:
+    def finished(self, part: Part, *, end: int, now: float) -> None:
         """A part has ended. Nothing is kept of it here."""
 
     def next_due(self) -> float | None:

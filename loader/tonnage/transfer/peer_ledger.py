@@ -5,10 +5,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-SLOTS_PER_PEER = 4
+MAX_SLOTS_PER_PEER = 4
+MIN_SLOTS_PER_PEER = 2
 """Requests at one peer at a time."""
+ENOUGH_SLOTS = 12
+"""Requests to all peers at a time from which on more of them only make each one slower."""
 MAX_STRIKES = 2
 """Stalls or errors in a row after which a peer is left alone."""
+STRIKE_SECONDS = 0.5
+"""Failures within so many seconds count once: when a peer goes away, all requests at it fail together."""
 REST_SECONDS = 30.0
 """For how long it is; then it is tried again, as its pod may have been replaced."""
 MAX_RESTS = 3
@@ -21,6 +26,11 @@ MIN_REQUEST_SECONDS = 3.0
 MAX_REQUEST_SECONDS = 30.0
 SLOWER = 8.0
 """A request may take so many times as long as the average one before it counts as a stall."""
+
+
+def slots_per_peer(peers: int) -> int:
+    """Returns how many requests are at one peer at a time, with so many peers."""
+    return max(MIN_SLOTS_PER_PEER, min(MAX_SLOTS_PER_PEER, ENOUGH_SLOTS // max(peers, 1)))
 
 
 class PeerFault(enum.StrEnum):
@@ -46,6 +56,7 @@ class PeerFault(enum.StrEnum):
 class _Record:
     in_flight: int = 0
     strikes: int = 0
+    struck_at: float = -1e9
     rests: int = 0
     busy: int = 0
     not_before: float = 0.0
@@ -54,18 +65,28 @@ class _Record:
 
 
 class PeerLedger:
-    """How each peer has answered so far, by the name of its node."""
+    """How each peer has answered so far, by the name of its node.
+
+    Attributes:
+        slots: Requests at one peer at a time.
+    """
 
     def __init__(self) -> None:
+        self.slots = MAX_SLOTS_PER_PEER
         self._records: dict[str, _Record] = {}
         self._seconds_per_byte = 0.0
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Seconds for each byte of a request, on average; 0 until there was an answer."""
+        return self._seconds_per_byte
 
     def may_ask(self, node: str, *, now: float) -> bool:
         """Returns whether a request may be sent to a peer now."""
         record = self._records.get(node)
         if record is None:
             return True
-        slots = SLOTS_PER_PEER if not record.strikes and not record.rests else 1
+        slots = self.slots if not record.strikes and not record.rests else 1
         return record.dropped is None and record.in_flight < slots and record.not_before <= now
 
     def is_resting(self, node: str, *, now: float) -> bool:
@@ -115,6 +136,9 @@ class PeerLedger:
         if fault is PeerFault.DENIED:
             record.not_before = now + 1.0
         if fault in {PeerFault.STALL, PeerFault.ERROR, PeerFault.DENIED}:
+            if now - record.struck_at < STRIKE_SECONDS:
+                return False
+            record.struck_at = now
             record.strikes += 1
             if record.strikes < MAX_STRIKES:
                 return False

@@ -1,11 +1,12 @@
 """Chooses what a load fetches next, and from which peer or from the source. Pure: no clock, no socket.
 
 A unit that peers have is taken from one of them: the rarest among what a random one of up to four free peers has, so
-that rare units spread first. The source is asked for what no peer has or is fetching; each node begins at a place that
-depends on its name, so that nodes fetch different units and complement each other. A unit that has failed at peers
-``MAX_TRIES`` times comes from the source, and so does what all peers are too busy for.
+that rare units spread first. The source is asked for what no peer has or is fetching, in the order of
+``UnitIndex.source_order``, by which nodes fetch different extents. What peers have or fetch comes from the source, too,
+if their answers stop, or if a connection to the source is much faster than one to a peer. A unit that has failed at
+peers ``MAX_TRIES`` times comes from the source, and so does what all peers are too busy for.
 
-Sets of units are integers with one bit for each unit: with a few thousand units, all decisions are a few operations.
+Sets of units are integers with one bit for each unit.
 """
 
 from __future__ import annotations
@@ -13,40 +14,55 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.transfer.part_queue import Delayed, Part
-from tonnage.transfer.peer_units import SMALL_BYTES, SOURCE_ONLY, Unit
+from tonnage.transfer.peer_ledger import slots_per_peer
+from tonnage.transfer.peer_units import SMALL_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from tonnage.planning.segments import ByteRange
+    from tonnage.transfer.peer_index import Extent, UnitIndex
     from tonnage.transfer.peer_ledger import PeerLedger
-    from tonnage.transfer.peer_view import PeerView
+    from tonnage.transfer.peer_units import Unit
 
 MAX_TRIES = 4
 """Failures of a unit at peers, after which it comes from the source."""
 RANDOM_PEERS = 4
+SMALL_SLOTS = 4
+"""Requests at a time for short ranges that only the source has, such as headers, beside those for extents."""
+MIN_SOURCE_SLOTS = 2
+"""Connections to the source that a load has, however many peers share it."""
+NAMED_SECONDS = 5.0
+"""For how long a peer that was named counts as one that shares the source, before it has shown anything."""
 IDLE_SECONDS = 1.0
-"""For how long a connection to the source stays unused, because peers have or fetch all that is left."""
+"""For how long peers may not answer, or a connection to the source stays unused, while they have or fetch all that is
+left."""
 IDLE_STEP_SECONDS = 0.2
 """The same again, once that time has passed."""
+MUCH_FASTER = 4.0
+"""The source is used for what peers have if one of its connections is so many times as fast as one to a peer."""
+RATE_KNOWN_SECONDS = 5.0
+"""After this time without a part from the source, it is not known how fast that is."""
+
+
+class Holding(NamedTuple):
+    """The units that a peer has, and those that it is fetching from the source or will fetch next."""
+
+    have: int = 0
+    pending: int = 0
 
 
 @dataclass(slots=True)
 class _Known:
-    """A peer and the units that it has, and that it is fetching from the source.
+    """A peer. ``cursor`` is where this node goes on at it: units in a row complete a tensor, which others then get."""
 
-    ``cursor`` is where this node goes on at this peer: units in a row complete a tensor, which then can be shown.
-    """
-
-    view: PeerView
-    have: int = 0
-    pending: int = 0
-    cursor: int = 0
+    node: str
+    have: int
+    pending: int
+    cursor: int
 
 
 class PeerQueue:
@@ -54,7 +70,7 @@ class PeerQueue:
 
     Args:
         units: All units.
-        files: Path and size of each output file.
+        index: Finds them.
         node: This node's name; empty: a random one.
         ledger: How the peers answered.
 
@@ -64,29 +80,32 @@ class PeerQueue:
         max_open: Not used; nodes that fetch units in the same order would not complement each other.
     """
 
-    def __init__(
-        self, units: Sequence[Unit], files: Sequence[tuple[str, int]], *, node: str, ledger: PeerLedger
-    ) -> None:
+    def __init__(self, units: Sequence[Unit], index: UnitIndex, *, node: str, ledger: PeerLedger) -> None:
         self._units = list(units)
-        self._files = files
+        self._index = index
         seed = hashlib.sha256(node.encode()).digest() if node else None
         self._random = random.Random(seed)  # noqa: S311  # a choice among peers, no secret
+        self._node = node or f"{self._random.getrandbits(64):x}"
         self._ledger = ledger
         self._known: dict[str, _Known] = {}
+        self._named: frozenset[str] = frozenset()
+        self._named_until = 0.0
+        self._order: list[Extent] | None = None
+        self._extent = 0
         self._at_least: list[int] = []
         self._any_have = self._any_pending = 0
         self._wanted = (1 << len(self._units)) - 1
-        self._small = sum(
-            1 << at for at, unit in enumerate(self._units) if unit.file == SOURCE_ONLY and unit.size < SMALL_BYTES
-        )
-        self._for_peers = sum(1 << at for at, unit in enumerate(self._units) if unit.file != SOURCE_ONLY)
+        self._for_peers = index.for_peers
         self._tries: dict[int, int] = {}
         self._cursor = self._random.randrange(len(self._units)) if self._units else 0
         self._delayed: list[Delayed] = []
-        self._order = 0
-        self._source_in_flight = 0
+        self._number = 0
+        self._in_flight: dict[tuple[int, int], tuple[int, float]] = {}
+        self._small_in_flight: set[tuple[int, int]] = set()
         self._idle_since: float | None = None
-        self._pending: dict[tuple[int, int], Unit] = {}
+        self._answered = 0.0
+        self._source_seconds_per_byte = 0.0
+        self._source_answered = float("-inf")
         self.max_part_size = 0
         self.max_open: int | None = None
         self.remaining = sum(unit.size for unit in self._units)
@@ -97,29 +116,43 @@ class PeerQueue:
         return bool(self._known)
 
     @property
+    def _source_in_flight(self) -> int:
+        return len(self._in_flight) - len(self._small_in_flight)
+
+    @property
     def pending(self) -> list[Unit]:
-        """The units that are being fetched from the source, and that peers could serve."""
-        return [unit for unit in self._pending.values() if unit.file != SOURCE_ONLY]
+        """The units that peers could serve, and that are being fetched from the source or will be next."""
+        found = self._extent & self._wanted
+        for number, _ in self._in_flight.values():
+            found |= 1 << number if number >= 0 else 0
+        return [self._units[number] for number in _bits(found & self._index.for_peers)]
 
-    def update(self, views: Sequence[PeerView]) -> None:
-        """Takes over what peers have now. Peers that are not among ``views`` are forgotten."""
+    def update(self, holdings: Mapping[str, Holding], named: Collection[str], *, now: float) -> None:
+        """Takes over what peers have now. Peers that are not among ``holdings`` are forgotten.
+
+        Args:
+            holdings: What each peer has that has shown anything.
+            named: All peers' names.
+            now: Current time.
+        """
+        names = frozenset(node for node in named if not self._ledger.is_dropped(node))
+        if names - self._named:
+            self._named_until = now + NAMED_SECONDS
+        if names != self._named:
+            self._named = names
+            self._order = None
+        if holdings and not self._known:
+            self._answered = now
         known: dict[str, _Known] = {}
-        for view in views:
-            if self._ledger.is_dropped(view.node):
+        for node, (have, pending) in holdings.items():
+            if self._ledger.is_dropped(node):
                 continue
-            before = self._known.get(view.node)
-            if before is not None and before.view is view:
-                known[view.node] = before
-                continue
-            cursor = self._random.randrange(max(1, len(self._units))) if before is None else before.cursor
-            known[view.node] = _Known(view, self._covered(view.files), self._covered(view.pending), cursor)
+            found = self._known.get(node) or _Known(node, 0, 0, self._random.randrange(max(1, len(self._units))))
+            found.have, found.pending = have, pending
+            known[node] = found
         self._known = known
+        self._ledger.slots = slots_per_peer(len(known))
         self._count()
-
-    def view(self, node: str) -> PeerView | None:
-        """Returns a peer as it was last seen."""
-        known = self._known.get(node)
-        return None if known is None else known.view
 
     def forget(self, node: str) -> None:
         """Removes a peer."""
@@ -138,48 +171,53 @@ class PeerQueue:
         if self._delayed and self._delayed[0].when <= now:
             delayed = heapq.heappop(self._delayed).part
             self.remaining -= delayed.end - delayed.start
-            self._source_in_flight += 1
+            self._in_flight[delayed.segment, delayed.start] = -1, now
             return delayed
-        part = self._take_from_peer(now)
-        if part is None and self._source_in_flight < slots:
-            return self._take_from_source(now)
-        return part
+        return self._take_small(now) or self._take_from_peer(now) or self._take_from_source(slots, now)
 
     def requeue(self, part: Part, *, not_before: float) -> None:
         """Adds a part that ``take`` returns at ``not_before`` or later, to be fetched from the source."""
-        self._order += 1
+        self._number += 1
         self.remaining += part.end - part.start
-        heapq.heappush(self._delayed, Delayed(not_before, self._order, part))
+        heapq.heappush(self._delayed, Delayed(not_before, self._number, part))
 
     def next_due(self) -> float | None:
         """Returns the time at which the next requeued part is due; None if there is none."""
         return self._delayed[0].when if self._delayed else None
 
-    def finished(self, part: Part) -> None:
-        """A part has ended, whether it was fetched or not."""
-        if not part.peer:
-            self._source_in_flight -= 1
-            self._pending.pop((part.segment, part.start), None)
+    def finished(self, part: Part, *, end: int, now: float) -> None:
+        """A part has ended, whether it was fetched or not: ``end`` is the end of what has arrived."""
+        size = end - part.start
+        if part.peer:
+            self._answered = now if size > 0 else self._answered
+            return
+        key = part.segment, part.start
+        _, since = self._in_flight.pop(key, (-1, now))
+        self._small_in_flight.discard(key)
+        if size >= SMALL_BYTES:
+            self._source_seconds_per_byte, self._source_answered = (now - since) / size, now
 
     def return_to_peers(self, part: Part, start: int) -> None:
         """Adds what a peer did not send of a part: from ``start`` on. Another peer or the source is asked for it."""
         unit = self._units[part.unit]
-        tries = self._tries.pop(part.unit, 0) + 1
-        rest = unit._replace(start=start, offset=unit.offset + start - unit.start, end=part.end)
-        number = len(self._units)
-        self._units.append(rest)
-        self._tries[number] = tries
-        bit = 1 << number
-        self._wanted |= bit
+        rest = unit._replace(start=start, offset=unit.offset + start - unit.start)
+        self._units[part.unit] = rest
+        self._wanted |= 1 << part.unit
         self.remaining += rest.size
-        if tries < MAX_TRIES:
-            self._for_peers |= bit
-        for known in self._known.values():
-            known.have |= bit if self._is_covered(rest, known.view.files) else 0
-            known.pending |= bit if self._is_covered(rest, known.view.pending) else 0
-        self._count()
+        tries = self._tries[part.unit] = self._tries.get(part.unit, 0) + 1
+        if tries >= MAX_TRIES:
+            self._for_peers &= ~(1 << part.unit)
 
     # -- choice
+
+    def _take_small(self, now: float) -> Part | None:
+        """Returns a short range that only the source has: without its header, a tensor of peers can't be verified."""
+        found = self._wanted & self._index.small if self._named or self._known else 0
+        if not found or len(self._small_in_flight) >= SMALL_SLOTS:
+            return None
+        part = self._source_part([_first_from(found, self._cursor)], now)
+        self._small_in_flight.add((part.segment, part.start))
+        return part
 
     def _take_from_peer(self, now: float) -> Part | None:
         useful = self._wanted & self._for_peers & self._any_have
@@ -193,11 +231,11 @@ class PeerQueue:
         best: tuple[int, int, int, _Known] | None = None
         for known in self._random.sample(free, min(RANDOM_PEERS, len(free))):
             found = self._rarest(known.have & useful, known.cursor)
-            key = (found[0], self._ledger.in_flight(known.view.node))
+            key = (found[0], self._ledger.in_flight(known.node))
             if best is None or key < best[:2]:
                 best = (*key, found[1], known)
         assert best is not None  # noqa: S101  # there is a free peer, and it has a useful unit
-        number, node = best[2], best[3].view.node
+        number, node = best[2], best[3].node
         best[3].cursor = number + 1
         unit = self._claim(number)
         self._ledger.sent(node)
@@ -210,68 +248,84 @@ class PeerQueue:
         for count, more in enumerate((*self._at_least[1:], 0), start=1):
             rare = candidates & ~more
             if rare:
-                return count, self._first_from(rare, start)
-        return 0, self._first_from(candidates, 0)
+                return count, _first_from(rare, start)
+        return 0, _first_from(candidates, 0)
 
-    def _take_from_source(self, now: float) -> Part | None:
-        have, pending = self._elsewhere(now)
-        allowed = self._wanted & ~((have | pending) & self._for_peers)
+    def _take_from_source(self, slots: int, now: float) -> Part | None:
+        have, pending, sharing = self._elsewhere(now)
+        if self._source_in_flight >= max(MIN_SOURCE_SLOTS, slots // (1 + sharing)):
+            return None
+        wanted = self._wanted & ~self._index.small if self._named or self._known else self._wanted
+        allowed = wanted & ~((have | pending) & self._for_peers)
         if allowed:
             self._idle_since = None
-        elif self._wanted:
-            if self._idle_since is None:
-                self._idle_since = now
-            if now - self._idle_since < IDLE_SECONDS and self._known:
-                return None
-            self._idle_since = now - IDLE_SECONDS + IDLE_STEP_SECONDS
-            allowed = self._wanted & ~have or self._wanted
-        if not allowed:
+            return self._source_part(self._next_of_source(allowed), now)
+        if not wanted or not self._may_overlap(now):
             return None
-        # Without its header, what peers send of a tensor can't be verified, and not be shown to others.
-        first = allowed & self._small if self._known else 0
-        number = self._first_from(first or allowed, self._cursor)
-        if not first:
-            self._cursor = number + 1
-        unit = self._claim(number)
-        end = unit.end
-        numbers = [number]
-        # A header alone is a whole request, so what follows it comes with it.
-        while not first and unit.size < SMALL_BYTES and len(numbers) == 1 and allowed >> (number + 1) & 1:
-            following = self._units[number + 1]
-            if (following.segment, following.start) != (unit.segment, end):
-                break
-            self._claim(number + 1)
-            numbers.append(number + 1)
-            end = following.end
-        self._source_in_flight += 1
-        self._pending[unit.segment, unit.start] = self._units[numbers[-1]]
-        return Part(unit.segment, unit.start, end)
+        allowed = wanted & ~have or wanted
+        return self._source_part([_first_from(allowed, self._random.randrange(len(self._units)))], now)
 
-    def _elsewhere(self, now: float) -> tuple[int, int]:
-        """Returns the units that peers have, and those that they are fetching, of peers that are asked now."""
-        if not any(self._ledger.is_resting(node, now=now) for node in self._known):
-            return self._any_have, self._any_pending
+    def _next_of_source(self, allowed: int) -> list[int]:
+        if not self._named and not self._known:
+            number = _first_from(allowed, self._cursor)
+            self._cursor = number + 1
+            # A header alone is a whole request, so what follows it comes with it.
+            if self._units[number].size < SMALL_BYTES and allowed >> (number + 1) & 1:
+                one, two = self._units[number : number + 2]
+                if (one.segment, one.end) == (two.segment, two.start):
+                    return [number, number + 1]
+            return [number]
+        if not self._extent & allowed:
+            if self._order is None:
+                self._order = self._index.source_order(self._node, self._named | self._known.keys())
+            self._order = [extent for extent in self._order if extent.units & self._wanted]
+            self._extent = next((extent.units for extent in self._order if extent.units & allowed), 0)
+        return [_first_from(self._extent & allowed or allowed, 0)]
+
+    def _may_overlap(self, now: float) -> bool:
+        """Returns whether the source is asked for what peers have or fetch."""
+        if not self._known:
+            return True
+        if self._idle_since is None:
+            self._idle_since = now
+        if now - self._idle_since < IDLE_SECONDS:
+            return False
+        if now - self._source_answered < RATE_KNOWN_SECONDS:
+            is_faster = self._source_seconds_per_byte * MUCH_FASTER < self._ledger.seconds_per_byte
+        else:
+            is_faster = not self._source_in_flight  # one part shows how fast it is
+        if now - self._answered < IDLE_SECONDS and not is_faster:
+            return False
+        self._idle_since = now - IDLE_SECONDS + IDLE_STEP_SECONDS
+        return True
+
+    def _source_part(self, numbers: Sequence[int], now: float) -> Part:
+        """Returns one or two units that follow each other as a part for the source."""
+        units = [self._claim(number) for number in numbers]
+        self._in_flight[units[0].segment, units[0].start] = numbers[-1], now
+        return Part(units[0].segment, units[0].start, units[-1].end)
+
+    def _elsewhere(self, now: float) -> tuple[int, int, int]:
+        """Returns the units that peers have, those that they are fetching, and how many peers share the source.
+
+        Peers that are not asked now don't count.
+        """
+        resting = [node for node in self._known if self._ledger.is_resting(node, now=now)]
+        sharing = max(len(self._known) - len(resting), len(self._named) if now < self._named_until else 0)
+        if not resting:
+            return self._any_have, self._any_pending, sharing
         have = pending = 0
         for node, known in self._known.items():
-            if not self._ledger.is_resting(node, now=now):
+            if node not in resting:
                 have |= known.have
                 pending |= known.pending
-        return have, pending
+        return have, pending, sharing
 
     def _claim(self, number: int) -> Unit:
         unit = self._units[number]
         self._wanted &= ~(1 << number)
         self.remaining -= unit.size
         return unit
-
-    def _first_from(self, candidates: int, start: int) -> int:
-        """Returns the first candidate from a place on, and from the beginning after the end."""
-        later = candidates >> start
-        if later:
-            return start + (later & -later).bit_length() - 1
-        return (candidates & -candidates).bit_length() - 1
-
-    # -- what peers have
 
     def _count(self) -> None:
         """Computes which units at least one, two, … peers have."""
@@ -286,18 +340,19 @@ class PeerQueue:
         self._at_least = at_least
         self._any_have = at_least[0] if at_least else 0
 
-    def _covered(self, files: Mapping[str, tuple[int, Sequence[ByteRange]]]) -> int:
-        covered = bytearray(-(-len(self._units) // 8))
-        for number, unit in enumerate(self._units):
-            if unit.file != SOURCE_ONLY and self._is_covered(unit, files):
-                covered[number >> 3] |= 1 << (number & 7)
-        return int.from_bytes(covered, "little")
 
-    def _is_covered(self, unit: Unit, files: Mapping[str, tuple[int, Sequence[ByteRange]]]) -> bool:
-        path, size = self._files[unit.file]
-        found = files.get(path)
-        if found is None or found[0] != size:
-            return False
-        ranges = found[1]
-        at = bisect_right(ranges, (unit.offset, 1 << 62)) - 1
-        return at >= 0 and unit.offset + unit.size <= ranges[at][1]
+def _first_from(candidates: int, start: int) -> int:
+    """Returns the first candidate from a place on, and from the beginning after the end."""
+    later = candidates >> start
+    if later:
+        return start + (later & -later).bit_length() - 1
+    return (candidates & -candidates).bit_length() - 1
+
+
+def _bits(units: int) -> list[int]:
+    """Returns the numbers of the units in a set."""
+    found = []
+    while units:
+        found.append((units & -units).bit_length() - 1)
+        units &= units - 1
+    return found

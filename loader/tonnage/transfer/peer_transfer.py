@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from tonnage.contract import DroppedPeer
 from tonnage.errors import Reason
-from tonnage.transfer.peer_ledger import SLOTS_PER_PEER, PeerFault, PeerLedger
+from tonnage.transfer.peer_index import UnitIndex
+from tonnage.transfer.peer_ledger import PeerFault, PeerLedger, slots_per_peer
 from tonnage.transfer.peer_origin import PeerOrigin, PeerRange
-from tonnage.transfer.peer_queue import PeerQueue
+from tonnage.transfer.peer_queue import SMALL_SLOTS, Holding, PeerQueue
 from tonnage.transfer.peer_units import make_units, unit_size
 from tonnage.transfer.peer_view import PeersSnapshot
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tonnage.source.request_target import RequestTarget
     from tonnage.transfer.finished_ranges import FinishedRanges
     from tonnage.transfer.part_queue import Part
-    from tonnage.transfer.peer_view import PeerSource
+    from tonnage.transfer.peer_view import PeerSource, PeerView
     from tonnage.transfer.protocol import FetchFailed
     from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
 
@@ -64,30 +65,45 @@ class PeerTransfer:
         files = [(file.path, file.size) for file in spec.blueprint.files]
         size = unit_size(spec.blueprint.source_bytes, spec.concurrency.part_size)
         units = make_units(spec.blueprint.segments, done, believable=believable, size=size)
-        self.queue = PeerQueue(units, files, node=source.node, ledger=self._ledger)
+        self._index = UnitIndex(units, files)
+        self._holdings: dict[str, tuple[PeerView, Holding]] = {}
+        self._shown: dict[str, list[ByteRange]] = {}
+        self.queue = PeerQueue(units, self._index, node=source.node, ledger=self._ledger)
 
     @property
     def slots(self) -> int:
-        """Connections to peers, of all workers together."""
-        return min(MAX_PEER_SLOTS, SLOTS_PER_PEER * len(self._snapshot.views))
+        """Connections to peers, and for short requests to the source beside others, of all workers together."""
+        views = len(self._snapshot.views)
+        return min(MAX_PEER_SLOTS, slots_per_peer(views) * views) + (SMALL_SLOTS if self._snapshot.nodes else 0)
 
     def poll(self, now: float) -> bool:
         """Takes over what is known of peers, and shows them what is new. Returns whether the peers have changed."""
-        if now - self._published >= PUBLISH_SECONDS and self.finished.changed:
+        if now - self._published >= PUBLISH_SECONDS:
             self._published = now
-            self._source.publish(self.finished.take(), self._pending())
+            pending = self._pending()
+            if self.finished.changed or pending != self._shown:
+                self._shown = pending
+                self._source.publish(self.finished.take(), pending)
         snapshot = self._source.snapshot()
         if snapshot.generation == self._snapshot.generation:
             return False
         self._snapshot = snapshot
-        self.queue.update(snapshot.views)
+        self._holdings = {view.node: (view, self._holding(view)) for view in snapshot.views}
+        holdings = {node: holding for node, (_, holding) in self._holdings.items()}
+        self.queue.update(holdings, snapshot.nodes, now=now)
         return True
+
+    def _holding(self, view: PeerView) -> Holding:
+        seen = self._holdings.get(view.node)
+        if seen is not None and seen[0] is view:
+            return seen[1]
+        return Holding(self._index.covered(view.files), self._index.covered(view.pending))
 
     def request(self, part: Part, number: int, now: float) -> tuple[RequestTarget, float] | None:
         """Returns how to ask for a peer's part, and how long it may take; None if the peer has gone since."""
-        view = self.queue.view(part.peer)
-        if view is None:
+        if part.peer not in self._holdings:
             return None
+        view = self._holdings[part.peer][0]
         file = self._spec.blueprint.files[part.file]
         self._sent_at[number] = now
         return view.target(file.path, size=file.size), self._ledger.request_seconds(part.end - part.start)

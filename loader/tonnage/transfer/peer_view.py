@@ -50,10 +50,14 @@ class PeerView:
 
 @dataclass(frozen=True, slots=True)
 class PeersSnapshot:
-    """All peers. ``generation`` changes when anything does."""
+    """All peers: the names of those that the controller names, and what they have as far as they were seen.
+
+    ``generation`` changes when anything does.
+    """
 
     generation: int = 0
     views: tuple[PeerView, ...] = ()
+    nodes: frozenset[str] = frozenset()
 
 
 class PeerSource(Protocol):

@@ -14,7 +14,9 @@ import pytest
 from support.cache_entries import ENTRY_NAME
 from support.peer_fleet import SERVER_NAME, Fleet, Node, source_of
 from support.s3_server import NO_PERMISSIONS, READER, S3Identity, SeaweedS3
-from tonnage.contract.peers import Purpose
+from tonnage.contract.peers import Purpose, new_grant, sign_grant
+from tonnage.peer_server.access import AccessService
+from tonnage.peer_server.settings import PeerSettings
 from tonnage.source.sigv4 import Credentials, presigned_url
 
 if TYPE_CHECKING:
@@ -122,6 +124,40 @@ def test_a_caller_with_ticket_and_proof_reads_the_files_of_its_entry_and_nothing
         assert peer.request("GET", peer.url("manifest"), wrong).status == 401, wrong
     forged = peer.fleet.sign(key=f"other/{peer.report['entry']}", purpose=Purpose.PASS)
     assert peer.request("GET", peer.url("manifest"), forged).status == 403
+
+
+def test_a_file_that_was_published_stays_at_the_place_where_it_was_while_it_was_loaded(peer: Peer) -> None:
+    token = peer.access(peer.proof()).json["token"]
+    shard = next((peer.node.media["memory"] / peer.key / "model").glob("*.safetensors"))
+    part = peer.request(
+        "GET", peer.url(f"partial/0123456789abcdef/{shard.name}"), token, headers={"Range": "bytes=0-9"}
+    )
+    assert (part.status, part.body) == (206, shard.read_bytes()[:10])
+
+
+def test_passes_end_after_ten_minutes_by_clocks_that_may_differ_by_two(peer: Peer) -> None:
+    now = 1_000_000.0
+    settings = PeerSettings(media={}, secrets=peer.fleet.secrets, run_dir=peer.fleet.folder)
+    token = sign_grant(
+        new_grant(medium="memory", key=peer.key, caller="a", now=now), Purpose.PASS, settings.ticket_keys()[0]
+    )
+    path = f"memory/{peer.key}"
+    for clock, status in {now - 130: 401, now - 110: 204, now + 600: 204, now + 710: 204, now + 730: 401}.items():
+        assert AccessService(settings, clock=lambda at=clock: at).authorize(token, path) == status, clock
+
+
+def test_while_keys_are_renewed_passes_by_the_key_before_count_and_then_no_longer(peer: Peer) -> None:
+    before = peer.access(peer.proof()).json["token"]
+    old, new = peer.fleet.key, os.urandom(32)
+    (peer.fleet.secrets / "ticket-key-previous").write_bytes(old)
+    (peer.fleet.secrets / "ticket-key").write_bytes(new)
+    assert peer.request("GET", peer.url("manifest"), before).status == 200
+    after = peer.access(peer.proof()).json["token"]  # the ticket is still signed by the key before
+    peer.fleet.key = new
+    (peer.fleet.secrets / "ticket-key-previous").write_bytes(b"")
+    assert peer.request("GET", peer.url("manifest"), before).status == 401
+    assert peer.request("GET", peer.url("manifest"), after).status == 200
+    assert peer.access(peer.proof()).status == 200
 
 
 def test_a_link_in_an_entry_leads_nowhere(peer: Peer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import pytest
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from support.peer_fleet import Fleet, Node, finish, source_of
 from support.stalling_proxy import StallingProxy
+from tonnage.contract import Limits
 from tonnage.contract.peers import Peer, PeersAnswer
 
 if TYPE_CHECKING:
@@ -188,6 +191,48 @@ def test_clocks_that_are_too_far_apart_are_named_and_the_source_is_used(scene: S
     report = scene.load()
     assert report["peer_bytes"] == 0
     assert any("a clock is wrong" in note for note in report["notes"]), report
+
+
+@pytest.mark.parametrize("offset", [-100.0, 100.0])
+def test_clocks_that_differ_by_less_than_two_minutes_are_no_obstacle(scene: Scene, offset: float) -> None:
+    scene.fleet.clock_offset = offset
+    scene.fleet.serve(scene.holder)
+    assert scene.load()["peer_bytes"] > 0
+
+
+def test_a_key_that_is_renewed_while_a_peer_serves_costs_nothing_but_another_pass(scene: Scene) -> None:
+    scene.fleet.serve(scene.holder, *SLOW)
+
+    def renew() -> None:
+        scene.fleet.key = os.urandom(32)
+        (scene.fleet.secrets / "ticket-key").write_bytes(scene.fleet.key)
+
+    report = scene.load_with(renew)
+    assert report["dropped_peers"] == [], report
+
+
+def test_what_a_peer_of_another_release_shows_is_not_used(scene: Scene) -> None:
+    entry = scene.holder.media["memory"] / scene.first["entry"]
+    manifest = json.loads((entry / ".tonnage" / "manifest.json").read_text())
+    (entry / ".tonnage" / "ranges.json").write_text(json.dumps({"schema_version": 99, "digest": manifest["digest"]}))
+    scene.fleet.serve(scene.holder)
+    assert scene.load()["dropped_peers"] == []
+
+
+def test_nodes_that_load_at_the_same_time_exchange_what_they_have(scene: Scene) -> None:
+    fleet = scene.fleet
+    shutil.rmtree(scene.holder.media["memory"])
+    scene.holder.media["memory"].mkdir()
+    for node in (scene.holder, scene.node):
+        fleet.serve(node)
+    limits = Limits(workers=1, connections=2, part_size=128 << 10, bandwidth=1 << 20)
+    plan = fleet.plan(source_of(scene.bucket, scene.s3.endpoint), limits=limits)
+    environment = scene.s3.environment()
+    with fleet.loading(scene.holder, plan, environment) as first, fleet.loading(scene.node, plan, environment) as last:
+        reports = [finish(first), scene.checked(finish(last))]
+    for report in reports:
+        assert (report["outcome"], report["dropped_peers"]) == ("loaded", []), report
+    assert sum(report["peer_bytes"] for report in reports) > 1 << 20, reports
 
 
 def test_a_peer_without_the_access_service_of_this_release_is_not_used(scene: Scene) -> None:

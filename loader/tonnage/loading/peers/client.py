@@ -1,4 +1,4 @@
-"""Small requests to peers, all at the same time, each with a short timeout."""
+"""Small requests to peers, all at the same time, each with a short timeout, over connections that stay open."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pycurl
 from tonnage.source.request_target import configure_handle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tonnage.source.request_target import RequestTarget
 
 CONNECT_SECONDS = 2.0
 REQUEST_SECONDS = 5.0
 ACCESS_SECONDS = 15.0
 """A peer asks the store about a proof before it answers."""
+MAX_CONNECTIONS = 32
+"""Connections that are kept open."""
 _SELECT_SECONDS = 0.2
+_PAUSE_SECONDS = 0.01
 
 
 class PeerRequest(NamedTuple):
@@ -37,33 +38,79 @@ class PeerResponse(NamedTuple):
     problem: str = ""
 
 
-def request_all(requests: Sequence[PeerRequest], *, seconds: float = REQUEST_SECONDS) -> list[PeerResponse]:
-    """Sends requests to peers, and returns their answers in the same order, after ``seconds`` at the latest."""
-    multi = pycurl.CurlMulti()
-    exchanges = [_Exchange(request, seconds) for request in requests]
-    by_handle = {exchange.curl: exchange for exchange in exchanges}
-    for exchange in exchanges:
-        multi.add_handle(exchange.curl)
-    left = len(exchanges)
-    deadline = time.monotonic() + seconds + 1.0
-    while left and time.monotonic() < deadline:
-        while multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
+class Tag(NamedTuple):
+    """What is asked, and of which node."""
+
+    what: str
+    node: str
+
+
+class PeerClient:
+    """Sends requests to peers, all at the same time. For one thread.
+
+    Each request has a tag, by which its answer is recognized.
+    """
+
+    def __init__(self) -> None:
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_MAXCONNECTS, MAX_CONNECTIONS)
+        self._exchanges: dict[pycurl.Curl, tuple[Tag, _Exchange]] = {}
+
+    @property
+    def tags(self) -> list[Tag]:
+        """The requests that have no answer yet."""
+        return [tag for tag, _ in self._exchanges.values()]
+
+    def send(self, tag: Tag, request: PeerRequest, *, seconds: float = REQUEST_SECONDS) -> None:
+        """Sends a request, whose answer takes ``seconds`` at the longest."""
+        exchange = _Exchange(request, seconds)
+        self._exchanges[exchange.curl] = tag, exchange
+        self._multi.add_handle(exchange.curl)
+
+    def poll(self, seconds: float) -> list[tuple[Tag, PeerResponse]]:
+        """Returns the answers that there are, after ``seconds`` at the latest, if any request has none yet."""
+        answers = self._perform()
+        if self._exchanges and not answers:
+            if self._multi.select(seconds) < 0:
+                time.sleep(_PAUSE_SECONDS)  # libcurl has no socket to wait for yet
+            answers = self._perform()
+        return answers
+
+    def _perform(self) -> list[tuple[Tag, PeerResponse]]:
+        while self._multi.perform()[0] == pycurl.E_CALL_MULTI_PERFORM:
             pass
+        ended: list[tuple[pycurl.Curl, int]] = []
         queued = 1
         while queued:
-            queued, succeeded, failed = multi.info_read()
-            for curl in succeeded:
-                by_handle[curl].end(0)
-            for curl, code, _ in failed:
-                by_handle[curl].end(code)
-            left -= len(succeeded) + len(failed)
-        if left:
-            multi.select(_SELECT_SECONDS)
-    for exchange in exchanges:
-        multi.remove_handle(exchange.curl)
-        exchange.curl.close()
-    multi.close()
-    return [exchange.response for exchange in exchanges]
+            queued, succeeded, failed = self._multi.info_read()
+            ended += [(curl, 0) for curl in succeeded] + [(curl, code) for curl, code, _ in failed]
+        answers = []
+        for curl, code in ended:
+            tag, exchange = self._exchanges.pop(curl)
+            answers.append((tag, exchange.end(code)))
+            self._multi.remove_handle(curl)
+            curl.close()
+        return answers
+
+    def close(self) -> None:
+        """Ends all requests, and closes the connections."""
+        for curl in self._exchanges:
+            self._multi.remove_handle(curl)
+            curl.close()
+        self._exchanges.clear()
+        self._multi.close()
+
+
+def request_one(request: PeerRequest, *, seconds: float) -> PeerResponse:
+    """Sends a request, and returns its answer, after ``seconds`` at the latest."""
+    client = PeerClient()
+    try:
+        client.send(Tag("", ""), request, seconds=seconds)
+        while not (answers := client.poll(_SELECT_SECONDS)):
+            pass
+    finally:
+        client.close()
+    return answers[0][1]
 
 
 class _Exchange:
@@ -72,7 +119,6 @@ class _Exchange:
     def __init__(self, request: PeerRequest, seconds: float) -> None:
         self._limit = request.limit
         self._body = bytearray()
-        self.response = PeerResponse(0, b"", "no answer in time")
         self.curl = pycurl.Curl()
         configure_handle(self.curl, request.target, None, connect_seconds=CONNECT_SECONDS)
         self.curl.setopt(pycurl.TIMEOUT_MS, int(seconds * 1000))
@@ -84,10 +130,8 @@ class _Exchange:
         self._body += data
         return -1 if len(self._body) > self._limit else None
 
-    def end(self, code: int) -> None:
-        """The exchange has ended, with an error of libcurl or 0."""
-        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+    def end(self, code: int) -> PeerResponse:
+        """Returns the answer of an exchange that has ended, with an error of libcurl or 0."""
         if code:
-            self.response = PeerResponse(0, b"", self.curl.errstr() or f"libcurl's error {code}")
-        else:
-            self.response = PeerResponse(status, bytes(self._body))
+            return PeerResponse(0, b"", self.curl.errstr() or f"libcurl's error {code}")
+        return PeerResponse(self.curl.getinfo(pycurl.RESPONSE_CODE), bytes(self._body))

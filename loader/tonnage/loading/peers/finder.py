@@ -1,7 +1,7 @@
 """Finds a load's peers: asks the controller who they are, gets a pass, and reads again and again what they have.
 
-A thread does it beside the transfer, which takes the newest picture of the peers whenever it looks. Whatever fails here
-costs the load nothing but the peers: it goes on with its source.
+Two threads do it beside the transfer, which takes the newest picture of the peers whenever it looks. Whatever fails
+here costs the load nothing but the peers: it goes on with its source.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tonnage.cache.peer_ranges import (
 from tonnage.contract import Report, ReportKind, encode_report
 from tonnage.contract.peers import (
     GRANT_SECONDS,
+    MAX_PEERS,
     AccessAnswer,
     AccessRequest,
     Grant,
@@ -35,7 +36,7 @@ from tonnage.contract.peers import (
     read_grant,
 )
 from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, InvalidPlan
-from tonnage.loading.peers.client import ACCESS_SECONDS, PeerRequest, PeerResponse, request_all
+from tonnage.loading.peers.client import ACCESS_SECONDS, PeerClient, PeerRequest, PeerResponse, Tag, request_one
 from tonnage.loading.peers.headers_file import MAX_BYTES, decode_headers, headers_digest
 from tonnage.reporting.client import ReportClient
 from tonnage.reporting.reporter import report_endpoint
@@ -55,19 +56,46 @@ STATE_SECONDS = 0.4
 """Seconds between two looks at a peer that is loading."""
 COMPLETE_SECONDS = 30.0
 """The same of one that has everything."""
+MISSING_SECONDS = 0.5
+"""The same of one that has nothing of the entry yet."""
+FAILED_SECONDS = 1.0
+"""The same of one that did not answer; the delay doubles with each failure, up to ``COMPLETE_SECONDS``."""
 MAX_FAILURES = 3
 """Looks at a peer that failed in a row, after which what it had counts no more."""
 FIRST_ANSWER_SECONDS = 3.0
 """For how long a load waits for its peers before it begins without."""
+HEADERS_SECONDS = 30.0
 REPORT_SECONDS = 3.0
+SOON_SECONDS = 1.0
+"""After this time a controller that named few peers is asked again; then after twice as long, and so on."""
 RETRY_SECONDS = 5.0
 RENEW_SECONDS = 240.0
 """A pass is renewed when it is valid for no longer than this."""
 REFUSED_SECONDS = 30.0
 """After a refusal of all peers, the pass is asked for again after this time."""
+NONE_SECONDS = 0.4
+"""The same if no peer has anything of the entry yet."""
 _TICK_SECONDS = 0.1
-_MAX_MANIFEST_BYTES = 8 << 20
+_FIRST_TICK_SECONDS = 0.01
+_ACCESS = "access"
+_RANGES = "ranges"
+_MANIFEST = "manifest"
+_LIMITS = {_RANGES: MAX_RANGES_BYTES, _MANIFEST: 8 << 20}
 _MAX_ACCESS_BYTES = 16 << 10
+
+
+def ask_again_after(answer: PeersAnswer, times: int) -> float:
+    """Returns the seconds after which the controller is asked again.
+
+    Nodes that begin at the same time don't know each other yet, so a loader that got few peers asks sooner at first.
+
+    Args:
+        answer: The last answer.
+        times: How often it was asked.
+    """
+    if len(answer.peers) >= MAX_PEERS:
+        return answer.interval
+    return min(answer.interval, SOON_SECONDS * 2.0 ** min(times - 1, 10))
 
 
 class PeerFinder:
@@ -123,6 +151,12 @@ class PeerFinder:
         self._refused: set[str] = set()
         self._snapshot = PeersSnapshot()
         self._sources: PeerRanges | None = None
+        self._client = PeerClient()
+        self._has_asked = False
+        self._asked_times = 0
+        self._answers: deque[PeersAnswer] = deque()
+        self._to_ask: list[Peer] = []
+        self._refusal = ""
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
     # -- the transfer's side
@@ -174,7 +208,7 @@ class PeerFinder:
             return None
         for view in self._snapshot.views:
             target = msgspec.structs.replace(view.request, url=f"{view.request.url}/headers")
-            response = request_all([PeerRequest(target, MAX_BYTES)], seconds=30.0)[0]
+            response = request_one(PeerRequest(target, MAX_BYTES), seconds=HEADERS_SECONDS)
             if response.status == 200 and headers_digest(response.body) == self.expected_headers:
                 return decode_headers(response.body)
         return None
@@ -185,23 +219,15 @@ class PeerFinder:
         except (CacheNotWritable, InsufficientSpace):
             return  # peers then see less
 
-    # -- the thread
+    # -- the threads
 
-    def _run(self) -> None:
+    def _ask_again(self) -> None:
+        """Asks the controller again and again, which may take long, while the other thread looks at peers."""
         client = ReportClient(self._endpoint)
-        ask_at = 0.0
         while not self._stop.is_set():
-            now = time.monotonic()
-            if now >= ask_at:
-                ask_at = now + self._ask(client)
-            self._renew_token(now)
-            while self._moved:
-                node = self._moved.popleft()
-                self._views.pop(node, None)
-                self._due.pop(node, None)
-            self._look(now)
-            self._first_look.set()
-            self._stop.wait(_TICK_SECONDS)
+            pause = self._ask(client)
+            self._has_asked = True
+            self._stop.wait(pause)
         client.close()
 
     def _ask(self, client: ReportClient) -> float:
@@ -215,8 +241,48 @@ class PeerFinder:
         except InvalidPlan as error:
             self.problem = error.message
             return 60.0
-        self._take(answer)
-        return answer.interval
+        self._answers.append(answer)
+        self._asked_times += 1
+        return ask_again_after(answer, self._asked_times)
+
+    def _run(self) -> None:
+        asking = threading.Thread(target=self._ask_again, name="peers-ask", daemon=True)
+        asking.start()
+        while not self._stop.is_set():
+            has_asked = self._has_asked
+            while self._answers:
+                self._take(self._answers.popleft())
+            while self._moved:
+                node = self._moved.popleft()
+                self._views.pop(node, None)
+                self._due.pop(node, None)
+            now = time.monotonic()
+            self._renew_token(now)
+            self._look(now)
+            if has_asked and not self._client.tags:
+                self._first_look.set()
+            answers = self._client.poll(_TICK_SECONDS)
+            for tag, response in answers:
+                self._handle(tag, response, time.monotonic())
+            if not answers and not self._client.tags:
+                self._stop.wait(_TICK_SECONDS if has_asked else _FIRST_TICK_SECONDS)
+        self._client.close()
+
+    def _handle(self, tag: Tag, response: PeerResponse, now: float) -> None:
+        """Takes over what a peer answered, unless it is named no more."""
+        peer = next((peer for peer in self._peers if peer.node == tag.node), None)
+        if tag.what == _ACCESS:
+            self._take_access(tag.node, response, now)
+        elif peer is None:
+            return
+        elif response.status == 404 and tag.what == _RANGES:
+            self._request(peer, _MANIFEST)  # a complete entry has a manifest; one that is loading, ranges until then
+        elif response.status == 404:
+            self._due[peer.node] = now + MISSING_SECONDS
+            if self._views.pop(peer.node, None) is not None:
+                self._update()
+        elif self._see(peer, response, complete=tag.what == _MANIFEST, now=now):
+            self._update()
 
     def _take(self, answer: PeersAnswer) -> None:
         self.expected_headers = answer.headers_digest or self.expected_headers
@@ -229,89 +295,82 @@ class PeerFinder:
             self._ticket, self._grant = answer.ticket, grant
         kept = {peer.node: peer.address for peer in self._peers}
         views = {node: view for node, view in self._views.items() if kept.get(node) == view.address}
-        if views != self._views:
+        nodes = {peer.node for peer in self._asked()}
+        if views != self._views or nodes != self._snapshot.nodes:
             self._views = views
             self._update()
 
+    # -- access
+
     def _renew_token(self, now: float) -> None:
-        """Asks peers for a pass, one after the other, if there is none or it ends soon."""
-        if self._grant is None or not self._peers or now < self._token_due:
+        """Asks a peer for a pass, and the next one if it gives none, if there is no pass or it ends soon."""
+        if self._grant is None or any(tag.what == _ACCESS for tag in self._client.tags):
             return
+        if not self._to_ask:
+            if now < self._token_due:
+                return
+            self._to_ask = self._asked()
+            self._refusal = ""
+            self._token_due = now + NONE_SECONDS
+            if not self._to_ask:
+                return
+        peer = self._to_ask.pop(0)
         body = msgspec.json.encode(AccessRequest(proofs=tuple(self._make_proofs())))
-        why = ""
-        for peer in self._asked():
-            target = self._target(peer.address, f"https://{self._authority(peer)}/v1/access", peer.node, self._ticket)
-            response = request_all([PeerRequest(target, _MAX_ACCESS_BYTES, body)], seconds=ACCESS_SECONDS)[0]
-            answer = _parse_access(response)
-            if response.status == 200 and answer.token:
-                self._token, self.problem = answer.token, ""
-                self._renew_requests()
-                left = min(answer.expires - time.time(), GRANT_SECONDS)
-                self._token_due = time.monotonic() + max(left - RENEW_SECONDS, 5.0)
-                return
-            if response.status != 404:
-                why = f"{peer.node}: {answer.message or response.problem or f'status {response.status}'}"
-            if self._stop.is_set():
-                return
-        self._token_due = time.monotonic() + (REFUSED_SECONDS if why else 1.0)
-        if why:
-            self.problem = f"Peers gave no access ({why})."
+        target = self._target(peer.address, f"https://{self._authority(peer)}/v1/access", peer.node, self._ticket)
+        request = PeerRequest(target, _MAX_ACCESS_BYTES, body)
+        self._client.send(Tag(_ACCESS, peer.node), request, seconds=ACCESS_SECONDS)
+
+    def _take_access(self, node: str, response: PeerResponse, now: float) -> None:
+        answer = _parse_access(response)
+        if response.status == 200 and answer.token:
+            self._token, self.problem = answer.token, ""
+            self._to_ask = []
+            self._renew_requests()
+            left = min(answer.expires - time.time(), GRANT_SECONDS)
+            self._token_due = now + max(left - RENEW_SECONDS, 5.0)
+            return
+        if response.status != 404:
+            self._refusal = f"{node}: {answer.message or response.problem or f'status {response.status}'}"
+        if self._to_ask:
+            return
+        self._token_due = now + (REFUSED_SECONDS if self._refusal else NONE_SECONDS)
+        if self._refusal:
+            self.problem = f"Peers gave no access ({self._refusal})."
+
+    # -- what peers have
 
     def _look(self, now: float) -> None:
-        """Reads what those peers have that were not looked at lately."""
+        """Asks those peers what they have that were not asked lately."""
         if not self._token or self._grant is None:
             return
-        due = [peer for peer in self._asked() if self._due.get(peer.node, 0.0) <= now]
-        changed = False
-        # A complete entry has a manifest; one that is loading has ranges until then.
-        for name, limit, parse in (
-            ("ranges", MAX_RANGES_BYTES, decode_ranges),
-            ("manifest", _MAX_MANIFEST_BYTES, ranges_of_manifest),
-        ):
-            targets = [
-                self._target(peer.address, f"{self._base_url(peer)}/{name}", peer.node, self._token) for peer in due
-            ]
-            responses = request_all([PeerRequest(target, limit) for target in targets]) if due else []
-            missing = []
-            for peer, response in zip(due, responses, strict=True):
-                if response.status == 404:
-                    missing.append(peer)
-                    self._due[peer.node] = now + 1.0
-                    continue
-                changed |= self._see(peer, response, parse, complete=name == "manifest", now=now)
-            due = missing
-        for peer in due:
-            changed |= self._views.pop(peer.node, None) is not None
-        if changed:
-            self._update()
+        asked = {tag.node for tag in self._client.tags if tag.what != _ACCESS}
+        for peer in self._asked():
+            if peer.node not in asked and self._due.get(peer.node, 0.0) <= now:
+                self._request(peer, _RANGES)
 
-    def _see(
-        self,
-        peer: Peer,
-        response: PeerResponse,
-        parse: Callable[[bytes], PeerRanges],
-        *,
-        complete: bool,
-        now: float,
-    ) -> bool:
+    def _request(self, peer: Peer, what: str) -> None:
+        target = self._target(peer.address, f"{self._base_url(peer)}/{what}", peer.node, self._token)
+        self._client.send(Tag(what, peer.node), PeerRequest(target, _LIMITS[what]))
+
+    def _see(self, peer: Peer, response: PeerResponse, *, complete: bool, now: float) -> bool:
         """Takes over what a peer answered about its entry; returns whether that is new."""
         before = self._views.get(peer.node)
-        self._due[peer.node] = now + (COMPLETE_SECONDS if complete else STATE_SECONDS)
         if response.status in {401, 403}:
             self.token_rejected()
         if response.status != 200:
-            self._due[peer.node] = now + 2.0
-            self._failures[peer.node] = self._failures.get(peer.node, 0) + 1
-            return self._failures[peer.node] >= MAX_FAILURES and self._views.pop(peer.node, None) is not None
+            failures = self._failures[peer.node] = self._failures.get(peer.node, 0) + 1
+            self._due[peer.node] = now + min(FAILED_SECONDS * 2 ** (failures - 1), COMPLETE_SECONDS)
+            return failures >= MAX_FAILURES and self._views.pop(peer.node, None) is not None
         self._failures[peer.node] = 0
         try:
-            ranges = parse(response.body)
+            ranges = ranges_of_manifest(response.body) if complete else decode_ranges(response.body)
         except CacheDamaged:
             ranges = None
         if ranges is None or ranges.digest != self._digest:
             self._due[peer.node] = now + COMPLETE_SECONDS
             self._views.pop(peer.node, None)
             return before is not None
+        self._due[peer.node] = now + (COMPLETE_SECONDS if complete else STATE_SECONDS)
         view = PeerView(
             node=peer.node,
             address=peer.address,
@@ -337,7 +396,8 @@ class PeerFinder:
 
     def _update(self) -> None:
         generation = self._snapshot.generation + 1
-        self._snapshot = PeersSnapshot(generation, tuple(self._views.values()))
+        nodes = frozenset(peer.node for peer in self._asked())
+        self._snapshot = PeersSnapshot(generation, tuple(self._views.values()), nodes)
 
     def _asked(self) -> list[Peer]:
         return [peer for peer in self._peers if peer.node not in self._refused]

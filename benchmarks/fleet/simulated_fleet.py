@@ -1,0 +1,401 @@
+"""A simulated fleet whose nodes decide by the loader's and the controller's own code: see ``simulation.py``.
+
+What is real: the choice of what comes from where (``PeerQueue``, ``PeerLedger``, ``UnitIndex``, ``make_units``), which
+peers the controller names (``choose_peers``, ``find_holders``), and how many loads it starts
+(``count_feedable_loads``). What is simulated: links, the bucket, and delays. Bytes flow in steps of time: all flows of
+a link share it evenly, as far as no other limit holds them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tonnage.contract.peers import MAX_PEERS, Peer, PeersAnswer
+from tonnage.loading.peers.finder import STATE_SECONDS, ask_again_after
+from tonnage.planning.segments import Segment, Span, SpanRole
+from tonnage.transfer.concurrency import INITIAL_CONNECTIONS
+from tonnage.transfer.peer_index import UnitIndex
+from tonnage.transfer.peer_ledger import PeerLedger
+from tonnage.transfer.peer_queue import Holding, PeerQueue
+from tonnage.transfer.peer_transfer import PUBLISH_SECONDS
+from tonnage.transfer.peer_units import SOURCE_ONLY, make_units
+from tonnage_operator.domain.peers.choice import NodeRing, choose_peers, find_holders
+from tonnage_operator.domain.peers.feeding import count_feedable_loads, is_holder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tonnage.transfer.part_queue import Part
+    from tonnage.transfer.peer_units import Unit
+
+POLL_SECONDS = 0.1
+HEADER_BYTES = 256
+MAX_WORKERS = 16
+SHARE_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is simulated. Rates are in bytes a second.
+
+    Attributes:
+        tensors: Sizes of the model's tensors in bytes.
+        nodes: Number of nodes.
+        link: Rate of a node's link, in each direction.
+        bucket: Rate of the bucket's link.
+        unit: Largest unit in bytes.
+        step: Seconds of a step.
+        seed: Of all that is random.
+        first_loads: Loads that are started without holders; others follow by ``count_feedable_loads``. 0: all
+            nodes begin within a second.
+        source_connection: Rate of a connection to the bucket.
+        peer_connection: Rate of a connection to a peer.
+        source_delay: Seconds until the bucket answers.
+        start_delay: Seconds from the decision to load to the loader's first request: a pod is started.
+    """
+
+    tensors: tuple[int, ...]
+    nodes: int
+    link: float
+    bucket: float
+    unit: int
+    step: float
+    seed: int = 1
+    first_loads: int = 0
+    source_connection: float = 90e6
+    peer_connection: float = 1e9
+    source_delay: float = 0.05
+    peer_delay: float = 0.005
+    start_delay: float = 3.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model."""
+        return sum(self.tensors)
+
+    @property
+    def limit(self) -> float:
+        """Seconds that no way of sending can undercut."""
+        total = self.nodes * self.size / (self.bucket + self.nodes * self.link)
+        return max(self.size / self.link, self.size / self.bucket, total)
+
+
+@dataclass
+class Outcome:
+    """Seconds until each node had the model, bytes that the bucket sent, and the same over time."""
+
+    seconds: list[float]
+    bucket_bytes: float
+    timeline: list[tuple[float, float, float, int]]
+    """Seconds, bytes of the bucket so far, bytes at all nodes so far, complete nodes."""
+
+
+@dataclass
+class _Shown:
+    """What a node shows: kept while it does not change, so that others notice."""
+
+    holding: Holding = field(default_factory=Holding)
+
+
+class _Model:
+    """The model's units, and which of them make a tensor."""
+
+    def __init__(self, settings: Settings) -> None:
+        spans: list[Span] = []
+        end = offset = 0
+        for tensor, size in enumerate(settings.tensors):
+            end += HEADER_BYTES
+            spans.append(Span(end, SpanRole.HEADER, tensor, -1))
+            end += size
+            spans.append(Span(end, SpanRole.DATA, tensor, offset))
+            offset += size
+        segment = Segment(0, 0, 0, 0, end, tuple(spans))
+        self.units: list[Unit] = make_units([segment], {}, believable={0}, size=settings.unit)
+        self.index = UnitIndex(self.units, [("model", offset)])
+        self.whole = (1 << len(self.units)) - 1
+        self.tensor_of = [0] * len(self.units)
+        """The units of the tensor that a unit is of."""
+        self.number_of = {unit.start: number for number, unit in enumerate(self.units)}
+        starts = {span.end for span in spans if span.role is SpanRole.HEADER}
+        group: list[int] = []
+        for number, unit in enumerate(self.units):
+            if unit.file == SOURCE_ONLY:
+                continue
+            if unit.start in starts:
+                self._close(group)
+                group = []
+            group.append(number)
+        self._close(group)
+
+    def _close(self, group: Sequence[int]) -> None:
+        bits = sum(1 << number for number in group)
+        for number in group:
+            self.tensor_of[number] = bits
+
+
+class _Node:
+    def __init__(self, number: int, model: _Model, phase: float) -> None:
+        self.name = f"node-{number}"
+        self.number = number
+        self.model = model
+        self.ledger = PeerLedger()
+        self.queue = PeerQueue(model.units, model.index, node=self.name, ledger=self.ledger)
+        self.slots = INITIAL_CONNECTIONS * MAX_WORKERS
+        self.started: float | None = None
+        self.done: float | None = None
+        self.received = 0
+        """Units on disk."""
+        self.verified = 0
+        """Units that may be shown."""
+        self.bytes = 0
+        self.shown = _Shown()
+        self.changed = False
+        self.peers: tuple[int, ...] = ()
+        self.times_asked = 0
+        self.seen: dict[int, _Shown] = {}
+        self.credit = 0.0
+        self.next_ask = self.next_look = self.next_poll = 0.0
+        self.next_publish = phase * PUBLISH_SECONDS
+        self.phase = phase
+
+    def got(self, part: Part, seconds: float, now: float) -> None:
+        """A part has arrived."""
+        first = self.model.number_of[part.start]
+        last = first
+        while self.model.units[last].end < part.end:
+            last += 1
+        bits = (1 << (last + 1)) - (1 << first)
+        self.received |= bits
+        self.bytes += part.end - part.start
+        self.queue.finished(part, end=part.end, now=now)
+        if part.peer:
+            self.ledger.succeeded(part.peer, size=part.end - part.start, seconds=seconds)
+            tensor = self.model.tensor_of[first]
+            if self.received & tensor == tensor:
+                self.verified |= tensor
+                self.changed = True
+        else:
+            self.verified |= bits & self.model.index.for_peers
+            self.changed = True
+        if self.received == self.model.whole:
+            self.done = now
+
+    def publish(self) -> None:
+        pending = 0
+        for unit in self.queue.pending:
+            pending |= 1 << self.model.number_of[unit.start]
+        if self.changed or pending != self.shown.holding.pending:
+            self.shown = _Shown(Holding(self.verified, pending))
+            self.changed = False
+
+
+class Fleet:
+    """The fleet. ``run`` has it load the model."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._random = random.Random(settings.seed)
+        self._model = _Model(settings)
+        self._nodes = [_Node(number, self._model, self._random.random()) for number in range(settings.nodes)]
+        self._ring = NodeRing(node.name for node in self._nodes)
+        self._numbers = {node.name: node.number for node in self._nodes}
+        self._asked: dict[str, float] = {}
+        self._complete: set[str] = set()
+        self._waiting: list[tuple[float, int]] = []
+        self._unstarted = [node.number for node in self._nodes]
+        self._active: set[int] = set()
+        self._next_reconcile = 0.0
+        capacity = 64 * settings.nodes
+        self._source = np.zeros(capacity, dtype=np.int64)
+        self._target = np.zeros(capacity, dtype=np.int64)
+        self._left = np.zeros(capacity)
+        self._cap = np.zeros(capacity)
+        self._begins = np.zeros(capacity)
+        self._parts: list[Part | None] = [None] * capacity
+        self._sent_at = np.zeros(capacity)
+        self._free = list(range(capacity - 1, -1, -1))
+        self._used = np.zeros(capacity, dtype=bool)
+        self._bucket_bytes = 0.0
+        self._links = np.full(settings.nodes + 1, settings.link)
+        self._links[-1] = settings.bucket
+        if not settings.first_loads:
+            self._waiting = [(self._random.random(), number) for number in self._unstarted]
+            self._unstarted = []
+
+    def run(self) -> Outcome:
+        """Runs until all nodes have the model."""
+        now = 0.0
+        step = self._settings.step
+        timeline = []
+        next_sample = 0.0
+        while self._unstarted or self._waiting or self._active:
+            self._start(now)
+            self._control(now)
+            self._flow(now)
+            now += step
+            if now >= next_sample:
+                next_sample += 0.25
+                total = float(sum(node.bytes for node in self._nodes))
+                timeline.append((now, self._bucket_bytes, total, len(self._complete)))
+            if now > 100 * self._settings.limit + 600:
+                raise RuntimeError("the simulated fleet does not finish")
+        return Outcome([node.done or 0.0 for node in self._nodes], self._bucket_bytes, timeline)
+
+    # -- the controller
+
+    def _start(self, now: float) -> None:
+        if self._unstarted and now >= self._next_reconcile:
+            self._next_reconcile = now + 1.0
+            size = self._settings.size
+            holders = len(self._complete) + sum(is_holder(self._nodes[at].bytes, size) for at in self._active)
+            running = len(self._active) + len(self._waiting)
+            for _ in range(count_feedable_loads(self._settings.first_loads, holders) - running):
+                if self._unstarted:
+                    delay = self._settings.start_delay * (0.8 + 0.4 * self._random.random())
+                    self._waiting.append((now + delay, self._unstarted.pop(0)))
+        if self._waiting:
+            due = [number for at, number in self._waiting if at <= now]
+            self._waiting = [(at, number) for at, number in self._waiting if at > now]
+            for number in due:
+                node = self._nodes[number]
+                node.started = now
+                node.next_ask = now
+                node.next_look = now + node.phase * STATE_SECONDS
+                self._active.add(number)
+
+    def _ask(self, node: _Node, now: float) -> None:
+        loading = [name for name, at in self._asked.items() if now - at < 20.0 and name not in self._complete]
+        holders = find_holders(
+            node.name,
+            self._ring,
+            recorded=self._complete,
+            loading=set(loading),
+            is_complete=self._complete.__contains__,
+        )
+        chosen = choose_peers(node.name, holders, MAX_PEERS)
+        node.peers = tuple(self._numbers[name] for name in chosen)
+        self._asked[node.name] = now
+        node.times_asked += 1
+        answer = PeersAnswer(peers=tuple(Peer(node=name, address="10.0.0.1:9443") for name in chosen))
+        node.next_ask = now + ask_again_after(answer, node.times_asked)
+
+    # -- the nodes
+
+    def _control(self, now: float) -> None:
+        for number in sorted(self._active):
+            node = self._nodes[number]
+            acts = False
+            if now >= node.next_ask:
+                self._ask(node, now)
+                node.next_look = min(node.next_look, now + 0.2)
+                acts = True
+            if now >= node.next_publish:
+                node.next_publish = now + PUBLISH_SECONDS
+                node.publish()
+            if now >= node.next_look:
+                node.next_look = now + STATE_SECONDS
+                acts |= self._look(node, now)
+            if acts or now >= node.next_poll:
+                node.next_poll = now + POLL_SECONDS
+                self._take(node, now)
+
+    def _look(self, node: _Node, now: float) -> bool:
+        seen = {at: self._nodes[at].shown for at in node.peers if self._nodes[at].shown.holding.have}
+        if seen.keys() == node.seen.keys() and all(seen[at] is node.seen[at] for at in seen):
+            return False
+        node.seen = seen
+        holdings = {self._nodes[at].name: shown.holding for at, shown in seen.items()}
+        node.queue.update(holdings, [self._nodes[at].name for at in node.peers], now=now)
+        return True
+
+    def _take(self, node: _Node, now: float) -> None:
+        settings = self._settings
+        while node.queue.remaining:
+            part = node.queue.take(0, slots=node.slots, now=now)
+            if part is None:
+                return
+            at = self._free.pop()
+            self._used[at] = True
+            self._parts[at] = part
+            self._target[at] = node.number
+            self._left[at] = part.end - part.start
+            self._sent_at[at] = now
+            if part.peer:
+                self._source[at] = self._numbers[part.peer]
+                self._cap[at] = settings.peer_connection
+                self._begins[at] = now + settings.peer_delay
+                credit = min(node.credit, self._left[at] / 2)
+                self._left[at] -= credit
+                node.credit -= credit
+            else:
+                self._source[at] = settings.nodes
+                self._cap[at] = settings.source_connection
+                self._begins[at] = now + settings.source_delay
+
+    # -- links
+
+    def _flow(self, now: float) -> None:
+        step = self._settings.step
+        flows = np.flatnonzero(self._used & (self._begins <= now))
+        if not len(flows):
+            return
+        source, target = self._source[flows], self._target[flows]
+        rates = share(source, target, self._cap[flows], self._links)
+        moved = rates * step
+        self._left[flows] -= moved
+        is_bucket = source == self._settings.nodes
+        self._bucket_bytes += float(np.minimum(moved, self._left[flows] + moved)[is_bucket].sum())
+        touched: set[int] = set()
+        for at in flows[self._left[flows] <= 0]:
+            part = self._parts[at]
+            assert part is not None
+            node = self._nodes[self._target[at]]
+            if part.peer:
+                node.credit = min(node.credit - self._left[at], self._settings.unit)
+            self._used[at] = False
+            self._parts[at] = None
+            self._free.append(int(at))
+            node.got(part, now + step - self._sent_at[at], now + step)
+            touched.add(node.number)
+        for number in sorted(touched):
+            node = self._nodes[number]
+            if node.done is None:
+                self._take(node, now + step)
+            else:
+                self._active.discard(number)
+                self._complete.add(node.name)
+                node.shown = _Shown(Holding(self._model.index.for_peers, 0))
+
+
+def share(
+    source: NDArray[np.int64], target: NDArray[np.int64], cap: NDArray[np.float64], links: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns the rate of each flow: what is left of both of its links is divided evenly, again and again."""
+    rates = np.zeros(len(source))
+    growing = np.ones(len(source), dtype=bool)
+    for _ in range(SHARE_ROUNDS):
+        out = links - np.bincount(source, rates, minlength=len(links))
+        into = links - np.bincount(target, rates, minlength=len(links))
+        out_count = np.bincount(source, growing, minlength=len(links))
+        into_count = np.bincount(target, growing, minlength=len(links))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            more = np.minimum(out[source] / out_count[source], into[target] / into_count[target])
+        more = np.where(growing, np.maximum(np.minimum(more, cap - rates), 0.0), 0.0)
+        rates += more
+        growing &= (more > 1e-3 * links[target] / 64) & (rates < cap)
+        if not growing.any():
+            break
+    return rates
+
+
+def llama_70b() -> tuple[int, ...]:
+    """Returns the sizes of the tensors of a model of 140 GB, without the small ones."""
+    hidden, inner, keys, vocabulary = 8192, 28672, 1024, 128256
+    layer = [hidden * hidden, hidden * keys, hidden * keys, hidden * hidden, *[hidden * inner] * 3]
+    return tuple(2 * count for count in [vocabulary * hidden, *layer * 80, vocabulary * hidden])

@@ -1,0 +1,137 @@
+"""Simulates a fleet of 1,000 nodes that get a model of 140 GB, by the loader's own code: see ``simulated_fleet``.
+
+`PYTHONPATH=loader:operator python benchmarks/fleet/simulation.py --out docs/performance` writes a table, a chart and
+fleet-simulation.json. It takes some minutes; the result is the same each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from simulated_fleet import Fleet, Outcome, Settings, llama_70b
+
+GIGABIT = 1e9 / 8
+NAME = "fleet-simulation"
+COLORS = {25: "#0969da", 100: "#1a7f37"}
+
+
+def settings_of(options: argparse.Namespace, gigabits: int, *, staged: bool) -> Settings:
+    """Returns the settings of one way to begin, with links of a rate."""
+    return Settings(
+        tensors=llama_70b(),
+        nodes=options.nodes,
+        link=gigabits * GIGABIT,
+        bucket=options.bucket * GIGABIT,
+        unit=options.unit_mib << 20,
+        step=0.5 / gigabits,
+        seed=options.seed,
+        first_loads=options.first_loads if staged else 0,
+    )
+
+
+def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
+    """Returns what is known of a simulated fan-out."""
+    seconds = sorted(outcome.seconds)
+    return {
+        "nodes": settings.nodes,
+        "model_gb": round(settings.size / 1e9, 1),
+        "link_gigabits": round(settings.link / GIGABIT),
+        "bucket_gigabits": round(settings.bucket / GIGABIT),
+        "first_loads": settings.first_loads,
+        "limit_seconds": round(settings.limit, 1),
+        "bucket_alone_seconds": round(settings.nodes * settings.size / settings.bucket),
+        "all_warm_seconds": round(seconds[-1], 1),
+        "half_warm_seconds": round(statistics.median(seconds), 1),
+        "times_the_limit": round(seconds[-1] / settings.limit, 2),
+        "bucket_models": round(outcome.bucket_bytes / settings.size, 2),
+        "timeline": [
+            [round(at, 2), round(sent / settings.size, 3), round(got / settings.size / settings.nodes, 4), complete]
+            for at, sent, got, complete in outcome.timeline
+        ],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the table in Markdown."""
+    lines = [
+        "| links | begin | limit | half of the nodes | all nodes | to the limit | the bucket sends | bucket alone |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for each in rows:
+        begin = f"{each['first_loads']}, then as holders feed more" if each["first_loads"] else "all within a second"
+        lines.append(
+            f"| {each['link_gigabits']} Gb/s | {begin} | {each['limit_seconds']} s | {each['half_warm_seconds']} s | "
+            f"{each['all_warm_seconds']} s | {each['times_the_limit']} × | {each['bucket_models']} models | "
+            f"{each['bucket_alone_seconds']:,} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def chart(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws which part of the fleet's bytes have arrived, over time."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}):
+        figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
+        for each in rows:
+            color = COLORS.get(each["link_gigabits"], "#59636e")
+            at = [0.0, *(point[0] for point in each["timeline"])]
+            got = [0.0, *(100 * point[2] for point in each["timeline"])]
+            begin = "few begin" if each["first_loads"] else "all begin"
+            style = "--" if each["first_loads"] else "-"
+            axis.plot(at, got, style, color=color, linewidth=1.5, label=f"{each['link_gigabits']} Gb/s, {begin}")
+            axis.axvline(each["limit_seconds"], color=color, linewidth=0.8, linestyle=":")
+        axis.set_xlabel("seconds (dotted: the limit)")
+        axis.set_ylabel("% of all bytes that nodes have")
+        axis.set_xlim(left=0)
+        axis.set_ylim(0, 101)
+        axis.legend(frameon=False, loc="lower right")
+        axis.spines[["top", "right"]].set_visible(False)
+        first = rows[0]
+        axis.set_title(f"{first['nodes']:,} nodes, {first['model_gb']:.0f} GB, simulated", fontsize=10)
+        figure.savefig(path, metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--bucket", type=float, default=100, help="gigabits per second of the bucket's link")
+    parser.add_argument("--links", type=int, nargs="+", default=[25, 100], help="gigabits per second of a node's link")
+    parser.add_argument(
+        "--unit-mib", type=int, default=64, help="largest unit; the loader takes 16, which takes longer"
+    )
+    parser.add_argument("--first-loads", type=int, default=4, help="spec.placement.maxConcurrentNodes")
+    parser.add_argument("--only", choices=["together", "staged"], help="one way to begin")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
+    options = parser.parse_args()
+    rows = []
+    for gigabits in options.links:
+        for staged in (False, True):
+            if options.only == ("together" if staged else "staged"):
+                continue
+            settings = settings_of(options, gigabits, staged=staged)
+            began = time.monotonic()
+            rows.append(row(settings, Fleet(settings).run()))
+            print({key: value for key, value in rows[-1].items() if key != "timeline"}, file=sys.stderr)
+            print(f"{time.monotonic() - began:.0f} s of computing", file=sys.stderr)
+    print(table(rows))
+    if options.out:
+        (options.out / f"{NAME}.json").write_text(json.dumps({"seed": options.seed, "rows": rows}) + "\n")
+        (options.out / f"{NAME}.md").write_text(table(rows))
+        chart(rows, options.out / f"{NAME}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
