@@ -76,15 +76,19 @@ def test_shell_scripts_are_well_formed() -> None:
         assert os.access(script, os.X_OK), script
 
 
-def test_folders_of_parallel_tests_exist_and_results_are_counted() -> None:
+def test_every_test_is_in_one_group_and_results_are_counted() -> None:
     from env import run_tests
 
-    assert all(
-        (ROOT / "tests" / folder).is_dir()
-        for groups in run_tests.RUNS
-        for folders in groups.values()
-        for folder in folders
-    )
+    arguments = {name: [ROOT / each for each in group] for name, group in run_tests.find_tests().items()}
+    assert all(path.exists() for group in arguments.values() for path in group)
+    assert all(arguments.values()), "a group without tests"
+    found = [
+        path
+        for group in arguments.values()
+        for each in group
+        for path in (each.rglob("test_*.py"), [each])[each.is_file()]
+    ]
+    assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
     closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
     assert run_tests.parse_summary_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
     assert not run_tests.parse_summary_counts("")

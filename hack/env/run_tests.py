@@ -1,11 +1,12 @@
-"""Runs all tests, in two pytest processes at a time: many of them wait more than they compute.
+"""Runs all tests, in one pytest process more than there are cores, since many tests wait more than they compute.
 
-First the loader's tests beside those of attach, engines and the repository, then those of a real node beside those of a
-real control plane. The last line has the total number of tests.
+The processes take groups of folders, the longest first. The last lines have a table of the groups and the
+number of tests.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -13,34 +14,61 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = (
-    {"loader": ["loader"], "other": []},
-    {"node": ["e2e", "images", "docs"], "operator": ["controller", "chart"]},
-)
-"""Folders of tests by group. Groups run beside each other and should take about equally long; "other" has all folders
-that are not named here."""
+TESTS = ROOT / "tests"
+GROUPS = {
+    "node": ["e2e", "images", "docs"],
+    "control-plane": ["controller/live"],
+    "loading": ["loader/loading", "loader/cache", "loader/peers"],
+    "engines": ["engines", "attach"],
+    "loader": ["loader/cli", "loader/source", "loader/serialize"],
+    "chart": ["chart"],
+    "other": [],
+}
+"""Folders by group, the longest group first. Tests of a group share a node, a control plane or engines. "other" has all
+tests that are in no other group."""
 PROGRESS_INTERVAL_SECONDS = 60
 COUNTED = ("passed", "failed", "error", "skipped")
 
 
 @dataclass
 class PytestRun:
-    """A running pytest process and its output."""
+    """A pytest process and its output.
+
+    ``seconds`` and ``cpu_seconds`` are set when it has ended. CPU seconds are those of all its descendants, except of
+    daemons that left their parents: containers and their runtime on a real node.
+    """
 
     name: str
     process: subprocess.Popen[bytes]
     output: Path
+    began: float = field(default_factory=time.monotonic)
+    seconds: float = 0
+    cpu_seconds: float = 0
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended; then ``process.returncode`` is set, too."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if not pid:
+            return False
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.seconds = time.monotonic() - self.began
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
+        return True
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
 
     @property
     def progress(self) -> str:
         """The percentage that pytest printed last."""
-        found = re.findall(r"\[ *(\d+)%\]", self.output.read_text(errors="replace"))
+        found = re.findall(r"\[ *(\d+)%\]", self.text)
         return f"{self.name} {found[-1] if found else 0} %"
 
 
@@ -49,37 +77,42 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # A shell ignores SIGINT in background jobs, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    named = {folder for groups in RUNS for folders in groups.values() for folder in folders}
-    tests = sorted([*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("*/*/test_*.py")])
-    others = sorted({path.relative_to(ROOT / "tests").parts[0] for path in tests} - named)
-    others += sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
     folder = Path(tempfile.mkdtemp(prefix="tonnage-tests-"))
-    counts: Counter[str] = Counter()
-    codes: list[int] = []
-    for groups in RUNS:
-        codes += run(folder, {name: folders or others for name, folders in groups.items()}, counts)
-    if any(codes):
+    ended = run(folder, find_tests(), at_a_time=len(os.sched_getaffinity(0)) + 1)
+    failed = any(each.process.returncode for each in ended)
+    if failed:
         print(f"tests: files of the tests are in {folder}")
-    else:
+    counts = {each.name: parse_summary_counts(each.text) for each in ended}
+    print(make_table(ended, counts))
+    if not failed:
         shutil.rmtree(folder)
-    failed = counts["failed"] + counts["error"]
-    print(f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped")
-    return int(any(codes))
+    total = sum(counts.values(), Counter())
+    print(f"{total['passed']} passed, {total['failed'] + total['error']} failed, {total['skipped']} skipped")
+    return int(failed)
 
 
-def run(folder: Path, groups: dict[str, list[str]], counts: Counter[str]) -> list[int]:
-    """Runs groups in parallel, prints the output of each when it ends, and returns their exit codes."""
-    running = [_start(folder, name, paths) for name, paths in groups.items()]
+def find_tests() -> dict[str, list[str]]:
+    """Returns the arguments of pytest by group: folders, or for "other" files, relative to the repository."""
+    named = [folder for folders in GROUPS.values() for folder in folders]
+    files = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("test_*.py"))]
+    others = [path for path in files if not any(path.is_relative_to(folder) for folder in named)]
+    return {name: [f"tests/{path}" for path in folders or others] for name, folders in GROUPS.items()}
+
+
+def run(folder: Path, groups: dict[str, list[str]], *, at_a_time: int) -> list[PytestRun]:
+    """Runs groups in processes beside each other, prints the output of each when it ends, and returns them."""
+    waiting = deque(groups.items())
+    running: list[PytestRun] = []
+    done: list[PytestRun] = []
     began = reported = time.monotonic()
-    codes = []
     try:
-        while running:
-            for ended in [each for each in running if each.process.poll() is not None]:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                running.append(_start(folder, *waiting.popleft()))
+            for ended in [each for each in running if each.has_ended()]:
                 running.remove(ended)
-                codes.append(ended.process.returncode)
-                text = ended.output.read_text(errors="replace")
-                print(f"tests: {ended.name}, {time.monotonic() - began:.0f} s\n{text}", flush=True)
-                counts.update(parse_summary_counts(text))
+                done.append(ended)
+                print(f"tests: {ended.name}, {ended.seconds:.0f} s\n{ended.text}", flush=True)
             if running and time.monotonic() - reported >= PROGRESS_INTERVAL_SECONDS:
                 reported = time.monotonic()
                 print(f"tests: {reported - began:.0f} s: {', '.join(each.progress for each in running)}", flush=True)
@@ -89,8 +122,8 @@ def run(folder: Path, groups: dict[str, list[str]], counts: Counter[str]) -> lis
             each.process.send_signal(signal.SIGINT)  # pytest then runs its teardowns
         for each in running:
             each.process.wait()
-            print(each.output.read_text(errors="replace"), flush=True)
-    return codes
+            print(each.text, flush=True)
+    return done
 
 
 def parse_summary_counts(text: str) -> Counter[str]:
@@ -100,10 +133,21 @@ def parse_summary_counts(text: str) -> Counter[str]:
     return Counter({word.removesuffix("s"): int(number) for number, word in found if word.removesuffix("s") in COUNTED})
 
 
+def make_table(runs: list[PytestRun], counts: dict[str, Counter[str]]) -> str:
+    """Returns a line for each group and one for all: tests, seconds and CPU seconds."""
+    rows = [(each.name, counts[each.name].total(), each.seconds, each.cpu_seconds) for each in runs]
+    ends = [each.began + each.seconds for each in runs]
+    whole = max(ends) - min(each.began for each in runs)
+    rows.append(("all", sum(row[1] for row in rows), whole, sum(row[3] for row in rows)))
+    lines = [f"{'group':<14}{'tests':>7}{'seconds':>9}{'CPU seconds':>13}"]
+    lines += [f"{name:<14}{tests:>7}{seconds:>9.0f}{cpu:>13.0f}" for name, tests, seconds, cpu in rows]
+    return "\n".join(lines)
+
+
 def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     output = folder / f"{name}.log"
     # Separate base folders: parallel pytest processes would remove each other's.
-    command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *(f"tests/{path}" for path in paths)]
+    command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *paths]
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     return PytestRun(name, process, output)

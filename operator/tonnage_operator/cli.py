@@ -19,8 +19,7 @@ from tonnage_operator.telemetry import configure_logging
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage_operator.controller.app import ControllerApp
-    from tonnage_operator.webhook.app import WebhookApp
+    from tonnage_operator.app import App
 
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "crd":
             return _crd(options)
-        commands = {"gate": _gate, "release": _release, "wipe": _wipe, "check": _check}
+        commands = {"release": _release, "wipe": _wipe, "check": _check}
         return asyncio.run(commands.get(options.command, _run)(options))
     except (ConfigError, ClientConfigError) as error:
         sys.stderr.write(f"tonnage-operator: {error}\n")
@@ -134,37 +133,38 @@ def _crd(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    installation = read_installation(options.config)
+    installation = read_installation(options.config, with_secrets=options.command != "gate")
     client_config = await find_client_config(options.kubeconfig, options.context)
     configure_logging(json_lines=options.log_format == "json", level=options.log_level)
-    server_options = ServerOptions(options.host, options.port, options.health_port, options.tls_cert, options.tls_key)
-    if options.command == "webhook":
-        server_options = dataclasses.replace(
-            server_options, client_ca=options.client_ca, client_names=tuple(options.client_name)
-        )
-    if options.command == "controller":
+    app = _app_class(options.command)(client_config, installation, _server_options(options))
+    stop_on_signals(app.stopping)
+    await app.run()
+    return 0
+
+
+def _app_class(command: str) -> type[App]:
+    """Returns the class of a process; imports only what this process needs."""
+    if command == "controller":
         from tonnage_operator.controller.app import ControllerApp
 
-        app: ControllerApp | WebhookApp = ControllerApp(client_config, installation, server_options)
-    else:
-        from tonnage_operator.webhook.app import WebhookApp
+        return ControllerApp
+    if command == "gate":
+        from tonnage_operator.gate.app import GateApp
 
-        app = WebhookApp(client_config, installation, server_options)
-    stop_on_signals(app.stopping)
-    await app.run()
-    return 0
+        return GateApp
+    from tonnage_operator.webhook.app import WebhookApp
+
+    return WebhookApp
 
 
-async def _gate(options: argparse.Namespace) -> int:
-    from tonnage_operator.gate.app import GateApp
-
-    installation = read_installation(options.config, with_secrets=False)
-    client_config = await find_client_config(options.kubeconfig, options.context)
-    configure_logging(json_lines=options.log_format == "json", level=options.log_level)
-    app = GateApp(client_config, installation, ServerOptions(options.host, health_port=options.health_port))
-    stop_on_signals(app.stopping)
-    await app.run()
-    return 0
+def _server_options(options: argparse.Namespace) -> ServerOptions:
+    made = ServerOptions(options.host, health_port=options.health_port)
+    if options.command == "gate":
+        return made
+    made = dataclasses.replace(made, port=options.port, cert=options.tls_cert, key=options.tls_key)
+    if options.command == "webhook":
+        return dataclasses.replace(made, client_ca=options.client_ca, client_names=tuple(options.client_name))
+    return made
 
 
 async def _release(options: argparse.Namespace) -> int:

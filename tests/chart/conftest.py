@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import urllib.error
 from typing import TYPE_CHECKING
 
 import pytest
 
 from chart_support import third_party_crds
-from chart_support.helm import Helm, find_helm
+from chart_support.helm import NAMESPACE, Helm, find_helm
 from operator_support.control_plane import ControlPlane, DependencyUnavailable, find_programs, skip_or_fail
+from operator_support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from chart_support.helm import Object
 
 _HELM = pytest.StashKey["Path"]()
 _THIRD_PARTY_CRDS = pytest.StashKey[list["Path"]]()
@@ -78,10 +83,19 @@ def reset_cluster(helm: Helm, plane: ControlPlane) -> None:
         AssertionError: The test left objects.
     """
     helm.uninstall("--no-hooks", "--ignore-not-found")
-    plane.kubectl("delete", "jobs,pods,secrets", "--all", "-n", "tonnage-system", "--wait=false", "--force")
-    for kind in ("modelweights", "nodecaches", "grouprevisions"):
-        crd = f"crd/{kind}.tonnage.dev"
-        if plane.kubectl("get", crd, "--ignore-not-found").stdout:
-            found = plane.kubectl("get", kind, "-A", "-o", "name", check=False).stdout
+    for path in ("apis/batch/v1/namespaces/{}/jobs", "api/v1/namespaces/{}/pods", "api/v1/namespaces/{}/secrets"):
+        plane.request("DELETE", f"/{path.format(NAMESPACE)}?propagationPolicy=Background&gracePeriodSeconds=0")
+    for crd in _find_crds(plane):
+        with contextlib.suppress(urllib.error.HTTPError):  # it is not served yet, or is being deleted
+            found = plane.request("GET", f"/apis/tonnage.dev/v1alpha1/{crd['spec']['names']['plural']}")["items"]
             assert not found, f"a test left {found}"
-            plane.kubectl("delete", crd)
+        plane.request("DELETE", f"{_CRDS}/{crd['metadata']['name']}")
+    eventually(lambda: not _find_crds(plane))
+
+
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+def _find_crds(plane: ControlPlane) -> list[Object]:
+    found: list[Object] = plane.request("GET", _CRDS)["items"]
+    return [each for each in found if each["spec"]["group"] == "tonnage.dev"]

@@ -88,7 +88,8 @@ class Guarded:
 
     def rejection(self, pod: Pod) -> str:
         """Returns the message with which a pod is rejected; empty if it is admitted."""
-        return self.kubectl("create", "--dry-run=server", "-f", "-", body=pod)
+        path = f"/api/v1/namespaces/{self.namespace}/pods?dryRun=All&fieldValidation=Strict"
+        return self.plane.refusal("POST", path, pod, user=TENANT)
 
 
 @pytest.fixture(scope="module", params=["Namespace", "Cluster"])
@@ -516,7 +517,7 @@ def test_no_user_gets_into_a_loader(guarded: Guarded, command: str) -> None:
     query = "?stdout=true&command=id" if command == "exec" else "?stdout=true"
     for container in ("tonnage-loader", "tonnage-loader-draft", "tonnage-hold", ""):
         suffix = f"&container={container}" if container else ""
-        message = guarded.kubectl("create", "--raw", f"{path}{query}{suffix}", "-f", "-", body={"kind": "Options"})
+        message = guarded.plane.refusal("POST", f"{path}{query}{suffix}", {"kind": "Options"}, user=TENANT)
         assert "other than a loader" in message
-    message = guarded.kubectl("create", "--raw", f"{path}{query}&container=server", "-f", "-", body={"kind": "Options"})
+    message = guarded.plane.refusal("POST", f"{path}{query}&container=server", {"kind": "Options"}, user=TENANT)
     assert "not found" in message, "the policy lets it pass, and there is no such pod"

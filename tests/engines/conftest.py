@@ -10,7 +10,9 @@ import pytest
 import tonnage
 from engines_support.engine_client import Engines, Request, find_python, start_engines
 from engines_support.engine_matrix import ADAPTER, MODELS
-from support.tonnage_cli import run_tonnage
+from tonnage.contract import FileSelection
+from tonnage.serialize.run import Request as SerializeRequest
+from tonnage.serialize.run import serialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,8 +38,8 @@ def models(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "error" not in engines.ask("write_models", folder=str(folder))
     for model in MODELS:
         source, target = folder / model / "hf", folder / model / "serialize"
-        done = run_tonnage("serialize", source, target, "--exclude", "*.json", "--progress", "off")
-        assert done.returncode == 0, done.stderr
+        files = FileSelection(exclude=("*.json",))
+        serialize(SerializeRequest(paths=(source,), target=target, files=files, scratch=folder), environment={})
     return folder
 
 

@@ -34,16 +34,26 @@ PROMPTS = ([1, 5, 9], [3, 200, 17, 44], [7])
 NEW_TOKENS = 24
 MODULES = (
     "vllm",
+    "vllm.entrypoints.launchers.cli_args",
     "vllm.entrypoints.llm",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.model_executor.layers.quantization.online.base",
     "vllm.model_executor.models.llama",
     "vllm.model_executor.models.mixtral",
     "vllm.model_executor.models.qwen2",
+    "vllm.model_executor.models.qwen3_moe",
+    "vllm.plugins.lora_resolvers.filesystem_resolver",
+    "vllm.plugins.lora_resolvers.hf_hub_resolver",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.v1.core.sched.scheduler",
     "vllm.v1.engine.llm_engine",
     "vllm.v1.executor.multiproc_executor",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.v1.worker.cpu_worker",
 )
 """Imported once, before processes are forked."""
+_KEPT: list[object] = []
+"""Keeps engines, whose shutdown would take longer than their start: the process is killed."""
 ENGINES = ("vllm", "transformers", "peft", "diffusers", "sglang", "torch", "tensorizer")
 
 
@@ -59,6 +69,7 @@ def main() -> None:
     registry = importlib.import_module("vllm.model_executor.models.registry")
     registry._run_in_subprocess = lambda function: function()  # else a new interpreter imports vLLM for each model
     _stand_in_for_fp8_kernel()
+    _replace_triton_kernels()
     gc.collect()
     gc.freeze()  # else the first collection in each forked process copies all pages
     print(json.dumps({name: _version(name) for name in ENGINES}), file=answers, flush=True)
@@ -86,6 +97,14 @@ def _stand_in_for_fp8_kernel() -> None:
         return (weight.float() / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
 
     kernels.scaled_fp8_quant = scaled_fp8_quant
+
+
+def _replace_triton_kernels() -> None:
+    """Does once what takes each worker as long as the rest of its start: looks for kernels in all modules."""
+    from vllm.platforms import current_platform
+
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda _: None)
 
 
 def _wait(pid: int, log: Path) -> dict[str, Any]:
@@ -170,6 +189,7 @@ def generate(
         disable_log_stats=True,
         **({"enable_lora": True, "max_lora_rank": 8} if adapter else {}),
     )
+    _KEPT.append(engine)
     outputs = engine.generate(
         [{"prompt_token_ids": prompt} for prompt in PROMPTS],
         SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0, detokenize=False),

@@ -8,16 +8,14 @@ import threading
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from operator_support.waiting import eventually
-from tonnage_operator.controller.app import ControllerApp
-from tonnage_operator.gate.app import GateApp
-from tonnage_operator.webhook.app import WebhookApp
+from tonnage_operator.app import App
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
 T = TypeVar("T")
-App = TypeVar("App", ControllerApp, WebhookApp, GateApp)
+AnyApp = TypeVar("AnyApp", bound=App)
 
 
 class BackgroundThread(abc.ABC):
@@ -102,13 +100,13 @@ class EventLoopThread(BackgroundThread):
         return self.run_coroutine(call())
 
 
-class AppThread(EventLoopThread, Generic[App]):
+class AppThread(EventLoopThread, Generic[AnyApp]):
     """A controller, webhook or gate in a thread. The ``with`` block begins when it is ready."""
 
-    app: App
+    app: AnyApp
 
     @abc.abstractmethod
-    def create_app(self) -> App:
+    def create_app(self) -> AnyApp:
         """Creates the app, in its event loop."""
 
     async def main(self) -> None:

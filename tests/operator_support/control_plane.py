@@ -221,13 +221,24 @@ class ControlPlane:
         wanted = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{account}"
         return [event for event in map(json.loads, lines) if event["user"]["username"] == wanted]
 
-    def request(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Any:
-        """Sends a request as the administrator and returns the response's JSON.
+    def request(
+        self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", user: str = ""
+    ) -> Any:
+        """Sends a request and returns the response's JSON.
+
+        Args:
+            method: The method.
+            path: Path and query.
+            body: What is sent as JSON; None: nothing.
+            content_type: The type of the body.
+            user: Who asks, as for kubectl's ``--as``; empty: the administrator.
 
         Raises:
             urllib.error.HTTPError: The status is 400 or above; the body is in ``fp``.
         """
         headers = {"Authorization": f"Bearer {self.token}"}
+        if user:
+            headers["Impersonate-User"] = user
         data = None
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
@@ -241,6 +252,16 @@ class ControlPlane:
                 self.url + path, response.status, response.reason, response.headers, error_body
             )
         return json.loads(text or b"null")
+
+    def refusal(self, method: str, path: str, body: Any = None, **more: str) -> str:
+        """Sends a request as ``request`` does; returns the message with which it is refused, empty after a success."""
+        try:
+            self.request(method, path, body, **more)
+        except urllib.error.HTTPError as error:
+            with error:
+                message: str = json.loads(error.read())["message"]
+                return message
+        return ""
 
     @staticmethod
     def _send(

@@ -341,26 +341,21 @@ class ControllerProcess:
         write_installation(folder, **installation_values)
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of ``tonnage-operator``."""
+        files = ["--config", str(self._folder / "installation.yaml"), "--kubeconfig", str(self._kubeconfig)]
+        ports = ["--port", str(self.report_port), "--health-port", str(self.health_port)]
+        return ["controller", *files, "--host", "127.0.0.1", *ports]
+
+    @property
+    def log(self) -> Path:
+        """The output of all its processes."""
+        return self._folder / "controller.log"
+
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "tonnage_operator",
-            "controller",
-            "--config",
-            str(self._folder / "installation.yaml"),
-        ]
-        command += [
-            "--kubeconfig",
-            str(self._kubeconfig),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.report_port),
-            "--health-port",
-            str(self.health_port),
-        ]
-        with (self._folder / "controller.log").open("ab") as log:
+        command = [sys.executable, "-m", "tonnage_operator", *self.arguments]
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": PYTHONPATH}, start_new_session=True
             )

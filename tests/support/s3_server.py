@@ -69,6 +69,7 @@ class SeaweedS3:
     grpc_sockets: tuple[Path, ...] = ()
     """Files that SeaweedFS creates outside its directory and does not remove."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _clients: dict[S3Identity, Any] = field(default_factory=dict)
 
     @property
     def endpoint(self) -> str:
@@ -79,7 +80,12 @@ class SeaweedS3:
         return f"http://{DOMAIN}:{self.port}"
 
     def client(self, identity: S3Identity = ADMIN) -> Any:
-        """Returns a boto3 client: path style, Signature Version 4."""
+        """Returns a boto3 client: path style, Signature Version 4. It is made once for each user."""
+        if identity not in self._clients:
+            self._clients[identity] = self._create_client(identity)
+        return self._clients[identity]
+
+    def _create_client(self, identity: S3Identity) -> Any:
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -133,6 +139,8 @@ class SeaweedS3:
 
     def stop(self) -> None:
         """Kills the server's process group and removes its sockets."""
+        for client in self._clients.values():
+            client.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -12,7 +12,7 @@ import kopf
 from aiohttp import web
 
 from tonnage.contract.backoff import Backoff
-from tonnage_operator.api import names
+from tonnage_operator.app import App
 from tonnage_operator.controller import handlers
 from tonnage_operator.controller.event_handlers import EventHandlers
 from tonnage_operator.controller.event_recorder import EventRecorder
@@ -27,16 +27,15 @@ from tonnage_operator.controller.report_endpoint import ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.waiting_pods import WaitingPods
 from tonnage_operator.controller.workqueue import WorkQueue
-from tonnage_operator.http_server import add_health_routes, serve
-from tonnage_operator.kube.client import ApiError, KubeClient
+from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.resources import JOBS, PODS
 from tonnage_operator.signals import stop_on_signals
-from tonnage_operator.telemetry import Metrics
-from tonnage_operator.tls import CaWatcher, CertificateWatcher, watch_files
 
 if TYPE_CHECKING:
+    from tonnage_operator.app import Parts
     from tonnage_operator.config import ServerOptions
     from tonnage_operator.domain.installation import Installation
+    from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.credentials import ClientConfig
 
 _LOG = logging.getLogger("tonnage.controller")
@@ -56,20 +55,13 @@ _STOP_TIMEOUT: Final = 5.0
 """Seconds that kopf is given to close its watches."""
 
 
-class ControllerApp:
-    """One controller process, or one in a test."""
+class ControllerApp(App):
+    """The controller. ``port`` is that of loaders' reports."""
 
     def __init__(self, client_config: ClientConfig, installation: Installation, server_options: ServerOptions) -> None:
-        self._client_config = client_config
-        self._installation = installation
-        self._server_options = server_options
-        self.metrics = Metrics()
+        super().__init__(client_config, installation, server_options)
         self._metrics_recorder = MetricsRecorder(self.metrics)
         self.state = ControllerState(installation)
-        self.ready = asyncio.Event()
-        self.stopping = asyncio.Event()
-        self.report_port = 0
-        self.health_port = 0
         self._peer_credentials: PeerCredentialsKeeper | None = None
         self.weights_queue: WorkQueue
         self.node_queue: WorkQueue
@@ -79,60 +71,41 @@ class ControllerApp:
         """True while no key is queued or being reconciled. For tests."""
         return self.weights_queue.idle and self.node_queue.idle
 
-    async def run(self) -> None:
-        """Runs until ``stopping`` is set, or raises when a part of it fails."""
-        async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(
-                KubeClient(
-                    self._client_config, field_manager=names.FIELD_MANAGER, on_response=self.metrics.observe_request
-                )
-            )
-            self._peer_credentials = self._create_peer_credentials(client)
-            self._create_queues(stack, client)
-            await self._start_servers(stack, client)
-            event_handlers = EventHandlers(
-                self.state, enqueue_weights=self.weights_queue.add, enqueue_node=self.node_queue.add
-            )
-            memo = ControllerMemo(
-                self._client_config,
-                client,
-                self.state,
-                event_handlers,
-                self.metrics,
-                synced=self.ready,
-            )
-            tasks = [
-                asyncio.create_task(self.stopping.wait(), name="stop"),
-                asyncio.create_task(self._run_kopf(memo), name="kopf"),
-                asyncio.create_task(self._resync(memo), name="resync"),
-            ]
-            waiting_pods = WaitingPods(self.state, EventRecorder(client, self.metrics))
-            tasks.append(asyncio.create_task(waiting_pods.run(), name="events of waiting pods"))
-            ignored_objects = IgnoredObjects(self.state, EventRecorder(client, self.metrics))
-            tasks.append(asyncio.create_task(ignored_objects.run(), name="events of ignored objects"))
-            if self._installation.reports.ca_file:
-                tasks.append(asyncio.create_task(self._watch_ca(), name="CA watcher"))
-            if self._peer_credentials:
-                tasks.append(asyncio.create_task(self._peer_credentials.run(), name="credentials of peers"))
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                await self._stop(tasks)
-            finally:
-                self.ready.clear()
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            for task in done:
-                if not task.cancelled() and (error := task.exception()):
-                    raise RuntimeError(f"{task.get_name()} failed") from error
+    async def start(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> Parts:
+        self._peer_credentials = self._create_peer_credentials(client)
+        self._create_queues(stack, client)
+        await self.serve_health(stack, self._set_gauges)
+        await self.serve(stack, self._create_report_server(client))
+        event_handlers = EventHandlers(
+            self.state, enqueue_weights=self.weights_queue.add, enqueue_node=self.node_queue.add
+        )
+        memo = ControllerMemo(
+            self._client_config,
+            client,
+            self.state,
+            event_handlers,
+            self.metrics,
+            synced=self.ready,
+        )
+        parts: Parts = [
+            ("kopf", self._run_kopf(memo)),
+            ("resync", self._resync(memo)),
+            ("events of waiting pods", WaitingPods(self.state, EventRecorder(client, self.metrics)).run()),
+            ("events of ignored objects", IgnoredObjects(self.state, EventRecorder(client, self.metrics)).run()),
+            *self.watch_ca(self._set_installation),
+        ]
+        if self._peer_credentials:
+            parts.append(("credentials of peers", self._peer_credentials.run()))
+        return parts
 
-    async def _stop(self, tasks: list[asyncio.Task[Any]]) -> None:
+    async def stop(self, tasks: dict[str, asyncio.Task[Any]]) -> None:
         """Lets kopf close its watches. It waits for all tasks, so the queues are closed first."""
-        self.stopping.set()
         await self.node_queue.close()
         await self.weights_queue.close()
-        kopf_task = next(task for task in tasks if task.get_name() == "kopf")
-        await asyncio.wait({kopf_task}, timeout=_STOP_TIMEOUT)
+        await asyncio.wait({tasks["kopf"]}, timeout=_STOP_TIMEOUT)
+
+    def _set_installation(self, installation: Installation) -> None:
+        self.state.installation = installation
 
     def _create_peer_credentials(self, client: KubeClient) -> PeerCredentialsKeeper | None:
         installation = self._installation
@@ -201,13 +174,7 @@ class ControllerApp:
         self.metrics.peers_ready.set(len(self.state.peers.ring))
         set_node_gauges(self.metrics, (cache.status for cache in self.state.node_caches), self.state.shortages.values())
 
-    async def _start_servers(self, stack: contextlib.AsyncExitStack, client: KubeClient) -> None:
-        server_options = self._server_options
-        health = web.Application()
-        add_health_routes(health, self.metrics, is_ready=self.ready.is_set, before_scrape=self._set_gauges)
-        self.health_port = await stack.enter_async_context(
-            serve(health, host=server_options.host, port=server_options.health_port)
-        )
+    def _create_report_server(self, client: KubeClient) -> web.Application:
         endpoint = ReportEndpoint(
             self.state,
             client,
@@ -222,18 +189,7 @@ class ControllerApp:
         )
         app = web.Application()
         app.router.add_post("/v1/reports", endpoint.handle)
-        certificate = None
-        if server_options.cert and server_options.key:
-            certificate = CertificateWatcher(server_options.cert, server_options.key, self.metrics)
-        self.report_port = await stack.enter_async_context(
-            serve(app, host=server_options.host, port=server_options.port, certificate=certificate)
-        )
-
-    async def _watch_ca(self) -> None:
-        def set_installation(installation: Installation) -> None:
-            self.state.installation = installation
-
-        await watch_files(CaWatcher(self._installation, set_installation))
+        return app
 
     async def _resync(self, memo: ControllerMemo) -> None:
         await memo.synced.wait()

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from tonnage.contract.backoff import Backoff
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.store import Store, T
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Sequence
 
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
@@ -46,6 +46,11 @@ class Informer(Generic[T]):
         self._on_watch_error = on_watch_error
         self.store = store
         self.synced = asyncio.Event()
+
+    @property
+    def plural(self) -> str:
+        """The resource's name in URLs."""
+        return self._resource.plural
 
     async def run(self) -> None:
         """Lists and watches until cancelled; whatever goes wrong is tried again."""
@@ -78,3 +83,14 @@ class Informer(Generic[T]):
                     level = logging.INFO if failures == 1 else logging.WARNING
                     _LOG.log(level, "Watching %s: %s", self._resource.plural, error.message)
                     await asyncio.sleep(_BACKOFF.delay(failures))
+
+
+def watch_all(informers: Sequence[Informer[Any]]) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+    """Returns name and coroutine of what keeps each store like the server."""
+    return [(f"watch of {each.plural}", each.run()) for each in informers]
+
+
+async def wait_until_synced(informers: Sequence[Informer[Any]]) -> None:
+    """Waits until each store has been filled once."""
+    for each in informers:
+        await each.synced.wait()

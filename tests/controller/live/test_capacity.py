@@ -51,7 +51,7 @@ def ask_for_room(harness: OperatorHarness, controller: ControllerThread, pod: st
         identity=contract.Identity(namespace="x", name=name, uid=body["metadata"]["uid"], generation=1),
     )
     request = urllib.request.Request(
-        f"http://127.0.0.1:{controller.app.report_port}/v1/reports",
+        f"http://127.0.0.1:{controller.app.port}/v1/reports",
         data=contract.encode_report(report),
         headers={"Authorization": f"Bearer {token}"},
     )

@@ -15,8 +15,8 @@ import pytest
 from operator_support import objects
 from operator_support.fake_kubelet import Termination
 from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
+from operator_support.forked_controller import ForkedController
 from operator_support.harness import (
-    ControllerProcess,
     ControllerThread,
     admin_client_config,
     make_installation,
@@ -57,7 +57,7 @@ class RestartingController:
         self.writes: list[str] = []
         self._wrote_event = threading.Event()
         self._harness = harness
-        self._process = ControllerProcess(harness.plane, folder, server=proxy.url)
+        self._process = ForkedController(harness.plane, folder, server=proxy.url)
         proxy.drop_response_after_write = self._on_write
 
     def _on_write(self, method: str, path: str) -> bool:

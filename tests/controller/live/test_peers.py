@@ -100,7 +100,7 @@ class Fleet:
         identity = contract.Identity(namespace=self.harness.namespace, name="llama", uid=uid, generation=1)
         report = contract.Report(kind=contract.ReportKind.PEERS, entry=entry, identity=identity)
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.controller.app.report_port}/v1/reports",
+            f"http://127.0.0.1:{self.controller.app.port}/v1/reports",
             data=contract.encode_report(report),
             headers={"Authorization": f"Bearer {self.token(pod)}"},
         )

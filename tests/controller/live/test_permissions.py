@@ -77,7 +77,7 @@ def test_the_controller_needs_its_role_and_nothing_else(
         harness.wait_for_condition("Resolved", "False", "PodNotCreated", name="other", timeout=40)
         harness.delete("other")
         # Every token is reviewed. This one is invalid.
-        url = f"http://127.0.0.1:{running.app.report_port}/v1/reports"
+        url = f"http://127.0.0.1:{running.app.port}/v1/reports"
         request = urllib.request.Request(url, data=b"{}", headers={"Authorization": "Bearer x"})
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=10)

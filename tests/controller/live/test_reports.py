@@ -28,7 +28,7 @@ Answer = tuple[int, str]
 def send(controller: ControllerThread, token: str, report: contract.Report | bytes) -> tuple[int, str, str]:
     """Sends a report; returns status, message and ``Retry-After`` of the response."""
     data = report if isinstance(report, bytes) else contract.encode_report(report)
-    url = f"http://127.0.0.1:{controller.app.report_port}/v1/reports"
+    url = f"http://127.0.0.1:{controller.app.port}/v1/reports"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, data=data, headers=headers, method="POST")
     try:
@@ -181,7 +181,7 @@ def test_a_pod_that_runs_no_loader_is_rejected_before_it_sends_a_report(report_s
     report_sender.harness.plane.request("POST", f"/api/v1/namespaces/{report_sender.harness.namespace}/pods", body)
     token = report_sender.token("unlabeled")
     head = f"POST /v1/reports HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", report_sender.controller.app.report_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", report_sender.controller.app.port), timeout=10) as connection:
         connection.sendall(head.encode())
         assert connection.recv(1000).startswith(b"HTTP/1.1 403")
 
@@ -193,7 +193,7 @@ def test_a_controller_with_incomplete_caches_answers_with_retry_after(report_sen
         proxy.on_request = lambda _method, path: ErrorResponse(503) if path.startswith("/api/v1/pods?") else None
         fresh = ControllerThread(static_client_config(proxy.url), make_installation())
         fresh.start()
-        eventually(lambda: fresh.app.report_port)
+        eventually(lambda: fresh.app.port)
         status, message, retry_after = send(fresh, token, report)
         assert (status, retry_after) == (503, "1")
         assert "try again" in message

@@ -39,14 +39,15 @@ class Tenant:
 
     def create(self, body: Body) -> Body:
         """Creates an object with the tenant's rights."""
-        command = ["create", "-n", self.namespace, "--as=tenant", "-o", "json", "-f", "-"]
-        made: Body = json.loads(self.harness.plane.kubectl(*command, stdin=json.dumps(body)).stdout)
+        group = "/api/v1" if body["apiVersion"] == "v1" else f"/apis/{body['apiVersion']}"
+        path = f"{group}/namespaces/{self.namespace}/{body['kind'].lower()}s"
+        made: Body = self.harness.plane.request("POST", path, body, user="tenant")
         return made
 
     def ignored(self, name: str) -> str:
         """Returns the message of the event on an object that the operator ignores, as the tenant sees it."""
-        command = ["get", "events", "-n", self.namespace, "--as=tenant", "-o", "json"]
-        items = json.loads(self.harness.plane.kubectl(*command).stdout)["items"]
+        path = f"/api/v1/namespaces/{self.namespace}/events"
+        items = self.harness.plane.request("GET", path, user="tenant")["items"]
         found = [each for each in items if each["involvedObject"]["name"] == name and each["reason"] == "Ignored"]
         return found[0]["message"] if found else ""
 
