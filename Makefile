@@ -15,7 +15,7 @@ IMAGES_ARGS ?=
 HACK := PYTHONPATH=hack:loader:operator:tests $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-first-token bench-start bench-streaming bench-webhook bench-fleet lock format clean
+.PHONY: help setup check lint types test engines e2e demo demo-cluster kind-up kind-down cluster-up cluster-down images chart bench bench-operator bench-first-token bench-start bench-streaming bench-webhook bench-fleet simulate-fleet lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,9 +108,13 @@ bench-streaming: ## Measure how much sooner an engine starts that streams its we
 	@$(SETUP) bench
 	@$(HACK) benchmarks/start/streaming.py --out docs/performance $(BENCH_ARGS)
 
-bench-fleet: ## Measure a fan-out over shaped links in network namespaces, as root (about 20 minutes)
+bench-fleet: ## Measure a fan-out over shaped links in network namespaces, as root, with faults (about 25 minutes)
 	@$(SETUP) bench
-	@$(HACK) benchmarks/fleet/fan_out.py --out docs/performance $(BENCH_ARGS)
+	@$(HACK) benchmarks/fleet/fan_out.py --faults all --out docs/performance $(BENCH_ARGS)
+
+simulate-fleet: ## Simulate a fan-out to 1,000 nodes by the loader's own decisions (some minutes)
+	@$(SETUP) bench
+	@$(HACK) benchmarks/fleet/simulation.py --out docs/performance $(BENCH_ARGS)
 
 bench-webhook: ## Measure the webhook's latency at 50 pods per second (about a minute)
 	@$(SETUP) test

@@ -26,8 +26,9 @@ from scene import KEY, Scene
 
 from support.tensors_writer import build_tensors_file, raw_tensors
 
-TENSOR_BYTES = 8_000_000
+TENSORS = 64
 NAME = "fleet"
+WAYS = {"peers": "with peers", "bucket": "bucket alone"}
 COLORS = {"peers": "#0969da", "bucket": "#818b98"}
 
 
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--rate", type=int, default=240, help="megabits per second of each link")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
     parser.add_argument("--faults", nargs="*", default=[], help='faults to run once each, or "all"; see faults.py')
     options = parser.parse_args()
@@ -77,7 +79,7 @@ def main() -> int:
         print(f"model: {size:,} bytes", file=sys.stderr)
         names = [f"node{number}" for number in range(options.nodes)]
         runs = measure(folder, options, names, size)
-        make_model(folder / "bucket" / faults.OTHER_KEY, TENSOR_BYTES)
+        make_model(folder / "bucket" / faults.OTHER_KEY, 8_000_000)
         rows = faults.run_faults(folder, options, names) if options.faults else []
     result = summary(runs, options) | {"faults": rows}
     text = table(result) + ("\n" + faults.table(rows) if rows else "")
@@ -90,8 +92,8 @@ def main() -> int:
 
 
 def measure(folder: Path, options: argparse.Namespace, nodes: list[str], size: int) -> dict[str, list[Run]]:
-    """Runs both ways in turn, and returns the runs of each."""
-    runs: dict[str, list[Run]] = {"peers": [], "bucket": []}
+    """Runs all ways in turn, and returns the runs of each."""
+    runs: dict[str, list[Run]] = {way: [] for way in options.ways}
     for _ in range(options.runs):
         for way, found in runs.items():
             with network(["controller", "bucket", *nodes], f"{options.rate}mbit") as found_network:
@@ -104,13 +106,13 @@ def measure(folder: Path, options: argparse.Namespace, nodes: list[str], size: i
 
 
 def make_model(path: Path, size: int) -> int:
-    """Writes a model of tensors of 8 MB, and returns its size."""
+    """Writes a model of ``TENSORS`` equal tensors, and returns its size in bytes."""
     path.parent.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(1)
-    count = max(1, size // TENSOR_BYTES)
+    each = size // TENSORS // 1000
     tensors = {
-        f"layers.{number}.weight": torch.randint(0, 256, (1000, TENSOR_BYTES // 1000), generator=generator).byte()
-        for number in range(count)
+        f"layers.{number}.weight": torch.randint(0, 256, (1000, each), generator=generator, dtype=torch.uint8)
+        for number in range(TENSORS)
     }
     path.write_bytes(build_tensors_file(raw_tensors(tensors)).data)
     return path.stat().st_size
@@ -216,7 +218,7 @@ def table(result: dict[str, Any]) -> str:
         "| way | all nodes have the model (range) | to the limit | the bucket sent (range) | busy cores |",
         "|---|---:|---:|---:|---:|",
     ]
-    for way, label in (("peers", "with peers"), ("bucket", "bucket alone")):
+    for way, label in _ways(result):
         row = result[way]
         low, high = row["range_seconds"]
         least, most = row["bucket_models_range"]
@@ -225,6 +227,10 @@ def table(result: dict[str, Any]) -> str:
             f"{row['bucket_models']} models ({least}–{most}) | {100 * row['busy_cores']:.0f} % |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _ways(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(way, label) for way, label in WAYS.items() if way in result]
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
@@ -236,7 +242,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
 
     with mpl.rc_context({"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}):
         figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
-        for way, label in (("peers", "with peers"), ("bucket", "bucket alone")):
+        for way, label in _ways(result):
             samples = [each for each in result[way]["samples"] if each[0] <= result[way]["range_seconds"][1] + 0.5]
             at = [each[0] for each in samples]
             upper.plot(at, [each[2] for each in samples], color=COLORS[way], linewidth=1.4, label=label)

@@ -77,9 +77,10 @@ class PeerLedger:
         self._seconds_per_byte = 0.0
 
     @property
-    def seconds_per_byte(self) -> float:
-        """Seconds for each byte of a request, on average; 0 until there was an answer."""
-        return self._seconds_per_byte
+    def bytes_per_second(self) -> float:
+        """What all requests that are at peers now bring together, if they are as fast as those before."""
+        in_flight = sum(record.in_flight for record in self._records.values())
+        return in_flight / self._seconds_per_byte if self._seconds_per_byte else 0.0
 
     def may_ask(self, node: str, *, now: float) -> bool:
         """Returns whether a request may be sent to a peer now."""

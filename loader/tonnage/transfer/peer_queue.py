@@ -3,8 +3,8 @@
 A unit that peers have is taken from one of them: the rarest among what a random one of up to four free peers has, so
 that rare units spread first. The source is asked for what no peer has or is fetching, in the order of
 ``UnitIndex.source_order``, by which nodes fetch different extents. What peers have or fetch comes from the source, too,
-if their answers stop, or if a connection to the source is much faster than one to a peer. A unit that has failed at
-peers ``MAX_TRIES`` times comes from the source, and so does what all peers are too busy for.
+if their answers stop, or if it is much faster than all of them. A unit that has failed at peers ``MAX_TRIES`` times
+comes from the source, and so does what all peers are too busy for.
 
 Sets of units are integers with one bit for each unit.
 """
@@ -35,6 +35,9 @@ SMALL_SLOTS = 4
 """Requests at a time for short ranges that only the source has, such as headers, beside those for extents."""
 MIN_SOURCE_SLOTS = 2
 """Connections to the source that a load has, however many peers share it."""
+BEGIN_SECONDS = 1.5
+BEGIN_SHARING = 8
+"""At first it is not known who else loads: for so long, a load takes as few connections as if so many others did."""
 NAMED_SECONDS = 5.0
 """For how long a peer that was named counts as one that shares the source, before it has shown anything."""
 IDLE_SECONDS = 1.0
@@ -42,8 +45,8 @@ IDLE_SECONDS = 1.0
 left."""
 IDLE_STEP_SECONDS = 0.2
 """The same again, once that time has passed."""
-MUCH_FASTER = 4.0
-"""The source is used for what peers have if one of its connections is so many times as fast as one to a peer."""
+MUCH_FASTER = 2.0
+"""The source is used for what peers have, too, if it sends so many times as much as all peers together."""
 RATE_KNOWN_SECONDS = 5.0
 """After this time without a part from the source, it is not known how fast that is."""
 
@@ -90,6 +93,7 @@ class PeerQueue:
         self._known: dict[str, _Known] = {}
         self._named: frozenset[str] = frozenset()
         self._named_until = 0.0
+        self._began: float | None = None
         self._order: list[Extent] | None = None
         self._extent = 0
         self._at_least: list[int] = []
@@ -253,14 +257,18 @@ class PeerQueue:
 
     def _take_from_source(self, slots: int, now: float) -> Part | None:
         have, pending, sharing = self._elsewhere(now)
-        if self._source_in_flight >= max(MIN_SOURCE_SLOTS, slots // (1 + sharing)):
+        self._began = now if self._began is None else self._began
+        if now < self._began + BEGIN_SECONDS:
+            sharing = max(sharing, BEGIN_SHARING)
+        limit = max(MIN_SOURCE_SLOTS, slots // (1 + sharing))
+        if self._source_in_flight >= limit:
             return None
         wanted = self._wanted & ~self._index.small if self._named or self._known else self._wanted
         allowed = wanted & ~((have | pending) & self._for_peers)
         if allowed:
             self._idle_since = None
             return self._source_part(self._next_of_source(allowed), now)
-        if not wanted or not self._may_overlap(now):
+        if not wanted or not self._may_overlap(limit, now):
             return None
         allowed = wanted & ~have or wanted
         return self._source_part([_first_from(allowed, self._random.randrange(len(self._units)))], now)
@@ -282,8 +290,8 @@ class PeerQueue:
             self._extent = next((extent.units for extent in self._order if extent.units & allowed), 0)
         return [_first_from(self._extent & allowed or allowed, 0)]
 
-    def _may_overlap(self, now: float) -> bool:
-        """Returns whether the source is asked for what peers have or fetch."""
+    def _may_overlap(self, slots: int, now: float) -> bool:
+        """Returns whether the source is asked for what peers have or fetch. It has so many connections."""
         if not self._known:
             return True
         if self._idle_since is None:
@@ -291,7 +299,7 @@ class PeerQueue:
         if now - self._idle_since < IDLE_SECONDS:
             return False
         if now - self._source_answered < RATE_KNOWN_SECONDS:
-            is_faster = self._source_seconds_per_byte * MUCH_FASTER < self._ledger.seconds_per_byte
+            is_faster = slots / max(self._source_seconds_per_byte, 1e-12) > MUCH_FASTER * self._ledger.bytes_per_second
         else:
             is_faster = not self._source_in_flight  # one part shows how fast it is
         if now - self._answered < IDLE_SECONDS and not is_faster:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tonnage.transfer.protocol import FetchFailed
     from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
 
-PUBLISH_SECONDS = 0.4
+PUBLISH_SECONDS = 0.2
 """Minimum seconds between two changes of what is shown to peers."""
 MAX_PEER_SLOTS = 24
 DOUBT_SECONDS = 60.0

@@ -165,14 +165,9 @@ def test_a_peer_that_does_not_answer_is_as_good_as_none(scene: Scene, address: s
     assert scene.load()["peer_bytes"] == 0
 
 
-def test_a_peer_with_another_entry_under_this_name_is_not_asked_for_it(scene: Scene, fleet: Fleet) -> None:
-    other = scene.s3.make_bucket()
-    scene.s3.put(other, {"model/weights.tensors": to_tensors_file(make_tensors(seed=9)), "model/config.json": b"{}"})
-    found = fleet.load(scene.holder, fleet.plan(source_of(other, scene.s3.endpoint)), scene.s3.environment())
-    cache = scene.holder.media["memory"]
-    shutil.rmtree(cache / scene.first["entry"])
-    (cache / found["entry"]).rename(cache / scene.first["entry"])
-    fleet.serve(scene.holder)
+def test_a_peer_with_another_entry_under_this_name_is_not_asked_for_it(scene: Scene) -> None:
+    put_another_entry(scene, scene.holder)
+    scene.fleet.serve(scene.holder)
     assert scene.load()["peer_bytes"] == 0
 
 
@@ -219,10 +214,23 @@ def test_what_a_peer_of_another_release_shows_is_not_used(scene: Scene) -> None:
     assert scene.load()["dropped_peers"] == []
 
 
-def test_nodes_that_load_at_the_same_time_exchange_what_they_have(scene: Scene) -> None:
+def put_another_entry(scene: Scene, node: Node) -> None:
+    """Has a node's cache have another entry under the name of this one."""
+    other = scene.s3.make_bucket()
+    scene.s3.put(other, {"model/weights.tensors": to_tensors_file(make_tensors(seed=9)), "model/config.json": b"{}"})
+    found = scene.fleet.load(node, scene.fleet.plan(source_of(other, scene.s3.endpoint)), scene.s3.environment())
+    cache = node.media["memory"]
+    shutil.rmtree(cache / scene.first["entry"], ignore_errors=True)
+    (cache / found["entry"]).rename(cache / scene.first["entry"])
+
+
+@pytest.mark.parametrize("others", ["none", "one with another entry"])
+def test_nodes_that_load_at_the_same_time_exchange_what_they_have(scene: Scene, others: str) -> None:
     fleet = scene.fleet
     shutil.rmtree(scene.holder.media["memory"])
     scene.holder.media["memory"].mkdir()
+    if others != "none":
+        put_another_entry(scene, fleet.add("stale"))
     for node in (scene.holder, scene.node):
         fleet.serve(node)
     limits = Limits(workers=1, connections=2, part_size=128 << 10, bandwidth=1 << 20)

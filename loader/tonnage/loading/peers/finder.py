@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tonnage.loading.peers.headers_file import HeadersFile
     from tonnage.planning.segments import ByteRange
 
-STATE_SECONDS = 0.4
+STATE_SECONDS = 0.3
 """Seconds between two looks at a peer that is loading."""
 COMPLETE_SECONDS = 30.0
 """The same of one that has everything."""
@@ -72,9 +72,9 @@ RETRY_SECONDS = 5.0
 RENEW_SECONDS = 240.0
 """A pass is renewed when it is valid for no longer than this."""
 REFUSED_SECONDS = 30.0
-"""After a refusal of all peers, the pass is asked for again after this time."""
+"""A peer that has refused a pass is asked for one again after this time."""
 NONE_SECONDS = 0.4
-"""The same if no peer has anything of the entry yet."""
+"""While no peer has anything of the entry, they are asked for a pass again after this time."""
 _TICK_SECONDS = 0.1
 _FIRST_TICK_SECONDS = 0.01
 _ACCESS = "access"
@@ -156,7 +156,7 @@ class PeerFinder:
         self._asked_times = 0
         self._answers: deque[PeersAnswer] = deque()
         self._to_ask: list[Peer] = []
-        self._refusal = ""
+        self._refusals: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
     # -- the transfer's side
@@ -309,8 +309,7 @@ class PeerFinder:
         if not self._to_ask:
             if now < self._token_due:
                 return
-            self._to_ask = self._asked()
-            self._refusal = ""
+            self._to_ask = [peer for peer in self._asked() if self._refusals.get(peer.node, 0.0) <= now]
             self._token_due = now + NONE_SECONDS
             if not self._to_ask:
                 return
@@ -330,12 +329,9 @@ class PeerFinder:
             self._token_due = now + max(left - RENEW_SECONDS, 5.0)
             return
         if response.status != 404:
-            self._refusal = f"{node}: {answer.message or response.problem or f'status {response.status}'}"
-        if self._to_ask:
-            return
-        self._token_due = now + (REFUSED_SECONDS if self._refusal else NONE_SECONDS)
-        if self._refusal:
-            self.problem = f"Peers gave no access ({self._refusal})."
+            self._refusals[node] = now + REFUSED_SECONDS  # others may have the entry soon
+            why = answer.message or response.problem or f"status {response.status}"
+            self.problem = f"Peers gave no access ({node}: {why})."
 
     # -- what peers have
 
