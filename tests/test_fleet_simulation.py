@@ -17,7 +17,8 @@ MIB = 1 << 20
 @pytest.fixture
 def simulated_fleet(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "fleet")
-    return pytest.importorskip("simulated_fleet")
+    module: ModuleType = pytest.importorskip("simulated_fleet")
+    return module
 
 
 def settings(module: ModuleType, **changed: Any) -> Any:
