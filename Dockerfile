@@ -78,7 +78,7 @@ RUN for image in operator loader; do \
         fi \
         && /build/venv/bin/hatchling build -t wheel -d "/build/$image" >/dev/null \
         && python3 -m zipfile -e "/build/$image"/*.whl "$site" \
-        && test -f "$site/tonnage/format/crc.so" \
+        && test -f "$site/tonnage/format/crc.so" && test -f "$site/tonnage/transfer/receive.so" \
         && python3 -m compileall -q --invalidation-mode unchecked-hash -s "/out/$image" -p / "$site" \
         && install -D -m 0755 hack/images/entrypoint.py "/out/$image/usr/local/bin/tonnage" \
         || exit 1; \

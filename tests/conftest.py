@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.s3_fixtures", "support.tensors_fixtures"]
+pytest_plugins = ["support.s3_fixtures", "support.tensors_fixtures", "support.receivers"]

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LIBRARIES = {"copy_ring.c": "tonnage/attach/native/copy_ring.so", "crc.c": "tonnage/format/crc.so"}
+LIBRARIES = {
+    "copy_ring.c": "tonnage/attach/native/copy_ring.so",
+    "crc.c": "tonnage/format/crc.so",
+    "receive.c": "tonnage/transfer/receive.so",
+}
 """Each source's library in the wheel."""
 FLAGS = ("-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread")
 

@@ -65,6 +65,7 @@ def run_plan(
     canceled: Callable[[], bool] = lambda: False,
     keep_lock: bool = False,
     on_readable: Callable[[str], None] | None = None,
+    may_fork: bool = False,
 ) -> LoadResult:
     """Loads the plan's sources into the cache, unless they are already there.
 
@@ -77,12 +78,14 @@ def run_plan(
         keep_lock: Keep the entry's use lock and return it in the result.
         on_readable: Called once with the entry's name, when readers that wait can start: all companions are there, and
             the table of files. None: nothing is shown before the load has ended, unless another reader has asked.
+        may_fork: Whether this process may be forked, because it runs nothing else: the load then starts sooner.
 
     Raises:
         TonnageError: The load failed. ``details`` has fields for the report.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    return _Load(plan, cache, environment, on_progress, canceled, on_readable).run(keep_lock=keep_lock)
+    load = _Load(plan, cache, environment, on_progress, canceled, on_readable, may_fork=may_fork)
+    return load.run(keep_lock=keep_lock)
 
 
 class _Load:
@@ -96,6 +99,8 @@ class _Load:
         on_progress: Callable[[Progress], None],
         canceled: Callable[[], bool],
         on_readable: Callable[[str], None] | None,
+        *,
+        may_fork: bool,
     ) -> None:
         self._plan = plan
         self._cache = cache
@@ -103,6 +108,7 @@ class _Load:
         self._send_progress = on_progress
         self._canceled = canceled
         self._on_readable = on_readable
+        self._may_fork = may_fork
         self._gate: StreamGate | None = None
         self._started = time.monotonic()
         self._deadline = deadline_of(plan, self._started)
@@ -314,6 +320,7 @@ class _Load:
             on_retry=self._count_retry,
             lock_descriptors=locks,
             gate=self._gate,
+            may_fork=self._may_fork,
         )
 
     def _verify_resumed(

@@ -39,6 +39,7 @@ def start_fill(
     on_retry: Callable[[], None],
     lock_descriptors: Sequence[int],
     gate: StreamGate | None,
+    may_fork: bool,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them: see ``fill_entry``.
 
@@ -58,12 +59,13 @@ def start_fill(
         on_retry: Called for each retry of a request for an index.
         lock_descriptors: Descriptors of the entry's locks, which workers keep open while they write.
         gate: As for ``fill_entry``.
+        may_fork: As for ``run_plan``.
 
     Raises:
         TonnageError: The load failed.
     """
     with (
-        WorkerHost(pass_fds=lock_descriptors, environment=environment) as worker_host,
+        WorkerHost(pass_fds=lock_descriptors, environment=environment, may_fork=may_fork) as worker_host,
         _open_peers(plan, entry, resolved, environment) as peers,
     ):
         replans, reserves_first = 0, False

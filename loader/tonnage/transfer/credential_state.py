@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.source.error_classification import Retry
+from tonnage.transfer import body
 from tonnage.transfer.protocol import Setup, UpdateCredentials, UpdateTarget
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class CredentialState:
             self._spec.stall_seconds,
             self._spec.huge_pages,
             self._crcs,
+            body.LIBRARY,
         )
 
     def refresh_expiring(self, pool: WorkerPool) -> None:

@@ -36,6 +36,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted.
         huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
         crcs: For each object, the CRC to compute of what is received in addition to CRC-32; empty: none.
+        receive_library: Path of the compiled part that receives bodies; empty: Python does.
     """
 
     targets: list[RequestTarget]
@@ -45,6 +46,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
     stall_seconds: int
     huge_pages: bool = False
     crcs: list[str] = []
+    receive_library: str = ""
 
 
 class Fetch(_Message, frozen=True, array_like=True, tag=True):

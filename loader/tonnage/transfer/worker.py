@@ -7,13 +7,13 @@ them to the given files and sends the results. It exits when the coordinator's s
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import select
 import time
 from typing import TYPE_CHECKING
 
 import pycurl
-from isal import isal_zlib
 
 from tonnage.transfer.connection import Connection
 from tonnage.transfer.protocol import (
@@ -35,9 +35,9 @@ from tonnage.transfer.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from tonnage.source.request_target import Credentials, RequestTarget
+    from tonnage.transfer.body import Body
+    from tonnage.transfer.compiled_body import ReceiveLibrary
     from tonnage.transfer.huge_pages import HugePageAllocator
     from tonnage.transfer.sha256_worker import Sha256Worker
 
@@ -73,7 +73,8 @@ class Worker:
         self._credential_indexes: list[int] = []
         self._credentials: list[Credentials | None] = []
         self._paths: list[str] = []
-        self._crcs: list[Callable[[bytes, int], int] | None] = []
+        self._crcs: list[str] = []
+        self._library: ReceiveLibrary | None = None
         self._descriptors: dict[int, int] = {}
         self._reported = time.monotonic()
         self._sha256_worker: Sha256Worker | None = None
@@ -136,14 +137,15 @@ class Worker:
 
                     self._sha256_worker = Sha256Worker(self._descriptor)
                 self._sha256_worker.submit(message)
-            case Setup(targets, sources, credentials, files, stall_seconds, huge_pages, crcs):
+            case Setup(targets, sources, credentials, files, stall_seconds, huge_pages, crcs, library):
                 self._targets, self._credential_indexes, self._credentials = targets, sources, credentials
                 self._paths, self._stall_seconds = files, stall_seconds
-                self._crcs = _crc_functions(crcs)
+                self._crcs = crcs
                 if huge_pages:
                     from tonnage.transfer.huge_pages import HugePageAllocator
 
                     self._huge_pages = HugePageAllocator()
+                self._library = _load_library(library)
             case _:
                 raise TypeError(f"unexpected message {type(message).__name__}")
 
@@ -152,13 +154,22 @@ class Worker:
             self._descriptors[file] = os.open(self._paths[file], os.O_RDWR | os.O_CLOEXEC)
         return self._descriptors[file]
 
+    def _new_body(self, curl: pycurl.Curl) -> Body:
+        """Makes what receives the bodies of a handle's responses: the compiled part, if it can."""
+        if self._library is not None:
+            from tonnage.transfer.compiled_body import CompiledBody
+
+            with contextlib.suppress(LookupError):
+                return CompiledBody(self._library, curl, self._descriptor, self._huge_pages)
+        from tonnage.transfer.python_body import PythonBody
+
+        return PythonBody(self._descriptor, self._huge_pages)
+
     def _start_queued(self) -> None:
         """Starts queued parts on idle connections."""
         while self._queue and len(self._busy) < self._connections:
             fetch = self._queue.popleft()
-            connection = (
-                self._idle.pop() if self._idle else Connection(isal_zlib.crc32, self._descriptor, self._huge_pages)
-            )
+            connection = self._idle.pop() if self._idle else Connection(self._new_body)
             credentials = self._credentials[self._credential_indexes[fetch.target]]
             try:
                 connection.start(
@@ -166,7 +177,7 @@ class Worker:
                     self._targets[fetch.target],
                     credentials,
                     stall_seconds=self._stall_seconds,
-                    crc=self._crcs[fetch.target] if self._crcs else None,
+                    crc=self._crcs[fetch.target] if self._crcs else "",
                 )
             except OSError as error:
                 self._idle.append(connection)
@@ -189,8 +200,8 @@ class Worker:
         connection = self._busy.pop(curl)
         failure = connection.finish(code)
         self._multi.remove_handle(curl)
-        if connection.write_error:
-            self._send(WriteFailed(connection.fetch.id, connection.write_error))
+        if connection.body.write_error:
+            self._send(WriteFailed(connection.fetch.id, connection.body.write_error))
         elif failure is None:
             self._send(FetchSucceeded(*_received(connection)))
         else:
@@ -206,9 +217,9 @@ class Worker:
                 self._report(connection)
 
     def _report(self, connection: Connection) -> None:
-        if connection.unreported_bytes:
-            self._send(Received(connection.unreported_bytes))
-            connection.unreported_bytes = 0
+        if connection.body.unreported_bytes:
+            self._send(Received(connection.body.unreported_bytes))
+            connection.body.unreported_bytes = 0
 
     def _send(self, message: ToCoordinator) -> None:
         self._outgoing += encode_frame(message)
@@ -227,15 +238,15 @@ class Worker:
 
 def _received(connection: Connection) -> tuple[int, int, list[int], list[bytes], int]:
     """Returns the fields of a ``Result``."""
-    checksums, captured = connection.checksums, connection.captured
-    return connection.fetch.id, connection.written_end, checksums, captured, connection.crc
+    checksums, captured = connection.body.results()
+    return connection.fetch.id, connection.written_end, checksums, captured, connection.body.crc
 
 
-def _crc_functions(names: Sequence[str]) -> list[Callable[[bytes, int], int] | None]:
-    """Returns what computes each of the CRCs; an empty list if there is none, as nothing need be imported then."""
-    if not any(names):
-        return []
-    from tonnage.contract import ChecksumAlgorithm
-    from tonnage.format.checksums import crc_function
+def _load_library(path: str) -> ReceiveLibrary | None:
+    if not path:
+        return None
+    from tonnage.transfer.compiled_body import ReceiveLibrary  # not where it is missing
 
-    return [crc_function(ChecksumAlgorithm(name)) if name else None for name in names]
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        return ReceiveLibrary(path)
+    return None

@@ -1,21 +1,17 @@
-"""Starts and ends worker processes.
+"""Starts and ends worker processes, which are forked from a process of their own (``host_process``).
 
-They are forked from a process that is started by ``exec``, not from this one: ``tonnage.load`` may be called in a
-process with threads, CUDA and gigabytes of memory. Their arguments and environment contain no secrets; credentials are
-sent over the socket.
+Credentials are sent to them over a socket.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
+from tonnage.transfer.host_process import EXIT_SECONDS, HostProcess
 from tonnage.transfer.protocol import RECEIVE_BYTES, FrameDecoder, ToCoordinator, encode_frame
 
 if TYPE_CHECKING:
@@ -24,28 +20,24 @@ if TYPE_CHECKING:
 
     from tonnage.transfer.protocol import ToWorker
 
-_BOOT = "import sys;sys.path[:]=sys.argv[2:];from tonnage.transfer.worker_host import main;main(int(sys.argv[1]))"
-_MALLOC_SETTINGS = {"MALLOC_TRIM_THRESHOLD_": str(128 << 20), "MALLOC_TOP_PAD_": str(8 << 20)}
-"""A worker frees a MiB of received bytes a thousand times a second. By default glibc returns the memory to the kernel
-each time and faults it in again, which took a tenth of the worker's CPU time."""
 _NUMBER = struct.Struct("<i")
 """As in ``worker_host``, which is not imported here."""
-EXIT_SECONDS = 5.0
-"""Longer than the host waits for a worker."""
 
 
 class WorkerHost:
-    """The process from which workers are forked. It needs a tenth of a second to start, which it does on its own.
+    """The process from which workers are forked.
 
     Args:
         pass_fds: File descriptors that workers inherit, so that locks on them stay held while any worker writes,
             even if this process was killed.
         environment: Variables, of which workers get those without secrets.
+        may_fork: Whether this process may be forked.
     """
 
-    def __init__(self, *, pass_fds: Sequence[int], environment: Mapping[str, str]) -> None:
+    def __init__(self, *, pass_fds: Sequence[int], environment: Mapping[str, str], may_fork: bool = False) -> None:
         self._pass_fds = pass_fds
         self._environment = environment
+        self._may_fork = may_fork
         self._start()
 
     def __enter__(self) -> Self:
@@ -69,37 +61,23 @@ class WorkerHost:
 
     def close(self) -> None:
         """Ends the process. Close its workers before."""
-        self._control.close()
-        try:
-            self._process.wait(EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.close()
 
     def _start(self) -> None:
         self._started = 0
-        self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
-            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, no shell
-                [sys.executable, "-I", "-S", "-c", _BOOT, str(other.fileno()), *sys.path],
-                pass_fds=(other.fileno(), *self._pass_fds),
-                env=_worker_environment(self._environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        self._process = HostProcess(pass_fds=self._pass_fds, environment=self._environment, may_fork=self._may_fork)
 
     def _fork(self) -> WorkerProcess:
         ours, other = socket.socketpair()
         number = _NUMBER.pack(self._started)
         with other:
             try:
-                socket.send_fds(self._control, [number], [other.fileno()])
+                socket.send_fds(self._process.control, [number], [other.fileno()])
             except OSError:
                 ours.close()
                 raise
         self._started += 1
-        return WorkerProcess(ours, self._control, number)
+        return WorkerProcess(ours, self._process.control, number)
 
 
 class WorkerProcess:
@@ -162,13 +140,3 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             while self.socket.recv(RECEIVE_BYTES):
                 pass
-
-
-def _worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables for a worker: proxies, certificate paths, the locale. No credentials."""
-    wanted = ("_proxy", "_PROXY", "SSL_CERT_", "CURL_", "LANG", "LC_", "LD_LIBRARY_PATH", "TZ", "PATH")
-    return (
-        {name: value for name, value in environment.items() if name.startswith(wanted) or name.endswith(wanted[:2])}
-        | _MALLOC_SETTINGS
-        | {"PYTHONDONTWRITEBYTECODE": "1", "HOME": os.devnull}
-    )

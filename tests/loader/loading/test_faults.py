@@ -32,10 +32,16 @@ from tonnage.errors import (
 )
 from tonnage.loading import run_plan
 from tonnage.source.backoff import backoff_seconds
-from tonnage.transfer import coordinator
+from tonnage.transfer import body, coordinator
 
 if TYPE_CHECKING:
     from support.load_harness import IsPartRequest, LoadHarness
+
+
+@pytest.fixture(autouse=True)
+def _pair(weights_kind: str, receive_library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fault meets both kinds of sources and both ways of receiving, but not each with each."""
+    monkeypatch.setattr(body, "LIBRARY", receive_library if weights_kind == "tensors" else "")
 
 
 PASSING = {
@@ -227,12 +233,14 @@ def test_without_verification_a_flipped_bit_passes_and_is_reported_as_unverified
     assert harness.load(verify="none").verified == "none"
 
 
+@pytest.mark.usefixtures("receiver")
 def test_with_sha256_a_flipped_bit_is_detected(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     harness.server.add_fault(Fault(flip=data_offset(harness)), when=is_part_request)
     with pytest.raises(ChecksumMismatch):
         harness.load(verify="sha256")
 
 
+@pytest.mark.usefixtures("receiver")
 def test_a_header_that_disagrees_with_the_index_is_damage(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     first_header = harness.body
     harness.server.add_fault(Fault(flip=first_header + 12), when=is_part_request)
@@ -241,6 +249,7 @@ def test_a_header_that_disagrees_with_the_index_is_damage(harness: LoadHarness, 
     harness.assert_nothing_visible()
 
 
+@pytest.mark.usefixtures("receiver")
 def test_a_missing_terminator_is_damage(harness: LoadHarness, is_part_request: IsPartRequest) -> None:
     harness.server.add_fault(Fault(flip=len(harness.tensors_file) - 3), when=is_part_request)
     with pytest.raises(FormatDamaged, match="end mark"):

@@ -80,6 +80,7 @@ def test_a_full_tmpfs_and_a_file_that_can_not_be_mapped_are_left_to_the_write(ad
         HugePageAllocator().populate(file.fileno(), 0, 100)
 
 
+@pytest.mark.usefixtures("receiver")
 def test_a_load_into_such_a_tmpfs_gets_huge_pages_and_reports_it(harness: LoadHarness, advised: Path) -> None:
     harness.tensors = {f"layers.{n}": torch.rand(1 << 20) for n in range(4)}
     harness.server.put(KEY, to_tensors_file(harness.tensors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,7 @@ from support.faults import Fault
 from support.faulty_server import FaultyServer
 from support.models import load_safetensors_dir, to_safetensors_file
 from tonnage.contract import Limits
-from tonnage.source.request_target import RECEIVE_BUFFER
-from tonnage.transfer.connection import low_water_mark
+from tonnage.transfer.connection import UNDELIVERED_BYTES, low_water_mark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 SIZE = 4 << 20
 
 
-@given(st.integers(0, 1 << 40), st.integers(0, RECEIVE_BUFFER))
+@given(st.integers(0, 1 << 40), st.integers(0, UNDELIVERED_BYTES))
 def test_a_response_ends_with_as_many_bytes_as_make_it_readable(remaining: int, in_libcurl: int) -> None:
     mark = low_water_mark(remaining)
     assert mark == 1 or mark <= remaining - in_libcurl
 
 
+@pytest.mark.usefixtures("receiver")
 def test_bytes_below_the_mark_are_taken_while_the_server_stalls_and_the_connection_is_reused(tmp_path: Path) -> None:
     tensors = {name: torch.randint(0, 256, (SIZE,), dtype=torch.uint8) for name in "ab"}
     stalls_at = low_water_mark(SIZE) + 99_999

@@ -97,6 +97,7 @@ def _load(arguments: argparse.Namespace, invocation: Invocation, files: StatusFi
                 canceled=invocation.cancellation.canceled,
                 keep_lock=arguments.hold,
                 on_readable=files.mark_readable if arguments.stream else None,
+                may_fork=True,
             )
     except TonnageError as error:
         if arguments.into and type(error) in FOLDER_REMEDIES:

@@ -1,0 +1,209 @@
+/*
+ * The bodies of responses, as libcurl passes them on: their checksums are computed, and they are written to files.
+ *
+ * libcurl calls `receive` with at most 16 KiB, 60,000 times a GB. Each call computes the checksums while the bytes are in
+ * the processor's first cache, and copies them to a buffer that fits its second one, because so many calls of the kernel
+ * would cost more than the copy. All receivers of a thread share the buffer, so that it stays in that cache.
+ * The thread that drives libcurl calls it, and doesn't hold the interpreter's lock meanwhile; nothing here calls Python.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "crc_update.h"
+
+#define ABI 1
+#define HUGE_PAGE ((uint64_t)2 << 20)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+enum { CHECKSUMMED = 1, CAPTURED = 2 };
+
+/* The bytes of an object from the end of the piece before to `end`. */
+struct piece {
+    uint64_t end;
+    int64_t target;  /* offset in the file; negative: they are not written */
+    uint32_t output; /* index of the file */
+    uint32_t flags;
+};
+
+struct output {
+    unsigned char *mapping; /* all bytes of the file, advised to be in huge pages; NULL: no pages are populated */
+    uint64_t mapped;
+    int32_t descriptor;
+    uint32_t reserved;
+};
+
+enum { UNDECIDED, ACCEPTED, REFUSED };
+enum { NO_CRC, CRC64NVME, CRC32C };
+
+struct receiver;
+
+/* Bytes that are not written yet: `used` bytes of one receiver, for one place. */
+struct writer {
+    unsigned char *buffer;
+    uint64_t size;
+    uint64_t used;
+    struct receiver *receiver;
+    struct output *output;
+    uint64_t at; /* offset in the file */
+};
+
+/* One response. Results are 0 at its start. */
+struct receiver {
+    struct writer *writer;
+    uint64_t start; /* the range, in the object */
+    uint64_t end;
+    uint64_t at; /* first byte that has not arrived */
+    const struct piece *pieces;
+    struct output *outputs;
+    uint32_t *checksums;       /* result: the CRC-32 of each piece as far as it has arrived */
+    unsigned char *captured;   /* result: the captured pieces, one after the other; there is room for all */
+    unsigned char *other_body; /* result: the beginning of a body that is not the requested range */
+    uint64_t other_limit;
+    uint64_t captured_size; /* result */
+    uint64_t other_size;    /* result */
+    uint64_t crc;           /* result: of all pieces together */
+    uint64_t received;      /* result: bytes of all bodies; the caller sets it to 0 when it has read it */
+    const struct output *populated; /* where a huge page was populated last; NULL: nowhere */
+    uint64_t populated_page;        /* its number */
+    uint32_t algorithm; /* of `crc` */
+    uint32_t piece;    /* index of the piece that has the byte `at` */
+    uint32_t decision; /* whether the response is the requested range, which its headers tell the caller */
+    uint32_t too_long; /* result: whether bytes follow `end` */
+    int32_t error;     /* result: an errno */
+};
+
+__attribute__((constructor)) static void prepare_all(void)
+{
+    prepare(&nvme);
+    prepare(&castagnoli);
+    prepare(&ieee);
+}
+
+int receive_abi(void)
+{
+    return ABI;
+}
+
+/* Populates the huge pages of a range, unless it did so last. On an error it leaves all others to the file system. */
+static void populate(struct receiver *receiver, struct output *output, uint64_t start, uint64_t end)
+{
+    for (uint64_t page = start / HUGE_PAGE; output->mapping && page <= (end - 1) / HUGE_PAGE; page++) {
+        uint64_t offset = page * HUGE_PAGE;
+        if ((output == receiver->populated && page == receiver->populated_page) || offset >= output->mapped)
+            continue;
+        receiver->populated = output;
+        receiver->populated_page = page;
+        size_t size = output->mapped - offset < HUGE_PAGE ? output->mapped - offset : HUGE_PAGE;
+        if (madvise(output->mapping + offset, size, MADV_POPULATE_WRITE))
+            output->mapping = NULL; /* an old kernel, or no room, which the write reports */
+        else
+            madvise(output->mapping + offset, size, MADV_DONTNEED); /* keeps the page, but not as memory of ours */
+    }
+}
+
+static int write_all(int descriptor, const unsigned char *data, size_t size, uint64_t at)
+{
+    while (size) {
+        ssize_t written = pwrite(descriptor, data, size, (off_t)at);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            return written ? errno : EIO;
+        data += written;
+        size -= (size_t)written;
+        at += (uint64_t)written;
+    }
+    return 0;
+}
+
+static void flush(struct writer *writer)
+{
+    if (!writer->used)
+        return;
+    if (writer->output->mapping)
+        populate(writer->receiver, writer->output, writer->at, writer->at + writer->used);
+    int error = write_all(writer->output->descriptor, writer->buffer, writer->used, writer->at);
+    if (error)
+        writer->receiver->error = error;
+    writer->used = 0;
+}
+
+/* Writes what the receiver has left in the buffer. Call it at the end of its response. */
+void receiver_finish(struct receiver *receiver)
+{
+    if (receiver->writer->receiver == receiver)
+        flush(receiver->writer);
+}
+
+/* Buffers bytes for a place in a file. */
+static void put(struct receiver *receiver, struct output *output, const unsigned char *data, size_t size, uint64_t at)
+{
+    struct writer *writer = receiver->writer;
+    if (writer->receiver != receiver || writer->output != output || writer->at + writer->used != at ||
+        writer->used + size > writer->size)
+        flush(writer);
+    if (!writer->used) {
+        writer->receiver = receiver;
+        writer->output = output;
+        writer->at = at;
+    }
+    memcpy(writer->buffer + writer->used, data, size);
+    writer->used += size;
+}
+
+/* Takes bytes of one piece. */
+static void take(struct receiver *receiver, const unsigned char *data, size_t size)
+{
+    const struct piece *piece = &receiver->pieces[receiver->piece];
+    uint32_t *checksum = &receiver->checksums[receiver->piece];
+    if (piece->flags & CHECKSUMMED)
+        *checksum = (uint32_t)update(&ieee, *checksum, data, size);
+    if (receiver->algorithm != NO_CRC)
+        receiver->crc = update(receiver->algorithm == CRC64NVME ? &nvme : &castagnoli, receiver->crc, data, size);
+    if (piece->flags & CAPTURED) {
+        memcpy(receiver->captured + receiver->captured_size, data, size);
+        receiver->captured_size += size;
+    }
+    if (piece->target < 0)
+        return;
+    uint64_t start = receiver->piece ? receiver->pieces[receiver->piece - 1].end : receiver->start;
+    uint64_t at = (uint64_t)piece->target + (receiver->at - start);
+    put(receiver, &receiver->outputs[piece->output], data, size, at);
+}
+
+/* libcurl's CURLOPT_WRITEFUNCTION. Returns how many bytes it took; fewer than there are end the transfer. */
+size_t receive(const char *bytes, size_t one, size_t size, void *user)
+{
+    struct receiver *receiver = user;
+    const unsigned char *data = (const unsigned char *)bytes;
+    size *= one;
+    receiver->received += size;
+    if (receiver->decision != ACCEPTED) {
+        size_t room = receiver->other_limit - receiver->other_size;
+        size_t kept = size < room ? size : room;
+        memcpy(receiver->other_body + receiver->other_size, data, kept);
+        receiver->other_size += kept;
+        return receiver->decision == REFUSED ? 0 : size;
+    }
+    if (size > receiver->end - receiver->at) {
+        receiver->too_long = 1;
+        return 0;
+    }
+    for (size_t left = size; left;) {
+        while (receiver->pieces[receiver->piece].end == receiver->at) /* the last one ends with the range */
+            receiver->piece++;
+        uint64_t rest = receiver->pieces[receiver->piece].end - receiver->at;
+        size_t length = left < rest ? left : (size_t)rest;
+        length = length < receiver->writer->size ? length : receiver->writer->size;
+        take(receiver, data, length);
+        receiver->at += length;
+        data += length;
+        left -= length;
+    }
+    return receiver->error ? 0 : size;
+}

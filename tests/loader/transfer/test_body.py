@@ -1,0 +1,190 @@
+"""Bodies are received in C or in Python, with the same results. libcurl passes them on, here from files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pycurl
+import pytest
+from awscrt import checksums as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support.receivers import COMPILED, PYTHON
+from tonnage.planning.segments import NOT_WRITTEN, SpanRole
+from tonnage.source.error_classification import BODY_LIMIT
+from tonnage.transfer.compiled_body import CompiledBody, ReceiveLibrary
+from tonnage.transfer.protocol import Fetch
+from tonnage.transfer.python_body import PythonBody
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tonnage.transfer.body import Body
+
+FILES = 2
+SIZE = 150_000
+CRCS = {"": lambda _data: 0, "crc64nvme": reference.crc64nvme, "crc32c": reference.crc32c}
+WHOLE = Fetch(1, 0, 0, SIZE, [(SIZE, int(SpanRole.DATA), 0, 0)])
+
+MakeBody = Callable[[pycurl.Curl, Callable[[int], int]], "Body"]
+
+
+@dataclass(repr=False)
+class Store:
+    """An object, and output files, which are empty at first."""
+
+    content: bytes
+    source: Path
+    outputs: list[int]
+
+    def outputs_of(self, number: int) -> int:
+        return self.outputs[number]
+
+    def receive(
+        self,
+        body: Body,
+        curl: pycurl.Curl,
+        fetch: Fetch,
+        *,
+        crc: str = "",
+        to: int = 0,
+        buffer: int = 16 << 10,
+        accepted: bool | None = True,
+    ) -> int:
+        """Lets libcurl read the bytes of a range, up to ``to``, and pass them on. Returns its error code."""
+        for descriptor in self.outputs:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+        curl.reset()
+        curl.setopt(pycurl.URL, self.source.as_uri())
+        curl.setopt(pycurl.RANGE, f"{fetch.start}-{(to or fetch.end) - 1}")
+        curl.setopt(pycurl.BUFFERSIZE, buffer)
+        body.start(curl, fetch, crc)
+        if accepted is not None:
+            body.decide(accepted=accepted)
+        try:
+            curl.perform()
+        except pycurl.error as error:
+            return int(error.args[0])
+        finally:
+            body.finish()
+        return 0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    folder = tmp_path_factory.mktemp("store")
+    content = os.urandom(SIZE)
+    (folder / "object").write_bytes(content)
+    outputs = [os.open(folder / f"output-{number}", os.O_RDWR | os.O_CREAT) for number in range(FILES)]
+    yield Store(content, folder / "object", outputs)
+    for descriptor in outputs:
+        os.close(descriptor)
+
+
+@pytest.fixture(scope="module", params=[COMPILED, PYTHON])
+def make_body(request: pytest.FixtureRequest, receive_library: str) -> MakeBody:
+    if request.param == PYTHON:
+        return lambda _curl, files: PythonBody(files)
+    library = ReceiveLibrary(receive_library)
+    return lambda curl, files: CompiledBody(library, curl, files)
+
+
+@st.composite
+def fetches(draw: st.DrawFn) -> Fetch:
+    """Ranges of the object, of pieces of all kinds."""
+    bounds = sorted(draw(st.sets(st.integers(0, SIZE), min_size=2, max_size=12)))
+    pieces = []
+    for start, end in pairwise(bounds):
+        role = draw(st.sampled_from(SpanRole))
+        target = draw(st.sampled_from([NOT_WRITTEN, start, start + 1000]))
+        pieces.append((end, int(role), target, draw(st.integers(0, FILES - 1))))
+    return Fetch(1, 0, bounds[0], bounds[-1], pieces)
+
+
+@settings(deadline=None, max_examples=100)
+@given(fetch=fetches(), buffer=st.integers(1024, 70_000), to=st.integers(1, SIZE), crc=st.sampled_from(sorted(CRCS)))
+def test_bytes_are_written_where_they_belong_and_are_in_their_checksums(
+    make_body: MakeBody, store: Store, fetch: Fetch, buffer: int, to: int, crc: str
+) -> None:
+    to = max(fetch.start + 1, min(fetch.end, to))
+    curl = pycurl.Curl()
+    body = make_body(curl, store.outputs_of)
+    assert store.receive(body, curl, fetch, crc=crc, to=to, buffer=buffer) == 0
+
+    checksums, captured, files = [], [], [bytearray() for _ in range(FILES)]
+    start = fetch.start
+    for end, role, target, number in fetch.pieces:
+        if start >= to:
+            break
+        data = store.content[start : min(end, to)]
+        is_captured = role in {SpanRole.HEADER, SpanRole.TAIL}
+        checksums.append(0 if is_captured else zlib.crc32(data))
+        captured.append(data if is_captured else b"")
+        if target != NOT_WRITTEN:
+            files[number] += bytes(max(0, target + len(data) - len(files[number])))
+            files[number][target : target + len(data)] = data
+        start = end
+    assert body.results() == (checksums, captured)
+    assert (body.at, body.crc) == (to, CRCS[crc](store.content[fetch.start : to]))
+    assert (body.unreported_bytes, body.write_error, body.too_long) == (to - fetch.start, 0, False)
+    assert [os.pread(descriptor, 2 * SIZE, 0) for descriptor in store.outputs] == files
+
+
+def test_a_body_is_used_again(make_body: MakeBody, store: Store) -> None:
+    curl = pycurl.Curl()
+    body = make_body(curl, store.outputs_of)
+    assert store.receive(body, curl, WHOLE, to=1000) == 0
+    assert store.receive(body, curl, WHOLE) == 0
+    assert body.results() == ([zlib.crc32(store.content)], [b""])
+    assert body.unreported_bytes == 1000 + SIZE
+    body.unreported_bytes = 0
+    assert body.unreported_bytes == 0
+
+
+def test_the_beginning_of_what_is_not_the_range_is_kept_and_nothing_is_written(
+    make_body: MakeBody, store: Store
+) -> None:
+    curl = pycurl.Curl()
+    body = make_body(curl, store.outputs_of)
+    assert store.receive(body, curl, WHOLE, accepted=None) == 0
+    assert body.other_body[:BODY_LIMIT] == store.content[:BODY_LIMIT]
+    assert (body.at, body.results()) == (0, ([], []))
+    assert os.pread(store.outputs[0], 1, 0) == b""
+
+
+def test_a_refused_response_ends_the_transfer(make_body: MakeBody, store: Store) -> None:
+    curl = pycurl.Curl()
+    body = make_body(curl, store.outputs_of)
+    assert store.receive(body, curl, WHOLE, accepted=False) == pycurl.E_WRITE_ERROR
+    assert (body.at, body.too_long, body.write_error) == (0, False, 0)
+
+
+def test_more_bytes_than_the_range_end_the_transfer(make_body: MakeBody, store: Store) -> None:
+    fetch = Fetch(1, 0, 10, 100_000, [(100_000, int(SpanRole.DATA), 0, 0)])
+    curl = pycurl.Curl()
+    body = make_body(curl, store.outputs_of)
+    assert store.receive(body, curl, fetch, to=SIZE) == pycurl.E_WRITE_ERROR
+    assert body.too_long
+    assert os.pread(store.outputs[0], SIZE, 0) == store.content[10 : body.at]
+
+
+def test_a_failed_write_ends_the_transfer_with_its_error(make_body: MakeBody, store: Store) -> None:
+    curl = pycurl.Curl()
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        body = make_body(curl, lambda _number: full)
+        fetch = Fetch(1, 0, 0, SIZE, [(SIZE, int(SpanRole.DATA), 0, 0)])
+        code = store.receive(body, curl, fetch)
+    finally:
+        os.close(full)
+    assert body.write_error
+    assert code in {0, pycurl.E_WRITE_ERROR}, "what was buffered may have been written after the last byte had come"
