@@ -1,10 +1,12 @@
 """Measures the controller with many objects and nodes: 20 ModelWeights on 1,000 nodes with peers, on one machine.
 
     make bench-operator BENCH_ARGS='--models 20 --nodes 1000 --idle 600 --out docs/performance'
+    make bench-operator BENCH_ARGS='--recorded --idle 30'
 
 The control plane is real, the nodes are only Node objects with the pod of a peer each, and their loaders end at once.
 The controller runs as in production, in its own process. When all objects have converged, it is observed, restarted and
 observed again. Then one more model is loaded on all nodes, whose loaders stay, report their progress and ask for peers.
+With --recorded the first models are not loaded: their records are written, which takes a minute instead of forty.
 Prints a line of JSON: the time to converge, the controller's peak memory and requests, writes for each load, while
 nothing happens and after the restart, the times of answers to loaders, and the processor time of every process.
 """
@@ -23,6 +25,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import trustme
+from records import write_records
+
 from operator_support.control_plane import ControlPlane, find_programs
 from operator_support.harness import WITH_PEERS, ControllerProcess, OperatorHarness
 from support.ports import free_ports
@@ -39,8 +44,8 @@ _TEMPLATE = """\
 
 `make bench-operator`: {models} objects on {nodes:,} nodes with a ready peer each, `maxConcurrentNodes: {concurrent}`.
 The control plane is real and shares {host} with all else; the nodes' loaders end at once. Each of
-{loaders:,} loaders sends its reports over plain HTTP with its pod's token: progress every 2 seconds, the question for
-peers every 5.
+{loaders:,} loaders sends its reports over TLS with its pod's token, from an address of its own: progress every 2
+seconds on one connection, the question for peers every 5 on another.
 
 | | measured | asked for |
 |---|---:|---:|
@@ -73,8 +78,8 @@ def _writes(requests: dict[str, int]) -> int:
 
 
 def _writes_for_each_load(requests: dict[str, int], loads: int) -> dict[str, float]:
-    """Returns the writes by verb and resource, for each load."""
-    found: dict[str, float] = {}
+    """Returns the writes for each load: all, the least possible, and by verb and resource."""
+    found: dict[str, float] = {"sum": _writes(requests), "least": loads * sum(_LEAST_WRITES.values())}
     for what, count in requests.items():
         verb, resource, _code = what.split(" ")
         if _writes({what: count}):
@@ -168,13 +173,35 @@ def _converge(control_plane: ControlPlane, fleet: OperatorHarness, options: argp
     return time.monotonic() - started, done
 
 
+def _record(control_plane: ControlPlane, fleet: OperatorHarness, options: argparse.Namespace) -> tuple[float, int]:
+    """Creates the objects as ``_converge`` does, on nodes that have them. Returns the same."""
+    started = time.monotonic()
+    names_of_models = [f"m{index}" for index in range(options.models)]
+    for index, name in enumerate(names_of_models):
+        source = {"s3": {"bucket": f"models-{index}"}}
+        fleet.create({"source": source, "placement": {"prewarm": "None"}}, name=name)
+    for name in names_of_models:
+        fleet.wait_for_condition("Resolved", name=name, timeout=120)
+    write_records(control_plane.kubeconfig, [fleet.get(name) for name in names_of_models], "2026-01-01T00:00:00Z")
+    print(f"{time.monotonic() - started:.0f} s: the records are written", file=sys.stderr)
+    for name in names_of_models:
+        fleet.patch({"placement": {"prewarm": "AllMatching"}}, name=name)
+    for name in names_of_models:
+        fleet.wait_for_condition("Warm", "True", "AllNodesWarm", name=name, timeout=options.limit)
+    return time.monotonic() - started, len(names_of_models)
+
+
 def _count_running(control_plane: ControlPlane) -> int:
     selector = f"labelSelector={names.ROLE}%3D{names.ROLE_LOAD}&fieldSelector=status.phase%3DRunning"
     return len(control_plane.request("GET", f"/api/v1/namespaces/{_NAMESPACE}/pods?{selector}")["items"])
 
 
 def _measure_answers(
-    control_plane: ControlPlane, fleet: OperatorHarness, controller: ControllerProcess, options: argparse.Namespace
+    control_plane: ControlPlane,
+    fleet: OperatorHarness,
+    controller: ControllerProcess,
+    folder: Path,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Loads one more model on all nodes at the same time, and measures how its loaders are answered."""
     placement = {"maxConcurrentNodes": options.nodes}
@@ -185,13 +212,23 @@ def _measure_answers(
         time.sleep(5)
     before = _scrape_requests(controller)
     command = [sys.executable, str(Path(__file__).parent / "fake_loaders.py"), str(control_plane.kubeconfig)]
-    command += [_NAMESPACE, str(controller.report_port), str(options.report_seconds)]
+    command += [_NAMESPACE, str(controller.report_port), str(folder / "ca.crt"), str(options.report_seconds)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
     used = _processor_seconds({"controller": controller.pid})
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds = _used(used, _processor_seconds({"controller": controller.pid}))["controller"]
     writes = _writes(_scrape_requests(controller)) - _writes(before)
     return {**json.loads(output), "controller_processor_seconds": seconds, "writes": writes}
+
+
+def _make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Writes a certificate for localhost and its key, and the CA as ca.crt."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    issued.cert_chain_pems[0].write_to_path(str(folder / "tls.crt"))
+    issued.private_key_pem.write_to_path(str(folder / "tls.key"))
+    return folder / "tls.crt", folder / "tls.key"
 
 
 def _observe(controller: ControllerProcess, seconds: float) -> dict[str, Any]:
@@ -208,12 +245,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with _cluster(options.nodes) as (control_plane, fleet, folder), _kubelets(control_plane) as kubelets:
         health_port, report_port = free_ports(2)
         controller = ControllerProcess(
-            control_plane, folder, health_port=health_port, report_port=report_port, **WITH_PEERS
+            control_plane,
+            folder,
+            health_port=health_port,
+            report_port=report_port,
+            certificate=_make_certificate(folder),
+            **WITH_PEERS,
         )
         with controller:
             pids = {**control_plane.pids(), "kubelets": kubelets, "controller": controller.pid}
             before = _processor_seconds(pids)
-            seconds, done = _converge(control_plane, fleet, options)
+            seconds, done = (_record if options.recorded else _converge)(control_plane, fleet, options)
             used = _used(before, _processor_seconds(pids))
             requests = _scrape_requests(controller)
             time.sleep(15)  # the last counts of statuses
@@ -222,9 +264,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with controller:
             time.sleep(min(90.0, options.idle))
             again = _writes(_scrape_requests(controller))
-            answers = _measure_answers(control_plane, fleet, controller, options) if options.report_seconds else None
+            answers = (
+                _measure_answers(control_plane, fleet, controller, folder, options) if options.report_seconds else None
+            )
             peak = max(peak, _peak_mib(controller.pid))
     loads = options.models * options.nodes
+    counted = not options.recorded
     return {
         "host": f"{os.cpu_count()} cores with a load of {os.getloadavg()[0]:.0f}",
         "models": options.models,
@@ -232,15 +277,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "max_concurrent_nodes": options.concurrent,
         "models_done": done,
         "seconds": round(seconds, 1),
-        "loads_a_second": round(loads / seconds, 1) if done == options.models else None,
+        "loads_a_second": round(loads / seconds, 1) if counted and done == options.models else None,
         "controller_peak_mib": peak,
         "processor_seconds": used,
         "writes": _writes(requests),
-        "writes_a_load": {
-            "sum": round(_writes(requests) / loads, 3),
-            "least": sum(_LEAST_WRITES.values()),
-            **_writes_for_each_load(requests, loads),
-        },
+        "writes_a_load": _writes_for_each_load(requests, loads) if counted else None,
         "requests": requests,
         "idle": idle,
         "answers": answers,
@@ -285,10 +326,13 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000, help="number of nodes; every node loads all models")
     parser.add_argument("--concurrent", type=int, default=4, help="maxConcurrentNodes of each ModelWeights")
     parser.add_argument("--limit", type=float, default=3600, help="timeout of a stage in seconds")
+    parser.add_argument("--recorded", action="store_true", help="write the models' records instead of loading them")
     parser.add_argument("--idle", type=float, default=600, help="seconds for which an idle controller is observed")
     parser.add_argument("--report-seconds", type=float, default=60, help="seconds of reports of loaders; 0: none")
     parser.add_argument("--out", type=Path, help="folder for the file operator-scale.json")
     options = parser.parse_args()
+    if options.recorded and options.out:
+        parser.error("the page shows loads: leave out --recorded or --out")
     result = run(options)
     print(json.dumps(result))
     if options.out:

@@ -48,6 +48,10 @@ source_of() {
     module=$here/coredns package=. flags=
     made_of=("$here/coredns/go.mod" "$here/coredns/main.go")
     ;;
+  karpenter)
+    module=$here/karpenter package=sigs.k8s.io/karpenter/kwok flags=
+    made_of=("$here/karpenter/go.mod")
+    ;;
   pause | logging-proxy | probe)
     module=$here package=./$1 flags=
     made_of=("$here/$1/main.go")
@@ -112,6 +116,10 @@ for program in "${programs[@]}"; do
     cd "$module"
     env CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off nice -n 10 \
       "$go" build -trimpath -buildvcs=false -ldflags "-s -w $flags" -o "$target/.$program.part" "$package"
+    if [ "$program" = karpenter ]; then # its CRDs are of the same release
+      sources=$("$go" list -mod=readonly -m -f '{{.Dir}}' sigs.k8s.io/karpenter)
+      install -m 644 -D -t "$target/karpenter-crds" "$sources"/pkg/apis/crds/*.yaml "$sources"/kwok/apis/crds/*.yaml
+    fi
   )
   mv "$target/.$program.part" "$target/$program"
   digest >"$target/.$program.made-of"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aiohttp import web
 
 from tonnage_operator.api import names
+from tonnage_operator.connection_limits import ConnectionLimits
 from tonnage_operator.http_server import add_health_routes, serve
 from tonnage_operator.kube.client import KubeClient
 from tonnage_operator.telemetry import Metrics
@@ -38,6 +39,8 @@ class App(abc.ABC):
     """
 
     field_manager: ClassVar[str] = names.FIELD_MANAGER
+    connections: ClassVar[ConnectionLimits] = ConnectionLimits()
+    """Limits of the connections to ``port``."""
 
     def __init__(self, client_config: ClientConfig, installation: Installation, server_options: ServerOptions) -> None:
         self._client_config = client_config
@@ -91,7 +94,7 @@ class App(abc.ABC):
         if options.cert and options.key:
             self.certificate = CertificateWatcher(options.cert, options.key, self.metrics, client_ca=options.client_ca)
         self.port = await stack.enter_async_context(
-            serve(app, host=options.host, port=options.port, certificate=self.certificate)
+            serve(app, host=options.host, port=options.port, certificate=self.certificate, limits=self.connections)
         )
 
     def watch_ca(self, set_installation: Callable[[Installation], None]) -> Parts:

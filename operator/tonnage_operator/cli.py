@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tonnage_operator import __version__
 from tonnage_operator.config import ConfigError, ServerOptions, read_installation
+from tonnage_operator.garbage import collect_rarely
 from tonnage_operator.kube.client import ApiError
 from tonnage_operator.kube.credentials import ClientConfigError, find_client_config
 from tonnage_operator.signals import stop_on_signals
@@ -138,7 +139,9 @@ async def _run(options: argparse.Namespace) -> int:
     configure_logging(json_lines=options.log_format == "json", level=options.log_level)
     app = _app_class(options.command)(client_config, installation, _server_options(options))
     stop_on_signals(app.stopping)
+    collecting = asyncio.create_task(collect_rarely(), name="garbage")
     await app.run()
+    collecting.cancel()
     return 0
 
 

@@ -38,9 +38,9 @@ _SHUTDOWN_TIMEOUT: Final = 10.0
 _LINGERING_TIME: Final = 2.0
 """Seconds that the rest of a rejected request's body is read and dropped, so that the client reads the response."""
 _READ_BUFFER: Final = 16 << 10
-_TLS_BUFFER: Final = 32 << 10
-"""Bytes of asyncio's read buffer of each TLS connection, which it allocates before the handshake: 256 KiB by default. A
-TLS record has at most 16 KiB."""
+_TLS_BUFFER: Final = 16 << 10
+"""Bytes of asyncio's read buffer of each TLS connection, which it allocates before the handshake: 256 KiB by
+default."""
 
 
 class BodyRejected(Exception):

@@ -102,6 +102,7 @@ def fill(metrics: Metrics) -> None:
                 getattr(series, method)(amount)
                 break
     metrics.cache_requests.labels("serving", "llama", "hit").inc()
+    metrics.events.labels("GateWaiting").inc()
 
 
 @pytest.mark.timeout(120)

@@ -35,6 +35,18 @@ def test_an_object_deleted_while_a_list_is_read_does_not_come_back() -> None:
     assert store.get("a") is None
 
 
+def test_what_a_request_of_ours_has_changed_holds_until_the_next_version_and_calls_no_handler() -> None:
+    store, seen = _store(), list[tuple[str | None, str | None]]()
+    store.put(_body("a", 3))
+    store.add_event_handler(lambda before, after: seen.append((before, after)))
+    store.amend("a", lambda known: f"{known}, deleted")
+    store.amend("gone", lambda known: known)
+    store.put(_body("a", 3))
+    assert (store.get("a"), seen) == ("3, deleted", [])
+    store.put(_body("a", 4))
+    assert seen == [("3, deleted", "4")]
+
+
 @given(data=st.data(), count=st.integers(1, 12))
 def test_lists_and_events_in_any_order_end_in_the_state_of_the_server(data: st.DataObject, count: int) -> None:
     """Objects are created, changed and deleted; each event may arrive late, and lists of any moment in between."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from operator_support.waiting import eventually_async
 from tonnage_operator.controller.rate_limiter import RateLimiter
+from tonnage_operator.controller.turns import Turns
 from tonnage_operator.controller.workqueue import Gone, StaleCache, WorkQueue
 
 
@@ -92,3 +93,28 @@ async def test_failures_and_stale_caches_are_retried_and_gone_keys_are_dropped()
     await eventually_async(lambda: results == ["error", "outdated", "gone"])
     assert queue.idle
     await queue.close()
+
+
+async def test_a_request_waits_for_one_decision_however_many_are_due() -> None:
+    """A request needs two turns of the event loop: one to be read, one to be answered."""
+    decisions: list[str] = []
+    waited: list[int] = []
+
+    async def reconcile(key: str) -> None:
+        decisions.append(key)
+
+    async def answer_requests() -> None:
+        while len(decisions) < 50:
+            before = len(decisions)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            waited.append(len(decisions) - before)
+
+    turns = Turns()
+    queues = [WorkQueue(name, reconcile, batch_delay=0.0, turns=turns) for name in ("objects", "nodes")]
+    for number in range(50):
+        queues[number % 2].add(str(number))
+    await answer_requests()
+    assert max(waited) == 1
+    for queue in queues:
+        await queue.close()

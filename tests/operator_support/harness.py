@@ -291,18 +291,19 @@ class ControllerThread(AppThread[ControllerApp]):
 
     def count_writes(self) -> int:
         """Returns the number of write requests that the controller has sent."""
-        total = 0.0
-        for metric in self.app.metrics.requests.collect():
-            for sample in metric.samples:
-                if sample.name.endswith("_total") and sample.labels["verb"] in {
-                    "create",
-                    "apply",
-                    "update",
-                    "patch",
-                    "delete",
-                }:
-                    total += sample.value
-        return int(total)
+        return self.count_requests("create", "apply", "update", "patch", "delete")
+
+    def count_requests(self, *verbs: str, resource: str = "") -> int:
+        """Returns the number of requests that the controller has sent: of these verbs, about one kind or all."""
+        return round(
+            sum(
+                sample.value
+                for metric in self.app.metrics.requests.collect()
+                for sample in metric.samples
+                if sample.name.endswith("_total") and sample.labels["verb"] in verbs
+                if resource in {"", sample.labels["resource"]}
+            )
+        )
 
 
 class GateThread(AppThread[GateApp]):
@@ -328,9 +329,11 @@ class ControllerProcess:
         server: str = "",
         health_port: int = 0,
         report_port: int = 0,
+        certificate: tuple[Path, Path] | None = None,
         **installation_values: Any,
     ) -> None:
         self._folder = folder
+        self._tls = [f"--tls-cert={certificate[0]}", f"--tls-key={certificate[1]}"] if certificate else []
         self.health_port = health_port
         self.report_port = report_port
         self._kubeconfig = folder / "kubeconfig"
@@ -346,7 +349,7 @@ class ControllerProcess:
         """The arguments of ``tonnage-operator``."""
         files = ["--config", str(self._folder / "installation.yaml"), "--kubeconfig", str(self._kubeconfig)]
         ports = ["--port", str(self.report_port), "--health-port", str(self.health_port)]
-        return ["controller", *files, "--host", "127.0.0.1", *ports]
+        return ["controller", *files, "--host", "127.0.0.1", *ports, *self._tls]
 
     @property
     def log(self) -> Path:

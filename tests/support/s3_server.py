@@ -28,7 +28,7 @@ from local_cluster import seaweed
 from support.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 START_TIMEOUT = 60.0
 REGION = "us-east-1"
@@ -66,6 +66,8 @@ class SeaweedS3:
     access_key: str = ADMIN.access_key
     secret_key: str = ADMIN.secret_key
     region: str = REGION
+    shell: tuple[str, ...] = ()
+    """Arguments with which ``weed shell`` finds it."""
     grpc_sockets: tuple[Path, ...] = ()
     """Files that SeaweedFS creates outside its directory and does not remove."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -148,22 +150,22 @@ class SeaweedS3:
             socket_file.unlink(missing_ok=True)
 
 
-def start_seaweed(directory: Path) -> SeaweedS3:
-    """Starts a server with its data in ``directory``, and waits until it accepts objects.
+def start_seaweed(directory: Path, *options: str) -> SeaweedS3:
+    """Starts a server with its data in ``directory`` and more options, and waits until it accepts objects.
 
     Raises:
         RuntimeError: It did not start in three attempts; the message ends with its log.
     """
     log_path = directory / "weed.log"
     for _ in range(3):  # another process may take a port before the server binds it
-        server = _start_process(directory, log_path)
+        server = _start_process(directory, log_path, options)
         if _wait_until_ready(server):
             return server
         server.stop()
     raise RuntimeError(f"SeaweedFS did not start:\n{log_path.read_text(errors='replace')[-4000:]}")
 
 
-def _start_process(directory: Path, log_path: Path) -> SeaweedS3:
+def _start_process(directory: Path, log_path: Path, more: Sequence[str]) -> SeaweedS3:
     data = directory / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
@@ -177,13 +179,28 @@ def _start_process(directory: Path, log_path: Path) -> SeaweedS3:
     options = seaweed.arguments(
         data=data, users=config, ports=ports_by_component, sockets=f"{directory}/", domain=DOMAIN
     )
-    command = [*_pdeathsig_prefix(), _find_weed(), *options]
+    command = [*_pdeathsig_prefix(), _find_weed(), *options, *more]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, start_new_session=True
         )
     sockets = tuple(Path(f"/tmp/seaweedfs-{part}-grpc-{grpc}.sock") for part, (_, grpc) in ports_by_component.items())
-    return SeaweedS3(process=process, port=ports_by_component["s3"][0], grpc_sockets=sockets)
+    addresses = {part: "127.0.0.1:{}.{}".format(*ports_by_component[part]) for part in ("master", "filer")}
+    return SeaweedS3(
+        process=process,
+        port=ports_by_component["s3"][0],
+        shell=tuple(f"-{part}={address}" for part, address in addresses.items()),
+        grpc_sockets=sockets,
+    )
+
+
+def run_weed_shell(server: SeaweedS3, *commands: str) -> str:
+    """Runs commands in SeaweedFS's shell and returns its output."""
+    done = subprocess.run(
+        [_find_weed(), "shell", *server.shell], input="\n".join((*commands, "exit")), check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout
 
 
 def _wait_until_ready(server: SeaweedS3) -> bool:

@@ -23,8 +23,9 @@ from tonnage_operator.controller.modelweights_controller import ModelWeightsCont
 from tonnage_operator.controller.nodecache_controller import NodeCacheController
 from tonnage_operator.controller.peer_answers import PeerAnswers
 from tonnage_operator.controller.peer_credentials import PeerCredentialsKeeper
-from tonnage_operator.controller.report_endpoint import ReportEndpoint
+from tonnage_operator.controller.report_endpoint import CONNECTIONS, ReportEndpoint
 from tonnage_operator.controller.state import ControllerState
+from tonnage_operator.controller.turns import Turns
 from tonnage_operator.controller.waiting_pods import WaitingPods
 from tonnage_operator.controller.workqueue import WorkQueue
 from tonnage_operator.kube.client import ApiError
@@ -57,6 +58,8 @@ _STOP_TIMEOUT: Final = 5.0
 
 class ControllerApp(App):
     """The controller. ``port`` is that of loaders' reports."""
+
+    connections = CONNECTIONS
 
     def __init__(self, client_config: ClientConfig, installation: Installation, server_options: ServerOptions) -> None:
         super().__init__(client_config, installation, server_options)
@@ -123,11 +126,12 @@ class ControllerApp(App):
             enqueue_node=self._enqueue_node,
         )
         node_controller = NodeCacheController(self.state, client, self.metrics, enqueue_weights=self._enqueue_weights)
+        turns, observer = Turns(), self._result_observer
         self.weights_queue = WorkQueue(
-            "ModelWeights", weights_controller.reconcile, on_result=self._result_observer("weights")
+            "ModelWeights", weights_controller.reconcile, turns=turns, on_result=observer("weights")
         )
         self.node_queue = WorkQueue(
-            "NodeCache", node_controller.reconcile, batch_delay=0.3, on_result=self._result_observer("node")
+            "NodeCache", node_controller.reconcile, batch_delay=0.3, turns=turns, on_result=observer("node")
         )
         stack.push_async_callback(self.node_queue.close)
         stack.push_async_callback(self.weights_queue.close)

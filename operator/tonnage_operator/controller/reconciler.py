@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tonnage_operator.controller.job_creator import JobCreator
@@ -59,5 +60,7 @@ class Reconciler:
     async def _delete_jobs(self, jobs: Iterable[Job]) -> None:
         async def delete(job: Job) -> None:
             await self._client.delete(JOBS, job.name, job.namespace, uid=job.uid)
+            # Its watch event comes later, and decisions until then would delete it again.
+            self._state.jobs.amend(job.uid, lambda known: replace(known, deleting=True))
 
         await gather_bounded(delete, jobs)

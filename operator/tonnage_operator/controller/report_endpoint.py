@@ -21,6 +21,7 @@ from tonnage.contract.peers import encode_peers_answer
 from tonnage.errors import InvalidPlan
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
+from tonnage_operator.connection_limits import ConnectionLimits
 from tonnage_operator.domain import naming
 from tonnage_operator.domain.nodecache.capacity import find_size_problem, has_room
 from tonnage_operator.http_server import BodyRejected, read_body
@@ -48,6 +49,9 @@ _TOKEN_REVIEW_TIMEOUT: Final = 5.0
 _MAX_TOKEN_REVIEWS: Final = 64
 """TokenReviews at a time. Every pod that reaches the endpoint can cause them."""
 _MAX_CACHED: Final = 10_000
+CONNECTIONS: Final = ConnectionLimits(connections=2560)
+"""A loader keeps two connections open, one for its progress and one for its questions about peers: enough for 1,000
+loaders, and for those that end. With fewer, each report would open one again, and close that of another loader."""
 _RETRY_AFTER: Final = "1"
 """Seconds, for the ``Retry-After`` header."""
 _SIZE_TOLERANCE: Final = 64 << 20

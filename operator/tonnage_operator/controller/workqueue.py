@@ -12,6 +12,7 @@ from typing import Final
 
 from tonnage.contract.backoff import Backoff
 from tonnage_operator.controller.rate_limiter import RateLimiter
+from tonnage_operator.controller.turns import Turns
 
 _LOG = logging.getLogger("tonnage.workers")
 
@@ -43,7 +44,8 @@ class WorkQueue:
     """The queue of one kind of keys.
 
     A key that is added during its reconcile is reconciled once more. Errors are logged and retried with backoff.
-    ``batch_delay`` is the minimum time in seconds from ``add`` to the reconcile.
+    ``batch_delay`` is the minimum time in seconds from ``add`` to the reconcile. Queues with the same ``turns`` begin
+    their reconciles one after the other.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class WorkQueue:
         batch_delay: float = 0.1,
         max_concurrent: int = 16,
         rate_limiter: RateLimiter | None = None,
+        turns: Turns | None = None,
         on_result: Callable[[str, float], None] | None = None,
     ) -> None:
         self._name = name
         self._reconcile = reconcile
         self._batch_delay = batch_delay
         self._rate_limiter = rate_limiter or RateLimiter(burst=20, interval=1.0)
+        self._turns = turns or Turns()
         self._semaphore = asyncio.Semaphore(max_concurrent)
         self._workers: dict[str, _Worker] = {}
         self._on_result = on_result or (lambda *_: None)
@@ -120,6 +124,7 @@ class WorkQueue:
         started = time.monotonic()
         try:
             async with self._semaphore, asyncio.timeout(_RECONCILE_TIMEOUT):
+                await self._turns.wait()
                 requeue_after = await self._reconcile(key)
         except Gone:
             self._on_result("gone", time.monotonic() - started)

@@ -89,6 +89,14 @@ class Store(Generic[T]):
         if cached is None or cached[1] != item:
             self._notify(cached[1] if cached else None, item)
 
+    def amend(self, uid: str, change: Callable[[T], T]) -> None:
+        """Changes what is known of an object until its next version arrives, without a call of the handlers.
+
+        For what follows from a request of ours whose response doesn't show it, such as a deletion.
+        """
+        if found := self._items.get(uid):
+            self._items[uid] = (found[0], change(found[1]))
+
     def remove(self, uid: str, resource_version: int = -1) -> None:
         """Removes a deleted object. Versions up to ``resource_version`` are not stored again; a newer one stays."""
         if uid in self._items and 0 <= resource_version < self._items[uid][0]:

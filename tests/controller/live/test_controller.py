@@ -78,14 +78,18 @@ def test_matching_nodes_become_warm_and_kubectl_shows_it(harness: OperatorHarnes
     assert "LoadCompleted" in description
 
 
-def test_an_idle_controller_writes_nothing(
+def test_an_idle_controller_writes_nothing_and_each_job_has_been_deleted_once(
     harness: OperatorHarness, fake_loaders: FakeLoaders, controller: ControllerThread
 ) -> None:
     del fake_loaders
-    (node,) = harness.add_nodes("a")
+    eventually(lambda: controller.app.idle)
+    created, deleted = (controller.count_requests(verb, resource="jobs") for verb in ("create", "delete"))
+    node, *_ = harness.add_nodes("a", "b", "c", "d")
     harness.create()
     harness.wait_for_condition("Warm")
     eventually(lambda: controller.app.idle and not harness.jobs())
+    assert controller.count_requests("create", resource="jobs") - created == 5
+    assert controller.count_requests("delete", resource="jobs") - deleted == 5
     version = harness.get()["metadata"]["resourceVersion"]
     before = controller.count_writes()
     # Heartbeats as kubelets send them, and an irrelevant change.

@@ -174,32 +174,32 @@ def slowest_progress(snapshot: Snapshot, goal: SeenRevision, active: Sequence[Jo
     """Returns the progress of the slowest active load; None if there is none."""
     if not active:
         return None
-    reported = [(job, report) for job in active if (report := snapshot.reports.get(job.uid)) and report.progress]
+    reports = ((job, snapshot.reports.get(job.uid)) for job in active)
+    reported = [(job, report.progress) for job, report in reports if report and report.progress]
     if not reported:
         node = min(job.target for job in active)
         return LoadProgress(node=node, percent=-1, total_bytes=goal.total_bytes)
-    return min((_progress(job, report) for job, report in reported), key=_slowest_first)
-
-
-def _slowest_first(progress: LoadProgress) -> tuple[float, int, str]:
-    left = progress.remaining_seconds
-    return (-left if left >= 0 else float("-inf"), progress.percent, progress.node)
-
-
-def _progress(job: Job, report: contract.Report) -> LoadProgress:
-    now = report.progress
-    total = now.total_bytes if now else 0
-    loaded = now.loaded_bytes if now else 0
-    remaining = round(now.remaining_seconds) if now else -1
+    job, now = min(reported, key=_slowest_first)
+    remaining = round(now.remaining_seconds)
     return LoadProgress(
         node=job.target,
-        percent=min(100, loaded * 100 // total) if total else -1,
-        loaded_bytes=loaded,
-        total_bytes=total,
-        bytes_per_second=round(now.bytes_per_second) if now else 0,
+        percent=_percent(now),
+        loaded_bytes=now.loaded_bytes,
+        total_bytes=now.total_bytes,
+        bytes_per_second=round(now.bytes_per_second),
         remaining_seconds=remaining,
         eta=units.human_seconds(remaining),
     )
+
+
+def _slowest_first(reported: tuple[Job, contract.Progress]) -> tuple[float, int, str]:
+    job, now = reported
+    left = round(now.remaining_seconds)
+    return (-left if left >= 0 else float("-inf"), _percent(now), job.target)
+
+
+def _percent(now: contract.Progress) -> int:
+    return min(100, now.loaded_bytes * 100 // now.total_bytes) if now.total_bytes else -1
 
 
 _WRONG_BYTES: Final = "WrongBytes"
