@@ -55,6 +55,8 @@ class HubServer:
         self.requests: list[HubRequest] = []
         self.page_size = 1000
         self.with_sizes = True
+        self.xet = False
+        """Whether large files are in Xet storage, which answers and headers name beside LFS."""
         self.rate_limits: list[dict[str, str]] = []
         """Headers of the next answers of the hub, each with status 429."""
         self.damaged: list[int] = []
@@ -192,6 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         found: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": git_oid(data)}
         if len(data) >= LFS_BYTES:
             found["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+            found |= {"xetHash": xet_hash(data)} if self.server.hub.xet else {}
         return found
 
     def _tree(self, files: Mapping[str, bytes], query: dict[str, str]) -> None:
@@ -200,6 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
             item: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
             if len(data) >= LFS_BYTES:
                 item["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                item |= {"xetHash": xet_hash(data)} if self.server.hub.xet else {}
             items.append(item)
         start = int(query.get("cursor", "0"))
         end = start + self.server.hub.page_size
@@ -230,6 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "X-Linked-Size": str(len(data)),
                 "X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"',
                 "Location": self.server.hub.link(data),
+                **(self._xet_headers("/".join(name), commit, data) if self.server.hub.xet else {}),
             }
             self._send(302, b"Found. Redirecting", headers)
         elif not cached:
@@ -240,6 +245,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             flips = self.server.hub.damaged_in_git.get(path[-1], [])
             self._send_range(data, headers | {"ETag": f'"{git_oid(data)}"'}, flips=flips)
+
+    def _xet_headers(self, repo: str, commit: str, data: bytes) -> dict[str, str]:
+        """Returns where a client of Xet asks for its token, and how the file is put together from chunks."""
+        hub = self.server.hub
+        auth = f"{hub.endpoint}/api/models/{repo}/xet-read-token/{commit}"
+        parts = f"{hub.cdn}/v1/reconstructions/{xet_hash(data)}"
+        links = f'<{auth}>; rel="xet-auth", <{parts}>; rel="xet-reconstruction-info"'
+        return {"X-Xet-Hash": xet_hash(data), "Link": links}
 
     def _send_content(self) -> None:
         data = self.server.hub.use_link(self.path)
@@ -275,6 +288,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def xet_hash(data: bytes) -> str:
+    """Returns a name for a file's content in Xet storage, where it is a hash of its chunks."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 def git_oid(data: bytes) -> str:

@@ -47,7 +47,7 @@ def load_library(path: Path = LIBRARY) -> ctypes.PyDLL | None:
         library.crc_abi.restype = ctypes.c_int
         if library.crc_abi() != ABI:
             return None
-        for function in (library.crc64nvme, library.crc32c):
+        for function in (library.crc64nvme, library.crc32c, library.crc32):
             function.restype = ctypes.c_uint64
             function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint64]
     except (OSError, AttributeError):

@@ -107,34 +107,56 @@ def cut_segment(segment: Segment, borders: Iterable[int]) -> Segment:
     return replace(segment, spans=tuple(spans))
 
 
-def find_extents(segments: Sequence[Segment], start: int, end: int) -> list[Extent] | None:
-    """Returns where bytes ``start`` to ``end`` of an object are written; None if some are not.
+def covers(segments: Sequence[Segment], start: int, end: int) -> bool:
+    """Returns whether segments, in the order of their starts, have all bytes ``start`` to ``end`` of their object."""
+    at = start
+    for segment in segments:
+        if segment.start > at:
+            break
+        at = max(at, segment.end)
+    return at >= end
+
+
+def find_extents(
+    segments: Sequence[Segment], start: int, end: int, captured: Mapping[int, bytes]
+) -> list[Extent | bytes]:
+    """Returns where bytes ``start`` to ``end`` of an object are: in files, or those bytes that none has.
 
     Args:
-        segments: The object's segments, in the order of their starts.
+        segments: The object's segments, in the order of their starts, which have all of these bytes.
         start: First byte.
         end: End, exclusive.
+        captured: What is not written, by its start: all of it within the range.
     """
-    found: list[Extent] = []
-    at = start
+    found: list[Extent | bytes] = []
     for segment in segments:
         first, last = max(segment.start, start), min(segment.end, end)
         if first >= last:
             continue
-        if first != at:
-            return None
         for piece in segment.pieces(first, last):
             if piece.target_offset == NOT_WRITTEN:
-                return None
+                found += _captured_bytes(captured, piece.start, piece.end)
+                continue
             length = piece.end - piece.start
             before = found[-1] if found else None
             if (
-                before is not None
+                isinstance(before, Extent)
                 and before.file == piece.file_index
                 and before.offset + before.length == piece.target_offset
             ):
                 found[-1] = before._replace(length=before.length + length)
             else:
                 found.append(Extent(piece.file_index, piece.target_offset, length))
-        at = last
-    return found if at == end else None
+    return found
+
+
+def _captured_bytes(captured: Mapping[int, bytes], start: int, end: int) -> list[bytes]:
+    """Returns the bytes from ``start`` to ``end``, of which each is captured once. Most are in one piece."""
+    whole = captured.get(start)
+    if whole is not None and len(whole) == end - start:
+        return [whole]
+    return [
+        content[max(start - at, 0) : end - at]
+        for at, content in sorted(captured.items())
+        if at < end and start < at + len(content)
+    ]

@@ -1,4 +1,4 @@
-"""Lists of SHA-256 beside the objects of a prefix: ``SHA256SUMS``, ``<object>.sha256`` and their like. Pure."""
+"""Lists of SHA-256 beside the objects of a source: ``SHA256SUMS``, ``<object>.sha256`` and their like. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ LIST_NAMES = frozenset({"sha256sums", "sha256sums.txt", "sha256sum.txt", "checks
 """Names of lists of several files, in lower case."""
 _GNU = re.compile(r"\\?([0-9a-fA-F]{64})(?:[ \t]+\*?(.+))?")
 _BSD = re.compile(r"SHA2?-?256 ?\((.+)\) ?= ?([0-9a-fA-F]{64})")
+
+
+def is_list(key: str) -> bool:
+    """Returns whether an object's name is that of a list."""
+    return posixpath.basename(key).lower() in LIST_NAMES or key.endswith(".sha256")
 
 
 def lists_for(wanted: Iterable[str], keys: Collection[str]) -> list[str]:

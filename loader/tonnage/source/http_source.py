@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tonnage.contract import ObjectPin, classify_path
+from tonnage.contract import ObjectPin, Verify, classify_path
 from tonnage.errors import AccessDenied, InvalidPlan, NoTensorFiles, SourceChanged
 from tonnage.source.aws_config import find_ca_bundle
+from tonnage.source.checksum_lists import MAX_LIST_BYTES, is_list, lists_for, parse_lists
 from tonnage.source.endpoint_urls import ascii_host, is_presigned, quote, redact_url, split_url, unquote
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.index_files import (
@@ -22,11 +23,13 @@ from tonnage.source.pinned import PinnedObject, PinnedSource, pin_checksum
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
+from tonnage.source.small_objects import read_objects
+from tonnage.source.stated_checksums import suffices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tonnage.contract import FileSelection, HttpSource
+    from tonnage.contract import FileSelection, HttpSource, ObjectChecksum
     from tonnage.source.endpoint_urls import SplitUrl
     from tonnage.source.head_objects import ObjectHead
     from tonnage.source.pinned import RequestContext
@@ -82,12 +85,13 @@ def _pin(source: HttpSource, files: FileSelection, context: RequestContext, *, n
         check_encoding(each.key, heads[each.key])
         _check_type(each, heads[each.key])
     known = {pin.key: pin for pin in source.objects or ()}
+    listed = _read_checksum_lists(urls, heads, bundle, context) if source.objects is None else {}
     pins = {
         key: ObjectPin(
             key=key,
             size=head.size,
             etag=head.pin_etag,
-            checksum=pin_checksum(known.get(key), head.checksums, context.verify, label=key),
+            checksum=pin_checksum(known.get(key), [*head.checksums, *listed.get(key, ())], context.verify, label=key),
         )
         for key, head in heads.items()
     }
@@ -119,6 +123,35 @@ def _read_indexes(context: RequestContext, targets: Mapping[str, RequestTarget])
     if failure is not None:
         raise failure.to_exception()
     return found
+
+
+def _read_checksum_lists(
+    urls: Mapping[str, str], heads: Mapping[str, ObjectHead], bundle: str, context: RequestContext
+) -> dict[str, list[ObjectChecksum]]:
+    """Returns the SHA-256 of objects that lists among the URLs have, where the server states none that suffices.
+
+    Only lists that the source names are read: no server is asked for URLs that may not be there.
+    """
+    level = context.verify
+    if level.strength < Verify.BEST.strength:
+        return {}
+    places = {key: _place(key, url) for key, url in urls.items()}
+    keys = {place: key for key, place in places.items()}
+    lacking = [
+        places[key] for key, head in heads.items() if not is_list(places[key]) and not suffices(head.checksums, level)
+    ]
+    lists = lists_for(lacking, keys)
+    targets = [_unpinned(keys[place], urls[keys[place]], bundle, context) for place in lists]
+    responses = read_objects(context, targets, limit=MAX_LIST_BYTES)
+    found = parse_lists({place: each.body for place, each in zip(lists, responses, strict=True) if not each.failure})
+    return {keys[place]: [found[place]] for place in lacking if place in found}
+
+
+def _place(key: str, url: str) -> str:
+    """Returns where an object is on its server, under its file's name: lists name files relative to their folder."""
+    parts = split_url(url)
+    folder = unquote(parts.path).rpartition("/")[0] if parts else ""
+    return f"{parts.host if parts else ''}{folder}/{_file_name(key)}"
 
 
 def _candidates(

@@ -332,7 +332,7 @@ def _check_answer(response: Response, file: HubFile, commit: str, *, label: str)
     stated = headers.get("x-repo-commit", commit)
     size = headers.get("x-linked-size") or (headers.get("content-length") if response.status == 200 else None)
     hashed = strong_etag(headers.get("x-linked-etag", ""))
-    if stated != commit or (size and size != str(file.size)) or (hashed and hashed != file.etag):
+    if stated != commit or (size and size != str(file.size)) or (hashed and file.etag and hashed != file.etag):
         raise SourceChanged(
             f"{label}: the hub has another file at this commit than its list states.",
             remedy="Load again; if it stays so, the mirror is not consistent: use another HF_ENDPOINT.",

@@ -139,7 +139,8 @@ class _Transfer:
                             continue
                         if piece.target_offset != NOT_WRITTEN:
                             self._write(piece.file_index, content, piece.target_offset)
-                        record = FetchedRange(segment.index, piece.start, piece.end, [0], [content])
+                        crc = self._verification.objects.crc_of(index, content)
+                        record = FetchedRange(segment.index, piece.start, piece.end, [0], [content], crc)
                         self._spec.on_record(record)
                         corrupt_tensors += self._verification.add(record)
                         taken.append((piece.start, piece.end))

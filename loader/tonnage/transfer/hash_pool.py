@@ -44,12 +44,11 @@ class RunningChecksum:
 
 
 class HashJob(NamedTuple):
-    """Bytes to add to a checksum: ``prefix``, then ``extents``. ``key`` is the caller's."""
+    """Bytes to add to a checksum, given or in files. ``key`` is the caller's."""
 
     key: tuple[int, int, int]
     running: RunningChecksum
-    prefix: bytes
-    extents: Sequence[Extent]
+    extents: Sequence[Extent | bytes]
 
 
 class HashPool:
@@ -118,8 +117,10 @@ class HashPool:
                 continue
 
     def _run(self, job: HashJob, buffer: memoryview) -> bool:
-        job.running.update(job.prefix)
         for extent in job.extents:
+            if isinstance(extent, bytes):
+                job.running.update(extent)
+                continue
             descriptor = os.open(self._paths[extent.file], os.O_RDONLY | os.O_CLOEXEC)
             try:
                 at, end = extent.offset, extent.offset + extent.length

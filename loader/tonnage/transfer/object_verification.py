@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import ChecksumMismatch
 from tonnage.format.checksums import checksum_of, combine_crcs
-from tonnage.planning.object_checks import find_extents
+from tonnage.planning.object_checks import covers, find_extents
+from tonnage.planning.segments import NOT_WRITTEN
 from tonnage.transfer.hash_pool import HashJob, RunningChecksum
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from tonnage.errors import TonnageError
     from tonnage.planning.blueprint import Blueprint, SourceObject
-    from tonnage.planning.object_checks import CheckedRange, Extent, ObjectCheck
+    from tonnage.planning.object_checks import CheckedRange, ObjectCheck
     from tonnage.planning.segments import ByteRange, Piece, Segment
 
 HASH_BYTES = 64 << 20
@@ -42,6 +43,7 @@ class _State:
 
     Attributes:
         received: The received ranges by their start: end and CRC, of the bytes after the head.
+        captured: Received bytes that no file has, by their start, if the checksum is computed from files.
         missing: Bytes that have not arrived of each of the check's ranges.
         values: The computed checksum of each of these ranges; empty: none.
         left: Number of ranges without a checksum.
@@ -55,6 +57,7 @@ class _State:
     segments: list[Segment]
     head: bytes
     received: dict[int, tuple[int, int]] = field(default_factory=dict)
+    captured: dict[int, bytes] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     left: int = 0
@@ -68,6 +71,17 @@ class _State:
     def set_value(self, number: int, value: bytes) -> None:
         self.left -= not self.values[number]
         self.values[number] = value
+
+    def drop_captured(self, start: int, end: int) -> None:
+        for first, content in list(self.captured.items()):
+            last = first + len(content)
+            if first >= end or last <= start:
+                continue
+            del self.captured[first]
+            if first < start:
+                self.captured[first] = content[: start - first]
+            if last > end:
+                self.captured[end] = content[end - first :]
 
 
 class ObjectVerification:
@@ -98,13 +112,21 @@ class ObjectVerification:
             head = source.head[: segments[0].start] if segments else source.head[: source.size]
             state = _State(check, source, segments, head)
             self._reset(state)
-            if not check.in_flight and self._extents(state, len(head), source.size) is None:
-                self.unverified[index] = f"{source.label}: the layout does not keep all of its bytes."
-            else:
+            if covers(segments, len(head), source.size):
                 self._states[index] = state
+            else:
+                self.unverified[index] = f"{source.label}: it is longer than its tensors, and the rest is not loaded."
 
     def add(
-        self, index: int, start: int, end: int, *, crc: int, pieces: Sequence[Piece], crc32s: Sequence[int]
+        self,
+        index: int,
+        start: int,
+        end: int,
+        *,
+        crc: int,
+        pieces: Sequence[Piece],
+        crc32s: Sequence[int],
+        captured: Sequence[bytes],
     ) -> None:
         """Adds received bytes of an object.
 
@@ -115,6 +137,7 @@ class ObjectVerification:
             crc: Their CRC by the algorithm that the check wants of workers; not used if it wants none.
             pieces: The pieces that they are.
             crc32s: The CRC-32 of each piece.
+            captured: The bytes of each piece that is not written.
         """
         state = self._states.get(index)
         if state is None:
@@ -125,7 +148,16 @@ class ObjectVerification:
                 state.received[piece.start] = (min(piece.end, end), value)
         else:
             state.received[start] = (end, crc)
+        if not check.in_flight:
+            kept = zip(pieces, captured, strict=False)
+            state.captured |= {piece.start: content for piece, content in kept if piece.target_offset == NOT_WRITTEN}
         self._advance(index, state, self._count(state, start, end, -1))
+
+    def crc_of(self, index: int, content: bytes) -> int:
+        """Returns the CRC that ``add`` needs of bytes which no worker has received."""
+        state = self._states.get(index)
+        algorithm = None if state is None else state.check.received_crc
+        return 0 if algorithm is None else int.from_bytes(checksum_of(algorithm, content), "big")
 
     def discard(self, index: int, start: int, end: int) -> None:
         """Forgets bytes of an object, because they will be received again."""
@@ -146,6 +178,7 @@ class ObjectVerification:
                 state.received[first] = (start, crc)
             if last > end:
                 state.received[end] = (last, crc)
+        state.drop_captured(start, end)
         for number, checked in enumerate(state.check.ranges):
             if checked.start < end and start < checked.end:
                 state.left += bool(state.values[number])
@@ -289,11 +322,8 @@ class ObjectVerification:
         if state.running is None or state.check.checksum.parts:
             state.running = RunningChecksum(state.check.checksum.algorithm, state.source.size)
         state.busy = True
-        extents = self._extents(state, start, end) or []
-        self.jobs.append(HashJob((index, number, state.generation), state.running, head, extents))
-
-    def _extents(self, state: _State, start: int, end: int) -> list[Extent] | None:
-        return find_extents(state.segments, start, end) if start < end else []
+        extents = [head, *find_extents(state.segments, start, end, state.captured)]
+        self.jobs.append(HashJob((index, number, state.generation), state.running, extents))
 
     def _mismatches(self, state: _State) -> list[CheckedRange]:
         """Returns the ranges that don't match: those with a checksum of their own, otherwise all of the object."""

@@ -119,7 +119,15 @@ class Verification:
             zlib.crc32(content) if piece.role in {SpanRole.HEADER, SpanRole.TAIL} else checksum
             for piece, checksum, content in zip(pieces, done.checksums, done.captured, strict=False)
         ]
-        self.objects.add(segment.object_index, done.start, done.end, crc=done.crc, pieces=pieces, crc32s=crc32s)
+        self.objects.add(
+            segment.object_index,
+            done.start,
+            done.end,
+            crc=done.crc,
+            pieces=pieces,
+            crc32s=crc32s,
+            captured=done.captured,
+        )
         corrupt: list[CorruptTensor] = []
         if self._spec.collects_headers:
             self._result.collected.add(segment.object_index, pieces, crc32s, done.captured)

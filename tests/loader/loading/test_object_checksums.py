@@ -424,6 +424,53 @@ def test_tensors_without_hashes_are_verified_by_the_checksum_of_their_store(
         verify_entry(entry)
 
 
+@pytest.mark.parametrize("kind", ["SHA256", "MD5", "SHA256 of 2 parts", "MD5 of 2 parts"])
+def test_tensors_without_hashes_become_shards_that_any_checksum_of_their_object_verifies(
+    harness: LoadHarness, kind: str
+) -> None:
+    """No file of the entry has the tensors' headers, in one of which the upload's first part ends."""
+    data = bytes(build_tensors_file(raw_tensors(harness.tensors), hashes=()).data)
+    cut = data.rindex(max(harness.tensors).encode())
+    halves = [data[:cut], data[cut:]]
+    stated = {
+        "SHA256": ({"x-amz-checksum-sha256": encoded(hashlib.sha256(data).digest())}, "0123-opaque"),
+        "MD5": ({}, hashlib.md5(data).hexdigest()),
+        "SHA256 of 2 parts": ({"x-amz-checksum-sha256": composite("sha256", halves)}, "0123-opaque"),
+        "MD5 of 2 parts": (
+            {},
+            hashlib.md5(b"".join(hashlib.md5(half).digest() for half in halves)).hexdigest() + "-2",
+        ),
+    }
+    headers, etag = stated[kind]
+    harness.server.put(KEY, data, headers=headers, etag=f'"{etag}"')
+    first = {"Content-Length": str(cut), "x-amz-mp-parts-count": "2"}
+    harness.server.add_fault(Fault(status=206, headers=first), when=lambda request: "partNumber" in request.query)
+    ends = harness.server.add_fault(Fault(status=403), when=covering(len(data) - 100, KEY), times=1)
+    with pytest.raises(AccessDenied):
+        harness.load(limits=Limits(workers=1, connections=1, part_size=256 * KIB))
+    flipped = harness.server.add_fault(Fault(flip=len(data) - 100), when=covering(len(data) - 100, KEY), times=1)
+    report = harness.load()
+    assert ends.applied
+    assert flipped.applied == 1
+    assert report.resumed_bytes
+    assert report.retries >= 1
+    assert kind.replace("2 parts", "parts") in {each.partition(":")[0] for each in report.verified_by.split(", ")}
+    harness.assert_loaded(report)
+
+
+@pytest.mark.parametrize("kind", ["crc64nvme", "sha256"])
+def test_what_follows_the_tensors_of_a_file_is_not_loaded_so_its_checksum_proves_nothing(
+    harness: LoadHarness, kind: str
+) -> None:
+    data = bytes(build_tensors_file(raw_tensors(harness.tensors), hashes=()).data) + bytes(1000)
+    values = {"crc64nvme": encoded(reference.crc64nvme(data), 8), "sha256": encoded(hashlib.sha256(data).digest())}
+    harness.server.put(KEY, data, headers={f"x-amz-checksum-{kind}": values[kind]}, etag='"0123-opaque"')
+    report = harness.load()
+    harness.assert_loaded(report)
+    assert report.verified == "size"
+    assert any("longer than its tensors" in note for note in report.notes)
+
+
 def test_tensors_without_hashes_and_without_a_checksum_are_refused_at_a_level_that_needs_one(
     harness: LoadHarness,
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from support.models import CONFIG, make_tensors, to_safetensors_file, to_tensors_file
 from support.peer_fleet import Fleet
+from support.s3_uploads import put
+from support.tensors_writer import build_tensors_file, raw_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,4 +47,13 @@ def safetensors_bucket(s3: SeaweedS3, tensors: dict[str, torch.Tensor]) -> str:
     """A bucket with the model as a safetensors file, of which the store has a checksum."""
     name = s3.make_bucket()
     s3.put(name, {"model/model.safetensors": to_safetensors_file(tensors), "model/config.json": CONFIG})
+    return name
+
+
+@pytest.fixture(scope="session")
+def unhashed_bucket(s3: SeaweedS3, tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bucket with the model as a ``.tensors`` file without hashes, of which the store has a CRC64NVME."""
+    name, file = s3.make_bucket(), tmp_path_factory.mktemp("unhashed") / "weights.tensors"
+    file.write_bytes(build_tensors_file(raw_tensors(tensors), hashes=()).data)
+    put(s3, name, "model/weights.tensors", file, algorithm="CRC64NVME")
     return name

@@ -48,15 +48,16 @@ def test_a_second_node_takes_a_model_from_the_first(
     assert (folder / "config.json").read_bytes() == CONFIG
 
 
-@pytest.mark.parametrize("kind", ["tensors", "safetensors"])
+@pytest.mark.parametrize("place", ["bucket", "safetensors_bucket", "unhashed_bucket"])
 def test_a_node_that_knows_the_digest_of_the_headers_takes_all_bytes_from_peers(
-    fleet: Fleet, s3: SeaweedS3, bucket: str, safetensors_bucket: str, tensors: dict[str, torch.Tensor], kind: str
+    fleet: Fleet, s3: SeaweedS3, tensors: dict[str, torch.Tensor], place: str, request: pytest.FixtureRequest
 ) -> None:
     first, second = fleet.add("node-a"), fleet.add("node-b")
-    plan = fleet.plan(source_of(bucket if kind == "tensors" else safetensors_bucket, s3.endpoint))
+    plan = fleet.plan(source_of(request.getfixturevalue(place), s3.endpoint))
     fleet.headers_digest = fleet.load(first, plan, s3.environment())["headers_digest"]
     two = fleet.load(second, plan, s3.environment())
     assert two["downloaded_bytes"] - two["peer_bytes"] < 1000, two
+    assert two["retries"] == 0, two
     assert two["headers_digest"] == fleet.headers_digest
     assert_tensors_equal(load_safetensors_dir(fleet.model_folder(second, two)), tensors)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tonnage.planning.object_checks import cut_segment, find_extents
+from tonnage.planning.object_checks import Extent, covers, cut_segment, find_extents
 from tonnage.planning.segments import NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole, grow_ranges
 
 
@@ -46,13 +46,36 @@ def _places(segment: Segment, first: int, last: int) -> dict[int, int]:
     }
 
 
-def test_extents_are_the_files_bytes_of_a_range() -> None:
+@given(segment=segments(), pieces=st.lists(st.integers(1, 40), max_size=6), data=st.data())
+def test_extents_are_the_bytes_of_a_range_in_files_or_captured(
+    segment: Segment, pieces: list[int], data: st.DataObject
+) -> None:
+    """Captured bytes arrive in pieces that end anywhere. The bytes of the object are their offsets."""
+    captured, at = {}, segment.start
+    for length in [*pieces, segment.end]:
+        if at < segment.end:
+            for piece in segment.pieces(at, min(at + length, segment.end)):
+                if piece.target_offset == NOT_WRITTEN:
+                    captured[piece.start] = bytes(range(piece.start, piece.end))
+        at += length
+    file = {offset: at for at, offset in _places(segment, segment.start, segment.end).items()}
+    first = data.draw(st.integers(segment.start, segment.end - 1))
+    last = data.draw(st.integers(first + 1, segment.end))
+    found: list[int] = []
+    for each in find_extents([segment], first, last, captured):
+        found += each if isinstance(each, bytes) else (file[each.offset + more] for more in range(each.length))
+    assert found == list(range(first, last))
+
+
+def test_extents_of_adjacent_spans_are_joined() -> None:
     spans = (Span(10, SpanRole.OPAQUE, NO_TENSOR, 0), Span(20, SpanRole.OPAQUE, NO_TENSOR, 10))
     two = [Segment(0, 0, 3, 0, 20, spans), Segment(1, 0, 4, 20, 30, (Span(30, SpanRole.OPAQUE, NO_TENSOR, 7),))]
-    assert find_extents(two, 5, 25) == [(3, 5, 15), (4, 7, 5)]
-    assert find_extents(two, 25, 31) is None
-    gap = [Segment(0, 0, 3, 0, 20, (Span(20, SpanRole.HEADER, 0, NOT_WRITTEN),))]
-    assert find_extents(gap, 0, 20) is None
+    assert find_extents(two, 5, 25, {}) == [Extent(3, 5, 15), Extent(4, 7, 5)]
+    assert covers(two, 5, 30)
+    assert not covers(two, 5, 31)
+    assert not covers(two[1:], 19, 30)
+    assert not covers([], 0, 1)
+    assert covers([], 1, 1)
 
 
 @given(

@@ -107,8 +107,12 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 def test_the_files_are_those_that_huggingface_hub_downloads_from_the_same_server(
     hub: HubServer, files: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """Large files are in Xet storage. Its client and its tokens are not needed, and its hash is none of the bytes."""
     hub.push(REPO, files, private=True)
+    hub.xet = True
     report = load(hub, tmp_path / "cache", token=hub.token)
+    assert not hub.count("hub", part="xet-read-token")
+    assert not hub.count("cdn", part="reconstructions")
     assert (report.verified, report.verified_by) == ("sha256", "Git SHA1: 3 objects, SHA256: 3 objects")
     assert not any(note.startswith("NoChecksum") for note in report.notes)
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")}
@@ -308,7 +312,7 @@ def test_a_rate_limit_is_waited_for(
 
 def test_a_long_list_of_files_is_read_page_by_page(hub: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:
     hub.push(REPO, files | {f"notes/{number}.md": b"" for number in range(50)})
-    hub.with_sizes = False
+    hub.with_sizes, hub.xet = False, True
     hub.page_size = 7
     report = load(hub, tmp_path)
     assert hub.count("hub", "GET", "/tree/") == 9

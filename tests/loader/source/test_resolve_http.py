@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from typing import TYPE_CHECKING, TypedDict
+from urllib.parse import quote
 
 import pytest
 from msgspec import structs
@@ -147,6 +150,37 @@ def test_urls_come_from_a_file_or_a_variable(faulty_server: FaultyServer, tmp_pa
     (from_variable,) = resolve_urls(urls_env="URLS", environment={"URLS": f" {url}\n"}).objects
     assert from_file == from_variable
     assert (from_file.path, from_file.pin.size, from_file.target.url) == ("a.tensors", 3, url)
+
+
+@pytest.mark.parametrize("way", ["plan", "file"])
+def test_lists_among_the_urls_have_the_sha256_of_what_the_server_states_no_checksum_of(
+    faulty_server: FaultyServer, tmp_path: Path, way: str
+) -> None:
+    """They name files relative to their folder, as the URLs' paths do, whatever their queries are."""
+    files = {"m/one.safetensors": b"1", "m/a b/two.safetensors": b"2", "m/three.safetensors": b"3"}
+    digests = {key: hashlib.sha256(content).hexdigest() for key, content in files.items()}
+    one, two, three = digests.values()
+    files["m/SHA256SUMS"] = f"{one}  one.safetensors\n{two} *a b/two.safetensors\n".encode()
+    files["m/three.safetensors.sha256"] = three.encode()
+    for key, content in files.items():
+        faulty_server.put(key, content, etag='"opaque"')
+    urls = [f"{faulty_server.url}/{quote(key)}?token={number}" for number, key in enumerate(files)]
+    (tmp_path / "urls").write_text("\n".join(urls))
+    resolved = resolve_urls(*urls) if way == "plan" else resolve_urls(urls_file=str(tmp_path / "urls"))
+    found = {each.path: each.pin.checksum for each in resolved.objects if each.kind == "tensors"}
+    assert found == {key.rpartition("/")[2]: f"sha256:{digest}" for key, digest in digests.items()}
+    assert any(each.path == "SHA256SUMS" for each in resolved.objects) is (way == "plan")
+
+
+@pytest.mark.parametrize("stated", [{}, {"Repr-Digest": "sha-256=:" + base64.b64encode(bytes(32)).decode() + ":"}])
+def test_no_list_is_asked_for_that_is_not_named_or_not_needed(
+    faulty_server: FaultyServer, stated: dict[str, str]
+) -> None:
+    faulty_server.put("m/a.safetensors", b"abc", headers=stated)
+    faulty_server.put("m/SHA256SUMS", f"{'0' * 64}  a.safetensors".encode())
+    named = ("m/a.safetensors", "m/SHA256SUMS") if stated else ("m/a.safetensors",)
+    resolve_urls(*(f"{faulty_server.url}/{key}" for key in named))
+    assert {(each.method, each.key) for each in faulty_server.find_requests()} == {("HEAD", key) for key in named}
 
 
 def test_an_object_from_a_file_of_urls_is_named_without_its_path_and_the_same_after_a_new_signature(
