@@ -42,8 +42,9 @@ MAX_PAUSE_SECONDS = 0.5
 MAX_THREADS = 16
 MAX_LISTED = 5
 
-ALLOCATED_BYTES = 256 << 20
-"""Bytes of one ``fallocate``, which only a signal interrupts: about 60 ms in a tmpfs."""
+ALLOCATED_BYTES = 8 << 20
+"""Bytes of one ``fallocate``, which only a signal interrupts: about 2 ms in a tmpfs. Nothing can be written to the
+file meanwhile, and it may be the only one of a load."""
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 

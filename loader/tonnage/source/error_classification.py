@@ -310,6 +310,8 @@ def _classify_status(
         case = _Case(Reason.REQUEST_TIME_TOO_SKEWED, _clock_skew_message(headers, body, now))
     else:
         case = _hub_case(status, headers) or _case(status, answer)
+        if label.startswith("hf://") and case.reason is Reason.ACCESS_DENIED and not case.remedy:
+            case = _HUB_DENIED
     if pinned and case.reason is Reason.OBJECT_NOT_FOUND:
         case = _PINNED_REVISION_MISSING
     numbered = f"{status} {answer.code}".strip()
@@ -377,6 +379,12 @@ _HUB_TOKEN_REJECTED = _Case(
     Reason.ACCESS_DENIED,
     "the hub rejects the token",
     remedy="Create a new token with read access on the hub, and set HF_TOKEN to it.",
+)
+
+_HUB_DENIED = _Case(
+    Reason.ACCESS_DENIED,
+    "the hub denies access",
+    remedy="Set HF_TOKEN to a token that may read the repository. If it is gated, ask for access first.",
 )
 
 

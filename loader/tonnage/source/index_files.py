@@ -150,11 +150,14 @@ def listed_files(content: bytes, *, label: str) -> frozenset[str]:
             "safetensors files."
         )
     try:
-        return frozenset(msgspec.json.decode(content, type=_Index).weight_map.values())
+        found = frozenset(msgspec.json.decode(content, type=_Index).weight_map.values())
     except DECODE_ERRORS as error:
         raise FormatDamaged(
             f"{label} is not an index of safetensors files: {escape_unprintable(str(error))[:200]}.", remedy=_REMEDY
         ) from error
+    if not found:
+        raise FormatDamaged(f"{label} is not an index of safetensors files: it lists none.", remedy=_REMEDY)
+    return found
 
 
 def apply_indexes(selection: Selection, contents: Mapping[str, bytes], *, where: str) -> Selection:

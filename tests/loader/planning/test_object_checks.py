@@ -51,7 +51,8 @@ def test_extents_are_the_bytes_of_a_range_in_files_or_captured(
     segment: Segment, pieces: list[int], data: st.DataObject
 ) -> None:
     """Captured bytes arrive in pieces that end anywhere. The bytes of the object are their offsets."""
-    captured, at = {}, segment.start
+    captured: dict[int, bytes] = {}
+    at = segment.start
     for length in [*pieces, segment.end]:
         if at < segment.end:
             for piece in segment.pieces(at, min(at + length, segment.end)):
@@ -63,7 +64,10 @@ def test_extents_are_the_bytes_of_a_range_in_files_or_captured(
     last = data.draw(st.integers(first + 1, segment.end))
     found: list[int] = []
     for each in find_extents([segment], first, last, captured):
-        found += each if isinstance(each, bytes) else (file[each.offset + more] for more in range(each.length))
+        if isinstance(each, bytes):
+            found += each
+        else:
+            found += [file[each.offset + more] for more in range(each.length)]
     assert found == list(range(first, last))
 
 

@@ -135,13 +135,14 @@ def test_an_index_beside_no_weights_is_left_out() -> None:
         b"",
         b"{}",
         b"[]",
+        b'{"weight_map": {}}',
         b'{"weight_map": []}',
         b'{"weight_map": {"a": 1}}',
         b"\xff",
         b"[" * 100_000,
         b"{" + b'"a":' * 3_000_000,
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_is_not_an_index_is_refused(content: bytes) -> None:
     with pytest.raises(FormatDamaged, match="index of safetensors files"):

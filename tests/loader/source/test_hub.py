@@ -274,6 +274,7 @@ def test_a_flipped_bit_of_a_large_file_is_fetched_again_and_then_fails(
         ("no repository", ObjectNotFound, "Check organization and model"),
         ("no revision", ObjectNotFound, "Check what follows @"),
         ("bad token", AccessDenied, "Create a new token"),
+        ("denied", AccessDenied, "Set HF_TOKEN"),
         ("no hub", StoreUnsupported, "HF_ENDPOINT"),
         ("no server", EndpointUnreachable, "endpoint"),
         ("limit", RetriesExhausted, "429"),
@@ -289,6 +290,9 @@ def test_a_refusal_has_the_reason_of_the_hub_and_a_remedy(
     settings = environment(hub, token)
     if case == "no hub":
         faulty_server.add_fault(Fault(status=200, body=b"<html>a portal</html>"))
+        settings["HF_ENDPOINT"] = faulty_server.url
+    if case == "denied":  # by a mirror, without a hub's headers
+        faulty_server.add_fault(Fault(status=403, body=b'{"error": "Forbidden"}'))
         settings["HF_ENDPOINT"] = faulty_server.url
     if case == "no server":
         settings["HF_ENDPOINT"] = "http://127.0.0.1:1"
