@@ -42,6 +42,7 @@ def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "nodes": settings.nodes,
         "model_gb": round(settings.size / 1e9, 1),
         "link_gigabits": round(settings.link / GIGABIT),
+        "unit_mib": settings.unit >> 20,
         "bucket_gigabits": round(settings.bucket / GIGABIT),
         "first_loads": settings.first_loads,
         "limit_seconds": round(settings.limit, 1),
@@ -59,7 +60,14 @@ def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown."""
+    first = rows[0]
+    head = (
+        f"Simulated: {first['nodes']:,} nodes, {first['model_gb']:.0f} GB, the bucket behind {first['bucket_gigabits']} "
+        f"Gb/s, units of {first['unit_mib']} MiB at most."
+    )
     lines = [
+        head,
+        "",
         "| links | begin | limit | half of the nodes | all nodes | to the limit | the bucket sends | bucket alone |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]

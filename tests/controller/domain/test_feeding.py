@@ -14,7 +14,7 @@ from operator_support.simulation import Simulation, prewarming_simulation
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.modelweights.reconcile import decide
-from tonnage_operator.domain.peers.feeding import LOADS_PER_HOLDER, count_feedable_loads, is_holder
+from tonnage_operator.domain.peers.feeding import LOADS_PER_HOLDER, MIN_FRACTION, count_feedable_loads, is_holder
 from tonnage_operator.domain.reasons import EventReason
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def test_a_node_that_feeds_others_still_does_when_it_has_more(loaded: int, more:
     assert not is_holder(loaded, 0)
     if is_holder(loaded, total):
         assert is_holder(loaded + more, total)
-        assert loaded * 8 >= total
+        assert loaded * MIN_FRACTION >= total
 
 
 @dataclass
@@ -89,24 +89,24 @@ def progressing_message(simulation: Simulation) -> str:
     return str(next(each["message"] for each in simulation.status["conditions"] if each["type"] == "Progressing"))
 
 
-def test_each_warm_node_feeds_two_more_and_the_condition_shows_it() -> None:
+def test_each_warm_node_feeds_four_and_the_condition_shows_it() -> None:
     simulation = simulate(40)
     waves = []
     while loading := simulation.loading_nodes():
         waves.append(len(loading))
         simulation.finish_verified()
-    assert waves == [2, 4, 12, 22]
+    assert waves == [2, 8, 30]
     simulation = simulate(40)
     simulation.finish_verified()
     assert progressing_message(simulation).endswith(" 2 nodes serve them what they have.")
 
 
-def test_nodes_that_have_an_eighth_feed_others_before_they_are_warm() -> None:
+def test_nodes_that_have_a_small_part_feed_others_before_they_are_warm() -> None:
     simulation = simulate(40)
-    simulation.report_progress(12)
+    simulation.report_progress(3)
     assert len(simulation.loading_nodes()) == 2
-    for expected in (4, 8, 16, 32, 40):
-        simulation.report_progress(13)
+    for expected in (8, 32, 40):
+        simulation.report_progress(4)
         assert len(simulation.loading_nodes()) == expected
     assert simulation.status["nodes"]["warm"] == 0
 
