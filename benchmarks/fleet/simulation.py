@@ -62,8 +62,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown."""
     first = rows[0]
     head = (
-        f"Simulated: {first['nodes']:,} nodes, {first['model_gb']:.0f} GB, the bucket behind {first['bucket_gigabits']} "
-        f"Gb/s, units of {first['unit_mib']} MiB at most."
+        f"Simulated: {first['nodes']:,} nodes, {first['model_gb']:.0f} GB, the bucket behind "
+        f"{first['bucket_gigabits']} Gb/s, units of {first['unit_mib']} MiB at most."
     )
     lines = [
         head,
