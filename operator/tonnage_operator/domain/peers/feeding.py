@@ -9,8 +9,8 @@ LOADS_PER_HOLDER: Final = 4
 MIN_FRACTION: Final = 32
 """A node that is loading counts as a holder when it has one in so many of the bytes.
 
-Simulated with 200 nodes and links of 25 Gb/s, all had 140 GB after 90 s, with 2 loads and an eighth after 123 s, with 8
-loads after 92 s (``benchmarks/fleet``).
+Simulated with 200 nodes and links of 25 Gb/s, all had 140 GB after 80 to 90 s, with 2 loads and an eighth after 123 s
+(``benchmarks/fleet``).
 """
 
 
