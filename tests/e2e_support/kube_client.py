@@ -49,6 +49,7 @@ _KINDS: dict[str, tuple[str, str, bool]] = {
     "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False),
     "ModelWeights": (_TONNAGE, "modelweights", True),
     "NodeCache": (_TONNAGE, "nodecaches", False),
+    "GroupRevision": (_TONNAGE, "grouprevisions", True),
 }
 
 
