@@ -13,7 +13,7 @@ import pytest
 from support.preload_shims import RESOLVES_NOTHING, build_shim
 from support.tonnage_cli import start_tonnage
 from tonnage.errors import Interrupted
-from tonnage.transfer import worker_process
+from tonnage.transfer import host_process, worker_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,9 +94,9 @@ def test_workers_that_wait_for_a_name_end_by_themselves(
     harness: LoadHarness, resolver: HangingResolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each worker that must be killed would add two seconds to the end of the load."""
-    of_a_worker = worker_process._worker_environment
+    of_a_worker = host_process.worker_environment
     variables = {**resolver.variables, "http_proxy": "http://proxy.example:3128"}
-    monkeypatch.setattr(worker_process, "_worker_environment", lambda given: of_a_worker(given) | variables)
+    monkeypatch.setattr(host_process, "worker_environment", lambda given: of_a_worker(given) | variables)
     codes: list[int] = []
     close = worker_process.WorkerProcess.close
 
