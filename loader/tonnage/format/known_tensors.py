@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 VLLM_MARKER = "vllm_tensorized_marker"
 """Name of the meta parameter that vLLM adds to the root module before it serializes a model."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""What names of a wrapped module begin with: of ``DistributedDataParallel``, and of ``torch.compile``."""
+_WHOLE_WRAPPERS = ("module.", "base_model.model.")
+"""What all names of a wrapped model begin with: of ``DistributedDataParallel``, and of PEFT."""
+_WRAPPERS = re.compile(r"(?:.*\.)?(?P<wrapper>_orig_mod|_(?:fsdp|checkpoint)_wrapped_module|_forward_module)\..*")
+"""What names of wrapped modules of a model have in them: of ``torch.compile``, FSDP, checkpoints of activations, and
+Lightning."""
 
 FUSED_EXPERTS_REMEDY = (
     "For any engine, write a checkpoint from these files, and upload it: load them into transformers' model with "
@@ -26,8 +29,42 @@ FUSED_EXPERTS_REMEDY = (
 read from such files, transformers keeps the names."""
 
 _FUSED_EXPERTS = re.compile(r"(?:.*\.)?(?P<module>\w+)\.experts\.gate_up_proj")
+_HELD_TWICE = re.compile(r"(?:.*\.)?(?:mlp\.gate\.weight|shared?_(?:experts?|mlp)\..+|kv_b_proj\..+)")
+"""Tensors of modules that vLLM's models hold in two places: routers and shared experts, which the experts have, too,
+and those of latent attention."""
 _QUANTIZED = re.compile(r"float8_\w+|u?int(8|16|32)")
-_CACHED_ANGLES = frozenset({"cos_sin_cache", "cos_cached", "sin_cached"})
+_CACHED_ANGLES = re.compile(r"(?:\w+_)?cos_sin(?:_\w+)?_cache(?:_\w+)?|(?:cos|sin)_cached|freqs_cis?")
+"""``cos_sin_cache``, ``long_short_cos_sin_cache``, ``cos_cached`` and the like."""
+_COMPUTED = frozenset(
+    {
+        "embed_scale",
+        "embed_scale_per_layer",
+        "gradient_clipping",
+        "normalizer",
+        "per_layer_input_scale",
+        "per_layer_projection_scale",
+        "router_input_scale",
+        "softcap",
+        "token_type_ids",
+    }
+)
+"""Numbers that Gemma's modules compute from the configuration, and the zeros that BERT's have for texts of one part."""
+_SINUSOIDS = re.compile(r"(?:.*\.)?embed_positions(?:\.weights)?")
+"""Buffers of GPT-J, M2M100 and the like. Positions that are trained are parameters."""
+_STATE_OF_VLLM = frozenset(
+    {
+        "_k_scale",
+        "_prob_scale",
+        "_q_scale",
+        "_v_scale",
+        "e_score_correction_bias",
+        "layer_scalar",
+        "num_batches_tracked",
+        "running_mean",
+        "running_var",
+    }
+)
+"""Buffers that are part of the state of vLLM's modules."""
 _INVERSE_FREQUENCIES = re.compile(r"(?:\w*_)?inv_freq")
 """``inv_freq``, ``original_inv_freq``, and those of one type of layers, such as ``full_attention_inv_freq``."""
 _ROTARY_MODULE = re.compile(r"(?!rotary_embeddings$)(?:\w*_)?(?:rotary|rope)(?:_\w*)?")
@@ -39,9 +76,10 @@ def is_computed_buffer(name: str, kind: int) -> bool:
     """Returns whether engines compute this tensor from the model's configuration and don't expect it in a checkpoint.
 
     These are the tables of rotary position embeddings: inverse frequencies of a module whose name has the word
-    ``rotary`` or ``rope``, and the cosines and sines of positions of any module. Modules register them as buffers that
-    are not part of their state dict, but tensorizer writes them by default, and a ``.tensors`` file doesn't record
-    which of its buffers those are.
+    ``rotary`` or ``rope``, and the cosines and sines of positions of any module; and what follows from the
+    configuration, such as the scale of Gemma's embeddings. Modules register them as buffers that are not part of their
+    state dict, but tensorizer writes them by default, and a ``.tensors`` file doesn't record which of its buffers those
+    are.
 
     Args:
         name: The tensor's flat name.
@@ -50,7 +88,7 @@ def is_computed_buffer(name: str, kind: int) -> bool:
     if kind != KIND_BUFFER:
         return False
     parent, _, last = name.rpartition(".")
-    if last in _CACHED_ANGLES:
+    if last in _COMPUTED or _CACHED_ANGLES.fullmatch(last) or _SINUSOIDS.fullmatch(name):
         return True
     return bool(_INVERSE_FREQUENCIES.fullmatch(last) and _ROTARY_MODULE.fullmatch(parent.rpartition(".")[2]))
 
@@ -61,6 +99,26 @@ def is_vllm_serialized(tensors: Iterable[TensorEntry]) -> bool:
     Such a file has the tensors of vLLM's own modules, with names and shapes that other engines don't know.
     """
     return any(tensor.name == VLLM_MARKER and tensor.is_meta and tensor.kind == KIND_PARAMETER for tensor in tensors)
+
+
+def find_undecided_buffers(tensors: Iterable[TensorEntry]) -> list[TensorEntry]:
+    """Returns the buffers of vLLM's modules whose names don't tell whether they are state or computed."""
+    return [
+        tensor
+        for tensor in tensors
+        if tensor.kind == KIND_BUFFER
+        and not is_computed_buffer(tensor.name, tensor.kind)
+        and tensor.name.rpartition(".")[2] not in _STATE_OF_VLLM
+    ]
+
+
+def find_held_twice(tensors: Iterable[TensorEntry]) -> list[TensorEntry]:
+    """Returns tensors of modules that vLLM's models hold in two places, some in all versions and some in newer ones.
+
+    tensorizer writes such a module by the name where it comes first, and ``sharded_state`` looks for the first name in
+    alphabetical order, which may be the other one.
+    """
+    return [tensor for tensor in tensors if _HELD_TWICE.fullmatch(tensor.name)]
 
 
 def is_quantized(tensors: Iterable[TensorEntry]) -> bool:
@@ -89,9 +147,17 @@ def find_fused_experts(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
     return found
 
 
-def find_wrapper(tensors: Sequence[TensorEntry]) -> str | None:
-    """Returns what all names begin with because the module was wrapped when it was written; None if it was not."""
-    for wrapper in WRAPPERS:
+def find_wrapper(tensors: Sequence[TensorEntry]) -> tuple[str, str] | None:
+    """Returns what names have in them because a module was wrapped when it was written, and one of these names.
+
+    None if none was. A PEFT adapter is not meant, whose names in checkpoints begin as those of a wrapped model.
+    """
+    for wrapper in _WHOLE_WRAPPERS:
         if tensors and all(tensor.name.startswith(wrapper) for tensor in tensors):
-            return wrapper
+            is_adapter = wrapper != _WHOLE_WRAPPERS[0] and not any(".base_layer." in tensor.name for tensor in tensors)
+            return None if is_adapter else (wrapper, tensors[0].name)
+    for tensor in tensors:
+        match = _WRAPPERS.fullmatch(tensor.name)
+        if match is not None:
+            return f"{match['wrapper']}.", tensor.name
     return None

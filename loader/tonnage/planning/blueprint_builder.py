@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import FormatUnsupported, NameCollision
-from tonnage.format.dtypes import dtype_from_safetensors
 from tonnage.format.known_tensors import is_computed_buffer
 from tonnage.format.safetensors import SafetensorsIndex, ShardTensor, alignment_order, build_shard_header
 from tonnage.format.tensor_names import check_flat_names
@@ -26,7 +25,6 @@ from tonnage.planning.blueprint import (
     segment_count,
 )
 from tonnage.planning.file_names import (
-    LOAD_FORMAT_KEY,
     MODEL,
     Stem,
     rank_computed_buffers,
@@ -34,10 +32,11 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import names_notes, separated_note, vllm_command, vllm_load_format, vllm_note
+from tonnage.planning.notes import names_notes, separated_note, vllm_command, vllm_note
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
+from tonnage.planning.vllm_state import SHARDED_STATE, refusal_files, vllm_load_format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -108,17 +107,20 @@ class _Group(NamedTuple):
         directory: Their folder.
         rank: Their rank; 0 for a file of one rank that vLLM serialized.
         stem: What the names of their shards begin with.
-        vllm: Whether vLLM serialized them.
+        load_format: vLLM's load format, if vLLM serialized them; otherwise empty.
     """
 
     directory: str
     rank: int | None
     stem: Stem
-    vllm: bool
+    load_format: str
 
     def shard(self, number: int, count: int) -> str:
         """Returns the path of shard ``number`` of ``count``."""
-        name = self.stem.shard(number, count) if self.rank is None else rank_shard(self.rank, number)
+        if self.rank is None:
+            name = self.stem.shard(number, count)
+        else:
+            name = rank_shard(self.rank, number, for_sharded_state=self.load_format in {"", SHARDED_STATE})
         return posixpath.join(self.directory, name)
 
     @property
@@ -130,14 +132,20 @@ class _Group(NamedTuple):
 
 def _groups(objects: Sequence[SourceObject], unchanged: Collection[int]) -> dict[_Group, list[int]]:
     paths = frozenset(source.path for source in objects)
+    serialized: dict[str, list[SourceObject]] = {}
+    for source in objects:
+        if source.is_vllm_serialized:
+            serialized.setdefault(posixpath.dirname(source.path), []).append(source)
+    load_formats = {directory: vllm_load_format(members) for directory, members in serialized.items()}
     groups: dict[_Group, list[int]] = {}
     for index, source in enumerate(objects):
         if source.tensors_index is None or index in unchanged:
             continue
-        vllm = source.is_vllm_serialized
-        rank = 0 if vllm and source.rank is None else source.rank
+        directory = posixpath.dirname(source.path)
+        load_format = load_formats[directory] if source.is_vllm_serialized else ""
+        rank = 0 if load_format and source.rank is None else source.rank
         stem = source_stem(source.path, paths) if rank is None else Stem(MODEL)
-        groups.setdefault(_Group(posixpath.dirname(source.path), rank, stem, vllm), []).append(index)
+        groups.setdefault(_Group(directory, rank, stem, load_format), []).append(index)
     return groups
 
 
@@ -252,8 +260,8 @@ class _BlueprintBuilder:
             self.files.append(own.file)
             if own.file.computed_buffers:
                 self._separated += own.entries.values()
-        if group.vllm:
-            self._add_refusal(group.directory, vllm_load_format([self.objects[index] for index in members]))
+        if group.load_format:
+            self._add_refusal(group)
         elif group.rank is None and (len(in_shards) > 1 or (shares_folder and group.stem == Stem(MODEL))):
             self._add_index(group, weight_map, total)
 
@@ -270,22 +278,12 @@ class _BlueprintBuilder:
             _json({"metadata": {"total_size": total}, "weight_map": weight_map}),
         )
 
-    def _add_refusal(self, directory: str, load_format: str) -> None:
-        """Adds files because of which engines refuse a folder that they would fill with wrong or random values.
-
-        Readers of the index end, because it lists a file that doesn't exist, and show that file's name. A reader of all
-        safetensors files ends at a tensor that no model has, and shows its name. vLLM's ``sharded_state`` reads none.
-        """
-        remedy = f"start vLLM with --load-format {load_format}"
-        tensor = f"start_vllm_with_load_format_{load_format}"
-        index = {"metadata": {"total_size": 0, LOAD_FORMAT_KEY: load_format}, "weight_map": {tensor: remedy}}
-        for path, content in (
-            (Stem(MODEL).index_name, _json(index)),
-            (Stem(tensor).shard(0, 1), _one_tensor_file(tensor, self._identity)),
-        ):
-            full = posixpath.join(directory, path)
-            if full not in {file.path for file in self.files}:
-                self._add_generated(full, content)
+    def _add_refusal(self, group: _Group) -> None:
+        """Adds files because of which other readers than one of vLLM's load formats refuse the folder."""
+        for name, content in refusal_files(group.load_format, group.rank or 0, self._identity).items():
+            path = posixpath.join(group.directory, name)
+            if path not in {file.path for file in self.files}:
+                self._add_generated(path, content)
 
     def _add_generated(self, path: str, content: bytes) -> None:
         self.files.append(OutputFile(path, len(content), "index", None, None, content))
@@ -306,7 +304,7 @@ class _BlueprintBuilder:
         tied = {
             key: entry
             for key, entry in entries.items()
-            if group.vllm and key[1] in self.objects[key[0]].tied and key not in computed
+            if group.load_format and key[1] in self.objects[key[0]].tied and key not in computed
         }
         if len(computed) + len(tied) == len(entries):
             return []
@@ -408,8 +406,9 @@ class _BlueprintBuilder:
             self.notes.append(vllm_note(found, layout))
             self.served_by = vllm_command(found, layout)
         for source in self.objects:
-            if source.tensors_index is not None and not source.is_vllm_serialized and not source.is_safetensors:
-                self.notes += names_notes(source.label, source.tensors_index.tensors)
+            if source.tensors_index is not None and not source.is_vllm_serialized:
+                tensors = source.tensors_index.tensors
+                self.notes += names_notes(source.label, tensors, is_checkpoint=source.is_safetensors)
 
     def _check_names(self, members: Iterable[int]) -> None:
         seen: dict[str, str] = {}
@@ -469,13 +468,6 @@ def _shard_tensor(entry: TensorEntry) -> ShardTensor:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=1).encode()
-
-
-def _one_tensor_file(name: str, metadata: Mapping[str, str]) -> bytes:
-    """Returns a safetensors file that has one tensor of one byte."""
-    tensor = ShardTensor(name, dtype_from_safetensors("U8", where=name), (1,), 1)
-    header, _ = build_shard_header([tensor], metadata={"format": "pt", **metadata}, label=name)
-    return header + bytes(1)
 
 
 def _partition_tensors(tensors_index: FileIndex, segment_size: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 MODEL = "model"
 """Stem of the files that hold a whole model, for readers of the Hugging Face layout."""
@@ -26,7 +26,9 @@ _MODEL_STEMS = frozenset({MODEL, "pytorch_model"})
 _PART = r"-\d{5}-of-\d{5}"
 _SOURCE_NAME = re.compile(rf"(?P<stem>\w+)(?P<first>\.\w+)?(?:{_PART})?(?P<last>\.\w+)?\.(?:safe)?tensors")
 _OWN_FILE_OF_RANK = re.compile(r"[a-z-]+-rank-\d+\.safetensors")
-_MAIN_SHARD = re.compile(rf"{MODEL}(?:{_PART})?\.safetensors|{MODEL}-rank-\d+-part-\d+\.safetensors")
+_STATE = "state"
+"""Stem of the files of a rank that ``sharded_state`` must not find."""
+_MAIN_SHARD = re.compile(rf"{MODEL}(?:{_PART})?\.safetensors|(?:{MODEL}|{_STATE})-rank-\d+-part-\d+\.safetensors")
 
 
 class Stem(NamedTuple):
@@ -94,9 +96,15 @@ def source_stem(path: str, paths: Collection[str]) -> Stem:
     return Stem(MODEL)
 
 
-def rank_shard(rank: int, number: int) -> str:
-    """Returns the name of part ``number`` of a rank, as vLLM's ``sharded_state`` looks for it."""
-    return f"{MODEL}-rank-{rank}-part-{number}.safetensors"
+def rank_shard(rank: int, number: int, *, for_sharded_state: bool = True) -> str:
+    """Returns the name of part ``number`` of a rank: as vLLM's ``sharded_state`` looks for it, or one like it."""
+    return f"{MODEL if for_sharded_state else _STATE}-rank-{rank}-part-{number}.safetensors"
+
+
+def without_refusals(names: Sequence[str]) -> list[str]:
+    """Returns the names of a folder's files without those because of which ``sharded_state`` refuses the folder."""
+    refuses = any(name.startswith(f"{_STATE}-rank-") for name in names)
+    return [name for name in names if not (refuses and name.startswith(f"{MODEL}-rank-"))]
 
 
 def rank_computed_buffers(rank: int) -> str:

@@ -6,23 +6,15 @@ import re
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Layout
-from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, find_fused_experts, find_wrapper, is_quantized
+from tonnage.format.known_tensors import FUSED_EXPERTS_REMEDY, find_fused_experts, find_wrapper
 from tonnage.format.tensor_names import short_repr
+from tonnage.planning.vllm_state import vllm_load_format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tonnage.format.tensors_index import TensorEntry
     from tonnage.planning.blueprint import SourceObject
-
-
-def vllm_load_format(found: Sequence[SourceObject]) -> str:
-    """Returns vLLM's load format for shards that have the tensors of its own modules.
-
-    ``sharded_state`` post-processes again what vLLM had post-processed before it wrote the files, and ends.
-    """
-    quantized = any(each.tensors_index is not None and is_quantized(each.tensors_index.tensors) for each in found)
-    return "tonnage" if quantized else "sharded_state"
 
 
 def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
@@ -68,17 +60,25 @@ def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
     )
 
 
-def names_notes(label: str, tensors: Sequence[TensorEntry]) -> list[str]:
-    """Returns notes about names that are not those of a checkpoint, because engines refuse or ignore such tensors."""
+def names_notes(label: str, tensors: Sequence[TensorEntry], *, is_checkpoint: bool) -> list[str]:
+    """Returns notes about names that are not those of a checkpoint, because engines refuse or ignore such tensors.
+
+    Args:
+        label: Name of the file.
+        tensors: Its tensors.
+        is_checkpoint: Whether it is a safetensors file, whose fused experts are those of the checkpoint.
+    """
     notes = []
     wrapper = find_wrapper(tensors)
     if wrapper is not None:
+        part, name = wrapper
         notes.append(
-            f"All names in {label} begin with {wrapper!r}, because a wrapped module was written. transformers fills a "
-            "model with random values instead, and other engines refuse it. Write the module inside of the wrapper, "
-            "`.module` or `._orig_mod`."
+            f"Names in {label} have {part!r} in them, such as {short_repr(name)}: a wrapped module was written. "
+            "transformers fills a model with random values instead, and other engines refuse it. Write the module "
+            "inside of the wrapper, such as `.module` or `._orig_mod`; of a PEFT model, what `merge_and_unload()` "
+            "returns."
         )
-    experts = find_fused_experts(tensors)
+    experts = [] if is_checkpoint else find_fused_experts(tensors)
     if experts:
         notes.append(
             f"{label} has fused experts, such as {short_repr(experts[0].name)}: names that transformers 5 uses in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -30,6 +31,16 @@ COMPUTED = [
     "model.visual.rotary_pos_emb.inv_freq",
     "model.rope_embeddings.inv_freq",
     "decoder.vision_rotary_embedding.inv_freq",
+    "model.layers.0.self_attn.rotary_emb.long_short_cos_sin_cache",
+    "model.layers.0.self_attn.rotary_emb.cos_sin_cache_bf16",
+    "model.layers.0.self_attn.rotary_emb.cos_sin_qc_no_clamp_cache",
+    "vision_model.rotary_embedding.freqs_ci",
+    "model.embed_tokens.embed_scale",
+    "model.normalizer",
+    "bert.embeddings.token_type_ids",
+    "transformer.h.0.attn.embed_positions",
+    "model.encoder.embed_positions.weights",
+    "model.language_model.per_layer_projection_scale",
 ]
 NOT_COMPUTED = [
     "model.layers.0.attn._k_scale",
@@ -44,6 +55,11 @@ NOT_COMPUTED = [
     "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq",
     "encoder.properties.inv_freq",
     "model.rotary_emb.scale",
+    "model.layers.0.layer_scalar",
+    "bert.embeddings.position_ids",
+    "encoder.embed.weights",
+    "quantizer.codebook.embed",
+    "layers.0.attention.relative_position_index",
     "model.rotary_emb.inv_freq.weight",
     "model.rotary_emb.proj.inv_freq",
     "model.rotary_emb.my_cos_cached",
@@ -51,7 +67,10 @@ NOT_COMPUTED = [
 ]
 WORDS = st.from_regex(r"[a-z_][a-z0-9_]{0,11}", fullmatch=True)
 PATHS = st.lists(WORDS, max_size=5).map(".".join)
-ENDS = ("inv_freq", "cos_sin_cache", "cos_cached", "sin_cached")
+ENDS = re.compile(
+    r"(\w*_)?inv_freq|(cos|sin)_cached|freqs_cis?|\w*cos_sin\w*_cache\w*|embed_scale(_per_layer)?|normalizer|softcap"
+    r"|token_type_ids|embed_positions|weights|gradient_clipping|(per_layer|router)_\w+_scale"
+)
 CONFIGS = (
     "llama",
     "qwen2",
@@ -99,7 +118,7 @@ def test_only_known_names_are_computed_and_frequencies_only_below_rotary_modules
     path: str, parent: str, last: str
 ) -> None:
     if is_computed_buffer(f"{path}.{parent}.{last}", KIND_BUFFER):
-        assert last.endswith(ENDS)
+        assert ENDS.fullmatch(last)
     for frequencies in ("inv_freq", "original_inv_freq", f"{last}_inv_freq"):
         words = parent.split("_")
         expected = ("rotary" in words or "rope" in words) and parent != "rotary_embeddings"
@@ -121,7 +140,7 @@ def test_in_models_of_transformers_exactly_buffers_outside_the_state_dict_are_co
     buffers = {name for name, _ in model.named_buffers()}
     computed = {name for name in buffers if is_computed_buffer(name, KIND_BUFFER)}
     assert not computed & in_state
-    assert {name for name in buffers - in_state if "freq" in name} == computed
+    assert {name for name in buffers - in_state if "freq" in name or "embed_scale" in name} == computed
     assert computed or "rotary_embeddings.inv_freq" in {".".join(name.split(".")[-2:]) for name in in_state}
 
 
@@ -171,8 +190,27 @@ def test_fused_experts_are_found_unless_checkpoints_have_them_too(names: list[st
     assert find_fused_experts([Named(name, (4, 8)) for name in names]) == []  # type: ignore[misc]
 
 
-def test_names_of_a_wrapped_module_are_found_only_if_all_begin_so() -> None:
-    assert find_wrapper(named("module.a", "module.b")) == "module."
-    assert find_wrapper(named("_orig_mod.a")) == "_orig_mod."
-    assert find_wrapper(named("module.a", "b")) is None
-    assert find_wrapper([]) is None
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["module.a", "module.b"], ("module.", "module.a")),
+        (["module.a", "b"], None),
+        (["encoder.module.a"], None),
+        (["_orig_mod.a"], ("_orig_mod.", "_orig_mod.a")),
+        (["norm.a", "layers.0._orig_mod.a"], ("_orig_mod.", "layers.0._orig_mod.a")),
+        (["_fsdp_wrapped_module.a"], ("_fsdp_wrapped_module.", "_fsdp_wrapped_module.a")),
+        (
+            ["layers.0._checkpoint_wrapped_module.a"],
+            ("_checkpoint_wrapped_module.", "layers.0._checkpoint_wrapped_module.a"),
+        ),
+        (
+            ["base_model.model.q.base_layer.weight", "base_model.model.q.lora_A.default.weight"],
+            ("base_model.model.", "base_model.model.q.base_layer.weight"),
+        ),
+        (["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"], None),
+        (["model.layers.0.forward_module_norm.a", "a_orig_mod.b"], None),
+        ([], None),
+    ],
+)
+def test_names_of_a_wrapped_module_are_found(names: list[str], expected: tuple[str, str] | None) -> None:
+    assert find_wrapper(named(*names)) == expected

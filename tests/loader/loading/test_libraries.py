@@ -340,7 +340,7 @@ def test_a_wrapped_module_that_transformers_would_replace_by_random_values_is_no
     model = make_llama()
     put_module(source, torch.nn.DataParallel(model), tmp_path / "wrapped", model.config)
     report = source.load()
-    assert any("begin with 'module.'" in note and "random values" in note for note in report.notes)
+    assert any("have 'module.' in them" in note and "random values" in note for note in report.notes)
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     loaded, info = from_pretrained(report.path, output_loading_info=True)
     assert info["missing_keys"]

@@ -106,6 +106,33 @@ def harness(faulty_server: FaultyServer, tmp_path: Path, model: Served) -> LoadH
     return LoadHarness(faulty_server, tmp_path / "cache", tensors_of(model), data)
 
 
+class Quantized(Served):
+    """vLLM had post-processed the weights before it wrote them."""
+
+    def __init__(self) -> None:
+        super().__init__(tied=False)
+        packed = torch.randn(64, 64).to(torch.float8_e4m3fn)
+        self.model.proj = torch.nn.Module()
+        self.model.proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+
+
+class Undecided(Served):
+    """Has a buffer of which the name doesn't tell whether it is part of vLLM's state."""
+
+    def __init__(self) -> None:
+        super().__init__(tied=False)
+        self.model.register_buffer("position_ids", torch.arange(8), persistent=False)
+
+
+class HeldTwice(Served):
+    """vLLM holds the router in the experts, too, and ``sharded_state`` looks for that name."""
+
+    def __init__(self) -> None:
+        super().__init__(tied=False)
+        self.model.mlp = torch.nn.Module()
+        self.model.mlp.gate = torch.nn.Linear(64, 8, bias=False)
+
+
 def read_as_sharded_state(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
     """Reads the files that vLLM's ``sharded_state`` lists."""
     found: dict[str, torch.Tensor] = {}
@@ -151,6 +178,29 @@ def test_equal_data_of_other_tensors_is_not_taken_for_a_tie(harness: LoadHarness
     layers = {name for name in names if "qkv_proj" in name}
     assert len(layers) == 6
     assert {"model.norm.weight", "model.norm.bias"} <= names
+
+
+@pytest.mark.parametrize("model_class", [Quantized, Undecided, HeldTwice])
+@pytest.mark.parametrize("name", ["model.tensors", "model-rank-000.tensors"])
+def test_sharded_state_ends_at_the_name_of_what_serves_the_folder_if_it_cannot(
+    faulty_server: FaultyServer, tmp_path: Path, model_class: type[Quantized | Undecided | HeldTwice], name: str
+) -> None:
+    """Not at a shape or name of the model, which would tell a user nothing."""
+    model = model_class()
+    harness = LoadHarness(
+        faulty_server, tmp_path / "cache", tensors_of(model), put(faulty_server, tmp_path / "source", name, model)
+    )
+    ranks: Any = {"ranks": [0]} if "rank" in name else {}
+    report = harness.load(limits=SHARDED, **ranks)
+    assert any("--load-format tonnage" in note for note in report.notes)
+    folder = harness.cache / report.entry / "model"
+    assert set(read_as_sharded_state(folder)) == {"start_vllm_with_load_format_tonnage"}
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    with pytest.raises(Exception, match="start vLLM with --load-format tonnage"):
+        from_pretrained(folder)
+    mounted = folder.rename(tmp_path / "mounted")
+    with tonnage.open(mounted) as weights:
+        assert_equal(weights, harness.tensors)
 
 
 def test_transformers_refuses_the_folder_and_shows_the_flag_that_serves_it(harness: LoadHarness) -> None:

@@ -18,7 +18,13 @@ from tonnage.format.safetensors import read_header
 from tonnage.format.tensor_names import short_repr
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import META_KEY, PATHS_KEY
-from tonnage.planning.file_names import INDEX_SUFFIX, LOAD_FORMAT_KEY, OWN_DIRECTORY, is_beside_the_model
+from tonnage.planning.file_names import (
+    INDEX_SUFFIX,
+    LOAD_FORMAT_KEY,
+    OWN_DIRECTORY,
+    is_beside_the_model,
+    without_refusals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,7 +144,7 @@ def _list_tensor_files(directory: Path) -> list[Path]:
         if listed is not None:
             return [*listed, *(directory / name for name in more if not is_beside_the_model(name, indexes))]
     for suffix in (SAFETENSORS, TENSORS):
-        found = [directory / name for name in names if name.endswith(suffix)]
+        found = [directory / name for name in without_refusals(names) if name.endswith(suffix)]
         if found:
             return [*found, *(directory / name for name in more)] if suffix == SAFETENSORS else found
     raise NoTensorFiles(f"{directory} has no {SAFETENSORS} and no {TENSORS} file.")
