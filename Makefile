@@ -94,7 +94,7 @@ bench-operator: ## Measure the controller with many objects and nodes (BENCH_ARG
 	@$(SETUP) test
 	@$(HACK) benchmarks/operator/scale.py $(BENCH_ARGS)
 
-bench-first-token: ## Measure the time to vLLM's first token, cold, streaming, warm, with artifacts, on a real node (about 20 minutes)
+bench-first-token: ## Measure the time to vLLM's first token, cold, streaming, warm, with artifacts, on a real node (about 45 minutes)
 	@$(SETUP) test
 	@$(SETUP) bench
 	@$(HACK) benchmarks/start/first_token.py --out docs/performance $(BENCH_ARGS)

@@ -1,11 +1,14 @@
-"""Measures the seconds from a pod's creation to the first token of a real vLLM: cold, streaming, warm, with artifacts.
+"""Measures the seconds from a pod's creation to vLLM's first token: cold, streaming, warm, with artifacts.
 
-A real node: containerd, kubelet, the chart, the images. The engine is vLLM on the CPU, with torch.compile, from this
-machine's environment of engines (``hack/env/engines.sh``), which is mounted into the pods together with the machine's
-compiler. Its plugin is what ``tonnage.dev/vllm-plugin`` injects. The model has several shards. The bucket is as slow as
-the engine: the loader's bandwidth is limited so that the download takes as long as a start of the engine with the
-weights on the node. Ways are interleaved; each cold start has a model that the node has never seen. It takes about
-five minutes, and as long again for each round.
+A real node: containerd, kubelet, the chart, the images. The engine is ``vllm serve`` on the CPU, from this machine's
+environment of engines (``hack/env/engines.sh``), which is mounted into the pods together with the machine's compiler. A
+client in the pod asks for one token as soon as the server answers. The plugin is what ``tonnage.dev/vllm-plugin``
+injects. The model has several shards. Download and engine start take equally long: the loader's bandwidth is limited so
+that the download takes as long as the engine does, on a node with the weights, from its process's start until it asks
+for the first weight. What follows, such as torch.compile, needs the weights; ``--eager`` leaves the compilation out.
+
+Ways are interleaved; each cold start has a model that the node has never seen, or a new revision of a model whose
+artifacts are on the node. Each step of each pod is recorded. It takes about eight minutes, and twelve for each round.
 """
 
 from __future__ import annotations
@@ -17,58 +20,98 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import charts
 
 from e2e_support import images
 from e2e_support.e2e_cluster import ensure_prerequisites, start_e2e_cluster
 from e2e_support.namespace import Namespace
 from e2e_support.pods import Pod
+from operator_support.objects import get_condition
+from tonnage import contract
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from e2e_support.e2e_cluster import E2ECluster
+    from e2e_support.namespace import Model
 
 ROOT: Final = Path(__file__).parents[2]
-CHART: Final = "start-first-token"
 WAYS: Final = {
     "cold": "cold: the pod waits until all is loaded",
     "streaming": "cold, tonnage.dev/wait: Streaming",
     "warm": "warm: the weights are on the node",
-    "artifacts": "warm, with what the engine compiled at an earlier start",
+    "artifacts": "warm, with artifacts: what the engine compiled at an earlier start",
+    "rollout": "a new revision, with artifacts: the pod waits until all is loaded",
+    "rollout-streaming": "a new revision, with artifacts, tonnage.dev/wait: Streaming",
 }
+WITH_ARTIFACTS: Final = frozenset({"artifacts", "rollout", "rollout-streaming"})
+STREAMS: Final = frozenset({"streaming", "rollout-streaming"})
 WRITE_MODEL: Final = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models
 layers, folder = int(sys.argv[1]), sys.argv[2]
 config = LlamaConfig(vocab_size=2048, hidden_size=1024, intermediate_size=2816, num_hidden_layers=layers,
                      num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=256)
 torch.manual_seed(11)
 LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="25MB")
+words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(2048)}, unk_token="w0"))
+PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w2").save_pretrained(folder)
 """
 START_ENGINE: Final = """
-import json, os, time
-began = time.clock_gettime(time.CLOCK_BOOTTIME)
-from vllm import LLM, SamplingParams
-imported = time.clock_gettime(time.CLOCK_BOOTTIME)
-engine = LLM(model=os.environ["TONNAGE_MODEL_PATH"], load_format="tonnage", skip_tokenizer_init=True, max_model_len=128,
-             max_num_seqs=4, dtype="bfloat16", kv_cache_memory_bytes=64 << 20, disable_log_stats=True)
-parameters = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
-tokens = engine.generate([{"prompt_token_ids": [1, 5, 9]}], parameters, use_tqdm=False)[0].outputs[0].token_ids
-first = time.clock_gettime(time.CLOCK_BOOTTIME)
-print("measured", json.dumps({"began": began, "imported": imported, "first": first, "token": tokens[0]}), flush=True)
+import json, os, signal, subprocess, sys, threading, time, urllib.request
+now = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+steps = {"server": now()}
+serve = [sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.cli.main", "serve", os.environ["TONNAGE_MODEL_PATH"],
+         "--load-format=tonnage", "--served-model-name=model", "--max-model-len=128", "--max-num-seqs=4",
+         "--dtype=bfloat16", "--kv-cache-memory-bytes=67108864", "--host=127.0.0.1", *sys.argv[1:]]
+engine = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+marks = {"Starting to load model": "asks", "Loading weights took": "attached"}
+
+def read():
+    for line in engine.stdout:
+        print(line, end="", flush=True)
+        for words, step in marks.items():
+            if words in line:
+                steps.setdefault(step, now())
+
+reader = threading.Thread(target=read, daemon=True)
+reader.start()
+body = {"model": "model", "prompt": [1, 5, 9], "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+request = urllib.request.Request("http://127.0.0.1:8000/v1/completions", json.dumps(body).encode(),
+                                 {"Content-Type": "application/json"})
+while "first token" not in steps:
+    try:
+        with urllib.request.urlopen(request) as answer:
+            token = json.loads(answer.read())["choices"][0]["text"]
+        steps["first token"] = now()
+    except ConnectionError:
+        pass
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ConnectionError):
+            raise
+    if engine.poll() is not None:
+        reader.join()
+        sys.exit(f"vLLM ended with {engine.returncode}")
+    time.sleep(0.02)
+print("measured", json.dumps({"steps": steps, "token": token}), flush=True)
+open("/tmp/measured", "w").close()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+signal.pause()
 """
 ENVIRONMENT: Final = {
     "HOME": "/tmp",
     "HF_HUB_OFFLINE": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
 
@@ -78,15 +121,19 @@ def engine_python() -> Path:
     return Path(found.stdout.strip())
 
 
-def engine_spec(image: str, python: Path) -> dict[str, Any]:
-    """Returns the spec of a pod that starts the engine once. Its file system is this machine's, except the model."""
+def engine_spec(image: str, python: Path, *flags: str) -> dict[str, Any]:
+    """Returns the spec of a pod that starts the engine. Its file system is this machine's, except the model.
+
+    The pod is ready when the first token was there.
+    """
     environment, interpreter = python.parents[1], python.resolve().parents[1]
     folders = {"usr": Path("/usr"), "engines": environment, "python": interpreter}
     container = {
         "name": "server",
         "image": image,
-        "command": [str(python), "-W", "ignore", "-c", START_ENGINE],
+        "command": [str(python), "-c", START_ENGINE, *flags],
         "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
+        "readinessProbe": {"exec": {"command": ["/bin/sh", "-c", "test -e /tmp/measured"]}, "periodSeconds": 2},
         "resources": {"requests": {"cpu": "10m", "memory": "1Gi"}},
         "securityContext": {"runAsUser": 0},
         "volumeMounts": [
@@ -97,8 +144,8 @@ def engine_spec(image: str, python: Path) -> dict[str, Any]:
     }
     return {
         "containers": [container],
-        "restartPolicy": "Never",
         "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 5,
         "volumes": [
             {"name": "scratch", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
@@ -107,128 +154,185 @@ def engine_spec(image: str, python: Path) -> dict[str, Any]:
     }
 
 
-def first_token(namespace: Namespace, model: str, way: str, python: Path) -> dict[str, float]:
-    """Creates a pod, and returns the seconds from its creation to each step, and its first token."""
+def first_token(namespace: Namespace, model: str, way: str, python: Path, *flags: str) -> tuple[dict[str, float], str]:
+    """Creates a pod; returns the seconds from its creation to the end of each step, and its first token."""
     annotations = {names.MODEL: model, names.VLLM_PLUGIN: "true", names.SCHEDULING: "Ignore"}
-    if way == "streaming":
+    if way in STREAMS:
         annotations[names.WAIT] = "Streaming"
-    if way == "artifacts":
+    if way in WITH_ARTIFACTS:
         annotations[names.ARTIFACTS] = "true"
     name = f"{model}-{way}-{time.monotonic_ns() % 10**6}"
     metadata = {"name": name, "namespace": namespace.name, "annotations": annotations}
-    spec = engine_spec(namespace.e2e.images.loader, python)
+    spec = engine_spec(namespace.e2e.images.loader, python, *flags)
     created = time.clock_gettime(time.CLOCK_BOOTTIME)
     namespace.e2e.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    ends = {"admitted": time.clock_gettime(time.CLOCK_BOOTTIME)}
     pod = Pod(namespace.e2e, name, namespace.name)
-    pod.wait_for(lambda body: body["status"]["phase"] in {"Succeeded", "Failed"}, timeout=1800)
-    logs = pod.logs()
-    line = next((each for each in logs.splitlines() if each.startswith("measured ")), "")
-    if not line:
-        raise SystemExit(f"{WAYS[way]}: the engine failed:\n{logs[-4000:]}")
+    pod.wait_for(lambda body: body["spec"].get("nodeName"))
+    ends["bound"] = time.clock_gettime(time.CLOCK_BOOTTIME)
+    pod.wait_for(is_over, timeout=1800)
+    measured = next((line for line in pod.logs().splitlines() if line.startswith("measured ")), "")
+    if not measured:
+        raise SystemExit(f"{WAYS[way]}: the engine failed:\n{pod.logs()[-4000:]}")
+    found = json.loads(measured.removeprefix("measured "))
+    ends |= loader_times(pod) | found["steps"]
     pod.delete()
-    found: dict[str, float] = json.loads(line.removeprefix("measured "))
-    return {
-        "started": found["began"] - created,
-        "imported": found["imported"] - created,
-        "first token": found["first"] - created,
-        "token": found["token"],
-    }
+    return {step: ends[step] - created for step in charts.STEPS}, found["token"]
+
+
+def is_over(body: dict[str, Any]) -> bool:
+    """Returns whether a pod has answered, or has ended or restarted its engine."""
+    statuses = body["status"].get("containerStatuses") or ()
+    return get_condition(body, "Ready")[0] == "True" or any(
+        each["name"] == "server" and (each.get("restartCount") or "terminated" in each["state"]) for each in statuses
+    )
+
+
+def loader_times(pod: Pod) -> dict[str, float]:
+    """Returns when a pod's loader began and when its report was written, in seconds since boot."""
+    logs = pod.e2e.kubectl(
+        "logs", "--timestamps", "-n", pod.namespace, pod.name, "-c", names.LOADER_CONTAINER
+    ).splitlines()
+    written, report = next(line.split(" ", 1) for line in reversed(logs) if '{"schema_version"' in line)
+    since_boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    ended = datetime.fromisoformat(written).timestamp() - since_boot
+    return {"loader": ended - contract.decode_report(report).seconds, "loaded": ended}
+
+
+def replace_source(model: Model, name: str, files: Mapping[str, Path], limit: Mapping[str, Any]) -> None:
+    """Gives a model a new revision, of the same files below another prefix, and waits until it is resolved."""
+    before = model.revision
+    prefix = f"{model.prefix}{name}/"
+    model.e2e.upload(prefix, files)
+    model.patch_spec({"source": {"s3": {"prefix": prefix}}, **limit})
+    model.wait_for_status(lambda status: (status.get("resolved") or {}).get("revision") not in {None, before})
 
 
 def measure(
-    e2e: E2ECluster, files: Mapping[str, Path], python: Path, *, rounds: int, ways: Sequence[str]
-) -> dict[str, list[dict[str, float]]]:
-    """Returns the seconds of each start, by way."""
+    e2e: E2ECluster, files: Mapping[str, Path], python: Path, *, rounds: int, ways: Sequence[str], flags: Sequence[str]
+) -> tuple[float, dict[str, list[dict[str, float]]]]:
+    """Returns how long the engine runs until it asks for weights, and the steps of each pod, by way."""
     namespace = Namespace.create(e2e, "first-token")
     size = sum(path.stat().st_size for path in files.values())
     namespace.create_model("warm", files=files)
-    first_token(namespace, "warm", "artifacts", python)  # the node reads the engine from its disk, loads and compiles
-    warm = first_token(namespace, "warm", "warm", python)
-    engine = warm["first token"] - warm["started"]
-    print(f"{size / 1e6:.0f} MB in {len(files)} files; the engine alone: {engine:.1f} s", file=sys.stderr)
+    changing = namespace.create_model("rollout", files=files)
+    first_token(namespace, "warm", "artifacts", python, *flags)  # reads the engine from the disk, loads and compiles
+    warm, expected = first_token(namespace, "warm", "warm", python, *flags)
+    until_weights = warm["asks"] - warm["server"]
+    limit = {"loader": {"bandwidthLimit": str(int(size / until_weights))}}
+    print(f"{size / 1e6:.0f} MB in {len(files)} files; {until_weights:.1f} s until the weights", file=sys.stderr)
+    if {"rollout", "rollout-streaming"} & set(ways):
+        first_token(namespace, "rollout", "artifacts", python, *flags)
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(rounds):
         for way in list(ways) if number % 2 == 0 else reversed(list(ways)):
             model = "warm"
             if way in {"cold", "streaming"}:
                 model = f"{way}-{number}"
-                limit = {"loader": {"bandwidthLimit": str(int(size / engine))}}
                 namespace.create_model(model, files=files, spec=limit)
-            found[way].append(first_token(namespace, model, way, python))
-            print(f"round {number + 1}, {WAYS[way]}: {found[way][-1]}", file=sys.stderr)
-            if found[way][-1]["token"] != warm["token"]:
+            elif way in {"rollout", "rollout-streaming"}:
+                model = "rollout"
+                replace_source(changing, f"{way}-{number}", files, limit)
+            steps, token = first_token(namespace, model, way, python, *flags)
+            found[way].append(steps)
+            print(f"round {number + 1}, {WAYS[way]}: {steps}", file=sys.stderr)
+            if token != expected:
                 raise SystemExit(f"{way}: another token than of the first pod")
-    return found
+    return until_weights, found
 
 
-def seconds(runs: Sequence[Mapping[str, float]], step: str = "first token") -> list[float]:
-    """Returns the seconds from the pods' creation to a step."""
-    return [run[step] for run in runs]
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Returns the medians as the lines of a table, and what streaming saves."""
 
-
-def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Returns the medians as a table in Markdown."""
-
-    def median(runs: Sequence[Mapping[str, float]], step: str) -> str:
-        values = seconds(runs, step)
+    def median(pods: Sequence[Mapping[str, float]], step: str) -> str:
+        values = [pod[step] for pod in pods]
         return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
-    steps = {"started": "engine's process starts", "imported": "has imported vLLM", "first token": "first token"}
-    lines = ["| seconds from the pod's creation to | " + " | ".join(steps.values()) + " |", "|---" * 4 + "|"]
-    lines += [f"| {WAYS[way]} | {' | '.join(median(runs, step) for step in steps)} |" for way, runs in found.items()]
-    return "\n".join(lines)
+    steps = {
+        "server": "engine's process starts",
+        "asks": "asks for weights",
+        "attached": "has its weights",
+        "first token": "first token",
+    }
+    pods = result["pods"]
+    lines = ["| seconds from the pod's creation to | " + " | ".join(steps.values()) + " |", "|---" + "|---:" * 4 + "|"]
+    lines += [f"| {WAYS[way]} | {' | '.join(median(each, step) for step in steps)} |" for way, each in pods.items()]
+    for waits, streams in (("cold", "streaming"), ("rollout", "rollout-streaming")):
+        if {waits, streams} <= pods.keys():
+            one, other = (statistics.median(pod["first token"] for pod in pods[way]) for way in (waits, streams))
+            lines += ["", f"{WAYS[streams]}: {1 - other / one:.0%} less than a pod that waits."]
+    return lines
 
 
-def draw(found: Mapping[str, Sequence[Mapping[str, float]]], target: Path) -> None:
-    """Writes a chart of the medians, with a point for each pod."""
-    import matplotlib as mpl
+def page(result: Mapping[str, Any]) -> str:
+    """Returns the page of the documentation."""
+    pods = next(iter(result["pods"].values()))
+    lines = [
+        "# From a pod's creation to vLLM's first token",
+        "",
+        "Written by `benchmarks/start/first_token.py`; don't edit. A real node: kubelet, containerd, the chart's",
+        f"images. The engine is `{' '.join(['vllm serve --load-format tonnage', *result['flags']])}` on the CPU. On a",
+        f"node that has the weights it runs {result['until_weights']:.1f} s until it asks for them, and downloads are",
+        f"limited to take as long. Median (smallest to largest) of {len(pods)} for each way; all gave the same token.",
+        "",
+        f"![the same as a chart]({charts.FIRST_TOKEN}.svg)",
+        "",
+        *table(result),
+        "",
+        "## Where the time goes",
+        "",
+        "The medians of the steps. Where the load goes on beside the engine, it is the thin bar.",
+        "",
+        f"![each step of a pod's start, in seconds and milliseconds]({charts.STEPS_CHART}.svg)",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in result["machine"].items()),
+    ]
+    return "\n".join(lines) + "\n"
 
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
 
-    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}):
-        figure, axes = plt.subplots(figsize=(7, 2.3))
-        for position, (way, runs) in enumerate(found.items()):
-            values = seconds(runs)
-            axes.barh(position, statistics.median(values), color="#d0d7de" if way == "cold" else "#9ecae9")
-            axes.plot(values, [position] * len(values), ".", color="#1f2328", markersize=4)
-            axes.text(0.3, position, f"{WAYS[way]}: {statistics.median(values):.0f} s", va="center")
-        axes.set_yticks([])
-        axes.invert_yaxis()
-        axes.set_xlabel("seconds from the pod's creation to vLLM's first token")
-        figure.tight_layout()
-        figure.savefig(target, metadata={"Date": None})
-        plt.close(figure)
+def describe(python: Path, files: Mapping[str, Path]) -> dict[str, str]:
+    """Returns machine, versions and model."""
+    sys.path.append(str(ROOT / "benchmarks/loader"))
+    import host
+
+    script = "import importlib.metadata as m; print(m.version('vllm'), m.version('torch'))"
+    vllm, torch = subprocess.check_output([python, "-c", script], text=True).split()
+    size = sum(path.stat().st_size for path in files.values())
+    machine = {name: value for name, value in host.describe().items() if name not in {"pycurl", "isal", "tensorizer"}}
+    return machine | {"vllm": vllm, "torch": torch, "model": f"{size} bytes in {len(files)} files"}
 
 
 def main() -> None:
-    """Runs the benchmark, prints a table, and writes all figures and a chart if asked."""
+    """Runs the benchmark, prints a table, and writes all figures and charts if asked."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="pods of each way")
     parser.add_argument("--layers", type=int, default=8, help="layers of the model, 26 MB each, a shard for each")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="in this order")
-    parser.add_argument("--out", type=Path, help=f"folder for {CHART}.json and {CHART}.svg")
+    parser.add_argument("--eager", action="store_true", help="start vLLM with --enforce-eager, without torch.compile")
+    parser.add_argument("--out", type=Path, help=f"folder for {charts.FIRST_TOKEN}.md, its JSON file and the charts")
     options = parser.parse_args()
     ensure_prerequisites()
     python = engine_python()
+    flags = ["--enforce-eager"] if options.eager else []
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         subprocess.run([python, "-c", WRITE_MODEL, str(options.layers), str(model)], check=True)
         with start_e2e_cluster(Path(folder), images.build_images()) as e2e:
             files = {path.name: path for path in sorted(model.iterdir())}
-            found = measure(e2e, files, python, rounds=options.rounds, ways=options.ways)
-    print(table(found))
-    if {"cold", "streaming"} <= found.keys():
-        cold, streaming = (statistics.median(seconds(found[way])) for way in ("cold", "streaming"))
-        print(f"\nStreaming takes {1 - streaming / cold:.0%} less than waiting.")
+            until_weights, pods = measure(e2e, files, python, rounds=options.rounds, ways=options.ways, flags=flags)
+        machine = describe(python, files)
+    result = {"until_weights": until_weights, "flags": flags, "machine": machine, "ways": WAYS, "pods": pods}
+    print("\n".join(table(result)))
+    print(f"\nThe engine runs {until_weights:.1f} s until it asks for weights; a download takes as long.")
     if options.out:
-        (options.out / f"{CHART}.json").write_text(json.dumps(found, indent=1) + "\n")
-        try:
-            draw(found, options.out / f"{CHART}.svg")
-        except ImportError:
-            print("no chart: matplotlib is not installed", file=sys.stderr)
+        target = options.out / charts.FIRST_TOKEN
+        target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        target.with_suffix(".md").write_text(page(result))
+        charts.try_drawing(lambda: charts.draw_first_token(options.out))
 
 
 if __name__ == "__main__":

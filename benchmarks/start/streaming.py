@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import charts
+
 from e2e_support import images
 from e2e_support.e2e_cluster import ensure_prerequisites, start_e2e_cluster
 from e2e_support.model_files import PROMPT
@@ -87,28 +89,6 @@ def measure(e2e: E2ECluster, rounds: int) -> tuple[float, dict[str, list[float]]
     return warm, found
 
 
-def draw(warm: float, found: dict[str, list[float]], target: Path) -> None:
-    """Writes a chart of the medians, with a point for each pod."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}):
-        figure, axes = plt.subplots(figsize=(7, 1.9))
-        rows = {"weights on the node": [warm], **{WAYS[way]: seconds for way, seconds in found.items()}}
-        for position, (label, seconds) in enumerate(rows.items()):
-            axes.barh(position, statistics.median(seconds), color="#9ecae9" if position != 1 else "#d0d7de")
-            axes.plot(seconds, [position] * len(seconds), ".", color="#1f2328", markersize=4)
-            axes.text(0.1, position, f"{label}: {statistics.median(seconds):.1f} s", va="center")
-        axes.set_yticks([])
-        axes.invert_yaxis()
-        axes.set_xlabel("seconds from the pod's creation to the first token")
-        figure.tight_layout()
-        figure.savefig(target, metadata={"Date": None})
-        plt.close(figure)
-
-
 def main() -> None:
     """Runs the benchmark, prints a table, and writes all figures and a chart if asked."""
     parser = argparse.ArgumentParser(
@@ -132,10 +112,9 @@ def main() -> None:
     if options.out:
         result = {"warm": warm, "seconds": found}
         (options.out / f"{CHART}.json").write_text(json.dumps(result, indent=1) + "\n")
-        try:
-            draw(warm, found, options.out / f"{CHART}.svg")
-        except ImportError:
-            print("no chart: matplotlib is not installed", file=sys.stderr)
+        rows = {"weights on the node": [warm], **{WAYS[way]: seconds for way, seconds in found.items()}}
+        target, label = options.out / f"{CHART}.svg", "seconds from the pod's creation to the first token"
+        charts.try_drawing(lambda: charts.bars(rows, label, target, gray=WAYS["Loaded"]))
 
 
 if __name__ == "__main__":
