@@ -7,6 +7,7 @@ of the first token again, from the JSON file there.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -127,12 +128,8 @@ _STYLE: Final = {"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "non
 
 
 def _pyplot() -> ModuleType:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    return plt
+    importlib.import_module("matplotlib").use("svg")
+    return importlib.import_module("matplotlib.pyplot")
 
 
 def _save(figure: Figure, target: Path, *, bottom: float = 0) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,39 +9,13 @@ from safetensors.torch import load_file, save_file
 
 import tonnage
 from support.models import make_tensors, to_tensors_file
-from support.repository import ROOT
 from tonnage.contract import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from engines_support.engine_client import Engines
     from support.faulty_server import FaultyServer
-
-HASH = """
-import json, sys
-from vllm.model_executor.model_loader.weight_cache.protocol import hash_checkpoint
-print(json.dumps([hash_checkpoint(path) for path in sys.argv[1:]]))
-"""
-
-
-def engines_python() -> str:
-    """Returns the Python of the engines' environment. Skips the test if there is none; in CI it is installed."""
-    in_ci = os.environ.get("CI") == "true"
-    command = ["sh", str(ROOT / "hack/env/engines.sh"), *([] if in_ci else ["--installed"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"vLLM is not installed: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def keys_of(*folders: Path) -> list[str]:
-    """Returns vLLM's keys of checkpoints, by which its ``ipc_cache`` finds weights that are on a GPU already."""
-    done = subprocess.run(
-        [engines_python(), "-c", HASH, *map(str, folders)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def without_metadata(folder: Path, target: Path) -> Path:
@@ -55,9 +26,9 @@ def without_metadata(folder: Path, target: Path) -> Path:
 
 
 @pytest.mark.timeout(600)
-def test_two_revisions_have_different_keys_in_vllms_cache(faulty_server: FaultyServer, tmp_path: Path) -> None:
-    engines_python()
-
+def test_two_revisions_have_different_keys_in_vllms_cache(
+    engines: Engines, faulty_server: FaultyServer, tmp_path: Path
+) -> None:
     def load(seed: int, place: str) -> Path:
         faulty_server.put("bucket/model/model.tensors", to_tensors_file(make_tensors(seed=seed)))
         report = tonnage.load(
@@ -72,7 +43,18 @@ def test_two_revisions_have_different_keys_in_vllms_cache(faulty_server: FaultyS
 
     folders = [load(0, "a"), load(0, "b"), load(1, "a")]
     bare = [without_metadata(folder, tmp_path / str(at)) for at, folder in enumerate(folders)]
-    first, same, other, *without = keys_of(*folders, *bare)
+    first, same, other, *without = engines.ask("checkpoint_keys", folders=[*map(str, folders + bare)])["keys"]
     assert first == same
     assert first != other
     assert len(set(without)) == 1, "headers without the revision have equal keys, so the test shows its effect"
+
+
+@pytest.mark.timeout(600)
+def test_vllm_finds_compiled_code_of_another_revision_if_it_is_not_told_the_revision(
+    engines: Engines, models: Path
+) -> None:
+    """The directory is the same in each pod, and code doesn't depend on the weights' values."""
+    model = str(models / "llama/hf")
+    plain, again, one, other = engines.ask("code_keys", model=model, revisions=[None, None, "a", "b"])["keys"]
+    assert plain == again
+    assert len({plain, one, other}) == 3

@@ -95,16 +95,16 @@ def _all_maps() -> Iterator[str]:
             yield process.read_text()
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["loaded", "failed"])
+@pytest.mark.parametrize(("fails", "ranks"), [(False, 1), (True, 1), (False, 2)], ids=["loaded", "failed", "2 ranks"])
 def test_vllm_starts_before_its_weights_are_loaded(
-    engines: Engines, models: Path, faulty_server: FaultyServer, tmp_path: Path, *, fails: bool
+    engines: Engines, models: Path, faulty_server: FaultyServer, tmp_path: Path, *, fails: bool, ranks: int
 ) -> None:
     pod = StreamingPod(faulty_server, models / "llama", tmp_path)
     readable = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         load = pool.submit(pod.load, readable)
         assert readable.wait(60), load.exception(1)
-        answer = pool.submit(engines.ask, "generate", model=str(pod.model), load_format="tonnage")
+        answer = pool.submit(engines.ask, "generate", model=str(pod.model), load_format="tonnage", ranks=ranks)
         pod.wait_for_engine(answer)
         assert not load.done()
         if fails:
@@ -116,7 +116,7 @@ def test_vllm_starts_before_its_weights_are_loaded(
         pod.release()
         found = answer.result(600)
         load.result(60)
-    expected = engines.ask("generate", model=str(models / "llama/hf"))
+    expected = engines.ask("generate", model=str(models / "llama/hf"), ranks=ranks)
     assert compare(found, expected) == SAME
 
 

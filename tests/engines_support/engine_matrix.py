@@ -13,6 +13,7 @@ MODELS = {
     "qwen2": "Qwen2, tied",
     "mixtral": "Mixtral",
     "qwen3-moe": "Qwen3-MoE",
+    "gemma3": "Gemma 3, tied",
     "llama-fp8": "Llama, FP8",
 }
 ADAPTER = "lora"
@@ -95,6 +96,8 @@ def _exists(model: str, way: str) -> bool:
             return way not in {"no-buffers", "state"}
         case "mixtral" | "qwen3-moe":
             return way not in {"no-buffers", "ranks"}
+        case "gemma3":  # has more buffers that are computed than those of rotary positions
+            return way in {"hf", "module", "vllm"}
         case "llama-fp8":  # transformers has no such module
             return way in {"hf", "state", "vllm"}
         case _:

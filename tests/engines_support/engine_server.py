@@ -377,6 +377,21 @@ def sglang_state(folder: str, load_format: str = "auto") -> dict[str, Any]:
     }
 
 
+def checkpoint_keys(folders: list[str]) -> dict[str, Any]:
+    """Returns vLLM's keys of checkpoints, by which its ``ipc_cache`` finds weights that are on a GPU already."""
+    from vllm.model_executor.model_loader.weight_cache.protocol import hash_checkpoint
+
+    return {"keys": [hash_checkpoint(folder) for folder in folders]}
+
+
+def code_keys(model: str, revisions: list[str | None]) -> dict[str, Any]:
+    """Returns what vLLM's keys of compiled code have of a model, for each ``--revision``."""
+    from vllm.config import ModelConfig
+
+    configs = [ModelConfig(model=model, skip_tokenizer_init=True, revision=each) for each in revisions]
+    return {"keys": [config.compute_hash() for config in configs]}
+
+
 class _Kernel(types.ModuleType):
     """A module, class or function of compiled kernels that isn't there."""
 
@@ -413,6 +428,8 @@ OPERATIONS = {
         peft_tokens,
         diffusers_sum,
         sglang_state,
+        checkpoint_keys,
+        code_keys,
     )
 }
 

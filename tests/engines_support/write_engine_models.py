@@ -29,6 +29,8 @@ def write_all(folder: Path) -> dict[str, str]:
     """Writes all models below ``folder``: ``<model>/hf`` and ``<model>/<way>/…``; returns nothing of interest."""
     from safetensors.torch import load_file
     from transformers import (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
         LlamaConfig,
         LlamaForCausalLM,
         MixtralConfig,
@@ -39,12 +41,14 @@ def write_all(folder: Path) -> dict[str, str]:
         Qwen3MoeForCausalLM,
     )
 
+    layers = {"head_dim": 32, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
 
     for name, config, model_class in (
         ("llama", LlamaConfig(**SIZES, tie_word_embeddings=False), LlamaForCausalLM),
         ("qwen2", Qwen2Config(**SIZES, tie_word_embeddings=True), Qwen2ForCausalLM),
         ("mixtral", MixtralConfig(**SIZES, num_local_experts=4, tie_word_embeddings=False), MixtralForCausalLM),
+        ("gemma3", Gemma3TextConfig(**SIZES, **layers, tie_word_embeddings=True), Gemma3ForCausalLM),
         ("qwen3-moe", Qwen3MoeConfig(**SIZES, **experts, tie_word_embeddings=False), Qwen3MoeForCausalLM),
     ):
         torch.manual_seed(11)
