@@ -39,7 +39,7 @@ TIMEOUT: Final = 300.0
 
 
 def read(pipe: Connection, device: str) -> None:
-    """Prepares the device, then copies what it is told to, and answers with when the last tensor was there."""
+    """Prepares the device, then copies the directory that it receives, and answers when the last tensor was there."""
     import torch
 
     from tonnage.vllm_plugin.checkpoint import iterate_checkpoint

@@ -50,7 +50,7 @@ def test_two_revisions_have_different_keys_in_vllms_cache(
 
 
 @pytest.mark.timeout(600)
-def test_vllm_finds_compiled_code_of_another_revision_if_it_is_not_told_the_revision(
+def test_vllm_finds_compiled_code_of_another_revision_if_it_does_not_know_the_revision(
     engines: Engines, models: Path
 ) -> None:
     """The directory is the same in each pod, and code doesn't depend on the weights' values."""

@@ -102,7 +102,7 @@ def is_vllm_serialized(tensors: Iterable[TensorEntry]) -> bool:
 
 
 def find_undecided_buffers(tensors: Iterable[TensorEntry]) -> list[TensorEntry]:
-    """Returns the buffers of vLLM's modules whose names don't tell whether they are state or computed."""
+    """Returns the buffers of vLLM's modules whose names don't show whether they are state or computed."""
     return [
         tensor
         for tensor in tensors

@@ -117,7 +117,7 @@ class Quantized(Served):
 
 
 class Undecided(Served):
-    """Has a buffer of which the name doesn't tell whether it is part of vLLM's state."""
+    """Has a buffer of which the name doesn't show whether it is part of vLLM's state."""
 
     def __init__(self) -> None:
         super().__init__(tied=False)
@@ -185,7 +185,7 @@ def test_equal_data_of_other_tensors_is_not_taken_for_a_tie(harness: LoadHarness
 def test_sharded_state_ends_at_the_name_of_what_serves_the_folder_if_it_cannot(
     faulty_server: FaultyServer, tmp_path: Path, model_class: type[Quantized | Undecided | HeldTwice], name: str
 ) -> None:
-    """Not at a shape or name of the model, which would tell a user nothing."""
+    """Not at a shape or name of the model, which would not help a user."""
     model = model_class()
     harness = LoadHarness(
         faulty_server, tmp_path / "cache", tensors_of(model), put(faulty_server, tmp_path / "source", name, model)
