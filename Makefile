@@ -77,14 +77,12 @@ lint: ## Check style, format, import contracts and the Dockerfile
 
 types: ## Check types (mypy, strict)
 	@$(SETUP) lint
-	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases tests operator/tonnage_operator
+	$(BIN)/mypy --explicit-package-bases loader/tonnage operator/tonnage_operator hack/local_cluster hack/demo_cluster hack/env \
+		tests benchmarks/operator benchmarks/start benchmarks/webhook
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 	$(BIN)/mypy benchmarks/attach/*.py
 	$(BIN)/mypy benchmarks/fleet/*.py
-	$(BIN)/mypy --explicit-package-bases benchmarks/operator benchmarks/start benchmarks/webhook
 	$(BIN)/mypy hack/images/*.py
-	$(BIN)/mypy hack/env/*.py
 
 bench: ## Compare Tonnage with other loaders, into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench

@@ -28,6 +28,9 @@ from support.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.timeout(180)
+"""Seconds; thousands of connections on a busy machine take more than the default."""
+
 MAX_GROWTH_MIB = 64
 REVIEW = json.dumps({
     "request": {
