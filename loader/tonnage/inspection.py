@@ -6,6 +6,7 @@ Only what precedes the tensors of each file is read, no tensor data.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.format.safetensors import LENGTH_BYTES, PREFIX_BYTES, header_length, parse_safetensors_index
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TensorsIndex, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.blueprint import EntryShape, SourceObject
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.tied_weights import find_tied
 
@@ -122,14 +123,8 @@ def inspect_sources(
 
     resolved = resolve(plan, environment=environment, deadline=deadline, canceled=canceled)
     objects = read_indexes(resolved, resolved.objects, deadline=deadline, canceled=canceled)
-    inspection = inspect_objects(
-        objects,
-        layout=plan.layout,
-        segment_size=plan.limits.segment_size,
-        computed_buffers=plan.computed_buffers,
-        revision=resolved.revision,
-        digest=resolved.digest,
-    )
+    shape = EntryShape.of_plan(plan, revision=resolved.revision, digest=resolved.digest)
+    inspection = inspect_objects(objects, shape)
     files = tuple(
         msgspec.structs.replace(file, etag=item.pin.etag, version_id=item.pin.version_id)
         for file, item in zip(inspection.files, resolved.objects, strict=True)
@@ -162,51 +157,28 @@ def inspect_files(
         [_local_object(file, name) for file, name in local],
         lambda ranges: [_read(local[at][0], start, end) for at, start, end in ranges],
     )
-    return inspect_objects(objects, layout=layout, segment_size=segment_size, computed_buffers=computed_buffers)
+    shape = EntryShape(layout=layout, segment_size=segment_size, computed_buffers=computed_buffers)
+    return inspect_objects(objects, shape)
 
 
-def inspect_objects(
-    objects: Sequence[SourceObject],
-    *,
-    layout: Layout,
-    segment_size: int = 0,
-    computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE,
-    revision: str = "",
-    digest: str = "",
-) -> Inspection:
+def inspect_objects(objects: Sequence[SourceObject], shape: EntryShape) -> Inspection:
     """Describes objects from their indexes. Pure.
 
     Args:
         objects: The objects of one model.
-        layout: The layout of the segments. If it can't represent the model, the Tensorizer layout is used, and a note
-            has the reason.
-        segment_size: Maximum size of a segment in bytes; 0 for the default.
-        computed_buffers: Where the Safetensors layout has buffers that engines compute themselves.
-        revision: The revision's name; empty for local files. It is in the headers of shards.
-        digest: The revision's digest, likewise.
+        shape: As for ``build_blueprint``. If its layout can't represent the model, the Tensorizer layout is used, and
+            a note has the reason.
     """
-
-    def build(layout: Layout) -> Blueprint:
-        return build_blueprint(
-            objects,
-            layout=layout,
-            segment_size=segment_size,
-            computed_buffers=computed_buffers,
-            revision=revision,
-            digest=digest,
-        )
-
     notes: tuple[str, ...] = ()
     try:
-        blueprint = build(layout)
+        blueprint = build_blueprint(objects, shape)
     except (DtypeUnsupported, FormatUnsupported, NameCollision) as error:
-        if layout is Layout.TENSORIZER:
+        if shape.layout is Layout.TENSORIZER:
             raise
-        notes = (f"The {layout.value} layout can't represent this model: {error.message}",)
-        layout = Layout.TENSORIZER
-        blueprint = build(layout)
+        notes = (f"The {shape.layout.value} layout can't represent this model: {error.message}",)
+        blueprint = build_blueprint(objects, replace(shape, layout=Layout.TENSORIZER))
     return Inspection(
-        layout=layout,
+        layout=blueprint.layout,
         notes=(*notes, *blueprint.notes),
         files=tuple(_inspect_file(blueprint, index) for index in range(len(objects))),
     )

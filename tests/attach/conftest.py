@@ -21,7 +21,7 @@ from tonnage.cache import Cache, FileRecord, Manifest, SourceRecord, TensorRecor
 from tonnage.cache.partial import create_partial
 from tonnage.contract import Layout, Verify
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.blueprint import EntryShape, SourceObject
 from tonnage.planning.blueprint_builder import build_blueprint
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def build_entry(
         _source_object(path, number if ranks else None, names[number] if names else None)
         for number, path in enumerate(files)
     ]
-    blueprint = build_blueprint(sources, layout=layout, segment_size=segment_size)
+    blueprint = build_blueprint(sources, EntryShape(layout=layout, segment_size=segment_size))
     entry = Cache(root).entry("r-0123456789ab")
     entry.path.mkdir(parents=True)
     entry.create()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,6 +24,7 @@ from tonnage.loading import manifest_builder, resume
 from tonnage.loading.folder import check_folder
 from tonnage.loading.indexes import HeadDamaged
 from tonnage.loading.streaming import StreamWriter
+from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.object_checks import cut_segments
 from tonnage.source.presigned_refresh import refresh_targets
@@ -115,18 +116,11 @@ def fill_entry(
     """
     items, objects, checks, known = source.items, source.sources, source.checks, source.known
     journal = None if earlier is None else read_journal(earlier.journal_path)
-    segment_size = _segment_size(plan, resolved, journal)
+    shape = _entry_shape(plan, resolved, journal)
     blueprint = check_folder(
         entry,
         cut_segments(
-            build_blueprint(
-                objects,
-                layout=plan.layout,
-                segment_size=segment_size,
-                computed_buffers=plan.computed_buffers,
-                revision=resolved.revision,
-                digest=resolved.digest,
-            ),
+            build_blueprint(objects, shape),
             checks,
         ),
         on_note,
@@ -134,7 +128,7 @@ def fill_entry(
     header = resume.build_journal_header(
         blueprint,
         revision=resolved.revision,
-        segment_size=segment_size,
+        segment_size=shape.segment_size,
         identity=resume.journal_identity(items, checks),
     )
     partial, records = _begin(
@@ -299,11 +293,12 @@ def _finish_peers(
     return peers.keep_headers(items, objects, outcome.collected) if is_whole else ""
 
 
-def _segment_size(plan: Plan, resolved: ResolvedRevision, journal: JournalContents | None) -> int:
-    """Returns the size of segments: that of an earlier load of the revision, whose journal counts on it."""
+def _entry_shape(plan: Plan, resolved: ResolvedRevision, journal: JournalContents | None) -> EntryShape:
+    """Returns the entry's shape, with the segments of an earlier load of the revision, whose journal counts on them."""
+    shape = EntryShape.of_plan(plan, revision=resolved.revision, digest=resolved.digest)
     if journal is not None and journal.header.revision == resolved.revision:
-        return journal.header.segment_size
-    return plan.limits.segment_size
+        return replace(shape, segment_size=journal.header.segment_size)
+    return shape
 
 
 def _matching(journal: JournalContents | None, header: JournalHeader) -> JournalContents | None:

@@ -25,6 +25,7 @@ from tonnage.loading.cache_hit import find_source_record
 from tonnage.loading.expected_bytes import REQUEST_BYTES, HashedObject, HashedRange, KnownRange, SourceRange, expect
 from tonnage.loading.indexes import read_indexes
 from tonnage.loading.manifest_builder import build_manifest_and_table
+from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.source.client import Client, Request
 from tonnage.source.resolve import resolve
@@ -86,14 +87,8 @@ def verify_with_source(
     objects = read_indexes(
         resolved, items, deadline=settings.deadline, canceled=settings.canceled, on_retry=settings.on_retry
     )
-    blueprint = build_blueprint(
-        objects,
-        layout=plan.layout,
-        segment_size=plan.limits.segment_size,
-        computed_buffers=plan.computed_buffers,
-        revision=resolved.revision,
-        digest=resolved.digest,
-    )
+    shape = EntryShape.of_plan(plan, revision=resolved.revision, digest=resolved.digest)
+    blueprint = build_blueprint(objects, shape)
     _check_file_names(entry, blueprint)
     with Client(deadline=settings.deadline, canceled=settings.canceled, on_retry=settings.on_retry) as client:
         source = _SourceReader(client, resolved, items)

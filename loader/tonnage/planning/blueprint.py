@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tonnage.contract import ComputedBuffers
 from tonnage.format.known_tensors import is_vllm_serialized
 from tonnage.format.safetensors import SafetensorsIndex
 from tonnage.format.tensors_index import TensorsIndex
 
 if TYPE_CHECKING:
-    from tonnage.contract import ComputedBuffers, FileKind, Layout
+    from tonnage.contract import FileKind, Layout, Plan
     from tonnage.format.file_index import FileIndex
     from tonnage.planning.segments import Segment
 
@@ -111,6 +112,36 @@ class TensorPlacement:
     tensor_index: int
     file_index: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryShape:
+    """What decides, beside the objects, which files an entry has.
+
+    Attributes:
+        layout: The layout.
+        segment_size: Maximum size of a segment in bytes, unless a tensor is larger; 0 for the default.
+        computed_buffers: Where the Safetensors layout has buffers that engines compute themselves.
+        revision: The revision's name, for the headers of shards; empty for files that are not of a revision.
+        digest: The revision's digest, likewise.
+    """
+
+    layout: Layout
+    segment_size: int = 0
+    computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE
+    revision: str = ""
+    digest: str = ""
+
+    @classmethod
+    def of_plan(cls, plan: Plan, *, revision: str, digest: str) -> EntryShape:
+        """Returns the shape of the entry that a plan loads."""
+        return cls(
+            layout=plan.layout,
+            segment_size=plan.limits.segment_size,
+            computed_buffers=plan.computed_buffers,
+            revision=revision,
+            digest=digest,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tonnage.planning.blueprint import (
     PATHS_KEY,
     REVISION_KEY,
     Blueprint,
+    EntryShape,
     OutputFile,
     SourceObject,
     TensorPlacement,
@@ -46,31 +47,20 @@ if TYPE_CHECKING:
     from tonnage.format.tensors_index import TensorEntry
 
 
-def build_blueprint(
-    objects: Sequence[SourceObject],
-    *,
-    layout: Layout,
-    segment_size: int = 0,
-    computed_buffers: ComputedBuffers = ComputedBuffers.SEPARATE,
-    revision: str = "",
-    digest: str = "",
-) -> Blueprint:
+def build_blueprint(objects: Sequence[SourceObject], shape: EntryShape) -> Blueprint:
     """Computes the entry's files and segments.
 
     Args:
         objects: All objects to load, in the revision's order.
-        layout: The layout of the entry.
-        segment_size: Maximum size of a segment in bytes, unless a tensor is larger; 0 for the default.
-        computed_buffers: Where the Safetensors layout has buffers that engines compute themselves.
-        revision: The revision's name, for the headers of shards; empty for files that are not of a revision.
-        digest: The revision's digest, likewise.
+        shape: The layout, and the sizes and names of its files.
 
     Raises:
         DtypeUnsupported: The safetensors format doesn't support a tensor's dtype.
         NameCollision: Two tensors or files would have the same name.
         FormatUnsupported: An encrypted file in the Safetensors layout, or a safetensors file in the Tensorizer layout.
     """
-    identity = {key: value for key, value in ((REVISION_KEY, revision), (DIGEST_KEY, digest)) if value}
+    layout, segment_size, computed_buffers = shape.layout, shape.segment_size, shape.computed_buffers
+    identity = {key: value for key, value in ((REVISION_KEY, shape.revision), (DIGEST_KEY, shape.digest)) if value}
     builder = _BlueprintBuilder(
         list(objects), identity=identity, separates=computed_buffers is ComputedBuffers.SEPARATE
     )

@@ -12,6 +12,7 @@ from support.tensors_writer import RawTensor, build_tensors_file
 from tonnage.contract import Layout
 from tonnage.format.tensor_names import KIND_BUFFER
 from tonnage.loading.resume import valid_records
+from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.segments import SpanRole
 from tonnage.transfer.transfer_spec import FetchedRange
@@ -35,7 +36,7 @@ def loaded(tmp_path: Path) -> tuple[Blueprint, Path, FetchedRange]:
     path = tmp_path / "m.tensors"
     data = bytes(build_tensors_file(TENSORS).data)
     path.write_bytes(data)
-    blueprint = build_blueprint([source_object(path)], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(path)], EntryShape(layout=Layout.SAFETENSORS))
     for name, content in fill(blueprint, [data]).items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content)

@@ -13,7 +13,7 @@ from support.tensors_corpus import CorpusFile, write_tensors_file
 from support.tensors_writer import raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import DtypeUnsupported, FormatUnsupported, NameCollision
-from tonnage.planning.blueprint import SourceObject, segment_count
+from tonnage.planning.blueprint import EntryShape, SourceObject, segment_count
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.segments import SpanRole
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 GIB = 1 << 30
+SAFETENSORS = EntryShape(layout=Layout.SAFETENSORS)
+TENSORIZER = EntryShape(layout=Layout.TENSORIZER)
 
 
 def file_of(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
@@ -33,7 +35,7 @@ def file_of(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> Pat
 
 def test_the_tensorizer_layout_is_the_unmodified_object(corpus: dict[str, CorpusFile]) -> None:
     for item in corpus.values():
-        blueprint = build_blueprint([source_object(item.path)], layout=Layout.TENSORIZER, segment_size=1000)
+        blueprint = build_blueprint([source_object(item.path)], EntryShape(layout=Layout.TENSORIZER, segment_size=1000))
         assert fill(blueprint, [item.path.read_bytes()]) == {item.path.name: item.path.read_bytes()}, item.name
 
 
@@ -44,7 +46,9 @@ def test_shards_of_every_file_hold_its_tensors_bit_for_bit(corpus: dict[str, Cor
     for item in corpus.values():
         if not item.safetensors:
             continue
-        blueprint = build_blueprint([source_object(item.path)], layout=Layout.SAFETENSORS, segment_size=4096)
+        blueprint = build_blueprint(
+            [source_object(item.path)], EntryShape(layout=Layout.SAFETENSORS, segment_size=4096)
+        )
         found: dict[str, torch.Tensor] = {}
         for path, content in fill(blueprint, [item.path.read_bytes()]).items():
             if path.endswith(".safetensors") and not path.startswith(REFUSAL):
@@ -73,7 +77,7 @@ def test_every_tensor_is_aligned_to_its_item_size_in_its_shard(tmp_path: Path) -
             "d": torch.zeros(1, dtype=torch.float32),
         },
     )
-    blueprint = build_blueprint([source_object(path)], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(path)], SAFETENSORS)
     for place in blueprint.placements:
         tensors = blueprint.objects[0].tensors_index
         assert tensors is not None
@@ -82,9 +86,11 @@ def test_every_tensor_is_aligned_to_its_item_size_in_its_shard(tmp_path: Path) -
 
 def test_shards_are_named_and_indexed_as_engines_expect(tmp_path: Path) -> None:
     tensors = {f"layer.{number}": torch.zeros(1000) for number in range(6)}
-    one = build_blueprint([source_object(file_of(tmp_path, "m.tensors", tensors))], layout=Layout.SAFETENSORS)
+    one = build_blueprint([source_object(file_of(tmp_path, "m.tensors", tensors))], SAFETENSORS)
     assert [file.path for file in one.files] == ["model.safetensors"]
-    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS, segment_size=9000)
+    blueprint = build_blueprint(
+        [source_object(tmp_path / "m.tensors")], EntryShape(layout=Layout.SAFETENSORS, segment_size=9000)
+    )
     assert [file.path for file in blueprint.files] == [
         "model-00001-of-00003.safetensors",
         "model-00002-of-00003.safetensors",
@@ -102,7 +108,7 @@ def test_ranks_are_named_as_sharded_state_loaders_expect(tmp_path: Path) -> None
     objects = [
         source_object(file_of(tmp_path, f"model-rank-00{rank}.tensors", tensors), rank=rank) for rank in range(2)
     ]
-    blueprint = build_blueprint(objects, layout=Layout.SAFETENSORS, segment_size=9000)
+    blueprint = build_blueprint(objects, EntryShape(layout=Layout.SAFETENSORS, segment_size=9000))
     assert [file.path for file in blueprint.files] == [
         "model-rank-0-part-0.safetensors",
         "model-rank-0-part-1.safetensors",
@@ -115,7 +121,7 @@ def test_files_in_directories_keep_them_and_may_share_names(tmp_path: Path) -> N
     path = file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)})
     blueprint = build_blueprint(
         [source_object(path, key="unet/model.tensors"), source_object(path, key="vae/model.tensors")],
-        layout=Layout.SAFETENSORS,
+        SAFETENSORS,
     )
     assert {posixpath.dirname(file.path) for file in blueprint.files} == {"unet", "vae"}
 
@@ -124,22 +130,22 @@ def test_two_files_of_one_directory_with_a_common_tensor_name_are_rejected_with_
     first = source_object(file_of(tmp_path, "a.tensors", {"w": torch.zeros(4)}))
     second = source_object(file_of(tmp_path, "b.tensors", {"w": torch.zeros(4)}))
     with pytest.raises(NameCollision, match=r"(?s)'w'.*a\.tensors.*b\.tensors|b\.tensors.*a\.tensors"):
-        build_blueprint([first, second], layout=Layout.SAFETENSORS)
-    assert len(build_blueprint([first, second], layout=Layout.TENSORIZER).files) == 2
+        build_blueprint([first, second], SAFETENSORS)
+    assert len(build_blueprint([first, second], TENSORIZER).files) == 2
 
 
 def test_a_dtype_that_safetensors_lacks_is_rejected_with_tensor_dtype_and_layout(tmp_path: Path) -> None:
     item = source_object(file_of(tmp_path, "m.tensors", {"z": torch.zeros(2, dtype=torch.complex128)}))
     with pytest.raises(DtypeUnsupported, match=r"'z' has the dtype complex128") as caught:
-        build_blueprint([item], layout=Layout.SAFETENSORS)
+        build_blueprint([item], SAFETENSORS)
     assert "--layout tensorizer" in caught.value.remedy
 
 
 def test_an_encrypted_file_needs_the_tensorizer_layout_and_its_data_is_opaque(corpus: dict[str, CorpusFile]) -> None:
     item = next(item for item in corpus.values() if item.encrypted)
     with pytest.raises(FormatUnsupported, match="Tensorizer layout"):
-        build_blueprint([source_object(item.path)], layout=Layout.SAFETENSORS)
-    blueprint = build_blueprint([source_object(item.path)], layout=Layout.TENSORIZER)
+        build_blueprint([source_object(item.path)], SAFETENSORS)
+    blueprint = build_blueprint([source_object(item.path)], TENSORIZER)
     assert not any(span.role is SpanRole.DATA for segment in blueprint.segments for span in segment.spans)
     assert "encrypted" in blueprint.notes[0]
 
@@ -148,10 +154,10 @@ def test_a_companion_with_the_path_of_a_shard_is_rejected(tmp_path: Path) -> Non
     item = source_object(file_of(tmp_path, "m.tensors", {"w": torch.zeros(4)}))
     companion = SourceObject("s3://bucket/model.safetensors", "model.safetensors", 10)
     with pytest.raises(NameCollision, match=r"model\.safetensors"):
-        build_blueprint([item, companion], layout=Layout.SAFETENSORS)
+        build_blueprint([item, companion], SAFETENSORS)
     folder = SourceObject("s3://bucket/model.safetensors/x", "model.safetensors/x", 10)
     with pytest.raises(NameCollision, match="directory"):
-        build_blueprint([item, folder], layout=Layout.SAFETENSORS)
+        build_blueprint([item, folder], SAFETENSORS)
 
 
 def test_the_number_of_segments_depends_on_the_model_only() -> None:

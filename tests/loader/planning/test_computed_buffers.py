@@ -12,7 +12,7 @@ from tensorizer import TensorSerializer
 from support.blueprints import fill, source_object
 from tonnage.contract import ComputedBuffers, Layout
 from tonnage.format.safetensors import LENGTH_BYTES, parse_header
-from tonnage.planning.blueprint import NO_FILE
+from tonnage.planning.blueprint import NO_FILE, EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tonnage.planning.blueprint import Blueprint, SourceObject
 
 OWN_FILE = "tonnage/computed-buffers.safetensors"
+SAFETENSORS = EntryShape(layout=Layout.SAFETENSORS)
+TENSORIZER = EntryShape(layout=Layout.TENSORIZER)
 REVISION, DIGEST = "r-0123456789ab", "sha256:" + "0123456789ab" + "0" * 52
 
 
@@ -75,7 +77,7 @@ def metadata(blueprint: Blueprint) -> dict[str, dict[str, str]]:
 def test_computed_buffers_are_in_a_file_of_their_own(tmp_path: Path, segment_size: int) -> None:
     tensors = write(tmp_path / "m.tensors", Model())
     source = source_object(tmp_path / "m.tensors")
-    blueprint = build_blueprint([source], layout=Layout.SAFETENSORS, segment_size=segment_size)
+    blueprint = build_blueprint([source], EntryShape(layout=Layout.SAFETENSORS, segment_size=segment_size))
     files = filled(blueprint, [tmp_path / "m.tensors"])
     own = files.pop(OWN_FILE)
     assert set(own) == {name for name in tensors if name.endswith("inv_freq")}
@@ -105,7 +107,7 @@ def test_every_byte_of_the_object_is_transferred_once(tmp_path: Path) -> None:
     write(tmp_path / "m.tensors", Model())
     source = source_object(tmp_path / "m.tensors")
     both = [
-        build_blueprint([source], layout=Layout.SAFETENSORS, segment_size=1000, computed_buffers=place)
+        build_blueprint([source], EntryShape(layout=Layout.SAFETENSORS, segment_size=1000, computed_buffers=place))
         for place in ComputedBuffers
     ]
     assert both[0].source_bytes == both[1].source_bytes
@@ -118,8 +120,7 @@ def test_in_shards_leaves_all_tensors_in_the_shards_without_a_note(tmp_path: Pat
     tensors = write(tmp_path / "m.tensors", Model())
     blueprint = build_blueprint(
         [source_object(tmp_path / "m.tensors")],
-        layout=Layout.SAFETENSORS,
-        computed_buffers=ComputedBuffers.IN_SHARDS,
+        EntryShape(layout=Layout.SAFETENSORS, computed_buffers=ComputedBuffers.IN_SHARDS),
     )
     assert filled(blueprint, [tmp_path / "m.tensors"])["model.safetensors"].keys() == tensors.keys()
     assert blueprint.notes == ()
@@ -128,7 +129,7 @@ def test_in_shards_leaves_all_tensors_in_the_shards_without_a_note(tmp_path: Pat
 
 def test_a_note_has_the_number_of_buffers_and_their_file(tmp_path: Path) -> None:
     write(tmp_path / "m.tensors", Model())
-    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], SAFETENSORS)
     (note,) = blueprint.notes
     assert note.startswith("6 buffers that engines compute themselves")
     assert OWN_FILE in note
@@ -145,7 +146,7 @@ def test_each_rank_and_each_folder_has_a_file_of_its_own(tmp_path: Path) -> None
     paths.append(tmp_path / "vae.tensors")
     write(paths[-1], Model())
     objects.append(source_object(paths[-1], key="vae/model.tensors"))
-    blueprint = build_blueprint(objects, layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint(objects, SAFETENSORS)
     own = {file.path: file.rank for file in blueprint.files if file.computed_buffers}
     assert own == {
         "tonnage/computed-buffers-rank-0.safetensors": 0,
@@ -163,14 +164,14 @@ def test_a_file_of_only_computed_buffers_stays_a_shard(tmp_path: Path) -> None:
     module = torch.nn.Module()
     module.rotary_emb = Rotary()
     write(tmp_path / "m.tensors", module)
-    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], SAFETENSORS)
     assert [file.path for file in blueprint.files] == ["model.safetensors"]
     assert blueprint.notes == ()
 
 
 def test_the_tensorizer_layout_has_no_other_files(tmp_path: Path) -> None:
     write(tmp_path / "m.tensors", Model())
-    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.TENSORIZER)
+    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], TENSORIZER)
     assert [file.path for file in blueprint.files] == ["m.tensors"]
     assert (blueprint.notes, blueprint.computed_buffers) == ((), None)
 
@@ -179,10 +180,7 @@ def test_every_header_names_revision_and_digest_and_keeps_the_format_that_engine
     write(tmp_path / "m.tensors", Model())
     blueprint = build_blueprint(
         [source_object(tmp_path / "m.tensors")],
-        layout=Layout.SAFETENSORS,
-        segment_size=1000,
-        revision=REVISION,
-        digest=DIGEST,
+        EntryShape(layout=Layout.SAFETENSORS, segment_size=1000, revision=REVISION, digest=DIGEST),
     )
     headers = metadata(blueprint)
     assert len(headers) > 2
@@ -196,14 +194,14 @@ def test_files_of_vllm_are_recognized_and_the_flags_that_serve_them_are_named(tm
         marker = torch.nn.Parameter(torch.empty((1,), device="meta"), requires_grad=False)
         model.register_parameter("vllm_tensorized_marker", marker)
         write(path, model)
-    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.SAFETENSORS)
+    blueprint = build_blueprint([source_object(tmp_path / "m.tensors")], SAFETENSORS)
     note = blueprint.notes[-1]
     assert "s3://bucket/m.tensors was serialized by vLLM" in note
     assert "vllm serve MODEL --load-format sharded_state`" in note
     assert sum(place.file_index == NO_FILE for place in blueprint.placements) == 1
-    (note,) = build_blueprint([source_object(tmp_path / "m.tensors")], layout=Layout.TENSORIZER).notes
+    (note,) = build_blueprint([source_object(tmp_path / "m.tensors")], TENSORIZER).notes
     assert "--load-format tensorizer" in note
     assert '"tensorizer_uri": "MODEL/m.tensors"' in note
-    ranked = build_blueprint([source_object(tmp_path / "model-rank-000.tensors", rank=0)], layout=Layout.TENSORIZER)
+    ranked = build_blueprint([source_object(tmp_path / "model-rank-000.tensors", rank=0)], TENSORIZER)
     assert "MODEL/model-rank-%03d.tensors" in ranked.notes[0]
     assert "--tensor-parallel-size" in ranked.notes[0]

@@ -12,7 +12,7 @@ from support.tensors_writer import build_tensors_file, raw_tensors
 from tonnage.contract import Layout
 from tonnage.errors import ChecksumMismatch, FormatDamaged
 from tonnage.format.tensors_index import PREAMBLE_BYTES, parse_index, parse_preamble
-from tonnage.planning.blueprint import SourceObject
+from tonnage.planning.blueprint import EntryShape, SourceObject
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.segments import SpanRole
 from tonnage.transfer.checksum_tracker import ChecksumTracker, CorruptTensor, VerifiedTensor
@@ -32,7 +32,7 @@ def blueprint_of(data: bytes) -> Blueprint:
     preamble = parse_preamble(data, object_size=len(data), label="s3://b/x")
     tensors = parse_index(preamble, data[PREAMBLE_BYTES:], object_size=len(data), label="s3://b/x")
     source = SourceObject("s3://b/x", "x", len(data), None, tensors, data[: preamble.body_offset])
-    return build_blueprint([source], layout=Layout.SAFETENSORS)
+    return build_blueprint([source], EntryShape(layout=Layout.SAFETENSORS))
 
 
 def record_bytes(

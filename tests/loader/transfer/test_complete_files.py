@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.blueprints import source_object
 from support.models import make_tensors, to_tensors_file
 from tonnage.contract import Layout
+from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.transfer.complete_files import CompleteFiles
 
@@ -34,7 +35,7 @@ def make_blueprint(folder: Path, layout: Layout) -> Blueprint:
     path = folder / "model.tensors"
     if not path.exists():
         path.write_bytes(to_tensors_file(make_tensors(count=9, rows=8)))
-    return build_blueprint([source_object(path)], layout=layout, segment_size=16 << 10)
+    return build_blueprint([source_object(path)], EntryShape(layout=layout, segment_size=16 << 10))
 
 
 def steps_of(blueprint: Blueprint) -> list[Step]:

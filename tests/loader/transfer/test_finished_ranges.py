@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.blueprints import source_object
 from support.models import make_tensors, to_tensors_file
 from tonnage.contract import Layout
+from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.transfer.finished_ranges import FinishedRanges, add_range, remove_range
 from tonnage.transfer.peer_origin import PeerOrigin, PeerRange, Settled, split_at
@@ -48,7 +49,7 @@ def test_ranges_that_are_added_and_removed_are_the_bytes_in_order_without_touchi
 def blueprint(tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
     path: Path = tmp_path_factory.mktemp("ranges") / "model.tensors"
     path.write_bytes(to_tensors_file(make_tensors(count=6, rows=8)))
-    return build_blueprint([source_object(path)], layout=Layout.SAFETENSORS, segment_size=64 << 10)
+    return build_blueprint([source_object(path)], EntryShape(layout=Layout.SAFETENSORS, segment_size=64 << 10))
 
 
 def shown_bytes(finished: FinishedRanges) -> int:
