@@ -18,6 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from tonnage.attach.copy import read_ways, thread_count
+from tonnage.attach.copy.group_copier import GroupCopier
 from tonnage.attach.copy.read_ways import NOTHING_READ, ReadStats, WayStats
 from tonnage.attach.copy.staging import StagingBuffer
 from tonnage.attach.copy.thread_count import ThreadCount, Window
@@ -27,11 +28,12 @@ from tonnage.cache.cgroups import usable_cores
 from tonnage.errors import CacheDamaged, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
     from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.copy.group_copier import OnGroup, ProgressCallback
     from tonnage.attach.copy_options import CopyOptions
     from tonnage.attach.device.engine import Engine, NativeQueue
     from tonnage.attach.files.source_file import SourceFile
@@ -40,8 +42,6 @@ SPIN_NANOSECONDS = 20_000
 """How long an idle thread waits actively: an idle core of a virtual machine takes longer to start again."""
 _MAX_THREADS: Final = 24
 """More threads than that were never faster."""
-_MIN_LOCAL_CPUS: Final = 8
-"""With fewer cores on the device's NUMA node, threads use all cores."""
 _DECISION_INTERVAL: Final = 0.004
 """Seconds between decisions on the way of reading."""
 _POLL_INTERVAL: Final = 0.1
@@ -49,15 +49,12 @@ _POLL_INTERVAL: Final = 0.1
 _READ_FAILED, _FILE_SHORT, _DEVICE_FAILED = 1, 2, 3
 
 
-class NativeWorkers:
-    """One run of the ring. Call ``start`` as early as possible, ``run`` once, and ``close`` in any case."""
+class NativeWorkers(GroupCopier):
+    """One run of the ring."""
 
     def __init__(self, library: ctypes.CDLL, engine: Engine, options: CopyOptions) -> None:
+        super().__init__(engine, options)
         self._library = library
-        self._engine = engine
-        self._options = options
-        local_cpus = engine.local_cpus()
-        self._local_cpus = local_cpus if len(local_cpus) >= _MIN_LOCAL_CPUS else set()
         cores = max(1, int(usable_cores()))
         self._started = options.threads or min(_MAX_THREADS, cores, len(self._local_cpus) or cores)
         self._threads = (
@@ -68,12 +65,10 @@ class NativeWorkers:
         )
         self._window_began = 0.0
         self._window_stats = (0, 0.0, 0.0)
-        self.allocated_at = 0.0
         self._ring: int | None = None
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._failure: BaseException | None = None
-        self._used = False
         self._pinned_bytes = 0
         self._share = read_ways.FIRST_SHARE
         self._measured = NOTHING_READ
@@ -95,33 +90,15 @@ class NativeWorkers:
         return self._threads.active
 
     def start(self) -> None:
-        """Prepares threads and buffers in the background."""
         threading.Thread(target=self._prepare_and_release, name="tonnage-copy-ring").start()
 
     def close(self) -> None:
-        """Ends the threads if they were not run. Does not wait until the buffers are released."""
         self._used = True
         self._ended.set()
 
-    def run(
-        self,
-        files: Sequence[SourceFile],
-        groups: Sequence[Group],
-        *,
-        on_group: Callable[[Group, torch.Tensor], None],
-        window: int = 0,
-        progress: Callable[[int], None] | None = None,
+    def _copy_all(
+        self, files: Sequence[SourceFile], groups: Sequence[Group], on_group: OnGroup, progress: ProgressCallback | None
     ) -> None:
-        """Copies all groups to the device, as ``CopyWorkers.run`` does.
-
-        Raises:
-            CacheDamaged: A file became shorter or can't be read.
-            DeviceFailed: The device's driver returned an error.
-        """
-        if window:
-            for group, base in self.iterate(files, groups, window=window, progress=progress):
-                on_group(group, base)
-            return
         bases: list[torch.Tensor] = []  # keeps every target alive until the threads have ended
         ahead = self._allocate_ahead(groups)
         with self._running(files, progress) as ring:
@@ -140,14 +117,8 @@ class NativeWorkers:
         groups: Sequence[Group],
         *,
         window: int,
-        progress: Callable[[int], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Iterator[tuple[Group, torch.Tensor]]:
-        """Copies all groups, and yields each when its copies are complete, as ``CopyWorkers.iterate`` does.
-
-        Raises:
-            CacheDamaged: A file became shorter or can't be read.
-            DeviceFailed: The device's driver returned an error.
-        """
         bases: deque[torch.Tensor] = deque()
         live_bytes = 0
         with self._running(files, progress) as ring:
@@ -164,11 +135,9 @@ class NativeWorkers:
             self.allocated_at = time.perf_counter()
 
     @contextlib.contextmanager
-    def _running(self, files: Sequence[SourceFile], progress: Callable[[int], None] | None) -> Iterator[int]:
+    def _running(self, files: Sequence[SourceFile], progress: ProgressCallback | None) -> Iterator[int]:
         """Lets the threads copy the groups that are added within the context, and waits for them at its end."""
-        if self._used:
-            raise InternalError("The copy workers were run twice.")
-        self._used = True
+        self._use()
         self._ready.wait()
         if self._failure is not None or self._ring is None:
             raise self._failure or InternalError("The copy ring was not created.")
@@ -200,11 +169,6 @@ class NativeWorkers:
             ahead.append(self._allocate(group))
         return ahead
 
-    def _allocate(self, group: Group) -> torch.Tensor:
-        base = self._engine.empty(group.size)
-        self._engine.synchronize()
-        return base
-
     def _add_group(self, ring: int, group: Group, base: torch.Tensor) -> None:
         for number in {extent.file for extent in group.extents}:
             self._descriptors[number] = self._files[number].descriptor
@@ -212,14 +176,14 @@ class NativeWorkers:
         if self._library.ring_add_group(ring, base.data_ptr(), extents.buffer_info()[0], len(group.extents)):
             raise MemoryError
 
-    def _wait_for_end(self, ring: int, progress: Callable[[int], None] | None) -> None:
+    def _wait_for_end(self, ring: int, progress: ProgressCallback | None) -> None:
         """Waits until every thread is done, so that nothing reads the files or writes to the device any more."""
         while self._library.ring_wait(ring, 0, _DECISION_INTERVAL):
             self._decide(ring)
             if progress is not None:
                 progress(self._library.ring_copied(ring))
 
-    def _wait_for_group(self, ring: int, number: int, progress: Callable[[int], None] | None) -> None:
+    def _wait_for_group(self, ring: int, number: int, progress: ProgressCallback | None) -> None:
         while self._library.ring_groups_done(ring) <= number:
             self._library.ring_wait(ring, number + 1, _DECISION_INTERVAL)
             self._decide(ring)

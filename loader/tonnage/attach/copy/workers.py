@@ -17,55 +17,47 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from tonnage.attach.copy.chunks import Chunk, split_group
+from tonnage.attach.copy.group_copier import GroupCopier
 from tonnage.attach.copy.reader import DIRECT_IO_ALIGNMENT, ChunkReader
 from tonnage.attach.copy.staging import BounceBufferStrategy, HostRegisterStrategy, StagingStrategy
 from tonnage.attach.errors import DeviceFailed
 from tonnage.cache.cgroups import usable_cores
-from tonnage.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
     from tonnage.attach.copy.chunks import Group
+    from tonnage.attach.copy.group_copier import OnGroup, ProgressCallback
     from tonnage.attach.copy_options import CopyOptions
     from tonnage.attach.device.engine import Engine
     from tonnage.attach.files.source_file import SourceFile
 
     Work = tuple[int, int, Chunk]
-    OnGroup = Callable[[Group, torch.Tensor], None]
-    ProgressCallback = Callable[[int], None]
 
-_MIN_LOCAL_CPUS = 8
-"""With fewer cores on the device's NUMA node, workers use all cores: more threads outweigh the longer distance."""
 _IDLE_POLL_INTERVAL = 0.5
 """Seconds after which an idle worker checks whether the program has ended."""
 _POLL_INTERVAL = 0.1
 """Seconds after which the caller checks its workers and reports progress."""
 
 
-class CopyWorkers:
-    """Workers for one run. Call ``start`` as early as possible, ``run`` once, and ``close`` in any case."""
+class CopyWorkers(GroupCopier):
+    """Workers for one run."""
 
     def __init__(self, engine: Engine, options: CopyOptions) -> None:
-        self._engine = engine
-        self._options = options
+        super().__init__(engine, options)
         self._reader: ChunkReader | None = None
         self._work_queue: SimpleQueue[Work | None] = SimpleQueue()
         self._completed_chunks: SimpleQueue[int] | None = None
         self._worker_exits = threading.Semaphore(0)
         self._failures: list[BaseException] = []
         self._stop = False
-        self._used = False
         self._running = 0
         self._pinned = True
-        local_cpus = engine.local_cpus()
-        self._local_cpus = local_cpus if len(local_cpus) >= _MIN_LOCAL_CPUS else set()
         cores = int(usable_cores())  # rounded down: more threads than cores make a copy slower
         self.threads = options.threads_for(min(cores, len(self._local_cpus) or cores))
         self._copied_bytes = [0] * self.threads
-        self.allocated_at = 0.0
 
     @property
     def pinned_bytes(self) -> int:
@@ -75,8 +67,8 @@ class CopyWorkers:
         return self.threads * options.slots * each if self._pinned else 0
 
     def start(self) -> None:
-        """Starts the workers from another thread, because starting a thread blocks until it runs."""
         self._running = self.threads
+        # From another thread, because starting a thread blocks until it runs.
         threading.Thread(target=self._start_workers, name="tonnage-copy-start").start()
 
     def _start_workers(self) -> None:
@@ -88,34 +80,9 @@ class CopyWorkers:
                 self._worker_exits.release(self.threads - number)
                 return
 
-    def run(
-        self,
-        files: Sequence[SourceFile],
-        groups: Sequence[Group],
-        *,
-        on_group: OnGroup,
-        window: int = 0,
-        progress: ProgressCallback | None = None,
+    def _copy_all(
+        self, files: Sequence[SourceFile], groups: Sequence[Group], on_group: OnGroup, progress: ProgressCallback | None
     ) -> None:
-        """Copies all groups to the device. Returns when all copies are complete.
-
-        Args:
-            files: The files that the groups' extents refer to.
-            groups: The groups, in the order in which they are copied.
-            on_group: Called with each group and its allocation in the caller's thread: with ``window`` 0 immediately
-                after the allocation, before the data is there; otherwise when the group's copies are complete.
-            window: Maximum bytes of groups that are allocated and not yet passed to ``on_group``. A single group may
-                be larger. 0: no limit.
-            progress: Called periodically with the bytes copied so far, in the caller's thread.
-
-        Raises:
-            CacheDamaged: A file became shorter or can't be read.
-            DeviceFailed: The device's driver returned an error.
-        """
-        if window:
-            for group, base in self.iterate(files, groups, window=window, progress=progress):
-                on_group(group, base)
-            return
         bases: list[torch.Tensor] = []  # keeps every target alive until the workers have ended
         with self._running_workers(files, progress):
             for number, group in enumerate(groups):
@@ -134,21 +101,6 @@ class CopyWorkers:
         window: int,
         progress: ProgressCallback | None = None,
     ) -> Iterator[tuple[Group, torch.Tensor]]:
-        """Copies all groups to the device, and yields each with its allocation when its copies are complete.
-
-        The allocation belongs to the caller, who may keep it: it is not used again. Closing the iterator early stops
-        the copies.
-
-        Args:
-            files: The files that the groups' extents refer to.
-            groups: The groups, in the order in which they are copied.
-            window: Maximum bytes of groups that are allocated and not yet yielded. A single group may be larger.
-            progress: Called periodically with the bytes copied so far, in the caller's thread.
-
-        Raises:
-            CacheDamaged: A file became shorter or can't be read.
-            DeviceFailed: The device's driver returned an error.
-        """
         bases: list[torch.Tensor | None] = []
         with self._running_workers(files, progress):
             yield from self._complete_groups(groups, bases, window, progress)
@@ -157,9 +109,7 @@ class CopyWorkers:
     @contextlib.contextmanager
     def _running_workers(self, files: Sequence[SourceFile], progress: ProgressCallback | None) -> Iterator[None]:
         """Lets the workers copy what is enqueued within the context, and waits for them at its end."""
-        if self._used:
-            raise InternalError("The copy workers were run twice.")
-        self._used = True
+        self._use()
         self._reader = ChunkReader(files, direct=self._options.direct)
         try:
             with _gc_disabled():
@@ -175,15 +125,13 @@ class CopyWorkers:
             raise self._failures[0]
 
     def close(self) -> None:
-        """Stops the workers if they were not run. Does not wait until they have released their buffers."""
         if not self._used:
             self._used = True
             self._join(None, quiet=True)
 
     def _enqueue_group(self, number: int, group: Group) -> tuple[torch.Tensor, int]:
         """Allocates a group and enqueues its chunks; returns the allocation and the number of chunks."""
-        base = self._engine.empty(group.size)
-        self._engine.synchronize()
+        base = self._allocate(group)
         address = base.data_ptr()
         count = 0
         for chunk in split_group(group, chunk_bytes=self._chunk_bytes()):
