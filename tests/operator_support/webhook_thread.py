@@ -91,34 +91,15 @@ def consent_configuration(url: str, ca: bytes) -> dict[str, Any]:
     names_one += "object.spec.source.?hub.caBundle.secretKeyRef.hasValue()"
     changes = "oldObject == null || object.spec.source != oldObject.spec.source || "
     changes += "object.spec.?credentials != oldObject.spec.?credentials"
-    return {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": "tonnage"},
-        "webhooks": [
-            {
-                "name": "consent.tonnage.dev",
-                "admissionReviewVersions": ["v1"],
-                "sideEffects": "None",
-                "failurePolicy": "Fail",
-                "timeoutSeconds": 5,
-                "clientConfig": {"url": url, "caBundle": base64.b64encode(ca).decode()},
-                "rules": [
-                    {
-                        "apiGroups": ["tonnage.dev"],
-                        "apiVersions": ["v1alpha1"],
-                        "operations": ["CREATE", "UPDATE"],
-                        "resources": ["modelweights"],
-                        "scope": "Namespaced",
-                    }
-                ],
-                "matchConditions": [
-                    {"name": "names-a-secret-or-account", "expression": names_one},
-                    {"name": "changes", "expression": changes},
-                ],
-            }
-        ],
+    rule = {
+        "apiGroups": ["tonnage.dev"],
+        "apiVersions": ["v1alpha1"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["modelweights"],
+        "scope": "Namespaced",
     }
+    conditions = {"names-a-secret-or-account": names_one, "changes": changes}
+    return _configuration("Validating", "consent", url, ca, rule, conditions, sideEffects="None")
 
 
 def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
@@ -127,27 +108,29 @@ def webhook_configuration(url: str, ca: bytes) -> dict[str, Any]:
     has_annotation += "object.metadata.annotations.exists(name, name.startsWith('tonnage.dev/'))"
     is_not_of_a_job = "!has(object.metadata.labels) || !('tonnage.dev/loader' in object.metadata.labels) || "
     is_not_of_a_job += "!(object.metadata.labels['tonnage.dev/loader'] in ['resolve', 'load', 'cleanup'])"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    conditions = {"has-annotation": has_annotation, "is-not-of-a-job": is_not_of_a_job}
+    selector = {"matchExpressions": [{"key": "tonnage.dev/inject", "operator": "NotIn", "values": ["false"]}]}
+    more = {"sideEffects": "NoneOnDryRun", "reinvocationPolicy": "IfNeeded", "namespaceSelector": selector}
+    return _configuration("Mutating", "inject", url, ca, rule, conditions, **more)
+
+
+def _configuration(
+    kind: str, name: str, url: str, ca: bytes, rule: dict[str, Any], conditions: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    webhook = {
+        "name": f"{name}.tonnage.dev",
+        "admissionReviewVersions": ["v1"],
+        "failurePolicy": "Fail",
+        "timeoutSeconds": 5,
+        "clientConfig": {"url": url, "caBundle": base64.b64encode(ca).decode()},
+        "rules": [rule],
+        "matchConditions": [{"name": name, "expression": expression} for name, expression in conditions.items()],
+        **more,
+    }
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
+        "kind": f"{kind}WebhookConfiguration",
         "metadata": {"name": "tonnage"},
-        "webhooks": [
-            {
-                "name": "inject.tonnage.dev",
-                "admissionReviewVersions": ["v1"],
-                "sideEffects": "NoneOnDryRun",
-                "failurePolicy": "Fail",
-                "reinvocationPolicy": "IfNeeded",
-                "timeoutSeconds": 5,
-                "clientConfig": {"url": url, "caBundle": base64.b64encode(ca).decode()},
-                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
-                "namespaceSelector": {
-                    "matchExpressions": [{"key": "tonnage.dev/inject", "operator": "NotIn", "values": ["false"]}]
-                },
-                "matchConditions": [
-                    {"name": "has-annotation", "expression": has_annotation},
-                    {"name": "is-not-of-a-job", "expression": is_not_of_a_job},
-                ],
-            }
-        ],
+        "webhooks": [webhook],
     }
