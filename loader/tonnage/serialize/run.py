@@ -21,7 +21,7 @@ from tonnage.serialize.local_target import LocalTarget
 from tonnage.serialize.os_errors import translate_target_errors
 from tonnage.serialize.s3_target import S3Target
 from tonnage.serialize.source_files import LocalFile, find_files, open_groups
-from tonnage.serialize.writer import KEY_BYTES, check_file, write_file
+from tonnage.serialize.writer import KEY_BYTES, FileWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -265,9 +265,10 @@ def _write_all(
     for group in open_groups(source.weights):
         for file in divide(group.path, group.specs, file_size=request.file_size):
             location = target.location(file.path)
+            writer = FileWriter(location, file, group, request.key, canceled)
             with meter.phase("serializing") as on_bytes, translate_target_errors(f"{location} can't be written"):
-                write_file(location, file, group, key=request.key, on_bytes=on_bytes, canceled=canceled)
+                writer.write(on_bytes)
             with meter.phase("verifying") as on_bytes:
-                check_file(location, file, group, key=request.key, on_bytes=on_bytes, canceled=canceled)
+                writer.check(on_bytes)
             with meter.phase("uploading") as on_bytes:
                 target.add_weights(file.path, location, on_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,70 +26,72 @@ BATCH_BYTES = 64 << 20
 KEY_BYTES = 32
 
 
-def write_file(
-    location: Path,
-    file: OutputFile,
-    group: Group,
-    *,
-    key: bytes | None,
-    on_bytes: Callable[[int], None],
-    canceled: Callable[[], bool],
-) -> None:
-    """Writes a file. Each tensor has its CRC-32 and SHA-256; an encrypted one has the SHA-256 of its plain data.
+@dataclass(frozen=True, slots=True)
+class FileWriter:
+    """Writes one file, and reads it back.
 
-    Args:
+    Attributes:
         location: Where to write it.
         file: The names of its tensors.
         group: Has the tensors.
         key: The key to encrypt with; None: don't encrypt.
-        on_bytes: Called with the bytes of each tensor that is written.
         canceled: Polled between tensors.
-
-    Raises:
-        DtypeUnsupported: tensorizer can't represent a tensor.
-        FormatUnsupported: The index does not fit.
-        Interrupted: ``canceled`` returned True.
-        OSError: The file can't be written.
     """
-    serializer = TensorSerializer(str(location), encryption=None if key is None else EncryptionParams(key))
-    with contextlib.closing(serializer):
-        for name in file.tensors:
-            _check_canceled(canceled)
-            tensor = group.tensor(name)
-            check_writable(name, tensor, encrypted=key is not None)
-            try:
-                serializer.write_tensor(0, name, TensorType.STATE_DICT, tensor)
-            except RuntimeError as error:
-                if str(error) != "Metadata overflow":
-                    raise
-                raise FormatUnsupported(f"The index of {file.path} is too small for its tensors.") from error
-            on_bytes(tensor.nbytes)
 
+    location: Path
+    file: OutputFile
+    group: Group
+    key: bytes | None
+    canceled: Callable[[], bool]
 
-def check_file(
-    location: Path,
-    file: OutputFile,
-    group: Group,
-    *,
-    key: bytes | None,
-    on_bytes: Callable[[int], None],
-    canceled: Callable[[], bool],
-) -> None:
-    """Reads a file with tensorizer, its hashes verified, and compares every tensor with the source, byte for byte.
+    def write(self, on_bytes: Callable[[int], None]) -> None:
+        """Writes the file. Each tensor has its CRC-32 and SHA-256; an encrypted one has the SHA-256 of its plain data.
 
-    Raises:
-        ChecksumMismatch: A tensor differs.
-        Interrupted: ``canceled`` returned True.
-    """
-    try:
-        for names in _batches(file, group):
-            for name, tensor in _read_back(location, names, key):
-                _check_canceled(canceled)
-                if not is_same(tensor, group.tensor(name)):
-                    raise ChecksumMismatch(_damaged(location, f"the tensor {short_repr(name)} differs"), remedy=_REMEDY)
+        Args:
+            on_bytes: Called with the bytes of each tensor that is written.
+
+        Raises:
+            DtypeUnsupported: tensorizer can't represent a tensor.
+            FormatUnsupported: The index does not fit.
+            Interrupted: ``canceled`` returned True.
+            OSError: The file can't be written.
+        """
+        encryption = None if self.key is None else EncryptionParams(self.key)
+        serializer = TensorSerializer(str(self.location), encryption=encryption)
+        with contextlib.closing(serializer):
+            for name in self.file.tensors:
+                _check_canceled(self.canceled)
+                tensor = self.group.tensor(name)
+                check_writable(name, tensor, encrypted=self.key is not None)
+                try:
+                    serializer.write_tensor(0, name, TensorType.STATE_DICT, tensor)
+                except RuntimeError as error:
+                    if str(error) != "Metadata overflow":
+                        raise
+                    raise FormatUnsupported(f"The index of {self.file.path} is too small for its tensors.") from error
                 on_bytes(tensor.nbytes)
-    except (HashMismatchError, CryptographyError) as error:
-        raise ChecksumMismatch(_damaged(location, str(error)), remedy=_REMEDY) from error
+
+    def check(self, on_bytes: Callable[[int], None]) -> None:
+        """Reads the file with tensorizer, its hashes verified, and compares every tensor with the source.
+
+        Args:
+            on_bytes: Called with the bytes of each tensor that is the same, byte for byte.
+
+        Raises:
+            ChecksumMismatch: A tensor differs.
+            Interrupted: ``canceled`` returned True.
+        """
+        location = self.location
+        try:
+            for names in _batches(self.file, self.group):
+                for name, tensor in _read_back(location, names, self.key):
+                    _check_canceled(self.canceled)
+                    if not is_same(tensor, self.group.tensor(name)):
+                        problem = _damaged(location, f"the tensor {short_repr(name)} differs")
+                        raise ChecksumMismatch(problem, remedy=_REMEDY)
+                    on_bytes(tensor.nbytes)
+        except (HashMismatchError, CryptographyError) as error:
+            raise ChecksumMismatch(_damaged(location, str(error)), remedy=_REMEDY) from error
 
 
 def _batches(file: OutputFile, group: Group) -> Iterator[list[str]]:

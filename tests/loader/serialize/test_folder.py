@@ -32,13 +32,12 @@ from tonnage.errors import (
     TargetNotWritable,
     TonnageError,
 )
-from tonnage.serialize import writer
 from tonnage.serialize.run import Request, Result, serialize
 from tonnage.serialize.source_files import is_opaque
-from tonnage.serialize.writer import is_same
+from tonnage.serialize.writer import FileWriter, is_same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 KEY = bytes(range(32))
@@ -373,15 +372,17 @@ def test_a_killed_run_leaves_no_target_and_the_next_one_removes_what_it_left(tmp
 def test_bytes_that_change_between_write_and_read_are_found(
     checkpoint: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_and_damage(location: Path, *arguments: Any, **options: Any) -> None:
-        writer.write_file(location, *arguments, **options)
-        with location.open("r+b") as file:
+    write = FileWriter.write
+
+    def write_and_damage(writer: FileWriter, on_bytes: Callable[[int], None]) -> None:
+        write(writer, on_bytes)
+        with writer.location.open("r+b") as file:
             file.seek(-100, os.SEEK_END)
             byte = file.read(1)
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 1]))
 
-    monkeypatch.setattr("tonnage.serialize.run.write_file", write_and_damage)
+    monkeypatch.setattr(FileWriter, "write", write_and_damage)
     with pytest.raises(TonnageError, match="read back with a difference") as caught:
         run(checkpoint[0], tmp_path / "target")
     assert caught.value.reason == "ChecksumMismatch"
