@@ -7,12 +7,12 @@ what a store leaves out must not be left out of the model.
 
 from __future__ import annotations
 
-import pyexpat
 from typing import NamedTuple
 
 from tonnage.errors import StoreUnsupported
 from tonnage.source.endpoint_urls import quote, unquote
 from tonnage.source.error_classification import error_document
+from tonnage.source.xml_document import read_document
 
 PAGE_LIMIT = 16 << 20
 """Maximum size of a page in bytes. S3 limits it to 1,000 keys of 1,024 bytes, at most 4 MiB."""
@@ -80,15 +80,10 @@ def parse_page(body: bytes, *, label: str) -> Page:
         StoreUnsupported: The body is not a listing, or has an object without a key or a size.
     """
     reader = _Reader()
-    parser = pyexpat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = reader.start
-    parser.EndElementHandler = reader.end
-    parser.CharacterDataHandler = reader.text
     try:
-        parser.Parse(body, True)  # noqa: FBT003  # expat's flag for the last data
+        read_document(body, reader)
         return reader.page()
-    except (pyexpat.ExpatError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         answer = str(error_document(body))
         quoted = f" ({answer})" if answer else ""
         raise StoreUnsupported(

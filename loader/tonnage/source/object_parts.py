@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import pyexpat
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
 from tonnage.source.client import Request
+from tonnage.source.xml_document import read_document
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,14 +160,9 @@ def _with_query(target: RequestTarget, query: str) -> RequestTarget:
 def parse_parts(body: bytes, algorithm: ChecksumAlgorithm) -> dict[int, Part] | None:
     """Returns the parts in an answer to GetObjectAttributes, by number; None if it is something else."""
     reader = _Reader(f"Checksum{algorithm.name}")
-    parser = pyexpat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = reader.start
-    parser.EndElementHandler = reader.end
-    parser.CharacterDataHandler = reader.text
     try:
-        parser.Parse(body, True)  # noqa: FBT003  # expat's flag for the last data
-    except (pyexpat.ExpatError, ValueError):
+        read_document(body, reader)
+    except ValueError:
         return None
     return reader.parts
 

@@ -52,14 +52,10 @@ def signed_headers(
     Raises:
         ValueError: The URL is not absolute.
     """
-    import hashlib  # workers import little until they sign
-    import hmac
-
     parts = split_url(url)
     if parts is None:
         raise ValueError("only an absolute URL can be signed")
-    timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    scope = f"{timestamp[:8]}/{region}/s3/aws4_request"
+    timestamp, scope = _timestamp_and_scope(region, now)
     sent = {"host": host_header(parts), "x-amz-content-sha256": _EMPTY_BODY, "x-amz-date": timestamp, **headers}
     if credentials.session_token:
         sent["x-amz-security-token"] = credentials.session_token
@@ -76,8 +72,7 @@ def signed_headers(
             _EMPTY_BODY,
         ]
     )
-    to_sign = f"AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-    signature = hmac.digest(_signing_key(credentials, scope), to_sign.encode(), "sha256").hex()
+    signature = _signature(canonical, credentials, timestamp, scope)
     sent["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(names)}, "
         f"Signature={signature}"
@@ -102,14 +97,10 @@ def presigned_url(
     Raises:
         ValueError: The URL is not absolute.
     """
-    import hashlib  # workers import little until they sign
-    import hmac
-
     parts = split_url(url)
     if parts is None:
         raise ValueError("only an absolute URL can be signed")
-    timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    scope = f"{timestamp[:8]}/{region}/s3/aws4_request"
+    timestamp, scope = _timestamp_and_scope(region, now)
     query = [item for item in parts.query.split("&") if item]
     added = {
         "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
@@ -127,15 +118,22 @@ def presigned_url(
     canonical = "\n".join(
         [method, parts.path or "/", text, f"host:{host_header(parts)}", "", "host", "UNSIGNED-PAYLOAD"]
     )
-    to_sign = f"AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-    signature = hmac.digest(_signing_key(credentials, scope), to_sign.encode(), "sha256").hex()
+    signature = _signature(canonical, credentials, timestamp, scope)
     return f"{parts.scheme}://{parts.host}{parts.path or '/'}?{text}&X-Amz-Signature={signature}"
 
 
-def _signing_key(credentials: Credentials, scope: str) -> bytes:
+def _timestamp_and_scope(region: str, now: float) -> tuple[str, str]:
+    timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    return timestamp, f"{timestamp[:8]}/{region}/s3/aws4_request"
+
+
+def _signature(canonical: str, credentials: Credentials, timestamp: str, scope: str) -> str:
+    """Returns the signature of a canonical request."""
+    import hashlib  # workers import little until they sign
     import hmac
 
+    to_sign = f"AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     key = f"AWS4{credentials.secret_key}".encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
-    return key
+    return hmac.digest(key, to_sign.encode(), "sha256").hex()
