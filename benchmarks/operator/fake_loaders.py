@@ -163,11 +163,11 @@ async def _run(options: argparse.Namespace) -> dict[str, Any]:
         pods, _ = await client.list(PODS, namespace=options.namespace, label_selector=selector)
         pods = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
 
-        async def token(pod: dict[str, Any]) -> str:
+        async def find_token(pod: dict[str, Any]) -> str:
             async with gate:
                 return await _token(client, pod)
 
-        tokens = await asyncio.gather(*map(token, pods))
+        tokens = await asyncio.gather(*map(find_token, pods))
     context = ssl.create_default_context(cafile=str(options.ca))
     measured = Measured(since=time.monotonic() + _CONNECT_SECONDS)
     deadline = measured.since + options.seconds

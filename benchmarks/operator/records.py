@@ -58,7 +58,7 @@ async def _write(kubeconfig: Path, entries: list[CacheEntry]) -> None:
             owner = {"apiVersion": "v1", "kind": "Node", "name": metadata["name"], "uid": metadata["uid"]}
             labels = {names.MANAGED_BY: names.MANAGER, names.HOSTNAME_LABEL: metadata["labels"][names.HOSTNAME_LABEL]}
             made = {"name": metadata["name"], "labels": labels, "ownerReferences": [owner]}
-            status = NodeCacheStatus(boot_id=node["status"]["nodeInfo"]["bootID"], entries=tuple(entries))
+            status = NodeCacheStatus(bootID=node["status"]["nodeInfo"]["bootID"], entries=tuple(entries))
             body = {"apiVersion": names.API_VERSION, "kind": names.NODE_CACHE_KIND, "metadata": made}
             patch = {"status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
             async with gate:
