@@ -30,6 +30,8 @@ def exchange(
     path: Path, device: str, spec: dict[str, Any], _extra_results: dict[str, Any]
 ) -> Callable[[], dict[str, torch.Tensor]]:
     """Each rank copies its part by the iterator, which copies ahead while earlier tensors are sent."""
+    import atexit
+
     import torch
     import torch.distributed as dist
 
@@ -38,6 +40,7 @@ def exchange(
     rank, ranks = spec["gpu"], spec["gpus"]
     backend = "gloo" if device == "cpu" else "nccl"
     dist.init_process_group(backend, init_method=f"file://{spec['rendezvous']}", rank=rank, world_size=ranks)
+    atexit.register(dist.destroy_process_group)  # else a thread of Gloo may end the process with an abort
     connect = torch.zeros(1 << 20, device=device)
     for source in range(ranks):
         dist.broadcast(connect, src=source)

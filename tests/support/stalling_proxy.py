@@ -53,7 +53,7 @@ class StallingProxy:
                     return
                 if key.fileobj is self._server:
                     self._accept()
-                else:
+                elif key.fileobj.fileno() >= 0:  # type: ignore[union-attr]  # else its other side has closed it meanwhile
                     self._forward(key)
 
     def _accept(self) -> None:
