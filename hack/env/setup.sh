@@ -14,9 +14,9 @@ stamp=$venv/.ready-$purpose
 
 log() { printf '%s\n' "setup: $*" >&2; }
 
-# The stamp of an up-to-date .venv: pins, this script, package metadata, and the path of the clone.
+# The stamp of an up-to-date .venv: pins, this script, package metadata, what is compiled, and the path of the clone.
 metadata() { sed '/^\[tool\.pytest/,$d' pyproject.toml; }
-wanted=$(pwd; { metadata; cat "$0" "$requirements" requirements/uv.txt; } | cksum)
+wanted=$(pwd; { metadata; cat "$0" "$requirements" requirements/uv.txt loader/native/*.*; } | cksum)
 if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
