@@ -230,18 +230,22 @@ TITLE = (
 )
 
 
-def picture() -> str:
-    """Returns the SVG's text."""
-    parts = (node(), operator(), between(), bucket(), loader(), cache(), pods())
+def document(title: str, width: int, height: int, *parts: list[str]) -> str:
+    """Returns the text of an SVG of some parts on the ground."""
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="what">',
-        f'<title id="what">{TITLE}</title>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="what">',
+        f'<title id="what">{title}</title>',
         f"<style>{STYLE}</style>",
-        box(0, 0, WIDTH, HEIGHT, "ground", 14),
+        box(0, 0, width, height, "ground", 14),
         *(line for part in parts for line in part),
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def picture() -> str:
+    """Returns the SVG's text."""
+    return document(TITLE, WIDTH, HEIGHT, node(), operator(), between(), bucket(), loader(), cache(), pods())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).with_name("peers.svg")
 SHARED = runpy.run_path(str(TARGET.with_name("architecture.py")), run_name="architecture")
-text, box, across, down, STYLE = (SHARED[name] for name in ("text", "box", "across", "down", "STYLE"))
+text, box, across, down, document = (SHARED[name] for name in ("text", "box", "across", "down", "document"))
 
 WIDTH, HEIGHT = 980, 516
 PARTS = 8
@@ -98,16 +98,9 @@ TITLE = (
 
 def picture() -> str:
     """Returns the SVG's text."""
-    drawn = (*(node(place) for place in range(3)), bucket(), exchange(), controller())
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="what">',
-        f'<title id="what">{TITLE}</title>',
-        f"<style>{STYLE}</style>",
-        box(0, 0, WIDTH, HEIGHT, "ground", 14),
-        *(line for part in drawn for line in part),
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"
+    nodes = (node(place) for place in range(len(NODES)))
+    drawn: str = document(TITLE, WIDTH, HEIGHT, *nodes, bucket(), exchange(), controller())
+    return drawn
 
 
 if __name__ == "__main__":
