@@ -320,6 +320,19 @@ def test_safetensors_without_a_checksum_are_refused_at_a_level_that_needs_one(
     assert run_plan(plan, cache=harness.cache, environment={}).report.outcome == "hit"
 
 
+def stated_by_store(kind: str, data: bytes, halves: list[bytes]) -> tuple[dict[str, str], str]:
+    """Returns the headers and the ETag with which a store states a checksum of an object of two parts."""
+    opaque = "0123-opaque"
+    return {
+        "CRC64NVME": ({"x-amz-checksum-crc64nvme": encoded(reference.crc64nvme(data), 8)}, opaque),
+        "CRC32 of 2 parts": ({"x-amz-checksum-crc32": composite("crc32", halves)}, opaque),
+        "SHA256": ({"x-amz-checksum-sha256": encoded(hashlib.sha256(data).digest())}, opaque),
+        "SHA256 of 2 parts": ({"x-amz-checksum-sha256": composite("sha256", halves)}, opaque),
+        "MD5": ({}, hashlib.md5(data).hexdigest()),
+        "MD5 of 2 parts": ({}, hashlib.md5(b"".join(hashlib.md5(half).digest() for half in halves)).hexdigest() + "-2"),
+    }[kind]
+
+
 @pytest.mark.parametrize("kind", ["CRC64NVME", "CRC32 of 2 parts", "MD5 of 2 parts"])
 @pytest.mark.parametrize("segment_size", [0, 300 * KIB], ids=["one file", "shards"])
 def test_a_bit_flipped_in_safetensors_is_fetched_again_and_each_tensor_is_right(
@@ -328,15 +341,7 @@ def test_a_bit_flipped_in_safetensors_is_fetched_again_and_each_tensor_is_right(
     data = save(harness.tensors)
     cut = len(data) // 2 + 11
     halves = [data[:cut], data[cut:]]
-    stated = {
-        "CRC64NVME": ({"x-amz-checksum-crc64nvme": encoded(reference.crc64nvme(data), 8)}, "0123-opaque"),
-        "CRC32 of 2 parts": ({"x-amz-checksum-crc32": composite("crc32", halves)}, "0123-opaque"),
-        "MD5 of 2 parts": (
-            {},
-            hashlib.md5(b"".join(hashlib.md5(half).digest() for half in halves)).hexdigest() + "-2",
-        ),
-    }
-    headers, etag = stated[kind]
+    headers, etag = stated_by_store(kind, data, halves)
     harness.server.put(SHARD, data, headers=headers, etag=f'"{etag}"')
     first = {"Content-Length": str(cut), "x-amz-mp-parts-count": "2"}
     harness.server.add_fault(Fault(status=206, headers=first), when=lambda request: "partNumber" in request.query)
@@ -432,16 +437,7 @@ def test_tensors_without_hashes_become_shards_that_any_checksum_of_their_object_
     data = bytes(build_tensors_file(raw_tensors(harness.tensors), hashes=()).data)
     cut = data.rindex(max(harness.tensors).encode())
     halves = [data[:cut], data[cut:]]
-    stated = {
-        "SHA256": ({"x-amz-checksum-sha256": encoded(hashlib.sha256(data).digest())}, "0123-opaque"),
-        "MD5": ({}, hashlib.md5(data).hexdigest()),
-        "SHA256 of 2 parts": ({"x-amz-checksum-sha256": composite("sha256", halves)}, "0123-opaque"),
-        "MD5 of 2 parts": (
-            {},
-            hashlib.md5(b"".join(hashlib.md5(half).digest() for half in halves)).hexdigest() + "-2",
-        ),
-    }
-    headers, etag = stated[kind]
+    headers, etag = stated_by_store(kind, data, halves)
     harness.server.put(KEY, data, headers=headers, etag=f'"{etag}"')
     first = {"Content-Length": str(cut), "x-amz-mp-parts-count": "2"}
     harness.server.add_fault(Fault(status=206, headers=first), when=lambda request: "partNumber" in request.query)
