@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from exchange import exchange
 from iterators import ITERATORS, Consumer
+from synthetic_models import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,12 +152,7 @@ def host_memory(path: Path, _device: str, spec: dict[str, Any], _extra_results: 
 
     def read(start: int) -> int:
         buffer = bytearray(2 * MIB)
-        size = 0
-        for name in files[start::threads]:
-            with open(name, "rb", buffering=0) as file:  # noqa: PTH123  # unbuffered, as bytes go to the buffer
-                while count := file.readinto(buffer):
-                    size += count
-        return size
+        return sum(read_whole(Path(name), buffer) for name in files[start::threads])
 
     def load() -> dict[str, Any]:
         with ThreadPoolExecutor(threads) as pool:

@@ -72,16 +72,9 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
                 with tempfile.TemporaryDirectory() as meeting:
                     prepared = []
                     for case in ordered[start : start + size]:
-                        specs = [
-                            {
-                                "stage": stage, "round": number, "label": f"{count} GPUs: {case.label}",
-                                "contender": case.contender, "path": str(ranked if case.ranked else one_model),
-                                "gpu": gpu, "gpus": count, "rank": gpu if case.ranked else None,
-                                "bytes": bench.model_bytes(), "gate": True, "device": bench.arguments.device,
-                                "options": case.options, "rendezvous": str(Path(meeting, case.contender)),
-                            }
-                            for gpu in range(count)
-                        ]  # fmt: skip
+                        path = ranked if case.ranked else one_model
+                        specs = _specs(bench, case, path, gpus=count, meeting=Path(meeting))
+                        specs = [{"stage": stage, "round": number, **spec} for spec in specs]
                         prepared.append((specs, [children.spawn(spec) for spec in specs]))
                     for _, processes in prepared:
                         for process in processes:
@@ -89,6 +82,16 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
                     for specs, processes in prepared:
                         bench.records.append(_measure_together(specs, processes))
                         children.log_record(bench.records[-1])
+
+
+def _specs(bench: Bench, case: Case, path: Path, *, gpus: int, meeting: Path) -> list[dict[str, Any]]:
+    """Returns what each process of a case measures; those that form a group meet at a file in ``meeting``."""
+    common = {
+        "label": f"{gpus} GPUs: {case.label}", "contender": case.contender, "path": str(path), "gpus": gpus,
+        "bytes": bench.model_bytes(), "gate": True, "device": bench.arguments.device, "options": case.options,
+        "rendezvous": str(meeting / case.contender),
+    }  # fmt: skip
+    return [{**common, "gpu": gpu, "rank": gpu if case.ranked else None} for gpu in range(gpus)]
 
 
 def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Popen[str]]) -> dict[str, Any]:
