@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     import argparse
     import subprocess
 
-MAX_PROCESSES = 16
-"""Processes that wait for their release at once; each has a CUDA context."""
+MIN_PROCESSES = 16
+PROCESSES_PER_CORE = 5 / 8
+"""How many processes start together and wait for their release; each imports PyTorch and has a CUDA context."""
 
 
 class Bench(Protocol):
@@ -61,10 +63,11 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
     for rank in range(max(counts, default=0)):
         bench.model("ranked", seed=100 + rank, rank=rank, parent=parent)
     cases = [case for case in CASES if not bench.arguments.only or case.contender in bench.arguments.only]
+    together = max(MIN_PROCESSES, int(PROCESSES_PER_CORE * len(os.sched_getaffinity(0))))
     for number in range(bench.arguments.rounds):
         turn = number % len(cases)
         for count in counts:
-            ordered, size = [*cases[turn:], *cases[:turn]], max(1, MAX_PROCESSES // count)
+            ordered, size = [*cases[turn:], *cases[:turn]], max(1, together // count)
             for start in range(0, len(ordered), size):
                 if bench.seconds_left() < 0:
                     children.log(f"{stage}: out of time in round {number + 1}")
