@@ -134,7 +134,7 @@ def engine_spec(image: str, python: Path, *flags: str) -> dict[str, Any]:
         "command": [str(python), "-c", START_ENGINE, *flags],
         "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
         "readinessProbe": {"exec": {"command": ["/bin/sh", "-c", "test -e /tmp/measured"]}, "periodSeconds": 2},
-        "resources": {"requests": {"cpu": "10m", "memory": "1Gi"}},
+        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},  # else other work of the machine comes first
         "securityContext": {"runAsUser": 0},
         "volumeMounts": [
             {"name": "scratch", "mountPath": "/tmp"},
