@@ -22,14 +22,14 @@ TITLES = {
 
 
 def build_rows(results: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
-    """Returns one row per contender, in the order of the first call's median; the limit first."""
+    """Returns one row per contender: by number of GPUs, limits first, then in the order of the first call's median."""
     labels: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for record in result["records"]:
             if record["stage"] == stage:
                 labels.setdefault(record["label"], []).append(record)
     rows = [_row(label, records) for label, records in labels.items()]
-    return sorted(rows, key=lambda row: (not row["limit"], -(row["first"] or 0)))
+    return sorted(rows, key=lambda row: (row["gpus"], not row["limit"], -(row["first"] or 0)))
 
 
 def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,12 +148,13 @@ def _chart(stages: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
             text_x, color, side = (low * 0.98, "white", "right") if inside else (row["best"], "black", "left")
             axis.text(text_x, at, f" {row['first']:.1f}", va="center", ha=side, color=color, fontsize=8)
         axis.set_yticks(range(len(bars)), [row["label"] for row in bars], fontsize=8)
-        for row in rows:
-            if row["limit"] and row["first"]:
-                axis.axvline(row["first"], color="#b3261e", linestyle="--", linewidth=1)
+        for gpus in {row["gpus"] for row in bars}:
+            beside = [at for at, row in enumerate(bars) if row["gpus"] == gpus]
+            if limit := find_limit(rows, gpus):
+                axis.vlines(limit, beside[0] - 0.5, beside[-1] + 0.5, color="#b3261e", linestyle="--", linewidth=1)
         axis.set_title(title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("GB/s: first call in a fresh process (solid), best call (pale), pinned limit (dashed)")
+    axes[-1, 0].set_xlabel("GB/s: first call in a fresh process (solid), best call (pale), limit (dashed)")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
