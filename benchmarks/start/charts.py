@@ -26,7 +26,7 @@ STEPS_CHART: Final = "start-steps"
 STEPS: Final = {
     "admitted": "admission, with the injection",
     "bound": "scheduling",
-    "loader": "the kubelet starts the loader",
+    "loader": "the kubelet starts the loader, and it Python",
     "loaded": "load or hit",
     "server": "the kubelet starts the server",
     "asks": "engine, until it asks for weights",
@@ -51,13 +51,16 @@ def bars(rows: Mapping[str, Sequence[float]], label: str, target: Path, *, gray:
     """
     plt = _pyplot()
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(7, 0.7 + 0.4 * len(rows)))
+        figure, axes = plt.subplots(figsize=(7, 0.7 + 0.5 * len(rows)))
         for position, (title, seconds) in enumerate(rows.items()):
             median = statistics.median(seconds)
-            axes.barh(position, median, color="#d0d7de" if title == gray else "#9ecae9")
+            axes.barh(position, median, height=0.4, color="#d0d7de" if title == gray else "#9ecae9")
             axes.plot(seconds, [position] * len(seconds), ".", color=INK, markersize=4)
-            axes.text(0.1, position, f" {title}: {median:.1f} s", va="center")
+            axes.annotate(title, (0, position - 0.22), (3, 0), textcoords="offset points", va="bottom")
+            axes.annotate(f"{median:.1f}", (max(seconds), position), (6, 0), textcoords="offset points", va="center")
         axes.set_yticks([])
+        axes.set_xlim(0, 1.1 * max(map(max, rows.values())))
+        axes.set_ylim(-0.7, len(rows) - 0.6)
         axes.invert_yaxis()
         axes.set_xlabel(label)
         _save(figure, target)
@@ -110,7 +113,7 @@ def steps(found: Mapping[str, Sequence[Mapping[str, float]]], titles: Mapping[st
         beginning.set_xlabel("seconds until the server's process starts, with the milliseconds of each step")
         handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in COLORS]
         figure.legend(handles, STEPS.values(), loc="lower center", ncols=3, frameon=False, fontsize=8)
-        _save(figure, target, bottom=0.16)
+        _save(figure, target, bottom=0.12)
 
 
 def _median(pods: Sequence[Mapping[str, float]], step: str) -> float:
@@ -118,10 +121,10 @@ def _median(pods: Sequence[Mapping[str, float]], step: str) -> float:
 
 
 def _label_step(axes: Axes, position: int, left: float, seconds: float, *, milliseconds: bool) -> None:
-    if milliseconds:
-        axes.text(left + seconds / 2, position, f"{seconds * 1000:.0f}", ha="center", va="center", clip_on=True)
-    elif seconds > 1:
-        axes.text(left + seconds / 2, position, f"{seconds:.0f}", ha="center", va="center")
+    """Writes a step's length into its bar, if the bar is wide enough."""
+    label, least = (f"{seconds * 1000:.0f}", 0.1) if milliseconds else (f"{seconds:.0f}", 2.0)
+    if seconds >= least:
+        axes.text(left + seconds / 2, position, label, ha="center", va="center", clip_on=True)
 
 
 _STYLE: Final = {"font.size": 9, "svg.hashsalt": "tonnage", "svg.fonttype": "none"}

