@@ -58,10 +58,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && xargs -0 -a /build/shared rm -f \
     && find /out/operator -type d -empty -delete
 
-# Tonnage itself: all of it for the operator, without the operator's package for the loader. .dockerignore lists the files
-# that are copied. A wheel of Python files and of libraries that it loads itself can be installed by unpacking it. The
-# compiler is in this stage alone.
-FROM tools AS package
+# The compiler, which is in no image.
+FROM tools AS compiler
 # hadolint ignore=DL3009
 RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
@@ -69,6 +67,10 @@ RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
         'gcc=4:12.2.0-*' 'libc6-dev=2.36-*'
+
+# Tonnage itself: all of it for the operator, without the operator's package for the loader. .dockerignore lists the files
+# that are copied. A wheel of Python files and of libraries that it loads itself can be installed by unpacking it.
+FROM compiler AS package
 WORKDIR /build/source
 COPY . .
 RUN for image in operator loader; do \
@@ -104,8 +106,8 @@ LABEL org.opencontainers.image.title="tonnage-loader" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
 
-# A peer: the loader's command `tonnage peer serve`, and nginx, which it starts. nginx's own configuration is not used.
-FROM packaged AS peer
+# nginx for the peer, which starts it. Its own configuration is not used.
+FROM packaged AS nginx
 RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     export DEBIAN_FRONTEND=noninteractive \
     && apt-get update -qq \
@@ -114,6 +116,9 @@ RUN --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/90build \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
         /var/log/apt /var/log/*.log /var/log/nginx /var/www /etc/nginx/sites-enabled /etc/passwd- /etc/group- \
         /etc/shadow- /etc/gshadow-
+
+# A peer: the loader's command `tonnage peer serve`.
+FROM nginx AS peer
 USER 65532:65532
 EXPOSE 9443
 # Kubernetes has probes; there is no certificate outside of it.

@@ -85,8 +85,8 @@ def build_options(
 class Buildah:
     """buildah, with its storage in the cache folder and a base image from Debian packages."""
 
-    stages: tuple[str, ...] = ("operator-packages",)
-    """The last stage that doesn't depend on Tonnage's sources. Its name protects it from pruning."""
+    stages: tuple[str, ...] = ("operator-packages", "compiler", "nginx")
+    """The last stages that don't depend on Tonnage's sources. Their names protect them from pruning."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
