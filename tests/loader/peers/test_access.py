@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from support.cache_entries import ENTRY_NAME
-from support.peer_fleet import SERVER_NAME, Fleet, Node, source_of
+from support.peer_fleet import CALLER, SERVER_NAME, Fleet, Node, source_of
 from support.s3_server import NO_PERMISSIONS, READER, S3Identity, SeaweedS3
 from tonnage.contract.peers import Purpose, new_grant, sign_grant
 from tonnage.peer_server.access import AccessService
@@ -21,7 +21,7 @@ from tonnage.peer_server.settings import PeerSettings
 from tonnage.source.sigv4 import Credentials, presigned_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from support.faulty_server import FaultyServer
     from support.tls import CertificateAuthority
@@ -39,7 +39,9 @@ class Answer(NamedTuple):
 
 
 class Peer:
-    """A node with an entry, and requests to its server."""
+    """A node with an entry, and requests to its server. ``caller``: in whose name they are sent."""
+
+    caller = CALLER
 
     def __init__(self, fleet: Fleet, s3: SeaweedS3, bucket: str, authority: CertificateAuthority) -> None:
         self.fleet, self.s3, self.bucket = fleet, s3, bucket
@@ -67,8 +69,11 @@ class Peer:
         finally:
             connection.close()
 
+    def ticket(self, key: str = "") -> str:
+        return self.fleet.sign(key=key or self.key, caller=self.caller)
+
     def access(self, *proofs: str, ticket: str | None = None) -> Answer:
-        ticket = self.fleet.sign(key=self.key) if ticket is None else ticket
+        ticket = self.ticket() if ticket is None else ticket
         return self.request("POST", "/v1/access", ticket, json.dumps({"proofs": proofs}).encode())
 
     def proof(self, identity: S3Identity = READER, *, key: str = "model/weights.tensors", endpoint: str = "") -> str:
@@ -86,8 +91,24 @@ class Peer:
         return f"/v1/entries/memory/{key or self.key}/{name}"
 
 
+@pytest.fixture(scope="module")
+def shared_peer(
+    s3: SeaweedS3, bucket: str, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Peer]:
+    with Fleet(tmp_path_factory.mktemp("shared"), authority) as fleet:
+        yield Peer(fleet, s3, bucket, authority)
+
+
 @pytest.fixture
-def peer(fleet: Fleet, s3: SeaweedS3, bucket: str, authority: CertificateAuthority) -> Peer:
+def peer(shared_peer: Peer, request: pytest.FixtureRequest) -> Peer:
+    """A peer that tests leave as it was. Each has a caller of its own, who has proven nothing."""
+    shared_peer.caller = f"{request.node.name[:60]}/default"
+    return shared_peer
+
+
+@pytest.fixture
+def own_peer(fleet: Fleet, s3: SeaweedS3, bucket: str, authority: CertificateAuthority) -> Peer:
+    """A peer that the test may change."""
     return Peer(fleet, s3, bucket, authority)
 
 
@@ -148,27 +169,27 @@ def test_passes_end_after_ten_minutes_by_clocks_that_may_differ_by_two(peer: Pee
         assert service.authorize(token, path) == status, clock
 
 
-def test_while_keys_are_renewed_passes_by_the_key_before_count_and_then_no_longer(peer: Peer) -> None:
-    before = peer.access(peer.proof()).json["token"]
-    old, new = peer.fleet.key, os.urandom(32)
-    (peer.fleet.secrets / "ticket-key-previous").write_bytes(old)
-    (peer.fleet.secrets / "ticket-key").write_bytes(new)
-    assert peer.request("GET", peer.url("manifest"), before).status == 200
-    after = peer.access(peer.proof()).json["token"]  # the ticket is still signed by the key before
-    peer.fleet.key = new
-    (peer.fleet.secrets / "ticket-key-previous").write_bytes(b"")
-    assert peer.request("GET", peer.url("manifest"), before).status == 401
-    assert peer.request("GET", peer.url("manifest"), after).status == 200
-    assert peer.access(peer.proof()).status == 200
+def test_while_keys_are_renewed_passes_by_the_key_before_count_and_then_no_longer(own_peer: Peer) -> None:
+    before = own_peer.access(own_peer.proof()).json["token"]
+    old, new = own_peer.fleet.key, os.urandom(32)
+    (own_peer.fleet.secrets / "ticket-key-previous").write_bytes(old)
+    (own_peer.fleet.secrets / "ticket-key").write_bytes(new)
+    assert own_peer.request("GET", own_peer.url("manifest"), before).status == 200
+    after = own_peer.access(own_peer.proof()).json["token"]  # the ticket is still signed by the key before
+    own_peer.fleet.key = new
+    (own_peer.fleet.secrets / "ticket-key-previous").write_bytes(b"")
+    assert own_peer.request("GET", own_peer.url("manifest"), before).status == 401
+    assert own_peer.request("GET", own_peer.url("manifest"), after).status == 200
+    assert own_peer.access(own_peer.proof()).status == 200
 
 
-def test_a_link_in_an_entry_leads_nowhere(peer: Peer) -> None:
-    token = peer.access(peer.proof()).json["token"]
-    model = peer.node.media["memory"] / peer.key / "model"
+def test_a_link_in_an_entry_leads_nowhere(own_peer: Peer) -> None:
+    token = own_peer.access(own_peer.proof()).json["token"]
+    model = own_peer.node.media["memory"] / own_peer.key / "model"
     (model / "link").symlink_to("/etc/passwd")
     (model / "folder").symlink_to("/etc")
-    assert peer.request("GET", peer.url("model/link"), token).status in {403, 404}
-    assert peer.request("GET", peer.url("model/folder/passwd"), token).status in {403, 404}
+    assert own_peer.request("GET", own_peer.url("model/link"), token).status in {403, 404}
+    assert own_peer.request("GET", own_peer.url("model/folder/passwd"), token).status in {403, 404}
 
 
 def test_an_identity_without_access_to_the_objects_gets_no_pass(peer: Peer) -> None:
@@ -198,16 +219,16 @@ def test_a_peer_sends_a_proof_to_no_server_but_that_of_its_entry(peer: Peer, fau
     assert faulty_server.requests == []
 
 
-def test_a_peer_asks_no_store_at_an_address_of_its_own_node(peer: Peer, faulty_server: FaultyServer) -> None:
-    peer.fleet.stop(peer.node)
-    peer.fleet.local_stores = False
-    peer.fleet.serve(peer.node)
+def test_a_peer_asks_no_store_at_an_address_of_its_own_node(own_peer: Peer, faulty_server: FaultyServer) -> None:
+    own_peer.fleet.stop(own_peer.node)
+    own_peer.fleet.local_stores = False
+    own_peer.fleet.serve(own_peer.node)
     forged = {"digest": "", "sources": [{"place": f"{faulty_server.endpoint}/b", "key": "metadata", "size": 1}]}
-    entry = peer.node.media["memory"] / "team" / ENTRY_NAME / ".tonnage"
+    entry = own_peer.node.media["memory"] / "team" / ENTRY_NAME / ".tonnage"
     entry.mkdir(parents=True)
     (entry / "ranges.json").write_text(json.dumps({"schema_version": 1, **forged}))
-    ticket = peer.fleet.sign(key=f"team/{ENTRY_NAME}")
-    answer = peer.access(f"{faulty_server.endpoint}/b/metadata", ticket=ticket)
+    ticket = own_peer.ticket(f"team/{ENTRY_NAME}")
+    answer = own_peer.access(f"{faulty_server.endpoint}/b/metadata", ticket=ticket)
     assert answer.status == 403
     assert "127.0.0.1 is one of the peer's own node" in answer.json["message"]
     assert faulty_server.requests == []
@@ -218,7 +239,7 @@ def test_a_pipe_in_place_of_a_private_file_keeps_no_request_waiting(peer: Peer) 
     private.mkdir(parents=True)
     os.mkfifo(private / "manifest.json")
     os.mkfifo(private / "ranges.json")
-    answer = peer.access(ticket=peer.fleet.sign(key=f"team/{ENTRY_NAME}"))
+    answer = peer.access(ticket=peer.ticket(f"team/{ENTRY_NAME}"))
     assert (answer.status, answer.json["message"]) == (404, "This node has no such entry.")
 
 
@@ -253,6 +274,6 @@ def test_a_store_that_is_down_is_no_refusal_for_who_has_proven_its_access(peer: 
     ("body", "status"), [(b"", 400), (b"[" * 20_000, 400), (b"x" * 70_000, 413), (b'{"proofs": ["a"]}' * 2, 400)]
 )
 def test_foreign_text_is_answered_and_never_ends_the_server(peer: Peer, body: bytes, status: int) -> None:
-    assert peer.request("POST", "/v1/access", peer.fleet.sign(key=peer.key), body).status == status
+    assert peer.request("POST", "/v1/access", peer.ticket(), body).status == status
     assert peer.request("POST", "/v1/access", "ticket." + "A" * 5000, b"{}").status in {400, 401}
     assert peer.access(peer.proof()).status == 200
