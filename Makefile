@@ -9,6 +9,8 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 # What hack/env/engines.sh and tests/engines take from the environment.
 export VLLM ENGINE_MATRIX
+# With it each of some thousand processes would compile PyTorch, kopf and all else again.
+unexport PYTHONDONTWRITEBYTECODE
 IMAGES_ARGS ?=
 
 # The programs in hack/ import each other, the product, and the support packages of the tests.
@@ -77,12 +79,14 @@ lint: ## Check style, format, import contracts and the Dockerfile
 
 types: ## Check types (mypy, strict)
 	@$(SETUP) lint
+	@[ -e .mypy_cache ] || hack/env/kept.sh restore mypy .mypy_cache
 	$(BIN)/mypy --explicit-package-bases loader/tonnage operator/tonnage_operator hack/local_cluster hack/demo_cluster hack/env \
 		tests benchmarks/operator benchmarks/start benchmarks/webhook
 	$(BIN)/mypy benchmarks/loader/*.py examples/demo/*.py
 	$(BIN)/mypy benchmarks/attach/*.py
 	$(BIN)/mypy benchmarks/fleet/*.py
 	$(BIN)/mypy hack/images/*.py
+	@hack/env/kept.sh save mypy .mypy_cache
 
 bench: ## Compare Tonnage with other loaders, into docs/performance/ (about 20 minutes)
 	@$(SETUP) bench

@@ -79,16 +79,12 @@ def test_shell_scripts_are_well_formed() -> None:
 def test_every_test_is_in_one_group_and_results_are_counted() -> None:
     from env import run_tests
 
-    arguments = {name: [ROOT / each for each in group] for name, group in run_tests.find_tests().items()}
-    assert all(path.exists() for group in arguments.values() for path in group)
-    assert all(arguments.values()), "a group without tests"
-    found = [
-        path
-        for group in arguments.values()
-        for each in group
-        for path in (each.rglob("test_*.py"), [each])[each.is_file()]
-    ]
+    groups = run_tests.find_tests()
+    assert all(groups.values()), "a group without tests"
+    found = [ROOT / each for group in groups.values() for each in group]
     assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
+    assert "tests/e2e/test_serving.py" in groups["pods"]
+    assert "tests/e2e/test_memory.py" in groups["node"]
     closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
     assert run_tests.parse_summary_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
     assert not run_tests.parse_summary_counts("")
@@ -98,6 +94,31 @@ def test_ci_runs_every_check_and_all_tests() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "set -eu" in script
     assert script.index("make check") < script.index("make test")
+
+
+def test_what_make_starts_keeps_what_it_compiles() -> None:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    shown = run(["make", "--no-print-directory", "--eval=show:; @env", "show"], cwd=ROOT, env=environment).stdout
+    assert "PATH=" in shown
+    assert "PYTHONDONTWRITEBYTECODE=" not in shown
+
+
+def test_what_one_clone_has_computed_is_kept_for_the_next(tmp_path: Path) -> None:
+    def kept(*arguments: str | Path) -> None:
+        run([str(ROOT / "hack/env/kept.sh"), *map(str, arguments)], env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    (one / "a" / "b").mkdir(parents=True)
+    for name in ("a/b/old.pyc", "a/new.pyc", "a/source.py"):
+        (one / name).write_text("kept")
+    kept("restore", "bytecode", other)
+    assert not other.exists()
+    kept("save", "bytecode", one, "*.pyc")
+    (other / "a" / "b").mkdir(parents=True)
+    (other / "a" / "b" / "old.pyc").write_text("its own")
+    kept("restore", "bytecode", other)
+    found = {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()}
+    assert found == {"a/b/old.pyc": "its own", "a/new.pyc": "kept"}
 
 
 def test_the_license_is_apache_2() -> None:

@@ -1,7 +1,7 @@
-"""Runs all tests, in one pytest process more than there are cores, since many tests wait more than they compute.
+"""Runs all tests, in two pytest processes more than there are cores, since many tests wait more than they compute.
 
-The processes take groups of folders, the longest first. The last lines have a table of the groups and the
-number of tests.
+The processes take groups of folders and files, the longest first. Tests of pods wait most, so all others yield to them.
+The last lines have a table of the groups and the number of tests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import Counter, deque
@@ -22,16 +23,22 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 GROUPS = {
-    "node": ["e2e", "images", "docs"],
-    "control-plane": ["controller/live"],
+    "node": ["e2e"],
+    "pods": [
+        f"e2e/test_{name}.py" for name in ("consumers", "in_use", "permissions", "restricted", "serving", "streaming")
+    ],
     "loading": ["loader/loading", "loader/cache", "loader/peers"],
+    "control-plane": ["controller/live"],
     "engines": ["engines", "attach"],
     "loader": ["loader/cli", "loader/source", "loader/serialize"],
     "chart": ["chart"],
     "other": [],
 }
-"""Folders by group, the longest group first. Tests of a group share a node, a control plane or engines. "other" has all
-tests that are in no other group."""
+"""Folders and files by group, the longest group first. Tests of a group share a node, a control plane or engines, and
+"pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it, or in that of
+its innermost folder; "other" has all that are in no other group."""
+PROMPT = {"node", "pods"}
+"""Groups to which the others yield."""
 PROGRESS_INTERVAL_SECONDS = 60
 COUNTED = ("passed", "failed", "error", "skipped")
 
@@ -78,7 +85,7 @@ def main() -> int:
     # A shell ignores SIGINT in background jobs, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="tonnage-tests-"))
-    ended = run(folder, find_tests(), at_a_time=len(os.sched_getaffinity(0)) + 1)
+    ended = run(folder, find_tests(), at_a_time=len(os.sched_getaffinity(0)) + 2)
     failed = any(each.process.returncode for each in ended)
     if failed:
         print(f"tests: files of the tests are in {folder}")
@@ -86,17 +93,21 @@ def main() -> int:
     print(make_table(ended, counts))
     if not failed:
         shutil.rmtree(folder)
+    kept = ROOT / "hack" / "env" / "kept.sh"
+    subprocess.run([kept, "save", "bytecode", sysconfig.get_path("purelib"), "*.pyc"], check=False)
     total = sum(counts.values(), Counter())
     print(f"{total['passed']} passed, {total['failed'] + total['error']} failed, {total['skipped']} skipped")
     return int(failed)
 
 
 def find_tests() -> dict[str, list[str]]:
-    """Returns the arguments of pytest by group: folders, or for "other" files, relative to the repository."""
-    named = [folder for folders in GROUPS.values() for folder in folders]
-    files = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("test_*.py"))]
-    others = [path for path in files if not any(path.is_relative_to(folder) for folder in named)]
-    return {name: [f"tests/{path}" for path in folders or others] for name, folders in GROUPS.items()}
+    """Returns the files of each group, relative to the repository."""
+    places = {TESTS / place: group for group, named in GROUPS.items() for place in named}
+    found: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for path in sorted(TESTS.rglob("test_*.py")):
+        group = next((places[each] for each in (path, *path.parents) if each in places), "other")
+        found[group].append(str(path.relative_to(ROOT)))
+    return found
 
 
 def run(folder: Path, groups: dict[str, list[str]], *, at_a_time: int) -> list[PytestRun]:
@@ -112,6 +123,7 @@ def run(folder: Path, groups: dict[str, list[str]], *, at_a_time: int) -> list[P
             for ended in [each for each in running if each.has_ended()]:
                 running.remove(ended)
                 done.append(ended)
+                (folder / f"{ended.name}.ended").touch()
                 print(f"tests: {ended.name}, {ended.seconds:.0f} s\n{ended.text}", flush=True)
             if running and time.monotonic() - reported >= PROGRESS_INTERVAL_SECONDS:
                 reported = time.monotonic()
@@ -148,8 +160,13 @@ def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     output = folder / f"{name}.log"
     # Separate base folders: parallel pytest processes would remove each other's.
     command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *paths]
+    if name not in PROMPT:
+        command = ["nice", *command]
+    environment = {**os.environ, "TEST_GROUP": name, "TEST_GROUPS_FOLDER": str(folder)}
     with output.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
     return PytestRun(name, process, output)
 
 

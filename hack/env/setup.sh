@@ -102,4 +102,5 @@ install || {
 
 # The project itself, editable.
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+hack/env/kept.sh restore bytecode "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 printf '%s\n' "$wanted" > "$stamp"

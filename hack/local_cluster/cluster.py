@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from local_cluster import components, network, preflight, state, state_folder
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
@@ -17,6 +17,7 @@ from local_cluster.process_identity import all_pids, children, command_line
 from local_cluster.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from local_cluster.clients import Clients
@@ -197,13 +198,21 @@ def prepare(progress: Progress | None = None) -> dict[str, Path]:
     return components.find_programs()
 
 
-def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress: Progress | None = None) -> Cluster:
+def start(
+    folder: Path,
+    *,
+    keep: bool = False,
+    audit_policy: str = "",
+    kubelet: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Cluster:
     """Starts a cluster.
 
     Args:
         folder: For all of its files; must be empty or not exist.
         keep: Keep it running after the calling thread ends. Otherwise the kernel kills it when the thread ends.
         audit_policy: The API server's audit policy, as a manifest; empty: no audit log.
+        kubelet: Further fields of the kubelet's configuration.
         progress: Gets the steps.
 
     Raises:
@@ -224,7 +233,7 @@ def start(folder: Path, *, keep: bool = False, audit_policy: str = "", progress:
             saved.slot = machine.slot
             saved.write(folder)
             cluster = _assemble(machine, saved, progress or Progress())
-            cluster._components.make_files(audit_policy)  # noqa: SLF001
+            cluster._components.make_files(audit_policy, kubelet or {})  # noqa: SLF001
             cluster._boot()  # noqa: SLF001
         except BaseException:
             if cluster is not None:

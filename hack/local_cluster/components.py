@@ -6,11 +6,11 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from local_cluster import credentials, dns, http_probe, images, network, node, object_storage, programs
 from local_cluster.clients import Clients
-from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_server_ready
+from local_cluster.control_plane import ENVIRONMENT, ControlPlaneSettings, Ports, is_api_server_ready
 from local_cluster.control_plane import program_arguments as control_plane_commands
 from local_cluster.errors import CommandFailed, StartFailed
 from local_cluster.object_storage import ObjectStorage
@@ -80,7 +80,7 @@ class Components:
         """The API server's audit log; it exists only with an audit policy."""
         return self._settings.audit_log
 
-    def make_files(self, audit_policy: str) -> None:
+    def make_files(self, audit_policy: str, kubelet: Mapping[str, Any]) -> None:
         """Writes keys and configuration files. Called once for each cluster."""
         for name in ("control-plane", "node", "logs", "clients"):
             (self._folder / name).mkdir()
@@ -95,7 +95,8 @@ class Components:
             file = self.clients.kubeconfig if name == credentials.ADMIN else self._node.kubeconfig(name)
             credentials.write_kubeconfig(file, url=self._settings.url, ca_file=self._settings.ca_file, token=token)
         credentials.write_private(self._token_file, tokens[credentials.ADMIN])
-        node.write_files(self._node, self._net, cni_programs=self._program_paths["cni"], kubelet_client_ca=authority)
+        cni = self._program_paths["cni"]
+        node.write_files(self._node, self._net, cni_programs=cni, kubelet_client_ca=authority, kubelet=kubelet)
         self._corefile.write_text(dns.corefile(self._node.kubeconfig("coredns"), self._net.node_address))
         images.write_image(self._pause_archive, self._program_paths["pause"], node.PAUSE_IMAGE)
 
@@ -150,7 +151,7 @@ class Components:
             **object_storage.program_arguments(self._storage, self._net.node_address),
             "coredns": [f"-conf={self._corefile}"],
         }
-        environment = {"PATH": programs.search_path()}
+        environment = {"PATH": programs.search_path(), **ENVIRONMENT}
         return {
             name: Process(
                 name,

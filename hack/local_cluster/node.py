@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from local_cluster import network
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from local_cluster.network import Network
@@ -56,13 +57,24 @@ class NodeFiles:
         return self.folder / f"{program}.kubeconfig"
 
 
-def write_files(files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_client_ca: Path) -> None:
-    """Writes all files. ``kubelet_client_ca`` is the CA of the kubelet's client certificates."""
+def write_files(
+    files: NodeFiles, net: Network, *, cni_programs: Path, kubelet_client_ca: Path, kubelet: Mapping[str, Any]
+) -> None:
+    """Writes all files.
+
+    Args:
+        files: Their paths.
+        net: The addresses.
+        cni_programs: The folder of CNI's programs.
+        kubelet_client_ca: The CA of the kubelet's client certificates.
+        kubelet: Further fields of the kubelet's configuration.
+    """
     files.cni_config.mkdir(exist_ok=True)
     (files.cni_config / "10-pods.conflist").write_text(json.dumps(_cni_config(), indent=1))
     files.containerd.write_text(_containerd_config(cni_programs, files.cni_config))
     files.resolv_conf.write_text("")
-    files.kubelet.write_text(json.dumps(_kubelet_config(net, kubelet_client_ca, files.resolv_conf), indent=1))
+    settings = {**_kubelet_config(net, kubelet_client_ca, files.resolv_conf), **kubelet}
+    files.kubelet.write_text(json.dumps(settings, indent=1))
     files.kube_proxy.write_text(json.dumps(_kube_proxy_config(net, files.kubeconfig("kube-proxy")), indent=1))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from local_cluster import programs
+from local_cluster.control_plane import ENVIRONMENT
 from local_cluster.errors import MissingRequirements
 from operator_support.control_plane import DependencyUnavailable
 from support.repository import ROOT
@@ -58,7 +59,13 @@ class Helm:
             command += ["--values", "-"]
         folders = {f"HELM_{kind}_HOME": str(self.home / kind) for kind in ("CACHE", "CONFIG", "DATA")}
         kubeconfig = str(self.kubeconfig or "/nonexistent")
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), **folders, "KUBECONFIG": kubeconfig}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            **folders,
+            "KUBECONFIG": kubeconfig,
+            **ENVIRONMENT,
+        }
         result = subprocess.run(
             command,
             input=json.dumps(values) if values is not None else None,

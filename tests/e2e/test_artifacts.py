@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT, Pod, server_pod
+from operator_support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def start(namespace: Namespace, name: str, *, user: int = 1000) -> Pod:
 
 
 def found_by(pod: Pod) -> list[str]:
-    line = next(each for each in pod.logs().splitlines() if each.startswith("found "))
+    """Returns what an engine has found. It is ready before it has looked."""
+    line = eventually(lambda: next((each for each in pod.logs().splitlines() if each.startswith("found ")), ""))
     found: list[str] = json.loads(line.removeprefix("found "))
     return found
 

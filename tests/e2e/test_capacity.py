@@ -10,7 +10,7 @@ from operator_support.objects import get_condition
 from tonnage.contract.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from e2e_support.e2e_cluster import E2ECluster
     from e2e_support.namespace import Model, Namespace
@@ -19,19 +19,11 @@ PREWARM = {"placement": {"prewarm": "AllMatching"}}
 EVICTABLE = {"cache": {"retention": "Evictable"}}
 
 
-@pytest.fixture
-def limited(e2e: E2ECluster) -> Iterator[None]:
-    """Each namespace may have one and a half of the large model on a node; others' entries don't count."""
-    e2e.release.install({"cache": {"memory": {"namespaceCapacity": "200Mi"}}})
-    yield
-    e2e.release.install()
-
-
 def create(namespace: Namespace, name: str, spec: Mapping[str, object]) -> Model:
     return namespace.create_model(name, files=namespace.e2e.model_files.large, spec=dict(spec), wait=False)
 
 
-@pytest.mark.usefixtures("limited")
+@pytest.mark.all_options
 def test_a_pod_gets_the_room_of_what_nothing_needs_and_a_third_model_waits_with_the_numbers(
     namespace: Namespace, e2e: E2ECluster
 ) -> None:

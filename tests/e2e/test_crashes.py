@@ -79,6 +79,7 @@ def restore_kubelet(e2e: E2ECluster) -> Iterator[None]:
     e2e.release.wait_ready("webhook")
 
 
+@pytest.mark.disturbs
 @pytest.mark.usefixtures("restore_kubelet")
 def test_a_load_completes_without_kubelet_and_counts_when_it_is_back(namespace: Namespace, e2e: E2ECluster) -> None:
     serving = namespace.create_model()
@@ -117,6 +118,7 @@ def test_a_pod_whose_shim_is_killed_is_restarted_and_attaches(namespace: Namespa
     assert pod.last_report().outcome is Outcome.HIT
 
 
+@pytest.mark.disturbs
 def test_a_restarted_controller_continues_with_a_running_load(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model("large", files=e2e.model_files.large, spec=WARMED_SLOWLY, wait=False)
     model.wait_for_condition("Resolved")
@@ -141,6 +143,7 @@ def restore_webhook(e2e: E2ECluster) -> Iterator[None]:
     e2e.release.scale("webhook", 2)
 
 
+@pytest.mark.disturbs
 @pytest.mark.usefixtures("restore_webhook")
 def test_without_webhooks_annotated_pods_wait_and_others_start(namespace: Namespace, e2e: E2ECluster) -> None:
     namespace.create_model()
@@ -174,6 +177,7 @@ def restore_storage(e2e: E2ECluster) -> Iterator[None]:
     e2e.storage.start()
 
 
+@pytest.mark.disturbs
 @pytest.mark.usefixtures("restore_storage")
 def test_loads_wait_for_storage_that_is_down(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model("large", files=e2e.model_files.large, spec=SLOW)

@@ -25,17 +25,14 @@ TAINT = {"key": "tonnage.dev/not-warm", "effect": "NoSchedule"}
 GATE = {"prewarm": "AllMatching", "gate": {"timeout": "4h"}}
 
 
-@pytest.fixture(scope="module")
-def fleet(e2e: E2ECluster) -> Iterator[None]:
-    """The release with peers and gate. The timeout of a node's gate counts from its creation."""
-    small = {"enabled": True, "resources": {"requests": {"cpu": "10m"}}}
-    e2e.release.install({"peers": small, "gate": {**small, "maxTimeout": "4h"}})
+pytestmark = pytest.mark.all_options
+
+
+@pytest.fixture
+def untaint(e2e: E2ECluster) -> Iterator[None]:
+    """Removes the node's taints afterwards."""
     yield
     e2e.api.patch("Node", e2e.node, "", {"spec": {"taints": None}})
-    e2e.release.install()
-
-
-pytestmark = pytest.mark.usefixtures("fleet")
 
 
 def test_a_peer_is_ready_without_root_reads_entries_and_writes_none(namespace: Namespace, e2e: E2ECluster) -> None:
@@ -73,6 +70,7 @@ def _revisions(namespace: Namespace) -> list[str]:
     return re.findall(r"^serving (\S+)", logs, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("untaint")
 def test_a_node_takes_a_group_of_pods_when_it_is_warm_and_all_of_them_get_one_revision(
     namespace: Namespace, e2e: E2ECluster
 ) -> None:

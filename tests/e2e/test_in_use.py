@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 IN_USE = 30
 """Exit code of `tonnage rm` for an entry in use."""
-ENDS_WITHIN = 2.0
-"""Seconds after which a deleted pod's processes are gone."""
+ENDS_WITHIN = 10.0
+"""Seconds after which a deleted pod's processes are gone; those that ignore SIGTERM would be killed after 30."""
 
 
 def evict(namespace: Namespace, model: Model, name: str) -> tuple[int, str]:
@@ -101,7 +101,7 @@ def test_the_init_container_form_exits_before_the_server_starts(namespace: Names
     assert loader["state"]["terminated"]["exitCode"] == 0
     assert "restartPolicy" not in body["spec"]["initContainers"][0]
     assert pod.last_report().outcome is Outcome.LOADED
-    assert f"serving {model.revision}" in pod.logs()
+    pod.wait_for_log(f"serving {model.revision}")
     # No process holds a lock, but the controller knows the pod.
     entry, shown = model.entry_path(), model.visible_files()
     model.delete()

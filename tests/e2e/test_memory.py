@@ -12,8 +12,6 @@ from tonnage_operator.api import names
 from tonnage_operator.domain.units import parse_quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from e2e_support.e2e_cluster import E2ECluster
     from e2e_support.namespace import Namespace
 
@@ -35,15 +33,7 @@ def test_a_limit_below_the_weights_is_raised_so_that_the_loader_is_not_killed(
     assert parse_quantity(loader["requests"]["memory"]) > size
 
 
-@pytest.fixture
-def reserved_memory(e2e: E2ECluster) -> Iterator[None]:
-    """An installation with reserved memory for the cache, so that memory limits are not raised."""
-    e2e.release.install({"cache": {"memory": {"reserved": True}}})
-    yield
-    e2e.release.install()
-
-
-@pytest.mark.usefixtures("reserved_memory")
+@pytest.mark.all_options
 def test_an_oom_killed_loader_is_reported_on_the_object_with_numbers(namespace: Namespace, e2e: E2ECluster) -> None:
     # Enough for the weights, but not for the loader as well. With less, the load would fail before the first byte.
     limits = {"loader": {"resources": {"requests": {"memory": "32Mi"}, "limits": {"memory": "144Mi"}}}}
@@ -61,6 +51,7 @@ def test_an_oom_killed_loader_is_reported_on_the_object_with_numbers(namespace: 
     assert "failures" not in body["status"]
 
 
+@pytest.mark.disturbs
 def test_a_reboot_loses_entries_in_memory_and_keeps_those_on_disk(namespace: Namespace, e2e: E2ECluster) -> None:
     memory = namespace.create_model("memory", spec=PREWARM, wait=False)
     disk = namespace.create_model("disk", spec={**PREWARM, "cache": {"medium": "Disk"}}, wait=False)

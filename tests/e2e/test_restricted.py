@@ -47,7 +47,7 @@ def test_each_pod_can_have_its_own_copy(restricted: Namespace) -> None:
     pod = restricted.create_pod(securityContext=SECURITY)
     pod.wait_ready()
     assert pod.last_report().outcome is Outcome.LOADED
-    assert f"serving {model.revision}" in pod.logs()
+    pod.wait_for_log(f"serving {model.revision}")
     assert pod.exec("id", "-u", container=names.HOLDER_CONTAINER).strip() == str(GROUP)
 
 
@@ -70,4 +70,4 @@ def test_one_job_fills_a_pvc_and_pods_get_a_hit(make_namespace: Callable[..., Na
         pod = Pod(e2e, f"server-{number}", space.name)
         pod.wait_ready()
         assert pod.last_report().outcome is Outcome.HIT
-        assert f"serving {weights.revision}" in pod.logs()
+        pod.wait_for_log(f"serving {weights.revision}")

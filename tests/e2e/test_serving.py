@@ -26,8 +26,8 @@ def test_the_first_pod_loads_and_later_ones_attach(namespace: Namespace, e2e: E2
     assert report.verified == "crc32"
     assert report.node == e2e.node
     assert report.downloaded_bytes > 100_000_000
+    first.wait_for_log(f"serving {model.revision}")
     assert "complete: model" in first.logs()
-    assert f"serving {model.revision}" in first.logs()
     assert body["metadata"]["annotations"][names.REVISION] == f"large={model.revision}"
 
     for _ in range(3):

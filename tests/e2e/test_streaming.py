@@ -56,5 +56,5 @@ def test_a_streaming_pod_starts_at_once_and_other_pods_see_nothing_of_it(namespa
 
     plain.wait_ready(timeout=150)
     assert plain.last_report().outcome is Outcome.HIT
-    assert "complete: model" in plain.logs()
+    plain.wait_for_log("complete: model")
     assert "stream" not in str(plain.get()["spec"])

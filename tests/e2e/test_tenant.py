@@ -91,9 +91,11 @@ def account(e2e: E2ECluster, namespace: str, name: str, role: Object) -> KubeCli
     return KubeClient(e2e.cluster.kubeconfig, token=token)
 
 
+pytestmark = pytest.mark.all_options
+
+
 @pytest.fixture(scope="module")
 def scene(e2e: E2ECluster) -> Iterator[Scene]:
-    e2e.release.install({"policy": {"enabled": True}})
     victim = Namespace.create(e2e, "victim", labels=GUARDED)
     model = victim.create_model(spec={"placement": {"prewarm": "AllMatching"}}, wait=False)
     model.wait_for_condition("Warm")
@@ -108,7 +110,6 @@ def scene(e2e: E2ECluster) -> Iterator[Scene]:
     after = made.restarts()
     victim.delete()
     space.delete()
-    e2e.release.install()
     assert after == before, "the operator has restarted"
 
 

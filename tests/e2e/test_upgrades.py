@@ -15,19 +15,11 @@ from tonnage.contract import Outcome
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from e2e_support.e2e_cluster import E2ECluster
     from e2e_support.namespace import Namespace
     from e2e_support.pods import Pod
-
-
-@pytest.fixture
-def reinstall_after(e2e: E2ECluster) -> Iterator[None]:
-    """Installs Tonnage again with the default test values."""
-    yield
-    e2e.release.install()
 
 
 @pytest.fixture
@@ -58,7 +50,7 @@ class DryRunPodCreator(BackgroundThread):
                 self.rejections.append(str(error))
 
 
-@pytest.mark.usefixtures("reinstall_after")
+@pytest.mark.own_release
 def test_an_upgrade_disturbs_no_pod_and_rejects_none(
     namespace: Namespace, e2e: E2ECluster, previous_chart: Path
 ) -> None:
@@ -94,7 +86,7 @@ def test_helm_test_passes(e2e: E2ECluster) -> None:
     assert "Phase:          Succeeded" in e2e.release.run_tests()
 
 
-@pytest.mark.usefixtures("reinstall_after")
+@pytest.mark.own_release
 def test_an_uninstall_keeps_or_wipes_objects_and_entries_by_its_policy(
     namespace: Namespace, prepared_namespaces: list[Namespace], e2e: E2ECluster
 ) -> None:

@@ -21,6 +21,7 @@ from operator_support.objects import get_condition
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from e2e_support.helm_release import Values
     from e2e_support.images import Images
     from local_cluster.cluster import Cluster
     from local_cluster.object_storage import ObjectStorage
@@ -113,20 +114,29 @@ def ensure_prerequisites() -> None:
 
 
 @contextlib.contextmanager
-def start_e2e_cluster(folder: Path, images: Images) -> Iterator[E2ECluster]:
-    """Starts a cluster, installs Tonnage, and removes both at the end."""
+def start_e2e_cluster(
+    folder: Path, images: Images, *, values: Values | None = None, kubelet: Mapping[str, Any] | None = None
+) -> Iterator[E2ECluster]:
+    """Starts a cluster, installs Tonnage, and removes both at the end.
+
+    Args:
+        folder: For files.
+        images: What is installed.
+        values: Values of the chart, besides those of all tests.
+        kubelet: Further fields of the kubelet's configuration.
+    """
     from local_cluster.cluster import start
     from local_cluster.errors import CommandFailed
 
     writer = start_writing(folder / "sources")
     try:
-        with start(folder / "cluster") as cluster:
+        with start(folder / "cluster", kubelet=kubelet) as cluster:
             for archive in images.archives:
                 cluster.import_image(archive)
             e2e = E2ECluster(cluster, folder, images)
             e2e.s3_client.create_bucket(Bucket=BUCKET)
             try:
-                e2e.release.install()
+                e2e.release.install(values)
             except CommandFailed as error:
                 raise RuntimeError(f"{error}\n{diagnostics.collect(e2e, NAMESPACE)}") from None
             e2e.model_files = finish_writing(writer, folder / "sources")

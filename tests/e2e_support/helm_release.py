@@ -29,6 +29,17 @@ _TEST_VALUES: Values = {
     "retry": {"baseSeconds": 1, "capSeconds": 4},
 }
 """Values that differ from the chart's defaults: small requests for a two-core node, and short intervals."""
+_SMALL = {"enabled": True, "resources": {"requests": {"cpu": "10m"}}}
+ALL_OPTIONS: Values = {
+    # Each namespace may have one and a half of the large model on a node; others' entries don't count. Memory that is
+    # reserved for the cache lets the memory limits of loaders as they are.
+    "cache": {"memory": {"namespaceCapacity": "200Mi", "reserved": True}},
+    "peers": _SMALL,
+    # The timeout of a node's gate counts from its creation.
+    "gate": {**_SMALL, "maxTimeout": "4h"},
+    "policy": {"enabled": True},
+}
+"""Options that default to off, together."""
 
 
 class HelmRelease:
@@ -55,6 +66,10 @@ class HelmRelease:
         )
         self._installed = (values, chart)
         return output
+
+    def assume(self, changes: Values) -> None:
+        """Takes for granted that ``install`` was called with these changes, by another process."""
+        self._installed = (deep_merge(_TEST_VALUES, changes), CHART)
 
     def uninstall(self) -> str:
         self._installed = None

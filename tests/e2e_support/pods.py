@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from e2e_support import processes
 from operator_support.objects import get_condition
+from operator_support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 
@@ -125,6 +126,10 @@ class Pod:
     def logs(self, container: str = "server", *, previous: bool = False) -> str:
         more = ["--previous"] if previous else []
         return self.e2e.kubectl("logs", "-n", self.namespace, self.name, "-c", container, *more)
+
+    def wait_for_log(self, text: str) -> None:
+        """Waits until the server has printed a text. Without a probe it is ready when it has started."""
+        eventually(lambda: text in self.logs(), timeout=30)
 
     def last_report(self, container: str = names.LOADER_CONTAINER) -> contract.Report:
         """Returns the last report in a loader's log."""

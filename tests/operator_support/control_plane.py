@@ -26,7 +26,13 @@ import trustme
 import yaml
 
 from local_cluster import credentials, preflight, programs
-from local_cluster.control_plane import ControlPlaneSettings, Ports, is_api_server_ready, program_arguments
+from local_cluster.control_plane import (
+    ENVIRONMENT,
+    ControlPlaneSettings,
+    Ports,
+    is_api_server_ready,
+    program_arguments,
+)
 from local_cluster.errors import MissingRequirements
 from local_cluster.process import Process
 from support.ports import free_ports
@@ -41,8 +47,6 @@ OPERATOR_NAMESPACE = "tonnage-system"
 WEBHOOK_CLIENT = "kube-apiserver"
 """Common name of the certificate that the API server presents to webhooks."""
 
-_ENVIRONMENT = {"GOGC": "400"}
-"""Go collects garbage when the heap is five times as large, not twice: 250 MB more, and a fifth less CPU time."""
 _AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -139,7 +143,7 @@ class ControlPlane:
         credentials.write_kubeconfig(self.kubeconfig, url=self.url, ca_file=self.ca_file, token=self.token)
         for name, arguments in program_arguments(settings).items():
             log = self.folder / f"{name}.log"
-            process = Process(name, [self.programs[name], *arguments], log, environment=_ENVIRONMENT)
+            process = Process(name, [self.programs[name], *arguments], log, environment=ENVIRONMENT)
             self._processes.append(process)
             process.start()
             if name == "kube-apiserver":

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Keeps between clones what each would compute again: mypy's cache, and the bytecode of installed packages.
+#
+#   hack/env/kept.sh save NAME FOLDER [PATTERN]   keeps the files of FOLDER whose names match PATTERN (all)
+#   hack/env/kept.sh restore NAME FOLDER          adds what was kept to FOLDER; nothing if there is none
+#
+# It is kept outside the clone, for the pinned versions and this Python: with others it would be worth nothing. Python and
+# mypy compare it with the sources and replace what does not match, so it is never wrong, only more or less useful.
+set -eu
+cd "$(dirname "$0")/../.."
+
+python=.venv/bin/python
+place=${XDG_CACHE_HOME:-$HOME/.cache}/tonnage/kept
+archive=$place/$2-$({ cat requirements/lint.txt; "$python" -VV; } | cksum | cut -d ' ' -f 1).tar
+
+case $1 in
+save)
+    mkdir -p "$place"
+    part=$archive.$$
+    trap 'rm -f "$part"' EXIT
+    (cd "$3" && find . -type f -name "${4:-*}" -print0) | tar -C "$3" --null -T - -cf "$part"
+    mv "$part" "$archive"
+    find "$place" -name "$2-*" ! -path "$archive" -mtime +7 -delete # of earlier versions
+    ;;
+restore)
+    [ ! -e "$archive" ] || { mkdir -p "$3" && tar -C "$3" --skip-old-files -xf "$archive"; }
+    ;;
+esac
