@@ -5,22 +5,28 @@
  * the processor's first cache, and copies them to a buffer that fits its second one, because so many calls of the kernel
  * would cost more than the copy. All receivers of a thread share the buffer, so that it stays in that cache.
  * The thread that drives libcurl calls it, and doesn't hold the interpreter's lock meanwhile; nothing here calls Python.
+ *
+ * A file of a tmpfs has one writer at a time, which the kernel's lock of the file ensures: 32 processes that write one
+ * file are as fast as one. So only one of them writes, and the others copy their bytes to mappings of the file, which
+ * takes a third more CPU time, because the kernel clears new pages, but doesn't take that lock.
  */
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "crc_update.h"
 
-#define ABI 1
+#define ABI 2
 #define HUGE_PAGE ((uint64_t)2 << 20)
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-enum { CHECKSUMMED = 1, CAPTURED = 2 };
+enum { CHECKSUMMED = 1, CAPTURED = 2 }; /* of a piece */
+enum { IN_TMPFS = 1, BY_ADVICE = 2 };   /* of an output */
 
 /* The bytes of an object from the end of the piece before to `end`. */
 struct piece {
@@ -31,10 +37,8 @@ struct piece {
 };
 
 struct output {
-    unsigned char *mapping; /* all bytes of the file, advised to be in huge pages; NULL: no pages are populated */
-    uint64_t mapped;
     int32_t descriptor;
-    uint32_t reserved;
+    uint32_t flags; /* BY_ADVICE: the tmpfs gives huge pages only to mappings that ask for them */
 };
 
 enum { UNDECIDED, ACCEPTED, REFUSED };
@@ -68,8 +72,6 @@ struct receiver {
     uint64_t other_size;    /* result */
     uint64_t crc;           /* result: of all pieces together */
     uint64_t received;      /* result: bytes of all bodies; the caller sets it to 0 when it has read it */
-    const struct output *populated; /* where a huge page was populated last; NULL: nowhere */
-    uint64_t populated_page;        /* its number */
     uint32_t algorithm; /* of `crc` */
     uint32_t piece;    /* index of the piece that has the byte `at` */
     uint32_t decision; /* whether the response is the requested range, which its headers tell the caller */
@@ -89,21 +91,23 @@ int receive_abi(void)
     return ABI;
 }
 
-/* Populates the huge pages of a range, unless it did so last. On an error it leaves all others to the file system. */
-static void populate(struct receiver *receiver, struct output *output, uint64_t start, uint64_t end)
+/* Copies bytes to a mapping of a file in a tmpfs, which takes no lock of the file. Returns whether it could. */
+static int write_mapped(const struct output *output, const unsigned char *data, size_t size, uint64_t at)
 {
-    for (uint64_t page = start / HUGE_PAGE; output->mapping && page <= (end - 1) / HUGE_PAGE; page++) {
-        uint64_t offset = page * HUGE_PAGE;
-        if ((output == receiver->populated && page == receiver->populated_page) || offset >= output->mapped)
-            continue;
-        receiver->populated = output;
-        receiver->populated_page = page;
-        size_t size = output->mapped - offset < HUGE_PAGE ? output->mapped - offset : HUGE_PAGE;
-        if (madvise(output->mapping + offset, size, MADV_POPULATE_WRITE))
-            output->mapping = NULL; /* an old kernel, or no room, which the write reports */
-        else
-            madvise(output->mapping + offset, size, MADV_DONTNEED); /* keeps the page, but not as memory of ours */
-    }
+    uint64_t start = at / HUGE_PAGE * HUGE_PAGE; /* so that a huge page can be mapped as such */
+    size_t length = (size_t)((at + size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE - start);
+    unsigned char *mapping = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, output->descriptor, (off_t)start);
+    if (mapping == MAP_FAILED)
+        return 0;
+    if (output->flags & BY_ADVICE)
+        madvise(mapping, length, MADV_HUGEPAGE);
+    uint64_t first = (at - start) & ~(uint64_t)4095;
+    /* Unlike an access, this fails without a signal if there is no room. */
+    int populated = !madvise(mapping + first, at - start + size - first, MADV_POPULATE_WRITE);
+    if (populated)
+        memcpy(mapping + (at - start), data, size);
+    munmap(mapping, length);
+    return populated;
 }
 
 static int write_all(int descriptor, const unsigned char *data, size_t size, uint64_t at)
@@ -121,13 +125,28 @@ static int write_all(int descriptor, const unsigned char *data, size_t size, uin
     return 0;
 }
 
+/* Writes bytes to their place. Returns an errno; 0: none. */
+static int write_output(struct output *output, const unsigned char *data, size_t size, uint64_t at)
+{
+    int locked = 0;
+    if (output->flags & IN_TMPFS && !(output->flags & BY_ADVICE))
+        locked = !flock(output->descriptor, LOCK_EX | LOCK_NB);
+    if (output->flags & IN_TMPFS && !locked) {
+        if (write_mapped(output, data, size, at))
+            return 0;
+        output->flags = 0; /* an old kernel, or no room, which the write reports */
+    }
+    int error = write_all(output->descriptor, data, size, at);
+    if (locked)
+        flock(output->descriptor, LOCK_UN);
+    return error;
+}
+
 static void flush(struct writer *writer)
 {
     if (!writer->used)
         return;
-    if (writer->output->mapping)
-        populate(writer->receiver, writer->output, writer->at, writer->at + writer->used);
-    int error = write_all(writer->output->descriptor, writer->buffer, writer->used, writer->at);
+    int error = write_output(writer->output, writer->buffer, writer->used, writer->at);
     if (error)
         writer->receiver->error = error;
     writer->used = 0;

@@ -69,13 +69,14 @@ def in_memory(path: Path) -> bool:
     return mount is not None and mount.filesystem in MEMORY_FILESYSTEMS
 
 
-def check_free_space(path: Path, required_bytes: int, *, min_free: int = 0) -> None:
+def check_free_space(path: Path, required_bytes: int, *, min_free: int = 0, claimed: int = 0) -> None:
     """Checks before a load that it fits.
 
     Args:
         path: Where the files go; need not exist yet.
         required_bytes: Bytes still to be written.
         min_free: Bytes that must remain free.
+        claimed: Bytes that other loads have still to write.
 
     Raises:
         InsufficientSpace: The medium has too little free space, or ``path`` is memory-backed and ``required_bytes``
@@ -87,6 +88,7 @@ def check_free_space(path: Path, required_bytes: int, *, min_free: int = 0) -> N
         medium,
         required_bytes,
         min_free=min_free,
+        claimed=claimed,
         limit=memory_limit() if medium.filesystem in MEMORY_FILESYSTEMS else None,
         machine=machine_memory() if medium.filesystem in MEMORY_FILESYSTEMS else None,
     )
@@ -100,6 +102,7 @@ def insufficient_space_message(
     required_bytes: int,
     *,
     min_free: int = 0,
+    claimed: int = 0,
     limit: int | None = None,
     machine: int | None = None,
 ) -> str:
@@ -115,10 +118,11 @@ def insufficient_space_message(
             f"{path} is memory-backed ({medium.filesystem}). Writing {exact_bytes(required_bytes)} would exceed the "
             f"{exact_bytes(machine)} of memory and swap of this machine."
         )
-    if medium.capacity_bytes and required_bytes + min_free > medium.free_bytes:
+    if medium.capacity_bytes and required_bytes + min_free + claimed > medium.free_bytes:
+        others = f", {exact_bytes(claimed)} claimed by other loads" if claimed else ""
         reserve = f", {exact_bytes(min_free)} must remain free" if min_free else ""
         return (
-            f"{path} has not enough space: {exact_bytes(required_bytes)} needed{reserve}, "
+            f"{path} has not enough space: {exact_bytes(required_bytes)} needed{reserve}{others}, "
             f"{exact_bytes(medium.free_bytes)} free of "
             f"{exact_bytes(medium.capacity_bytes)} ({medium.filesystem or 'unknown filesystem'})."
         )

@@ -1,32 +1,33 @@
 """Reserves the room of a load at its beginning, so that two loads that don't fit together never block each other.
 
-All blocks or pages of the files are allocated at once (``fallocate(2)``), while the first parts arrive. Of two loads of
-which only one fits, one gets what it needs, and the other fails and gives back what it has. Allocating pages of a tmpfs
-takes the time that the first write to them would take. Journal and manifest, a few hundred bytes for each tensor, are
-not reserved.
+What other loads of the cache have still to write is not free: their files exist with their final size from the
+beginning. On a disk all blocks are allocated as well (``fallocate(2)``), before the first part: that takes
+milliseconds. In a tmpfs it would take as long as writing the files, which nothing can write to meanwhile, so there a
+load may find later that another program has taken its room. Journal and manifest, a few hundred bytes for each tensor,
+are not reserved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
-import itertools
 import os
 import random
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tonnage.cache import commit
 from tonnage.cache.cache import Cache
 from tonnage.cache.entry import EntryState
-from tonnage.cache.filesystem import translate_os_errors
+from tonnage.cache.filesystem import file_identity, translate_os_errors
 from tonnage.cache.listing import list_entries
 from tonnage.cache.lock_scope import excludes_all_others
+from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.medium import check_free_space
+from tonnage.cache.partial import find_partials
 from tonnage.contract.sizes import human_bytes
-from tonnage.errors import InsufficientSpace, TonnageError
+from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, TonnageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from tonnage.cache.entry import Entry
     from tonnage.cache.listing import EntryInfo
 
+LOCK_NAME = ".capacity.lock"
+"""Held while a load counts and reserves, in the root of the cache."""
+
 ATTEMPTS = 5
 """Two loads that begin in the same moment may both fail to allocate. Each gives back what it has, and tries again."""
 
@@ -42,9 +46,8 @@ MAX_PAUSE_SECONDS = 0.5
 MAX_THREADS = 16
 MAX_LISTED = 5
 
-ALLOCATED_BYTES = 8 << 20
-"""Bytes of one ``fallocate``, which only a signal interrupts: about 2 ms in a tmpfs. Nothing can be written to the
-file meanwhile, and it may be the only one of a load."""
+ALLOCATED_BYTES = 64 << 20
+"""Bytes of one ``fallocate``, which only a signal interrupts: about 20 ms in a tmpfs, below 1 ms on a disk."""
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -58,155 +61,97 @@ def reserve(
     min_free: int,
     note: Callable[[str], None] = lambda _: None,
     canceled: Callable[[], bool] = lambda: False,
-) -> None:
-    """Allocates all bytes of the files of a load. If they don't fit, what interrupted loads have left is removed.
-
-    On file systems without ``fallocate``, only the free space is checked.
+) -> bool:
+    """Reserves room for the files of a load. If they don't fit, what interrupted loads have left is removed.
 
     Args:
         entry: The entry to load.
         paths: Its files, which exist with their final size.
         empty: Nothing has been written to them, so that they can be given back and allocated again.
-        allocates: False: only check the free space, because ``fallocate`` would allocate small pages.
+        allocates: Whether all bytes are allocated, too. File systems without ``fallocate`` can't.
         min_free: Bytes of the medium that must remain free.
         note: Called with a sentence for each interrupted load that was removed.
         canceled: Polled; return True to give up.
 
+    Returns:
+        Whether all bytes are allocated. If not, another program may still take the room.
+
     Raises:
-        InsufficientSpace: They don't fit. The message lists the largest entries beside this one.
+        InsufficientSpace: They don't fit, and are empty now. The message lists the largest entries beside this one.
         CacheNotWritable: A file can't be opened.
     """
-    for attempt in itertools.count():
-        require_room(entry, paths, min_free=min_free, note=note)
+    attempts = ATTEMPTS if empty else 1
+    while True:
+        _require_room(entry, paths, min_free=min_free, note=note, canceled=canceled)
+        if not allocates:
+            return False
         try:
-            if allocates:
-                _allocate_all(paths, canceled, threads=_cores())
+            allocated = _allocate_all(paths, canceled)
             check_free_space(entry.path, 0, min_free=min_free)
         except InsufficientSpace:  # another load has allocated since the check
-            if not empty or attempt == ATTEMPTS - 1 or canceled():
+            attempts -= 1
+            if not attempts or canceled():
                 raise
             _give_back(paths)
             time.sleep(random.uniform(0.0, MAX_PAUSE_SECONDS))  # noqa: S311  # only to differ from the other load
         else:
-            return
+            return allocated
 
 
-def require_room(
-    entry: Entry, paths: Sequence[Path], *, min_free: int, note: Callable[[str], None] = lambda _: None
+def sees_whole_cache(entry: Entry) -> bool:
+    """Returns whether the other entries of the cache are visible. In a pod, the entry's folder alone is mounted."""
+    own, root = file_identity(entry.path), file_identity(entry.path.parent)
+    return own is not None and root is not None and own.device == root.device
+
+
+def _require_room(
+    entry: Entry,
+    paths: Sequence[Path],
+    *,
+    min_free: int,
+    note: Callable[[str], None],
+    canceled: Callable[[], bool],
 ) -> None:
-    """Checks that what is not allocated of the files fits. If not, what interrupted loads have left is removed.
+    """Checks that what is not allocated of the files fits beside what other loads have still to write.
 
     Raises:
-        InsufficientSpace: It doesn't fit. The message lists the largest entries beside this one.
+        InsufficientSpace: It doesn't fit.
     """
-    while True:
-        missing = sum(_unallocated_bytes(path) for path in paths)
-        try:
-            check_free_space(entry.path, missing, min_free=min_free)
-        except InsufficientSpace as error:
-            if remove_interrupted_loads(entry, missing, note=note):
-                continue
-            raise InsufficientSpace(error.message + describe_entries(entry)) from error
-        return
-
-
-class RoomTaken(Exception):  # control flow: the load begins again, and allocates before it writes
-    """Another load has taken the room of this one while its first parts arrived."""
-
-
-class Reservation:
-    """The room of a load, which is allocated while the load writes its files, or before.
-
-    Args:
-        entry: The entry to load.
-        paths: Its files, which exist with their final size when the reservation begins.
-    """
-
-    def __init__(self, entry: Entry, paths: Sequence[Path]) -> None:
-        self._entry = entry
-        self._paths = paths
-        self._canceled = threading.Event()
-        self._error: TonnageError | None = None
-        self._thread: threading.Thread | None = None
-
-    def begin(
-        self,
-        *,
-        first: bool,
-        empty: bool,
-        allocates: bool,
-        min_free: int,
-        note: Callable[[str], None],
-        canceled: Callable[[], bool],
-    ) -> None:
-        """Begins to allocate all bytes of the files, unless they don't fit. The arguments are those of ``reserve``.
-
-        Args:
-            first: Whether all is allocated before this method returns. It is if something has been written.
-            empty: See ``reserve``.
-            allocates: See ``reserve``.
-            min_free: See ``reserve``.
-            note: See ``reserve``.
-            canceled: See ``reserve``.
-
-        Raises:
-            InsufficientSpace: They don't fit.
-            CacheNotWritable: A file can't be opened.
-        """
-        if first or not empty or not allocates:
-            reserve(
-                self._entry,
-                self._paths,
-                empty=empty,
-                allocates=allocates,
-                min_free=min_free,
-                note=note,
-                canceled=canceled,
-            )
+    with _counting_lock(entry, canceled):
+        while True:
+            missing = sum(_unallocated_bytes(path) for path in paths)
+            try:
+                check_free_space(entry.path, missing, min_free=min_free, claimed=_unwritten_bytes_of_others(entry))
+            except InsufficientSpace as error:
+                if remove_interrupted_loads(entry, missing, note=note):
+                    continue
+                for path in paths:  # so that the next one that counts has this room
+                    os.truncate(path, 0)
+                raise InsufficientSpace(error.message + describe_entries(entry)) from error
             return
-        require_room(self._entry, self._paths, min_free=min_free, note=note)
-        self._thread = threading.Thread(target=self._run, args=(min_free,), name="tonnage-reservation", daemon=True)
-        self._thread.start()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no file is being allocated, which takes processor time from what receives them."""
-        return self._thread is None or not self._thread.is_alive()
 
-    def check(self) -> None:
-        """Fails if the files can't be allocated.
+def _counting_lock(entry: Entry, canceled: Callable[[], bool]) -> FileLock:
+    """Returns a lock, held where the whole cache is visible, and this user may lock it."""
+    lock = FileLock(entry.path.parent / LOCK_NAME)
+    if not entry.is_flat and sees_whole_cache(entry):
+        with contextlib.suppress(CacheNotWritable, CacheDamaged):
+            lock.acquire(LockMode.EXCLUSIVE, canceled=canceled)
+    return lock
 
-        Raises:
-            InsufficientSpace: Another load has allocated since the beginning.
-            CacheNotWritable: A file can't be opened.
-        """
-        if self._error is not None:
-            raise self._error
 
-    def finish(self) -> None:
-        """Waits until all is allocated, and fails as ``check`` does."""
-        if self._thread is not None:
-            self._thread.join()
-        self.check()
-
-    def raise_if_taken(self, error: TonnageError) -> None:
-        """Raises ``RoomTaken`` if a load has failed because there is no room now that there was at its beginning."""
-        if self._thread is not None and isinstance(error, InsufficientSpace):
-            raise RoomTaken from error
-
-    def close(self) -> None:
-        """Ends the allocation. After this call it touches no file."""
-        self._canceled.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self, min_free: int) -> None:
-        try:
-            # Half of the cores are left to what connects and receives meanwhile.
-            _allocate_all(self._paths, self._canceled.is_set, threads=_cores() // 2)
-            check_free_space(self._entry.path, 0, min_free=min_free)
-        except TonnageError as error:
-            self._error = error
+def _unwritten_bytes_of_others(entry: Entry) -> int:
+    """Returns what the files of other loads of the cache, running or interrupted, still lack."""
+    if entry.is_flat:
+        return 0
+    total = 0
+    for other in Cache(entry.path.parent).entries():
+        if other.name == entry.name:
+            continue
+        with contextlib.suppress(TonnageError, OSError):  # it is being published or removed, or another user's
+            for partial in find_partials(other):
+                total += sum(_unallocated_bytes(path) for path in partial.model_dir.rglob("*") if path.is_file())
+    return total
 
 
 def remove_interrupted_loads(entry: Entry, required_bytes: int, *, note: Callable[[str], None]) -> bool:
@@ -278,18 +223,19 @@ def _unallocated_bytes(path: Path) -> int:
     return max(0, found.st_size - found.st_blocks * 512)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _allocate_all(paths: Sequence[Path], canceled: Callable[[], bool]) -> bool:
+    from concurrent.futures import ThreadPoolExecutor  # not for a load into memory
+
+    threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        return all(list(pool.map(lambda path: _allocate(path, canceled), paths)))
 
 
-def _allocate_all(paths: Sequence[Path], canceled: Callable[[], bool], *, threads: int) -> None:
-    with ThreadPoolExecutor(max(1, min(threads, MAX_THREADS))) as pool:
-        for _ in pool.map(lambda path: _allocate(path, canceled), paths):
-            pass
+def _allocate(path: Path, canceled: Callable[[], bool]) -> bool:
+    """Allocates what is not allocated of a file, and returns whether the file system can.
 
-
-def _allocate(path: Path, canceled: Callable[[], bool]) -> None:
-    """Allocates what is not allocated of a file. ``os.posix_fallocate`` would write to each block where it can't."""
+    ``os.posix_fallocate`` would write to each block where it can't.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     with translate_os_errors(f"{path} can't be allocated"):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -302,11 +248,12 @@ def _allocate(path: Path, canceled: Callable[[], bool]) -> None:
                     continue
                 code = ctypes.get_errno()
                 if code in _UNSUPPORTED:
-                    return
+                    return False
                 if code != errno.EINTR:
                     raise OSError(code, os.strerror(code))
         finally:
             os.close(descriptor)
+    return True
 
 
 def _give_back(paths: Sequence[Path]) -> None:

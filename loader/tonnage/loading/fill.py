@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.cache import commit
-from tonnage.cache.capacity import reserve_capacity, sees_whole_cache
+from tonnage.cache.capacity import reserve_capacity
 from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import FileIdentity, make_directory, remove_tree, translate_os_errors
 from tonnage.cache.journal import Journal, read_journal
-from tonnage.cache.medium import BY_ADVICE, inspect_medium
+from tonnage.cache.medium import MEMORY_FILESYSTEMS, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
-from tonnage.cache.reservation import Reservation
+from tonnage.cache.reservation import reserve, sees_whole_cache
 from tonnage.cache.stream import reset_stream
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
@@ -62,6 +62,10 @@ class PlanOutdated(Exception):  # control flow: the load is planned again
         self.partial = partial
 
 
+class RoomTaken(Exception):  # control flow: the load begins again, and allocates before it writes
+    """Another program has taken the room of this load while parts arrived. What it had is given back."""
+
+
 @dataclass(frozen=True, slots=True)
 class FillResult:
     """The result of the transfer, the published manifest, and the digest of the headers file; empty: none."""
@@ -88,7 +92,7 @@ def fill_entry(
     worker_host: WorkerHost,
     gate: StreamGate | None,
     peers: LoadPeers | None = None,
-    reserves_first: bool = False,
+    allocates_memory: bool = False,
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them.
 
@@ -107,11 +111,11 @@ def fill_entry(
         worker_host: Starts the worker processes, which keep the entry's locks while they write.
         gate: Opened when readers can start; None if this load's caller has none.
         peers: The nodes that may have what the entry lacks; None: only the source is asked.
-        reserves_first: Whether all room is reserved before the first part is fetched, not while parts arrive.
+        allocates_memory: Whether the pages of a memory-backed medium are allocated before the first part, too.
 
     Raises:
         PlanOutdated: The load must be planned again.
-        RoomTaken: Another load has taken the room while parts arrived. This one has given back what it had.
+        RoomTaken: Another program has taken the room while parts arrived. Load again with ``allocates_memory``.
         TonnageError: The load failed. Data transferred so far is on disk and in the journal, unless space was missing.
     """
     items, objects, checks, known = source.items, source.sources, source.checks, source.known
@@ -173,17 +177,15 @@ def fill_entry(
         enabled=not plan.verify_on_hit,
     )
 
-    reservation = Reservation(entry, paths)
+    may_begin_again = False
 
     def is_canceled() -> bool:
         writer.poll()
-        reservation.check()
         return canceled()
 
     try:
         made = make_files(partial, blueprint)
         medium = inspect_medium(entry.path)
-        huge_pages = medium.pages == BY_ADVICE
         _reserve_capacity(
             plan,
             entry,
@@ -194,14 +196,16 @@ def fill_entry(
             deadline=deadline,
             canceled=canceled,
         )
-        reservation.begin(
-            first=reserves_first,
+        allocated = reserve(
+            entry,
+            paths,
             empty=not records,
-            allocates=not huge_pages,
+            allocates=allocates_memory or medium.filesystem not in MEMORY_FILESYSTEMS,
             min_free=max(plan.limits.min_free, medium.capacity_bytes * plan.limits.min_free_percent // 100),
             note=on_note,
             canceled=canceled,
         )
+        may_begin_again = not (allocated or allocates_memory)
         write_prefixes(partial, blueprint)
         writer.poll()  # so that the order of parts is right from the first
         if peers is not None:
@@ -224,19 +228,17 @@ def fill_entry(
                     bandwidth=plan.limits.bandwidth,
                     deadline=deadline,
                     stall_seconds=int(environment.get("TONNAGE_STALL_SECONDS", "") or STALL_SECONDS),
-                    huge_pages=huge_pages,
+                    pages=medium.pages,
                     **_peer_fields(peers, known, is_whole=existing is None),
                     journal_records=records,
                     on_record=lambda record: open_journal.append(msgspec.msgpack.encode(record)),
                     on_file=lambda number: writer.add(blueprint.files[number].path),
                     on_mismatch=source.head_check,
                     on_progress=on_progress,
-                    is_undisturbed=lambda: reservation.is_over,
                     canceled=is_canceled,
                     has_readers=lambda: writer.begun,
                 )
             )
-        reservation.finish()
         _require_level(plan.verify, outcome, objects)
         manifest, table = build_manifest(outcome.headers, outcome)
         digest = _finish_peers(peers, items, objects, outcome, is_whole=existing is None, on_note=on_note)
@@ -246,10 +248,10 @@ def fill_entry(
     except HeadDamaged:
         raise PlanOutdated(partial) from None
     except (CacheInUse, InsufficientSpace) as error:  # give back what this load has: another one may need it
-        reservation.close()
         remove_tree(partial.path)
         reset_stream(entry, None if existing is None else existing.manifest)
-        reservation.raise_if_taken(error)
+        if may_begin_again and isinstance(error, InsufficientSpace):
+            raise RoomTaken from error
         raise
     except (CacheDamaged, CacheNotWritable, InternalError) as error:
         if partial.path.exists():
@@ -258,8 +260,6 @@ def fill_entry(
             f"Another process has removed or taken over {partial.path}, where this load wrote its files. Locks may not "
             "work on this file system."
         ) from error
-    finally:
-        reservation.close()
     writer.finish(manifest, table)
     return FillResult(
         manifest,

@@ -68,7 +68,7 @@ def start_fill(
         WorkerHost(pass_fds=lock_descriptors, environment=environment, may_fork=may_fork) as worker_host,
         _open_peers(plan, entry, resolved, environment) as peers,
     ):
-        replans, reserves_first = 0, False
+        replans, allocates_memory = 0, False
         while True:
             source = read_missing_objects(
                 entry,
@@ -82,8 +82,7 @@ def start_fill(
                 on_retry=on_retry,
             )
             # After the first requests, because it takes a while.
-            from tonnage.cache.reservation import RoomTaken
-            from tonnage.loading.fill import PlanOutdated, fill_entry
+            from tonnage.loading.fill import PlanOutdated, RoomTaken, fill_entry
 
             try:
                 return fill_entry(
@@ -101,14 +100,14 @@ def start_fill(
                     worker_host=worker_host,
                     gate=gate,
                     peers=peers,
-                    reserves_first=reserves_first,
+                    allocates_memory=allocates_memory,
                 )
             except PlanOutdated as error:
                 on_retry()
                 replans += 1
                 earlier = error.partial
             except RoomTaken:
-                reserves_first = True
+                allocates_memory = True
                 earlier = None
 
 

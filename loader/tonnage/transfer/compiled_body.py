@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     import pycurl
 
-    from tonnage.transfer.huge_pages import HugePageAllocator
     from tonnage.transfer.protocol import Fetch
 
-ABI = 1
+ABI = 2
 """The version of the functions and structures; a library with another one is not used."""
 
 BUFFER_BYTES = 256 << 10
 """Bytes of one write: with libcurl's buffer they fit the second cache of a core, which has a MiB or more."""
 
 _CHECKSUMMED, _CAPTURED = 1, 2
+_IN_TMPFS, _BY_ADVICE = 1, 2
 _ACCEPTED, _REFUSED = 1, 2
 _ALGORITHMS = {"": 0, "crc64nvme": 1, "crc32c": 2}
 _PIECE = struct.Struct("=QqII")
@@ -38,7 +38,7 @@ _POINTER, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 class _Output(ctypes.Structure):
     """``struct output``."""
 
-    _fields_ = (("mapping", _POINTER), ("mapped", _U64), ("descriptor", ctypes.c_int32), ("reserved", _U32))
+    _fields_ = (("descriptor", ctypes.c_int32), ("flags", _U32))
 
 
 class _Writer(ctypes.Structure):
@@ -72,8 +72,6 @@ class _Receiver(ctypes.Structure):
         ("other_size", _U64),
         ("crc", _U64),
         ("received", _U64),
-        ("populated", _POINTER),
-        ("populated_page", _U64),
         ("algorithm", _U32),
         ("piece", _U32),
         ("decision", _U32),
@@ -113,7 +111,8 @@ class CompiledBody:
         library: The compiled part.
         curl: The handle of all requests.
         files: Returns the file descriptor of an output file, which is opened on first use.
-        huge_pages: Allocates the pages that are written; None: the file system does.
+        in_tmpfs: Whether the files are in a tmpfs.
+        huge_pages: Whether it gives huge pages only by advice.
 
     Raises:
         LookupError: libcurl's handle can't be found.
@@ -125,10 +124,10 @@ class CompiledBody:
         "_fetch",
         "_files",
         "_handle",
-        "_huge_pages",
         "_libcurl",
         "_library",
         "_other_body",
+        "_output_flags",
         "_outputs",
         "_pieces",
         "_receiver",
@@ -139,7 +138,9 @@ class CompiledBody:
         library: ReceiveLibrary,
         curl: pycurl.Curl,
         files: Callable[[int], int],
-        huge_pages: HugePageAllocator | None = None,
+        *,
+        in_tmpfs: bool = False,
+        huge_pages: bool = False,
     ) -> None:
         found = libcurl()
         self._handle = found.find_handle(curl) if found is not None else 0
@@ -148,14 +149,16 @@ class CompiledBody:
         self._libcurl = found
         self._library = library
         self._files = files
-        self._huge_pages = huge_pages
+        self._output_flags = _IN_TMPFS * in_tmpfs | _BY_ADVICE * huge_pages
         self._receiver = _Receiver()
         self._other_body = ctypes.create_string_buffer(BODY_LIMIT)
 
     def start(self, curl: pycurl.Curl, fetch: Fetch, crc: str) -> None:  # noqa: ARG002  # as ``__init__`` had it
         numbers = sorted({piece[3] for piece in fetch.pieces})
         self._fetch = fetch
-        self._outputs = (_Output * len(numbers))(*map(self._output, numbers))
+        self._outputs = (_Output * len(numbers))(
+            *(_Output(self._files(number), self._output_flags) for number in numbers)
+        )
         pieces = b"".join(
             _PIECE.pack(end, target, numbers.index(number), _flags(role)) for end, role, target, number in fetch.pieces
         )
@@ -232,11 +235,6 @@ class CompiledBody:
             taken += length
             start = end
         return self._checksums[: len(pieces)], pieces
-
-    def _output(self, number: int) -> _Output:
-        descriptor = self._files(number)
-        address, size = self._huge_pages.mapping_of(descriptor) if self._huge_pages is not None else (0, 0)
-        return _Output(address, size, descriptor)
 
 
 def _flags(role: int) -> int:

@@ -225,7 +225,7 @@ class _Transfer:
         concurrency = self._spec.concurrency
         each = rate / max(1, self._tuner.connections * len(pool.workers))
         self._queue.max_part_size = int(min(max(concurrency.part_size, each * PART_SECONDS), concurrency.max_part_size))
-        if not self._tuner.settled and self._spec.is_undisturbed():
+        if not self._tuner.settled:
             self._tuner.update(rate)
             self._tune(pool)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tonnage.cache.medium import BY_ADVICE
 from tonnage.source.error_classification import Retry
 from tonnage.transfer import body
 from tonnage.transfer.protocol import Setup, UpdateCredentials, UpdateTarget
@@ -41,7 +42,8 @@ class CredentialState:
             list(self._credentials),
             list(self._spec.paths),
             self._spec.stall_seconds,
-            self._spec.huge_pages,
+            bool(self._spec.pages),
+            self._spec.pages == BY_ADVICE,
             self._crcs,
             body.LIBRARY,
         )

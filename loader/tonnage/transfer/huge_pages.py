@@ -30,15 +30,6 @@ class HugePageAllocator:
                 self._populated.add((descriptor, unit))
                 self._populate_unit(descriptor, unit * HUGE_PAGE)
 
-    def mapping_of(self, descriptor: int) -> tuple[int, int]:
-        """Returns address and size of a mapping of the file, for one who populates ranges itself; (0, 0): none."""
-        import ctypes  # only the compiled part wants it
-
-        mapping = self._mapping(descriptor)
-        if mapping is None or not len(mapping):
-            return 0, 0
-        return ctypes.addressof(ctypes.c_char.from_buffer(mapping)), len(mapping)
-
     def _populate_unit(self, descriptor: int, start: int) -> None:
         mapping = self._mapping(descriptor)
         if mapping is None or start >= len(mapping):

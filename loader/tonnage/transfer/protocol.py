@@ -34,7 +34,8 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
         credentials: The credentials of each source.
         files: Absolute paths of the output files, which exist.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted.
-        huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
+        in_tmpfs: Whether the files are in a tmpfs.
+        huge_pages: Whether it gives huge pages only by advice.
         crcs: For each object, the CRC to compute of what is received in addition to CRC-32; empty: none.
         receive_library: Path of the compiled part that receives bodies; empty: Python does.
     """
@@ -44,6 +45,7 @@ class Setup(_Message, frozen=True, array_like=True, tag=True):
     credentials: list[Credentials | None]
     files: list[str]
     stall_seconds: int
+    in_tmpfs: bool = False
     huge_pages: bool = False
     crcs: list[str] = []
     receive_library: str = ""

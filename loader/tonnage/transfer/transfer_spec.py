@@ -74,7 +74,7 @@ class TransferSpec:
         bandwidth: Limit for the whole load, in bytes per second; 0: no limit.
         deadline: Value of ``time.monotonic()`` by which the transfer must have ended; None: no limit.
         stall_seconds: How long a transfer may stay below ``STALL_BYTES`` a second before it is aborted and retried.
-        huge_pages: Whether the files are in a tmpfs that gives huge pages only by advice.
+        pages: The kind of pages of the tmpfs that has the files; empty: another file system has them.
         peers: Where the transfer learns about peers; None: none are asked.
         known_bytes: Headers and ends of objects that are known already: their start and bytes, by object.
         collects_headers: Whether the result has what the files lack of the objects.
@@ -82,7 +82,6 @@ class TransferSpec:
         on_record: Called with each record, before the transfer relies on it.
         on_file: Called once with the number of each file that is complete and verified.
         on_mismatch: Called with the number of an object before bytes of it are fetched again that don't match.
-        is_undisturbed: Whether the rate is what the connections reach; otherwise their number is not tuned by it.
         canceled: Polled several times a second; True interrupts the transfer.
         has_readers: Polled as well; True while readers wait for files, which are then completed one by one.
     """
@@ -100,7 +99,7 @@ class TransferSpec:
     bandwidth: int = 0
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS
-    huge_pages: bool = False
+    pages: str = ""
     peers: PeerSource | None = None
     known_bytes: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
     collects_headers: bool = False
@@ -109,7 +108,6 @@ class TransferSpec:
     on_file: Callable[[int], None] = lambda _: None
     on_mismatch: Callable[[int], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
-    is_undisturbed: Callable[[], bool] = lambda: True
     canceled: Callable[[], bool] = lambda: False
     has_readers: Callable[[], bool] = lambda: False
 

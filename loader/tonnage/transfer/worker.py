@@ -78,6 +78,7 @@ class Worker:
         self._descriptors: dict[int, int] = {}
         self._reported = time.monotonic()
         self._sha256_worker: Sha256Worker | None = None
+        self._in_tmpfs = False
         self._huge_pages: HugePageAllocator | None = None
 
     def run(self) -> None:
@@ -137,15 +138,15 @@ class Worker:
 
                     self._sha256_worker = Sha256Worker(self._descriptor)
                 self._sha256_worker.submit(message)
-            case Setup(targets, sources, credentials, files, stall_seconds, huge_pages, crcs, library):
+            case Setup(targets, sources, credentials, files, stall_seconds, in_tmpfs, huge_pages, crcs, library):
                 self._targets, self._credential_indexes, self._credentials = targets, sources, credentials
                 self._paths, self._stall_seconds = files, stall_seconds
-                self._crcs = crcs
+                self._crcs, self._in_tmpfs = crcs, in_tmpfs
                 if huge_pages:
                     from tonnage.transfer.huge_pages import HugePageAllocator
 
                     self._huge_pages = HugePageAllocator()
-                self._library = _load_library(library)
+                self._library = load_library(library)
             case _:
                 raise TypeError(f"unexpected message {type(message).__name__}")
 
@@ -160,7 +161,13 @@ class Worker:
             from tonnage.transfer.compiled_body import CompiledBody
 
             with contextlib.suppress(LookupError):
-                return CompiledBody(self._library, curl, self._descriptor, self._huge_pages)
+                return CompiledBody(
+                    self._library,
+                    curl,
+                    self._descriptor,
+                    in_tmpfs=self._in_tmpfs,
+                    huge_pages=self._huge_pages is not None,
+                )
         from tonnage.transfer.python_body import PythonBody
 
         return PythonBody(self._descriptor, self._huge_pages)
@@ -242,11 +249,14 @@ def _received(connection: Connection) -> tuple[int, int, list[int], list[bytes],
     return connection.fetch.id, connection.written_end, checksums, captured, connection.body.crc
 
 
-def _load_library(path: str) -> ReceiveLibrary | None:
-    if not path:
+def load_library(path: str) -> ReceiveLibrary | None:
+    """Returns the compiled part that receives bodies; None where it is missing."""
+    if not path or not os.path.exists(path):  # noqa: PTH110  # pathlib is slow to import
         return None
     from tonnage.transfer.compiled_body import ReceiveLibrary  # not where it is missing
+    from tonnage.transfer.curl_handle import libcurl
 
+    libcurl()
     with contextlib.suppress(OSError, AttributeError, ValueError):
         return ReceiveLibrary(path)
     return None

@@ -15,6 +15,7 @@ import sys
 import time
 
 from tonnage.transfer import worker
+from tonnage.transfer.body import LIBRARY
 
 NUMBER = struct.Struct("<i")
 """The form of requests, a worker's number, and of answers, its exit code; negative for a signal."""
@@ -29,6 +30,7 @@ _POLL_SECONDS = 0.001
 def main(control: int) -> None:
     """Serves requests on an inherited socket until the coordinator closes it; then ends the process."""
     requests = _socket.socket(fileno=control)
+    worker.load_library(LIBRARY)  # its modules and tables are those of all workers
     gc.freeze()  # a collection in a worker would copy the pages that it shares with this process
     workers: list[int] = []
     while True:

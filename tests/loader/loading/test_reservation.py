@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,38 +18,52 @@ from tonnage.contract import Limits
 from tonnage.errors import InsufficientSpace, Interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from support.load_harness import LoadHarness
+    from tonnage.contract import Progress
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
 
 
 @pytest.fixture
-def small(harness: LoadHarness, tmp_path: Path) -> Iterator[LoadHarness]:
-    """A cache in which one and a half of a model have room, and a second model."""
+def small(request: pytest.FixtureRequest, harness: LoadHarness, tmp_path: Path) -> Iterator[LoadHarness]:
+    """A cache in which one and a half of a model have room, on the medium of the parameter, and a second model."""
     harness.server.put(KEY.replace("/model/", "/other/"), harness.tensors_file)
     harness.server.put("bucket/other/config.json", CONFIG)
     folder = tmp_path / "small"
     folder.mkdir()
     size = len(harness.tensors_file) * 3 // 2
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
+    if getattr(request, "param", "tmpfs") == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
+    else:
+        image = tmp_path / "image"
+        image.touch()
+        os.truncate(image, size + (256 << 10))  # for the file system's own tables
+        options = ["-q", "-F", "-m", "0", "-N", "64", "-O", "^has_journal,^resize_inode"]
+        subprocess.run(["mkfs.ext4", *options, image], check=True)
+        if subprocess.run(["mount", "-o", "loop", image, folder], check=False, capture_output=True).returncode:
+            pytest.skip("no loop device")
     harness.cache = folder / "cache"
     yield harness
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def arguments(harness: LoadHarness, model: str, *options: str) -> list[str]:
+ON_DISK = pytest.mark.parametrize("small", ["ext4"], indirect=True)
+ON_BOTH_MEDIA = pytest.mark.parametrize("small", ["tmpfs", "ext4"], indirect=True)
+
+
+def arguments(harness: LoadHarness, model: str, *options: str, cache: Path | None = None) -> list[str]:
     return [
-        *("load", f"s3://bucket/{model}/", "--cache", str(harness.cache), "--anonymous", "--region", "us-east-1"),
-        *("--endpoint-url", harness.server.endpoint, "--part-size", "128Ki", "--workers", "2", "--progress", "off"),
-        *options,
+        *("load", f"s3://bucket/{model}/", "--cache", str(cache or harness.cache), "--anonymous"),
+        *("--region", "us-east-1", "--endpoint-url", harness.server.endpoint),
+        *("--part-size", "128Ki", "--workers", "2", "--progress", "off", *options),
     ]
 
 
 def unpublished(harness: LoadHarness) -> list[Path]:
-    return [path for path in harness.cache.glob("*/.tonnage/partial/**/*") if path.is_file()]
+    return [path for path in harness.cache.parent.glob("*/*/.tonnage/partial/**/*") if path.is_file()]
 
 
 def fill(path: Path) -> None:
@@ -56,6 +72,7 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 16))
 
 
+@ON_BOTH_MEDIA
 def test_a_load_that_does_not_fit_beside_another_fails_before_its_first_byte_and_leaves_nothing(
     small: LoadHarness,
 ) -> None:
@@ -71,48 +88,63 @@ def test_a_load_that_does_not_fit_beside_another_fails_before_its_first_byte_and
     small.assert_loaded(small.load())
 
 
-def test_of_two_loads_that_begin_together_one_is_loaded(small: LoadHarness) -> None:
+@pytest.mark.parametrize(
+    ("second_cache", "small"), [("cache", "tmpfs"), ("unseen", "tmpfs"), ("unseen", "ext4")], indirect=["small"]
+)
+def test_of_two_loads_that_begin_together_one_is_loaded(small: LoadHarness, second_cache: str) -> None:
+    """Also if neither sees what the other one does, as in two pods."""
+    caches = [small.cache, small.cache.parent / second_cache]
     slow = ("--bandwidth-limit", "2MB")
     with (
-        start_tonnage(*arguments(small, "model", *slow)) as first,
-        start_tonnage(*arguments(small, "other", *slow)) as second,
+        start_tonnage(*arguments(small, "model", *slow, cache=caches[0])) as first,
+        start_tonnage(*arguments(small, "other", *slow, cache=caches[1])) as second,
     ):
         outputs = [process.communicate(timeout=50) for process in (first, second)]
         assert sorted((first.returncode, second.returncode)) == [0, 27], outputs
     assert unpublished(small) == []
-    (loaded,) = Cache(small.cache).entries()
-    assert run_tonnage("verify", loaded.name, "--cache", small.cache).returncode == 0
-    assert run_tonnage("rm", loaded.name, "--cache", small.cache).returncode == 0
+    ((cache, loaded),) = [(cache, entry) for cache in set(caches) for entry in Cache(cache).entries()]
+    assert run_tonnage("verify", loaded.name, "--cache", cache).returncode == 0
+    assert run_tonnage("rm", loaded.name, "--cache", cache).returncode == 0
     small.assert_loaded(small.load())
 
 
-def test_a_load_whose_room_is_taken_while_its_first_parts_arrive_begins_again(
+def test_a_load_whose_room_another_program_had_for_a_while_begins_again_and_allocates_first(
     small: LoadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another one would have taken it between the check of the free space and the allocation."""
     filler = small.cache.parent / "filler"
-    allocate_all = reservation._allocate_all
-    calls: list[int] = []
+    allocates: list[bool] = []
 
-    def taken(paths: Sequence[Path], canceled: Callable[[], bool], *, threads: int) -> None:
-        calls.append(small.server.bytes_sent)
-        if len(calls) > 1:
-            allocate_all(paths, canceled, threads=threads)
-            return
-        small.server.wait_for_bytes(small.server.bytes_sent + 400_000)
-        with pytest.raises(OSError, match="No space left"):
-            fill(filler)
-        try:
-            allocate_all(paths, canceled, threads=threads)
-        finally:
-            filler.unlink()
+    def reserve(*args: Any, **options: Any) -> bool:
+        allocates.append(options["allocates"])
+        filler.unlink(missing_ok=True)
+        return reservation.reserve(*args, **options)
 
-    monkeypatch.setattr(reservation, "_allocate_all", taken)
-    report = small.load(limits=Limits(workers=1, part_size=100_000, bandwidth=1_000_000))
-    assert len(calls) == 2
+    def take_room(progress: Progress) -> None:
+        if progress.loaded_bytes > 400_000 and not filler.exists() and len(allocates) == 1:
+            with pytest.raises(OSError, match="No space left"):
+                fill(filler)
+
+    monkeypatch.setattr("tonnage.loading.fill.reserve", reserve)
+    limits = Limits(workers=1, part_size=100_000, bandwidth=1_000_000)
+    report = small.load(limits=limits, on_progress=take_room)
+    assert allocates == [False, True]
     assert report.outcome == "loaded"
     small.assert_loaded(report)
     assert unpublished(small) == []
+
+
+def test_a_load_whose_room_another_program_keeps_fails_with_the_numbers_and_leaves_nothing(small: LoadHarness) -> None:
+    filler = small.cache.parent / "filler"
+    with start_tonnage(*arguments(small, "model", "--bandwidth-limit", "600KB")) as process:
+        small.server.wait_for_bytes(262_217 + 200_000)
+        with pytest.raises(OSError, match="No space left"):
+            fill(filler)
+        out, err = process.communicate(timeout=50)
+    assert process.returncode == InsufficientSpace.exit_code, out + err
+    assert re.search(r"needed, .* free of", json.loads(out)["message"])
+    assert unpublished(small) == []
+    filler.unlink()
+    small.assert_loaded(small.load())
 
 
 def test_what_an_interrupted_load_has_left_makes_room_for_another(small: LoadHarness) -> None:
@@ -135,6 +167,7 @@ def test_an_interrupted_load_keeps_its_room_and_resumes(small: LoadHarness) -> N
     small.assert_loaded(report)
 
 
+@ON_DISK
 def test_room_that_others_take_during_a_load_is_not_its_own(small: LoadHarness) -> None:
     filler = small.cache.parent / "filler"
     with start_tonnage(*arguments(small, "model", "--bandwidth-limit", "600KB")) as process:

@@ -1,13 +1,23 @@
-"""Bodies are received in C or in Python, with the same results. libcurl passes them on, here from files."""
+"""Bodies are received in C or in Python, with the same results. libcurl passes them on, here from files.
+
+The files in which they are written have their final size from the beginning, as in a load, and are in a tmpfs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import re
+import shutil
+import subprocess
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pycurl
@@ -25,12 +35,13 @@ from tonnage.transfer.python_body import PythonBody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tonnage.transfer.body import Body
 
 FILES = 2
 SIZE = 150_000
+FILE_SIZE = 2 * SIZE
+HELD, ADVISED = "compiled, others write the files", "compiled, huge pages by advice"
 CRCS = {"": lambda _data: 0, "crc64nvme": reference.crc64nvme, "crc32c": reference.crc32c}
 WHOLE = Fetch(1, 0, 0, SIZE, [(SIZE, int(SpanRole.DATA), 0, 0)])
 
@@ -39,11 +50,12 @@ MakeBody = Callable[[pycurl.Curl, Callable[[int], int]], "Body"]
 
 @dataclass(repr=False)
 class Store:
-    """An object, and output files, which are empty at first."""
+    """An object, and output files, which have only zeros at first; ``other_descriptors`` are other ones of them."""
 
     content: bytes
     source: Path
     outputs: list[int]
+    other_descriptors: list[int]
 
     def outputs_of(self, number: int) -> int:
         return self.outputs[number]
@@ -63,6 +75,7 @@ class Store:
         for descriptor in self.outputs:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
+                os.ftruncate(descriptor, FILE_SIZE)
         curl.reset()
         curl.setopt(pycurl.URL, self.source.as_uri())
         curl.setopt(pycurl.RANGE, f"{fetch.start}-{(to or fetch.end) - 1}")
@@ -80,22 +93,29 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    folder = tmp_path_factory.mktemp("store")
+def store() -> Iterator[Store]:
+    folder = Path(tempfile.mkdtemp(prefix="tonnage-test-", dir="/dev/shm"))
     content = os.urandom(SIZE)
     (folder / "object").write_bytes(content)
-    outputs = [os.open(folder / f"output-{number}", os.O_RDWR | os.O_CREAT) for number in range(FILES)]
-    yield Store(content, folder / "object", outputs)
-    for descriptor in outputs:
+    descriptors = [os.open(folder / f"output-{n % FILES}", os.O_RDWR | os.O_CREAT) for n in range(2 * FILES)]
+    yield Store(content, folder / "object", descriptors[:FILES], descriptors[FILES:])
+    for descriptor in descriptors:
         os.close(descriptor)
+    shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module", params=[COMPILED, PYTHON])
-def make_body(request: pytest.FixtureRequest, receive_library: str) -> MakeBody:
+@pytest.fixture(scope="module", params=[COMPILED, HELD, ADVISED, PYTHON])
+def make_body(request: pytest.FixtureRequest, receive_library: str, store: Store) -> Iterator[MakeBody]:
     if request.param == PYTHON:
-        return lambda _curl, files: PythonBody(files)
+        yield lambda _curl, files: PythonBody(files)
+        return
+    if request.param == HELD:
+        for descriptor in store.other_descriptors:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
     library = ReceiveLibrary(receive_library)
-    return lambda curl, files: CompiledBody(library, curl, files)
+    yield lambda curl, files: CompiledBody(library, curl, files, in_tmpfs=True, huge_pages=request.param == ADVISED)
+    for descriptor in store.other_descriptors:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @st.composite
@@ -120,7 +140,7 @@ def test_bytes_are_written_where_they_belong_and_are_in_their_checksums(
     body = make_body(curl, store.outputs_of)
     assert store.receive(body, curl, fetch, crc=crc, to=to, buffer=buffer) == 0
 
-    checksums, captured, files = [], [], [bytearray() for _ in range(FILES)]
+    checksums, captured, files = [], [], [bytearray(FILE_SIZE) for _ in range(FILES)]
     start = fetch.start
     for end, role, target, number in fetch.pieces:
         if start >= to:
@@ -130,13 +150,12 @@ def test_bytes_are_written_where_they_belong_and_are_in_their_checksums(
         checksums.append(0 if is_captured else zlib.crc32(data))
         captured.append(data if is_captured else b"")
         if target != NOT_WRITTEN:
-            files[number] += bytes(max(0, target + len(data) - len(files[number])))
             files[number][target : target + len(data)] = data
         start = end
     assert body.results() == (checksums, captured)
     assert (body.at, body.crc) == (to, CRCS[crc](store.content[fetch.start : to]))
     assert (body.unreported_bytes, body.write_error, body.too_long) == (to - fetch.start, 0, False)
-    assert [os.pread(descriptor, 2 * SIZE, 0) for descriptor in store.outputs] == files
+    assert [os.pread(descriptor, 2 * FILE_SIZE, 0) for descriptor in store.outputs] == files
 
 
 def test_a_body_is_used_again(make_body: MakeBody, store: Store) -> None:
@@ -158,7 +177,7 @@ def test_the_beginning_of_what_is_not_the_range_is_kept_and_nothing_is_written(
     assert store.receive(body, curl, WHOLE, accepted=None) == 0
     assert body.other_body[:BODY_LIMIT] == store.content[:BODY_LIMIT]
     assert (body.at, body.results()) == (0, ([], []))
-    assert os.pread(store.outputs[0], 1, 0) == b""
+    assert os.pread(store.outputs[0], SIZE, 0) == bytes(SIZE)
 
 
 def test_a_refused_response_ends_the_transfer(make_body: MakeBody, store: Store) -> None:
@@ -174,7 +193,7 @@ def test_more_bytes_than_the_range_end_the_transfer(make_body: MakeBody, store: 
     body = make_body(curl, store.outputs_of)
     assert store.receive(body, curl, fetch, to=SIZE) == pycurl.E_WRITE_ERROR
     assert body.too_long
-    assert os.pread(store.outputs[0], SIZE, 0) == store.content[10 : body.at]
+    assert os.pread(store.outputs[0], body.at - 10, 0) == store.content[10 : body.at]
 
 
 def test_a_failed_write_ends_the_transfer_with_its_error(make_body: MakeBody, store: Store) -> None:
@@ -188,3 +207,48 @@ def test_a_failed_write_ends_the_transfer_with_its_error(make_body: MakeBody, st
         os.close(full)
     assert body.write_error
     assert code in {0, pycurl.E_WRITE_ERROR}, "what was buffered may have been written after the last byte had come"
+
+
+def written_bytes() -> int:
+    """Returns how many bytes this process has passed to ``write`` and the like."""
+    found = re.search(r"^wchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_file_of_a_tmpfs_is_written_by_one_and_mapped_by_the_others(
+    receive_library: str, store: Store, *, held: bool
+) -> None:
+    """Because writers of one file wait for each other."""
+    curl = pycurl.Curl()
+    body = CompiledBody(ReceiveLibrary(receive_library), curl, store.outputs_of, in_tmpfs=True)
+    fcntl.flock(store.other_descriptors[0], fcntl.LOCK_EX if held else fcntl.LOCK_UN)
+    try:
+        before = written_bytes()
+        assert store.receive(body, curl, WHOLE) == 0
+        assert (written_bytes() - before >= SIZE) != held
+    finally:
+        fcntl.flock(store.other_descriptors[0], fcntl.LOCK_UN)
+    assert os.pread(store.outputs[0], SIZE, 0) == store.content
+    fcntl.flock(store.other_descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # the body has released it
+    fcntl.flock(store.other_descriptors[0], fcntl.LOCK_UN)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+@pytest.mark.parametrize("held", [False, True])
+def test_a_full_tmpfs_is_the_error_of_a_write(
+    receive_library: str, store: Store, tmp_path: Path, *, held: bool
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True)
+    try:
+        with (tmp_path / "file").open("w+b") as file, (tmp_path / "file").open("rb") as other:
+            file.truncate(FILE_SIZE)
+            if held:
+                fcntl.flock(other, fcntl.LOCK_EX)
+            curl = pycurl.Curl()
+            body = CompiledBody(ReceiveLibrary(receive_library), curl, lambda _number: file.fileno(), in_tmpfs=True)
+            store.receive(body, curl, WHOLE)
+            assert body.write_error == errno.ENOSPC
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
