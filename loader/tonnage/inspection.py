@@ -6,7 +6,6 @@ Only what precedes the tensors of each file is read, no tensor data.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +175,7 @@ def inspect_objects(objects: Sequence[SourceObject], shape: EntryShape) -> Inspe
         if shape.layout is Layout.TENSORIZER:
             raise
         notes = (f"The {shape.layout.value} layout can't represent this model: {error.message}",)
-        blueprint = build_blueprint(objects, replace(shape, layout=Layout.TENSORIZER))
+        blueprint = build_blueprint(objects, msgspec.structs.replace(shape, layout=Layout.TENSORIZER))
     return Inspection(
         layout=blueprint.layout,
         notes=(*notes, *blueprint.notes),

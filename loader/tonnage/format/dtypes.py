@@ -15,13 +15,12 @@ The safetensors names were checked by writing and reading each type with safeten
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from tonnage.errors import FormatUnsupported
+from tonnage.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Dtype:
+class Dtype(Record, frozen=True):
     """An element type.
 
     Attributes:

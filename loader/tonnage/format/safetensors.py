@@ -12,7 +12,6 @@ import math
 import operator
 import os
 import re
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -30,6 +29,7 @@ from tonnage.errors import (
 from tonnage.format.dtypes import HALF_BYTE_NAME, dtype_from_safetensors
 from tonnage.format.tensor_names import KIND_STATE_DICT, RESERVED_NAME, short_repr
 from tonnage.format.tensors_index import TensorEntry
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,8 +77,7 @@ class SafetensorsTensor(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsFile:
+class SafetensorsFile(Record, frozen=True):
     """A parsed header, checked against the file's size.
 
     Attributes:
@@ -325,8 +324,7 @@ def _checked(key: str, row: _Row, expected_start: int, *, data_start: int, label
     return SafetensorsTensor(key, dtype, shape, data_start + start, data_start + end)
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsIndex:
+class SafetensorsIndex(Record, frozen=True):
     """The tensors of a safetensors file as a source of tensors, as ``TensorsIndex`` has those of a ``.tensors`` file.
 
     A tensor has no header: its ``header_offset`` is its ``data_offset``.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.errors import FormatDamaged, FormatUnsupported
 from tonnage.format.crypt_block import check_crypt_block
 from tonnage.format.tensor_names import short_repr
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +41,7 @@ class HashType(enum.IntEnum):
         return 4 if self is HashType.CRC32 else 32
 
 
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
+class TensorHeader(Record, frozen=True):
     """The fields of a tensor's header that are not in the index.
 
     Attributes:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.errors import FormatDamaged, FormatUnsupported, NotATensorizerFile
 from tonnage.format.dtypes import parse_dtype
 from tonnage.format.tensor_names import KIND_STATE_DICT, flat_name, parse_name, short_repr
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from tonnage.format.dtypes import Dtype
@@ -48,8 +48,7 @@ _CRYPT_OVERHEAD_BYTES = 1 << 17
 _MAX_TENSOR_BYTES = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Preamble:
+class Preamble(Record, frozen=True):
     """The first 73 bytes.
 
     Attributes:
@@ -122,8 +121,7 @@ class TensorEntry(NamedTuple):
         return math.prod(self.shape) * self.dtype.item_size
 
 
-@dataclass(frozen=True, slots=True)
-class TensorsIndex:
+class TensorsIndex(Record, frozen=True):
     """A complete, checked index.
 
     Attributes:

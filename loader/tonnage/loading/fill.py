@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +26,7 @@ from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
 from tonnage.planning.object_checks import cut_segments
+from tonnage.record import Record
 from tonnage.source.presigned_refresh import refresh_targets
 from tonnage.source.request_target import STALL_SECONDS
 from tonnage.source.resolve import no_checksum
@@ -66,8 +66,7 @@ class RoomTaken(Exception):  # control flow: the load begins again, and allocate
     """Another program has taken the room of this load while parts arrived. What it had is given back."""
 
 
-@dataclass(frozen=True, slots=True)
-class FillResult:
+class FillResult(Record, frozen=True):
     """The result of the transfer, the published manifest, and the digest of the headers file; empty: none."""
 
     manifest: Manifest
@@ -297,7 +296,7 @@ def _entry_shape(plan: Plan, resolved: ResolvedRevision, journal: JournalContent
     """Returns the entry's shape, with the segments of an earlier load of the revision, whose journal counts on them."""
     shape = EntryShape.of_plan(plan, revision=resolved.revision, digest=resolved.digest)
     if journal is not None and journal.header.revision == resolved.revision:
-        return replace(shape, segment_size=journal.header.segment_size)
+        return msgspec.structs.replace(shape, segment_size=journal.header.segment_size)
     return shape
 
 

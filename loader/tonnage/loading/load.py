@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +32,7 @@ from tonnage.loading.cache_hit import (
 )
 from tonnage.loading.resolve_only import check_digest, deadline_of, resolve_or_ask_peers
 from tonnage.planning.file_names import is_own_file
+from tonnage.record import MutableRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from tonnage.source.resolve import ResolvedRevision
 
 
-@dataclass(slots=True)
-class LoadResult:
+class LoadResult(MutableRecord):
     """The result of a load: its report, and the entry's use lock if ``keep_lock`` was set."""
 
     report: Report

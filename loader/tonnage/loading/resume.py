@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -105,6 +104,8 @@ def valid_records(
 
     kept: list[JournalRecord] = []
     done, total = 0, sum(_length(record) for record in records)
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and most loads resume nothing
+
     with ThreadPoolExecutor(max(1, min(int(usable_cores()), MAX_THREADS))) as pool:
         for record, valid in zip(records, pool.map(is_valid, records), strict=True):
             if valid:

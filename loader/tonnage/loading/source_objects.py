@@ -5,13 +5,13 @@ A module of its own with few imports, because the first requests of a load are s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.cache.stream import forget_failure, reset_stream
 from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import HeadCheck, read_indexes
 from tonnage.loading.object_checks import find_object_checks
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
 
 
-@dataclass(frozen=True, slots=True)
-class SourceObjects:
+class SourceObjects(Record, frozen=True):
     """The objects that an entry lacks.
 
     Attributes:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from tonnage.cache.cgroups import usable_cores
+from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.source_objects import read_missing_objects
+from tonnage.transfer.concurrency import choose_concurrency
 from tonnage.transfer.worker_process import WorkerHost
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ def start_fill(
 ) -> FillResult:
     """Loads the objects that the entry lacks, and publishes them: see ``fill_entry``.
 
-    The process from which workers are forked starts while this one reads indexes and imports the rest.
+    Workers and the process from which they are forked start while this one reads indexes and imports the rest.
 
     Args:
         plan: The plan.
@@ -68,6 +71,9 @@ def start_fill(
         WorkerHost(pass_fds=lock_descriptors, environment=environment, may_fork=may_fork) as worker_host,
         _open_peers(plan, entry, resolved, environment) as peers,
     ):
+        missing = missing_objects(None if existing is None else existing.manifest, resolved)
+        size = sum(item.pin.size for item in missing)
+        worker_host.prepare(choose_concurrency(plan.limits, size=size, cores=usable_cores()).workers)
         replans, allocates_memory = 0, False
         while True:
             source = read_missing_objects(

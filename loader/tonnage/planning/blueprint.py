@@ -8,13 +8,13 @@ source stay as they are, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.contract import ComputedBuffers
 from tonnage.format.known_tensors import is_vllm_serialized
 from tonnage.format.safetensors import SafetensorsIndex
 from tonnage.format.tensors_index import TensorsIndex
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from tonnage.contract import FileKind, Layout, Plan
@@ -41,8 +41,7 @@ NO_FILE = -1
 """``TensorPlacement.file_index`` of a meta tensor, which has no bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceObject:
+class SourceObject(Record, frozen=True):
     """An object of the revision.
 
     Attributes:
@@ -81,8 +80,7 @@ class SourceObject:
         return self.tensors_index is not None and is_vllm_serialized(self.tensors_index.tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFile:
+class OutputFile(Record, frozen=True):
     """A file of the entry.
 
     Attributes:
@@ -104,8 +102,7 @@ class OutputFile:
     computed_buffers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlacement:
+class TensorPlacement(Record, frozen=True):
     """Where a tensor is in the cache. ``file_index`` may be ``NO_FILE``; ``offset`` is in bytes."""
 
     object_index: int
@@ -114,8 +111,7 @@ class TensorPlacement:
     offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EntryShape:
+class EntryShape(Record, frozen=True, kw_only=True):
     """What decides, beside the objects, which files an entry has.
 
     Attributes:
@@ -144,8 +140,7 @@ class EntryShape:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Blueprint:
+class Blueprint(Record, frozen=True):
     """All files, segments and placements of an entry, and notes for the report.
 
     ``computed_buffers`` is where they are; None in the Tensorizer layout. ``served_by`` is the only command that serves

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import posixpath
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from tonnage.contract import ComputedBuffers, Layout
 from tonnage.errors import FormatUnsupported, NameCollision
@@ -38,6 +39,7 @@ from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
 from tonnage.planning.vllm_state import SHARDED_STATE, refusal_files, vllm_load_format
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -139,8 +141,7 @@ def _groups(objects: Sequence[SourceObject], unchanged: Collection[int]) -> dict
     return groups
 
 
-@dataclass(frozen=True, slots=True)
-class _OwnFile:
+class _OwnFile(Record, frozen=True):
     """A file of tensors that engines shall not see, with its tensors and their offsets by (object, tensor)."""
 
     file: OutputFile
@@ -301,7 +302,7 @@ class _BlueprintBuilder:
         files = []
         if computed:
             own = self._own_file(group.computed_buffers, group.rank, computed)
-            files.append(replace(own, file=replace(own.file, computed_buffers=True)))
+            files.append(msgspec.structs.replace(own, file=msgspec.structs.replace(own.file, computed_buffers=True)))
         if tied and group.rank is not None:
             path = posixpath.join(group.directory, rank_tied_weights(group.rank))
             files.append(self._own_file(path, group.rank, tied))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from tonnage.contract import ChecksumAlgorithm, Verify
 from tonnage.planning.segments import NOT_WRITTEN, Segment, Span
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +25,7 @@ class CheckedRange(NamedTuple):
     expected: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectCheck:
+class ObjectCheck(Record, frozen=True):
     """How an object is verified.
 
     Attributes:
@@ -78,7 +79,7 @@ def cut_segments(blueprint: Blueprint, checks: Mapping[int, ObjectCheck]) -> Blu
         for index, check in checks.items()
         if check.in_flight and check.received_crc is None and len(check.ranges) > 1
     }
-    return replace(
+    return msgspec.structs.replace(
         blueprint,
         segments=tuple(
             cut_segment(segment, borders[segment.object_index]) if segment.object_index in borders else segment
@@ -104,7 +105,7 @@ def cut_segment(segment: Segment, borders: Iterable[int]) -> Segment:
             at = border
         spans.append(span._replace(target_offset=offset))
         at = span.end
-    return replace(segment, spans=tuple(spans))
+    return msgspec.structs.replace(segment, spans=tuple(spans))
 
 
 def covers(segments: Sequence[Segment], start: int, end: int) -> bool:

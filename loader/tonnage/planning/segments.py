@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import bisect
 import enum
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -65,8 +68,7 @@ class Piece(NamedTuple):
     file_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Record, frozen=True):
     """A contiguous range of a source object that goes into one output file, except for spans that name another file.
 
     Attributes:
@@ -84,10 +86,10 @@ class Segment:
     start: int
     end: int
     spans: tuple[Span, ...]
-    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_ends", tuple(span.end for span in self.spans))
+        msgspec.structs.force_setattr(self, "_ends", tuple(span.end for span in self.spans))
         if (self._ends[-1] if self._ends else self.start) != self.end:
             raise ValueError(f"spans of segment {self.index} end at {self._ends[-1:]}, not at {self.end}")
 

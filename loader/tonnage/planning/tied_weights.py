@@ -8,8 +8,9 @@ over header and data, and the header's part can be taken out.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from tonnage.format.tensor_header import parse_tensor_header
 from tonnage.format.tensors_index import TensorsIndex
@@ -65,7 +66,7 @@ def find_tied(
         if first is not None and first == second:
             tied.setdefault(number, set()).add(pair[1])
     return [
-        replace(source, tied=frozenset(tied[number])) if number in tied else source
+        msgspec.structs.replace(source, tied=frozenset(tied[number])) if number in tied else source
         for number, source in enumerate(objects)
     ]
 

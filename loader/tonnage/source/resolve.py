@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.contract import (
@@ -18,6 +17,7 @@ from tonnage.contract import (
 )
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import FormatUnsupported, InvalidPlan, NoChecksum, NoTensorFiles
+from tonnage.record import Record
 from tonnage.source.client import Client
 from tonnage.source.credentials import Botocore, CredentialProvider
 from tonnage.source.http_source import pin_http
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from tonnage.source.request_target import RequestTarget
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedObject:
+class ResolvedObject(Record, frozen=True):
     """An object to load.
 
     Attributes:
@@ -58,8 +57,7 @@ class ResolvedObject:
     target: RequestTarget
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedRevision:
+class ResolvedRevision(Record, frozen=True):
     """A pinned revision.
 
     Attributes:

@@ -8,14 +8,16 @@ verifications.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from tonnage.errors import ChecksumMismatch, FormatDamaged, TonnageError
 from tonnage.format.safetensors import SafetensorsIndex
 from tonnage.format.tensor_header import HashType, TensorHeader, parse_tensor_header
 from tonnage.format.tensor_names import short_repr
 from tonnage.planning.segments import SpanRole
+from tonnage.record import MutableRecord, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,17 +26,15 @@ if TYPE_CHECKING:
     from tonnage.planning.segments import ByteRange, Piece
 
 
-@dataclass(slots=True)
-class _TensorState:
+class _TensorState(MutableRecord):
     """The received pieces of an incomplete tensor by start offset, those of data as (end, CRC-32)."""
 
-    header_pieces: dict[int, bytes] = field(default_factory=dict)
-    data_pieces: dict[int, tuple[int, int]] = field(default_factory=dict)
+    header_pieces: dict[int, bytes] = msgspec.field(default_factory=dict)
+    data_pieces: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
     missing: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedTensor:
+class VerifiedTensor(Record, frozen=True):
     """A complete tensor. Its CRC-32 is correct, if it has one and it is checked."""
 
     object: int
@@ -42,8 +42,7 @@ class VerifiedTensor:
     header: TensorHeader
 
 
-@dataclass(frozen=True, slots=True)
-class CorruptTensor:
+class CorruptTensor(Record, frozen=True):
     """A tensor that does not match its hash or its index entry, and the source range to refetch."""
 
     object: int
@@ -152,7 +151,9 @@ class ChecksumTracker:
                     index, tensor, byte_range, mismatch_error(source.label, entry.name, byte_range, "CRC-32")
                 )
         if not header.hashes:
-            header = replace(header, received_crc32=self._combine(self._isal.crc32(header.hash_prefix), state))
+            header = msgspec.structs.replace(
+                header, received_crc32=self._combine(self._isal.crc32(header.hash_prefix), state)
+            )
         self.headers[index, tensor] = header
         return VerifiedTensor(index, tensor, header)
 

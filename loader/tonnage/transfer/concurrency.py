@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tonnage.planning.blueprint import MIB
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from tonnage.contract import Limits
@@ -26,8 +26,7 @@ MAX_CONNECTIONS = 256
 """Default limit for all workers together: 23 GB/s at the 90 MB/s that object stores give one connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Concurrency:
+class Concurrency(Record, frozen=True):
     """Workers, connections and part sizes of a load.
 
     Attributes:

@@ -8,13 +8,15 @@ fetched again is neither in a queue nor on its way.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from tonnage.errors import ChecksumMismatch
 from tonnage.format.checksums import checksum_of, combine_crcs
 from tonnage.planning.object_checks import covers, find_extents
 from tonnage.planning.segments import NOT_WRITTEN
+from tonnage.record import MutableRecord
 from tonnage.transfer.hash_pool import HashJob, RunningChecksum
 
 if TYPE_CHECKING:
@@ -37,8 +39,7 @@ class CorruptObject(NamedTuple):
     error: TonnageError
 
 
-@dataclass(slots=True)
-class _State:
+class _State(MutableRecord):
     """What has arrived of an object, and what its checksum is so far.
 
     Attributes:
@@ -56,12 +57,12 @@ class _State:
     source: SourceObject
     segments: list[Segment]
     head: bytes
-    received: dict[int, tuple[int, int]] = field(default_factory=dict)
-    captured: dict[int, bytes] = field(default_factory=dict)
-    missing: list[int] = field(default_factory=list)
-    values: list[bytes] = field(default_factory=list)
+    received: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
+    captured: dict[int, bytes] = msgspec.field(default_factory=dict)
+    missing: list[int] = msgspec.field(default_factory=list)
+    values: list[bytes] = msgspec.field(default_factory=list)
     left: int = 0
-    queued: set[int] = field(default_factory=set)
+    queued: set[int] = msgspec.field(default_factory=set)
     hashed: int = 0
     running: RunningChecksum | None = None
     busy: bool = False

@@ -9,10 +9,10 @@ instead of all near the end: a worker without one of its own helps with the firs
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.planning.segments import next_part_size, subtract_ranges
+from tonnage.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from tonnage.planning.segments import ByteRange, Segment
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Record, frozen=True):
     """A sub-range of a segment to fetch.
 
     Attributes:
@@ -44,13 +43,12 @@ class Part:
     shift: int = 0
 
 
-@dataclass(order=True, slots=True)
-class Delayed:
-    """A part that is not taken before a time."""
+class Delayed(NamedTuple):
+    """A part that is not taken before a time. No two have the same ``order``."""
 
     when: float
     order: int
-    part: Part = field(compare=False)
+    part: Part
 
 
 class PartQueue:

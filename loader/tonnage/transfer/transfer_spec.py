@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from tonnage.record import MutableRecord, Record
 from tonnage.source.request_target import STALL_SECONDS
 from tonnage.transfer.non_tensor_bytes import NonTensorBytes
 from tonnage.transfer.source_headers import HeaderCollector
@@ -60,8 +60,7 @@ JournalRecord = FetchedRange | DiscardedTensor | DiscardedRange
 """A record of a transfer's journal."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransferSpec:
+class TransferSpec(Record, frozen=True):
     """The input of a transfer.
 
     Attributes:
@@ -94,14 +93,14 @@ class TransferSpec:
     verify: Verify
     concurrency: Concurrency
     worker_host: WorkerHost
-    checks: Mapping[int, ObjectCheck] = field(default_factory=dict)
+    checks: Mapping[int, ObjectCheck] = msgspec.field(default_factory=dict)
     refresh_targets: Callable[[], Sequence[RequestTarget]] | None = None
     bandwidth: int = 0
     deadline: float | None = None
     stall_seconds: int = STALL_SECONDS
     pages: str = ""
     peers: PeerSource | None = None
-    known_bytes: Mapping[int, Sequence[tuple[int, bytes]]] = field(default_factory=dict)
+    known_bytes: Mapping[int, Sequence[tuple[int, bytes]]] = msgspec.field(default_factory=dict)
     collects_headers: bool = False
     journal_records: Sequence[JournalRecord] = ()
     on_record: Callable[[JournalRecord], None] = lambda _: None
@@ -112,8 +111,7 @@ class TransferSpec:
     has_readers: Callable[[], bool] = lambda: False
 
 
-@dataclass(slots=True)
-class TransferResult:
+class TransferResult(MutableRecord):
     """The result of a transfer.
 
     Attributes:
@@ -135,11 +133,11 @@ class TransferResult:
     resumed: int = 0
     retries: int = 0
     connections: int = 0
-    headers: dict[tuple[int, int], TensorHeader] = field(default_factory=dict)
-    verify_levels: dict[int, Verify] = field(default_factory=dict)
-    object_checks: dict[int, ObjectCheck] = field(default_factory=dict)
-    unverified: dict[int, str] = field(default_factory=dict)
+    headers: dict[tuple[int, int], TensorHeader] = msgspec.field(default_factory=dict)
+    verify_levels: dict[int, Verify] = msgspec.field(default_factory=dict)
+    object_checks: dict[int, ObjectCheck] = msgspec.field(default_factory=dict)
+    unverified: dict[int, str] = msgspec.field(default_factory=dict)
     peer_bytes: int = 0
-    dropped_peers: list[DroppedPeer] = field(default_factory=list)
-    collected: HeaderCollector = field(default_factory=HeaderCollector)
-    non_tensor_bytes: NonTensorBytes = field(default_factory=NonTensorBytes)
+    dropped_peers: list[DroppedPeer] = msgspec.field(default_factory=list)
+    collected: HeaderCollector = msgspec.field(default_factory=HeaderCollector)
+    non_tensor_bytes: NonTensorBytes = msgspec.field(default_factory=NonTensorBytes)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import selectors
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
+
+from tonnage.record import MutableRecord, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,18 +18,16 @@ if TYPE_CHECKING:
     from tonnage.transfer.worker_process import WorkerHost, WorkerProcess
 
 
-@dataclass(slots=True)
-class PoolWorker:
+class PoolWorker(MutableRecord):
     """A worker and the parts and hashes assigned to it, by request ID."""
 
     number: int
     process: WorkerProcess
-    parts: dict[int, Part] = field(default_factory=dict)
-    hashes: dict[int, HashTask] = field(default_factory=dict)
+    parts: dict[int, Part] = msgspec.field(default_factory=dict)
+    hashes: dict[int, HashTask] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExit:
+class WorkerExit(Record, frozen=True):
     """A worker exited unexpectedly; ``exit_code`` is negative for a signal."""
 
     worker: PoolWorker

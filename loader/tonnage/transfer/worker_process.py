@@ -46,12 +46,23 @@ class WorkerHost:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def prepare(self, count: int) -> None:
+        """Begins to start workers, which ``start_worker`` returns later: the host needs a millisecond for each."""
+        with contextlib.suppress(OSError):  # the host was killed, which the first worker notices
+            for _ in range(count):
+                self._prepared.append(self._fork())
+
     def start_worker(self) -> WorkerProcess:
         """Starts a worker. If the host itself was killed, it is replaced; its workers go on without it.
 
         Raises:
             OSError: The host can't be started.
         """
+        while self._prepared:
+            worker = self._prepared.pop(0)
+            if not worker.has_exited():
+                return worker
+            worker.close()
         try:
             return self._fork()
         except OSError:
@@ -60,10 +71,15 @@ class WorkerHost:
             return self._fork()
 
     def close(self) -> None:
-        """Ends the process. Close its workers before."""
+        """Ends the process, and workers that were only prepared. Close the others before."""
+        for worker in self._prepared:
+            worker.disconnect()
+        while self._prepared:
+            self._prepared.pop().close()
         self._process.close()
 
     def _start(self) -> None:
+        self._prepared: list[WorkerProcess] = []
         self._started = 0
         self._process = HostProcess(pass_fds=self._pass_fds, environment=self._environment, may_fork=self._may_fork)
 
@@ -113,6 +129,15 @@ class WorkerProcess:
         if not data:
             raise EOFError
         yield from self._decoder.feed(data)
+
+    def has_exited(self) -> bool:
+        """Returns whether a worker that was sent nothing has exited, or was never forked."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
 
     def disconnect(self) -> None:
         """Asks the worker to exit, which it does when it notices that nothing more will be sent."""

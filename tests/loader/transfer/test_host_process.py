@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -94,3 +95,29 @@ def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> Non
     os.kill(pid, 19)  # SIGSTOP
     host.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_prepared_workers_are_used_first_and_those_that_are_left_end_with_the_host() -> None:
+    host = WorkerHost(pass_fds=[], environment={})
+    pid = child_of_this_process()
+    host.prepare(2)
+    workers = [host.start_worker(), host.start_worker(), host.start_worker()]
+    assert [worker.close() for worker in workers] == [0, 0, 0]
+    host.prepare(2)
+    (left,) = [host.start_worker()]
+    assert left.close() == 0
+    host.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_host_that_was_killed_before_it_forked_prepared_workers_is_replaced() -> None:
+    host = WorkerHost(pass_fds=[], environment={})
+    pid = child_of_this_process()
+    os.kill(pid, signal.SIGSTOP)
+    host.prepare(2)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    worker = host.start_worker()
+    assert child_of_this_process() != pid
+    assert worker.close() == 0
+    host.close()
