@@ -27,12 +27,12 @@ GROUPS = {
     "pods": [
         f"e2e/test_{name}.py" for name in ("consumers", "in_use", "permissions", "restricted", "serving", "streaming")
     ],
-    "loading": ["loader/loading", "loader/cache", "loader/peers"],
     "control-plane": ["controller/live"],
+    "loading": ["loader/loading", "loader/cache", "loader/peers"],
     "engines": ["engines", "attach"],
-    "loader": ["loader/cli", "loader/source", "loader/serialize"],
-    "chart": ["chart"],
     "other": [],
+    "chart": ["chart"],
+    "loader": ["loader/cli", "loader/source", "loader/serialize"],
 }
 """Folders and files by group, the longest group first. Tests of a group share a node, a control plane or engines, and
 "pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it, or in that of
@@ -161,7 +161,7 @@ def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     # Separate base folders: parallel pytest processes would remove each other's.
     command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *paths]
     if name not in PROMPT:
-        command = ["nice", *command]
+        command = ["nice", "-n5", *command]
     environment = {**os.environ, "TEST_GROUP": name, "TEST_GROUPS_FOLDER": str(folder)}
     with output.open("wb") as file:
         process = subprocess.Popen(
