@@ -23,12 +23,12 @@ from tonnage.transfer.peer_ledger import PeerLedger
 from tonnage.transfer.peer_queue import Holding, PeerQueue
 from tonnage.transfer.peer_transfer import PUBLISH_SECONDS
 from tonnage.transfer.peer_units import SOURCE_ONLY, make_units
+from tonnage.transfer.source_share import SourceShare
 from tonnage_operator.domain.peers.choice import NodeRing, choose_peers, find_holders
 from tonnage_operator.domain.peers.feeding import count_feedable_loads, is_holder
+from tonnage_operator.domain.peers.loading import LoadingNodes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from tonnage.transfer.part_queue import Part
@@ -38,6 +38,7 @@ POLL_SECONDS = 0.1
 HEADER_BYTES = 256
 MAX_WORKERS = 16
 SHARE_ROUNDS = 4
+DYING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Settings:
         peer_connection: Rate of a connection to a peer.
         source_delay: Seconds until the bucket answers.
         start_delay: Seconds from the decision to load to the loader's first request: a pod is started.
+        dying: Share of the nodes whose loaders die within their first ten seconds. Their peers go on serving.
     """
 
     tensors: tuple[int, ...]
@@ -73,6 +75,7 @@ class Settings:
     source_delay: float = 0.05
     peer_delay: float = 0.005
     start_delay: float = 3.0
+    dying: float = 0.0
 
     @property
     def size(self) -> int:
@@ -88,7 +91,7 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """Seconds until each node had the model, bytes that the bucket sent, and the same over time."""
+    """Seconds until each node had the model that lived, bytes that the bucket sent, and the same over time."""
 
     seconds: list[float]
     bucket_bytes: float
@@ -119,24 +122,16 @@ class _Model:
         self.units: list[Unit] = make_units([segment], {}, believable={0}, size=settings.unit)
         self.index = UnitIndex(self.units, [("model", offset)])
         self.whole = (1 << len(self.units)) - 1
-        self.tensor_of = [0] * len(self.units)
-        """The units of the tensor that a unit is of."""
         self.number_of = {unit.start: number for number, unit in enumerate(self.units)}
-        starts = {span.end for span in spans if span.role is SpanRole.HEADER}
-        group: list[int] = []
-        for number, unit in enumerate(self.units):
-            if unit.file == SOURCE_ONLY:
-                continue
-            if unit.start in starts:
-                self._close(group)
-                group = []
-            group.append(number)
-        self._close(group)
+        self._tensor_of: list[int] = []
+        """The units of the tensor that a unit is of, with its header, without which it is not verified."""
+        starts = [number for number, unit in enumerate(self.units) if unit.file == SOURCE_ONLY]
+        for start, end in zip(starts, [*starts[1:], len(self.units)], strict=True):
+            self._tensor_of += [(1 << end) - (1 << start)] * (end - start)
 
-    def _close(self, group: Sequence[int]) -> None:
-        bits = sum(1 << number for number in group)
-        for number in group:
-            self.tensor_of[number] = bits
+    def tensors_of(self, first: int, last: int) -> set[int]:
+        """Returns the units of each tensor that units in a row are of."""
+        return {self._tensor_of[first], self._tensor_of[last]}
 
 
 class _Node:
@@ -149,6 +144,7 @@ class _Node:
         self.slots = INITIAL_CONNECTIONS * MAX_WORKERS
         self.started: float | None = None
         self.done: float | None = None
+        self.dies = float("inf")
         self.received = 0
         """Units on disk."""
         self.verified = 0
@@ -158,7 +154,9 @@ class _Node:
         self.changed = False
         self.peers: tuple[int, ...] = ()
         self.times_asked = 0
+        self.share: SourceShare | None = None
         self.seen: dict[int, _Shown] = {}
+        self.seen_share: SourceShare | None = None
         self.credit = 0.0
         self.next_ask = self.next_look = self.next_poll = 0.0
         self.next_publish = phase * PUBLISH_SECONDS
@@ -176,13 +174,13 @@ class _Node:
         self.queue.finished(part, end=part.end, now=now)
         if part.peer:
             self.ledger.succeeded(part.peer, size=part.end - part.start, seconds=seconds)
-            tensor = self.model.tensor_of[first]
-            if self.received & tensor == tensor:
-                self.verified |= tensor
-                self.changed = True
         else:
             self.verified |= bits & self.model.index.for_peers
             self.changed = True
+        for tensor in self.model.tensors_of(first, last):
+            if self.received & tensor == tensor:
+                self.verified |= tensor & self.model.index.for_peers
+                self.changed = True
         if self.received == self.model.whole:
             self.done = now
 
@@ -205,7 +203,7 @@ class Fleet:
         self._nodes = [_Node(number, self._model, self._random.random()) for number in range(settings.nodes)]
         self._ring = NodeRing(node.name for node in self._nodes)
         self._numbers = {node.name: node.number for node in self._nodes}
-        self._asked: dict[str, float] = {}
+        self._loading = LoadingNodes()
         self._complete: set[str] = set()
         self._waiting: list[tuple[float, int]] = []
         self._unstarted = [node.number for node in self._nodes]
@@ -245,7 +243,7 @@ class Fleet:
                 timeline.append((now, self._bucket_bytes, total, len(self._complete)))
             if now > 100 * self._settings.limit + 600:
                 raise RuntimeError("the simulated fleet does not finish")
-        return Outcome([node.done or 0.0 for node in self._nodes], self._bucket_bytes, timeline)
+        return Outcome([node.done for node in self._nodes if node.done is not None], self._bucket_bytes, timeline)
 
     # -- the controller
 
@@ -265,22 +263,24 @@ class Fleet:
             for number in due:
                 node = self._nodes[number]
                 node.started = now
+                if self._random.random() < self._settings.dying:
+                    node.dies = now + DYING_SECONDS * self._random.random()
                 node.next_ask = now
                 node.next_look = now + node.phase * STATE_SECONDS
                 self._active.add(number)
 
     def _ask(self, node: _Node, now: float) -> None:
-        loading = [name for name, at in self._asked.items() if now - at < 20.0 and name not in self._complete]
         holders = find_holders(
             node.name,
             self._ring,
             recorded=self._complete,
-            loading=set(loading),
+            loading=self._loading.nodes(now),
             is_complete=self._complete.__contains__,
         )
         chosen = choose_peers(node.name, holders, MAX_PEERS)
         node.peers = tuple(self._numbers[name] for name in chosen)
-        self._asked[node.name] = now
+        self._loading.note(node.name, now, serves=True)
+        node.share = SourceShare(self._loading.places, self._loading.place(node.name))
         node.times_asked += 1
         answer = PeersAnswer(peers=tuple(Peer(node=name, address="10.0.0.1:9443") for name in chosen))
         node.next_ask = now + ask_again_after(answer, node.times_asked)
@@ -290,6 +290,9 @@ class Fleet:
     def _control(self, now: float) -> None:
         for number in sorted(self._active):
             node = self._nodes[number]
+            if now >= node.dies:
+                self._active.discard(number)
+                continue
             acts = False
             if now >= node.next_ask:
                 self._ask(node, now)
@@ -306,12 +309,13 @@ class Fleet:
                 self._take(node, now)
 
     def _look(self, node: _Node, now: float) -> bool:
-        seen = {at: self._nodes[at].shown for at in node.peers if self._nodes[at].shown.holding.have}
-        if seen.keys() == node.seen.keys() and all(seen[at] is node.seen[at] for at in seen):
+        seen = {at: self._nodes[at].shown for at in node.peers if self._nodes[at].started is not None}
+        is_same = node.share == node.seen_share and seen.keys() == node.seen.keys()
+        if is_same and all(seen[at] is node.seen[at] for at in seen):
             return False
-        node.seen = seen
+        node.seen, node.seen_share = seen, node.share
         holdings = {self._nodes[at].name: shown.holding for at, shown in seen.items()}
-        node.queue.update(holdings, [self._nodes[at].name for at in node.peers], now=now)
+        node.queue.update(holdings, [self._nodes[at].name for at in node.peers], now=now, share=node.share)
         return True
 
     def _take(self, node: _Node, now: float) -> None:
@@ -366,7 +370,8 @@ class Fleet:
         for number in sorted(touched):
             node = self._nodes[number]
             if node.done is None:
-                self._take(node, now + step)
+                if now < node.dies:
+                    self._take(node, now + step)
             else:
                 self._active.discard(number)
                 self._complete.add(node.name)

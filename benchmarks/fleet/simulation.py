@@ -1,16 +1,20 @@
 """Simulates a fleet of 1,000 nodes that get a model of 140 GB, by the loader's own code: see ``simulated_fleet``.
 
 `PYTHONPATH=loader:operator python benchmarks/fleet/simulation.py --out docs/performance` writes a table, a chart and
-fleet-simulation.json. It takes some minutes; the result is the same each time.
+fleet-simulation.json. All ways are simulated at the same time, as far as there are cores; the result is the same each
+time.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import json
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,17 @@ from simulated_fleet import Fleet, Outcome, Settings, llama_70b
 
 GIGABIT = 1e9 / 8
 NAME = "fleet-simulation"
+WAYS = {
+    "together": "all within a second",
+    "dying": "all within a second, {dying:.0%} of the loaders die",
+    "staged": "{first_loads}, then as holders feed more",
+}
+STYLES = {"together": "-", "dying": "-.", "staged": "--"}
 COLORS = {25: "#0969da", 100: "#1a7f37"}
 
 
-def settings_of(options: argparse.Namespace, gigabits: int, *, staged: bool) -> Settings:
-    """Returns the settings of one way to begin, with links of a rate."""
+def settings_of(options: argparse.Namespace, gigabits: int, way: str) -> Settings:
+    """Returns the settings of one way, with links of a rate."""
     return Settings(
         tensors=llama_70b(),
         nodes=options.nodes,
@@ -31,8 +41,20 @@ def settings_of(options: argparse.Namespace, gigabits: int, *, staged: bool) -> 
         unit=options.unit_mib << 20,
         step=0.5 / gigabits,
         seed=options.seed,
-        first_loads=options.first_loads if staged else 0,
+        first_loads=options.first_loads if way == "staged" else 0,
+        dying=options.dying if way == "dying" else 0.0,
     )
+
+
+def simulate(options: argparse.Namespace, case: tuple[int, str]) -> dict[str, Any]:
+    """Returns what is known of a simulated fan-out: links of a rate, in one way."""
+    gc.disable()  # nothing is in a cycle, and there is much
+    began = time.monotonic()
+    settings = settings_of(options, *case)
+    found = {"way": case[1], **row(settings, Fleet(settings).run())}
+    print({key: value for key, value in found.items() if key != "timeline"}, file=sys.stderr)
+    print(f"{time.monotonic() - began:.0f} s of computing", file=sys.stderr)
+    return found
 
 
 def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
@@ -45,6 +67,7 @@ def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "unit_mib": settings.unit >> 20,
         "bucket_gigabits": round(settings.bucket / GIGABIT),
         "first_loads": settings.first_loads,
+        "dying": settings.dying,
         "limit_seconds": round(settings.limit, 1),
         "bucket_alone_seconds": round(settings.nodes * settings.size / settings.bucket),
         "all_warm_seconds": round(seconds[-1], 1),
@@ -72,7 +95,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for each in rows:
-        begin = f"{each['first_loads']}, then as holders feed more" if each["first_loads"] else "all within a second"
+        begin = WAYS[each["way"]].format(**each)
         lines.append(
             f"| {each['link_gigabits']} Gb/s | {begin} | {each['limit_seconds']} s | {each['half_warm_seconds']} s | "
             f"{each['all_warm_seconds']} s | {each['times_the_limit']} × | {each['bucket_models']} models | "
@@ -94,9 +117,8 @@ def chart(rows: list[dict[str, Any]], path: Path) -> None:
             color = COLORS.get(each["link_gigabits"], "#59636e")
             at = [0.0, *(point[0] for point in each["timeline"])]
             got = [0.0, *(100 * point[2] for point in each["timeline"])]
-            begin = "few begin" if each["first_loads"] else "all begin"
-            style = "--" if each["first_loads"] else "-"
-            axis.plot(at, got, style, color=color, linewidth=1.5, label=f"{each['link_gigabits']} Gb/s, {begin}")
+            label = f"{each['link_gigabits']} Gb/s, {WAYS[each['way']].format(**each)}"
+            axis.plot(at, got, STYLES[each["way"]], color=color, linewidth=1.5, label=label)
             axis.axvline(each["limit_seconds"], color=color, linewidth=0.8, linestyle=":")
         axis.set_xlabel("seconds (dotted: the limit)")
         axis.set_ylabel("% of all bytes that nodes have")
@@ -119,20 +141,15 @@ def main() -> int:
         "--unit-mib", type=int, default=64, help="largest unit; the loader takes 16, which takes longer"
     )
     parser.add_argument("--first-loads", type=int, default=4, help="spec.placement.maxConcurrentNodes")
-    parser.add_argument("--only", choices=["together", "staged"], help="one way to begin")
+    parser.add_argument("--dying", type=float, default=0.05, help="share of the loaders that die")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
     options = parser.parse_args()
-    rows = []
-    for gigabits in options.links:
-        for staged in (False, True):
-            if options.only == ("together" if staged else "staged"):
-                continue
-            settings = settings_of(options, gigabits, staged=staged)
-            began = time.monotonic()
-            rows.append(row(settings, Fleet(settings).run()))
-            print({key: value for key, value in rows[-1].items() if key != "timeline"}, file=sys.stderr)
-            print(f"{time.monotonic() - began:.0f} s of computing", file=sys.stderr)
+    cases = [(gigabits, way) for gigabits in sorted(options.links, reverse=True) for way in options.ways]
+    with ProcessPoolExecutor() as pool:
+        rows = list(pool.map(functools.partial(simulate, options), cases))
+    rows.sort(key=lambda each: each["link_gigabits"])
     print(table(rows))
     if options.out:
         (options.out / f"{NAME}.json").write_text(json.dumps({"seed": options.seed, "rows": rows}) + "\n")

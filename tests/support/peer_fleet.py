@@ -31,7 +31,7 @@ from tonnage.contract import (
     Verify,
     encode_plan,
 )
-from tonnage.contract.peers import Grant, Peer, PeersAnswer, Purpose, new_grant, sign_grant
+from tonnage.contract.peers import NO_PLACE, Grant, Peer, PeersAnswer, Purpose, new_grant, sign_grant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,6 +66,7 @@ class Fleet:
         hidden: Names of nodes that the controller does not name.
         headers_digest: What the controller knows of the entry's headers file.
         grant: Changes the grants that the controller signs.
+        share: How many nodes load, by the controller, and the places that it gives by name; none: not known.
         local_stores: Whether the peers send proofs to stores on this machine, as those of the tests are.
         namespace: The namespace that has its entries to itself; empty: all share them.
     """
@@ -75,6 +76,7 @@ class Fleet:
         self.nodes: dict[str, Node] = {}
         self.hidden: set[str] = set()
         self.headers_digest = ""
+        self.share: tuple[int, dict[str, int]] = 0, {}
         self.local_stores = True
         self.namespace = ""
         self.medium = "memory"
@@ -219,6 +221,8 @@ class Fleet:
             headers_digest=self.headers_digest,
             certificates=self._authority.bundle.read_text(),
             interval=self.interval,
+            loading=self.share[0],
+            place=self.share[1].get(report.node, NO_PLACE),
         )
 
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MAX_PEERS: Final = 8
 """Peers in an answer; more are left out."""
+MAX_LOADING: Final = 100_000
+"""``PeersAnswer.loading`` at most."""
+NO_PLACE: Final = -1
+"""``PeersAnswer.place`` of a node whose peer isn't ready."""
 GRANT_SECONDS: Final = 600.0
 """For how long a ticket or a pass is valid, in seconds. Also for how long a caller that has proven its access to the
 objects need not prove it again, such as while the bucket is down."""
@@ -72,6 +76,9 @@ class PeersAnswer(WireStruct, frozen=True, kw_only=True):
             it. Each is self-signed, for ``PeerAccess.server_name``. They are renewed while pods run, so they are in no
             plan, and the reports' own CA can't sign them, because its key is stored nowhere.
         interval: Seconds after which to ask again.
+        loading: How many nodes load the entry now and have a ready peer; 0: not known. Each has a place, from 0 on, by
+            which they share the source, as most of them don't know each other.
+        place: This node's place, or ``NO_PLACE``.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -79,6 +86,8 @@ class PeersAnswer(WireStruct, frozen=True, kw_only=True):
     headers_digest: Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)] = ""
     certificates: Annotated[str, msgspec.Meta(max_length=MAX_CERTIFICATES_CHARACTERS)] = ""
     interval: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 5.0
+    loading: Annotated[int, msgspec.Meta(ge=0, le=MAX_LOADING)] = 0
+    place: Annotated[int, msgspec.Meta(ge=NO_PLACE, lt=MAX_LOADING)] = NO_PLACE
 
 
 class Purpose(enum.StrEnum):

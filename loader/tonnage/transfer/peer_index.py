@@ -4,7 +4,9 @@ Sets of units are integers with one bit for each unit: with a few thousand units
 
 What is fetched from the source is divided into extents: tensors, or parts of large ones. Each node computes for each
 extent a number from its own name and the extent's place, and the same for its peers: the extent belongs to the node
-with the highest one. So nodes that know each other fetch different extents without asking each other first.
+with the highest one. So nodes that know each other fetch different extents without asking each other first. Of a fleet
+in which most nodes don't know each other, the extents are whole tensors, because bytes of peers are passed on only when
+their tensor is verified, and their owners are found by the nodes' places: see ``source_share``.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.transfer.peer_units import SMALL_BYTES, SOURCE_ONLY
+from tonnage.transfer.source_share import RING_BITS, Turn, turns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from tonnage.planning.segments import ByteRange
     from tonnage.transfer.peer_units import Unit
+    from tonnage.transfer.source_share import SourceShare
 
 EXTENTS_PER_LOAD = 64
 """A long run of units is divided so that a load has about as many extents at least."""
 MAX_EXTENT_UNITS = 32
+MIN_TENSORS = 16
+"""What is verified as a whole is divided if it is more than one in so many of the units."""
 _MASK = (1 << 64) - 1
 
 
@@ -51,20 +57,27 @@ class UnitIndex:
     Attributes:
         for_peers: The units that peers can serve.
         small: The units that only the source has and that are short: mostly headers of tensors.
-        extents: All units but those.
+        headers: For each unit, the short one before it that only the source has: mostly its tensor's header; -1: none.
+        extents: All units but the short ones.
     """
 
     def __init__(self, units: Sequence[Unit], files: Sequence[tuple[str, int]]) -> None:
         self.for_peers = self.small = 0
         by_file: dict[int, list[tuple[int, int, int]]] = {}
+        self.headers: list[int] = []
+        header = -1
         for number, unit in enumerate(units):
             if unit.file != SOURCE_ONLY:
                 self.for_peers |= 1 << number
                 by_file.setdefault(unit.file, []).append((unit.offset, unit.offset + unit.size, number))
             elif unit.size < SMALL_BYTES:
                 self.small |= 1 << number
+                header = number
+            self.headers.append(header)
         self._files = {files[file][0]: _FileUnits(files[file][1], sorted(found)) for file, found in by_file.items()}
-        self.extents = _extents(units)
+        self.extents = _extents(units, max(1, min(MAX_EXTENT_UNITS, len(units) // EXTENTS_PER_LOAD)))
+        self._tensors = _extents(units, max(MAX_EXTENT_UNITS, len(units) // MIN_TENSORS))
+        self._points = _points(self._tensors, units)
         self._scores: dict[str, list[int]] = {}
 
     def covered(self, ranges: Mapping[str, tuple[int, Sequence[ByteRange]]]) -> int:
@@ -98,6 +111,19 @@ class UnitIndex:
             return not self.extents[at].shared, len(higher), max(higher) if higher else -own[at]
 
         return [self.extents[at] for at in sorted(range(len(self.extents)), key=place)]
+
+    def turns(self, node: str, share: SourceShare) -> list[tuple[Turn, Extent]]:
+        """Returns the extents in the order in which a node of a large fleet fetches them, each with its turn.
+
+        What peers can't serve comes last; each node fetches it itself.
+
+        Args:
+            node: The node.
+            share: Its place, and how many nodes load.
+        """
+        found = zip(turns(share, node, self._points), self._points, self._tensors, strict=True)
+        order = sorted(found, key=lambda each: (not each[2].shared, each[0].distance, each[1]))
+        return [(turn if extent.shared else Turn(0, 0.0), extent) for turn, _, extent in order]
 
     def _scores_of(self, node: str) -> list[int]:
         scores = self._scores.get(node)
@@ -133,8 +159,27 @@ class _FileUnits:
         return found & self._all
 
 
-def _extents(units: Sequence[Unit]) -> list[Extent]:
-    longest = max(1, min(MAX_EXTENT_UNITS, len(units) // EXTENTS_PER_LOAD))
+def _points(extents: Sequence[Extent], units: Sequence[Unit]) -> list[int]:
+    """Returns a point of the ring for each extent: in the order of their seeds, as far apart as they are large."""
+    sizes = [sum(units[number].size for number in bits_of(extent.units)) for extent in extents]
+    points = [0] * len(extents)
+    total, before = sum(sizes), 0
+    for at in sorted(range(len(extents)), key=lambda each: extents[each].seed):
+        points[at] = (before << RING_BITS) // total
+        before += sizes[at]
+    return points
+
+
+def bits_of(units: int) -> list[int]:
+    """Returns the numbers of the units in a set."""
+    found = []
+    while units:
+        found.append((units & -units).bit_length() - 1)
+        units &= units - 1
+    return found
+
+
+def _extents(units: Sequence[Unit], longest: int) -> list[Extent]:
     extents: list[Extent] = []
     bits = length = 0
     first: Unit | None = None

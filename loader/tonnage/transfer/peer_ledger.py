@@ -82,6 +82,11 @@ class PeerLedger:
         in_flight = sum(record.in_flight for record in self._records.values())
         return in_flight / self._seconds_per_byte if self._seconds_per_byte else 0.0
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is a request at any peer."""
+        return any(record.in_flight for record in self._records.values())
+
     def may_ask(self, node: str, *, now: float) -> bool:
         """Returns whether a request may be sent to a peer now."""
         record = self._records.get(node)

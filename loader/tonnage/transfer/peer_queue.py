@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.transfer.part_queue import Delayed, Part
+from tonnage.transfer.peer_index import bits_of
 from tonnage.transfer.peer_ledger import slots_per_peer
 from tonnage.transfer.peer_units import SMALL_BYTES
+from tonnage.transfer.source_turns import SourceTurns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from tonnage.transfer.peer_index import Extent, UnitIndex
     from tonnage.transfer.peer_ledger import PeerLedger
     from tonnage.transfer.peer_units import Unit
+    from tonnage.transfer.source_share import SourceShare
 
 MAX_TRIES = 4
 """Failures of a unit at peers, after which it comes from the source."""
@@ -47,6 +50,8 @@ IDLE_STEP_SECONDS = 0.2
 """The same again, once that time has passed."""
 MUCH_FASTER = 2.0
 """The source is used for what peers have, too, if it sends so many times as much as all peers together."""
+ANSWER_SECONDS = 3.0
+"""A node that shares the source with unknown nodes waits for its peers if none of them answers for so long."""
 RATE_KNOWN_SECONDS = 5.0
 """After this time without a part from the source, it is not known how fast that is."""
 
@@ -97,7 +102,7 @@ class PeerQueue:
         self._order: list[Extent] | None = None
         self._extent = 0
         self._at_least: list[int] = []
-        self._any_have = self._any_pending = 0
+        self._any_have = self._any_pending = self._headers = 0
         self._wanted = (1 << len(self._units)) - 1
         self._for_peers = index.for_peers
         self._tries: dict[int, int] = {}
@@ -113,6 +118,7 @@ class PeerQueue:
         self.max_part_size = 0
         self.max_open: int | None = None
         self.remaining = sum(unit.size for unit in self._units)
+        self._turns = SourceTurns(index, self._node, self.remaining)
 
     @property
     def has_peers(self) -> bool:
@@ -129,15 +135,23 @@ class PeerQueue:
         found = self._extent & self._wanted
         for number, _ in self._in_flight.values():
             found |= 1 << number if number >= 0 else 0
-        return [self._units[number] for number in _bits(found & self._index.for_peers)]
+        return [self._units[number] for number in bits_of(found & self._index.for_peers)]
 
-    def update(self, holdings: Mapping[str, Holding], named: Collection[str], *, now: float) -> None:
+    def update(
+        self,
+        holdings: Mapping[str, Holding],
+        named: Collection[str],
+        *,
+        now: float,
+        share: SourceShare | None = None,
+    ) -> None:
         """Takes over what peers have now. Peers that are not among ``holdings`` are forgotten.
 
         Args:
             holdings: What each peer has that has shown anything.
             named: All peers' names.
             now: Current time.
+            share: This node's part of the nodes that load; None: not known.
         """
         names = frozenset(node for node in named if not self._ledger.is_dropped(node))
         if names - self._named:
@@ -157,6 +171,7 @@ class PeerQueue:
         self._known = known
         self._ledger.slots = slots_per_peer(len(known))
         self._count()
+        self._turns.set_share(share)
 
     def forget(self, node: str) -> None:
         """Removes a peer."""
@@ -215,11 +230,14 @@ class PeerQueue:
     # -- choice
 
     def _take_small(self, now: float) -> Part | None:
-        """Returns a short range that only the source has: without its header, a tensor of peers can't be verified."""
+        """Returns a short range that only the source has: without its header, a tensor of peers can't be verified.
+
+        Those of tensors come first whose bytes are on their way from peers, so that they can soon be passed on.
+        """
         found = self._wanted & self._index.small if self._named or self._known else 0
         if not found or len(self._small_in_flight) >= SMALL_SLOTS:
             return None
-        part = self._source_part([_first_from(found, self._cursor)], now)
+        part = self._source_part([_first_from(found & self._headers or found, self._cursor)], now)
         self._small_in_flight.add((part.segment, part.start))
         return part
 
@@ -242,6 +260,8 @@ class PeerQueue:
         number, node = best[2], best[3].node
         best[3].cursor = number + 1
         unit = self._claim(number)
+        header = self._index.headers[number]
+        self._headers |= 1 << header if header >= 0 else 0
         self._ledger.sent(node)
         return Part(
             unit.segment, unit.start, unit.end, peer=node, unit=number, file=unit.file, shift=unit.offset - unit.start
@@ -258,6 +278,8 @@ class PeerQueue:
     def _take_from_source(self, slots: int, now: float) -> Part | None:
         have, pending, sharing = self._elsewhere(now)
         self._began = now if self._began is None else self._began
+        if self._shares_with_unknown(now):
+            return self._take_share(have, pending, slots, self._began, now)
         if now < self._began + BEGIN_SECONDS:
             sharing = max(sharing, BEGIN_SHARING)
         limit = max(MIN_SOURCE_SLOTS, slots // (1 + sharing))
@@ -272,6 +294,29 @@ class PeerQueue:
             return None
         allowed = wanted & ~have or wanted
         return self._source_part([_first_from(allowed, self._random.randrange(len(self._units)))], now)
+
+    def _shares_with_unknown(self, now: float) -> bool:
+        """Returns whether more nodes load than this one knows. A node that finds no peer at all is alone."""
+        return self._turns.nodes > 1 + len(self._named) and (bool(self._known) or now < self._named_until)
+
+    def _take_share(self, have: int, pending: int, slots: int, began: float, now: float) -> Part | None:
+        """Returns what this node is to fetch for its fleet, or, after a wait, what others should have fetched."""
+        self._turns.measure(self._wanted, began=began, now=now)
+        limit = slots // (1 + BEGIN_SHARING) if now < began + BEGIN_SECONDS else slots
+        if self._source_in_flight >= max(1, min(self._turns.connections, limit)):
+            return None
+        wanted = self._wanted & ~self._index.small
+        allowed = self._turns.allowed(wanted, have=have, pending=pending, for_peers=self._for_peers)
+        if allowed:
+            if not self._extent & allowed:
+                self._extent = self._turns.next_extent(allowed)
+            return self._source_part([_first_from(self._extent & allowed, 0)], now)
+        self._extent = 0
+        receives = self._ledger.asks and now < self._answered + ANSWER_SECONDS
+        waits = not receives and not self._source_in_flight and bool(wanted & self._turns.late)
+        if self._turns.look(now, waits=waits, receives=receives) and waits:
+            return self._take_share(have, pending, slots, began, now)
+        return None
 
     def _next_of_source(self, allowed: int) -> list[int]:
         if not self._named and not self._known:
@@ -355,12 +400,3 @@ def _first_from(candidates: int, start: int) -> int:
     if later:
         return start + (later & -later).bit_length() - 1
     return (candidates & -candidates).bit_length() - 1
-
-
-def _bits(units: int) -> list[int]:
-    """Returns the numbers of the units in a set."""
-    found = []
-    while units:
-        found.append((units & -units).bit_length() - 1)
-        units &= units - 1
-    return found

@@ -90,7 +90,7 @@ class PeerTransfer:
         self._snapshot = snapshot
         self._holdings = {view.node: (view, self._holding(view)) for view in snapshot.views}
         holdings = {node: holding for node, (_, holding) in self._holdings.items()}
-        self.queue.update(holdings, snapshot.nodes, now=now)
+        self.queue.update(holdings, snapshot.nodes, now=now, share=snapshot.share)
         return True
 
     def _holding(self, view: PeerView) -> Holding:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tonnage.planning.segments import ByteRange
     from tonnage.source.request_target import RequestTarget
+    from tonnage.transfer.source_share import SourceShare
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,13 @@ class PeerView:
 class PeersSnapshot:
     """All peers: the names of those that the controller names, and what they have as far as they were seen.
 
-    ``generation`` changes when anything does.
+    ``generation`` changes when anything does. ``share`` is this node's part of the nodes that load, if it is known.
     """
 
     generation: int = 0
     views: tuple[PeerView, ...] = ()
     nodes: frozenset[str] = frozenset()
+    share: SourceShare | None = None
 
 
 class PeerSource(Protocol):

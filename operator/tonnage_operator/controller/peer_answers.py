@@ -48,6 +48,7 @@ class PeerAnswers:
             now=now,
         )
         state.peers.note_asking(key, node, now)
+        loading, place = state.peers.share(key, node)
         caller = f"{model_uid}/{account}"  # the object's credentials are those of this namespace and account
         grant = new_grant(medium=key.medium.value.lower(), key=key.cache_key, caller=caller, now=time.time())
         return PeersAnswer(
@@ -55,6 +56,8 @@ class PeerAnswers:
             ticket=sign_grant(grant, Purpose.TICKET, credentials.signing_key(datetime.now(UTC))),
             headers_digest=self._headers_digest(key, model_uid),
             certificates=credentials.trusted.decode(),
+            loading=loading,
+            place=place,
         )
 
     def _headers_digest(self, key: EntryKey, model_uid: str) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING, Final
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
-from tonnage.contract.peers import MAX_PEERS
+from tonnage.contract.peers import MAX_PEERS, NO_PLACE
 from tonnage_operator.api import names
 from tonnage_operator.domain.peers.choice import NodeRing, choose_peers, find_holders
+from tonnage_operator.domain.peers.loading import LoadingNodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.domain.observed.pod import Pod
-
-ASKING_SECONDS: Final = 20.0
-"""Seconds after its last question about peers in which a loader counts as loading: it asks every 5 seconds."""
 
 
 class PeerDirectory:
@@ -32,8 +30,7 @@ class PeerDirectory:
         self._pods: dict[str, dict[str, str]] = defaultdict(dict)
         """Addresses of ready peers by the pod's uid, by node. A node has two while the DaemonSet is updated."""
         self.ring = NodeRing()
-        self._asked: dict[EntryKey, OrderedDict[str, float]] = {}
-        """When the loaders of nodes last asked for peers, the latest last, by entry."""
+        self._loading: dict[EntryKey, LoadingNodes] = {}
 
     def pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         """Notes a change of a pod; an event handler of the pods' store."""
@@ -65,20 +62,23 @@ class PeerDirectory:
 
     def note_asking(self, key: EntryKey, node: str, now: float) -> None:
         """Notes that a loader on a node has asked for the peers of an entry. ``now`` is monotonic, in seconds."""
-        asked = self._asked.setdefault(key, OrderedDict())
-        asked[node] = now
-        asked.move_to_end(node)
+        self._loading.setdefault(key, LoadingNodes()).note(node, now, serves=node in self.ring)
 
     def asking(self, key: EntryKey, now: float) -> Collection[str]:
         """Returns the nodes whose loaders have lately asked for the peers of an entry."""
-        asked = self._asked.get(key)
-        while asked:
-            node, at = next(iter(asked.items()))
-            if now - at < ASKING_SECONDS:
-                return asked.keys()
-            del asked[node]
-        self._asked.pop(key, None)
-        return ()
+        loading = self._loading.get(key)
+        nodes = loading.nodes(now) if loading else ()
+        if not nodes:
+            self._loading.pop(key, None)
+        return nodes
+
+    def share(self, key: EntryKey, node: str) -> tuple[int, int]:
+        """Returns how many loading nodes can serve an entry, and the place of one among them; -1 if it has none."""
+        loading = self._loading.get(key)
+        if loading is None:
+            return 0, NO_PLACE
+        place = loading.place(node)
+        return loading.places, NO_PLACE if place is None else place
 
     def choose(
         self,

@@ -1,4 +1,4 @@
-"""Which peers a loader may ask: few, spread evenly, stable, and only those that can serve."""
+"""Which peers a loader may ask: few, spread evenly, stable, and only those that can serve; and places of the nodes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tonnage_operator.domain.peers.choice import (
     choose_peers,
     find_holders,
 )
+from tonnage_operator.domain.peers.loading import ASKING_SECONDS, LoadingNodes
 
 NODES = st.sets(st.text("abc01", min_size=1, max_size=4), max_size=40)
 
@@ -84,3 +85,45 @@ def test_ten_thousand_holders_cost_no_more_than_a_thousand_visits() -> None:
     assert visits <= MAX_VISITED
     assert MAX_PEERS < len(holders) <= MAX_COMPARED
     assert {Holder(node, complete=True) for node, _ in holders} == set(holders)
+
+
+def test_what_one_of_many_nodes_has_is_at_most_six_steps_away_from_all() -> None:
+    nodes = [f"gpu-{index:05d}" for index in range(2_500)]
+    ring, loading = NodeRing(nodes), set(nodes)
+    asked_by: dict[str, list[str]] = {}
+    for node in nodes:
+        for peer in _choose(node, ring, set(), loading):
+            asked_by.setdefault(peer, []).append(node)
+    reached, last, steps = {nodes[0]}, {nodes[0]}, 0
+    while last:
+        last = {node for peer in last for node in asked_by.get(peer, ())} - reached
+        reached |= last
+        steps += bool(last)
+    assert len(reached) > 0.998 * len(nodes)
+    assert steps <= 6
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.floats(0, 15)), max_size=60))
+def test_places_have_no_gap_and_are_those_of_loading_nodes_that_serve(asked: list[tuple[str, bool, float]]) -> None:
+    loading, now, last = LoadingNodes(), 0.0, dict[str, tuple[float, bool]]()
+    for node, serves, pause in asked:
+        now += pause
+        loading.note(node, now, serves=serves)
+        last[node] = now, serves
+        alive = {each: serving for each, (at, serving) in last.items() if now - at < ASKING_SECONDS}
+        assert set(loading.nodes(now)) == set(alive)
+        places = {each: loading.place(each) for each in alive if alive[each]}
+        assert sorted(place for place in places.values() if place is not None) == list(range(len(places)))
+        assert loading.places == len(places)
+        assert all(loading.place(each) is None for each in last if not alive.get(each))
+
+
+def test_a_node_keeps_its_place_when_others_come_and_only_the_last_one_moves_when_one_leaves() -> None:
+    loading = LoadingNodes()
+    for number in range(10):
+        loading.note(f"n{number}", 0.0, serves=True)
+    for number in range(10):
+        if number != 4:
+            loading.note(f"n{number}", 15.0, serves=True)
+    assert len(loading.nodes(ASKING_SECONDS)) == 9
+    assert [loading.place(f"n{number}") for number in range(10)] == [0, 1, 2, 3, None, 5, 6, 7, 8, 4]

@@ -25,7 +25,7 @@ from operator_support.harness import (
 )
 from operator_support.waiting import eventually
 from tonnage import contract
-from tonnage.contract.peers import PeersAnswer, Purpose, decode_peers_answer, verify_grant
+from tonnage.contract.peers import NO_PLACE, PeersAnswer, Purpose, decode_peers_answer, verify_grant
 from tonnage_operator.api import names
 from tonnage_operator.domain.peers.credentials import (
     VALIDITY,
@@ -137,6 +137,7 @@ def test_loaders_learn_of_each_other_once_they_have_asked_and_their_peers_are_re
     credentials = fleet.credentials()
     assert credentials
     assert answer.peers == (), "no other loader has asked yet"
+    assert (answer.loading, answer.place) == (1, 0)
     assert answer.certificates == credentials.trusted.decode()
     grant = verify_grant(answer.ticket, Purpose.TICKET, [credentials.ticket_key], now=time.time())
     revision = fleet.harness.status()["resolved"]["revision"]
@@ -145,8 +146,14 @@ def test_loaders_learn_of_each_other_once_they_have_asked_and_their_peers_are_re
 
     assert fleet.addresses(b) == {a: "192.0.2.10:9443"}
     assert fleet.addresses(c) == {a: "192.0.2.10:9443", b: "192.0.2.11:9443"}
+    answer = fleet.ask(c)
+    assert (answer.loading, answer.place) == (3, 2)
     fleet.set_ready(paths[a], "192.0.2.10", ready=False)
     eventually(lambda: fleet.addresses(c).keys() == {b})
+    answer = fleet.ask(a)
+    assert (answer.loading, answer.place) == (2, NO_PLACE), "it fetches nothing for others while they can't have it"
+    answer = fleet.ask(c)
+    assert (answer.loading, answer.place) == (2, 0), "the last one takes over its place"
     # The DaemonSet is updated: the new pod is ready before or after the old one is gone.
     fleet.add_peer(b, "fd00::b", suffix="-new")
     fleet.delete(paths[b])

@@ -13,6 +13,7 @@ from tonnage.contract.peers import (
     CLOCK_LEEWAY_SECONDS,
     GRANT_SECONDS,
     MAX_PEERS,
+    NO_PLACE,
     GrantRejected,
     Peer,
     PeersAnswer,
@@ -98,6 +99,20 @@ def test_an_address_is_nothing_but_an_ip_address_and_a_port(address: str) -> Non
     data = msgspec.json.encode({"peers": [{"node": "n", "address": address}]})
     with pytest.raises(InvalidPlan):
         decode_peers_answer(data)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"loading": -1}', '{"loading": 1e9}', '{"place": -2}', '{"loading": "8"}', '{"place": 1.5}']
+)
+def test_a_number_of_nodes_that_can_not_be_is_an_invalid_plan(text: str) -> None:
+    with pytest.raises(InvalidPlan):
+        decode_peers_answer(text.encode())
+
+
+def test_answers_of_older_and_newer_releases_are_understood() -> None:
+    assert decode_peers_answer(b'{"ticket": "t"}') == PeersAnswer(ticket="t", loading=0, place=NO_PLACE)
+    newer = b'{"loading": 1000, "place": 7, "zone": {"of": "a later release"}}'
+    assert decode_peers_answer(newer) == PeersAnswer(loading=1000, place=7)
 
 
 @given(st.binary(max_size=300))

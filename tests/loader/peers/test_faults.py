@@ -8,6 +8,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
@@ -222,6 +223,19 @@ def put_another_entry(scene: Scene, node: Node) -> None:
     cache = node.media["memory"]
     shutil.rmtree(cache / scene.first["entry"], ignore_errors=True)
     (cache / found["entry"]).rename(cache / scene.first["entry"])
+
+
+def test_what_other_nodes_of_a_fleet_never_bring_comes_from_the_source_after_a_wait(scene: Scene) -> None:
+    shutil.rmtree(scene.holder.media["memory"])
+    scene.holder.media["memory"].mkdir()
+    plan = scene.fleet.plan(source_of(scene.bucket, scene.s3.endpoint))
+    stuck = msgspec.structs.replace(plan, limits=Limits(workers=1, connections=1, part_size=128 << 10, bandwidth=1024))
+    for node in (scene.holder, scene.node):
+        scene.fleet.serve(node)
+    scene.fleet.share = 3, {"holder": 0, "node": 1}  # the third one has died, and the holder has hardly begun
+    with scene.fleet.loading(scene.holder, stuck, scene.s3.environment()):
+        report = scene.load()
+    assert report["dropped_peers"] == [], report
 
 
 @pytest.mark.parametrize("others", ["none", "one with another entry"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.planning.segments import NOT_WRITTEN, Segment, Span, SpanRole
+from tonnage.transfer.part_queue import Part
 from tonnage.transfer.peer_index import UnitIndex
 from tonnage.transfer.peer_ledger import MAX_SLOTS_PER_PEER, PeerFault, PeerLedger
 from tonnage.transfer.peer_queue import (
@@ -15,14 +17,17 @@ from tonnage.transfer.peer_queue import (
     IDLE_SECONDS,
     MAX_TRIES,
     MIN_SOURCE_SLOTS,
+    NAMED_SECONDS,
     SMALL_SLOTS,
     Holding,
     PeerQueue,
 )
 from tonnage.transfer.peer_units import make_units
+from tonnage.transfer.source_share import LATE_SECONDS, SourceShare
 
 if TYPE_CHECKING:
-    from tonnage.transfer.part_queue import Part
+    from random import Random
+
     from tonnage.transfer.peer_units import Unit
 
 TENSOR = 1 << 20
@@ -232,3 +237,124 @@ def test_nodes_that_exchange_units_all_end_and_the_source_sends_little_more_than
     assert all(found == load.everything for found, load in zip(got.values(), loads.values(), strict=True))
     # Headers come from the source at every node, and so does what two nodes began at the same time.
     assert from_source <= 2 * size + nodes * 200 * tensors + nodes * UNIT
+
+
+def test_of_a_large_fleet_a_node_fetches_its_own_share_and_leaves_the_rest_to_peers_it_does_not_know() -> None:
+    taken = 0
+    for place in range(20):
+        load = Load(tensors=40, node=f"node-{place}")
+        load.queue.update({"peer": Holding()}, ["peer"], now=0.0, share=SourceShare(20, place))
+        own, now = 0, 0.0
+        while now < LATE_SECONDS:
+            for part in load.take(now):
+                own |= load.bits(part) & load.index.for_peers
+                load.queue.finished(part, end=part.end, now=now)
+            now += 0.1
+        assert not own & taken, "two nodes fetch the same"
+        taken |= own
+    assert taken == load.index.for_peers, "and together everything"
+
+
+def test_a_node_that_knows_all_others_does_not_wait_for_them() -> None:
+    load = Load(tensors=40)
+    peers = {f"node-{number}": Holding() for number in range(3)}
+    load.queue.update(peers, peers, now=0.0, share=SourceShare(4, 0))
+    got = 0
+    for part in iter(lambda: load.queue.take(0, slots=8, now=BEGIN_SECONDS), None):
+        got |= load.bits(part)
+        load.queue.finished(part, end=part.end, now=BEGIN_SECONDS)
+    assert got == load.everything
+
+
+@pytest.mark.parametrize("peer", ["has nothing", "shows that it fetches it", "has it but does not answer"])
+def test_what_its_owner_does_not_bring_comes_from_the_source_after_a_wait(peer: str) -> None:
+    load = Load(tensors=40)
+    everything = load.index.for_peers
+    holding = {
+        "has nothing": Holding(),
+        "shows that it fetches it": Holding(0, everything),
+        "has it but does not answer": Holding(everything),
+    }[peer]
+    load.queue.update({"peer": holding}, ["peer"], now=0.0, share=SourceShare(1000, 7))
+    got, now = 0, 0.0
+    while load.queue.remaining:
+        now += 0.1
+        assert now < 60, "for ten times, each four seconds at most"
+        for part in load.take(now):
+            if part.peer:
+                load.queue.finished(part, end=part.start, now=now)
+                load.ledger.failed(part.peer, PeerFault.STALL, now=now)
+                load.queue.return_to_peers(part, part.start)
+                continue
+            got |= load.bits(part)
+            load.queue.finished(part, end=part.end, now=now)
+    assert got == load.everything
+
+
+def test_a_node_of_a_large_fleet_that_finds_no_peer_is_alone() -> None:
+    load = Load(tensors=40)
+    load.queue.update({}, ["gone"], now=0.0, share=SourceShare(1000, 7))
+    got, now = 0, 0.0
+    while load.queue.remaining:
+        now += 0.1
+        assert now < NAMED_SECONDS + 5
+        for part in load.take(now):
+            got |= load.bits(part)
+            load.queue.finished(part, end=part.end, now=now)
+    assert got == load.everything
+
+
+def test_a_header_comes_before_others_when_bytes_of_its_tensor_are_on_their_way_from_a_peer() -> None:
+    load = Load(tensors=200)
+    first, last = load.units[0], load.units[-5]  # the headers of the first and of the last tensor
+    assert (first.size, last.size) == (200, 200)
+    load.queue.update({"peer": Holding(load.index.for_peers & -(1 << (len(load.units) - 4)))}, ["peer"], now=0.0)
+    headers = [part.start for part in load.take(0.0) if part.end - part.start == 200]
+    assert last.start not in headers, "not yet: the peer was asked after them"
+    for start in headers:
+        load.queue.finished(Part(0, start, start + 200), end=start + 200, now=0.1)
+    assert last.start in [part.start for part in load.take(0.1)]
+
+
+@given(
+    st.integers(12, 24),
+    st.sets(st.integers(0, 23), max_size=6),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=6, deadline=None)
+def test_a_large_fleet_ends_though_owners_die_and_the_source_sends_few_models(
+    nodes: int, dying: set[int], random: Random
+) -> None:
+    names = [f"node-{number}" for number in range(nodes)]
+    dead = {name for number, name in enumerate(names) if number in dying}
+    loads = {name: Load(12, name) for name in names}
+    peers = {name: random.sample([other for other in names if other != name], 8) for name in names}
+    got = dict.fromkeys(names, 0)
+    flying: dict[str, list[Part]] = {name: [] for name in names}
+    from_source, now = 0, 0.0
+    while any(loads[name].queue.remaining or flying[name] for name in names if name not in dead):
+        now += 0.25
+        assert now < 60
+        holdings = {}
+        for name, load in loads.items():
+            for part in flying[name]:
+                if part.peer:
+                    load.queue.finished(part, end=part.end, now=now)
+                    load.ledger.succeeded(part.peer, size=part.end - part.start, seconds=0.25)
+                else:
+                    from_source += part.end - part.start
+                    load.queue.finished(part, end=part.end, now=now)
+                got[name] |= load.bits(part)
+            flying[name] = []
+            pending = sum(1 << load.numbers[unit.start] for unit in load.queue.pending)
+            holdings[name] = Holding(got[name] & load.index.for_peers, pending)
+        for place, name in enumerate(names):
+            if name in dead:
+                continue  # counted, but it brings nothing, and shows that forever
+            known = {other: holdings[other] for other in peers[name]}
+            loads[name].queue.update(known, known, now=now, share=SourceShare(nodes, place))
+            flying[name] = loads[name].take(now, slots=8)
+    size = sum(unit.size for unit in loads[names[0]].units)
+    assert all(got[name] == loads[name].everything for name in names if name not in dead)
+    headers = nodes * 200 * 12
+    assert from_source <= (2 + len(dead)) * size + headers

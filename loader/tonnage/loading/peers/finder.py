@@ -25,7 +25,7 @@ from tonnage.cache.peer_ranges import (
 from tonnage.contract import Report, ReportKind, encode_report
 from tonnage.contract.peers import (
     GRANT_SECONDS,
-    MAX_PEERS,
+    NO_PLACE,
     AccessAnswer,
     AccessRequest,
     Grant,
@@ -42,6 +42,7 @@ from tonnage.reporting.client import ReportClient
 from tonnage.reporting.reporter import report_endpoint
 from tonnage.source.request_target import RequestTarget
 from tonnage.transfer.peer_view import PeersSnapshot, PeerView
+from tonnage.transfer.source_share import SourceShare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ FIRST_ANSWER_SECONDS = 3.0
 HEADERS_SECONDS = 30.0
 REPORT_SECONDS = 3.0
 SOON_SECONDS = 1.0
-"""After this time a controller that named few peers is asked again; then after twice as long, and so on."""
+"""After this time the controller is asked again; then after twice as long, and so on, up to the answer's interval."""
 RETRY_SECONDS = 5.0
 RENEW_SECONDS = 240.0
 """A pass is renewed when it is valid for no longer than this."""
@@ -87,14 +88,12 @@ _MAX_ACCESS_BYTES = 16 << 10
 def ask_again_after(answer: PeersAnswer, times: int) -> float:
     """Returns the seconds after which the controller is asked again.
 
-    Nodes that begin at the same time don't know each other yet, so a loader that got few peers asks sooner at first.
+    At first it is asked more often: nodes that begin at the same time don't know each other, nor how many they are.
 
     Args:
         answer: The last answer.
         times: How often it was asked.
     """
-    if len(answer.peers) >= MAX_PEERS:
-        return answer.interval
     return min(answer.interval, SOON_SECONDS * 2.0 ** min(times - 1, 10))
 
 
@@ -149,6 +148,7 @@ class PeerFinder:
         self._moved: deque[str] = deque()
         self._failures: dict[str, int] = {}
         self._refused: set[str] = set()
+        self._share: SourceShare | None = None
         self._snapshot = PeersSnapshot()
         self._sources: PeerRanges | None = None
         self._client = PeerClient()
@@ -296,7 +296,9 @@ class PeerFinder:
         kept = {peer.node: peer.address for peer in self._peers}
         views = {node: view for node, view in self._views.items() if kept.get(node) == view.address}
         nodes = {peer.node for peer in self._asked()}
-        if views != self._views or nodes != self._snapshot.nodes:
+        share = SourceShare(answer.loading, None if answer.place == NO_PLACE else answer.place)
+        self._share = share if answer.loading > max(0, answer.place) else None
+        if views != self._views or nodes != self._snapshot.nodes or self._share != self._snapshot.share:
             self._views = views
             self._update()
 
@@ -393,7 +395,7 @@ class PeerFinder:
     def _update(self) -> None:
         generation = self._snapshot.generation + 1
         nodes = frozenset(peer.node for peer in self._asked())
-        self._snapshot = PeersSnapshot(generation, tuple(self._views.values()), nodes)
+        self._snapshot = PeersSnapshot(generation, tuple(self._views.values()), nodes, self._share)
 
     def _asked(self) -> list[Peer]:
         return [peer for peer in self._peers if peer.node not in self._refused]

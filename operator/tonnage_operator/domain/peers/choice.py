@@ -77,8 +77,12 @@ class NodeRing:
             del self._ring[bisect.bisect_left(self._ring, (_hash(node), node))]
 
     def after(self, asker: str, limit: int) -> Iterator[str]:
-        """Yields up to ``limit`` nodes, each once, from a place that depends on the asker's name."""
-        start = bisect.bisect_left(self._ring, (_hash(asker), asker))
+        """Yields up to ``limit`` nodes, each once, from a place that depends on the asker's name.
+
+        It is not the asker's own: neighbors would ask neighbors, and what one node has would go around the ring to be
+        at all of thousands. From any place, it is everywhere after five or six steps.
+        """
+        start = bisect.bisect_left(self._ring, (_hash("after", asker), ""))
         for offset in range(min(limit, len(self._ring))):
             yield self._ring[(start + offset) % len(self._ring)][1]
 
