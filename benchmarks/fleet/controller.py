@@ -24,6 +24,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     key = Path(settings["key"])
     nodes: dict[str, str] = settings["nodes"]
+    places: dict[str, int] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -35,6 +36,7 @@ def main() -> None:
             if report.kind is ReportKind.PEERS:
                 grant = new_grant(medium="memory", key=report.entry, caller="model", now=time.time())
                 names = [name for name in nodes if name != report.node][:MAX_PEERS]
+                place = places.setdefault(report.node, len(places))
                 other = key.with_name("signing-key")  # a fault: not the peers' own
                 signing = (other if other.exists() else key).read_bytes()
                 body = encode_peers_answer(
@@ -43,6 +45,8 @@ def main() -> None:
                         ticket=sign_grant(grant, Purpose.TICKET, signing),
                         certificates=Path(settings["certificate"]).read_text(),
                         interval=2.0,
+                        loading=len(places),
+                        place=place,
                     )
                 )
             self.send_response(200 if body else 204)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tonnage.transfer.peer_units import Unit
 
 POLL_SECONDS = 0.1
+FIRST_LOOK_SECONDS = 0.2
 HEADER_BYTES = 256
 MAX_WORKERS = 16
 SHARE_ROUNDS = 4
@@ -154,6 +155,8 @@ class _Node:
         self.changed = False
         self.peers: tuple[int, ...] = ()
         self.times_asked = 0
+        self.begins = False
+        """Whether it knows its first peers: a load waits for them."""
         self.share: SourceShare | None = None
         self.seen: dict[int, _Shown] = {}
         self.seen_share: SourceShare | None = None
@@ -296,7 +299,8 @@ class Fleet:
             acts = False
             if now >= node.next_ask:
                 self._ask(node, now)
-                node.next_look = min(node.next_look, now + 0.2)
+                soon = now + FIRST_LOOK_SECONDS
+                node.next_look = min(node.next_look, soon) if node.begins else soon
                 acts = True
             if now >= node.next_publish:
                 node.next_publish = now + PUBLISH_SECONDS
@@ -304,7 +308,8 @@ class Fleet:
             if now >= node.next_look:
                 node.next_look = now + STATE_SECONDS
                 acts |= self._look(node, now)
-            if acts or now >= node.next_poll:
+                node.begins = True
+            if node.begins and (acts or now >= node.next_poll):
                 node.next_poll = now + POLL_SECONDS
                 self._take(node, now)
 
