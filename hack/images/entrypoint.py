@@ -28,4 +28,4 @@ if sys.argv[0].endswith("-operator"):
 else:
     from tonnage.cli import main
 
-    sys.exit(main.main())
+    main.command()

@@ -9,10 +9,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from tonnage.cache.cache import Cache
-from tonnage.cache.filesystem import translate_os_errors
+from tonnage.cache.filesystem import file_identity, translate_os_errors
 from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.partial import find_partials
-from tonnage.cache.reservation import LOCK_NAME, describe_entries, remove_interrupted_loads
+from tonnage.cache.reservation import describe_entries, remove_interrupted_loads
 from tonnage.contract.sizes import human_bytes
 from tonnage.errors import InsufficientSpace, TonnageError
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
     from tonnage.cache.entry import Entry
     from tonnage.cache.partial import PartialDirectory
+
+LOCK_NAME = ".capacity.lock"
+"""Held while a load counts and reserves, in the root of the cache."""
+
+
+def sees_whole_cache(entry: Entry) -> bool:
+    """Returns whether the other entries of the cache are visible. In a pod, the entry's folder alone is mounted."""
+    own, root = file_identity(entry.path), file_identity(entry.path.parent)
+    return own is not None and root is not None and own.device == root.device
 
 
 def reserve_capacity(

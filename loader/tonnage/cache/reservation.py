@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import random
 import time
@@ -20,29 +21,28 @@ from typing import TYPE_CHECKING
 from tonnage.cache import commit
 from tonnage.cache.cache import Cache
 from tonnage.cache.entry import EntryState
-from tonnage.cache.filesystem import file_identity, translate_os_errors
+from tonnage.cache.filesystem import translate_os_errors
 from tonnage.cache.listing import list_entries
 from tonnage.cache.lock_scope import excludes_all_others
-from tonnage.cache.locks import FileLock, LockMode
 from tonnage.cache.medium import check_free_space
 from tonnage.cache.partial import find_partials
 from tonnage.contract.sizes import human_bytes
-from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, TonnageError
+from tonnage.errors import InsufficientSpace, TonnageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tonnage.cache.entry import Entry
     from tonnage.cache.listing import EntryInfo
 
-LOCK_NAME = ".capacity.lock"
-"""Held while a load counts and reserves, in the root of the cache."""
-
 ATTEMPTS = 5
 """Two loads that begin in the same moment may both fail to allocate. Each gives back what it has, and tries again."""
 
 MAX_PAUSE_SECONDS = 0.5
+COUNTING_SECONDS = 2.0
+"""How long a load waits until others have counted: longer than it takes, and anyone may hold the lock."""
+
 MAX_THREADS = 16
 MAX_LISTED = 5
 
@@ -98,12 +98,6 @@ def reserve(
             return allocated
 
 
-def sees_whole_cache(entry: Entry) -> bool:
-    """Returns whether the other entries of the cache are visible. In a pod, the entry's folder alone is mounted."""
-    own, root = file_identity(entry.path), file_identity(entry.path.parent)
-    return own is not None and root is not None and own.device == root.device
-
-
 def _require_room(
     entry: Entry,
     paths: Sequence[Path],
@@ -117,7 +111,7 @@ def _require_room(
     Raises:
         InsufficientSpace: It doesn't fit.
     """
-    with _counting_lock(entry, canceled):
+    with _one_counts(entry.path.parent, canceled):
         while True:
             missing = sum(_unallocated_bytes(path) for path in paths)
             try:
@@ -131,13 +125,33 @@ def _require_room(
             return
 
 
-def _counting_lock(entry: Entry, canceled: Callable[[], bool]) -> FileLock:
-    """Returns a lock, held where the whole cache is visible, and this user may lock it."""
-    lock = FileLock(entry.path.parent / LOCK_NAME)
-    if not entry.is_flat and sees_whole_cache(entry):
-        with contextlib.suppress(CacheNotWritable, CacheDamaged):
-            lock.acquire(LockMode.EXCLUSIVE, canceled=canceled)
-    return lock
+@contextlib.contextmanager
+def _one_counts(root: Path, canceled: Callable[[], bool]) -> Iterator[None]:
+    """Keeps out other loads that count, by a lock on the cache's folder itself, if it can be had.
+
+    Of two loads that count at once, each would see the other's files, and both might fail.
+    """
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        until = time.monotonic() + COUNTING_SECONDS
+        with contextlib.suppress(OSError):  # a file system without locks
+            while not _try_lock(descriptor) and time.monotonic() < until and not canceled():
+                time.sleep(0.005)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _unwritten_bytes_of_others(entry: Entry) -> int:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.cache import commit
-from tonnage.cache.capacity import reserve_capacity
+from tonnage.cache.capacity import reserve_capacity, sees_whole_cache
 from tonnage.cache.cgroups import usable_cores
 from tonnage.cache.filesystem import FileIdentity, make_directory, remove_tree, translate_os_errors
 from tonnage.cache.journal import Journal, read_journal
 from tonnage.cache.medium import MEMORY_FILESYSTEMS, inspect_medium
 from tonnage.cache.partial import create_partial, take_over
-from tonnage.cache.reservation import reserve, sees_whole_cache
+from tonnage.cache.reservation import reserve
 from tonnage.cache.stream import reset_stream
 from tonnage.contract import Verify
 from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, InsufficientSpace, InternalError
