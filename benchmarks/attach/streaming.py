@@ -35,6 +35,7 @@ ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "loader"))
 NAME: Final = "attach-streaming"
 WAYS: Final = {"waits": "copies when all is loaded", "streams": "streams while shards arrive"}
+FILES: Final = ("model.tensors", "config.json")
 TIMEOUT: Final = 300.0
 
 
@@ -78,8 +79,8 @@ def serve(folder: Path) -> Iterator[str]:
 def load(endpoint: str, cache: Path, bandwidth: str) -> subprocess.Popen[bytes]:
     """Starts a loader."""
     more = ["--bandwidth-limit", bandwidth] if bandwidth else []
-    command = [sys.executable, "-m", "tonnage", "load", "s3://bucket/model/", "--cache", str(cache), "--anonymous"]
-    command += ["--endpoint-url", endpoint, "--region", "us-east-1", "--progress", "off", *more]
+    urls = [f"{endpoint}/bucket/model/{name}" for name in FILES]  # the server has no listing
+    command = [sys.executable, "-m", "tonnage", "load", *urls, "--cache", str(cache), "--progress", "off", *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "loader")}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 

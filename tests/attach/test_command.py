@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,6 +109,19 @@ def test_the_benchmark_of_vllms_iterators_needs_no_vllm(
     assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     assert found["checked"] == (len(tensors) if use == "parameters" else 0)
     assert "vllm" not in sys.modules
+
+
+@pytest.mark.timeout(180)
+def test_the_benchmark_of_streaming_loads_and_reads_a_model_both_ways(tmp_path: Path) -> None:
+    """With a real loader and the iterator of vLLM's load format, on the CPU."""
+    command = [sys.executable, str(BENCHMARKS / "streaming.py"), "--gib", "0.02", "--rounds", "1", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--folder", tmp_path, "--out", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "attach-streaming.json").read_text())["seconds"]
+    assert {way: len(runs) for way, runs in found.items()} == {"waits": 1, "streams": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["attach-streaming.json"]
 
 
 def test_the_benchmark_of_several_gpus_divides_a_model_and_each_process_receives_all_of_it(

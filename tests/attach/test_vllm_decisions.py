@@ -14,6 +14,7 @@ from support.repository import ROOT
 from tonnage.vllm_plugin.decisions import (
     EngineMismatch,
     ParallelSetup,
+    check_embeddings,
     check_state,
     checkpoint_names,
     choose_rank,
@@ -59,6 +60,16 @@ def test_a_worker_gets_its_own_rank_or_an_error_never_another_rank(
     except EngineMismatch:
         return
     assert chosen == (rank if available else None)
+
+
+def test_a_state_for_another_number_of_ranks_is_refused_by_the_shape_of_its_embeddings() -> None:
+    """A node may have only the files of rank 0, and a single file has no rank in its name."""
+    name = "model.embed_tokens.weight"
+    check_embeddings({name: (512, 8)}, {name: (512, 8)}, ParallelSetup(), label="m")
+    check_embeddings({name: (512, 8)}, {}, ParallelSetup(), label="m")
+    for stored in ((256, 8), (1024, 8)):
+        with pytest.raises(EngineMismatch, match=r"another --tensor-parallel-size than 1, .*embed_tokens.*the shape"):
+            check_embeddings({name: (512, 8)}, {name: stored}, ParallelSetup(), label="m")
 
 
 def test_a_state_of_vllm_is_recognized_by_its_mark_or_its_ranks() -> None:

@@ -46,22 +46,28 @@ RIGHT_WAYS = (
     "post_processed",
 )
 """What an error has that names the way to serve the weights."""
+RANK_COLUMNS = {key: name for key, name in COLUMNS.items() if key[1] not in {"runai_streamer", "tensorizer"}}
+GUIDE = "../guides/engines.md#when-an-engine-ends-at-its-start"
 SAME = "same"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One start of vLLM: a model, how its files were written, the entry's layout and vLLM's load format."""
+    """One start of vLLM: a model, how its files were written, the entry's layout and vLLM's load format.
+
+    ``other_ranks`` is ``--tensor-parallel-size``, if it is not what the files were written for.
+    """
 
     model: str
     way: str
     layout: str
     load_format: str
+    other_ranks: int = 0
 
     @property
     def ranks(self) -> int:
         """``--tensor-parallel-size``."""
-        return 2 if self.way == "ranks" else 1
+        return self.other_ranks or (2 if self.way == "ranks" else 1)
 
     @property
     def base(self) -> Case:
@@ -75,6 +81,24 @@ class Case:
         """``--model-loader-extra-config``: what vLLM serialized is as on a GPU only if it is quantized."""
         serialized = self.way == "vllm" and self.load_format == "tonnage"
         return {"post_processed": True} if self.model == "llama-fp8" and serialized else {}
+
+
+OTHER_FLAGS = (
+    Case("llama", "module", "safetensors", "tensorizer"),
+    Case("llama", "module", "safetensors", "runai_streamer_sharded"),
+    Case("llama", "module", "tensorizer", "auto"),
+    Case("llama", "module", "tensorizer", "runai_streamer"),
+    Case("llama", "module", "tensorizer", "sharded_state"),
+    Case("llama", "vllm", "tensorizer", "auto"),
+)
+"""Flags that can't serve an entry, as a user may set them by mistake."""
+OTHER_RANKS = tuple(
+    Case("llama", way, *column, ranks)
+    for way, ranks in (("module", 2), ("vllm", 2), ("ranks", 1), ("ranks", 4))
+    for column in RANK_COLUMNS
+    if column[1] != "sharded_state" or (way, ranks) == ("ranks", 1)
+)
+"""Other numbers of ranks than the files are for. With more, workers of ``sharded_state`` end in several ways."""
 
 
 def all_cases() -> list[Case]:
@@ -118,6 +142,11 @@ def _matters(model: str, way: str, layout: str, load_format: str) -> bool:
     return load_format != "runai_streamer" or (model in {"llama", "qwen2", ADAPTER} and way in {"module", "hf"})
 
 
+def names_the_way(message: str) -> bool:
+    """Returns whether an error names the way to serve the weights."""
+    return any(way in message for way in RIGHT_WAYS)
+
+
 def compare(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Returns ``same``, or what happened instead.
 
@@ -127,7 +156,7 @@ def compare(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """
     if "error" in answer:
         first = " ".join(str(answer["message"]).split())
-        kind = "refused" if any(way in first for way in RIGHT_WAYS) else "ends"
+        kind = "refused" if names_the_way(first) else "ends"
         return f"{kind}: {answer['error']}"
     if answer["tokens"] != expected["tokens"]:
         return "other tokens"
@@ -154,7 +183,7 @@ def render(results: Mapping[Case, str], others: Sequence[tuple[str, str, str]], 
         "Written by `tests/engines`; don't edit. Each cell is a start of the real engine on what `tonnage load` made",
         "of the files. *same* means the same greedy tokens, 24 for each of 3 prompts, with the same probabilities, as",
         "the model served from its Hugging Face folder. *refused* is an error that names the way that works, *ends*",
-        "another error. No engine gave other tokens. What to do is in [engines](../guides/engines.md).",
+        f"one whose words and remedy are in [the guide]({GUIDE}). No engine gave other tokens.",
         "",
         f"Versions: {used}, on a CPU.",
         "",
@@ -178,6 +207,30 @@ def render(results: Mapping[Case, str], others: Sequence[tuple[str, str, str]], 
         "after its post-processing, as on a GPU; they are served with `post_processed`. Of an adapter, the row has",
         "how its own files were written; Llama is by `write_module(model)`, for `sharded_state` by vLLM. An empty cell",
         "was not run: vLLM's own `tensorizer` format needs a GPU for what vLLM serialized, and takes nothing else.",
+        "",
+        "## Another number of ranks",
+        "",
+        "Llama with another `--tensor-parallel-size` than its files were written for.",
+        "",
+        "| written by | ranks | " + " | ".join(RANK_COLUMNS.values()) + " |",
+        "|---|---|" + "---|" * len(RANK_COLUMNS),
+        "| | | " + " | ".join(f"*{layout.title()}*" for layout, _ in RANK_COLUMNS) + " |",
+        *(
+            f"| {WAYS[way]} | {ranks} | "
+            + " | ".join(results.get(Case("llama", way, *column, ranks), "") for column in RANK_COLUMNS)
+            + " |"
+            for way, ranks in dict.fromkeys((each.way, each.other_ranks) for each in OTHER_RANKS)
+        ),
+        "",
+        "## Flags that can't serve an entry",
+        "",
+        "| Llama written by | layout | `--load-format` | result |",
+        "|---|---|---|---|",
+        *(
+            f"| {WAYS[case.way]} | {case.layout.title()} | "
+            f"{'none' if case.load_format == 'auto' else f'`{case.load_format}`'} | {results.get(case, '')} |"
+            for case in OTHER_FLAGS
+        ),
         "",
         "## Other engines",
         "",

@@ -45,9 +45,16 @@ MAX_TENSORS = 1 << 18
 """Largest number of tensors in a file: more than any model has. It bounds the memory that a header can take."""
 MAX_METADATA_BYTES = 16 << 20
 """Largest metadata of a header in bytes of JSON, for the same reason."""
+MAX_UNUSUAL_BYTES = 8 << 20
+"""Largest header, in bytes of JSON, in a form that no library writes: with escapes, or with fields of its own."""
+MAX_DEPTH = 127
+"""Deepest nesting of a header's JSON that the safetensors library reads."""
 _LENGTH_MAX = (1 << 63) - 1
 _LONG_ARRAY = re.compile(rb"\[[^\[\]]{8192}")
 _METADATA = re.compile(rb'(?<!\\)"__metadata__"\s*:\s*')
+_NEGATIVE = re.compile(rb"[\[,:]\s*-")
+_QUOTES_OF_ROW = 10
+"""Quotation marks of a tensor in the header: around its name, three fields, and the dtype."""
 _NO_TENSOR = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 
 
@@ -274,7 +281,9 @@ def parse_header(text: bytes, *, file_size: int, label: str) -> SafetensorsFile:
         if rest.count(b"{") > MAX_TENSORS or _LONG_ARRAY.search(rest) is not None:
             raise FormatUnsupported(f"{label}: its safetensors header has more tensors or dimensions than any model.")
         rows = msgspec.json.decode(rest, type=dict[str, _Row])
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        if b"\\" in rest or rest.count(b'"') != _QUOTES_OF_ROW * len(rows) or _NEGATIVE.search(rest) is not None:
+            _check_unusual(rest, label=label)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatDamaged(
             f"{label}: its safetensors header is invalid: {escape_unprintable(str(error))[:200]}."
         ) from error
@@ -301,10 +310,57 @@ def _split_metadata(text: bytes, *, label: str) -> tuple[bytes, dict[str, str]]:
     if len(raw) > MAX_METADATA_BYTES:
         raise FormatUnsupported(f"{label}: its safetensors header has {len(raw)} bytes of metadata.")
     metadata = msgspec.json.decode(raw, type=dict[str, str] | None) or {}
-    for match in _METADATA.finditer(text):
+    matches = list(_METADATA.finditer(text))
+    if len(matches) > 1:
+        raise FormatDamaged(f"{label}: its safetensors header has metadata twice.")
+    for match in matches:
         if text.startswith(raw, match.end()):
             return text[: match.end()] + _NO_TENSOR + text[match.end() + len(raw) :], metadata
     return text, metadata
+
+
+def _check_unusual(text: bytes, *, label: str) -> None:
+    """Checks what is skipped in unknown fields, and what else the safetensors library does not read.
+
+    Raises:
+        FormatUnsupported: It is too large.
+        ValueError: A field is there twice, text is not UTF-8, a number is out of range, or values are nested too deep.
+    """
+    if len(text) > MAX_UNUSUAL_BYTES:
+        raise FormatUnsupported(f"{label}: its safetensors header of {len(text)} bytes has escapes or unknown fields.")
+    depth = json.loads(
+        text.decode(),
+        object_pairs_hook=_depth_of_object,
+        parse_int=_number,
+        parse_float=_number,
+        parse_constant=_number,
+    )
+    if depth > MAX_DEPTH:
+        raise ValueError(f"values are nested {depth} deep")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or text == "-0":
+        raise ValueError(f"{text[:20]} is not a number in a header")
+    return number
+
+
+class _Depth(int):
+    """How deep an object of the header's JSON is nested."""
+
+
+def _depth_of_object(fields: list[tuple[str, object]]) -> _Depth:
+    known = [name for name, _ in fields if name in _Row.__struct_fields__]
+    if len(known) > len(set(known)):
+        raise ValueError(f"a tensor has a field twice, one of {', '.join(known)}")
+    return _Depth(1 + max((_depth(value) for _, value in fields), default=0))
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return value if isinstance(value, _Depth) else 0
 
 
 def _checked(key: str, row: _Row, expected_start: int, *, data_start: int, label: str) -> SafetensorsTensor:

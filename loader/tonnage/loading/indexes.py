@@ -6,7 +6,10 @@ of a ``.tensors`` file's first tensor comes with the index: it shows whether the
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import FormatDamaged, FormatUnsupported, NotATensorizerFile, TonnageError
@@ -15,7 +18,10 @@ from tonnage.format.tensor_header import parse_tensor_header
 from tonnage.format.tensors_index import PREAMBLE_BYTES, TYPICAL_HEAD_BYTES, parse_index, parse_preamble
 from tonnage.planning.blueprint import SourceObject
 from tonnage.planning.tied_weights import HeaderRange, find_tied
+from tonnage.source.checkpoint_files import find_indexes
 from tonnage.source.client import RangeRequest, get_ranges
+from tonnage.source.index_files import MAX_INDEX_BYTES as MAX_INDEX_FILE_BYTES
+from tonnage.source.index_files import parse_weight_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -144,13 +150,17 @@ def _read_once(
         found = fetch([HeaderRange(at, start, end) for at, (start, end) in ranges.items()])
         return dict(zip(ranges, found, strict=True))
 
+    # A peer that has headers has compared them with their index.
+    index_files = _index_files(items) if known is None else {}
     heads = fetch_ranges(
         {
             at: (0, TYPICAL_HEADER_BYTES if _is_safetensors(item) else TYPICAL_HEAD_BYTES + FIRST_HEADER_BYTES)
             for at, item in enumerate(items)
             if item.kind == "tensors"
         }
+        | index_files
     )
+    contents = {at: heads.pop(at) for at in index_files}
     ends = {at: _head_length(items[at], head) for at, head in heads.items()}
     _check_headers_size(items, ends)
     remainders = fetch_ranges(
@@ -174,7 +184,34 @@ def _read_once(
         tensors += len(source.tensors_index.tensors) if source.is_safetensors and source.tensors_index else 0
         if tensors > MAX_LOADED_TENSORS:
             raise FormatUnsupported(f"The safetensors files have more than {MAX_LOADED_TENSORS:,} tensors.")
+    for at, content in contents.items():
+        objects[at] = structs.replace(objects[at], notes=_compare_with_index(objects, at, content))
     return find_tied(objects, fetch)
+
+
+def _index_files(items: Sequence[ResolvedObject]) -> dict[int, tuple[int, int]]:
+    """Returns the bytes to fetch of the indexes of safetensors files among the objects."""
+    indexes = find_indexes(item.path for item in items if item.kind == "companion")
+    beside = {posixpath.dirname(item.path) for item in items if item.kind == "tensors" and _is_safetensors(item)}
+    return {
+        at: (0, item.pin.size)
+        for at, item in enumerate(items)
+        if item.path in indexes and posixpath.dirname(item.path) in beside and 0 < item.pin.size <= MAX_INDEX_FILE_BYTES
+    }
+
+
+def _compare_with_index(objects: Sequence[SourceObject], at: int, content: bytes) -> tuple[str, ...]:
+    """Compares an index of safetensors files with those of its folder; returns notes."""
+    from tonnage.planning.safetensors_files import compare_with_index  # not imported for other files
+
+    index = objects[at]
+    folder = index.path[: -len(posixpath.basename(index.path))]
+    tensors = {
+        each.path.removeprefix(folder): frozenset(tensor.name for tensor in each.tensors_index.tensors)
+        for each in objects
+        if each.tensors_index is not None and each.is_safetensors and each.path.startswith(folder)
+    }
+    return compare_with_index(parse_weight_map(content, label=index.label), tensors, label=index.label)
 
 
 def _is_safetensors(item: ResolvedObject) -> bool:

@@ -53,6 +53,7 @@ class SourceObject(Record, frozen=True):
         head: The object's first bytes up to the end of the index or header; empty for a companion.
         tied: Indexes of tensors that engines hold as one with another, of the same data.
         unhashed: Whether it is a ``.tensors`` file whose tensors hold no hashes.
+        notes: Notes on it for the report.
     """
 
     label: str
@@ -63,6 +64,7 @@ class SourceObject(Record, frozen=True):
     head: bytes = b""
     tied: frozenset[int] = frozenset()
     unhashed: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def is_safetensors(self) -> bool:

@@ -34,7 +34,7 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import names_notes, separated_note, vllm_command, vllm_note
+from tonnage.planning.notes import names_notes, ranks_note, separated_note, vllm_command, vllm_note
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
@@ -172,6 +172,7 @@ class _BlueprintBuilder:
     def add_companion(self, index: int) -> None:
         """Adds a companion: one file and one segment, verified by size and pinned revision only."""
         source = self.objects[index]
+        self.notes += source.notes
         self.files.append(OutputFile(source.path, source.size, "companion", index, source.rank, b""))
         if source.size:
             self._add_segment(index, 0, source.size, [Span(source.size, SpanRole.OPAQUE, NO_TENSOR, 0)])
@@ -388,7 +389,7 @@ class _BlueprintBuilder:
             self.segments.append(Segment(len(self.segments), index, file_index, start, end, tuple(spans)))
 
     def add_notes(self, layout: Layout) -> None:
-        """Adds notes on separated buffers, on files that vLLM serialized, and on names that engines may not know."""
+        """Adds notes on separated buffers, on files of vLLM or of ranks, and on names that engines may not know."""
         if self._separated:
             paths = [file.path for file in self.files if file.computed_buffers]
             self.notes.append(separated_note(self._separated, paths))
@@ -396,6 +397,9 @@ class _BlueprintBuilder:
         if found:
             self.notes.append(vllm_note(found, layout))
             self.served_by = vllm_command(found, layout)
+        ranked = [each for each in self.objects if each.rank is not None and not each.is_vllm_serialized]
+        if layout is Layout.SAFETENSORS and any(each.tensors_index is not None for each in ranked):
+            self.notes.append(ranks_note([each for each in ranked if each.tensors_index is not None]))
         for source in self.objects:
             if source.tensors_index is not None and not source.is_vllm_serialized:
                 tensors = source.tensors_index.tensors

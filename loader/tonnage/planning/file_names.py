@@ -103,8 +103,8 @@ def rank_shard(rank: int, number: int, *, for_sharded_state: bool = True) -> str
 
 def without_refusals(names: Sequence[str]) -> list[str]:
     """Returns the names of a folder's files without those because of which ``sharded_state`` refuses the folder."""
-    refuses = any(name.startswith(f"{_STATE}-rank-") for name in names)
-    return [name for name in names if not (refuses and name.startswith(f"{MODEL}-rank-"))]
+    ranks = {match[1] for name in names if (match := re.match(rf"{_STATE}-rank-(\d+)-", name))}
+    return [name for name in names if not ((match := re.match(rf"{MODEL}-rank-(\d+)-", name)) and match[1] in ranks)]
 
 
 def rank_computed_buffers(rank: int) -> str:

@@ -60,6 +60,16 @@ def vllm_note(found: Sequence[SourceObject], layout: Layout) -> str:
     )
 
 
+def ranks_note(found: Sequence[SourceObject]) -> str:
+    """Returns the note about files of ranks that vLLM's ``sharded_state`` finds."""
+    names = "has" if len(found) == 1 else f"and {len(found) - 1} other files have"
+    return (
+        f"{found[0].label} {names} the tensors of single ranks. vLLM's --load-format sharded_state doesn't compare the "
+        "number of ranks: with a smaller --tensor-parallel-size than the files are for, it gives wrong tokens without "
+        "an error. --load-format tonnage refuses that."
+    )
+
+
 def names_notes(label: str, tensors: Sequence[TensorEntry], *, is_checkpoint: bool) -> list[str]:
     """Returns notes about names that are not those of a checkpoint, because engines refuse or ignore such tensors.
 

@@ -6,12 +6,12 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Layout
-from tonnage.errors import FormatUnsupported, NameCollision
-from tonnage.format.tensor_names import check_flat_names
+from tonnage.errors import FormatDamaged, FormatUnsupported, NameCollision, escape_unprintable
+from tonnage.format.tensor_names import check_flat_names, short_repr
 from tonnage.planning.file_names import source_stem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from tonnage.planning.blueprint import SourceObject
 
@@ -59,6 +59,58 @@ def check_duplicate_tensors(objects: Iterable[SourceObject]) -> None:
                     remedy="Leave one of the files out with --exclude (spec.files.exclude), or upload the index that "
                     "lists the files of the model.",
                 ) from error
+
+
+def compare_with_index(
+    weight_map: Mapping[str, str], tensors: Mapping[str, Collection[str]], *, label: str
+) -> tuple[str, ...]:
+    """Compares an index with the files beside it; returns notes for the report.
+
+    Engines take the files' names from an index, and all tensors that are in these files. So a tensor in another file
+    than in the index is read, and one that the index doesn't list, too; one that is nowhere would get random values.
+
+    Args:
+        weight_map: The name of each tensor's file, by the index.
+        tensors: The names of the tensors of each of its files that is loaded, by the file's name.
+        label: Name of the index in messages.
+
+    Raises:
+        FormatDamaged: The index lists a tensor that none of its files has.
+    """
+    if not tensors.keys() >= set(weight_map.values()):
+        return ()  # others are in the entry
+    there = frozenset().union(*(tensors[file] for file in set(weight_map.values())))
+    absent = [name for name in weight_map if name not in there]
+    if absent:
+        raise FormatDamaged(
+            f"{label} lists {_some(absent)} in {_shown(weight_map[absent[0]])}, which doesn't have it, nor has another "
+            "of the files that it lists.",
+            remedy="Upload the model again with the index that belongs to its files; or leave the index out with "
+            "--exclude (spec.files.exclude), to load all files.",
+        )
+    misplaced = [name for name, file in weight_map.items() if name not in tensors[file]]
+    unlisted = sorted(there - weight_map.keys())
+    notes = []
+    if misplaced:
+        notes.append(
+            f"{label} lists {_some(misplaced)} in {_shown(weight_map[misplaced[0]])}, but it is in "
+            "another file: the index is not the one of these files. Engines that read whole files don't notice."
+        )
+    if unlisted:
+        notes.append(
+            f"{label} doesn't list {_some(unlisted)}, but a file that it lists has it: engines that read whole files "
+            "take it."
+        )
+    return tuple(notes)
+
+
+def _shown(file: str) -> str:
+    return repr(escape_unprintable(file)[:100])
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"the tensor {short_repr(names[0])}{more}"
 
 
 def _is_divided(objects: Sequence[SourceObject], index: int, segment_size: int) -> bool:

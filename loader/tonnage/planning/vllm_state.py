@@ -24,9 +24,12 @@ def vllm_load_format(found: Sequence[SourceObject]) -> str:
 
     ``sharded_state`` post-processes again what vLLM had post-processed before it wrote the files, and ends. It also
     ends at any name that is not part of the model's state, so all buffers must be known, and no module may be held in
-    two places.
+    two places. Files of ranks it must not find by default: with fewer ranks than they were written for, it copies each
+    tensor into the first part of a larger one, leaves the rest as it is, and serves wrong tokens without an error.
     """
     tensors = [each.tensors_index.tensors for each in found if each.tensors_index is not None]
+    if any(each.rank is not None for each in found):
+        return TONNAGE
     if any(is_quantized(each) or find_undecided_buffers(each) or find_held_twice(each) for each in tensors):
         return TONNAGE
     return SHARDED_STATE

@@ -28,14 +28,15 @@ from tonnage.errors import (
 )
 from tonnage.format.tensor_names import short_repr
 from tonnage.serialize.layout import TensorSpec, group_path
-from tonnage.source.index_files import apply_indexes, check_shards, listed_files
+from tonnage.source.index_files import IndexFile, check_shards, listed_files, select_listed
 from tonnage.source.selection import filter_ranks, select
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from tonnage.attach.files.catalog import Catalog
     from tonnage.contract import FileSelection
+    from tonnage.source.selection import SelectedObject, Selection
 
 SAFETENSORS = ".safetensors"
 STATE_DICT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -136,9 +137,14 @@ def _select(folder: Path, files: FileSelection) -> Source:
     where = str(folder)
     paths = list(_walk(folder))
     wanted = structs.replace(files, weights=Weights.SAFETENSORS)
-    selection = select([(path, path) for path in paths], wanted, where=where, need_tensors=False)
-    contents = {each.path: (folder / each.path).read_bytes() for each in selection.indexes}
-    selection = apply_indexes(selection, contents, where=where)
+
+    def choose(listed: Collection[str]) -> Selection:
+        return select([(path, path) for path in paths], wanted, where=where, need_tensors=False, listed=listed)
+
+    def read(indexes: Sequence[SelectedObject]) -> dict[str, IndexFile]:
+        return {each.path: IndexFile((folder / each.path).read_bytes()) for each in indexes}
+
+    selection, _ = select_listed(choose, read, where=where)
     check_shards(selection, where=where)
     chosen = filter_ranks(selection.objects, files.ranks, where=where)
     weights = [each.path for each in chosen if each.kind == "tensors"] or _state_dicts(folder, paths, files)

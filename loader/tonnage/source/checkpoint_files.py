@@ -33,7 +33,7 @@ class Surplus(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_surplus(kinds: Mapping[str, Kind]) -> Surplus:
+def find_surplus(kinds: Mapping[str, Kind], listed: Collection[str] = ()) -> Surplus:
     """Returns the files beside a model's safetensors files that its libraries don't read.
 
     These are second copies of the weights (``original/``, ``consolidated*``, a checkpoint in one file beside the
@@ -42,12 +42,14 @@ def find_surplus(kinds: Mapping[str, Kind]) -> Surplus:
 
     Args:
         kinds: The kind of each file that the patterns select, by path.
+        listed: Paths of files that are the model whatever their names are, because an index lists them.
     """
     weights = {path for path, kind in kinds.items() if kind == "tensors"}
     paths: set[str] = set()
     notes: list[str] = []
 
-    def leave_out(found: Collection[str], why: str) -> None:
+    def leave_out(named: Collection[str], why: str) -> None:
+        found = [path for path in named if path not in listed]
         if found:
             paths.update(found)
             weights.difference_update(found)

@@ -27,13 +27,13 @@ from tonnage.source.small_objects import read_objects
 from tonnage.source.stated_checksums import suffices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from tonnage.contract import FileSelection, HttpSource, ObjectChecksum
     from tonnage.source.endpoint_urls import SplitUrl
     from tonnage.source.head_objects import ObjectHead
     from tonnage.source.pinned import RequestContext
-    from tonnage.source.selection import SelectedObject
+    from tonnage.source.selection import SelectedObject, Selection
 
 URLS_LIMIT = 4 << 20
 """Maximum size of a file of URLs, in bytes."""
@@ -66,15 +66,24 @@ def _pin(source: HttpSource, files: FileSelection, context: RequestContext, *, n
             raise InvalidPlan(f"The source has no URL for the pinned object {missing[0]}.")
         urls = {pin.key: urls[pin.key] for pin in source.objects}
     candidates, where, notes = _candidates(source, urls, files)
-    try:
-        selection = select(candidates, files, where=where, explicit=True, need_tensors=need_tensors)
-    except NoTensorFiles as error:
-        raise NoTensorFiles(error.message, remedy=_NAME_REMEDY) from None
     bundle = find_ca_bundle(source.ca_bundle, context.environment)
+
+    def choose(listed: Collection[str]) -> Selection:
+        try:
+            return select(candidates, files, where=where, explicit=True, need_tensors=need_tensors, listed=listed)
+        except NoTensorFiles as error:
+            raise NoTensorFiles(error.message, remedy=_NAME_REMEDY) from None
+
+    def read(found: Sequence[SelectedObject]) -> dict[str, IndexFile]:
+        return _read_indexes(
+            context, {each.path: _unpinned(each.key, urls[each.key], bundle, context) for each in found}
+        )
+
     indexes: Mapping[str, IndexFile] = {}
-    if source.objects is None and selection.indexes:
-        targets = {each.path: _unpinned(each.key, urls[each.key], bundle, context) for each in selection.indexes}
-        selection, indexes = select_listed(selection, lambda: _read_indexes(context, targets), where=where)
+    if source.objects is None:
+        selection, indexes = select_listed(choose, read, where=where)
+    else:
+        selection = choose([path for _, path in candidates])
     objects = filter_ranks(selection.objects, files.ranks, where=where)
     check_pins_selected(source.objects or (), selection, where=where)
     # Objects of all ranks are requested: an entry shows those of other ranks, too, if they were loaded.

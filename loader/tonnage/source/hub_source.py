@@ -7,6 +7,7 @@ following it, and again when a server denies one. The hub's token is sent to the
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
@@ -42,11 +43,11 @@ from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, filter_ranks, select
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from tonnage.contract import FileSelection, HubSource, ObjectChecksum
     from tonnage.source.client import Response
-    from tonnage.source.selection import Selection
+    from tonnage.source.selection import SelectedObject, Selection
 
 __all__ = ["HubTokenProvider", "pin_hub", "refresh_hub_targets"]
 
@@ -118,10 +119,12 @@ def pin_hub(source: HubSource, files: FileSelection, context: RequestContext, *,
     else:
         commit, found = hub.list_files(source.revision)
         listed = {file.path: file for file in found}
-    selection = select([(path, path) for path in listed], files, where=hub.where, need_tensors=need_tensors)
+    choose = partial(_select, listed, files, where=hub.where, need_tensors=need_tensors)
     if source.objects is None:
-        pins = {each.path: _pin(listed[each.path], commit) for each in selection.indexes}
-        selection = hub.apply_indexes(selection, commit, pins)
+        pins = {path: _pin(file, commit) for path, file in listed.items()}
+        selection = hub.select_listed(choose, commit, pins)
+    else:
+        selection = choose(list(listed))
     check_pins_selected(source.objects or (), selection, where=hub.where)
     # The hub is asked for the files of all ranks: an entry shows those of other ranks, if they were loaded.
     selected = [listed[each.path] for each in selection.objects]
@@ -136,6 +139,12 @@ def pin_hub(source: HubSource, files: FileSelection, context: RequestContext, *,
         ),
         notes=selection.notes,
     )
+
+
+def _select(
+    there: Iterable[str], files: FileSelection, listed: Collection[str], *, where: str, need_tensors: bool
+) -> Selection:
+    return select([(path, path) for path in there], files, where=where, need_tensors=need_tensors, listed=listed)
 
 
 def refresh_hub_targets(
@@ -259,14 +268,15 @@ class _Hub(NamedTuple):
             raise ObjectNotFound(f"{label}: the repository has no files.", remedy="Check the repository and revision.")
         return list(files.values())
 
-    def apply_indexes(self, selection: Selection, commit: str, pins: Mapping[str, ObjectPin]) -> Selection:
-        """Leaves out the weights that the indexes in the repository don't list."""
-        targets = {
-            each.path: self._target(self._file_url(each.path, commit), self._label(each.path))
-            for each in selection.indexes
-        }
+    def select_listed(
+        self, choose: Callable[[Collection[str]], Selection], commit: str, pins: Mapping[str, ObjectPin]
+    ) -> Selection:
+        """Returns the selection without the weights that the indexes in the repository don't list."""
 
-        def read() -> Mapping[str, IndexFile]:
+        def read(indexes: Sequence[SelectedObject]) -> Mapping[str, IndexFile]:
+            targets = {
+                each.path: self._target(self._file_url(each.path, commit), self._label(each.path)) for each in indexes
+            }
             bodies, failure = read_index_files(self.context, targets)
             if failure is not None:
                 raise failure.to_exception()
@@ -275,7 +285,7 @@ class _Hub(NamedTuple):
                 check_indexes(found, pins, where=self.where)
             return found
 
-        selection, _ = with_pinned_indexes(lambda: select_listed(selection, read, where=self.where))
+        selection, _ = with_pinned_indexes(lambda: select_listed(choose, read, where=self.where))
         check_shards(selection, where=self.where)
         return selection
 

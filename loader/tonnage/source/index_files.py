@@ -22,13 +22,13 @@ from tonnage.source.responses import strong_etag
 from tonnage.source.small_objects import differing_checksum, read_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from tonnage.contract import ObjectPin
     from tonnage.source.error_classification import RequestFailure
     from tonnage.source.pinned import RequestContext
     from tonnage.source.request_target import RequestTarget
-    from tonnage.source.selection import Selection
+    from tonnage.source.selection import SelectedObject, Selection
 
 _Pinned = TypeVar("_Pinned")
 
@@ -71,12 +71,15 @@ def read_index_files(
 
 
 def select_listed(
-    selection: Selection, read: Callable[[], Mapping[str, IndexFile]], *, where: str
+    select: Callable[[Collection[str]], Selection],
+    read: Callable[[Sequence[SelectedObject]], Mapping[str, IndexFile]],
+    *,
+    where: str,
 ) -> tuple[Selection, Mapping[str, IndexFile]]:
-    """Returns the selection without the weights that its indexes don't list, and the indexes.
+    """Returns the selected objects without the weights that their indexes don't list, and the indexes by path.
 
     Args:
-        selection: The selected objects.
+        select: Returns the selection; see ``apply_indexes``.
         read: Reads the selection's indexes, by path. Called again if they list what is not there, as they may have been
             damaged on the way or replaced.
         where: The source's name in messages.
@@ -84,14 +87,22 @@ def select_listed(
     Raises:
         TonnageError: Likewise the second time; see ``apply_indexes``.
     """
-    found = read()
+    selection = select(())
+    if not selection.indexes:
+        return selection, {}
+
+    def apply(found: Mapping[str, IndexFile]) -> Selection:
+        contents = {path: each.content for path, each in found.items()}
+        return apply_indexes(selection, contents, where=where, select=select)
+
+    found = read(selection.indexes)
     try:
-        return apply_indexes(selection, {path: each.content for path, each in found.items()}, where=where), found
+        return apply(found), found
     except (FormatDamaged, ObjectNotFound):
-        again = read()
+        again = read(selection.indexes)
         if again == found:
             raise
-        return apply_indexes(selection, {path: each.content for path, each in again.items()}, where=where), again
+        return apply(again), again
 
 
 def with_pinned_indexes(pin: Callable[[], _Pinned]) -> _Pinned:
@@ -137,6 +148,15 @@ def check_indexes(indexes: Mapping[str, IndexFile], pins: Mapping[str, ObjectPin
 def listed_files(content: bytes, *, label: str) -> frozenset[str]:
     """Returns the names of the files that an index lists.
 
+    Raises:
+        FormatDamaged: See ``parse_weight_map``.
+    """
+    return frozenset(parse_weight_map(content, label=label).values())
+
+
+def parse_weight_map(content: bytes, *, label: str) -> dict[str, str]:
+    """Returns the name of each tensor's file by an index, by the tensor's name.
+
     Args:
         content: The index.
         label: How error texts call it.
@@ -150,7 +170,7 @@ def listed_files(content: bytes, *, label: str) -> frozenset[str]:
             "safetensors files."
         )
     try:
-        found = frozenset(msgspec.json.decode(content, type=_Index).weight_map.values())
+        found = msgspec.json.decode(content, type=_Index).weight_map
     except DECODE_ERRORS as error:
         raise FormatDamaged(
             f"{label} is not an index of safetensors files: {escape_unprintable(str(error))[:200]}.", remedy=_REMEDY
@@ -160,28 +180,37 @@ def listed_files(content: bytes, *, label: str) -> frozenset[str]:
     return found
 
 
-def apply_indexes(selection: Selection, contents: Mapping[str, bytes], *, where: str) -> Selection:
+def apply_indexes(
+    selection: Selection,
+    contents: Mapping[str, bytes],
+    *,
+    where: str,
+    select: Callable[[Collection[str]], Selection],
+) -> Selection:
     """Returns the selection without the weights that are beside an index and that it doesn't list.
 
     Args:
         selection: The selected objects.
         contents: The selection's indexes, by path.
         where: The source's name in messages.
+        select: Returns the selection in which these paths are the model whatever the files' names are. Called if an
+            index lists files that the selection doesn't have, such as ``consolidated.safetensors``.
 
     Raises:
         ObjectNotFound: An index lists a file that is not among the objects.
         FormatDamaged: An index can't be parsed.
     """
-    weights = {each.path for each in selection.objects if each.kind == "tensors"}
-    listed: dict[str, set[str]] = {}
-    unused = set()
-    for path, content in contents.items():
-        folder = posixpath.dirname(path)
-        if not any(posixpath.dirname(each) == folder for each in weights):
-            unused.add(path)
-            continue
-        names = listed_files(content, label=f"{where}: {escape_unprintable(path)}")
-        files = {posixpath.join(folder, name) for name in names}
+    listed = {
+        path: _listed_paths(path, content, where=where)
+        for path, content in contents.items()
+        if _weights(selection, beside=path)
+    }
+    of_others = {path for path, files in listed.items() if _describes_others(files, _weights(selection, beside=path))}
+    listed = {path: files for path, files in listed.items() if path not in of_others}
+    if any(files - _paths(_weights(selection)) for files in listed.values()):
+        selection = select(frozenset().union(*listed.values()))
+    weights = _paths(_weights(selection))
+    for path, files in listed.items():
         missing = sorted(files - weights)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -190,15 +219,48 @@ def apply_indexes(selection: Selection, contents: Mapping[str, bytes], *, where:
                 f"{'are' if more else 'is'} not there or left out by the patterns.",
                 remedy=_REMEDY,
             )
-        listed.setdefault(folder, set()).update(files)
-    surplus = {path for path in weights if (folder := posixpath.dirname(path)) in listed and path not in listed[folder]}
+    unused = contents.keys() - listed.keys()
+    folders: dict[str, set[str]] = {}
+    for path, files in listed.items():
+        folders.setdefault(posixpath.dirname(path), set()).update(files)
+    surplus = {
+        path for path in weights if (folder := posixpath.dirname(path)) in folders and path not in folders[folder]
+    }
     notes = [_unlisted_note(sorted(surplus))] if surplus else []
-    notes += [f"{escape_unprintable(path)} was left out: none of the files beside it is loaded." for path in unused]
+    notes += [
+        f"{escape_unprintable(path)} was left out: "
+        + ("it lists none of the files beside it." if path in of_others else "none of the files beside it is loaded.")
+        for path in contents
+        if path in unused
+    ]
     return selection._replace(
         objects=tuple(each for each in selection.objects if each.path not in surplus | unused),
         notes=(*selection.notes, *notes),
         indexes=tuple(each for each in selection.indexes if each.path not in unused),
     )
+
+
+def _listed_paths(path: str, content: bytes, *, where: str) -> frozenset[str]:
+    names = listed_files(content, label=f"{where}: {escape_unprintable(path)}")
+    return frozenset(posixpath.join(posixpath.dirname(path), name) for name in names)
+
+
+def _weights(selection: Selection, *, beside: str = "") -> list[SelectedObject]:
+    """Returns the weights; if ``beside`` is the path of an index, those of its folder."""
+    found = [each for each in selection.objects if each.kind == "tensors"]
+    return [each for each in found if not beside or posixpath.dirname(each.path) == posixpath.dirname(beside)]
+
+
+def _paths(objects: Sequence[SelectedObject]) -> frozenset[str]:
+    return frozenset(each.path for each in objects)
+
+
+def _describes_others(listed: frozenset[str], weights: Sequence[SelectedObject]) -> bool:
+    """Returns whether an index is that of the checkpoint from which files of ranks were written.
+
+    vLLM's script for ``sharded_state`` copies it beside them.
+    """
+    return all(each.rank is not None for each in weights) and not listed & _paths(weights)
 
 
 def check_shards(selection: Selection, *, where: str) -> None:

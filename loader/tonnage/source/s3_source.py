@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
@@ -14,7 +15,6 @@ from tonnage.errors import (
     BucketNotFound,
     EndpointUnreachable,
     InvalidPlan,
-    NameCollision,
     NoTensorFiles,
     ObjectNotFound,
     Reason,
@@ -43,17 +43,17 @@ from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext, pin_checksum
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
-from tonnage.source.selection import check_pins_selected, filter_ranks, select
+from tonnage.source.selection import check_pins_selected, check_requestable, filter_ranks, select
 from tonnage.source.small_objects import read_objects
 from tonnage.source.stated_checksums import suffices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tonnage.contract import FileSelection, ObjectChecksum, S3Source
     from tonnage.source.aws_config import S3Settings
     from tonnage.source.head_objects import ObjectHead
-    from tonnage.source.selection import SelectedObject
+    from tonnage.source.selection import SelectedObject, Selection
 
 MAX_OBJECTS = 100_000
 """A prefix with more objects is not the prefix of one model."""
@@ -221,22 +221,14 @@ class _Pinning(NamedTuple):
             keys = list(source.keys)
         else:
             keys, remarks = self._list()
-        key_prefix = self.key_prefix
-        outside = [key for key in keys if not key.startswith(key_prefix)]
+        outside = [key for key in keys if not key.startswith(self.key_prefix)]
         if outside:
             raise InvalidPlan(f"{self.where}: the pinned object {outside[0]!r} is not below this prefix.")
-        selection = select(
-            [(key, key[len(key_prefix) :]) for key in keys],
-            self.files,
-            where=self.where,
-            explicit=source.keys is not None,
-            need_tensors=self.need_tensors,
-        )
-        self._check_requestable(selection.objects)
         indexes: Mapping[str, IndexFile] = {}
-        if source.objects is None and selection.indexes:
-            listing = selection.indexes
-            selection, indexes = select_listed(selection, lambda: self._read_indexes(listing), where=self.where)
+        if source.objects is None:
+            selection, indexes = select_listed(partial(self._select, keys), self._read_indexes, where=self.where)
+        else:
+            selection = self._select(keys, [self._path(key) for key in keys])
         if source.objects is None and source.keys is None:
             check_shards(selection, where=self.where)
         if source.objects is not None:
@@ -258,6 +250,21 @@ class _Pinning(NamedTuple):
                 etag_only=any(pin.version_id and not target.version_id for pin, target in found.values())
             ),
         )
+
+    def _path(self, key: str) -> str:
+        return key[len(self.key_prefix) :]
+
+    def _select(self, keys: Sequence[str], listed: Collection[str]) -> Selection:
+        selection = select(
+            [(key, self._path(key)) for key in keys],
+            self.files,
+            where=self.where,
+            explicit=self.source.keys is not None,
+            need_tensors=self.need_tensors,
+            listed=listed,
+        )
+        check_requestable(selection.objects, where=self.where)
+        return selection
 
     def _read_indexes(self, indexes: Sequence[SelectedObject]) -> dict[str, IndexFile]:
         """Returns the indexes of safetensors files, by path."""
@@ -313,14 +320,6 @@ class _Pinning(NamedTuple):
             return response.body
         self._raise_if_elsewhere(response.failure)
         return response.failure
-
-    def _check_requestable(self, objects: Sequence[SelectedObject]) -> None:
-        """Rejects keys with dot segments, because libcurl removes those from the paths of signed requests."""
-        for each in objects:
-            if not {".", ".."}.isdisjoint(each.key.split("/")):
-                raise NameCollision(
-                    f'{self.where}: the key {each.key!r} has a part "." or "..", which URLs can\'t have.'
-                )
 
     def _pin(
         self, objects: Sequence[SelectedObject], keys: Sequence[str]

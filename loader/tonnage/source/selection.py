@@ -62,6 +62,7 @@ def select(
     where: str,
     explicit: bool = False,
     need_tensors: bool = True,
+    listed: Collection[str] = (),
 ) -> Selection:
     """Selects a model's files.
 
@@ -71,6 +72,7 @@ def select(
         where: The source's name in messages.
         explicit: The source names the keys.
         need_tensors: Whether a source without tensor files is an error.
+        listed: Paths of files that are the model whatever their names are: an index lists them, or a plan pins them.
 
     Raises:
         NoTensorFiles: No file matches as a tensor file.
@@ -98,7 +100,7 @@ def select(
     if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
         raise NoTensorFiles(f"{where}: none of the {len(keys)} objects is a matching {_suffixes(files)} file.")
     if weights is Weights.SAFETENSORS:
-        surplus = find_surplus({path: kind for _, path, kind in chosen})
+        surplus = find_surplus({path: kind for _, path, kind in chosen}, listed)
         notes += surplus.notes
         chosen = [each for each in chosen if each[1] not in surplus.paths]
     if left_out:
@@ -166,6 +168,17 @@ def check_path(path: str, *, where: str) -> None:
         if part in {"", ".", ".."} or part.startswith(RESERVED) or "\x00" in part or len(part.encode()) > NAME_MAX:
             shown = path if len(path) <= 200 else path[:200] + "…"
             raise NameCollision(f"{where}: the key {shown!r} can't be the name of a file in the cache.")
+
+
+def check_requestable(objects: Iterable[SelectedObject], *, where: str) -> None:
+    """Rejects keys with dot segments, because libcurl removes those from the paths of signed requests.
+
+    Raises:
+        NameCollision: A key has one.
+    """
+    for each in objects:
+        if not {".", ".."}.isdisjoint(each.key.split("/")):
+            raise NameCollision(f'{where}: the key {each.key!r} has a part "." or "..", which URLs can\'t have.')
 
 
 def check_path_conflicts(paths: Iterable[str], *, where: str) -> None:

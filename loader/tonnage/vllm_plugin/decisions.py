@@ -88,6 +88,33 @@ def choose_rank(available: Collection[int], setup: ParallelSetup, *, label: str)
     return setup.tensor_rank
 
 
+def check_embeddings(
+    built: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], setup: ParallelSetup, *, label: str
+) -> None:
+    """Checks that a state of vLLM's modules was written for as many ranks as vLLM was started with.
+
+    vLLM divides embeddings among ranks and never post-processes them, so their shapes show it. Of other weights,
+    post-processed ones of any shape are taken.
+
+    Args:
+        built: The shapes of the model's embeddings.
+        stored: The shapes in the files.
+        setup: How vLLM was started.
+        label: Names the weights in messages.
+
+    Raises:
+        EngineMismatch: An embedding has another shape in the files.
+    """
+    for name, shape in built.items():
+        found = stored.get(name, shape)
+        if found != shape:
+            raise EngineMismatch(
+                f"{label} was serialized for another --tensor-parallel-size than {setup.tensor_ranks}, or is another "
+                f"model: {short_repr(name)} has the shape {found} in the files and {shape} in vLLM's model. Start vLLM "
+                "with the --tensor-parallel-size that the model was serialized for."
+            )
+
+
 def is_state_of_vllm(names: Collection[str], rank: int | None) -> bool:
     """Returns whether the tensors have the names and shapes of vLLM's own modules, not of a checkpoint on a hub."""
     return VLLM_MARKER in names or rank is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.logger import init_logger
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
@@ -30,6 +31,7 @@ from tonnage.vllm_plugin.decisions import (
     EngineMismatch,
     NotPostProcessed,
     ParallelSetup,
+    check_embeddings,
     check_state,
     choose_rank,
     explain_refusal,
@@ -114,6 +116,7 @@ class TonnageModelLoader(DefaultModelLoader):
             if not is_state:
                 self._load_checkpoint(model, model_config, find_fused_names(weights))
                 return
+            _check_embeddings(model, weights, label=model_config.model)
             try:
                 result = weights.load_into(model, strict=False, progress="off")
             except ModuleMismatch as error:
@@ -190,6 +193,7 @@ class TonnageModelLoader(DefaultModelLoader):
                 model: torch.nn.Module = initialize_model(
                     vllm_config=vllm_config, model_config=model_config, prefix=prefix
                 )
+            _check_embeddings(model, weights, label=model_config.model)
             state = weights.state_dict(device, filter=lambda name: name != VLLM_MARKER)
             _restore_order(model, state)
             replace_tensors(model, state)
@@ -229,6 +233,19 @@ def _explained_errors() -> Iterator[None]:
             raise
         message = _with_remedy(f"{error.reason}: {error.message}", error.remedy)
         raise error_for(error.reason, message, remedy=error.remedy) from error
+
+
+def _check_embeddings(model: torch.nn.Module, weights: Weights, *, label: str) -> None:
+    """Checks by their embeddings that weights are for this number of ranks."""
+    built = {
+        f"{name}.weight": tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+        if hasattr(module, "weight")  # a method of quantization has other names
+    }
+    check_embeddings(
+        built, {name: weights.records[name].shape for name in built if name in weights}, _setup(), label=label
+    )
 
 
 def _restore_order(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:

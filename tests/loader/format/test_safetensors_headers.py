@@ -100,6 +100,125 @@ def test_any_offsets_shapes_and_dtypes_are_read_as_the_library_reads_them(
     assert_as_the_library(file_of(rows if metadata is None else {**rows, "__metadata__": metadata}, size))
 
 
+ROW = '"dtype": "U8", "shape": [1], "data_offsets": [0, 1]'
+EMPTY = '"dtype": "U8", "shape": [0], "data_offsets": [%d, %d]'
+NUMBERS = st.integers(0, 4).map(str) | st.sampled_from(
+    ["-0", "-1", "01", "1.0", "1e0", "+1", "NaN", "null", "true", '"1"', "[]", "{}", "[1]", "", " 1 ", "1" + "0" * 400]
+)
+LISTS = st.lists(NUMBERS, max_size=3).map(lambda each: f"[{','.join(each)}]")
+NAMES = [
+    '"a"', '"b"', '"c"', r'"\u0061"', '""', '"é"', r'"\ud83d\ude00"', r'"\ud800"', r'"\u0000"', r'"\x"', '"\x7f"',
+    '"\t"', '"__metadata__"', "a", "'a'", "1", r'"x\"dtype"', '"a,-b"',
+]  # fmt: skip
+PLAIN = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(
+    lambda each: [f'"dtype": "U8", "shape": [{each[1]}], "data_offsets": [{each[0]}, {sum(each)}]']
+)
+ANY_VALUE = st.sampled_from(
+    [
+        "1",
+        "1e999",
+        "-1e5",
+        "null",
+        '"x"',
+        r'"\ud800"',
+        '"\x01"',
+        '["a", {"b": []}]',
+        '{"dtype": [[[]]]}',
+        "[" * 126,
+        "nul",
+    ]
+)
+FIELDS = st.one_of(
+    st.sampled_from(['"dtype": "U8"', r'"dtype": "U\u0038"', r'"d\u0074ype": "U8"', '"dtype": null', '"dtype"', ""]),
+    LISTS.map('"shape": {}'.format),
+    LISTS.map('"data_offsets": {}'.format),
+    ANY_VALUE.map('"more": {}'.format),
+)
+ROW_TEXTS = st.tuples(
+    st.lists(FIELDS, max_size=2), PLAIN | st.lists(FIELDS, max_size=3), st.lists(FIELDS, max_size=2)
+).map(lambda parts: "{" + ", ".join(field for part in parts for field in part) + "}")
+METADATA = [
+    "null", "{}", '{"a": "b"}', '{"a": 1}', '{"a": null}', '{"a": {}}', '{"a": ["b"]}', "[]", '"a"', "1", "{1: 2}",
+    "{}{}", "{" + ROW + "}", '{"a": "b", "a": "c"}', '{"a": "b",}', r'{"\u0061": "\ud800"}', '[["a", "b"]]',
+    '{"a": "\n"}',
+]  # fmt: skip
+ITEMS = st.tuples(st.sampled_from(NAMES), ROW_TEXTS | ANY_VALUE) | st.tuples(
+    st.just('"__metadata__"'), st.sampled_from(METADATA)
+)
+AROUND = st.sampled_from(["", "", "", " ", "\n\t ", "\x00", "{}", ",", "\ufeff", "//", "\x0c", "x", "   \x00"])
+
+
+@given(items=st.lists(ITEMS, max_size=4), before=AROUND, after=AROUND, size=st.integers(0, 6))
+@settings(max_examples=500, deadline=None)
+def test_any_text_is_read_as_the_library_reads_it(
+    items: list[tuple[str, str]], before: str, after: str, size: int
+) -> None:
+    """Names and fields twice, numbers that are none, metadata of any type, bytes before and after the JSON."""
+    text = before + "{" + ", ".join(f"{name}: {value}" for name, value in items) + "}" + after
+    assert_as_the_library(file_of(text.encode(), size))
+
+
+UNUSUAL = {
+    "a field twice": f'{{"a": {{{ROW}, "dtype": "U8"}}}}',
+    "a field twice, of which only the second is right": f'{{"a": {{"shape": "x", {ROW}}}}}',
+    "a field twice, once with an escape": f'{{"a": {{{ROW}, "d\\u0074ype": "U8"}}}}',
+    "a number that is too large": f'{{"a": {{{ROW}, "x": 1e999}}}}',
+    "minus zero": '{"a": {"dtype": "U8", "shape": [1], "data_offsets": [-0, 1]}}',
+    "metadata twice": f'{{"__metadata__": {{{ROW}}}, "__metadata__": {{"a": "b"}}}}',
+    "other metadata twice": f'{{"__metadata__": {{"a": "b"}}, "__metadata__": {{"a": "b"}}, "a": {{{ROW}}}}}',
+    "a name twice": f'{{"a": {{{ROW}}}, "a": {{{ROW}}}}}',
+    "a name twice, once with an escape": f'{{"a": {{{ROW}}}, "\\u0061": {{{ROW}}}}}',
+    "a name of a field": f'{{"x\\"dtype": {{{ROW}}}}}',
+    "a field of its own": f'{{"a": {{{ROW}, "x": {{"dtype": [1, "é"]}}}}}}',
+    "a byte order mark": f'\ufeff{{"a": {{{ROW}}}}}',
+    "no tensor": '{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}',
+    "a tensor without data after the others": f'{{"a": {{{ROW}}}, "b": {{{EMPTY % (1, 1)}}}}}',
+    "a tensor without data behind the end": f'{{"a": {{{ROW}}}, "b": {{{EMPTY % (2, 2)}}}}}',
+}
+NOT_UTF8 = {
+    "a name that is not UTF-8": b'{"\xff": {%s}}',
+    "a field that is not UTF-8": b'{"a": {%s, "\xff": 1}}',
+    "a value that is not UTF-8": b'{"a": {%s, "x": "\xff"}}',
+    "metadata that is not UTF-8": b'{"__metadata__": {"a": "\xff"}, "a": {%s}}',
+    "a surrogate as bytes": b'{"\xed\xa0\x80": {%s}}',
+    "NUL as two bytes": b'{"\xc0\x80": {%s}}',
+}
+TEXTS = {
+    **{name: text.encode() for name, text in UNUSUAL.items()},
+    **{n: t % ROW.encode() for n, t in NOT_UTF8.items()},
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("size", [0, 1])
+def test_what_no_library_writes_is_read_as_the_library_reads_it(name: str, size: int) -> None:
+    assert_as_the_library(file_of(TEXTS[name], size))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": ["U8", [1], [0, 1]]}',
+        '{"a": {"dtype": {"U8": null}, "shape": [1], "data_offsets": [0, 1]}}',
+        f'{{"\\u005f_metadata__": {{"a": "b"}}, "a": {{{ROW}}}}}',
+        f'{{"a": {{{ROW}}}, "b": {{"dtype": "U8", "shape": [0, {1 << 63}], "data_offsets": [1, 1]}}}}',
+    ],
+    ids=["a row as a list", "a dtype as an object", "metadata under an escaped name", "a dimension of 64 bits"],
+)
+def test_a_few_forms_are_refused_that_the_library_reads_but_no_program_writes(text: str) -> None:
+    file = file_of(text.encode(), 1)
+    assert read_by_library(file) is not None
+    assert read(file) is None
+
+
+@pytest.mark.parametrize("depth", [1, 125, 126, 500, 2000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("where", ['{"a": {%s, "x": %s}}', '{"b": {%s}, "a": %s}', '{"b": {%s}, "__metadata__": %s}'])
+def test_nesting_is_read_as_the_library_reads_it(where: str, opening: str, closing: str, depth: int) -> None:
+    text = where % (ROW, opening * depth + "1" + closing * depth)
+    assert_as_the_library(file_of(text.encode(), 1))
+
+
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     """Draws a valid header, in any order of its tensors, and the size of its data."""
@@ -175,6 +294,8 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
         + b"}"
     ),
     "nesting": lambda size: b'{"a":' * (size // 5),
+    "a field of its own": lambda size: b'{"a":{%s,"x":[' % ROW.encode() + b"[1]," * (size // 4) + b"1]}}",
+    "escapes": lambda size: b'{"' + rb"\n" * (size // 3) + b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
     "brackets": lambda size: b"[" * size,
     "a long name": lambda size: b'{"' + b"a" * size + b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
 }

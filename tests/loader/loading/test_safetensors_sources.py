@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -23,9 +25,11 @@ from support.models import assert_tensors_equal, make_tensors, to_tensors_file
 from tonnage.cache.cache import Cache
 from tonnage.cache.verify import verify_entry
 from tonnage.contract import Limits, Outcome, Verify
-from tonnage.errors import CacheDamaged, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
+from tonnage.errors import CacheDamaged, FormatDamaged, FormatUnsupported, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.inspection import inspect_files, inspect_sources
+from tonnage.loading import run_plan
 from tonnage.loading.api import make_plan
+from tonnage.source.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,6 +207,75 @@ def test_an_index_that_lists_a_missing_file_is_refused_by_its_name(bucket: Bucke
     bucket.s3.client().delete_object(Bucket=bucket.name, Key=f"m/{SHARDS[1]}")
     with pytest.raises(ObjectNotFound, match=f"{INDEX} lists '{SHARDS[1]}', which is not there"):
         bucket.load()
+
+
+def test_a_file_that_the_index_lists_is_the_model_whatever_its_name_is(bucket: Bucket, llama: Path) -> None:
+    """The index of some of Mistral's models lists consolidated.safetensors, elsewhere a second copy."""
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    bucket.save(state, "consolidated.safetensors")
+    bucket.save({"other": torch.zeros(2)}, "model.safetensors")
+    bucket.put("config.json", (llama / "config.json").read_bytes())
+    bucket.put(INDEX, json.dumps({"metadata": {}, "weight_map": dict.fromkeys(state, "consolidated.safetensors")}))
+    report = bucket.load()
+    assert bucket.names(report) == {"consolidated.safetensors", INDEX, "config.json"}
+    assert any("doesn't list them: model.safetensors" in note for note in report.notes)
+    tokens = torch.arange(20).reshape(1, -1)
+    loaded = AutoModelForCausalLM.from_pretrained(report.path)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    plan = make_plan(f"s3://{bucket.name}/m/")
+    (resolved,) = resolve(plan, environment=bucket.s3.environment()).sources
+    pinned = structs.replace(plan, sources=(structs.replace(plan.sources[0], objects=resolved.objects),))
+    assert run_plan(pinned, cache=bucket.cache, environment=bucket.s3.environment()).report.outcome is Outcome.HIT
+
+
+def test_an_index_that_lists_a_tensor_which_none_of_its_files_has_is_refused_by_name(bucket: Bucket) -> None:
+    """Engines would fill it with random values: half of an upload is of another revision."""
+    tensors = make_tensors(count=4, rows=4)
+    sharded(bucket, tensors)
+    bucket.save({"other": torch.zeros(3)}, SHARDS[1])
+    with pytest.raises(
+        FormatDamaged, match=rf"{INDEX} lists the tensor '.*' \(and 1 more\) in '{SHARDS[1]}'"
+    ) as caught:
+        bucket.load()
+    assert "--exclude" in caught.value.remedy
+    with pytest.raises(FormatDamaged, match="which doesn't have it"):
+        inspect_sources(make_plan(f"s3://{bucket.name}/m/"), environment=bucket.s3.environment())
+
+
+def test_wrong_places_in_an_index_of_tensors_that_engines_read_are_noted(bucket: Bucket) -> None:
+    tensors = make_tensors(count=4, rows=4)
+    sharded(bucket, tensors)
+    bucket.save({"extra": torch.zeros(3), **{name: tensors[name] for name in sorted(tensors)[1::2]}}, SHARDS[1])
+    (note,) = bucket.load().notes
+    assert f"{INDEX} doesn't list the tensor 'extra', but a file that it lists has it" in note
+    places = {name: SHARDS[at // 2] for at, name in enumerate(sorted(tensors))}
+    bucket.put(INDEX, json.dumps({"metadata": {"total_size": 1}, "weight_map": places | {"extra": SHARDS[1]}}))
+    report = bucket.load()
+    (note,) = report.notes
+    assert f"lists the tensor 'layers.1.weight' (and 1 more) in '{SHARDS[0]}', but it is in another file" in note
+    with tonnage.open(report.path) as weights:
+        assert set(weights) == {*tensors, "extra"}
+
+
+def test_transformers_takes_tensors_from_the_files_and_random_values_for_those_that_are_nowhere(
+    llama: Path, tmp_path: Path
+) -> None:
+    """Therefore a wrong place is a note, and a tensor that no file has is an error."""
+    index = json.loads((llama / INDEX).read_bytes())
+    files = sorted(set(index["weight_map"].values()))
+    turned = {name: files[(files.index(file) + 1) % len(files)] for name, file in index["weight_map"].items()}
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    (tmp_path / INDEX).write_text(json.dumps(index | {"weight_map": turned}))
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    loaded, info = from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    expected = from_pretrained(llama).state_dict()
+    assert_tensors_equal(loaded.state_dict(), expected)
+    lost = load_file(tmp_path / files[0])
+    save_file({"other": torch.zeros(2)}, tmp_path / files[0], metadata={"format": "pt"})
+    _, info = from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set(lost)
 
 
 def test_files_with_a_tensor_in_common_are_refused_by_name(bucket: Bucket) -> None:

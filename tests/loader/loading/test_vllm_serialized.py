@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,6 @@ from tonnage.cache.verify import verify_entry
 from tonnage.contract import Limits, Outcome, Verify
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from support.faulty_server import FaultyServer
 
 SHARDED = Limits(workers=2, connections=4, part_size=64 << 10, segment_size=20_000)
@@ -133,10 +132,10 @@ class HeldTwice(Served):
         self.model.mlp.gate = torch.nn.Linear(64, 8, bias=False)
 
 
-def read_as_sharded_state(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
-    """Reads the files that vLLM's ``sharded_state`` lists."""
+def read_as_sharded_state(folder: Path, rank: int = 0, *, stem: str = "model") -> dict[str, torch.Tensor]:
+    """Reads the files that vLLM's ``sharded_state`` lists, by default or with a pattern that has another stem."""
     found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob(f"model-rank-{rank}-part-*.safetensors")):
+    for path in sorted(folder.glob(f"{stem}-rank-{rank}-part-*.safetensors")):
         found |= load_file(path)
     return found
 
@@ -228,12 +227,24 @@ def test_ranks_that_are_loaded_one_after_the_other_share_the_refusal(
         options: Any = {"endpoint_url": faulty_server.endpoint, "anonymous": True, "ranks": [rank]}
         report = tonnage.load("s3://bucket/model/", cache=tmp_path / "cache", environment={}, **options)
         assert report.outcome is Outcome.LOADED
-        assert any("sharded_state --tensor-parallel-size RANKS" in note for note in report.notes)
+        assert report.served_by == "vllm serve MODEL --load-format tonnage --tensor-parallel-size RANKS"
     folder = tmp_path / "cache" / report.entry / "model"
     assert report.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     for rank, model in enumerate(models):
-        assert_equal(read_as_sharded_state(folder, rank), expected_by_sharded_state(model))
+        assert_equal(read_as_sharded_state(folder, rank, stem="state"), expected_by_sharded_state(model))
         for path in (folder.parent, folder):
             with tonnage.open(path, rank=rank) as weights:
                 assert_equal(weights, tensors_of(model))
     assert verify_entry(Cache(tmp_path / "cache").entry(report.entry), level=Verify.CRC32).tensors == report.tensors
+
+
+def test_sharded_state_does_not_find_ranks_by_default_as_it_would_serve_some_of_them_for_all(
+    faulty_server: FaultyServer, tmp_path: Path
+) -> None:
+    """It copies the tensors of one rank into the first parts of larger ones, and ends only at unknown names."""
+    for rank in range(2):
+        put(faulty_server, tmp_path / "source", f"model-rank-{rank:03d}.tensors", Served(tied=False))
+    options: Any = {"endpoint_url": faulty_server.endpoint, "anonymous": True}
+    folder = Path(tonnage.load("s3://bucket/model/", cache=tmp_path / "cache", environment={}, **options).path)
+    for rank in range(2):
+        assert set(read_as_sharded_state(folder, rank)) == {"start_vllm_with_load_format_tonnage"}

@@ -85,64 +85,63 @@ def shards(fleet: Fleet, node: Node, report: dict[str, Any]) -> list[Path]:
 
 
 def test_a_peer_with_wrong_bytes_is_dropped_and_named(either: Scene) -> None:
-    scene = either
-    shard = shards(scene.fleet, scene.holder, scene.first)[0]
+    shard = shards(either.fleet, either.holder, either.first)[0]
     shard.chmod(0o644)
     with shard.open("r+b") as file:
         file.seek(shard.stat().st_size // 2)
         byte = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 0x10]))
-    scene.fleet.serve(scene.holder)
-    report = scene.load()
+    either.fleet.serve(either.holder)
+    report = either.load()
     assert [(each["node"], each["reason"]) for each in report["dropped_peers"]] == [("holder", "WrongBytes")], report
     assert any("holder was dropped (WrongBytes)" in note for note in report["notes"]), report
 
 
-def test_of_two_peers_only_the_one_with_wrong_bytes_is_dropped(scene: Scene) -> None:
-    fleet = scene.fleet
+def test_of_two_peers_only_the_one_with_wrong_bytes_is_dropped(either: Scene) -> None:
+    fleet = either.fleet
     honest = fleet.add("honest", serve=False)
-    shutil.copytree(scene.holder.media["memory"], honest.media["memory"], dirs_exist_ok=True)
-    for shard in shards(fleet, scene.holder, scene.first):
+    shutil.copytree(either.holder.media["memory"], honest.media["memory"], dirs_exist_ok=True)
+    for shard in shards(fleet, either.holder, either.first):
         shard.chmod(0o644)
         header = 8 + int.from_bytes(shard.read_bytes()[:8], "little")
         shard.write_bytes(shard.read_bytes()[:header] + bytes(shard.stat().st_size - header))
     fleet.serve(honest)
-    fleet.serve(scene.holder)
-    report = scene.load()
+    fleet.serve(either.holder)
+    report = either.load()
     assert [(each["node"], each["reason"]) for each in report["dropped_peers"]] == [("holder", "WrongBytes")], report
 
 
-def test_a_headers_file_that_does_not_match_its_digest_is_not_used(scene: Scene) -> None:
-    scene.fleet.headers_digest = "0" * 64
-    scene.fleet.serve(scene.holder)
-    report = scene.load()
+def test_a_headers_file_that_does_not_match_its_digest_is_not_used(either: Scene) -> None:
+    either.fleet.headers_digest = "0" * 64
+    either.fleet.serve(either.holder)
+    report = either.load()
     assert report["peer_bytes"] > 0, report
-    assert report["headers_digest"] == scene.first["headers_digest"]
+    assert report["headers_digest"] == either.first["headers_digest"]
 
 
-def test_a_peer_that_is_killed_while_it_serves_costs_nothing_but_its_bytes(scene: Scene) -> None:
-    scene.fleet.serve(scene.holder, *SLOW)
-    scene.load_with(lambda: scene.fleet.stop(scene.holder, kill=True))
+def test_a_peer_that_is_killed_while_it_serves_costs_nothing_but_its_bytes(either: Scene) -> None:
+    either.fleet.serve(either.holder, *SLOW)
+    either.load_with(lambda: either.fleet.stop(either.holder, kill=True))
 
 
-def test_a_peer_that_is_replaced_while_it_serves_is_asked_again(scene: Scene) -> None:
-    scene.fleet.serve(scene.holder, *SLOW)
+def test_a_peer_that_is_replaced_while_it_serves_is_asked_again(either: Scene) -> None:
+    either.fleet.serve(either.holder, *SLOW)
 
     def replace() -> None:
-        scene.fleet.stop(scene.holder)
-        scene.fleet.serve(scene.holder)
+        either.fleet.stop(either.holder)
+        either.fleet.serve(either.holder)
 
-    report = scene.load_with(replace)
+    report = either.load_with(replace)
     assert report["dropped_peers"] == [], report
 
 
-def test_a_peer_behind_a_network_that_was_cut_does_not_hold_the_load(scene: Scene) -> None:
-    scene.fleet.serve(scene.holder)
-    scene.fleet.hidden.add("holder")
-    with StallingProxy(scene.holder.address, limit=1 << 20) as proxy:
-        scene.fleet.extra_peers = [Peer(node="holder", address=proxy.address)]
-        report = scene.load()
+def test_a_peer_behind_a_network_that_was_cut_does_not_hold_the_load(either: Scene) -> None:
+    either.fleet.serve(either.holder)
+    either.fleet.hidden.add("holder")
+    with StallingProxy(either.holder.address, limit=1 << 20) as proxy:
+        either.fleet.extra_peers = [Peer(node="holder", address=proxy.address)]
+        report = either.load()
         assert proxy.stalled.is_set()
     assert report["peer_bytes"] < 2 << 20, report
 

@@ -153,9 +153,10 @@ def test_each_rank_and_each_folder_has_a_file_of_its_own(tmp_path: Path) -> None
         "tonnage/computed-buffers-rank-1.safetensors": 1,
         "vae/tonnage/computed-buffers.safetensors": None,
     }
-    (note,) = blueprint.notes
+    note, of_ranks = blueprint.notes
     assert note.startswith("18 buffers that engines compute themselves")
     assert "3 files such as tonnage/computed-buffers-rank-0.safetensors" in note
+    assert "doesn't compare the number of ranks" in of_ranks
     for path, tensors in filled(blueprint, paths).items():
         assert all(name.endswith("inv_freq") == (path in own) for name in tensors)
 

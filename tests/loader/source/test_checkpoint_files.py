@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tonnage.contract import FileSelection, RankSelection, Weights, file_selection
 from tonnage.errors import FormatDamaged, InvalidPlan, NameCollision, ObjectNotFound, TonnageError
-from tonnage.source.index_files import apply_indexes, check_shards, listed_files
+from tonnage.source.index_files import IndexFile, apply_indexes, check_shards, listed_files, select_listed
 from tonnage.source.selection import Selection, select
 
 WHERE = "s3://b/m/"
@@ -23,6 +23,21 @@ SHARDS = tuple(f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 def pick(*paths: str, files: FileSelection | None = None) -> Selection:
     keys = [(f"m/{path}", path) for path in paths]
     return select(keys, files or FileSelection(), where=WHERE)
+
+
+def apply(selection: Selection, contents: dict[str, bytes]) -> Selection:
+    """Applies indexes that list no file which the selection has left out by its name."""
+    return apply_indexes(selection, contents, where=WHERE, select=lambda _: selection)
+
+
+def pick_by_index(index: bytes, *there: str) -> Selection:
+    """Selects from an index and other files as a load does."""
+    content = {INDEX: IndexFile(index)}
+    keys = [(path, path) for path in (INDEX, *there)]
+    found, _ = select_listed(
+        lambda listed: select(keys, FileSelection(), where=WHERE, listed=listed), lambda _: content, where=WHERE
+    )
+    return found
 
 
 def paths(selection: Selection) -> set[str]:
@@ -109,7 +124,7 @@ def test_patterns_of_one_kind_do_not_select_the_other() -> None:
 def test_an_index_decides_which_files_of_its_folder_belong() -> None:
     selection = pick(*SHARDS, INDEX, "model.safetensors", "adapter/adapter_model.safetensors")
     assert [each.path for each in selection.indexes] == [INDEX]
-    found = apply_indexes(selection, {INDEX: index_of(*SHARDS)}, where=WHERE)
+    found = apply(selection, {INDEX: index_of(*SHARDS)})
     assert paths(found) == {*SHARDS, INDEX, "adapter/adapter_model.safetensors"}
     assert any("the index beside them doesn't list them: model.safetensors" in note for note in found.notes)
 
@@ -119,13 +134,43 @@ def test_an_index_decides_which_files_of_its_folder_belong() -> None:
 )
 def test_an_index_that_lists_a_file_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ObjectNotFound, match=r"index\.json lists '") as caught:
-        apply_indexes(pick(*SHARDS, INDEX), {INDEX: index_of(*SHARDS, name)}, where=WHERE)
+        apply(pick(*SHARDS, INDEX), {INDEX: index_of(*SHARDS, name)})
     assert "\x1b" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "listed", [("consolidated.safetensors",), (*SHARDS, "consolidated.safetensors"), ("model.fp16.safetensors",)]
+)
+def test_an_index_decides_also_about_files_with_the_names_of_copies(listed: tuple[str, ...]) -> None:
+    """transformers reads what the index lists, whatever it is called."""
+    there = {*SHARDS, "model.safetensors", "model.fp16.safetensors", "consolidated.safetensors", "config.json"}
+    found = pick_by_index(index_of(*listed), *sorted(there))
+    assert paths(found) == {INDEX, "config.json", *listed}
+    assert not any(name in note for note in found.notes for name in listed)
+    keys = [(path, path) for path in sorted(paths(found))]
+    again = select(keys, FileSelection(), where=WHERE, listed=paths(found))
+    assert paths(again) == paths(found), "a plan that pins the objects must select the same"
+
+
+@pytest.mark.parametrize("there", [("original/model.safetensors", "model.safetensors"), ("a.bin", "model.safetensors")])
+def test_an_index_cannot_list_files_of_other_folders_or_formats(there: tuple[str, ...]) -> None:
+    with pytest.raises(ObjectNotFound, match="which is not there or left out by the patterns"):
+        pick_by_index(index_of(there[0].replace("original", "../original")), *there)
+
+
+def test_an_index_beside_files_of_ranks_is_left_out_if_it_is_that_of_the_whole_checkpoint() -> None:
+    """vLLM's script for sharded_state copies it there; its loader does not read it, and others would look for files."""
+    ranks = [f"model-rank-{rank}-part-0.safetensors" for rank in (0, 1)]
+    found = pick_by_index(index_of(*SHARDS), *ranks)
+    assert paths(found) == {*ranks}
+    assert f"{INDEX} was left out: it lists none of the files beside it." in found.notes
+    with pytest.raises(ObjectNotFound):
+        pick_by_index(index_of(*SHARDS, ranks[0]), *ranks)
 
 
 def test_an_index_beside_no_weights_is_left_out() -> None:
     selection = pick("a/model.safetensors", "b/model.safetensors.index.json")
-    found = apply_indexes(selection, {"b/model.safetensors.index.json": index_of("x")}, where=WHERE)
+    found = apply(selection, {"b/model.safetensors.index.json": index_of("x")})
     assert paths(found) == {"a/model.safetensors"}
 
 
@@ -139,10 +184,11 @@ def test_an_index_beside_no_weights_is_left_out() -> None:
         b'{"weight_map": []}',
         b'{"weight_map": {"a": 1}}',
         b"\xff",
+        b"\xef\xbb\xbf" + index_of("model.safetensors"),
         b"[" * 100_000,
         b"{" + b'"a":' * 3_000_000,
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_is_not_an_index_is_refused(content: bytes) -> None:
     with pytest.raises(FormatDamaged, match="index of safetensors files"):
