@@ -119,6 +119,9 @@ def test_what_one_clone_has_computed_is_kept_for_the_next(tmp_path: Path) -> Non
     kept("restore", "bytecode", other)
     found = {str(path.relative_to(other)): path.read_text() for path in other.rglob("*") if path.is_file()}
     assert found == {"a/b/old.pyc": "its own", "a/new.pyc": "kept"}
+    (tmp_path / "tonnage").rename(tmp_path / "gone")
+    (tmp_path / "tonnage").write_text("no folder")
+    kept("save", "bytecode", one)
 
 
 def test_the_license_is_apache_2() -> None:

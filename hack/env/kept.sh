@@ -6,6 +6,7 @@
 #
 # It is kept outside the clone, for the pinned versions and this Python: with others it would be worth nothing. Python and
 # mypy compare it with the sources and replace what does not match, so it is never wrong, only more or less useful.
+# Where it can't be kept, as on a full disk, that is printed, and no command fails.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -13,16 +14,17 @@ python=.venv/bin/python
 place=${XDG_CACHE_HOME:-$HOME/.cache}/tonnage/kept
 archive=$place/$2-$({ cat requirements/lint.txt; "$python" -VV; } | cksum | cut -d ' ' -f 1).tar
 
-case $1 in
-save)
-    mkdir -p "$place"
+save() {
     part=$archive.$$
     trap 'rm -f "$part"' EXIT
-    (cd "$3" && find . -type f -name "${4:-*}" -print0) | tar -C "$3" --null -T - -cf "$part"
-    mv "$part" "$archive"
-    find "$place" -name "$2-*" ! -path "$archive" -mtime +7 -delete # of earlier versions
-    ;;
-restore)
-    [ ! -e "$archive" ] || { mkdir -p "$3" && tar -C "$3" --skip-old-files -xf "$archive"; }
-    ;;
-esac
+    mkdir -p "$place" &&
+        (cd "$2" && find . -type f -name "${3:-*}" -print0) | tar -C "$2" --null -T - -cf "$part" &&
+        mv "$part" "$archive" &&
+        find "$place" -name "$1-*" ! -path "$archive" -mtime +7 -delete # of earlier versions
+}
+
+restore() {
+    [ ! -e "$archive" ] || { mkdir -p "$2" && tar -C "$2" --skip-old-files -xf "$archive"; }
+}
+
+"$@" || printf '%s\n' "kept: $* failed; the next clone computes it again" >&2
