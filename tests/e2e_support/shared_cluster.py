@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 OWNER, FOLLOWER = "node", "pods"
 """The groups of ``hack/env/run_tests.py`` that start the cluster, and that use it."""
 _FILE = "cluster.json"
-_TIMEOUT_SECONDS = 900
-"""Enough to build images and start a cluster on a busy machine, or to run the follower's tests."""
+_TIMEOUT_SECONDS = 3600
+"""Enough to build Kubernetes and the images on a new machine, or to run the follower's tests."""
 
 _folder = Path(os.environ.get("TEST_GROUPS_FOLDER", ""))
 _group = os.environ.get("TEST_GROUP", "")
