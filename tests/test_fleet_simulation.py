@@ -35,8 +35,16 @@ def test_a_fleet_has_the_model_soon_after_the_limit_and_the_same_at_each_run(
     assert len(outcome.seconds) == 12
     assert min(outcome.seconds) >= given.size / given.link
     assert max(outcome.seconds) < 3 * given.limit
-    assert given.size <= outcome.bucket_bytes < 3 * given.size
+    assert given.size <= outcome.bucket_bytes < 2 * given.size
     assert simulated_fleet.Fleet(given).run() == outcome
+
+
+def test_a_fleet_of_which_loaders_die_has_the_model_some_seconds_later(simulated_fleet: ModuleType) -> None:
+    given = settings(simulated_fleet, nodes=24, dying=0.2)
+    outcome = simulated_fleet.Fleet(given).run()
+    assert 12 < len(outcome.seconds) < 24
+    assert max(outcome.seconds) < 3 * given.limit + 15
+    assert outcome.bucket_bytes < 3 * given.size
 
 
 def test_flows_share_links_evenly_and_no_link_carries_more_than_it_can(simulated_fleet: ModuleType) -> None:

@@ -355,7 +355,8 @@ class Fleet:
         if not len(flows):
             return
         source, target = self._source[flows], self._target[flows]
-        rates = share(source, target, self._cap[flows], self._links)
+        caps = np.minimum(self._cap[flows], self._left[flows] / step)  # what is left of a flow's step is for others
+        rates = share(source, target, caps, self._links)
         moved = rates * step
         self._left[flows] -= moved
         is_bucket = source == self._settings.nodes
