@@ -1,6 +1,6 @@
 """Measures how long after a load the last tensor is on the GPU: if the reader waits for the load, and if it streams.
 
-A real loader loads a `.tensors` file from a server on this machine. The reader is the iterator of vLLM's load format
+A real loader loads safetensors files from a server on this machine. The reader is the iterator of vLLM's load format
 `tonnage`, in a process whose CUDA context exists before the load begins, as an engine's does. Ways are interleaved, and
 each load fills an empty cache. vLLM isn't needed.
 
@@ -35,7 +35,6 @@ ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "loader"))
 NAME: Final = "attach-streaming"
 WAYS: Final = {"waits": "copies when all is loaded", "streams": "streams while shards arrive"}
-FILES: Final = ("model.tensors", "config.json")
 TIMEOUT: Final = 300.0
 
 
@@ -76,16 +75,15 @@ def serve(folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def load(endpoint: str, cache: Path, bandwidth: str) -> subprocess.Popen[bytes]:
-    """Starts a loader."""
+def load(urls: list[str], cache: Path, bandwidth: str) -> subprocess.Popen[bytes]:
+    """Starts a loader. The server has no listing, so all files have a URL."""
     more = ["--bandwidth-limit", bandwidth] if bandwidth else []
-    urls = [f"{endpoint}/bucket/model/{name}" for name in FILES]  # the server has no listing
     command = [sys.executable, "-m", "tonnage", "load", *urls, "--cache", str(cache), "--progress", "off", *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "loader")}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
-def measure_one(endpoint: str, cache: Path, entry: str, way: str, options: argparse.Namespace) -> dict[str, float]:
+def measure_one(urls: list[str], cache: Path, entry: str, way: str, options: argparse.Namespace) -> dict[str, float]:
     """Returns the seconds from the loader's start until it ended, and until the last tensor was on the device."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -94,7 +92,7 @@ def measure_one(endpoint: str, cache: Path, entry: str, way: str, options: argpa
     ours.recv()
     cache.mkdir()
     began = time.monotonic()
-    loader = load(endpoint, cache, options.bandwidth)
+    loader = load(urls, cache, options.bandwidth)
     path = str(cache / entry)
     if way == "streams":
         ours.send(path)
@@ -111,22 +109,20 @@ def measure_one(endpoint: str, cache: Path, entry: str, way: str, options: argpa
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
     """Writes the model, and returns the seconds of each load, by way."""
-    bucket = folder / "bucket" / "model"
-    bucket.mkdir(parents=True)
-    synthetic_models.make_shards(folder / "shards", options.gib, seed=1)
-    synthetic_models.write_tensors_file(folder / "shards", bucket / "model.tensors")
-    shutil.rmtree(folder / "shards")
-    (bucket / "config.json").write_text("{}")
+    model = folder / "model"
+    synthetic_models.make_shards(model, options.gib, seed=1)
+    (model / "config.json").write_text("{}")
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with serve(folder) as endpoint:
+        urls = [f"{endpoint}/model/{path.name}" for path in sorted(model.iterdir())]
         first = folder / "first"
-        if load(endpoint, first, "").wait():
+        if load(urls, first, "").wait():
             raise SystemExit("the first load failed")
         entry = next(path.name for path in first.iterdir() if path.name.startswith("r-"))
         shutil.rmtree(first)
         for number in range(options.rounds):
             for way in list(WAYS) if number % 2 == 0 else reversed(list(WAYS)):
-                found[way].append(measure_one(endpoint, folder / f"{way}-{number}", entry, way, options))
+                found[way].append(measure_one(urls, folder / f"{way}-{number}", entry, way, options))
                 print(f"round {number + 1}, {WAYS[way]}: {found[way][-1]}", file=sys.stderr)
     return found
 
