@@ -199,7 +199,8 @@ def test_shards_are_completed_one_by_one_while_readers_wait(harness: StreamHarne
     ]
     end = len(harness.tensors_file) - 256 * KIB
     before_the_last_shard = next(at for at, start in enumerate(starts) if start >= end)
-    assert (before_the_last_shard > len(starts) / 2) == read
+    # With a reader all but the last shard's own requests; without, those of workers that began earlier.
+    assert (before_the_last_shard > 0.7 * len(starts)) == read
 
 
 def test_a_load_without_readers_makes_no_stream(harness: StreamHarness) -> None:
