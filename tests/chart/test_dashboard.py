@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
 import pytest
@@ -20,9 +20,9 @@ from support.ports import free_ports
 from tonnage_operator.telemetry import Metrics
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chart_support.helm import Helm
+
+ROOT: Final = Path(__file__).parents[2]
 
 VALUES = {"metrics": {"dashboard": {"enabled": True}}}
 SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
@@ -107,9 +107,10 @@ def fill(metrics: Metrics) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_real_prometheus_answers_every_query_with_data(helm: Helm, tmp_path: Path) -> None:
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    found = subprocess.run([ROOT / "hack/env/prometheus.sh"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
+    program = found.stdout.strip()
     metrics = Metrics()
     fill(metrics)
     served, port = free_ports(2)
