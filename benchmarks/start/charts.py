@@ -26,7 +26,7 @@ STEPS_CHART: Final = "start-steps"
 STEPS: Final = {
     "admitted": "admission, with the injection",
     "bound": "scheduling",
-    "loader": "the kubelet starts the loader, and it Python",
+    "loader": "the kubelet starts the loader, with Python",
     "loaded": "load or hit",
     "server": "the kubelet starts the server",
     "asks": "engine, until it asks for weights",

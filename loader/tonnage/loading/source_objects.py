@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cache.stream import forget_failure, reset_stream
-from tonnage.loading.cache_hit import missing_objects
 from tonnage.loading.indexes import HeadCheck, read_indexes
 from tonnage.loading.object_checks import find_object_checks
 from tonnage.record import Record
@@ -46,6 +45,7 @@ class SourceObjects(Record, frozen=True):
 def read_missing_objects(
     entry: Entry,
     resolved: ResolvedRevision,
+    items: Sequence[ResolvedObject],
     existing: Published | None,
     peers: LoadPeers | None,
     *,
@@ -60,6 +60,7 @@ def read_missing_objects(
     Args:
         entry: The entry.
         resolved: The revision.
+        items: Its objects that the entry lacks.
         existing: Manifest and tensors of the files already published; None if there are none.
         peers: Those that may have indexes; None: only the source is asked.
         level: The requested level.
@@ -71,10 +72,8 @@ def read_missing_objects(
     Raises:
         TonnageError: A request failed after all retries, or an index is damaged.
     """
-    manifest = None if existing is None else existing.manifest
     forget_failure(entry)
-    reset_stream(entry, manifest)
-    items = missing_objects(manifest, resolved)
+    reset_stream(entry, None if existing is None else existing.manifest)
     known = None if peers is None else peers.known_headers(items)
     sources = read_indexes(resolved, items, known=known, deadline=deadline, canceled=canceled, on_retry=on_retry)
     checks = find_object_checks(

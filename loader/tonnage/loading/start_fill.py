@@ -79,6 +79,7 @@ def start_fill(
             source = read_missing_objects(
                 entry,
                 resolved,
+                missing,
                 existing,
                 peers if not replans else None,  # their headers may be what is damaged
                 level=plan.verify,

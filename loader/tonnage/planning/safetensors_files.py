@@ -6,7 +6,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from tonnage.contract import Layout
-from tonnage.errors import FormatDamaged, FormatUnsupported, NameCollision, escape_unprintable
+from tonnage.errors import FormatDamaged, FormatUnsupported, NameCollision
 from tonnage.format.tensor_names import check_flat_names, short_repr
 from tonnage.planning.file_names import source_stem
 
@@ -83,8 +83,8 @@ def compare_with_index(
     absent = [name for name in weight_map if name not in there]
     if absent:
         raise FormatDamaged(
-            f"{label} lists {_some(absent)} in {_shown(weight_map[absent[0]])}, which doesn't have it, nor has another "
-            "of the files that it lists.",
+            f"{label} lists {_some(absent)} in {short_repr(weight_map[absent[0]])}, which doesn't have it, nor has "
+            "another of the files that it lists.",
             remedy="Upload the model again with the index that belongs to its files; or leave the index out with "
             "--exclude (spec.files.exclude), to load all files.",
         )
@@ -93,7 +93,7 @@ def compare_with_index(
     notes = []
     if misplaced:
         notes.append(
-            f"{label} lists {_some(misplaced)} in {_shown(weight_map[misplaced[0]])}, but it is in "
+            f"{label} lists {_some(misplaced)} in {short_repr(weight_map[misplaced[0]])}, but it is in "
             "another file: the index is not the one of these files. Engines that read whole files don't notice."
         )
     if unlisted:
@@ -102,10 +102,6 @@ def compare_with_index(
             "take it."
         )
     return tuple(notes)
-
-
-def _shown(file: str) -> str:
-    return repr(escape_unprintable(file)[:100])
 
 
 def _some(names: Sequence[str]) -> str:

@@ -120,11 +120,7 @@ def pin_hub(source: HubSource, files: FileSelection, context: RequestContext, *,
         commit, found = hub.list_files(source.revision)
         listed = {file.path: file for file in found}
     choose = partial(_select, listed, files, where=hub.where, need_tensors=need_tensors)
-    if source.objects is None:
-        pins = {path: _pin(file, commit) for path, file in listed.items()}
-        selection = hub.select_listed(choose, commit, pins)
-    else:
-        selection = choose(list(listed))
+    selection = hub.select_listed(choose, commit, listed) if source.objects is None else choose(list(listed))
     check_pins_selected(source.objects or (), selection, where=hub.where)
     # The hub is asked for the files of all ranks: an entry shows those of other ranks, if they were loaded.
     selected = [listed[each.path] for each in selection.objects]
@@ -269,7 +265,7 @@ class _Hub(NamedTuple):
         return list(files.values())
 
     def select_listed(
-        self, choose: Callable[[Collection[str]], Selection], commit: str, pins: Mapping[str, ObjectPin]
+        self, choose: Callable[[Collection[str]], Selection], commit: str, listed: Mapping[str, HubFile]
     ) -> Selection:
         """Returns the selection without the weights that the indexes in the repository don't list."""
 
@@ -282,7 +278,7 @@ class _Hub(NamedTuple):
                 raise failure.to_exception()
             found = {path: IndexFile(each.content) for path, each in bodies.items()}
             if self.context.verify.strength >= Verify.BEST.strength:
-                check_indexes(found, pins, where=self.where)
+                check_indexes(found, {path: _pin(listed[path], commit) for path in found}, where=self.where)
             return found
 
         selection, _ = with_pinned_indexes(lambda: select_listed(choose, read, where=self.where))

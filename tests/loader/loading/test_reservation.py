@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -72,6 +73,17 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 16))
 
 
+@contextlib.contextmanager
+def load_whose_room_is_taken(harness: LoadHarness) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Starts a load, and fills its medium while parts arrive. Yields the load and the file that fills it."""
+    filler = harness.cache.parent / "filler"
+    with start_tonnage(*arguments(harness, "model", "--bandwidth-limit", "600KB")) as process:
+        harness.server.wait_for_bytes(262_217 + 200_000)
+        with pytest.raises(OSError, match="No space left"):
+            fill(filler)
+        yield process, filler
+
+
 @ON_BOTH_MEDIA
 def test_a_load_that_does_not_fit_beside_another_fails_before_its_first_byte_and_leaves_nothing(
     small: LoadHarness,
@@ -134,11 +146,7 @@ def test_a_load_whose_room_another_program_had_for_a_while_begins_again_and_allo
 
 
 def test_a_load_whose_room_another_program_keeps_fails_with_the_numbers_and_leaves_nothing(small: LoadHarness) -> None:
-    filler = small.cache.parent / "filler"
-    with start_tonnage(*arguments(small, "model", "--bandwidth-limit", "600KB")) as process:
-        small.server.wait_for_bytes(262_217 + 200_000)
-        with pytest.raises(OSError, match="No space left"):
-            fill(filler)
+    with load_whose_room_is_taken(small) as (process, filler):
         out, err = process.communicate(timeout=50)
     assert process.returncode == InsufficientSpace.exit_code, out + err
     assert re.search(r"needed, .* free of", json.loads(out)["message"])
@@ -169,11 +177,7 @@ def test_an_interrupted_load_keeps_its_room_and_resumes(small: LoadHarness) -> N
 
 @ON_DISK
 def test_room_that_others_take_during_a_load_is_not_its_own(small: LoadHarness) -> None:
-    filler = small.cache.parent / "filler"
-    with start_tonnage(*arguments(small, "model", "--bandwidth-limit", "600KB")) as process:
-        small.server.wait_for_bytes(262_217 + 200_000)
-        with pytest.raises(OSError, match="No space left"):
-            fill(filler)
+    with load_whose_room_is_taken(small) as (process, filler):
         os.truncate(filler, filler.stat().st_size - (256 << 10))  # for manifest and journal, which are not reserved
         out, err = process.communicate(timeout=50)
         assert process.returncode == 0, out + err

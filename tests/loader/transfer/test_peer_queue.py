@@ -59,6 +59,12 @@ class Load:
             found.append(part)
         return found
 
+    def fail(self, part: Part, end: int, fault: PeerFault, now: float) -> None:
+        """Lets a peer fail after it has sent a part up to ``end``."""
+        self.queue.finished(part, end=end, now=now)
+        self.ledger.failed(part.peer, fault, now=now)
+        self.queue.return_to_peers(part, end)
+
     def bits(self, part: Part) -> int:
         """Returns the units of a part."""
         return sum(1 << n for n, unit in enumerate(self.units) if part.start <= unit.start and unit.end <= part.end)
@@ -123,9 +129,7 @@ def test_a_unit_that_peers_fail_to_send_comes_from_the_source_in_the_end() -> No
         now = 100.0 * number
         for part in load.take(now):
             if part.peer:
-                load.queue.finished(part, end=part.start, now=now)
-                load.ledger.failed(part.peer, PeerFault.BUSY, now=now)
-                load.queue.return_to_peers(part, part.start)
+                load.fail(part, part.start, PeerFault.BUSY, now)
                 continue
             sources |= load.bits(part)
             load.queue.finished(part, end=part.end, now=now)
@@ -140,9 +144,7 @@ def test_what_a_peer_sent_of_a_unit_is_kept() -> None:
     load.queue.update({"node-b": Holding(load.everything)}, ["node-b"], now=0.0)
     part, *others = (part for part in load.take() if part.peer)
     left = load.queue.remaining
-    load.queue.finished(part, end=part.start + 1000, now=0.1)
-    load.ledger.failed("node-b", PeerFault.BUSY, now=0.1)
-    load.queue.return_to_peers(part, part.start + 1000)
+    load.fail(part, part.start + 1000, PeerFault.BUSY, 0.1)
     assert load.queue.remaining == left + part.end - part.start - 1000
     for other in others:
         load.ledger.succeeded(other.peer, size=UNIT, seconds=1.0)
@@ -282,9 +284,7 @@ def test_what_its_owner_does_not_bring_comes_from_the_source_after_a_wait(peer: 
         assert now < 60, "for ten times, each four seconds at most"
         for part in load.take(now):
             if part.peer:
-                load.queue.finished(part, end=part.start, now=now)
-                load.ledger.failed(part.peer, PeerFault.STALL, now=now)
-                load.queue.return_to_peers(part, part.start)
+                load.fail(part, part.start, PeerFault.STALL, now)
                 continue
             got |= load.bits(part)
             load.queue.finished(part, end=part.end, now=now)
