@@ -79,7 +79,8 @@ def load(urls: list[str], cache: Path, bandwidth: str) -> subprocess.Popen[bytes
     """Starts a loader. The server has no listing, so all files have a URL."""
     more = ["--bandwidth-limit", bandwidth] if bandwidth else []
     command = [sys.executable, "-m", "tonnage", "load", *urls, "--cache", str(cache), "--progress", "off", *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "loader")}
+    paths = [str(ROOT / "loader"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
