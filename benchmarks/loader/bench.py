@@ -100,9 +100,8 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(host.work_directory(huge=False, size=0))
         log(f"writing a model of {size / 1e9:.1f} GB")
-        model = make_model(source / "root", size)
-        if not any(each.reads == "safetensors" for each in CONTENDERS if each.name in arguments.contenders):
-            model.safetensors.unlink()
+        read = {each.reads for each in CONTENDERS if each.name in arguments.contenders}
+        model = make_model(source / "root", size, whole="safetensors" in read, shards="shards" in read)
         server = stack.enter_context(
             serve(kind, model, workers=arguments.server_workers, directory=source / "server", nginx=arguments.nginx)
         )

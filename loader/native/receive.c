@@ -8,12 +8,14 @@
  *
  * A file of a tmpfs has one writer at a time, which the kernel's lock of the file ensures: 32 processes that write one
  * file are as fast as one. So only one of them writes, and the others copy their bytes to mappings of the file, which
- * takes a third more CPU time, because the kernel clears new pages, but doesn't take that lock.
+ * takes a third more CPU time, because the kernel clears new pages, but doesn't take that lock. All of them add pages to
+ * the file under another lock of the kernel, whose waiters spin: 16 processes fill one file no faster than 4 do, but in
+ * four times the CPU time. So no more than 4 add pages to one file at a time, and the others sleep meanwhile.
  */
 
 #define _GNU_SOURCE
 #include <errno.h>
-#include <sys/file.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -21,6 +23,7 @@
 
 #define ABI 2
 #define HUGE_PAGE ((uint64_t)2 << 20)
+#define SLOTS 4 /* processes that add pages to one file */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
@@ -91,22 +94,48 @@ int receive_abi(void)
     return ABI;
 }
 
-/* Copies bytes to a mapping of a file in a tmpfs, which takes no lock of the file. Returns whether it could. */
-static int write_mapped(const struct output *output, const unsigned char *data, size_t size, uint64_t at)
+static int lock_slot(int descriptor, int command, int type, int slot)
+{
+    struct flock lock = {.l_type = (short)type, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1};
+    return fcntl(descriptor, command, &lock);
+}
+
+/*
+ * Waits until this process may add pages to a file. Returns its slot, which is the byte that it has locked, or a negative
+ * number if the file can't be locked. Only the process with slot 0 writes.
+ */
+static int take_slot(int descriptor)
+{
+    for (int slot = 0; slot < SLOTS; slot++)
+        if (!lock_slot(descriptor, F_OFD_SETLK, F_WRLCK, slot))
+            return slot;
+    int slot = (int)(getpid() % SLOTS);
+    return lock_slot(descriptor, F_OFD_SETLKW, F_WRLCK, slot) ? -1 : slot;
+}
+
+/*
+ * Copies bytes to a mapping of a file in a tmpfs, which doesn't take the lock of its writers. Returns whether it could.
+ * Leaves the slot when the file has the pages.
+ */
+static int write_mapped(const struct output *output, const unsigned char *data, size_t size, uint64_t at, int slot)
 {
     uint64_t start = at / HUGE_PAGE * HUGE_PAGE; /* so that a huge page can be mapped as such */
     size_t length = (size_t)((at + size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE - start);
     unsigned char *mapping = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, output->descriptor, (off_t)start);
-    if (mapping == MAP_FAILED)
-        return 0;
-    if (output->flags & BY_ADVICE)
-        madvise(mapping, length, MADV_HUGEPAGE);
-    uint64_t first = (at - start) & ~(uint64_t)4095;
-    /* Unlike an access, this fails without a signal if there is no room. */
-    int populated = !madvise(mapping + first, at - start + size - first, MADV_POPULATE_WRITE);
+    int populated = 0;
+    if (mapping != MAP_FAILED) {
+        if (output->flags & BY_ADVICE)
+            madvise(mapping, length, MADV_HUGEPAGE);
+        uint64_t first = (at - start) & ~(uint64_t)4095;
+        /* Unlike an access, this fails without a signal if there is no room. */
+        populated = !madvise(mapping + first, at - start + size - first, MADV_POPULATE_WRITE);
+    }
+    if (slot >= 0)
+        lock_slot(output->descriptor, F_OFD_SETLK, F_UNLCK, slot);
     if (populated)
         memcpy(mapping + (at - start), data, size);
-    munmap(mapping, length);
+    if (mapping != MAP_FAILED)
+        munmap(mapping, length);
     return populated;
 }
 
@@ -128,17 +157,19 @@ static int write_all(int descriptor, const unsigned char *data, size_t size, uin
 /* Writes bytes to their place. Returns an errno; 0: none. */
 static int write_output(struct output *output, const unsigned char *data, size_t size, uint64_t at)
 {
-    int locked = 0;
-    if (output->flags & IN_TMPFS && !(output->flags & BY_ADVICE))
-        locked = !flock(output->descriptor, LOCK_EX | LOCK_NB);
-    if (output->flags & IN_TMPFS && !locked) {
-        if (write_mapped(output, data, size, at))
-            return 0;
-        output->flags = 0; /* an old kernel, or no room, which the write reports */
+    int slot = -1;
+    if (output->flags & IN_TMPFS) {
+        if (!(output->flags & BY_ADVICE)) /* a huge page is added in one step */
+            slot = take_slot(output->descriptor);
+        if (slot) {
+            if (write_mapped(output, data, size, at, slot))
+                return 0;
+            output->flags = 0; /* an old kernel, or no room, which the write reports */
+        }
     }
     int error = write_all(output->descriptor, data, size, at);
-    if (locked)
-        flock(output->descriptor, LOCK_UN);
+    if (!slot)
+        lock_slot(output->descriptor, F_OFD_SETLK, F_UNLCK, slot);
     return error;
 }
 

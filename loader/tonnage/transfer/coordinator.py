@@ -29,7 +29,7 @@ from tonnage.transfer.bandwidth import BandwidthLimiter
 from tonnage.transfer.concurrency import INITIAL_CONNECTIONS, MIN_PART_SIZE, PART_SECONDS, ConnectionTuner
 from tonnage.transfer.credential_state import CredentialState
 from tonnage.transfer.hash_pool import HashPool
-from tonnage.transfer.part_queue import Part, PartQueue
+from tonnage.transfer.part_queue import FILE_WRITERS, Part, PartQueue
 from tonnage.transfer.peer_origin import split_at
 from tonnage.transfer.progress_meter import ProgressMeter
 from tonnage.transfer.protocol import (
@@ -213,7 +213,7 @@ class _Transfer:
     def _announce_files(self) -> None:
         for file in self._verification.complete_files.take():
             self._spec.on_file(file)
-        self._queue.max_open = max_open_segments(self._spec.concurrency.workers) if self._spec.has_readers() else None
+        self._queue.max_open = max_open_files(self._spec.concurrency.workers) if self._spec.has_readers() else None
 
     def _adapt(self, pool: WorkerPool, now: float) -> None:
         """Adapts the part size and the number of connections to the rate."""
@@ -486,13 +486,13 @@ class _Transfer:
         self._tune(pool)
 
 
-def max_open_segments(workers: int) -> int:
-    """Returns how many segments may be open at a time while readers wait for files.
+def max_open_files(workers: int) -> int:
+    """Returns how many files may be open at a time while readers wait for them.
 
     Two, so that the connections of one that ends have the next one to turn to; more with many workers, because those
     that write one file slow each other down.
     """
-    return max(2, workers // 4)
+    return max(2, workers // FILE_WRITERS)
 
 
 def _memory_limit_text() -> str:

@@ -1,14 +1,16 @@
 """The ranges not yet assigned, and which worker gets the next part. Pure: no clock, no socket.
 
-A segment has one owner, because several writers of one tmpfs file slow each other down. A worker takes parts of its own
-segments first, then of the next segment without an owner; if there is none left, it helps with the segment that has the
-most bytes left. While readers wait for files, few segments are open at a time, so that files are complete one by one
-instead of all near the end: a worker without one of its own helps with the first that is open.
+Several writers of one tmpfs file slow each other down. So a segment has one owner, and owners spread over the files: a
+worker takes parts of its own segment first, then of a segment without an owner in the file that fewest workers fill; if
+there is none left, it helps with the segment that has the most bytes left. While readers wait for files, few files are
+open at a time, and the first ones have as many workers as can fill them, so that files are complete one by one instead
+of all near the end: a worker without a segment of its own helps with the first that is open.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.planning.segments import next_part_size, subtract_ranges
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tonnage.planning.segments import ByteRange, Segment
+
+
+FILE_WRITERS = 4
+"""How many workers fill one file of a tmpfs as fast as more would (``loader/native/receive.c``)."""
 
 
 class Part(Record, frozen=True):
@@ -62,8 +68,8 @@ class PartQueue:
 
     Attributes:
         remaining: Number of bytes that are not assigned.
-        max_open: Maximum number of segments that have an owner and bytes left; None: no limit. Can be changed at any
-            time; segments that are open stay open.
+        max_open: Maximum number of files that are begun and have bytes left; None: no limit. Can be changed at any
+            time; files that are open stay open.
     """
 
     def __init__(
@@ -79,10 +85,16 @@ class PartQueue:
             for segment in segments
             if (left := subtract_ranges((segment.start, segment.end), done.get(segment.index, [])))
         }
+        self._file = {segment.index: segment.file_index for segment in segments}
+        self._left = Counter(self._file[segment] for segment in self._unassigned)
+        self._unowned: dict[int, deque[int]] = {}
+        for segment in self._unassigned:
+            self._unowned.setdefault(self._file[segment], deque()).append(segment)
         self.max_part_size = max_part_size
         self._min_part_size = min_part_size
         self.max_open: int | None = None
-        self._owner: dict[int, int] = {}
+        self._owned: dict[int, int] = {}
+        self._open: set[int] = set()
         self._delayed: list[Delayed] = []
         self._order = 0
         self.remaining = sum(end - start for left in self._unassigned.values() for start, end in left)
@@ -114,7 +126,7 @@ class PartQueue:
         if end - start <= size + min(size, self._min_part_size) // 2:
             left.pop(0)
             if not left:
-                del self._unassigned[segment]
+                self._forget(segment)
         else:
             end = start + size
             left[0] = (end, left[0][1])
@@ -134,26 +146,40 @@ class PartQueue:
         """Returns the time at which the next requeued part is due; None if there is none."""
         return self._delayed[0].when if self._delayed else None
 
+    def _forget(self, segment: int) -> None:
+        """Drops a segment without unassigned bytes."""
+        del self._unassigned[segment]
+        file = self._file[segment]
+        if segment in self._unowned[file]:
+            self._unowned[file].remove(segment)
+        self._left[file] -= 1
+        if not self._left[file]:
+            self._open.discard(file)
+
     def _choose(self, worker: int) -> int | None:
-        unowned: int | None = None
-        largest: int | None = None
-        first: int | None = None
-        most = open_segments = 0
-        for segment, left in self._unassigned.items():
-            owner = self._owner.get(segment)
-            if owner == worker:
-                return segment
-            if owner is None and unowned is None:
-                unowned = segment
-            if owner is not None:
-                open_segments += 1
-                first = segment if first is None else first
-            size = sum(end - start for start, end in left)
-            if size > most:
-                most, largest = size, segment
-        if self.max_open is not None and open_segments >= self.max_open:
-            return first
-        if unowned is not None:
-            self._owner[unowned] = worker
-            return unowned
-        return largest
+        own = self._owned.get(worker)
+        if own in self._unassigned:
+            return own
+        owned = [segment for segment in self._owned.values() if segment in self._unassigned]
+        file = self._choose_file(Counter(self._file[segment] for segment in owned))
+        if file is not None:
+            self._owned[worker] = segment = self._unowned[file].popleft()
+            self._open.add(file)
+            return segment
+        if owned and self.max_open is not None:
+            return min(owned)
+        return max(self._unassigned, key=self._count_unassigned, default=None)
+
+    def _choose_file(self, owners: Counter[int]) -> int | None:
+        """Returns the file of which a segment gets an owner next, by the owners in each file; None if there is none."""
+        with_unowned = [file for file, segments in self._unowned.items() if segments]
+        if self.max_open is None:
+            return min(with_unowned, key=lambda file: owners[file], default=None)
+        has_room = len(self._open) < self.max_open
+        for file in with_unowned:
+            if owners[file] < FILE_WRITERS and (has_room or file in self._open):
+                return file
+        return None
+
+    def _count_unassigned(self, segment: int) -> int:
+        return sum(end - start for start, end in self._unassigned[segment])

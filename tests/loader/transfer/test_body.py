@@ -11,10 +11,13 @@ import fcntl
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +47,9 @@ FILE_SIZE = 2 * SIZE
 HELD, ADVISED = "compiled, others write the files", "compiled, huge pages by advice"
 CRCS = {"": lambda _data: 0, "crc64nvme": reference.crc64nvme, "crc32c": reference.crc32c}
 WHOLE = Fetch(1, 0, 0, SIZE, [(SIZE, int(SpanRole.DATA), 0, 0)])
+
+SLOTS = 4
+"""How many processes add pages to one file at a time; one that has the first byte locked writes, the others map it."""
 
 MakeBody = Callable[[pycurl.Curl, Callable[[int], int]], "Body"]
 
@@ -111,11 +117,11 @@ def make_body(request: pytest.FixtureRequest, receive_library: str, store: Store
         return
     if request.param == HELD:
         for descriptor in store.other_descriptors:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, 0, 1)
     library = ReceiveLibrary(receive_library)
     yield lambda curl, files: CompiledBody(library, curl, files, in_tmpfs=True, huge_pages=request.param == ADVISED)
     for descriptor in store.other_descriptors:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        unlock(descriptor)
 
 
 @st.composite
@@ -209,6 +215,22 @@ def test_a_failed_write_ends_the_transfer_with_its_error(make_body: MakeBody, st
     assert code in {0, pycurl.E_WRITE_ERROR}, "what was buffered may have been written after the last byte had come"
 
 
+def lock(descriptor: int, first: int, size: int, *, command: int = fcntl.F_OFD_SETLK) -> None:
+    """Locks bytes of a file, as another process that adds pages to it does."""
+    fcntl.fcntl(descriptor, command, struct.pack("hh4xqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, size, 0))
+
+
+def unlock(descriptor: int) -> None:
+    lock_of_all = struct.pack("hh4xqqi4x", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock_of_all)
+
+
+def has_waiting_locks(descriptor: int) -> bool:
+    """Whether somebody waits for a lock of a file."""
+    inode = f":{os.fstat(descriptor).st_ino} "
+    return any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
+
+
 def written_bytes() -> int:
     """Returns how many bytes this process has passed to ``write`` and the like."""
     found = re.search(r"^wchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
@@ -223,16 +245,36 @@ def test_a_file_of_a_tmpfs_is_written_by_one_and_mapped_by_the_others(
     """Because writers of one file wait for each other."""
     curl = pycurl.Curl()
     body = CompiledBody(ReceiveLibrary(receive_library), curl, store.outputs_of, in_tmpfs=True)
-    fcntl.flock(store.other_descriptors[0], fcntl.LOCK_EX if held else fcntl.LOCK_UN)
+    other = store.other_descriptors[0]
+    if held:
+        lock(other, 0, 1)
     try:
         before = written_bytes()
         assert store.receive(body, curl, WHOLE) == 0
         assert (written_bytes() - before >= SIZE) != held
+        lock(other, 0, SLOTS)  # the body has released what it had
     finally:
-        fcntl.flock(store.other_descriptors[0], fcntl.LOCK_UN)
+        unlock(other)
     assert os.pread(store.outputs[0], SIZE, 0) == store.content
-    fcntl.flock(store.other_descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # the body has released it
-    fcntl.flock(store.other_descriptors[0], fcntl.LOCK_UN)
+
+
+def test_no_more_than_four_add_pages_to_a_file_of_a_tmpfs_at_a_time(receive_library: str, store: Store) -> None:
+    """Because more of them fill it no faster, but spin in the kernel."""
+    other = store.other_descriptors[0]
+    curl = pycurl.Curl()
+    body = CompiledBody(ReceiveLibrary(receive_library), curl, store.outputs_of, in_tmpfs=True)
+    lock(other, 0, SLOTS)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            received = pool.submit(store.receive, body, curl, WHOLE)
+            while not has_waiting_locks(other):
+                assert not received.done()
+                time.sleep(0.001)
+            unlock(other)
+            assert received.result() == 0
+    finally:
+        unlock(other)
+    assert os.pread(store.outputs[0], SIZE, 0) == store.content
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
@@ -242,10 +284,10 @@ def test_a_full_tmpfs_is_the_error_of_a_write(
 ) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True)
     try:
-        with (tmp_path / "file").open("w+b") as file, (tmp_path / "file").open("rb") as other:
+        with (tmp_path / "file").open("w+b") as file, (tmp_path / "file").open("r+b") as other:
             file.truncate(FILE_SIZE)
             if held:
-                fcntl.flock(other, fcntl.LOCK_EX)
+                lock(other.fileno(), 0, 1)
             curl = pycurl.Curl()
             body = CompiledBody(ReceiveLibrary(receive_library), curl, lambda _number: file.fileno(), in_tmpfs=True)
             store.receive(body, curl, WHOLE)

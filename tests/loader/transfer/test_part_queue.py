@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,8 +8,8 @@ from tonnage.planning.segments import Segment, Span, SpanRole
 from tonnage.transfer.part_queue import Part, PartQueue
 
 
-def segment(index: int, start: int, end: int) -> Segment:
-    return Segment(index, 0, index, start, end, (Span(end, SpanRole.OPAQUE, -1, 0),))
+def segment(index: int, start: int, end: int, *, file: int | None = None) -> Segment:
+    return Segment(index, 0, index if file is None else file, start, end, (Span(end, SpanRole.OPAQUE, -1, 0),))
 
 
 def drain(queue: PartQueue, *, workers: int, slots: int) -> list[tuple[int, Part]]:
@@ -84,22 +85,49 @@ def test_a_requeued_part_is_returned_when_it_is_due() -> None:
     assert queue.remaining == 0
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 80))
-def test_with_a_limit_few_segments_are_open_and_they_are_begun_in_their_order(
-    sizes: list[int], workers: int, max_open: int, largest: int
+@given(
+    st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=5), min_size=1, max_size=8),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(1, 80),
+)
+def test_with_a_limit_few_files_are_open_and_they_are_begun_in_their_order(
+    files: list[list[int]], workers: int, max_open: int, largest: int
 ) -> None:
+    segments = [(file, size) for file, sizes in enumerate(files) for size in sizes]
     queue = PartQueue(
-        [segment(index, 0, size) for index, size in enumerate(sizes)], {}, max_part_size=largest, min_part_size=1
+        [segment(index, 0, size, file=file) for index, (file, size) in enumerate(segments)],
+        {},
+        max_part_size=largest,
+        min_part_size=1,
     )
     queue.max_open = max_open
-    left = dict(enumerate(sizes))
+    left = [sum(sizes) for sizes in files]
     begun: list[int] = []
     for _, part in drain(queue, workers=workers, slots=workers):
-        if part.segment not in begun:
-            begun.append(part.segment)
-        left[part.segment] -= part.end - part.start
-        assert sum(0 < left[index] < sizes[index] for index in left) <= max_open
+        file = segments[part.segment][0]
+        if file not in begun:
+            begun.append(file)
+        left[file] -= part.end - part.start
+        assert sum(0 < left[file] < sum(files[file]) for file in range(len(files))) <= max_open
     assert begun == sorted(begun)
+    assert not any(left)
+
+
+@pytest.mark.parametrize(
+    ("max_open", "files"),
+    [
+        pytest.param(None, [0, 1, 2, 0, 1, 2, 0, 1, 2, 0], id="without readers, one worker after the other for each"),
+        pytest.param(2, [0, 0, 0, 0, 1, 1, 1, 1, 0, 0], id="with readers, four for the first, then for the next"),
+    ],
+)
+def test_workers_spread_over_the_files(max_open: int | None, files: list[int]) -> None:
+    queue = PartQueue(
+        [segment(index, 0, 100, file=index // 8) for index in range(24)], {}, max_part_size=10, min_part_size=10
+    )
+    queue.max_open = max_open
+    parts = [queue.take(worker, slots=10, now=0.0) for worker in range(10)]
+    assert [part.segment // 8 for part in parts if part] == files
 
 
 def test_without_a_limit_each_worker_opens_a_segment_of_its_own() -> None:
