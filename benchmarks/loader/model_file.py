@@ -1,7 +1,6 @@
 """The model that all contenders load: a tensorizer file with the shapes of a Llama, and the same as safetensors.
 
-The latter in one file and in shards. The values are random bits. The CRC-32 of each tensor is kept, to check the results
-of contenders.
+The latter in one file and in shards. The values are random bits. The CRC-32 of each tensor is kept, to check results.
 """
 
 from __future__ import annotations
