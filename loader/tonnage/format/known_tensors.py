@@ -28,7 +28,7 @@ FUSED_EXPERTS_REMEDY = (
 """What to do with fused experts. The model is one built from the configuration: of a model that its ``from_pretrained``
 read from such files, transformers keeps the names."""
 
-_FUSED_EXPERTS = re.compile(r"(?:.*\.)?(?P<module>\w+)\.experts\.gate_up_proj")
+_FUSED_EXPERTS = re.compile(r"(?P<module>(?:.*\.)?\w+)\.experts\.(?:gate_)?up_proj")
 _HELD_TWICE = re.compile(r"(?:.*\.)?(?:mlp\.gate\.weight|shared?_(?:experts?|mlp)\..+|kv_b_proj\..+)")
 """Tensors of modules that vLLM's models hold in two places: routers and shared experts, which the experts have, too,
 and those of latent attention."""
@@ -133,14 +133,20 @@ def find_fused_experts(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
     """Returns the experts' weights that have names of transformers 5 in memory, which differ from those of checkpoints.
 
     transformers 5 holds all experts of a layer in one tensor of three dimensions. Models whose checkpoints have such
-    tensors, too, are not meant: gpt-oss (which has ``gate_up_proj_bias``) and Llama 4 (``feed_forward``).
+    tensors, too, are not meant: gpt-oss (which has ``gate_up_proj_bias``) and Llama 4 (``feed_forward`` with a shared
+    expert).
     """
     names = {tensor.name for tensor in tensors}
     found = []
     for tensor in tensors:
         match = _FUSED_EXPERTS.fullmatch(tensor.name)
         in_checkpoints = match is not None and (
-            match["module"] == "feed_forward" or f"{tensor.name}_bias" in names or f"{tensor.name}_blocks" in names
+            (
+                f"{match['module']}.shared_expert.up_proj.weight" in names
+                and match["module"].rpartition(".")[2] == "feed_forward"
+            )
+            or f"{tensor.name}_bias" in names
+            or f"{tensor.name}_blocks" in names
         )
         if match is not None and not in_checkpoints and len(tensor.shape) == 3:
             found.append(tensor)

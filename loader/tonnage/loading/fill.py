@@ -22,6 +22,7 @@ from tonnage.errors import CacheDamaged, CacheInUse, CacheNotWritable, Insuffici
 from tonnage.loading import manifest_builder, resume
 from tonnage.loading.folder import check_folder
 from tonnage.loading.indexes import HeadDamaged
+from tonnage.loading.pointer_files import pointer_notes
 from tonnage.loading.streaming import StreamWriter
 from tonnage.planning.blueprint import EntryShape
 from tonnage.planning.blueprint_builder import build_blueprint
@@ -240,6 +241,8 @@ def fill_entry(
             )
         _require_level(plan.verify, outcome, objects)
         manifest, table = build_manifest(outcome.headers, outcome)
+        notes = (*manifest.notes, *pointer_notes(partial.model_dir, blueprint.files))
+        manifest = msgspec.structs.replace(manifest, notes=notes)
         digest = _finish_peers(peers, items, objects, outcome, is_whole=existing is None, on_note=on_note)
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made

@@ -63,6 +63,12 @@ class Stem(NamedTuple):
         return f".{self.variant}" if self.variant else ""
 
 
+def is_single_file(path: str) -> bool:
+    """Returns whether readers look for a file by its name, such as that of an adapter, and for no index."""
+    match = _SOURCE_NAME.fullmatch(posixpath.basename(path))
+    return match is not None and Stem(match["stem"]).is_single_file
+
+
 def source_stem(path: str, paths: Collection[str]) -> Stem:
     """Returns the stem of the shards of a ``.tensors`` file.
 

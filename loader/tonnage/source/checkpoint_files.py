@@ -20,6 +20,10 @@ _ORIGINAL = "original/"
 """Folder with a second copy of the weights, in the format of their authors."""
 _CONSOLIDATED = "consolidated"
 """Beginning of the names of a second copy of the weights, in Mistral's or Meta's format."""
+_CONFIGURATIONS = frozenset({"config.json", "params.json", PIPELINE, "adapter_config.json", "modules.json"})
+"""Names of the files by which libraries recognize the folder of a model."""
+_TRAINING_STATE = re.compile(r"(?P<above>(?:[^/]+/)*?)checkpoint-\d+/.+")
+"""What training programs save while they run, each time with all weights. Group 1 is the folder above."""
 _OTHER_INDEX = re.compile(r".+\.(?:bin|pt|pth|h5|msgpack)\.index(?:\.\w+)?\.json")
 _WEIGHTS = re.compile(r"(?P<stem>.+?)(?:-\d+-of-(?P<count>\d+))?\.safetensors")
 _VARIANT = re.compile(r"(?P<stem>[^.]+?)(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<last>\w+))?\.safetensors")
@@ -37,8 +41,8 @@ def find_surplus(kinds: Mapping[str, Kind], listed: Collection[str] = ()) -> Sur
     """Returns the files beside a model's safetensors files that its libraries don't read.
 
     These are second copies of the weights (``original/``, ``consolidated*``, a checkpoint in one file beside the
-    folders of a diffusers pipeline, variants such as ``*.fp16.*`` beside files without one) and indexes of files in
-    other formats. A copy that is the only one is the model.
+    folders of a diffusers pipeline, variants such as ``*.fp16.*`` beside files without one), ``checkpoint-500/`` and
+    the like of a training, and indexes of files in other formats. A copy that is the only one is the model.
 
     Args:
         kinds: The kind of each file that the patterns select, by path.
@@ -60,6 +64,7 @@ def find_surplus(kinds: Mapping[str, Kind], listed: Collection[str] = ()) -> Sur
             [path for path in kinds if path.startswith(_ORIGINAL)],
             "original/ is a second copy of the weights, which engines don't read",
         )
+    leave_out(_training_states(kinds, weights), "states of a training, with older weights than those above them")
     leave_out(_beside_pipelines(kinds, weights), "diffusers reads the folders of the pipeline")
     leave_out(_consolidated(kinds, weights), "a second copy of the weights, which engines don't read")
     leave_out(
@@ -72,6 +77,26 @@ def find_surplus(kinds: Mapping[str, Kind], listed: Collection[str] = ()) -> Sur
         "an index of files of another format",
     )
     return Surplus(frozenset(paths), tuple(notes))
+
+
+def find_models_below(kinds: Mapping[str, Kind]) -> list[str]:
+    """Returns the folders in which models are, if the top folder is none itself; those that nothing is above.
+
+    So it is in a prefix of several models, and in a copy of ``huggingface_hub``'s cache.
+
+    Args:
+        kinds: The kind of each selected file, by path.
+    """
+    folders = sorted({posixpath.dirname(path) for path in kinds if posixpath.basename(path) in _CONFIGURATIONS})
+    weights = [path for path, kind in kinds.items() if kind == "tensors"]
+    if "" in folders or any("/" not in path for path in weights):
+        return []
+    found: list[str] = []
+    for folder in folders:
+        is_below = any(folder.startswith(f"{above}/") for above in found)
+        if not is_below and any(path.startswith(f"{folder}/") for path in weights):
+            found.append(folder)
+    return found
 
 
 def find_indexes(paths: Iterable[str]) -> frozenset[str]:
@@ -95,6 +120,17 @@ def missing_shards(paths: Iterable[str]) -> tuple[str, int, int] | None:
         if len(members) < int(count[:9]):
             return members[0], len(members), int(count[:9])
     return None
+
+
+def _training_states(kinds: Mapping[str, Kind], weights: Collection[str]) -> list[str]:
+    """Returns the files of a training's states, if the folder above them has other weights, in it or below."""
+    found = {path: match["above"] for path in kinds if (match := _TRAINING_STATE.fullmatch(path))}
+    finals = {
+        above
+        for above in set(found.values())
+        if any(path.startswith(above) and found.get(path) != above for path in weights)
+    }
+    return [path for path, above in found.items() if above in finals]
 
 
 def _beside_pipelines(kinds: Mapping[str, Kind], weights: Collection[str]) -> list[str]:

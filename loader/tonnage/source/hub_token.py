@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 MAX_TOKEN_BYTES = 8192
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})", re.ASCII)
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -31,7 +32,7 @@ def find_token(environment: Mapping[str, str]) -> str:
     """Returns the token; empty if there is none.
 
     Order: the file ``HF_TOKEN`` in the folder of ``TONNAGE_CREDENTIALS_DIR``, the variables, and the file of
-    ``HF_TOKEN_PATH`` or ``huggingface_hub``'s own.
+    ``HF_TOKEN_PATH`` or ``huggingface_hub``'s own. With ``HF_HUB_DISABLE_IMPLICIT_TOKEN`` only the first is asked.
 
     Raises:
         CredentialsMissing: The token has characters that a header can't have.
@@ -40,10 +41,12 @@ def find_token(environment: Mapping[str, str]) -> str:
     mounted = environment.get(CREDENTIALS_DIR, "")
     if mounted and (token := _read(Path(mounted) / VARIABLES[0])):
         return _checked(token, f"the directory {mounted}")
+    if environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return ""
     for name in VARIABLES:
         if token := environment.get(name, "").strip():
             return _checked(token, name)
-    path = environment.get("HF_TOKEN_PATH") or _default_path(environment)
+    path = _expanded(environment.get("HF_TOKEN_PATH") or _default_path(environment), environment)
     return _checked(_read(Path(path)), path) if path else ""
 
 
@@ -52,6 +55,17 @@ def _default_path(environment: Mapping[str, str]) -> str:
         return f"{environment['HF_HOME']}/token"
     cache = environment.get("XDG_CACHE_HOME") or (f"{environment['HOME']}/.cache" if environment.get("HOME") else "")
     return f"{cache}/huggingface/token" if cache else ""
+
+
+def _expanded(path: str, environment: Mapping[str, str]) -> str:
+    """Returns a path with the home directory for ``~``, and with the values of variables, as ``huggingface_hub`` does.
+
+    Variables without a value stay as they are, and so does ``~`` where no home directory is known.
+    """
+    home = environment.get("HOME", "")
+    if home and (path == "~" or path.startswith("~/")):
+        path = home + path[1:]
+    return _VARIABLE.sub(lambda match: environment.get(match[1] or match[2], match[0]), path)
 
 
 def _read(path: Path) -> str:

@@ -17,6 +17,7 @@ from tonnage.errors import (
     TonnageError,
     escape_unprintable,
 )
+from tonnage.planning.file_names import is_single_file
 from tonnage.source.checkpoint_files import find_indexes, missing_shards
 from tonnage.source.responses import strong_etag
 from tonnage.source.small_objects import differing_checksum, read_objects
@@ -224,7 +225,9 @@ def apply_indexes(
     for path, files in listed.items():
         folders.setdefault(posixpath.dirname(path), set()).update(files)
     surplus = {
-        path for path in weights if (folder := posixpath.dirname(path)) in folders and path not in folders[folder]
+        path
+        for path in weights
+        if (folder := posixpath.dirname(path)) in folders and path not in folders[folder] and not is_single_file(path)
     }
     notes = [_unlisted_note(sorted(surplus))] if surplus else []
     notes += [

@@ -16,10 +16,10 @@ from tonnage.contract.selection import (
     rank_pattern,
 )
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound, escape_unprintable
-from tonnage.source.checkpoint_files import find_indexes, find_surplus
+from tonnage.source.checkpoint_files import find_indexes, find_models_below, find_surplus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from tonnage.contract import FileSelection, ObjectPin
     from tonnage.contract.selection import Kind
@@ -103,6 +103,7 @@ def select(
         surplus = find_surplus({path: kind for _, path, kind in chosen}, listed)
         notes += surplus.notes
         chosen = [each for each in chosen if each[1] not in surplus.paths]
+    notes += _models_notes({path: kind for _, path, kind in chosen})
     if left_out:
         notes.append(_left_out_note(sorted(left_out), weights))
     chosen.sort(key=lambda each: each[1])
@@ -260,6 +261,18 @@ def _left_out_note(paths: Sequence[str], weights: Weights) -> str:
     if weights is Weights.TENSORIZER and any(path.endswith(SAFETENSORS_SUFFIX) for path in paths):
         how += " To load the .safetensors files and not the .tensors files, use --weights safetensors."
     return f"Left out, because no pattern matches: {shown}{more}{code}. {how}"
+
+
+def _models_notes(kinds: Mapping[str, Kind]) -> list[str]:
+    """Returns the remark that engines find no model in the top folder, or none."""
+    folders = find_models_below(kinds)
+    if not folders:
+        return []
+    shown = ", ".join(f"{escape_unprintable(folder)[:100]}/" for folder in folders[:5])
+    more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
+    what = "The model is" if len(folders) == 1 else "Models are"
+    how = "Give them the folder below the entry's, or load its prefix alone."
+    return [f"{what} in {shown}{more} and not at the top, where engines look. {how}"]
 
 
 def _rank_list(ranks: Sequence[int]) -> str:

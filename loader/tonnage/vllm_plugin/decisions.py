@@ -18,7 +18,7 @@ MAX_RANKS_OF_WHOLE_TENSORS = 2
 With more ranks it is faster that each moves only its own part, by vLLM's own copies: two GPUs of one host together get
 about 70 GB/s by the ring, whatever their number, and each gets 4.5 GB/s of its own part by vLLM's copies."""
 _SHOWN_NAMES = 5
-_FUSED_EXPERTS = ".experts.gate_up_proj"
+_FUSED_EXPERTS = (".experts.gate_up_proj", ".experts.up_proj")
 
 
 IF_POST_PROCESSED = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -256,6 +257,33 @@ def test_ranks_that_the_model_does_not_have_are_denied(files: Any, wanted: str, 
     weights = resolved_modelweights({"files": files} if files else {})
     with pytest.raises(AdmissionDenied, match=sentence):
         inject_pod(annotated_pod({names.MODEL: "llama", names.RANKS: wanted}), weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_denied"),
+    [
+        (["vllm", "serve", "/models/llama", "--load-format", "sharded_state"], True),
+        (["--load_format=sharded_state", "--tensor-parallel-size=1"], True),
+        (["--load-format=runai_streamer_sharded", "-tp", "1"], True),
+        (["sh", "-c", "vllm serve /m --load-format sharded_state --tensor-parallel-size 1; sleep 1"], True),
+        (["sglang", "--load-format", "sharded_state", "--tp-size", "1"], True),
+        (["--load-format", "sharded_state", "--tensor-parallel-size", "2"], False),
+        (["--load-format", "sharded_state", "--tensor-parallel-size", "$(RANKS)"], False),
+        (["--load-format", "sharded_state", "$(MORE)"], False),
+        (["--load-format", "sharded_state", "--config", "/etc/vllm.yaml"], False),
+        (["--load-format", "tonnage", "--tensor-parallel-size", "1"], False),
+        (["--load-format", "auto"], False),
+        ([], False),
+    ],
+)
+def test_a_server_of_fewer_ranks_than_the_files_that_would_not_notice_is_denied(
+    arguments: list[str], *, is_denied: bool
+) -> None:
+    pod = annotated_pod(containers=[{"name": "server", "image": "vllm", "command": arguments}])
+    weights = resolved_modelweights({"files": {"ranks": {"pattern": "model-%d.tensors"}}})
+    with pytest.raises(AdmissionDenied, match="with 1 of its 2 ranks") if is_denied else contextlib.nullcontext():
+        inject_pod(pod, weights)
+    assert inject_pod(pod, resolved_modelweights({}))
 
 
 def test_ranks_of_safetensors_files_are_known_by_the_names_of_vllm() -> None:

@@ -181,7 +181,10 @@ def named(*names: str) -> Any:
         (["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"], 1),
         (["model.layers.0.block_sparse_moe.experts.gate_up_proj"], 1),
         (["layers.0.mlp.experts.gate_up_proj", "layers.0.mlp.experts.gate_up_proj_bias"], 0),
-        (["layers.0.feed_forward.experts.gate_up_proj"], 0),
+        (["layers.0.feed_forward.experts.gate_up_proj", "layers.0.feed_forward.experts.down_proj"], 1),  # LFM2, Jamba
+        (["feed_forward.experts.gate_up_proj", "feed_forward.shared_expert.up_proj.weight"], 0),  # Llama 4
+        (["mlp.experts.gate_up_proj", "mlp.shared_expert.up_proj.weight"], 1),  # Qwen2-MoE
+        (["backbone.layers.1.mixer.experts.up_proj", "backbone.layers.1.mixer.experts.down_proj"], 1),  # Nemotron-H
         (["layers.0.mlp.gate_up_proj.weight", "layers.0.mlp.experts.0.gate_proj.weight"], 0),
     ],
 )

@@ -202,6 +202,16 @@ def test_what_the_index_does_not_list_is_left_out(bucket: Bucket) -> None:
         assert name in notes
 
 
+def test_companions_that_are_pointers_of_git_lfs_are_noted_also_by_a_hit(bucket: Bucket) -> None:
+    bucket.save(make_tensors(count=1, rows=4), "model.safetensors")
+    oid = "0" * 64
+    bucket.put("tokenizer.json", f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 9085657\n")
+    bucket.put("config.json", "{}")
+    notes = [bucket.load().notes for _ in range(2)]
+    assert [len(each) for each in notes] == [1, 1]
+    assert all(each[0].startswith("tokenizer.json is a pointer of Git LFS") for each in notes)
+
+
 def test_an_index_that_lists_a_missing_file_is_refused_by_its_name(bucket: Bucket) -> None:
     sharded(bucket, make_tensors(count=4, rows=4))
     bucket.s3.client().delete_object(Bucket=bucket.name, Key=f"m/{SHARDS[1]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
+import re
 
 import pytest
 from hypothesis import given
@@ -94,6 +95,15 @@ CASES: dict[str, tuple[set[str], set[str]]] = {
         {"model.safetensors", "modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"},
         {"onnx/model.onnx"},
     ),
+    "states of a training beside the model": (
+        {"model.safetensors", "config.json"},
+        {"checkpoint-500/model.safetensors", "checkpoint-1000/model.safetensors", "checkpoint-500/config.json"},
+    ),
+    "states of a training beside a pipeline": (
+        {"a/model_index.json", "a/unet/model.safetensors"},
+        {"a/checkpoint-10/unet/model.safetensors", "a/checkpoint-10/random.json"},
+    ),
+    "only states of a training": ({"checkpoint-5/model.safetensors", "checkpoint-10/model.safetensors"}, set()),
     "versions in a name": ({"flux1-dev.safetensors", "qwen2.5-vl.safetensors", "ae.safetensors"}, set()),
 }
 
@@ -127,6 +137,32 @@ def test_an_index_decides_which_files_of_its_folder_belong() -> None:
     found = apply(selection, {INDEX: index_of(*SHARDS)})
     assert paths(found) == {*SHARDS, INDEX, "adapter/adapter_model.safetensors"}
     assert any("the index beside them doesn't list them: model.safetensors" in note for note in found.notes)
+
+
+def test_an_adapter_beside_an_index_is_found_by_its_name() -> None:
+    selection = pick(*SHARDS, INDEX, "adapter_model.safetensors", "mtp.safetensors")
+    assert paths(apply(selection, {INDEX: index_of(*SHARDS)})) == {*SHARDS, INDEX, "adapter_model.safetensors"}
+
+
+SNAPSHOT = "models--org--m/snapshots/" + "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        ({"a/config.json", "a/model.safetensors", "b/config.json", "b/x/model.safetensors"}, ["a/", "b/"]),
+        ({"a/config.json", "a/model.tensors"}, ["a/"]),
+        ({f"{SNAPSHOT}/config.json", f"{SNAPSHOT}/model.safetensors", "models--org--m/refs/x.json"}, [f"{SNAPSHOT}/"]),
+        ({"a/model_index.json", "a/unet/config.json", "a/unet/model.safetensors"}, ["a/"]),
+        ({"model_index.json", "unet/config.json", "unet/model.safetensors"}, []),
+        ({"config.json", "a/config.json", "a/model.safetensors"}, []),
+        ({"model.safetensors", "a/config.json", "a/model.safetensors"}, []),
+        ({"weights/a.safetensors", "weights/b.safetensors", "tokenizer/config.json"}, []),
+    ],
+)
+def test_models_below_a_folder_that_is_none_are_noted(there: set[str], named: list[str]) -> None:
+    notes = [note for note in pick(*sorted(there)).notes if "engines look" in note]
+    assert [re.findall(r"[\w/-]+/(?=,| and not)", note) for note in notes] == ([named] if named else [])
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,18 @@ import sys
 from huggingface_hub import snapshot_download
 print(snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=sys.argv[3]))
 """
+TOKENS = """
+import importlib, json, os, sys
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers
+found = []
+for variables in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(variables)
+    importlib.reload(constants)
+    found.append(build_hf_headers().get("authorization", "").removeprefix("Bearer "))
+print(json.dumps(found))
+"""
 
 
 def model_files() -> dict[str, bytes]:
@@ -194,22 +206,30 @@ def test_the_token_is_sent_to_the_hub_and_to_no_other_server_and_never_shown(
     assert hub.token.encode() not in b"".join(contents(tmp_path / "cache").values())
 
 
-@pytest.mark.parametrize("where", ["folder", "variable", "old variable", "file", "home"])
-def test_the_token_comes_from_where_huggingface_hub_takes_it_and_from_a_mounted_secret(
-    where: str, tmp_path: Path
-) -> None:
+def test_the_token_comes_from_where_huggingface_hub_takes_it_and_from_a_mounted_secret(tmp_path: Path) -> None:
     (tmp_path / "huggingface").mkdir()
     for path in ("HF_TOKEN", "file", "huggingface/token"):
         (tmp_path / path).write_text("hf_secret\n")
-    found = {
-        "folder": {"TONNAGE_CREDENTIALS_DIR": str(tmp_path), "HF_TOKEN": "other"},
-        "variable": {"HF_TOKEN": " hf_secret\n", "HF_TOKEN_PATH": "/none"},
-        "old variable": {"HUGGING_FACE_HUB_TOKEN": "hf_secret"},
-        "file": {"HF_TOKEN_PATH": str(tmp_path / "file")},
-        "home": {"XDG_CACHE_HOME": str(tmp_path), "HOME": "/none"},
-    }[where]
-    assert find_token(found) == "hf_secret"
-    assert find_token({"HOME": str(tmp_path)}) == ""
+    home = str(tmp_path)
+    places: list[dict[str, str]] = [
+        {"HF_TOKEN": " hf_secret\n", "HF_TOKEN_PATH": "/none"},
+        {"HUGGING_FACE_HUB_TOKEN": "hf_secret"},
+        {"HF_TOKEN_PATH": str(tmp_path / "file")},
+        {"HF_TOKEN_PATH": "~/file", "HOME": home},
+        {"HF_TOKEN_PATH": "$HOME/${NAME}$UNSET", "HOME": home, "NAME": "file", "UNSET": ""},
+        {"HF_HOME": "~/huggingface", "HOME": home},
+        {"XDG_CACHE_HOME": home, "HOME": "/none"},
+        {"XDG_CACHE_HOME": "~", "HOME": home},
+        {"HOME": home},
+        {"HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "true"},
+        {"HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"},
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", TOKENS, json.dumps(places)]
+    judged = json.loads(subprocess.run(command, env=command_environment(), check=True, capture_output=True).stdout)
+    assert judged.count("hf_secret") == len(places) - 2
+    assert [find_token(each) for each in places] == judged
+    mounted = {"TONNAGE_CREDENTIALS_DIR": home, "HF_TOKEN": "other", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    assert find_token(mounted) == "hf_secret"
     with pytest.raises(CredentialsMissing, match="can't be sent") as caught:
         find_token({"HF_TOKEN": "two words"})
     assert "two words" not in caught.value.message

@@ -19,7 +19,7 @@ from tonnage_operator.domain.admission.node_affinity import prefer_nodes, requir
 from tonnage_operator.domain.admission.pod_request import OnFailure
 from tonnage_operator.domain.admission.pod_resources import add_to_pod_resources
 from tonnage_operator.domain.admission.reinvocation import complete_injection
-from tonnage_operator.domain.admission.requested_ranks import find_missing_ranks
+from tonnage_operator.domain.admission.requested_ranks import find_fewer_ranks, find_missing_ranks
 from tonnage_operator.domain.admission.streaming import find_streaming_problem
 from tonnage_operator.domain.admission.vllm_plugin import add_plugin, find_plugin_problem
 from tonnage_operator.domain.conditions import MESSAGE_LIMIT
@@ -164,6 +164,9 @@ def _find_problem(spec: Body, model: InjectedModel, request: PodRequest, install
     weights, medium = model.weights, model.weights.medium(installation)
     if request.ranks is not None and (missing := find_missing_ranks(weights, model.seen, request.ranks)):
         return missing
+    servers = _target_containers(spec, request) if len(request.models) == 1 else ()
+    if fewer := find_fewer_ranks(weights, model.seen, servers):
+        return fewer
     if request.streams and (problem := find_streaming_problem(spec, weights, request)):
         return problem
     if weights.spec.cache.delivery is not Delivery.HOST_PATH or model.warm or request.ranks is not None:
