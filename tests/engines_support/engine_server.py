@@ -204,6 +204,27 @@ def generate(
     }
 
 
+def embed(model: str, load_format: str = "auto") -> dict[str, Any]:
+    """Returns vLLM's embedding of each prompt."""
+    from vllm import LLM
+
+    engine = LLM(
+        model=model,
+        runner="pooling",
+        load_format=load_format,
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=64,
+        max_num_seqs=4,
+        dtype="float32",
+        seed=0,
+        disable_log_stats=True,
+    )
+    _KEPT.append(engine)
+    outputs = engine.embed([{"prompt_token_ids": prompt} for prompt in PROMPTS], use_tqdm=False)
+    return {"tokens": [[round(each, 4) for each in output.outputs.embedding] for output in outputs], "logprobs": []}
+
+
 def _is_locked(path: Path) -> bool:
     """Returns whether a process of this request holds an entry's lock; false outside an entry.
 
@@ -421,6 +442,7 @@ OPERATIONS = {
     function.__name__: function
     for function in (
         generate,
+        embed,
         serialize,
         write_models,
         transformers_tokens,

@@ -50,8 +50,12 @@ class HubServer:
 
     token = "hf_" + "a" * 34
 
-    def __init__(self, host: str = "127.0.0.1", other_host: str = "localhost") -> None:
+    def __init__(self, host: str = "127.0.0.1", other_host: str = "localhost", *, path: str = "") -> None:
+        self.path = path
+        """Path below which the hub is, as behind a proxy for several hubs."""
         self.repositories: dict[str, Repository] = {}
+        self.moved: dict[str, str] = {}
+        """New names of renamed repositories."""
         self.requests: list[HubRequest] = []
         self.page_size = 1000
         self.with_sizes = True
@@ -70,7 +74,7 @@ class HubServer:
         self._lock = threading.Lock()
         self._hub = _Server(self, "hub", host)
         self._cdn = _Server(self, "cdn", other_host)
-        self.endpoint = f"http://{host}:{self._hub.server_port}"
+        self.endpoint = f"http://{host}:{self._hub.server_port}{path}"
         self.cdn = f"http://{other_host}:{self._cdn.server_port}"
 
     def __enter__(self) -> Self:
@@ -151,6 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.rate_limits:
             self._send(429, b'{"error":"You have hit the rate limit"}', hub.rate_limits.pop(0))
             return
+        self.path = self.path.removeprefix(hub.path) if self.path.startswith(f"{hub.path}/") else "/"
+        for old, new in hub.moved.items():
+            if f"/{old}/" in self.path:
+                location = hub.path + self.path.replace(f"/{old}/", f"/{new}/", 1)
+                self._send(307, b"Temporary Redirect", {"Location": location})
+                return
         url = urllib.parse.urlsplit(self.path)
         parts = [urllib.parse.unquote(part) for part in url.path.strip("/").split("/")]
         if token and token != hub.token:
@@ -239,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"Found. Redirecting", headers)
         elif not cached:
             quoted = urllib.parse.quote("/".join(path))
-            headers["Location"] = f"/api/resolve-cache/models/{'/'.join(name)}/{commit}/{quoted}"
+            headers["Location"] = f"{self.server.hub.path}/api/resolve-cache/models/{'/'.join(name)}/{commit}/{quoted}"
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{git_oid(data)}"'}
             self._send(307, b"Temporary Redirect", headers)
         else:

@@ -22,6 +22,8 @@ TENSORS_SUFFIX = ".tensors"
 SAFETENSORS_SUFFIX = ".safetensors"
 UNFINISHED = ".tonnage-unfinished.json"
 """Name of the object with which ``tonnage serialize`` marks a prefix that it is writing: loads refuse the prefix."""
+RESERVED = ".tonnage"
+"""Names that begin with it are those of the cache's own files: a model with one could pass for an entry."""
 SHARDED_STATE = "model-rank-%d-part-*.safetensors"
 """Names of the files of vLLM's ``sharded_state``: several for each rank."""
 
@@ -39,7 +41,7 @@ def classify_path(
             a file of either kind may belong to the model.
     """
     weights = weights or files.weights
-    if matches(path, files.exclude):
+    if matches(path, files.exclude) or (not explicit and _is_hidden(path, files)):
         return None
     if path.endswith(TENSORS_SUFFIX):
         return "tensors" if weights is not Weights.SAFETENSORS and matches(path, _tensors_patterns(files)) else None
@@ -93,6 +95,18 @@ def rank_expression(pattern: str) -> re.Pattern[str] | None:
     if pattern.endswith(SAFETENSORS_SUFFIX):
         before, after = (text.replace(r"\*", ".*") for text in (before, after))
     return re.compile(f"{before}({digits}){after}", re.ASCII)
+
+
+def _is_hidden(path: str, files: FileSelection) -> bool:
+    """Returns whether a file is one that programs leave behind, such as ``._model.safetensors``, which no reader lists.
+
+    A pattern that names hidden files selects them. Reserved names are not hidden: they are refused.
+    """
+    parts = [part for part in path.split("/") if part not in {".", ".."} and not part.startswith(RESERVED)]
+    if not any(part.startswith(".") for part in parts):
+        return False
+    named = [pattern for pattern in (*files.tensors, *files.companions) if pattern.startswith(".") or "/." in pattern]
+    return not matches(path, named)
 
 
 def _tensors_patterns(files: FileSelection) -> Sequence[str]:

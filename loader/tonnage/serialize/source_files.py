@@ -147,29 +147,58 @@ def _select(folder: Path, files: FileSelection) -> Source:
     selection, _ = select_listed(choose, read, where=where)
     check_shards(selection, where=where)
     chosen = filter_ranks(selection.objects, files.ranks, where=where)
-    weights = [each.path for each in chosen if each.kind == "tensors"] or _state_dicts(folder, paths, files)
+    weights = [each.path for each in chosen if each.kind == "tensors"]
+    if not weights and (weights := _state_dicts(folder, paths, files)):
+        others = [path for path in paths if path not in weights]
+        selection = select([(path, path) for path in others], wanted, where=where, need_tensors=False)
+        chosen = selection.objects
     indexes = {each.path for each in selection.indexes}
     companions = [each.path for each in chosen if each.kind == "companion" and each.path not in indexes]
-    return Source(
+    found = Source(
         tuple(LocalFile(folder / path, path) for path in weights),
         tuple(LocalFile(folder / path, path) for path in companions if not path.endswith(_STATE_DICT_INDEX)),
         selection.notes,
     )
+    for file in (*found.weights, *found.companions):
+        _check_file(file.location)
+    return found
+
+
+def _check_file(path: Path) -> None:
+    """Checks that a file can be read.
+
+    Raises:
+        ObjectNotFound: It is a link to nothing, as in a copy of a cache without its ``blobs``, or no regular file.
+    """
+    if path.is_file():
+        return
+    if path.is_symlink() and not path.exists():
+        raise ObjectNotFound(
+            f"{path} is a link to {path.readlink()}, which does not exist.",
+            remedy="Complete the source: copy what its links lead to, with `cp --dereference` or `rsync --copy-links`.",
+        )
+    raise ObjectNotFound(f"{path} is not a regular file.", remedy="Leave it out with --exclude.")
 
 
 def _state_dicts(folder: Path, paths: Sequence[str], files: FileSelection) -> list[str]:
-    """Returns a folder's state dicts in the names of transformers.
+    """Returns a folder's state dicts in the names of transformers: those that their index lists, and no variants.
 
     Raises:
         ObjectNotFound: Their index lists a file that does not exist.
     """
     found = [path for path in paths if fnmatchcase(path, _STATE_DICTS) and not matches(path, files.exclude)]
-    if f"pytorch_model{_STATE_DICT_INDEX}" in paths:
-        label = f"{folder}/pytorch_model{_STATE_DICT_INDEX}"
-        missing = sorted(listed_files(Path(label).read_bytes(), label=label) - set(found))
-        if missing:
-            raise ObjectNotFound(f"{label} lists {missing[0]}, which does not exist.", remedy="Complete the source.")
-    return found
+    if f"pytorch_model{_STATE_DICT_INDEX}" not in paths:
+        return [path for path in found if not _is_variant(path)] or found
+    label = f"{folder}/pytorch_model{_STATE_DICT_INDEX}"
+    listed = listed_files(Path(label).read_bytes(), label=label)
+    if missing := sorted(listed - set(found)):
+        raise ObjectNotFound(f"{label} lists {missing[0]}, which does not exist.", remedy="Complete the source.")
+    return [path for path in found if path in listed]
+
+
+def _is_variant(path: str) -> bool:
+    """Returns whether a state dict is a variant, such as ``pytorch_model.fp16.bin``."""
+    return "." in path.removesuffix(".bin")
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -179,14 +208,19 @@ def _walk(folder: Path) -> Iterator[str]:
         )
 
     count = 0
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_loop(Path(root) / name))
         for name in sorted(names):
             count += 1
             if count > MAX_FILES:
                 raise FormatUnsupported(f"{folder} has more than {MAX_FILES:,} files; pass the folder of one model.")
             if not name.startswith("."):
                 yield (Path(root) / name).relative_to(folder).as_posix()
+
+
+def _is_loop(folder: Path) -> bool:
+    """Returns whether a folder is a link to one above it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 class SafetensorsGroup:

@@ -204,7 +204,7 @@ def apply_indexes(
     listed = {
         path: _listed_paths(path, content, where=where)
         for path, content in contents.items()
-        if _weights(selection, beside=path)
+        if _weights(selection, beside=path) or _lists_folders(path, content, _paths(_weights(selection)))
     }
     of_others = {path for path, files in listed.items() if _describes_others(files, _weights(selection, beside=path))}
     listed = {path: files for path, files in listed.items() if path not in of_others}
@@ -254,6 +254,14 @@ def _weights(selection: Selection, *, beside: str = "") -> list[SelectedObject]:
     return [each for each in found if not beside or posixpath.dirname(each.path) == posixpath.dirname(beside)]
 
 
+def _lists_folders(path: str, content: bytes, weights: frozenset[str]) -> bool:
+    """Returns whether an index that has no weights beside it lists some in folders below it."""
+    try:
+        return bool(_listed_paths(path, content, where="") & weights)
+    except FormatDamaged:
+        return False
+
+
 def _paths(objects: Sequence[SelectedObject]) -> frozenset[str]:
     return frozenset(each.path for each in objects)
 
@@ -263,7 +271,7 @@ def _describes_others(listed: frozenset[str], weights: Sequence[SelectedObject])
 
     vLLM's script for ``sharded_state`` copies it beside them.
     """
-    return all(each.rank is not None for each in weights) and not listed & _paths(weights)
+    return bool(weights) and all(each.rank is not None for each in weights) and not listed & _paths(weights)
 
 
 def check_shards(selection: Selection, *, where: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract.plan import RankSelection, Weights
 from tonnage.contract.selection import (
+    RESERVED,
     SAFETENSORS_SUFFIX,
     TENSORS_SUFFIX,
     UNFINISHED,
@@ -28,8 +29,20 @@ SAFETENSORS_INDEXES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 """Index files of safetensors shards at the source. They describe other files than those in the cache."""
 CODE_SUFFIXES = (".py", ".tiktoken", ".spm", ".vocab", ".bpe")
 """Endings of files that a model's code or its tokenizer may need, and that no default pattern matches."""
-RESERVED = ".tonnage"
-"""Names that begin with it are those of the cache's own files: a model with one could pass for an entry."""
+_TORCH_SAVE = (
+    "Files of torch.save could run any code. Copy them to a machine and run `tonnage serialize FOLDER TARGET`, or with "
+    "a file in place of the folder: it takes only tensors from them. Or save the model as safetensors."
+)
+OTHER_FORMATS = (
+    (
+        (SAFETENSORS_SUFFIX, TENSORS_SUFFIX),
+        "Check --weights and the patterns. Endings count in lower case only, as engines read them.",
+    ),
+    ((".bin", ".pt", ".pth", ".ckpt"), _TORCH_SAVE),
+    ((".gguf",), "GGUF files are not loaded: upload the safetensors files that they were made from."),
+    ((".h5", ".msgpack", ".onnx", ".npz", ".zip", ".tar", ".gz"), "Save the model as safetensors, and upload that."),
+)
+"""Endings of weights that are not loaded, and what to do about them."""
 _UNFINISHED_REMEDY = "Wait until it has; if it was interrupted, run it again with --overwrite."
 NAME_MAX = 255
 """Maximum length of a file's name in bytes, on the file systems of a cache."""
@@ -98,7 +111,8 @@ def select(
         check_path(path, where=where)
         chosen.append((key, path, kind))
     if need_tensors and not any(kind == "tensors" for _, _, kind in chosen):
-        raise NoTensorFiles(f"{where}: none of the {len(keys)} objects is a matching {_suffixes(files)} file.")
+        message = f"{where}: none of the {len(keys)} objects is a matching {_suffixes(files)} file."
+        raise _no_tensor_files(message, sorted(left_out))
     if weights is Weights.SAFETENSORS:
         surplus = find_surplus({path: kind for _, path, kind in chosen}, listed)
         notes += surplus.notes
@@ -119,6 +133,16 @@ def select(
             objects = [each for each in objects if each.path not in above]
     indexes = find_indexes(each.path for each in objects) if weights is Weights.SAFETENSORS else frozenset()
     return Selection(tuple(objects), tuple(notes), tuple(each for each in objects if each.path in indexes))
+
+
+def _no_tensor_files(message: str, left_out: Sequence[str]) -> NoTensorFiles:
+    """Returns the error, with the way to load weights of the formats that are there instead."""
+    found = {way: [path for path in left_out if path.lower().endswith(endings)] for endings, way in OTHER_FORMATS}
+    way, paths = next(((way, paths) for way, paths in found.items() if paths), ("", []))
+    if not paths:
+        return NoTensorFiles(message)
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return NoTensorFiles(f"{message} There is {escape_unprintable(paths[0])[:200]}{more}.", remedy=way)
 
 
 def _check_finished(paths: Iterable[str], *, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,13 @@ from tonnage.contract import AddressingStyle, HttpSource, HubSource, S3Source
 from tonnage.contract.plan import DEFAULT_COMPANION_PATTERNS, DEFAULT_TENSOR_PATTERNS
 from tonnage.contract.selection import SAFETENSORS_SUFFIX
 from tonnage.errors import InvalidPlan
-from tonnage.source.endpoint_urls import check_endpoint, is_hub_revision, is_repo, redact_url, split_url
+from tonnage.source.endpoint_urls import check_endpoint, is_hub_revision, is_repo, redact_url, split_url, unquote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tonnage.contract import Source
+    from tonnage.source.endpoint_urls import SplitUrl
 
 _FILE_PATTERNS = tuple(
     pattern
@@ -24,6 +26,10 @@ _FILE_PATTERNS = tuple(
     if pattern.startswith("*.")
 )
 """Endings of names that are those of files."""
+_HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
+_HUB_PAGE = re.compile(
+    r"/(?P<repo>(?!datasets/|spaces/)[\w.-]+/[\w.-]+)(?:/(?:tree|blob|commit)/(?P<revision>[^/]+)(?:/.*)?)?", re.ASCII
+)
 
 
 def parse_sources(
@@ -127,7 +133,27 @@ def _checked_url(text: str) -> str:
             f"{redact_url(text)!r} is not a valid source: use s3://bucket/prefix/, hf://organization/model or an "
             "http(s):// URL."
         )
+    _check_names_a_file(text, parts)
     return text
+
+
+def _check_names_a_file(text: str, parts: SplitUrl) -> None:
+    """Checks that a URL is not one of the kinds that people pass for a whole model.
+
+    Raises:
+        InvalidPlan: It is that of a folder, or of a page of a hub.
+    """
+    page = _HUB_PAGE.fullmatch(parts.path.rstrip("/"))
+    if parts.host.lower() in _HUB_HOSTS and page is not None:
+        revision = f"@{unquote(page['revision'])}" if page["revision"] else ""
+        raise InvalidPlan(
+            f"{redact_url(text)!r} is a page of a hub, not a file.", remedy=f"Pass hf://{page['repo']}{revision}."
+        )
+    if parts.path.endswith("/") and "#" not in text:
+        raise InvalidPlan(
+            f"{redact_url(text)!r} names no file: an HTTP source is the URLs of a model's files.",
+            remedy="For a folder of a bucket, pass s3://bucket/prefix/, with --endpoint-url for other stores than AWS.",
+        )
 
 
 def _extend(sources: list[Source], at: int, field: str, value: str) -> None:

@@ -41,7 +41,7 @@ from tonnage.vllm_plugin.decisions import (
     moves_whole_tensors,
     parse_options,
 )
-from tonnage.vllm_plugin.fused_experts import split_experts
+from tonnage.vllm_plugin.names_in_memory import restore_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ class TonnageModelLoader(DefaultModelLoader):
             not current_platform.is_cpu() if options.post_processed is None else options.post_processed
         )
         self._wait_seconds = options.wait_seconds
-        self._split_config: PretrainedConfig | None = None
+        self._restored_config: PretrainedConfig | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Checks that the weights are there; the loader downloaded them."""
@@ -125,20 +125,20 @@ class TonnageModelLoader(DefaultModelLoader):
             check_state(result.missing, result.unexpected, _setup(), label=model_config.model)
 
     def _load_checkpoint(self, model: torch.nn.Module, model_config: ModelConfig, fused: Sequence[str]) -> None:
-        """Hands a checkpoint's tensors to the model; experts that transformers fused, as they are or split again."""
+        """Hands a checkpoint's tensors to the model: as they are, or with the names and shapes of its checkpoints."""
         try:
             super().load_weights(model, model_config)
-        except ValueError as error:  # a name that the model doesn't have
-            if not fused:
-                raise
-            logger.info("Splitting the experts again: %s", str(error).partition(". ")[0])
-            self._split_config = model_config.hf_config
+        except (ValueError, KeyError) as error:  # a name that the model doesn't have, or one that it misses
+            logger.info("Restoring the names of a checkpoint: %s", str(error).partition(". ")[0])
+            self._restored_config = model_config.hf_config
             try:
                 super().load_weights(model, model_config)
-            except (ValueError, ImportError) as second:
-                raise explain_refusal(fused, str(second), label=model_config.model) from second
+            except (ValueError, KeyError, ImportError) as second:
+                if fused:
+                    raise explain_refusal(fused, str(second), label=model_config.model) from second
+                raise error from None
             finally:
-                self._split_config = None
+                self._restored_config = None
 
     def _get_weights_iterator(self, source: DefaultModelLoader.Source) -> Iterator[tuple[str, torch.Tensor]]:
         path = Path(source.model_or_path, source.subfolder or "")
@@ -153,9 +153,9 @@ class TonnageModelLoader(DefaultModelLoader):
             return should_skip_weight(name, self.local_expert_ids) or unused(name)
 
         with _explained_errors():
-            if self._split_config is not None:
-                fused = dict(iterate_checkpoint(path, torch.device("cpu"), wait_seconds=self._wait_seconds))
-                tensors = split_experts(fused, self._split_config)
+            if self._restored_config is not None:
+                in_memory = dict(iterate_checkpoint(path, torch.device("cpu"), wait_seconds=self._wait_seconds))
+                tensors = restore_checkpoint(in_memory, self._restored_config)
             else:
                 device = self._stream_device()
                 tensors = iterate_checkpoint(path, device, skips=skips, wait_seconds=self._wait_seconds)

@@ -187,6 +187,41 @@ def test_a_state_dict_is_serialized_with_tied_and_transposed_tensors(wrap: Any, 
     assert_same(found, {name: tensor.contiguous() for name, tensor in state.items()})
 
 
+def test_the_state_dicts_that_transformers_reads_are_serialized(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    parts = {f"pytorch_model-0000{at}-of-00002.bin": {f"t{at}": torch.ones(at)} for at in (1, 2)}
+    for name, state in {**parts, "pytorch_model.bin": {"t1": torch.zeros(1)}}.items():
+        torch.save(state, source / name)
+    torch.save({"t1": torch.zeros(1).half()}, source / "pytorch_model.fp16.bin")
+    places = {next(iter(state)): name for name, state in parts.items()}
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    result = run(source, tmp_path / "sharded")
+    assert_same(read(tmp_path / "sharded/pytorch_model.tensors"), {"t1": torch.ones(1), "t2": torch.ones(2)})
+    assert not any("-of-00002.bin" in note for note in result.notes)
+    (source / "pytorch_model.bin.index.json").unlink()
+    for name in parts:
+        (source / name).unlink()
+    assert run(source, tmp_path / "whole").files == ("pytorch_model.tensors",)
+    assert_same(read(tmp_path / "whole/pytorch_model.tensors"), {"t1": torch.zeros(1)})
+
+
+def test_links_are_followed_as_by_libraries_and_named_if_they_lead_nowhere(tmp_path: Path) -> None:
+    """The cache of huggingface_hub has links to files, and people link folders of pipelines."""
+    blobs, source = tmp_path / "blobs", tmp_path / "source"
+    for folder in (blobs / "unet", source):
+        folder.mkdir(parents=True)
+    save_file({"w": torch.ones(3)}, blobs / "unet/model.safetensors")
+    (blobs / "unet/loop").symlink_to("..")
+    (source / "unet").symlink_to(blobs / "unet")
+    (source / "model_index.json").write_text("{}")
+    run(source, tmp_path / "target")
+    assert files_of(tmp_path / "target") == ["model_index.json", "unet/model.tensors"]
+    (source / "config.json").symlink_to("../blobs/gone")
+    with pytest.raises(ObjectNotFound, match=r"config\.json is a link to \.\./blobs/gone, which does not exist"):
+        run(source, tmp_path / "other")
+
+
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (os.environ["PWNED"],)

@@ -204,6 +204,15 @@ def test_an_index_beside_files_of_ranks_is_left_out_if_it_is_that_of_the_whole_c
         pick_by_index(index_of(*SHARDS, ranks[0]), *ranks)
 
 
+def test_an_index_lists_files_in_folders_below_it() -> None:
+    """transformers reads them there."""
+    found = pick_by_index(index_of("weights/a.safetensors", "weights/b.safetensors"), "weights/a.safetensors",
+                          "weights/b.safetensors", "config.json")  # fmt: skip
+    assert paths(found) == {INDEX, "weights/a.safetensors", "weights/b.safetensors", "config.json"}
+    with pytest.raises(ObjectNotFound, match=r"lists 'weights/b\.safetensors', which is not there"):
+        pick_by_index(index_of("weights/a.safetensors", "weights/b.safetensors"), "weights/a.safetensors")
+
+
 def test_an_index_beside_no_weights_is_left_out() -> None:
     selection = pick("a/model.safetensors", "b/model.safetensors.index.json")
     found = apply(selection, {"b/model.safetensors.index.json": index_of("x")})

@@ -116,12 +116,21 @@ def contents(folder: str | Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("path", ["", "/api/huggingface/remote"], ids=["", "a proxy for several hubs"])
 def test_the_files_are_those_that_huggingface_hub_downloads_from_the_same_server(
-    hub: HubServer, files: dict[str, bytes], tmp_path: Path
+    files: dict[str, bytes], tmp_path: Path, path: str
 ) -> None:
     """Large files are in Xet storage. Its client and its tokens are not needed, and its hash is none of the bytes."""
-    hub.push(REPO, files, private=True)
-    hub.xet = True
+    with HubServer(path=path) as hub:
+        if path:  # and the repository was renamed, and the endpoint is written with a slash
+            hub.moved[REPO] = "new-org/tiny"
+            hub.endpoint += "/"
+        hub.push(hub.moved.get(REPO, REPO), files, private=True)
+        hub.xet = True
+        compare_with_huggingface_hub(hub, files, tmp_path)
+
+
+def compare_with_huggingface_hub(hub: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:
     report = load(hub, tmp_path / "cache", token=hub.token)
     assert not hub.count("hub", part="xet-read-token")
     assert not hub.count("cdn", part="reconstructions")

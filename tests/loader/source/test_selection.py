@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tonnage.contract import FileSelection, RankSelection
+from tonnage.contract import FileSelection, RankSelection, file_selection
 from tonnage.contract.selection import classify_path, common_directory, rank_expression
 from tonnage.errors import InvalidPlan, NameCollision, NoTensorFiles, ObjectNotFound
 from tonnage.source.selection import check_path, filter_ranks, select
@@ -48,6 +48,42 @@ def test_patterns_match_the_whole_path_or_its_last_part() -> None:
         "deep/config.json",
         "sub/b.tensors",
     ]
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"], "tonnage serialize FOLDER TARGET"),
+        (["consolidated.00.pth", "params.json"], "tonnage serialize FOLDER TARGET"),
+        (["model-Q4_K_M.gguf"], "GGUF files are not loaded"),
+        (["MODEL.SAFETENSORS", "README.md"], "lower case"),
+        (["onnx/model.onnx"], "Save the model as safetensors"),
+        (["README.md"], "Check the prefix"),
+    ],
+)
+def test_a_source_of_other_formats_is_refused_with_the_way_to_load_it(there: list[str], words: str) -> None:
+    with pytest.raises(NoTensorFiles) as caught:
+        pick(*there, "config.json")
+    assert words in caught.value.remedy
+    assert (there[0] in caught.value.message) == (there != ["README.md"])
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "._model.safetensors",
+        "unet/._model.safetensors",
+        "__MACOSX/._config.json",
+        ".cache/huggingface/download/config.json",
+        ".ipynb_checkpoints/config-checkpoint.json",
+        ".git/lfs/a.tensors",
+    ],
+)
+def test_files_that_programs_leave_behind_are_no_part_of_a_model(hidden: str) -> None:
+    picked = pick("model.safetensors", hidden)
+    assert paths(picked) == ["model.safetensors"]
+    assert any(hidden in note for note in picked.notes)
+    assert hidden in paths(pick(hidden, files=file_selection([hidden], []), need_tensors=False))
 
 
 def test_exclusion_wins() -> None:

@@ -63,6 +63,32 @@ def test_invalid_uris_are_rejected(texts: list[str]) -> None:
         parse_sources(texts)
 
 
+@pytest.mark.parametrize(
+    ("text", "way"),
+    [
+        ("https://huggingface.co/org/m", "Pass hf://org/m."),
+        ("https://hf.co/org/m/", "Pass hf://org/m."),
+        ("https://huggingface.co/org/m/tree/refs%2Fpr%2F3", "Pass hf://org/m@refs/pr/3."),
+        ("https://huggingface.co/org/m/blob/main/model.safetensors", "Pass hf://org/m@main."),
+        ("https://bucket.s3.amazonaws.com/m/?X-Amz-Signature=SECRET", "pass s3://bucket/prefix/"),
+        ("http://files.example/models/", "pass s3://bucket/prefix/"),
+    ],
+)
+def test_a_url_that_is_no_file_is_refused_with_the_right_way(text: str, way: str) -> None:
+    with pytest.raises(InvalidPlan) as caught:
+        parse_sources([text])
+    assert way in caught.value.remedy
+    assert "SECRET" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://huggingface.co/org/m/resolve/main/model.safetensors", "https://h/get/?path=x#x.tensors", "https://h/o/m"],
+)
+def test_a_url_of_a_file_is_a_source(text: str) -> None:
+    assert parse_sources([text]) == (HttpSource(urls=(text,)),)
+
+
 def test_errors_do_not_repeat_secrets() -> None:
     with pytest.raises(InvalidPlan) as caught:
         parse_sources([PRESIGNED, PRESIGNED])
