@@ -166,6 +166,7 @@ def generate(
     ranks: int = 1,
     adapter: str | None = None,
     revision: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns vLLM's greedy tokens for each prompt, and the logarithms of their probabilities."""
     from vllm import LLM, SamplingParams
@@ -188,6 +189,7 @@ def generate(
         seed=0,
         disable_log_stats=True,
         **({"enable_lora": True, "max_lora_rank": 8} if adapter else {}),
+        **(options or {}),
     )
     _KEPT.append(engine)
     outputs = engine.generate(

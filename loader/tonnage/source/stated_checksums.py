@@ -27,6 +27,12 @@ _DIGEST_NAMES = {
     "md5": ChecksumAlgorithm.MD5,
 }
 """Names in ``Repr-Digest``, ``Digest`` and ``x-goog-hash``, in lower case."""
+_HEX_FIELDS = {
+    "x-checksum-sha256": ChecksumAlgorithm.SHA256,
+    "x-checksum-sha1": ChecksumAlgorithm.SHA1,
+    "x-checksum-md5": ChecksumAlgorithm.MD5,
+}
+"""Fields with a hash of the whole file in hexadecimal, as Artifactory sends them."""
 _MD5_ETAG = re.compile(r"([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?")
 _FIELD_LIMIT = 2048
 """Maximum length of a header field that is parsed, in characters."""
@@ -45,8 +51,11 @@ def stated_checksums(headers: Mapping[str, str], *, partial: bool) -> tuple[Obje
     if not partial:
         found += [_s3_checksum(each, headers) for each in _S3_ALGORITHMS]
         found.append(_from_base64(ChecksumAlgorithm.MD5, headers.get("content-md5", "")))
+    found.append(_from_base64(ChecksumAlgorithm.MD5, headers.get("x-ms-blob-content-md5", "")))
     for name in ("x-goog-hash", "repr-digest", "digest"):
         found += _digests(headers.get(name, ""))
+    for name, algorithm in _HEX_FIELDS.items():
+        found.append(make_checksum(algorithm, headers.get(name, "").strip().lower()[:_FIELD_LIMIT]))
     return tuple(dict.fromkeys(each for each in found if each is not None))
 
 

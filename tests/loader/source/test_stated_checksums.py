@@ -38,6 +38,8 @@ def _stated(headers: dict[str, str], *, partial: bool = False) -> list[str]:
         ({"repr-digest": f"unixsum=:AAAA:, sha-256=:{_encoded(32)}:;q=1"}, ["SHA256"]),
         ({"digest": f"SHA-256={_encoded(32)},id-sha-256=AAAA"}, ["SHA256"]),
         ({"x-goog-hash": f"crc32c={_encoded(4)}, md5={_encoded(16)}"}, ["CRC32C", "MD5"]),
+        ({"x-checksum-sha256": "AB" * 32, "x-checksum-md5": "-", "x-checksum-sha1": "ab" * 20}, ["SHA256", "SHA1"]),
+        ({"x-ms-blob-content-md5": _encoded(16)}, ["MD5"]),
         ({"etag": f'"{MD5}"'}, []),
     ],
 )
@@ -64,7 +66,9 @@ def test_a_field_of_several_lines_is_one_list() -> None:
 
 
 @given(
-    st.dictionaries(st.sampled_from(["x-amz-checksum-crc32", "content-md5", "repr-digest", "x-goog-hash"]), st.text())
+    st.dictionaries(
+        st.sampled_from(["x-amz-checksum-crc32", "content-md5", "x-checksum-md5", "x-goog-hash"]), st.text()
+    )
 )
 def test_no_header_makes_it_fail(headers: dict[str, str]) -> None:
     for checksum in stated_checksums(headers, partial=False):
