@@ -214,7 +214,6 @@ def embed(model: str, load_format: str = "auto") -> dict[str, Any]:
         model=model,
         runner="pooling",
         load_format=load_format,
-        skip_tokenizer_init=True,
         enforce_eager=True,
         max_model_len=64,
         max_num_seqs=4,

@@ -1,4 +1,4 @@
-"""Finds companions that are pointers of Git LFS: someone uploaded a clone without the content of its large files."""
+"""Finds companions that are pointers of Git LFS: a clone without the content of its large files was uploaded."""
 
 from __future__ import annotations
 

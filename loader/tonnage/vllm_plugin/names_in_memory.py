@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def restore_checkpoint(
@@ -37,7 +37,7 @@ def restore_checkpoint(
     yield from found.items()
 
 
-def _build(config: PretrainedConfig) -> torch.nn.Module:
+def _build(config: PretrainedConfig) -> PreTrainedModel:
     """Returns the model without data: of the class that the configuration names, or else a causal one."""
     import transformers
 
@@ -45,7 +45,7 @@ def _build(config: PretrainedConfig) -> torch.nn.Module:
     model_class = next((each for each in classes if each is not None), None)
     with torch.device("meta"):
         if model_class is not None:
-            built: torch.nn.Module = model_class(config)
+            built: PreTrainedModel = model_class(config)
             return built
-        causal: torch.nn.Module = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        causal: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         return causal
