@@ -226,7 +226,7 @@ def unlock(descriptor: int) -> None:
 
 
 def has_waiting_locks(descriptor: int) -> bool:
-    """Whether somebody waits for a lock of a file."""
+    """Whether another program waits for a lock of a file."""
     inode = f":{os.fstat(descriptor).st_ino} "
     return any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
 
