@@ -27,7 +27,7 @@ MAX_SEGMENT_BYTES = 4 << 30
 MIN_SEGMENT_BYTES = 256 * MIB
 """A model is divided into up to ``TARGET_SEGMENT_COUNT`` segments of at least this size in bytes, on every machine, so
 that files don't depend on the machine."""
-TARGET_SEGMENT_COUNT = 16
+TARGET_SEGMENT_COUNT = 32
 PATHS_KEY = "tonnage.paths"
 """Key of a shard's metadata: JSON, maps the flat name of each nested tensor to its path."""
 META_KEY = "tonnage.meta"
